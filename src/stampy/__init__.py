@@ -1,0 +1,20 @@
+"""stampy: histology and spatial gene expression in one embedding."""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = ("datasets", "models", "pl", "pp", "tl", "train")
+__all__ = ["__version__", "datasets", "models", "pl", "pp", "tl", "train"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # PEP 562: `import stampy` stays below 0.1 s; a subpackage is imported when it is first named.
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

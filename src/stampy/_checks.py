@@ -1,0 +1,162 @@
+"""The validators: the only place where errors about a user's input are worded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["at_least", "at_most", "coordinates", "existing", "has_key", "libraries", "not_empty", "one_of", "writable"]
+
+
+def shortlist(names: Iterable[Any], n: int = 8) -> str:
+    """The first names, for an error message.
+
+    >>> shortlist(range(20), 3)
+    '[0, 1, 2, ... (20 in all)]'
+    """
+    names = [n.item() if isinstance(n, np.generic) else n for n in names]
+    if len(names) <= n:
+        return repr(names)
+    return f"{repr(names[:n])[:-1]}, ... ({len(names)} in all)]"
+
+
+def has_key(mapping: Mapping[str, Any] | Collection[str], key: str, *, slot: str, needs: str) -> None:
+    """Raise KeyError unless `key` is in `mapping`; `needs` says what stampy needs there."""
+    if key not in mapping:
+        raise KeyError(f"Key `{key}` not found in `{slot}`. Available: {shortlist(mapping)}. {needs}")
+
+
+def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`; the nearest names are given."""
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"`{name}` must be one of {shortlist(sorted(allowed, key=str), 40)}, found {value!r}.{hint}")
+
+
+def unknown(name: str, value: Any, pools: Mapping[str, Iterable[Any]]) -> KeyError:
+    """A KeyError to raise for a name found in none of the pools (place -> its names); the nearest names are given."""
+    near = []
+    for place, names in pools.items():
+        folded = {str(n).casefold(): str(n) for n in names}
+        close = difflib.get_close_matches(str(value).casefold(), folded, n=3, cutoff=0.6)
+        near += [f"{[folded[c] for c in close]} in {place}"] if close else []
+    hint = f"Near names: {'; '.join(near)}." if near else "There are no near names."
+    return KeyError(f"`{name}`={value!r} was found in none of {', '.join(pools)}. {hint}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise unless `value` is a number above zero."""
+    at_least(name, value, 0, integer=False)
+    if value == 0:
+        raise ValueError(f"`{name}` must be above 0, found {value!r}.")
+
+
+def at_least(name: str, value: Any, minimum: float, *, integer: bool = True) -> None:
+    """Raise unless `value` is a (whole) number of at least `minimum`."""
+    kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"`{name}` must be a {'whole ' if integer else ''}number, found {value!r}.")
+    if not np.isfinite(value) or value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, found {value!r}.")
+
+
+def at_most(name: str, value: float, maximum: float) -> None:
+    """Raise ValueError if `value` is above `maximum`."""
+    if value > maximum:
+        raise ValueError(f"`{name}` must be at most {maximum}, found {value!r}.")
+
+
+def not_empty(adata: AnnData, *, genes: bool = True) -> None:
+    """Raise ValueError for a section without spots or (on request) without genes."""
+    if adata.n_obs == 0:
+        raise ValueError(f"The section is empty: it has 0 spots and {adata.n_vars} genes. Was everything filtered out?")
+    if genes and adata.n_vars == 0:
+        raise ValueError(
+            f"The section has {adata.n_obs} spots but 0 genes. Was everything filtered out? "
+            "For embeddings of the image alone use modality='image'."
+        )
+
+
+def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> np.ndarray:
+    """The spot centres as (n, 2) float64; KeyError where there are none, ValueError where they are unusable."""
+    has_key(
+        adata.obsm, key, slot="adata.obsm", needs="stampy needs pixel coordinates (x, y) of the spots' centres there."
+    )
+    xy = np.asarray(adata.obsm[key])
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise ValueError(f"`adata.obsm['{key}']` must have shape (n, 2), found {xy.shape}.")
+    try:
+        xy = xy[:, :2].astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {xy.dtype}.") from error
+    bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"`adata.obsm['{key}']` has NaN or infinite coordinates for {bad.size} of {len(xy)} spots "
+            f"(first: {shortlist(adata.obs_names[bad[:3]])}). Drop those spots first, e.g. "
+            f"`adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
+        )
+    return xy
+
+
+def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list[str]]:
+    """Section of every spot as (codes (n,) int, names); one section where `library_key` is None."""
+    if library_key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64), [""]
+    has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that holds the section.")
+    column = adata.obs[library_key].astype("category")
+    if column.isna().any():
+        raise ValueError(
+            f"`adata.obs['{library_key}']` is missing for {int(column.isna().sum())} of {adata.n_obs} spots; "
+            "every spot must belong to a section."
+        )
+    column = column.cat.remove_unused_categories()
+    return column.cat.codes.to_numpy().astype(np.int64), [str(c) for c in column.cat.categories]
+
+
+def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> Path:
+    """`path` as a Path; FileNotFoundError (with near names) where there is nothing."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        near = []
+        if path.parent.is_dir():
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
+        hint = f" Near names there: {near}." if near else ""
+        raise FileNotFoundError(f"No {what} at {str(path)!r}.{hint}")
+    if suffixes and not path.name.lower().endswith(suffixes):
+        raise ValueError(f"A {what} must end in {' or '.join(suffixes)}, found {path.name!r}.")
+    return path
+
+
+def writable(folder: str | Path) -> Path:
+    """`folder`, made if needed; PermissionError or NotADirectoryError, before any work is done, if it is no use."""
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{str(folder)!r} is a file; a folder to write into was expected.") from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"The folder {str(folder)!r} can't be made (permission denied). Choose another."
+        ) from error
+    probe = folder / f".stampy-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(
+            f"The folder {str(folder)!r} can't be written to ({error.strerror}). Choose another."
+        ) from error
+    return folder

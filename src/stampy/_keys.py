@@ -1,0 +1,31 @@
+"""Every name that stampy reads from or writes into AnnData, by slot."""
+
+from typing import Final
+
+# obsm, read
+SPATIAL: Final = "spatial"  # (n, 2) float, x and y of the spot centres in px of the full-resolution image
+
+# obsm, written
+TOKENS: Final = "stamp_tokens"  # (n, max_tokens) int32, a gene is its vocabulary row + 30, 0 pads on the right
+EMBEDDING: Final = "X_stamp"  # (n, d) float32; fused = [image, gene] each of L2 norm 1, else the one modality
+GENE_SUFFIX: Final = "_gene"  # appended to the key: gene embedding (n, d) float32, L2 norm 1
+IMAGE_SUFFIX: Final = "_image"  # appended to the key: image embedding (n, d) float32, L2 norm 1
+TILES: Final = "stamp_tiles"  # (n, size, size, 3) uint8 RGB, one tile a spot (obsm, only on request)
+
+# obs, written
+GROUP: Final = "stamp_group"  # int32, number of the spot's neighbourhood group, -1 if it was dropped
+CENTER_SUFFIX: Final = "_center"  # appended to the key: bool, the group's most central spot
+
+# uns
+UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written
+UNS_SPATIAL: Final = "spatial"  # images and scale factors as Space Ranger's readers write them
+TABLE: Final = "table"  # the table of a SpatialData
+
+# vocabulary
+N_SPECIAL: Final = 30  # ids 0..29 are special; gene i of the vocabulary has id i + 30
+PAD: Final = 0  # padding in obsm["stamp_tokens"]; the encoder's own padding id is 1 and its mask id 0
+MAX_TOKENS: Final = 1500
+
+# geometry
+TILE_UM: Final = 112.0  # edge of a patch; a region is 3 x 3 patches
+TILE_PX: Final = 224

@@ -1,0 +1,80 @@
+"""Small helpers that every layer shares: the table of a SpatialData, generators, devices, atomic files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _checks, _keys
+
+if TYPE_CHECKING:
+    import torch
+    from anndata import AnnData
+
+__all__ = ["atomic", "device_of", "generator", "table_of", "torch_generator"]
+
+
+def is_spatialdata(data: Any) -> bool:
+    """Whether `data` is a SpatialData, without importing spatialdata."""
+    return any(c.__name__ == "SpatialData" and c.__module__.startswith("spatialdata") for c in type(data).__mro__)
+
+
+def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
+    """The AnnData in `data`: itself, or the table `table_key` of a SpatialData."""
+    from anndata import AnnData
+
+    if isinstance(data, AnnData):
+        return data
+    if is_spatialdata(data):
+        _checks.has_key(
+            data.tables, table_key, slot="sdata.tables", needs="Name the table with counts by `table_key=`."
+        )
+        return data.tables[table_key]
+    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
+
+
+def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    """A numpy generator from a seed, a generator or None (fresh entropy); the global state is never touched."""
+    return np.random.default_rng(rng)
+
+
+def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
+    """A torch CPU generator seeded from `rng`."""
+    import torch
+
+    return torch.Generator().manual_seed(int(generator(rng).integers(2**63)))
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """`device`, or CUDA if there is one, else the CPU."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda' was asked for, but torch sees no CUDA device. Use device=None or 'cpu'.")
+    return device
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; the result gets ordinary rights
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""The gene encoder: a spot's ranked gene tokens -> a feature.
+
+Shapes: B spots, L positions, K positions that are attended to, D width, H heads, M selected positions, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stampy import _keys
+
+__all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
+
+MASK_ID = 0
+PAD_ID = 1  # the encoder's own; in obsm["stamp_tokens"] padding is 0, which no gene uses either
+_SPARE_ROWS = 5  # the published embedding table has five rows more than it has tokens
+_UNPOOLED = 3  # the published pooling leaves out the first three positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneConfig:
+    """Sizes of a `GeneEncoder`; the defaults are those of the paper.
+
+    Parameters
+    ----------
+    n_genes
+        Genes in the vocabulary; gene i has token i + 30.
+    width, depth, heads, feedforward
+        Of the Transformer.
+    max_tokens
+        Positions; longer token lists are cut to their best ranked genes.
+    pooling
+        ``"tokens"`` averages the outputs of the spot's own tokens. ``"positions"`` averages positions 3 to
+        ``max_tokens - 1``, padding included, which the published weights need.
+    tied_heads
+        Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
+    dropout
+        In training, after the attention and the feed-forward block.
+    """
+
+    n_genes: int = 20_310
+    width: int = 512
+    depth: int = 12
+    heads: int = 16
+    feedforward: int = 1024
+    max_tokens: int = _keys.MAX_TOKENS
+    pooling: Literal["tokens", "positions"] = "tokens"
+    tied_heads: bool = False
+    dropout: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Classes of the reconstruction heads: genes and special tokens."""
+        return self.n_genes + _keys.N_SPECIAL
+
+
+class _Attention(nn.Module):
+    # The parameters of `nn.MultiheadAttention`, by the same names.
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_BLD: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+        D = x_BLD.shape[-1]
+        if n_keys == x_BLD.shape[1]:
+            q, k, v = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:  # padding asks but is never asked: it needs no keys and no values
+            q = F.linear(x_BLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
+            kv = F.linear(x_BLD[:, :n_keys], self.in_proj_weight[D:], self.in_proj_bias[D:])
+            k, v = kv.chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
+
+
+class _Layer(nn.Module):
+    # A post-norm Transformer encoder layer with the parameter names of `nn.TransformerEncoderLayer`.
+    def __init__(self, config: GeneConfig):
+        super().__init__()
+        self.self_attn = _Attention(config.width, config.heads)
+        self.linear1 = nn.Linear(config.width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, config.width)
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-12)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = config.dropout
+
+    def forward(self, x_BLD: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+        x_BLD = self.norm1(x_BLD + self._drop(self.self_attn(x_BLD, n_keys, mask)))
+        hidden = F.relu(self.linear1(x_BLD), inplace=not torch.is_grad_enabled())
+        return self.norm2(x_BLD + self._drop(self.linear2(hidden)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class GeneEncoder(nn.Module):
+    """Transformer over a spot's gene tokens (paper, section 3.1).
+
+    Parameters
+    ----------
+    config
+        Sizes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> encoder = GeneEncoder(GeneConfig(n_genes=50, width=8, depth=1, heads=2, feedforward=16, max_tokens=6))
+    >>> tokens = torch.tensor([[35, 40, 31, 0, 0, 0], [79, 30, 0, 0, 0, 0]])
+    >>> encoder.features(tokens).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, config: GeneConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)
+        self.positional_embedding = nn.Embedding(config.max_tokens, config.width)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.depth))
+        self.igr_head = _Head(config)
+        self.cgr_head = _Head(config)
+        if config.tied_heads:  # a table that is also a classifier starts small
+            nn.init.normal_(self.embeddings.weight, std=0.02)
+            nn.init.normal_(self.positional_embedding.weight, std=0.02)
+
+    def forward(self, ids_BL: Tensor, n_keys: int | None = None) -> Tensor:
+        """Outputs of the last layer at every position.
+
+        Parameters
+        ----------
+        ids_BL
+            (B, L) ids of the encoder, L at most ``max_tokens``: `PAD_ID` pads, `MASK_ID` masks.
+        n_keys
+            Positions from here on are padding in every row (found from the ids where it is not given).
+
+        Returns
+        -------
+        (B, L, D). Padding is never attended to. A row of nothing but padding attends to its own padding: its output
+        is finite and means nothing.
+        """
+        pad_BL = ids_BL == PAD_ID
+        lengths_B = (~pad_BL).sum(dim=1)
+        if n_keys is None:
+            n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else ids_BL.shape[1]
+        mask = None
+        if bool((lengths_B < n_keys).any()):
+            attended = ~pad_BL[:, :n_keys] | (lengths_B == 0)[:, None]
+            mask = attended[:, None, None, :]
+        x_BLD = self.embeddings(ids_BL) + self.positional_embedding.weight[: ids_BL.shape[1]]
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, n_keys, mask)
+        return x_BLD
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """One feature per spot: the pooled outputs of the last layer.
+
+        Parameters
+        ----------
+        tokens
+            (B, L) as in ``obsm["stamp_tokens"]``: 0 pads on the right.
+
+        Returns
+        -------
+        (B, D); zeros for a spot without tokens.
+        """
+        ids_BL, lengths_B = self._ids(tokens)
+        n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
+        if self.config.pooling == "positions":
+            pooled = self(ids_BL, n_keys)[:, _UNPOOLED:].mean(dim=1)
+        else:
+            x_BLD = self(ids_BL[:, :n_keys], n_keys)
+            own_BL = torch.arange(n_keys, device=tokens.device) < lengths_B[:, None]
+            weights_BL = own_BL / lengths_B.clamp(min=1)[:, None]
+            pooled = torch.einsum("bl,bld->bd", weights_BL.to(x_BLD.dtype), x_BLD)
+        return pooled * (lengths_B > 0)[:, None]
+
+    def _ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise TypeError(f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}.")
+        tokens = tokens[:, : self.config.max_tokens].long()
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.n_tokens:
+            raise ValueError(
+                f"Tokens must lie in 0..{self.config.n_tokens - 1} for this model, found {int(tokens.min())} to "
+                f"{int(tokens.max())}. Were they made with the vocabulary of another model?"
+            )
+        lengths_B = (tokens != _keys.PAD).sum(dim=1)
+        missing = self.config.max_tokens - tokens.shape[1]
+        if self.config.pooling == "positions" and missing:
+            tokens = F.pad(tokens, (0, missing))
+        return tokens.masked_fill(tokens == _keys.PAD, PAD_ID), lengths_B
+
+    def logits(self, hidden_MD: Tensor, head: Literal["igr", "cgr"] = "igr") -> Tensor:
+        """Scores (M, C) of all tokens for outputs (M, D), by the head for a spot's own or its neighbours' genes."""
+        chosen = self.igr_head if head == "igr" else self.cgr_head
+        return chosen(hidden_MD, self.embeddings.weight[: self.config.n_tokens])
+
+
+class _Head(nn.Module):
+    def __init__(self, config: GeneConfig):
+        super().__init__()
+        self.tied = config.tied_heads
+        shape = (config.width, config.width) if self.tied else (config.n_tokens, config.width)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(config.n_tokens))
+        nn.init.eye_(self.weight) if self.tied else nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, hidden_MD: Tensor, table_CD: Tensor) -> Tensor:
+        if self.tied:
+            return F.linear(F.linear(hidden_MD, self.weight), table_CD, self.bias)
+        return F.linear(hidden_MD, self.weight, self.bias)

@@ -1,0 +1,158 @@
+"""The image encoder: a timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
+
+Shapes: B images, P patch tokens, D width, E size of the shared space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stampy import _keys
+
+__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """A ViT and what it wants to see; the defaults are those of the paper (UNI's architecture).
+
+    Parameters
+    ----------
+    backbone
+        Name of a timm ViT, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
+    backbone_kwargs
+        More arguments of `timm.create_model`, such as ``{"depth": 6}``.
+    size_px
+        Edge of the input.
+    mean, std
+        Of the three channels, for input scaled to 0..1.
+    tile_um
+        Edge of the tissue that a patch shows; a region shows three times that.
+    """
+
+    backbone: str = "vit_large_patch16_224"
+    backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"init_values": 1e-5, "dynamic_img_size": True})
+    size_px: int = _keys.TILE_PX
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    tile_um: float = _keys.TILE_UM
+
+
+class ImageOutput(NamedTuple):
+    """What the ViT gives for a batch of images."""
+
+    feature: Tensor  # (B, D) class token
+    query: Tensor  # (B, D) pretext token
+    patches: Tensor  # (B, P, D) patch tokens, row by row
+
+
+class ImageEncoder(nn.Module):
+    """A timm ViT over the tokens [CLS, pretext, patches].
+
+    For a patch the pretext token is a learned vector; for a region it is made from the patch to be found in it.
+
+    Parameters
+    ----------
+    config
+        The ViT.
+    pretrained
+        Fetch the backbone's own weights (through timm, from the hub or the local folder that the name says).
+
+    Raises
+    ------
+    ValueError
+        The backbone is unknown to timm or is no ViT with a class token.
+    """
+
+    def __init__(self, config: ImageConfig, *, pretrained: bool = False):
+        super().__init__()
+        self.config = config
+        self.base_model = _create(config, pretrained=pretrained)
+        width = self.base_model.embed_dim
+        self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.ref_pos_embed = nn.Linear(width, width)
+
+    @property
+    def width(self) -> int:
+        """Size of the feature."""
+        return self.base_model.embed_dim
+
+    @property
+    def patch_px(self) -> int:
+        """Edge of the ViT's own patches; reference patches are shrunk to this size."""
+        return self.base_model.patch_embed.patch_size[0]
+
+    def forward(self, images: Tensor, references: Tensor | None = None) -> ImageOutput:
+        """Run the ViT.
+
+        Parameters
+        ----------
+        images
+            (B, 3, size, size), normalised.
+        references
+            (B, 3, patch_px, patch_px), normalised: for regions, the patch to be found, shrunk (`shrink`).
+            None: the images are patches.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
+        vit = self.base_model
+        x_BTD = vit._pos_embed(vit.patch_embed(images))
+        pretext = self._pretext(images, references)
+        x_BTD = torch.cat([x_BTD[:, :1], pretext.to(x_BTD.dtype), x_BTD[:, 1:]], dim=1)
+        x_BTD = vit.norm(vit.blocks(vit.norm_pre(x_BTD)))
+        return ImageOutput(x_BTD[:, 0], x_BTD[:, 1], x_BTD[:, vit.num_prefix_tokens + 1 :])
+
+    def _pretext(self, images: Tensor, references: Tensor | None) -> Tensor:
+        if references is None:
+            return self.p_visual.expand(len(images), -1, -1)
+        embed = self.base_model.patch_embed
+        tokens = embed.norm(embed.proj(references).flatten(2).transpose(1, 2))
+        return self.ref_pos_embed(tokens)
+
+    def shrink(self, images: Tensor) -> Tensor:
+        """Patches (B, 3, size, size) as references (B, 3, patch_px, patch_px)."""
+        return F.interpolate(images, size=self.patch_px, mode="bilinear", antialias=True, align_corners=False)
+
+    def normalize(self, tiles: Tensor) -> Tensor:
+        """uint8 tiles (B, size, size, 3), as `stampy.pp.tiles` cuts them, as float input (B, 3, size, size)."""
+        mean = torch.tensor(self.config.mean, device=tiles.device)
+        std = torch.tensor(self.config.std, device=tiles.device)
+        return ((tiles.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def grid_of_nine(patches_BPD: Tensor) -> Tensor:
+    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+
+    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    """
+    side = round(patches_BPD.shape[1] ** 0.5)
+    stride = side * 2 // 7
+    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
+    return pooled.flatten(2).transpose(1, 2)
+
+
+def _create(config: ImageConfig, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    try:
+        vit = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **config.backbone_kwargs)
+    except RuntimeError as error:
+        if "Unknown model" not in str(error):
+            raise
+        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
+        raise ValueError(f"timm knows no model {config.backbone!r}. Near names: {near}.") from error
+    missing = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
+    if missing or vit.cls_token is None or getattr(vit, "no_embed_class", False) is None:
+        raise ValueError(
+            f"The backbone {config.backbone!r} is no plain ViT with a class token (missing: {missing or ['cls_token']}). "
+            "stampy needs one to add its pretext token."
+        )
+    return vit

@@ -1,0 +1,200 @@
+"""The checkpoint that the authors of the paper published, under its own names."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stampy._checks import existing
+from stampy._utils import device_of
+
+from ._gene import GeneConfig, GeneEncoder
+from ._image import ImageConfig
+from ._stamp import Stamp, StampConfig
+from ._weights import load_strictly
+
+__all__ = ["download", "load_published", "load_published_gene_encoder"]
+
+logger = logging.getLogger(__name__)
+
+HUB = "minghaofdu/STAMP"
+_N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 spare rows
+
+_RENAMED = {
+    "spot_backbone.": "gene.",
+    "visual_backbone.": "image.",
+    "spot_projection.": "gene_head.",
+    "patch_projection.": "patch_head.",
+    "region_projection.": "region_head.",
+    "positioning_projection.": "localization_head.",
+}
+_RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
+_UNUSED = "encoder_layer."  # the template from which the published code clones its layers
+
+
+def load_published(
+    path: str | Path,
+    *,
+    gene_heads: int = 16,
+    image_heads: int = 16,
+    genes: pd.DataFrame | None = None,
+    device: str | torch.device | None = None,
+) -> Stamp:
+    """Load a checkpoint in the format of the published implementation, strictly.
+
+    Every size is read off the tensors, but for the numbers of attention heads, which leave no trace there.
+
+    Parameters
+    ----------
+    path
+        ``pytorch_model.bin`` or the like: a state dict, also under ``state_dict`` and with a ``module.`` prefix. It is
+        read with ``weights_only=True``; ``.safetensors`` is read too.
+    gene_heads, image_heads
+        Attention heads of the gene encoder and of the ViT.
+    genes
+        The vocabulary (columns gene_id, symbol, divisor), see `stampy.datasets.published_vocabulary`.
+    device
+        None: CUDA if there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        A tensor is missing, unexpected or of another shape, or the file is no plain state dict.
+    FileNotFoundError
+        There is no file.
+    """
+    tensors = read_state_dict(path)
+    renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{_UNUSED}")}
+    if "gene.embeddings.weight" not in renamed or "image.base_model.pos_embed" not in renamed:
+        raise ValueError(
+            f"{str(path)!r} is no published STAMP checkpoint: it lacks `spot_backbone.embeddings.weight` or "
+            f"`visual_backbone.base_model.pos_embed`. First names found: {list(tensors)[:5]}."
+        )
+    config = StampConfig(
+        gene=_gene_config(renamed, "gene.", gene_heads),
+        image=_image_config(renamed, "image.base_model.", image_heads),
+        embedding=len(renamed["gene_head.weight"]),
+    )
+    model = Stamp(config, genes)
+    _add_missing_heads(renamed, model.gene, "gene.")
+    load_strictly(model, renamed, where=str(path))
+    model.name = "stamp"
+    return model.to(device_of(device)).eval()
+
+
+def load_published_gene_encoder(
+    path: str | Path, *, heads: int = 16, device: str | torch.device | None = None
+) -> GeneEncoder:
+    """Load a stage 1 checkpoint of the published implementation (the gene encoder with both heads), strictly."""
+    tensors = {_rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(_UNUSED)}
+    if "embeddings.weight" not in tensors:
+        raise ValueError(f"{str(path)!r} is no published gene encoder. First names found: {list(tensors)[:5]}.")
+    encoder = GeneEncoder(_gene_config(tensors, "", heads))
+    _add_missing_heads(tensors, encoder, "")
+    load_strictly(encoder, tensors, where=str(path))
+    return encoder.to(device_of(device)).eval()
+
+
+def download(*, device: str | torch.device | None = None) -> Stamp:
+    """Fetch the published checkpoint from the hub, check it against the hub's sha256, and load it."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    info = HfApi().model_info(HUB, files_metadata=True)
+    stored = {s.rfilename: s.lfs.sha256 for s in info.siblings or () if s.lfs and s.rfilename.endswith("model.bin")}
+    if len(stored) != 1:
+        raise ValueError(f"Expected one pytorch_model.bin in {HUB!r} at {info.sha}, found {sorted(stored)}.")
+    (name, expected), *_ = stored.items()
+    path = Path(hf_hub_download(HUB, name, revision=info.sha))
+    from ._weights import _sha256
+
+    if _sha256(path) != expected:
+        path.unlink()
+        raise ValueError(f"{name} of {HUB!r} came with another sha256 than the hub states; it was removed. Try again.")
+    logger.info("%s at commit %s, sha256 %s", HUB, info.sha, expected)
+    return load_published(path, device=device)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, without `state_dict` and `module.` around them; nothing in it is executed."""
+    path = existing(path, what="checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{str(path)!r} is no plain state dict, or it is damaged: {reason} "
+            "stampy reads tensors only and never unpickles objects."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{str(path)!r} holds no state dict (a mapping of names to tensors).")
+    return {str(k).removeprefix("module."): v for k, v in content.items()}
+
+
+def _rename(key: str) -> str:
+    for old, new in _RENAMED.items():
+        if key.startswith(old):
+            rest = key.removeprefix(old)
+            return new + (_rename_gene(rest) if old == "spot_backbone." else rest)
+    return key
+
+
+def _rename_gene(key: str) -> str:
+    for old, new in _RENAMED_GENE.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    found = [int(m[1]) for k in tensors if (m := re.match(re.escape(prefix) + r"(\d+)\.", k))]
+    return max(found, default=-1) + 1
+
+
+def _gene_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> GeneConfig:
+    rows, width = tensors[f"{prefix}embeddings.weight"].shape
+    if width % heads:
+        raise ValueError(f"{heads} attention heads do not divide the gene encoder's width {width}; set `gene_heads`.")
+    return GeneConfig(
+        n_genes=rows - _N_SPECIAL_ROWS,
+        width=width,
+        depth=_depth(tensors, f"{prefix}layers."),
+        heads=heads,
+        feedforward=len(tensors[f"{prefix}layers.0.linear1.weight"]),
+        max_tokens=len(tensors[f"{prefix}positional_embedding.weight"]),
+        pooling="positions",
+    )
+
+
+def _image_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> ImageConfig:
+    patch = tensors[f"{prefix}patch_embed.proj.weight"]
+    width, patch_px = patch.shape[0], patch.shape[-1]
+    if width % heads:
+        raise ValueError(f"{heads} attention heads do not divide the ViT's width {width}; set `image_heads`.")
+    kwargs = {"init_values": 1e-5, "dynamic_img_size": True}
+    sizes = {"embed_dim": width, "depth": _depth(tensors, f"{prefix}blocks."), "num_heads": heads}
+    if (patch_px, *sizes.values()) != (16, 1024, 24, 16):
+        kwargs |= sizes | {"patch_size": patch_px}
+    return ImageConfig(backbone="vit_large_patch16_224", backbone_kwargs=kwargs)
+
+
+def _add_missing_heads(tensors: dict[str, Tensor], encoder: GeneEncoder, prefix: str) -> None:
+    # The published whole model has no CGR head (stage 2 needs none): it keeps its random initial values here.
+    for head in ("igr_head", "cgr_head"):
+        keys = [f"{prefix}{head}.{name}" for name in ("weight", "bias")]
+        if not any(k in tensors for k in keys):
+            logger.info("The checkpoint has no `%s`; it stays untrained (embeddings do not need it).", head)
+            tensors.update({k: p for k, p in zip(keys, getattr(encoder, head).parameters(), strict=True)})

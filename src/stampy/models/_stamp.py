@@ -1,0 +1,153 @@
+"""Both towers in one model.
+
+Shapes: B spots, L positions, E size of the shared space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._gene import GeneConfig, GeneEncoder
+from ._image import ImageConfig, ImageEncoder, grid_of_nine
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RegionOutput", "Stamp", "StampConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StampConfig:
+    """A `Stamp`: its towers and the size of the space that they share.
+
+    Parameters
+    ----------
+    gene
+        The gene tower.
+    image
+        The image tower; None for a gene encoder alone, as `stampy.train.pretrain` makes it.
+    embedding
+        Size of the shared space.
+    """
+
+    gene: GeneConfig
+    image: ImageConfig | None = None
+    embedding: int = 512
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StampConfig:
+        """The inverse of `to_dict`; ValueError for an unknown field."""
+        gene = _build(GeneConfig, values["gene"])
+        image = values.get("image") and _build(
+            ImageConfig, {k: tuple(v) if k in ("mean", "std") else v for k, v in values["image"].items()}
+        )
+        return cls(gene=gene, image=image or None, embedding=values["embedding"])
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := set(values) - known:
+        raise ValueError(f"Unknown fields {sorted(unknown)} for {kind.__name__}; it has {sorted(known)}.")
+    return kind(**values)
+
+
+class RegionOutput(NamedTuple):
+    """What the image tower says about regions."""
+
+    embeddings: Tensor  # (B, E), L2 norm 1
+    query: Tensor  # (B, E), localisation query, not normalised
+    grid: Tensor  # (B, 9, E), the nine cells, not normalised
+
+
+class Stamp(nn.Module):
+    """Gene tower, image tower, and the heads into the space that they share.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    genes
+        The vocabulary as a table with the columns gene_id, symbol and divisor, one row per gene in token order
+        (`stampy.pp.Vocabulary` reads it). It travels with the weights.
+
+    Attributes
+    ----------
+    name
+        What the model was loaded as; written into the provenance of embeddings.
+    """
+
+    name: str = "unnamed"
+
+    def __init__(self, config: StampConfig, genes: pd.DataFrame | None = None):
+        super().__init__()
+        if genes is not None and len(genes) != config.gene.n_genes:
+            raise ValueError(f"The vocabulary has {len(genes)} genes, the gene encoder {config.gene.n_genes}.")
+        self.config = config
+        self.genes = genes
+        self.gene = GeneEncoder(config.gene)
+        self.image: ImageEncoder | None = None
+        self.gene_head: nn.Module = nn.Identity()
+        if config.image is not None:
+            self.image = ImageEncoder(config.image)
+            self.gene_head = nn.Linear(config.gene.width, config.embedding)
+            self.patch_head = nn.Linear(self.image.width, config.embedding)
+            self.region_head = nn.Linear(self.image.width, config.embedding)
+            self.localization_head = nn.Linear(self.image.width, config.embedding)
+            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.gene.embeddings.weight.device
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines in the losses of stage 2 (at most 100, as is usual)."""
+        return self.logit_scale.exp().clamp(max=100)
+
+    def gene_features(self, tokens: Tensor) -> Tensor:
+        """Gene features (B, width) before the projection; tokens (B, L) as in ``obsm["stamp_tokens"]``, 0 pads."""
+        return self.gene.features(tokens)
+
+    def gene_embeddings(self, tokens: Tensor) -> Tensor:
+        """Gene embeddings (B, E), projected and L2-normalised; zeros for a spot without tokens."""
+        return self.project_genes(self.gene_features(tokens))
+
+    def project_genes(self, features: Tensor) -> Tensor:
+        """Gene features -> embeddings (B, E); a spot without tokens (a row of zeros) stays a row of zeros."""
+        return F.normalize(self.gene_head(features), dim=-1) * (features != 0).any(dim=-1, keepdim=True)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Image features (B, width of the ViT) before the projection; images (B, 3, 224, 224), normalised."""
+        return self._image_tower()(images).feature
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """Image embeddings (B, E), projected and L2-normalised."""
+        return self.project_images(self.image_features(images))
+
+    def project_images(self, features: Tensor) -> Tensor:
+        """Image features -> embeddings (B, E)."""
+        return F.normalize(self.patch_head(features), dim=-1)
+
+    def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
+        """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""
+        feature, query, patches = self._image_tower()(images, references)
+        return RegionOutput(
+            F.normalize(self.region_head(feature), dim=-1),
+            self.localization_head(query),
+            self.localization_head(grid_of_nine(patches)),
+        )
+
+    def _image_tower(self) -> ImageEncoder:
+        if self.image is None:
+            raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
+        return self.image

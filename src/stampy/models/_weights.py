@@ -1,0 +1,237 @@
+"""Weights on disk: a folder with config.json, genes.tsv and model.safetensors."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import stampy
+from stampy._utils import device_of
+
+from ._stamp import Stamp, StampConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["load", "packaged", "save"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+CONFIG, GENES, TENSORS = "config.json", "genes.tsv", "model.safetensors"
+_GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
+
+
+def packaged() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = files("stampy") / "models" / "weights"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Stamp:
+    """Load a model, ready for inference.
+
+    Parameters
+    ----------
+    name_or_path
+        A packaged model (``"stampy-mini"``), a folder that `save` wrote, ``"hf-hub:org/name@revision"`` for such a
+        folder on the Hugging Face hub, or ``"stamp"`` for the checkpoint that the authors of the paper published.
+    device
+        None: CUDA if there is one, else the CPU.
+
+    Returns
+    -------
+    A `Stamp` in evaluation mode, float32.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; weights that are damaged, of a newer format, or not those that config.json describes.
+    FileNotFoundError
+        The folder or one of its files is missing.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> model = stampy.models.load("stampy-mini", device="cpu")
+    >>> model.name
+    'stampy-mini'
+    """
+    name = str(name_or_path)
+    if name == "stamp":
+        from ._published import download
+
+        return download(device=device)
+    if name.startswith("hf-hub:"):
+        return _read(_from_hub(name), name, device)
+    if name in packaged():
+        return _read(Path(str(files("stampy") / "models" / "weights" / name)), name, device)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _read(path, path.name, device)
+    raise _unknown(name)
+
+
+def save(
+    model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None
+) -> None:
+    """Write a model as a folder that `load` reads.
+
+    The folder is written beside `path` and renamed, so that no half-written one is ever found there.
+
+    Parameters
+    ----------
+    model
+        With its vocabulary in ``model.genes``.
+    path
+        The folder; one that holds weights already is replaced.
+    dtype
+        Of the tensors on disk; ``torch.float16`` halves them.
+    card
+        Text of a model card, written as ``README.md``.
+
+    Raises
+    ------
+    ValueError
+        The model has no vocabulary.
+    FileExistsError
+        `path` is something else than a folder of weights.
+    """
+    if model.genes is None:
+        raise ValueError("The model has no vocabulary (`model.genes`): without it nobody could use the weights.")
+    path = Path(path).expanduser()
+    if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{str(path)!r} exists and holds no stampy weights; it is left alone. Choose another.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        _write(model, beside, dtype, card)
+        beside.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> None:
+    tensors = {
+        k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in model.state_dict().items()
+    }
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    model.genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
+    config = {
+        "format": FORMAT,
+        "stampy": stampy.__version__,
+        **model.config.to_dict(),
+        "sha256": {name: _sha256(folder / name) for name in (GENES, TENSORS)},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+
+
+def _read(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
+    config = _read_config(folder)
+    for file, expected in config["sha256"].items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"The weights in {str(folder)!r} lack `{file}`. Copy or download them again.")
+        if _sha256(folder / file) != expected:
+            raise ValueError(
+                f"`{file}` in {str(folder)!r} is not the file that its {CONFIG} describes (sha256 differs): it is "
+                "damaged or was exchanged. Copy or download the whole folder again."
+            )
+    model = Stamp(StampConfig.from_dict(config), read_genes(folder / GENES))
+    try:
+        tensors = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"`{TENSORS}` in {str(folder)!r} can't be read as safetensors: {error}.") from error
+    load_strictly(model, tensors, where=str(folder))
+    model.name = name
+    return model.to(device_of(device)).eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No `{CONFIG}` in {str(folder)!r}; a folder written by `stampy.models.save` was expected. "
+            "For the published checkpoint use `stampy.models.load_published(path)`."
+        )
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}.") from error
+    if not isinstance(config, dict) or {"format", "gene", "embedding", "sha256"} - set(config):
+        raise ValueError(f"{str(path)!r} does not describe a stampy model (keys missing).")
+    if config["format"] > FORMAT:
+        raise ValueError(
+            f"{str(folder)!r} has weights of format {config['format']}, written by stampy {config.get('stampy')}; this "
+            f"is stampy {stampy.__version__}, which reads up to format {FORMAT}. Update stampy."
+        )
+    return config
+
+
+def read_genes(path: Path) -> pd.DataFrame:
+    """The vocabulary beside the weights, as a plain table."""
+    return pd.read_csv(
+        path, sep="\t", dtype={"gene_id": str, "symbol": str, "divisor": float}, keep_default_na=False,
+        float_precision="round_trip",
+    )[_GENE_COLUMNS]  # fmt: skip
+
+
+def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Copy tensors into a model; ValueError unless names and shapes are exactly the model's."""
+    expected = model.state_dict()
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    shapes = [
+        f"{k}: expected {tuple(expected[k].shape)}, found {tuple(tensors[k].shape)}"
+        for k in expected
+        if k in tensors and expected[k].shape != tensors[k].shape
+    ]
+    if missing or extra or shapes:
+        raise ValueError(
+            f"The weights in {where!r} do not fit the model. Missing: {missing[:5]} ({len(missing)}). Unexpected: "
+            f"{extra[:5]} ({len(extra)}). Other shapes: {shapes[:5]} ({len(shapes)})."
+        )
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=True)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+    if not revision:
+        logger.warning("No revision given; %s is now at %s. Name it: %s@...", repository, Path(folder).name, name)
+    return Path(folder)
+
+
+def _unknown(name: str) -> Exception:
+    known = [*packaged(), "stamp"]
+    if "/" in name or name.startswith((".", "~")):
+        return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return ValueError(
+        f"Unknown model {name!r}.{hint} Known: {known}, a folder of weights, or 'hf-hub:org/name@revision'."
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

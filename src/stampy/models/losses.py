@@ -1,0 +1,114 @@
+"""The losses of both stages, as plain functions of tensors (paper, sections 3.2 and 3.3).
+
+Shapes: B spots, L positions, D width, S groups, N spots per group, E size of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["cgr", "igr", "info_nce", "localization", "symmetric_info_nce"]
+
+
+def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Intrinsic gene reconstruction: cross-entropy at a spot's selected positions.
+
+    Parameters
+    ----------
+    hidden_BLD
+        Outputs of the last layer for the masked input.
+    targets_BL
+        The tokens before masking.
+    selected_BL
+        bool, where the loss is taken. The head runs at these positions only.
+    head
+        (M, D) -> (M, n_tokens).
+
+    Returns
+    -------
+    Scalar, the mean over the selected positions; 0 where none is selected.
+    """
+    return _reconstruction(hidden_BLD[selected_BL], targets_BL[selected_BL], head)
+
+
+def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Contextual gene reconstruction: the centre's genes from the mean output of its neighbours.
+
+    Parameters
+    ----------
+    hidden_SNLD
+        Outputs of the last layer for groups of spots; the centre is the first of the N.
+    targets_SL
+        The centres' tokens before masking.
+    selected_SL
+        bool, where the loss is taken: the centre's masked positions (paper) or all its tokens (released code).
+    head
+        (M, D) -> (M, n_tokens).
+
+    Returns
+    -------
+    Scalar, the mean over the selected positions; 0 where none is selected.
+    """
+    context_SLD = hidden_SNLD[:, 1:].mean(dim=1)
+    return _reconstruction(context_SLD[selected_SL], targets_SL[selected_SL], head)
+
+
+def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    if not len(targets_M):
+        return hidden_MD.sum() * 0  # stays in the graph: every rank takes part in the backward pass
+    return F.cross_entropy(head(hidden_MD).float(), targets_M.long())
+
+
+def info_nce(query_BE: Tensor, key_BE: Tensor, scale: Tensor | float, query_ids: Tensor | None = None) -> Tensor:
+    """InfoNCE in one direction: row i of `query_BE` against every row of `key_BE`, of which row i is its partner.
+
+    Parameters
+    ----------
+    query_BE, key_BE
+        L2-normalised embeddings.
+    scale
+        Factor of the cosine (the exponentiated learned scale).
+    query_ids
+        (B,), the same number for rows that show the same thing (one spot drawn twice); such rows are not used as each
+        other's negatives. All differ where it is None.
+    """
+    logits_BB = scale * query_BE.float() @ key_BE.float().T
+    if query_ids is not None:
+        same = query_ids[:, None] == query_ids[None, :]
+        same.fill_diagonal_(False)
+        logits_BB = logits_BB.masked_fill(same, float("-inf"))
+    return F.cross_entropy(logits_BB, torch.arange(len(logits_BB), device=logits_BB.device))
+
+
+def symmetric_info_nce(a_BE: Tensor, b_BE: Tensor, scale: Tensor | float, ids: Tensor | None = None) -> Tensor:
+    """Mean of `info_nce` in both directions."""
+    return (info_nce(a_BE, b_BE, scale, ids) + info_nce(b_BE, a_BE, scale, ids)) / 2
+
+
+def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Tensor | float) -> Tensor:
+    """Cross-scale patch localisation: in which of the nine cells of its region lies the patch?
+
+    Parameters
+    ----------
+    query_BE
+        Projected output of the region's pretext token.
+    grid_B9E
+        Projected outputs of the region's nine cells, row by row.
+    cells_B
+        The cell, 0 to 8; -1 where the spot has no region inside the image: such spots give no term.
+    scale
+        Factor of the cosine.
+
+    Returns
+    -------
+    Scalar, the mean over the spots that have a region; 0 where none has.
+    """
+    known = cells_B >= 0
+    cosine_B9 = torch.einsum("be,bce->bc", F.normalize(query_BE.float(), dim=-1), F.normalize(grid_B9E.float(), dim=-1))
+    if not bool(known.any()):
+        return cosine_B9.sum() * 0
+    return F.cross_entropy(scale * cosine_B9[known], cells_B[known].long())
