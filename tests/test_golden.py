@@ -1,6 +1,7 @@
 """Our code against outputs of the published implementation on small random weights (float32, 1e-4 relative)."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -119,9 +120,11 @@ def test_pretraining_losses_and_gradients(golden, expected):
     tokens = torch.from_numpy(data["tokens"]).long()
     targets = tokens.flatten(0, 1)
     hidden = encoder(inputs)
-    igr = losses.igr(hidden, targets, selected, lambda h: encoder.logits(h, "igr"))
+    igr = losses.igr(hidden, targets, selected, partial(encoder.reconstruction, head="igr"))
     centre = tokens[:, 0]
-    cgr = losses.cgr(hidden.unflatten(0, tokens.shape[:2]), centre, centre != 0, lambda h: encoder.logits(h, "cgr"))
+    cgr = losses.cgr(
+        hidden.unflatten(0, tokens.shape[:2]), centre, centre != 0, partial(encoder.reconstruction, head="cgr")
+    )
     assert igr.item() == pytest.approx(expected["pretraining_losses"]["train_ori_loss"], rel=1e-4)
     assert cgr.item() == pytest.approx(expected["pretraining_losses"]["train_spatial_loss"], rel=1e-4)
     (igr + cgr).backward()

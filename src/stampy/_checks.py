@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,19 @@ from stampy import _keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["at_least", "at_most", "coordinates", "existing", "has_key", "libraries", "not_empty", "one_of", "writable"]
+__all__ = [
+    "at_least",
+    "at_most",
+    "coordinates",
+    "existing",
+    "has_key",
+    "libraries",
+    "not_empty",
+    "one_of",
+    "positive",
+    "unknown",
+    "writable",
+]
 
 
 def shortlist(names: Iterable[Any], n: int = 8) -> str:
@@ -111,6 +123,30 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> np.ndarray:
     return xy
 
 
+def points(xy: Any) -> np.ndarray:
+    """`xy` as (n, 2) float64; ValueError for another shape, NaN or infinity."""
+    xy = np.asarray(xy, dtype=np.float64)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f"Coordinates must have shape (n, 2), found {xy.shape}.")
+    bad = int((~np.isfinite(xy).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(xy)} spots have NaN or infinite coordinates. Drop those spots first.")
+    return xy
+
+
+def enough_spots(counts: Mapping[str, int], size: int) -> None:
+    """Raise unless each section (name -> number of spots) can fill a neighbourhood group of `size` spots."""
+    at_least("size", size, 2)
+    small = {name: int(n) for name, n in counts.items() if n < size}
+    if not small:
+        return
+    found = shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
+    raise ValueError(
+        f"A section needs at least {size} spots to form a neighbourhood group, found {found}. "
+        "Choose a smaller `size=` or leave the section out."
+    )
+
+
 def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list[str]]:
     """Section of every spot as (codes (n,) int, names); one section where `library_key` is None."""
     if library_key is None:
@@ -151,10 +187,9 @@ def writable(folder: str | Path) -> Path:
         raise PermissionError(
             f"The folder {str(folder)!r} can't be made (permission denied). Choose another."
         ) from error
-    probe = folder / f".stampy-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".stampy-"):
+            pass
     except OSError as error:
         raise PermissionError(
             f"The folder {str(folder)!r} can't be written to ({error.strerror}). Choose another."

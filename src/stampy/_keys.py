@@ -7,7 +7,7 @@ SPATIAL: Final = "spatial"  # (n, 2) float, x and y of the spot centres in px of
 
 # obsm, written
 TOKENS: Final = "stamp_tokens"  # (n, max_tokens) int32, a gene is its vocabulary row + 30, 0 pads on the right
-EMBEDDING: Final = "X_stamp"  # (n, d) float32; fused = [image, gene] each of L2 norm 1, else the one modality
+EMBEDDING: Final = "X_stamp"  # (n, d) float32; fused = [gene, image], each of L2 norm 1, else the one modality
 GENE_SUFFIX: Final = "_gene"  # appended to the key: gene embedding (n, d) float32, L2 norm 1
 IMAGE_SUFFIX: Final = "_image"  # appended to the key: image embedding (n, d) float32, L2 norm 1
 TILES: Final = "stamp_tiles"  # (n, size, size, 3) uint8 RGB, one tile a spot (obsm, only on request)

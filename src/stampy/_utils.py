@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-__all__ = ["atomic", "device_of", "generator", "table_of", "torch_generator"]
+__all__ = ["atomic", "copy_of", "device_of", "generator", "table_of", "torch_generator"]
 
 
 def is_spatialdata(data: Any) -> bool:
@@ -37,6 +37,16 @@ def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
         )
         return data.tables[table_key]
     raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
+
+
+def copy_of(data: Any, table_key: str = _keys.TABLE) -> Any:
+    """A copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
+    table = table_of(data, table_key)
+    copied = table.to_memory() if table.isbacked else table.copy()
+    if table is data:
+        return copied
+    elements = {name: element for _, name, element in data.gen_elements()}
+    return type(data).init_from_elements({**elements, table_key: copied}, attrs=data.attrs)
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:

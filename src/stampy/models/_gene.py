@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from stampy import _keys
 
+from ._cross_entropy import linear_cross_entropy
+
 __all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
 
 MASK_ID = 0
@@ -132,7 +134,7 @@ class GeneEncoder(nn.Module):
             nn.init.normal_(self.embeddings.weight, std=0.02)
             nn.init.normal_(self.positional_embedding.weight, std=0.02)
 
-    def forward(self, ids_BL: Tensor, n_keys: int | None = None) -> Tensor:
+    def forward(self, ids_BL: Tensor, n_keys: int | None = None, positions: Tensor | None = None) -> Tensor:
         """Outputs of the last layer at every position.
 
         Parameters
@@ -141,6 +143,8 @@ class GeneEncoder(nn.Module):
             (B, L) ids of the encoder, L at most ``max_tokens``: `PAD_ID` pads, `MASK_ID` masks.
         n_keys
             Positions from here on are padding in every row (found from the ids where it is not given).
+        positions
+            (L,) where the columns of `ids_BL` stand in the ranking; None: at 0, 1, 2, ...
 
         Returns
         -------
@@ -155,7 +159,8 @@ class GeneEncoder(nn.Module):
         if bool((lengths_B < n_keys).any()):
             attended = ~pad_BL[:, :n_keys] | (lengths_B == 0)[:, None]
             mask = attended[:, None, None, :]
-        x_BLD = self.embeddings(ids_BL) + self.positional_embedding.weight[: ids_BL.shape[1]]
+        places = self.positional_embedding.weight
+        x_BLD = self.embeddings(ids_BL) + (places[: ids_BL.shape[1]] if positions is None else places[positions])
         for layer in self.layers:
             x_BLD = layer(x_BLD, n_keys, mask)
         return x_BLD
@@ -185,7 +190,9 @@ class GeneEncoder(nn.Module):
 
     def _ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if tokens.ndim != 2 or tokens.is_floating_point():
-            raise TypeError(f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}.")
+            raise TypeError(
+                f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}."
+            )
         tokens = tokens[:, : self.config.max_tokens].long()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.n_tokens:
             raise ValueError(
@@ -200,20 +207,24 @@ class GeneEncoder(nn.Module):
 
     def logits(self, hidden_MD: Tensor, head: Literal["igr", "cgr"] = "igr") -> Tensor:
         """Scores (M, C) of all tokens for outputs (M, D), by the head for a spot's own or its neighbours' genes."""
-        chosen = self.igr_head if head == "igr" else self.cgr_head
-        return chosen(hidden_MD, self.embeddings.weight[: self.config.n_tokens])
+        return F.linear(*self._head(hidden_MD, head))
+
+    def reconstruction(self, hidden_MD: Tensor, targets_M: Tensor, head: Literal["igr", "cgr"] = "igr") -> Tensor:
+        """Mean cross-entropy of `logits` against the tokens `targets_M`, without the logits in memory."""
+        return linear_cross_entropy(*self._head(hidden_MD, head), targets_M)
+
+    def _head(self, hidden_MD: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What goes into the last product: outputs (M, D), the matrix (C, D), the bias (C,)."""
+        head = self.igr_head if name == "igr" else self.cgr_head
+        if self.config.tied_heads:
+            return F.linear(hidden_MD, head.weight), self.embeddings.weight[: self.config.n_tokens], head.bias
+        return hidden_MD, head.weight, head.bias
 
 
 class _Head(nn.Module):
     def __init__(self, config: GeneConfig):
         super().__init__()
-        self.tied = config.tied_heads
-        shape = (config.width, config.width) if self.tied else (config.n_tokens, config.width)
+        shape = (config.width if config.tied_heads else config.n_tokens, config.width)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(config.n_tokens))
-        nn.init.eye_(self.weight) if self.tied else nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-
-    def forward(self, hidden_MD: Tensor, table_CD: Tensor) -> Tensor:
-        if self.tied:
-            return F.linear(F.linear(hidden_MD, self.weight), table_CD, self.bias)
-        return F.linear(hidden_MD, self.weight, self.bias)
+        nn.init.eye_(self.weight) if config.tied_heads else nn.init.kaiming_uniform_(self.weight, a=5**0.5)

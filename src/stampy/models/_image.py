@@ -150,9 +150,9 @@ def _create(config: ImageConfig, *, pretrained: bool) -> nn.Module:
         near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
         raise ValueError(f"timm knows no model {config.backbone!r}. Near names: {near}.") from error
     missing = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
-    if missing or vit.cls_token is None or getattr(vit, "no_embed_class", False) is None:
+    if missing or vit.cls_token is None:
         raise ValueError(
-            f"The backbone {config.backbone!r} is no plain ViT with a class token (missing: {missing or ['cls_token']}). "
+            f"The backbone {config.backbone!r} is no plain ViT with a class token (lacks {missing or ['cls_token']}); "
             "stampy needs one to add its pretext token."
         )
     return vit

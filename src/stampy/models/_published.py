@@ -197,4 +197,4 @@ def _add_missing_heads(tensors: dict[str, Tensor], encoder: GeneEncoder, prefix:
         keys = [f"{prefix}{head}.{name}" for name in ("weight", "bias")]
         if not any(k in tensors for k in keys):
             logger.info("The checkpoint has no `%s`; it stays untrained (embeddings do not need it).", head)
-            tensors.update({k: p for k, p in zip(keys, getattr(encoder, head).parameters(), strict=True)})
+            tensors.update(zip(keys, getattr(encoder, head).parameters(), strict=True))

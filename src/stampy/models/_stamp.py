@@ -94,11 +94,10 @@ class Stamp(nn.Module):
         self.config = config
         self.genes = genes
         self.gene = GeneEncoder(config.gene)
+        self.gene_head = nn.Linear(config.gene.width, config.embedding)
         self.image: ImageEncoder | None = None
-        self.gene_head: nn.Module = nn.Identity()
         if config.image is not None:
             self.image = ImageEncoder(config.image)
-            self.gene_head = nn.Linear(config.gene.width, config.embedding)
             self.patch_head = nn.Linear(self.image.width, config.embedding)
             self.region_head = nn.Linear(self.image.width, config.embedding)
             self.localization_head = nn.Linear(self.image.width, config.embedding)

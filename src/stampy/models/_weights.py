@@ -85,9 +85,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     raise _unknown(name)
 
 
-def save(
-    model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None
-) -> None:
+def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
     """Write a model as a folder that `load` reads.
 
     The folder is written beside `path` and renamed, so that no half-written one is ever found there.

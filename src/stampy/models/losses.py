@@ -6,6 +6,7 @@ Shapes: B spots, L positions, D width, S groups, N spots per group, E size of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from torch import Tensor
 
 __all__ = ["cgr", "igr", "info_nce", "localization", "symmetric_info_nce"]
 
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+
+def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, score: Score) -> Tensor:
     """Intrinsic gene reconstruction: cross-entropy at a spot's selected positions.
 
     Parameters
@@ -25,17 +28,17 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, head: Calla
         The tokens before masking.
     selected_BL
         bool, where the loss is taken. The head runs at these positions only.
-    head
-        (M, D) -> (M, n_tokens).
+    score
+        Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "igr".
 
     Returns
     -------
     Scalar, the mean over the selected positions; 0 where none is selected.
     """
-    return _reconstruction(hidden_BLD[selected_BL], targets_BL[selected_BL], head)
+    return _reconstruction(hidden_BLD[selected_BL], targets_BL[selected_BL], score)
 
 
-def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, score: Score) -> Tensor:
     """Contextual gene reconstruction: the centre's genes from the mean output of its neighbours.
 
     Parameters
@@ -46,21 +49,21 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, head: Call
         The centres' tokens before masking.
     selected_SL
         bool, where the loss is taken: the centre's masked positions (paper) or all its tokens (released code).
-    head
-        (M, D) -> (M, n_tokens).
+    score
+        Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "cgr".
 
     Returns
     -------
     Scalar, the mean over the selected positions; 0 where none is selected.
     """
     context_SLD = hidden_SNLD[:, 1:].mean(dim=1)
-    return _reconstruction(context_SLD[selected_SL], targets_SL[selected_SL], head)
+    return _reconstruction(context_SLD[selected_SL], targets_SL[selected_SL], score)
 
 
-def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, score: Score) -> Tensor:
     if not len(targets_M):
         return hidden_MD.sum() * 0  # stays in the graph: every rank takes part in the backward pass
-    return F.cross_entropy(head(hidden_MD).float(), targets_M.long())
+    return score(hidden_MD, targets_M.long())
 
 
 def info_nce(query_BE: Tensor, key_BE: Tensor, scale: Tensor | float, query_ids: Tensor | None = None) -> Tensor:
@@ -90,7 +93,7 @@ def symmetric_info_nce(a_BE: Tensor, b_BE: Tensor, scale: Tensor | float, ids: T
 
 
 def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Tensor | float) -> Tensor:
-    """Cross-scale patch localisation: in which of the nine cells of its region lies the patch?
+    """Cross-scale patch localisation: cross-entropy over the nine cells of a region, one of which is the patch.
 
     Parameters
     ----------

@@ -1,0 +1,137 @@
+"""Gene tokens: ours against a plain loop on a section, and the cost from 10^3 to 10^6 spots.
+
+Run as ``python benchmarks/tokens.py``. With real sections (``STAMPY_DATA_DIR``, or ``shared/data`` beside the
+repository) the section is CRC16_human and the vocabulary its own, else both are synthetic.
+"""
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import anndata
+import numba
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from stampy.pp import Vocabulary, tokenize
+from stampy.pp._counts import CHUNK
+from stampy.pp._tokens import iter_tokens
+
+DATA = Path(os.environ.get("STAMPY_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+SIZES = (10**3, 10**4, 10**5, 10**6)
+
+
+def synthetic(n: int, genes: int = 20_000, per_spot: int = 500, rng: int = 0) -> AnnData:
+    """A section of `n` spots with about `per_spot` genes each, some genes far more frequent than others."""
+    rng = np.random.default_rng(rng)
+    level = rng.lognormal(0, 2, genes)
+    columns = rng.choice(genes, (n, per_spot), p=level / level.sum())
+    counts = sparse.coo_matrix((np.ones(columns.size), (np.repeat(np.arange(n), per_spot), columns.ravel())))
+    counts.resize(n, genes)
+    return AnnData(counts.tocsr(), var=pd.DataFrame(index=[f"GENE{i}" for i in range(genes)]))
+
+
+def section() -> AnnData:
+    """CRC16_human where it is at hand, else a synthetic section of the same size."""
+    path = DATA / "sections" / "CRC16_human.h5ad"
+    return anndata.read_h5ad(path) if path.is_file() else synthetic(3106)
+
+
+def plain_loop(adata: AnnData, vocabulary: Vocabulary, max_tokens: int = 1500) -> np.ndarray:
+    """The same tokens, one dense row and one argsort a spot; the match is free."""
+    rows = vocabulary.match(adata).rows
+    known = rows >= 0
+    tokens = np.zeros((adata.n_obs, max_tokens), dtype=np.int32)
+    for i in range(adata.n_obs):
+        value = np.zeros(len(vocabulary))
+        value[rows[known]] = adata.X[[i]].toarray().ravel()[known]
+        value /= vocabulary.divisors
+        best = np.argsort(-value, kind="stable")[:max_tokens]
+        tokens[i, : len(best)] = np.where(value[best] > 0, best + 30, 0)
+    return tokens
+
+
+def stream(n: int, blocks: list, match, divisors: np.ndarray) -> int:
+    """Tokens of `n` spots, a block at a time, none kept."""
+    done = 0
+    while done < n:
+        for _, tokens in iter_tokens(blocks[done // CHUNK % len(blocks)][: n - done], match, divisors):
+            done += len(tokens)
+    return done
+
+
+class Section:
+    """One section: ours, the plain loop, and how many times faster ours is."""
+
+    def setup(self):
+        self.adata = section()
+        self.vocabulary = Vocabulary.from_sections([self.adata])
+        tokenize(self.adata, self.vocabulary)  # compiles
+        self.ours = self.adata.obsm["stamp_tokens"]
+
+    def time_tokenize(self):
+        tokenize(self.adata, self.vocabulary)
+
+    def time_plain_loop(self):
+        plain_loop(self.adata, self.vocabulary)
+
+    def track_times_faster(self):
+        plain = best_of(self.time_plain_loop, 2)
+        return plain / best_of(self.time_tokenize, 5)
+
+    track_times_faster.unit = "x"
+
+
+class Scaling:
+    """Time over the number of spots, memory bounded by a block."""
+
+    params = SIZES
+    param_names = ("n_spots",)
+
+    def setup(self, n):
+        whole = synthetic(8 * CHUNK)
+        self.vocabulary = Vocabulary.from_sections([whole])
+        self.match = self.vocabulary.match(whole)
+        self.blocks = [whole.X[start : start + CHUNK] for start in range(0, whole.n_obs, CHUNK)]
+        stream(10, self.blocks, self.match, self.vocabulary.divisors)
+
+    def time_stream(self, n):
+        stream(n, self.blocks, self.match, self.vocabulary.divisors)
+
+
+def best_of(function, times: int, *args) -> float:
+    """Seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        function(*args)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    one = Section()
+    one.setup()
+    same = np.array_equal(plain_loop(one.adata, one.vocabulary), one.ours)
+    plain, ours = best_of(one.time_plain_loop, 2), best_of(one.time_tokenize, 5)
+    print(
+        f"section of {one.adata.n_obs} spots x {one.adata.n_vars} genes, {one.adata.X.nnz / one.adata.n_obs:.0f} a spot"
+    )
+    print(f"threads {numba.get_num_threads()}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"{'plain loop':<12}{plain:9.3f} s")
+    print(f"{'tokenize':<12}{ours:9.3f} s   {plain / ours:.1f} x faster, same tokens: {same}")
+
+    scaling = Scaling()
+    scaling.setup(0)
+    print(f"\n{'spots':>9}{'seconds':>10}{'µs a spot':>11}{'peak MB':>9}")
+    for n in SIZES:
+        seconds = best_of(scaling.time_stream, 3 if n < 10**6 else 1, n)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{n:>9}{seconds:>10.3f}{seconds / n * 1e6:>11.1f}{peak:>9.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Sphinx settings. ``sphinx-build -W --keep-going docs docs/_build/html`` builds the pages, without a network."""
+
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+from sphinx.deprecation import RemovedInSphinx10Warning
+from sphinx.ext.napoleon import NumpyDocstring
+
+import stampy
+
+warnings.filterwarnings("ignore", category=RemovedInSphinx10Warning, module="sphinx_autodoc_typehints")
+
+project = "stampy"
+author = "The stampy developers"
+copyright = "2026, the stampy developers"
+version = release = stampy.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+templates_path = ["_templates"]
+suppress_warnings = ["config.cache"]  # a function among the settings, below
+
+# Sphinx reads below its own folder only, and a link there would break the pages' links among each other.
+shutil.copytree(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials", dirs_exist_ok=True)
+
+# Pages and notebooks
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# The API, from docstrings
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+typehints_document_rtype = False
+typehints_use_signature = True
+typehints_use_signature_return = True
+typehints_defaults = None
+always_document_param_types = False
+python_maximum_signature_line_length = 88
+
+# `stampy.tl.embed` in single backticks is a link, and must lead somewhere; `X` and `obsm["X_stamp"]` are plain code.
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!stampy\.).*"),
+    (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneMatch|Level|PixelSize)"),  # returned or taken, not public by name
+]
+
+# Links into other projects need their inventories, hence a network: DOCS_ONLINE=1.
+if os.environ.get("DOCS_ONLINE"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "matplotlib": ("https://matplotlib.org/stable", None),
+        "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable", None),
+        "spatialdata": ("https://spatialdata.scverse.org/en/stable", None),
+    }
+
+html_theme = "sphinx_book_theme"
+html_title = f"stampy {version}"
+html_static_path = ["_static"]
+html_css_files = ["stampy.css"]
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+
+
+def typehints_fixup_module_name(module: str) -> str:
+    """``stampy.pp._vocabulary`` is documented as ``stampy.pp``."""
+    return re.sub(r"^(stampy\.\w+)\._\w+$", r"\1", module)
+
+
+def _returns_as_prose(self: NumpyDocstring, section: str) -> list[str]:
+    # Napoleon takes every line for a type; here "Returns" is a sentence, often with a list of what is written where.
+    lines = self._format_block(":returns: ", self._dedent(self._consume_to_next_section()))
+    return [*lines, ""] if lines and lines[-1] else lines
+
+
+NumpyDocstring._parse_returns_section = _returns_as_prose

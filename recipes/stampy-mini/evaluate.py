@@ -1,0 +1,162 @@
+"""How good is a model? Its embeddings beside simple baselines, on sections that it was not trained on.
+
+    python recipes/stampy-mini/evaluate.py [MODEL] [--out FILE.md]
+
+Prints Markdown tables. The same protocol for every embedding: linear probe (balanced accuracy, five spatially blocked
+folds), k-means at the number of labels (ARI, NMI, mean over three seeds), and image -> gene retrieval within a section.
+The sections come from `stampy.datasets`; labels are used here only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scanpy as sc
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, normalized_mutual_info_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import stampy
+
+LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
+PAIRED = ["HER2ST_A1", "HER2ST_A2"]
+IMAGED = "hbc_blockA"
+NO_LABELS = {"NA", "nan", "undetermined", ""}
+WITH_IMAGE = {"HER2ST_A1"}  # the images of the DLPFC sections have 600 px, too few for tiles
+
+
+def log_counts(adata):
+    """log(1 + counts per 10,000) of the 2,000 most variable genes."""
+    adata = adata.copy()
+    adata.X = adata.X.astype(np.float32)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    if adata.n_vars > 2000:
+        sc.pp.highly_variable_genes(adata, n_top_genes=2000)
+        adata = adata[:, adata.var["highly_variable"]]
+    return np.asarray(adata.X.todense())
+
+
+def smoothed(values, xy, k=7):
+    """Mean over a spot and its nearest neighbours."""
+    near = NearestNeighbors(n_neighbors=min(k, len(xy))).fit(xy).kneighbors(xy, return_distance=False)
+    return values[near].mean(axis=1)
+
+
+def blocks(xy, n=5):
+    """Spatial folds: k-means of the coordinates into 5 n blocks, dealt to n folds in order of size."""
+    code = KMeans(min(5 * n, len(xy)), n_init=1, random_state=0).fit_predict(xy)
+    sizes = np.bincount(code)
+    fold = np.empty(len(sizes), dtype=int)
+    filled = np.zeros(n)
+    for block in np.argsort(-sizes):
+        fold[block] = np.argmin(filled)
+        filled[fold[block]] += sizes[block]
+    return fold[code]
+
+
+def probe(values, labels, xy):
+    """Balanced accuracy of all held-out predictions together."""
+    folds, predicted = blocks(xy), np.empty(len(labels), dtype=labels.dtype)
+    for f in np.unique(folds):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=500))
+        predicted[folds == f] = model.fit(values[folds != f], labels[folds != f]).predict(values[folds == f])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return balanced_accuracy_score(labels, predicted)
+
+
+def clusters(values, labels):
+    """ARI and NMI of k-means at the number of labels, mean over three seeds."""
+    found = [KMeans(len(np.unique(labels)), n_init=5, random_state=s).fit_predict(values) for s in range(3)]
+    return (
+        np.mean([adjusted_rand_score(labels, f) for f in found]),
+        np.mean([normalized_mutual_info_score(labels, f) for f in found]),
+    )
+
+
+def row(section, name, values, labels, xy):
+    ari, nmi = clusters(values, labels)
+    return f"| {section} | {name} | {probe(values, labels, xy):.3f} | {ari:.3f} | {nmi:.3f} |"
+
+
+def labelled(model):
+    """Linear probe and clustering on the labelled sections."""
+    yield "| section | embedding | balanced accuracy | ARI | NMI |"
+    yield "|---|---|---|---|---|"
+    for name, key in LABELLED.items():
+        adata = stampy.datasets.load(name)
+        modality = "fused" if name in WITH_IMAGE else "gene"
+        stampy.tl.embed(adata, model, modality=modality, show_progress_bar=False)
+        stampy.tl.embed(adata, model, modality="gene", level="feature", key_added="X_feature", show_progress_bar=False)
+        xy = adata.obsm["spatial"].astype(float)
+        pca = PCA(50, random_state=0).fit_transform(log_counts(adata))
+        found = {"PCA": pca, "PCA, smoothed": smoothed(pca, xy)}
+        found["gene"] = adata.obsm["X_stamp_gene"]
+        found["gene, smoothed"] = smoothed(adata.obsm["X_stamp_gene"], xy)
+        found["gene feature"] = adata.obsm["X_feature"]
+        found["gene feature, smoothed"] = smoothed(adata.obsm["X_feature"], xy)
+        if modality == "fused":
+            found["image"], found["fused"] = adata.obsm["X_stamp_image"], adata.obsm["X_stamp"]
+            found["fused, smoothed"] = smoothed(adata.obsm["X_stamp"], xy)
+            found["mean colour"] = colours(adata)
+        labels = adata.obs[key].astype(str).to_numpy()
+        known = ~np.isin(labels, list(NO_LABELS))
+        for title, values in found.items():
+            yield row(name, title, values[known], labels[known], xy[known])
+
+
+def colours(adata):
+    """Mean and standard deviation of the three channels of each tile: what an image embedding must beat."""
+    stampy.pp.tiles(adata, size_px=32, key_added="small")
+    pixels = adata.obsm.pop("small").reshape(adata.n_obs, -1, 3) / 255.0
+    return np.hstack([pixels.mean(axis=1), pixels.std(axis=1)])
+
+
+def image_only(model):
+    """A section with an image and labels, without counts."""
+    adata = stampy.datasets.load(IMAGED)
+    key = next(k for k in ("annot_type", "label") if k in adata.obs)
+    stampy.tl.embed(adata, model, modality="image", show_progress_bar=False)
+    labels, xy = adata.obs[key].astype(str).to_numpy(), adata.obsm["spatial"].astype(float)
+    known = ~np.isin(labels, list(NO_LABELS))
+    for title, values in {"image": adata.obsm["X_stamp_image"], "mean colour": colours(adata)}.items():
+        yield row(IMAGED, title, values[known], labels[known], xy[known])
+
+
+def retrieval(model):
+    """Which spot's genes are nearest to a spot's image? Recall against chance."""
+    yield "| section | spots | recall@1 | recall@5 | recall@10 | chance @10 |"
+    yield "|---|---|---|---|---|---|"
+    for name in PAIRED:
+        adata = stampy.datasets.load(name)
+        stampy.tl.embed(adata, model, modality="fused", show_progress_bar=False)
+        scores = adata.obsm["X_stamp_image"] @ adata.obsm["X_stamp_gene"].T
+        rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
+        n = adata.n_obs
+        yield f"| {name} | {n} | " + " | ".join(f"{(rank < k).mean():.3f}" for k in (1, 5, 10)) + f" | {10 / n:.3f} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="stampy-mini")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)  # coarse images are known here
+    model = stampy.models.load(arguments.model)
+    lines = [*labelled(model), *image_only(model), "", *retrieval(model)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

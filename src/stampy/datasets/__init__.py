@@ -1,0 +1,9 @@
+"""Toy sections with planted truth, and a registry of real ones that are fetched on request and checked by hash."""
+
+from stampy.datasets._fetch import fetch
+from stampy.datasets._published import published_vocabulary
+from stampy.datasets._registry import Entry, File, Source, info, names
+from stampy.datasets._sections import load
+from stampy.datasets._toy import toy
+
+__all__ = ["Entry", "File", "Source", "fetch", "info", "load", "names", "published_vocabulary", "toy"]

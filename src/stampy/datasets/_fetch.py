@@ -1,0 +1,176 @@
+"""Files of the registry: from an offline mirror, the cache or their pinned address, never without the right hash."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlsplit
+
+from stampy import _checks
+from stampy.datasets import _registry
+from stampy.datasets._registry import MIRROR_VARIABLE, Entry, File
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "STAMPY_CACHE_DIR"
+
+
+def fetch(
+    name: str,
+    *,
+    file: str | None = None,
+    sha256: str | None = None,
+    allow_unverified: bool = False,
+    progressbar: bool = False,
+) -> Path | dict[str, Path]:
+    """Get the files of a data set, downloading what is not there.
+
+    Looked for in this order: the offline mirror that the environment variable `STAMPY_DATA_DIR` names (used in place,
+    never changed), the cache (`STAMPY_CACHE_DIR`, else the operating system's place for caches), the address at a
+    pinned commit. Every file is checked against its SHA-256, each time. A wrong one is refused; it is removed from the
+    cache, never from the mirror. A file gets its name when it is complete, so several processes may fetch at once.
+
+    Parameters
+    ----------
+    name
+        One of `names()`.
+    file
+        The file wanted, e.g. `"image"`; None for all: where the mirror has the finished section, that and what else
+        the mirror has, otherwise the origin's files. Files that only a mirror could have are then left out.
+    sha256
+        The hash of a file whose hash stampy does not know: the counts of the `spatialLIBD_` sections, which lie outside
+        any repository with commits.
+    allow_unverified
+        Take such a file without a hash; a warning tells the hash found.
+    progressbar
+        Show one for each download.
+
+    Returns
+    -------
+    The path of `file`, or all paths by file.
+
+    Raises
+    ------
+    ValueError
+        If the name or file is unknown, a hash is wrong, or a hash is neither known nor given.
+    FileNotFoundError
+        If only a mirror has the file and there is none, or it lacks it.
+    ConnectionError
+        If the download fails.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> paths = stampy.datasets.fetch("HER2ST_A1")  # doctest: +SKIP
+    >>> image = stampy.datasets.fetch("HER2ST_C2", file="image")  # doctest: +SKIP
+    """
+    entry = _registry.info(name)
+    options = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
+    if file is not None:
+        _checks.one_of("file", file, entry.files)
+        return fetch_file(entry, file, **options)
+    return {role: fetch_file(entry, role, **options) for role in wanted(entry)}
+
+
+def wanted(entry: Entry) -> list[str]:
+    """The files that `fetch` gets by itself; FileNotFoundError where there are none."""
+    mirrored = [role for role, f in entry.files.items() if f.in_mirror()]
+    if "section" in mirrored:
+        return mirrored
+    roles = [role for role, f in entry.files.items() if f.url or role in mirrored]
+    if not roles:
+        raise _only_in_mirror(entry, next(iter(entry.files.values())))
+    return roles
+
+
+def fetch_file(
+    entry: Entry,
+    role: str,
+    *,
+    sha256: str | None = None,
+    allow_unverified: bool = False,
+    progressbar: bool = False,
+) -> Path:
+    """One file of `fetch`."""
+    file = entry.files[role]
+    path = file.in_mirror()
+    if path is not None:
+        _verify_mirrored(path, file)
+        return path
+    if file.url is None:
+        raise _only_in_mirror(entry, file)
+    known = file.sha256 or sha256
+    if known is None and not allow_unverified:
+        raise ValueError(
+            f"stampy does not know the hash of the {role} of {entry.name!r} ({file.url}). "
+            "Give it by `sha256=`, or pass `allow_unverified=True` to take the file as it is."
+        )
+    target = cache_dir() / entry.name / PurePosixPath(urlsplit(file.url).path).name
+    if not _cached(target, known):
+        _download(file.url, target, known, progressbar)
+    if known is None:
+        warnings.warn(f"{target.name}, SHA-256 {hash_of(target)}, was not verified.", UserWarning, stacklevel=3)
+    return target
+
+
+def cache_dir() -> Path:
+    """The folder of the cache, not made yet."""
+    import pooch
+
+    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("stampy")).expanduser()
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cached(target: Path, known: str | None) -> bool:
+    """Whether the cache has the right file; one with a wrong hash is removed."""
+    if not target.is_file():
+        return False
+    if known is None or hash_of(target) == known.lower():
+        return True
+    logger.warning("%s has a wrong hash: removed, to be fetched anew.", target)
+    target.unlink(missing_ok=True)
+    return False
+
+
+def _verify_mirrored(path: Path, file: File) -> None:
+    expected, found = file.mirror_sha256 or file.sha256, hash_of(path)
+    if expected is not None and found != expected:
+        raise ValueError(
+            f"{str(path)!r} in the mirror has SHA-256 {found}, expected {expected}. It is refused and left as it is: "
+            f"replace it, or point {MIRROR_VARIABLE} elsewhere."
+        )
+
+
+def _download(url: str, target: Path, known: str | None, progressbar: bool) -> None:
+    """Download beside `target`, check, rename."""
+    import pooch
+    import requests
+
+    _checks.writable(target.parent)
+    downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=30)
+    try:
+        # pooch downloads to a temporary file, which it removes if the hash is wrong and renames if it is right
+        pooch.retrieve(quote(url, safe=":/%"), known, target.name, target.parent, downloader=downloader)
+    except requests.RequestException as error:
+        raise ConnectionError(
+            f"{url} can't be downloaded ({error}). Without a network, point the environment variable "
+            f"{MIRROR_VARIABLE} to a folder that holds the data (see the documentation of stampy.datasets)."
+        ) from error
+    except ValueError as error:  # pooch's word for a wrong hash
+        raise ValueError(f"{url} is not the file that stampy knows: {error}") from error
+
+
+def _only_in_mirror(entry: Entry, file: File) -> FileNotFoundError:
+    places, now = " or ".join(file.mirror), os.environ.get(MIRROR_VARIABLE)
+    return FileNotFoundError(
+        f"The {file.role} of {entry.name!r} has no public address; it comes from an offline mirror only. "
+        f"Point the environment variable {MIRROR_VARIABLE} (now {now!r}) to a folder with {places}."
+    )

@@ -1,0 +1,237 @@
+"""Sections built from the files of their authors: one builder for each layout of files.
+
+Every builder takes the section's name and the paths of its files by role, and returns the AnnData.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stampy import _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Paths = Mapping[str, Path]
+
+LOWRES_PX = 600
+POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # Space Ranger: row first
+
+
+def her2st(name: str, paths: Paths) -> AnnData:
+    """ST counts (spots named COLUMNxROW by genes), the spots under tissue, labels and image where there are any."""
+    counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
+    spots = pd.read_csv(paths["spots"], sep="\t")
+    spots.index = _spot_names(spots["x"], spots["y"])
+    spots = spots[spots["selected"] == 1]
+    counts = counts[counts.index.isin(spots.index)]
+    spots = spots.loc[counts.index]
+    obs = pd.DataFrame({"array_row": spots["y"], "array_col": spots["x"]}, index=counts.index)
+    if "labels" in paths:
+        labels = pd.read_csv(paths["labels"], sep="\t").dropna(subset=["x", "y"])
+        labels.index = _spot_names(labels["x"].round(), labels["y"].round())
+        obs["label"] = labels["label"][~labels.index.duplicated()].reindex(obs.index).astype("category")
+    adata = _section(counts, spots[["pixel_x", "pixel_y"]], obs)
+    if "image" in paths:
+        # Spots are 200 µm apart and 100 µm wide; `new_x` counts distances.
+        distance_px = np.ptp(spots["pixel_x"]) / np.ptp(spots["new_x"])
+        lowres, factor = _reduced(paths["image"])
+        scalefactors = {"spot_diameter_fullres": float(distance_px / 2), "tissue_lowres_scalef": factor}
+        _add_images(adata, name, {"lowres": lowres}, scalefactors)
+    return adata
+
+
+def paste(name: str, paths: Paths) -> AnnData:
+    """ST counts as a table (spots by genes), positions in spot distances as a table without header, row by row."""
+    counts = pd.read_csv(paths["counts"], index_col=0)
+    return _section(counts, pd.read_csv(paths["positions"], header=None), pd.DataFrame(index=counts.index))
+
+
+def sepal(name: str, paths: Paths) -> AnnData:
+    """ST counts as a table of spots named XxY by genes."""
+    counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
+    xy = counts.index.to_series().str.split("x", expand=True).astype(float)
+    return _section(counts, xy, pd.DataFrame(index=counts.index))
+
+
+def spcs(name: str, paths: Paths) -> AnnData:
+    """A zip of three comma-separated tables: counts (genes by spots), coordinates and labels of the spots."""
+    tables = _zipped_tables(paths["archive"])
+    (coordinates,) = (k for k in tables if k.lower().endswith("_coord"))
+    counts_name = re.sub("(?i)_coord$", "", coordinates)
+    (labels,) = set(tables) - {coordinates, counts_name}
+    counts, xy = tables[counts_name].T, tables[coordinates]
+    xy = xy.loc[counts.index]
+    obs = pd.DataFrame({"array_row": xy.iloc[:, 1], "array_col": xy.iloc[:, 0]}, index=counts.index)
+    obs["histology"] = tables[labels].iloc[:, -1].reindex(obs.index).astype("category")
+    return _section(counts, xy, obs)
+
+
+def space_ranger(name: str, paths: Paths) -> AnnData:
+    """Space Ranger's counts (.h5, or .mtx with features and barcodes), positions, scale factors and images."""
+    import anndata
+
+    read = _counts_h5 if paths["counts"].suffix == ".h5" else _counts_mtx
+    x, barcodes, var = read(paths)
+    spots = _positions(paths["positions"])
+    missing = [b for b in barcodes if b not in spots.index]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(barcodes)} barcodes of {name!r} have no position (first: {missing[0]!r})."
+        )
+    spots = spots.loc[barcodes]
+    adata = anndata.AnnData(x, obs=spots[POSITIONS[1:4]].rename_axis(None), var=var)
+    return _with_space_ranger_images(adata, name, spots, paths)
+
+
+def dlpfc(name: str, paths: Paths) -> AnnData:
+    """As `space_ranger`, with the cortical layer of each spot: L1 to L6, WM, or NA."""
+    adata = space_ranger(name, paths)
+    labels = pd.read_csv(paths["labels"], sep="\t")
+    labels = labels.set_index("barcode") if "barcode" in labels else labels
+    layer = labels["layer_guess"].reindex(adata.obs_names).astype("string")
+    layer = layer.str.replace(r"^Layer[_ ]?(?=\d)", "L", regex=True).fillna("NA")
+    adata.obs["layer"] = layer.astype(object).astype("category")
+    return adata
+
+
+def images(name: str, paths: Paths) -> AnnData:
+    """A section without counts: the spots under tissue, their labels where there are, image and scale factors."""
+    import anndata
+
+    spots = _positions(paths["positions"])
+    spots = spots[spots["in_tissue"] == 1]
+    obs = spots[POSITIONS[1:4]].rename_axis(None)
+    if "labels" in paths:
+        labels = pd.read_csv(paths["labels"], sep="\t", index_col=0)
+        obs = obs.join(labels.astype("category"))
+    adata = anndata.AnnData(sparse.csr_matrix((len(obs), 0), dtype=np.int32), obs=obs)
+    return _with_space_ranger_images(adata, name, spots, paths)
+
+
+BUILDERS: dict[str, Callable[[str, Paths], AnnData]] = {
+    f.__name__: f for f in (her2st, paste, sepal, spcs, space_ranger, dlpfc, images)
+}
+
+
+def _spot_names(x: pd.Series, y: pd.Series) -> pd.Index:
+    return pd.Index([f"{i:.0f}x{j:.0f}" for i, j in zip(x, y, strict=True)])
+
+
+def _section(counts: pd.DataFrame, xy: pd.DataFrame, obs: pd.DataFrame) -> AnnData:
+    """An AnnData of tables whose rows are the same spots."""
+    import anndata
+
+    values = counts.to_numpy()
+    whole = np.rint(values).astype(np.int32)
+    if not np.array_equal(whole, values):
+        raise ValueError("The table of counts holds fractions; raw counts were expected.")
+    adata = anndata.AnnData(sparse.csr_matrix(whole), obs=obs.rename_axis(None))
+    adata.var_names = _unique(counts.columns)
+    adata.obsm[_keys.SPATIAL] = xy.to_numpy(dtype=np.float64)
+    return adata
+
+
+def _unique(names: pd.Index | np.ndarray) -> pd.Index:
+    """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
+    from anndata.utils import make_index_unique
+
+    return make_index_unique(pd.Index(names, name=None).astype(str))
+
+
+def _counts_h5(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
+    """Counts (spots, genes), barcodes and var of Space Ranger's HDF5 file."""
+    import h5py
+
+    with h5py.File(paths["counts"]) as file:
+        matrix = file["matrix"]
+        n_genes, n_spots = matrix["shape"][:]
+        # Compressed by spot: the columns of the file's matrix are the rows of ours.
+        parts = matrix["data"][:].astype(np.int32), matrix["indices"][:], matrix["indptr"][:]
+        x = sparse.csr_matrix(parts, shape=(n_spots, n_genes))
+        features = matrix["features"]
+        ids, symbols = features["id"].asstr()[:], features["name"].asstr()[:]
+        barcodes = list(matrix["barcodes"].asstr()[:])
+    x.sort_indices()
+    return x, barcodes, pd.DataFrame({"gene_ids": ids}, index=_unique(symbols))
+
+
+def _counts_mtx(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
+    """The same of Space Ranger's matrix folder."""
+    from scipy.io import mmread
+
+    with gzip.open(paths["counts"]) as stream:
+        x = mmread(stream).T.tocsr().astype(np.int32)
+    features = pd.read_csv(paths["features"], sep="\t", header=None, keep_default_na=False)
+    barcodes = pd.read_csv(paths["barcodes"], header=None)[0].tolist()
+    return x, barcodes, pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=_unique(features[1]))
+
+
+def _positions(path: Path) -> pd.DataFrame:
+    """Space Ranger's table of spots by barcode, with or without a header."""
+    with path.open(encoding="utf-8") as stream:
+        has_header = stream.readline().startswith("barcode")
+    return pd.read_csv(path, header=0 if has_header else None, names=POSITIONS).set_index("barcode")
+
+
+def _with_space_ranger_images(adata: AnnData, name: str, spots: pd.DataFrame, paths: Paths) -> AnnData:
+    adata.obsm[_keys.SPATIAL] = spots[["x", "y"]].to_numpy(dtype=np.float64)
+    scalefactors = json.loads(paths["scalefactors"].read_text(encoding="utf-8"))
+    pictures = {kind: _image(paths[kind]) for kind in ("hires", "lowres") if kind in paths}
+    _add_images(adata, name, pictures, scalefactors)
+    return adata
+
+
+def _add_images(adata: AnnData, name: str, pictures: dict[str, np.ndarray], scalefactors: dict[str, float]) -> None:
+    adata.uns[_keys.UNS_SPATIAL] = {name: {"images": pictures, "scalefactors": scalefactors}}
+
+
+def _image(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _reduced(path: Path) -> tuple[np.ndarray, float]:
+    """A JPEG at a width of 600 px and the factor from full resolution; decoded at a fraction of its size."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its hash is known
+        image = Image.open(path)
+    with image:
+        width, height = image.size
+        factor = LOWRES_PX / width
+        size = LOWRES_PX, round(height * factor)
+        image.draft("RGB", (2 * size[0], 2 * size[1]))
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS)), factor
+
+
+def _zipped_tables(path: Path) -> dict[str, pd.DataFrame]:
+    """Comma-separated tables in an archive by stem. Members are read, never unpacked: no path in it can do harm."""
+    tables = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            place = PurePosixPath(member.filename)
+            if place.suffix in {".txt", ".csv"} and "__MACOSX" not in place.parts:
+                with archive.open(member) as stream:
+                    tables[place.stem] = _table(stream)
+    return tables
+
+
+def _table(stream: IO[bytes]) -> pd.DataFrame:
+    """A table as R writes it: the header may lack the name of the first column."""
+    return pd.read_csv(io.TextIOWrapper(stream, encoding="utf-8"), index_col=0, keep_default_na=False)

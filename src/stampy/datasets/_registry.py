@@ -1,0 +1,207 @@
+"""What stampy knows about real data: `registry.json` as frozen records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from stampy import _checks
+
+MIRROR_VARIABLE = "STAMPY_DATA_DIR"
+USES = ("train", "evaluate only", "format tests")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data come from: a repository at one commit."""
+
+    repository: str | None
+    commit: str | None
+    licence: str
+    citation: str | None
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: its address at a pinned commit, its hash, its places in an offline mirror."""
+
+    role: str  # counts, positions, image, ...; "section" is the finished AnnData, which only a mirror has
+    url: str | None  # None: only in a mirror
+    sha256: str | None  # None: stampy could not verify it
+    n_bytes: int | None
+    mirror: tuple[str, ...] = ()  # relative to STAMPY_DATA_DIR
+    mirror_sha256: str | None = None  # where the mirror's copy is another edition of the file
+
+    def in_mirror(self) -> Path | None:
+        """Its path in the mirror that STAMPY_DATA_DIR names, None where there is none; not verified."""
+        folder = mirror()
+        if folder is None:
+            return None
+        return next((folder / place for place in self.mirror if (folder / place).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about one data set."""
+
+    name: str
+    kind: str  # "section" (counts), "images" (no counts), "vocabulary"
+    title: str
+    tissue: str | None
+    platform: str | None
+    use: str | None  # "train", "evaluate only" (never in any training), "format tests"
+    labels: tuple[str, ...]  # columns of obs
+    sources: tuple[Source, ...]
+    files: Mapping[str, File] = field(repr=False)
+    builder: str | None = field(repr=False)  # None: only a mirror has the section
+
+    @property
+    def licence(self) -> str:
+        """Licences of all sources."""
+        return "; ".join(f"{s.repository}: {s.licence}" if s.repository else s.licence for s in self.sources)
+
+    @property
+    def citation(self) -> str:
+        """What to cite."""
+        return "; ".join(s.citation for s in self.sources if s.citation)
+
+    @property
+    def url(self) -> str | None:
+        """The page of the first source that has one."""
+        pages = (f"https://github.com/{s.repository}/tree/{s.commit or 'HEAD'}" for s in self.sources if s.repository)
+        return next(pages, None)
+
+    @property
+    def origin(self) -> str:
+        """Repositories and short commits, as written to `uns["source"]`."""
+        named = (s for s in self.sources if s.repository)
+        return "; ".join(f"{s.repository} @{s.commit[:7]}" if s.commit else str(s.repository) for s in named)
+
+
+def info(name: str) -> Entry:
+    """Licence, citation, source, use and files of a data set.
+
+    Parameters
+    ----------
+    name
+        One of `names()`.
+
+    Returns
+    -------
+    A frozen record: `name`, `kind`, `title`, `tissue`, `platform`, `use`, `labels`, `licence`, `citation`, `url`,
+    `sources`, `files`.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the nearest ones are given.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> entry = stampy.datasets.info("HER2ST_A1")
+    >>> entry.use, entry.labels, entry.licence
+    ('evaluate only', ('label',), 'almaan/her2st: none stated; also on Zenodo')
+    >>> entry.files["counts"].sha256[:8]
+    'd91035e5'
+    """
+    _checks.one_of("name", name, entries())
+    return entries()[name]
+
+
+def names(use: str | None = None, labels: bool | str | None = None, *, in_mirror: bool = False) -> list[str]:
+    """Names of the data sets that stampy knows.
+
+    Parameters
+    ----------
+    use
+        `"train"`, `"evaluate only"` (keep it out of every training, so that figures on it are honest) or
+        `"format tests"`; None for all.
+    labels
+        True or False: with or without labels; a text: with that column of labels; None for all.
+    in_mirror
+        Only what the mirror named by the environment variable `STAMPY_DATA_DIR` holds and `load` can read offline.
+
+    Returns
+    -------
+    Names in the order of the registry.
+
+    Raises
+    ------
+    ValueError
+        If `use` is none of these.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> stampy.datasets.names("evaluate only", labels="histology")
+    ['PDAC_A_human']
+    """
+    if use is not None:
+        _checks.one_of("use", use, USES)
+    chosen = [e for e in entries().values() if use is None or e.use == use]
+    if isinstance(labels, str):
+        chosen = [e for e in chosen if labels in e.labels]
+    elif labels is not None:
+        chosen = [e for e in chosen if bool(e.labels) == labels]
+    return [e.name for e in chosen if not in_mirror or loadable_offline(e)]
+
+
+def loadable_offline(entry: Entry) -> bool:
+    """Whether the mirror holds the section, or every file to build it from."""
+    section = entry.files.get("section")
+    if section is not None and section.in_mirror():
+        return True
+    needed = [f for f in entry.files.values() if f.url]
+    return entry.kind != "vocabulary" and all(f.in_mirror() for f in needed or entry.files.values())
+
+
+def mirror() -> Path | None:
+    """The offline mirror that STAMPY_DATA_DIR names, None where it is not set."""
+    folder = os.environ.get(MIRROR_VARIABLE)
+    if not folder:
+        return None
+    if not Path(folder).expanduser().is_dir():
+        raise NotADirectoryError(f"{MIRROR_VARIABLE} names {folder!r}, which is no folder. Correct or unset it.")
+    return Path(folder).expanduser()
+
+
+@cache
+def entries() -> Mapping[str, Entry]:
+    """The registry by name."""
+    raw = json.loads((files("stampy.datasets") / "registry.json").read_text(encoding="utf-8"))
+    sources = {
+        key: Source(s.get("repository"), s.get("commit"), s["licence"], s.get("citation"))
+        for key, s in raw["sources"].items()
+    }
+    return MappingProxyType({name: _entry(name, e, sources) for name, e in raw["entries"].items()})
+
+
+def _entry(name: str, raw: dict[str, Any], sources: Mapping[str, Source]) -> Entry:
+    return Entry(
+        name=name,
+        kind=raw["kind"],
+        title=raw["title"],
+        tissue=raw.get("tissue"),
+        platform=raw.get("platform"),
+        use=raw.get("use"),
+        labels=tuple(raw.get("labels", ())),
+        sources=tuple(sources[key] for key in raw["sources"]),
+        files=MappingProxyType({role: _file(role, f, sources) for role, f in raw["files"].items()}),
+        builder=raw.get("builder"),
+    )
+
+
+def _file(role: str, raw: dict[str, Any], sources: Mapping[str, Source]) -> File:
+    url = raw.get("url")
+    if "source" in raw:
+        source = sources[raw["source"]]
+        url = f"https://raw.githubusercontent.com/{source.repository}/{source.commit}/{raw['path']}"
+    return File(role, url, raw.get("sha256"), raw.get("bytes"), tuple(raw.get("mirror", ())), raw.get("mirror_sha256"))

@@ -1,0 +1,73 @@
+"""Real sections as AnnData, from a mirror or built from the files of their authors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stampy import _checks
+from stampy.datasets import _fetch, _origins, _registry
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def load(
+    name: str,
+    *,
+    sha256: str | None = None,
+    allow_unverified: bool = False,
+    progressbar: bool = False,
+) -> AnnData:
+    """Load a real section.
+
+    The finished section is read where the mirror that `STAMPY_DATA_DIR` names has it; otherwise its authors' files are
+    fetched (see `fetch`) and put together. Cite the authors: `info(name).citation`.
+
+    The 12 sections of the dorsolateral prefrontal cortex with all their genes are `spatialLIBD_151507` and so on. Their
+    counts lie at an address without versions, and stampy does not know their hashes: pass `sha256=` or
+    `allow_unverified=True`. `DLPFC_151673` and `DLPFC_151674` are smaller: the most variable genes only.
+
+    Parameters
+    ----------
+    name
+        One of `names()`.
+    sha256, allow_unverified, progressbar
+        As for `fetch`.
+
+    Returns
+    -------
+    AnnData (spots, genes) with
+
+    - `X`: raw counts, CSR; no genes where there is only an image (`info(name).kind == "images"`)
+    - `obs`: array position, and labels in the columns `info(name).labels`; "NA" and "undetermined" are not labels
+    - `var["gene_ids"]`: Ensembl ids where known; `var_names` are symbols
+    - `obsm["spatial"]`: x and y in px of the full-resolution image, or in spot distances where there never was one
+    - `uns["spatial"][name]`: images and scale factors where there is an image; `uns["source"]`: where it is from
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a file has a wrong or no known hash.
+    FileNotFoundError
+        If only a mirror has the section, and there is none.
+    ConnectionError
+        If a download fails.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.load("HER2ST_A1")  # doctest: +SKIP
+    >>> adata.obs["label"].value_counts()  # doctest: +SKIP
+    """
+    import anndata
+
+    entry = _registry.info(name)
+    _checks.one_of("name", name, [n for n, e in _registry.entries().items() if e.kind != "vocabulary"])
+    options = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
+    section = entry.files.get("section")
+    if section is not None and (section.in_mirror() or entry.builder is None):
+        return anndata.read_h5ad(_fetch.fetch_file(entry, "section", **options))
+    paths = {role: _fetch.fetch_file(entry, role, **options) for role in _fetch.wanted(entry)}
+    adata = _origins.BUILDERS[entry.builder](name, paths)
+    adata.uns["source"] = entry.origin or "not stated"
+    return adata

@@ -1,0 +1,125 @@
+"""What stands beside a panel: legend, colour bar, scale bar. All of it outside, so that it never hides a spot."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from stampy.pl._paint import Paint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.legend import Legend
+
+MAX_LABELS = 60
+MIN_INCHES = 1.6  # room for what stands beside a panel, even if the section is a narrow strip
+ROW_INCHES = 0.19  # of the legend
+GAP_INCHES = 0.1
+BAR_INCHES = 0.11
+
+
+def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
+    """Colour bar or legend to the right of the panel; `titled` if the legend must say what it is about."""
+    inches = width, height = _inches_of(ax)
+    left = 1 + GAP_INCHES / width
+    if paint.scale is not None:
+        bottom = _colorbar(ax, paint, left, inches)
+        if paint.entries:  # only the spots without a value
+            _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - GAP_INCHES / height))
+    elif len(paint.entries) > MAX_LABELS:
+        warnings.warn(
+            f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so it is left "
+            "out. Merge rare labels, or pass `legend=False`.",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif paint.entries:
+        rows = int(max(height, MIN_INCHES) / ROW_INCHES)
+        ncols = math.ceil(len(paint.entries) / rows)
+        legend = _legend(ax, paint, loc="center left", bbox_to_anchor=(left, 0.5), ncols=ncols)
+        if titled:
+            legend.set_title(paint.label, {"size": "small"})
+            legend.get_title().set_parse_math(False)
+
+
+def _inches_of(ax: Axes) -> tuple[float, float]:
+    """Width and height of the panel."""
+    ax.apply_aspect()  # else the box is still that of the grid cell
+    box = ax.get_window_extent()
+    return box.width / ax.figure.dpi, box.height / ax.figure.dpi
+
+
+def _colorbar(ax: Axes, paint: Paint, left: float, inches: tuple[float, float]) -> float:
+    """A thin bar; returns where it ends at the bottom, as a fraction of the panel's height."""
+    from matplotlib.ticker import MaxNLocator
+
+    width, height = inches
+    length = max(0.6, 0.75 * MIN_INCHES / height)
+    cax = ax.inset_axes([left, 0.5 - length / 2, BAR_INCHES / width, length])
+    bar = ax.figure.colorbar(paint.scale, cax=cax, extend=paint.extend, ticks=MaxNLocator(6, steps=[1, 2, 5, 10]))
+    bar.set_label(paint.label, fontsize="small", parse_math=False)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize="small", length=2, width=0.5)
+    return 0.5 - length / 2
+
+
+def _legend(ax: Axes, paint: Paint, **place: Any) -> Legend:
+    from matplotlib.lines import Line2D
+
+    names, colors = zip(*paint.entries, strict=True)
+    dots = [Line2D([], [], marker="o", linestyle="", markersize=5.5, markeredgewidth=0, color=c) for c in colors]
+    legend = ax.legend(
+        dots,
+        names,
+        fontsize="small",
+        alignment="left",
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=0.8,
+        handletextpad=0.4,
+        labelspacing=0.35,
+        columnspacing=1.0,
+        **place,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a label is no formula, whatever `$` it has
+    return legend
+
+
+def scale_bar(ax: Axes, um_per_px: float) -> None:
+    """A bar of a round length, about a quarter of the panel, below its left corner."""
+    from matplotlib.font_manager import FontProperties
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    left, right = ax.get_xlim()
+    bottom, top = ax.get_ylim()
+    um = round_length((right - left) * um_per_px / 4)
+    ax.add_artist(
+        AnchoredSizeBar(
+            ax.transData,
+            um / um_per_px,
+            f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm",
+            "upper left",
+            pad=0,
+            borderpad=0,
+            sep=2,
+            frameon=False,
+            size_vertical=abs(bottom - top) * 0.008,
+            fill_bar=True,
+            fontproperties=FontProperties(size="small"),
+            bbox_to_anchor=(0, -0.02),
+            bbox_transform=ax.transAxes,
+        )
+    )
+
+
+def round_length(at_most: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten that is not above.
+
+    >>> round_length(730.0), round_length(0.3)
+    (500.0, 0.2)
+    """
+    power = 10.0 ** math.floor(math.log10(at_most))
+    return float(max(m for m in (1, 2, 5) if m * power <= at_most * (1 + 1e-9)) * power)

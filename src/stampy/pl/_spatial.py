@@ -1,0 +1,283 @@
+"""Spots over their tissue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stampy import _checks, _keys, _utils
+from stampy.pl import _decor
+from stampy.pl._paint import Limit, Paint, Style, paint
+from stampy.pl._palettes import Palette
+from stampy.pl._section import Section, Window, sections_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from spatialdata import SpatialData
+
+PANEL_INCHES = 3.6  # the longer side of a panel
+PAD_INCHES = 0.05  # around the figure
+GAP_INCHES = 0.15  # between panels
+RASTER_ABOVE = 50_000  # spots; a PDF of more vector shapes than that is slow to open
+
+
+def spatial(
+    adata: AnnData | SpatialData,
+    color: str | Sequence[str | None] | None = None,
+    *,
+    library_key: str | None = None,
+    sections: str | Sequence[str] | None = None,
+    image: bool = True,
+    image_alpha: float | None = None,
+    crop: bool = True,
+    alpha: float = 1.0,
+    size: float = 1.0,
+    palette: Palette | None = None,
+    cmap: str | Colormap = "viridis",
+    vmin: Limit = None,
+    vmax: Limit = None,
+    scale_bar: bool = True,
+    um_per_px: float | None = None,
+    legend: bool = True,
+    title: str | Sequence[str] | None = None,
+    ncols: int = 4,
+    ax: Axes | None = None,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    table_key: str = _keys.TABLE,
+) -> Axes | list[Axes]:
+    """Draw spots in place: labels, values, or an embedding as colours, over the image of the tissue.
+
+    Spots are circles of their true size, and the axes are in px of the full-resolution image, the unit of
+    `obsm["spatial"]`, whichever image lies below. Nothing is written into `adata`.
+
+    Parameters
+    ----------
+    adata
+        Spots with `obsm["spatial"]` and, for image and scale, `uns["spatial"]` as Space Ranger's readers write it.
+        `hires` is preferred to `lowres`; without an image the spots stand on white.
+    color
+        What to show; several names give several panels. Looked up in this order:
+
+        - a column of obs: numbers as values, everything else as labels. Labels keep their order, and their colours in
+          `uns[f"{color}_colors"]` if there are as many; missing ones (also "NA", "nan") are grey
+        - a gene in `var_names`: its values in `X` or `layer`
+        - a key of obsm with 3 columns or more: its first three principal components as red, green and blue, each
+          stretched from its 1st to its 99th percentile
+
+        None shows the tissue with outlines of the spots.
+    library_key
+        Column of obs that tells the spots' sections, which are the keys of `uns["spatial"]`. One panel per section,
+        on common limits, colours and components.
+    sections
+        The sections to draw, in this order; all by default.
+    image, image_alpha
+        Whether to draw the image, and how opaque: by default 0.6 under coloured spots, 1 under outlines.
+    crop
+        Show the spots with a margin; else the whole image.
+    alpha
+        Opacity of the spots, 0 to 1.
+    size
+        Diameter of the drawn circles, as a multiple of the spots' diameter.
+    palette
+        Colours of labels: a matplotlib colour map's name, a list, or a dict from label to colour. By default 20 colours
+        that colour-blind readers can tell apart, and generated ones for more labels.
+    cmap
+        Colour map of values.
+    vmin, vmax
+        Limits of the colour map: numbers, or percentiles such as "p1" and "p99".
+    scale_bar
+        Draw a bar in µm where the scale is known: by `um_per_px`, by `microns_per_pixel` in the scale factors, or from
+        the distance of the spots where grid and scale factors are those of Visium (hexagonal, 100 µm) or ST (square,
+        200 µm).
+    um_per_px
+        µm per px of the full-resolution image.
+    legend
+        Draw legends and colour bars.
+    title
+        Title, or one for each panel. By default the colour's name, the section's where there are several, or both.
+    ncols
+        Panels in a row, at most.
+    ax
+        Axes to draw a single panel into. Legend and bars stand outside of it: make its figure with
+        `layout="constrained"`.
+    layer
+        Layer to read genes from; `X` by default.
+    gene_symbols
+        Column of var to look up genes in, instead of `var_names`.
+    table_key
+        Table of a SpatialData. Its image is read from the table's `uns["spatial"]`, too.
+
+    Returns
+    -------
+    The Axes, or a list of them where there are several panels: all sections of the first colour, then of the next.
+
+    Raises
+    ------
+    KeyError
+        If `color` is found nowhere (the nearest names are given), or a column, layer or scale factor is missing.
+    TypeError, ValueError
+        If a parameter is out of its range, `ax` is given for several panels, `uns["spatial"]` holds several sections
+        and `library_key` does not tell them apart, or coordinates are not finite.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=100)
+    >>> ax = stampy.pl.spatial(adata, "domain")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['D1', 'D2', 'D3', 'D4']
+    >>> axes = stampy.pl.spatial(adata, ["domain", "COL1A1"], vmax="p99")
+    >>> [ax.get_title() for ax in axes]
+    ['domain', 'COL1A1']
+    """
+    adata = _utils.table_of(adata, table_key)
+    _validate(adata, size=size, ncols=ncols, um_per_px=um_per_px, alpha=alpha, image_alpha=image_alpha)
+    names = [color] if color is None or isinstance(color, str) else list(color)
+    if not names:
+        raise ValueError("`color` is empty. Name something to show, or leave it out for the tissue alone.")
+    drawn = sections_of(adata, library_key=library_key, sections=sections, image=image, um_per_px=um_per_px)
+    shown = np.concatenate([section.rows for section in drawn])
+    style = Style(palette, cmap, vmin, vmax)
+    find = partial(paint, adata, style=style, shown=shown, layer=layer, gene_symbols=gene_symbols)
+    paints = list(map(find, names))
+    panels = [(p, section) for p in paints for section in drawn]
+    if ax is not None and len(panels) > 1:
+        raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (colours x sections). Leave out `ax`.")
+    titles = _titles(panels, title)
+
+    windows = [section.window(size=size, crop=crop) for _, section in panels]
+    cells, with_legend = _cells(len(panels), per_color=len(drawn), ncols=ncols)
+    axes = [ax] if ax is not None else _new_axes(windows)
+    for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
+        _draw(panel, p, section, size=size, alpha=alpha, image_alpha=image_alpha)
+        left, right, bottom, top = windows[i]
+        panel.set(xlim=(left, right), ylim=(bottom, top))
+        panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=title is not None)
+        if scale_bar and section.um_per_px is not None:
+            _decor.scale_bar(panel, section.um_per_px)
+        if legend and i in with_legend:
+            _decor.side(panel, p, titled=p.title not in titles[i])
+    if ax is None:
+        _arrange(axes, cells)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _validate(adata: AnnData, *, size: float, ncols: int, um_per_px: float | None, **opacities: float | None) -> None:
+    _checks.not_empty(adata, genes=False)
+    _checks.positive("size", size)
+    _checks.at_least("ncols", ncols, 1)
+    if um_per_px is not None:
+        _checks.positive("um_per_px", um_per_px)
+    for name, value in opacities.items():
+        if value is not None:
+            _checks.at_least(name, value, 0, integer=False)
+            _checks.at_most(name, value, 1)
+
+
+def _titles(panels: list[tuple[Paint, Section]], title: str | Sequence[str] | None) -> list[str]:
+    """A title for each panel: as given, or whatever tells the panels apart."""
+    if title is not None:
+        titles = [title] if isinstance(title, str) else list(title)
+        if len(titles) != len(panels):
+            raise ValueError(f"`title` must have one title for each of {len(panels)} panels, found {len(titles)}.")
+        return titles
+    colors, sections = {p.title for p, _ in panels}, {s.name for _, s in panels}
+    if len(sections) == 1:
+        return [p.title for p, _ in panels]
+    return [" · ".join(filter(None, (p.title if len(colors) > 1 else "", s.name))) for p, s in panels]
+
+
+def _cells(n: int, *, per_color: int, ncols: int) -> tuple[list[tuple[int, int]], set[int]]:
+    """Row and column of each of n panels, and the numbers of the panels that carry a legend.
+
+    Colours of one section follow each other, each with its legend; of several sections each colour begins a new row,
+    with one legend at the end of its first row.
+    """
+    block = per_color if per_color > 1 else n  # panels that follow each other without a new row
+    cols = min(ncols, block)
+    rows = math.ceil(block / cols)
+    cells = [(i // block * rows + i % block // cols, i % block % cols) for i in range(n)]
+    return cells, set(range(n)) if per_color == 1 else set(range(cols - 1, n, block))
+
+
+def _new_axes(windows: list[Window]) -> list[Axes]:
+    """Panels of their final size, not yet in place."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(layout="none")
+    sizes = [np.divide(_inches(window), figure.get_size_inches()) for window in windows]
+    return [figure.add_axes((0, 0, *size), label=str(i)) for i, size in enumerate(sizes)]
+
+
+def _inches(window: Window) -> tuple[float, float]:
+    """Width and height of a panel that shows the window."""
+    left, right, bottom, top = window
+    width, height = right - left, bottom - top
+    scale = PANEL_INCHES / max(width, height)
+    return width * scale, height * scale
+
+
+def _draw(ax: Axes, paint: Paint, section: Section, *, size: float, alpha: float, image_alpha: float | None) -> None:
+    """Image and spots."""
+    from matplotlib.collections import EllipseCollection
+
+    if section.image is not None:
+        faded = 1.0 if paint.rgba is None else 0.6
+        ax.imshow(section.image, extent=section.extent, alpha=faded if image_alpha is None else image_alpha)
+    if paint.rgba is None:
+        look = {"facecolors": "none", "edgecolors": (0, 0, 0, alpha), "linewidths": 0.25}
+    else:
+        look = {"facecolors": paint.rgba[section.rows] * (1, 1, 1, alpha), "linewidths": 0}
+    diameter = [size * section.diameter]  # one for all: a single path to draw, whatever the number of spots
+    spots = EllipseCollection(
+        diameter,
+        diameter,
+        [0],
+        units="xy",
+        offsets=section.xy,
+        offset_transform=ax.transData,
+        rasterized=len(section.xy) > RASTER_ABOVE,
+        **look,
+    )
+    ax.add_collection(spots, autolim=False)
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def _arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
+    """Put the panels into their cells and make the figure just as large as they are with all that stands beside them.
+
+    matplotlib's own layouts clip legends beside panels of a fixed aspect, hence this one.
+    """
+    figure = axes[0].figure
+    inner = np.array([ax.get_window_extent().extents for ax in axes]).T / figure.dpi  # left, bottom, right, top
+    outer = np.array([ax.get_tightbbox().extents for ax in axes]).T / figure.dpi
+    left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
+    width, height = inner[2:] - inner[:2]
+    row, column = np.array(cells).T
+    x, total_width = _line_up(column, left, width, right, centred=True)
+    y, total_height = _line_up(row, top, height, bottom, centred=False)  # from the top; titles of a row in one line
+    figure.set_size_inches(total_width, total_height)
+    boxes = np.array([x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height])
+    for ax, box in zip(axes, boxes.T, strict=True):
+        ax.set_position(box)
+
+
+def _line_up(
+    at: np.ndarray, before: np.ndarray, size: np.ndarray, after: np.ndarray, *, centred: bool
+) -> tuple[np.ndarray, float]:
+    """Where panels of columns (or rows) `at` begin, all in inches, and where the last one ends."""
+    begin, end = np.zeros(len(at)), PAD_INCHES - GAP_INCHES
+    for i in range(at.max() + 1):
+        mine = at == i
+        room = size[mine].max()
+        begin[mine] = end + GAP_INCHES + before[mine].max() + (room - size[mine]) / 2 * centred
+        end += GAP_INCHES + before[mine].max() + room + after[mine].max()
+    return begin, end + PAD_INCHES

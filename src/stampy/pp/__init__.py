@@ -1,0 +1,10 @@
+"""Preprocessing: raw data -> arrays that a model takes. No torch here."""
+
+from ._geometry import infer_um_per_px
+from ._images import SlideImage
+from ._neighborhoods import neighborhoods
+from ._tiles import tiles
+from ._tokens import tokenize
+from ._vocabulary import Vocabulary
+
+__all__ = ["SlideImage", "Vocabulary", "infer_um_per_px", "neighborhoods", "tiles", "tokenize"]

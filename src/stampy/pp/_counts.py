@@ -1,0 +1,197 @@
+"""Counts of a section in any storage, read as blocks of rows, and the checks that they are raw counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import zarr
+from anndata.abc import CSCDataset, CSRDataset
+from scipy import sparse
+
+from stampy import _checks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["CHUNK", "checked_rows", "counts_of", "iter_rows"]
+
+CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
+LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
+
+
+def counts_of(adata: AnnData, layer: str | None = None) -> Any:
+    """`adata.X`, or the layer of that name, as it is stored.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer, or no `X`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> counts_of(AnnData(np.eye(2))).shape
+    (2, 2)
+    """
+    if layer is not None:
+        hint = " A layer 'counts' exists: use layer='counts'." if "counts" in adata.layers else ""
+        _checks.has_key(adata.layers, layer, slot="adata.layers", needs=f"stampy needs raw counts there.{hint}")
+        return adata.layers[layer]
+    if adata.X is None:
+        raise KeyError(
+            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them by `layer=`. "
+            f"Available: {_checks.shortlist(adata.layers)}."
+        )
+    return adata.X
+
+
+def iter_rows(X: Any, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
+    """Blocks of at most `chunk` rows as (first row, CSR block), without ever densifying `X`.
+
+    Memory is bounded by the block. The exceptions: CSC, in memory or on disk, is turned into CSR once, and a chunk of a
+    dask array is computed whole.
+
+    Parameters
+    ----------
+    X
+        (n, genes): numpy, scipy CSR or CSC (matrix or array), a backed matrix (HDF5 or zarr, sparse or dense), dask.
+    chunk
+        Rows of a block.
+
+    Examples
+    --------
+    >>> [(start, block.shape) for start, block in iter_rows(np.eye(5), chunk=2)]
+    [(0, (2, 5)), (2, (2, 5)), (4, (1, 5))]
+    """
+    if hasattr(X, "dask"):
+        yield from _iter_dask(X, chunk)
+        return
+    X = _sliceable(X)
+    for start in range(0, X.shape[0], chunk):
+        block = X[start : start + chunk]
+        yield start, block if sparse.issparse(block) else sparse.csr_matrix(np.asarray(block))
+
+
+def _sliceable(X: Any) -> Any:
+    """`X` itself, or its CSR form where slices of rows would be slow; TypeError where it isn't numbers in a table."""
+    if isinstance(X, CSCDataset):
+        X = X.to_memory()
+    if sparse.issparse(X):
+        X = X.tocsr()
+    elif not isinstance(X, np.ndarray | CSRDataset | h5py.Dataset | zarr.Array):
+        raise TypeError(
+            "Counts must be a numpy, scipy sparse (CSR, CSC), dask or backed (HDF5, zarr) matrix, found "
+            f"{type(X).__module__}.{type(X).__qualname__}."
+        )
+    if X.dtype.kind not in "buif":
+        raise TypeError(f"Counts must be real numbers, found dtype {X.dtype}.")
+    return X
+
+
+def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
+    """The same for a dask array, one of its rows of chunks at a time, so that none is computed twice."""
+    offset = 0
+    for i in range(X.numblocks[0]):
+        part = X.blocks[i].compute()
+        for start, block in iter_rows(part, chunk):
+            yield offset + start, block
+        offset += part.shape[0]
+
+
+def checked_rows(
+    X: Any, chunk: int = CHUNK, *, source: str = "adata.X", layers: Any = ()
+) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
+    """The blocks of :func:`iter_rows`, each checked to hold raw counts before it is handed out.
+
+    Parameters
+    ----------
+    X, chunk
+        As for :func:`iter_rows`.
+    source
+        What `X` is, for the messages.
+    layers
+        The names of the layers in which raw counts may be instead.
+
+    Warns
+    -----
+    UserWarning
+        Once, if values are not whole: depth-normalised (which changes tokens at ties only) or fractional counts.
+
+    Raises
+    ------
+    ValueError
+        If values are negative, NaN or infinite, or look log-normalised.
+    """
+    whole = True  # until a value is found that is not; that block then tells what the values are
+    for start, block in iter_rows(X, chunk):
+        _check_finite(block, start, source)
+        if whole and block.dtype.kind == "f" and not np.array_equal(block.data, np.trunc(block.data)):
+            whole = False
+            _judge_fractions(block, source, layers)
+        yield start, block
+
+
+def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
+    """ValueError with number and place of negative, NaN and infinite values of a block."""
+    data = block.data
+    if data.size == 0 or (data.min() >= 0 and data.max() < np.inf):  # NaN makes both comparisons false
+        return
+    for what, bad, hint in (
+        ("NaN", np.isnan(data), "Missing counts must be 0."),
+        ("infinite", np.isinf(data), "Counts must be finite."),
+        ("negative", data < 0, "That is no count; were the values scaled (z-scores)?"),
+    ):
+        where = np.flatnonzero(bad)
+        if where.size:
+            row = start + int(np.searchsorted(block.indptr, where[0], side="right")) - 1
+            raise ValueError(
+                f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
+                f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
+                "stampy needs raw counts: give them in X or name a layer by `layer=`."
+            )
+
+
+def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None:
+    """Warn of values that are not whole, or refuse them where they look log-normalised."""
+    if _is_depth_normalised(block):
+        warnings.warn(
+            f"`{source}` seems to be depth-normalised (each spot's values are multiples of its smallest). "
+            "That changes the order of genes of equal value at most, so it is used as it is.",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif block.data.max() < LOG_MAXIMUM:
+        counts = "layer='counts'" if "counts" in layers else "`layer=`"
+        raise ValueError(
+            f"`{source}` looks log-normalised: its values are not whole and none is above {block.data.max():.3g}. "
+            f"stampy needs raw counts: name them by {counts}, or use those in `adata.raw` "
+            f"(layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
+        )
+    else:
+        warnings.warn(
+            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are taken as corrected counts, "
+            "e.g. after removal of ambient RNA; normalised values would give wrong tokens.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _is_depth_normalised(block: sparse.csr_matrix, tolerance: float = 1e-4) -> bool:
+    """Whether the values of nearly every row are whole multiples of the row's smallest (or half or a third of it)."""
+    n_rows = n_multiples = 0
+    for low, high in zip(block.indptr[:-1], block.indptr[1:], strict=True):
+        values = block.data[low:high].astype(np.float64)
+        values = values[values > 0]
+        if values.size < 2 or values.min() == values.max():
+            continue  # one level only: says nothing, and its order does not depend on the scale
+        n_rows += 1
+        ratio = values / values.min()
+        n_multiples += any(
+            np.all(np.abs(ratio * k - np.rint(ratio * k)) <= np.minimum(ratio * k * tolerance, 0.02)) for k in (1, 2, 3)
+        )
+    return n_multiples >= 0.9 * n_rows

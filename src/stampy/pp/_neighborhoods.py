@@ -1,0 +1,342 @@
+"""Neighbourhood groups: every spot in one compact group of neighbours, the most central member first (Algorithm 2)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+import numba
+import numpy as np
+from scipy.spatial import cKDTree
+
+import stampy
+from stampy import _checks, _keys, _utils
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["Groups", "group_spots", "neighborhoods"]
+
+logger = logging.getLogger(__name__)
+
+JITTER = 1e-6  # spot distances; equally near spots come in random order, so duplicates and grids are no special case
+CHUNK = 1 << 18  # spots of one query: scipy's answer is four times as large as what is kept of it
+TIE = 1e-9  # relative; mean distances that differ by less are equal
+MANY_DROPPED = 0.1  # share of a section's spots above which the user is warned
+FREE, TRIED = -1, -2  # a spot without a group; the same, and no group could be grown from it
+
+
+class Groups(NamedTuple):
+    """Neighbourhood groups of one section."""
+
+    members: np.ndarray  # int64 (g, size), distinct spots of each group; the most central first, the others ascending
+    own: np.ndarray  # int32 (n,), the one group of each spot, -1 if it was dropped
+    centers: np.ndarray  # int64 (g,), the most central of the group's own spots; members[:, 0] unless that is borrowed
+
+
+def neighborhoods(
+    adata: AnnData | SpatialData,
+    *,
+    size: int = 9,
+    max_distance: float = 5.0,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    key_added: str = _keys.GROUP,
+    rng: int | np.random.Generator | None = 0,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Put every spot in one group of near spots, as contextual gene reconstruction needs them.
+
+    A group grows from a free spot by the nearest free spots. Near the end, spots that can't fill a group any more form
+    smaller ones (and in training borrow spots near by that already have a group). No group spans two sections, and a
+    section gets the same groups alone as beside others.
+
+    Parameters
+    ----------
+    adata
+        Section(s) with coordinates in ``obsm["spatial"]``, or a SpatialData with such a table.
+    size
+        Spots of a group, the centre included.
+    max_distance
+        The widest pair of a group may be this many spot distances apart; a spot without enough others so near is
+        dropped. The spot distance is the median distance of the section's spots to their nearest neighbour, in real
+        coordinates, so the limit means the same on a hexagonal grid, a square one and none at all. (The published code
+        takes 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more than 8 across
+        rows.) A section from which spots are missing at random needs a larger one.
+    library_key
+        Column of ``obs`` that names the section of each spot; None: all spots are of one section.
+    table_key
+        The table of a SpatialData.
+    key_added
+        Name of what is written.
+    rng
+        Seed or generator. The same seed gives the same groups, on any number of threads.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the copy. Written are
+
+    ``obs[key_added]``
+        int32, the group's number: 0, 1, ... across all sections; -1 if the spot was dropped.
+    ``obs[key_added + "_center"]``
+        bool, True for one spot of each group: the one with the smallest mean distance to the group's members. A group
+        with borrowed spots has its centre among its own spots.
+    ``uns["stamp"][key_added]``
+        Parameters, version of stampy, numbers of groups and of dropped spots.
+
+    Raises
+    ------
+    KeyError
+        If there are no coordinates, no such column or no such table.
+    ValueError
+        If a section has fewer spots than a group, coordinates are NaN or infinite, or the table is empty.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=120)
+    >>> neighborhoods(adata)
+    >>> int(adata.obs["stamp_group"].value_counts().max())
+    9
+    >>> bool(adata.obs["stamp_group_center"].sum() == adata.obs["stamp_group"].nunique())
+    True
+
+    References
+    ----------
+    The STAMP paper (arXiv 2602.13944), Algorithm 2.
+    """
+    table = _utils.table_of(adata, table_key)
+    _checks.not_empty(table, genes=False)
+    xy = _checks.coordinates(table)
+    codes, names = _checks.libraries(table, library_key)
+    _checks.enough_spots(dict(zip(names, np.bincount(codes), strict=True)), size)
+
+    seed = int(_utils.generator(rng).integers(2**63))
+    group, is_center = _all_sections(xy, codes, size, max_distance, seed)
+    _warn_of_dropped(group, codes, names)
+    record = {
+        "stampy": stampy.__version__,
+        "size": size,
+        "max_distance": max_distance,
+        "library_key": library_key or "",
+        "seed": seed,
+        "n_groups": int(is_center.sum()),
+        "n_dropped": int((group < 0).sum()),
+    }
+    logger.info("%(n_groups)d groups, %(n_dropped)d spots dropped", record)
+
+    if copy:
+        adata = _utils.copy_of(adata, table_key)
+        table = _utils.table_of(adata, table_key)
+    table.obs[key_added] = group
+    table.obs[key_added + _keys.CENTER_SUFFIX] = is_center
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
+    return adata if copy else None
+
+
+def group_spots(
+    xy: np.ndarray, *, size: int = 9, max_distance: float = 5.0, rng: int | np.random.Generator | None = 0
+) -> Groups:
+    """Groups of near spots of one section, in n log n.
+
+    Seeds are free spots beside the last group, those with the fewest free spots around them first, so that little is
+    left over between groups; where there are none, a random one. A seed takes the nearest free spots. What is left
+    forms groups of the nearest free spots, filled up with the nearest others.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) coordinates in any unit.
+    size
+        Spots of a group.
+    max_distance
+        The widest pair of a group may be this many median nearest-neighbour distances apart. A spot with `size` spots
+        (itself included) within half of that always gets a group, one with fewer within all of it never.
+    rng
+        Seed or generator.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer spots than `size`, or coordinates are NaN or infinite.
+
+    Examples
+    --------
+    >>> x, y = np.meshgrid([0, 1, 2], [0, 1, 2])
+    >>> group_spots(np.column_stack([x.ravel(), y.ravel()])).members
+    array([[4, 0, 1, 2, 3, 5, 6, 7, 8]])
+    """
+    xy = _checks.points(xy)
+    _checks.enough_spots({"": len(xy)}, size)
+    _checks.positive("max_distance", max_distance)
+    rng = _utils.generator(rng)
+
+    xy = (xy - xy.min(axis=0)) / _spot_distance(xy)
+    order = rng.permutation(len(xy))
+    jittered = xy + rng.uniform(-JITTER, JITTER, xy.shape)
+    tree, k = cKDTree(jittered), min(4 * size, len(xy))
+
+    own = np.full(len(xy), FREE, dtype=np.int32)
+    full = _grow(xy, _nearest(tree, jittered, k), order, max_distance, own, size)
+    left = order[own[order] < 0]
+    own[left] = FREE
+    near = _nearest(tree, jittered[left], k)
+    members = np.concatenate([full, _borrow(xy, near, left, max_distance, own, size, len(full))])
+    return Groups(members, own, _put_centre_first(xy, members, own))
+
+
+def _all_sections(
+    xy: np.ndarray, codes: np.ndarray, size: int, max_distance: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Group and whether it is the centre, for the spots of all sections."""
+    group, is_center = np.empty(len(xy), dtype=np.int32), np.zeros(len(xy), dtype=bool)
+    n_groups = 0
+    for rows in np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]):
+        groups = group_spots(xy[rows], size=size, max_distance=max_distance, rng=seed)
+        group[rows] = np.where(groups.own >= 0, groups.own + n_groups, -1)
+        is_center[rows[groups.centers]] = True
+        n_groups += len(groups.members)
+    return group, is_center
+
+
+def _warn_of_dropped(group: np.ndarray, codes: np.ndarray, names: list[str]) -> None:
+    n_dropped, n_spots = np.bincount(codes, weights=group < 0), np.bincount(codes)
+    many = np.flatnonzero(n_dropped > MANY_DROPPED * n_spots)
+    if many.size:
+        found = (f"{names[s] and names[s] + ': '}{n_dropped[s]:.0f} of {n_spots[s]}" for s in many)
+        warnings.warn(
+            f"Many spots have too few others near by and were dropped from the neighbourhood groups: "
+            f"{_checks.shortlist(found)}. Raise `max_distance=` if they matter.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _spot_distance(xy: np.ndarray) -> float:
+    """Median distance of the places at which there are spots to the nearest other place; 1 if there is one place."""
+    places = np.unique(xy, axis=0)
+    if len(places) == 1:
+        return 1.0
+    return float(np.median(cKDTree(places).query(places, k=2, workers=-1)[0][:, 1]))
+
+
+def _nearest(tree: cKDTree, xy: np.ndarray, k: int) -> np.ndarray:
+    """The `k` nearest spots of each of `xy`, nearest first, as int32."""
+    near = np.empty((len(xy), k), dtype=np.int32)
+    for start in range(0, len(xy), CHUNK):
+        near[start : start + CHUNK] = tree.query(xy[start : start + CHUNK], k=k, workers=-1)[1]
+    return near
+
+
+@numba.njit(nogil=True, cache=True)
+def _take(xy, near, own, any_spot, reach, limit, row, m):
+    """Add the nearest spots to the `m` of `row` till it is full: within `reach` of the seed, no pair beyond `limit`."""
+    for c in near:
+        if m == len(row):
+            break
+        if not any_spot and own[c] >= 0:
+            continue
+        fits = True
+        for j in range(m):
+            apart = np.hypot(xy[c, 0] - xy[row[j], 0], xy[c, 1] - xy[row[j], 1])
+            if row[j] == c or apart > limit or (j == 0 and apart > reach):
+                fits = False
+                break
+        if fits:
+            row[m] = c
+            m += 1
+    return m
+
+
+@numba.njit(nogil=True, cache=True)
+def _grow(xy, near, order, limit, own, size):
+    """Groups of free spots (g, size), entered in `own`; what is left is not FREE but TRIED."""
+    rank = np.empty(len(xy), np.int64)
+    rank[order] = np.arange(len(xy))
+    members = np.empty((len(xy) // size, size), np.int64)
+    row = np.empty(size, np.int64)
+    n_groups, position, seed = 0, 0, -1
+    while True:
+        if seed < 0:
+            while position < len(order) and own[order[position]] != FREE:
+                position += 1
+            if position == len(order):
+                return members[:n_groups]
+            seed = order[position]
+        row[0] = seed
+        own[seed] = TRIED
+        m = _take(xy, near[seed], own, False, limit, limit, row, 1)
+        if m == size:
+            members[n_groups] = row
+            own[row] = n_groups
+            n_groups += 1
+        seed = _next_seed(near, own, rank, row if m == size else row[:1])
+
+
+@numba.njit(nogil=True, cache=True)
+def _next_seed(near, own, rank, row):
+    """The free spot near `row` with the fewest spots without a group around it, or -1; ties in the random order."""
+    best, fewest = -1, near.shape[1] + 1
+    for spot in row:
+        for c in near[spot]:
+            if own[c] != FREE:
+                continue
+            n = 0
+            for around in near[c]:
+                n += own[around] < 0
+            if n < fewest or (n == fewest and rank[c] < rank[best]):
+                best, fewest = c, n
+    return best
+
+
+@numba.njit(nogil=True, cache=True)
+def _borrow(xy, near, left, limit, own, size, n_groups):
+    """Groups of left-over spots (g, size), filled up with spots of other groups and entered in `own`."""
+    members = np.empty((len(left), size), np.int64)
+    row = np.empty(size, np.int64)
+    made = 0
+    for i in range(len(left)):
+        if own[left[i]] >= 0:
+            continue
+        row[0] = left[i]
+        # Spots within half the limit of the seed are within the limit of each other: they can't keep others out.
+        m = _take(xy, near[i], own, False, limit / 2, limit, row, 1)
+        m = _take(xy, near[i], own, True, limit, limit, row, m)
+        if m < size:
+            continue
+        for spot in row:
+            if own[spot] < 0:
+                own[spot] = n_groups + made
+        members[made] = row
+        made += 1
+    return members[:made]
+
+
+@numba.njit(nogil=True, cache=True)
+def _put_centre_first(xy, members, own):
+    """Sort each row of `members`, put the most central spot first; the most central of each group's own spots (g,)."""
+    size = members.shape[1]
+    centers = np.empty(len(members), np.int64)
+    for g in range(len(members)):
+        members[g].sort()
+        row = members[g].copy()
+        total = np.zeros(size)
+        for i in range(size):
+            for j in range(size):
+                total[i] += np.hypot(xy[row[i], 0] - xy[row[j], 0], xy[row[i], 1] - xy[row[j], 1])
+        first = _lowest(total)
+        center = _lowest(np.where(own[row] == g, total, np.inf))
+        members[g, 0] = row[first]
+        members[g, 1 : first + 1] = row[:first]
+        centers[g] = row[center]
+    return centers
+
+
+@numba.njit(nogil=True, cache=True)
+def _lowest(values):
+    """Position of the first value that equals the lowest, rounding aside."""
+    return np.argmax(values <= values.min() * (1 + TIE))

@@ -1,0 +1,154 @@
+"""The compiled ranking of a spot's genes, in time linear in its counts; nothing is densified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from stampy import _keys
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+__all__ = ["rank_tokens"]
+
+# the place of the only set bit of a 64-bit word: the sequence times that bit has a different top six bits for each
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT = np.zeros(64, dtype=np.int64)
+_BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
+
+BLOCKS_PER_THREAD = 4  # spots differ in size: a thread that is done early takes another block
+
+
+def rank_tokens(
+    block: sparse.csr_matrix | sparse.csr_array, rows: np.ndarray, divisors: np.ndarray, max_tokens: int
+) -> np.ndarray:
+    """Tokens of a block of spots.
+
+    Parameters
+    ----------
+    block
+        (spots, genes) CSR, finite and not negative; it may hold a place twice, zeros, and columns in any order.
+    rows
+        int32 (genes,): row of the vocabulary, -1 for a gene that is not in it.
+    divisors
+        float64 (vocabulary,), above 0.
+    max_tokens
+        Length of a row.
+
+    Returns
+    -------
+    int32 (spots, max_tokens)
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> rank_tokens(sparse.csr_array([[4, 0, 1, 6]]), np.array([0, 1, 2, -1]), np.array([8.0, 1.0, 2.0]), 3)
+    array([[30, 32,  0]], dtype=int32)
+    """
+    tokens = np.zeros((block.shape[0], max_tokens), dtype=np.int32)
+    _rank(  # one set of types, so that it is compiled once
+        block.indptr.astype(np.int64, copy=False),
+        block.indices.astype(np.int32, copy=False),
+        block.data.astype(np.float64, copy=False),
+        rows.astype(np.int32, copy=False),
+        divisors.astype(np.float64),
+        BLOCKS_PER_THREAD * numba.get_num_threads(),
+        tokens,
+    )
+    return tokens
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _rank(indptr, indices, data, rows, divisors, n_blocks, tokens):
+    """Fill `tokens` of zeros; blocks of spots run in parallel, each with its own scratch."""
+    n_spots, n_genes = len(tokens), len(divisors)
+    for b in numba.prange(n_blocks):
+        value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
+        seen = np.zeros(n_genes // 64 + 1, np.uint64)  # a bit a vocabulary row; all zero between spots
+        keys = np.empty((2, n_genes), np.uint64)
+        for i in range(n_spots * b // n_blocks, n_spots * (b + 1) // n_blocks):
+            low, high = indptr[i], indptr[i + 1]
+            _sum_genes(indices[low:high], data[low:high], rows, value, seen)
+            n = _collect(value, divisors, seen, keys[1])
+            _sort(keys[1, :n], keys[0, :n], value)
+            for k in range(min(n, tokens.shape[1])):
+                tokens[i, k] = np.int64(keys[1, k]) + _keys.N_SPECIAL
+            for k in range(n):
+                value[np.int64(keys[1, k])] = 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_genes(indices, data, rows, value, seen):
+    """Add a spot's counts up by vocabulary row, and mark the rows."""
+    for j in range(len(indices)):
+        row = rows[indices[j]]
+        if row >= 0 and data[j] > 0:
+            value[row] += data[j]
+            seen[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
+
+
+@numba.njit(nogil=True, cache=True)
+def _collect(value, divisors, seen, found):
+    """Divide the counts of the marked rows, list these rows in rising order and clear the marks; their number."""
+    n = 0
+    for word in range(len(seen)):
+        marks = seen[word]
+        seen[word] = 0
+        while marks:
+            last = marks & (~marks + np.uint64(1))
+            row = 64 * word + _BIT[(last * _DE_BRUIJN) >> np.uint64(58)]
+            value[row] /= divisors[row]
+            found[n] = row
+            n += 1
+            marks ^= last
+    return n
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort(order, keys, value):
+    """Sort the rows in `order` by falling value; rows of the same value keep their (rising) order.
+
+    The bits of a positive float, read as an integer, rise with it. Two stable counting passes sort by the upper 16 bits
+    of the distance from the highest; one insertion pass, with next to nothing to do, puts right what differs below.
+    """
+    if len(order) < 2:
+        return
+    bits = value.view(np.uint64)
+    high = low = bits[order[0]]
+    for k in range(1, len(order)):
+        high = max(high, bits[order[k]])
+        low = min(low, bits[order[k]])
+    shift = np.uint64(0)
+    while (high - low) >> shift > np.uint64(0xFFFF):
+        shift += np.uint64(1)
+
+    for k in range(len(order)):
+        keys[k] = (((high - bits[order[k]]) >> shift) << np.uint64(32)) | order[k]
+    _counting_pass(keys, order, np.uint64(32))
+    _counting_pass(order, keys, np.uint64(40))
+
+    for k in range(len(order)):
+        row = keys[k] & np.uint64(0xFFFFFFFF)
+        j = k
+        while j > 0 and value[order[j - 1]] < value[row]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = row
+
+
+@numba.njit(nogil=True, cache=True)
+def _counting_pass(keys, out, shift):
+    """Write the keys to `out`, sorted stably by the 8 bits from `shift` on."""
+    byte = np.uint64(0xFF)
+    start = np.zeros(257, np.int64)
+    for k in range(len(keys)):
+        start[((keys[k] >> shift) & byte) + np.uint64(1)] += 1
+    for digit in range(256):
+        start[digit + 1] += start[digit]
+    for k in range(len(keys)):
+        digit = (keys[k] >> shift) & byte
+        out[start[digit]] = keys[k]
+        start[digit] += 1

@@ -1,0 +1,169 @@
+"""Gene tokens: the genes of a spot in falling order of how far each is above its usual level."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import stampy
+from stampy import _checks, _keys, _utils
+
+from ._counts import CHUNK, checked_rows, counts_of
+from ._match import GeneMatch
+from ._rank import rank_tokens
+from ._vocabulary import Vocabulary, packaged
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["iter_tokens", "tokenize"]
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(
+    adata: AnnData | SpatialData,
+    vocabulary: Vocabulary | str | Path | None = None,
+    *,
+    max_tokens: int = _keys.MAX_TOKENS,
+    layer: str | None = None,
+    table_key: str = _keys.TABLE,
+    key_added: str = _keys.TOKENS,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Write the gene tokens of every spot: its genes in falling order of count over usual count.
+
+    The value of a gene in a spot is its count over the vocabulary's divisor (its mean over the spots of a corpus that
+    have it). The depth of the spot is left out: it would scale all of the spot's values alike. Ties go to the gene that
+    comes first in the vocabulary, on every machine. Genes outside the vocabulary are dropped, columns of the same gene
+    are summed.
+
+    Parameters
+    ----------
+    adata
+        Section with raw counts (sparse, dense, backed or dask), or a SpatialData with such a table. `X` is not changed.
+    vocabulary
+        The genes and their order, or the path of a `genes.tsv`; None is the vocabulary of the packaged model.
+    max_tokens
+        Length of a row; only the highest values are kept.
+    layer
+        The layer with raw counts; None is `X`.
+    table_key
+        The table of a SpatialData.
+    key_added
+        Name of what is written.
+    copy
+        Return a changed copy (of a SpatialData, with the table copied and the rest shared) instead of writing in place.
+
+    Returns
+    -------
+    None, or the copy. Written are
+
+    ``obsm[key_added]``
+        int32 (n, max_tokens): a gene is its vocabulary row + 30, 0 pads on the right.
+    ``uns["stamp"][key_added]``
+        Where it came from: version of stampy, digest and size of the vocabulary, the overlap, the counts used.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer or table.
+    ValueError
+        If the section is empty, too few of its genes are in the vocabulary, or the values are no counts.
+    FileNotFoundError
+        If there is no such vocabulary.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from stampy.pp import Vocabulary, tokenize
+    >>> genes = {"gene_id": ["A", "B", "C"], "symbol": ["A", "B", "C"], "divisor": [1.0, 10.0, 2.0]}
+    >>> section = AnnData(np.array([[2, 20, 9], [0, 5, 0]]), var=pd.DataFrame(index=["A", "B", "C"]))
+    >>> tokenize(section, Vocabulary(pd.DataFrame(genes)), max_tokens=4)
+    >>> section.obsm["stamp_tokens"]
+    array([[32, 30, 31,  0],
+           [31,  0,  0,  0]], dtype=int32)
+
+    References
+    ----------
+    The STAMP paper (arXiv 2602.13944), section on gene tokens; the ranking is that of Geneformer and Nicheformer.
+    """
+    table = _utils.table_of(adata, table_key)
+    _checks.not_empty(table)
+    _checks.at_least("max_tokens", max_tokens, 1)
+    vocabulary = _vocabulary_of(vocabulary)
+    counts = counts_of(table, layer)
+    match = vocabulary.match(table)
+    logger.info("%s", match)
+
+    tokens = np.empty((table.n_obs, max_tokens), dtype=np.int32)
+    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=tuple(table.layers))
+    for start, block in blocks:
+        tokens[start : start + len(block)] = block
+
+    if copy:
+        adata = _utils.copy_of(adata, table_key)
+        table = _utils.table_of(adata, table_key)
+    table.obsm[key_added] = tokens
+    table.uns.setdefault(_keys.UNS, {})[key_added] = provenance(vocabulary, match, source)
+    return adata if copy else None
+
+
+def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int]:
+    """What `uns` says of where tokens came from, in types that every file format holds."""
+    return {
+        "stampy": stampy.__version__,
+        "counts": source,
+        "vocabulary": vocabulary.digest,
+        "n_vocabulary": len(vocabulary),
+        "n_matched": match.n_matched,
+        "n_vars": match.n_vars,
+        "n_duplicated": match.n_duplicated,
+        "matched_kind": match.kind,
+        "matched_source": match.source,
+    }
+
+
+def _vocabulary_of(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
+    """The vocabulary itself, the one of a file, or the packaged one."""
+    if vocabulary is None:
+        return packaged()
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str | Path):
+        return Vocabulary.load(vocabulary)
+    raise TypeError(f"`vocabulary` must be a Vocabulary, a path or None, found {type(vocabulary).__name__}.")
+
+
+def iter_tokens(
+    X: Any,
+    match: GeneMatch,
+    divisors: np.ndarray,
+    max_tokens: int = _keys.MAX_TOKENS,
+    chunk: int = CHUNK,
+    *,
+    source: str = "adata.X",
+    layers: tuple[str, ...] = (),
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)), one at a time.
+
+    Parameters
+    ----------
+    X
+        (n, genes) raw counts in any storage; checked block by block as by :func:`checked_rows`.
+    match, divisors
+        Where the columns are in the vocabulary (``Vocabulary.match``), and its divisors.
+    max_tokens, chunk
+        Length of a row; spots of a block.
+    source, layers
+        What `X` is and which layers there are, for messages.
+    """
+    for start, block in checked_rows(X, chunk, source=source, layers=layers):
+        yield start, rank_tokens(block, match.rows, divisors, max_tokens)

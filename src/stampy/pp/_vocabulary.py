@@ -1,0 +1,332 @@
+"""The vocabulary: which gene is which token, and the gene's usual level."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _keys, _utils
+
+from . import _match
+from ._corpus_means import gene_means
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Vocabulary", "packaged"]
+
+COLUMNS = ["gene_id", "symbol", "divisor"]
+FILE = "genes.tsv"
+
+
+class Vocabulary:
+    """The genes that a model knows: row i is token i + 30.
+
+    Immutable. A gene's value in a spot is its count over its `divisor`, its mean over the spots that have it; tokens
+    are the genes of a spot in falling order of that value.
+
+    Parameters
+    ----------
+    frame
+        One row a gene, in the order of the tokens: `gene_id` (Ensembl id, or any unique name), `symbol` (may be empty;
+        several, the usual one first, are parted by ``|``) and `divisor` (finite, above 0).
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, an id is empty or occurs twice, or a divisor is not a finite number above 0.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> genes = {"gene_id": ["ENSG00000111640", "ENSG00000141510"], "symbol": ["GAPDH", "TP53"], "divisor": [9.5, 1.2]}
+    >>> vocabulary = Vocabulary(pd.DataFrame(genes))
+    >>> vocabulary, vocabulary.n_tokens, vocabulary.token_of("TP53")
+    (Vocabulary of 2 genes: GAPDH, TP53, 32, 31)
+
+    References
+    ----------
+    The STAMP paper (arXiv 2602.13944), section on gene tokens; the order of the published one is Nicheformer's.
+    """
+
+    def __init__(self, frame: pd.DataFrame):
+        frame = _validated(frame)
+        self._gene_ids = frame["gene_id"].to_numpy(dtype=object)
+        self._symbols = frame["symbol"].to_numpy(dtype=object)
+        self._divisors = frame["divisor"].to_numpy(dtype=np.float64).copy()
+        for column in (self._gene_ids, self._symbols, self._divisors):
+            column.setflags(write=False)
+
+    @property
+    def gene_ids(self) -> np.ndarray:
+        """(n,) str, read-only."""
+        return self._gene_ids
+
+    @property
+    def symbols(self) -> np.ndarray:
+        """(n,) str, read-only; empty where there is none, several parted by ``|``."""
+        return self._symbols
+
+    @property
+    def divisors(self) -> np.ndarray:
+        """(n,) float64, read-only: the gene's mean over the spots that have it."""
+        return self._divisors
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A copy as a table."""
+        return pd.DataFrame(dict(zip(COLUMNS, (self.gene_ids, self.symbols, self.divisors), strict=True)))
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of token ids, the 30 special ones included."""
+        return len(self) + _keys.N_SPECIAL
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 characters of the SHA-256 of the file that `save` writes: tells vocabularies apart."""
+        return hashlib.sha256(self._text().encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._gene_ids)
+
+    def __eq__(self, other: object) -> bool:
+        return self._text() == other._text() if isinstance(other, Vocabulary) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        names = [symbol.split("|")[0] or gene for gene, symbol in zip(self.gene_ids[:3], self.symbols[:3], strict=True)]
+        return f"Vocabulary of {len(self)} genes: {', '.join(names)}{', ...' if len(self) > 3 else ''}"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read `genes.tsv`, or the one in the folder `path`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        ValueError
+            If the file is not a vocabulary.
+        """
+        path = Path(path).expanduser()
+        path = _checks.existing(path / FILE if path.is_dir() else path, what="vocabulary")
+        try:
+            # quoting=3 (none) and no NA words: NA and NAN are text here; floats are parsed exactly in _validated
+            frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
+            return cls(frame)
+        except ValueError as error:  # pandas' own and those of text that isn't UTF-8 are ValueErrors too
+            raise ValueError(f"{str(path)!r} is not a vocabulary: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write `genes.tsv`: tab-separated with a header, a row a gene, divisors exact.
+
+        A folder gets a file of that name; a file that is there is replaced at once or not at all.
+        """
+        path = Path(path).expanduser()
+        path = path / FILE if path.is_dir() else path
+        with _utils.atomic(path) as temporary:
+            temporary.write_text(self._text(), encoding="utf-8", newline="\n")
+
+    def _text(self) -> str:
+        rows = zip(self.gene_ids, self.symbols, self.divisors.tolist(), strict=True)
+        return "\t".join(COLUMNS) + "\n" + "".join(f"{gene}\t{symbol}\t{divisor!r}\n" for gene, symbol, divisor in rows)
+
+    @classmethod
+    def from_sections(
+        cls,
+        sections: Iterable[AnnData | str | Path],
+        *,
+        layer: str | None = None,
+        min_spots: int = 10,
+        max_genes: int | None = None,
+    ) -> Vocabulary:
+        """The genes of a corpus, each with its mean over the spots that have it, in the order of their ids.
+
+        Counts are scaled to 10,000 a spot; the mean of a gene is over all spots with a count of it in the sections that
+        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Genes are put
+        together by Ensembl id; symbols of sections without ids through the sections that have both (a symbol of several
+        ids belongs to the one in most spots). Symbols that nobody resolves are their own id.
+
+        Parameters
+        ----------
+        sections
+            Sections with raw counts, or paths of .h5ad files (opened backed); a generator will do.
+        layer
+            The layer with raw counts; None is `X`.
+        min_spots
+            Genes with a count in fewer spots are left out.
+        max_genes
+            Keep only the genes in most spots.
+
+        Raises
+        ------
+        ValueError
+            If there is no section, a section is empty or has no raw counts, or no gene is left.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from anndata import AnnData
+        >>> section = AnnData(np.array([[1.0, 3.0], [0.0, 2.0]]), var=pd.DataFrame(index=["TP53", "GAPDH"]))
+        >>> Vocabulary.from_sections([section], min_spots=1).frame
+          gene_id symbol  divisor
+        0   GAPDH  GAPDH   8750.0
+        1    TP53   TP53   2500.0
+        """
+        _checks.at_least("min_spots", min_spots, 1)
+        if max_genes is not None:
+            _checks.at_least("max_genes", max_genes, 1)
+        means = gene_means(sections, layer=layer)
+        kept = means[means["n_spots"] >= min_spots]
+        if kept.empty:
+            raise ValueError(
+                f"None of the {len(means)} genes has a count in at least {min_spots} spots; lower `min_spots`."
+            )
+        if max_genes is not None:
+            kept = kept.sort_values(["n_spots", "gene_id"], ascending=[False, True]).head(max_genes)
+        return cls(kept.sort_values("gene_id")[COLUMNS])
+
+    def match(self, adata: AnnData) -> _match.GeneMatch:
+        """Find the section's genes in the vocabulary, by the one source of names that finds most.
+
+        Looked through are `var_names` and columns such as `gene_ids`, `symbol` or `feature_name`: as Ensembl ids, with
+        ``.version`` cut off, and as symbols, first as written, then in any case where that leaves no doubt.
+
+        Returns
+        -------
+        The match; ``print`` it for a report of the overlap.
+
+        Raises
+        ------
+        ValueError
+            If less than a tenth of the smaller gene list is found.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from anndata import AnnData
+        >>> genes = pd.DataFrame({"gene_id": ["ENSG00000111640"], "symbol": ["GAPDH"], "divisor": [1.0]})
+        >>> print(Vocabulary(genes).match(AnnData(np.eye(2), var=pd.DataFrame(index=["XIST", "GAPDH"]))))
+        1 of 2 genes of the section are in the vocabulary (50%; 100% of its 1), matched as symbol by var_names;
+        not in it, e.g.: XIST
+        """
+        return _match.match_or_raise(adata, self)
+
+    def token_of(self, gene: str) -> int:
+        """The token of a gene, given its id or symbol; KeyError with near names where there is none."""
+        for kind in ("gene_id", "symbol"):
+            row = int(self.rows_of(pd.Index([gene], dtype=object), kind)[0][0])
+            if row >= 0:
+                return row + _keys.N_SPECIAL
+        near = difflib.get_close_matches(gene, [*self._symbol_rows.index, *self.gene_ids], n=3)
+        raise KeyError(f"Gene {gene!r} not found in the {self!r}.{f' Near names: {near}.' if near else ''}")
+
+    def rows_of(self, names: pd.Index, kind: str) -> tuple[np.ndarray, int]:
+        """Row of each name (int32, -1 where unknown), and how many were found only in another case."""
+        if kind == "gene_id":
+            return _lookup(self._id_rows, _match.cut_version(names)), 0
+        rows = _lookup(self._symbol_rows, names)
+        folded = pd.Index([name.upper() for name in names], dtype=object)
+        rest = np.flatnonzero(rows < 0)
+        found = _lookup(self._folded_rows, folded[rest])
+        rest, found = rest[found >= 0], found[found >= 0]
+        # in doubt where two names of the section differ by case alone (a section of two species, say)
+        same = names[folded.isin(folded[rest])].unique()
+        upper = pd.Index([name.upper() for name in same], dtype=object)
+        clear = ~folded[rest].isin(upper[upper.duplicated()])
+        rows[rest[clear]] = found[clear]
+        return rows, int(clear.sum())
+
+    @cached_property
+    def _id_rows(self) -> pd.Series:
+        rows = pd.Series(np.arange(len(self), dtype=np.int32), index=_match.cut_version(pd.Index(self.gene_ids)))
+        return rows[~rows.index.duplicated()]
+
+    @cached_property
+    def _symbol_rows(self) -> pd.Series:
+        """Row of every symbol; one of several rows belongs to the row that names it first, then to the lower row."""
+        aliases = [
+            (rank, row, alias)
+            for row, cell in enumerate(self.symbols)
+            for rank, alias in enumerate(cell.split("|"))
+            if alias
+        ]
+        aliases.sort(key=lambda item: (min(item[0], 1), item[1]))
+        rows = pd.Series(
+            np.array([row for _, row, _ in aliases], dtype=np.int32),
+            index=pd.Index([alias for *_, alias in aliases], dtype=object),
+        )
+        return rows[~rows.index.duplicated()]
+
+    @cached_property
+    def _folded_rows(self) -> pd.Series:
+        """Row of every symbol in upper case, where all symbols that differ by case alone are of one row."""
+        folded = self._symbol_rows.set_axis(self._symbol_rows.index.str.upper())
+        unambiguous = folded.groupby(level=0).nunique() == 1
+        return folded[~folded.index.duplicated()].loc[lambda rows: unambiguous[rows.index].to_numpy()]
+
+
+def packaged() -> Vocabulary:
+    """The vocabulary of the packaged model; FileNotFoundError where this installation has none."""
+    path = Path(str(resources.files("stampy") / "models" / "weights" / "stampy-mini" / FILE))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No vocabulary of the packaged model at {str(path)!r}. Install stampy with its weights, or give "
+            "`vocabulary=`, e.g. `Vocabulary.from_sections([adata])`."
+        )
+    return Vocabulary.load(path)
+
+
+def _lookup(rows: pd.Series, names: pd.Index) -> np.ndarray:
+    """The values of `rows` (of unique index) at `names`, -1 where there is none."""
+    where = rows.index.get_indexer(names)
+    found = np.full(len(names), -1, dtype=np.int32)
+    found[where >= 0] = rows.to_numpy()[where[where >= 0]]
+    return found
+
+
+def _number(text: object) -> float:
+    """The number, to the last bit (pandas' own parser is not exact), NaN where it is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _validated(frame: pd.DataFrame) -> pd.DataFrame:
+    """The three columns as text, text and float64, or a ValueError."""
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"A vocabulary is made from a pandas DataFrame, found {type(frame).__name__}.")
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"a vocabulary needs the columns {COLUMNS}; {missing} not among {_checks.shortlist(frame.columns)}."
+        )
+    if frame.empty:
+        raise ValueError("a vocabulary needs at least one gene, found none.")
+    gene_ids = frame["gene_id"].fillna("").astype(str)
+    symbols = frame["symbol"].fillna("").astype(str)
+    divisors = frame["divisor"].map(_number).astype(np.float64)
+    for what, bad in (
+        ("an empty `gene_id`", gene_ids == ""),
+        ("a `gene_id` that occurs twice", gene_ids.duplicated()),
+        ("a tab or line break in a name", (gene_ids + symbols).str.contains(r"[\t\r\n]")),
+        ("a `divisor` that is not a finite number above 0", ~(np.isfinite(divisors) & (divisors > 0))),
+    ):
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{int(bad.sum())} of {len(frame)} rows have {what} (first: row {row}, {frame.iloc[row].to_dict()})."
+            )
+    return pd.DataFrame({"gene_id": gene_ids, "symbol": symbols, "divisor": divisors})

@@ -1,0 +1,290 @@
+"""A section in, an embedding out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import stampy
+from stampy import _checks, _keys, models
+from stampy._utils import copy_of, is_spatialdata, table_of
+from stampy.pp import Vocabulary
+from stampy.pp._counts import counts_of
+from stampy.pp._tiles import TileSource
+
+from ._stream import Tower, stream_genes, stream_images
+
+if TYPE_CHECKING:
+    import torch
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stampy.pp._sections import ImageSource
+
+__all__ = ["embed"]
+
+logger = logging.getLogger(__name__)
+
+Modality = Literal["gene", "image", "fused"]
+MODALITIES = ("gene", "image", "fused")
+
+
+def embed(
+    adata: AnnData | SpatialData,
+    model: str | Path | models.Stamp = "stampy-mini",
+    *,
+    modality: Modality | None = None,
+    image: ImageSource | dict[str, ImageSource] | None = None,
+    image_key: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    layer: str | None = None,
+    um_per_px: float | dict[str, float] | None = None,
+    spot_um: float | None = None,
+    level: Literal["embedding", "feature"] = "embedding",
+    batch_size: int | None = None,
+    n_workers: int = 1,
+    device: str | torch.device | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    show_progress_bar: bool = True,
+    key_added: str = _keys.EMBEDDING,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Embed every spot: its genes, the tissue that it lies on, or both in one vector.
+
+    Genes are ranked and tiles are cut on the way, piece by piece, so memory does not grow with the section but for the
+    result. The result is the same for every `batch_size` and `n_workers`.
+
+    Parameters
+    ----------
+    adata
+        Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. It may be backed.
+    model
+        A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``, or a loaded
+        `stampy.models.Stamp`.
+    modality
+        ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: fused where there are counts and an image, else
+        the one that is there.
+    image
+        Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
+        resolution; for several sections by section. See `stampy.pp.tiles`.
+    image_key
+        Which of the images in `adata` to use, such as ``"hires"``, or a name in ``sdata.images``.
+    library_key
+        Column of ``adata.obs`` that names the section of each spot, where one table holds several.
+    table_key
+        Table of a SpatialData.
+    layer
+        Layer with raw counts; None: ``adata.X``.
+    um_per_px, spot_um
+        Scale of the full-resolution image, where the scale factors do not tell. See `stampy.pp.tiles`.
+    level
+        ``"embedding"``: projected into the space that genes and images share, L2 norm 1. ``"feature"``: the towers'
+        outputs before the projection.
+    batch_size
+        Spots per batch; None: what suits the device.
+    n_workers
+        Threads that read tiles.
+    device
+        None: CUDA if there is one, else the CPU.
+    precision
+        None: bfloat16 on CUDA, float32 on the CPU.
+    show_progress_bar
+        Show how far it is.
+    key_added
+        Where the embedding goes.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy. Written, once all is computed:
+
+    ``obsm[key_added]``
+        float32 (n, d). Fused: gene and image vector side by side, each of L2 norm 1; else the one modality.
+    ``obsm[key_added + "_gene"]``, ``obsm[key_added + "_image"]``
+        float32 (n, d), as far as computed.
+    ``uns["stamp"][key_added]``
+        Model, version, parameters, modality, overlap of the genes, scale of the image.
+
+    Warns
+    -----
+    UserWarning
+        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image too coarse for the
+        model.
+
+    Raises
+    ------
+    KeyError
+        No coordinates, image, layer, table or column of the name that was given.
+    ValueError
+        An empty section, no counts, too few genes in common, coordinates outside the image, arguments that conflict, an
+        unknown model.
+
+    Notes
+    -----
+    How the paper fuses is not said there; stampy puts the two unit vectors side by side, so that both weigh the same in
+    distances (sections 3.1 to 3.3 describe the towers).
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=60)
+    >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
+    >>> adata.obsm["X_stamp"].dtype, len(adata.obsm["X_stamp"])
+    (dtype('float32'), 60)
+    >>> adata.uns["stamp"]["X_stamp"]["model"]
+    'stampy-mini'
+    """
+    _check_arguments(modality, level, precision, batch_size, n_workers)
+    table = table_of(adata, table_key)
+    _checks.not_empty(table, genes=False)
+    modality = modality or _modality_of(adata, table, image, layer)
+    if modality == "gene" and (image is not None or image_key is not None):
+        raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
+    loaded = _loaded(model, device)
+    if modality == "fused" and loaded.image is None and image is None:
+        modality = "gene"
+        warnings.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.", stacklevel=2)
+    tower = Tower(loaded, table.n_obs, precision)
+    record: dict[str, Any] = {
+        "model": loaded.name,
+        "stampy": stampy.__version__,
+        "modality": modality,
+        "level": level,
+        "precision": tower.precision,
+    }
+    tiles = None
+    if modality != "gene":
+        tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
+        record["tiles"] = tiles.provenance()
+    found = {}
+    if modality != "image":
+        found["gene"], record["genes"] = _embed_genes(tower, table, layer, level, batch_size, show_progress_bar)
+    if tiles is not None:
+        project = loaded.project_images if level == "embedding" else _same
+        found["image"] = stream_images(
+            tower, tiles, batch_size=batch_size, n_workers=n_workers, project=project, progress=show_progress_bar
+        )
+        tiles.close()
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    _write(table, found, record, key_added)
+    return adata if copy else None
+
+
+def _check_arguments(modality: Any, level: Any, precision: Any, batch_size: Any, n_workers: Any) -> None:
+    if modality is not None:
+        _checks.one_of("modality", modality, MODALITIES)
+    _checks.one_of("level", level, ("embedding", "feature"))
+    if precision is not None:
+        _checks.one_of("precision", precision, ("float32", "bfloat16"))
+    if batch_size is not None:
+        _checks.at_least("batch_size", batch_size, 1)
+    _checks.at_least("n_workers", n_workers, 1)
+
+
+def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Modality:
+    """What there is: counts, an image, or both."""
+    libraries = table.uns.get(_keys.UNS_SPATIAL, {})
+    has_image = (
+        image is not None
+        or (is_spatialdata(data) and len(data.images) > 0)
+        or any(len(library.get("images", {})) for library in libraries.values())
+    )
+    has_counts = table.n_vars > 0 and (table.X is not None or layer is not None)
+    if has_image and has_counts:
+        return "fused"
+    if has_image:
+        return "image"
+    _checks.not_empty(table)
+    return "gene"
+
+
+def _loaded(model: str | Path | models.Stamp, device: Any) -> models.Stamp:
+    if not isinstance(model, models.Stamp):
+        return models.load(model, device=device)
+    return model if device is None else model.to(device)
+
+
+def _tiles(adata: Any, model: models.Stamp, image: Any, image_key: Any, library_key: Any,
+           um_per_px: Any, spot_um: Any, table_key: str) -> TileSource:  # fmt: skip
+    if model.image is None:
+        raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
+    return TileSource.open(
+        adata,
+        tile_um=model.config.image.tile_um,
+        size_px=model.config.image.size_px,
+        image=image,
+        image_key=image_key,
+        library_key=library_key,
+        um_per_px=um_per_px,
+        spot_um=spot_um,
+        table_key=table_key,
+    )
+
+
+def _embed_genes(
+    tower: Tower, table: AnnData, layer: str | None, level: str, batch_size: int | None, progress: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
+    _checks.not_empty(table)
+    if tower.model.genes is None:
+        raise ValueError(
+            f"The model {tower.model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
+            "gene_id, symbol and divisor; for the published checkpoint pandas reads it from "
+            "`stampy.datasets.published_vocabulary()` (sep='\\t')."
+        )
+    vocabulary = Vocabulary(tower.model.genes)
+    match = vocabulary.match(table)
+    logger.info("%s", match)
+    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    values = stream_genes(
+        tower,
+        counts_of(table, layer),
+        match,
+        vocabulary.divisors,
+        batch_size=batch_size,
+        project=tower.model.project_genes if level == "embedding" else _same,
+        progress=progress,
+        source=source,
+    )
+    empty = int((values == 0).all(axis=1).sum())
+    if empty:
+        warnings.warn(
+            f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
+            "Leave them out before clustering.",
+            stacklevel=3,
+        )
+    record = {
+        "counts": source,
+        "matched_by": match.source,
+        "n_matched": match.n_matched,
+        "n_vars": match.n_vars,
+        "n_vocabulary": len(vocabulary),
+        "vocabulary": vocabulary.digest,
+        "n_empty_spots": empty,
+    }
+    return values, record
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def _write(table: AnnData, found: dict[str, np.ndarray], record: dict[str, Any], key: str) -> None:
+    for name, values in found.items():
+        table.obsm[f"{key}_{name}"] = values
+    table.obsm[key] = np.hstack([_unit(v) for v in found.values()]) if len(found) > 1 else next(iter(found.values()))
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
+    logger.info("Written: obsm[%r], %s, uns['stamp'][%r]", key, [f"obsm['{key}_{n}']" for n in found], key)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norm == 0, 1, norm)

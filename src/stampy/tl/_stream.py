@@ -1,0 +1,160 @@
+"""A section through a tower, piece by piece: memory does not grow with the section.
+
+Shapes: B spots of a batch, L positions, D size of the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stampy.pp._counts import CHUNK
+from stampy.pp._tokens import iter_tokens
+
+if TYPE_CHECKING:
+    from stampy.models import Stamp
+    from stampy.pp._match import GeneMatch
+    from stampy.pp._tiles import TileSource
+
+__all__ = ["Tower", "stream_genes", "stream_images"]
+
+_TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
+_IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
+_COMPILED_FROM = 20_000  # spots; below, compiling takes longer than it saves
+
+
+class Tower:
+    """A model's forward pass, on its device and in its precision.
+
+    Parameters
+    ----------
+    model
+        With weights on the device to use.
+    n_spots
+        To come; decides whether compiling pays (on CUDA).
+    precision
+        ``"float32"`` or ``"bfloat16"``; None: bfloat16 on CUDA, float32 on the CPU.
+    """
+
+    def __init__(self, model: Stamp, n_spots: int, precision: str | None):
+        self.model, self.device = model, model.device
+        self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
+        self._compiled = self.device.type == "cuda" and n_spots >= _COMPILED_FROM
+
+    def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`function`, compiled where that pays."""
+        return torch.compile(function, dynamic=True) if self._compiled else function
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Inference in the tower's precision; the model's training flag is put back afterwards."""
+        training = self.model.training
+        self.model.eval()
+        low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        try:
+            with torch.inference_mode(), low:
+                yield
+        finally:
+            self.model.train(training)
+
+
+def stream_genes(
+    tower: Tower,
+    counts: object,
+    match: GeneMatch,
+    divisors: np.ndarray,
+    *,
+    batch_size: int | None,
+    project: Callable[[Tensor], Tensor],
+    progress: bool,
+    source: str,
+) -> np.ndarray:
+    """Gene outputs (n, D) float32 of a matrix of counts; a row of zeros for a spot without tokens.
+
+    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded.
+    """
+    encoder = tower.model.gene
+    features = tower.compiled(encoder.features)
+    n, out = counts.shape[0], None
+    with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
+        for start, tokens in iter_tokens(
+            counts, match, divisors, max_tokens=encoder.config.max_tokens, chunk=CHUNK, source=source
+        ):
+            lengths = (tokens != 0).sum(axis=1)
+            order = np.argsort(lengths, kind="stable")
+            for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
+                cut = max(int(lengths[batch].max()), 1)
+                ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
+                values = project(features(ids)).float().cpu().numpy()
+                if out is None:
+                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                out[start + batch] = values
+                bar.update(len(batch))
+    return out
+
+
+def _of_like_length(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int | None, config: object, device: str
+) -> Iterator[np.ndarray]:
+    """Batches of rows in rising order of length: `batch_size` each, or as many as a budget of positions allows."""
+    first = 0
+    while first < len(order):
+        if batch_size is not None:
+            size = batch_size
+        else:
+            budget = _TOKENS_PER_BATCH[device if device == "cuda" else "cpu"]
+            full = config.pooling == "positions"  # then every spot runs at full length
+            size = max(budget // config.max_tokens, 1)
+            while not full and first + size < len(order) and (size + 1) * max(lengths[order[first + size]], 1) <= budget:
+                size += 1
+        yield order[first : first + size]
+        first += size
+
+
+def stream_images(
+    tower: Tower,
+    tiles: TileSource,
+    *,
+    batch_size: int | None,
+    n_workers: int,
+    project: Callable[[Tensor], Tensor],
+    progress: bool,
+) -> np.ndarray:
+    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run."""
+    image = tower.model.image
+    features = tower.compiled(tower.model.image_features)
+    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
+    batches = [np.arange(i, min(i + size, len(tiles))) for i in range(0, len(tiles), size)]
+    out = None
+    with tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+        for rows, pixels in _read_ahead(tiles, batches, n_workers):
+            images = image.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+            values = project(features(images)).float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
+            out[rows] = values
+            bar.update(len(rows))
+    return out
+
+
+def _read_ahead(
+    tiles: TileSource, batches: list[np.ndarray], n_workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and their tiles, in order, a few batches ahead."""
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting: deque = deque()
+        for rows in batches:
+            waiting.append((rows, pool.submit(tiles.read, rows)))
+            if len(waiting) > n_workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()

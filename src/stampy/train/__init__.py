@@ -1,0 +1,8 @@
+"""Training: stage 1 (`pretrain`) and stage 2 (`align`)."""
+
+from ._align import align
+from ._config import AlignConfig, PretrainConfig
+from ._pretrain import pretrain
+from ._sections import Section
+
+__all__ = ["AlignConfig", "PretrainConfig", "Section", "align", "pretrain"]

@@ -1,0 +1,76 @@
+"""Views of tiles: turned, mirrored, coarser, stained a little otherwise.
+
+Shapes: B spots.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["augment"]
+
+_CONTRAST, _BRIGHTNESS, _TINT = 0.25, 0.25, 0.15  # in units of ImageNet's standard deviation; stain varies by section
+_COARSEST_PX = 24  # edge of a patch in the reduced image of a Visium section
+
+
+def augment(patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Turn and mirror each patch and its region alike, vary resolution and colours, and move the cell number along.
+
+    Parameters
+    ----------
+    patches, regions
+        (B, 3, size, size), normalised.
+    cells_B
+        The patch's cell in its region, row by row; -1 without one.
+    generator
+        On the CPU.
+
+    Returns
+    -------
+    The same three, changed copies.
+    """
+    cells_39 = torch.arange(9).view(3, 3)
+    turns = torch.randint(4, (len(patches),), generator=generator)
+    mirrored = torch.randint(2, (len(patches),), generator=generator).bool()
+    new_patches, new_regions, new_cells = torch.empty_like(patches), torch.empty_like(regions), cells_B.clone()
+    for turn in range(4):
+        for mirror in (False, True):
+            chosen = ((turns == turn) & (mirrored == mirror)).to(patches.device)
+            new_patches[chosen], new_regions[chosen] = (_turn(x[chosen], turn, mirror) for x in (patches, regions))
+            where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device)  # old cell -> new cell
+            old = cells_B[chosen]
+            new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
+    new_patches, new_regions = _coarsen(new_patches, new_regions, generator)
+    gain, offset = _colours(len(patches), generator)
+    gain, offset = gain.to(patches.device), offset.to(patches.device)
+    return new_patches * gain + offset, new_regions * gain + offset, new_cells
+
+
+def _turn(x: Tensor, turn: int, mirror: bool) -> Tensor:
+    x = torch.rot90(x, turn, dims=(-2, -1))
+    return x.flip(-1) if mirror else x
+
+
+def _coarsen(patches: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Show half of the spots at a lower resolution, in µm the same for a patch and its region."""
+    size = patches.shape[-1]
+    coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
+    chosen = (torch.rand(len(patches), generator=generator) < 0.5).to(patches.device)
+    changed = []
+    for images, px in ((patches, coarse_px), (regions, 3 * coarse_px)):
+        images = images.clone()
+        if px < size and bool(chosen.any()):
+            small = F.interpolate(images[chosen], size=px, mode="area")
+            images[chosen] = F.interpolate(small, size=size, mode="bicubic", align_corners=False)
+        changed.append(images)
+    return changed[0], changed[1]
+
+
+def _colours(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    # One gain and offset for the spot, so that a patch and its region stay of one stain; the tint is per channel.
+    gain = 1 + _CONTRAST * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
+    brightness = _BRIGHTNESS * torch.randn(n, 1, 1, 1, generator=generator)
+    tint = _TINT * torch.randn(n, 3, 1, 1, generator=generator)
+    return gain, brightness + tint

@@ -1,0 +1,137 @@
+"""Sections on their way into training: where they lie, their tokens, their tiles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks
+from stampy.pp import Vocabulary
+from stampy.pp._counts import counts_of
+from stampy.pp._tiles import TileSource
+from stampy.pp._tokens import iter_tokens
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Section", "TrainingSection", "as_sections", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One section to train on.
+
+    Parameters
+    ----------
+    data
+        AnnData with counts and ``obsm["spatial"]``, or the path of an .h5ad. Without genes (0 columns) it feeds the
+        losses that need an image alone.
+    name
+        For messages and logs.
+    image
+        Image file to use instead of the one in ``uns["spatial"]``.
+    um_per_px, spot_um
+        Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
+    """
+
+    data: AnnData | Path
+    name: str
+    image: Path | None = None
+    um_per_px: float | None = None
+    spot_um: float | None = None
+
+    def read(self) -> AnnData:
+        """The section in memory."""
+        import anndata
+
+        if isinstance(self.data, Path):
+            return anndata.read_h5ad(_checks.existing(self.data, what="section", suffixes=(".h5ad",)))
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSection:
+    """One section as the samplers want it."""
+
+    name: str
+    xy: np.ndarray  # (n, 2) float64, px
+    tokens: np.ndarray  # (n, max_tokens) uint16 or int32, 0 pads; all 0 for a section without genes
+    tiles: TileSource | None
+
+
+def as_sections(sections: Any) -> list[Section]:
+    """Sections from AnnData, paths of .h5ad files, a manifest (.tsv), `Section` itself, or a sequence of these.
+
+    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px and spot_um.
+    """
+    if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
+        sections = [sections]
+    found = list(_expand(sections))
+    if not found:
+        raise ValueError("No sections to train on. Give AnnData objects, paths of .h5ad files, or a manifest (.tsv).")
+    return found
+
+
+def _expand(sections: Iterable[Any]) -> Iterator[Section]:
+    from anndata import AnnData
+
+    for number, item in enumerate(sections):
+        if isinstance(item, Section):
+            yield item
+        elif isinstance(item, AnnData):
+            yield Section(data=item, name=f"section {number}")
+        elif isinstance(item, str | Path):
+            path = _checks.existing(item, what="section or manifest", suffixes=(".h5ad", ".tsv"))
+            yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=path.stem)]
+        else:
+            raise TypeError(f"A section is an AnnData or the path of an .h5ad, found {type(item).__name__}.")
+
+
+def _manifest(path: Path) -> Iterator[Section]:
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    _checks.has_key(table.columns, "path", slot=path.name, needs="A manifest names one .h5ad per row there.")
+    allowed = {"path", "name", "image", "um_per_px", "spot_um"}
+    for column in table.columns:
+        _checks.one_of(f"column of {path.name}", column, allowed)
+    for row in table.to_dict("records"):
+        yield Section(
+            data=path.parent / row["path"],
+            name=row.get("name") or Path(row["path"]).stem,
+            image=path.parent / row["image"] if row.get("image") else None,
+            um_per_px=float(row["um_per_px"]) if row.get("um_per_px") else None,
+            spot_um=float(row["spot_um"]) if row.get("spot_um") else None,
+        )
+
+
+def prepare(section: Section, vocabulary: Vocabulary, *, max_tokens: int, tiles: bool) -> TrainingSection:
+    """Read a section, rank its genes, and (on request) open its image."""
+    adata = section.read()
+    _checks.not_empty(adata, genes=False)
+    source = None
+    if tiles:
+        source = TileSource.open(adata, image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um)
+    return TrainingSection(
+        name=section.name,
+        xy=_checks.coordinates(adata),
+        tokens=_tokens(adata, vocabulary, max_tokens, section.name),
+        tiles=source,
+    )
+
+
+def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:
+    dtype = np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32
+    tokens = np.zeros((adata.n_obs, max_tokens), dtype=dtype)
+    if adata.n_vars:
+        match = vocabulary.match(adata)
+        logger.info("%s: %s", name, match)
+        for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
+            tokens[start : start + len(block)] = block
+    return tokens

@@ -1,0 +1,298 @@
+"""Both training stages on toy sections."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stampy import datasets, models, train
+from stampy.models._gene import MASK_ID, PAD_ID
+from stampy.pp import Vocabulary
+from stampy.train import _loop
+from stampy.train._augment import _turn, augment
+from stampy.train._pretrain import mask_tokens
+from stampy.train._samplers import GroupSampler, PairSampler
+from stampy.train._sections import Section, as_sections, prepare
+
+GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
+STAGE1 = GENE | {
+    "groups_per_batch": 4,
+    "epochs_igr": 1,
+    "epochs_cgr": 1,
+    "lr": 1e-2,
+    "checkpoint_every": 2,
+    "embedding": 12,
+}
+VIT = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+STAGE2 = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_kwargs": VIT,
+    "epochs": 1,
+    "pairs_per_batch": 24,
+    "lr": 1e-2,
+    "warmup_steps": 2,
+    "checkpoint_every": 3,
+}
+QUIET = {"device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def pretrained(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("stage1")
+    return train.pretrain(toy, out, config=STAGE1, **QUIET), out
+
+
+@pytest.fixture(scope="module")
+def aligned(toy, pretrained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("stage2")
+    return train.align(toy, out, model=pretrained[1] / "model", config=STAGE2, **QUIET), out
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_pretrain_writes_a_model_and_a_record(pretrained, toy):
+    model, out = pretrained
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+    assert "cgr" not in lines[0]
+    assert {"loss", "igr", "cgr", "lr", "spots_per_s", "data_wait_s"} <= set(lines[-1])
+    assert lines[-1]["igr"] < lines[0]["igr"]
+    assert json.loads((out / "config.json").read_text())["config"]["width"] == 16
+    assert len(list(out.glob("checkpoint-*.ckpt"))) == 2
+    again = models.load(out / "model", device="cpu")
+    assert equal(model, again)
+    assert Vocabulary(again.genes) == Vocabulary.from_sections([toy])
+
+
+def test_align_trains_both_towers(aligned, pretrained):
+    model, out = aligned
+    lines = metrics(out)
+    assert {"patch_gene", "region_gene", "patch_region", "localization"} <= set(lines[0])
+    assert not torch.equal(model.gene.embeddings.weight, pretrained[0].gene.embeddings.weight)
+    assert torch.equal(model.gene.igr_head.weight, pretrained[0].gene.igr_head.weight)
+    assert equal(model, models.load(out / "model", device="cpu"))
+    assert model.config.image.backbone_kwargs == VIT
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_that_was_stopped_equals_one_that_was_not(stage, toy, pretrained, aligned, tmp_path, monkeypatch):
+    whole = (pretrained if stage == 1 else aligned)[0]
+
+    def run():
+        if stage == 1:
+            return train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
+        return train.align(toy, tmp_path, model=pretrained[1] / "model", config=STAGE2, **QUIET)
+
+    rate = _loop._learning_rate
+
+    def stop_at_step_4(config, step, steps):
+        if step == 4:
+            raise Stopped
+        return rate(config, step, steps)
+
+    monkeypatch.setattr(_loop, "_learning_rate", stop_at_step_4)
+    with pytest.raises(Stopped):
+        run()
+    monkeypatch.setattr(_loop, "_learning_rate", rate)
+    first = sorted(p.name for p in tmp_path.glob("*.ckpt"))[-1]
+    assert first == ("checkpoint-00000004.ckpt" if stage == 1 else "checkpoint-00000003.ckpt")
+    torch.manual_seed(99)  # the global generator has no part in it
+    assert equal(run(), whole)
+    steps = [line["step"] for line in metrics(tmp_path)]
+    assert steps == list(range(len(steps)))
+
+
+def test_a_folder_of_another_run_is_refused(pretrained, toy):
+    with pytest.raises(ValueError, match=r"other settings: \['lr'\]"):
+        train.pretrain(toy, pretrained[1], config=STAGE1 | {"lr": 1e-3}, **QUIET)
+    with pytest.raises(ValueError, match="other data"):
+        train.pretrain(datasets.toy(n_spots=50), pretrained[1], config=STAGE1, **QUIET)
+
+
+def test_a_loss_that_is_nan_stops_with_step_and_section(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(train._pretrain.losses, "igr", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(FloatingPointError, match=r"at step 0, sections \['section 0'\]"):
+        train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
+
+
+def test_half_written_checkpoints_are_never_found(toy, tmp_path, monkeypatch):
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_loop.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
+    assert not list(tmp_path.glob("*.ckpt"))
+    assert not list(tmp_path.glob(".*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"widht": 3}, "Did you mean 'width'"),
+        ({"width": 10, "heads": 4}, "`heads` must divide `width`"),
+        ({"mask_fraction": 0.0}, "`mask_fraction` must lie between"),
+        ({"group_size": 1}, "`group_size` must be at least 2"),
+    ],
+)
+def test_settings_that_can_not_be_used(toy, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        train.pretrain(toy, tmp_path, config=config, **QUIET)
+
+
+def test_config_from_a_file(tmp_path):
+    (tmp_path / "c.json").write_text('{"width": 64}')
+    assert train.PretrainConfig.of(tmp_path / "c.json").width == 64
+    assert train.PretrainConfig.of(None) == train.PretrainConfig()
+    with pytest.raises(TypeError, match="Expected a PretrainConfig"):
+        train.PretrainConfig.of(3)
+
+
+def test_losses_that_do_not_exist(toy, pretrained, tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'patch_gene'"):
+        train.align(toy, tmp_path, model=pretrained[0], config={"losses": ("patch_genes",)}, **QUIET)
+
+
+def test_image_only_sections_and_frozen_parts(toy, pretrained, tmp_path):
+    only_image = toy[:, :0].copy()
+    config = STAGE2 | {"frozen": ("gene.",), "losses": ("patch_gene", "patch_region", "localization")}
+    model = train.align([toy, only_image], tmp_path, model=pretrained[0], config=config, **QUIET)
+    assert equal(model.gene, pretrained[0].gene)
+    assert "region_gene" not in metrics(tmp_path)[0]
+
+
+def test_align_needs_an_image(toy, pretrained, tmp_path):
+    blind = toy.copy()
+    del blind.uns["spatial"]
+    with pytest.raises(KeyError, match="`spatial` not found"):
+        train.align(blind, tmp_path, model=pretrained[0], config=STAGE2, **QUIET)
+
+
+def test_no_sections(tmp_path):
+    with pytest.raises(ValueError, match="No sections"):
+        train.pretrain([], tmp_path)
+    with pytest.raises(TypeError, match="found int"):
+        train.pretrain([3], tmp_path)
+    with pytest.raises(FileNotFoundError, match="section or manifest"):
+        train.pretrain(tmp_path / "none.h5ad", tmp_path)
+
+
+def test_manifest(toy, tmp_path):
+    toy.write_h5ad(tmp_path / "a.h5ad")
+    table = pd.DataFrame({"path": ["a.h5ad", "a.h5ad"], "name": ["first", ""], "um_per_px": ["", "1.6"]})
+    table.to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    first, second = as_sections(tmp_path / "m.tsv")
+    assert (first.name, first.um_per_px) == ("first", None)
+    assert (second.name, second.um_per_px) == ("a", 1.6)
+    assert second.read().shape == toy.shape
+    table.rename(columns={"um_per_px": "um"}).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    with pytest.raises(ValueError, match="Did you mean 'um_per_px'"):
+        as_sections(tmp_path / "m.tsv")
+
+
+# Samplers, masks, views
+
+
+@pytest.fixture(scope="module")
+def prepared(toy, vocabulary):
+    other = datasets.toy(n_spots=60, rng=1)
+    return [
+        prepare(Section(data=a, name=n), vocabulary, max_tokens=48, tiles=True) for a, n in ((toy, "a"), (other, "b"))
+    ]
+
+
+def test_groups_stay_within_their_section_and_are_drawn_anew(prepared):
+    sampler = GroupSampler(prepared, train.PretrainConfig.of(STAGE1))
+    n = len(prepared[0].xy)
+    seen = []
+    for step in range(sampler.steps_per_epoch):
+        rows = sampler.batch(step)["rows"].numpy()
+        assert rows.shape == (4, 9)
+        assert ((rows < n).all(axis=1) | (rows >= n).all(axis=1)).all()
+        seen.append(rows)
+    later = sampler.batch(sampler.steps_per_epoch)["rows"].numpy()
+    assert not np.array_equal(later, seen[0])
+    assert torch.equal(sampler.batch(1)["tokens"], sampler.batch(1)["tokens"])
+
+
+def test_positions_of_a_step(prepared):
+    sampler = GroupSampler(prepared, train.PretrainConfig.of(STAGE1 | {"positions_per_step": 10}))
+    batch, full = sampler.batch(3), GroupSampler(prepared, train.PretrainConfig.of(STAGE1)).batch(3)
+    assert batch["tokens"].shape == (4, 9, 10)
+    assert torch.equal(batch["tokens"], full["tokens"][..., batch["positions"]])
+
+
+def test_pairs(prepared):
+    sampler = PairSampler(prepared, train.AlignConfig.of(STAGE2))
+    batch = sampler.batch(2)
+    rows = batch["rows"].numpy()
+    n = len(prepared[0].xy)
+    assert ((rows[:12] < n) == (rows[12:] < n)).all()  # the partners are of the same section
+    for i in (0, 15):
+        section, row = prepared[int(rows[i] >= n)], rows[i] - n * int(rows[i] >= n)
+        assert (batch["patches"][i].numpy() == section.tiles.read(np.array([row]))[0]).all()
+        assert (batch["tokens"][i].numpy() == section.tokens[row]).all()
+        if batch["cells"][i] >= 0:
+            assert section.tiles.region_cells()[row, batch["cells"][i]]
+
+
+def test_masking():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(30, 1030, (200, 300))
+    tokens[:, 250:] = 0
+    inputs, selected = mask_tokens(tokens, 1030, fraction=0.15, generator=generator)
+    assert (inputs[tokens == 0] == PAD_ID).all()
+    assert not selected[tokens == 0].any()
+    assert torch.equal(inputs[~selected & (tokens != 0)], tokens[~selected & (tokens != 0)])
+    share = selected[:, :250].float().mean().item()
+    masked = (inputs[selected] == MASK_ID).float().mean().item()
+    kept = (inputs[selected] == tokens[selected]).float().mean().item()
+    assert share == pytest.approx(0.15, abs=0.01)
+    assert masked == pytest.approx(0.8, abs=0.02)
+    assert kept == pytest.approx(0.1, abs=0.02)
+
+
+def test_views_move_the_cell_with_the_patch():
+    """A region whose nine cells have nine values: the patch must show the value of its cell."""
+    values = torch.arange(9.0).view(3, 3)
+    region = values.repeat_interleave(20, 0).repeat_interleave(20, 1).expand(3, 60, 60)
+    cells = torch.arange(9).repeat(8)
+    regions = region.expand(len(cells), 3, 60, 60).clone()
+    patches = cells.float().view(-1, 1, 1, 1).expand(-1, 3, 60, 60).clone()
+    generator = torch.Generator().manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stampy.train._augment._colours", lambda n, g: (torch.ones(n, 1, 1, 1), torch.zeros(n, 3, 1, 1)))
+        patch.setattr("stampy.train._augment._coarsen", lambda a, b, g: (a, b))
+        _, turned, moved = augment(patches, regions, cells, generator)
+    shown = turned[:, 0].view(-1, 3, 20, 3, 20).mean(dim=(2, 4)).flatten(1)
+    assert torch.equal(shown[torch.arange(len(cells)), moved], cells.float())
+    assert (moved != cells).any()
+    assert torch.equal(_turn(values, 0, mirror=False), values)
+
+
+def test_spots_without_a_region_keep_no_cell():
+    images = torch.zeros(4, 3, 56, 56)
+    cells = torch.tensor([-1, 2, -1, 8])
+    moved = augment(images, images, cells, torch.Generator().manual_seed(1))[2]
+    assert ((moved < 0) == (cells < 0)).all()
+
+
+def test_training_leaves_the_section_alone(toy, pretrained, aligned):
+    fresh = datasets.toy(n_spots=120, rng=0)
+    assert (toy.X != fresh.X).nnz == 0
+    assert list(toy.obsm) == list(fresh.obsm)
+    assert isinstance(toy, ad.AnnData)
