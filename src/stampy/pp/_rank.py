@@ -19,6 +19,7 @@ _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT = np.zeros(64, dtype=np.int64)
 _BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
 
+_DEPTH = 10_000.0  # counts a spot that the published tokens are scaled to
 BLOCKS_PER_THREAD = 4  # spots differ in size: a thread that is done early takes another block
 
 
@@ -54,7 +55,7 @@ def rank_tokens(
         block.indices.astype(np.int32, copy=False),
         block.data.astype(np.float64, copy=False),
         rows.astype(np.int32, copy=False),
-        divisors.astype(np.float64),
+        1.0 / divisors.astype(np.float64),
         BLOCKS_PER_THREAD * numba.get_num_threads(),
         tokens,
     )
@@ -62,9 +63,9 @@ def rank_tokens(
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _rank(indptr, indices, data, rows, divisors, n_blocks, tokens):
+def _rank(indptr, indices, data, rows, shares, n_blocks, tokens):
     """Fill `tokens` of zeros; blocks of spots run in parallel, each with its own scratch."""
-    n_spots, n_genes = len(tokens), len(divisors)
+    n_spots, n_genes = len(tokens), len(shares)
     for b in numba.prange(n_blocks):
         value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
         seen = np.zeros(n_genes // 64 + 1, np.uint64)  # a bit a vocabulary row; all zero between spots
@@ -72,7 +73,7 @@ def _rank(indptr, indices, data, rows, divisors, n_blocks, tokens):
         for i in range(n_spots * b // n_blocks, n_spots * (b + 1) // n_blocks):
             low, high = indptr[i], indptr[i + 1]
             _sum_genes(indices[low:high], data[low:high], rows, value, seen)
-            n = _collect(value, divisors, seen, keys[1])
+            n = _collect(value, shares, seen, keys[1])
             _sort(keys[1, :n], keys[0, :n], value)
             for k in range(min(n, tokens.shape[1])):
                 tokens[i, k] = np.int64(keys[1, k]) + _keys.N_SPECIAL
@@ -91,20 +92,42 @@ def _sum_genes(indices, data, rows, value, seen):
 
 
 @numba.njit(nogil=True, cache=True)
-def _collect(value, divisors, seen, found):
-    """Divide the counts of the marked rows, list these rows in rising order and clear the marks; their number."""
+def _collect(value, shares, seen, found):
+    """Scale the counts of the marked rows, list these rows in rising order and clear the marks; their number.
+
+    The published tokens come from counts scaled to 10,000 a spot in float32 and multiplied by the reciprocal of the
+    divisor, which decides what counts as a tie: so it is done here. Counts are first divided by their greatest common
+    divisor, so that a spot sequenced twice as deep has the same tokens to the last one.
+    """
     n = 0
+    total, common = 0.0, 0.0
     for word in range(len(seen)):
         marks = seen[word]
         seen[word] = 0
         while marks:
             last = marks & (~marks + np.uint64(1))
             row = 64 * word + _BIT[(last * _DE_BRUIJN) >> np.uint64(58)]
-            value[row] /= divisors[row]
+            total += value[row]
+            if common != 1.0:
+                common = _common(common, value[row])
             found[n] = row
             n += 1
             marks ^= last
+    depth = np.float32(_DEPTH / (total / common)) if n else np.float32(0)
+    for k in range(n):
+        row = np.int64(found[k])
+        value[row] = np.float64(np.float32(value[row] / common) * depth) * shares[row]
     return n
+
+
+@numba.njit(nogil=True, cache=True)
+def _common(a, b):
+    """Greatest common divisor of whole numbers (0 and b: b); 1 where `b` is no whole number."""
+    if b != np.floor(b):
+        return 1.0
+    while b > 0:
+        a, b = b, a % b
+    return a
 
 
 @numba.njit(nogil=True, cache=True)

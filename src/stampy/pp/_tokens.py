@@ -39,9 +39,9 @@ def tokenize(
     """Write the gene tokens of every spot: its genes in falling order of count over usual count.
 
     The value of a gene in a spot is its count over the vocabulary's divisor (its mean over the spots of a corpus that
-    have it). The depth of the spot is left out: it would scale all of the spot's values alike. Ties go to the gene that
-    comes first in the vocabulary, on every machine. Genes outside the vocabulary are dropped, columns of the same gene
-    are summed.
+    have it), after the spot is scaled to 10,000 counts. Ties go to the gene that comes first in the vocabulary, on
+    every machine; a spot sequenced twice as deep has the same tokens. Genes outside the vocabulary are dropped, columns
+    of the same gene are summed.
 
     Parameters
     ----------

@@ -113,7 +113,9 @@ def _of_like_length(
             budget = _TOKENS_PER_BATCH[device if device == "cuda" else "cpu"]
             full = config.pooling == "positions"  # then every spot runs at full length
             size = max(budget // config.max_tokens, 1)
-            while not full and first + size < len(order) and (size + 1) * max(lengths[order[first + size]], 1) <= budget:
+            while (
+                not full and first + size < len(order) and (size + 1) * max(lengths[order[first + size]], 1) <= budget
+            ):
                 size += 1
         yield order[first : first + size]
         first += size
