@@ -199,7 +199,7 @@ def test_manifest(toy, tmp_path):
     assert (first.name, first.um_per_px) == ("first", None)
     assert (second.name, second.um_per_px) == ("a", 1.6)
     assert second.read().shape == toy.shape
-    table.rename(columns={"um_per_px": "um"}).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    table.rename(columns={"um_per_px": "um_per_pixel"}).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
     with pytest.raises(ValueError, match="Did you mean 'um_per_px'"):
         as_sections(tmp_path / "m.tsv")
 
