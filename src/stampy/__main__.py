@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,6 +19,11 @@ from stampy import __version__
 
 # What may go wrong with a user's input, files, memory or network; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
+
+# How functions name a parameter in their messages; on the command line it is an option.
+PARAMETER = re.compile(
+    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|modality|device|key_added)=(?:'(\w+)')?(?![\w{])"
+)
 
 EXAMPLES = {
     "stampy": """
@@ -71,9 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(message: Any) -> str:
-    """The message of an error or a warning; of a KeyError without the quotes that Python puts around it."""
-    plain = message.args[0] if isinstance(message, KeyError) and message.args else message
-    return " ".join(str(plain).split()) or type(message).__name__
+    """The message of an error or a warning, with options named as they are here.
+
+    >>> _one_line(KeyError("Give `um_per_px=`, or modality='gene'."))
+    'Give `--um-per-px`, or --modality gene.'
+    """
+    plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
+    line = " ".join(str(plain).split()) or type(message).__name__
+    return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2]}".rstrip(), line)
 
 
 @contextlib.contextmanager
@@ -218,9 +229,9 @@ def _demo_options(commands: Any) -> None:
     )
     _model_option(add)
     add("--labels", metavar="COLUMN", help="column of obs to compare the clusters with")
-    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
     add("--n-domains", type=int, metavar="N", help="number of clusters (default: what Leiden finds)")
     add("--seed", type=int, default=0, help="of graph and clustering (default: 0)")
+    _input_options(add)
     _common_options(add)
 
 
@@ -229,14 +240,7 @@ def _embed_options(commands: Any) -> None:
     add("source", metavar="IN", help=".h5ad, .zarr (AnnData or SpatialData), or a Space Ranger folder")
     add("target", metavar="OUT", help=".h5ad or .zarr; it gets all that IN has, and the embedding")
     _model_option(add)
-    add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
-    add("--image", metavar="PATH", help="image in full resolution, instead of the one in IN")
-    add("--image-key", metavar="NAME", help="which of the images in IN, such as hires")
-    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
-    add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
-    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
-    add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
-    add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
+    _input_options(add)
     add("--key-added", default="X_stamp", metavar="KEY", help="key of obsm to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT; also needed where OUT is IN")
     _common_options(add)
@@ -265,6 +269,17 @@ def _training_options(add: Any) -> None:
 
 def _model_option(add: Any) -> None:
     add("--model", default="stampy-mini", help="a name that `stampy models` lists, or a folder (default: %(default)s)")
+
+
+def _input_options(add: Any) -> None:
+    add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
+    add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
+    add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
+    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
+    add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
+    add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
+    add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
 
 
 def _common_options(add: Any) -> None:

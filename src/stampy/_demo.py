@@ -68,11 +68,14 @@ def demo(
     say: Callable[[str], None],
     model: str = "stampy-mini",
     labels: str | None = None,
-    library_key: str | None = None,
     n_domains: int | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
+    image: str | Path | None = None,
+    library_key: str | None = None,
+    layer: str | None = None,
+    **options: Any,
 ) -> None:
     """Embed a section, cluster it, write the result and pictures into `out`, and `say` what was found.
 
@@ -88,13 +91,15 @@ def demo(
         As for `stampy.tl.embed`.
     labels
         Column of obs to compare the clusters with; they never enter the clustering. None: the data set's own.
-    library_key
-        Column of obs that names the section of each spot, where a table holds several.
     n_domains
         Number of clusters wanted; None: as many as Leiden finds at resolution 1.
     seed
         Of the neighbour graph and the clustering.
-    device, progress
+    device
+        As for `stampy.models.load`.
+    progress
+        Show progress bars.
+    image, library_key, layer, options
         As for `stampy.tl.embed`.
     """
     from stampy import models, tl
@@ -111,11 +116,12 @@ def demo(
         _check_size(adata, n_domains)
     say(f"Section: {subject.words}\n  {_size(adata)}")
     with clock.of("embedding"):
-        tl.embed(subject.data, loaded, image=subject.image, library_key=library_key, show_progress_bar=progress)
+        options |= {"image": image or subject.image, "library_key": library_key, "layer": layer}
+        tl.embed(subject.data, loaded, show_progress_bar=progress, **options)
     say(_about_embedding(adata))
     with clock.of("clustering"):
         _cluster(adata, n_domains, seed)
-        markers = _markers(adata)
+        markers = _markers(adata, layer)
     say(_about_clusters(adata, markers))
     if labels is not None:
         say(_about_labels(adata, labels))
@@ -264,7 +270,7 @@ def _search(leiden: Callable[[float], int], found: int, wanted: int) -> int:
     return found
 
 
-def _markers(adata: AnnData, n: int = 5) -> dict[str, list[str]]:
+def _markers(adata: AnnData, layer: str | None, n: int = 5) -> dict[str, list[str]]:
     """Genes that stand out in each cluster of at least 3 spots, from log-normalised counts."""
     import anndata
     import scanpy as sc
@@ -273,11 +279,12 @@ def _markers(adata: AnnData, n: int = 5) -> dict[str, list[str]]:
 
     sizes = adata.obs[CLUSTER].value_counts()
     large = [c for c in adata.obs[CLUSTER].cat.categories if sizes[c] >= MIN_SPOTS]
-    if len(sizes) < 2 or adata.n_vars == 0:
+    if len(sizes) < 2 or adata.n_vars == 0:  # nothing to compare
         return {}
     ids, symbols = gene_names(adata.var)
     names = [s.split("|")[0] or i or v for i, s, v in zip(ids, symbols, adata.var_names, strict=True)]
-    counts = anndata.AnnData(adata.X.astype(np.float32), obs=adata.obs[[CLUSTER]], var=pd.DataFrame(index=names))
+    X = adata.X if layer is None else adata.layers[layer]
+    counts = anndata.AnnData(X.astype(np.float32), obs=adata.obs[[CLUSTER]], var=pd.DataFrame(index=names))
     counts.var_names_make_unique()
     sc.pp.filter_genes(counts, min_cells=min(10, adata.n_obs // 10 + 1))
     sc.pp.normalize_total(counts, target_sum=1e4)
