@@ -2,7 +2,7 @@
 
     python benchmarks/embed.py [LAYERS]
 
-The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32, in inference mode. Seconds a spot are
+The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32. Seconds a spot are
 those of LAYERS layers (default 2; the published encoder has 12 of the same size).
 """
 
