@@ -70,9 +70,9 @@ def track_speedup(depth: int = 2):
 
 if __name__ == "__main__":
     depth = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    print(
-        f"{depth} layers, {torch.get_num_threads()} threads\n\n| tokens | plain s/spot | stampy s/spot | ratio | difference |"
-    )
+    print(f"{depth} layers, {torch.get_num_threads()} threads")
+    print()
+    print("| tokens | plain s/spot | stampy s/spot | ratio | difference |")
     print("|---|---|---|---|---|")
     for length, slow, fast, ratio, error in track_speedup(depth):
         print(f"| {length} | {slow:.3f} | {fast:.3f} | {ratio:.1f} | {error:.0e} |")
