@@ -144,6 +144,7 @@ def test_several_sections_in_one_table(model):
         np.testing.assert_allclose(one.obsm["X_stamp"], both.obsm["X_stamp"][mine], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
 def test_comes_back_from_disk(embedded, tmp_path):
     embedded.write_h5ad(tmp_path / "a.h5ad")
     again = ad.read_h5ad(tmp_path / "a.h5ad")

@@ -83,8 +83,8 @@ def tokenize(
     >>> import numpy as np, pandas as pd
     >>> from anndata import AnnData
     >>> from stampy.pp import Vocabulary, tokenize
-    >>> genes = {"gene_id": ["A", "B", "C"], "symbol": ["A", "B", "C"], "divisor": [1.0, 10.0, 2.0]}
-    >>> section = AnnData(np.array([[2, 20, 9], [0, 5, 0]]), var=pd.DataFrame(index=["A", "B", "C"]))
+    >>> genes = {"gene_id": ["A", "B", "C"], "symbol": ["A", "B", "C"], "divisor": [1.0, 16.0, 2.0]}
+    >>> section = AnnData(np.array([[2, 32, 9], [0, 5, 0]]), var=pd.DataFrame(index=["A", "B", "C"]))
     >>> tokenize(section, Vocabulary(pd.DataFrame(genes)), max_tokens=4)
     >>> section.obsm["stamp_tokens"]
     array([[32, 30, 31,  0],
