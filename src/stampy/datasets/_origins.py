@@ -148,7 +148,7 @@ def _unique(names: pd.Index | np.ndarray) -> pd.Index:
     """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
     from anndata.utils import make_index_unique
 
-    return make_index_unique(pd.Index(names, name=None).astype(str))
+    return make_index_unique(pd.Index(np.asarray(names, dtype=str)))  # the name of a column must not become the index's
 
 
 def _counts_h5(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:

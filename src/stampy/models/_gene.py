@@ -43,6 +43,12 @@ class GeneConfig:
         Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
     dropout
         In training, after the attention and the feed-forward block.
+    norm
+        ``"post"``: layer norm after each block, as published. ``"pre"``: before it, so that what the embeddings say
+        reaches the pooling unchanged.
+    rank_gate
+        Multiply a gene's embedding by a learned vector of its rank, before the rank's position embedding is added: how
+        much a gene says depends on how far above its usual level it is.
     """
 
     n_genes: int = 20_310
@@ -54,6 +60,8 @@ class GeneConfig:
     pooling: Literal["tokens", "positions"] = "tokens"
     tied_heads: bool = False
     dropout: float = 0.0
+    norm: Literal["post", "pre"] = "post"
+    rank_gate: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -86,7 +94,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    # A post-norm Transformer encoder layer with the parameter names of `nn.TransformerEncoderLayer`.
+    # A Transformer encoder layer with the parameter names of `nn.TransformerEncoderLayer`.
     def __init__(self, config: GeneConfig):
         super().__init__()
         self.self_attn = _Attention(config.width, config.heads)
@@ -95,8 +103,13 @@ class _Layer(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-12)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = config.dropout
+        self.pre_norm = config.norm == "pre"
 
     def forward(self, x_BLD: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+        if self.pre_norm:
+            x_BLD = x_BLD + self._drop(self.self_attn(self.norm1(x_BLD), n_keys, mask))
+            hidden = F.relu(self.linear1(self.norm2(x_BLD)), inplace=not torch.is_grad_enabled())
+            return x_BLD + self._drop(self.linear2(hidden))
         x_BLD = self.norm1(x_BLD + self._drop(self.self_attn(x_BLD, n_keys, mask)))
         hidden = F.relu(self.linear1(x_BLD), inplace=not torch.is_grad_enabled())
         return self.norm2(x_BLD + self._drop(self.linear2(hidden)))
@@ -127,6 +140,8 @@ class GeneEncoder(nn.Module):
         self.config = config
         self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)
         self.positional_embedding = nn.Embedding(config.max_tokens, config.width)
+        if config.rank_gate:
+            self.rank_gate = nn.Parameter(torch.ones(config.max_tokens, config.width))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.depth))
         self.igr_head = _Head(config)
         self.cgr_head = _Head(config)
@@ -159,11 +174,17 @@ class GeneEncoder(nn.Module):
         if bool((lengths_B < n_keys).any()):
             attended = ~pad_BL[:, :n_keys] | (lengths_B == 0)[:, None]
             mask = attended[:, None, None, :]
-        places = self.positional_embedding.weight
-        x_BLD = self.embeddings(ids_BL) + (places[: ids_BL.shape[1]] if positions is None else places[positions])
+        x_BLD = self._embed(ids_BL, positions)
         for layer in self.layers:
             x_BLD = layer(x_BLD, n_keys, mask)
         return x_BLD
+
+    def _embed(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
+        at = slice(ids_BL.shape[1]) if positions is None else positions
+        x_BLD = self.embeddings(ids_BL)
+        if self.config.rank_gate:
+            x_BLD = x_BLD * self.rank_gate[at]
+        return x_BLD + self.positional_embedding.weight[at]
 
     def features(self, tokens: Tensor) -> Tensor:
         """One feature per spot: the pooled outputs of the last layer.
