@@ -183,9 +183,9 @@ def writable(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(f"{str(folder)!r} is a file; a folder to write into was expected.") from error
-    except PermissionError as error:
+    except OSError as error:
         raise PermissionError(
-            f"The folder {str(folder)!r} can't be made (permission denied). Choose another."
+            f"The folder {str(folder)!r} can't be made ({error.strerror}). Choose another."
         ) from error
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".stampy-"):
