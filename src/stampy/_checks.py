@@ -36,7 +36,8 @@ def shortlist(names: Iterable[Any], n: int = 8) -> str:
     >>> shortlist(range(20), 3)
     '[0, 1, 2, ... (20 in all)]'
     """
-    names = [n.item() if isinstance(n, np.generic) else n for n in names]
+    # None: the layer of that name is X, as of anndata 0.13
+    names = [n.item() if isinstance(n, np.generic) else n for n in names if n is not None]
     if len(names) <= n:
         return repr(names)
     return f"{repr(names[:n])[:-1]}, ... ({len(names)} in all)]"
