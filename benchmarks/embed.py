@@ -2,12 +2,14 @@
 
     python benchmarks/embed.py [LAYERS]
 
-The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32. Seconds a spot are
-those of LAYERS layers (default 2; the published encoder has 12 of the same size).
+The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32: once as PyTorch runs it in
+inference, once without the layer's "fast path". Seconds a spot are those of LAYERS layers (default 2; the published
+encoder has 12 of the same size).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from functools import partial
@@ -47,32 +49,48 @@ def plain_features(ours, plain, tokens):
     return x[:, 3:].mean(dim=1)
 
 
-def seconds(function, repeats: int = 3) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
+def seconds(functions, repeats: int = 5) -> list[float]:
+    """Median seconds a spot of each; taken in turns, so that a busy machine slows all alike."""
+    times = [[] for _ in functions]
+    for turn in range(repeats + 1):
+        for function, took in zip(functions, times, strict=True):
+            began = time.perf_counter()
+            function()
+            if turn:  # the first warms up
+                took.append(time.perf_counter() - began)
+    return [sorted(took)[repeats // 2] / N_SPOTS for took in times]
+
+
+def without_fast_path(function):
+    """The same with PyTorch's own inference kernel of the layer switched off (`set_fastpath_enabled(False)`)."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
         function()
-        times.append(time.perf_counter() - began)
-    return sorted(times)[repeats // 2] / N_SPOTS
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 @torch.inference_mode()
-def track_speedup(depth: int = 2):
+def rows(depth: int):
+    """Tokens a spot; seconds a spot of the plain path as it is, without its fast path, of ours; largest difference."""
     ours, plain = encoders(depth)
     for length in LENGTHS:
         tokens = tokens_of(length)
-        slow = seconds(partial(plain_features, ours, plain, tokens))
-        fast = seconds(partial(ours.features, tokens))
-        error = (plain_features(ours, plain, tokens) - ours.features(tokens)).abs().max().item()
-        yield length, slow, fast, slow / fast, error
+        plainly = partial(plain_features, ours, plain, tokens)
+        times = seconds([plainly, partial(without_fast_path, plainly), partial(ours.features, tokens)])
+        error = (plainly() - ours.features(tokens)).abs().max().item()
+        yield length, *times, error
+
+
+def main(depth: int = 2) -> None:
+    print(f"{depth} layers, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print()
+    print("| tokens | plain s/spot | without fast path | stampy s/spot | ratio | ratio without | difference |")
+    print("|---|---|---|---|---|---|---|")
+    for length, plain, slow, fast, error in rows(depth):
+        ratios = f"{plain / fast:.1f} | {slow / fast:.1f}"
+        print(f"| {length} | {plain:.3f} | {slow:.3f} | {fast:.3f} | {ratios} | {error:.0e} |", flush=True)
 
 
 if __name__ == "__main__":
-    depth = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    print(f"{depth} layers, {torch.get_num_threads()} threads")
-    print()
-    print("| tokens | plain s/spot | stampy s/spot | ratio | difference |")
-    print("|---|---|---|---|---|")
-    for length, slow, fast, ratio, error in track_speedup(depth):
-        print(f"| {length} | {slow:.3f} | {fast:.3f} | {ratio:.1f} | {error:.0e} |")
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)

@@ -2,17 +2,19 @@
 
 Benchmarks are functions as asv knows them: ``time_*`` (best of several runs after a first), ``peakmem_*`` (of the whole
 process) and ``track_*`` (what it returns, in its ``unit``), with values for their arguments in ``params``. A file that
-has classes instead prints its own table: ``python benchmarks/tiles.py``.
+has a ``main`` prints its own table instead.
 """
 
 import importlib
 import itertools
 import multiprocessing
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+FILES = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem != "run"]
 KINDS = {"time_": "s", "peakmem_": "MB", "track_": ""}
 
 
@@ -20,8 +22,17 @@ def measure(module, name, arguments):
     function = getattr(importlib.import_module(module), name)
     value = function(*arguments)  # compiles, fills caches
     if name.startswith("peakmem_"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        return peak_mb()
     return min(seconds(function, arguments)) if name.startswith("time_") else value
+
+
+def peak_mb():
+    """Peak of this process; what `getrusage` says on Linux is at least the peak of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def seconds(function, arguments, *, budget=2.0):
@@ -33,9 +44,13 @@ def seconds(function, arguments, *, budget=2.0):
         yield took
 
 
+def has_main(path):
+    return "\ndef main(" in path.read_text()
+
+
 def benchmarks(patterns):
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        module = importlib.import_module(path.stem) if path.stem != "run" else None
+    for path in FILES:
+        module = None if has_main(path) else importlib.import_module(path.stem)
         for name, function in vars(module).items() if module else ():
             full = f"{path.stem}.{name}"
             if name.startswith(tuple(KINDS)) and any(p in full for p in patterns or [""]):
@@ -45,6 +60,10 @@ def benchmarks(patterns):
 
 
 if __name__ == "__main__":
+    for path in FILES:
+        if has_main(path) and any(p in path.stem for p in sys.argv[1:] or [""]):
+            print(f"{path.stem}:", flush=True)
+            subprocess.run([sys.executable, path], check=True)
     for module, name, grid, unit in benchmarks(sys.argv[1:]):
         unit = unit or next(u for kind, u in KINDS.items() if name.startswith(kind))
         for arguments in grid:

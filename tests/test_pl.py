@@ -13,9 +13,10 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
 
 from stampy import datasets, pl
+from stampy._scale import lattice
 from stampy.pl._palettes import MISSING, SAFE, colors_of, default
 from stampy.pl._rgb import HIGH, LOW, embedding_rgb
-from stampy.pl._section import as_rgb, grid
+from stampy.pl._section import as_rgb, spot_distance
 
 GREY = to_rgba(MISSING)
 quick = settings(deadline=None, max_examples=30)
@@ -451,7 +452,8 @@ def test_without_image_the_size_comes_from_the_distance():
     np.testing.assert_allclose(spots(ax).get_widths(), 0.8 * 200)
     assert bar_um(ax) is None
     xy = np.random.default_rng(0).random((4000, 2)) * 1000
-    assert grid(xy) == (pytest.approx(1000 / 4000**0.5, rel=0.2), 0)  # no grid: about the mean spacing
+    assert lattice(xy) is None
+    assert spot_distance(xy) == pytest.approx(1000 / 4000**0.5, rel=0.2)  # no grid: about the mean spacing
 
 
 @pytest.mark.parametrize("xy", [[[5, 5]], [[5, 5], [5, 5]], [[5, 5], [9, 5]], [[0, 0], [1, 1], [1, 1]]])
@@ -469,8 +471,12 @@ def test_few_spots(xy, color):
 @given(n_rows=st.integers(4, 12), n_cols=st.integers(4, 12), pitch=st.floats(1e-2, 1e4), angle=st.floats(0, 6.3))
 def test_grids_are_recognised_at_any_rotation(n_rows, n_cols, pitch, angle):
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    for xy, neighbours in ((hexagons(n_rows, n_cols), 6), (np.argwhere(np.ones((n_rows, n_cols))) * 200.0, 4)):
-        assert grid(xy @ turn * pitch / 200) == (pytest.approx(pitch), neighbours)
+    squares = np.argwhere(np.ones((n_rows, n_cols))) * 200.0
+    for xy, kind in ((hexagons(n_rows, n_cols), "hexagonal"), (squares, "square")):
+        turned = xy @ turn * pitch / 200
+        assert lattice(turned) == (kind, pytest.approx(pitch))
+        assert lattice(np.repeat(turned, 2, axis=0)[:-1])[0] == kind  # spots at the same place do not hide it
+        assert spot_distance(turned) == pytest.approx(pitch)
 
 
 # --- scale bar

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets
-from stampy.pp._geometry import choose_cells, infer_um_per_px, lattice, region_boxes, region_cells, tile_boxes
+from stampy._scale import infer_um_per_px, lattice
+from stampy.pp._geometry import choose_cells, region_boxes, region_cells, tile_boxes
 from stampy.pp._images import SlideImage
 from stampy.pp._readers import open_spatialdata_image
 from stampy.pp._tiles import TileSource, tiles

@@ -22,7 +22,8 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
-    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|modality|device|key_added)=(?:'(\w+)')?(?![\w{])"
+    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|modality|device|key_added|model|labels|n_domains|overwrite)"
+    r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
 EXAMPLES = {
@@ -84,7 +85,7 @@ def _one_line(message: Any) -> str:
     """
     plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
     line = " ".join(str(plain).split()) or type(message).__name__
-    return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2]}".rstrip(), line)
+    return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 
 @contextlib.contextmanager
@@ -224,8 +225,8 @@ def _demo_options(commands: Any) -> None:
     add(
         "--section",
         metavar="PATH|NAME",
-        help="an .h5ad, a .zarr, a Space Ranger folder, or a name that `stampy datasets` lists "
-        "(default: a real section from STAMPY_DATA_DIR or by download, else a toy section)",
+        help="an .h5ad, a .zarr, a Space Ranger folder, a name that `stampy datasets` lists, or "
+        "`toy` (default: a real section from STAMPY_DATA_DIR or by download, else a toy section)",
     )
     _model_option(add)
     add("--labels", metavar="COLUMN", help="column of obs to compare the clusters with")

@@ -36,7 +36,8 @@ def shortlist(names: Iterable[Any], n: int = 8) -> str:
     >>> shortlist(range(20), 3)
     '[0, 1, 2, ... (20 in all)]'
     """
-    names = [n.item() if isinstance(n, np.generic) else n for n in names]
+    # None: the layer of that name is X, as of anndata 0.13
+    names = [n.item() if isinstance(n, np.generic) else n for n in names if n is not None]
     if len(names) <= n:
         return repr(names)
     return f"{repr(names[:n])[:-1]}, ... ({len(names)} in all)]"
@@ -183,9 +184,9 @@ def writable(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(f"{str(folder)!r} is a file; a folder to write into was expected.") from error
-    except PermissionError as error:
+    except OSError as error:
         raise PermissionError(
-            f"The folder {str(folder)!r} can't be made (permission denied). Choose another."
+            f"The folder {str(folder)!r} can't be made ({error.strerror}). Choose another."
         ) from error
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".stampy-"):

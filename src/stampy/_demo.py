@@ -25,6 +25,7 @@ __all__ = ["demo"]
 
 CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
 SECTION = "section.h5ad"
+TOY = "toy"
 OFFLINE = "HER2ST_A1"  # preferred from a mirror: it has an image and labels
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
 NO_LABELS = {"", "na", "nan", "none", "unknown", "undetermined", "unlabelled", "unlabeled"}
@@ -152,10 +153,12 @@ def _find(section: str | Path | None) -> Subject:
     known = datasets.names()
     if section in known:
         return _named(str(section))
+    if section == TOY:
+        return _toy("as asked for")
     if Path(section).expanduser().exists():
         return Subject(_formats.read(section), str(section))
     here = [p.name for p in Path(section).expanduser().parent.glob("*")]
-    raise _checks.unknown("section", str(section), {"the data sets": known, "that folder": here})
+    raise _checks.unknown("section", str(section), {"the data sets": [*known, TOY], "that folder": here})
 
 
 def _best() -> Subject:
@@ -169,11 +172,11 @@ def _best() -> Subject:
         _check_network(datasets.info(DOWNLOAD).files["counts"].url)
         return _named(DOWNLOAD)
     except ConnectionError as error:
-        return Subject(
-            datasets.toy(),
-            f"toy, made up with 4 planted domains. No real one, because {reason} and none can be downloaded ({error}).",
-            labels="domain",
-        )
+        return _toy(f"no real one, because {reason} and none can be downloaded ({error})")
+
+
+def _toy(reason: str) -> Subject:
+    return Subject(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
 
 
 def _named(name: str) -> Subject:

@@ -173,17 +173,18 @@ def _counts_mtx(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFram
     from scipy.io import mmread
 
     with gzip.open(paths["counts"]) as stream:
-        x = mmread(stream).T.tocsr().astype(np.int32)
-    features = pd.read_csv(paths["features"], sep="\t", header=None, keep_default_na=False)
-    barcodes = pd.read_csv(paths["barcodes"], header=None)[0].tolist()
-    return x, barcodes, pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=_unique(features[1]))
+        x = sparse.csr_matrix(mmread(stream, spmatrix=False).T).astype(np.int32)
+    features = pd.read_csv(paths["features"], sep="\t", header=None, keep_default_na=False, dtype=str)
+    barcodes = pd.read_csv(paths["barcodes"], header=None, keep_default_na=False, dtype=str)[0].tolist()
+    return x, barcodes, pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=_unique(features[1].tolist()))
 
 
 def _positions(path: Path) -> pd.DataFrame:
     """Space Ranger's table of spots by barcode, with or without a header."""
     with path.open(encoding="utf-8") as stream:
         has_header = stream.readline().startswith("barcode")
-    return pd.read_csv(path, header=0 if has_header else None, names=POSITIONS).set_index("barcode")
+    header = 0 if has_header else None
+    return pd.read_csv(path, header=header, names=POSITIONS, dtype={"barcode": str}).set_index("barcode")
 
 
 def _with_space_ranger_images(adata: AnnData, name: str, spots: pd.DataFrame, paths: Paths) -> AnnData:

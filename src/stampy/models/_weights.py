@@ -186,10 +186,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def read_genes(path: Path) -> pd.DataFrame:
     """The vocabulary beside the weights, as a plain table."""
-    return pd.read_csv(
-        path, sep="\t", dtype={"gene_id": str, "symbol": str, "divisor": float}, keep_default_na=False,
-        float_precision="round_trip",
-    )[_GENE_COLUMNS]  # fmt: skip
+    genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)[_GENE_COLUMNS]
+    return genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
 
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _keys
+from stampy import _checks, _keys, _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y runs downwards, so bottom > top
 
-# Spots of a known platform by neighbours on the grid: µm between centres, and the range of that distance over the
-# diameter in the scale factors. Space Ranger's diameter is no measure of its own: it stands for 55, 65 or 70 µm,
-# depending on the version, while the centres are 100 µm apart on every Visium slide.
-PLATFORMS = {6: (100.0, 1.25, 2.22), 4: (200.0, 1.6, 2.5)}  # Visium, ST
 FILL = 0.8  # spot diameter over spot distance where no scale factor tells it
 
 
@@ -108,48 +104,38 @@ def _section(
     name: str, rows: np.ndarray, xy: np.ndarray, library: Mapping[str, Any], image: bool, um_per_px: float | None
 ) -> Section:
     factors = library.get("scalefactors", {})
-    distance, neighbours = grid(xy)
     diameter = float(factors.get("spot_diameter_fullres", 0))
     if um_per_px is None:
-        um_per_px = factors.get("microns_per_pixel") or _um_per_px(distance, neighbours, diameter)
+        um_per_px = _um_per_px(xy, factors)
     pixels, extent = _image(library, factors) if image else (None, None)
-    return Section(name, rows, xy, diameter or FILL * distance or 1.0, um_per_px, pixels, extent)
+    return Section(name, rows, xy, diameter or FILL * spot_distance(xy) or 1.0, um_per_px, pixels, extent)
 
 
-def grid(xy: np.ndarray) -> tuple[float, int]:
-    """Distance of neighbouring spots (0.0 for one spot) and neighbours in their grid: 6, 4, or 0 for no such grid.
+def spot_distance(xy: np.ndarray) -> float:
+    """Distance of neighbouring spots, 0.0 for one spot.
 
-    Where there is no grid, the distance is that to the fourth neighbour, which on a grid is the same.
+    Where there is no grid, it is that to the fourth neighbour, which on a grid is the same.
 
-    >>> grid(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
-    (2.0, 4)
+    >>> spot_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
+    2.0
     """
-    from scipy.spatial import KDTree
-
-    some = xy[:: max(1, len(xy) // 5_000)]
-    distance, index = KDTree(xy).query(some, k=range(1, min(7, len(xy)) + 1))
-    distance[distance == 0] = np.nan  # the spot itself, or another at the same place
-    neighboured = ~np.isnan(distance).all(axis=1)
-    if not neighboured.any():
-        return 0.0, 0
-    nearest = np.nanmin(distance[neighboured], axis=1)
-    near = distance < 1.25 * np.median(nearest)
-    edges = (xy[index] - some[:, None])[near]
-    angle = np.arctan2(edges[:, 1], edges[:, 0])
-    regular = {n: abs(np.exp(1j * n * angle).mean()) for n in PLATFORMS}  # 1 on a perfect grid
-    alike = max(regular, key=regular.__getitem__)
-    if regular[alike] > 0.85 > min(regular.values()):
-        return float(np.median(distance[near])), alike
-    fourth = np.nanmax(np.sort(distance[neighboured], axis=1)[:, :4], axis=1)  # NaN sorts last
-    return float(np.median(fourth)), 0
+    grid = _scale.lattice(xy)
+    if grid is not None:
+        return grid.pitch
+    distances, _ = _scale.neighbour_distances(xy, xy[:: max(1, len(xy) // _scale.QUERIES)], 5)
+    distances = distances[~np.isnan(distances).all(axis=1)]
+    if not distances.size:
+        return 0.0
+    return float(np.median(np.nanmax(distances[:, : max(1, min(4, len(xy) // 2))], axis=1)))
 
 
-def _um_per_px(distance: float, neighbours: int, diameter: float) -> float | None:
-    """µm per px of the full-resolution image where the spots are those of a known platform, else None."""
-    if not neighbours or not diameter:
+def _um_per_px(xy: np.ndarray, factors: Mapping[str, Any]) -> float | None:
+    """µm per px of the full-resolution image, or None where it can't be told for sure."""
+    try:
+        pixel = _scale.infer_um_per_px(xy, factors)
+    except ValueError:  # no known platform: no bar
         return None
-    um, low, high = PLATFORMS[neighbours]
-    return um / distance if low <= distance / diameter <= high else None
+    return None if pixel.doubt else pixel.um_per_px
 
 
 def _image(library: Mapping[str, Any], factors: Mapping[str, Any]) -> tuple[np.ndarray | None, Window | None]:

@@ -1,6 +1,7 @@
 """Preprocessing: raw data -> arrays that a model takes. No torch here."""
 
-from ._geometry import infer_um_per_px
+from stampy._scale import infer_um_per_px
+
 from ._images import SlideImage
 from ._neighborhoods import neighborhoods
 from ._tiles import tiles

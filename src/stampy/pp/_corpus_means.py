@@ -88,7 +88,7 @@ def _resolved(sums: pd.DataFrame) -> pd.DataFrame:
     both = sums[(sums["gene_id"] != "") & (sums["symbol"] != "")]
     both = both.sort_values(["n_spots", "gene_id"], ascending=[False, True]).drop_duplicates("symbol")
     id_of = both.set_index("symbol")["gene_id"]
-    found = sums["symbol"].map(id_of)  # NaN where the symbol has no id anywhere, or is empty
+    found = sums["symbol"].map(id_of).astype(object)  # NaN where the symbol has no id anywhere, or is empty
     gene_id = sums["gene_id"].where(sums["gene_id"] != "", found.fillna(sums["symbol"]))
     return sums.assign(gene_id=gene_id, symbol=sums["symbol"].where(found.isna() | (found == gene_id), ""))
 

@@ -73,8 +73,18 @@ def iter_rows(X: Any, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matr
         return
     X = _sliceable(X)
     for start in range(0, X.shape[0], chunk):
+        if sparse.issparse(X):
+            yield start, _rows(X, start, min(start + chunk, X.shape[0]))
+            continue
         block = X[start : start + chunk]
         yield start, block if sparse.issparse(block) else sparse.csr_matrix(np.asarray(block))
+
+
+def _rows(X: sparse.csr_matrix | sparse.csr_array, start: int, stop: int) -> sparse.csr_matrix | sparse.csr_array:
+    """`X[start:stop]` of a CSR in memory, without a copy of its values."""
+    low, high = X.indptr[start], X.indptr[stop]
+    parts = X.data[low:high], X.indices[low:high], X.indptr[start : stop + 1] - low
+    return type(X)(parts, shape=(stop - start, X.shape[1]), copy=False)
 
 
 def _sliceable(X: Any) -> Any:

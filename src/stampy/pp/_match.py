@@ -81,6 +81,8 @@ def cut_version(names: pd.Index) -> pd.Index:
     >>> cut_version(pd.Index(["ENSG00000141510.18", "AC010608.1"])).tolist()
     ['ENSG00000141510', 'AC010608.1']
     """
+    if not any("." in name and name.startswith("ENS") for name in names):
+        return names
     return pd.Index([_cut(name) if "." in name else name for name in names], dtype=object)
 
 
@@ -91,10 +93,11 @@ def _cut(name: str) -> str:
 def sources(var: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
     """`var_names` and the columns that usually hold names of genes, as (source, names); missing names are empty."""
     yield "var_names", pd.Index(var.index.astype(str), dtype=object)
-    known = {name: rank for rank, name in enumerate(ID_COLUMNS + SYMBOL_COLUMNS)}
-    for column in sorted((c for c in var.columns if str(c).lower() in known), key=lambda c: known[str(c).lower()]):
+    ranks = {name: rank for rank, name in enumerate(ID_COLUMNS + SYMBOL_COLUMNS)}
+    for column in sorted((c for c in var.columns if str(c).lower() in ranks), key=lambda c: ranks[str(c).lower()]):
         values = var[column].astype(object)
-        names = [str(name).strip() for name in values.where(values.notna(), "")]
+        known = values.notna()
+        names = [str(name).strip() for name in (values if known.all() else values.where(known, ""))]
         yield f"var['{column}']", pd.Index(names, dtype=object)
 
 

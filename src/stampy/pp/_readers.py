@@ -125,7 +125,7 @@ def _area(series: tifffile.TiffPageSeries) -> int:
 
 def _tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
     """Layout of a series in the words of `ArrayLevel`; ValueError where it is no H&E picture."""
-    axes, shape = series.get_axes(squeeze=True), series.get_shape(squeeze=True)
+    axes, shape = _squeezed(series)
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _TIFF_AXES:
@@ -157,7 +157,13 @@ def _tiff_level(path: Path, series: tifffile.TiffPageSeries, number: int, level:
         array = tifffile.memmap(path, series=number, level=level, mode="r")
     else:
         array = part.asarray()
-    return ArrayLevel(array.reshape(part.get_shape(squeeze=True)), axes)
+    return ArrayLevel(array.reshape(_squeezed(part)[1]), axes)
+
+
+def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
+    """Axes and shape without axes of length 1 other than height and width; versions of tifffile differ in this."""
+    kept = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size != 1 or axis in "YX"]
+    return "".join(axis for axis, _ in kept), tuple(size for _, size in kept)
 
 
 def _check_complete(series: tifffile.TiffPageSeries, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pp._geometry import PixelSize, infer_um_per_px
+from stampy._scale import PixelSize, infer_um_per_px
 from stampy.pp._images import SlideImage
 from stampy.pp._readers import open_file, open_spatialdata_image
 
