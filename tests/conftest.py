@@ -71,3 +71,41 @@ def small_model():
 def model(vocabulary):
     """A small model of random weights for the toy section."""
     return _small_model(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def aligned(toy, vocabulary):
+    """A small model whose gene tower was trained for some seconds to tell the toy section's domains, and the section.
+
+    The section is embedded; its image embeddings stand for a trained image tower: a classifier of the tiles' colours.
+    """
+    import numpy as np
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    from stampy import pp, tl
+
+    model, adata = _small_model(vocabulary, width=32, feedforward=32, tied_heads=True), toy.copy()
+    model.name = "aligned"
+    pp.tokenize(adata, vocabulary, max_tokens=64)
+    pp.tiles(adata, size_px=32)
+    tokens = torch.from_numpy(adata.obsm.pop("stamp_tokens"))
+    labels = torch.tensor(adata.obs["domain"].cat.codes.to_numpy(), dtype=torch.long)
+    corners = torch.eye(4, model.config.embedding)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+        for _ in range(40):
+            rows = torch.randperm(len(tokens))[:40]
+            scores = 8 * model.gene_embeddings(tokens[rows]) @ corners.T
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(scores, labels[rows]).backward()
+            optimizer.step()
+    tl.embed(adata, model, modality="gene", device="cpu", show_progress_bar=False)
+    tiles = adata.obsm.pop("stamp_tiles").astype(float)
+    colours = np.hstack([tiles.mean(axis=(1, 2)), tiles.std(axis=(1, 2))])
+    chances = LogisticRegression(max_iter=5000).fit(colours / 30, labels).predict_proba(colours / 30)
+    image = chances @ corners.numpy()
+    adata.obsm["X_stamp_image"] = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
+    adata.uns["stamp"]["X_stamp"]["modality"] = "fused"
+    return model, adata

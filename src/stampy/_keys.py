@@ -12,9 +12,17 @@ GENE_SUFFIX: Final = "_gene"  # appended to the key: gene embedding (n, d) float
 IMAGE_SUFFIX: Final = "_image"  # appended to the key: image embedding (n, d) float32, L2 norm 1
 TILES: Final = "stamp_tiles"  # (n, size, size, 3) uint8 RGB, one tile a spot (obsm, only on request)
 
+RETRIEVE: Final = "stamp_retrieve"  # uns; the two below hang on it
+INDEX_SUFFIX: Final = "_index"  # appended to the key: (n, k) int64, rows of the reference, best first, -1 for none
+SCORE_SUFFIX: Final = "_score"  # appended to the key: (n, k) float32, cosine, NaN for none
+
 # obs, written
+SCORE: Final = "stamp_score"  # float32, cosine with a gene programme, or its z score; NaN for an empty spot
 GROUP: Final = "stamp_group"  # int32, number of the spot's neighbourhood group, -1 if it was dropped
 CENTER_SUFFIX: Final = "_center"  # appended to the key: bool, the group's most central spot
+
+# layers, written
+ATTRIBUTE: Final = "stamp_attribute"  # csr (n, n_vars) float32, attribution of genes, only on request; the table in uns
 
 # uns
 UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written

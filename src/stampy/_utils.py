@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-__all__ = ["atomic", "copy_of", "device_of", "generator", "table_of", "torch_generator"]
+__all__ = ["atomic", "copy_of", "device_of", "digest", "generator", "table_of", "torch_generator"]
 
 
 def is_spatialdata(data: Any) -> bool:
@@ -88,3 +89,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(names: Iterable[str]) -> str:
+    """The first 16 characters of a SHA-256: tells whether rows are still those that they were.
+
+    >>> digest(["a", "b"]) == digest(["b", "a"])
+    False
+    """
+    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]

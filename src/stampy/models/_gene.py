@@ -198,18 +198,25 @@ class GeneEncoder(nn.Module):
         -------
         (B, D); zeros for a spot without tokens.
         """
-        ids_BL, lengths_B = self._ids(tokens)
+        return self.pooled(*self.ids(tokens))
+
+    def pooled(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """`features` of ids of the encoder (B, L) and the number of tokens (B,), as `ids` makes them.
+
+        Apart from `features`, for what looks into the encoder: here a token may be the mask.
+        """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
         if self.config.pooling == "positions":
             pooled = self(ids_BL, n_keys)[:, _UNPOOLED:].mean(dim=1)
         else:
             x_BLD = self(ids_BL[:, :n_keys], n_keys)
-            own_BL = torch.arange(n_keys, device=tokens.device) < lengths_B[:, None]
+            own_BL = torch.arange(n_keys, device=ids_BL.device) < lengths_B[:, None]
             weights_BL = own_BL / lengths_B.clamp(min=1)[:, None]
             pooled = torch.einsum("bl,bld->bd", weights_BL.to(x_BLD.dtype), x_BLD)
         return pooled * (lengths_B > 0)[:, None]
 
-    def _ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) as in ``obsm["stamp_tokens"]`` -> ids of the encoder (B, L), number of tokens (B,)."""
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise TypeError(
                 f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}."

@@ -1,5 +1,9 @@
 """Pictures of finished results; nothing here computes or writes any."""
 
+from stampy.pl._attribute import attribute
+from stampy.pl._retrieve import retrieve
+from stampy.pl._score import score
 from stampy.pl._spatial import spatial
+from stampy.pl._tiles import tiles
 
-__all__ = ["spatial"]
+__all__ = ["attribute", "retrieve", "score", "spatial", "tiles"]

@@ -88,14 +88,14 @@ def _legend(ax: Axes, paint: Paint, **place: Any) -> Legend:
     return legend
 
 
-def scale_bar(ax: Axes, um_per_px: float) -> None:
-    """A bar of a round length, about a quarter of the panel, below its left corner."""
+def scale_bar(ax: Axes, um_per_px: float, *, at_most: float | None = None) -> None:
+    """A bar of a round length, about a quarter of the panel or `at_most` (px), below its left corner."""
     from matplotlib.font_manager import FontProperties
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
     left, right = ax.get_xlim()
     bottom, top = ax.get_ylim()
-    um = round_length((right - left) * um_per_px / 4)
+    um = round_length((at_most or (right - left) / 4) * um_per_px)
     ax.add_artist(
         AnchoredSizeBar(
             ax.transData,

@@ -1,0 +1,183 @@
+"""Queries and what was found for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _checks, _keys, _utils
+from stampy.pl._montage import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
+from stampy.pl._palettes import SAFE
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+GAP, QUERY_GAP, ROW_GAP = 0.08, 0.35, 0.3  # in tiles: between tiles, after the query, below a row for its text
+OWN = SAFE[1]
+
+
+def retrieve(
+    adata: AnnData | SpatialData,
+    spots: str | int | Sequence[str] | Sequence[int] | None = None,
+    *,
+    reference: AnnData | SpatialData | None = None,
+    key: str = _keys.RETRIEVE,
+    n_nearest: int = 5,
+    n_queries: int = 4,
+    label: str | None = None,
+    tile_um: float | None = None,
+    library_key: str | None = None,
+    um_per_px: float | None = None,
+    tiles_key: str = _keys.TILES,
+    scale_bar: bool = True,
+    rng: int | np.random.Generator | None = 0,
+    ax: Axes | None = None,
+    table_key: str = _keys.TABLE,
+) -> Axes:
+    """Draw queries and the tiles of the spots that `stampy.tl.retrieve` found for them.
+
+    Whatever was compared, genes or images, a spot is shown by its tile. Below each tile stands the cosine. Where a
+    table was searched itself, the query's own spot has an orange frame if it is among those found.
+
+    Parameters
+    ----------
+    adata
+        The queries, with results of `stampy.tl.retrieve`, and with tiles in obsm or an image in ``uns["spatial"]``.
+    spots
+        Names or row numbers of the queries to show. None: some drawn at random.
+    reference
+        The table that was looked through, where it was another than `adata`.
+    key
+        Where the results are.
+    n_nearest
+        Tiles shown for each query.
+    n_queries
+        Queries shown where `spots` does not name them.
+    label
+        Column of obs (of both tables) to write below the tiles, such as the domain.
+    tile_um, library_key, um_per_px, tiles_key
+        How tiles are found, see `stampy.pl.tiles`. `library_key` is that of the search by default.
+    scale_bar
+        Draw a bar in µm.
+    rng
+        Seed of the draw of queries.
+    ax
+        Axes to draw into.
+    table_key
+        Table of a SpatialData.
+
+    Returns
+    -------
+    The Axes; a tile has edge 1.
+
+    Raises
+    ------
+    KeyError
+        No results, no tiles and no image, no such spot or column.
+    ValueError
+        Another table than the one that was looked through, more tiles asked for than were found, a query without
+        embedding.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> stampy.tl.embed(adata, modality="image", show_progress_bar=False)
+    >>> stampy.tl.retrieve(adata, query="image", target="image", show_progress_bar=False)
+    >>> ax = stampy.pl.retrieve(adata, [3, 17], n_nearest=4, label="domain")
+    >>> len(ax.images)
+    10
+    """
+    adata = _utils.table_of(adata, table_key)
+    record = _record(adata, key)
+    other = _reference(adata, reference, record, table_key)
+    index, score = adata.obsm[key + _keys.INDEX_SUFFIX], adata.obsm[key + _keys.SCORE_SUFFIX]
+    _checks.at_least("n_nearest", n_nearest, 1)
+    _checks.at_most("n_nearest", n_nearest, index.shape[1])
+    _checks.at_least("n_queries", n_queries, 1)
+    queries = _queries(adata, spots, index, n_queries, _utils.generator(rng))
+    cut = Cut(tile_um, library_key or record["library_key"] or None, um_per_px, tiles_key)
+    nearest = index[queries][:, :n_nearest]
+    asked, edge = tiles_of(adata, queries, cut)
+    found, other_edge = tiles_of(other, nearest.ravel(), Cut(edge, *(cut.library_key, um_per_px, tiles_key)))
+    if edge != other_edge:
+        raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Give `tile_um`.")
+
+    step = 1 + GAP
+    offsets = [0.0, *(1 + QUERY_GAP + step * i for i in range(n_nearest))]
+    panel = new_axes(offsets[-1] + 1, len(queries) * (1 + ROW_GAP)) if ax is None else ax
+    images = [[asked[int(q)], *(found[int(r)] for r in line)] for q, line in zip(queries, nearest, strict=True)]
+    names = [str(name) for name in adata.obs_names[queries]]
+    draw(panel, images, names, offsets=offsets, row_height=1 + ROW_GAP, edge_um=edge if scale_bar else None)
+    below, above = _texts(adata, queries, label), _texts(other, nearest.ravel(), label)
+    for i, query in enumerate(queries):
+        y = i * (1 + ROW_GAP)
+        _write(panel, 0.5, y + 1, below[i])
+        for j, row in enumerate(nearest[i]):
+            text = " · ".join(filter(None, (f"{score[query, j]:.3f}", above[i * n_nearest + j])))
+            _write(panel, offsets[j + 1] + 0.5, y + 1, text)
+            if other is adata and row == query:
+                _frame(panel, offsets[j + 1], y)
+    panel.set_ylim((len(queries) - 1) * (1 + ROW_GAP) + 1 + ROW_GAP, 0)
+    _head(panel, offsets, record)
+    if ax is None:
+        fit(panel)
+    return panel
+
+
+def _record(adata: AnnData, key: str) -> Mapping[str, Any]:
+    needs = f"Search first: `stampy.tl.retrieve(adata, key_added={key!r})`."
+    _checks.has_key(adata.obsm, key + _keys.INDEX_SUFFIX, slot="adata.obsm", needs=needs)
+    _checks.has_key(adata.uns.get(_keys.UNS, {}), key, slot="adata.uns['stamp']", needs=needs)
+    return adata.uns[_keys.UNS][key]
+
+
+def _reference(adata: AnnData, reference: Any, record: Mapping[str, Any], table_key: str) -> AnnData:
+    """The table that the results point into; ValueError if it is another now."""
+    if reference is None and record["reference"] != "self":
+        raise ValueError("The results are spots of another table. Give it by `reference=`.")
+    other = adata if reference is None else _utils.table_of(reference, table_key)
+    if _utils.digest(other.obs_names) != record["reference_digest"]:
+        raise ValueError(
+            f"The results are rows of a table of {record['n_reference']} spots, found {other.n_obs} spots, or others. "
+            "Search again after taking a subset: `stampy.tl.retrieve`."
+        )
+    return adata if record["reference"] == "self" else other
+
+
+def _queries(adata: AnnData, spots: Any, index: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+    known = np.flatnonzero(index[:, 0] >= 0)
+    if spots is None:
+        return np.sort(random.choice(known, min(n, len(known)), replace=False))
+    rows = rows_of_spots(adata, spots)
+    lost = [str(adata.obs_names[row]) for row in rows if row not in known]
+    if lost:
+        raise ValueError(f"Nothing was found for {_checks.shortlist(lost)}: these spots have no embedding.")
+    return rows
+
+
+def _texts(adata: AnnData, rows: np.ndarray, label: str | None) -> list[str]:
+    if label is None:
+        return [""] * len(rows)
+    _checks.has_key(adata.obs, label, slot="adata.obs", needs="`label` names a column to write below the tiles.")
+    return [str(value) for value in adata.obs[label].iloc[rows]]
+
+
+def _write(ax: Axes, x: float, y: float, text: str) -> None:
+    ax.text(x, y + 0.05, text, ha="center", va="top", fontsize="x-small", parse_math=False)
+
+
+def _frame(ax: Axes, x: float, y: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=OWN, linewidth=2.5))
+
+
+def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any]) -> None:
+    """What was asked with and what was looked through, above the columns."""
+    for x, text in ((0.5, record["query"]), ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}")):
+        ax.text(x, -0.06, text, ha="center", va="bottom", fontsize="small")

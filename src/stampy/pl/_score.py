@@ -1,0 +1,70 @@
+"""The map of a gene programme."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _checks, _keys, _utils
+from stampy.pl._spatial import spatial
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+def score(
+    adata: AnnData | SpatialData,
+    key: str = _keys.SCORE,
+    *,
+    table_key: str = _keys.TABLE,
+    **kwargs: Any,
+) -> Axes | list[Axes]:
+    """Draw how near each spot comes to a gene programme, over the tissue.
+
+    Limits are the 1st and 99th percentile; standardised scores are centred on 0, blue below and red above.
+
+    Parameters
+    ----------
+    adata
+        Spots scored by `stampy.tl.score`.
+    key
+        Where the scores are.
+    table_key
+        Table of a SpatialData.
+    **kwargs
+        More arguments of `stampy.pl.spatial`, such as `library_key`, `cmap`, `vmin` or `ax`.
+
+    Returns
+    -------
+    The Axes, or a list of them for several sections.
+
+    Raises
+    ------
+    KeyError
+        There are no such scores.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
+    >>> stampy.tl.score(adata, ["COL1A1", "COL1A2", "COL3A1", "DCN", "LUM"], modality="gene")
+    >>> ax = stampy.pl.score(adata)
+    >>> ax.get_title()
+    'COL1A1, COL1A2, COL3A1, ...'
+    """
+    table = _utils.table_of(adata, table_key)
+    needs = f"Score first: `stampy.tl.score(adata, genes, key_added={key!r})`."
+    _checks.has_key(table.obs, key, slot="adata.obs", needs=needs)
+    record = table.uns.get(_keys.UNS, {}).get(key, {})
+    look: dict[str, Any] = {"vmin": "p1", "vmax": "p99"}
+    if record.get("standardize"):
+        most = np.nanpercentile(np.abs(table.obs[key].to_numpy(dtype=float)), 99)
+        look = {"cmap": "RdBu_r", "vmin": -float(most), "vmax": float(most)}
+    if len(record.get("genes", ())) and not kwargs.get("library_key"):
+        genes = list(record["genes"])
+        look["title"] = ", ".join(genes[:3]) + (", ..." if len(genes) > 3 else "")
+    return spatial(table, key, **(look | kwargs))

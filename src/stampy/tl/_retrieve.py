@@ -1,0 +1,377 @@
+"""Look up spots by what they look like, or by what they express."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import KDTree
+
+import stampy
+from stampy import _checks, _keys
+from stampy._utils import copy_of, digest, generator, table_of
+
+from ._nearest import Nearest, approximate, exact, hit_rates
+from ._spaces import Modality, Space, check_same_space, space_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["retrieve"]
+
+RECALL_AT = (1, 5, 10)
+APPROXIMATE_FROM = 10**10  # pairs of query and reference; exact takes some minutes on a core up to here
+EXCLUDE = ("nothing", "spot", "neighbors", "section")
+
+
+def retrieve(
+    adata: AnnData | SpatialData,
+    reference: AnnData | SpatialData | None = None,
+    *,
+    query: Modality = "image",
+    target: Modality = "gene",
+    k: int = 10,
+    exclude: Literal["nothing", "spot", "neighbors", "section"] | None = None,
+    radius: float = 1.5,
+    paired: bool | None = None,
+    method: Literal["exact", "approximate"] | None = None,
+    library_key: str | None = None,
+    embedding_key: str = _keys.EMBEDDING,
+    reference_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    rng: int | np.random.Generator | None = 0,
+    show_progress_bar: bool = True,
+    key_added: str = _keys.RETRIEVE,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Find for every spot the spots whose genes or tissue are nearest, in the same table or in another.
+
+    From image to gene, from gene to image, or within one modality: nearness is the cosine of the two embeddings. Where
+    every query has its own spot in the reference, it is counted how often that one is among the first (recall).
+
+    Parameters
+    ----------
+    adata
+        The queries: section(s) with embeddings by `stampy.tl.embed`.
+    reference
+        Where to look, embedded by the same model. None: in `adata` itself.
+    query, target
+        What is asked with, and what is looked through: ``"image"``, ``"gene"`` or ``"fused"``.
+    k
+        How many to find for each spot.
+    exclude
+        What may not be found: the ``"spot"`` itself, the spot and its spatial ``"neighbors"``, all of its own
+        ``"section"``, or ``"nothing"``. None: the spot itself where it would trivially find itself, which is within one
+        modality of one table; else nothing.
+    radius
+        How far spatial neighbours reach, in distances of adjacent spots of the section.
+    paired
+        Whether spots of the reference are the queries' own: None where `reference` is None, which they are. For another
+        table, True says that spots of the same name (and section, with `library_key`) are the same spot. Barcodes recur
+        in every slide, so this is never guessed.
+    method
+        ``"exact"`` compares all with all, in blocks of bounded memory. ``"approximate"`` uses nearest-neighbour descent
+        (pynndescent) and may miss some. None: exact up to 10¹⁰ pairs (100,000 spots against 100,000).
+    library_key
+        Column of obs, in both tables, that names the section of each spot.
+    embedding_key, reference_key
+        Where the embeddings are: ``obsm[key + "_gene"]``, ``obsm[key + "_image"]`` or (fused) ``obsm[key]``, of the
+        queries and of what is looked through; the same one by default.
+    table_key
+        Table of a SpatialData.
+    rng
+        Seed of the approximate search.
+    show_progress_bar
+        Show how far it is.
+    key_added
+        Where results go.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy of `adata` (the reference is only read). Written:
+
+    ``obsm[key_added + "_index"]``
+        int64 (n, k): rows of the reference, nearest first. −1 for a spot that has no embedding.
+    ``obsm[key_added + "_score"]``
+        float32 (n, k): their cosines, NaN for a spot that has no embedding.
+    ``uns["stamp"][key_added]``
+        Parameters, and ``["recall"]`` if there are pairs that may be found: a table with the columns section ("all",
+        then each), k (1, 5, 10), recall, chance, queries, reference. `recall` is the share of spots whose own
+        counterpart is among the first `k` of the whole reference, ties broken by luck; `chance` that of a random order.
+
+    Warns
+    -----
+    UserWarning
+        Spots without an embedding (without counts in the vocabulary): they find nothing and are never found. An
+        embedding of which it isn't known how it was made.
+
+    Raises
+    ------
+    KeyError
+        No embedding of that name, no coordinates (for neighbours), no such column.
+    ValueError
+        Embeddings of different models, levels or sizes; `k` larger than what there is to find; no spots in common for
+        `paired`; arguments that conflict.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> stampy.tl.embed(adata, show_progress_bar=False)
+    >>> stampy.tl.retrieve(adata, query="image", target="gene", show_progress_bar=False)
+    >>> adata.obsm["stamp_retrieve_index"].shape
+    (40, 10)
+    >>> adata.uns["stamp"]["stamp_retrieve"]["recall"][["k", "chance", "queries"]]
+        k  chance  queries
+    0   1   0.025       40
+    1   5   0.125       40
+    2  10   0.250       40
+    """
+    table = table_of(adata, table_key)
+    other = table if reference is None else table_of(reference, table_key)
+    _check_arguments(query, target, k, exclude, radius, paired, method, reference)
+    _checks.not_empty(table, genes=False)
+    _checks.not_empty(other, genes=False)
+    sought = space_of(table, embedding_key, query)
+    slot = "adata.obsm" if reference is None else "reference.obsm"
+    given = space_of(other, reference_key or embedding_key, target, slot=slot)
+    check_same_space(sought, given)
+    _warn_of_unknown(sought, given)
+    if exclude is None:
+        exclude = "spot" if reference is None and query == target else "nothing"
+    sections = _sections(table, other, library_key)
+    pairs = _pairs(table, other, sections, bool(reference is None if paired is None else paired))
+    search = _Search(sought, given, pairs, *_exclusions(exclude, table, other, pairs, sections, radius, library_key))
+    search.check(k)
+    found, method = search.run(k, method, generator(rng), show_progress_bar)
+
+    record: dict[str, Any] = {
+        "stampy": stampy.__version__,
+        "model": (sought.record or given.record or {}).get("model", ""),
+        "query": query,
+        "target": target,
+        "k": k,
+        "method": method,
+        "exclude": exclude,
+        "embedding_key": [embedding_key, reference_key or embedding_key],
+        "library_key": library_key or "",
+        "reference": "self" if reference is None else "other",
+        "n_reference": other.n_obs,
+        "reference_digest": digest(other.obs_names),
+    }
+    if exclude == "nothing" and (pairs >= 0).any():
+        record["recall"] = _recall(found, pairs, search, sections, RECALL_AT)
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    known = sought.known[:, None]
+    table.obsm[key_added + _keys.INDEX_SUFFIX] = np.where(known, found.index[:, :k], -1)
+    table.obsm[key_added + _keys.SCORE_SUFFIX] = np.where(known, found.score[:, :k], np.nan).astype(np.float32)
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
+    return adata if copy else None
+
+
+def _check_arguments(query: Any, target: Any, k: Any, exclude: Any, radius: Any, paired: Any, method: Any,
+                     reference: Any) -> None:  # fmt: skip
+    _checks.one_of("query", query, ("gene", "image", "fused"))
+    _checks.one_of("target", target, ("gene", "image", "fused"))
+    _checks.at_least("k", k, 1)
+    _checks.positive("radius", radius)
+    if exclude is not None:
+        _checks.one_of("exclude", exclude, EXCLUDE)
+    if method is not None:
+        _checks.one_of("method", method, ("exact", "approximate"))
+    if reference is None and paired is False:
+        raise ValueError("`paired=False` was given without `reference`: a table's spots are always their own.")
+    if reference is not None and exclude == "spot" and not paired:
+        raise ValueError(
+            "exclude='spot' needs `paired=True` where there is another `reference`: it must be clear which of its "
+            "spots is the same."
+        )
+
+
+def _warn_of_unknown(query: Space, reference: Space) -> None:
+    for space in (query, reference) if query.name != reference.name else (query,):
+        empty = int((~space.known).sum())
+        if empty == len(space.vectors):
+            raise ValueError(f"All {empty} rows of `{space.name}` are zero: no spot has an embedding.")
+        if empty:
+            warnings.warn(
+                f"{empty} of {len(space.vectors)} spots have no embedding in `{space.name}` (all zeros): they find "
+                "nothing and are never found.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+class _Sections:
+    """The section of every query and of all in the reference, by common codes."""
+
+    def __init__(self, query: np.ndarray, reference: np.ndarray, names: list[str]):
+        self.query, self.reference, self.names = query, reference, names
+
+
+def _sections(table: AnnData, other: AnnData, library_key: str | None) -> _Sections:
+    codes, names = _checks.libraries(table, library_key)
+    if other is table:
+        return _Sections(codes, codes, names)
+    other_codes, other_names = _checks.libraries(other, library_key)
+    everywhere = sorted({*names, *other_names})
+    at = pd.Index(everywhere)
+    return _Sections(at.get_indexer(names)[codes], at.get_indexer(other_names)[other_codes], everywhere)
+
+
+def _pairs(table: AnnData, other: AnnData, sections: _Sections, paired: bool) -> np.ndarray:
+    """Row of the reference that is the same spot (n,), -1 for none."""
+    if not paired:
+        return np.full(table.n_obs, -1)
+    if other is table:
+        return np.arange(table.n_obs)
+    mine = pd.MultiIndex.from_arrays([sections.query, table.obs_names])
+    theirs = pd.MultiIndex.from_arrays([sections.reference, other.obs_names])
+    if theirs.has_duplicates:
+        raise ValueError(
+            "paired=True needs names of spots that occur once in the reference. Make them unique, or name the column "
+            "of their sections by `library_key=`."
+        )
+    pairs = theirs.get_indexer(mine)
+    if not (pairs >= 0).any():
+        raise ValueError(
+            f"paired=True, but no spot of the queries is in the reference: {_checks.shortlist(table.obs_names, 2)} and "
+            f"{_checks.shortlist(other.obs_names, 2)}{' of the same section' if len(sections.names) > 1 else ''}. "
+            "Leave `paired` out for sections of other spots."
+        )
+    return pairs
+
+
+def _exclusions(exclude: str, table: AnnData, other: AnnData, pairs: np.ndarray, sections: _Sections, radius: float,
+                library_key: str | None) -> tuple[sparse.csr_array | None, tuple | None]:  # fmt: skip
+    """Pairs not to be found, as a sparse matrix, or as codes of groups."""
+    if exclude in ("neighbors", "section") and other is not table and library_key is None:
+        raise ValueError(f"exclude={exclude!r} with another `reference` needs `library_key`, the spots' section.")
+    if exclude == "section":
+        if library_key is None:
+            raise ValueError("exclude='section' needs `library_key`, the column of obs with the spots' section.")
+        return None, (sections.query, sections.reference)
+    if exclude == "spot":
+        rows = np.flatnonzero(pairs >= 0)
+        entries = (np.ones(len(rows), dtype=bool), (rows, pairs[rows]))
+        return sparse.coo_array(entries, shape=(table.n_obs, other.n_obs)).tocsr(), None
+    if exclude == "neighbors":
+        return _neighbors(table, other, sections, radius), None
+    return None, None
+
+
+def _neighbors(table: AnnData, other: AnnData, sections: _Sections, radius: float) -> sparse.csr_array:
+    """Spots of the reference within `radius` spot distances of each query in its section, itself among them."""
+    xy, other_xy = _checks.coordinates(table), _checks.coordinates(other)
+    row, col = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for code in np.intersect1d(sections.query, sections.reference):
+        mine, theirs = np.flatnonzero(sections.query == code), np.flatnonzero(sections.reference == code)
+        tree = KDTree(other_xy[theirs])
+        near = tree.query_ball_point(xy[mine], radius * _spot_distance(other_xy[theirs]))
+        row.append(np.repeat(mine, [len(n) for n in near]))
+        col.append(theirs[np.concatenate([np.asarray(n, dtype=np.int64) for n in near])])
+    row, col = np.concatenate(row), np.concatenate(col)
+    return sparse.coo_array((np.ones(len(row), dtype=bool), (row, col)), shape=(table.n_obs, other.n_obs)).tocsr()
+
+
+def _spot_distance(xy: np.ndarray) -> float:
+    """Median distance to the nearest other spot; 0 for one spot."""
+    if len(xy) < 2:
+        return 0.0
+    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))
+
+
+class _Search:
+    """Queries and reference without the spots that have no embedding, and what is not to be found."""
+
+    def __init__(self, query: Space, reference: Space, pairs: np.ndarray,
+                 excluded: sparse.csr_array | None, groups: tuple | None):  # fmt: skip
+        self.query, self.excluded, self.groups = query, excluded, groups
+        self.rows = np.flatnonzero(reference.known)
+        self.vectors = reference.vectors
+        if len(self.rows) < len(self.vectors):
+            self.vectors = self.vectors[self.rows]
+            self.excluded = None if excluded is None else excluded[:, self.rows]
+            self.groups = None if groups is None else (groups[0], groups[1][self.rows])
+        place = np.full(len(reference.vectors), -1)
+        place[self.rows] = np.arange(len(self.rows))
+        self.pairs = np.where((pairs >= 0) & query.known, place[pairs], -1)
+
+    def check(self, k: int) -> None:
+        """Raise ValueError where a query has fewer than `k` candidates."""
+        taken = np.zeros(len(self.query.vectors), dtype=np.int64)
+        if self.excluded is not None:
+            taken = np.diff(self.excluded.indptr)
+        if self.groups is not None:
+            taken = np.bincount(self.groups[1], minlength=self.groups[0].max() + 1)[self.groups[0]]
+        least = len(self.vectors) - int(taken.max())
+        if k <= least:
+            return
+        if least == 0:
+            raise ValueError(
+                "Nothing is left to find for some spots: all of the reference is excluded. exclude='section' needs "
+                "several sections."
+            )
+        raise ValueError(
+            f"`k` must be at most {least}, what there is to find for every spot, found {k}. The reference has "
+            f"{len(self.vectors)} spots with an embedding, up to {int(taken.max())} of them excluded."
+        )
+
+    def run(self, k: int, method: str | None, rng: np.random.Generator, progress: bool) -> tuple[Nearest, str]:
+        """What is found, as rows of the whole reference, and how."""
+        if method is None:
+            pairs = len(self.query.vectors) * len(self.vectors)
+            method = "exact" if pairs <= APPROXIMATE_FROM or self.groups is not None else "approximate"
+        if method == "exact":
+            found = exact(
+                self.query.vectors,
+                self.vectors,
+                k,
+                excluded=self.excluded,
+                groups=self.groups,
+                pairs=self.pairs if (self.pairs >= 0).any() else None,
+                progress=progress,
+            )
+        else:
+            found = self._approximate(k, rng)
+        return Nearest(self.rows[found.index], found.score, found.above, found.tied), method
+
+    def _approximate(self, k: int, rng: np.random.Generator) -> Nearest:
+        if self.groups is not None:
+            raise ValueError("method='approximate' can't leave out whole sections. Use method='exact'.")
+        most = 0 if self.excluded is None else int(np.diff(self.excluded.indptr).max())
+        wanted = min(max(k, *RECALL_AT) + most, len(self.vectors))
+        found = approximate(self.query.vectors, self.vectors, wanted, rng=rng)
+        if self.excluded is None:
+            return found
+        score = found.score.copy()
+        for i in range(len(score)):
+            row = self.excluded.indices[self.excluded.indptr[i] : self.excluded.indptr[i + 1]]
+            score[i, np.isin(found.index[i], row)] = -np.inf
+        order = np.argsort(-score, axis=1, kind="stable")[:, : wanted - most]
+        return Nearest(np.take_along_axis(found.index, order, axis=1), np.take_along_axis(score, order, axis=1))
+
+
+def _recall(found: Nearest, pairs: np.ndarray, search: _Search, sections: _Sections, at: tuple) -> pd.DataFrame:
+    """The tidy table, over all queries and by section."""
+    paired = search.pairs >= 0
+    m = len(search.vectors)
+    groups = [("all", paired)]
+    if len(sections.names) > 1:
+        groups += [(name, paired & (sections.query == i)) for i, name in enumerate(sections.names)]
+    hits = {k: hit_rates(found, np.where(paired, pairs, -1), k) for k in at if k <= m}
+    rows = [
+        (name, k, float(hits[k][mask].mean()), k / m, int(mask.sum()), m)
+        for name, mask in groups
+        if mask.any()
+        for k in hits
+    ]
+    return pd.DataFrame(rows, columns=["section", "k", "recall", "chance", "queries", "reference"])

@@ -1,0 +1,209 @@
+"""How much a spot looks like a gene programme."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+import stampy
+from stampy import _checks, _keys, models
+from stampy._utils import copy_of, table_of
+from stampy.pp import Vocabulary
+
+from ._embed import _loaded
+from ._spaces import check_model, space_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["score"]
+
+
+def score(
+    adata: AnnData | SpatialData,
+    genes: Sequence[str],
+    *,
+    model: str | Path | models.Stamp = "stampy-mini",
+    modality: Literal["image", "gene"] = "image",
+    min_genes: int = 5,
+    standardize: bool = False,
+    library_key: str | None = None,
+    embedding_key: str = _keys.EMBEDDING,
+    table_key: str = _keys.TABLE,
+    device: str | torch.device | None = None,
+    key_added: str = _keys.SCORE,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Score every spot by how near its tissue comes to a gene programme: a map of markers from H&E alone.
+
+    The ranked list of genes goes through the gene tower as if it were a spot; the score is the cosine of that vector
+    and the spot's embedding. No counts are needed, nor any training on labels (zero-shot).
+
+    Parameters
+    ----------
+    adata
+        Section(s) embedded by `stampy.tl.embed` with the same model.
+    genes
+        The programme, most telling gene first: symbols or Ensembl ids. Order counts, as in a spot's tokens.
+    model
+        The model that embedded the spots: a name, a folder, or a loaded `stampy.models.Stamp`.
+    modality
+        Compare with the spots' ``"image"`` or with their ``"gene"`` embeddings.
+    min_genes
+        Fewer genes known to the model than that are an error.
+    standardize
+        Write z scores: mean 0 and deviation 1 over the spots of each section. Cosines of different programmes are not
+        on one scale; standardised they can be compared within a section.
+    library_key
+        Column of obs that names the section of each spot, for `standardize`.
+    embedding_key
+        Where the embeddings are: ``obsm[key + "_image"]`` or ``obsm[key + "_gene"]``.
+    table_key
+        Table of a SpatialData.
+    device
+        Of the model. None: CUDA if there is one, else the CPU.
+    key_added
+        Where the scores go.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy. Written:
+
+    ``obs[key_added]``
+        float32: cosine, −1 to 1, or its z score; NaN for a spot without an embedding.
+    ``uns["stamp"][key_added]``
+        Model, modality, the genes that were used and those that the model does not know.
+
+    Warns
+    -----
+    UserWarning
+        Genes that the model does not know are left out.
+
+    Raises
+    ------
+    KeyError
+        The spots have no such embedding.
+    ValueError
+        Too few genes known, embeddings of another model, a model without image tower.
+
+    Notes
+    -----
+    A spot has hundreds of tokens, a list of markers some dozens: the model has not seen such short ones in training.
+    Look at where scores are high and low within a section, not at how high they are; `standardize` does that.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> stampy.tl.embed(adata, modality="image", show_progress_bar=False)
+    >>> stampy.tl.score(adata, ["COL1A1", "COL1A2", "COL3A1", "DCN", "LUM"])
+    >>> adata.obs["stamp_score"].dtype
+    dtype('float32')
+    """
+    table = table_of(adata, table_key)
+    _checks.not_empty(table, genes=False)
+    _checks.one_of("modality", modality, ("image", "gene"))
+    _checks.at_least("min_genes", min_genes, 1)
+    if library_key is not None and not standardize:
+        raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
+    sections, _ = _checks.libraries(table, library_key)
+    loaded = _loaded(model, device)
+    if modality == "image" and loaded.image is None:
+        raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
+    space = space_of(table, embedding_key, modality)
+    check_model(space, loaded.name, loaded.config.embedding)
+    rows, unknown = rows_of_genes(genes, loaded, min_genes)
+    if unknown:
+        warnings.warn(
+            f"{len(unknown)} of {len(rows) + len(unknown)} genes are not in the vocabulary of {loaded.name!r} and are "
+            f"left out: {_checks.shortlist(unknown)}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    values = np.where(space.known, space.vectors @ programme(loaded, rows), np.nan)
+    if standardize:
+        values = _standardized(values, sections)
+    record = {
+        "stampy": stampy.__version__,
+        "model": loaded.name,
+        "modality": modality,
+        "standardize": standardize,
+        "embedding_key": embedding_key,
+        "genes": _names(loaded)[rows].tolist(),
+        "unknown": unknown,
+    }
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    table.obs[key_added] = values.astype(np.float32)
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
+    return adata if copy else None
+
+
+def rows_of_genes(genes: Any, model: models.Stamp, minimum: int) -> tuple[np.ndarray, list[str]]:
+    """Rows of the model's vocabulary of a ranked list, each once and in its order, and the names that are not in it."""
+    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
+    names = pd.Index([str(gene).strip() for gene in genes], dtype=object)
+    if not len(names):
+        raise ValueError("`genes` is empty. Name the genes of the programme, most telling first.")
+    vocabulary = vocabulary_of(model)
+    rows = vocabulary.rows_of(names, "gene_id")[0]
+    rows = np.where(rows >= 0, rows, vocabulary.rows_of(names, "symbol")[0])
+    known = pd.unique(rows[rows >= 0]).astype(np.int64)
+    unknown = list(dict.fromkeys(names[rows < 0]))
+    if len(known) < minimum:
+        raise ValueError(
+            f"Only {len(known)} of {len(names.unique())} genes are in the vocabulary of {model.name!r}, at least "
+            f"{minimum} are needed (`min_genes`). Not in it: {_checks.shortlist(unknown)}; it has "
+            f"{_checks.shortlist(_names(model)[:3])}."
+        )
+    return known, unknown
+
+
+def vocabulary_of(model: models.Stamp) -> Vocabulary:
+    """The model's vocabulary; ValueError where it has none."""
+    if model.genes is None:
+        raise ValueError(
+            f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
+            "gene_id, symbol and divisor."
+        )
+    return Vocabulary(model.genes)
+
+
+def _names(model: models.Stamp) -> np.ndarray:
+    """First symbol, or id, of every gene of the vocabulary."""
+    symbols = model.genes["symbol"].fillna("").astype(str).str.split("|").str[0]
+    return np.where(symbols == "", model.genes["gene_id"], symbols)
+
+
+@torch.inference_mode()
+def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
+    """Embedding (d,) of a ranked list of rows of the vocabulary, of L2 norm 1."""
+    tokens = torch.from_numpy(rows[None] + _keys.N_SPECIAL).to(model.device)
+    training = model.training
+    try:
+        return model.eval().gene_embeddings(tokens)[0].float().cpu().numpy()
+    finally:
+        model.train(training)
+
+
+def _standardized(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Z scores within each section; 0 where all spots of a section score the same."""
+    out = values.copy()
+    for code in np.unique(sections):
+        mine = values[sections == code]
+        if np.isnan(mine).all():
+            continue
+        deviation = np.nanstd(mine)
+        out[sections == code] = (mine - np.nanmean(mine)) / (deviation if deviation > 1e-6 else np.inf)
+    return out
