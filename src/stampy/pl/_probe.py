@@ -91,12 +91,13 @@ def probe(
     _checks.one_of("embedding", embedding, names)
     if ax is None:
         side = 1.6 + 0.42 * min(len(record["classes"]), 20)
-        widths = {"bars": 4.2, "confusion": max(side, 3.2) + 0.8}
+        widths = {"bars": 4.4, "confusion": max(side, 3.2) + 0.8}
         height = max([max(side, 3.0)] * ("confusion" in shown) + [1.2 + 0.35 * len(names)])
-        _, axes = plt.subplots(
+        figure, axes = plt.subplots(
             1, len(shown), figsize=(sum(widths[s] for s in shown), height), layout="constrained", squeeze=False,
             width_ratios=[widths[s] for s in shown],
         )  # fmt: skip
+        figure.get_layout_engine().set(wspace=0.06)
         axes = list(axes[0])
     else:
         axes = [ax]
@@ -120,7 +121,7 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
         ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
     if metric == "balanced_accuracy":
         ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2)
-    ax.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
+    ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set_title(f"{record['label_key']}, held out by {record['folds']}", fontsize="medium", parse_math=False)
     ax.tick_params(axis="y", length=0)

@@ -46,12 +46,12 @@ def solve_ridge(
     # targets need no centring, the centred columns are orthogonal to their means; they may be wide, so no copy is made
     x = root * (values - x_mean)
     if penalty == 0:
-        solver = linalg.pinv(x, check_finite=False) * root.T
+        coefficients = (linalg.pinv(x, check_finite=False) * root.T).astype(targets.dtype) @ targets
     elif x.shape[1] <= x.shape[0]:
-        solver = _inverse(x.T @ x, (root * x).T, penalty)
+        coefficients = _inverse(x.T @ x, (root * x).T.astype(targets.dtype) @ targets, penalty)
     else:
-        solver = x.T @ _inverse(x @ x.T, np.diag(root[:, 0]), penalty)
-    coefficients = solver.astype(targets.dtype) @ targets
+        coefficients = x.T @ _inverse(x @ x.T, root * targets, penalty)
+    coefficients = coefficients.astype(targets.dtype, copy=False)
     return coefficients, y_mean - x_mean @ coefficients
 
 
