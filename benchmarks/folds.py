@@ -69,7 +69,8 @@ def main():
     print("|---|---|---|---|")
     for name, blocked, at_random in track_flattery():
         cells = [f"{v.mean():.3f} ± {v.std():.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in (blocked, at_random)]
-        print(f"| {name} | {cells[0]} | {cells[1]} | {(at_random - blocked).mean():+.3f} |", flush=True)
+        gain = f"{(at_random - blocked).mean():+.3f} " if len(blocked) > 1 else ""
+        print(f"| {name} | {cells[0]} | {cells[1]} | {gain}|", flush=True)
 
 
 if __name__ == "__main__":

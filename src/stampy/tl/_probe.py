@@ -153,7 +153,7 @@ def probe(
     library_key, patient_key
         Columns of obs that name the section and the patient of each spot.
     n_folds
-        Folds. Up to so many sections or patients are held out one by one, more are dealt to so many folds.
+        How many. Up to so many sections or patients are held out one by one, more are dealt to so many folds.
     method
         ``"logistic"``: multinomial logistic regression. ``"ridge"``: least squares on all classes at once, in closed
         form, several times faster. Both on standardised columns, classes weighing the same.
