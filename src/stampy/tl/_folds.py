@@ -56,12 +56,13 @@ def block_folds(
     n_folds: int = 5,
     *,
     sections: np.ndarray | None = None,
+    blocks_per_fold: int = BLOCKS_PER_FOLD,
     rng: int | np.random.Generator | None = 0,
 ) -> np.ndarray:
     """Spatially blocked folds: pieces of tissue are held out together, so that few spots have a neighbour in training.
 
-    k-means cuts the coordinates of each section into five blocks a fold; blocks are dealt to folds by size, largest
-    first, each to the fold with the fewest spots so far.
+    k-means cuts the coordinates of each section into `blocks_per_fold` blocks a fold; blocks are dealt to folds by size,
+    largest first, each to the fold with the fewest spots so far.
 
     Parameters
     ----------
@@ -69,6 +70,8 @@ def block_folds(
         (n, 2) coordinates in any unit.
     sections
         (n,) section of each spot; every section is cut by itself, fold k is block set k of all of them.
+    blocks_per_fold
+        Fewer and larger blocks leak less, and hold out more often all spots of a label.
 
     Returns
     -------
@@ -82,21 +85,22 @@ def block_folds(
     """
     xy, seed = _checks.points(xy), seed_of(rng)
     _checks.at_least("n_folds", n_folds, 2)
+    _checks.at_least("blocks_per_fold", blocks_per_fold, 1)
     sections = np.zeros(len(xy), dtype=int) if sections is None else np.asarray(sections)
     folds = np.empty(len(xy), dtype=np.int64)
     for section in np.unique(sections):
         rows = sections == section
         _enough(int(rows.sum()), n_folds, "spots with a value in a section")
-        folds[rows] = _blocks(xy[rows], n_folds, seed)
+        folds[rows] = _blocks(xy[rows], n_folds, blocks_per_fold, seed)
     return folds
 
 
-def _blocks(xy: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+def _blocks(xy: np.ndarray, n_folds: int, per_fold: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     n_places = len(np.unique(xy, axis=0))
     _enough(n_places, n_folds, "different coordinates in a section")
-    block = KMeans(min(BLOCKS_PER_FOLD * n_folds, n_places), n_init=1, random_state=seed).fit_predict(xy)
+    block = KMeans(min(per_fold * n_folds, n_places), n_init=1, random_state=seed).fit_predict(xy)
     return _dealt(np.bincount(block), n_folds)[block]
 
 
