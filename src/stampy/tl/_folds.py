@@ -61,8 +61,8 @@ def block_folds(
 ) -> np.ndarray:
     """Spatially blocked folds: pieces of tissue are held out together, so that few spots have a neighbour in training.
 
-    k-means cuts the coordinates of each section into `blocks_per_fold` blocks a fold; blocks are dealt to folds by size,
-    largest first, each to the fold with the fewest spots so far.
+    k-means cuts the coordinates of each section into `blocks_per_fold` blocks a fold; blocks are dealt to folds by
+    size, largest first, each to the fold with the fewest spots so far.
 
     Parameters
     ----------
