@@ -15,20 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import scanpy as sc
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, normalized_mutual_info_score
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stampy
+from stampy.tl._cluster import find_domains, smoothed
+from stampy.tl._folds import block_folds, known_labels
+from stampy.tl._probe import probe_predictions, probe_scores
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 PAIRED = ["HER2ST_A1", "HER2ST_A2"]
 IMAGED = "hbc_blockA"
-NO_LABELS = {"NA", "nan", "undetermined", ""}
 WITH_IMAGE = {"HER2ST_A1"}  # the images of the DLPFC sections have 600 px, too few for tiles
 
 
@@ -44,47 +41,21 @@ def log_counts(adata):
     return np.asarray(adata.X.todense())
 
 
-def smoothed(values, xy, k=7):
-    """Mean over a spot and its nearest neighbours."""
-    near = NearestNeighbors(n_neighbors=min(k, len(xy))).fit(xy).kneighbors(xy, return_distance=False)
-    return values[near].mean(axis=1)
-
-
-def blocks(xy, n=5):
-    """Spatial folds: k-means of the coordinates into 5 n blocks, dealt to n folds in order of size."""
-    code = KMeans(min(5 * n, len(xy)), n_init=1, random_state=0).fit_predict(xy)
-    sizes = np.bincount(code)
-    fold = np.empty(len(sizes), dtype=int)
-    filled = np.zeros(n)
-    for block in np.argsort(-sizes):
-        fold[block] = np.argmin(filled)
-        filled[fold[block]] += sizes[block]
-    return fold[code]
-
-
-def probe(values, labels, xy):
-    """Balanced accuracy of all held-out predictions together."""
-    folds, predicted = blocks(xy), np.empty(len(labels), dtype=labels.dtype)
-    for f in np.unique(folds):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=500))
-        predicted[folds == f] = model.fit(values[folds != f], labels[folds != f]).predict(values[folds == f])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return balanced_accuracy_score(labels, predicted)
-
-
-def clusters(values, labels):
+def clusters(values, codes):
     """ARI and NMI of k-means at the number of labels, mean over three seeds."""
-    found = [KMeans(len(np.unique(labels)), n_init=5, random_state=s).fit_predict(values) for s in range(3)]
+    found = [find_domains(values, len(np.unique(codes)), method="kmeans", rng=seed)[0] for seed in range(3)]
     return (
-        np.mean([adjusted_rand_score(labels, f) for f in found]),
-        np.mean([normalized_mutual_info_score(labels, f) for f in found]),
+        np.mean([adjusted_rand_score(codes, f) for f in found]),
+        np.mean([normalized_mutual_info_score(codes, f) for f in found]),
     )
 
 
-def row(section, name, values, labels, xy):
-    ari, nmi = clusters(values, labels)
-    return f"| {section} | {name} | {probe(values, labels, xy):.3f} | {ari:.3f} | {nmi:.3f} |"
+def row(section, name, values, codes, xy):
+    """One line of the table; the probe's score is that of all held-out predictions together."""
+    folds = block_folds(xy)
+    scores = probe_scores(codes, probe_predictions(values, codes, folds), folds)
+    ari, nmi = clusters(values, codes)
+    return f"| {section} | {name} | {scores['balanced_accuracy'].iloc[-1]:.3f} | {ari:.3f} | {nmi:.3f} |"
 
 
 def labelled(model):
@@ -107,10 +78,10 @@ def labelled(model):
             found["image"], found["fused"] = adata.obsm["X_stamp_image"], adata.obsm["X_stamp"]
             found["fused, smoothed"] = smoothed(adata.obsm["X_stamp"], xy)
             found["mean colour"] = colours(adata)
-        labels = adata.obs[key].astype(str).to_numpy()
-        known = ~np.isin(labels, list(NO_LABELS))
+        codes, _ = known_labels(adata.obs[key])
+        known = codes >= 0
         for title, values in found.items():
-            yield row(name, title, values[known], labels[known], xy[known])
+            yield row(name, title, values[known], codes[known], xy[known])
 
 
 def colours(adata):
@@ -125,10 +96,10 @@ def image_only(model):
     adata = stampy.datasets.load(IMAGED)
     key = next(k for k in ("annot_type", "label") if k in adata.obs)
     stampy.tl.embed(adata, model, modality="image", show_progress_bar=False)
-    labels, xy = adata.obs[key].astype(str).to_numpy(), adata.obsm["spatial"].astype(float)
-    known = ~np.isin(labels, list(NO_LABELS))
+    (codes, _), xy = known_labels(adata.obs[key]), adata.obsm["spatial"].astype(float)
+    known = codes >= 0
     for title, values in {"image": adata.obsm["X_stamp_image"], "mean colour": colours(adata)}.items():
-        yield row(IMAGED, title, values[known], labels[known], xy[known])
+        yield row(IMAGED, title, values[known], codes[known], xy[known])
 
 
 def retrieval(model):

@@ -19,12 +19,14 @@ __all__ = [
     "at_least",
     "at_most",
     "coordinates",
+    "embedding",
     "existing",
     "has_key",
     "libraries",
     "not_empty",
     "one_of",
     "positive",
+    "two_labels",
     "unknown",
     "writable",
 ]
@@ -133,6 +135,34 @@ def points(xy: Any) -> np.ndarray:
     if bad:
         raise ValueError(f"{bad} of {len(xy)} spots have NaN or infinite coordinates. Drop those spots first.")
     return xy
+
+
+def embedding(adata: AnnData, key: str) -> np.ndarray:
+    """`adata.obsm[key]` as a dense (n, d) float array; ValueError where values are missing or there are no columns."""
+    has_key(adata.obsm, key, slot="adata.obsm", needs="Name an embedding, e.g. of `stampy.tl.embed`.")
+    values = adata.obsm[key]
+    values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"`adata.obsm['{key}']` must have shape (n, d), found {values.shape}.")
+    if values.dtype.kind not in "buif":
+        raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {values.dtype}.")
+    bad = int((~np.isfinite(values).all(axis=1)).sum())
+    if bad:
+        raise ValueError(
+            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Leave those out, "
+            f"e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
+        )
+    return values.astype(np.float32, copy=False)
+
+
+def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> None:
+    """Raise ValueError unless there are two labels to tell apart."""
+    if len(names) >= 2:
+        return
+    raise ValueError(
+        f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
+        f"Missing values and {shortlist(sorted(_keys.NO_LABELS))} are not labels."
+    )
 
 
 def enough_spots(counts: Mapping[str, int], size: int) -> None:

@@ -23,6 +23,15 @@ CENTER_SUFFIX: Final = "_center"  # appended to the key: bool, the group's most 
 
 # layers, written
 ATTRIBUTE: Final = "stamp_attribute"  # csr (n, n_vars) float32, attribution of genes, only on request; the table in uns
+# downstream tasks
+PROBE: Final = "probe"  # obs: predicted label of each spot, one column an embedding; fold of each spot
+DOMAINS: Final = "stamp_domain"  # obs: categorical, "0" is the largest domain
+EXPRESSION: Final = "stamp_expression"  # obsm: (n, genes) float32, predicted expression
+FOLD_SUFFIX: Final = "_fold"  # appended to the key, obs: int32, fold that the spot was held out in, -1 for none
+MEASURED_SUFFIX: Final = (
+    "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
+)
+NO_LABELS: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>", "None", "undetermined"})  # these are not labels
 
 # uns
 UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written

@@ -32,7 +32,7 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
             f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so it is left "
             "out. Merge rare labels, or pass `legend=False`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif paint.entries:
         rows = int(max(height, MIN_INCHES) / ROW_INCHES)

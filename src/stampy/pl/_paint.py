@@ -61,7 +61,7 @@ def paint(
     if color in adata.obs:
         column = adata.obs[color]
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            return _values(column.to_numpy(dtype=float, na_value=np.nan), color, color, style, shown)
+            return paint_values(column.to_numpy(dtype=float, na_value=np.nan), color, color, style, shown)
         return _labels(column, adata.uns.get(f"{color}_colors"), style, shown)
     genes = adata.var_names
     if gene_symbols is not None:
@@ -69,7 +69,7 @@ def paint(
         genes = pd.Index(adata.var[gene_symbols])
     if color in genes:
         label = color if layer is None else f"{color} ({layer})"
-        return _values(_gene(adata, genes, color, layer), color, label, style, shown)
+        return paint_values(_gene(adata, genes, color, layer), color, label, style, shown)
     if color in adata.obsm:
         return _embedding(adata.obsm[color], color, shown)
     raise _checks.unknown("color", color, {"adata.obs": adata.obs, "the genes": genes, "adata.obsm": adata.obsm})
@@ -124,7 +124,8 @@ def _categorical(column: pd.Series) -> pd.Series:
     return column.astype(pd.CategoricalDtype(sorted(parts, key=parts.__getitem__)))
 
 
-def _values(values: np.ndarray, title: str, label: str, style: Style, shown: np.ndarray) -> Paint:
+def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown: np.ndarray) -> Paint:
+    """Colours of values (n,); limits from the spots `shown` unless the style gives them."""
     if isinstance(style.cmap, str):
         _checks.one_of("cmap", style.cmap, list(colormaps))
     cmap = colormaps[style.cmap] if isinstance(style.cmap, str) else style.cmap

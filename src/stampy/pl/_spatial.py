@@ -150,16 +150,36 @@ def spatial(
     panels = [(p, section) for p in paints for section in drawn]
     if ax is not None and len(panels) > 1:
         raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (colours x sections). Leave out `ax`.")
-    titles = _titles(panels, title)
+    return draw_panels(
+        panels, _titles(panels, title), per_color=len(drawn), parse_titles=title is not None, size=size, crop=crop,
+        alpha=alpha, image_alpha=image_alpha, scale_bar=scale_bar, legend=legend, ncols=ncols, ax=ax,
+    )  # fmt: skip
 
+
+def draw_panels(
+    panels: list[tuple[Paint, Section]],
+    titles: list[str],
+    *,
+    per_color: int,
+    parse_titles: bool,
+    size: float,
+    crop: bool,
+    alpha: float,
+    image_alpha: float | None,
+    scale_bar: bool,
+    legend: bool,
+    ncols: int,
+    ax: Axes | None,
+) -> Axes | list[Axes]:
+    """Draw the panels, into `ax` if it is given (and there is one panel), else into a figure of their own."""
     windows = [section.window(size=size, crop=crop) for _, section in panels]
-    cells, with_legend = _cells(len(panels), per_color=len(drawn), ncols=ncols)
+    cells, with_legend = _cells(len(panels), per_color=per_color, ncols=ncols)
     axes = [ax] if ax is not None else _new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
         _draw(panel, p, section, size=size, alpha=alpha, image_alpha=image_alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))
-        panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=title is not None)
+        panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=parse_titles)
         if scale_bar and section.um_per_px is not None:
             _decor.scale_bar(panel, section.um_per_px)
         if legend and i in with_legend:

@@ -6,3 +6,9 @@ from ._retrieve import retrieve
 from ._score import score
 
 __all__ = ["attribute", "embed", "retrieve", "score"]
+from ._domains import domains
+from ._embed import embed
+from ._expression import expression
+from ._probe import probe
+
+__all__ = ["domains", "embed", "expression", "probe"]

@@ -1,0 +1,161 @@
+"""Scores of a linear probe: bars per embedding and the confusion of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _checks, _keys, _utils
+from stampy.pl._results import record_of, shown_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from spatialdata import SpatialData
+
+METRICS = {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
+PANELS = ("bars", "confusion")
+MAX_NUMBERS = 14  # classes, beyond which the numbers in the cells get too small to read
+BAR, POINT = "#A9C8DF", "#003C5F"
+
+
+def probe(
+    adata: AnnData | SpatialData,
+    embedding: str | None = None,
+    *,
+    key: str = _keys.PROBE,
+    metric: str = "balanced_accuracy",
+    show: str | Sequence[str] = PANELS,
+    cmap: str | Colormap = "Blues",
+    ax: Axes | None = None,
+    table_key: str = _keys.TABLE,
+) -> Axes | list[Axes]:
+    """Draw the scores of `stampy.tl.probe`: a bar for each embedding, and a confusion matrix.
+
+    A bar is the score of all held-out spots together, a dot that of one fold. The dashed line is chance. In the
+    confusion matrix rows are the truth, colours and numbers the share of a row.
+
+    Parameters
+    ----------
+    adata
+        With results of `stampy.tl.probe`.
+    embedding
+        Whose confusion to show; None: that with the best score.
+    key
+        `key_added` of the probe.
+    metric
+        Of the bars: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
+    show
+        ``"bars"``, ``"confusion"``, or both.
+    cmap
+        Colours of the confusion matrix.
+    ax
+        Axes for a single panel.
+    table_key
+        Table of a SpatialData.
+
+    Returns
+    -------
+    The Axes, or a list of them where there are several panels.
+
+    Raises
+    ------
+    KeyError
+        There is no such result.
+    ValueError
+        An unknown embedding, metric or panel, or `ax` for several panels.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=150, image=False)
+    >>> adata.obsm["X_counts"] = adata.X[:, :50].toarray()
+    >>> stampy.tl.probe(adata, "domain", use_rep="X_counts")
+    >>> bars, confusion = stampy.pl.probe(adata)
+    >>> bars.get_xlabel()
+    'balanced accuracy'
+    """
+    import matplotlib.pyplot as plt
+
+    record = record_of(_utils.table_of(adata, table_key), key, tool="probe", holds="confusion")
+    _checks.one_of("metric", metric, METRICS)
+    shown = shown_of(show, PANELS, ax)
+    names = [str(name) for name in record["embeddings"]]
+    scores = record["scores"]
+    overall = scores[scores["fold"] == "all"].set_index("embedding")[metric]
+    if embedding is None:
+        embedding = str(overall.idxmax())
+    _checks.one_of("embedding", embedding, names)
+    if ax is None:
+        side = 1.6 + 0.42 * min(len(record["classes"]), 20)
+        widths = {"bars": 4.4, "confusion": max(side, 3.2) + 0.8}
+        height = max([max(side, 3.0)] * ("confusion" in shown) + [1.2 + 0.35 * len(names)])
+        figure, axes = plt.subplots(
+            1, len(shown), figsize=(sum(widths[s] for s in shown), height), layout="constrained", squeeze=False,
+            width_ratios=[widths[s] for s in shown],
+        )  # fmt: skip
+        figure.get_layout_engine().set(wspace=0.06)
+        axes = list(axes[0])
+    else:
+        axes = [ax]
+    for panel, what in zip(axes, shown, strict=True):
+        if what == "bars":
+            _bars(panel, record, names, metric)
+        else:
+            _confusion(panel, record, embedding, cmap)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) -> None:
+    scores = record["scores"]
+    whole = scores["fold"] == "all"
+    for y, name in enumerate(names):
+        mine = scores["embedding"] == name
+        value = float(scores.loc[mine & whole, metric].iloc[0])
+        folds = scores.loc[mine & ~whole, metric].to_numpy()
+        ax.barh(y, value, height=0.7, color=BAR, zorder=1)
+        ax.plot(folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False)
+        ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
+    if metric == "balanced_accuracy":
+        ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2)
+    ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.set_title(f"{record['label_key']}, held out by {record['folds']}", fontsize="medium", parse_math=False)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _confusion(ax: Axes, record: Mapping[str, Any], embedding: str, cmap: Any) -> None:
+    classes = [str(name) for name in record["classes"]]
+    counts = np.asarray(record["confusion"][embedding])
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = ax.imshow(share, cmap=cmap, vmin=0, vmax=1)
+    if len(classes) <= MAX_NUMBERS:
+        for (i, j), value in np.ndenumerate(share):
+            if counts[i, j]:
+                dark = np.dot(image.cmap(value)[:3], (0.3, 0.59, 0.11)) < 0.5
+                # ".34" for 0.34: as much as fits into a cell
+                text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
+                ax.text(j, i, text, ha="center", va="center", fontsize="x-small", color="w" if dark else "k")
+    long = max(map(len, classes)) > 4
+    ax.set_xticks(
+        range(len(classes)),
+        classes,
+        parse_math=False,
+        **({"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}),
+    )
+    ax.set_yticks(
+        range(len(classes)),
+        [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)],
+        parse_math=False,
+    )
+    ax.tick_params(length=0, labelsize="small")
+    ax.set(xlabel="predicted", ylabel="truth (spots)")
+    ax.set_title(embedding, fontsize="medium", parse_math=False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=25, pad=0.02)
+    bar.set_label("share of the row", fontsize="small")
+    bar.ax.tick_params(labelsize="small")
+    bar.outline.set_visible(False)

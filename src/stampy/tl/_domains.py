@@ -1,0 +1,171 @@
+"""Spatial domains from any embedding."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import stampy
+from stampy import _checks, _keys
+from stampy._utils import copy_of, table_of
+
+from ._cluster import METHODS, Method, find_domains, smoothed
+from ._folds import known_labels, seed_of
+from ._probe import texted
+from ._scores import domain_scores
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["domains"]
+
+logger = logging.getLogger(__name__)
+
+
+def domains(
+    adata: AnnData | SpatialData,
+    n_domains: int | None = None,
+    *,
+    use_rep: str = _keys.EMBEDDING,
+    method: Method = "leiden",
+    resolution: float | None = None,
+    n_neighbors: int = 15,
+    max_domains: int = 15,
+    n_pcs: int | None = None,
+    smooth: int = 0,
+    labels: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str = _keys.DOMAINS,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Cut tissue into domains by an embedding; with labels, say how well they agree.
+
+    Several sections are clustered together, so that a domain means the same in all of them.
+
+    Parameters
+    ----------
+    adata
+        Section(s) with an embedding in obsm.
+    n_domains
+        Number of domains. None: chosen, see `method`.
+    use_rep
+        Key of obsm.
+    method
+        - ``"leiden"``: communities of scanpy's neighbour graph. `n_domains` None: as many as `resolution` gives; else
+          the resolution is searched by bisection.
+        - ``"kmeans"``: None: the number of 2 to `max_domains` with the highest silhouette.
+        - ``"gmm"``: Gaussian mixture. Its covariance (spherical, diag, tied or full, which are mclust's VII, VVI, EEE
+          and VVV), and with None the number of 1 to `max_domains`, has the lowest BIC.
+    resolution
+        Of leiden, where `n_domains` is None; None: 1.
+    n_neighbors
+        Of the graph for leiden.
+    max_domains
+        Up to how many k-means and mixtures are tried.
+    n_pcs
+        Cluster so many principal components of the embedding. None: all of it, for mixtures 20.
+    smooth
+        Before clustering each spot's vector is averaged with those of so many nearest spots, along squidpy's spatial
+        graph within each section. 0: not; 6: all direct neighbours on a Visium grid.
+    labels
+        Column of obs to compare with. It takes no part in the clustering.
+    library_key
+        Column of obs that names the section of each spot.
+    table_key
+        Table of a SpatialData.
+    rng
+        Seed or generator.
+    key_added
+        Where results go.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy. Written:
+
+    ``obs[key_added]``
+        Categorical, "0" is the largest domain.
+    ``uns["stamp"][key_added]``
+        `scores`: a row for all spots and, where there are several, for each section, with silhouette, spatial
+        coherence (mean share of a spot's six nearest that are in its domain) beside that by chance, and with `labels`
+        ARI, NMI and AMI over the labelled spots. Further the parameters, and how the number was chosen.
+
+    Warns
+    -----
+    UserWarning
+        No resolution of leiden gives the number asked for; the nearest number is taken.
+
+    Raises
+    ------
+    KeyError
+        A column or embedding is missing.
+    ValueError
+        More domains than spots, one label only, a section too small to be smoothed, NaN in the embedding, arguments
+        that conflict.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=150, image=False)
+    >>> adata.obsm["X_counts"] = adata.X[:, :200].toarray()
+    >>> stampy.tl.domains(adata, 4, use_rep="X_counts", method="kmeans", labels="domain")
+    >>> adata.obs["stamp_domain"].cat.categories.tolist()
+    ['0', '1', '2', '3']
+    """
+    table = table_of(adata, table_key)
+    _check(table.n_obs, n_domains, method, resolution, n_neighbors, max_domains, n_pcs, smooth)
+    values = _checks.embedding(table, use_rep)
+    sections, names = _checks.libraries(table, library_key)
+    codes = None
+    if labels is not None:
+        _checks.has_key(table.obs, labels, slot="adata.obs", needs="`labels` names the column to compare with.")
+        codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
+        _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
+    xy = _checks.coordinates(table) if smooth or _keys.SPATIAL in table.obsm else None
+    seed = seed_of(rng)
+    if smooth:
+        values = smoothed(values, xy, smooth, sections)
+    found, how = find_domains(
+        values, n_domains, method=method, resolution=resolution, n_neighbors=n_neighbors, max_domains=max_domains,
+        n_pcs=n_pcs, rng=seed,
+    )  # fmt: skip
+    named = np.array(names, dtype=object)[sections] if library_key else None
+    scores = domain_scores(values, found, labels=codes, xy=xy, sections=named, rng=seed)
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    table.obs[key_added] = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
+    record: dict[str, Any] = {
+        "stampy": stampy.__version__, "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
+        "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
+    }  # fmt: skip
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
+    logger.info("Written: obs[%r] with %d domains", key_added, how["n_domains"])
+    return adata if copy else None
+
+
+def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,
+           n_pcs: Any, smooth: Any) -> None:  # fmt: skip
+    """Raise for what is out of its range or makes no sense together."""
+    _checks.one_of("method", method, METHODS)
+    _checks.at_least("n_neighbors", n_neighbors, 2)
+    _checks.at_least("max_domains", max_domains, 2)
+    _checks.at_least("smooth", smooth, 0)
+    if n_pcs is not None:
+        _checks.at_least("n_pcs", n_pcs, 1)
+    if n < 3:
+        raise ValueError(f"Domains need at least 3 spots, found {n}.")
+    if n_domains is not None:
+        _checks.at_least("n_domains", n_domains, 2)
+        _checks.at_most("n_domains", n_domains, n - 1)
+    if resolution is not None:
+        _checks.positive("resolution", resolution)
+        if method != "leiden" or n_domains is not None:
+            raise ValueError("`resolution` is for method='leiden' without `n_domains`. Leave one of them out.")

@@ -1,0 +1,303 @@
+"""Expression from embeddings of images: how much of a gene's map can be read off the tissue."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+import stampy
+from stampy import _checks, _keys
+from stampy._utils import copy_of, table_of
+from stampy.pp._counts import checked_rows, counts_of, iter_rows
+
+from ._folds import Scheme
+from ._probe import folds_in, texted
+from ._regress import METHODS, TRANSFORMS, Method, Transform, nearest_mean, predict_folds, top_genes, transformed
+from ._scores import gene_scores, gene_summary
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["expression"]
+
+logger = logging.getLogger(__name__)
+
+
+def expression(
+    adata: AnnData | SpatialData,
+    genes: Sequence[str] | None = None,
+    *,
+    use_rep: str = f"{_keys.EMBEDDING}{_keys.IMAGE_SUFFIX}",
+    method: Method = "ridge",
+    n_top_genes: int = 50,
+    layer: str | None = None,
+    transform: Transform | None = None,
+    folds: Scheme | None = None,
+    library_key: str | None = None,
+    patient_key: str | None = None,
+    n_folds: int = 5,
+    penalty: float | None = None,
+    n_components: int = 256,
+    n_neighbors: int = 30,
+    reference: AnnData | None = None,
+    reference_rep: str | None = None,
+    table_key: str = _keys.TABLE,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str = _keys.EXPRESSION,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Predict genes from an embedding, each spot held out once, or from a reference that has genes.
+
+    All genes are solved together in closed form: many genes cost little more than one.
+
+    Parameters
+    ----------
+    adata
+        Section(s) with an embedding in obsm and raw counts; with `reference` counts are not needed, and are what the
+        prediction is held against if they are there.
+    genes
+        Names in `var_names`; `adata.var_names` for all. None: the `n_top_genes` most variable ones, chosen as
+        HEST-Bench does: found in a tenth of the spots of every section, most dispersed there.
+    use_rep
+        Key of obsm; an embedding of the image for the question of the title.
+    method
+        - ``"ridge"``: ridge on the frozen encoder's standardised output
+        - ``"linear"``: least squares on it, the linear probe
+        - ``"hest"``: the recipe of HEST-Bench: 256 principal components, ridge with penalty
+          100 / (components x genes), on log1p of counts. There folds are patients and r is per fold
+        - ``"knn"``: mean of the `n_neighbors` spots of highest cosine, of the other folds or of `reference`; nothing is
+          fitted
+    n_top_genes
+        How many genes are chosen.
+    layer
+        Layer with raw counts; None: `X`.
+    transform
+        What is predicted: ``"log1p_cp10k"``, log(1 + counts per 10,000 of the spot); ``"log1p"``, log(1 + counts), in
+        which depth is part of the signal and r is higher; ``"none"``, the values as they are. None: ``"log1p"`` for
+        ``"hest"``, else ``"log1p_cp10k"``.
+    folds, library_key, patient_key, n_folds
+        What is held out together, see `stampy.tl.probe`.
+    penalty
+        Weight of the squared coefficients for ``"ridge"`` (None: the number of dimensions) and ``"hest"``.
+    n_components
+        Principal components for ``"hest"``.
+    n_neighbors
+        Spots that are averaged for ``"knn"``.
+    reference
+        Spots with counts (in the same `layer`) and an embedding of the same space, for ``"knn"``: prediction without
+        any counts of these spots or folds.
+    reference_rep
+        Key of the reference's embedding (without `reference`: of the other folds'); None: `use_rep`. With
+        ``"X_stamp_gene"``, images are compared with genes.
+    table_key
+        Table of a SpatialData.
+    rng
+        Of blocks and random folds.
+    key_added
+        Where results go.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy. Written:
+
+    ``obsm[key_added]``
+        float32 (n, genes), predicted while held out.
+    ``obsm[key_added + "_measured"]``
+        float32 (n, genes), what it is held against, on the same scale.
+    ``obs[key_added + "_fold"]``
+        int32, the fold that the spot was held out in; absent with `reference`.
+    ``uns["stamp"][key_added]``
+        `genes`, the columns' names; `scores`, MSE and Pearson's r of each gene at the levels "pooled" (all spots),
+        "slide" (within each section, with `library_key`) and "fold"; `summary`, their means and spread; and the
+        parameters.
+
+    Warns
+    -----
+    UserWarning
+        Least squares with fewer training spots than dimensions.
+
+    Raises
+    ------
+    KeyError
+        A gene, column, layer or embedding is missing.
+    ValueError
+        Values that are no raw counts, no gene in common, too few spots, sections or patients for the folds, NaN in the
+        embedding, arguments that conflict.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=120, image=False)
+    >>> adata.obsm["X_xy"] = adata.obsm["spatial"]
+    >>> stampy.tl.expression(adata, use_rep="X_xy", n_top_genes=20)
+    >>> adata.obsm["stamp_expression"].shape
+    (120, 20)
+    >>> adata.uns["stamp"]["stamp_expression"]["summary"]["level"].tolist()
+    ['pooled', 'fold']
+    """
+    table = table_of(adata, table_key)
+    _check(method, transform, n_top_genes, n_components, n_neighbors, penalty, reference, reference_rep, folds)
+    transform = transform or ("log1p" if method == "hest" else "log1p_cp10k")
+    values = _checks.embedding(table, use_rep)
+    sections, names = _checks.libraries(table, library_key)
+    fold, scheme, fold_names = None, "reference", []
+    if reference is None:
+        everyone = np.ones(table.n_obs, dtype=bool)
+        fold, fold_names, scheme = folds_in(
+            table, everyone, folds, n_folds=n_folds, library_key=library_key, patient_key=patient_key, rng=rng
+        )
+        chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
+        measured = _matrix(table, chosen, layer, transform)
+        keys = None if reference_rep is None else _checks.embedding(table, reference_rep)
+        _same_space(values, values if keys is None else keys, use_rep, reference_rep)
+        _warn_if_underdetermined(method, values, fold)
+        predicted = predict_folds(
+            values, measured, fold, method=method, penalty=penalty, n_components=n_components,
+            n_neighbors=n_neighbors, reference=keys, rng=rng,
+        )  # fmt: skip
+    else:
+        keys = _checks.embedding(reference, reference_rep or use_rep)
+        _same_space(values, keys, use_rep, reference_rep or use_rep)
+        chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
+        predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
+        measured = _measured(table, chosen, layer, transform)
+    record: dict[str, Any] = {
+        "stampy": stampy.__version__, "genes": np.array(chosen, dtype=object), "use_rep": use_rep, "method": method,
+        "transform": transform, "folds": scheme, "n_folds": len(fold_names),
+    }  # fmt: skip
+    if measured is not None:
+        groups = {} if library_key is None else {"slide": np.array(names, dtype=object)[sections]}
+        groups |= {} if fold is None else {"fold": np.array(fold_names, dtype=object)[fold]}
+        scores = gene_scores(measured, predicted, chosen, groups)
+        record |= {"scores": texted(scores), "summary": texted(gene_summary(scores))}
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    _write(table, predicted, measured, fold, record, key_added)
+    return adata if copy else None
+
+
+def _write(table: AnnData, predicted: Any, measured: Any, fold: Any, record: dict[str, Any], key: str) -> None:
+    table.obsm[key] = predicted
+    # what an earlier run left must not stand beside this one's results
+    for slot, name, found in ((table.obsm, _keys.MEASURED_SUFFIX, measured), (table.obs, _keys.FOLD_SUFFIX, fold)):
+        if found is not None:
+            slot[f"{key}{name}"] = found.astype(np.int32) if name == _keys.FOLD_SUFFIX else found
+        elif f"{key}{name}" in slot:
+            del slot[f"{key}{name}"]
+    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
+    logger.info("Written: obsm[%r] with %d genes", key, predicted.shape[1])
+
+
+def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,
+           reference: Any, reference_rep: Any, folds: Any) -> None:  # fmt: skip
+    """Raise for what is out of its range or makes no sense together."""
+    _checks.one_of("method", method, METHODS)
+    if transform is not None:
+        _checks.one_of("transform", transform, TRANSFORMS)
+    for name, value in {"n_top_genes": n_top_genes, "n_components": n_components, "n_neighbors": n_neighbors}.items():
+        _checks.at_least(name, value, 1)
+    if penalty is not None:
+        _checks.positive("penalty", penalty)
+        if method not in ("ridge", "hest"):
+            raise ValueError(f"`penalty` has no use for method='{method}'. Leave it out, or use method='ridge'.")
+    if method != "knn" and (reference is not None or reference_rep is not None):
+        raise ValueError(f"`reference` and `reference_rep` are for method='knn', found method='{method}'.")
+    if reference is not None and folds is not None:
+        raise ValueError("With `reference` nothing is held out: leave out `folds`.")
+    if reference is not None:
+        table_of(reference)
+
+
+def _same_space(values: np.ndarray, keys: np.ndarray, name: str, other: str | None) -> None:
+    if values.shape[1] != keys.shape[1]:
+        raise ValueError(
+            f"Spots are compared in one space; `{name}` has {values.shape[1]} dimensions, the reference's `{other}` "
+            f"{keys.shape[1]}. Embed both by the same model."
+        )
+
+
+def _warn_if_underdetermined(method: str, values: np.ndarray, folds: np.ndarray) -> None:
+    n_train = len(folds) - int(np.bincount(folds).max())
+    if method == "linear" and n_train <= values.shape[1]:
+        warnings.warn(
+            f"Least squares with {n_train} training spots for {values.shape[1]} dimensions fits them perfectly and "
+            "predicts poorly. Use method='ridge' or 'hest'.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, transform: Transform,
+           sections: np.ndarray) -> list[str]:  # fmt: skip
+    """Names of the genes to predict: those that are named, or the most variable ones."""
+    _checks.not_empty(table)
+    if not table.var_names.is_unique:
+        raise ValueError("`adata.var_names` are not unique. Make them so first: `adata.var_names_make_unique()`.")
+    if genes is not None:
+        return _named(genes, {"adata.var_names": table.var_names})
+    logged = _rows(table, layer, "none" if transform == "none" else "log1p")
+    chosen = top_genes(logged, sections, n)
+    if not len(chosen):
+        raise ValueError(
+            "No gene is found in a tenth of the spots of every section, so none can be chosen. Do the sections share "
+            "their genes' names? Name genes by `genes=`."
+        )
+    return table.var_names[chosen].tolist()
+
+
+def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:
+    """The genes as a list; KeyError for one that is not in all of the pools."""
+    names = list(dict.fromkeys([genes] if isinstance(genes, str) else genes))
+    if not names:
+        raise ValueError("`genes` is empty. Name some, or leave it out for the most variable ones.")
+    for pool, known in pools.items():
+        absent = [name for name in names if name not in known]
+        if absent:
+            raise _checks.unknown("genes", absent[0], {pool: known})
+    return [str(name) for name in names]
+
+
+def _shared_genes(table: AnnData, reference: AnnData, genes: Sequence[str] | None, n: int, layer: Any,
+                  transform: Transform) -> list[str]:  # fmt: skip
+    """Genes of the reference to predict; where these spots have genes, too, those that both have."""
+    if genes is not None:
+        return _genes(reference, genes, n, layer, transform, np.zeros(reference.n_obs))
+    if table.n_vars:
+        both = reference.var_names.intersection(table.var_names)
+        if not len(both):
+            raise ValueError(
+                f"`adata` and `reference` have no gene in common, e.g. {_checks.shortlist(table.var_names, 3)} and "
+                f"{_checks.shortlist(reference.var_names, 3)}. Use the same kind of names in both, or name `genes=`."
+            )
+        return _genes(reference[:, both], None, n, layer, transform, np.zeros(reference.n_obs))
+    return _genes(reference, None, n, layer, transform, np.zeros(reference.n_obs))
+
+
+def _measured(table: AnnData, genes: list[str], layer: str | None, transform: Transform) -> np.ndarray | None:
+    """What the prediction from a reference is held against; None where these spots do not have all of the genes."""
+    counted = table.n_vars > 0 and (layer in table.layers if layer is not None else table.X is not None)
+    if not counted or not set(genes) <= set(table.var_names):
+        return None
+    return _matrix(table, genes, layer, transform)
+
+
+def _matrix(table: AnnData, genes: list[str], layer: str | None, transform: Transform) -> np.ndarray:
+    """Expression of the genes (n, genes), dense float32."""
+    return _rows(table, layer, transform, table.var_names.get_indexer(genes)).toarray()
+
+
+def _rows(table: AnnData, layer: str | None, transform: Transform, columns: Any = slice(None)) -> sparse.csr_matrix:
+    """Transformed counts (n, columns), sparse, read block by block; depth is counted over all genes."""
+    counts = counts_of(table, layer)
+    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    blocks = iter_rows(counts) if transform == "none" else checked_rows(counts, source=source, layers=table.layers)
+    return sparse.vstack([transformed(block, transform)[:, columns] for _, block in blocks], format="csr")

@@ -1,0 +1,178 @@
+"""Labels and folds: who is held out with whom. Plain arrays, no AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _keys, _utils
+
+__all__ = ["block_folds", "folds_of", "group_folds", "known_labels", "random_folds"]
+
+Scheme = Literal["section", "patient", "blocks", "random"]
+SCHEMES = ("section", "patient", "blocks", "random")
+BLOCKS_PER_FOLD = 5
+
+
+def seed_of(rng: int | np.random.Generator | None) -> int:
+    """A seed for scikit-learn, scanpy and the like: an int as it is, else drawn."""
+    return int(rng) if isinstance(rng, int | np.integer) else int(_utils.generator(rng).integers(2**31 - 1))
+
+
+def known_labels(labels: Any, *, name: str = "labels") -> tuple[np.ndarray, list[str]]:
+    """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
+
+    Missing values, "NA", "nan", "undetermined" and the empty string are not labels. The order is that of the
+    categories, else alphabetical.
+
+    Raises
+    ------
+    ValueError
+        For numbers with fractions, which are values, not labels.
+
+    Examples
+    --------
+    >>> codes, names = known_labels(["b", "NA", "a", None, "b"])
+    >>> codes.tolist(), names
+    ([1, -1, 0, -1, 1], ['a', 'b'])
+    """
+    column = pd.Series(labels).reset_index(drop=True)
+    if pd.api.types.is_float_dtype(column):
+        if not np.array_equal(found := column.dropna(), np.trunc(found)):
+            raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
+        column = column.astype("Int64")
+    text = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    categories = column.cat.categories.map(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(text))
+    present = set(text) - _keys.NO_LABELS
+    names = list(dict.fromkeys(c.strip() for c in categories if c.strip() in present))
+    return pd.Categorical(text, names).codes.astype(np.int64), names
+
+
+def block_folds(
+    xy: np.ndarray,
+    n_folds: int = 5,
+    *,
+    sections: np.ndarray | None = None,
+    blocks_per_fold: int = BLOCKS_PER_FOLD,
+    rng: int | np.random.Generator | None = 0,
+) -> np.ndarray:
+    """Spatially blocked folds: pieces of tissue are held out together, so that few spots have a neighbour in training.
+
+    k-means cuts the coordinates of each section into `blocks_per_fold` blocks a fold; blocks are dealt to folds by
+    size, largest first, each to the fold with the fewest spots so far.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) coordinates in any unit.
+    sections
+        (n,) section of each spot; every section is cut by itself, fold k is block set k of all of them.
+    blocks_per_fold
+        Fewer and larger blocks leak less, and hold out more often all spots of a label.
+
+    Returns
+    -------
+    (n,) int64 in 0 to n_folds - 1.
+
+    Examples
+    --------
+    >>> xy = np.stack(np.mgrid[:10, :10], axis=-1).reshape(-1, 2)
+    >>> np.bincount(block_folds(xy, 5)).sum()
+    np.int64(100)
+    """
+    xy, seed = _checks.points(xy), seed_of(rng)
+    _checks.at_least("n_folds", n_folds, 2)
+    _checks.at_least("blocks_per_fold", blocks_per_fold, 1)
+    sections = np.zeros(len(xy), dtype=int) if sections is None else np.asarray(sections)
+    folds = np.empty(len(xy), dtype=np.int64)
+    for section in np.unique(sections):
+        rows = sections == section
+        _enough(int(rows.sum()), n_folds, "spots with a value in a section")
+        folds[rows] = _blocks(xy[rows], n_folds, blocks_per_fold, seed)
+    return folds
+
+
+def _blocks(xy: np.ndarray, n_folds: int, per_fold: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    n_places = len(np.unique(xy, axis=0))
+    _enough(n_places, n_folds, "different coordinates in a section")
+    block = KMeans(min(per_fold * n_folds, n_places), n_init=1, random_state=seed).fit_predict(xy)
+    return _dealt(np.bincount(block), n_folds)[block]
+
+
+def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
+    """Fold of each group: the largest first, each to the fold that holds least."""
+    fold, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(n_folds)
+    for group in np.argsort(-sizes):
+        fold[group] = np.argmin(filled)
+        filled[fold[group]] += sizes[group]
+    return fold
+
+
+def group_folds(groups: Sequence[Any], n_folds: int = 5) -> tuple[np.ndarray, list[str]]:
+    """Whole groups (sections, patients) held out together: folds (n,) int64, and a name for each fold.
+
+    Up to `n_folds` groups are held out one by one and give the folds their names; more are dealt by size.
+
+    Examples
+    --------
+    >>> group_folds(["s1", "s1", "s2"])
+    (array([0, 0, 1]), ['s1', 's2'])
+    """
+    codes, names = pd.factorize(pd.Series(groups), sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"{int((codes < 0).sum())} of {len(codes)} spots belong to no group. Name one for every spot.")
+    if len(names) < 2:
+        raise ValueError(
+            f"Folds by group need two groups or more, found {_checks.shortlist(names)}. Use folds='blocks'."
+        )
+    if len(names) <= n_folds:
+        return codes.astype(np.int64), [str(n) for n in names]
+    return _dealt(np.bincount(codes), n_folds)[codes], [str(i) for i in range(n_folds)]
+
+
+def random_folds(n: int, n_folds: int = 5, *, rng: int | np.random.Generator | None = 0) -> np.ndarray:
+    """Folds of (nearly) equal size by chance. Neighbouring spots share counts and tissue: on one section these leak.
+
+    >>> np.bincount(random_folds(11, 5)).tolist()
+    [3, 2, 2, 2, 2]
+    """
+    _enough(n, n_folds, "spots")
+    return _utils.generator(rng).permutation(n) % n_folds
+
+
+def folds_of(
+    scheme: Scheme,
+    n: int,
+    *,
+    n_folds: int = 5,
+    xy: np.ndarray | None = None,
+    sections: np.ndarray | None = None,
+    patients: np.ndarray | None = None,
+    rng: int | np.random.Generator | None = 0,
+) -> tuple[np.ndarray, list[str]]:
+    """Folds (n,) by one of the schemes, and their names."""
+    _checks.one_of("folds", scheme, SCHEMES)
+    _checks.at_least("n_folds", n_folds, 2)
+    _enough(n, n_folds if scheme in ("blocks", "random") else 2, "spots with a value")
+    groups = {"section": sections, "patient": patients}
+    if scheme in groups:
+        if groups[scheme] is None:
+            raise ValueError(f"folds='{scheme}' needs `{'library' if scheme == 'section' else 'patient'}_key=`.")
+        return group_folds(groups[scheme], n_folds)
+    if scheme == "random":
+        folds = random_folds(n, n_folds, rng=rng)
+    elif xy is None:
+        raise ValueError("folds='blocks' needs coordinates, obsm['spatial'].")
+    else:
+        folds = block_folds(xy, n_folds, sections=sections, rng=rng)
+    return folds, [str(i) for i in range(n_folds)]
+
+
+def _enough(n: int, n_folds: int, what: str) -> None:
+    if n < n_folds:
+        raise ValueError(f"{n_folds} folds need at least {n_folds} {what}, found {n}. Choose a smaller `n_folds`.")

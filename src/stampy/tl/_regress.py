@@ -1,0 +1,147 @@
+"""Genes from an embedding: choice of genes, models, held-out predictions. Plain arrays, no AnnData."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+from stampy import _checks
+
+from ._folds import seed_of
+from ._solve import Scaler, solve_ridge
+
+__all__ = ["nearest_mean", "predict_folds", "top_genes", "transformed"]
+
+Method = Literal["ridge", "linear", "hest", "knn"]
+METHODS = ("ridge", "linear", "hest", "knn")
+Transform = Literal["log1p_cp10k", "log1p", "none"]
+TRANSFORMS = ("log1p_cp10k", "log1p", "none")
+MIN_SHARE = 0.1  # of the spots of every section, in which a gene must be found to be chosen
+
+
+def transformed(block: sparse.csr_matrix, transform: Transform) -> sparse.csr_matrix:
+    """Counts on the scale to predict, as float32: `log1p` of counts, `log1p_cp10k` of counts per 10,000 of the spot."""
+    block = sparse.csr_matrix(block, dtype=np.float32, copy=True)
+    if transform == "log1p_cp10k":
+        total = np.asarray(block.sum(axis=1)).ravel()
+        block.data *= np.repeat(1e4 / np.where(total > 0, total, 1.0), np.diff(block.indptr)).astype(np.float32)
+    return block if transform == "none" else block.log1p()
+
+
+def top_genes(logged: Any, sections: np.ndarray, n_top: int = 50, *, min_share: float = MIN_SHARE) -> np.ndarray:
+    """Numbers of the most variable genes, as HEST-Bench chooses them: sorted, at most `n_top`.
+
+    Genes found in a tenth of the spots of every section; among them the highest dispersions, normalised by mean
+    (scanpy's flavour "seurat"), over all sections.
+
+    Parameters
+    ----------
+    logged
+        (n, genes) sparse, log1p of counts.
+    sections
+        (n,) section of each spot.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    parts = [logged[sections == s] for s in np.unique(sections)]
+    common = np.flatnonzero(np.all([part.getnnz(axis=0) >= min_share * part.shape[0] for part in parts], axis=0))
+    if len(common) <= n_top:
+        return common
+    table = AnnData(sparse.csr_matrix(logged[:, common]))
+    found = sc.pp.highly_variable_genes(table, n_top_genes=n_top, flavor="seurat", inplace=False)
+    return common[found["highly_variable"].to_numpy()]
+
+
+def predict_folds(
+    values: np.ndarray,
+    targets: np.ndarray,
+    folds: np.ndarray,
+    *,
+    method: Method = "ridge",
+    penalty: float | None = None,
+    n_components: int = 256,
+    n_neighbors: int = 30,
+    reference: np.ndarray | None = None,
+    rng: int | np.random.Generator | None = 0,
+) -> np.ndarray:
+    """Predict all genes of every spot from the spots of the other folds.
+
+    Parameters
+    ----------
+    values
+        (n, d) embedding.
+    targets
+        (n, genes) expression. Models are fitted to all genes together.
+    folds
+        (n,) fold of each spot.
+    method
+        - ``"ridge"``: on standardised columns, penalty `d` where None is given: so strong that all columns together are
+          expected to explain as much variance as they leave
+        - ``"linear"``: least squares, the linear probe
+        - ``"hest"``: standardised, `n_components` principal components, ridge with penalty 100 / (components x genes)
+        - ``"knn"``: mean of the `n_neighbors` spots of highest cosine
+    reference
+        (n, d), for ``"knn"``: what the query `values` are compared with, another modality in the same space; None:
+        `values`.
+
+    Returns
+    -------
+    (n, genes) float32.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(60, 3))
+    >>> y = x @ np.ones((3, 2)) + 1
+    >>> found = predict_folds(x, y, np.arange(60) % 3, method="linear")
+    >>> float(np.abs(found - y).max()) < 1e-4
+    True
+    """
+    _checks.one_of("method", method, METHODS)
+    seed = seed_of(rng)
+    predicted = np.empty(targets.shape, dtype=np.float32)
+    for fold in np.unique(folds):
+        test = folds == fold
+        if method == "knn":
+            keys = (values if reference is None else reference)[~test]
+            predicted[test] = nearest_mean(values[test], keys, targets[~test], n_neighbors)
+            continue
+        scaler = Scaler(values[~test])
+        x, x_test = scaler(values[~test]), scaler(values[test])
+        strength = 0.0 if method == "linear" else x.shape[1] if penalty is None else penalty
+        if method == "hest":
+            x, x_test = _principal(x, x_test, n_components, seed)
+            strength = 100 / (x.shape[1] * targets.shape[1]) if penalty is None else penalty
+        w, b = solve_ridge(x, targets[~test], strength)
+        predicted[test] = x_test.astype(w.dtype) @ w + b.astype(w.dtype)
+    return predicted
+
+
+def _principal(x: np.ndarray, x_test: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(n, *x.shape), random_state=seed).fit(x)
+    return pca.transform(x), pca.transform(x_test)
+
+
+def nearest_mean(query: np.ndarray, keys: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """Mean target (n, genes) of the `k` rows of `keys` (or all, if fewer) with the highest cosine to each query."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(k, len(keys))
+    near = (
+        NearestNeighbors(n_neighbors=k, algorithm="brute")
+        .fit(_unit(keys))
+        .kneighbors(_unit(query), return_distance=False)
+    )
+    average = sparse.csr_matrix(
+        (np.full(near.size, 1 / k), near.ravel(), np.arange(0, near.size + 1, k)), shape=(len(query), len(keys))
+    )
+    return np.asarray(average @ targets, dtype=np.float32)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norm == 0, 1, norm)

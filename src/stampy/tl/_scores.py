@@ -1,0 +1,232 @@
+"""Scores of predicted labels, predicted genes and domains, each named for what it is. Plain arrays, no AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+__all__ = [
+    "coherence",
+    "confusion",
+    "domain_scores",
+    "gene_scores",
+    "gene_summary",
+    "label_scores",
+    "pearson",
+    "summary",
+]
+
+LABEL_METRICS = ("balanced_accuracy", "weighted_f1", "accuracy")
+GENES = 256  # at a time: float64 copies of a whole transcriptome would take some GB
+MAX_SILHOUETTE = 5000  # spots; it is quadratic, and a sample of these tells it to 0.01
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:
+    """Counts (k, k) int64: rows are the truth, columns what was predicted.
+
+    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    return np.bincount(truth * k + predicted, minlength=k * k).reshape(k, k)
+
+
+def label_scores(counts: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy, weighted F1 and accuracy from a confusion matrix (k, k).
+
+    Balanced accuracy is the mean recall over the classes that occur in the truth; weighted F1 weighs each class by its
+    spots. Both as in scikit-learn.
+
+    >>> label_scores(np.array([[1, 1], [0, 1]]))["balanced_accuracy"]
+    0.75
+    """
+    hit, truth, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    occurs = truth > 0
+    f1 = 2 * hit / np.maximum(truth + called, 1)
+    return {
+        "balanced_accuracy": float((hit[occurs] / truth[occurs]).mean()),
+        "weighted_f1": float((f1 * truth).sum() / truth.sum()),
+        "accuracy": float(hit.sum() / truth.sum()),
+    }
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per embedding and metric: `overall` (all held-out spots together), and mean, std, min, max over folds."""
+    rows = []
+    for name, part in scores.groupby("embedding", sort=False):
+        folds, overall = part[part["fold"] != "all"], part[part["fold"] == "all"].iloc[0]
+        for metric in LABEL_METRICS:
+            v = folds[metric].to_numpy()
+            spread = {"mean": v.mean(), "std": v.std(), "min": v.min(), "max": v.max(), "n_folds": len(v)}
+            rows.append({"embedding": name, "metric": metric, "overall": overall[metric], **spread})
+    return pd.DataFrame(rows)
+
+
+def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Pearson's r of each column, (genes,); NaN where either is constant.
+
+    >>> pearson(np.array([[1.0, 5], [2, 5], [3, 5]]), np.array([[2.0, 1], [4, 2], [6, 3]])).round(6).tolist()
+    [1.0, nan]
+    """
+    a = measured - measured.mean(axis=0, dtype=np.float64)
+    b = predicted - predicted.mean(axis=0, dtype=np.float64)
+    sizes = [np.sqrt((v * v).mean(axis=0)) for v in (a, b)]
+    # below this a difference is rounding of float32, not variation
+    flat = np.any(
+        [s <= 1e-6 * np.abs(v).max(axis=0) for s, v in zip(sizes, (measured, predicted), strict=True)], axis=0
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(flat, np.nan, (a * b).mean(axis=0) / (sizes[0] * sizes[1]))
+
+
+def gene_scores(
+    measured: np.ndarray, predicted: np.ndarray, genes: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """MSE and Pearson's r of each gene over all spots ("pooled") and within each group of spots.
+
+    Parameters
+    ----------
+    measured, predicted
+        (n, genes).
+    groups
+        Level ("slide", "fold") -> (n,) name of each spot's group.
+
+    Returns
+    -------
+    A row per gene, level and group: `gene`, `level`, `group`, `n_spots`, `mse`, `pearson`. r over pooled spots counts
+    differences between slides, too, and is the higher one as a rule; r within slides is what a map of one slide shows.
+    """
+    parts = [("pooled", "all", slice(None))]
+    for level, names in groups.items():
+        names = np.asarray(names)
+        parts += [(level, str(group), names == group) for group in pd.unique(names)]
+    tables = []
+    for level, group, rows in parts:
+        a, b = measured[rows], predicted[rows]
+        columns = [slice(start, start + GENES) for start in range(0, a.shape[1], GENES)]
+        mse = [((a[:, c] - b[:, c]) ** 2).mean(axis=0, dtype=np.float64) for c in columns]
+        values = {"mse": np.concatenate(mse), "pearson": np.concatenate([pearson(a[:, c], b[:, c]) for c in columns])}
+        tables.append(pd.DataFrame({"gene": list(genes), "level": level, "group": group, "n_spots": len(a), **values}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def gene_summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per level: means over genes, and their spread over groups and over genes.
+
+    `mse` and `pearson`: mean over genes within each group, then over groups. `*_std`: standard deviation of the groups'
+    means. `pearson_std_genes`: of the genes' means. `n_undefined`: how many r (of a gene in a group) are undefined, for
+    a constant gene, and left out.
+    """
+    rows = []
+    for level, part in scores.groupby("level", sort=False):
+        by_group = part.groupby("group", sort=False)[["mse", "pearson"]].mean()
+        rows.append(
+            {
+                "level": level,
+                "n_groups": len(by_group),
+                "n_genes": part["gene"].nunique(),
+                "mse": by_group["mse"].mean(),
+                "mse_std": by_group["mse"].std(ddof=0),
+                "pearson": by_group["pearson"].mean(),
+                "pearson_std": by_group["pearson"].std(ddof=0),
+                "pearson_std_genes": part.groupby("gene", sort=False)["pearson"].mean().std(ddof=0),
+                "n_undefined": int(part["pearson"].isna().sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def coherence(domains: np.ndarray, xy: np.ndarray, sections: np.ndarray, k: int = 6) -> np.ndarray:
+    """Share (n,) of each spot's `k` nearest spots of the same section that are in its domain.
+
+    >>> coherence(np.array([0, 0, 1]), np.array([[0.0, 0], [1, 0], [2, 0]]), np.zeros(3), k=2).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    from scipy.spatial import KDTree
+
+    share = np.full(len(domains), np.nan)
+    for section in np.unique(sections):
+        rows = np.flatnonzero(sections == section)
+        near = min(k, len(rows) - 1)
+        if near:
+            # spots at the same place are each other's nearest: leave out the spot itself by its number
+            index = KDTree(xy[rows]).query(xy[rows], k=near + 1)[1]
+            own = index == np.arange(len(rows))[:, None]
+            own[~own.any(axis=1), -1] = True
+            others = index[~own].reshape(len(rows), near)
+            share[rows] = (domains[rows][others] == domains[rows][:, None]).mean(axis=1)
+    return share
+
+
+def domain_scores(
+    values: np.ndarray,
+    domains: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    xy: np.ndarray | None = None,
+    sections: Sequence[str] | None = None,
+    rng: int = 0,
+) -> pd.DataFrame:
+    """How good domains are, over all spots and in each section.
+
+    Parameters
+    ----------
+    values
+        (n, d) the embedding, for the silhouette.
+    domains, labels
+        (n,) codes; a label of -1 is none, and such spots count for no score that needs labels.
+    xy
+        (n, 2) coordinates, for the coherence.
+    sections
+        (n,) section of each spot.
+
+    Returns
+    -------
+    A row for "all" and, where there are several, one for each section: `n_spots`, `n_domains`, `silhouette` (Euclidean,
+    of a sample of 5,000 spots where there are more), `coherence` (mean share of the six nearest spots that are in the
+    same domain), `coherence_by_chance` (were domains scattered: the sum of squared shares), `ari`, `nmi`, `ami`.
+    """
+    names = np.asarray(["all"] * len(domains) if sections is None else sections).astype(str)
+    share = None if xy is None else coherence(domains, xy, names)
+    groups = [("all", np.ones(len(domains), dtype=bool))]
+    if sections is not None and len(pd.unique(names)) > 1:
+        groups += [(name, names == name) for name in pd.unique(names)]
+    rows = []
+    for name, part in groups:
+        shares = np.bincount(domains[part]) / part.sum()
+        row = {"section": name, "n_spots": int(part.sum()), "n_domains": int((shares > 0).sum())}
+        row["silhouette"] = silhouette(values[part], domains[part], rng)
+        if share is not None:
+            row |= {"coherence": float(np.nanmean(share[part])) if np.isfinite(share[part]).any() else np.nan}
+            row["coherence_by_chance"] = float((shares**2).sum())
+        if labels is not None:
+            row |= _agreement(labels[part], domains[part])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def silhouette(values: np.ndarray, domains: np.ndarray, rng: int = 0) -> float:
+    """Mean silhouette, Euclidean; NaN where it is undefined."""
+    from sklearn.metrics import silhouette_score
+
+    if len(values) > MAX_SILHOUETTE:
+        some = np.random.default_rng(rng).choice(len(values), MAX_SILHOUETTE, replace=False)
+        values, domains = values[some], domains[some]
+    n = len(np.unique(domains))
+    return float(silhouette_score(values, domains)) if 1 < n < len(values) else float("nan")
+
+
+def _agreement(labels: np.ndarray, domains: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics
+
+    known = labels >= 0
+    pair = labels[known], domains[known]
+    scores = {
+        "ari": metrics.adjusted_rand_score,
+        "nmi": metrics.normalized_mutual_info_score,
+        "ami": metrics.adjusted_mutual_info_score,
+    }
+    return {"n_labelled": int(known.sum())} | {
+        name: float(score(*pair)) if known.any() else float("nan") for name, score in scores.items()
+    }
