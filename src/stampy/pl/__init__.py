@@ -1,13 +1,12 @@
 """Pictures of finished results; nothing here computes or writes any."""
 
 from stampy.pl._attribute import attribute
-from stampy.pl._retrieve import retrieve
-from stampy.pl._score import score
 from stampy.pl._domains import domains
 from stampy.pl._expression import expression
 from stampy.pl._probe import probe
+from stampy.pl._retrieve import retrieve
+from stampy.pl._score import score
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 
-__all__ = ["attribute", "retrieve", "score", "spatial", "tiles"]
-__all__ = ["domains", "expression", "probe", "spatial"]
+__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]

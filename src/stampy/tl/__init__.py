@@ -1,14 +1,11 @@
 """Tools: model and data -> results in AnnData."""
 
 from ._attribute import attribute
-from ._embed import embed
-from ._retrieve import retrieve
-from ._score import score
-
-__all__ = ["attribute", "embed", "retrieve", "score"]
 from ._domains import domains
 from ._embed import embed
 from ._expression import expression
 from ._probe import probe
+from ._retrieve import retrieve
+from ._score import score
 
-__all__ = ["domains", "embed", "expression", "probe"]
+__all__ = ["attribute", "domains", "embed", "expression", "probe", "retrieve", "score"]
