@@ -38,7 +38,8 @@ class GeneConfig:
         Positions; longer token lists are cut to their best ranked genes.
     pooling
         ``"tokens"`` averages the outputs of the spot's own tokens. ``"positions"`` averages positions 3 to
-        ``max_tokens - 1``, padding included, which the published weights need.
+        ``max_tokens - 1``, padding included, which the published weights need. ``"sum"`` adds up the outputs of the
+        spot's own tokens, divided by ``max_tokens``: how many genes a spot has stays visible.
     tied_heads
         Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
     dropout
@@ -57,7 +58,7 @@ class GeneConfig:
     heads: int = 16
     feedforward: int = 1024
     max_tokens: int = _keys.MAX_TOKENS
-    pooling: Literal["tokens", "positions"] = "tokens"
+    pooling: Literal["tokens", "positions", "sum"] = "tokens"
     tied_heads: bool = False
     dropout: float = 0.0
     norm: Literal["post", "pre"] = "post"
@@ -211,7 +212,8 @@ class GeneEncoder(nn.Module):
         else:
             x_BLD = self(ids_BL[:, :n_keys], n_keys)
             own_BL = torch.arange(n_keys, device=ids_BL.device) < lengths_B[:, None]
-            weights_BL = own_BL / lengths_B.clamp(min=1)[:, None]
+            share = self.config.max_tokens if self.config.pooling == "sum" else lengths_B.clamp(min=1)[:, None]
+            weights_BL = own_BL / share
             pooled = torch.einsum("bl,bld->bd", weights_BL.to(x_BLD.dtype), x_BLD)
         return pooled * (lengths_B > 0)[:, None]
 

@@ -72,8 +72,12 @@ class PretrainConfig(_Config):
 
     Parameters
     ----------
-    width, depth, heads, feedforward, max_tokens, tied_heads, dropout
+    width, depth, heads, feedforward, max_tokens, pooling, tied_heads, dropout, norm, rank_gate
         Of the gene encoder, see `stampy.models.GeneConfig`.
+    start
+        ``"random"`` weights, or ``"spectral"``: features are at first the axes along which neighbouring spots agree,
+        found from the sections in seconds. A small model on few sections gets further from there. It needs
+        ``norm="pre"``, ``rank_gate`` and ``pooling="sum"``.
     epochs_igr
         Epochs with IGR alone, first.
     epochs_cgr
@@ -100,8 +104,12 @@ class PretrainConfig(_Config):
     heads: int = 16
     feedforward: int = 1024
     max_tokens: int = 1500
+    pooling: Literal["tokens", "sum"] = "tokens"
     tied_heads: bool = False
     dropout: float = 0.0
+    norm: Literal["post", "pre"] = "post"
+    rank_gate: bool = False
+    start: Literal["random", "spectral"] = "random"
     epochs_igr: int = 1
     epochs_cgr: int = 1
     groups_per_batch: int = 8

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stampy import _keys
-from stampy._checks import at_least
+from stampy._checks import at_least, one_of
 from stampy.models import GeneConfig, Stamp, StampConfig, losses, save
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
@@ -24,6 +24,7 @@ from ._config import PretrainConfig
 from ._loop import fit
 from ._samplers import GroupSampler
 from ._sections import as_sections, prepare
+from ._spectral import start_spectral
 
 __all__ = ["mask_tokens", "pretrain"]
 
@@ -89,6 +90,8 @@ def pretrain(
     prepared = [s for s in prepared if s.tokens.any()]  # sections without genes have nothing to say here
     sampler = GroupSampler(prepared, config)
     model = _new_model(config, vocabulary)
+    if config.start == "spectral":
+        start_spectral(model.gene, prepared, vocabulary.divisors, config.seed)
     identity = f"{len(vocabulary)} genes; {', '.join(f'{s.name} {len(s.xy)}' for s in prepared)}"
     objective = _Objective(model, config, sampler.steps_per_epoch * config.epochs_igr)
     model.gene_head.requires_grad_(False)  # it has no part in these losses
@@ -105,12 +108,26 @@ def _check(config: PretrainConfig) -> None:
     at_least("max_tokens", config.max_tokens, 1)
     if config.width % config.heads:
         raise ValueError(f"`heads` must divide `width`, found {config.heads} and {config.width}.")
+    one_of("start", config.start, ("random", "spectral"))
+    if config.start == "spectral" and (config.norm, config.rank_gate, config.pooling) != ("pre", True, "sum"):
+        raise ValueError("start='spectral' needs norm='pre', rank_gate=True and pooling='sum'.")
     if not 0 < config.mask_fraction < 1:
         raise ValueError(f"`mask_fraction` must lie between 0 and 1, found {config.mask_fraction}.")
 
 
 def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
-    names = ("width", "depth", "heads", "feedforward", "max_tokens", "tied_heads", "dropout")
+    names = (
+        "width",
+        "depth",
+        "heads",
+        "feedforward",
+        "max_tokens",
+        "pooling",
+        "tied_heads",
+        "dropout",
+        "norm",
+        "rank_gate",
+    )
     gene = GeneConfig(n_genes=len(vocabulary), **{k: getattr(config, k) for k in names})
     with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is put back
         torch.manual_seed(config.seed)

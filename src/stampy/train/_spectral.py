@@ -1,0 +1,114 @@
+"""Where a small gene encoder starts: at the axes along which neighbouring spots agree.
+
+Before any step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the covariance
+between spots and the mean of their neighbours. That is contextual gene reconstruction (paper, section 3.2) for a linear
+encoder, solved in seconds instead of learned in days; what varies from spot to spot by chance alone is left out.
+
+Shapes: n spots, G genes, K axes, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.spatial import KDTree
+
+from stampy import _keys
+from stampy.models import GeneEncoder
+
+from ._sections import TrainingSection
+
+__all__ = ["spatial_axes", "start_spectral"]
+
+NEIGHBORS = 8
+ITERATIONS = 6
+SPARE = 20  # columns of the subspace iteration beyond those kept
+OWN = 0.1  # share of a spot's own covariance: steadies axes that few neighbours support
+TABLE_STD = 0.05  # of the embedding table where the encoder starts
+
+
+def start_spectral(encoder: GeneEncoder, sections: Sequence[TrainingSection], divisors: np.ndarray, seed: int) -> None:
+    """Set embeddings and rank gates so that `encoder.features` are the spatial axes; its layers add nothing yet.
+
+    Parameters
+    ----------
+    encoder
+        With ``norm="pre"``, ``rank_gate=True`` and ``pooling="sum"``; is changed.
+    sections
+        With tokens and coordinates.
+    divisors
+        (G,) usual level of each gene, as in the vocabulary.
+    seed
+        Of the subspace iteration.
+    """
+    config = encoder.config
+    gate_L, level_G = np.log1p(anomaly_of_rank(config.max_tokens)), np.log1p(divisors)
+    axes_GK = spatial_axes(sections, gate_L, level_G, min(config.width, len(divisors)), seed)
+    table_GK = level_G[:, None] * axes_GK
+    table_GK *= TABLE_STD / max(table_GK.std(), 1e-12)
+    with torch.no_grad():
+        n, k = table_GK.shape
+        encoder.embeddings.weight.zero_()[_keys.N_SPECIAL : _keys.N_SPECIAL + n, :k] = torch.from_numpy(table_GK)
+        encoder.rank_gate.copy_(torch.from_numpy(gate_L / gate_L.mean())[:, None].expand_as(encoder.rank_gate))
+        encoder.positional_embedding.weight.zero_()
+        for layer in encoder.layers:
+            for last in (layer.self_attn.out_proj, layer.linear2):
+                last.weight.zero_()
+                last.bias.zero_()
+
+
+def anomaly_of_rank(max_tokens: int) -> np.ndarray:
+    """How far above its usual level the gene of a rank typically is; fitted to real spots of all platforms together."""
+    return 8 / (1 + np.arange(max_tokens) / 15) ** 0.6
+
+
+def spatial_axes(
+    sections: Sequence[TrainingSection], gate_L: np.ndarray, level_G: np.ndarray, k: int, seed: int
+) -> np.ndarray:
+    """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
+
+    A gene of a spot weighs (gate of its rank) x (its own level). Sections are centred, and weigh by their number of
+    spots alone. Found by subspace iteration; no (G, G) matrix is made.
+    """
+    rng = np.random.default_rng([seed, 5])
+    parts = [_Part.of(s, gate_L, level_G) for s in sections if len(s.xy) > NEIGHBORS and s.tokens.any()]
+    basis = np.linalg.qr(rng.standard_normal((len(level_G), min(k + SPARE, len(level_G)))))[0].astype(np.float32)
+    for _ in range(ITERATIONS):
+        basis = np.linalg.qr(sum(p.agreement(basis, OWN) for p in parts))[0].astype(np.float32)
+    small = basis.T @ sum(p.agreement(basis, 0.0) for p in parts)
+    values, vectors = np.linalg.eigh((small + small.T) / 2)
+    return basis @ vectors[:, np.argsort(-values)[:k]]
+
+
+class _Part:
+    """One section: its weighted genes and the graph of its neighbours."""
+
+    def __init__(self, genes_nG: sparse.csr_matrix, graph_nn: sparse.csr_matrix):
+        self.genes, self.graph = genes_nG, graph_nn
+        self.mean = np.asarray(genes_nG.mean(axis=0)).ravel()
+        self.weight = genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12)
+
+    @classmethod
+    def of(cls, section: TrainingSection, gate_L: np.ndarray, level_G: np.ndarray) -> _Part:
+        tokens = np.asarray(section.tokens)[:, : len(gate_L)].astype(np.int64)
+        rows, ranks = np.nonzero(tokens)
+        genes = tokens[rows, ranks] - _keys.N_SPECIAL
+        values = (gate_L[ranks] * level_G[genes]).astype(np.float32)
+        return cls(sparse.csr_matrix((values, (rows, genes)), (len(tokens), len(level_G))), neighbor_graph(section.xy))
+
+    def agreement(self, basis: np.ndarray, own: float) -> np.ndarray:
+        """(spot, neighbours)-covariance times `basis` (G, m)."""
+        y = self.genes @ basis - self.mean @ basis
+        y = (self.graph @ y + self.graph.T @ y) / 2 + own * y
+        return (self.genes.T @ y - np.outer(self.mean, y.sum(axis=0))) * self.weight
+
+
+def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
+    """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
+    n = len(xy)
+    _, near = KDTree(xy).query(xy, k=k + 1)
+    columns = np.array([row[row != i][:k] for i, row in enumerate(near)])  # duplicates: the spot need not come first
+    return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
