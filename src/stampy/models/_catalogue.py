@@ -138,7 +138,7 @@ _ALL = (
     Card(
         name="egn", title="EGN", modality="predictor", loader="stampy", licence="none: trained by you", gate="none",
         dim=None, parameters=144_964_520, citation="arXiv:2210.16721", trained_on="your data", seen=_NOTHING,
-        note="Counted for 5,000 genes and features of 2,048 numbers; the published code has 1.05 M more that it never uses", **image_input(),
+        note="Counted for 5,000 genes and features of 2,048 numbers", **image_input(),
     ),
     Card(
         name="pca", title="PCA", modality="gene", loader="scanpy", licence="none", gate="none", dim=50, feature_dim=50,

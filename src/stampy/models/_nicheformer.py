@@ -87,8 +87,8 @@ def load_nicheformer(card: Card, path: Path) -> Nicheformer:
     if not table.is_file():
         raise FileNotFoundError(
             f"{card.title} needs its vocabulary `{GENES}` beside {str(file)!r}: tab-separated, columns gene_id, symbol "
-            "and divisor, in the order of its model.h5ad; divisors are the means of the technology. Its genes are those "
-            "of `stampy.datasets.published_vocabulary()`."
+            "and divisor, in the order of its model.h5ad; divisors are the means of the technology. Its genes are "
+            "those of `stampy.datasets.published_vocabulary()`."
         )
     tensors = {k: v for k, v in read_state_dict(file).items() if not k.startswith(_OTHER)}
     if "embeddings.weight" not in tensors or "positional_embedding.weight" not in tensors:

@@ -269,7 +269,7 @@ class Predictor:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(rows)
+            total += loss.item() * len(rows)
         return total / len(order)
 
 
