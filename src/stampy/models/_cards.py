@@ -168,8 +168,8 @@ def systems(modality: str | None = None) -> pd.DataFrame:
     --------
     >>> import stampy
     >>> table = stampy.models.systems()
-    >>> table.loc["uni", ["licence", "gate", "dim", "size_px"]].tolist()
-    ['CC-BY-NC-ND-4.0', 'gated', 1024, 224]
+    >>> table.loc["uni", ["licence", "gate"]].tolist()
+    ['CC-BY-NC-ND-4.0', 'gated']
     >>> table.loc["tangle", "TCGA-LUAD"]
     'yes'
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_weights", "require"]
 
-_EXTRAS = {"transformers": "transformers>=4.40", "open_clip": "open_clip_torch>=2.24"}
+_EXTRAS = {"transformers": "transformers>=4.40", "open_clip": "open-clip-torch>=2.24"}
 
 
 def find_weights(card: Card, path: str | Path | None) -> tuple[Path, str]:

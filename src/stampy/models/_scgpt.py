@@ -128,7 +128,7 @@ def bins(values: np.ndarray, n_bins: int = _N_BINS) -> np.ndarray:
     middle one, so that a run can be repeated.
 
     >>> bins(np.array([1.0, 2.0, 3.0, 40.0]), n_bins=4).tolist()
-    [1.0, 2.0, 2.0, 3.0]
+    [1.0, 1.0, 2.0, 3.0]
     """
     if not len(values):
         return values.astype(np.float32)
