@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class Tiles(Protocol):
-    """What `stampy.pp.TileSource` is: tiles on request. An array of tiles will do as well."""
+    """Tiles on request, as a source of stampy's own gives them. An array of tiles will do as well."""
+
+    size_px: int
 
     def __len__(self) -> int: ...
 
@@ -144,11 +146,12 @@ class Predictor:
         Parameters
         ----------
         tiles
-            (N, size, size, 3) uint8, or something that reads them on request, such as `stampy.pp.TileSource`.
+            (N, size, size, 3) uint8, such as ``obsm["stamp_tiles"]``; or an object with a length, ``size_px``, and a
+            method ``read(rows)`` that gives such an array, so that not all tiles need be in memory.
         targets
             (N, G) float, expression on the scale on which it is to be predicted, such as log-normalised.
         features
-            EGN: (N, M), the embedding by which similar spots are found, such as ``obsm["X_uni_image"]``. Its authors
+            EGN: (N, M), the embedding by which similar spots are found, such as ``obsm["X_uni"]``. Its authors
             use a ResNet-50 of ImageNet.
         groups
             EGN: (N,) section or patient of each spot. Exemplars of a training spot come from other groups, as they will
