@@ -78,7 +78,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
 
         return download(device=device)
     if name.startswith("stamp:"):
-        name = name.replace("stamp:", "stamp-f:")
+        name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
     if name.startswith("hf-hub:"):
         return _read(_from_hub(name), name, device)
     if name in packaged():
