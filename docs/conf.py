@@ -40,6 +40,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables that a page makes while it is built
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -63,6 +64,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
     (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneMatch|Level|PixelSize)"),  # returned or taken, not public by name
+    (r"py:class", r"stampy\.models\.(_\w+\.)?Tiles"),
 ]
 
 # Links into other projects need their inventories, hence a network: DOCS_ONLINE=1.

@@ -175,6 +175,10 @@ def _models() -> None:
         size = sum(p.stat().st_size for p in Path(str(folder)).iterdir())
         print(f"{name:14} {size / 1e6:7.1f} MB  packaged")
     print(f"{'stamp':14} {'':10}  the checkpoint published with the paper, downloaded on first use")
+    print("\nSystems of others, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
+    for card in (models.card(name) for name in models.systems().index):
+        if card.modality != "predictor" and not card.name.startswith("stamp"):
+            print(f"{card.name:14} {card.modality:6} {card.gate:8} {card.licence}")
     print("\nAlso: a folder of weights, or hf-hub:org/name@revision")
 
 
@@ -197,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     _embed_options(commands)
     _pretrain_options(commands)
     _align_options(commands)
-    _command(commands, "models", _models, "List the models that come with the package.")
+    _command(commands, "models", _models, "List the models and systems that `--model` takes.")
     _command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
     return parser
 

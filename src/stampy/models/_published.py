@@ -8,8 +8,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stampy._checks import existing
@@ -36,6 +39,13 @@ _RENAMED = {
     "positioning_projection.": "localization_head.",
 }
 _RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
+# What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
+_NUMBERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+]
 _UNUSED = "encoder_layer."  # the template from which the published code clones its layers
 
 
@@ -126,12 +136,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = existing(path, what="checkpoint")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            with torch.serialization.safe_globals(_NUMBERS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{str(path)!r} is no plain state dict, or it is damaged: {reason} "

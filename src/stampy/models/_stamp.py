@@ -6,7 +6,7 @@ Shapes: B spots, L positions, E size of the shared space.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +125,20 @@ class Stamp(nn.Module):
         """Gene features -> embeddings (B, E); a spot without tokens (a row of zeros) stays a row of zeros."""
         return F.normalize(self.gene_head(features), dim=-1) * (features != 0).any(dim=-1, keepdim=True)
 
+    @property
+    def size_px(self) -> int:
+        """Edge of the tiles that the image tower sees."""
+        return self._image_tower().config.size_px
+
+    @property
+    def tile_um(self) -> float:
+        """Edge of the tissue that a tile shows."""
+        return self._image_tower().config.tile_um
+
+    def normalize(self, tiles: Tensor) -> Tensor:
+        """uint8 tiles (B, size, size, 3) as float input (B, 3, size, size)."""
+        return self._image_tower().normalize(tiles)
+
     def image_features(self, images: Tensor) -> Tensor:
         """Image features (B, width of the ViT) before the projection; images (B, 3, 224, 224), normalised."""
         return self._image_tower()(images).feature
@@ -136,6 +150,11 @@ class Stamp(nn.Module):
     def project_images(self, features: Tensor) -> Tensor:
         """Image features -> embeddings (B, E)."""
         return F.normalize(self.patch_head(features), dim=-1)
+
+    def embed_images(self, tiles: Tensor, *, level: Literal["embedding", "feature"] = "embedding") -> Tensor:
+        """uint8 tiles (B, size, size, 3) -> (B, E), or features with `level="feature"`; see `ImageSystem`."""
+        features = self.image_features(self.normalize(tiles))
+        return self.project_images(features) if level == "embedding" else features
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
         """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""

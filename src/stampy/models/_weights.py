@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import stampy
 from stampy._utils import device_of
 
+from ._cards import catalogue, split_name
 from ._stamp import Stamp, StampConfig
 
 if TYPE_CHECKING:
@@ -41,20 +42,21 @@ def packaged() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
-def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Stamp:
+def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Any:
     """Load a model, ready for inference.
 
     Parameters
     ----------
     name_or_path
         A packaged model (``"stampy-mini"``), a folder that `save` wrote, ``"hf-hub:org/name@revision"`` for such a
-        folder on the Hugging Face hub, or ``"stamp"`` for the checkpoint that the authors of the paper published.
+        folder on the Hugging Face hub, ``"stamp"`` for the checkpoint that the authors of the paper published, or one
+        of the `systems`, such as ``"uni"`` or ``"uni:/path/to/pytorch_model.bin"`` (see `load_system`).
     device
         None: CUDA if there is one, else the CPU.
 
     Returns
     -------
-    A `Stamp` in evaluation mode, float32.
+    A `Stamp` in evaluation mode, float32; for one of the `systems` an `ImageSystem`, `GeneSystem` or `SlideSystem`.
 
     Raises
     ------
@@ -75,6 +77,8 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
         from ._published import download
 
         return download(device=device)
+    if name.startswith("stamp:"):
+        name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
     if name.startswith("hf-hub:"):
         return _read(_from_hub(name), name, device)
     if name in packaged():
@@ -82,6 +86,10 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     path = Path(name).expanduser()
     if path.is_dir():
         return _read(path, path.name, device)
+    if split_name(name) is not None:
+        from ._systems import load_system
+
+        return load_system(name, device=device)
     raise _unknown(name)
 
 
@@ -190,8 +198,10 @@ def read_genes(path: Path) -> pd.DataFrame:
     return genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
 
 
-def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
-    """Copy tensors into a model; ValueError unless names and shapes are exactly the model's."""
+def load_strictly(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, assign: bool = False
+) -> None:
+    """Copy tensors into a model (`assign`: make them its own); ValueError unless names and shapes are the model's."""
     expected = model.state_dict()
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     shapes = [
@@ -204,7 +214,7 @@ def load_strictly(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *
             f"The weights in {where!r} do not fit the model. Missing: {missing[:5]} ({len(missing)}). Unexpected: "
             f"{extra[:5]} ({len(extra)}). Other shapes: {shapes[:5]} ({len(shapes)})."
         )
-    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=True)
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=True, assign=assign)
 
 
 def _from_hub(name: str) -> Path:
@@ -218,7 +228,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _unknown(name: str) -> Exception:
-    known = [*packaged(), "stamp"]
+    known = [*dict.fromkeys((*packaged(), "stamp", *catalogue()))]
     if "/" in name or name.startswith((".", "~")):
         return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.3)

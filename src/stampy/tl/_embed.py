@@ -12,11 +12,11 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._utils import copy_of, is_spatialdata, table_of
-from stampy.pp import Vocabulary
-from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
 
-from ._stream import Tower, stream_genes, stream_images
+from ._baselines import embed_pca
+from ._genes import embed_genes
+from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,13 @@ logger = logging.getLogger(__name__)
 
 Modality = Literal["gene", "image", "fused"]
 MODALITIES = ("gene", "image", "fused")
+BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
+Encoder = models.Stamp | models.ImageSystem | models.GeneSystem
 
 
 def embed(
     adata: AnnData | SpatialData,
-    model: str | Path | models.Stamp = "stampy-mini",
+    model: str | Path | Encoder = "stampy-mini",
     *,
     modality: Modality | None = None,
     image: ImageSource | dict[str, ImageSource] | None = None,
@@ -64,11 +66,12 @@ def embed(
     adata
         Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. It may be backed.
     model
-        A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``, or a loaded
-        `stampy.models.Stamp`.
+        A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``; one of
+        `stampy.models.systems`, such as ``"uni"`` (from the hub, with your token), ``"uni:/path/to/pytorch_model.bin"``
+        (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
-        ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: fused where there are counts and an image, else
-        the one that is there.
+        ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
+        fused if there are counts and an image, else the one that is there.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections by section. See `stampy.pp.tiles`.
@@ -83,8 +86,8 @@ def embed(
     um_per_px, spot_um
         Scale of the full-resolution image, where the scale factors do not tell. See `stampy.pp.tiles`.
     level
-        ``"embedding"``: projected into the space that genes and images share, L2 norm 1. ``"feature"``: the towers'
-        outputs before the projection.
+        ``"embedding"``: projected into the space that genes and images (or text) share, L2 norm 1. ``"feature"``: the
+        towers' outputs before the projection. The same for models that have no projection.
     batch_size
         Spots per batch; None: what suits the device.
     n_workers
@@ -109,7 +112,7 @@ def embed(
     ``obsm[key_added + "_gene"]``, ``obsm[key_added + "_image"]``
         float32 (n, d), as far as computed.
     ``uns["stamp"][key_added]``
-        Model, version, parameters, modality, overlap of the genes, scale of the image.
+        Model, version, parameters, modality, overlap of the genes, scale of the image, origin of the weights.
 
     Warns
     -----
@@ -123,7 +126,9 @@ def embed(
         No coordinates, image, layer, table or column of the name that was given.
     ValueError
         An empty section, no counts, too few genes in common, coordinates outside the image, arguments that conflict, an
-        unknown model.
+        unknown model, one that embeds no spots (slide encoders, predictors).
+    FileNotFoundError, PermissionError, ConnectionError, ImportError
+        Weights, access to them, or the library that builds the model are missing; the message says what to do.
 
     Notes
     -----
@@ -143,34 +148,36 @@ def embed(
     _check_arguments(modality, level, precision, batch_size, n_workers)
     table = table_of(adata, table_key)
     _checks.not_empty(table, genes=False)
-    modality = modality or _modality_of(adata, table, image, layer)
+    modality = _agreed(modality, _embeds(model), model) or _modality_of(adata, table, image, layer)
     if modality == "gene" and (image is not None or image_key is not None):
         raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
-    loaded = _loaded(model, device)
-    if modality == "fused" and loaded.image is None and image is None:
-        modality = "gene"
-        warnings.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.", stacklevel=2)
-    tower = Tower(loaded, table.n_obs, precision)
-    record: dict[str, Any] = {
-        "model": loaded.name,
-        "stampy": stampy.__version__,
-        "modality": modality,
-        "level": level,
-        "precision": tower.precision,
-    }
-    tiles = None
-    if modality != "gene":
-        tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
-        record["tiles"] = tiles.provenance()
+    record: dict[str, Any] = {"stampy": stampy.__version__, "modality": modality, "level": level}
     found = {}
-    if modality != "image":
-        found["gene"], record["genes"] = _embed_genes(tower, table, layer, level, batch_size, show_progress_bar)
-    if tiles is not None:
-        project = loaded.project_images if level == "embedding" else _same
-        found["image"] = stream_images(
-            tower, tiles, batch_size=batch_size, n_workers=n_workers, project=project, progress=show_progress_bar
-        )
-        tiles.close()
+    if model in BASELINES:
+        record |= {"model": model, "precision": "float32"}
+        smoothed = model == "pca-smoothed"
+        found["gene"], record["genes"] = embed_pca(table, smoothed=smoothed, layer=layer, library_key=library_key)
+    else:
+        loaded = _loaded(model, device)
+        if modality == "fused" and loaded.image is None and image is None:
+            modality = record["modality"] = "gene"
+            warnings.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.", stacklevel=2)
+        tower = Tower(loaded, table.n_obs, precision)
+        record |= {"model": loaded.name, "precision": tower.precision}
+        if getattr(loaded, "source", ""):
+            record["weights"] = loaded.source
+        tiles = None
+        if modality != "gene":
+            tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
+            record["tiles"] = tiles.provenance()
+        if modality != "image":
+            found["gene"], record["genes"] = embed_genes(tower, table, layer, level, batch_size, show_progress_bar)
+        if tiles is not None:
+            project = loaded.project_images if level == "embedding" else _same
+            found["image"] = stream_images(
+                tower, tiles, batch_size=batch_size, n_workers=n_workers, project=project, progress=show_progress_bar
+            )
+            tiles.close()
     if copy:
         adata = copy_of(adata, table_key)
         table = table_of(adata, table_key)
@@ -206,20 +213,48 @@ def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Mo
     return "gene"
 
 
-def _loaded(model: str | Path | models.Stamp, device: Any) -> models.Stamp:
-    if not isinstance(model, models.Stamp):
+def _embeds(model: str | Path | Encoder) -> str | None:
+    """What a model embeds, if that is one thing; ValueError for those that embed no spots."""
+    if isinstance(model, models.Stamp):
+        return None
+    named = models.split_name(str(model)) if isinstance(model, str | Path) else None
+    card = models.card(named[0]) if named else getattr(model, "card", None)
+    if card is None:
+        return None
+    if card.modality == "slide":
+        raise ValueError(
+            f"{card.title} embeds slides, not spots. Embed the tiles by the encoder that it was trained with, then "
+            f"call `stampy.models.load_system({card.name!r}, path).embed_slide(features)`."
+        )
+    if card.modality == "predictor":
+        raise ValueError(f"{card.title} predicts expression and gives no embedding: see `stampy.models.Predictor`.")
+    return None if card.name == "stampy-mini" else card.modality
+
+
+def _agreed(asked: str | None, embeds: str | None, model: Any) -> Any:
+    """The modality that was asked for, or the only one that there is."""
+    if asked and embeds and asked != embeds:
+        name = getattr(model, "name", model)
+        raise ValueError(f"modality={asked!r} was asked for, but {name!r} embeds modality {embeds!r} alone.")
+    return asked or embeds
+
+
+def _loaded(model: str | Path | Encoder, device: Any) -> Encoder:
+    if isinstance(model, str | Path):
         return models.load(model, device=device)
+    if not isinstance(model, Encoder):
+        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(model).__qualname__}.")
     return model if device is None else model.to(device)
 
 
-def _tiles(adata: Any, model: models.Stamp, image: Any, image_key: Any, library_key: Any,
+def _tiles(adata: Any, model: Encoder, image: Any, image_key: Any, library_key: Any,
            um_per_px: Any, spot_um: Any, table_key: str) -> TileSource:  # fmt: skip
-    if model.image is None:
+    if isinstance(model, models.Stamp) and model.image is None:
         raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
     return TileSource.open(
         adata,
-        tile_um=model.config.image.tile_um,
-        size_px=model.config.image.size_px,
+        tile_um=model.tile_um,
+        size_px=model.size_px,
         image=image,
         image_key=image_key,
         library_key=library_key,
@@ -227,50 +262,6 @@ def _tiles(adata: Any, model: models.Stamp, image: Any, image_key: Any, library_
         spot_um=spot_um,
         table_key=table_key,
     )
-
-
-def _embed_genes(
-    tower: Tower, table: AnnData, layer: str | None, level: str, batch_size: int | None, progress: bool
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
-    _checks.not_empty(table)
-    if tower.model.genes is None:
-        raise ValueError(
-            f"The model {tower.model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
-            "gene_id, symbol and divisor; for the published checkpoint pandas reads it from "
-            "`stampy.datasets.published_vocabulary()` (sep='\\t')."
-        )
-    vocabulary = Vocabulary(tower.model.genes)
-    match = vocabulary.match(table)
-    logger.info("%s", match)
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    values = stream_genes(
-        tower,
-        counts_of(table, layer),
-        match,
-        vocabulary.divisors,
-        batch_size=batch_size,
-        project=tower.model.project_genes if level == "embedding" else _same,
-        progress=progress,
-        source=source,
-    )
-    empty = int((values == 0).all(axis=1).sum())
-    if empty:
-        warnings.warn(
-            f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
-            "Leave them out before clustering.",
-            stacklevel=3,
-        )
-    record = {
-        "counts": source,
-        "matched_by": match.source,
-        "n_matched": match.n_matched,
-        "n_vars": match.n_vars,
-        "n_vocabulary": len(vocabulary),
-        "vocabulary": vocabulary.digest,
-        "n_empty_spots": empty,
-    }
-    return values, record
 
 
 def _same(values: torch.Tensor) -> torch.Tensor:

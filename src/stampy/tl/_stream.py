@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stampy.pp._counts import CHUNK
+from stampy.pp._counts import CHUNK, checked_rows
 from stampy.pp._tokens import iter_tokens
 
 if TYPE_CHECKING:
-    from stampy.models import Stamp
+    from stampy.models import GeneSystem, ImageSystem, Stamp
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
-__all__ = ["Tower", "stream_genes", "stream_images"]
+__all__ = ["Tower", "stream_counts", "stream_genes", "stream_images"]
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
@@ -44,7 +45,7 @@ class Tower:
         ``"float32"`` or ``"bfloat16"``; None: bfloat16 on CUDA, float32 on the CPU.
     """
 
-    def __init__(self, model: Stamp, n_spots: int, precision: str | None):
+    def __init__(self, model: Stamp | ImageSystem | GeneSystem, n_spots: int, precision: str | None):
         self.model, self.device = model, model.device
         self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         self._compiled = self.device.type == "cuda" and n_spots >= _COMPILED_FROM
@@ -121,6 +122,28 @@ def _of_like_length(
         first += size
 
 
+def stream_counts(
+    tower: Tower, counts: object, match: GeneMatch, *, batch_size: int | None, level: str, progress: bool, source: str
+) -> np.ndarray:
+    """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary."""
+    system, n, out = tower.model, counts.shape[0], None
+    (columns,) = np.nonzero(match.rows >= 0)
+    shape = (match.n_vars, len(system.genes))
+    chosen = sparse.csr_matrix((np.ones(len(columns)), (columns, match.rows[columns])), shape=shape)
+    size = batch_size or max(_TOKENS_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"] // 1500, 1)
+    with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
+        for start, block in checked_rows(counts, CHUNK, source=source):
+            own = sparse.csr_matrix(block) @ chosen
+            for first in range(0, own.shape[0], size):
+                batch = own[first : first + size]
+                values = system.embed_counts(batch, level=level).float().cpu().numpy()
+                if out is None:
+                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                out[start + first : start + first + len(values)] = values
+                bar.update(len(values))
+    return out
+
+
 def stream_images(
     tower: Tower,
     tiles: TileSource,
@@ -131,14 +154,13 @@ def stream_images(
     progress: bool,
 ) -> np.ndarray:
     """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run."""
-    image = tower.model.image
     features = tower.compiled(tower.model.image_features)
     size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
     batches = [np.arange(i, min(i + size, len(tiles))) for i in range(0, len(tiles), size)]
     out = None
     with tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
         for rows, pixels in _read_ahead(tiles, batches, n_workers):
-            images = image.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+            images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
             values = project(features(images)).float().cpu().numpy()
             if out is None:
                 out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
