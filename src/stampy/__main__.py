@@ -1,4 +1,4 @@
-"""The command line, thin over the functions: `stampy demo | embed | pretrain | align | models | datasets`."""
+"""The command line, thin over the functions: `stampy demo | embed | slide | pretrain | align | models | datasets`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
-    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|modality|device|key_added|model|labels|n_domains|overwrite)"
+    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|tile_um|min_tissue|modality|device|key_added"
+    r"|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
@@ -31,6 +32,7 @@ EXAMPLES = {
         stampy demo                                       the main job on one section, in a minute
         stampy embed section.h5ad embedded.h5ad           obsm["X_stamp"] for each spot
         stampy embed spaceranger/outs embedded.h5ad       from a Space Ranger folder
+        stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
         stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
         stampy align a.h5ad b.h5ad --model genes/model --out both
         """,
@@ -44,6 +46,10 @@ EXAMPLES = {
         stampy embed section.h5ad embedded.h5ad --image slide.tif --um-per-px 0.25
         stampy embed spaceranger/outs embedded.h5ad --modality gene --layer counts
         stampy embed visium.zarr visium.zarr --overwrite
+        """,
+    "slide": """
+        stampy slide slide.svs slide.zarr
+        stampy slide slide.tif slide.zarr --um-per-px 0.25 --level feature
         """,
     "pretrain": """
         stampy pretrain sections/*.h5ad --out genes --config pretrain.json
@@ -141,6 +147,19 @@ def _embed(*, source: str, target: str, overwrite: bool, quiet: bool, **options:
         print(f"Written: {path}, obsm[{key!r}] {table.obsm[key].shape}")
 
 
+def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
+    from stampy import tl
+
+    path = tl.embed_slide(source, target, show_progress_bar=_show_progress(quiet), **options)
+    if not quiet:
+        import anndata
+
+        adata = anndata.read_zarr(path)
+        record = adata.uns["stamp"]["slide_tiles"]
+        print(f"{adata.n_obs} tiles of {record['tile_um']:.4g} µm, by {options['model']}")
+        print(f"Written: {path}, obsm['X_stamp'] {adata.obsm['X_stamp'].shape}")
+
+
 def _pretrain(**options: Any) -> None:
     _train("pretrain", "PretrainConfig", **options)
 
@@ -199,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _demo_options(commands)
     _embed_options(commands)
+    _slide_options(commands)
     _pretrain_options(commands)
     _align_options(commands)
     _command(commands, "models", _models, "List the models and systems that `--model` takes.")
@@ -248,6 +268,21 @@ def _embed_options(commands: Any) -> None:
     _input_options(add)
     add("--key-added", default="X_stamp", metavar="KEY", help="key of obsm to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT; also needed where OUT is IN")
+    _common_options(add)
+
+
+def _slide_options(commands: Any) -> None:
+    about = "Embed the tissue of a whole slide, tile by tile; a run that was cut off goes on."
+    add = _command(commands, "slide", _slide, about).add_argument
+    add("source", metavar="IN", help="pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... (OpenSlide)")
+    add("target", metavar="OUT", help=".zarr, an AnnData with a row per tile")
+    _model_option(add)
+    add("--level", choices=("embedding", "feature"), default="embedding", help="default: %(default)s")
+    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full resolution (default: the file's)")
+    add("--tile-um", type=float, metavar="UM", help="from tile to tile (default: what the model sees)")
+    add("--min-tissue", type=float, metavar="PART", help="least part of a tile that is tissue (default: 0.5)")
+    add("--batch-size", type=int, metavar="N", help="tiles per batch (default: what suits the device)")
+    add("--n-workers", type=int, default=1, metavar="N", help="threads that read tiles (default: %(default)s)")
     _common_options(add)
 
 

@@ -32,6 +32,13 @@ MEASURED_SUFFIX: Final = (
     "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
 )
 NO_LABELS: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>", "None", "undetermined"})  # these are not labels
+# whole slides
+SLIDE: Final = "slide"  # obs, name of the slide of each tile
+PATIENT: Final = "patient"  # obs, read: whose slide it is
+TISSUE: Final = "tissue_fraction"  # obs, float32, part of the tile that is tissue, 0 to 1
+SLIDE_TILES: Final = "slide_tiles"  # uns["stamp"], how the tiles were laid
+SLIDE_RESULT: Final = "stamp_slide"  # uns, metrics and predictions of tl.slide
+ATTENTION_SUFFIX: Final = "_attention"  # appended to the key: obs, float32, 1 is the slide's average tile
 
 # uns
 UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written

@@ -4,6 +4,21 @@ from stampy.datasets._fetch import fetch
 from stampy.datasets._published import published_vocabulary
 from stampy.datasets._registry import Entry, File, Source, info, names
 from stampy.datasets._sections import load
+from stampy.datasets._slides import gdc_query, slide_manifest
 from stampy.datasets._toy import toy
+from stampy.datasets._toy_slide import toy_slide
 
-__all__ = ["Entry", "File", "Source", "fetch", "info", "load", "names", "published_vocabulary", "toy"]
+__all__ = [
+    "Entry",
+    "File",
+    "Source",
+    "fetch",
+    "gdc_query",
+    "info",
+    "load",
+    "names",
+    "published_vocabulary",
+    "slide_manifest",
+    "toy",
+    "toy_slide",
+]

@@ -74,7 +74,7 @@ def render(
     layout: Layout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float, random: np.random.Generator
 ) -> np.ndarray:
     """The section's image (height, width, 3) uint8, white outside the tissue; `size_px` is (width, height)."""
-    depth, outside, along = _maps(layout, origin_um, size_px, um_per_px)
+    depth, outside, along = maps(layout, origin_um, size_px, um_per_px)
     outside = outside + 10 * _clouds(random, depth.shape, 60 / um_per_px)  # ragged edges, as cut tissue has
     ragged = depth + 5 * _clouds(random, depth.shape, 20 / um_per_px)
     domain = np.where(outside < 0, np.searchsorted(layout.cuts, ragged), -1)
@@ -90,7 +90,7 @@ def render(
     return _stain(eosin, hematoxylin, random)
 
 
-def _maps(layout: Layout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float) -> list[np.ndarray]:
+def maps(layout: Layout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float) -> list[np.ndarray]:
     """Depth, distance outside and way along the bands of every pixel, in µm; linear between every eighth."""
     step = 8
     width, height = size_px

@@ -5,6 +5,7 @@ from ._cards import Card, card, split_name, systems
 from ._egn import EGN
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig, ImageEncoder, ImageOutput
+from ._mil import GatedAttentionMIL, MILOutput
 from ._predictors import Predictor, STNet
 from ._published import load_published, load_published_gene_encoder
 from ._stamp import RegionOutput, Stamp, StampConfig
@@ -14,6 +15,7 @@ from ._weights import load, packaged, save
 __all__ = [
     "EGN",
     "Card",
+    "GatedAttentionMIL",
     "GeneConfig",
     "GeneEncoder",
     "GeneSystem",
@@ -21,6 +23,7 @@ __all__ = [
     "ImageEncoder",
     "ImageOutput",
     "ImageSystem",
+    "MILOutput",
     "Predictor",
     "RegionOutput",
     "STNet",

@@ -6,7 +6,9 @@ from stampy.pl._expression import expression
 from stampy.pl._probe import probe
 from stampy.pl._retrieve import retrieve
 from stampy.pl._score import score
+from stampy.pl._slide import slide
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 
 __all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]
+__all__ = ["slide", "spatial"]

@@ -92,6 +92,8 @@ class SlideImage:
         What error messages call it.
     close
         Called once the image is closed or garbage-collected.
+    um_per_px
+        µm per pixel of the first level, as the file says it; None where it doesn't.
 
     Raises
     ------
@@ -116,6 +118,7 @@ class SlideImage:
         scale: float = 1.0,
         name: str = "array",
         close: Callable[[], None] | None = None,
+        um_per_px: float | None = None,
     ):
         if close is not None:
             self._close = weakref.finalize(self, close)
@@ -124,6 +127,7 @@ class SlideImage:
         self.levels = tuple(levels)
         self.scale = float(scale)
         self.name = name
+        self.um_per_px = um_per_px
         first = self.levels[0]
         if 0 in first.shape:
             raise ValueError(f"Image {name!r} is empty: {first.shape[0]} x {first.shape[1]} px.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from stampy import _checks
 from stampy.pp._images import ArrayLevel, Level, SlideImage
+from stampy.pp._scale import openslide_um_per_px, tiff_um_per_px
 
 if TYPE_CHECKING:
     import openslide
@@ -114,7 +115,8 @@ def _open_tiff(path: Path, scale: float) -> SlideImage:
         levels = [
             _tiff_level(path, tiff.series[main], main, level, axes) for level in range(len(tiff.series[main].levels))
         ]
-        image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close)
+        um_per_px = tiff_um_per_px(tiff, main)
+        image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close, um_per_px=um_per_px)
         on_error.pop_all()
     return image
 
@@ -207,7 +209,8 @@ def _open_slide(path: Path, scale: float) -> SlideImage:
     except openslide.OpenSlideError as error:
         raise _damaged(path, error) from error
     levels = [_OpenSlideLevel(slide, level) for level in range(slide.level_count)]
-    return SlideImage(levels, scale=scale, name=path.name, close=slide.close)
+    um_per_px = openslide_um_per_px(getattr(slide, "properties", {}))
+    return SlideImage(levels, scale=scale, name=path.name, close=slide.close, um_per_px=um_per_px)
 
 
 def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0, name: str = "image") -> SlideImage:

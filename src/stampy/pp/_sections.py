@@ -14,6 +14,7 @@ from stampy import _checks, _keys, _utils
 from stampy._scale import PixelSize, infer_um_per_px
 from stampy.pp._images import SlideImage
 from stampy.pp._readers import open_file, open_spatialdata_image
+from stampy.pp._wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +115,9 @@ def sections_of(
 
 
 def open_image(source: ImageSource) -> SlideImage:
-    """A path, an array or a `SlideImage` as a `SlideImage`; its pixels are those of the coordinates, unless it says so.
+    """A path, an array, a WSIData or a `SlideImage` as a `SlideImage`.
+
+    Its pixels are those of the coordinates, unless it says so.
 
     Raises
     ------
@@ -125,9 +128,11 @@ def open_image(source: ImageSource) -> SlideImage:
         return source
     if isinstance(source, (str, Path)):
         return open_file(source)
+    if is_wsidata(source):
+        return open_wsidata(source)
     if hasattr(source, "shape") and hasattr(source, "dtype"):
         return SlideImage.from_array(source)
-    raise TypeError(f"An image must be a path, an array or a SlideImage, found {type(source).__name__}.")
+    raise TypeError(f"An image must be a path, an array, a SlideImage or a WSIData, found {type(source).__name__}.")
 
 
 def _from_anndata(adata: AnnData, wishes: Wishes, library_key: str | None) -> list[Section]:

@@ -9,3 +9,7 @@ from ._retrieve import retrieve
 from ._score import score
 
 __all__ = ["attribute", "domains", "embed", "expression", "probe", "retrieve", "score"]
+from ._embed_slide import embed_slide
+from ._slide import slide
+
+__all__ = ["embed", "embed_slide", "slide"]

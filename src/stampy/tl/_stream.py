@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
-__all__ = ["Tower", "stream_counts", "stream_genes", "stream_images"]
+__all__ = ["Tower", "iter_images", "stream_counts", "stream_genes", "stream_images"]
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
@@ -154,19 +154,37 @@ def stream_images(
     progress: bool,
 ) -> np.ndarray:
     """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run."""
-    features = tower.compiled(tower.model.image_features)
-    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
-    batches = [np.arange(i, min(i + size, len(tiles))) for i in range(0, len(tiles), size)]
     out = None
-    with tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
-        for rows, pixels in _read_ahead(tiles, batches, n_workers):
-            images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-            values = project(features(images)).float().cpu().numpy()
+    with tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+        spans = [(0, len(tiles))]
+        for rows, values in iter_images(
+            tower, tiles, spans, batch_size=batch_size, n_workers=n_workers, project=project
+        ):
             if out is None:
                 out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
             out[rows] = values
             bar.update(len(rows))
     return out
+
+
+def iter_images(
+    tower: Tower,
+    tiles: TileSource,
+    spans: list[tuple[int, int]],
+    *,
+    batch_size: int | None,
+    n_workers: int,
+    project: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows (B,) and their image outputs (B, D) float32, in order; a batch never lies in two of the spans of rows."""
+    features = tower.compiled(tower.model.image_features)
+    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
+    batches = [np.arange(i, min(i + size, end)) for start, end in spans for i in range(start, end, size)]
+    for rows, pixels in _read_ahead(tiles, batches, n_workers):
+        with tower.running():  # not around the loop: a generator would leave the mode on in its caller's code
+            images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+            values = project(features(images)).float().cpu().numpy()
+        yield rows, values
 
 
 def _read_ahead(

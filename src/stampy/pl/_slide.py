@@ -1,0 +1,162 @@
+"""Attention on whole slides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _keys, _utils
+from stampy.pl import _decor
+from stampy.pl._paint import Limit, Paint, Style, paint
+from stampy.pl._section import Section, sections_of
+from stampy.pl._spatial import RASTER_ABOVE, _arrange, _new_axes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from spatialdata import SpatialData
+
+MOST = 8  # slides that are drawn where none are named
+
+
+def slide(
+    adata: AnnData | SpatialData,
+    slides: str | Sequence[str] | None = None,
+    *,
+    key: str = _keys.SLIDE_RESULT,
+    color: str | None = None,
+    library_key: str = _keys.SLIDE,
+    tissue: bool = True,
+    alpha: float = 0.65,
+    cmap: str | Colormap = "inferno",
+    vmin: Limit = 0.0,
+    vmax: Limit = "p99",
+    scale_bar: bool = True,
+    legend: bool = True,
+    ncols: int = 4,
+    table_key: str = _keys.TABLE,
+) -> list[Axes]:
+    """Draw the attention of `stampy.tl.slide` on its slides: tiles as squares, the tissue alone above.
+
+    All slides share limits and colour map. The title has the slide's name, its label and the held-out probability of
+    that label. Nothing is written into `adata`.
+
+    Parameters
+    ----------
+    adata
+        Tiles of slides after `stampy.tl.slide`, with the slides' pictures in `uns["spatial"]`.
+    slides
+        The slides to draw, in this order; None: the first eight.
+    key
+        The `key_added` of `stampy.tl.slide`.
+    color
+        Column of obs to draw instead of the attention, such as "tissue_fraction".
+    library_key
+        Column of obs with the slide of each tile.
+    tissue
+        Show each slide's tissue alone, too.
+    alpha
+        Opacity of the tiles, 0 to 1.
+    cmap, vmin, vmax
+        Colour map and its limits: numbers, or percentiles such as "p1" and "p99".
+    scale_bar, legend
+        Draw a bar in µm, the colour bar.
+    ncols
+        Slides in a row, at most.
+    table_key
+        Table of a SpatialData.
+
+    Returns
+    -------
+    The Axes: of each slide the tissue (if drawn), then the attention.
+
+    Raises
+    ------
+    KeyError
+        If there is no attention, or a column is missing.
+    ValueError
+        If a slide is unknown or a parameter is out of its range.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> picture = stampy.datasets.toy(n_spots=60).uns["spatial"]["toy"]["images"]["hires"]
+    >>> adata = stampy.pp.slide_tiles(picture, um_per_px=1.6, name="S1")
+    >>> axes = stampy.pl.slide(adata, color="tissue_fraction")
+    >>> [ax.get_title() for ax in axes]
+    ['S1', '']
+    """
+    adata = _utils.table_of(adata, table_key)
+    _checks.not_empty(adata, genes=False)
+    _checks.at_least("ncols", ncols, 1)
+    _checks.at_least("alpha", alpha, 0, integer=False)
+    _checks.at_most("alpha", alpha, 1)
+    color = color or key + _keys.ATTENTION_SUFFIX
+    _checks.has_key(adata.obs, color, slot="adata.obs", needs="`stampy.tl.slide` writes the attention there.")
+    _, names = _checks.libraries(adata, library_key)
+    drawn = sections_of(
+        adata, library_key=library_key, sections=names[:MOST] if slides is None else slides, image=True, um_per_px=None
+    )
+    shown = np.concatenate([s.rows for s in drawn])
+    colours = paint(adata, color, style=Style(None, cmap, vmin, vmax), shown=shown)
+    panels = [(s, p) for s in drawn for p in ((Paint("", "", None), colours) if tissue else (colours,))]
+    windows = [s.window(size=1.0, crop=False) for s, _ in panels]
+    axes = _new_axes(windows)
+    titles = _titles(adata, drawn, key)
+    for i, (ax, (section, p)) in enumerate(zip(axes, panels, strict=True)):
+        _draw(ax, section, p, alpha)
+        left, right, bottom, top = windows[i]
+        ax.set(xlim=(left, right), ylim=(bottom, top))
+        if not tissue or p.rgba is None:
+            ax.set_title(titles[section.name], fontsize="medium", parse_math=False)
+        if scale_bar and section.um_per_px is not None and (not tissue or p.rgba is not None):
+            _decor.scale_bar(ax, section.um_per_px)
+    per_slide = 1 + tissue
+    if legend:
+        last = min(ncols, len(drawn)) * per_slide - 1  # the end of the first row
+        _decor.side(axes[last], colours, titled=True)
+    _arrange(axes, _cells(len(drawn), per_slide, ncols))
+    return axes
+
+
+def _titles(adata: AnnData, drawn: list[Section], key: str) -> dict[str, str]:
+    """Name, label and the probability of the label."""
+    predictions = adata.uns.get(key, {}).get("predictions")
+    if not isinstance(predictions, pd.DataFrame):
+        return {s.name: s.name for s in drawn}
+    titles = {}
+    for s in drawn:
+        row = predictions.loc[s.name]
+        column = next(c for c in (f"{m}_{row['label']}" for m in ("abmil", "mean")) if c in predictions)
+        titles[s.name] = f"{s.name}\n{row['label']} (p = {row[column]:.2f})"
+    return titles
+
+
+def _cells(n: int, per_slide: int, ncols: int) -> list[tuple[int, int]]:
+    """Row and column of each panel; a slide's panels stand one below the other."""
+    return [(i // ncols * per_slide + j, i % ncols) for i in range(n) for j in range(per_slide)]
+
+
+def _draw(ax: Axes, section: Section, paint: Paint, alpha: float) -> None:
+    """The picture, and the tiles on it."""
+    from matplotlib.collections import PolyCollection
+
+    if section.image is not None:
+        ax.imshow(section.image, extent=section.extent)
+    if paint.rgba is not None:
+        half = section.diameter / 2
+        corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        squares = PolyCollection(
+            section.xy[:, None] + corners,
+            facecolors=paint.rgba[section.rows] * (1, 1, 1, alpha),
+            linewidths=0,
+            antialiased=False,  # else seams show between the tiles
+            rasterized=len(section.xy) > RASTER_ABOVE,
+        )
+        ax.add_collection(squares, autolim=False)
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)

@@ -1,0 +1,236 @@
+"""Whole slides as AnnData: a row per tile of tissue, no genes, the picture reduced for plots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stampy import _checks, _keys
+from stampy.pp._images import SlideImage
+from stampy.pp._sections import ImageSource, open_image
+from stampy.pp._tissue import covered, overview, tissue_mask
+from stampy.pp._wsidata import is_wsidata, tile_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["SlideSource", "open_slide", "slide_tiles"]
+
+SlideSource: TypeAlias = ImageSource | Any  # or a WSIData
+
+MASK_UM = 8.0  # edge of a pixel of the tissue mask: 14 across a tile
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of a slide in px of its finest level."""
+
+    boxes: np.ndarray  # (n, 4) left, top, right, bottom
+    row: np.ndarray  # (n,)
+    col: np.ndarray  # (n,)
+
+
+def slide_tiles(
+    slide: SlideSource,
+    *,
+    tile_um: float | None = None,
+    stride_um: float | None = None,
+    min_tissue: float | None = None,
+    um_per_px: float | None = None,
+    tile_key: str | None = None,
+    thumbnail_px: int = 1000,
+    name: str | None = None,
+) -> AnnData:
+    """Lay a grid of tiles over a whole slide and keep those on tissue.
+
+    Tissue is told from glass on a reduced picture (8 µm a pixel) by Otsu's threshold on the saturation. No tile is read
+    here: `stampy.tl.embed(adata, image=slide, modality="image")` reads them as it goes, and
+    `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial`
+    and `stampy.tl.embed` take it; slides are put together by `anndata.concat(..., uns_merge="unique")`.
+
+    Parameters
+    ----------
+    slide
+        A path (pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... by OpenSlide), an array, a `SlideImage`, or a
+        WSIData of wsidata or LazySlide.
+    tile_um
+        Edge of a tile in µm; None: 112, what stampy's models see.
+    stride_um
+        From tile to tile in µm; None: `tile_um`, tiles side by side.
+    min_tissue
+        Least part of a tile that is tissue, 0 to 1; None: 0.5.
+    um_per_px
+        µm per pixel of the full resolution; None: as the file says.
+    tile_key
+        For a WSIData: take its tile table of this name, such as "tiles", as it is, instead of a grid.
+    thumbnail_px
+        Longer side of the picture that is kept for plots.
+    name
+        Name of the slide; None: the file's, without its ending.
+
+    Returns
+    -------
+    AnnData (n tiles, 0 genes) with
+
+    - `obsm["spatial"]`: x, y of the tiles' centres in px of the full resolution
+    - `obs["tissue_fraction"]`: float32, 0 to 1; `obs["array_row"]`, `["array_col"]`: place in the grid; `obs["slide"]`:
+      the name, categorical (the `library_key` of other functions)
+    - `uns["spatial"][name]`: `images["hires"]` and `scalefactors`, with `microns_per_pixel` and the edge of a tile as
+      `spot_diameter_fullres`
+    - `uns["stamp"]["slide_tiles"]`: parameters
+
+    Raises
+    ------
+    FileNotFoundError, ImportError
+        If there is no such file, or OpenSlide is needed for it.
+    KeyError
+        If the WSIData has no such tile table.
+    ValueError
+        If the size of a pixel is not known, no tissue is found, the file is damaged, or arguments conflict.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> picture = stampy.datasets.toy(n_spots=60).uns["spatial"]["toy"]["images"]["hires"]
+    >>> adata = stampy.pp.slide_tiles(picture, um_per_px=1.6, name="S1")
+    >>> adata.n_vars, adata.obs["tissue_fraction"].min() >= 0.5
+    (0, np.True_)
+    >>> adata.uns["spatial"]["S1"]["scalefactors"]["spot_diameter_fullres"]
+    70.0
+    """
+    _check_arguments(tile_um, stride_um, min_tissue, um_per_px, thumbnail_px)
+    _check_table(slide, tile_key, {"tile_um": tile_um, "stride_um": stride_um, "min_tissue": min_tissue})
+    image, owned = open_slide(slide)
+    try:
+        um = pixel_size(image, um_per_px)
+        if tile_key is not None:
+            grid, least = _tabled(tile_table(slide, tile_key)), 0.0
+        else:
+            edge_um = float(tile_um or _keys.TILE_UM)
+            grid = lay_grid(image, edge_um / um, (stride_um or edge_um) / um)
+            least = 0.5 if min_tissue is None else float(min_tissue)
+        tissue = _tissue_of(image, grid, um)
+        if not (tissue >= least).any():
+            raise _no_tissue(image, tissue, least)
+        thumbnail, scale = _thumbnail(image, thumbnail_px)
+    finally:
+        if owned:
+            image.close()
+    name = name or image.name.split(".")[0]
+    adata = _table(grid, tissue, tissue >= least, name)
+    edge = float(np.median(grid.boxes[:, 2] - grid.boxes[:, 0]))
+    scalefactors = {"tissue_hires_scalef": scale, "microns_per_pixel": um, "spot_diameter_fullres": edge}
+    adata.uns[_keys.UNS_SPATIAL] = {name: {"images": {"hires": thumbnail}, "scalefactors": scalefactors}}
+    record = {
+        "slide": image.name,
+        "height_px": image.shape[0],
+        "width_px": image.shape[1],
+        "um_per_px": um,
+        "um_per_px_from": "file" if um_per_px is None else "given: um_per_px",
+        "tile_um": edge * um,
+        "min_tissue": least,
+        "tile_table": tile_key or "",
+    }
+    adata.uns[_keys.UNS] = {_keys.SLIDE_TILES: record}
+    return adata
+
+
+def open_slide(slide: SlideSource) -> tuple[SlideImage, bool]:
+    """The slide as a `SlideImage`, and whether it was opened here and is to be closed."""
+    return open_image(slide), not isinstance(slide, SlideImage) and not is_wsidata(slide)
+
+
+def pixel_size(image: SlideImage, um_per_px: float | None) -> float:
+    """µm per pixel of the finest level, as given or as the file says."""
+    found = um_per_px if um_per_px is not None else image.um_per_px
+    if found is None:
+        raise ValueError(
+            f"The size of a pixel of {image.name!r} is not known: the file does not state it. Give `um_per_px=` "
+            "(about 0.25 for a scan at 40x, 0.5 at 20x)."
+        )
+    return float(found)
+
+
+def lay_grid(image: SlideImage, edge: float, stride: float) -> Grid:
+    """All tiles whose centre lies in the image, in rows from the top left; edge and stride in px."""
+    height, width = image.shape
+    if edge > 2 * max(height, width):
+        raise ValueError(
+            f"A tile would be {edge:.0f} px wide, the slide {image.name!r} has {width} x {height} px. "
+            "Give the right `um_per_px=` or a smaller `tile_um=`."
+        )
+    n_rows, n_cols = (max(1, int(np.floor((size - edge / 2) / stride)) + 1) for size in (height, width))
+    row, col = (a.ravel() for a in np.mgrid[:n_rows, :n_cols])
+    left, top = col * stride, row * stride
+    return Grid(np.column_stack([left, top, left + edge, top + edge]), row, col)
+
+
+def _check_arguments(tile_um: Any, stride_um: Any, min_tissue: Any, um_per_px: Any, thumbnail_px: Any) -> None:
+    for key, value in {"tile_um": tile_um, "stride_um": stride_um, "um_per_px": um_per_px}.items():
+        if value is not None:
+            _checks.positive(key, value)
+    if min_tissue is not None:
+        _checks.at_least("min_tissue", min_tissue, 0, integer=False)
+        _checks.at_most("min_tissue", min_tissue, 1)
+    _checks.at_least("thumbnail_px", thumbnail_px, 1)
+
+
+def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> None:
+    """Whether `tile_key` may be given at all."""
+    if tile_key is None:
+        return
+    if not is_wsidata(slide):
+        raise TypeError(f"`tile_key` names a tile table of a WSIData, but the slide is {type(slide).__name__}.")
+    given = [key for key, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"Give `tile_key` or {given}, not both: the tile table is taken as it is.")
+
+
+def _tabled(boxes: np.ndarray) -> Grid:
+    """The boxes of a tile table with their places in it, as far as they lie on a grid."""
+    row, col = (np.unique(boxes[:, axis].round(), return_inverse=True)[1] for axis in (1, 0))
+    return Grid(boxes, row, col)
+
+
+def _tissue_of(image: SlideImage, grid: Grid, um: float) -> np.ndarray:
+    """Part of each tile that is tissue (n,)."""
+    picture = overview(image, max(1.0, MASK_UM / um))
+    height, width = image.shape
+    return covered(tissue_mask(picture), grid.boxes, (width / picture.shape[1], height / picture.shape[0]))
+
+
+def _no_tissue(image: SlideImage, tissue: np.ndarray, least: float) -> ValueError:
+    return ValueError(
+        f"No tissue was found on the slide {image.name!r}: of {len(tissue)} tiles none has at least {least:.0%} tissue "
+        f"(most: {tissue.max():.0%}). Is it an empty or an unstained slide? A smaller `min_tissue=` keeps more."
+    )
+
+
+def _thumbnail(image: SlideImage, longest: int) -> tuple[np.ndarray, float]:
+    """The reduced picture, and its px per px of the full resolution."""
+    factor = max(1.0, max(image.shape) / longest)
+    picture = overview(image, factor)
+    return picture, max(picture.shape[:2]) / max(image.shape)
+
+
+def _table(grid: Grid, tissue: np.ndarray, kept: np.ndarray, name: str) -> AnnData:
+    import anndata
+
+    boxes, row, col = grid.boxes[kept], grid.row[kept], grid.col[kept]
+    places = [f"{name}_{r}x{c}" for r, c in zip(row, col, strict=True)]
+    obs = pd.DataFrame(
+        {
+            "array_row": row.astype(np.int32),
+            "array_col": col.astype(np.int32),
+            _keys.TISSUE: tissue[kept].astype(np.float32),
+            _keys.SLIDE: pd.Categorical([name] * len(row)),
+        },
+        index=places,
+    )
+    adata = anndata.AnnData(sparse.csr_matrix((len(obs), 0), dtype=np.float32), obs=obs)
+    adata.obsm[_keys.SPATIAL] = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return adata

@@ -1,0 +1,293 @@
+"""A whole slide in, an AnnData on disk out: chunk by chunk, in bounded memory, and a cut run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import stampy
+from stampy import _checks, _keys, models
+from stampy._utils import atomic
+from stampy.pp._slides import SlideSource, open_slide, slide_tiles
+from stampy.pp._tiles import TileSource
+
+from ._embed import _check_arguments, _loaded, _same
+from ._stream import Tower, iter_images
+
+if TYPE_CHECKING:
+    import torch
+    from anndata import AnnData
+
+    from stampy.pp import SlideImage
+
+__all__ = ["embed_slide"]
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = "progress.json"  # in STORE.partial, beside the store that grows
+STORE = "store.zarr"
+MARK = "stampy_fingerprint"  # attribute of the store
+
+
+def embed_slide(
+    slide: SlideSource,
+    store: str | Path,
+    *,
+    model: str | Path | models.Stamp = "stampy-mini",
+    level: Literal["embedding", "feature"] = "embedding",
+    tile_um: float | None = None,
+    stride_um: float | None = None,
+    min_tissue: float | None = None,
+    um_per_px: float | None = None,
+    tile_key: str | None = None,
+    name: str | None = None,
+    chunk_size: int = 512,
+    batch_size: int | None = None,
+    n_workers: int = 1,
+    device: str | torch.device | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    show_progress_bar: bool = True,
+    key_added: str = _keys.EMBEDDING,
+) -> Path:
+    """Embed the tissue of a whole slide, and write it to disk as it goes.
+
+    Tiles are laid by `stampy.pp.slide_tiles` and embedded chunk by chunk; memory holds a chunk, never the slide or its
+    embeddings. Until it is whole the result lies in ``STORE.partial``. A run that was cut off goes on there when it is
+    called again in the same way: what was lost is at most one chunk, and the result is the same.
+
+    Parameters
+    ----------
+    slide
+        A path, an array, a `SlideImage`, or a WSIData: see `stampy.pp.slide_tiles`.
+    store
+        Folder to write, ending in ``.zarr``; `anndata.read_zarr` reads it. If it is there and was made in the same way,
+        nothing is done.
+    model
+        A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``, or a loaded
+        `stampy.models.Stamp`, with an image tower.
+    level
+        ``"embedding"``: in the space shared with genes, L2 norm 1. ``"feature"``: before the projection, what slide
+        classifiers usually stand on.
+    tile_um
+        Edge of a cell of the grid in µm; None: that of the tiles that the model was trained on. The model always sees
+        tiles of its own size about the cells' centres, so other values lay them wider or denser.
+    stride_um, min_tissue, um_per_px, tile_key, name
+        See `stampy.pp.slide_tiles`.
+    chunk_size
+        Tiles per chunk on disk.
+    batch_size, n_workers, device, precision, show_progress_bar
+        See `stampy.tl.embed`.
+    key_added
+        Where the embedding goes.
+
+    Returns
+    -------
+    The path of the store. It holds the AnnData of `slide_tiles` and
+
+    ``obsm[key_added]``
+        float32 (n, d).
+    ``uns["stamp"][key_added]``
+        Model, version, parameters, scale of the image.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ImportError
+        As `stampy.pp.slide_tiles`.
+    FileExistsError
+        If the store, or its unfinished part, is of another slide, model or parameters.
+    ValueError
+        As `stampy.pp.slide_tiles`; or if the model has no image tower.
+
+    Examples
+    --------
+    >>> import anndata, tempfile, stampy
+    >>> picture = stampy.datasets.toy(n_spots=60).uns["spatial"]["toy"]["images"]["hires"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = stampy.tl.embed_slide(
+    ...         picture, f"{folder}/S1.zarr", um_per_px=1.6, min_tissue=0.9, name="S1", show_progress_bar=False
+    ...     )
+    ...     adata = anndata.read_zarr(path)
+    >>> adata.obsm["X_stamp"].shape[1], adata.uns["stamp"]["X_stamp"]["model"]
+    (128, 'stampy-mini')
+    """
+    _check_arguments("image", level, precision, batch_size, n_workers)
+    _checks.at_least("chunk_size", chunk_size, 1)
+    store = _target(store)
+    image, owned = open_slide(slide)
+    try:
+        loaded = _loaded(model, device)
+        if getattr(loaded, "image", loaded) is None or not hasattr(loaded, "image_features"):
+            raise ValueError(f"The model {loaded.name!r} has no image tower. Use another model.")
+        if tile_key is None and tile_um is None:
+            tile_um = loaded.tile_um
+        source = image if tile_key is None else slide
+        grid = {"stride_um": stride_um, "min_tissue": min_tissue, "um_per_px": um_per_px, "tile_key": tile_key}
+        adata = slide_tiles(source, tile_um=tile_um, name=name, **grid)
+        job = _Job.of(adata, image, loaded, level, precision, chunk_size, key_added)
+        if store.exists():
+            _check_same(store, _finished_mark(store), job.mark)
+            logger.info("%s is there already, made in the same way.", store)
+        else:
+            partial = store.with_name(store.name + ".partial")
+            _fill(job, partial, _begin(job, partial), batch_size, n_workers, show_progress_bar)
+            (partial / STORE).rename(store)
+            shutil.rmtree(partial)
+    finally:
+        if owned:
+            image.close()
+    return store
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is to be written, and the mark by which a run knows its own unfinished work."""
+
+    adata: AnnData
+    tiles: TileSource
+    tower: Tower
+    level: str
+    chunk_size: int
+    key: str
+    mark: str
+
+    @classmethod
+    def of(cls, adata: AnnData, image: SlideImage, model: models.Stamp, level: str, precision: str | None,
+           chunk_size: int, key: str) -> _Job:  # fmt: skip
+        tiles = TileSource.open(adata, tile_um=model.tile_um, size_px=model.size_px, image=image)
+        tower = Tower(model, len(tiles), precision)
+        record = {
+            "model": model.name,
+            "stampy": stampy.__version__,
+            "modality": "image",
+            "level": level,
+            "precision": tower.precision,
+            "tiles": tiles.provenance(),
+        }
+        adata.uns[_keys.UNS][key] = record
+        mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
+        return cls(adata, tiles, tower, level, chunk_size, key, mark)
+
+    @property
+    def project(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From a tile's feature to what is written."""
+        return self.tower.model.project_images if self.level == "embedding" else _same
+
+    def width(self) -> int:
+        """Size of a tile's vector, from a black tile."""
+        import torch
+
+        model = self.tower.model
+        with self.tower.running():
+            black = torch.zeros((1, model.size_px, model.size_px, 3), dtype=torch.uint8, device=self.tower.device)
+            return self.project(model.image_features(model.normalize(black))).shape[1]
+
+
+def _target(store: str | Path) -> Path:
+    store = Path(store).expanduser()
+    if not store.name.endswith(".zarr"):
+        raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
+    _checks.writable(store.parent)
+    return store
+
+
+def _fingerprint(model: models.Stamp, adata: AnnData, parameters: list[Any]) -> str:
+    """What two runs must share for one to go on with the other: weights, tiles, picture, parameters."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(model, models.Stamp) or name.startswith(("image.", "patch_head.")):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    digest.update(np.ascontiguousarray(adata.obsm[_keys.SPATIAL]).tobytes())
+    for library in adata.uns[_keys.UNS_SPATIAL].values():
+        digest.update(library["images"]["hires"].tobytes())
+    return digest.hexdigest()
+
+
+def _check_same(folder: Path, found: str | None, mark: str) -> None:
+    if found != mark:
+        raise FileExistsError(
+            f"{str(folder)!r} is there already, and was made from another slide or with another model, version or "
+            "parameters. Remove it, or write elsewhere."
+        )
+
+
+def _finished_mark(store: Path) -> str | None:
+    """The mark in a whole store, None where it is something else."""
+    try:
+        return json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(MARK)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    path = folder / PROGRESS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _save_progress(folder: Path, mark: str, rows: int) -> None:
+    with atomic(folder / PROGRESS) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": mark, "rows": rows}), encoding="utf-8")
+
+
+def _begin(job: _Job, partial: Path) -> int:
+    """The unfinished store, made where there is none or only a stump; returns the rows that are done."""
+    import anndata
+    import zarr
+
+    if found := _progress(partial):
+        _check_same(partial, found.get("fingerprint"), job.mark)
+        return int(found["rows"])
+    partial.mkdir(exist_ok=True)
+    if others := {p.name for p in partial.iterdir() if not p.name.startswith(".")} - {STORE}:
+        raise FileExistsError(f"{str(partial)!r} is in the way: it holds {_checks.shortlist(sorted(others))}.")
+    shutil.rmtree(partial / STORE, ignore_errors=True)  # cut off before its first tile
+    root = zarr.open_group(partial / STORE, mode="w", zarr_format=3)
+    with warnings.catch_warnings():
+        for about in (".*Zarr V3 specification", ".*autosharding"):  # notes of anndata's to its own developers
+            warnings.filterwarnings("ignore", message=about)
+        for slot in ("X", "obs", "var", "obsm", "varm", "layers", "obsp", "varp", "uns"):
+            value = getattr(job.adata, slot)
+            anndata.io.write_elem(root, slot, dict(value) if isinstance(value, Mapping) else value)
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0", MARK: job.mark})
+    shape = job.adata.n_obs, job.width()
+    chunks = min(job.chunk_size, shape[0]), shape[1]
+    array = root["obsm"].create_array(job.key, shape=shape, chunks=chunks, dtype="float32", fill_value=float("nan"))
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    _save_progress(partial, job.mark, 0)
+    return 0
+
+
+def _fill(job: _Job, partial: Path, done: int, batch_size: int | None, n_workers: int, progress: bool) -> None:
+    """Embed the rows that are not done; a chunk counts once it is written."""
+    import zarr
+    from tqdm.auto import tqdm
+
+    array = zarr.open_group(partial / STORE, mode="r+", use_consolidated=False)[f"obsm/{job.key}"]
+    n = len(job.tiles)
+    spans = [(start, min(start + job.chunk_size, n)) for start in range(done, n, job.chunk_size)]
+    how = {
+        "batch_size": batch_size,
+        "n_workers": n_workers,
+        "project": job.project,
+    }
+    ends, start, held = {end for _, end in spans}, done, []
+    with tqdm(total=n, initial=done, desc="tiles", unit="tile", disable=not progress) as bar:
+        for rows, values in iter_images(job.tower, job.tiles, spans, **how):
+            held.append(values)
+            bar.update(len(rows))
+            end = int(rows[-1]) + 1
+            if end in ends:
+                array[start:end] = np.concatenate(held)
+                _save_progress(partial, job.mark, end)
+                start, held = end, []

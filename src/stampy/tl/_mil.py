@@ -1,0 +1,144 @@
+"""Attention pooling fitted to bags of tiles, and the mean of the tiles as the simple baseline; arrays only.
+
+Shapes: S slides, n tiles of a slide, D size of a feature, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stampy.models import GatedAttentionMIL
+
+__all__ = ["AttentionPooling", "MeanPooling", "Recipe", "one_thread"]
+
+Bag = Callable[[int], np.ndarray]  # number of a slide -> its tiles (n, D)
+
+_PREDICT_ROWS = 8192  # tiles scored at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How attention pooling is trained."""
+
+    hidden: int = 128
+    n_epochs: int = 60
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    slides_per_step: int = 8
+    max_tiles: int = 2048  # of a slide in a step, drawn anew each epoch
+
+
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On the CPU, sums in one order whatever the number of threads: the same result to the last bit."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class AttentionPooling:
+    """Gated attention pooling, trained on some slides.
+
+    Parameters
+    ----------
+    n_classes
+        Classes.
+    recipe
+        How to train.
+    random
+        Draws first weights, order of slides and tiles.
+    device
+        Where to train.
+    """
+
+    def __init__(self, n_classes: int, recipe: Recipe, random: np.random.Generator, device: torch.device):
+        self.n_classes, self.recipe, self.random, self.device = n_classes, recipe, random, device
+
+    def fit(self, bag: Bag, slides: np.ndarray, classes: np.ndarray) -> AttentionPooling:
+        """Train on `slides` (S,) of `classes` (S,); rare classes weigh as much as common ones."""
+        self.mean, self.std = moments(bag, slides)
+        generator = torch.Generator().manual_seed(int(self.random.integers(2**63)))
+        self.model = GatedAttentionMIL(len(self.mean), self.n_classes, hidden=self.recipe.hidden, generator=generator)
+        self.model.to(self.device).train()
+        weight = len(slides) / (self.n_classes * np.bincount(classes, minlength=self.n_classes))
+        self._weight = torch.tensor(weight, dtype=torch.float32, device=self.device)
+        options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay}
+        optimizer = torch.optim.AdamW(self.model.parameters(), **options)
+        n_steps = -(-len(slides) // self.recipe.slides_per_step)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.recipe.n_epochs * n_steps)
+        for _ in range(self.recipe.n_epochs):
+            for part in np.array_split(self.random.permutation(len(slides)), n_steps):
+                loss = self._loss(bag, slides[part], classes[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        return self
+
+    def _loss(self, bag: Bag, slides: np.ndarray, classes: np.ndarray) -> torch.Tensor:
+        tiles = [self._scaled(_drawn(bag(s), self.recipe.max_tiles, self.random)) for s in slides]
+        lengths = torch.tensor([len(t) for t in tiles], device=self.device)
+        x_BND = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        target = torch.from_numpy(classes).to(self.device)
+        return F.cross_entropy(self.model(x_BND, lengths).logits, target, weight=self._weight)
+
+    def _scaled(self, tiles: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((tiles - self.mean) / self.std).to(self.device)
+
+    @torch.no_grad()
+    def predict(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (C,) of a slide from all its tiles (n, D), and the tiles' attention (n,), of sum 1."""
+        self.model.eval()
+        parts = [
+            self.model.embed(self._scaled(np.asarray(tiles[i : i + _PREDICT_ROWS], dtype=np.float32)))
+            for i in range(0, len(tiles), _PREDICT_ROWS)
+        ]
+        attention = torch.cat([score for _, score in parts]).double().softmax(dim=0)
+        starts = range(0, len(tiles), _PREDICT_ROWS)
+        pooled = sum(attention[i : i + _PREDICT_ROWS] @ h.double() for i, (h, _) in zip(starts, parts, strict=True))
+        logits = self.model.classify(pooled.float())
+        return logits.double().softmax(dim=0).cpu().numpy(), attention.cpu().numpy()
+
+
+class MeanPooling:
+    """The mean of a slide's tiles, and logistic regression on it."""
+
+    def fit(self, means: np.ndarray, classes: np.ndarray) -> MeanPooling:
+        """Fit to the slides' means (S, D)."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        regression = LogisticRegression(class_weight="balanced", max_iter=5000)
+        self.model = make_pipeline(StandardScaler(), regression).fit(means, classes)
+        return self
+
+    def predict(self, means: np.ndarray) -> np.ndarray:
+        """Probabilities (S, C)."""
+        return self.model.predict_proba(means)
+
+
+def moments(bag: Bag, slides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread (D,) float32 over the tiles; every slide weighs the same."""
+    mean = np.mean([bag(s).mean(axis=0, dtype=np.float64) for s in slides], axis=0)
+    square = np.mean([((bag(s) - mean) ** 2).mean(axis=0) for s in slides], axis=0)
+    std = np.sqrt(square)
+    flat = std <= 1e-6 * max(float(std.max()), float(np.abs(mean).max()))
+    return mean.astype(np.float32), np.where(flat, 1, std).astype(np.float32)
+
+
+def _drawn(tiles: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
+    """All tiles, or `most` of them, as float32."""
+    if len(tiles) > most:
+        tiles = tiles[np.sort(random.choice(len(tiles), most, replace=False))]
+    return np.asarray(tiles, dtype=np.float32)
