@@ -10,5 +10,4 @@ from stampy.pl._slide import slide
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 
-__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]
-__all__ = ["slide", "spatial"]
+__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles"]
