@@ -10,3 +10,6 @@ from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 
 __all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]
+from stampy.pl._training import training
+
+__all__ = ["spatial", "training"]
