@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,11 +81,14 @@ def test_pieces_and_checkpointing_change_nothing(lengths, accumulate, checkpoint
         torch.testing.assert_close(gradients[name], grad, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("pooling", ["tokens", "positions"])
-def test_features_in_training_are_those_of_inference(pooling):
+@pytest.mark.parametrize(
+    "changes", [{}, {"pooling": "positions"}, {"pooling": "sum", "norm": "pre", "rank_gate": True}], ids=str
+)
+def test_features_in_training_are_those_of_inference(changes):
     torch.manual_seed(0)
-    config = models.GeneConfig(n_genes=60, width=16, depth=2, heads=2, feedforward=24, max_tokens=12, pooling=pooling)
-    encoder = models.GeneEncoder(config).double()
+    encoder = models.GeneEncoder(replace(GENE, **changes)).double()
+    if encoder.config.rank_gate:
+        torch.nn.init.normal_(encoder.rank_gate)
     tokens = batch([7, 0, 12, 3, 3, 1])["tokens"].flatten(0, 1)
     expected = encoder.eval().features(tokens)
     torch.testing.assert_close(encoder.train().features(tokens), expected)
