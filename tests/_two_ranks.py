@@ -5,20 +5,22 @@ import sys
 import warnings
 from pathlib import Path
 
-warnings.simplefilter("ignore")
 
-from test_distributed import SINGLE, STAGE1, STAGE2, halved, section  # noqa: E402
+def main(out: Path) -> None:
+    from test_distributed import SINGLE, STAGE1, STAGE2, halved, section
 
-from stampy import train  # noqa: E402
+    from stampy import train
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
     quiet = {"device": "cpu", "progress": False}
     train.pretrain(section(), out / "ddp1", config=halved(STAGE1), **quiet)
-    train.align(
-        [section(), section()[:, :0].copy()], out / "ddp2", model=out / "ddp1" / "model", config=halved(STAGE2), **quiet
-    )
+    sections = [section(), section()[:, :0].copy()]
+    train.align(sections, out / "ddp2", model=out / "ddp1" / "model", config=halved(STAGE2), **quiet)
     train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)
     if os.environ["RANK"] == "0":
         (out / "fsdp1" / "checkpoint-00000004.ckpt").unlink()
     train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)  # goes on from step 2
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))
