@@ -1,6 +1,13 @@
 """Both training stages on toy sections."""
 
+import contextlib
 import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 
 import anndata as ad
 import numpy as np
@@ -11,9 +18,9 @@ import torch
 from stampy import datasets, models, train
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
-from stampy.train import _loop
+from stampy.train import _checkpoints, _loop, _reconstruction
 from stampy.train._augment import _turn, augment
-from stampy.train._pretrain import mask_tokens
+from stampy.train._reconstruction import mask_tokens
 from stampy.train._samplers import GroupSampler, PairSampler
 from stampy.train._sections import Section, as_sections, prepare
 
@@ -123,21 +130,247 @@ def test_a_folder_of_another_run_is_refused(pretrained, toy):
 
 
 def test_a_loss_that_is_nan_stops_with_step_and_section(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(train._pretrain.losses, "igr", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(_reconstruction.losses, "igr", lambda *a: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(FloatingPointError, match=r"at step 0, sections \['section 0'\]"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
 
 
 def test_half_written_checkpoints_are_never_found(toy, tmp_path, monkeypatch):
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_loop.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(_checkpoints.torch, "save", full)
+    with pytest.raises(OSError, match=r"No space left on the disk .* run the same command again; .* from the start"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
     assert not list(tmp_path.glob("*.ckpt"))
     assert not list(tmp_path.glob(".*.ckpt"))
+
+
+def test_a_full_disk_while_torch_writes(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def full(path):
+        yield pathlib.Path("/dev/full")
+
+    monkeypatch.setattr(_checkpoints, "atomic", full)
+    (tmp_path / "checkpoint-00000001.ckpt").touch()
+    with pytest.raises(OSError, match=r"No space left on the disk .* goes on from checkpoint-00000001.ckpt"):
+        _checkpoints.save_state(tmp_path / "checkpoint-00000002.ckpt", {"weights": torch.zeros(100_000)})
+
+
+KILLED = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+import test_train as t
+from stampy.train import _loop, _checkpoints
+
+out, step, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+rate, save = _loop._learning_rate, _checkpoints.torch.save
+
+def at_a_step(config, now, steps):
+    return os.kill(os.getpid(), signal.SIGKILL) if now == step else rate(config, now, steps)
+
+def while_writing(state, file):
+    if state["step"] >= step:
+        save(state, file)
+        file.truncate(1000)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+
+if where == "step":
+    _loop._learning_rate = at_a_step
+else:
+    _checkpoints.torch.save = while_writing
+t.train.pretrain(t.datasets.toy(n_spots=120, rng=0), out, config=t.LONG, **t.QUIET)
+"""
+LONG = STAGE1 | {"epochs_cgr": 4, "dropout": 0.1, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return train.pretrain(toy, out, config=LONG, **QUIET), metrics(out)
+
+
+@pytest.mark.parametrize("where", ["step", "checkpoint"])
+def test_a_run_that_is_killed_equals_one_that_was_not(where, unbroken, toy, tmp_path):
+    whole, lines = unbroken
+    step = int(np.random.default_rng().integers(4, len(lines) - 1))
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(step), where]
+    here = str(pathlib.Path(__file__).parent)
+    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [f for f in tmp_path.glob("checkpoint-*.ckpt") if int(f.stem[-8:]) > (step if where == "step" else step - 1)]
+    assert not left
+    assert equal(train.pretrain(toy, tmp_path, config=LONG, **QUIET), whole), step
+    times = {"spots_per_s", "step_s", "data_wait_s"}
+    found = [{k: v for k, v in x.items() if k not in times} for x in metrics(tmp_path)]
+    assert found == [{k: v for k, v in x.items() if k not in times} for x in lines]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_left_out(damage, pretrained, toy, tmp_path):
+    whole, done = pretrained
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    newest = sorted(tmp_path.glob("checkpoint-*.ckpt"))[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        middle = len(content) // 2
+        content[middle : middle + 500] = bytes(x ^ 255 for x in content[middle : middle + 500])
+    newest.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="is damaged; going on from the checkpoint before it"):
+        assert equal(train.pretrain(toy, tmp_path, config=STAGE1, **QUIET), whole)
+
+
+def test_a_state_that_failed_is_kept(toy, tmp_path, monkeypatch):
+    igr = _reconstruction.losses.igr
+    count = iter(range(100))
+    monkeypatch.setattr(_reconstruction.losses, "igr", lambda *a: igr(*a) * (float("inf") if next(count) == 2 else 1))
+    with pytest.raises(FloatingPointError, match=r"at step 2, sections \['section 0'\].*failed-00000002.ckpt"):
+        train.pretrain(toy, tmp_path, config=STAGE1 | {"checkpoint_every": 1}, **QUIET)
+    state = torch.load(tmp_path / "failed-00000002.ckpt", weights_only=True)
+    assert state["step"] == 2
+    assert state["rows"].shape == (36,)
+    before = torch.load(tmp_path / "checkpoint-00000002.ckpt", weights_only=True)
+    assert all(torch.equal(v, before["model"][k]) for k, v in state["model"].items())
+
+
+def test_settings_of_no_consequence_may_change(pretrained, toy, tmp_path):
+    shutil.copytree(pretrained[1], tmp_path, dirs_exist_ok=True)
+    config = STAGE1 | {"checkpoint_every": 1, "keep": 1, "prefetch": 3}
+    assert equal(train.pretrain(toy, tmp_path, config=config, **QUIET), pretrained[0])
+
+
+def test_data_that_changed_is_refused(pretrained, toy):
+    changed = toy.copy()
+    changed.obsm["spatial"] = changed.obsm["spatial"] + 1
+    with pytest.raises(ValueError, match="other data"):
+        train.pretrain(changed, pretrained[1], config=STAGE1, **QUIET)
+
+
+def test_a_batch_that_can_not_be_made_says_which(toy, tmp_path, monkeypatch):
+    def lost(self, step):
+        raise FileNotFoundError("No shard.")
+
+    monkeypatch.setattr(GroupSampler, "batch", lost)
+    with pytest.raises(FileNotFoundError) as caught:
+        train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
+    assert caught.value.__notes__ == ["This was in the batch of step 0."]
+
+
+def test_logs(toy, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+
+    class Wandb:
+        def __init__(self, **settings):
+            self.lines, self.settings = {}, settings
+            made.append(self)
+
+        def log_hyperparams(self, config):
+            self.config = config
+
+        def log_metrics(self, line, step):
+            self.lines[step] = line
+
+        def finalize(self, status):
+            self.status = status
+
+    made = []
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Wandb)
+    monkeypatch.setattr("stampy.train._logs.find_spec", lambda name: True)
+    train.pretrain(toy, tmp_path, config=STAGE1, loggers=("csv", "tensorboard", "wandb"), **QUIET)
+    lines = metrics(tmp_path)
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["igr"].tolist() == [line["igr"] for line in lines]
+    assert table["cgr"].isna().tolist() == ["cgr" not in line for line in lines]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert list(made[0].lines) == [line["step"] for line in lines]
+    assert (made[0].status, made[0].config["width"]) == ("success", 16)
+
+
+def test_loggers_that_can_not_be_used(toy, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
+        train.pretrain(toy, tmp_path, loggers=("tensorbord",))
+    with pytest.raises(TypeError, match="sequence of names"):
+        train.pretrain(toy, tmp_path, loggers="csv")
+    monkeypatch.setattr("stampy.train._logs.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        train.align(toy, tmp_path, loggers=("wandb",))
+
+
+# Fine-tuning
+
+
+def changed(model, other):
+    return {k for (k, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True)
+            if not torch.equal(a, b)}  # fmt: skip
+
+
+def test_fine_tuning_of_the_packaged_model(toy, tmp_path):
+    config = {"epochs": 1, "pairs_per_batch": 32, "trainable": ("*_head.*", "image.base_model.blocks.5.*")}
+    tuned = train.align(toy[:40].copy(), tmp_path, config=config, **QUIET)
+    parts = {
+        name.removeprefix("image.base_model.").split(".")[0] for name in changed(tuned, models.load("stampy-mini"))
+    }
+    assert parts == {"gene_head", "patch_head", "region_head", "localization_head", "blocks"}
+    assert equal(tuned, models.load(tmp_path / "model", device="cpu"))
+
+
+@pytest.mark.parametrize("tower", ["lora", "frozen"])
+def test_an_image_tower_that_is_not_trained_in_full(tower, toy, aligned, tmp_path):
+    config = STAGE2 | {"image_tower": tower, "lora_rank": 2}
+    tuned = train.align(toy, tmp_path, model=aligned[0], config=config, **QUIET)
+    names = {k.removeprefix("image.base_model.") for k in changed(tuned, aligned[0]) if "base_model" in k}
+    linear = {f"blocks.0.{name}.weight" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert names == (linear if tower == "lora" else set())
+    assert equal(tuned, models.load(tmp_path / "model", device="cpu"))
+    assert all(p.requires_grad for p in tuned.parameters())
+
+
+def test_a_backbone_of_ones_own(toy, aligned, tmp_path, monkeypatch):
+    """It brings its weights, and the mean and deviation that it was trained with."""
+    import timm
+
+    create = timm.create_model
+
+    def with_weights(name, pretrained=False, **kwargs):
+        vit = create(name, pretrained=False, **kwargs)
+        if pretrained:
+            vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.4, 0.5)}
+            torch.nn.init.constant_(vit.cls_token, 3.0)
+        return vit
+
+    monkeypatch.setattr(timm, "create_model", with_weights)
+    config = STAGE2 | {"image_tower": "frozen", "backbone_kwargs": VIT | {"embed_dim": 32}}
+    tuned = train.align(toy, tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET)
+    assert (tuned.config.image.backbone, tuned.config.image.std) == ("vit_small_patch16_224", (0.5, 0.4, 0.5))
+    assert (tuned.image.base_model.cls_token == 3).all()
+    assert tuned.image.width == 32
+    assert aligned[0].image.width == 16  # the model to start from is left as it is
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"trainable": ("image.blocks.*",)}, "no parameter is named like 'image.blocks"),
+        ({"trainable": ("gene.*",), "frozen": ("gene.",)}, "All parameters are frozen"),
+        ({"image_tower": "lorra"}, "Did you mean 'lora'"),
+        ({"accumulate": 0}, "`accumulate` must be at least 1"),
+    ],
+)
+def test_fine_tuning_that_can_not_be(toy, aligned, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        train.align(toy, tmp_path, model=aligned[0], config=STAGE2 | config, **QUIET)
+
+
+@pytest.mark.slow
+def test_compiled_layers(toy, pretrained, tmp_path):
+    model = train.pretrain(toy, tmp_path, config=STAGE1 | {"compile": True}, **QUIET)
+    for line, other in zip(metrics(tmp_path), metrics(pretrained[1]), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert list(model.state_dict()) == list(pretrained[0].state_dict())
 
 
 @pytest.mark.parametrize(
@@ -251,10 +484,9 @@ def test_pairs(prepared):
 
 
 def test_masking():
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(30, 1030, (200, 300))
+    tokens = torch.randint(30, 1030, (200, 300), generator=torch.Generator().manual_seed(0))
     tokens[:, 250:] = 0
-    inputs, selected = mask_tokens(tokens, 1030, fraction=0.15, generator=generator)
+    inputs, selected = mask_tokens(tokens, 1030, fraction=0.15, rng=np.random.default_rng(0))
     assert (inputs[tokens == 0] == PAD_ID).all()
     assert not selected[tokens == 0].any()
     assert torch.equal(inputs[~selected & (tokens != 0)], tokens[~selected & (tokens != 0)])
@@ -276,7 +508,7 @@ def test_views_move_the_cell_with_the_patch():
     generator = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stampy.train._augment._colours", lambda n, g: (torch.ones(n, 1, 1, 1), torch.zeros(n, 3, 1, 1)))
-        patch.setattr("stampy.train._augment._coarsen", lambda a, b, g: (a, b))
+        patch.setattr("stampy.train._augment._coarsen", lambda images, px, chosen: images)
         _, turned, moved = augment(patches, regions, cells, generator)
     shown = turned[:, 0].view(-1, 3, 20, 3, 20).mean(dim=(2, 4)).flatten(1)
     assert torch.equal(shown[torch.arange(len(cells)), moved], cells.float())

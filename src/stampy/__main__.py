@@ -54,9 +54,12 @@ EXAMPLES = {
     "pretrain": """
         stampy pretrain sections/*.h5ad --out genes --config pretrain.json
         stampy pretrain sections.tsv --out genes --vocabulary genes.tsv --seed 1
+        stampy pretrain sections.tsv --out genes --devices 4 --logger tensorboard
         """,
     "align": """
         stampy align sections.tsv --model genes/model --out both --config align.json
+        stampy align mine.h5ad --out tuned                         fine-tune stampy-mini
+        torchrun --nproc-per-node 4 -m stampy align sections.tsv --model genes/model --out both
         """,
 }
 
@@ -296,7 +299,8 @@ def _align_options(commands: Any) -> None:
     about = "Stage 2: train an image tower and align both."
     add = _command(commands, "align", _align, about).add_argument
     _training_options(add)
-    add("--model", required=True, help="what to start from: FOLDER/model of `stampy pretrain`, or another")
+    _model_option(add)
+    add("--backbone", metavar="NAME", help="a timm ViT to take, with its weights, instead of the model's image tower")
 
 
 def _training_options(add: Any) -> None:
@@ -304,6 +308,11 @@ def _training_options(add: Any) -> None:
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")
     add("--seed", type=int, help="instead of the one in the settings")
+    add("--devices", type=int, metavar="N", help="of a node (default: as torchrun or SLURM says, else 1)")
+    add("--num-nodes", type=int, metavar="N", help="default: as torchrun or SLURM says, else 1")
+    add("--strategy", choices=("ddp", "fsdp"), help="how devices share the work (default: ddp)")
+    add("--logger", action="append", default=[], dest="loggers", choices=("csv", "tensorboard", "wandb"),
+        help="one more log beside metrics.jsonl; may be given again")  # fmt: skip
     _common_options(add)
 
 

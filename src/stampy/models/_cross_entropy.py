@@ -5,23 +5,35 @@ Shapes: M scored positions, D width, C classes.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["Kernel", "kernel_for", "linear_cross_entropy"]
+
+Kernel: TypeAlias = Literal["torch", "auto", "cut", "liger"]
 
 _ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits at a time: on the CPU as many as its caches hold
+_MODULES = {"cut": "cut_cross_entropy", "liger": "liger_kernel"}
 
 
-def linear_cross_entropy(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, *, kernel: Kernel = "torch"
+) -> Tensor:
     """The mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, by rows that fit the cache.
 
     The gradient is made along with the loss, so the (M, C) logits exist one block of rows at a time: with 20,000 genes
     they would be the largest tensor of a training step by far. Under autocast the products run in its lower precision
     and the rest in float32, as those of the two functions above would.
+
+    Parameters
+    ----------
+    kernel
+        ``"torch"`` is the above. ``"cut"`` (cut-cross-entropy) and ``"liger"`` (liger-kernel) never write logits to
+        memory at all, on CUDA alone. ``"auto"``: one of them where it is installed and the tensors are on CUDA.
 
     Examples
     --------
@@ -31,22 +43,60 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, t
     >>> bool(torch.isclose(linear_cross_entropy(hidden, weight, bias, targets), plain))
     True
     """
-    return _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M)
+    kind = hidden_MD.device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_CD.dtype
+    kernel = kernel_for(kernel, kind, low)
+    if kernel == "torch":
+        return _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
+    fused = _cut if kernel == "cut" else _liger
+    with torch.autocast(kind, enabled=False):
+        return fused(hidden_MD.to(low), weight_CD.to(low), bias_C.to(low), targets_M).float()
+
+
+def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
+    """The kernel that is meant on a kind of device; ImportError or ValueError where one that is named can't run."""
+    if kernel == "torch":
+        return kernel
+    if kernel == "auto":
+        half = dtype in (torch.bfloat16, torch.float16)
+        found = [name for name, module in _MODULES.items() if find_spec(module)] if device == "cuda" and half else []
+        return found[0] if found else "torch"
+    if find_spec(_MODULES[kernel]) is None:
+        package = _MODULES[kernel].replace("_", "-")
+        raise ImportError(f"fused={kernel!r} needs the package {package}: `pip install {package}`, or fused='torch'.")
+    if device != "cuda":
+        raise ValueError(f"fused={kernel!r} runs on CUDA alone, found {device}. Use fused='torch' or 'auto'.")
+    return kernel
+
+
+def _cut(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy as cut
+
+    return cut(hidden_MD, weight_CD, targets_M, bias=bias_C)
+
+
+def _liger(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss()(weight_CD, hidden_MD, targets_M, bias_C)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, low: torch.dtype
+    ) -> Tensor:
         kind = hidden_MD.device.type
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_CD.dtype
+        wide = torch.promote_types(low, torch.float32)
         n, wanted = len(hidden_MD), any(ctx.needs_input_grad)
         with torch.autocast(kind, enabled=False):
             hidden, weight = hidden_MD.to(low), weight_CD.to(low)
-            grads = [torch.zeros_like(t, dtype=torch.float32) for t in (hidden, weight, bias_C)] if wanted else []
-            total = torch.zeros((), device=hidden.device)
+            grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias_C)] if wanted else []
+            total = torch.zeros((), device=hidden.device, dtype=wide)
             size = max(_ELEMENTS["cpu" if kind == "cpu" else "cuda"] // len(weight), 1)
-            for rows in torch.arange(n, device=hidden.device).split(size):
-                logits = (hidden[rows] @ weight.T).float().add_(bias_C)
+            for start in range(0, n, size):
+                rows = slice(start, start + size)
+                logits = (hidden[rows] @ weight.T).to(wide).add_(bias_C)
                 own = targets_M[rows, None]
                 spread = logits.logsumexp(dim=1, keepdim=True)
                 total += (spread - logits.gather(1, own)).sum()
@@ -55,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     share.scatter_add_(1, own, torch.full_like(own, -1, dtype=share.dtype))
                     grads[2] += share.sum(dim=0)
                     share = share.to(low)
-                    grads[0][rows] = (share @ weight).float()
+                    grads[0][rows] = (share @ weight).to(wide)
                     grads[1] += share.T @ hidden[rows]
         if wanted:
             ctx.save_for_backward(*(g.div_(n) for g in grads))
@@ -64,4 +114,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*((grad * g).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None)
+        return (*((grad * g).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None)

@@ -1,6 +1,7 @@
 """The gene encoder: a spot's ranked gene tokens -> a feature.
 
-Shapes: B spots, L positions, K positions that are attended to, D width, H heads, M selected positions, C classes.
+Shapes: B spots, L positions, K positions that are attended to, T positions of all spots end to end, D width, H heads,
+M selected positions, C classes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
-from ._cross_entropy import linear_cross_entropy
+from ._cross_entropy import Kernel, linear_cross_entropy
+from ._packed import Packing, attend
 
 __all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
 
@@ -70,6 +73,10 @@ class GeneConfig:
         return self.n_genes + _keys.N_SPECIAL
 
 
+# Lengths differ from batch to batch; a compiled layer leaves this call alone rather than being compiled for each.
+_attend = torch.compiler.disable(attend)
+
+
 class _Attention(nn.Module):
     # The parameters of `nn.MultiheadAttention`, by the same names.
     def __init__(self, width: int, heads: int):
@@ -81,7 +88,13 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x_BLD: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+    def packed(self, x_TD: Tensor, packing: Packing) -> Tensor:
+        qkv = F.linear(x_TD, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        return self.out_proj(_attend(*qkv.unbind(1), packing).flatten(1))
+
+    def forward(self, x_BLD: Tensor, n_keys: int | Packing, mask: Tensor | None) -> Tensor:
+        if isinstance(n_keys, Packing):
+            return self.packed(x_BLD, n_keys)
         D = x_BLD.shape[-1]
         if n_keys == x_BLD.shape[1]:
             q, k, v = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
@@ -106,14 +119,16 @@ class _Layer(nn.Module):
         self.dropout = config.dropout
         self.pre_norm = config.norm == "pre"
 
-    def forward(self, x_BLD: Tensor, n_keys: int, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, n_keys: int | Packing, mask: Tensor | None = None) -> Tensor:
         if self.pre_norm:
             x_BLD = x_BLD + self._drop(self.self_attn(self.norm1(x_BLD), n_keys, mask))
-            hidden = F.relu(self.linear1(self.norm2(x_BLD)), inplace=not torch.is_grad_enabled())
-            return x_BLD + self._drop(self.linear2(hidden))
+            return x_BLD + self._drop(self.linear2(self._relu(self.linear1(self.norm2(x_BLD)))))
         x_BLD = self.norm1(x_BLD + self._drop(self.self_attn(x_BLD, n_keys, mask)))
-        hidden = F.relu(self.linear1(x_BLD), inplace=not torch.is_grad_enabled())
-        return self.norm2(x_BLD + self._drop(self.linear2(hidden)))
+        return self.norm2(x_BLD + self._drop(self.linear2(self._relu(self.linear1(x_BLD)))))
+
+    def _relu(self, x: Tensor) -> Tensor:
+        # Its gradient needs the result alone; who looks into a layer by hooks finds it as it was.
+        return F.relu(x, inplace=self.training or not torch.is_grad_enabled())
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -139,6 +154,7 @@ class GeneEncoder(nn.Module):
     def __init__(self, config: GeneConfig):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # in training, keep the inputs of layers alone and compute the rest once more
         self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)
         self.positional_embedding = nn.Embedding(config.max_tokens, config.width)
         if config.rank_gate:
@@ -187,6 +203,27 @@ class GeneEncoder(nn.Module):
             x_BLD = x_BLD * self.rank_gate[at]
         return x_BLD + self.positional_embedding.weight[at]
 
+    def packed(self, ids_T: Tensor, packing: Packing, positions: Tensor | None = None) -> Tensor:
+        """`forward` for spots end to end: the same outputs (T, D), and no padding but what `packing` asks for.
+
+        Parameters
+        ----------
+        ids_T
+            Ids of the encoder, as `Packing.pack` puts them in a row.
+        packing
+            Lengths of the spots.
+        positions
+            (L,) where the columns stand in the ranking; None: at 0, 1, 2, ...
+        """
+        places_T = packing.column if positions is None else positions[packing.column]
+        x_TD = self._embed(ids_T, places_T)
+        for layer in self.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x_TD = checkpoint(layer, x_TD, packing, use_reentrant=False)
+            else:
+                x_TD = layer(x_TD, packing)
+        return x_TD
+
     def features(self, tokens: Tensor) -> Tensor:
         """One feature per spot: the pooled outputs of the last layer.
 
@@ -207,6 +244,8 @@ class GeneEncoder(nn.Module):
         Apart from `features`, for what looks into the encoder: here a token may be the mask.
         """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
+        if self.training and len(ids_BL):
+            return self._trained_features(ids_BL, lengths_B)
         if self.config.pooling == "positions":
             pooled = self(ids_BL, n_keys)[:, _UNPOOLED:].mean(dim=1)
         else:
@@ -216,6 +255,21 @@ class GeneEncoder(nn.Module):
             weights_BL = own_BL / share
             pooled = torch.einsum("bl,bld->bd", weights_BL.to(x_BLD.dtype), x_BLD)
         return pooled * (lengths_B > 0)[:, None]
+
+    def _trained_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        # As `features`; packed, since a batch of training is not sorted by length.
+        every = self.config.pooling == "positions"
+        packing = Packing.of(lengths_B, torch.full_like(lengths_B, ids_BL.shape[1]) if every else None, ids_BL.device)
+        x_TD = self.packed(packing.pack(ids_BL, PAD_ID), packing)
+        if every:
+            weights_T = (packing.column >= _UNPOOLED) / max(ids_BL.shape[1] - _UNPOOLED, 1)
+        else:
+            lengths_T = lengths_B[packing.spot]
+            share = self.config.max_tokens if self.config.pooling == "sum" else lengths_T.clamp(min=1)
+            weights_T = (packing.column < lengths_T) / share
+        sums_BD = x_TD.new_zeros(len(ids_BL), x_TD.shape[1])
+        sums_BD = sums_BD.index_add(0, packing.spot, x_TD * weights_T[:, None].to(x_TD.dtype))
+        return sums_BD * (lengths_B > 0)[:, None]
 
     def ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) as in ``obsm["stamp_tokens"]`` -> ids of the encoder (B, L), number of tokens (B,)."""
@@ -239,9 +293,11 @@ class GeneEncoder(nn.Module):
         """Scores (M, C) of all tokens for outputs (M, D), by the head for a spot's own or its neighbours' genes."""
         return F.linear(*self._head(hidden_MD, head))
 
-    def reconstruction(self, hidden_MD: Tensor, targets_M: Tensor, head: Literal["igr", "cgr"] = "igr") -> Tensor:
+    def reconstruction(
+        self, hidden_MD: Tensor, targets_M: Tensor, head: Literal["igr", "cgr"] = "igr", kernel: Kernel = "torch"
+    ) -> Tensor:
         """Mean cross-entropy of `logits` against the tokens `targets_M`, without the logits in memory."""
-        return linear_cross_entropy(*self._head(hidden_MD, head), targets_M)
+        return linear_cross_entropy(*self._head(hidden_MD, head), targets_M, kernel=kernel)
 
     def _head(self, hidden_MD: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """What goes into the last product: outputs (M, D), the matrix (C, D), the bias (C,)."""

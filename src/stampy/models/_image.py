@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
@@ -75,6 +76,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageConfig, *, pretrained: bool = False):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # in training, keep the inputs of blocks alone and compute the rest once more
         self.base_model = _create(config, pretrained=pretrained)
         width = self.base_model.embed_dim
         self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -98,8 +100,8 @@ class ImageEncoder(nn.Module):
         images
             (B, 3, size, size), normalised.
         references
-            (B, 3, patch_px, patch_px), normalised: for regions, the patch to be found, shrunk (`shrink`).
-            None: the images are patches.
+            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and these the patches to be found
+            in them, shrunk (`shrink`). None: all images are patches.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
@@ -107,15 +109,21 @@ class ImageEncoder(nn.Module):
         x_BTD = vit._pos_embed(vit.patch_embed(images))
         pretext = self._pretext(images, references)
         x_BTD = torch.cat([x_BTD[:, :1], pretext.to(x_BTD.dtype), x_BTD[:, 1:]], dim=1)
-        x_BTD = vit.norm(vit.blocks(vit.norm_pre(x_BTD)))
+        x_BTD = vit.norm_pre(x_BTD)
+        for block in vit.blocks:
+            again = self.checkpointing and torch.is_grad_enabled()
+            x_BTD = checkpoint(block, x_BTD, use_reentrant=False) if again else block(x_BTD)
+        x_BTD = vit.norm(x_BTD)
         return ImageOutput(x_BTD[:, 0], x_BTD[:, 1], x_BTD[:, vit.num_prefix_tokens + 1 :])
 
     def _pretext(self, images: Tensor, references: Tensor | None) -> Tensor:
+        n_regions = 0 if references is None else len(references)
+        patches = self.p_visual.expand(len(images) - n_regions, -1, -1)
         if references is None:
-            return self.p_visual.expand(len(images), -1, -1)
+            return patches
         embed = self.base_model.patch_embed
         tokens = embed.norm(embed.proj(references).flatten(2).transpose(1, 2))
-        return self.ref_pos_embed(tokens)
+        return torch.cat([patches, self.ref_pos_embed(tokens)])
 
     def shrink(self, images: Tensor) -> Tensor:
         """Patches (B, 3, size, size) as references (B, 3, patch_px, patch_px)."""

@@ -158,7 +158,15 @@ class Stamp(nn.Module):
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
         """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""
-        feature, query, patches = self._image_tower()(images, references)
+        return self._region(*self._image_tower()(images, references))
+
+    def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
+        """`image_embeddings` of patches and `regions`, by one pass through the ViT."""
+        found = self._image_tower()(torch.cat([patches, regions]), references)
+        n = len(patches)
+        return self.project_images(found.feature[:n]), self._region(*(x[n:] for x in found))
+
+    def _region(self, feature: Tensor, query: Tensor, patches: Tensor) -> RegionOutput:
         return RegionOutput(
             F.normalize(self.region_head(feature), dim=-1),
             self.localization_head(query),

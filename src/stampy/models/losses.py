@@ -1,6 +1,10 @@
 """The losses of both stages, as plain functions of tensors (paper, sections 3.2 and 3.3).
 
-Shapes: B spots, L positions, D width, S groups, N spots per group, E size of the shared space.
+Means are over the rows that are given. Over several ranks the mean of all is the sum of the ranks' means, each times
+its share of the rows; keys from all ranks are given to `info_nce` as they are.
+
+Shapes: B spots, L positions, D width, S groups, N spots per group, E size of the shared space, K keys (B of this rank,
+or of all ranks).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ __all__ = ["cgr", "igr", "info_nce", "localization", "symmetric_info_nce"]
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, score: Score) -> Tensor:
+def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, score: Score) -> Tensor:
     """Intrinsic gene reconstruction: cross-entropy at a spot's selected positions.
 
     Parameters
@@ -27,7 +31,8 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, score: Scor
     targets_BL
         The tokens before masking.
     selected_BL
-        bool, where the loss is taken. The head runs at these positions only.
+        bool, where the loss is taken. The head runs at these positions only. None: everywhere; outputs and tokens are
+        those of selected positions already, (M, D) and (M,).
     score
         Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "igr".
 
@@ -35,10 +40,12 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor, score: Scor
     -------
     Scalar, the mean over the selected positions; 0 where none is selected.
     """
-    return _reconstruction(hidden_BLD[selected_BL], targets_BL[selected_BL], score)
+    if selected_BL is not None:
+        hidden_BLD, targets_BL = hidden_BLD[selected_BL], targets_BL[selected_BL]
+    return _reconstruction(hidden_BLD, targets_BL, score)
 
 
-def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, score: Score) -> Tensor:
+def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, score: Score) -> Tensor:
     """Contextual gene reconstruction: the centre's genes from the mean output of its neighbours.
 
     Parameters
@@ -48,7 +55,8 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, score: Sco
     targets_SL
         The centres' tokens before masking.
     selected_SL
-        bool, where the loss is taken: the centre's masked positions (paper) or all its tokens (released code).
+        bool, where the loss is taken: the centre's masked positions (paper) or all its tokens (released code). None:
+        everywhere.
     score
         Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "cgr".
 
@@ -57,6 +65,8 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor, score: Sco
     Scalar, the mean over the selected positions; 0 where none is selected.
     """
     context_SLD = hidden_SNLD[:, 1:].mean(dim=1)
+    if selected_SL is None:
+        return _reconstruction(context_SLD.flatten(0, 1), targets_SL.flatten(), score)
     return _reconstruction(context_SLD[selected_SL], targets_SL[selected_SL], score)
 
 
@@ -66,30 +76,58 @@ def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, score: Score) -> Tenso
     return score(hidden_MD, targets_M.long())
 
 
-def info_nce(query_BE: Tensor, key_BE: Tensor, scale: Tensor | float, query_ids: Tensor | None = None) -> Tensor:
-    """InfoNCE in one direction: row i of `query_BE` against every row of `key_BE`, of which row i is its partner.
+def info_nce(
+    query_BE: Tensor,
+    key_KE: Tensor,
+    scale: Tensor | float,
+    query_ids: Tensor | None = None,
+    *,
+    key_ids: Tensor | None = None,
+    first: int = 0,
+) -> Tensor:
+    """InfoNCE in one direction: row i of `query_BE` against every row of `key_KE`, of which row i is its partner.
 
     Parameters
     ----------
-    query_BE, key_BE
+    query_BE, key_KE
         L2-normalised embeddings.
     scale
         Factor of the cosine (the exponentiated learned scale).
     query_ids
         (B,), the same number for rows that show the same thing (one spot drawn twice); such rows are not used as each
         other's negatives. All differ where it is None.
+    key_ids
+        (K,), likewise; None: those of the queries.
+    first
+        Row of `key_KE` that is the partner of row 0, where the keys are those of several ranks.
     """
-    logits_BB = scale * query_BE.float() @ key_BE.float().T
+    logits_BK = scale * _wide(query_BE) @ _wide(key_KE).T
+    partners_B = torch.arange(first, first + len(logits_BK), device=logits_BK.device)
     if query_ids is not None:
-        same = query_ids[:, None] == query_ids[None, :]
-        same.fill_diagonal_(False)
-        logits_BB = logits_BB.masked_fill(same, float("-inf"))
-    return F.cross_entropy(logits_BB, torch.arange(len(logits_BB), device=logits_BB.device))
+        same = query_ids[:, None] == (query_ids if key_ids is None else key_ids)[None, :]
+        same[torch.arange(len(same), device=same.device), partners_B] = False
+        logits_BK = logits_BK.masked_fill(same, float("-inf"))
+    return F.cross_entropy(logits_BK, partners_B)
 
 
-def symmetric_info_nce(a_BE: Tensor, b_BE: Tensor, scale: Tensor | float, ids: Tensor | None = None) -> Tensor:
-    """Mean of `info_nce` in both directions."""
-    return (info_nce(a_BE, b_BE, scale, ids) + info_nce(b_BE, a_BE, scale, ids)) / 2
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def symmetric_info_nce(
+    a_BE: Tensor,
+    b_BE: Tensor,
+    scale: Tensor | float,
+    ids: Tensor | None = None,
+    *,
+    keys: tuple[Tensor, Tensor] | None = None,
+    key_ids: Tensor | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Mean of `info_nce` in both directions; `keys` are `a` and `b` of all ranks, None: those given."""
+    a_KE, b_KE = keys if keys is not None else (a_BE, b_BE)
+    there = info_nce(a_BE, b_KE, scale, ids, key_ids=key_ids, first=first)
+    return (there + info_nce(b_BE, a_KE, scale, ids, key_ids=key_ids, first=first)) / 2
 
 
 def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Tensor | float) -> Tensor:
@@ -111,7 +149,7 @@ def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Ten
     Scalar, the mean over the spots that have a region; 0 where none has.
     """
     known = cells_B >= 0
-    cosine_B9 = torch.einsum("be,bce->bc", F.normalize(query_BE.float(), dim=-1), F.normalize(grid_B9E.float(), dim=-1))
+    cosine_B9 = torch.einsum("be,bce->bc", F.normalize(_wide(query_BE), dim=-1), F.normalize(_wide(grid_B9E), dim=-1))
     if not bool(known.any()):
         return cosine_B9.sum() * 0
     return F.cross_entropy(scale * cosine_B9[known], cells_B[known].long())

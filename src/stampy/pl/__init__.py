@@ -9,5 +9,6 @@ from stampy.pl._score import score
 from stampy.pl._slide import slide
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
+from stampy.pl._training import training
 
-__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles"]
+__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles", "training"]

@@ -1,40 +1,47 @@
-"""Stage 2: image and gene embeddings in one space (paper, section 3.3).
-
-Shapes: B spots, E size of the shared space.
-"""
+"""Stage 2: image and gene embeddings in one space (paper, section 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from lightning.fabric import Fabric
 
-from stampy._checks import at_least, one_of
-from stampy.models import ImageConfig, ImageEncoder, Stamp, load, losses, save
+from stampy._checks import at_least, one_of, shortlist
+from stampy.models import ImageConfig, ImageEncoder, Stamp, load, save
+from stampy.models._lora import add_lora, merge_lora
 from stampy.pp import Vocabulary
 
-from ._augment import augment
+from ._alignment import LOSSES, Alignment
 from ._config import AlignConfig
+from ._logs import check_loggers
 from ._loop import fit
+from ._ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._sections import as_sections, prepare
+from ._sections import TrainingSection, as_sections, identity_of, prepare
+from ._spectral_image import start_spectral_image
 
 __all__ = ["align"]
-
-LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
 
 
 def align(
     sections: Any,
     out: str | Path,
     *,
-    model: Stamp | str | Path,
+    model: Stamp | str | Path = "stampy-mini",
+    backbone: str | None = None,
     config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
     device: str | None = None,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    strategy: str | None = None,
+    loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
     """Train an image tower and the heads of both, by the four alignment losses, on spots with image and genes.
@@ -50,12 +57,17 @@ def align(
     out
         Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
     model
-        What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, which
-        is trained further with its own backbone.
+        What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, such as
+        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. It is left as it is.
+    backbone
+        A timm ViT with its own weights, to take instead of the model's image tower. None: the model's own, or
+        ``config.backbone``.
     config
         Settings; a mapping or JSON file names those that differ from the paper's.
     device
         None: CUDA if there is one, else the CPU.
+    devices, num_nodes, strategy, loggers
+        See `pretrain`; each device gets ``pairs_per_batch`` pairs a step, and the losses compare those of all devices.
     progress
         Show a progress bar.
 
@@ -71,81 +83,129 @@ def align(
         A section has no image.
     FloatingPointError
         The loss became NaN or infinite.
+
+    Examples
+    --------
+    Fine-tuning of the packaged model, its heads alone, on a section of one's own:
+
+    >>> import stampy, tempfile
+    >>> section = stampy.datasets.toy(n_spots=40)
+    >>> settings = {"trainable": ("*_head.*",), "epochs": 1, "pairs_per_batch": 16}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = stampy.train.align(section, folder, config=settings, device="cpu", progress=False)
+    >>> model.image.width
+    192
     """
     config = AlignConfig.of(config)
+    if backbone is not None:
+        config = replace(config, backbone=backbone, pretrained=True)
     _check(config)
+    check_loggers(loggers)
+    fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     start = model if isinstance(model, Stamp) else load(model, device="cpu")
     if start.genes is None:
         raise ValueError("The model to start from has no vocabulary (`model.genes`).")
-    vocabulary = Vocabulary(start.genes)
-    aligned = _both_towers(start, config)
+    aligned = _both_towers(start, config, afresh=backbone is not None)
+    _choose_trained(aligned, config)
+    added = start.config.image is None or backbone is not None
+    config = config if added else replace(config, start="random")
+    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress)
+    return load(Path(out) / "model", device="cpu") if found is None else found
+
+
+def _align(
+    fabric: Fabric,
+    sections: Any,
+    out: Path,
+    model: Stamp,
+    config: AlignConfig,
+    loggers: tuple[str, ...],
+    progress: bool,
+) -> Stamp | None:
+    """In each process; the model where there is one process."""
+    vocabulary = Vocabulary(model.genes)
     prepared = [
-        prepare(s, vocabulary, max_tokens=aligned.config.gene.max_tokens, tiles=True) for s in as_sections(sections)
+        prepare(s, vocabulary, max_tokens=model.config.gene.max_tokens, tiles=True) for s in as_sections(sections)
     ]
     sampler = PairSampler(prepared, config)
-    for name, parameter in aligned.named_parameters():
-        parameter.requires_grad_(not name.startswith(_frozen(config)))
-    identity = f"{len(vocabulary)} genes; {', '.join(f'{s.name} {len(s.xy)}' for s in prepared)}"
-    fit(aligned, _Objective(aligned, config), sampler, config, out, device=device, identity=identity, progress=progress)
-    aligned.requires_grad_(True).eval()
-    save(aligned, Path(out) / "model")
-    return aligned
+    if config.start == "spectral":
+        patches = np.concatenate([s.tiles.read(_some_rows(s, config.seed)) for s in prepared])
+        start_spectral_image(model.image, torch.from_numpy(patches), config.seed)
+    spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
+    identity = f"{len(vocabulary)} genes; {identity_of(prepared)}"
+    stage = Alignment(model, config)
+    whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
+    if fabric.is_global_zero:
+        if whole is not None:
+            model = spare
+            model.load_state_dict(whole)
+        if config.image_tower == "lora":
+            merge_lora(model.image)
+        model.requires_grad_(True).eval()
+        save(model, out / "model")
+    fabric.barrier()
+    return model if fabric.world_size == 1 else None
+
+
+def _some_rows(section: TrainingSection, seed: int, n: int = 40) -> np.ndarray:
+    return np.sort(np.random.default_rng([seed, 6]).permutation(len(section.xy))[:n])
 
 
 def _check(config: AlignConfig) -> None:
+    one_of("start", config.start, ("random", "spectral"))
+    if config.start == "spectral" and config.pretrained:
+        raise ValueError("start='spectral' and pretrained=True exclude each other: both say where the tower starts.")
     at_least("pairs_per_batch", config.pairs_per_batch, 4)
     for name in config.losses:
         one_of("losses", name, LOSSES)
     if not config.losses:
         raise ValueError(f"`losses` is empty; name some of {LOSSES}.")
+    one_of("image_tower", config.image_tower, ("full", "lora", "frozen"))
+    at_least("lora_rank", config.lora_rank, 1)
+    for name in ("frozen", "trainable"):
+        if isinstance(getattr(config, name), str):
+            raise TypeError(f"`{name}` must be a sequence of names, found {getattr(config, name)!r}.")
 
 
-def _frozen(config: AlignConfig) -> tuple[str, ...]:
+def _choose_trained(model: Stamp, config: AlignConfig) -> None:
+    """Say of every parameter whether it is trained."""
     # The reconstruction heads of stage 1 have no target here.
-    return (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
+    frozen = (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    if config.image_tower == "frozen":
+        model.image.base_model.requires_grad_(False)
+    elif config.image_tower == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model.image.base_model.requires_grad_(False)
+            add_lora(model.image.base_model.blocks, config.lora_rank)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.trainable or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"`trainable`: no parameter is named like {pattern!r}. There are {shortlist(names, 20)}.")
+    if config.trainable is not None:
+        for name, parameter in model.named_parameters():
+            chosen = any(fnmatchcase(name, pattern) for pattern in config.trainable)
+            parameter.requires_grad_(parameter.requires_grad and chosen)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("All parameters are frozen; see `frozen`, `trainable` and `image_tower`.")
 
 
-def _both_towers(start: Stamp, config: AlignConfig) -> Stamp:
+def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     """A model with both towers, weights from `start` as far as it has them."""
-    if start.config.image is not None:
-        return start
-    kwargs = dict(config.backbone_kwargs or {})
-    image = ImageConfig(backbone=config.backbone, backbone_kwargs=kwargs)
+    if start.config.image is not None and not afresh:
+        return deepcopy(start)
+    image = ImageConfig(backbone=config.backbone, backbone_kwargs=dict(config.backbone_kwargs or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
+        if tower is not None:  # it wants to see what it has seen
+            known = tower.base_model.pretrained_cfg
+            image = replace(image, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)
-        if config.pretrained:
-            model.image = ImageEncoder(image, pretrained=True)
+        if tower is not None:
+            model.image.load_state_dict(tower.state_dict())
     model.gene.load_state_dict(start.gene.state_dict())
     model.gene_head.load_state_dict(start.gene_head.state_dict())
     return model
-
-
-class _Objective:
-    """Losses of stage 2."""
-
-    def __init__(self, model: Stamp, config: AlignConfig):
-        self.model, self.config = model, config
-
-    def __call__(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        model, image = self.model, self.model.image
-        patches, regions, cells = (batch[k] for k in ("patches", "regions", "cells"))
-        patches, regions = image.normalize(patches), image.normalize(regions)
-        if self.config.augment:
-            patches, regions, cells = augment(patches, regions, cells, generator)
-        patch = model.image_embeddings(patches)
-        region = model.regions(regions, image.shrink(patches))
-        rows, scale = batch["rows"], model.scale
-        paired = (batch["tokens"] != 0).any(dim=1)
-        gene = model.gene_embeddings(batch["tokens"][paired])
-        found = {
-            "patch_region": lambda: losses.info_nce(patch, region.embeddings, scale, rows),
-            "localization": lambda: losses.localization(region.query, region.grid, cells, scale),
-        }
-        if int(paired.sum()) > 1:
-            found["patch_gene"] = lambda: losses.symmetric_info_nce(patch[paired], gene, scale, rows[paired])
-            found["region_gene"] = lambda: losses.symmetric_info_nce(
-                region.embeddings[paired], gene, scale, rows[paired]
-            )
-        zero = patch.sum() * 0
-        return {name: found[name]() if name in found else zero for name in self.config.losses}

@@ -15,7 +15,9 @@ _CONTRAST, _BRIGHTNESS, _TINT = 0.25, 0.25, 0.15  # in units of ImageNet's stand
 _COARSEST_PX = 24  # edge of a patch in the reduced image of a Visium section
 
 
-def augment(patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def augment(
+    patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator, *, part: int = 0, parts: int = 1
+) -> tuple[Tensor, ...]:
     """Turn and mirror each patch and its region alike, vary resolution and colours, and move the cell number along.
 
     Parameters
@@ -26,14 +28,18 @@ def augment(patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.
         The patch's cell in its region, row by row; -1 without one.
     generator
         On the CPU.
+    part, parts
+        These spots are the part-th consecutive slice of a batch `parts` times as large, for which is drawn.
 
     Returns
     -------
     The same three, changed copies.
     """
     cells_39 = torch.arange(9).view(3, 3)
-    turns = torch.randint(4, (len(patches),), generator=generator)
-    mirrored = torch.randint(2, (len(patches),), generator=generator).bool()
+    n = len(patches)
+    own = slice(part * n, (part + 1) * n)
+    turns = torch.randint(4, (n * parts,), generator=generator)[own]
+    mirrored = torch.randint(2, (n * parts,), generator=generator).bool()[own]
     new_patches, new_regions, new_cells = torch.empty_like(patches), torch.empty_like(regions), cells_B.clone()
     for turn in range(4):
         for mirror in (False, True):
@@ -42,9 +48,11 @@ def augment(patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.
             where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device)  # old cell -> new cell
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
-    new_patches, new_regions = _coarsen(new_patches, new_regions, generator)
-    gain, offset = _colours(len(patches), generator)
-    gain, offset = gain.to(patches.device), offset.to(patches.device)
+    size = patches.shape[-1]
+    coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
+    chosen = (torch.rand(n * parts, generator=generator) < 0.5)[own].to(patches.device)
+    new_patches, new_regions = _coarsen(new_patches, coarse_px, chosen), _coarsen(new_regions, 3 * coarse_px, chosen)
+    gain, offset = (x[own].to(patches.device) for x in _colours(n * parts, generator))
     return new_patches * gain + offset, new_regions * gain + offset, new_cells
 
 
@@ -53,19 +61,14 @@ def _turn(x: Tensor, turn: int, mirror: bool) -> Tensor:
     return x.flip(-1) if mirror else x
 
 
-def _coarsen(patches: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Show half of the spots at a lower resolution, in µm the same for a patch and its region."""
-    size = patches.shape[-1]
-    coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
-    chosen = (torch.rand(len(patches), generator=generator) < 0.5).to(patches.device)
-    changed = []
-    for images, px in ((patches, coarse_px), (regions, 3 * coarse_px)):
+def _coarsen(images: Tensor, px: int, chosen: Tensor) -> Tensor:
+    """Show the chosen images at a lower resolution; in µm it is the same for a patch and its region."""
+    size = images.shape[-1]
+    if px < size and bool(chosen.any()):
+        small = F.interpolate(images[chosen], size=px, mode="area")
         images = images.clone()
-        if px < size and bool(chosen.any()):
-            small = F.interpolate(images[chosen], size=px, mode="area")
-            images[chosen] = F.interpolate(small, size=size, mode="bicubic", align_corners=False)
-        changed.append(images)
-    return changed[0], changed[1]
+        images[chosen] = F.interpolate(small, size=size, mode="bicubic", align_corners=False).to(images.dtype)
+    return images
 
 
 def _colours(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,9 @@ from stampy._checks import existing, one_of
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
+# Of no consequence for the result: a run may go on with other values.
+FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Config:
@@ -33,6 +36,16 @@ class _Config:
         Steps between two checkpoints.
     keep
         Checkpoints that are kept.
+    accumulate
+        Pieces into which a device's batch is cut, one after the other on the device; the result is that of the whole
+        batch, the memory that of a piece.
+    checkpoint_activations
+        Keep only the inputs of layers and compute the rest again in the backward pass: far less memory, about a third
+        more time.
+    compile
+        Compile layers by `torch.compile`.
+    prefetch
+        Batches that are made ahead, each in a thread of its own.
     """
 
     lr: float = 1e-4
@@ -40,10 +53,14 @@ class _Config:
     warmup_steps: int = 100
     weight_decay: float = 1e-4
     clip: float = 1.0
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     seed: int = 0
     checkpoint_every: int = 500
     keep: int = 2
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    compile: bool = False
+    prefetch: int = 2
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -83,7 +100,7 @@ class PretrainConfig(_Config):
     epochs_cgr
         Epochs with IGR + CGR, then.
     groups_per_batch, group_size, max_distance
-        Neighbourhood groups in a batch, spots in a group (the centre and its neighbours), and the limit of
+        Neighbourhood groups in a device's batch, spots in a group (the centre and its neighbours), and the limit of
         `stampy.pp.neighborhoods`. New groups are drawn for every epoch.
     mask_fraction
         Share of a spot's tokens that are selected; of these 80 % are masked, 10 % exchanged for a random gene.
@@ -95,8 +112,12 @@ class PretrainConfig(_Config):
     positions_per_step
         Train every step on this many positions, drawn at random from ``max_tokens`` (the same ones for the whole
         batch); None for all. Halving them more than halves the cost of a step.
-    lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep
-        Optimiser and loop: AdamW with linear warm-up and cosine.
+    fused
+        How the cross-entropy over all genes is taken: ``"torch"``, by rows; ``"cut"`` or ``"liger"``, by the kernel of
+        that package (CUDA); ``"auto"``, by one of these where it is installed.
+    lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep, accumulate, \
+checkpoint_activations, compile, prefetch
+        Optimiser and loop, see `stampy.train.AlignConfig`.
     """
 
     width: int = 512
@@ -119,6 +140,7 @@ class PretrainConfig(_Config):
     cgr_targets: Literal["masked", "all"] = "masked"
     embedding: int = 512
     positions_per_step: int | None = None
+    fused: Literal["torch", "auto", "cut", "liger"] = "torch"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,10 +153,14 @@ class AlignConfig(_Config):
         A timm ViT, see `stampy.models.ImageConfig`.
     pretrained
         Start from the backbone's own weights.
+    start
+        Of an image tower that is added: ``"random"``, or ``"spectral"``: it sees at first the principal components of
+        a tile's pieces, its colours among them. For a small ViT that learns from few sections.
     epochs
         Passes over the spots.
     pairs_per_batch
-        Half of them are drawn in shuffled order, the other half are one more spot of the same section each.
+        Of a device; the losses compare those of all devices. Half of them are drawn in shuffled order, the other half
+        are one more spot of the same section each.
     losses
         Those used, of patch_gene (L_P-S), region_gene (L_R-S), patch_region (L_P-R), localization (L_CSP).
     augment
@@ -142,8 +168,35 @@ class AlignConfig(_Config):
     frozen
         Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` for an image tower that
         learns to match gene embeddings as they are.
-    lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep
-        Optimiser and loop: AdamW with linear warm-up and cosine.
+    trainable
+        Patterns of the names of parameters, such as ``("*_head.*", "image.base_model.blocks.11.*")``: no others are
+        trained. None: all that are not frozen.
+    image_tower
+        ``"full"``: train the ViT. ``"lora"``: low-rank updates of its linear layers, merged into them at the end.
+        ``"frozen"``: only the pretext token and the heads learn.
+    lora_rank
+        Of the updates.
+    lr, min_lr, warmup_steps
+        AdamW's learning rate rises linearly over the first steps, then falls along a cosine to ``min_lr``.
+    weight_decay
+        Of AdamW.
+    clip
+        Largest norm of the gradient.
+    precision
+        As Lightning Fabric names it: ``"32-true"``, ``"bf16-mixed"``.
+    seed
+        Decides everything random, together with the number of the step.
+    checkpoint_every, keep
+        Steps between two checkpoints, and how many of them are kept.
+    accumulate
+        Pieces into which a device's batch is cut, one after the other on the device; the result is that of the whole
+        batch, the memory that of a piece.
+    checkpoint_activations
+        Keep only the inputs of layers and compute the rest again in the backward pass: far less memory, more time.
+    compile
+        Compile layers by `torch.compile`.
+    prefetch
+        Batches that are made ahead, each in a thread of its own.
     """
 
     weight_decay: float = 1e-3
@@ -151,8 +204,12 @@ class AlignConfig(_Config):
     backbone: str = "vit_large_patch16_224"
     backbone_kwargs: Mapping[str, Any] | None = None
     pretrained: bool = False
+    start: Literal["random", "spectral"] = "random"
     epochs: int = 30
     pairs_per_batch: int = 256
     losses: tuple[str, ...] = ("patch_gene", "region_gene", "patch_region", "localization")
     augment: bool = True
     frozen: tuple[str, ...] = ()
+    trainable: tuple[str, ...] | None = None
+    image_tower: Literal["full", "lora", "frozen"] = "full"
+    lora_rank: int = 8

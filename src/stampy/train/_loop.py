@@ -2,77 +2,117 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-import stampy
-from stampy._checks import writable
-from stampy._utils import atomic
+from stampy._checks import at_least, writable
+from stampy.models import Stamp
 
+from . import _checkpoints
 from ._config import AlignConfig, PretrainConfig
+from ._logs import Logs
+from ._ranks import Ranks, is_sharded
 
-__all__ = ["fit"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Sampler", "Stage", "fit"]
 
 Batch = dict[str, Tensor]
-Objective = Callable[[Batch, int, torch.Generator], dict[str, Tensor]]
+Piece = dict[str, Any]
 
 
 class Sampler(Protocol):
-    """Where batches come from."""
+    """Where batches come from. A batch is a function of the step, so that any thread may make any of them."""
 
     steps: int
 
+    def place(self, part: int, parts: int) -> None:
+        """Give rank `part` of `parts` its share of every batch from now on: the part-th consecutive slice."""
+
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+        """The rank's share of the batch of a step; ``rows`` are the spots in it."""
 
     def names(self, rows: Tensor) -> list[str]:
         """Sections of some rows."""
 
 
-def fit(
-    model: nn.Module,
-    objective: Objective,
-    sampler: Sampler,
-    config: PretrainConfig | AlignConfig,
-    out: str | Path,
-    *,
-    device: str | None = None,
-    identity: str = "",
-    progress: bool = True,
-) -> None:
-    """Train `model` in place; go on from the newest checkpoint in `out` if there is one.
+class Stage(nn.Module):
+    """What is trained, and by which losses.
 
     Parameters
     ----------
     model
-        Is changed.
-    objective
-        (batch, step, generator) -> named losses, which are summed.
+        Both towers.
+    config
+        Of the stage.
+    names
+        Of the losses.
+    """
+
+    def __init__(self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str]):
+        super().__init__()
+        self.model, self.config, self.names = model, config, tuple(names)
+        self.ranks = Ranks()
+        model.gene.checkpointing = config.checkpoint_activations
+        if model.image is not None:
+            model.image.checkpointing = config.checkpoint_activations
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of both Transformers, to be compiled or sharded one by one."""
+        image = self.model.image
+        return [*self.model.gene.layers, *(image.base_model.blocks if image is not None else ())]
+
+    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+        """Draw what is random in a step, and cut the batch into pieces; runs ahead, in a thread, on the CPU."""
+        raise NotImplementedError
+
+    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+        """Forward and backward. The losses of all ranks are the mean of what each of them returns."""
+        raise NotImplementedError
+
+
+def fit(
+    stage: Stage,
+    sampler: Sampler,
+    config: PretrainConfig | AlignConfig,
+    out: str | Path,
+    *,
+    fabric: Fabric,
+    identity: str = "",
+    progress: bool = True,
+    loggers: Sequence[str] = (),
+) -> dict[str, Tensor] | None:
+    """Train ``stage.model`` in place; go on from the newest checkpoint in `out` if there is one.
+
+    Parameters
+    ----------
+    stage
+        Its model is changed.
     sampler
         Of batches.
     config
         Of the stage.
     out
         Folder of config.json, metrics.jsonl and the checkpoints.
-    device
-        None: CUDA if there is one, else the CPU.
+    fabric
+        Launched.
     identity
         Says what data the run is about; a checkpoint of another run is refused.
     progress
         Show a bar.
+    loggers
+        More logs: "csv", "tensorboard", "wandb".
+
+    Returns
+    -------
+    None; with sharded weights, whole ones on rank 0.
 
     Raises
     ------
@@ -82,50 +122,96 @@ def fit(
         `out` holds a run with other settings or other data.
     """
     out = writable(out)
-    fabric = Fabric(accelerator=_accelerator(device), devices=1, precision=config.precision)
-    fabric.launch()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
-    module, optimizer = fabric.setup(model, optimizer)
-    _describe(out, config, identity)
-    first = _resume(out, model, optimizer)
-    module.train()
-    bar = tqdm(total=sampler.steps, initial=first, disable=not progress, unit="step")
-    with (out / "metrics.jsonl").open("a", buffering=1) as metrics:
-        for step, batch, waited in _prefetched(sampler, first):
-            began = time.perf_counter()
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            lr = _learning_rate(config, step, sampler.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with fabric.autocast():
-                losses = objective(fabric.to_device(batch), step, generator)
-            loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                values = {k: v.item() for k, v in losses.items()}
-                raise FloatingPointError(
-                    f"The loss is {values} at step {step}, sections {sampler.names(batch['rows'])}. The newest "
-                    f"checkpoint in {str(out)!r} is from before. Look at these sections, or lower `lr`."
-                )
-            fabric.backward(loss)
-            norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            seconds = time.perf_counter() - began
-            line = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in losses.items()}, "lr": lr}
-            line |= {"grad_norm": float(norm), "spots_per_s": batch["rows"].numel() / (seconds + waited)}
-            metrics.write(json.dumps({k: _short(v) for k, v in line.items()} | {"data_wait_s": _short(waited)}) + "\n")
-            bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
-            bar.update()
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == sampler.steps:
-                _checkpoint(out, model, optimizer, step + 1, config.keep)
-    bar.close()
+    for name in ("accumulate", "checkpoint_every", "keep", "prefetch"):
+        at_least(name, getattr(config, name), 1)
+    stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
+    described = {"stage": type(config).__name__, "data": identity, "devices": ranks.parts, "config": config.to_dict()}
+    _checkpoints.check(out, described)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        _checkpoints.describe(out, described)
+    sampler.place(ranks.part, ranks.parts)
+    stage.train()
+    for layer in stage.layers() if config.compile else ():
+        layer.compile(dynamic=True)
+    module = fabric.setup_module(stage)
+    trained = [p for p in stage.parameters() if p.requires_grad]
+    fused = fabric.device.type == "cuda" or None
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    run = _Run(out, fabric, stage, optimizer)
+    optimizer = fabric.setup_optimizers(optimizer)
+    first = run.resume()
+    logs = None
+    if fabric.is_global_zero:
+        logs = Logs(
+            out, names=stage.names, loggers=loggers, first=first, steps=sampler.steps, config=config.to_dict(),
+            progress=progress,
+        )  # fmt: skip
+    well = False
+    try:
+        # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
+        with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+            for step, batch, pieces, waited in _prefetched(sampler, stage, first):
+                began = time.perf_counter()
+                torch.manual_seed((config.seed * 1_000_003 + step) * ranks.parts + ranks.part)
+                lr = _learning_rate(config, step, sampler.steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                losses = stage.run(fabric, module, [_moved(piece, fabric.device) for piece in pieces])
+                norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+                values, norm = _values(losses, norm, ranks)
+                if not (math.isfinite(sum(values.values())) and (math.isfinite(norm) or run.scales)):
+                    _stop(run, sampler, batch, step, values, norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                seconds = time.perf_counter() - began + waited
+                if logs is not None:
+                    rate = batch["rows"].numel() * ranks.parts / seconds
+                    line = {"step": step, "loss": sum(values.values()), **values, "lr": lr, "grad_norm": norm}
+                    logs.write(line | {"spots_per_s": rate, "step_s": seconds, "data_wait_s": waited})
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == sampler.steps:
+                    run.save(f"checkpoint-{step + 1:08d}.ckpt", step + 1)
+                    if fabric.is_global_zero:
+                        _checkpoints.prune(out, config.keep)
+        well = True
+    finally:
+        if logs is not None:
+            logs.close(well=well)
+    return run.whole()
 
 
-def _accelerator(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device).type
+class _Run:
+    """The state of a run, and its way to and from the disk."""
+
+    def __init__(self, out: Path, fabric: Fabric, stage: Stage, optimizer: torch.optim.Optimizer):
+        self.out, self.fabric, self.model, self.optimizer = out, fabric, stage.model, optimizer
+        self.sharded = is_sharded(fabric)
+        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
+
+    def save(self, name: str, step: int, **more: Any) -> None:
+        """Every rank must call it; rank 0 writes."""
+        state = _checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
+        state |= {"step": step, "precision": self.fabric.strategy.precision.state_dict(), **more}
+        if self.fabric.is_global_zero:
+            _checkpoints.save_state(self.out / name, state)
+        self.fabric.barrier()
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint; the step to go on with."""
+        state = _checkpoints.newest(self.out)
+        if state is not None:
+            _checkpoints.load_state(state, self.model, self.optimizer, sharded=self.sharded)
+            if state.get("precision"):
+                self.fabric.strategy.precision.load_state_dict(state["precision"])
+        step = 0 if state is None else state["step"]
+        steps = self.fabric.all_gather(torch.tensor(step, device=self.fabric.device)).flatten().tolist()
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"Ranks found checkpoints of steps {steps} in {str(self.out)!r}. Do all nodes share it?")
+        return step
+
+    def whole(self) -> dict[str, Tensor] | None:
+        """Weights of the model on rank 0, where no rank has them all."""
+        return _checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
 
 
 def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) -> float:
@@ -136,63 +222,58 @@ def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) 
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _prefetched(sampler: Sampler, first: int) -> Iterator[tuple[int, Batch, float]]:
-    """Step, batch, seconds waited for it; the next batch is made while this one is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(sampler.batch, first) if first < sampler.steps else None
+def _prefetched(sampler: Sampler, stage: Stage, first: int) -> Iterator[tuple[int, Batch, list[Piece], float]]:
+    """Step, batch, its pieces, seconds waited for them; the next ones are made while this one is trained on."""
+    ahead = stage.config.prefetch
+    pin = torch.cuda.is_available() and stage.model.device.type == "cuda"
+
+    def make(step: int) -> tuple[Batch, list[Piece]]:
+        batch = sampler.batch(step)
+        pieces = stage.pieces(batch, step)
+        return batch, [
+            {k: v.pin_memory() if pin and isinstance(v, Tensor) else v for k, v in p.items()} for p in pieces
+        ]
+
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="batch")
+    try:
+        futures = deque(pool.submit(make, step) for step in range(first, min(first + ahead, sampler.steps)))
         for step in range(first, sampler.steps):
             began = time.perf_counter()
-            batch = future.result()
-            waited = time.perf_counter() - began
-            if step + 1 < sampler.steps:
-                future = pool.submit(sampler.batch, step + 1)
-            yield step, batch, waited
+            try:
+                batch, pieces = futures.popleft().result()
+            except Exception as error:
+                error.add_note(f"This was in the batch of step {step}.")
+                raise
+            if step + ahead < sampler.steps:
+                futures.append(pool.submit(make, step + ahead))
+            yield step, batch, pieces, time.perf_counter() - began
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _describe(out: Path, config: PretrainConfig | AlignConfig, identity: str) -> None:
-    """Write config.json before the first step, or refuse a folder that holds another run."""
-    described = {"stage": type(config).__name__, "data": identity, "config": config.to_dict()}
-    described = json.loads(json.dumps(described))
-    path = out / "config.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        found.pop("stampy", None)
-        if found != described:
-            differs = [k for k in described["config"] if found.get("config", {}).get(k) != described["config"][k]]
-            raise ValueError(
-                f"{str(out)!r} holds a run with other {'settings: ' + str(differs) if differs else 'data'}. "
-                "Choose another folder, or go on with the settings in its config.json."
-            )
-        return
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps({"stampy": stampy.__version__, **described}, indent=2) + "\n")
+def _pinned(piece: Piece) -> Piece:
+    return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in piece.items()}
 
 
-def _checkpoint(out: Path, model: nn.Module, optimizer: Any, step: int, keep: int) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    with atomic(out / f"checkpoint-{step:08d}.ckpt") as temporary:
-        torch.save(state, temporary)
-    for old in sorted(out.glob("checkpoint-*.ckpt"))[:-keep]:
-        old.unlink()
+def _moved(piece: Piece, device: torch.device) -> Piece:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in piece.items()}
 
 
-def _resume(out: Path, model: nn.Module, optimizer: Any) -> int:
-    """Load the newest checkpoint, cut the metrics back to it, and return the step to go on with."""
-    checkpoints = sorted(out.glob("checkpoint-*.ckpt"))
-    step = 0
-    if checkpoints:
-        state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        logger.info("Going on from %s", checkpoints[-1])
-    metrics = out / "metrics.jsonl"
-    if metrics.exists():
-        kept = [x for x in metrics.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < step]
-        with atomic(metrics) as temporary:
-            temporary.write_text("".join(f"{x}\n" for x in kept))
-    return step
+def _values(losses: Batch, norm: Tensor, ranks: Ranks) -> tuple[dict[str, float], float]:
+    """Losses over all ranks, and the gradient's norm: the one moment of a step when the CPU waits for the device."""
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
+    *values, norm = (ranks.total(local) / ranks.parts).tolist()
+    return dict(zip(losses, values, strict=True)), norm
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _stop(run: _Run, sampler: Sampler, batch: Batch, step: int, values: dict[str, float], norm: float) -> NoReturn:
+    """Save what there is, and say where it went wrong."""
+    rows = run.fabric.all_gather(batch["rows"].to(run.fabric.device)).cpu().flatten()
+    name = f"failed-{step:08d}.ckpt"
+    run.save(name, step, rows=rows, losses=values)
+    raise FloatingPointError(
+        f"The loss is {values}, the gradient's norm {norm:g}, at step {step}, sections {sampler.names(rows)}. The "
+        f"state before this step and the rows of its batch are in {str(run.out / name)!r}. Look at these sections, or "
+        "lower `lr`."
+    )

@@ -1,32 +1,33 @@
 """Stage 1: the gene encoder (paper, section 3.2).
 
-Shapes: S groups, N spots per group, L positions, D width.
+Shapes: D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.fabric import Fabric
 
-from stampy import _keys
 from stampy._checks import at_least, one_of
-from stampy.models import GeneConfig, Stamp, StampConfig, losses, save
-from stampy.models._gene import MASK_ID, PAD_ID
+from stampy.models import GeneConfig, Stamp, StampConfig, load, save
+from stampy.models._cross_entropy import kernel_for
 from stampy.pp import Vocabulary
 
 from ._config import PretrainConfig
+from ._logs import check_loggers
 from ._loop import fit
+from ._ranks import make_fabric
+from ._reconstruction import Reconstruction
 from ._samplers import GroupSampler
-from ._sections import as_sections, prepare
+from ._sections import as_sections, identity_of, prepare
 from ._spectral import start_spectral
 
-__all__ = ["mask_tokens", "pretrain"]
+__all__ = ["pretrain"]
 
 
 def pretrain(
@@ -36,6 +37,10 @@ def pretrain(
     vocabulary: Vocabulary | str | Path | None = None,
     config: PretrainConfig | Mapping[str, Any] | str | Path | None = None,
     device: str | None = None,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    strategy: str | None = None,
+    loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
     """Train a gene encoder: first IGR alone, then IGR and CGR, on batches of neighbourhood groups.
@@ -55,6 +60,15 @@ def pretrain(
         Settings; a mapping or JSON file names those that differ from the paper's.
     device
         None: CUDA if there is one, else the CPU.
+    devices, num_nodes
+        Devices of a node, and nodes; each device gets ``groups_per_batch`` groups a step. None: as many as processes
+        that torchrun or SLURM started, else one.
+    strategy
+        How several devices share the work: ``"ddp"`` (each has the whole model; processes are started by running the
+        script again), ``"ddp_spawn"`` and ``"ddp_notebook"`` (likewise, started from within, in a notebook the latter),
+        ``"fsdp"`` (each has a part of the model).
+    loggers
+        Logs beside metrics.jsonl: ``"csv"``, ``"tensorboard"``, ``"wandb"``.
     progress
         Show a progress bar.
 
@@ -81,6 +95,23 @@ def pretrain(
     """
     config = PretrainConfig.of(config)
     _check(config)
+    check_loggers(loggers)
+    fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
+    kernel_for(config.fused, fabric.device.type, torch.float32)
+    model = fabric.launch(_pretrain, sections, Path(out), vocabulary, config, tuple(loggers), progress)
+    return load(Path(out) / "model", device="cpu") if model is None else model
+
+
+def _pretrain(
+    fabric: Fabric,
+    sections: Any,
+    out: Path,
+    vocabulary: Vocabulary | str | Path | None,
+    config: PretrainConfig,
+    loggers: tuple[str, ...],
+    progress: bool,
+) -> Stamp | None:
+    """In each process; the model where there is one process."""
     sections = as_sections(sections)
     if vocabulary is None:
         vocabulary = Vocabulary.from_sections(s.data for s in sections)
@@ -89,17 +120,23 @@ def pretrain(
     prepared = [prepare(s, vocabulary, max_tokens=config.max_tokens, tiles=False) for s in sections]
     prepared = [s for s in prepared if s.tokens.any()]  # sections without genes have nothing to say here
     sampler = GroupSampler(prepared, config)
+    sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
     model = _new_model(config, vocabulary)
     if config.start == "spectral":
         start_spectral(model.gene, prepared, vocabulary.divisors, config.seed)
-    identity = f"{len(vocabulary)} genes; {', '.join(f'{s.name} {len(s.xy)}' for s in prepared)}"
-    objective = _Objective(model, config, sampler.steps_per_epoch * config.epochs_igr)
     model.gene_head.requires_grad_(False)  # it has no part in these losses
-    fit(model, objective, sampler, config, out, device=device, identity=identity, progress=progress)
-    model.requires_grad_(True).eval()
-    _fit_gene_head(model, [s.tokens for s in prepared], config.seed)
-    save(model, Path(out) / "model")
-    return model
+    stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
+    identity = f"{len(vocabulary)} genes; {identity_of(prepared)}"
+    whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
+    if fabric.is_global_zero:
+        if whole is not None:
+            model = _new_model(config, vocabulary)
+            model.load_state_dict(whole)
+        model.requires_grad_(True).eval()
+        _fit_gene_head(model, [s.tokens for s in prepared], config.seed)
+        save(model, out / "model")
+    fabric.barrier()
+    return model if fabric.world_size == 1 else None
 
 
 def _check(config: PretrainConfig) -> None:
@@ -116,26 +153,15 @@ def _check(config: PretrainConfig) -> None:
 
 
 def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
-    names = (
-        "width",
-        "depth",
-        "heads",
-        "feedforward",
-        "max_tokens",
-        "pooling",
-        "tied_heads",
-        "dropout",
-        "norm",
-        "rank_gate",
-    )
-    gene = GeneConfig(n_genes=len(vocabulary), **{k: getattr(config, k) for k in names})
+    shared = {f.name for f in fields(GeneConfig)} & {f.name for f in fields(PretrainConfig)}
+    gene = GeneConfig(n_genes=len(vocabulary), **{k: getattr(config, k) for k in shared})
     with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is put back
         torch.manual_seed(config.seed)
         return Stamp(StampConfig(gene=gene, embedding=config.embedding), vocabulary.frame)
 
 
 @torch.inference_mode()
-def _fit_gene_head(model: Stamp, tokens: list[np.ndarray], seed: int, per_section: int = 500) -> None:
+def _fit_gene_head(model: Stamp, tokens: list[np.ndarray], seed: int, per_section: int = 250) -> None:
     """Set the gene head to principal components of the features of spots from all sections.
 
     Raw features share a large mean, so that their cosines are all alike. Components are scaled by the square root of
@@ -156,58 +182,3 @@ def _fit_gene_head(model: Stamp, tokens: list[np.ndarray], seed: int, per_sectio
     head = components[:n] / deviations[:n, None].sqrt()
     model.gene_head.weight.zero_()[:n] = head
     model.gene_head.bias.zero_()[:n] = -(head @ mean_D)
-
-
-class _Objective:
-    """Losses of stage 1."""
-
-    def __init__(self, model: Stamp, config: PretrainConfig, igr_steps: int):
-        self.model, self.config, self.igr_steps = model, config, igr_steps
-
-    def __call__(self, batch: dict[str, Tensor], step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        encoder, tokens_SNL = self.model.gene, batch["tokens"]
-        targets = tokens_SNL.flatten(0, 1)
-        inputs, selected = mask_tokens(
-            targets, encoder.config.n_tokens, fraction=self.config.mask_fraction, generator=generator
-        )
-        hidden = encoder(inputs, positions=batch["positions"])
-        found = {"igr": losses.igr(hidden, targets, selected, partial(encoder.reconstruction, head="igr"))}
-        if step >= self.igr_steps:
-            shape = tokens_SNL.shape[:2]
-            centre = tokens_SNL[:, 0]
-            scored = selected.unflatten(0, shape)[:, 0] if self.config.cgr_targets == "masked" else centre != _keys.PAD
-            found["cgr"] = losses.cgr(
-                hidden.unflatten(0, shape), centre, scored, partial(encoder.reconstruction, head="cgr")
-            )
-        return found
-
-
-def mask_tokens(
-    tokens_BL: Tensor, n_tokens: int, *, fraction: float = 0.15, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Select tokens and spoil most of them: 80 % become the mask id, 10 % a random gene, 10 % stay (section 3.2).
-
-    Parameters
-    ----------
-    tokens_BL
-        (B, L), 0 pads.
-    n_tokens
-        Genes + 30.
-    fraction
-        Share of a spot's tokens that are selected.
-    generator
-        On the CPU, so that every device sees the same draw.
-
-    Returns
-    -------
-    Ids for the encoder (padding is 1, mask 0), and where the loss is taken (bool).
-    """
-    device = tokens_BL.device
-    draw, what = (torch.rand(tokens_BL.shape, generator=generator).to(device) for _ in range(2))
-    random_gene = torch.randint(_keys.N_SPECIAL, n_tokens, tokens_BL.shape, generator=generator).to(device)
-    real = tokens_BL != _keys.PAD
-    selected = (draw < fraction) & real
-    inputs = tokens_BL.masked_fill(~real, PAD_ID)
-    inputs = inputs.masked_fill(selected & (what < 0.8), MASK_ID)
-    inputs = torch.where(selected & (what >= 0.8) & (what < 0.9), random_gene, inputs)
-    return inputs, selected

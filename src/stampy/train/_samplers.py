@@ -1,5 +1,8 @@
 """What is in a batch. A batch is a function of (seed, step), so a run that goes on equals one that never stopped.
 
+Several ranks share a batch: it is as many times as large, and rank r takes the r-th consecutive slice of it. What is
+drawn is drawn for the whole of it.
+
 Shapes: S groups, N spots per group, L positions, B spots.
 """
 
@@ -28,9 +31,18 @@ class GroupSampler:
         self.sections, self.config = sections, config
         self._tokens = np.concatenate([s.tokens for s in sections])
         self._starts = np.cumsum([0, *(len(s.tokens) for s in sections)])
+        self._lengths = (self._tokens != 0).sum(axis=1)
         self._groups = lru_cache(maxsize=2)(self._draw_groups)
-        # The number of groups differs a little from draw to draw; an epoch has as many steps as the first one allows.
-        self.steps_per_epoch = max(len(self._draw_groups(0)) // config.groups_per_batch, 1)
+        self.place(0, 1)
+
+    def place(self, part: int, parts: int) -> None:
+        """Give rank `part` of `parts` its share of every batch."""
+        self.part, self.parts = part, parts
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of groups differs a little from draw to draw; this is what the first draw allows."""
+        return max(len(self._groups(0)) // (self.config.groups_per_batch * self.parts), 1)
 
     @property
     def steps(self) -> int:
@@ -53,16 +65,20 @@ class GroupSampler:
     def batch(self, step: int) -> dict[str, Tensor]:
         """``tokens`` (S, N, L) int64, cut to the longest spot of the batch (and to the positions of this step)."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        groups, size = self._groups(epoch), self.config.groups_per_batch
-        rows = np.take(groups, range(number * size, (number + 1) * size), axis=0, mode="wrap")
-        tokens_SNL = self._tokens[rows]
-        used = int((tokens_SNL != 0).sum(axis=2).max())
-        positions = np.arange(max(used, 1))
-        if self.config.positions_per_step and used > self.config.positions_per_step:
+        size = self.config.groups_per_batch
+        whole = np.take(
+            self._groups(epoch),
+            range(number * size * self.parts, (number + 1) * size * self.parts),
+            axis=0,
+            mode="wrap",
+        )
+        rows = whole[self.part * size : (self.part + 1) * size]
+        positions, wanted = np.arange(max(self._lengths[rows].max(), 1)), self.config.positions_per_step
+        if wanted and (used := self._lengths[whole].max()) > wanted:
             rng = np.random.default_rng([self.config.seed, step, 1])
-            positions = np.sort(rng.permutation(used)[: self.config.positions_per_step])
+            positions = np.sort(rng.permutation(used)[:wanted])
         return {
-            "tokens": torch.from_numpy(tokens_SNL[..., positions].astype(np.int64)),
+            "tokens": torch.from_numpy(self._tokens[rows][..., positions].astype(np.int64)),
             "positions": torch.from_numpy(positions),
             "rows": torch.from_numpy(rows),
         }
@@ -79,8 +95,18 @@ class PairSampler:
         self.sections, self.config = sections, config
         self._starts = np.cumsum([0, *(len(s.xy) for s in sections)])
         self._cells = [s.tiles.region_cells() for s in sections]
-        self._half = max(config.pairs_per_batch // 2, 1)
-        self.steps_per_epoch = max(int(self._starts[-1]) // self._half, 1)
+        self.place(0, 1)
+
+    def place(self, part: int, parts: int) -> None:
+        """Give rank `part` of `parts` its share of every batch."""
+        self.part, self.parts = part, parts
+        self._own = 2 * max(self.config.pairs_per_batch // 2, 1)
+        self._half = self._own * parts // 2
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """A batch has half as many spots in shuffled order."""
+        return max(int(self._starts[-1]) // self._half, 1)
 
     @property
     def steps(self) -> int:
@@ -89,22 +115,31 @@ class PairSampler:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """``tokens`` (B, L), ``patches`` and ``regions`` (B, size, size, 3) uint8, ``cells`` (B,), -1 without one."""
-        rows = self._rows(step)
-        rng = np.random.default_rng([self.config.seed, step, 2])
+        whole = self._rows(step)
+        own = slice(self.part * self._own, (self.part + 1) * self._own)
+        rows, cells = whole[own], self._choose(whole, np.random.default_rng([self.config.seed, step, 2]))[own]
         which = np.searchsorted(self._starts, rows, side="right") - 1
         size = self.sections[0].tiles.size_px
         tokens = np.zeros((len(rows), self.sections[0].tokens.shape[1]), dtype=np.int64)
         patches = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        regions, cells = np.empty_like(patches), np.empty(len(rows), dtype=np.int64)
+        regions = np.empty_like(patches)
         for number in np.unique(which):
             section, at = self.sections[number], np.flatnonzero(which == number)
-            own = rows[at] - self._starts[number]
-            tokens[at] = section.tokens[own]
-            cells[at] = choose_cells(self._cells[number][own], rng)
-            patches[at] = section.tiles.read(own)
-            regions[at] = section.tiles.read(own, region=True, cells=cells[at])
+            spots = rows[at] - self._starts[number]
+            tokens[at] = section.tokens[spots]
+            patches[at] = section.tiles.read(spots)
+            regions[at] = section.tiles.read(spots, region=True, cells=cells[at])
         arrays = {"tokens": tokens, "patches": patches, "regions": regions, "cells": cells, "rows": rows}
         return {k: torch.from_numpy(v) for k, v in arrays.items()}
+
+    def _choose(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The cell of its region that each spot's patch is, -1 without one."""
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        cells = np.empty(len(rows), dtype=np.int64)
+        for number in np.unique(which):
+            at = np.flatnonzero(which == number)
+            cells[at] = choose_cells(self._cells[number][rows[at] - self._starts[number]], rng)
+        return cells
 
     def _rows(self, step: int) -> np.ndarray:
         epoch, number = divmod(step, self.steps_per_epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from stampy.pp._tokens import iter_tokens
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Section", "TrainingSection", "as_sections", "prepare"]
+__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,16 @@ def prepare(section: Section, vocabulary: Vocabulary, *, max_tokens: int, tiles:
         tokens=_tokens(adata, vocabulary, max_tokens, section.name),
         tiles=source,
     )
+
+
+def identity_of(sections: Iterable[TrainingSection]) -> str:
+    """Names, sizes and a digest of tokens and coordinates: what a run must find again when it goes on."""
+    named = []
+    for section in sections:
+        digest = hashlib.blake2b(np.ascontiguousarray(section.tokens), digest_size=6)
+        digest.update(np.ascontiguousarray(section.xy))
+        named.append(f"{section.name} {len(section.xy)} {digest.hexdigest()}")
+    return ", ".join(named)
 
 
 def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:

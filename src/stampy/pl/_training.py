@@ -1,0 +1,172 @@
+"""The curves of a training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks
+from stampy.pl._palettes import SAFE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL_INCHES = (3.6, 2.7)
+NEEDED = ("step", "loss")
+OTHERS = {  # what is no loss -> title of its panel
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "spots_per_s": "spots per second",
+    "step_s": "seconds per step",
+    "data_wait_s": "seconds waiting for data",
+}
+DASHES = ("-", "--", ":", "-.")
+
+
+def training(
+    run: str | Path | pd.DataFrame | Mapping[str, str | Path | pd.DataFrame],
+    *,
+    smooth: int | None = None,
+    which: Sequence[str] = ("losses", "lr", "grad_norm", "spots_per_s"),
+    log: bool = False,
+) -> list[Axes]:
+    """Draw the losses of a run, its learning rate and its throughput against the step.
+
+    Parameters
+    ----------
+    run
+        Folder of a run of `stampy.train.pretrain` or `align` (also one that is still going on), its metrics.jsonl, or
+        a table with the columns step and loss; several by name to compare them.
+    smooth
+        Steps to average over, around each step; thin lines show single steps. None: a fiftieth of the run. 1: as it is.
+    which
+        Panels: "losses" (the sum, and each part where there are several), and columns of the table.
+    log
+        Show losses and gradient norm on a logarithmic scale.
+
+    Returns
+    -------
+    The Axes, one a panel.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, or no metrics.jsonl in it.
+    KeyError
+        A column is missing.
+    ValueError
+        The run has no steps yet.
+
+    Examples
+    --------
+    >>> import pandas as pd, stampy
+    >>> run = pd.DataFrame({"step": range(9), "loss": 9.0, "igr": 5.0, "cgr": 4.0, "lr": 1e-4})
+    >>> [ax.get_title() for ax in stampy.pl.training(run, which=("losses", "lr"))]
+    ['loss', 'igr', 'cgr', 'learning rate']
+    """
+    import matplotlib.pyplot as plt
+
+    runs = run if isinstance(run, Mapping) else {"": run}
+    if not runs:
+        raise ValueError("`run` is empty; name at least one run.")
+    if smooth is not None:
+        _checks.at_least("smooth", smooth, 1)
+    tables = {name: _table(source) for name, source in runs.items()}
+    panels = _panels(tables, which)
+    ncols = min(len(panels), 3)
+    nrows = -(-len(panels) // ncols)
+    size = (PANEL_INCHES[0] * ncols, PANEL_INCHES[1] * nrows)
+    figure, grid = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout="constrained")
+    for ax in grid.flat[len(panels) :]:
+        ax.remove()
+    axes = list(grid.flat[: len(panels)])
+    for number, (ax, column) in enumerate(zip(axes, panels, strict=True)):
+        _panel(ax, column, tables, smooth, log=log and (column not in OTHERS or column == "grad_norm"))
+        ax.set_xlabel("step" if number >= len(panels) - ncols else "")
+    if len(tables) > 1:
+        lines = [line for line in axes[0].get_lines() if not line.get_label().startswith("_")]
+        legend = figure.legend(
+            lines, list(tables), loc="outside lower center", ncols=min(len(tables), 4), frameon=False, fontsize="small"
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return axes
+
+
+def _table(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+    where = "table"
+    if not isinstance(source, pd.DataFrame):
+        path = _checks.existing(source, what="run")
+        path = _checks.existing(path / "metrics.jsonl", what="log of a run") if path.is_dir() else path
+        lines = [x for x in path.read_text().splitlines() if x.endswith("}")]  # the last may not be finished yet
+        source, where = pd.DataFrame([json.loads(x) for x in lines], columns=None if lines else NEEDED), path.name
+    for column in NEEDED:
+        _checks.has_key(source.columns, column, slot=where, needs="It is a column of every run's metrics.jsonl.")
+    if source.empty:
+        raise ValueError(f"The run {where!r} has no steps yet.")
+    return source.sort_values("step")
+
+
+def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[str]:
+    if isinstance(which, str):
+        raise TypeError(f"`which` must be a sequence of panels, such as ({which!r},).")
+    columns = list(dict.fromkeys(c for table in tables.values() for c in table.columns))
+    found = []
+    for name in which:
+        if name == "losses":
+            parts = [c for c in columns if c not in (*NEEDED, *OTHERS)]
+            found += ["loss", *(parts if len(parts) > 1 else ())]
+        elif name in columns or name not in OTHERS:  # a known one that an older run did not write is left out
+            _checks.has_key(columns, name, slot="run", needs="`which` names its columns, or 'losses'.")
+            found.append(name)
+    return found
+
+
+def _panel(ax: Axes, column: str, tables: Mapping[str, pd.DataFrame], smooth: int | None, *, log: bool) -> None:
+    for number, (name, table) in enumerate(tables.items()):
+        if column not in table:
+            continue
+        table = table.dropna(subset=column)
+        step, value = table["step"].to_numpy(), table[column].to_numpy(dtype=float)
+        window = smooth or max(len(value) // 50, 1)
+        if column == "lr":
+            window = 1
+        color = SAFE[number % len(SAFE)]
+        if window > 1:
+            ax.plot(step, value, color=color, alpha=0.25, linewidth=0.6, label="_single")
+        # Runs of equal value hide each other; dashes let the lower one show.
+        style = DASHES[number % len(DASHES)]
+        ax.plot(step, _smoothed(value, window), style, color=color, linewidth=1.4, label=name or column)
+    ax.set_title(OTHERS.get(column, column), fontsize="medium", parse_math=False)
+    if log:
+        _logarithmic(ax)
+    elif column in ("spots_per_s", "step_s", "data_wait_s", "lr"):
+        ax.set_ylim(bottom=0)
+    if column == "lr" and not log:
+        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    last = max(table["step"].max() for table in tables.values())
+    ax.set_xlim(-0.02 * last, max(1.02 * last, 1))  # the same for all panels
+    ax.locator_params(axis="x", nbins=5, integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize="small")
+
+
+def _logarithmic(ax: Axes) -> None:
+    """A logarithmic axis with plain numbers, also where it spans less than a power of ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over a window around each step, cut at both ends."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()

@@ -1,0 +1,154 @@
+"""The step of stage 2: embeddings of a piece of a batch, and the losses over all of them.
+
+Shapes: B spots, P spots that have genes, E size of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from stampy.models import Stamp, losses
+
+from ._augment import augment
+from ._config import AlignConfig
+from ._loop import Batch, Piece, Stage
+from ._ranks import synchronised
+
+__all__ = ["LOSSES", "Alignment"]
+
+LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
+_WITH_REGION = {"region_gene", "patch_region", "localization"}
+
+
+class Alignment(Stage):
+    """The four losses of equal weight, or some of them."""
+
+    def __init__(self, model: Stamp, config: AlignConfig):
+        super().__init__(model, config, config.losses)
+        wanted = set(config.losses)
+        self.has_patch = bool(wanted & {"patch_gene", "patch_region"})
+        self.has_region, self.has_gene = bool(wanted & _WITH_REGION), bool(wanted & {"patch_gene", "region_gene"})
+        gene = [*model.gene.parameters(), *model.gene_head.parameters()]
+        self.trains_gene = any(p.requires_grad for p in gene)
+
+    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+        """What is drawn is the same for all ranks; each takes its slice."""
+        n = min(self.config.accumulate, len(batch["rows"]))
+        cut = {k: batch[k].tensor_split(n) for k in ("tokens", "patches", "regions", "cells", "rows")}
+        return [{k: v[i] for k, v in cut.items()} | {"step": step, "piece": i, "pieces": n} for i in range(n)]
+
+    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+        """Embeddings of all pieces are compared with each other, whatever piece or rank they are in."""
+        pieces = self._views(pieces)
+        if len(pieces) == 1:
+            found = self.losses(module(pieces[0]), pieces)
+            fabric.backward(torch.stack(list(found.values())).sum())
+            return found
+        # The losses need all embeddings; the memory holds the activations of a piece. So: embed all without
+        # activations, take the gradient at the embeddings, then embed each piece again and pass its gradient on.
+        state = _generators(fabric.device)
+        with torch.no_grad():
+            outputs = [module(piece) for piece in pieces]
+        joint = {k: torch.cat([o[k] for o in outputs]) if outputs[0][k].ndim else outputs[0][k] for k in outputs[0]}
+        joint = {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in joint.items()}
+        found = self.losses(joint, pieces)
+        fabric.backward(torch.stack(list(found.values())).sum())
+        _restore(state, fabric.device)
+        start = 0
+        for number, piece in enumerate(pieces, start=1):
+            rows = slice(start, start := start + len(piece["rows"]))
+            with synchronised(fabric, module, number == len(pieces)):
+                passed = []
+                for name, value in module(piece).items():
+                    grad = joint[name].grad
+                    if grad is not None and value.requires_grad:
+                        passed.append((value * (grad[rows] if value.ndim else grad / len(pieces))).sum())
+                torch.stack(passed).sum().backward()
+        return {k: v.detach() for k, v in found.items()}
+
+    def forward(self, piece: Piece) -> dict[str, Tensor]:
+        """Embeddings of a piece, as far as the losses want them."""
+        model, found = self.model, {"scale": self.model.scale}
+        if self.has_patch and self.has_region:
+            found["patch"], region = model.patches_and_regions(piece["patches"], piece["regions"], piece["references"])
+        elif self.has_region:
+            region = model.regions(piece["regions"], piece["references"])
+        else:
+            found["patch"] = model.image_embeddings(piece["patches"])
+        if self.has_region:
+            found |= {"region": region.embeddings, "query": region.query, "grid": region.grid}
+        if self.has_gene:
+            with torch.set_grad_enabled(self.trains_gene and torch.is_grad_enabled()):
+                found["gene"] = model.gene_embeddings(piece["tokens"])  # zeros for a spot without genes
+        unused = () if "localization" in self.names else ("query", "grid")
+        return {k: v for k, v in found.items() if k not in unused}
+
+    def _views(self, pieces: list[Piece]) -> list[Piece]:
+        """Turn, mirror and colour; the whole batch at once, so that pieces do not matter."""
+        image, config, ranks = self.model.image, self.config, self.ranks
+        sizes = [len(piece["rows"]) for piece in pieces]
+        patches, regions = (image.normalize(torch.cat([p[k] for p in pieces])) for k in ("patches", "regions"))
+        cells = torch.cat([p["cells"] for p in pieces])
+        if config.augment:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + pieces[0]["step"])
+            patches, regions, cells = augment(patches, regions, cells, generator, part=ranks.part, parts=ranks.parts)
+        views = zip(*(x.split(sizes) for x in (patches, regions, image.shrink(patches), cells)), strict=True)
+        names = ("patches", "regions", "references", "cells")
+        return [piece | dict(zip(names, view, strict=True)) for piece, view in zip(pieces, views, strict=True)]
+
+    def losses(self, out: dict[str, Tensor], pieces: list[Piece]) -> Batch:
+        """Means over the spots of all ranks, as this rank's share of them (times the number of ranks)."""
+        ranks, scale = self.ranks, out["scale"]
+        rows, cells, tokens = (torch.cat([p[k] for p in pieces]) for k in ("rows", "cells", "tokens"))
+        own = {k: out[k] for k in ("patch", "region", "gene") if k in out}
+        widths = [x.shape[1] for x in own.values()]
+        gathered = ranks.gather(torch.cat(list(own.values()), dim=1))
+        everyone = dict(zip(own, gathered.split(widths, dim=1), strict=True))
+        paired = (tokens != 0).any(dim=1)
+        all_rows, all_paired, known = (ranks.gather(x) for x in (rows, paired.long(), (cells >= 0).long()))
+        all_paired = all_paired.bool()
+        before = int(all_paired[: ranks.part * len(rows)].sum())
+        n_paired, n_known = int(all_paired.sum()), int(known.sum())
+        # In every loss, so that all ranks take part in all exchanges of gradients, whatever spots they have.
+        zero = (sum(x.sum() for x in out.values()) + gathered.sum()) * 0
+
+        def with_genes(name: str) -> Tensor:
+            if n_paired < 2 or not bool(paired.any()):
+                return zero
+            value = losses.symmetric_info_nce(
+                own[name][paired], own["gene"][paired], scale, rows[paired],
+                keys=(everyone[name][all_paired], everyone["gene"][all_paired]), key_ids=all_rows[all_paired],
+                first=before,
+            )  # fmt: skip
+            return value * (int(paired.sum()) * ranks.parts / n_paired)
+
+        def patch_region() -> Tensor:
+            return losses.info_nce(
+                own["patch"], everyone["region"], scale, rows, key_ids=all_rows, first=ranks.part * len(rows)
+            )
+
+        def localization() -> Tensor:
+            share = int((cells >= 0).sum()) * ranks.parts / max(n_known, 1)
+            return losses.localization(out["query"], out["grid"], cells, scale) * share
+
+        found = {
+            "patch_gene": lambda: with_genes("patch"),
+            "region_gene": lambda: with_genes("region"),
+            "patch_region": patch_region,
+            "localization": localization,
+        }
+        return {name: found[name]() + zero for name in self.names}
+
+
+def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _restore(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

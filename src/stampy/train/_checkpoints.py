@@ -1,0 +1,145 @@
+"""A run's folder: what it is about, and the states it can go on from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+import stampy
+from stampy._utils import atomic
+
+from ._config import FREE
+
+__all__ = ["check", "describe", "load_state", "newest", "no_space", "prune", "save_state", "state_of"]
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Any]
+
+
+def check(out: Path, described: State) -> None:
+    """Refuse a folder that holds another run."""
+    path = out / "config.json"
+    if not path.exists():
+        return
+    found, described = json.loads(path.read_text()), json.loads(json.dumps(described))
+    before, now = found.get("config", {}), described["config"]
+    differs = [k for k in now if k not in FREE and k in before and before[k] != now[k]]
+    if found.get("stage") != described["stage"]:
+        what = f"stage: {found.get('stage')}"
+    elif differs:
+        what = f"settings: {differs}"
+    elif found.get("data") != described["data"]:
+        what = f"data: {found.get('data')!r}, found now {described['data']!r}"
+    elif found.get("devices", 1) != described["devices"]:
+        what = f"number of devices: {found.get('devices', 1)}, found now {described['devices']}"
+    else:
+        return
+    raise ValueError(
+        f"{str(out)!r} holds a run with other {what}. Choose another folder, or go on with what its config.json says."
+    )
+
+
+def describe(out: Path, described: State) -> None:
+    """Write config.json, before the first step."""
+    if not (out / "config.json").exists():
+        with atomic(out / "config.json") as temporary:
+            temporary.write_text(json.dumps({"stampy": stampy.__version__, **described}, indent=2) + "\n")
+
+
+def state_of(model: nn.Module, optimizer: Optimizer, *, sharded: bool) -> State:
+    """Weights and optimizer on rank 0; every rank must call it."""
+    if not sharded:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {
+        "model": get_model_state_dict(model, options=options),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+    }
+
+
+def load_state(state: State, model: nn.Module, optimizer: Optimizer, *, sharded: bool) -> None:
+    """The inverse of `state_of`."""
+    if not sharded:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, state["model"], options=options)
+    # Parameters that had no gradient yet have no state.
+    partial = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=partial)
+    saved = state["optimizer"]["state"]
+    for name, parameter in model.named_parameters():  # torch made up a state for these
+        if name not in saved:
+            optimizer.state.pop(parameter, None)
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write beside `path`, to the disk, and rename."""
+    try:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise no_space(error, path) from error
+    except RuntimeError as error:  # what torch makes of a write that failed
+        if shutil.disk_usage(path.parent).free > 2**20:
+            raise
+        raise no_space(OSError(errno.ENOSPC, "No space left on device"), path) from error
+
+
+def no_space(error: OSError, path: Path) -> OSError:
+    """`error`, said better where the disk is full."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    whole = sorted(path.parent.glob("checkpoint-*.ckpt"))
+    return OSError(
+        error.errno,
+        f"No space left on the disk of {str(path.parent)!r} for {path.name} "
+        f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Make room and run the same command again; it goes "
+        f"on from {whole[-1].name if whole else 'the start'}.",
+    )
+
+
+def newest(out: Path) -> State | None:
+    """The newest state that is whole; one that is damaged is left out with a warning."""
+    for path in sorted(out.glob("checkpoint-*.ckpt"), reverse=True):
+        if _whole(path):
+            logger.info("Going on from %s", path)
+            return torch.load(path, map_location="cpu", weights_only=True)
+        warnings.warn(f"{str(path)!r} is damaged; going on from the checkpoint before it.", UserWarning, stacklevel=2)
+    return None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None  # reads it all, against its checksums
+    except zipfile.BadZipFile:
+        return False
+
+
+def prune(out: Path, keep: int) -> None:
+    """Keep the newest checkpoints."""
+    for old in sorted(out.glob("checkpoint-*.ckpt"))[: -max(keep, 1)]:
+        old.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The step of stage 1: what is masked, and the losses of one piece of a batch.
+
+Shapes: S groups, N spots per group, L positions, B = S N spots, T positions of all spots end to end, M scored
+positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from stampy import _keys
+from stampy.models import Stamp, losses
+from stampy.models._gene import MASK_ID, PAD_ID
+from stampy.models._packed import Packing
+
+from ._config import PretrainConfig
+from ._loop import Batch, Piece, Stage
+from ._ranks import synchronised
+
+__all__ = ["Reconstruction", "mask_tokens"]
+
+
+class Reconstruction(Stage):
+    """IGR, and CGR from step `igr_steps` on."""
+
+    def __init__(self, model: Stamp, config: PretrainConfig, igr_steps: int):
+        super().__init__(model, config, ("igr", "cgr"))
+        self.igr_steps = igr_steps
+
+    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+        """Mask the tokens, group by group, so that a group is masked alike whichever rank has it."""
+        config, tokens_SNL = self.config, batch["tokens"].long()
+        S, first = len(tokens_SNL), self.ranks.part * len(tokens_SNL)
+        width = config.positions_per_step or config.max_tokens
+        inputs, selected = torch.empty_like(tokens_SNL), torch.empty_like(tokens_SNL, dtype=torch.bool)
+        for s in range(S):
+            inputs[s], selected[s] = mask_tokens(
+                tokens_SNL[s],
+                self.model.gene.config.n_tokens,
+                fraction=config.mask_fraction,
+                rng=np.random.default_rng([config.seed, step, 5, first + s]),
+                width=width,
+            )
+        centre_SL = tokens_SNL[:, 0]
+        scored_SL = selected[:, 0] if config.cgr_targets == "masked" else centre_SL != _keys.PAD
+        scored_SL = scored_SL & (step >= self.igr_steps)
+        return [
+            _piece(*cut, batch["positions"], cgr=step >= self.igr_steps)
+            for cut in zip(
+                *(x.tensor_split(min(config.accumulate, S)) for x in (tokens_SNL, inputs, selected, scored_SL)),
+                strict=True,
+            )
+        ]
+
+    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+        """Means over the selected positions of all pieces and ranks."""
+        names = list(pieces[0]["counts"])
+        local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
+        totals = dict(zip(names, self.ranks.total(torch.tensor(local, device=fabric.device)).tolist(), strict=True))
+        found: Batch = {}
+        for number, piece in enumerate(pieces, start=1):
+            with synchronised(fabric, module, number == len(pieces)):
+                weights = {k: n * self.ranks.parts / max(totals[k], 1) for k, n in piece["counts"].items()}
+                shares = module(piece | {"weights": weights})
+                fabric.backward(torch.stack(list(shares.values())).sum())
+            for name, share in shares.items():
+                found[name] = found.get(name, 0) + share.detach()
+        return found
+
+    def forward(self, piece: Piece) -> dict[str, Tensor]:
+        """Losses of a piece, each times its share of all selected positions."""
+        encoder = self.model.gene
+        score = partial(encoder.reconstruction, kernel=self.config.fused)
+        packing = Packing(piece["queries"], piece["keys"], piece["inputs"].device)
+        hidden_TD = encoder.packed(piece["inputs"], packing, piece["positions"])
+        selected_MD = hidden_TD[piece["igr_at"]]
+        found = {"igr": losses.igr(selected_MD, piece["igr_targets"], None, partial(score, head="igr"))}
+        if "cgr" in piece["counts"]:
+            around_1NMD, targets_1M = hidden_TD[piece["cgr_at"]][None], piece["cgr_targets"][None]
+            found["cgr"] = losses.cgr(around_1NMD, targets_1M, None, partial(score, head="cgr"))
+        return {name: value * piece["weights"][name] for name, value in found.items()}
+
+
+def _piece(
+    tokens_SNL: Tensor, inputs_SNL: Tensor, selected_SNL: Tensor, scored_SL: Tensor, positions: Tensor, *, cgr: bool
+) -> Piece:
+    """Spots end to end, those of equal length side by side; where the losses are taken, as places in that row."""
+    lengths_SN = (tokens_SNL != _keys.PAD).sum(dim=2)
+    # A neighbour speaks at every scored position of its centre, with padding where its own tokens have ended.
+    last_S = (scored_SL * torch.arange(1, scored_SL.shape[1] + 1)).amax(dim=1)
+    wanted_SN = torch.maximum(lengths_SN, last_S[:, None].expand_as(lengths_SN))
+    lengths_B, wanted_B = lengths_SN.flatten(), wanted_SN.flatten()
+    order = torch.argsort(wanted_B * (int(wanted_B.max()) + 1) + lengths_B, stable=True)
+    packing = Packing.of(lengths_B[order], wanted_B[order], "cpu")
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    start_SN = packing.starts[:-1][place].view_as(lengths_SN)
+    s, n, column = selected_SNL.nonzero(as_tuple=True)
+    piece = {
+        "queries": packing.queries,
+        "keys": packing.keys,
+        "inputs": packing.pack(inputs_SNL.flatten(0, 1)[order], PAD_ID),
+        "positions": positions,
+        "igr_at": start_SN[s, n] + column,
+        "igr_targets": tokens_SNL[s, n, column],
+        "counts": {"igr": len(s)},
+    }
+    if cgr:
+        s, column = scored_SL.nonzero(as_tuple=True)
+        piece |= {"cgr_at": (start_SN[s] + column[:, None]).T, "cgr_targets": tokens_SNL[s, 0, column]}
+        piece["counts"]["cgr"] = len(s)
+    return piece
+
+
+def mask_tokens(
+    tokens_BL: Tensor,
+    n_tokens: int,
+    *,
+    fraction: float = 0.15,
+    rng: np.random.Generator,
+    width: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Select tokens and spoil most of them: 80 % become the mask id, 10 % a random gene, 10 % stay (section 3.2).
+
+    Parameters
+    ----------
+    tokens_BL
+        (B, L), 0 pads.
+    n_tokens
+        Genes + 30.
+    fraction
+        Share of a spot's tokens that are selected.
+    rng
+        Of the draw.
+    width
+        Draw for so many positions, whatever L is; None: L.
+
+    Returns
+    -------
+    Ids for the encoder (padding is 1, mask 0), and where the loss is taken (bool).
+    """
+    B, L = tokens_BL.shape
+    width = max(width or L, L)
+    draw, what = (torch.from_numpy(rng.random((B, width), dtype=np.float32)[:, :L]) for _ in range(2))
+    random_gene = torch.from_numpy(rng.integers(_keys.N_SPECIAL, n_tokens, (B, width))[:, :L])
+    real = tokens_BL != _keys.PAD
+    selected = (draw < fraction) & real
+    inputs = tokens_BL.masked_fill(~real, PAD_ID)
+    inputs = inputs.masked_fill(selected & (what < 0.8), MASK_ID)
+    inputs = torch.where(selected & (what >= 0.8) & (what < 0.9), random_gene, inputs)
+    return inputs, selected
