@@ -32,10 +32,13 @@ MEASURED_SUFFIX: Final = (
     "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
 )
 NO_LABELS: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>", "None", "undetermined"})  # these are not labels
+# var, written
+ORTHOLOG: Final = "human_ortholog"  # symbol of the human gene; with "_id" its Ensembl id, with "_by" what told it
 
 # uns
 UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written
 UNS_SPATIAL: Final = "spatial"  # images and scale factors as Space Ranger's readers write them
+SOURCE_IMAGE: Final = "source_image_path"  # uns["spatial"][section]["metadata"]: file of the full-resolution image
 TABLE: Final = "table"  # the table of a SpatialData
 
 # vocabulary

@@ -2,10 +2,12 @@
 
 from stampy._scale import infer_um_per_px
 
+from ._bins import bins
 from ._images import SlideImage
 from ._neighborhoods import neighborhoods
+from ._orthologs import orthologs
 from ._tiles import tiles
 from ._tokens import tokenize
 from ._vocabulary import Vocabulary
 
-__all__ = ["SlideImage", "Vocabulary", "infer_um_per_px", "neighborhoods", "tiles", "tokenize"]
+__all__ = ["SlideImage", "Vocabulary", "bins", "infer_um_per_px", "neighborhoods", "orthologs", "tiles", "tokenize"]

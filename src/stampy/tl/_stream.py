@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ from tqdm.auto import tqdm
 
 from stampy.pp._counts import CHUNK, checked_rows
 from stampy.pp._tokens import iter_tokens
+
+from ._resume import Chunk, Parts, digest_of_arrays
 
 if TYPE_CHECKING:
     from stampy.models import GeneSystem, ImageSystem, Stamp
@@ -77,11 +80,14 @@ def stream_genes(
     project: Callable[[Tensor], Tensor],
     progress: bool,
     source: str,
+    parts: Parts | None = None,
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of a matrix of counts; a row of zeros for a spot without tokens.
 
-    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded.
+    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded. What
+    `parts` has is not run again.
     """
+    parts = parts or Parts()
     encoder = tower.model.gene
     features = tower.compiled(encoder.features)
     n, out = counts.shape[0], None
@@ -91,14 +97,19 @@ def stream_genes(
         ):
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
-            for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
-                cut = max(int(lengths[batch].max()), 1)
-                ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
-                values = project(features(ids)).float().cpu().numpy()
-                if out is None:
-                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                out[start + batch] = values
-                bar.update(len(batch))
+            with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
+                for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
+                    if chunk.has(batch):
+                        values = chunk.values[batch]
+                    else:
+                        cut = max(int(lengths[batch].max()), 1)
+                        ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
+                        values = project(features(ids)).float().cpu().numpy()
+                        chunk.put(batch, values)
+                    if out is None:
+                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                    out[start + batch] = values
+                    bar.update(len(batch))
     return out
 
 
@@ -123,9 +134,18 @@ def _of_like_length(
 
 
 def stream_counts(
-    tower: Tower, counts: object, match: GeneMatch, *, batch_size: int | None, level: str, progress: bool, source: str
+    tower: Tower,
+    counts: object,
+    match: GeneMatch,
+    *,
+    batch_size: int | None,
+    level: str,
+    progress: bool,
+    source: str,
+    parts: Parts | None = None,
 ) -> np.ndarray:
     """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary."""
+    parts = parts or Parts()
     system, n, out = tower.model, counts.shape[0], None
     (columns,) = np.nonzero(match.rows >= 0)
     shape = (match.n_vars, len(system.genes))
@@ -134,13 +154,20 @@ def stream_counts(
     with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
         for start, block in checked_rows(counts, CHUNK, source=source):
             own = sparse.csr_matrix(block) @ chosen
-            for first in range(0, own.shape[0], size):
-                batch = own[first : first + size]
-                values = system.embed_counts(batch, level=level).float().cpu().numpy()
-                if out is None:
-                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                out[start + first : start + first + len(values)] = values
-                bar.update(len(values))
+            own.sort_indices()
+            key = partial(digest_of_arrays, own.data, own.indices, own.indptr)
+            with parts.chunk("gene", start, own.shape[0], key) as chunk:
+                for first in range(0, own.shape[0], size):
+                    batch = np.arange(first, min(first + size, own.shape[0]))
+                    if chunk.has(batch):
+                        values = chunk.values[batch]
+                    else:
+                        values = system.embed_counts(own[batch], level=level).float().cpu().numpy()
+                        chunk.put(batch, values)
+                    if out is None:
+                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                    out[start + batch] = values
+                    bar.update(len(batch))
     return out
 
 
@@ -152,16 +179,27 @@ def stream_images(
     n_workers: int,
     project: Callable[[Tensor], Tensor],
     progress: bool,
+    parts: Parts | None = None,
 ) -> np.ndarray:
-    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run."""
+    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
+
+    What `parts` has is not read and run again.
+    """
     features = tower.compiled(tower.model.image_features)
     size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
-    batches = [np.arange(i, min(i + size, len(tiles))) for i in range(0, len(tiles), size)]
     out = None
-    with tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
-        for rows, pixels in _read_ahead(tiles, batches, n_workers):
-            images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-            values = project(features(images)).float().cpu().numpy()
+    saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
+    with saved, tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+        batches = _batches(tiles, size, parts or Parts())
+        for chunk, within, rows, pixels in _read_ahead(tiles, batches, n_workers):
+            saved.pop_all()
+            saved.enter_context(chunk)
+            if pixels is None:
+                values = chunk.values[within]
+            else:
+                images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+                values = project(features(images)).float().cpu().numpy()
+                chunk.put(within, values)
             if out is None:
                 out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
             out[rows] = values
@@ -169,16 +207,26 @@ def stream_images(
     return out
 
 
+def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[Chunk, np.ndarray, np.ndarray]]:
+    """Batches in order, each in one chunk, as (chunk, rows of the chunk, rows of the section)."""
+    for start in range(0, len(tiles), CHUNK):
+        n = min(CHUNK, len(tiles) - start)
+        chunk = parts.chunk("image", start, n, partial(tiles.digest, np.arange(start, start + n)))
+        for first in range(0, n, size):
+            within = np.arange(first, min(first + size, n))
+            yield chunk, within, start + within
+
+
 def _read_ahead(
-    tiles: TileSource, batches: list[np.ndarray], n_workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and their tiles, in order, a few batches ahead."""
+    tiles: TileSource, batches: Iterator[tuple[Chunk, np.ndarray, np.ndarray]], n_workers: int
+) -> Iterator[tuple[Chunk, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Batches with their tiles (None for what is done), in order, a few ahead."""
     with ThreadPoolExecutor(n_workers) as pool:
         waiting: deque = deque()
-        for rows in batches:
-            waiting.append((rows, pool.submit(tiles.read, rows)))
+        for chunk, within, rows in batches:
+            waiting.append(((chunk, within, rows), None if chunk.has(within) else pool.submit(tiles.read, rows)))
             if len(waiting) > n_workers:
                 done, future = waiting.popleft()
-                yield done, future.result()
+                yield *done, future and future.result()
         for done, future in waiting:
-            yield done, future.result()
+            yield *done, future and future.result()
