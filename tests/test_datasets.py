@@ -204,14 +204,15 @@ def test_registry_is_whole():
     assert sum(n.startswith("HER2ST_") for n in entries) == 36
     assert sum(n.startswith("spatialLIBD_") for n in entries) == 12
     for name, entry in entries.items():
-        assert entry.kind in {"section", "images", "vocabulary"}, name
-        assert entry.use in _registry.USES or entry.kind == "vocabulary", name
+        assert entry.kind in {"section", "images", "vocabulary", "orthologs"}, name
+        assert entry.use in _registry.USES or entry.kind not in _registry.SECTIONS, name
         assert entry.builder is None or entry.builder in _origins.BUILDERS, name
-        assert entry.builder or entry.kind == "vocabulary" or set(entry.files) == {"section"}, name
+        assert entry.builder or entry.kind not in _registry.SECTIONS or set(entry.files) == {"section"}, name
         assert entry.licence, name
         for file in entry.files.values():
             assert file.url or file.mirror
-            assert re.fullmatch(r"[0-9a-f]{64}", file.sha256 or "") or file.url.startswith("https://spatial-dlpfc.s3.")
+            unverified = file.url and (file.url.startswith("https://spatial-dlpfc.s3.") or entry.kind == "orthologs")
+            assert re.fullmatch(r"[0-9a-f]{64}", file.sha256 or "") or unverified
             if file.url and file.sha256:
                 assert re.match(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/[0-9a-f]{40}/", file.url)
 

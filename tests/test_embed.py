@@ -294,3 +294,23 @@ def test_training_flag_is_put_back(toy, model):
     tl.embed(toy[:5].copy(), model, modality="gene", copy=True, **QUIET)
     assert model.training
     model.eval()
+
+
+def test_context_is_the_mean_with_the_nearest_of_the_same_section(toy, model):
+    adata = toy[:40].copy()
+    adata.obs["section"] = ["a", "b"] * 20
+    stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
+    alone = adata.obsm["X_stamp_gene"].copy()
+    stampy.tl.embed(adata, model, modality="gene", context="neighbors", library_key="section", show_progress_bar=False)
+    xy, own = adata.obsm["spatial"], (adata.obs["section"] == "a").to_numpy()
+    row = 0  # of section a
+    near = np.argsort(np.linalg.norm(xy - xy[row], axis=1) + 1e9 * ~own)[:7]
+    expected = alone[near].mean(axis=0)
+    np.testing.assert_allclose(
+        adata.obsm["X_stamp_gene"][row], expected / np.linalg.norm(expected), rtol=1e-4, atol=1e-5
+    )
+    assert adata.uns["stamp"]["X_stamp"]["context"] == "neighbors, 6"
+    with pytest.raises(ValueError, match="`context` must be one of"):
+        stampy.tl.embed(adata, model, modality="gene", context="image")
+    with pytest.raises(ValueError, match="needs 7 spots in every section"):
+        stampy.tl.embed(adata[:4].copy(), model, modality="gene", context="neighbors", show_progress_bar=False)

@@ -1,18 +1,23 @@
 """stampy: histology and spatial gene expression in one embedding."""
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 __version__ = "0.1.0"
 
 _SUBPACKAGES = ("datasets", "models", "pl", "pp", "tl", "train")
-__all__ = ["__version__", "datasets", "models", "pl", "pp", "tl", "train"]
+__all__ = ["__version__", "datasets", "models", "pl", "pp", "read", "tl", "train"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> ModuleType | Callable:
     # PEP 562: `import stampy` stays below 0.1 s; a subpackage is imported when it is first named.
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "read":
+        from stampy._formats import read
+
+        return read
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -22,8 +22,8 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
-    r"\b(image|image_key|library_key|layer|um_per_px|spot_um|tile_um|min_tissue|modality|device|key_added"
-    r"|model|labels|n_domains|overwrite)"
+    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|um_per_px|spot_um|tile_um|min_tissue|modality|device"
+    r"|key_added|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
@@ -45,7 +45,8 @@ EXAMPLES = {
         stampy embed section.h5ad embedded.h5ad
         stampy embed section.h5ad embedded.h5ad --image slide.tif --um-per-px 0.25
         stampy embed spaceranger/outs embedded.h5ad --modality gene --layer counts
-        stampy embed visium.zarr visium.zarr --overwrite
+        stampy embed visium.zarr visium.zarr --overwrite  only the table is written
+        stampy embed hd/outs hd.h5ad --bin-um 16 --resume hd-parts
         """,
     "slide": """
         stampy slide slide.svs slide.zarr
@@ -131,18 +132,28 @@ def _demo(**options: Any) -> None:
     _demo.demo(say=say, progress=_show_progress(quiet), **options)
 
 
-def _embed(*, source: str, target: str, overwrite: bool, quiet: bool, **options: Any) -> None:
-    from stampy import _formats
+def _embed(
+    *, source: str, target: str, overwrite: bool, quiet: bool, bin_um: float | None, table_key: str, **options: Any
+) -> None:
+    from stampy import _checks, _formats
 
     path = _formats.checked_target(target, overwrite=overwrite)
-    data = _formats.read(source)
+    place = _checks.existing(source, what="section")
+    kind = _formats.format_of(place)
+    # of like formats only the results are written, into a copy; the counts stay on disk
+    alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
+    extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
+    extra |= {"um_per_px": options["um_per_px"]} if bin_um is not None and kind != "Space Ranger" else {}
+    data = _formats.read(place, bin_um=bin_um, backed=alike, **extra)
 
     from stampy import _utils, tl
 
-    tl.embed(data, show_progress_bar=_show_progress(quiet), **options)
-    _formats.write(data, path)
+    tl.embed(data, show_progress_bar=_show_progress(quiet), table_key=table_key, **options)
+    table, key = _utils.table_of(data, table_key), options["key_added"]
+    keys = _formats.written_keys(table, key)
+    if not (alike and _formats.append(table, keys, place, path, table_key=table_key)):
+        _formats.write(data, path, table_key=table_key)
     if not quiet:
-        table, key = _utils.table_of(data), options["key_added"]
         record = table.uns["stamp"][key]
         genes = record.get("genes")
         overlap = f", {genes['n_matched']} of {genes['n_vars']} genes matched" if genes else ""
@@ -252,7 +263,7 @@ def _demo_options(commands: Any) -> None:
     add(
         "--section",
         metavar="PATH|NAME",
-        help="an .h5ad, a .zarr, a Space Ranger folder, a name that `stampy datasets` lists, or "
+        help="an .h5ad, a .zarr, a Space Ranger or other folder, a name that `stampy datasets` lists, or "
         "`toy` (default: a real section from STAMPY_DATA_DIR or by download, else a toy section)",
     )
     _model_option(add)
@@ -265,12 +276,15 @@ def _demo_options(commands: Any) -> None:
 
 def _embed_options(commands: Any) -> None:
     add = _command(commands, "embed", _embed, "Embed every spot of a section.").add_argument
-    add("source", metavar="IN", help=".h5ad, .zarr (AnnData or SpatialData), or a Space Ranger folder")
+    add("source", metavar="IN", help=".h5ad, .zarr (AnnData, SpatialData), or a folder: Space Ranger, Xenium, ST, ...")
     add("target", metavar="OUT", help=".h5ad or .zarr; it gets all that IN has, and the embedding")
     _model_option(add)
     _input_options(add)
     add("--key-added", default="X_stamp", metavar="KEY", help="key of obsm to write (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT; also needed where OUT is IN")
+    add("--bin-um", type=float, metavar="UM", help="Visium HD: which bins (default: 8); cells: summed up in such bins")
+    add("--table-key", default="table", metavar="NAME", help="table of a SpatialData (default: %(default)s)")
+    add("--resume", metavar="FOLDER", help="keep what is done there, and go on from it after an interruption")
     _common_options(add)
 
 
@@ -281,6 +295,7 @@ def _slide_options(commands: Any) -> None:
     add("target", metavar="OUT", help=".zarr, an AnnData with a row per tile")
     _model_option(add)
     add("--level", choices=("embedding", "feature"), default="embedding", help="default: %(default)s")
+    add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
     add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full resolution (default: the file's)")
     add("--tile-um", type=float, metavar="UM", help="from tile to tile (default: what the model sees)")
     add("--min-tissue", type=float, metavar="PART", help="least part of a tile that is tissue (default: 0.5)")

@@ -1,160 +1,151 @@
-"""Sections on disk for the command line: .h5ad, .zarr (AnnData or SpatialData), Space Ranger folders."""
+"""`stampy.read`: a section in any of the formats that users have; which one it is, is seen from the files."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _utils
+from stampy import _checks, _keys
+from stampy._io import _cells, _common, _st, _visium, _zarr
+from stampy._io._write import append, checked_target, write, written_keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["checked_target", "read", "write"]
+__all__ = ["append", "checked_target", "format_of", "read", "write", "written_keys"]
 
-SUFFIXES = (".h5ad", ".zarr")
-_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
-_FILES = {  # of a Space Ranger folder, by role; the first that is there counts
-    "positions": ("spatial/tissue_positions.csv", "spatial/tissue_positions_list.csv"),
-    "scalefactors": ("spatial/scalefactors_json.json",),
-}
-_IMAGES = {"hires": "spatial/tissue_hires_image.png", "lowres": "spatial/tissue_lowres_image.png"}
+Test = Callable[[Path], bool]
+
+_FOLDERS: tuple[tuple[str, Test, str], ...] = (  # the first whose test passes; what it looks for, for the error
+    ("SpatialData", _zarr.is_spatialdata, ""),
+    ("zarr", _zarr.is_zarr, "zarr: zarr.json, .zgroup or .zattrs."),
+    ("Space Ranger", _visium.is_space_ranger, f"Space Ranger: {_visium.LOOKED_FOR}"),
+    ("Xenium", _cells.is_xenium, f"Xenium: {_cells.LOOKED_FOR_XENIUM}"),
+    ("MERSCOPE", _cells.is_merscope, "MERSCOPE: cell_by_gene.csv and cell_metadata.csv."),
+    ("ST", _st.is_st, f"ST: {_st.LOOKED_FOR}"),
+)
+_CELLS = ("h5ad", "zarr", "Xenium", "MERSCOPE")  # what can be summed up in bins
 
 
-def read(path: str | Path) -> AnnData | SpatialData:
-    """A section in any of the formats, in memory but for the images of a SpatialData.
+def read(
+    path: str | Path,
+    *,
+    bin_um: float | None = None,
+    image: str | Path | None = None,
+    um_per_px: float | None = None,
+    backed: bool = False,
+) -> AnnData | SpatialData:
+    """Read a section, whatever format it has; which one that is, is seen from the files.
+
+    Known are .h5ad (also of HEST, with its slide), .zarr of AnnData and of SpatialData, Space Ranger folders of every
+    version (Visium v1, v2, CytAssist, HD), Xenium and MERSCOPE folders, and ST. A full-resolution image is referred to,
+    not read: its path is in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads
+    its tiles from there.
+
+    Parameters
+    ----------
+    path
+        File or folder of one section.
+    bin_um
+        Visium HD: which of the bins, in µm; None: 8. Single cells (Xenium, MERSCOPE, or any .h5ad and .zarr with
+        coordinates in µm): sum cells up in square bins of this edge; None: by cells. See `stampy.pp.bins`.
+    image
+        Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
+    um_per_px
+        With `bin_um`: µm per unit of the coordinates, where the scale factors do not tell.
+    backed
+        Leave the counts of an .h5ad or .zarr on disk: memory does not grow with them.
+
+    Returns
+    -------
+    A SpatialData where `path` is one, else an AnnData: raw counts in ``X``, ``obsm["spatial"]`` in px of the
+    full-resolution image (cells without H&E image: in µm), ``uns["spatial"]`` with images and scale factors.
 
     Raises
     ------
     FileNotFoundError
-        Nothing is there, or a Space Ranger folder lacks a file.
+        Nothing is there, or a file of the format is missing.
     ValueError
-        It is none of the formats, truncated or damaged.
+        No format that is known, a damaged file, or an argument that does not go with the format.
+
+    Examples
+    --------
+    >>> import stampy, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "section.h5ad"
+    >>> stampy.datasets.toy(n_spots=60).write_h5ad(path)
+    >>> stampy.read(path).shape
+    (60, 800)
     """
     path = _checks.existing(path, what="section")
-    if path.is_dir():
-        return _read_zarr(path) if _is_zarr(path) else _read_space_ranger(path)
-    if path.suffix.lower() != ".h5ad":
-        raise ValueError(f"A section is an .h5ad, a .zarr or a Space Ranger folder, found the file {path.name!r}.")
-    import anndata
+    kind = format_of(path)
+    _check_arguments(kind, bin_um, image, um_per_px, backed)
+    data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)
+    if image is not None and kind not in ("Xenium", "ST"):  # these place their spots on it
+        _common.refer_to_image(data, image, path.resolve().stem)
+    if bin_um is not None and kind in _CELLS:
+        from stampy import pp
 
-    with _readable(path):
-        return anndata.read_h5ad(path)
-
-
-def _is_zarr(path: Path) -> bool:
-    return any((path / mark).is_file() for mark in _ZARR_MARKS)
+        return pp.bins(data, bin_um, um_per_px=um_per_px)
+    return data
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """ValueError that names the file instead of what the reader of the format says."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+def _read(path: Path, kind: str, *, bin_um: float | None, image: Any, backed: bool) -> Any:
+    if kind == "h5ad":
+        return _read_h5ad(path, backed)
+    if kind in ("zarr", "SpatialData"):
+        return _zarr.read(path, backed=backed)
+    if kind == "Space Ranger":
+        return _visium.read_space_ranger(path, bin_um=bin_um)
+    if kind == "Xenium":
+        return _cells.read_xenium(path, image=image)
+    return _cells.read_merscope(path) if kind == "MERSCOPE" else _st.read_st(path, image=image)
+
+
+def format_of(path: Path) -> str:
+    """The name of the format; ValueError that says what was looked for and what was seen."""
+    if path.is_file():
+        if path.name.lower().endswith(".h5ad"):
+            return "h5ad"
+        if _st.is_st(path):
+            return "ST"
         raise ValueError(
-            f"{str(path)!r} can't be read: it is truncated, damaged or of another format ({error})."
-        ) from error
-
-
-def _read_zarr(path: Path) -> AnnData | SpatialData:
-    import zarr
-
-    with _readable(path):
-        if "spatialdata_attrs" not in zarr.open_group(path, mode="r").attrs:
-            import anndata
-
-            return anndata.read_zarr(path)
-        import spatialdata
-
-        return spatialdata.read_zarr(path)
-
-
-def _read_space_ranger(folder: Path) -> AnnData:
-    """Counts (.h5 or .mtx), positions, scale factors, and the images that are there."""
-    from stampy.datasets._origins import space_ranger
-
-    folder = folder / "outs" if (folder / "outs").is_dir() else folder
-    matrix = folder / "filtered_feature_bc_matrix"
-    if matrix.is_dir():
-        found = {"counts": "matrix.mtx.gz", "features": "features.tsv.gz", "barcodes": "barcodes.tsv.gz"}
-        paths = {role: _first(matrix, (name,)) for role, name in found.items()}
-    else:
-        # files that 10x offers for download have the sample's name in front
-        named = sorted(p.name for p in folder.glob("*filtered_feature_bc_matrix.h5"))
-        paths = {"counts": _first(folder, ("filtered_feature_bc_matrix.h5", *named))}
-    paths |= {role: _first(folder, names) for role, names in _FILES.items()}
-    paths |= {role: folder / name for role, name in _IMAGES.items() if (folder / name).is_file()}
-    name = folder.resolve().parent.name if folder.name == "outs" else folder.resolve().name
-    with _readable(paths["counts"]):
-        return space_ranger(name, paths)
-
-
-def _first(folder: Path, names: tuple[str, ...]) -> Path:
-    """The first of the files that is there."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"{str(folder)!r} is no .zarr and lacks {' or '.join(names)}. A Space Ranger folder has "
-        "filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/) and spatial/ with positions and scale factors."
+            f"A section is an .h5ad, a .zarr, a table of ST counts or a folder (Space Ranger, Xenium, MERSCOPE, ST), "
+            f"found the file {path.name!r}. Of a Space Ranger run give the folder, not one of its files."
+        )
+    for name, test, _ in _FOLDERS:
+        if test(path):
+            return name
+    looked = " ".join(words for *_, words in _FOLDERS if words)
+    raise ValueError(
+        f"{str(path)!r} is no section in a format that stampy knows. Found there: {_common.listing(path)}. "
+        f"Looked for: {looked}"
     )
 
 
-def checked_target(path: str | Path, *, overwrite: bool) -> Path:
-    """`path`, its folder made if needed; an error, before any work is done, if nothing can or may be written there.
-
-    Raises
-    ------
-    ValueError
-        It ends neither in .h5ad nor in .zarr.
-    FileExistsError
-        There is something, and `overwrite` is not set, or it isn't a section.
-    NotADirectoryError, PermissionError
-        Its folder is no use.
-    """
-    path = Path(path).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"The output must end in {' or '.join(SUFFIXES)}, found {path.name!r}.")
-    _checks.writable(path.parent)
-    if path.exists():
-        if not overwrite:
-            raise FileExistsError(f"{str(path)!r} exists. Choose another name, or replace it with --overwrite.")
-        if path.is_dir() != (path.suffix == ".zarr") or (path.is_dir() and not _is_zarr(path)):
-            raise FileExistsError(f"{str(path)!r} exists and is no {path.suffix}; it is left alone. Choose another.")
-    return path
+def _check_arguments(kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:
+    if bin_um is not None:
+        _checks.positive("bin_um", bin_um)
+        if kind not in (*_CELLS, "Space Ranger"):
+            raise ValueError(f"`bin_um` is for cells and for Visium HD, not for {kind}. Leave it out.")
+    if um_per_px is not None:
+        if bin_um is None:
+            raise ValueError("`um_per_px` is used with `bin_um` here. For tiles give it to `stampy.tl.embed`.")
+        _checks.positive("um_per_px", um_per_px)
+    if image is not None:
+        _checks.existing(image, what="image file")
+        if kind in ("SpatialData", "MERSCOPE"):
+            raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
+    if backed and kind not in ("h5ad", "zarr", "SpatialData"):
+        raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")
 
 
-def write(data: AnnData | SpatialData, path: Path) -> None:
-    """Write beside `path` and rename; into an .h5ad goes the table of a SpatialData."""
-    if path.suffix == ".h5ad":
-        with _utils.atomic(path) as temporary:
-            _utils.table_of(data).write_h5ad(temporary, compression="gzip")
-        return
-    with _atomic_folder(path) as temporary:
-        data.write(temporary) if _utils.is_spatialdata(data) else data.write_zarr(temporary)
+def _read_h5ad(path: Path, backed: bool) -> AnnData:
+    import anndata
 
-
-@contextlib.contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """As `_utils.atomic`, for a folder, which must not exist yet when it is written."""
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        new, old = beside / path.name, beside / "old"
-        yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with _common.readable(path):
+        adata = anndata.read_h5ad(path, backed="r" if backed else None)
+    if len(adata.uns.get(_keys.UNS_SPATIAL, {})) <= 1:
+        _st.add_hest(adata, path)
+    return adata

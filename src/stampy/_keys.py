@@ -39,10 +39,13 @@ TISSUE: Final = "tissue_fraction"  # obs, float32, part of the tile that is tiss
 SLIDE_TILES: Final = "slide_tiles"  # uns["stamp"], how the tiles were laid
 SLIDE_RESULT: Final = "stamp_slide"  # uns, metrics and predictions of tl.slide
 ATTENTION_SUFFIX: Final = "_attention"  # appended to the key: obs, float32, 1 is the slide's average tile
+# var, written
+ORTHOLOG: Final = "human_ortholog"  # symbol of the human gene; with "_id" its Ensembl id, with "_by" what told it
 
 # uns
 UNS: Final = "stamp"  # provenance: uns["stamp"][key] for each key written
 UNS_SPATIAL: Final = "spatial"  # images and scale factors as Space Ranger's readers write them
+SOURCE_IMAGE: Final = "source_image_path"  # uns["spatial"][section]["metadata"]: file of the full-resolution image
 TABLE: Final = "table"  # the table of a SpatialData
 
 # vocabulary

@@ -158,7 +158,7 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
     downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=30)
     try:
         # pooch downloads to a temporary file, which it removes if the hash is wrong and renames if it is right
-        pooch.retrieve(quote(url, safe=":/%"), known, target.name, target.parent, downloader=downloader)
+        pooch.retrieve(quote(url, safe=":/%?=&"), known, target.name, target.parent, downloader=downloader)
     except requests.RequestException as error:
         raise ConnectionError(
             f"{url} can't be downloaded ({error}). Without a network, point the environment variable "

@@ -5,7 +5,6 @@ Every builder takes the section's name and the paths of its files by role, and r
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stampy import _keys
+from stampy import _keys, _tenx
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 Paths = Mapping[str, Path]
 
 LOWRES_PX = 600
-POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # Space Ranger: row first
 
 
 def her2st(name: str, paths: Paths) -> AnnData:
@@ -83,16 +81,18 @@ def space_ranger(name: str, paths: Paths) -> AnnData:
     """Space Ranger's counts (.h5, or .mtx with features and barcodes), positions, scale factors and images."""
     import anndata
 
-    read = _counts_h5 if paths["counts"].suffix == ".h5" else _counts_mtx
-    x, barcodes, var = read(paths)
-    spots = _positions(paths["positions"])
+    if paths["counts"].suffix == ".h5":
+        x, barcodes, var = _tenx.counts_h5(paths["counts"])
+    else:
+        x, barcodes, var = _tenx.counts_mtx(paths["counts"], paths["features"], paths["barcodes"])
+    spots = _tenx.positions(paths["positions"])
     missing = [b for b in barcodes if b not in spots.index]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(barcodes)} barcodes of {name!r} have no position (first: {missing[0]!r})."
         )
     spots = spots.loc[barcodes]
-    adata = anndata.AnnData(x, obs=spots[POSITIONS[1:4]].rename_axis(None), var=var)
+    adata = anndata.AnnData(x, obs=spots[_tenx.POSITIONS[1:4]].rename_axis(None), var=var)
     return _with_space_ranger_images(adata, name, spots, paths)
 
 
@@ -111,9 +111,9 @@ def images(name: str, paths: Paths) -> AnnData:
     """A section without counts: the spots under tissue, their labels where there are, image and scale factors."""
     import anndata
 
-    spots = _positions(paths["positions"])
+    spots = _tenx.positions(paths["positions"])
     spots = spots[spots["in_tissue"] == 1]
-    obs = spots[POSITIONS[1:4]].rename_axis(None)
+    obs = spots[_tenx.POSITIONS[1:4]].rename_axis(None)
     if "labels" in paths:
         labels = pd.read_csv(paths["labels"], sep="\t", index_col=0)
         obs = obs.join(labels.astype("category"))
@@ -139,52 +139,9 @@ def _section(counts: pd.DataFrame, xy: pd.DataFrame, obs: pd.DataFrame) -> AnnDa
     if not np.array_equal(whole, values):
         raise ValueError("The table of counts holds fractions; raw counts were expected.")
     adata = anndata.AnnData(sparse.csr_matrix(whole), obs=obs.rename_axis(None))
-    adata.var_names = _unique(counts.columns)
+    adata.var_names = _tenx.unique_names(counts.columns)
     adata.obsm[_keys.SPATIAL] = xy.to_numpy(dtype=np.float64)
     return adata
-
-
-def _unique(names: pd.Index | np.ndarray) -> pd.Index:
-    """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
-    from anndata.utils import make_index_unique
-
-    return make_index_unique(pd.Index(np.asarray(names, dtype=str)))  # the name of a column must not become the index's
-
-
-def _counts_h5(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
-    """Counts (spots, genes), barcodes and var of Space Ranger's HDF5 file."""
-    import h5py
-
-    with h5py.File(paths["counts"]) as file:
-        matrix = file["matrix"]
-        n_genes, n_spots = matrix["shape"][:]
-        # Compressed by spot: the columns of the file's matrix are the rows of ours.
-        parts = matrix["data"][:].astype(np.int32), matrix["indices"][:], matrix["indptr"][:]
-        x = sparse.csr_matrix(parts, shape=(n_spots, n_genes))
-        features = matrix["features"]
-        ids, symbols = features["id"].asstr()[:], features["name"].asstr()[:]
-        barcodes = list(matrix["barcodes"].asstr()[:])
-    x.sort_indices()
-    return x, barcodes, pd.DataFrame({"gene_ids": ids}, index=_unique(symbols))
-
-
-def _counts_mtx(paths: Paths) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
-    """The same of Space Ranger's matrix folder."""
-    from scipy.io import mmread
-
-    with gzip.open(paths["counts"]) as stream:
-        x = sparse.csr_matrix(mmread(stream, spmatrix=False).T).astype(np.int32)
-    features = pd.read_csv(paths["features"], sep="\t", header=None, keep_default_na=False, dtype=str)
-    barcodes = pd.read_csv(paths["barcodes"], header=None, keep_default_na=False, dtype=str)[0].tolist()
-    return x, barcodes, pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=_unique(features[1].tolist()))
-
-
-def _positions(path: Path) -> pd.DataFrame:
-    """Space Ranger's table of spots by barcode, with or without a header."""
-    with path.open(encoding="utf-8") as stream:
-        has_header = stream.readline().startswith("barcode")
-    header = 0 if has_header else None
-    return pd.read_csv(path, header=header, names=POSITIONS, dtype={"barcode": str}).set_index("barcode")
 
 
 def _with_space_ranger_images(adata: AnnData, name: str, spots: pd.DataFrame, paths: Paths) -> AnnData:

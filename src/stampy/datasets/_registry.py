@@ -15,6 +15,7 @@ from typing import Any
 from stampy import _checks
 
 MIRROR_VARIABLE = "STAMPY_DATA_DIR"
+SECTIONS = ("section", "images")  # kinds that `load` reads
 USES = ("train", "evaluate only", "format tests")
 
 
@@ -52,7 +53,7 @@ class Entry:
     """What is known about one data set."""
 
     name: str
-    kind: str  # "section" (counts), "images" (no counts), "vocabulary"
+    kind: str  # "section" (counts), "images" (no counts), "vocabulary", "orthologs"
     title: str
     tissue: str | None
     platform: str | None
@@ -160,7 +161,7 @@ def loadable_offline(entry: Entry) -> bool:
     if section is not None and section.in_mirror():
         return True
     needed = [f for f in entry.files.values() if f.url]
-    return entry.kind != "vocabulary" and all(f.in_mirror() for f in needed or entry.files.values())
+    return entry.kind in SECTIONS and all(f.in_mirror() for f in needed or entry.files.values())
 
 
 def mirror() -> Path | None:

@@ -62,7 +62,7 @@ def load(
     import anndata
 
     entry = _registry.info(name)
-    _checks.one_of("name", name, [n for n, e in _registry.entries().items() if e.kind != "vocabulary"])
+    _checks.one_of("name", name, [n for n, e in _registry.entries().items() if e.kind in _registry.SECTIONS])
     options = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
     section = entry.files.get("section")
     if section is not None and (section.in_mirror() or entry.builder is None):

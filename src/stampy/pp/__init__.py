@@ -2,11 +2,23 @@
 
 from stampy._scale import infer_um_per_px
 
+from ._bins import bins
 from ._images import SlideImage
 from ._neighborhoods import neighborhoods
+from ._orthologs import orthologs
 from ._slides import slide_tiles
 from ._tiles import tiles
 from ._tokens import tokenize
 from ._vocabulary import Vocabulary
 
-__all__ = ["SlideImage", "Vocabulary", "infer_um_per_px", "neighborhoods", "slide_tiles", "tiles", "tokenize"]
+__all__ = [
+    "SlideImage",
+    "Vocabulary",
+    "bins",
+    "infer_um_per_px",
+    "neighborhoods",
+    "orthologs",
+    "slide_tiles",
+    "tiles",
+    "tokenize",
+]

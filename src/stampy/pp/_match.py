@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stampy import _checks
+from stampy import _checks, _keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,15 @@ def _cut(name: str) -> str:
 
 
 def sources(var: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
-    """`var_names` and the columns that usually hold names of genes, as (source, names); missing names are empty."""
+    """`var_names` and the columns that usually hold names of genes, as (source, names); missing names are empty.
+
+    Where `stampy.pp.orthologs` has named human genes, only these.
+    """
+    if _keys.ORTHOLOG in var:  # of another species: its own names say nothing here
+        for column in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG):
+            if column in var:
+                yield f"var['{column}']", pd.Index(var[column].astype(str), dtype=object)
+        return
     yield "var_names", pd.Index(var.index.astype(str), dtype=object)
     ranks = {name: rank for rank, name in enumerate(ID_COLUMNS + SYMBOL_COLUMNS)}
     for column in sorted((c for c in var.columns if str(c).lower() in ranks), key=lambda c: ranks[str(c).lower()]):
@@ -136,7 +144,8 @@ def match_or_raise(adata: AnnData, vocabulary: Vocabulary) -> GeneMatch:
     if found.kind == "symbol" and 2 * found.n_folded > n_columns and _is_title_case(adata.var_names):
         warnings.warn(
             f"Gene symbols such as {_checks.shortlist(adata.var_names, 3)} look like mouse: {found.n_folded} of "
-            f"{n_columns} matched the vocabulary only in another case, as if each were the human gene of that name.",
+            f"{n_columns} matched the vocabulary only in another case, as if each were the human gene of that name. "
+            "`stampy.pp.orthologs` maps them by a table.",
             UserWarning,
             stacklevel=3,
         )
@@ -161,7 +170,7 @@ def _too_small(adata: AnnData, vocabulary: Vocabulary, found: GeneMatch) -> str:
         return f"{text} The names in `adata.obs_names` match better: the table seems transposed, use `adata.T`."
     mouse = np.mean([gene.startswith("ENSMUSG") for gene in ids]) if len(ids) else 0
     if mouse > 0.5:
-        return f"{text} These are mouse ids (ENSMUSG); map them to their human orthologs, or use a mouse vocabulary."
+        return f"{text} These are mouse ids (ENSMUSG); map them by `stampy.pp.orthologs`, or use a mouse vocabulary."
     return (
         f"{text} Put Ensembl ids or symbols of the same species into `adata.var_names` or a column such as "
         "`adata.var['gene_ids']`, or use a vocabulary built from such data (`Vocabulary.from_sections`)."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["ImageSource", "Section", "open_image", "sections_of"]
+__all__ = ["ImageSource", "Section", "has_image", "open_image", "sections_of"]
 
 ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
 
@@ -172,15 +172,36 @@ def _library(adata: AnnData, name: str | None, *, needed: bool) -> Mapping[str, 
     )
 
 
+def has_image(library: Mapping[str, Any]) -> bool:
+    """Whether an entry of `uns["spatial"]` has pixels, or says where the full-resolution image is."""
+    return len(library.get("images", {})) > 0 or bool(_source(library))
+
+
+def _source(library: Mapping[str, Any]) -> str:
+    """Path of the full-resolution image, or ""."""
+    return str(library.get("metadata", {}).get(_keys.SOURCE_IMAGE) or "")
+
+
 def _library_image(library: Mapping[str, Any], name: str, image_key: str | None) -> SlideImage:
-    """The image `image_key` of a section, or the one of the best resolution."""
+    """The image `image_key` of a section, or the one of the best resolution: the file that it refers to first."""
     images, factors = library.get("images", {}), library.get("scalefactors", {})
     where = f"adata.uns['spatial'][{name or '...'!r}]"
     give = "Give an image by `image=` (an array or a file in full resolution)."
+    source = _source(library) if image_key is None else ""
+    if source and Path(source).is_file():
+        return open_file(source)
     if image_key is not None:
         _checks.has_key(images, image_key, slot=f"{where}['images']", needs=give)
         _checks.has_key(factors, f"tissue_{image_key}_scalef", slot=f"{where}['scalefactors']", needs=give)
     usable = [key for key in images if f"tissue_{key}_scalef" in factors]
+    if not usable and source:
+        raise KeyError(f"The image {source!r} of `{where}` is not there any more, and there is no other. {give}")
+    if source:
+        warnings.warn(
+            f"{_of(name)}The full-resolution image {source!r} is not there; the one in `{where}` is used. {give}",
+            UserWarning,
+            stacklevel=5,
+        )
     if not usable:
         raise KeyError(
             f"No image with a scale factor in `{where}`: images {_checks.shortlist(images)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -149,6 +150,21 @@ class TileSource:
             for place, box in zip(mine, boxes, strict=True):
                 out[place] = section.image.tile(box, self.size_px, fill=self.fill)
         return out
+
+    def digest(self, rows: np.ndarray, *, n_sampled: int = 8) -> str:
+        """A hash of where the tiles of some spots lie, and of the pixels of a few of them, spread evenly.
+
+        Reading all pixels would take as long as what the hash is to save.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        rows = np.asarray(rows, dtype=np.int64)
+        where = [(s.um_per_image_px, s.image.shape, s.image.name) for s in self.sections]
+        found.update(repr((where, self.tile_um, self.size_px, self.fill)).encode())
+        found.update(self._section[rows].tobytes())
+        found.update(self._xy[rows].tobytes())
+        sampled = rows[np.unique(np.linspace(0, len(rows) - 1, min(n_sampled, len(rows))).astype(int))]
+        found.update(self.read(sampled).tobytes())
+        return found.hexdigest()
 
     def region_cells(self) -> np.ndarray:
         """For which cells a spot's region lies wholly inside the image, (n, 9) bool; see `choose_cells`."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from stampy import _checks
 from stampy.pp._counts import checked_rows, counts_of
+
+from ._cluster import smoothed as smooth
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +41,7 @@ def embed_pca(
     blocks = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
     if smoothed:
-        values = smooth(values, xy, codes)
+        values = smooth(values, xy, N_NEIGHBORS, codes)
     record = {"counts": source, "n_vars": table.n_vars, "n_genes": n_genes, "n_empty_spots": n_empty}
     return values, record | ({"n_neighbors": N_NEIGHBORS} if smoothed else {})
 
@@ -71,18 +72,3 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
         raise ValueError(f"Only {adata.n_vars} genes have counts: too few for principal components.")
     sc.pp.pca(adata, n_comps=n, random_state=0)
     return np.ascontiguousarray(adata.obsm["X_pca"], dtype=np.float32), adata.n_vars, int(empty.sum())
-
-
-def smooth(values: np.ndarray, xy: np.ndarray, codes: np.ndarray, n_neighbors: int = N_NEIGHBORS) -> np.ndarray:
-    """The mean of each row with those of its nearest spots in the same section.
-
-    >>> x = np.array([[0.0], [3.0], [6.0]])
-    >>> smooth(x, np.array([[0, 0], [1, 0], [5, 0]]), np.zeros(3, int), n_neighbors=1).ravel().tolist()
-    [1.5, 1.5, 4.5]
-    """
-    out = np.empty_like(values)
-    for code in np.unique(codes):
-        (rows,) = np.nonzero(codes == code)
-        _, near = cKDTree(xy[rows]).query(xy[rows], k=min(n_neighbors + 1, len(rows)))
-        out[rows] = values[rows][near.reshape(len(rows), -1)].mean(axis=1)
-    return out

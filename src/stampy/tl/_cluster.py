@@ -50,7 +50,7 @@ def smoothed(
     if small:
         raise ValueError(
             f"Smoothing over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found "
-            f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Choose a smaller `smooth`."
+            f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Smooth over fewer, or not at all."
         )
     graph = spatial_graph(xy, sections, n_neighbors)
     total = values + graph @ values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,18 +13,26 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._utils import copy_of, is_spatialdata, table_of
+from stampy.pp._sections import has_image
 from stampy.pp._tiles import TileSource
 
-from ._baselines import embed_pca
+from ._baselines import N_NEIGHBORS, embed_pca
+from ._cluster import smoothed
 from ._genes import embed_genes
+from ._resume import Parts, digest_of_model
+from ._several import each_of, is_several
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
+    from anndata.experimental import AnnCollection
     from spatialdata import SpatialData
 
     from stampy.pp._sections import ImageSource
+
+    Section = AnnData | SpatialData
+    Sections = Section | Sequence[Section] | Mapping[Any, Section] | AnnCollection
 
 __all__ = ["embed"]
 
@@ -36,7 +45,7 @@ Encoder = models.Stamp | models.ImageSystem | models.GeneSystem
 
 
 def embed(
-    adata: AnnData | SpatialData,
+    adata: Sections,
     model: str | Path | Encoder = "stampy-mini",
     *,
     modality: Modality | None = None,
@@ -48,6 +57,7 @@ def embed(
     um_per_px: float | dict[str, float] | None = None,
     spot_um: float | None = None,
     level: Literal["embedding", "feature"] = "embedding",
+    context: Literal["neighbors"] | None = None,
     batch_size: int | None = None,
     n_workers: int = 1,
     device: str | torch.device | None = None,
@@ -55,7 +65,8 @@ def embed(
     show_progress_bar: bool = True,
     key_added: str = _keys.EMBEDDING,
     copy: bool = False,
-) -> AnnData | SpatialData | None:
+    resume: str | Path | None = None,
+) -> Sections | None:
     """Embed every spot: its genes, the tissue that it lies on, or both in one vector.
 
     Genes are ranked and tiles are cut on the way, piece by piece, so memory does not grow with the section but for the
@@ -64,7 +75,10 @@ def embed(
     Parameters
     ----------
     adata
-        Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. It may be backed.
+        Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. It may be backed. Several: one table with
+        `library_key`, or a list, a dict or an `anndata.experimental.AnnCollection` of sections. Each section has its
+        result as soon as it is done; so has the ``obsm`` of a collection that joins it (``join_obsm="inner"``).
+        Another collection is to be made anew to see it: it fixes its keys when it is made.
     model
         A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``; one of
         `stampy.models.systems`, such as ``"uni"`` (from the hub, with your token), ``"uni:/path/to/pytorch_model.bin"``
@@ -74,7 +88,8 @@ def embed(
         fused if there are counts and an image, else the one that is there.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
-        resolution; for several sections by section. See `stampy.pp.tiles`.
+        resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
+        places in a list. See `stampy.pp.tiles`.
     image_key
         Which of the images in `adata` to use, such as ``"hires"``, or a name in ``sdata.images``.
     library_key
@@ -88,6 +103,10 @@ def embed(
     level
         ``"embedding"``: projected into the space that genes and images (or text) share, L2 norm 1. ``"feature"``: the
         towers' outputs before the projection. The same for models that have no projection.
+    context
+        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section,
+        along squidpy's spatial graph (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
+        in the model's card. None: a spot's vector depends on that spot alone.
     batch_size
         Spots per batch; None: what suits the device.
     n_workers
@@ -101,7 +120,11 @@ def embed(
     key_added
         Where the embedding goes.
     copy
-        Return a changed copy instead of writing in place.
+        Return a changed copy (of a list or dict: a list or dict of copies) instead of writing in place.
+    resume
+        A folder for results as they come, chunk by chunk. The same call goes on from what is there; the result is the
+        same as without an interruption. What a chunk was made from is compared by hash: of genes all of it, of images
+        the places of all tiles and a sample of their pixels. Remove the folder when all is done.
 
     Returns
     -------
@@ -126,7 +149,7 @@ def embed(
         No coordinates, image, layer, table or column of the name that was given.
     ValueError
         An empty section, no counts, too few genes in common, coordinates outside the image, arguments that conflict, an
-        unknown model, one that embeds no spots (slide encoders, predictors).
+        unknown model, one that embeds no spots (slide encoders, predictors), a `resume` folder of another run.
     FileNotFoundError, PermissionError, ConnectionError, ImportError
         Weights, access to them, or the library that builds the model are missing; the message says what to do.
 
@@ -145,18 +168,29 @@ def embed(
     >>> adata.uns["stamp"]["X_stamp"]["model"]
     'stampy-mini'
     """
-    _check_arguments(modality, level, precision, batch_size, n_workers)
+    arguments = {**locals()}  # for each of several sections
+    _check_arguments(modality, level, precision, batch_size, n_workers, context)
+    if is_several(adata):
+        if model not in BASELINES:
+            arguments["model"] = _loaded(model, device)  # once
+        return each_of(embed, arguments.pop("adata"), **arguments)
     table = table_of(adata, table_key)
     _checks.not_empty(table, genes=False)
     modality = _agreed(modality, _embeds(model), model) or _modality_of(adata, table, image, layer)
     if modality == "gene" and (image is not None or image_key is not None):
         raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
+    around = None if context is None else (_checks.coordinates(table), _checks.libraries(table, library_key)[0])
     record: dict[str, Any] = {"stampy": stampy.__version__, "modality": modality, "level": level}
     found = {}
     if model in BASELINES:
         record |= {"model": model, "precision": "float32"}
-        smoothed = model == "pca-smoothed"
-        found["gene"], record["genes"] = embed_pca(table, smoothed=smoothed, layer=layer, library_key=library_key)
+        if resume is not None:
+            raise ValueError(
+                f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out."
+            )
+        found["gene"], record["genes"] = embed_pca(
+            table, smoothed=model == "pca-smoothed", layer=layer, library_key=library_key
+        )
     else:
         loaded = _loaded(model, device)
         if modality == "fused" and loaded.image is None and image is None:
@@ -170,14 +204,26 @@ def embed(
         if modality != "gene":
             tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
             record["tiles"] = tiles.provenance()
+        parts = Parts(resume, {**record, "weights": digest_of_model(loaded)} if resume is not None else None)
         if modality != "image":
-            found["gene"], record["genes"] = embed_genes(tower, table, layer, level, batch_size, show_progress_bar)
+            found["gene"], record["genes"] = embed_genes(
+                tower, table, layer, level, batch_size, show_progress_bar, parts
+            )
         if tiles is not None:
             project = loaded.project_images if level == "embedding" else _same
             found["image"] = stream_images(
-                tower, tiles, batch_size=batch_size, n_workers=n_workers, project=project, progress=show_progress_bar
+                tower,
+                tiles,
+                batch_size=batch_size,
+                n_workers=n_workers,
+                project=project,
+                progress=show_progress_bar,
+                parts=parts,
             )
             tiles.close()
+    if around is not None:
+        record["context"] = f"{context}, {N_NEIGHBORS}"
+        found = {name: _in_context(values, *around, unit=level == "embedding") for name, values in found.items()}
     if copy:
         adata = copy_of(adata, table_key)
         table = table_of(adata, table_key)
@@ -185,7 +231,11 @@ def embed(
     return adata if copy else None
 
 
-def _check_arguments(modality: Any, level: Any, precision: Any, batch_size: Any, n_workers: Any) -> None:
+def _check_arguments(
+    modality: Any, level: Any, precision: Any, batch_size: Any, n_workers: Any, context: Any = None
+) -> None:
+    if context is not None:
+        _checks.one_of("context", context, ("neighbors",))
     if modality is not None:
         _checks.one_of("modality", modality, MODALITIES)
     _checks.one_of("level", level, ("embedding", "feature"))
@@ -199,15 +249,15 @@ def _check_arguments(modality: Any, level: Any, precision: Any, batch_size: Any,
 def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Modality:
     """What there is: counts, an image, or both."""
     libraries = table.uns.get(_keys.UNS_SPATIAL, {})
-    has_image = (
+    pictured = (
         image is not None
         or (is_spatialdata(data) and len(data.images) > 0)
-        or any(len(library.get("images", {})) for library in libraries.values())
+        or any(has_image(library) for library in libraries.values())
     )
     has_counts = table.n_vars > 0 and (table.X is not None or layer is not None)
-    if has_image and has_counts:
+    if pictured and has_counts:
         return "fused"
-    if has_image:
+    if pictured:
         return "image"
     _checks.not_empty(table)
     return "gene"
@@ -262,6 +312,11 @@ def _tiles(adata: Any, model: Encoder, image: Any, image_key: Any, library_key: 
         spot_um=spot_um,
         table_key=table_key,
     )
+
+
+def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, unit: bool) -> np.ndarray:
+    values = smoothed(values, xy, N_NEIGHBORS, sections)
+    return _unit(values) if unit else values
 
 
 def _same(values: torch.Tensor) -> torch.Tensor:

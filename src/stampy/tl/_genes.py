@@ -12,6 +12,7 @@ from stampy import _checks, models
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 
+from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def embed_genes(
-    tower: Tower, table: AnnData, layer: str | None, level: str, batch_size: int | None, progress: bool
+    tower: Tower,
+    table: AnnData,
+    layer: str | None,
+    level: str,
+    batch_size: int | None,
+    progress: bool,
+    parts: Parts | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
@@ -39,7 +46,7 @@ def embed_genes(
     match = vocabulary.match(table)
     logger.info("%s", match)
     source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    common = {"batch_size": batch_size, "progress": progress, "source": source}
+    common = {"batch_size": batch_size, "progress": progress, "source": source, "parts": parts}
     if isinstance(model, models.GeneSystem):
         values = stream_counts(tower, counts_of(table, layer), match, level=level, **common)
     else:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +21,16 @@ from tqdm.auto import tqdm
 from stampy.pp._counts import CHUNK, checked_rows
 from stampy.pp._tokens import iter_tokens
 
+from ._resume import Chunk, Parts, digest_of_arrays
+
 if TYPE_CHECKING:
     from stampy.models import GeneSystem, ImageSystem, Stamp
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
 __all__ = ["Tower", "iter_images", "stream_counts", "stream_genes", "stream_images"]
+
+T = TypeVar("T")
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
@@ -77,11 +82,14 @@ def stream_genes(
     project: Callable[[Tensor], Tensor],
     progress: bool,
     source: str,
+    parts: Parts | None = None,
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of a matrix of counts; a row of zeros for a spot without tokens.
 
-    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded.
+    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded. What
+    `parts` has is not run again.
     """
+    parts = parts or Parts()
     encoder = tower.model.gene
     features = tower.compiled(encoder.features)
     n, out = counts.shape[0], None
@@ -91,14 +99,19 @@ def stream_genes(
         ):
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
-            for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
-                cut = max(int(lengths[batch].max()), 1)
-                ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
-                values = project(features(ids)).float().cpu().numpy()
-                if out is None:
-                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                out[start + batch] = values
-                bar.update(len(batch))
+            with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
+                for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
+                    if chunk.has(batch):
+                        values = chunk.values[batch]
+                    else:
+                        cut = max(int(lengths[batch].max()), 1)
+                        ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
+                        values = project(features(ids)).float().cpu().numpy()
+                        chunk.put(batch, values)
+                    if out is None:
+                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                    out[start + batch] = values
+                    bar.update(len(batch))
     return out
 
 
@@ -123,9 +136,18 @@ def _of_like_length(
 
 
 def stream_counts(
-    tower: Tower, counts: object, match: GeneMatch, *, batch_size: int | None, level: str, progress: bool, source: str
+    tower: Tower,
+    counts: object,
+    match: GeneMatch,
+    *,
+    batch_size: int | None,
+    level: str,
+    progress: bool,
+    source: str,
+    parts: Parts | None = None,
 ) -> np.ndarray:
     """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary."""
+    parts = parts or Parts()
     system, n, out = tower.model, counts.shape[0], None
     (columns,) = np.nonzero(match.rows >= 0)
     shape = (match.n_vars, len(system.genes))
@@ -134,13 +156,20 @@ def stream_counts(
     with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
         for start, block in checked_rows(counts, CHUNK, source=source):
             own = sparse.csr_matrix(block) @ chosen
-            for first in range(0, own.shape[0], size):
-                batch = own[first : first + size]
-                values = system.embed_counts(batch, level=level).float().cpu().numpy()
-                if out is None:
-                    out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                out[start + first : start + first + len(values)] = values
-                bar.update(len(values))
+            own.sort_indices()
+            key = partial(digest_of_arrays, own.data, own.indices, own.indptr)
+            with parts.chunk("gene", start, own.shape[0], key) as chunk:
+                for first in range(0, own.shape[0], size):
+                    batch = np.arange(first, min(first + size, own.shape[0]))
+                    if chunk.has(batch):
+                        values = chunk.values[batch]
+                    else:
+                        values = system.embed_counts(own[batch], level=level).float().cpu().numpy()
+                        chunk.put(batch, values)
+                    if out is None:
+                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
+                    out[start + batch] = values
+                    bar.update(len(batch))
     return out
 
 
@@ -152,14 +181,27 @@ def stream_images(
     n_workers: int,
     project: Callable[[Tensor], Tensor],
     progress: bool,
+    parts: Parts | None = None,
 ) -> np.ndarray:
-    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run."""
+    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
+
+    What `parts` has is not read and run again.
+    """
+    features = tower.compiled(tower.model.image_features)
+    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
     out = None
-    with tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
-        spans = [(0, len(tiles))]
-        for rows, values in iter_images(
-            tower, tiles, spans, batch_size=batch_size, n_workers=n_workers, project=project
-        ):
+    saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
+    with saved, tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+        batches = _batches(tiles, size, parts or Parts())
+        for (chunk, within), rows, pixels in _read_ahead(tiles, batches, n_workers):
+            saved.pop_all()
+            saved.enter_context(chunk)
+            if pixels is None:
+                values = chunk.values[within]
+            else:
+                images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+                values = project(features(images)).float().cpu().numpy()
+                chunk.put(within, values)
             if out is None:
                 out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
             out[rows] = values
@@ -179,24 +221,34 @@ def iter_images(
     """Rows (B,) and their image outputs (B, D) float32, in order; a batch never lies in two of the spans of rows."""
     features = tower.compiled(tower.model.image_features)
     size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
-    batches = [np.arange(i, min(i + size, end)) for start, end in spans for i in range(start, end, size)]
-    for rows, pixels in _read_ahead(tiles, batches, n_workers):
+    batches = ((None, np.arange(i, min(i + size, end)), True) for start, end in spans for i in range(start, end, size))
+    for _, rows, pixels in _read_ahead(tiles, batches, n_workers):
         with tower.running():  # not around the loop: a generator would leave the mode on in its caller's code
             images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
             values = project(features(images)).float().cpu().numpy()
         yield rows, values
 
 
+def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[tuple[Chunk, np.ndarray], np.ndarray, bool]]:
+    """Batches in order, each in one chunk, as (chunk and rows of it, rows of the section, whether to be read)."""
+    for start in range(0, len(tiles), CHUNK):
+        n = min(CHUNK, len(tiles) - start)
+        chunk = parts.chunk("image", start, n, partial(tiles.digest, np.arange(start, start + n)))
+        for first in range(0, n, size):
+            within = np.arange(first, min(first + size, n))
+            yield (chunk, within), start + within, not chunk.has(within)
+
+
 def _read_ahead(
-    tiles: TileSource, batches: list[np.ndarray], n_workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and their tiles, in order, a few batches ahead."""
+    tiles: TileSource, batches: Iterable[tuple[T, np.ndarray, bool]], n_workers: int
+) -> Iterator[tuple[T, np.ndarray, np.ndarray | None]]:
+    """Batches (anything, rows, whether to be read) with their tiles, or None, in order, a few ahead."""
     with ThreadPoolExecutor(n_workers) as pool:
         waiting: deque = deque()
-        for rows in batches:
-            waiting.append((rows, pool.submit(tiles.read, rows)))
+        for key, rows, wanted in batches:
+            waiting.append((key, rows, pool.submit(tiles.read, rows) if wanted else None))
             if len(waiting) > n_workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+                key_done, done, future = waiting.popleft()
+                yield key_done, done, future and future.result()
+        for key_done, done, future in waiting:
+            yield key_done, done, future and future.result()

@@ -1,0 +1,226 @@
+"""Genes of another species as the human genes that the models know, with a report of what was mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import stampy
+from stampy import _checks, _keys, _utils
+
+from ._match import cut_version, gene_names
+from ._vocabulary import Vocabulary, packaged
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["orthologs"]
+
+logger = logging.getLogger(__name__)
+
+# columns of Ensembl's BioMart, in the words used here
+_ENSEMBL = {
+    "Gene stable ID": "other_id",
+    "Gene name": "other",
+    "Human gene stable ID": "human_id",
+    "Human gene name": "human",
+}
+_PLAIN = {"mouse": "other", "mouse_id": "other_id", "human": "human", "human_id": "human_id"}
+_COLUMNS = ["other", "other_id", "human", "human_id"]
+TABLES = (
+    "a table of Ensembl's BioMart ('Gene stable ID', 'Gene name', 'Human gene stable ID', 'Human gene name'), MGI's "
+    "HOM_MouseHumanSequence.rpt ('DB Class Key', 'Common Organism Name', 'Symbol'), or columns such as mouse, "
+    "mouse_id, human, human_id"
+)
+
+
+def orthologs(
+    adata: AnnData | SpatialData,
+    table: pd.DataFrame | str | Path | None = None,
+    *,
+    same_symbol: bool = True,
+    vocabulary: Vocabulary | str | Path | None = None,
+    table_key: str = _keys.TABLE,
+    key_added: str = _keys.ORTHOLOG,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Name the human ortholog of each gene of a mouse section, so that human models can read it.
+
+    Afterwards `stampy.tl.embed` and everything else match genes by this column. Only one-to-one pairs count. Counts are
+    not changed. A human model sees mouse tissue through these pairs: results are as good as that equation.
+
+    Parameters
+    ----------
+    adata
+        Section of mouse genes: Ensembl ids (ENSMUSG...) or symbols in ``var_names`` or a column.
+    table
+        Orthologs: a table or the path of one (tab- or comma-separated) as Ensembl's BioMart or MGI give it, or with the
+        columns mouse, mouse_id, human, human_id (what is there of them).
+        ``stampy.datasets.fetch("mouse_human_orthologs", file="ensembl", allow_unverified=True)`` downloads one. None:
+        only the rule of the same symbol.
+    same_symbol
+        Take a gene that the table does not have for the human gene of the same symbol in capitals, where the vocabulary
+        has one (Actb for ACTB). That holds for most genes, not for all; the report tells how many were mapped so.
+    vocabulary
+        Human genes for that rule; None: those of the packaged model.
+    table_key
+        Table of a SpatialData.
+    key_added
+        Name of what is written. Matching looks for the default name only.
+    copy
+        Return a changed copy instead of writing in place.
+
+    Returns
+    -------
+    None, or the changed copy. Written:
+
+    ``var[key_added]``
+        Symbol of the human ortholog, empty where there is none.
+    ``var[key_added + "_id"]``
+        Its Ensembl id, where the table gives it.
+    ``var[key_added + "_by"]``
+        ``"table"``, ``"same symbol"`` or ``"none"``.
+    ``uns["stamp"][key_added]``
+        The report: numbers of genes mapped by each, pairs of the table, how many were not one-to-one, its hash.
+
+    Raises
+    ------
+    ValueError
+        The table has other columns, or no gene was mapped.
+    FileNotFoundError
+        There is no such table.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> section = AnnData(np.eye(3, dtype=np.float32), var=pd.DataFrame(index=["Actb", "Cd74", "Gm10244"]))
+    >>> orthologs(section, pd.DataFrame({"mouse": ["Cd74"], "human": ["CD74"]}))
+    >>> section.var["human_ortholog"].tolist(), section.var["human_ortholog_by"].tolist()
+    (['ACTB', 'CD74', ''], ['same symbol', 'table', 'none'])
+    """
+    if copy:
+        adata = _utils.copy_of(adata, table_key)
+    section = _utils.table_of(adata, table_key)
+    _checks.not_empty(section)
+    pairs, report = _pairs(table)
+    var = section.var.drop(columns=[c for c in section.var if str(c).startswith(_keys.ORTHOLOG)])
+    ids, symbols = gene_names(var)
+    rows = _by_table(pairs, ids, symbols)
+    # row -1, where there is none, is the empty one at the end
+    found = {name: np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id")}
+    by = np.where(rows >= 0, "table", "none").astype(object)
+    if same_symbol:
+        vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else _vocabulary(vocabulary)
+        _by_symbol(vocabulary, symbols, found["human"], by)
+    if not (by != "none").any():
+        raise ValueError(_nothing(ids, symbols, table is not None))
+    section.var[key_added] = found["human"].astype(str)
+    section.var[f"{key_added}_id"] = found["human_id"].astype(str)
+    section.var[f"{key_added}_by"] = pd.Categorical(by, categories=["table", "same symbol", "none"])
+    counted = {f"n_{name.replace(' ', '_')}": int((by == name).sum()) for name in ("table", "same symbol", "none")}
+    record = {"stampy": stampy.__version__, "n_vars": section.n_vars, **counted, **report}
+    section.uns[_keys.UNS] = {**section.uns.get(_keys.UNS, {}), key_added: record}
+    logger.info(
+        "%d of %d genes mapped to human orthologs: %d by the table, %d by the same symbol",
+        record["n_table"] + record["n_same_symbol"], record["n_vars"], record["n_table"], record["n_same_symbol"],
+    )  # fmt: skip
+    return adata if copy else None
+
+
+def _vocabulary(vocabulary: str | Path | None) -> Vocabulary:
+    return packaged() if vocabulary is None else Vocabulary.load(vocabulary)
+
+
+def _pairs(table: pd.DataFrame | str | Path | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The one-to-one pairs (text, empty where unknown), and what to report of the table."""
+    if table is None:
+        return pd.DataFrame(columns=_COLUMNS), {"table": "none", "n_pairs": 0, "n_not_one_to_one": 0, "sha256": ""}
+    name, sha256 = "given", ""
+    if not isinstance(table, pd.DataFrame):
+        path = _checks.existing(table, what="table of orthologs")
+        name = path.name
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        table = _read(path)
+    pairs = _normalised(table)
+    several = np.zeros(len(pairs), dtype=bool)
+    for gene_id, symbol in (("other_id", "other"), ("human_id", "human")):
+        several |= pairs[gene_id].where(pairs[gene_id] != "", pairs[symbol]).duplicated(keep=False).to_numpy()
+    report = {"table": name, "n_pairs": int((~several).sum()), "n_not_one_to_one": int(several.sum()), "sha256": sha256}
+    return pairs[~several].reset_index(drop=True), report
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", dtype=str, keep_default_na=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} is no table of text ({error}); expected {TABLES}.") from error
+
+
+def _normalised(table: pd.DataFrame) -> pd.DataFrame:
+    """Any of the known layouts as the columns other, other_id, human, human_id; each pair once."""
+    if {"DB Class Key", "Common Organism Name", "Symbol"} <= set(table):
+        table = _of_classes(table)
+    else:
+        table = table.rename(columns=_ENSEMBL).rename(columns=lambda c: _PLAIN.get(str(c).lower(), c))
+    found = [c for c in _COLUMNS if c in table]
+    if not {"other", "other_id"} & set(found) or not {"human", "human_id"} & set(found):
+        raise ValueError(
+            f"The table of orthologs has the columns {_checks.shortlist(table.columns)}; expected {TABLES}."
+        )
+    table = table[found].reindex(columns=_COLUMNS).fillna("").astype(str)
+    for column in ("other_id", "human_id"):
+        table[column] = cut_version(pd.Index(table[column])).to_numpy()
+    known = ((table["other"] != "") | (table["other_id"] != "")) & ((table["human"] != "") | (table["human_id"] != ""))
+    return table[known].drop_duplicates()
+
+
+def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """MGI's layout: a line a gene, genes of one class are orthologs of each other."""
+    organism = table["Common Organism Name"].astype(str)
+    genes = table[["DB Class Key", "Symbol"]]
+    mouse = genes[organism.str.startswith("mouse")].rename(columns={"Symbol": "other"})
+    return mouse.merge(genes[organism == "human"].rename(columns={"Symbol": "human"}), on="DB Class Key")
+
+
+def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """Row of the pairs for each gene, by id, else by symbol; -1 where there is none."""
+    rows = np.full(len(ids), -1)
+    for names, column in ((ids, "other_id"), (symbols, "other")):
+        known = pairs[column][(pairs[column] != "") & ~pairs[column].duplicated()]
+        where = pd.Index(known).get_indexer(pd.Index(names, dtype=object))
+        rows = np.where((rows < 0) & (where >= 0), known.index.to_numpy()[where] if len(known) else -1, rows)
+    return rows
+
+
+def _by_symbol(vocabulary: Vocabulary, symbols: np.ndarray, human: np.ndarray, by: np.ndarray) -> None:
+    """Fill in, in place, what has the same symbol in capitals; never a human gene that another gene has already."""
+    rest = np.flatnonzero((by == "none") & (symbols != ""))
+    rows, _ = vocabulary.rows_of(pd.Index([str(s).upper() for s in symbols[rest]], dtype=object), "symbol")
+    taken = set(human[by == "table"])
+    for place, row in zip(rest, rows, strict=True):
+        symbol = str(vocabulary.symbols[row]).split("|")[0] if row >= 0 else ""
+        if symbol and symbol not in taken:
+            human[place], by[place] = symbol, "same symbol"
+            taken.add(symbol)
+
+
+def _nothing(ids: np.ndarray, symbols: np.ndarray, with_table: bool) -> str:
+    seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
+    if (ids != "").mean() > 0.5 and not with_table:
+        return (
+            f"No gene was mapped: the section names its genes by ids ({seen}), which say nothing of their symbols. "
+            "Give `table=`: e.g. what `stampy.datasets.fetch('mouse_human_orthologs', file='ensembl', "
+            "allow_unverified=True)` downloads."
+        )
+    return (
+        f"No gene was mapped: the section has {seen}, none of which the table or the vocabulary has. "
+        "Are they mouse genes?"
+    )

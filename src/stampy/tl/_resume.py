@@ -1,0 +1,158 @@
+"""Results of a long run in a folder, chunk by chunk, so that it can be interrupted and go on.
+
+A chunk's file holds the hash of what it was made from, which rows are done, and their values. Files are written beside
+and renamed: whatever ends the process, what is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from stampy import _checks, _utils
+
+if TYPE_CHECKING:
+    from stampy.models import Stamp
+
+__all__ = ["Chunk", "Parts", "digest_of_arrays", "digest_of_model"]
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "parts.json"
+FORMAT = 1
+SAVE_EVERY_S = 20.0  # within a chunk; a chunk of a large model takes long on a CPU
+
+
+def digest_of_arrays(*arrays: np.ndarray) -> str:
+    """A hash of types, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def digest_of_model(model: Stamp) -> str:
+    """A hash of a model's weights, by name."""
+    import torch
+
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(values.numpy().data)
+    return found.hexdigest()
+
+
+class Chunk:
+    """Values (n, D) of the rows of a chunk, as far as they are done. Leaving the block saves, also by an exception."""
+
+    def __init__(self, path: Path | None, key: str, n: int):
+        self.path, self.key = path, key
+        self.done = np.zeros(n, dtype=bool)
+        self.values: np.ndarray | None = None
+        self._saved, self._unsaved = time.monotonic(), False
+        if path is not None and path.is_file():
+            self._load(path, n)
+
+    def _load(self, path: Path, n: int) -> None:
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                key, done, values = str(file["key"]), file["done"], file["values"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s) and made anew.", path, error)
+            return
+        if key != self.key or len(done) != n:
+            raise ValueError(
+                f"{str(path)!r} holds results of other counts, coordinates or images than these. "
+                "Give `resume=` another folder, or empty that one."
+            )
+        self.done, self.values = done, values
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Whether all these rows of the chunk are done."""
+        return bool(self.done[rows].all())
+
+    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Keep the values (m, D) of some rows."""
+        if self.path is None:
+            return
+        if self.values is None:
+            self.values = np.zeros((len(self.done), values.shape[1]), dtype=np.float32)
+        self.values[rows] = values
+        self.done[rows] = self._unsaved = True
+        if self.done.all() or time.monotonic() - self._saved > SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new."""
+        if self.path is None or not self._unsaved:
+            return
+        with _utils.atomic(self.path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, key=np.array(self.key), done=self.done, values=self.values)
+        self._saved, self._unsaved = time.monotonic(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+
+
+class Parts:
+    """The chunks of a run in a folder; with no folder nothing is kept.
+
+    Parameters
+    ----------
+    folder
+        Made if needed; None: nothing is kept.
+    settings
+        What all chunks depend on; a folder of other settings is refused.
+
+    Raises
+    ------
+    ValueError
+        The folder is of other settings, or has files of something else.
+    """
+
+    def __init__(self, folder: str | Path | None = None, settings: dict[str, Any] | None = None):
+        self.folder = None if folder is None else _checks.writable(folder)
+        if self.folder is not None:
+            _check_manifest(self.folder, {"format": FORMAT, **(settings or {})})
+
+    def chunk(self, name: str, start: int, n: int, key: Callable[[], str]) -> Chunk:
+        """The chunk `name` of the rows from `start` on; `key` hashes what it is made from."""
+        if self.folder is None:
+            return Chunk(None, "", n)
+        return Chunk(self.folder / f"{name}-{start:09d}.npz", key(), n)
+
+
+def _check_manifest(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into the folder, or compare them with those that are there."""
+    path = folder / MANIFEST
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error}). Give `resume=` another folder.") from error
+        other = [f"{k}: {known.get(k)!r} there, {v!r} now" for k, v in settings.items() if known.get(k) != v]
+        if other:
+            raise ValueError(
+                f"{str(folder)!r} holds results of another run ({'; '.join(other)}). Give `resume=` another folder, or "
+                "empty that one."
+            )
+        return
+    strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if strangers:
+        raise ValueError(f"`resume` needs a folder of its own; {str(folder)!r} has {_checks.shortlist(strangers, 3)}.")
+    with _utils.atomic(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
