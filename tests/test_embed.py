@@ -299,9 +299,9 @@ def test_training_flag_is_put_back(toy, model):
 def test_context_is_the_mean_with_the_nearest_of_the_same_section(toy, model):
     adata = toy[:40].copy()
     adata.obs["section"] = ["a", "b"] * 20
-    stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
+    tl.embed(adata, model, modality="gene", show_progress_bar=False)
     alone = adata.obsm["X_stamp_gene"].copy()
-    stampy.tl.embed(adata, model, modality="gene", context="neighbors", library_key="section", show_progress_bar=False)
+    tl.embed(adata, model, modality="gene", context="neighbors", library_key="section", show_progress_bar=False)
     xy, own = adata.obsm["spatial"], (adata.obs["section"] == "a").to_numpy()
     row = 0  # of section a
     near = np.argsort(np.linalg.norm(xy - xy[row], axis=1) + 1e9 * ~own)[:7]
@@ -311,6 +311,6 @@ def test_context_is_the_mean_with_the_nearest_of_the_same_section(toy, model):
     )
     assert adata.uns["stamp"]["X_stamp"]["context"] == "neighbors, 6"
     with pytest.raises(ValueError, match="`context` must be one of"):
-        stampy.tl.embed(adata, model, modality="gene", context="image")
+        tl.embed(adata, model, modality="gene", context="image")
     with pytest.raises(ValueError, match="needs 7 spots in every section"):
-        stampy.tl.embed(adata[:4].copy(), model, modality="gene", context="neighbors", show_progress_bar=False)
+        tl.embed(adata[:4].copy(), model, modality="gene", context="neighbors", show_progress_bar=False)
