@@ -145,7 +145,7 @@ class CorpusGroupSampler(_CorpusSampler):
         }
 
     def some_sections(self, seed: int, n_spots: int = 100_000) -> list[TrainingSection]:
-        """Whole sections in memory, drawn at random until there are `n_spots`; in their order, all if they are fewer."""
+        """Whole sections in memory, drawn at random until there are `n_spots`; all, if they are fewer."""
         order = np.random.default_rng([seed, 5]).permutation(len(self.sections))
         before = np.cumsum([0, *(self.sections[i].n_spots for i in order[:-1])])
         chosen = (self.sections[i] for i in np.sort(order[before < n_spots]))
