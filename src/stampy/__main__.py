@@ -1,4 +1,4 @@
-"""The command line, thin over the functions: `stampy demo | embed | slide | pretrain | align | models | datasets`."""
+"""The command line, thin over the functions: `stampy demo | embed | slide | corpus | pretrain | align | ...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stampy import __version__
+from stampy import __version__, _cli_corpus
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -62,6 +62,7 @@ EXAMPLES = {
         stampy align mine.h5ad --out tuned                         fine-tune stampy-mini
         torchrun --nproc-per-node 4 -m stampy align sections.tsv --model genes/model --out both
         """,
+    **_cli_corpus.EXAMPLES,
 }
 
 
@@ -233,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     _demo_options(commands)
     _embed_options(commands)
     _slide_options(commands)
+    _cli_corpus.add_commands(commands, _described, _command)
     _pretrain_options(commands)
     _align_options(commands)
     _command(commands, "models", _models, "List the models and systems that `--model` takes.")
@@ -318,7 +320,7 @@ def _align_options(commands: Any) -> None:
 
 
 def _training_options(add: Any) -> None:
-    add("sections", nargs="+", metavar="SECTIONS", help=".h5ad files, or manifests (.tsv with a column path)")
+    add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")
     add("--seed", type=int, help="instead of the one in the settings")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 
 from stampy import _checks
@@ -17,7 +16,10 @@ from stampy import _checks
 from ._counts import checked_rows, counts_of
 from ._match import gene_names
 
-__all__ = ["gene_means"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["add_sums", "gene_means", "means_of", "section_sums"]
 
 DEPTH = 10_000.0  # counts a spot that all spots are scaled to
 
@@ -27,30 +29,43 @@ def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = 
 
     Examples
     --------
+    >>> from anndata import AnnData
     >>> section = AnnData(np.array([[1.0, 3.0], [0.0, 2.0]]), var=pd.DataFrame(index=["TP53", "GAPDH"]))
     >>> gene_means([section])
       gene_id symbol  divisor  n_spots
     0   GAPDH  GAPDH   8750.0        2
     1    TP53   TP53   2500.0        1
     """
+    from anndata import AnnData
+
     if isinstance(sections, AnnData | str | Path):
         raise TypeError("`sections` must be an iterable of sections or paths, found a single one; put it into a list.")
     sums = None
     for number, section in enumerate(sections):
         with _opened(section, number) as (adata, name):
-            new = _section_sums(adata, layer, name)
-        sums = new if sums is None else pd.concat([sums, new])
-        # a row a pair of id and symbol, so that this does not grow with the number of sections
-        sums = sums.groupby(["gene_id", "symbol"], as_index=False, sort=False).sum()
+            sums = add_sums(sums, section_sums(adata, layer, name))
     if sums is None:
         raise ValueError("`sections` is empty; a vocabulary needs at least one section.")
+    return means_of(sums)
+
+
+def add_sums(sums: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
+    """The sums of two parts of a corpus together, a row a pair of id and symbol."""
+    sums = new if sums is None else pd.concat([sums, new])
+    return sums.groupby(["gene_id", "symbol"], as_index=False, sort=False).sum()
+
+
+def means_of(sums: pd.DataFrame) -> pd.DataFrame:
+    """What `gene_means` returns, from the sums of all sections."""
     return _merged(_resolved(sums))
 
 
 @contextlib.contextmanager
 def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnData, str]]:
     """The section and what to call it; a file is opened backed, and closed."""
-    if isinstance(section, AnnData):
+    import anndata
+
+    if isinstance(section, anndata.AnnData):
         yield section, f"section {number}"
     elif isinstance(section, str | Path):
         path = _checks.existing(section, what="section", suffixes=(".h5ad",))
@@ -63,7 +78,7 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
         raise TypeError(f"`sections` must hold AnnData or paths of .h5ad files, found {type(section).__name__}.")
 
 
-def _section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
+def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
     """Sum of the depth-scaled counts of each gene of a section, and the number of spots that have it."""
     _checks.not_empty(adata)
     gene_ids, symbols = gene_names(adata.var)

@@ -6,10 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-import zarr
-from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from stampy import _checks
@@ -89,6 +86,11 @@ def _rows(X: sparse.csr_matrix | sparse.csr_array, start: int, stop: int) -> spa
 
 def _sliceable(X: Any) -> Any:
     """`X` itself, or its CSR form where slices of rows would be slow; TypeError where it isn't numbers in a table."""
+    # here, so that a machine that only trains needs none of them
+    import h5py
+    import zarr
+    from anndata.abc import CSCDataset, CSRDataset
+
     if isinstance(X, CSCDataset):
         X = X.to_memory()
     if sparse.issparse(X):

@@ -187,7 +187,10 @@ class Vocabulary:
         _checks.at_least("min_spots", min_spots, 1)
         if max_genes is not None:
             _checks.at_least("max_genes", max_genes, 1)
-        means = gene_means(sections, layer=layer)
+        return cls._from_means(gene_means(sections, layer=layer), min_spots, max_genes)
+
+    @classmethod
+    def _from_means(cls, means: pd.DataFrame, min_spots: int = 10, max_genes: int | None = None) -> Vocabulary:
         kept = means[means["n_spots"] >= min_spots]
         if kept.empty:
             raise ValueError(

@@ -2,7 +2,8 @@
 
 from ._align import align
 from ._config import AlignConfig, PretrainConfig
+from ._corpus import Corpus
 from ._pretrain import pretrain
 from ._sections import Section
 
-__all__ = ["AlignConfig", "PretrainConfig", "Section", "align", "pretrain"]
+__all__ = ["AlignConfig", "Corpus", "PretrainConfig", "Section", "align", "pretrain"]

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 
@@ -23,8 +22,7 @@ from ._config import AlignConfig
 from ._logs import check_loggers
 from ._loop import fit
 from ._ranks import is_sharded, make_fabric
-from ._samplers import PairSampler
-from ._sections import TrainingSection, as_sections, identity_of, prepare
+from ._sources import pair_source
 from ._spectral_image import start_spectral_image
 
 __all__ = ["align"]
@@ -52,8 +50,8 @@ def align(
     ----------
     sections
         AnnData with raw counts, ``obsm["spatial"]`` and an image, paths of .h5ad files, or a manifest (.tsv with the
-        columns path, name, image, um_per_px, spot_um); one or a list. Spots without genes (a section of 0 columns)
-        feed the two losses that need an image alone.
+        columns path, name, image, um_per_px, spot_um); one or a list. Or a `Corpus` with tiles, or the path of one.
+        Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
     out
         Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
     model
@@ -124,15 +122,10 @@ def _align(
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
     vocabulary = Vocabulary(model.genes)
-    prepared = [
-        prepare(s, vocabulary, max_tokens=model.config.gene.max_tokens, tiles=True) for s in as_sections(sections)
-    ]
-    sampler = PairSampler(prepared, config)
+    sampler, identity, patches = pair_source(sections, vocabulary, config, model.config)
     if config.start == "spectral":
-        patches = np.concatenate([s.tiles.read(_some_rows(s, config.seed)) for s in prepared])
-        start_spectral_image(model.image, torch.from_numpy(patches), config.seed)
+        start_spectral_image(model.image, torch.from_numpy(patches()), config.seed)
     spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
-    identity = f"{len(vocabulary)} genes; {identity_of(prepared)}"
     stage = Alignment(model, config)
     whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
     if fabric.is_global_zero:
@@ -145,10 +138,6 @@ def _align(
         save(model, out / "model")
     fabric.barrier()
     return model if fabric.world_size == 1 else None
-
-
-def _some_rows(section: TrainingSection, seed: int, n: int = 40) -> np.ndarray:
-    return np.sort(np.random.default_rng([seed, 6]).permutation(len(section.xy))[:n])
 
 
 def _check(config: AlignConfig) -> None:

@@ -24,8 +24,7 @@ from ._logs import check_loggers
 from ._loop import fit
 from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
-from ._samplers import GroupSampler
-from ._sections import as_sections, identity_of, prepare
+from ._sources import group_source
 from ._spectral import start_spectral
 
 __all__ = ["pretrain"]
@@ -52,11 +51,11 @@ def pretrain(
     ----------
     sections
         AnnData with raw counts and ``obsm["spatial"]``, paths of .h5ad files, or a manifest (.tsv with a column
-        ``path``); one or a list.
+        ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path of one.
     out
         Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
     vocabulary
-        None: made from the sections (`stampy.pp.Vocabulary.from_sections`).
+        None: made from the sections (`stampy.pp.Vocabulary.from_sections`), or the one of the corpus.
     config
         Settings; a mapping or JSON file names those that differ from the paper's.
     device
@@ -113,28 +112,20 @@ def _pretrain(
     progress: bool,
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
-    sections = as_sections(sections)
-    if vocabulary is None:
-        vocabulary = Vocabulary.from_sections(s.data for s in sections)
-    elif not isinstance(vocabulary, Vocabulary):
-        vocabulary = Vocabulary.load(vocabulary)
-    prepared = [prepare(s, vocabulary, max_tokens=config.max_tokens, tiles=False) for s in sections]
-    prepared = [s for s in prepared if s.tokens.any()]  # sections without genes have nothing to say here
-    sampler = GroupSampler(prepared, config)
+    vocabulary, sampler, identity, prepared = group_source(sections, vocabulary, config)
     sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
     model = _new_model(config, vocabulary)
     if config.start == "spectral":
-        start_spectral(model.gene, prepared, vocabulary.divisors, config.seed)
+        start_spectral(model.gene, prepared(), vocabulary.divisors, config.seed)
     model.gene_head.requires_grad_(False)  # it has no part in these losses
     stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
-    identity = f"{len(vocabulary)} genes; {identity_of(prepared)}"
     whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
     if fabric.is_global_zero:
         if whole is not None:
             model = _new_model(config, vocabulary)
             model.load_state_dict(whole)
         model.requires_grad_(True).eval()
-        _fit_gene_head(model, [s.tokens for s in prepared], config.seed)
+        _fit_gene_head(model, [s.tokens for s in prepared()], config.seed)
         save(model, out / "model")
     fabric.barrier()
     return model if fabric.world_size == 1 else None

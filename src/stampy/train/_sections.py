@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stampy import _checks
+from stampy import _checks, _utils
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -21,7 +21,9 @@ from stampy.pp._tokens import iter_tokens
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare"]
+    from stampy.pp._match import GeneMatch
+
+__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare", "ranked"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +35,16 @@ class Section:
     Parameters
     ----------
     data
-        AnnData with counts and ``obsm["spatial"]``, or the path of an .h5ad. Without genes (0 columns) it feeds the
-        losses that need an image alone.
+        AnnData with counts and ``obsm["spatial"]``, or the path of an .h5ad; for a corpus of any format. Without genes
+        (0 columns) it feeds the losses that need an image alone.
     name
         For messages and logs.
     image
         Image file to use instead of the one in ``uns["spatial"]``.
     um_per_px, spot_um
         Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
+    organ, platform
+        What the section is of and by what it was measured, in your own words; a corpus keeps them.
     """
 
     data: AnnData | Path
@@ -48,6 +52,8 @@ class Section:
     image: Path | None = None
     um_per_px: float | None = None
     spot_um: float | None = None
+    organ: str = ""
+    platform: str = ""
 
     def read(self) -> AnnData:
         """The section in memory."""
@@ -68,47 +74,58 @@ class TrainingSection:
     tiles: TileSource | None
 
 
-def as_sections(sections: Any) -> list[Section]:
+def as_sections(sections: Any, *, any_format: bool = False) -> list[Section]:
     """Sections from AnnData, paths of .h5ad files, a manifest (.tsv), `Section` itself, or a sequence of these.
 
-    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px and spot_um.
+    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.
+    With `any_format` a path may also be a .zarr or a Space Ranger folder, and a section a SpatialData.
     """
     if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
-    found = list(_expand(sections))
+    found = list(_expand(sections, any_format))
     if not found:
         raise ValueError("No sections to train on. Give AnnData objects, paths of .h5ad files, or a manifest (.tsv).")
     return found
 
 
-def _expand(sections: Iterable[Any]) -> Iterator[Section]:
+def _expand(sections: Iterable[Any], any_format: bool) -> Iterator[Section]:
     from anndata import AnnData
 
+    suffixes = () if any_format else (".h5ad", ".tsv")
     for number, item in enumerate(sections):
         if isinstance(item, Section):
             yield item
-        elif isinstance(item, AnnData):
+        elif isinstance(item, AnnData) or (any_format and _utils.is_spatialdata(item)):
             yield Section(data=item, name=f"section {number}")
         elif isinstance(item, str | Path):
-            path = _checks.existing(item, what="section or manifest", suffixes=(".h5ad", ".tsv"))
-            yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=path.stem)]
+            path = _checks.existing(item, what="section or manifest", suffixes=suffixes)
+            yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
         else:
             raise TypeError(f"A section is an AnnData or the path of an .h5ad, found {type(item).__name__}.")
+
+
+def _name(path: Path) -> str:
+    """Of a file its name without the ending; of ``SAMPLE/outs`` the sample's."""
+    path = path.resolve()
+    path = path.parent if path.name == "outs" else path
+    return path.name if path.is_dir() and path.suffix != ".zarr" else path.stem
 
 
 def _manifest(path: Path) -> Iterator[Section]:
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     _checks.has_key(table.columns, "path", slot=path.name, needs="A manifest names one .h5ad per row there.")
-    allowed = {"path", "name", "image", "um_per_px", "spot_um"}
+    allowed = {"path", "name", "image", "um_per_px", "spot_um", "organ", "platform"}
     for column in table.columns:
         _checks.one_of(f"column of {path.name}", column, allowed)
     for row in table.to_dict("records"):
         yield Section(
             data=path.parent / row["path"],
-            name=row.get("name") or Path(row["path"]).stem,
+            name=row.get("name") or _name(path.parent / row["path"]),
             image=path.parent / row["image"] if row.get("image") else None,
             um_per_px=float(row["um_per_px"]) if row.get("um_per_px") else None,
             spot_um=float(row["spot_um"]) if row.get("spot_um") else None,
+            organ=row.get("organ", ""),
+            platform=row.get("platform", ""),
         )
 
 
@@ -138,11 +155,20 @@ def identity_of(sections: Iterable[TrainingSection]) -> str:
 
 
 def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:
-    dtype = np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32
-    tokens = np.zeros((adata.n_obs, max_tokens), dtype=dtype)
-    if adata.n_vars:
-        match = vocabulary.match(adata)
-        logger.info("%s: %s", name, match)
-        for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
-            tokens[start : start + len(block)] = block
-    return tokens
+    if not adata.n_vars:
+        return np.zeros((adata.n_obs, max_tokens), dtype=_dtype(vocabulary))
+    return ranked(adata, vocabulary, max_tokens, name)[0]
+
+
+def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> tuple[np.ndarray, GeneMatch]:
+    """Tokens (n, max_tokens), 0 pads, and how the section's genes were found."""
+    match = vocabulary.match(adata)
+    logger.info("%s: %s", name, match)
+    tokens = np.zeros((adata.n_obs, max_tokens), dtype=_dtype(vocabulary))
+    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
+        tokens[start : start + len(block)] = block
+    return tokens, match
+
+
+def _dtype(vocabulary: Vocabulary) -> type[np.generic]:
+    return np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32

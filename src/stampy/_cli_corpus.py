@@ -1,0 +1,100 @@
+"""The command line's part about corpora: `stampy corpus build | info | verify`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["EXAMPLES", "add_commands"]
+
+EXAMPLES = {
+    "corpus": """
+        stampy corpus build sections.tsv --out corpus
+        stampy corpus info corpus
+        stampy corpus verify corpus
+        stampy pretrain corpus --out genes
+        """,
+    "build": """
+        stampy corpus build sections/*.h5ad spaceranger/*/outs visium.zarr --out corpus
+        stampy corpus build sections.tsv --out corpus --vocabulary genes.tsv --on-error skip --workers 16
+        stampy corpus build sections.tsv --out corpus --scheduler tcp://node1:8786
+        """,
+}
+
+
+def add_commands(commands: Any, described: Any, command: Any) -> None:
+    """Add `corpus` with its own commands to the parser."""
+    about = "Many sections in one store on disk, for training."
+    parser = described(commands.add_parser, "corpus", about, help=about)
+    inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _build_options(command(inner, "build", _build, "Build a corpus, or go on building one.").add_argument)
+    for name, run, text in (
+        ("info", _info, "Say what is in a corpus."),
+        ("verify", _verify, "Compare every file of a corpus with its manifest; the exit status is 1 if one differs."),
+    ):
+        command(inner, name, run, text).add_argument("path", metavar="CORPUS", help="the folder of the corpus")
+
+
+def _build_options(add: Any) -> None:
+    add("sections", nargs="+", metavar="SECTIONS",
+        help=".h5ad, .zarr, Space Ranger folders, or manifests (.tsv with a column path)")  # fmt: skip
+    add("--out", required=True, metavar="FOLDER", help="for the corpus; one that was interrupted goes on")
+    add("--vocabulary", metavar="TSV", help="genes.tsv (default: made from the sections)")
+    add("--max-tokens", type=int, default=1500, metavar="N", help="tokens of a spot (default: %(default)s)")
+    add("--draws", type=int, default=1, metavar="N", help="times that groups are drawn (default: %(default)s)")
+    add("--regions", type=int, default=1, metavar="N", help="regions of a spot (default: %(default)s)")
+    images = {"auto": None, "all": True, "none": False}
+    add("--images", choices=images, default="auto", help="tiles of which sections (default: of those with an image)")
+    add("--codec", choices=("jpeg", "jpegxl", "zstd"), default="jpeg", help="of the tiles (default: %(default)s)")
+    add("--quality", type=int, default=90, metavar="Q", help="of the tiles, 1 to 100 (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of groups and cells (default: 0)")
+    add("--workers", dest="n_workers", type=int, metavar="N", help="processes (default: one per core)")
+    add("--scheduler", metavar="ADDRESS", help="of a dask cluster, instead of processes here")
+    add("--on-error", choices=("raise", "skip"), default="raise",
+        help="stop at a section that can't be used, or leave it out and say so (default: %(default)s)")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _build(*, sections: list[str], out: str, images: str, quiet: bool, **options: Any) -> None:
+    from stampy import train
+
+    wanted = {"auto": None, "all": True, "none": False}[images]
+    progress = not quiet and sys.stderr.isatty()
+    corpus = train.Corpus.build(sections, out, images=wanted, progress=progress, **options)
+    if not quiet:
+        _tell(corpus)
+
+
+def _info(path: str) -> None:
+    from stampy import train
+
+    corpus = train.Corpus(path)
+    print(corpus.table.to_string(index=False, formatters={"bytes": lambda n: f"{n / 1e6:.1f} MB"}))
+    print()
+    _tell(corpus)
+
+
+def _tell(corpus: Any) -> None:
+    table = corpus.table
+    print(f"{corpus.path}: {corpus!r}")
+    print(f"digest {corpus.digest[:16]}, built by stampy {corpus.manifest['stampy']}")
+    print(f"{table['bytes'].sum() / 1e6:.1f} MB, {table['bytes'].sum() / table['n_spots'].sum():.0f} bytes a spot")
+    print(", ".join(f"{key}={value}" for key, value in corpus.settings.items()))
+    for name, error in corpus.skipped.items():
+        print(f"left out: {name}: {error}")
+    for section in corpus.sections:
+        for note in section.record["notes"]:
+            print(f"note: {section.name}: {note}")
+
+
+def _verify(path: str) -> None:
+    from stampy import train
+
+    corpus = train.Corpus(path)
+    problems = corpus.verify()
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{len(problems)} problems. Build again from the same sections to mend the corpus.")
+    files = sum(len(s.record["files"]) for s in corpus.sections)
+    print(f"{corpus.path}: {files} files are as the manifest says")
