@@ -18,6 +18,8 @@ from stampy import datasets, pp
 
 FULL_RESOLUTION = [f"HER2ST_C{i}" for i in range(2, 7)]
 REDUCED = ["CRC16_human", "LymphNode_V1_human"]  # pairs whose image is the reduced one of Space Ranger
+# Images without counts, for the two losses that need none: the smaller three of six, lest pairs become rare in a batch.
+UNPAIRED = ["image_only_gbm243t", "image_only_sows2025", "image_only_ovarian"]
 
 
 def main(folder: Path) -> None:
@@ -35,7 +37,7 @@ def main(folder: Path) -> None:
             genes.append({"path": path.name, "name": name})
         if name in FULL_RESOLUTION:
             images.append({"path": path.name, "name": name, "image": datasets.fetch(name, file="image")})
-        elif name in REDUCED:
+        elif name in REDUCED + UNPAIRED:
             images.append({"path": path.name, "name": name, "image": ""})
         print(f"{name}: {section.n_obs} spots, {section.n_vars} genes")
     pd.DataFrame(genes).to_csv(folder / "pretrain.tsv", sep="\t", index=False)
