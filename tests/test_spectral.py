@@ -120,3 +120,24 @@ def test_a_spectral_image_tower_aligns(toy, model, tmp_path):
     }
     aligned = train.align(toy, tmp_path, model=gene, config=config, device="cpu", progress=False)
     assert aligned.image.width == 32
+
+
+def test_a_bag_of_genes_stays_as_it_starts_while_the_layers_learn(section, vocabulary, toy, tmp_path):
+    gene = GENE | {"pooling": "bag", "frozen": ["embeddings.", "rank_gate"], "lr": 1e-2, "groups_per_batch": 2}
+    frozen = {"lr": 1e-12, "min_lr": 1e-12}
+    tokens = torch.from_numpy(section.tokens.astype(np.int64))
+    found = []
+    for name, config in (("learned", gene), ("still", gene | frozen)):
+        model = train.pretrain(toy, tmp_path / name, vocabulary=vocabulary, config=config, device="cpu", progress=False)
+        with torch.inference_mode():
+            found.append((model.gene_features(tokens), model.gene(model.gene.ids(tokens)[0])))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1], atol=1e-3)
+    with torch.inference_mode():  # padding and company change nothing
+        half = model.gene_features(torch.nn.functional.pad(tokens[:3, :20], (0, 44)))
+        torch.testing.assert_close(half, model.gene_features(tokens[:3, :20]))
+        model.gene.train()
+        torch.testing.assert_close(model.gene_features(tokens), found[1][0])
+    with pytest.raises(ValueError, match="no parameter starts with 'embedding_'"):
+        train.pretrain(toy, tmp_path / "x", vocabulary=vocabulary, config=gene | {"frozen": ["embedding_"]},
+                       device="cpu", progress=False)  # fmt: skip

@@ -42,7 +42,9 @@ class GeneConfig:
     pooling
         ``"tokens"`` averages the outputs of the spot's own tokens. ``"positions"`` averages positions 3 to
         ``max_tokens - 1``, padding included, which the published weights need. ``"sum"`` adds up the outputs of the
-        spot's own tokens, divided by ``max_tokens``: how many genes a spot has stays visible.
+        spot's own tokens, divided by ``max_tokens``: how many genes a spot has stays visible. ``"bag"`` is that sum of
+        what enters the first layer, without the position embedding: each gene says the same in all company, and a
+        feature costs next to nothing. The layers then serve the reconstruction of genes alone.
     tied_heads
         Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
     dropout
@@ -61,7 +63,7 @@ class GeneConfig:
     heads: int = 16
     feedforward: int = 1024
     max_tokens: int = _keys.MAX_TOKENS
-    pooling: Literal["tokens", "positions", "sum"] = "tokens"
+    pooling: Literal["tokens", "positions", "sum", "bag"] = "tokens"
     tied_heads: bool = False
     dropout: float = 0.0
     norm: Literal["post", "pre"] = "post"
@@ -198,10 +200,13 @@ class GeneEncoder(nn.Module):
 
     def _embed(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
         at = slice(ids_BL.shape[1]) if positions is None else positions
+        return self._genes(ids_BL, positions) + self.positional_embedding.weight[at]
+
+    def _genes(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
         x_BLD = self.embeddings(ids_BL)
-        if self.config.rank_gate:
-            x_BLD = x_BLD * self.rank_gate[at]
-        return x_BLD + self.positional_embedding.weight[at]
+        if not self.config.rank_gate:
+            return x_BLD
+        return x_BLD * self.rank_gate[slice(ids_BL.shape[1]) if positions is None else positions]
 
     def packed(self, ids_T: Tensor, packing: Packing, positions: Tensor | None = None) -> Tensor:
         """`forward` for spots end to end: the same outputs (T, D), and no padding but what `packing` asks for.
@@ -244,6 +249,9 @@ class GeneEncoder(nn.Module):
         Apart from `features`, for what looks into the encoder: here a token may be the mask.
         """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
+        if self.config.pooling == "bag":
+            genes_BLD = self._genes(ids_BL[:, :n_keys], None)
+            return (genes_BLD * (ids_BL[:, :n_keys, None] != PAD_ID)).sum(dim=1) / self.config.max_tokens
         if self.training and len(ids_BL):
             return self._trained_features(ids_BL, lengths_B)
         if self.config.pooling == "positions":

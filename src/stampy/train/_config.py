@@ -94,7 +94,10 @@ class PretrainConfig(_Config):
     start
         ``"random"`` weights, or ``"spectral"``: features are at first the axes along which neighbouring spots agree,
         found from the sections in seconds. A small model on few sections gets further from there. It needs
-        ``norm="pre"``, ``rank_gate`` and ``pooling="sum"``.
+        ``norm="pre"``, ``rank_gate`` and ``pooling="sum"`` or ``"bag"``.
+    frozen
+        Prefixes of the names of the gene encoder's parameters that stay as they start, such as
+        ``("embeddings.", "rank_gate")``: then the features of ``pooling="bag"`` stay the spectral axes.
     epochs_igr
         Epochs with IGR alone, first.
     epochs_cgr
@@ -125,12 +128,13 @@ checkpoint_activations, compile, prefetch
     heads: int = 16
     feedforward: int = 1024
     max_tokens: int = 1500
-    pooling: Literal["tokens", "sum"] = "tokens"
+    pooling: Literal["tokens", "sum", "bag"] = "tokens"
     tied_heads: bool = False
     dropout: float = 0.0
     norm: Literal["post", "pre"] = "post"
     rank_gate: bool = False
     start: Literal["random", "spectral"] = "random"
+    frozen: tuple[str, ...] = ()
     epochs_igr: int = 1
     epochs_cgr: int = 1
     groups_per_batch: int = 8

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from stampy._checks import at_least, one_of
+from stampy._checks import at_least, one_of, shortlist
 from stampy.models import GeneConfig, Stamp, StampConfig, load, save
 from stampy.models._cross_entropy import kernel_for
 from stampy.pp import Vocabulary
@@ -117,7 +117,7 @@ def _pretrain(
     model = _new_model(config, vocabulary)
     if config.start == "spectral":
         start_spectral(model.gene, prepared(), vocabulary.divisors, config.seed)
-    model.gene_head.requires_grad_(False)  # it has no part in these losses
+    _freeze(model, config)
     stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
     whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
     if fabric.is_global_zero:
@@ -131,6 +131,16 @@ def _pretrain(
     return model if fabric.world_size == 1 else None
 
 
+def _freeze(model: Stamp, config: PretrainConfig) -> None:
+    model.gene_head.requires_grad_(False)  # it has no part in these losses
+    names = [name for name, _ in model.gene.named_parameters()]
+    for prefix in config.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"`frozen`: no parameter starts with {prefix!r}. There are {shortlist(names, 20)}.")
+    for name, parameter in model.gene.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(config.frozen)))
+
+
 def _check(config: PretrainConfig) -> None:
     at_least("groups_per_batch", config.groups_per_batch, 1)
     at_least("group_size", config.group_size, 2)
@@ -138,8 +148,11 @@ def _check(config: PretrainConfig) -> None:
     if config.width % config.heads:
         raise ValueError(f"`heads` must divide `width`, found {config.heads} and {config.width}.")
     one_of("start", config.start, ("random", "spectral"))
-    if config.start == "spectral" and (config.norm, config.rank_gate, config.pooling) != ("pre", True, "sum"):
-        raise ValueError("start='spectral' needs norm='pre', rank_gate=True and pooling='sum'.")
+    summed = config.norm == "pre" and config.rank_gate and config.pooling in ("sum", "bag")
+    if config.start == "spectral" and not summed:
+        raise ValueError("start='spectral' needs norm='pre', rank_gate=True and pooling='sum' or 'bag'.")
+    if isinstance(config.frozen, str):
+        raise TypeError(f"`frozen` must be a sequence of names, found {config.frozen!r}.")
     if not 0 < config.mask_fraction < 1:
         raise ValueError(f"`mask_fraction` must lie between 0 and 1, found {config.mask_fraction}.")
 

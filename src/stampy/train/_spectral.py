@@ -36,7 +36,7 @@ def start_spectral(encoder: GeneEncoder, sections: Sequence[TrainingSection], di
     Parameters
     ----------
     encoder
-        With ``norm="pre"``, ``rank_gate=True`` and ``pooling="sum"``; is changed.
+        With ``norm="pre"``, ``rank_gate=True`` and ``pooling`` "sum" or "bag"; is changed.
     sections
         With tokens and coordinates.
     divisors
