@@ -396,7 +396,7 @@ def test_coarse_images_warn_once_with_the_factor():
         ({"um_per_px": 1.0, "size_px": 10.5}, TypeError, "whole number"),
         ({"um_per_px": 1.0, "fill": (0, 0, 256)}, ValueError, "`fill`"),
         ({"um_per_px": 1.0, "fill": "white"}, ValueError, "`fill`"),
-        ({"um_per_px": 1.0, "image": 3}, TypeError, "path, an array or a SlideImage"),
+        ({"um_per_px": 1.0, "image": 3}, TypeError, "path, an array, a SlideImage or a WSIData"),
         ({"um_per_px": 1.0, "library_key": "slide"}, KeyError, "`slide` not found"),
     ],
 )

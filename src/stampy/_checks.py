@@ -212,8 +212,10 @@ def writable(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(f"{str(folder)!r} is a file; a folder to write into was expected.") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"{str(folder)!r} can't be a folder to write into: it, or a part of its path, is a file. Choose another."
+        ) from error
     except OSError as error:
         raise PermissionError(
             f"The folder {str(folder)!r} can't be made ({error.strerror}). Choose another."

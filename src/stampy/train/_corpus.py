@@ -48,7 +48,7 @@ class Corpus:
     >>> section = stampy.datasets.toy(n_spots=60)
     >>> corpus = Corpus.build(section, folder.name, max_tokens=64, size_px=32, n_workers=1, progress=False)
     >>> corpus
-    Corpus(1 section, 60 spots, 800 genes, 60 spots with tiles)
+    Corpus(1 section, 60 spots, 754 genes, 60 spots with tiles)
     >>> corpus.section("section 0").patches(np.array([3, 5])).shape
     (2, 32, 32, 3)
     """
