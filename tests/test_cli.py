@@ -360,7 +360,7 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
         ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Near names there: ['toy.h5ad']"),
         ("toy.h5ad", "out.csv", "must end in .h5ad or .zarr, found 'out.csv'"),
         ("toy.h5ad", "taken.zarr", "'taken.zarr' exists"),
-        ("toy.h5ad", "file/out.h5ad", "'file' is a file; a folder to write into was expected"),
+        ("toy.h5ad", "file/out.h5ad", "'file' can't be a folder to write into"),
         (
             "notes.txt",
             "out.h5ad",

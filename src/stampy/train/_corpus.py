@@ -43,7 +43,7 @@ class Corpus:
 
     Examples
     --------
-    >>> import stampy, tempfile
+    >>> import numpy as np, stampy, tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> section = stampy.datasets.toy(n_spots=60)
     >>> corpus = Corpus.build(section, folder.name, max_tokens=64, size_px=32, n_workers=1, progress=False)
