@@ -51,6 +51,7 @@ class Corpus:
     Corpus(1 section, 60 spots, 754 genes, 60 spots with tiles)
     >>> corpus.section("section 0").patches(np.array([3, 5])).shape
     (2, 32, 32, 3)
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: str | Path):
