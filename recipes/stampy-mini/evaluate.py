@@ -65,19 +65,20 @@ def labelled(model):
     for name, key in LABELLED.items():
         adata = stampy.datasets.load(name)
         modality = "fused" if name in WITH_IMAGE else "gene"
-        stampy.tl.embed(adata, model, modality=modality, show_progress_bar=False)
-        stampy.tl.embed(adata, model, modality="gene", level="feature", key_added="X_feature", show_progress_bar=False)
-        xy = adata.obsm["spatial"].astype(float)
+        for title, context in (("X_stamp", None), ("X_context", "neighbors")):
+            stampy.tl.embed(adata, model, modality=modality, context=context, key_added=title, show_progress_bar=False)
         pca = PCA(50, random_state=0).fit_transform(log_counts(adata))
-        found = {"PCA": pca, "PCA, smoothed": smoothed(pca, xy)}
-        found["gene"] = adata.obsm["X_stamp_gene"]
-        found["gene, smoothed"] = smoothed(adata.obsm["X_stamp_gene"], xy)
-        found["gene feature"] = adata.obsm["X_feature"]
-        found["gene feature, smoothed"] = smoothed(adata.obsm["X_feature"], xy)
+        found = {"PCA": pca, "gene": adata.obsm["X_stamp_gene"]}
         if modality == "fused":
-            found["image"], found["fused"] = adata.obsm["X_stamp_image"], adata.obsm["X_stamp"]
-            found["fused, smoothed"] = smoothed(adata.obsm["X_stamp"], xy)
-            found["mean colour"] = colours(adata)
+            found |= {
+                "image": adata.obsm["X_stamp_image"],
+                "fused": adata.obsm["X_stamp"],
+                "mean colour": colours(adata),
+            }
+        xy = adata.obsm["spatial"].astype(float)
+        found |= {"PCA, smoothed": smoothed(pca, xy), "gene, in context": adata.obsm["X_context_gene"]}
+        if modality == "fused":
+            found |= {"image, in context": adata.obsm["X_context_image"], "fused, in context": adata.obsm["X_context"]}
         codes, _ = known_labels(adata.obs[key])
         known = codes >= 0
         for title, values in found.items():
@@ -98,7 +99,8 @@ def image_only(model):
     stampy.tl.embed(adata, model, modality="image", show_progress_bar=False)
     (codes, _), xy = known_labels(adata.obs[key]), adata.obsm["spatial"].astype(float)
     known = codes >= 0
-    for title, values in {"image": adata.obsm["X_stamp_image"], "mean colour": colours(adata)}.items():
+    found = {"image": adata.obsm["X_stamp_image"], "mean colour": colours(adata)}
+    for title, values in (found | {f"{k}, in context": smoothed(v, xy) for k, v in found.items()}).items():
         yield row(IMAGED, title, values[known], codes[known], xy[known])
 
 
