@@ -5,13 +5,14 @@ Some tens of cases run by default, thousands on request::
     pytest -m slow tests/test_fuzz.py
     python tests/test_fuzz.py --cases 5000 --seed 0
 
-A clear error is of a documented type and raised, and so worded, by stampy itself. A case is told by its number: `--only`
-runs one again and shows its traceback.
+A clear error is of a documented type and raised, and so worded, by stampy itself. A case is told by its number:
+`--only` runs one again and shows its traceback.
 """
 
 import argparse
 import copy
 import functools
+import itertools
 import sys
 import traceback
 import warnings
@@ -174,7 +175,7 @@ def odd_storage(a, rng):
 
 
 def flipped(values, indptr):
-    return np.concatenate([values[i:j][::-1] for i, j in zip(indptr[:-1], indptr[1:], strict=True)])
+    return np.concatenate([values[i:j][::-1] for i, j in itertools.pairwise(indptr)])
 
 
 def no_counts(a, rng):
@@ -223,7 +224,8 @@ def odd_obs_names(a, rng):
 
 def odd_coordinates(a, rng):
     xy = np.asarray(a.obsm["spatial"], dtype=float).copy() if "spatial" in a.obsm else np.zeros((a.n_obs, 2))
-    how = choice(rng, "none", "nan", "inf", "one", "three", "int", "object", "text", "frame", "sparse", "outside", "swap",
+    how = choice(rng, "none", "nan", "inf", "one", "three", "int", "object", "text", "frame", "sparse", "outside",
+    "swap",
                  "same", "huge", "line", "negative", "bool", "tiny", "far", "complex", "missing")  # fmt: skip
     rows = some(rng, len(xy))
     if how in ("nan", "inf", "outside"):
@@ -231,7 +233,8 @@ def odd_coordinates(a, rng):
     made = {
         "one": xy[:, :1], "three": np.column_stack([xy, xy[:, :1]]), "int": xy.astype(int), "object": xy.astype(object),
         "text": xy.astype(str), "frame": pd.DataFrame(xy, index=a.obs_names, columns=["x", "y"]),
-        "sparse": sparse.csr_matrix(xy), "swap": xy[:, ::-1] * [1, 0.4], "same": np.full_like(xy, 50.0), "huge": xy * 1e18,
+        "sparse": sparse.csr_matrix(xy), "swap": xy[:, ::-1] * [1, 0.4], "same": np.full_like(xy, 50.0),
+        "huge": xy * 1e18,
         "line": xy * [1, 0] + [0, 50], "negative": -xy, "bool": xy > 50, "tiny": xy * 1e-30, "far": xy + 1e15,
         "complex": xy + 0j,
     }.get(how, xy)  # fmt: skip
@@ -265,7 +268,8 @@ def odd_labels(a, rng):
     a.obs["label"] = choice(
         rng, ["one"] * n, [np.nan] * n, np.arange(n) % 3, rng.random(n), pd.Categorical(letters, list("zcba")),
         np.where(rng.random(n) < 0.7, letters, "NA"), np.array(["ß", 1, None], dtype=object)[np.arange(n) % 3],
-        np.arange(n) % 2 == 0, pd.to_datetime(np.arange(n)), [f"l{i}" for i in range(n)], pd.Categorical(np.arange(n) % 2),
+        np.arange(n) % 2 == 0, pd.to_datetime(np.arange(n)), [f"l{i}" for i in range(n)],
+        pd.Categorical(np.arange(n) % 2),
         pd.array(np.where(np.arange(n) % 2, "a", "b"), dtype="string"), np.where(np.arange(n) == 0, "a", "b"),
         np.where(rng.random(n) < 0.5, np.inf, 1.0), pd.array([None, *[True] * (n - 1)][:n], dtype="boolean"),
     )  # fmt: skip
@@ -291,13 +295,15 @@ def odd_picture(a, rng):
         np.moveaxis(picture, -1, 0), np.full((h, w, 3), np.nan), picture.tolist(), (picture * 99).astype(np.int64),
         picture[0], np.zeros((h, w, 4), np.uint8), picture.astype(np.float16), picture.astype(str), picture + 0j,
     )  # fmt: skip
-    a.uns["spatial"] = {"s": {"images": {"hires": picture}, "scalefactors": {"tissue_hires_scalef": 1.0,
-                                                                            "spot_diameter_fullres": 11.0}}}  # fmt: skip
+    factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 11.0}
+    a.uns["spatial"] = {"s": {"images": {"hires": picture}, "scalefactors": factors}}
     return a
 
 
 def odd_factors(a, rng):
-    value = choice(rng, 0, -1, np.nan, np.inf, "text", None, "1.0", 1e-9, 1e9, True, [1.0], np.float32(1), np.array(1.0))
+    value = choice(
+        rng, 0, -1, np.nan, np.inf, "text", None, "1.0", 1e-9, 1e9, True, [1.0], np.float32(1), np.array(1.0)
+    )
     name = choice(rng, "tissue_hires_scalef", "spot_diameter_fullres", "microns_per_pixel")
     if isinstance(a.uns.get("spatial"), dict) and isinstance(a.uns["spatial"].get("s"), dict):
         a.uns["spatial"]["s"].setdefault("scalefactors", {})[name] = value
@@ -317,16 +323,19 @@ def odd_embedding(a, rng):
             a.obsm.pop(key, None)
             continue
         a.obsm[key] = {
-            "constant": np.ones((n, 4)), "one": v[:, :1], "none": v[:, :0], "object": v.astype(object), "equal": v[:, :1] @ v[:1],
+            "constant": np.ones((n, 4)), "one": v[:, :1], "none": v[:, :0], "object": v.astype(object), "equal": v[:,
+            :1] @ v[:1],
             "text": v.astype(str), "sparse": sparse.csr_matrix(v), "frame": pd.DataFrame(v, a.obs_names, list("abcd")),
-            "int": (v * 5).astype(int), "half": v.astype(np.float16), "huge": v * 1e60, "tiny": v * 1e-60, "bool": v > 0,
+            "int": (v * 5).astype(int), "half": v.astype(np.float16), "huge": v * 1e60, "tiny": v * 1e-60,
+            "bool": v > 0,
             "complex": v + 1j,
         }.get(how, v) if n else np.zeros((0, 4))  # fmt: skip
     return a
 
 
 MUTATIONS = (
-    few_spots, few_genes, view, transposed, zeros, odd_values, lognormal, odd_dtype, huge_integers, odd_storage, no_counts,
+    few_spots, few_genes, view, transposed, zeros, odd_values, lognormal, odd_dtype, huge_integers, odd_storage,
+    no_counts,
     with_layers, odd_var_names, odd_var_columns, odd_obs_names, odd_coordinates, odd_library, odd_labels, odd_uns,
     odd_provenance, odd_picture, odd_factors, odd_embedding,
 )  # fmt: skip
@@ -364,7 +373,11 @@ def ranked(counts, rows, divisors, n):
 
 def embed(a, rng, world):
     modality = choice(rng, None, "gene", "image", "fused")
-    options = {"modality": modality, "um_per_px": 5.0 if rng.random() < 0.7 else None, "layer": choice(rng, None, None, "counts")}
+    options = {
+        "modality": modality,
+        "um_per_px": 5.0 if rng.random() < 0.7 else None,
+        "layer": choice(rng, None, None, "counts"),
+    }
     options |= {"library_key": "library"} if rng.random() < 0.3 else {}
     call = functools.partial(tl.embed, model=world.model, batch_size=int(rng.integers(1, 9)), **options, **QUIET)
 
@@ -414,7 +427,11 @@ def neighborhoods(a, rng, world):
 
 def probe(a, rng, world):
     rep = choice(rng, "X_rep", "X_rep", ["X_rep", "X_stamp"], "absent", [])
-    options = {"use_rep": rep, "folds": choice(rng, None, "blocks", "random", "section"), "n_folds": choice(rng, 3, 5, 2, 1)}
+    options = {
+        "use_rep": rep,
+        "folds": choice(rng, None, "blocks", "random", "section"),
+        "n_folds": choice(rng, 3, 5, 2, 1),
+    }
     options |= {"method": choice(rng, "ridge", "ridge", "logistic"), "library_key": choice(rng, None, None, "library")}
 
     def check(done):
@@ -441,7 +458,8 @@ def domains(a, rng, world):
 
 
 def expression(a, rng, world):
-    options = {"use_rep": choice(rng, "X_rep", "X_rep", "absent"), "method": choice(rng, "ridge", "hest", "knn", "linear"),
+    options = {"use_rep": choice(rng, "X_rep", "X_rep", "absent"), "method": choice(rng, "ridge", "hest", "knn",
+    "linear"),
                "folds": choice(rng, None, "random", "section"), "n_folds": 3, "n_top_genes": 5,
                "transform": choice(rng, None, "log1p", "none"), "layer": choice(rng, None, None, "counts"),
                "genes": choice(rng, None, None, ["GENE1"], "GENE2", []),
@@ -458,7 +476,8 @@ def expression(a, rng, world):
 
 def retrieve(a, rng, world):
     query, target = (choice(rng, "image", "gene", "fused") for _ in range(2))
-    options = {"query": query, "target": target, "k": choice(rng, 1, 3, 10, 0, 1000), "exclude": choice(rng, None, None, "neighbors"),
+    options = {"query": query, "target": target, "k": choice(rng, 1, 3, 10, 0, 1000), "exclude": choice(rng, None,
+    None, "neighbors"),
                "library_key": choice(rng, None, None, "library"), "show_progress_bar": False}  # fmt: skip
     suffix = {"image": "_image", "gene": "_gene", "fused": ""}
 
@@ -483,7 +502,8 @@ def unit(values):
 def spatial(a, rng, world):
     color = choice(rng, None, "label", "label", "library", "GENE1", "X_rep", "absent", ["label", "X_stamp"], [])
     options = {"library_key": choice(rng, None, None, "library"), "vmax": choice(rng, None, "p99", 3, "x"),
-               "size": choice(rng, 1.0, 0), "image": bool(rng.random() < 0.7), "crop": bool(rng.random() < 0.7)}  # fmt: skip
+               "size": choice(rng, 1.0, 0), "image": bool(rng.random() < 0.7),
+               "crop": bool(rng.random() < 0.7)}  # fmt: skip
 
     def call(adata):
         axes = pl.spatial(adata, color, **options)
@@ -521,7 +541,7 @@ def same(a, b):
     if isinstance(a, pd.DataFrame):
         return a.index.equals(b.index) and list(a) == list(b) and all(same(a[c], b[c]) for c in a)
     if isinstance(a, pd.Series):
-        return a.dtype == b.dtype and repr(a.tolist()) == repr(b.tolist())
+        return a.dtype == b.dtype and (a.equals(b) or repr(a.tolist()) == repr(b.tolist()))
     if sparse.issparse(a):
         return a.shape == b.shape and all(same(getattr(a, k), getattr(b, k)) for k in ("data", "indices", "indptr"))
     if isinstance(a, np.ndarray) and a.dtype != object:
@@ -535,7 +555,7 @@ def contents(a):
     """All that a table holds, copied."""
     parts = {"X": a.X, "obs": a.obs, "var": a.var, "uns": dict(a.uns), "raw": None if a.raw is None else a.raw.X}
     parts |= {slot: dict(getattr(a, slot)) for slot in ("obsm", "layers")}
-    return copy.deepcopy({k: v if not hasattr(v, "dask") else v for k, v in parts.items()})
+    return copy.deepcopy(parts)
 
 
 def only_added(before, after):
@@ -561,7 +581,12 @@ def run_case(number, world):
         for mutate in (choice(rng, *MUTATIONS) for _ in range(rng.integers(0, 4))):
             try:
                 adata = mutate(adata if not adata.is_view else adata.copy(), rng)
-            except (ValueError, TypeError, LookupError, AttributeError):  # what anndata itself refuses never reaches stampy
+            except (
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+            ):  # what anndata itself refuses never reaches stampy
                 continue
             told.append(mutate.__name__)
         before = contents(adata)
