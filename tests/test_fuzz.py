@@ -13,6 +13,7 @@ import argparse
 import copy
 import functools
 import itertools
+import math
 import sys
 import traceback
 import warnings
@@ -354,7 +355,7 @@ def tokenize(a, rng, world):
         assert tokens.shape == (done.n_obs, options["max_tokens"])
         x = done.X if layer is None else done.layers[layer]
         x = x.compute() if hasattr(x, "compute") else x
-        x = np.asarray(x.toarray() if sparse.issparse(x) else x).astype(np.longdouble)
+        x = np.asarray(x.toarray() if sparse.issparse(x) else x)
         match = world.vocabulary.match(done)
         row = int(rng.integers(done.n_obs))
         assert np.array_equal(tokens[row], ranked(x[row], match.rows, world.vocabulary.divisors, options["max_tokens"]))
@@ -363,10 +364,12 @@ def tokenize(a, rng, world):
 
 
 def ranked(counts, rows, divisors, n):
-    """Tokens of a spot, slowly."""
-    sums = np.zeros(len(divisors), dtype=np.longdouble)
-    np.add.at(sums, rows[rows >= 0], counts[rows >= 0])
-    value = sums / divisors
+    """Tokens of a spot, slowly; what is a tie is decided in float32, as documented."""
+    sums = np.zeros(len(divisors))
+    np.add.at(sums, rows[rows >= 0], counts[rows >= 0].astype(np.float64))
+    common = functools.reduce(math.gcd, map(int, sums)) if (sums == np.floor(sums)).all() and sums.any() else 1
+    depth = np.float32(10_000 / (sums.sum() / common)) if sums.any() else np.float32(0)
+    value = ((sums / common).astype(np.float32) * depth).astype(np.float64) * (1 / divisors)
     order = sorted(np.flatnonzero(value > 0), key=lambda g: (-value[g], g))[:n]
     return np.array([g + 30 for g in order] + [0] * (n - len(order)))
 
@@ -553,9 +556,10 @@ def same(a, b):
 
 def contents(a):
     """All that a table holds, copied."""
-    parts = {"X": a.X, "obs": a.obs, "var": a.var, "uns": dict(a.uns), "raw": None if a.raw is None else a.raw.X}
+    parts = {"X": a.X, "uns": dict(a.uns), "raw": None if a.raw is None else a.raw.X}
     parts |= {slot: dict(getattr(a, slot)) for slot in ("obsm", "layers")}
-    return copy.deepcopy(parts)
+    # a deep copy of a view's frame would be one of the whole table
+    return copy.deepcopy(parts) | {"obs": pd.DataFrame(a.obs).copy(), "var": pd.DataFrame(a.var).copy()}
 
 
 def only_added(before, after):

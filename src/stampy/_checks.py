@@ -119,6 +119,8 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> np.ndarray:
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ValueError(f"`adata.obsm['{key}']` must have shape (n, 2), found {xy.shape}.")
     try:
+        if xy.dtype.kind == "c":
+            raise TypeError("complex numbers are no coordinates")
         xy = xy[:, :2].astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {xy.dtype}.") from error

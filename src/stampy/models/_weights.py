@@ -244,7 +244,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+    except (OSError, ValueError) as error:  # no network, no such repository or revision, no access, no room
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
+            "network, copy the folder of weights here and give its path."
+        ) from error
     if not revision:
         logger.warning("No revision given; %s is now at %s. Name it: %s@...", repository, Path(folder).name, name)
     return Path(folder)

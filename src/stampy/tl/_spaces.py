@@ -45,7 +45,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
     values = adata.obsm[name]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
+    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise ValueError(f"`{slot}['{name}']` must hold numbers (n, d), found {values.dtype} {values.shape}.")
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
