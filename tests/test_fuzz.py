@@ -556,10 +556,9 @@ def same(a, b):
 
 def contents(a):
     """All that a table holds, copied."""
-    parts = {"X": a.X, "uns": dict(a.uns), "raw": None if a.raw is None else a.raw.X}
-    parts |= {slot: dict(getattr(a, slot)) for slot in ("obsm", "layers")}
-    # a deep copy of a view's frame would be one of the whole table
-    return copy.deepcopy(parts) | {"obs": pd.DataFrame(a.obs).copy(), "var": pd.DataFrame(a.var).copy()}
+    a = a.copy() if a.is_view else a  # a deep copy of a view's parts would be one of the whole table
+    parts = {"X": a.X, "obs": a.obs, "var": a.var, "uns": dict(a.uns), "raw": None if a.raw is None else a.raw.X}
+    return copy.deepcopy(parts | {slot: dict(getattr(a, slot)) for slot in ("obsm", "layers")})
 
 
 def only_added(before, after):
