@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import stampy
 from stampy import _formats, datasets, models, pp, tl
-from stampy.datasets import _fetch, _origins, _registry
+from stampy.datasets import _fetch, _origins, _registry, _sections
 from stampy.pp import _readers
 from stampy.train._corpus_write import folder_of
 
@@ -285,6 +285,37 @@ def test_truncated_sections(toy, tmp_path):
         for read in (_formats.read, lambda p: pp.Vocabulary.from_sections([p])):
             with pytest.raises(ValueError, match="truncated, damaged or of another format"):
                 read(tmp_path / "cut.h5ad")
+
+
+def archive_of(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+
+
+@pytest.mark.parametrize("builder", ["paste", "sepal", "spcs"])
+@pytest.mark.filterwarnings("ignore")  # pandas says what it sees
+def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
+    rng = np.random.default_rng(3)
+    paths = {role: tmp_path / role for role in ("counts", "positions", "archive")}
+    paths["counts"].write_text({"paste": ",A,B\n1,0,2\n2,3,0\n"}.get(builder, "\tA\tB\n1x2\t0\t2\n2x2\t3\t0\n"))
+    paths["positions"].write_text("1,2\n2,2\n")
+    tables = {"A.txt": "s,t\nG,0,1\nH,2,0\n", "A_coord.txt": "x,y\ns,1,1\nt,1,2\n", "A_label.txt": "l\ns,a\nt,b\n"}
+    archive_of(paths["archive"], tables)
+    if builder != "spcs":
+        del paths["archive"]
+    role = "archive" if builder == "spcs" else "counts"
+    assert _sections.built(builder, "sound", paths).shape == (2, 2)
+    whole = paths[role].read_bytes()
+    for _ in range(40):
+        broken = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            broken[rng.integers(len(broken))] = rng.integers(256)
+        paths[role].write_bytes(bytes(broken[: rng.integers(len(broken))] if rng.random() < 0.2 else broken))
+        try:
+            assert _sections.built(builder, "broken", paths).n_obs >= 0
+        except ValueError as error:
+            tells(error, "can't be put together as a section")
 
 
 def test_any_byte_of_a_vocabulary_may_be_wrong(vocabulary, tmp_path):

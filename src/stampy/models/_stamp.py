@@ -53,6 +53,8 @@ class StampConfig:
     def from_dict(cls, values: dict[str, Any]) -> StampConfig:
         """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
         gene = _build(GeneConfig, values["gene"])
+        if gene.width % gene.heads:
+            raise ValueError(f"`heads` must divide `width`, found {gene.heads} and {gene.width}.")
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
         if image is not None and (refused := sorted(_FETCHING & set(image.backbone_kwargs))):
             raise ValueError(f"`backbone_kwargs` has {refused}: a model's settings may not fetch or load other files.")

@@ -6,6 +6,7 @@ import contextlib
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,16 @@ _BAND_PX = 2**22
 _MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
 _MAX_TILE_PX = 2**26  # of one tile of a TIFF
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_ERRORS = (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, struct.error, zlib.error)
+_TIFF_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    RuntimeError,
+    struct.error,
+)
 _TIFF_AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
 
 
@@ -79,7 +89,21 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except _TIFF_ERRORS as error:
+        if repr(str(path)) in str(error):  # stampy's own
+            raise
         raise _damaged(path, error) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _TiffLevel(ArrayLevel):
+    """A level whose tiles are decoded when they are read: damage shows only then."""
+
+    path: Path = Path()
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """As of any level."""
+        with _whole(self.path):
+            return ArrayLevel.crop(self, left, top, right, bottom)
 
 
 def _damaged(path: Path, why: object) -> ValueError:
@@ -133,22 +157,18 @@ def _open_tiff(path: Path, scale: float) -> SlideImage:
     """TIFF, OME-TIFF or BigTIFF with all its levels."""
     import tifffile
 
-    try:
+    with _whole(path):
         tiff = tifffile.TiffFile(path)
-    except _TIFF_ERRORS as error:
-        raise _damaged(path, error) from error
     with contextlib.ExitStack() as on_error:
         on_error.callback(tiff.close)
         with _whole(path):
-            n_series = len(tiff.series)
-        if not n_series:
-            raise _damaged(path, "it has no pages")
-        main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
-        axes = _tiff_axes(tiff.series[main], path)
-        levels = [
-            _tiff_level(path, tiff.series[main], main, level, axes) for level in range(len(tiff.series[main].levels))
-        ]
-        um_per_px = tiff_um_per_px(tiff, main)
+            if not tiff.series:
+                raise _damaged(path, "it has no pages")
+            main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
+            series = tiff.series[main]
+            axes = _tiff_axes(series, path)
+            levels = [_tiff_level(path, series, main, level, axes) for level in range(len(series.levels))]
+            um_per_px = tiff_um_per_px(tiff, main)
         image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close, um_per_px=um_per_px)
         on_error.pop_all()
     return image
@@ -188,13 +208,12 @@ def _tiff_level(path: Path, series: tifffile.TiffPageSeries, number: int, level:
         white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else 1
         _check_px(page.tilelength, page.tilewidth, path, _MAX_TILE_PX)
         store = series.aszarr(level=level, squeeze=True, fillvalue=white)
-        return ArrayLevel(zarr.open_array(store, mode="r"), axes)
+        return _TiffLevel(zarr.open_array(store, mode="r"), axes, path=path)
     if part.dataoffset is not None and page.is_memmappable:
         array = tifffile.memmap(path, series=number, level=level, mode="r")
     else:
         _check_px(page.imagelength, page.imagewidth, path)
-        with _whole(path):
-            array = part.asarray()
+        array = part.asarray()
     return ArrayLevel(array.reshape(_squeezed(part)[1]), axes)
 
 
