@@ -274,6 +274,77 @@ def test_any_byte_of_an_image_may_be_wrong(tmp_path, suffix):
             tells(error)
 
 
+# ---- odd sections: what the fuzzer (test_fuzz.py) found -------------------------------------------------------------
+
+
+def odd(toy, change):
+    few = toy[:30].copy()
+    change(few)
+    return few
+
+
+def with_factor(value):
+    def put(a):
+        a.uns["spatial"]["toy"]["scalefactors"]["tissue_hires_scalef"] = value
+
+    return put
+
+
+def with_picture(value):
+    def put(a):
+        a.uns["spatial"]["toy"]["images"] = {"hires": value}
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda a: a.uns.update(stamp="text"), TypeError, r"`adata\.uns\['stamp'\]` must be a dict"),
+        (lambda a: a.uns.update(spatial=[1]), TypeError, "a dict of dicts; found list"),
+        (lambda a: a.uns.update(spatial={"toy": None}), TypeError, "a dict of dicts; found NoneType"),
+        (with_factor("text"), ValueError, "must be a positive number, found 'text'"),
+        (with_factor(0), ValueError, "must be a positive number, found 0"),
+        (with_picture(None), TypeError, "must be an array, found NoneType"),
+        (lambda a: a.obsm.update(spatial=a.obsm["spatial"] + 1j), TypeError, "must hold numbers, found dtype complex"),
+    ],
+)
+def test_sections_that_are_refused(toy, change, error, message):
+    few = odd(toy, change)
+    with pytest.raises(error, match=message):
+        pp.tiles(few, um_per_px=2.0, size_px=8)
+    assert "stamp_tiles" not in few.obsm
+
+
+def test_embeddings_that_do_not_fit(toy):
+    few = odd(toy, lambda a: a.obsm.update(X_rep=np.full((30, 2), 1e60), X_stamp=np.zeros((30, 0))))
+    with pytest.raises(ValueError, match="too large for float32"):
+        tl.domains(few, 2, use_rep="X_rep", method="kmeans")
+    with pytest.raises(ValueError, match=r"must hold numbers \(n, d\)"):
+        tl.retrieve(few, query="fused", target="fused", show_progress_bar=False)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_cosines_do_not_depend_on_the_scale_of_an_embedding(toy, scale):
+    values = np.random.default_rng(0).normal(size=(30, 4))
+    few = odd(toy, lambda a: a.obsm.update(X_stamp=values))
+    far = odd(toy, lambda a: a.obsm.update(X_stamp=values * scale))
+    for section in (few, far):
+        tl.retrieve(section, query="fused", target="fused", k=3, show_progress_bar=False)
+    assert np.array_equal(far.obsm["stamp_retrieve_index"], few.obsm["stamp_retrieve_index"])
+
+
+def test_counts_of_half_precision(toy, vocabulary):
+    few = toy[:30].copy()
+    few.X = few.X.toarray().astype(np.float16)
+    assert np.isfinite(few.X).all()
+    whole = few.copy()
+    whole.X = whole.X.astype(np.float32)
+    for section in (few, whole):
+        pp.tokenize(section, vocabulary, max_tokens=50)
+    assert np.array_equal(few.obsm["stamp_tokens"], whole.obsm["stamp_tokens"])
+
+
 # ---- sections and vocabularies on disk ------------------------------------------------------------------------------
 
 
