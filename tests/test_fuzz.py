@@ -631,6 +631,8 @@ def run_cases(numbers, world, *, most=20, say=lambda _: None):
     for number in numbers:
         try:
             ends[run_case(number, world)] += 1
+        except KeyboardInterrupt:  # what was found so far counts
+            break
         except BrokenError as error:
             broken.append(str(error))
             say(broken[-1])
