@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,16 @@ __all__ = [
     "coordinates",
     "embedding",
     "existing",
+    "factor",
     "has_key",
     "libraries",
+    "library_images",
     "not_empty",
     "one_of",
     "positive",
+    "provenance",
+    "readable",
+    "single",
     "two_labels",
     "unknown",
     "writable",
@@ -113,6 +119,8 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> np.ndarray:
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ValueError(f"`adata.obsm['{key}']` must have shape (n, 2), found {xy.shape}.")
     try:
+        if xy.dtype.kind == "c":
+            raise TypeError("complex numbers are no coordinates")
         xy = xy[:, :2].astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {xy.dtype}.") from error
@@ -152,7 +160,51 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
             f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Leave those out, "
             f"e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
         )
-    return values.astype(np.float32, copy=False)
+    return single(values, f"adata.obsm['{key}']")
+
+
+def single(values: np.ndarray, name: str) -> np.ndarray:
+    """Finite numbers as float32; ValueError where they are too large for that."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32, copy=False)
+    if not np.isfinite(found).all():
+        raise ValueError(f"`{name}` has values up to {np.abs(values).max():.3g}, too large for float32. Scale it down.")
+    return found
+
+
+def provenance(adata: AnnData) -> None:
+    """Raise TypeError, before any work is done, where ``uns["stamp"]`` can't take what stampy writes there."""
+    found = adata.uns.get(_keys.UNS, {})
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"`adata.uns['{_keys.UNS}']` must be a dict, where stampy notes what it wrote; found "
+            f"{type(found).__name__}. Rename or remove it."
+        )
+
+
+def library_images(adata: AnnData) -> Mapping[str, Any]:
+    """``uns["spatial"]`` by section, {} where there is none; TypeError where it is laid out in another way."""
+    libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
+    entries = list(libraries.values()) if isinstance(libraries, Mapping) else [libraries]
+    parts = [e.get(k, {}) for e in entries if isinstance(e, Mapping) for k in ("images", "scalefactors", "metadata")]
+    for part in (*entries, *parts):
+        if not isinstance(part, Mapping):
+            raise TypeError(
+                f"`adata.uns['{_keys.UNS_SPATIAL}']` must hold images and scale factors by section, a dict of dicts; "
+                f"found {type(part).__name__}. Read the section anew, or remove the entry."
+            )
+    return libraries
+
+
+def factor(factors: Mapping[str, Any], key: str) -> float:
+    """A scale factor that is there; ValueError where it is no positive number."""
+    try:
+        value = float(factors[key])
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"The scale factor `{key}` must be a positive number, found {factors[key]!r}.")
+    return value
 
 
 def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> None:
@@ -205,6 +257,19 @@ def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> 
     if suffixes and not path.name.lower().endswith(suffixes):
         raise ValueError(f"A {what} must end in {' or '.join(suffixes)}, found {path.name!r}.")
     return path
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """ValueError that names the file instead of what the reader of its format says."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError) as error:
+        if isinstance(error, FileNotFoundError) or str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{str(path)!r} can't be read: it is truncated, damaged or of another format ({error})."
+        ) from error
 
 
 def writable(folder: str | Path) -> Path:

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from stampy import _checks
+
 __all__ = ["Lattice", "PixelSize", "infer_um_per_px", "lattice"]
 
 QUERIES = 5_000  # spots that are asked for their neighbours; more tell no more about the grid
@@ -190,7 +192,4 @@ def _positive(scalefactors: Mapping[str, Any], key: str) -> float | None:
     """The scale factor, or None where it is missing; ValueError where it is no positive number."""
     if scalefactors.get(key) is None:
         return None
-    value = float(scalefactors[key])
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"The scale factor `{key}` must be a positive number, found {value}.")
-    return value
+    return _checks.factor(scalefactors, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-__all__ = ["atomic", "copy_of", "device_of", "digest", "generator", "table_of", "torch_generator"]
+__all__ = ["atomic", "atomic_folder", "copy_of", "device_of", "digest", "generator", "table_of", "torch_generator"]
 
 
 def is_spatialdata(data: Any) -> bool:
@@ -31,11 +32,13 @@ def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
     from anndata import AnnData
 
     if isinstance(data, AnnData):
+        _checks.provenance(data)
         return data
     if is_spatialdata(data):
         _checks.has_key(
             data.tables, table_key, slot="sdata.tables", needs="Name the table with counts by `table_key=`."
         )
+        _checks.provenance(data.tables[table_key])
         return data.tables[table_key]
     raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
 
@@ -89,6 +92,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+    """As `atomic`, for a folder, which must not exist yet when it is written."""
+    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}."))
+    try:
+        new, old = work / path.name, work / "old"
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def digest(names: Iterable[str]) -> str:

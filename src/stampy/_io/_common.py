@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy._checks import readable
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["add_library", "first_of", "listing", "picture", "readable", "refer_to_image"]
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """ValueError that names the file instead of what the reader of the format says."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError) as error:
-        if isinstance(error, FileNotFoundError) or str(path) in str(error):
-            raise
-        raise ValueError(
-            f"{str(path)!r} can't be read: it is truncated, damaged or of another format ({error})."
-        ) from error
 
 
 def listing(folder: Path, n: int = 12) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +51,7 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TAB
         with _utils.atomic(path) as temporary:
             _utils.table_of(data, table_key).write_h5ad(temporary, compression="gzip")
         return
-    with _atomic_folder(path) as temporary:
+    with _utils.atomic_folder(path) as temporary:
         data.write(temporary) if _utils.is_spatialdata(data) else data.write_zarr(temporary)
 
 
@@ -71,7 +68,7 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
     elif is_spatialdata(source):
         _append_spatialdata(table, keys, source, target, table_key)
     else:
-        with _atomic_folder(target) as temporary:
+        with _utils.atomic_folder(target) as temporary:
             shutil.copytree(source, temporary)
             _put_zarr(temporary, table, keys)
             _consolidate(temporary)
@@ -91,13 +88,13 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:
     if source.resolve() != target.resolve():
-        with _atomic_folder(target) as temporary:
+        with _utils.atomic_folder(target) as temporary:
             shutil.copytree(source, temporary)
             _put_zarr(temporary / "tables" / table_key, table, keys)
             _consolidate(temporary)
         return
     place = source / "tables" / table_key
-    with _atomic_folder(place, beside=source.resolve().parent) as temporary:
+    with _utils.atomic_folder(place, beside=source.resolve().parent) as temporary:
         shutil.copytree(place, temporary)
         _put_zarr(temporary, table, keys)
     _consolidate(source)
@@ -134,25 +131,6 @@ def _consolidate(path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zarr: the summary is not part of the v3 specification
             zarr.consolidate_metadata(path)
-
-
-@contextlib.contextmanager
-def _atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """As `_utils.atomic`, for a folder, which must not exist yet when it is written."""
-    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}."))
-    try:
-        new, old = work / path.name, work / "old"
-        yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def written_keys(table: AnnData, key: str) -> list[str]:

@@ -154,7 +154,10 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
     import pooch
     import requests
 
-    _checks.writable(target.parent)
+    try:
+        _checks.writable(target.parent)
+    except OSError as error:
+        raise type(error)(f"{error} The environment variable {CACHE_VARIABLE} names the cache.") from error
     downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=30)
     try:
         # pooch downloads to a temporary file, which it removes if the hash is wrong and renames if it is right

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Paths = Mapping[str, Path]
 
 LOWRES_PX = 600
+MAX_UNZIPPED = 2**31
 
 
 def her2st(name: str, paths: Paths) -> AnnData:
@@ -159,7 +160,15 @@ def _add_images(adata: AnnData, name: str, pictures: dict[str, np.ndarray], scal
 def _image(path: Path) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(path) as image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{str(path)!r} is too large for a hires or lowres image; it is not decoded: {error}"
+        ) from error
+    with image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -182,6 +191,12 @@ def _zipped_tables(path: Path) -> dict[str, pd.DataFrame]:
     """Comma-separated tables in an archive by stem. Members are read, never unpacked: no path in it can do harm."""
     tables = {}
     with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())  # no member is read beyond what it declares
+        if size > MAX_UNZIPPED:
+            raise ValueError(
+                f"{str(path)!r} says that it unpacks to {size:,} bytes; at most {MAX_UNZIPPED:,} were expected, so it "
+                "is not read."
+            )
         for member in archive.infolist():
             place = PurePosixPath(member.filename)
             if place.suffix in {".txt", ".csv"} and "__MACOSX" not in place.parts:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stampy import _checks
@@ -9,6 +14,9 @@ from stampy.datasets import _fetch, _origins, _registry
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_NO_SECTION = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError, EOFError,
+               struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
 
 
 def load(
@@ -68,6 +76,17 @@ def load(
     if section is not None and (section.in_mirror() or entry.builder is None):
         return anndata.read_h5ad(_fetch.fetch_file(entry, "section", **options))
     paths = {role: _fetch.fetch_file(entry, role, **options) for role in _fetch.wanted(entry)}
-    adata = _origins.BUILDERS[entry.builder](name, paths)
+    adata = built(entry.builder, name, paths)
     adata.uns["source"] = entry.origin or "not stated"
     return adata
+
+
+def built(builder: str, name: str, paths: Mapping[str, Path]) -> AnnData:
+    """The section from its authors' files (role -> path); ValueError where they are not what they should be."""
+    try:
+        return _origins.BUILDERS[builder](name, paths)
+    except _NO_SECTION as error:
+        raise ValueError(
+            f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) can't be put together as a "
+            f"section: {type(error).__name__}: {error}. They are damaged, or other files than stampy knows."
+        ) from error

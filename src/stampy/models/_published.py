@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,10 @@ _RENAMED = {
     "positioning_projection.": "localization_head.",
 }
 _RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
+# What readers raise for files that are damaged, or made to do harm.
+_DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError,
+            TypeError, AttributeError, OverflowError, struct.error)  # fmt: skip
+
 # What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
 _NUMBERS = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
@@ -87,11 +92,14 @@ def load_published(
             f"{str(path)!r} is no published STAMP checkpoint: it lacks `spot_backbone.embeddings.weight` or "
             f"`visual_backbone.base_model.pos_embed`. First names found: {list(tensors)[:5]}."
         )
-    config = StampConfig(
-        gene=_gene_config(renamed, "gene.", gene_heads),
-        image=_image_config(renamed, "image.base_model.", image_heads),
-        embedding=len(renamed["gene_head.weight"]),
-    )
+    try:
+        config = StampConfig(
+            gene=_gene_config(renamed, "gene.", gene_heads),
+            image=_image_config(renamed, "image.base_model.", image_heads),
+            embedding=len(renamed["gene_head.weight"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{str(path)!r} is no published STAMP checkpoint: it lacks {error}.") from error
     model = Stamp(config, genes)
     _add_missing_heads(renamed, model.gene, "gene.")
     load_strictly(model, renamed, where=str(path))
@@ -140,7 +148,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             with torch.serialization.safe_globals(_NUMBERS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{str(path)!r} is no plain state dict, or it is damaged: {reason} "

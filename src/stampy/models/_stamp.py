@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 
 
+# Arguments of timm.create_model by which a folder of weights could make it fetch or load something else.
+_FETCHING = frozenset({"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
+_LARGEST = {"depth": 1000, "heads": 1024, "size_px": 8192}
+_LARGEST_SIZE = 2**20
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StampConfig:
     """A `Stamp`: its towers and the size of the space that they share.
@@ -45,19 +51,38 @@ class StampConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StampConfig:
-        """The inverse of `to_dict`; ValueError for an unknown field."""
+        """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
         gene = _build(GeneConfig, values["gene"])
-        image = values.get("image") and _build(
-            ImageConfig, {k: tuple(v) if k in ("mean", "std") else v for k, v in values["image"].items()}
-        )
-        return cls(gene=gene, image=image or None, embedding=values["embedding"])
+        if gene.width % gene.heads:
+            raise ValueError(f"`heads` must divide `width`, found {gene.heads} and {gene.width}.")
+        image = None if values.get("image") is None else _build(ImageConfig, values["image"])
+        if image is not None and (refused := sorted(_FETCHING & set(image.backbone_kwargs))):
+            raise ValueError(f"`backbone_kwargs` has {refused}: a model's settings may not fetch or load other files.")
+        _check_field("embedding", values["embedding"], 512)
+        return cls(gene=gene, image=image, embedding=values["embedding"])
 
 
-def _build(kind: type, values: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(kind)}
-    if unknown := set(values) - known:
-        raise ValueError(f"Unknown fields {sorted(unknown)} for {kind.__name__}; it has {sorted(known)}.")
+def _build(kind: type, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} must be given by names and values, found {values!r}.")
+    usual = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+    if unknown := set(values) - set(usual):
+        raise ValueError(f"Unknown fields {sorted(unknown)} for {kind.__name__}; it has {sorted(usual)}.")
+    values = {k: tuple(v) if isinstance(usual[k], tuple) and isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        _check_field(name, value, usual[name])
     return kind(**values)
+
+
+def _check_field(name: str, value: Any, usual: Any) -> None:
+    """Raise ValueError for a value of another kind than the `usual` one, or a size that no model has."""
+    kinds = (int, float) if isinstance(usual, float) else type(usual)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
+        raise ValueError(f"`{name}` must be like {usual!r}, found {value!r}.")
+    if type(usual) is int and not 1 <= value <= _LARGEST.get(name, _LARGEST_SIZE):
+        raise ValueError(f"`{name}` must lie between 1 and {_LARGEST.get(name, _LARGEST_SIZE)}, found {value}.")
+    if isinstance(usual, tuple) and (len(value) != len(usual) or not all(isinstance(v, int | float) for v in value)):
+        raise ValueError(f"`{name}` must be {len(usual)} numbers, found {value!r}.")
 
 
 class RegionOutput(NamedTuple):

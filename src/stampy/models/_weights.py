@@ -6,9 +6,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._utils import device_of
+from stampy._utils import atomic_folder, device_of
 
 from ._cards import catalogue, split_name
 from ._stamp import Stamp, StampConfig
@@ -122,15 +119,9 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{str(path)!r} exists and holds no stampy weights; it is left alone. Choose another.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        _write(model, beside, dtype, card)
-        beside.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with atomic_folder(path) as folder:
+        folder.mkdir()
+        _write(model, folder, dtype, card)
 
 
 def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> None:
@@ -153,7 +144,8 @@ def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> 
 
 def _read(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
     config = _read_config(folder)
-    for file, expected in config["sha256"].items():
+    for file in (GENES, TENSORS):  # by their fixed names: what a config says can't point out of the folder
+        expected = config["sha256"][file]
         if not (folder / file).is_file():
             raise FileNotFoundError(f"The weights in {str(folder)!r} lack `{file}`. Copy or download them again.")
         if _sha256(folder / file) != expected:
@@ -161,7 +153,12 @@ def _read(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
                 f"`{file}` in {str(folder)!r} is not the file that its {CONFIG} describes (sha256 differs): it is "
                 "damaged or was exchanged. Copy or download the whole folder again."
             )
-    model = Stamp(StampConfig.from_dict(config), read_genes(folder / GENES))
+    try:
+        settings, genes = StampConfig.from_dict(config), read_genes(folder / GENES)
+        _check_size(settings, (folder / TENSORS).stat().st_size)
+        model = Stamp(settings, genes)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{str(folder)!r} does not describe a model that can be built: {error}") from error
     try:
         tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
@@ -184,17 +181,43 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is no JSON: {error}.") from error
     if not isinstance(config, dict) or {"format", "gene", "embedding", "sha256"} - set(config):
         raise ValueError(f"{str(path)!r} does not describe a stampy model (keys missing).")
+    if type(config["format"]) is not int:
+        raise ValueError(f"{str(path)!r} has format {config['format']!r}; a whole number was expected.")
     if config["format"] > FORMAT:
         raise ValueError(
             f"{str(folder)!r} has weights of format {config['format']}, written by stampy {config.get('stampy')}; this "
             f"is stampy {stampy.__version__}, which reads up to format {FORMAT}. Update stampy."
         )
+    if not isinstance(config["sha256"], dict) or set(config["sha256"]) != {GENES, TENSORS}:
+        raise ValueError(
+            f"{str(path)!r} must have the sha256 of `{GENES}` and `{TENSORS}` and of nothing else, found "
+            f"{config['sha256']!r:.200}. Copy or download the whole folder again."
+        )
     return config
+
+
+def _check_size(config: StampConfig, n_bytes: int) -> None:
+    """Refuse sizes, before memory is taken for them, that the file of tensors has no room for at a byte a number."""
+    gene = config.gene
+    least = (gene.n_genes + gene.max_tokens) * gene.width
+    least += gene.depth * (4 * gene.width**2 + 2 * gene.width * gene.feedforward)
+    if config.image is not None:
+        width, depth = (config.image.backbone_kwargs.get(k, 1) for k in ("embed_dim", "depth"))
+        if not all(type(size) is int and 0 < size <= 2**20 for size in (width, depth)):
+            raise ValueError(
+                f"`backbone_kwargs` must have whole numbers for sizes, found {config.image.backbone_kwargs}."
+            )
+        least += depth * width**2
+    if least > n_bytes:
+        raise ValueError(f"its sizes need {least:,} numbers or more, but `{TENSORS}` has {n_bytes:,} bytes.")
 
 
 def read_genes(path: Path) -> pd.DataFrame:
     """The vocabulary beside the weights, as a plain table."""
-    genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)[_GENE_COLUMNS]
+    genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    if absent := [column for column in _GENE_COLUMNS if column not in genes]:
+        raise ValueError(f"`{path.name}` lacks the columns {absent}, found {list(genes)}.")
+    genes = genes[_GENE_COLUMNS]
     return genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
 
 
@@ -221,7 +244,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+    except (OSError, ValueError) as error:  # no network, no such repository or revision, no access, no room
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
+            "network, copy the folder of weights here and give its path."
+        ) from error
     if not revision:
         logger.warning("No revision given; %s is now at %s. Name it: %s@...", repository, Path(folder).name, name)
     return Path(folder)

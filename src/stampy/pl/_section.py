@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _keys, _scale
+from stampy import _checks, _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,7 +53,7 @@ def sections_of(
     """The sections asked for, in that order."""
     xy = _checks.coordinates(adata)
     codes, names = _checks.libraries(adata, library_key)
-    libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
+    libraries = _checks.library_images(adata)
     wanted = _wanted(names, sections, library_key)
     if library_key is None:
         if len(libraries) > 1:
@@ -104,7 +104,8 @@ def _section(
     name: str, rows: np.ndarray, xy: np.ndarray, library: Mapping[str, Any], image: bool, um_per_px: float | None
 ) -> Section:
     factors = library.get("scalefactors", {})
-    diameter = float(factors.get("spot_diameter_fullres", 0))
+    known = factors.get("spot_diameter_fullres") is not None
+    diameter = _checks.factor(factors, "spot_diameter_fullres") if known else 0.0
     if um_per_px is None:
         um_per_px = _um_per_px(xy, factors)
     pixels, extent = _image(library, factors) if image else (None, None)
@@ -147,7 +148,7 @@ def _image(library: Mapping[str, Any], factors: Mapping[str, Any]) -> tuple[np.n
     _checks.has_key(
         factors, name, slot="scalefactors", needs=f"It places the {key} image; for the spots alone use `image=False`."
     )
-    pixels, scale = as_rgb(library["images"][key]), float(factors[name])
+    pixels, scale = as_rgb(library["images"][key]), _checks.factor(factors, name)
     height, width = pixels.shape[:2]
     return pixels, (0.0, width / scale, height / scale, 0.0)  # pixel i covers [i, i + 1)
 

@@ -69,7 +69,8 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
         yield section, f"section {number}"
     elif isinstance(section, str | Path):
         path = _checks.existing(section, what="section", suffixes=(".h5ad",))
-        adata = anndata.read_h5ad(path, backed="r")
+        with _checks.readable(path):
+            adata = anndata.read_h5ad(path, backed="r")
         try:
             yield adata, repr(str(section))
         finally:

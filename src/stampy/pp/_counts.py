@@ -74,7 +74,11 @@ def iter_rows(X: Any, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matr
             yield start, _rows(X, start, min(start + chunk, X.shape[0]))
             continue
         block = X[start : start + chunk]
-        yield start, block if sparse.issparse(block) else sparse.csr_matrix(np.asarray(block))
+        if not sparse.issparse(block):
+            block = np.asarray(block)
+            # scipy has no sparse matrices of half precision
+            block = sparse.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
+        yield start, block
 
 
 def _rows(X: sparse.csr_matrix | sparse.csr_array, start: int, stop: int) -> sparse.csr_matrix | sparse.csr_array:

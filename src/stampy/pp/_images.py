@@ -142,6 +142,8 @@ class SlideImage:
     @classmethod
     def from_array(cls, array: Any, *, scale: float = 1.0, name: str = "array") -> Self:
         """A picture from an array (h, w), (h, w, 1 | 3 | 4) or (1 | 3 | 4, h, w); it is neither copied nor changed."""
+        if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+            raise TypeError(f"Image {name!r} must be an array, found {type(array).__name__}.")
         return cls([ArrayLevel(array, _axes_of(tuple(array.shape), name))], scale=scale, name=name)
 
     @staticmethod

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,20 @@ __all__ = ["open_file", "open_spatialdata_image"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 _BAND_PX = 2**22
+# Files say how large they are before they are decoded, and a few MB can claim any size.
+_MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
+_MAX_TILE_PX = 2**26  # of one tile of a TIFF
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    RuntimeError,
+    struct.error,
+)
 _TIFF_AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
 
 
@@ -67,6 +83,29 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
     )
 
 
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """ValueError that names the file instead of what tifffile says of one that is not whole."""
+    try:
+        yield
+    except _TIFF_ERRORS as error:
+        if repr(str(path)) in str(error):  # stampy's own
+            raise
+        raise _damaged(path, error) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _TiffLevel(ArrayLevel):
+    """A level whose tiles are decoded when they are read: damage shows only then."""
+
+    path: Path = Path()
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """As of any level."""
+        with _whole(self.path):
+            return ArrayLevel.crop(self, left, top, right, bottom)
+
+
 def _damaged(path: Path, why: object) -> ValueError:
     return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
 
@@ -79,12 +118,28 @@ def _open_picture(path: Path, scale: float, *, jpeg: bool) -> SlideImage:
     try:
         # not Image.open: its limit on pixels is a global setting, and sections of 90 Mpx are common
         with (JpegImageFile if jpeg else PngImageFile)(path) as picture:
+            _check_px(picture.height, picture.width, path)
             if picture.mode not in ("L", "RGB", "RGBA") and not picture.mode.startswith("I;16"):
                 picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
             pixels = _pixels(picture)
-    except (OSError, SyntaxError, EOFError, struct.error) as error:
+    except (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error) as error:
+        if isinstance(error, _TooLargeError):
+            raise
         raise _damaged(path, error) from error
     return SlideImage.from_array(pixels, scale=scale, name=path.name)
+
+
+class _TooLargeError(ValueError):
+    """An image that is not decoded."""
+
+
+def _check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -> None:
+    """Refuse an image that would take more memory than a sound one does."""
+    if height * width > most:
+        raise _TooLargeError(
+            f"The image {str(path)!r} says that it is {height} x {width} px, and it can't be read piece by piece; it "
+            f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
+        )
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
@@ -102,20 +157,18 @@ def _open_tiff(path: Path, scale: float) -> SlideImage:
     """TIFF, OME-TIFF or BigTIFF with all its levels."""
     import tifffile
 
-    try:
+    with _whole(path):
         tiff = tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, ValueError, struct.error) as error:
-        raise _damaged(path, error) from error
     with contextlib.ExitStack() as on_error:
         on_error.callback(tiff.close)
-        if not tiff.series:
-            raise _damaged(path, "it has no pages")
-        main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
-        axes = _tiff_axes(tiff.series[main], path)
-        levels = [
-            _tiff_level(path, tiff.series[main], main, level, axes) for level in range(len(tiff.series[main].levels))
-        ]
-        um_per_px = tiff_um_per_px(tiff, main)
+        with _whole(path):
+            if not tiff.series:
+                raise _damaged(path, "it has no pages")
+            main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
+            series = tiff.series[main]
+            axes = _tiff_axes(series, path)
+            levels = [_tiff_level(path, series, main, level, axes) for level in range(len(series.levels))]
+            um_per_px = tiff_um_per_px(tiff, main)
         image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close, um_per_px=um_per_px)
         on_error.pop_all()
     return image
@@ -153,11 +206,13 @@ def _tiff_level(path: Path, series: tifffile.TiffPageSeries, number: int, level:
     if page.is_tiled:
         # a slide's tiles without tissue may be left out of the file: they are white
         white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else 1
+        _check_px(page.tilelength, page.tilewidth, path, _MAX_TILE_PX)
         store = series.aszarr(level=level, squeeze=True, fillvalue=white)
-        return ArrayLevel(zarr.open_array(store, mode="r"), axes)
+        return _TiffLevel(zarr.open_array(store, mode="r"), axes, path=path)
     if part.dataoffset is not None and page.is_memmappable:
         array = tifffile.memmap(path, series=number, level=level, mode="r")
     else:
+        _check_px(page.imagelength, page.imagewidth, path)
         array = part.asarray()
     return ArrayLevel(array.reshape(_squeezed(part)[1]), axes)
 

@@ -151,7 +151,7 @@ def _from_anndata(adata: AnnData, wishes: Wishes, library_key: str | None) -> li
 
 def _library(adata: AnnData, name: str | None, *, needed: bool) -> Mapping[str, Any]:
     """The entry of `uns["spatial"]` for a section: the only one, or that with its name; {} if none is needed."""
-    libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
+    libraries = _checks.library_images(adata)
     if name is None and len(libraries) == 1:
         return next(iter(libraries.values()))
     if name in libraries:
@@ -207,8 +207,8 @@ def _library_image(library: Mapping[str, Any], name: str, image_key: str | None)
             f"No image with a scale factor in `{where}`: images {_checks.shortlist(images)}, "
             f"scale factors {_checks.shortlist(factors)}. {give}"
         )
-    key = image_key or max(usable, key=lambda k: float(factors[f"tissue_{k}_scalef"]))
-    return SlideImage.from_array(images[key], scale=float(factors[f"tissue_{key}_scalef"]), name=key)
+    key = image_key or max(usable, key=lambda k: _checks.factor(factors, f"tissue_{k}_scalef"))
+    return SlideImage.from_array(images[key], scale=_checks.factor(factors, f"tissue_{key}_scalef"), name=key)
 
 
 def _from_spatialdata(sdata: SpatialData, table: AnnData, wishes: Wishes) -> list[Section]:

@@ -248,7 +248,7 @@ def _check_arguments(
 
 def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Modality:
     """What there is: counts, an image, or both."""
-    libraries = table.uns.get(_keys.UNS_SPATIAL, {})
+    libraries = _checks.library_images(table)
     pictured = (
         image is not None
         or (is_spatialdata(data) and len(data.images) > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,14 +45,16 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
     values = adata.obsm[name]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
+    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise ValueError(f"`{slot}['{name}']` must hold numbers (n, d), found {values.dtype} {values.shape}.")
-    values = values.astype(np.float32)
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
             f"`{slot}['{name}']` has NaN or infinite values for {bad} of {len(values)} spots. Drop those spots first."
         )
+    values = _checks.single(values, f"{slot}['{name}']")
+    largest = np.abs(values).max(axis=1, keepdims=True)  # else squares of large or tiny numbers leave float32
+    values = values / np.where(largest == 0, 1, largest)
     norm = np.linalg.norm(values, axis=1, keepdims=True)
     return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
 
@@ -59,7 +62,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
 def _record(adata: AnnData, key: str, modality: Modality) -> dict[str, Any] | None:
     """The provenance that `tl.embed` left, if it is about this modality."""
     record = adata.uns.get(_keys.UNS, {}).get(key)
-    return record if record is not None and record.get("modality") in (modality, "fused") else None
+    return record if isinstance(record, Mapping) and record.get("modality") in (modality, "fused") else None
 
 
 def check_same_space(query: Space, reference: Space) -> None:

@@ -51,7 +51,7 @@ FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError
 def folder_of(name: str) -> str:
     """A folder's name for a section's name."""
     plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip(".")[:80]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain and plain == name else f"{plain or 'section'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

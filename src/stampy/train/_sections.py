@@ -60,7 +60,9 @@ class Section:
         import anndata
 
         if isinstance(self.data, Path):
-            return anndata.read_h5ad(_checks.existing(self.data, what="section", suffixes=(".h5ad",)))
+            path = _checks.existing(self.data, what="section", suffixes=(".h5ad",))
+            with _checks.readable(path):
+                return anndata.read_h5ad(path)
         return self.data
 
 

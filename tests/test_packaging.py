@@ -1,0 +1,79 @@
+"""What users install: built, looked into, installed into an empty folder and run from there."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import stampy
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = "stampy/models/weights/stampy-mini"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="the tests stand without their sources"),
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source distribution."""
+    pytest.importorskip("hatchling", reason="builds the package")
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(out)], cwd=ROOT, check=True, capture_output=True
+    )
+    (wheel,), (source,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, source
+
+
+def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(built):
+    wheel, _ = built
+    assert wheel.stat().st_size < 25e6
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+    assert {f"{WEIGHTS}/{name}" for name in ("config.json", "genes.tsv", "model.safetensors", "README.md")} <= set(
+        sizes
+    )
+    large = {name for name, size in sizes.items() if size > 500_000}
+    assert large == {f"{WEIGHTS}/model.safetensors", f"{WEIGHTS}/genes.tsv"}
+    source = ROOT / "src"
+    here = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    information = f"stampy_st-{stampy.__version__}.dist-info"
+    assert {name for name in sizes if not name.startswith(information)} == here
+    assert {f"{information}/{name}" for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")} <= set(sizes)
+
+
+def test_the_source_distribution_is_complete(built):
+    _, source = built
+    assert source.stat().st_size < 25e6
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode == 0:
+        left_out = {name for name in tracked.stdout.split() if name not in names}
+        assert all(name.startswith(".") for name in left_out), left_out
+    assert {"pyproject.toml", "LICENSE", "README.md", "CONTRIBUTING.md", "PKG-INFO"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_it_runs_where_it_is_installed(built, tmp_path):
+    wheel, _ = built
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+
+    def python(*argv):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+        found = subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        return found.stdout.strip()
+
+    assert python("-m", "stampy", "--version") == f"stampy {stampy.__version__}"
+    code = "import stampy; print(stampy.__file__, stampy.models.load('stampy-mini', device='cpu').name)"
+    place, name = python("-c", code).rsplit(" ", 1)
+    assert Path(place) == tmp_path / "site/stampy/__init__.py"
+    assert name == "stampy-mini"
