@@ -13,8 +13,8 @@ import pandas as pd
 
 from stampy import _checks
 
-from ._options import TASKS
-from ._table import OVERALL, skipped, summary
+from ._options import TASKS, TaskKind
+from ._table import OVERALL, SEPARATOR, skipped, summary
 
 __all__ = ["Sheet", "sheets", "to_html", "to_latex", "to_markdown"]
 
@@ -61,11 +61,19 @@ def sheets(
                 note = f"{source}. Reported there, not computed here; data, folds and models may differ."
                 out.append(Sheet(sheet.title, sheet.header, [[Cell(c.text) for c in row] for row in sheet.rows], note))
     left = skipped(results)
-    left = left if tasks is None else left[left["tasks"].map(lambda t: bool(set(t.split(", ")) & set(tasks)))]
-    if len(left):
-        rows = [[Cell(text) for text in row] for row in left.itertuples(index=False)]
-        out.append(Sheet("Left out, and why", ["data set", "sections", "systems", "tasks", "reason"], rows))
-    return out
+    left = left if tasks is None else left[left["tasks"].map(lambda t: bool(set(t.split(SEPARATOR)) & set(tasks)))]
+    return [*out, _left_out(left)] if len(left) else out
+
+
+def _left_out(left: pd.DataFrame) -> Sheet:
+    """A row for each reason."""
+    rows = []
+    for reason, part in left.groupby("reason", sort=False):
+        names = {k: list(dict.fromkeys(SEPARATOR.join(part[k]).split(SEPARATOR))) for k in ("systems", "tasks")}
+        where = [f"{r.dataset} ({r.sections})" if r.sections != r.dataset else r.dataset for r in part.itertuples()]
+        cells = [SEPARATOR.join(where), SEPARATOR.join(names["systems"]), SEPARATOR.join(names["tasks"]), str(reason)]
+        rows.append([Cell(text) for text in cells])
+    return Sheet("Left out, and why", ["data set (sections)", "systems", "tasks", "reason"], rows)
 
 
 def _sheet(title: str, part: pd.DataFrame, task: str, sections: bool) -> Sheet:
@@ -88,7 +96,7 @@ def _sheet(title: str, part: pd.DataFrame, task: str, sections: bool) -> Sheet:
     return Sheet(title, [*(["section"] if len(names) > 1 else []), "system", *heads], rows, note)
 
 
-def _rows(part: pd.DataFrame, pairs: list, kind: object, section: str, named: bool) -> list[list[Cell]]:
+def _rows(part: pd.DataFrame, pairs: list, kind: TaskKind, section: str, named: bool) -> list[list[Cell]]:
     """A row for each system, and one for chance where it is known."""
     values = part.set_index(["system", "variant", "metric"])
     best = {}
@@ -111,7 +119,7 @@ def _rows(part: pd.DataFrame, pairs: list, kind: object, section: str, named: bo
     chances = [part.loc[(part["variant"] == v) & (part["metric"] == m), "chance"].mean() for v, m in pairs]
     if not all(math.isnan(c) for c in chances):
         cells = [Cell(NOTHING if math.isnan(c) else _figure(c)) for c in chances]
-        rows.append([*([Cell(section)] if named else []), Cell("chance"), *cells])
+        rows.append([*([Cell(section)] if named else []), Cell(kind.chance), *cells])
     return rows
 
 
@@ -212,7 +220,7 @@ def to_latex(
     out = []
     for sheet in sheets(results, sections=sections, tasks=tasks, reported=reported):
         columns = "l" * (1 + (sheet.header[0] == "section")) + "r" * (len(sheet.header) - 1)
-        columns = columns[: len(sheet.header)] if sheet.header[-1] != "reason" else r"llllp{0.4\linewidth}"
+        columns = columns[: len(sheet.header)] if sheet.header[-1] != "reason" else r"*{4}{p{0.22\linewidth}}"
         rows = [
             " & ".join(rf"\textbf{{{safe(c.text)}}}" if c.best else safe(c.text) for c in row) for row in sheet.rows
         ]

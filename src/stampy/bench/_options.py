@@ -27,6 +27,8 @@ class TaskKind:
         Whether the sections of a data set are judged together where its folds say so; else each by itself.
     lower_is_better
         Of these metrics.
+    chance
+        What the row of chance is called in tables.
     options, choices
         Options with their defaults, and what is allowed for some.
     """
@@ -37,6 +39,7 @@ class TaskKind:
     needs: tuple[str, ...] = ()
     jointly: bool = False
     lower_is_better: tuple[str, ...] = ()
+    chance: str = "chance"
     options: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -70,9 +73,10 @@ TASKS: dict[str, TaskKind] = {
     ),
     "masked": TaskKind(
         about="masked genes, predicted by the gene tower",
-        metrics={"top1": "top-1", "top10": "top-10", "majority_top1": "majority top-1",
-                 "majority_top10": "majority top-10"},
+        metrics={"top1": "top-1", "top10": "top-10", "majority_top1": "most frequent, top-1",
+                 "majority_top10": "most frequent, top-10"},
         shown=("top1", "top10", "majority_top1", "majority_top10"), needs=("counts",),
+        chance="most frequent of those that the spot does not show",
         options={"fraction": 0.15, "n_spots": 500},
     ),
     "slide": TaskKind(

@@ -23,6 +23,7 @@ COLUMNS = ("dataset", "section", "system", "replicate", "seen", "task", "variant
            "n_spots", "status", "reason", "source")  # fmt: skip
 TEXT = ("dataset", "section", "system", "seen", "task", "variant", "metric", "status", "reason", "source")
 OVERALL = "all"
+SEPARATOR = "; "  # names of systems may hold commas
 GROUP = ["dataset", "task", "variant", "metric", "system"]
 
 
@@ -176,11 +177,11 @@ def skipped(results: pd.DataFrame) -> pd.DataFrame:
     >>> from stampy.bench._table import tidy
     >>> row = {"dataset": "D", "section": "s", "system": "UNI", "task": "probe", "status": "skipped", "reason": "gated"}
     >>> stampy.bench.skipped(tidy([row, row | {"task": "domains"}]))["tasks"].tolist()
-    ['probe, domains']
+    ['probe; domains']
     """
     rows = []
     left = results[results["status"] == "skipped"]
     for (dataset, reason), part in left.groupby(["dataset", "reason"], sort=False):
-        names = {k + "s": ", ".join(dict.fromkeys(part[k])) for k in ("section", "system", "task")}
+        names = {k + "s": SEPARATOR.join(dict.fromkeys(part[k])) for k in ("section", "system", "task")}
         rows.append({"dataset": dataset, **names, "reason": reason})
     return pd.DataFrame(rows, columns=["dataset", "sections", "systems", "tasks", "reason"])

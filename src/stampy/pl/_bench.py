@@ -88,7 +88,7 @@ def bench(
         return ax
     heights = [0.7 + 0.24 * len(_names(table, d)) for d in rows]
     _, axes = plt.subplots(
-        len(rows), len(columns), figsize=(2.6 + 2.1 * len(columns), sum(heights) + 0.5 * len(rows)),
+        len(rows), len(columns), figsize=(2.6 + 1.55 * len(columns), sum(heights) + 0.5 * len(rows)),
         height_ratios=heights, squeeze=False, layout="constrained",
     )  # fmt: skip
     for i, data in enumerate(rows):
@@ -155,11 +155,14 @@ def _title(column: tuple[str, str]) -> str:
 
 
 def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: bool, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if not len(part):
         ax.set_visible(False)
         if not first:
             return
         ax.set_visible(True)  # the names of the systems stand here
+        ax.xaxis.set_visible(False)
     marks = {}
     for y, (name, status) in enumerate(names):
         mine = part[(part["system"] == name) & (part["status"] == status)]
@@ -184,7 +187,11 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
     ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
-    ax.margins(x=0.12)
+    if len(part):
+        values = part["value"].to_numpy(dtype=float)
+        low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+        ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
