@@ -27,7 +27,18 @@ NOT_FOR_SYSTEMS = {"adata", "model", "modality", "level", "device", "show_progre
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One section: a name of `stampy.datasets`, ``"toy"`` or ``"toy:SEED"``, or a path of an .h5ad."""
+    """One section.
+
+    Parameters
+    ----------
+    source
+        A name of `stampy.datasets.names`, ``"toy"`` or ``"toy:SEED"``, or a path of an .h5ad, from the config's folder
+        on.
+    name
+        In the tables; by default the source.
+    patient
+        Whose it is, for ``folds="patient"``.
+    """
 
     source: str
     name: str
@@ -57,7 +68,7 @@ class DataSet:
     steps
         How to get it, shown where it is missing.
     slides
-        A table of whole slides instead of sections: see `stampy.datasets.slide_manifest`.
+        A table of whole slides instead of sections.
     """
 
     name: str
@@ -103,7 +114,16 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A question, one of `TASKS`, with its options."""
+    """A question, with its options.
+
+    Parameters
+    ----------
+    name
+        ``"probe"`` (``method``), ``"domains"`` (``methods``), ``"retrieve"`` (``directions``), ``"expression"``
+        (``methods``, ``n_top_genes``, ``transform``), ``"masked"`` (``fraction``, ``n_spots``) or ``"slide"``.
+    options
+        What is not named has its default.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -111,7 +131,17 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A figure that others published: shown beside what was computed, never mixed with it."""
+    """A figure that others published: shown beside what was computed, never mixed with it.
+
+    Parameters
+    ----------
+    dataset, system, task, metric, variant
+        Where it belongs; the system needs not be one of the config's.
+    value
+        The figure.
+    source
+        Where it was published.
+    """
 
     dataset: str
     system: str

@@ -103,6 +103,10 @@ def run(
             for found in runner.rows():
                 rows += found
                 bar.update()
+    # as the config has it, not as it was run
+    place = {system.name: i for i, system in enumerate(config.systems)}
+    sets = {data.name: i for i, data in enumerate(config.datasets)}
+    rows.sort(key=lambda row: (sets[row["dataset"]], place[row["system"]], row["replicate"]))
     rows += [_reported_row(figure) for figure in config.reported]
     results = tidy(rows)
     write_results(results, out / RESULTS, config)
