@@ -349,6 +349,35 @@ def test_masked_genes_of_a_model_that_knows():
         masked_accuracy(model, np.array([[30, 0, 0]]))
 
 
+def test_whole_slides(tmp_path, weights):
+    rows = ["slide,patient,label"]
+    for i in range(6):
+        datasets.toy_slide(tmp_path / f"s{i}.tif", size_um=500, tumor=0.4 * (i % 2), rng=i)
+        rows.append(f"s{i}.tif,p{i},{'ab'[i % 2]}")
+    (tmp_path / "slides.csv").write_text("\n".join(rows))
+    config = {
+        "datasets": [{"name": "W", "slides": {"path": str(tmp_path / "slides.csv")}, "n_folds": 3},
+                     {"name": "gone", "slides": {"path": "no.csv"}, "steps": "Ask the GDC."}],
+        "systems": [{"name": "image", "model": weights, "modality": "image"},
+                    {"name": "genes", "model": weights, "modality": "gene"}],
+        "tasks": [{"task": "slide", "methods": ["mean"]}, "probe"], "seeds": [0],
+    }  # fmt: skip
+    results = go(config, tmp_path / "out")
+    done = results[results["status"] == "ok"]
+    assert done[["dataset", "system", "task", "variant"]].drop_duplicates().values.tolist() == [
+        ["W", "image", "slide", "mean"]
+    ]
+    assert set(done["metric"]) == {"auc", "balanced_accuracy"}
+    assert done["value"].between(0, 1).all()
+    reasons = results[results["status"] == "skipped"].set_index(["dataset", "system", "task"])["reason"]
+    assert "an image alone" in reasons["W", "genes", "slide"]
+    assert "of spots" in reasons["W", "image", "probe"]
+    assert reasons["gone", "image", "slide"].endswith("Ask the GDC.")
+    pd.testing.assert_frame_equal(go(config, tmp_path / "out"), results)
+    with pytest.raises(ValueError, match="needs the `path`"):
+        bench.read_config({**config, "datasets": [{"name": "x", "slides": {"label": "y"}}]})
+
+
 def test_command_line(tmp_path, capsys):
     config = tmp_path / "mine.json"
     config.write_text(json.dumps({**BASIC, "seeds": [0]}))

@@ -68,7 +68,8 @@ class DataSet:
     steps
         How to get it, shown where it is missing.
     slides
-        A table of whole slides instead of sections.
+        Whole slides instead of sections: the arguments of `stampy.datasets.slide_manifest`, with ``path`` from the
+        config's folder on. Patients are held out.
     """
 
     name: str
@@ -295,6 +296,11 @@ def _dataset(raw: Any) -> DataSet:
     _checks.at_least("n_folds", raw.get("n_folds", 5), 2)
     for modality in raw.get("without", {}):
         _checks.one_of("without", modality, MODALITIES)
+    slide_options = {"path", "slide", "patient", "label", "md5", "folder"}
+    for key in raw.get("slides", {}):
+        _checks.one_of("slides", key, slide_options)
+    if raw.get("slides") and "path" not in raw["slides"]:
+        raise ValueError(f"`slides` of {name!r} needs the `path` of a table of slides.")
     if raw.get("known_as") is not None:
         _checks.one_of("known_as", raw["known_as"], BENCHMARKS)
     sections = tuple(_section(s) for s in raw.get("sections", ()))

@@ -82,7 +82,7 @@ TASKS: dict[str, TaskKind] = {
     "slide": TaskKind(
         about="labels of whole slides, cross-validated by patient",
         metrics={"auc": "AUC", "balanced_accuracy": "balanced accuracy"}, shown=("auc", "balanced_accuracy"),
-        needs=("labels",), jointly=True, options={"methods": ["abmil", "mean"]},
+        options={"methods": ["abmil", "mean"]},
         choices={"methods": ("abmil", "mean")},
     ),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from ._data import MISSING, PATIENT, Loaded, load_section
 from ._embeddings import Cache, Embedded, identity, kind_of
 from ._options import TASKS
 from ._seen import seen
+from ._slides import manifest_of, slide_scores
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, quietly
 
@@ -132,6 +133,9 @@ class _DataSetRun:
 
     def rows(self) -> Iterator[list[dict[str, Any]]]:
         """The rows of one system and task after the other."""
+        if self.data.slides:
+            yield from self._slides()
+            return
         sections, absent = self._sections()
         # fused first: its towers serve the systems of one modality
         for system in sorted(self.config.systems, key=lambda s: s.modality != "fused"):
@@ -145,8 +149,6 @@ class _DataSetRun:
 
     def _sections(self) -> tuple[dict[str, Loaded], dict[str, str]]:
         """What could be loaded, and why the rest could not."""
-        if self.data.slides:
-            return {}, {OVERALL: self.data.steps or "whole slides are judged by `stampy.tl.slide`"}
         found, absent = {}, {}
         for section in self.data.sections:
             try:
@@ -154,10 +156,40 @@ class _DataSetRun:
                     section, self.data, self.config.folder, allow_unverified=self.allow_unverified
                 )
             except MISSING as error:
-                steps = f" {self.data.steps}" if self.data.steps else ""
-                absent[section.name] = one_line(error) + steps
+                absent[section.name] = self._missing(error)
                 logger.warning("%s, %s is left out: %s", self.data.name, section.name, absent[section.name])
         return found, absent
+
+    def _missing(self, error: BaseException) -> str:
+        return f"{one_line(error)} {self.data.steps}".strip()
+
+    def _slides(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of whole slides."""
+        manifest, absent = None, ""
+        try:
+            manifest = manifest_of(self.data, self.config)
+        except MISSING as error:
+            absent = self._missing(error)
+            logger.warning("%s is left out: %s", self.data.name, absent)
+        for system in self.config.systems:
+            for task in self.config.tasks:
+                reason = absent or ("" if task.name == "slide" else "it is asked of spots, not of whole slides")
+                if manifest is None or reason:
+                    yield [self._skipped(system, task, OVERALL, reason)]
+                else:
+                    yield self._slide_rows(manifest, system, task)
+
+    def _slide_rows(self, manifest: pd.DataFrame, system: System, task: Task) -> list[dict[str, Any]]:
+        what = {"slides": manifest.to_csv(), "sizes": [Path(p).stat().st_size for p in manifest["slide"]]}
+        path = self._path(system, task, (), **what)
+        try:
+            if not path.is_file():
+                found = slide_scores(manifest, self.data, system, task, self.seeds, self.cache)
+                self._keep(path, [{"seed": seed, **asdict(score)} for seed, score in found])
+            done = json.loads(path.read_text("utf-8"))
+        except MISSING as error:
+            return [self._skipped(system, task, OVERALL, one_line(error))]
+        return [{**self._head(system, task), "status": "ok", **score} for score in done]
 
     def _units(self, task: Task, sections: list[Loaded]) -> list[list[Loaded]]:
         """What is judged together."""
@@ -209,9 +241,12 @@ class _DataSetRun:
         scores = [
             {"seed": seed, **asdict(score)} for seed in seeds for score in quietly(RUNNERS[case.task.name], case, seed)
         ]
-        with _utils.atomic(self._path(case.system, case.task, case.sections)) as beside:
-            beside.write_text(json.dumps(scores), "utf-8")
+        self._keep(self._path(case.system, case.task, case.sections), scores)
         return scores
+
+    def _keep(self, path: Path, scores: list[dict[str, Any]]) -> None:
+        with _utils.atomic(path) as beside:
+            beside.write_text(json.dumps(scores), "utf-8")
 
     def _obstacle(self, system: System, task: Task, section: Loaded) -> str | None:
         """Why a question can't be asked, as far as that is known without embedding anything."""
@@ -229,13 +264,13 @@ class _DataSetRun:
             return "it is asked of whole slides"
         return None
 
-    def _path(self, system: System, task: Task, unit: Sequence[Loaded]) -> Path:
+    def _path(self, system: System, task: Task, unit: Sequence[Loaded], **more: Any) -> Path:
         """Where the scores are kept, by all that they depend on."""
         what = {
             "stampy": stampy.__version__, "data": [(s.name, s.digest, s.labels) for s in unit],
             "patients": [str(s.adata.obs[PATIENT].iloc[0]) for s in unit], "folds": self.data.folds,
             "n_folds": self.data.n_folds, "model": identity(system.model), "system": asdict(system),
-            "task": asdict(task), "seeds": self.seeds, "dataset": self.data.name,
+            "task": asdict(task), "seeds": self.seeds, "dataset": self.data.name, **more,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return self.folder / f"{key}.json"
