@@ -169,8 +169,8 @@ def expression(case: Case, seed: int) -> Iterator[Score]:
 def masked(case: Case, seed: int) -> Iterator[Score]:
     """Masked genes of some spots of a section."""
     (section,), system = case.sections, case.system
-    if case.embedded[0].modality != "gene" or system.smooth or system.level != "embedding":
-        raise NotApplicable("asked of the gene tower alone, without smoothing")
+    if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
+        raise NotApplicable("asked of the gene tower alone, as it is")
     if models.split_name(system.model) is not None and system.model not in models.packaged():
         raise NotApplicable("it has no head for its spots' own genes (IGR)")
     model = models.load(system.model, device=case.device)
