@@ -3,7 +3,7 @@
     python benchmarks/compare.py [SECTIONS [SPOTS]]
 
 Sections are toy ones of 3,600 spots (a Visium slide), embeddings random numbers of the systems' usual widths, one seed.
-What is timed is everything after embedding: digests, tasks, tables. Seconds on one core, of each task and of all together.
+What is timed is everything after embedding: digests, tasks, tables. Seconds on one core, of each task and of all.
 """
 
 from __future__ import annotations
