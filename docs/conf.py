@@ -26,7 +26,7 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+exclude_patterns = ["_build", "benchmark_tables.md", "**.ipynb_checkpoints", "jupyter_execute"]
 templates_path = ["_templates"]
 suppress_warnings = ["config.cache"]  # a function among the settings, below
 

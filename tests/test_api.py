@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "pl": set(),
     "train": {"pp", "models"},
     "tl": {"pp", "models"},
+    "bench": {"pp", "models", "datasets", "tl"},
 }
 
 

@@ -500,7 +500,7 @@ def test_help_and_version(run):
         assert "usage: stampy" in said
     assert run("--version")[1] == f"stampy {stampy.__version__}\n"
     assert {line.split()[1] for text in EXAMPLES.values() for line in text.strip().splitlines()} == {
-        "demo", "embed", "slide", "corpus", "pretrain", "align", "--nproc-per-node"
+        "demo", "embed", "slide", "corpus", "pretrain", "align", "bench", "--nproc-per-node"
     }  # fmt: skip
 
 

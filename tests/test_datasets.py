@@ -211,7 +211,8 @@ def test_registry_is_whole():
         assert entry.licence, name
         for file in entry.files.values():
             assert file.url or file.mirror
-            unverified = file.url and (file.url.startswith("https://spatial-dlpfc.s3.") or entry.kind == "orthologs")
+            places = ("https://spatial-dlpfc.s3.", "https://cf.10xgenomics.com/")
+            unverified = file.url and (file.url.startswith(places) or entry.kind == "orthologs")
             assert re.fullmatch(r"[0-9a-f]{64}", file.sha256 or "") or unverified
             if file.url and file.sha256:
                 assert re.match(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/[0-9a-f]{40}/", file.url)
@@ -585,6 +586,13 @@ def test_images(space_ranger_files, tmp_path):
     assert adata.shape == (2, 0)
     assert adata.obs["annot_type"].isna().tolist() == [False, True]
     assert adata.obsm["spatial"].tolist() == [[50, 100], [100, 187]]
+
+
+def test_annotated(space_ranger_files, tmp_path):
+    (tmp_path / "metadata.tsv").write_text("ID\tfine_annot_type\nA-1\tIDC_1\nC-1\tIDC_2\n")
+    adata = _origins.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    assert dense(adata) == COUNTS.tolist()
+    assert adata.obs["fine_annot_type"].isna().tolist() == [True, False]
 
 
 def test_the_builder_makes_the_finished_section(data_dir, monkeypatch):

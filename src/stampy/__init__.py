@@ -6,8 +6,8 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("datasets", "models", "pl", "pp", "tl", "train")
-__all__ = ["__version__", "datasets", "models", "pl", "pp", "read", "tl", "train"]
+_SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
+__all__ = ["__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]
 
 
 def __getattr__(name: str) -> ModuleType | Callable:

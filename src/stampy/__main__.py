@@ -1,4 +1,4 @@
-"""The command line, thin over the functions: `stampy demo | embed | slide | corpus | pretrain | align | ...`."""
+"""The command line, thin over the functions: `stampy demo | embed | slide | corpus | pretrain | align | bench ...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stampy import __version__, _cli_corpus
+from stampy import __version__, _cli_bench, _cli_corpus
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -63,6 +63,7 @@ EXAMPLES = {
         torchrun --nproc-per-node 4 -m stampy align sections.tsv --model genes/model --out both
         """,
     **_cli_corpus.EXAMPLES,
+    **_cli_bench.EXAMPLES,
 }
 
 
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     _cli_corpus.add_commands(commands, _described, _command)
     _pretrain_options(commands)
     _align_options(commands)
+    _cli_bench.add_commands(commands, _command, _show_progress, print)
     _command(commands, "models", _models, "List the models and systems that `--model` takes.")
     _command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
     return parser

@@ -108,6 +108,14 @@ def dlpfc(name: str, paths: Paths) -> AnnData:
     return adata
 
 
+def annotated(name: str, paths: Paths) -> AnnData:
+    """As `space_ranger`, with the columns of a table of labels by barcode."""
+    adata = space_ranger(name, paths)
+    labels = pd.read_csv(paths["labels"], sep="\t", index_col=0)
+    adata.obs = adata.obs.join(labels.astype("category"))
+    return adata
+
+
 def images(name: str, paths: Paths) -> AnnData:
     """A section without counts: the spots under tissue, their labels where there are, image and scale factors."""
     import anndata
@@ -123,7 +131,7 @@ def images(name: str, paths: Paths) -> AnnData:
 
 
 BUILDERS: dict[str, Callable[[str, Paths], AnnData]] = {
-    f.__name__: f for f in (her2st, paste, sepal, spcs, space_ranger, dlpfc, images)
+    f.__name__: f for f in (her2st, paste, sepal, spcs, space_ranger, dlpfc, annotated, images)
 }
 
 

@@ -1,6 +1,7 @@
 """Pictures of finished results; nothing here computes or writes any."""
 
 from stampy.pl._attribute import attribute
+from stampy.pl._bench import bench
 from stampy.pl._domains import domains
 from stampy.pl._expression import expression
 from stampy.pl._probe import probe
@@ -12,3 +13,4 @@ from stampy.pl._tiles import tiles
 from stampy.pl._training import training
 
 __all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles", "training"]
+__all__ = ["attribute", "bench", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]

@@ -1,0 +1,111 @@
+"""`stampy bench run | table`: the options, thin over `stampy.bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("markdown", "latex", "html")
+EXAMPLES = {
+    "bench": """
+        stampy bench run toy --out compared               a config of the package: see `stampy bench configs`
+        stampy bench run mine.json --out compared         your own; interrupted, it goes on where it was
+        stampy bench table compared                       Markdown
+        stampy bench table compared --format html --out compared.html
+        """,
+}
+
+
+def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser], progress: Callable[..., bool],
+                 say: Callable[[str], None]) -> None:  # fmt: skip
+    """Add `bench` to the parser; `command` makes a subcommand, `progress` says whether bars are shown."""
+    parser = command(commands, "bench", None, "Compare systems on data sets: tables, with seeds and spread.")
+    below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def run(*, config: str, out: str, quiet: bool, **options: Any) -> None:
+        from stampy import bench
+
+        results = bench.run(config, out, show_progress_bar=progress(quiet), **options)
+        if not quiet:
+            say(_told(results, out))
+
+    add = command(below, "run", run, "Embed every section once, run every task, write the tidy table.").add_argument
+    add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
+    add("--out", required=True, metavar="FOLDER", help="for results.csv and what is done; a run there goes on")
+    add("--cache", metavar="FOLDER", help="of the embeddings, which configs may share (default: OUT/embeddings)")
+    add("--seeds", type=int, nargs="+", metavar="N", help="instead of those of the config")
+    add("--allow-unverified", action="store_true", help="download files whose hash stampy does not know")
+    add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
+    add("--quiet", action="store_true", help="no progress bar, no summary")
+
+    about = "Print the table of a run, or write it into a file."
+    add = command(below, "table", lambda **options: _table(say=say, **options), about).add_argument
+    add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
+    add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html has a picture")
+    add("--out", metavar="FILE", help="instead of the screen")
+    add("--sections", action="store_true", help="a row for each section, too")
+    add("--tasks", nargs="+", metavar="TASK", help="only these")
+    add("--picture", metavar="PNG", help="also draw the comparison into this file")
+    add("--no-reported", action="store_false", dest="reported", help="without the figures that others published")
+    command(below, "configs", lambda: _configs(say), "List the configs that come with the package.")
+
+
+def _told(results: Any, out: str) -> str:
+    from stampy import bench
+
+    n = int((results["status"] == "ok").sum())
+    lines = [f"{n} figures: {Path(out) / 'results.csv'}"]
+    left = bench.skipped(results)
+    lines += [f"Left out: {r.dataset}, {r.sections}; {r.systems}; {r.tasks}: {r.reason}" for r in left.itertuples()]
+    return "\n".join([*lines, f"See it by: stampy bench table {out}"])
+
+
+def _table(*, folder: str, kind: str, out: str | None, picture: str | None, say: Callable[[str], None],
+           **options: Any) -> None:  # fmt: skip
+    from stampy import _utils, bench
+
+    results = bench.read_results(folder)
+    if picture is not None:
+        _draw(results, Path(picture), options)
+    if kind == "html":
+        with tempfile.TemporaryDirectory() as place:
+            drawn = Path(picture) if picture else Path(place) / "bench.png"
+            if not picture and (results["status"] != "skipped").any():
+                _draw(results, drawn, options)
+            text = bench.to_html(results, picture=drawn if drawn.exists() else None, **options)
+    else:
+        text = {"markdown": bench.to_markdown, "latex": bench.to_latex}[kind](results, **options)
+    if out is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        return
+    with _utils.atomic(out) as beside:
+        beside.write_text(text, "utf-8")
+    say(f"Written: {out}")
+
+
+def _draw(results: Any, path: Path, options: dict[str, Any]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from stampy import _utils, bench, pl
+
+    axes = pl.bench(bench.summary(results), tasks=options["tasks"], reported=options["reported"])
+    figure = (axes[0] if isinstance(axes, list) else axes).figure
+    with _utils.atomic(path) as beside:
+        figure.savefig(beside, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _configs(say: Callable[[str], None]) -> None:
+    import json
+
+    from stampy import bench
+
+    for name, path in bench.configs().items():
+        say(f"{name:10} {json.loads(path.read_text('utf-8')).get('about', '')}")

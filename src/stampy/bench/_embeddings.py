@@ -1,0 +1,138 @@
+"""Embeddings, made once: a file each, by what the section, the system and its parameters are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import cache as remembered
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import stampy
+from stampy import _checks, _keys, _utils, models, tl
+from stampy.tl._cluster import smoothed
+
+from ._config import System
+from ._data import Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Cache", "Embedded", "identity", "kind_of"]
+
+logger = logging.getLogger(__name__)
+
+KEY = "X_bench"
+FORMAT = 1
+TOWERS = {"": KEY, "gene": KEY + _keys.GENE_SUFFIX, "image": KEY + _keys.IMAGE_SUFFIX}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A section in a system's eyes: ``""`` is what is judged, ``"gene"`` and ``"image"`` are its parts."""
+
+    vectors: Mapping[str, np.ndarray]
+    modality: str
+
+
+def kind_of(system: System) -> str | None:
+    """The modality of a system, as far as it is known before it has embedded anything."""
+    named = models.split_name(system.model)
+    if system.modality or named is None or named[0] in models.packaged():
+        return system.modality
+    return models.card(named[0]).modality
+
+
+@remembered
+def identity(model: str) -> str:
+    """What the weights are: hashes of files on disk; of a name on the hub the name alone."""
+    named = models.split_name(model)
+    path = Path(named[1] if named and named[1] else model).expanduser()
+    if model in models.packaged():
+        path = Path(str(files("stampy") / "models" / "weights" / model))
+    if not path.exists():
+        return model
+    found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.suffix != ".md")
+    digest = hashlib.sha256((named[0] if named else "").encode())
+    for file in found:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+class Cache:
+    """A folder of embeddings. Files are written beside and renamed; a damaged one is made anew.
+
+    Parameters
+    ----------
+    folder
+        Made if needed.
+    device
+        For `stampy.tl.embed`.
+    progress
+        Show how far it is.
+    """
+
+    def __init__(self, folder: str | Path, device: str | None = None, *, progress: bool = False):
+        self.folder = _checks.writable(folder)
+        self.device, self.progress = device, progress
+        self.made = 0
+
+    def embedded(self, section: Loaded, system: System) -> Embedded:
+        """The section's embeddings by the system, smoothed where it says so; raises what `stampy.tl.embed` raises."""
+        found = self._found(section, system)
+        if found is None:
+            found = self._make(section, system)
+        if not system.smooth:
+            return found
+        xy = _checks.coordinates(section.adata)
+        return Embedded({k: smoothed(v, xy, system.smooth) for k, v in found.vectors.items()}, found.modality)
+
+    def path(self, section: Loaded, system: System, modality: str | None) -> Path:
+        """Where an embedding is, or will be."""
+        what = {"format": FORMAT, "stampy": stampy.__version__, "section": section.digest, "modality": modality,
+                "model": identity(system.model), "level": system.level, "embed": dict(system.embed)}  # fmt: skip
+        key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return self.folder / f"{key}.safetensors"
+
+    def _found(self, section: Loaded, system: System) -> Embedded | None:
+        found = self._read(self.path(section, system, system.modality))
+        if found is None and system.modality in ("gene", "image"):
+            both = self._read(self.path(section, system, "fused"))  # the towers are the same, alone or together
+            if both is not None and system.modality in both.vectors:
+                values = both.vectors[system.modality]
+                found = Embedded({"": values, system.modality: values}, system.modality)
+        return found
+
+    def _read(self, path: Path) -> Embedded | None:
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="np") as file:
+                vectors = {name.removeprefix("vectors"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Embedded(vectors, file.metadata()["modality"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s) and made anew.", path, error)
+            return None
+
+    def _make(self, section: Loaded, system: System) -> Embedded:
+        from safetensors.numpy import save_file
+
+        options: dict[str, Any] = {**system.embed, "modality": system.modality, "level": system.level}
+        adata = section.adata
+        tl.embed(adata, system.model, **options, device=self.device, show_progress_bar=self.progress, key_added=KEY)
+        record = adata.uns[_keys.UNS].pop(KEY)
+        vectors = {part: adata.obsm.pop(key) for part, key in TOWERS.items() if key in adata.obsm}
+        self.made += 1
+        tensors = {"vectors" + part: np.ascontiguousarray(v, dtype=np.float32) for part, v in vectors.items()}
+        about = {"modality": str(record["modality"]), "model": system.model, "section": section.name}
+        with _utils.atomic(self.path(section, system, system.modality)) as path:
+            save_file(tensors, path, metadata=about)
+        return Embedded(vectors, str(record["modality"]))

@@ -1,0 +1,299 @@
+"""Data sets x systems x tasks -> a tidy table; what is there already is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+import stampy
+from stampy import _checks, _utils
+
+from ._config import Config, DataSet, Reported, System, Task, read_config
+from ._data import MISSING, PATIENT, Loaded, load_section
+from ._embeddings import Cache, Embedded, identity, kind_of
+from ._options import TASKS
+from ._seen import seen
+from ._slides import manifest_of, slide_scores
+from ._table import RESULTS, tidy, write_results
+from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, quietly
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    cache: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str | None = None,
+    allow_unverified: bool = False,
+    show_progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Compare systems: embed every section once, run every task on every embedding, over seeds.
+
+    A run that was interrupted goes on where it was when it is called again: embeddings and finished tasks are kept, by
+    a digest of the data, the weights and all parameters. What can't be run (a data set that isn't here, weights behind
+    a gate, a section without labels) is left out, and the table says so and why.
+
+    Parameters
+    ----------
+    config
+        Path of a .json or .toml file, a name of `stampy.bench.configs`, a dict, or a `stampy.bench.Config`.
+    out
+        Folder of the results: ``results.csv``, and ``tasks/`` with what is done.
+    cache
+        Folder of the embeddings, which several configs may share; None: ``out/embeddings``.
+    seeds
+        Instead of those of the config.
+    device
+        None: CUDA if there is one, else the CPU.
+    allow_unverified
+        Take files whose hash stampy does not know, see `stampy.datasets.load`.
+    show_progress_bar
+        Show how far it is.
+
+    Returns
+    -------
+    A row a figure: `dataset`, `section` (``"all"``: of all sections together), `system`, `replicate`, `seen` ("yes",
+    "no", "unknown": whether the system was trained on the data), `task`, `variant`, `metric`, `seed`, `value`,
+    `chance`, `n_spots`, `status` ("ok", "skipped", "reported"), `reason` (why skipped), `source` ("stampy" and its
+    version, or where a reported figure was published). Also written to ``results.csv``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Something in the config is unknown or of a wrong type, before anything runs.
+    FileNotFoundError, PermissionError
+        There is no such config; `out` can't be written to.
+
+    Examples
+    --------
+    >>> import stampy, tempfile
+    >>> config = {"datasets": [{"name": "toy", "sections": ["toy"], "labels": "domain"}],
+    ...           "systems": ["pca"], "tasks": ["probe"], "seeds": [0]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = stampy.bench.run(config, folder, show_progress_bar=False)
+    >>> results.loc[0, ["dataset", "system", "metric", "status"]].tolist()
+    ['toy', 'pca', 'balanced_accuracy', 'ok']
+    """
+    config = read_config(config)
+    seeds = tuple(config.seeds if seeds is None else seeds)
+    for seed in seeds:
+        _checks.at_least("seeds", seed, 0)
+    out = _checks.writable(out)
+    _checks.writable(out / "tasks")
+    store = Cache(cache or out / "embeddings", device, progress=show_progress_bar)
+    rows: list[dict[str, Any]] = []
+    total = len(config.systems) * len(config.tasks)
+    for data in config.datasets:
+        with tqdm(total=total, desc=data.name, unit="task", disable=not show_progress_bar) as bar:
+            runner = _DataSetRun(config, data, seeds, out / "tasks", store, device, allow_unverified)
+            for found in runner.rows():
+                rows += found
+                bar.update()
+    # as the config has it, not as it was run
+    place = {system.name: i for i, system in enumerate(config.systems)}
+    sets = {data.name: i for i, data in enumerate(config.datasets)}
+    rows.sort(key=lambda row: (sets[row["dataset"]], place[row["system"]], row["replicate"]))
+    rows += [_reported_row(figure) for figure in config.reported]
+    results = tidy(rows)
+    write_results(results, out / RESULTS, config)
+    return results
+
+
+def _reported_row(figure: Reported) -> dict[str, Any]:
+    return {**asdict(figure), "section": OVERALL, "status": "reported", "seen": "unknown"}
+
+
+@dataclass(frozen=True, eq=False)
+class _DataSetRun:
+    """All systems and tasks on one data set. Its sections are in memory together."""
+
+    config: Config
+    data: DataSet
+    seeds: tuple[int, ...]
+    folder: Path
+    cache: Cache
+    device: str | None
+    allow_unverified: bool
+    memory: dict[str, Embedded] = field(default_factory=dict)  # of the system at work
+
+    def rows(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of one system and task after the other."""
+        if self.data.slides:
+            yield from self._slides()
+            return
+        sections, absent = self._sections()
+        # fused first: its towers serve the systems of one modality
+        for system in sorted(self.config.systems, key=lambda s: s.modality != "fused"):
+            self.memory.clear()
+            failed: dict[str, str] = {}
+            for task in self.config.tasks:
+                rows = [self._skipped(system, task, name, why) for name, why in absent.items()]
+                for unit in self._units(task, list(sections.values())):
+                    rows += self._unit(system, task, unit, failed)
+                yield rows
+
+    def _sections(self) -> tuple[dict[str, Loaded], dict[str, str]]:
+        """What could be loaded, and why the rest could not."""
+        found, absent = {}, {}
+        for section in self.data.sections:
+            try:
+                found[section.name] = load_section(
+                    section, self.data, self.config.folder, allow_unverified=self.allow_unverified
+                )
+            except MISSING as error:
+                absent[section.name] = self._missing(error)
+                logger.warning("%s, %s is left out: %s", self.data.name, section.name, absent[section.name])
+        return found, absent
+
+    def _missing(self, error: BaseException) -> str:
+        return f"{one_line(error)} {self.data.steps}".strip()
+
+    def _slides(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of whole slides."""
+        manifest, absent = None, ""
+        try:
+            manifest = manifest_of(self.data, self.config)
+        except MISSING as error:
+            absent = self._missing(error)
+            logger.warning("%s is left out: %s", self.data.name, absent)
+        for system in self.config.systems:
+            for task in self.config.tasks:
+                reason = absent or ("" if task.name == "slide" else "it is asked of spots, not of whole slides")
+                if manifest is None or reason:
+                    yield [self._skipped(system, task, OVERALL, reason)]
+                else:
+                    yield self._slide_rows(manifest, system, task)
+
+    def _slide_rows(self, manifest: pd.DataFrame, system: System, task: Task) -> list[dict[str, Any]]:
+        what = {"slides": manifest.to_csv(), "sizes": [Path(p).stat().st_size for p in manifest["slide"]]}
+        path = self._path(system, task, (), **what)
+        try:
+            if not path.is_file():
+                found = slide_scores(manifest, self.data, system, task, self.seeds, self.cache)
+                self._keep(path, [{"seed": seed, **asdict(score)} for seed, score in found])
+            done = json.loads(path.read_text("utf-8"))
+        except MISSING as error:
+            return [self._skipped(system, task, OVERALL, one_line(error))]
+        return [{**self._head(system, task), "status": "ok", **score} for score in done]
+
+    def _units(self, task: Task, sections: list[Loaded]) -> list[list[Loaded]]:
+        """What is judged together."""
+        if TASKS[task.name].jointly and self.data.folds in ("section", "patient"):
+            return [sections] if sections else []
+        return [[section] for section in sections]
+
+    def _unit(self, system: System, task: Task, unit: list[Loaded], failed: dict[str, str]) -> list[dict[str, Any]]:
+        """Rows of one task on sections that are judged together: from disk, or computed and kept."""
+        reasons = {s.name: self._obstacle(system, task, s) or failed.get(s.name) for s in unit}
+        unit = [section for section in unit if reasons[section.name] is None]
+        done = self._done(system, task, unit)
+        embedded = [] if done is not None else self._embedded(system, unit, failed)
+        reasons |= {s.name: failed[s.name] for s in unit if s.name in failed}
+        rows = [self._skipped(system, task, name, why) for name, why in reasons.items() if why is not None]
+        unit = [section for section in unit if section.name not in failed]
+        if not unit:
+            return rows
+        if done is None:
+            case = Case(self.data, system, task, unit, embedded, self.device)
+            try:
+                done = self._scores(case)
+            except MISSING as error:  # nothing is kept of it: the reason may go away
+                name = unit[0].name if len(unit) == 1 else OVERALL
+                return [*rows, self._skipped(system, task, name, one_line(error))]
+        return rows + [{**self._head(system, task), "status": "ok", **score} for score in done]
+
+    def _done(self, system: System, task: Task, unit: list[Loaded]) -> list[dict[str, Any]] | None:
+        """Scores that an earlier run left."""
+        path = self._path(system, task, unit)
+        return json.loads(path.read_text("utf-8")) if unit and path.is_file() else None
+
+    def _embedded(self, system: System, unit: list[Loaded], failed: dict[str, str]) -> list[Embedded]:
+        """Embeddings of the sections that can be embedded; the others go into `failed`."""
+        found = []
+        for section in unit:
+            try:
+                if section.name not in self.memory:
+                    self.memory[section.name] = self.cache.embedded(section, system)
+                found.append(self.memory[section.name])
+            except MISSING as error:
+                failed[section.name] = one_line(error)
+                logger.warning("%s, %s by %s: %s", self.data.name, section.name, system.name, one_line(error))
+        return found
+
+    def _scores(self, case: Case) -> list[dict[str, Any]]:
+        """Scores for every seed, computed and kept."""
+        seeds = self.seeds if depends_on_seed(case.task.name, self.data) else self.seeds[:1]
+        scores = [
+            {"seed": seed, **asdict(score)} for seed in seeds for score in quietly(RUNNERS[case.task.name], case, seed)
+        ]
+        self._keep(self._path(case.system, case.task, case.sections), scores)
+        return scores
+
+    def _keep(self, path: Path, scores: list[dict[str, Any]]) -> None:
+        with _utils.atomic(path) as beside:
+            beside.write_text(json.dumps(scores), "utf-8")
+
+    def _obstacle(self, system: System, task: Task, section: Loaded) -> str | None:
+        """Why a question can't be asked, as far as that is known without embedding anything."""
+        kind, needs = kind_of(system), TASKS[task.name].needs
+        for modality in ("image", "gene"):
+            if modality in self.data.without and kind in (modality, "fused"):
+                return self.data.without[modality]
+        if kind == "slide":
+            return "it embeds whole slides"
+        if "labels" in needs and not section.labels:
+            return f"the section has no labels {self.data.labels!r}" if self.data.labels else "there are no labels"
+        if not section.has_counts and (kind in ("gene", "fused") or "counts" in needs):
+            return "the section has an image, but no counts"
+        if task.name not in RUNNERS:
+            return "it is asked of whole slides"
+        return None
+
+    def _path(self, system: System, task: Task, unit: Sequence[Loaded], **more: Any) -> Path:
+        """Where the scores are kept, by all that they depend on."""
+        what = {
+            "stampy": stampy.__version__, "data": [(s.name, s.digest, s.labels) for s in unit],
+            "patients": [str(s.adata.obs[PATIENT].iloc[0]) for s in unit], "folds": self.data.folds,
+            "n_folds": self.data.n_folds, "model": identity(system.model), "system": asdict(system),
+            "task": asdict(task), "seeds": self.seeds, "dataset": self.data.name, **more,
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return self.folder / f"{key}.json"
+
+    def _head(self, system: System, task: Task) -> dict[str, Any]:
+        return {
+            "dataset": self.data.name,
+            "system": system.name,
+            "replicate": system.replicate,
+            "seen": seen(system, self.data),
+            "task": task.name,
+            "source": f"stampy {stampy.__version__}",
+        }
+
+    def _skipped(self, system: System, task: Task, section: str, reason: str) -> dict[str, Any]:
+        return {**self._head(system, task), "section": section, "status": "skipped", "reason": reason}
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, without the quotes that a KeyError puts around it.
+
+    >>> one_line(KeyError("no such key"))
+    'no such key'
+    """
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__

@@ -1,0 +1,208 @@
+"""Every task on sections and their embeddings, by the functions of `stampy.tl`.
+
+A task takes a `Case` and a seed and yields scores; what it can't judge raises `NotApplicable` with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _keys, models, tl
+from stampy.pp import Vocabulary, tokenize
+from stampy.tl._folds import known_labels
+from stampy.tl._masked import masked_accuracy
+from stampy.tl._scores import confusion, label_scores
+
+from ._config import DataSet, System, Task
+from ._data import LABELS, PATIENT, SECTION, Loaded
+from ._embeddings import KEY, TOWERS, Embedded
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["RUNNERS", "Case", "NotApplicable", "Score", "depends_on_seed"]
+
+OVERALL = "all"
+
+
+class NotApplicable(ValueError):
+    """A question that this system can't be asked on this section."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure."""
+
+    section: str
+    variant: str
+    metric: str
+    value: float
+    n_spots: int
+    chance: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is judged together: sections of a data set, and their embeddings by one system."""
+
+    data: DataSet
+    system: System
+    task: Task
+    sections: Sequence[Loaded]
+    embedded: Sequence[Embedded]
+    device: str | None = None
+
+    def table(self, *, counts: bool = False) -> AnnData:
+        """The sections in one table, with the embeddings in obsm."""
+        import anndata
+
+        tables = []
+        for section, found in zip(self.sections, self.embedded, strict=True):
+            adata = section.adata
+            columns = [c for c in (LABELS, SECTION, PATIENT) if c in adata.obs]
+            x, var = (adata.X, adata.var[[]]) if counts else (None, None)
+            table = anndata.AnnData(x, obs=adata.obs[columns].copy(), var=var)
+            table.obs_names = section.name + ":" + table.obs_names  # barcodes recur in every section
+            table.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+            for part, values in found.vectors.items():
+                table.obsm[TOWERS[part]] = values
+            tables.append(table)
+        return tables[0] if len(tables) == 1 else anndata.concat(tables, join="inner")
+
+    def folds(self) -> dict[str, Any]:
+        """How `stampy.tl` is told what to hold out."""
+        several = {"library_key": SECTION, "patient_key": PATIENT} if len(self.sections) > 1 else {}
+        return {"folds": self.data.folds, "n_folds": self.data.n_folds, **several}
+
+
+def depends_on_seed(task: str, data: DataSet) -> bool:
+    """Whether a second seed can give another figure.
+
+    >>> depends_on_seed("retrieve", DataSet(name="x"))
+    False
+    """
+    return task not in ("retrieve",) and (
+        task not in ("probe", "expression") or data.folds in ("blocks", "random") or data.n_folds < len(data.sections)
+    )
+
+
+def probe(case: Case, seed: int) -> Iterator[Score]:
+    """Linear probe: scores of the held-out spots of each section."""
+    table = case.table()
+    tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())
+    codes, names = known_labels(table.obs[LABELS])
+    predicted = table.obs[f"{_keys.PROBE}_{KEY}"].cat.codes.to_numpy().astype(np.int64)
+    for section in case.sections:
+        rows = (table.obs[SECTION] == section.name).to_numpy() & (codes >= 0)
+        if not rows.any():
+            continue
+        counts = confusion(codes[rows], predicted[rows], len(names))
+        chance = 1 / int((counts.sum(axis=1) > 0).sum())
+        for metric, value in label_scores(counts).items():
+            level = chance if metric == "balanced_accuracy" else math.nan
+            yield Score(section.name, case.task.options["method"], metric, value, int(rows.sum()), level)
+
+
+def domains(case: Case, seed: int) -> Iterator[Score]:
+    """Clusters, as many as there are labels, held against them."""
+    (section,) = case.sections
+    codes, names = known_labels(section.adata.obs[LABELS])
+    for method in case.task.options["methods"]:
+        table = case.table()
+        tl.domains(table, len(names), use_rep=KEY, method=method, labels=LABELS, rng=seed)
+        row = table.uns[_keys.UNS][_keys.DOMAINS]["scores"].iloc[0]
+        for metric in ("ari", "nmi", "ami", "silhouette", "coherence"):
+            if metric in row:
+                chance = 0.0 if metric in ("ari", "ami") else float(row.get(f"{metric}_by_chance", math.nan))
+                yield Score(section.name, method, metric, float(row[metric]), int((codes >= 0).sum()), chance)
+
+
+def retrieve(case: Case, seed: int) -> Iterator[Score]:
+    """A spot's image looks for its genes, and the other way round, within a section."""
+    (section,), (found,) = case.sections, case.embedded
+    if not {"gene", "image"} <= set(found.vectors):
+        raise NotApplicable(f"it embeds {found.modality} alone; retrieval needs genes and images in one space")
+    if case.system.level != "embedding":
+        raise NotApplicable("features of genes and images share no space")
+    table = case.table()
+    for direction in case.task.options["directions"]:
+        query, target = direction.split(" to ")
+        tl.retrieve(table, query=query, target=target, k=1, embedding_key=KEY, show_progress_bar=False, rng=seed)
+        recall = table.uns[_keys.UNS][_keys.RETRIEVE]["recall"]
+        for _, row in recall[recall["section"] == OVERALL].iterrows():
+            yield Score(
+                section.name, direction, f"recall@{row['k']}", float(row["recall"]), int(row["queries"]),
+                float(row["chance"]),
+            )  # fmt: skip
+
+
+def expression(case: Case, seed: int) -> Iterator[Score]:
+    """Genes of held-out spots from their images."""
+    modality = case.embedded[0].modality
+    if modality != "image":
+        raise NotApplicable(f"it embeds {'genes' if modality == 'gene' else 'genes, too'}; they are what is predicted")
+    table = case.table(counts=True)
+    options = case.task.options
+    several = len(case.sections) > 1
+    for method in options["methods"]:
+        tl.expression(
+            table, use_rep=KEY, method=method, n_top_genes=options["n_top_genes"], transform=options["transform"],
+            rng=seed, **case.folds(),
+        )  # fmt: skip
+        scores = table.uns[_keys.UNS][_keys.EXPRESSION]["scores"]
+        level = "slide" if several else "pooled"
+        for group, part in scores[scores["level"] == level].groupby("group", sort=False):
+            name, n = (str(group) if several else case.sections[0].name), int(part["n_spots"].iloc[0])
+            yield Score(name, method, "pearson", float(part["pearson"].mean()), n, 0.0)
+            yield Score(name, method, "mse", float(part["mse"].mean()), n)
+        if several:
+            pooled = scores[scores["level"] == "pooled"]
+            yield Score(OVERALL, method, "pearson_pooled", float(pooled["pearson"].mean()), table.n_obs, 0.0)
+
+
+def masked(case: Case, seed: int) -> Iterator[Score]:
+    """Masked genes of some spots of a section."""
+    (section,), system = case.sections, case.system
+    if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
+        raise NotApplicable("asked of the gene tower alone, as it is")
+    if models.split_name(system.model) is not None and system.model not in models.packaged():
+        raise NotApplicable("it has no head for its spots' own genes (IGR)")
+    model = models.load(system.model, device=case.device)
+    if not isinstance(model, models.Stamp) or model.genes is None:
+        raise NotApplicable("it has no head for its spots' own genes (IGR), or no vocabulary")
+    rows = np.random.default_rng([seed, 1]).permutation(section.adata.n_obs)[: case.task.options["n_spots"]]
+    part = section.adata[np.sort(rows)].copy()
+    tokenize(part, Vocabulary(model.genes), max_tokens=model.config.gene.max_tokens)
+    tokens = part.obsm[_keys.TOKENS]
+    found = masked_accuracy(model.eval(), tokens, fraction=case.task.options["fraction"], rng=seed)
+    for k in (1, 10):
+        chance = found[f"unseen_top{k}"]
+        yield Score(section.name, "", f"top{k}", found[f"top{k}"], part.n_obs, chance)
+        yield Score(section.name, "", f"majority_top{k}", found[f"majority_top{k}"], part.n_obs)
+
+
+def quietly(runner: Callable[[Case, int], Iterator[Score]], case: Case, seed: int) -> list[Score]:
+    """All scores of a task; what it warns of is in the log, a table has no place for it."""
+    import logging
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        scores = list(runner(case, seed))
+    for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+        logging.getLogger(__name__).info("%s, %s: %s", case.data.name, case.system.name, text)
+    return scores
+
+
+RUNNERS: dict[str, Callable[[Case, int], Iterator[Score]]] = {
+    "probe": probe,
+    "domains": domains,
+    "retrieve": retrieve,
+    "expression": expression,
+    "masked": masked,
+}

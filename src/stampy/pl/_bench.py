@@ -1,0 +1,197 @@
+"""A comparison of systems: a dot for each figure, with its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stampy import _checks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+OURS, OTHERS, SECTION = "#003C5F", "#B5541C", "#A9C8DF"
+# metric -> heading; of each task the first that the table has is drawn
+METRICS = {
+    "probe": {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"},
+    "domains": {"ari": "ARI", "nmi": "NMI", "ami": "AMI"},
+    "retrieve": {"recall@10": "recall@10", "recall@5": "recall@5", "recall@1": "recall@1"},
+    "expression": {"pearson": "Pearson's r", "mse": "MSE"},
+    "masked": {"top10": "top-10 accuracy", "top1": "top-1 accuracy"},
+    "slide": {"auc": "AUC", "balanced_accuracy": "balanced accuracy"},
+}
+TITLES = {"probe": "probe", "domains": "domains", "retrieve": "retrieve", "expression": "expression",
+          "masked": "masked genes", "slide": "slides"}  # fmt: skip
+MARKS = {"yes": " †", "unknown": " ?", "no": ""}
+
+
+def bench(
+    summary: pd.DataFrame,
+    *,
+    datasets: str | Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    metric: str | None = None,
+    reported: bool = True,
+    ax: Axes | None = None,
+) -> Axes | list[Axes]:
+    """Draw a comparison: a row of panels for each data set, a panel for each task, a dot for each system.
+
+    A dark dot is the mean over sections and seeds, its line one standard deviation over seeds to either side; pale dots
+    are the sections. Open diamonds are figures that others reported. The dashed line is chance.
+
+    Parameters
+    ----------
+    summary
+        Of `stampy.bench.summary`.
+    datasets, tasks
+        Only these.
+    metric
+        What to draw, of one task; None: balanced accuracy, ARI, recall@10, Pearson's r, top-10 accuracy, AUC.
+    reported
+        Show reported figures.
+    ax
+        Axes for a single panel.
+
+    Returns
+    -------
+    The Axes, or a list of them where there are several panels. ``†`` marks systems that were trained on the data, ``?``
+    those of which that isn't known.
+
+    Raises
+    ------
+    ValueError
+        Nothing to draw, an unknown name, or `ax` for several panels.
+
+    Examples
+    --------
+    >>> import pandas as pd, stampy
+    >>> row = {"dataset": "D", "task": "probe", "variant": "", "metric": "balanced_accuracy", "section": "all",
+    ...        "value": 0.5, "std": 0.1, "chance": 0.2, "status": "ok", "seen": "no"}
+    >>> stampy.pl.bench(pd.DataFrame([row | {"system": s} for s in ("PCA", "mine")])).get_xlabel()
+    'balanced accuracy'
+    """
+    import matplotlib.pyplot as plt
+
+    table = _chosen(summary, datasets, tasks, metric, reported)
+    rows = list(dict.fromkeys(table["dataset"]))
+    columns = list(dict.fromkeys(zip(table["task"], table["variant"], strict=True)))
+    columns = _ours_first(table, columns)
+    panels = [(d, c, _panel(table, d, c)) for d in rows for c in columns]
+    if ax is not None:
+        drawn = [p for p in panels if len(p[2])]
+        if len(drawn) > 1:
+            raise ValueError(f"`ax` takes one panel, but there are {len(drawn)}. Name one data set and one task.")
+        _draw(ax, drawn[0][2], _names(table, drawn[0][0]), first=True, title=_title(drawn[0][1]))
+        return ax
+    heights = [0.7 + 0.24 * len(_names(table, d)) for d in rows]
+    _, axes = plt.subplots(
+        len(rows), len(columns), figsize=(2.6 + 1.55 * len(columns), sum(heights) + 0.5 * len(rows)),
+        height_ratios=heights, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for i, data in enumerate(rows):
+        for j, column in enumerate(columns):
+            _draw(axes[i, j], _panel(table, data, column), _names(table, data), first=j == 0, title=_title(column))
+        axes[i, 0].annotate(
+            data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
+            ha="right", va="bottom", parse_math=False,
+        )  # fmt: skip
+    shown = [a for a in axes.ravel() if a.get_visible()]
+    return shown[0] if len(shown) == 1 else shown
+
+
+def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
+    """The rows to draw: of each task one metric."""
+    table = summary if reported else summary[summary["status"] != "reported"]
+    for name, wanted in (("dataset", datasets), ("task", tasks)):
+        if wanted is not None:
+            wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+            for one in wanted:
+                _checks.one_of(f"{name}s", one, sorted(set(table[name])))
+            table = table[table[name].isin(wanted)]
+    if metric is not None:
+        _checks.one_of("metric", metric, sorted(set(table["metric"])))
+        table = table[table["metric"] == metric]
+    parts = [
+        part[part["metric"] == next((m for m in METRICS.get(task, {}) if (part["metric"] == m).any()), metric)]
+        for task, part in table.groupby("task", sort=False)
+    ]
+    if not sum(map(len, parts)):
+        raise ValueError("There is nothing to draw: the summary has no figure. `stampy.bench.skipped` says why.")
+    import pandas as pd
+
+    return pd.concat(parts)
+
+
+def _ours_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Panels of what was computed; reported figures, which name no variant, go to the first of their task."""
+    ours = table[table["status"] == "ok"]
+    have = list(dict.fromkeys(zip(ours["task"], ours["variant"], strict=True)))
+    return have + [c for c in columns if c[0] not in {task for task, _ in have}]
+
+
+def _panel(table: pd.DataFrame, data: str, column: tuple[str, str]) -> pd.DataFrame:
+    task, variant = column
+    mine = table[(table["dataset"] == data) & (table["task"] == task)]
+    variants = list(dict.fromkeys(table.loc[(table["task"] == task) & (table["status"] == "ok"), "variant"]))
+    strays = (
+        (mine["status"] == "reported") & (~mine["variant"].isin(variants)) & (variant in variants[:1] or not variants)
+    )
+    return mine[(mine["variant"] == variant) | strays]
+
+
+def _names(table: pd.DataFrame, data: str) -> list[tuple[str, str]]:
+    """Systems of a data set with their status, ours above."""
+    mine = table[table["dataset"] == data]
+    names = list(dict.fromkeys(zip(mine["system"], mine["status"], strict=True)))
+    return sorted(names, key=lambda pair: pair[1] == "reported")
+
+
+def _title(column: tuple[str, str]) -> str:
+    task, variant = column
+    return TITLES.get(task, task) + (f": {variant}" if variant and task != "probe" else "")
+
+
+def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: bool, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if not len(part):
+        ax.set_visible(False)
+        if not first:
+            return
+        ax.set_visible(True)  # the names of the systems stand here
+        ax.xaxis.set_visible(False)
+    marks = {}
+    for y, (name, status) in enumerate(names):
+        mine = part[(part["system"] == name) & (part["status"] == status)]
+        whole, sections = mine[mine["section"] == "all"], mine[mine["section"] != "all"]
+        if len(sections) > 1:
+            ax.plot(sections["value"], np.full(len(sections), y), "o", color=SECTION, markersize=4, zorder=2)
+        if len(whole):
+            row = whole.iloc[0]
+            theirs = status == "reported"
+            style = {"fmt": "D", "markerfacecolor": "none", "color": OTHERS} if theirs else {"fmt": "o", "color": OURS}
+            spread = None if np.isnan(row["std"]) else row["std"]
+            ax.errorbar(row["value"], y, xerr=spread, markersize=5, elinewidth=1.4, capsize=2, zorder=3, **style)
+            marks[y] = "" if theirs else MARKS[row["seen"]]
+    chance = part.loc[(part["section"] == "all") & (part["status"] == "ok"), "chance"].mean() if len(part) else np.nan
+    if not np.isnan(chance):
+        ax.axvline(chance, color="0.4", linestyle="--", linewidth=0.8, zorder=1)
+    if len(part):
+        metric = part["metric"].iloc[0]
+        ax.set_xlabel(METRICS.get(part["task"].iloc[0], {}).get(metric, metric), fontsize="small")
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    labels = [name + marks.get(y, "") + (" (reported)" if s == "reported" else "") for y, (name, s) in enumerate(names)]
+    ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
+    ax.set_title(title, fontsize="small", parse_math=False)
+    ax.grid(axis="y", color="0.92", zorder=0)
+    if len(part):
+        values = part["value"].to_numpy(dtype=float)
+        low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+        ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.tick_params(labelsize="small", length=2)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
