@@ -93,6 +93,20 @@ def at_most(name: str, value: float, maximum: float) -> None:
         raise ValueError(f"`{name}` must be at most {maximum}, found {value!r}.")
 
 
+def window(name: str, value: Any) -> None:
+    """Raise unless `value` is (left, right, top, bottom), each side below its opposite."""
+    try:
+        left, right, top, bottom = (float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must be True, False or four numbers (left, right, top, bottom), found {value!r}."
+        ) from error
+    if not (left < right and top < bottom):  # NaN, too, is not below
+        raise ValueError(
+            f"`{name}` must have left < right and top < bottom, as y runs downwards, found {(left, right, top, bottom)}."
+        )
+
+
 def not_empty(adata: AnnData, *, genes: bool = True) -> None:
     """Raise ValueError for a section without spots or (on request) without genes."""
     if adata.n_obs == 0:
