@@ -103,7 +103,7 @@ def window(name: str, value: Any) -> None:
         ) from error
     if not (left < right and top < bottom):  # NaN, too, is not below
         raise ValueError(
-            f"`{name}` must have left < right and top < bottom, as y runs downwards, found {(left, right, top, bottom)}."
+            f"`{name}` must have left < right and top < bottom (y runs down), found {(left, right, top, bottom)}."
         )
 
 

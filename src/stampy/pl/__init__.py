@@ -15,3 +15,18 @@ __all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "
 from stampy.pl._umap import umap
 
 __all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles", "umap"]
+from stampy.pl._umap import umap
+
+__all__ = [
+    "attribute",
+    "domains",
+    "expression",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+    "spatial",
+    "tiles",
+    "training",
+    "umap",
+]

@@ -55,8 +55,9 @@ def spatial(
 ) -> Axes | list[Axes]:
     """Draw spots in place: labels, values, or an embedding as colours, over the image of the tissue.
 
-    Spots are circles of their true size (of more than 50,000, which are finer than pixels, they touch), and the axes are in px of the full-resolution image, the unit of
-    `obsm["spatial"]`, whichever image lies below. Nothing is written into `adata`.
+    Spots are circles of their true size; more than 50,000, mostly finer than a picture's pixels, are drawn such that
+    they touch. The axes are in px of the full-resolution image, the unit of `obsm["spatial"]`, whichever image lies
+    below. Nothing is written into `adata`.
 
     Parameters
     ----------
