@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -32,6 +33,12 @@ suppress_warnings = ["config.cache"]  # a function among the settings, below
 
 # Sphinx reads below its own folder only, and a link there would break the pages' links among each other.
 shutil.copytree(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials", dirs_exist_ok=True)
+
+# The drawings of the page Concepts. With the SVG backend, which the notebooks' kernels do not share.
+sys.path.insert(0, str(Path(__file__).parent))
+import _figures  # noqa: E402
+
+_figures.draw(Path(__file__).parent / "generated" / "figures")
 
 # Pages and notebooks
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

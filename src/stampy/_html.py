@@ -39,7 +39,8 @@ section { background: #fff; border: 1px solid var(--line); border-radius: .6rem;
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .95rem; min-width: 60%; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; min-width: 4rem; }
+td code { overflow-wrap: normal; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: .6rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }

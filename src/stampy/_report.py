@@ -227,9 +227,18 @@ def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> Markup:
         tag("div", tag("div", style=f"width:{share:.1%}"), class_="bar", role="img", aria_label=f"{share:.0%}"),
     ]  # fmt: skip
     if genes.unknown:
-        listed = ", ".join(f"{name} ({part:.2%})" for name, part in genes.unknown)
+        listed = ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown)
         parts.append(tag("p", f"Not in it, with the most counts: {listed}.", class_="soft"))
     return tag("section", *parts)
+
+
+def _percent(part: float) -> str:
+    """A share, however small.
+
+    >>> _percent(0.0123), _percent(1e-6)
+    ('1.23%', '< 0.01%')
+    """
+    return f"{part:.2%}" if part >= 0.0001 else "< 0.01%"
 
 
 def _about_tokens(genes: Genes, max_tokens: int) -> Markup:
@@ -257,8 +266,10 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     ax.hist(tokens, bins=min(50, max(10, int(len(tokens) ** 0.5))), color="#0072B2")
     if tokens.max() > max_tokens:
         ax.axvline(max_tokens, color="#D55E00", linestyle="--", linewidth=1)
-        ax.annotate(f"model reads {max_tokens:,}", (max_tokens, 1), (-4, -4), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", ha="right", va="top", color="#D55E00", fontsize="small")  # fmt: skip
+        left = max_tokens < tokens.max() / 2
+        ax.annotate(f"model reads {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
+                    xycoords=("data", "axes fraction"), textcoords="offset points", ha="left" if left else "right",
+                    va="bottom", color="#D55E00", fontsize="small")  # fmt: skip
     ax.set(xlabel="tokens", ylabel="spots")
     ax.set_xlim(left=0)
     ax.spines[["top", "right"]].set_visible(False)
