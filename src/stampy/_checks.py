@@ -28,6 +28,7 @@ __all__ = [
     "positive",
     "two_labels",
     "unknown",
+    "window",
     "writable",
 ]
 
