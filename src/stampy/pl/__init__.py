@@ -10,11 +10,6 @@ from stampy.pl._slide import slide
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 from stampy.pl._training import training
-
-__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles", "training"]
-from stampy.pl._umap import umap
-
-__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles", "umap"]
 from stampy.pl._umap import umap
 
 __all__ = [
