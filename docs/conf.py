@@ -71,6 +71,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
     (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneMatch|Level|PixelSize)"),  # returned or taken, not public by name
+    (r"py:class", r"stampy\.train\.(_\w+\.)?StoredSection"),  # the same
     (r"py:class", r"stampy\.models\.(_\w+\.)?Tiles"),
 ]
 
