@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -32,6 +33,12 @@ suppress_warnings = ["config.cache"]  # a function among the settings, below
 
 # Sphinx reads below its own folder only, and a link there would break the pages' links among each other.
 shutil.copytree(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials", dirs_exist_ok=True)
+
+# The drawings of the page Concepts. With the SVG backend, which the notebooks' kernels do not share.
+sys.path.insert(0, str(Path(__file__).parent))
+import _figures  # noqa: E402
+
+_figures.draw(Path(__file__).parent / "generated" / "figures")
 
 # Pages and notebooks
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -64,6 +71,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
     (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneMatch|Level|PixelSize)"),  # returned or taken, not public by name
+    (r"py:class", r"stampy\.train\.(_\w+\.)?StoredSection"),  # the same
     (r"py:class", r"stampy\.models\.(_\w+\.)?Tiles"),
 ]
 

@@ -494,13 +494,13 @@ def test_models_and_datasets(run):
 
 
 def test_help_and_version(run):
-    for command in ([], ["demo"], ["embed"], ["slide"], ["pretrain"], ["align"], ["models"], ["datasets"]):
+    for command in ([], ["demo"], ["embed"], ["slide"], ["report"], ["pretrain"], ["align"], ["models"], ["datasets"]):
         status, said, err = run(*command, "--help")
         assert (status, err) == (0, "")
         assert "usage: stampy" in said
     assert run("--version")[1] == f"stampy {stampy.__version__}\n"
     assert {line.split()[1] for text in EXAMPLES.values() for line in text.strip().splitlines()} == {
-        "demo", "embed", "slide", "corpus", "pretrain", "align", "bench", "--nproc-per-node"
+        "demo", "embed", "slide", "corpus", "pretrain", "align", "bench", "--nproc-per-node", "report"
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ EXAMPLES = {
         stampy demo                                       the main job on one section, in a minute
         stampy embed section.h5ad embedded.h5ad           obsm["X_stamp"] for each spot
         stampy embed spaceranger/outs embedded.h5ad       from a Space Ranger folder
+        stampy report embedded.h5ad                       a page about a section, to look at and to pass on
         stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
         stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
         stampy align a.h5ad b.h5ad --model genes/model --out both
@@ -51,6 +52,10 @@ EXAMPLES = {
     "slide": """
         stampy slide slide.svs slide.zarr
         stampy slide slide.tif slide.zarr --um-per-px 0.25 --level feature
+        """,
+    "report": """
+        stampy report embedded.h5ad                       writes embedded.html
+        stampy report embedded.h5ad mine.html --domains layer --overwrite
         """,
     "pretrain": """
         stampy pretrain sections/*.h5ad --out genes --config pretrain.json
@@ -176,6 +181,14 @@ def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
         print(f"Written: {path}, obsm['X_stamp'] {adata.obsm['X_stamp'].shape}")
 
 
+def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+    from stampy import _report
+
+    path = _report.report(source, target or f"{Path(source).resolve().stem}.html", **options)
+    if not quiet:
+        print(f"Written: {path}")
+
+
 def _pretrain(**options: Any) -> None:
     _train("pretrain", "PretrainConfig", **options)
 
@@ -235,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     _demo_options(commands)
     _embed_options(commands)
     _slide_options(commands)
+    _report_options(commands)
     _cli_corpus.add_commands(commands, _described, _command)
     _pretrain_options(commands)
     _align_options(commands)
@@ -305,6 +319,22 @@ def _slide_options(commands: Any) -> None:
     add("--batch-size", type=int, metavar="N", help="tiles per batch (default: what suits the device)")
     add("--n-workers", type=int, default=1, metavar="N", help="threads that read tiles (default: %(default)s)")
     _common_options(add)
+
+
+def _report_options(commands: Any) -> None:
+    add = _command(
+        commands, "report", _report, "Write a page about a section: genes, tokens, maps, domains."
+    ).add_argument
+    add("source", metavar="IN", help="as for `stampy embed`; best a section that is embedded")
+    add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
+    add("--model", help="whose vocabulary to hold the genes against (default: the one that embedded the section)")
+    add("--embedding", default="X_stamp", metavar="KEY", help="key of obsm (default: %(default)s)")
+    add("--domains", metavar="COLUMN", help="column of obs (default: stamp_domain, stamp_cluster or leiden)")
+    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
+    add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace OUT")
+    add("--quiet", action="store_true", help="no summary")
 
 
 def _pretrain_options(commands: Any) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "single",
     "two_labels",
     "unknown",
+    "window",
     "writable",
 ]
 
@@ -97,6 +98,20 @@ def at_most(name: str, value: float, maximum: float) -> None:
     """Raise ValueError if `value` is above `maximum`."""
     if value > maximum:
         raise ValueError(f"`{name}` must be at most {maximum}, found {value!r}.")
+
+
+def window(name: str, value: Any) -> None:
+    """Raise unless `value` is (left, right, top, bottom), each side below its opposite."""
+    try:
+        left, right, top, bottom = (float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must be True, False or four numbers (left, right, top, bottom), found {value!r}."
+        ) from error
+    if not (left < right and top < bottom):  # NaN, too, is not below
+        raise ValueError(
+            f"`{name}` must have left < right and top < bottom (y runs down), found {(left, right, top, bottom)}."
+        )
 
 
 def not_empty(adata: AnnData, *, genes: bool = True) -> None:

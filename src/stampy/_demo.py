@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from stampy import _checks, _formats, _keys, _utils, datasets
+from stampy._markers import MIN_SPOTS, top_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +30,6 @@ OFFLINE = "HER2ST_A1"  # preferred from a mirror: it has an image and labels
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
 NO_LABELS = {"", "na", "nan", "none", "unknown", "undetermined", "unlabelled", "unlabeled"}
 PROBE_S = 4.0  # how long the network may take to answer
-MIN_SPOTS = 3
 SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
 
 
@@ -122,7 +121,7 @@ def demo(
     say(_about_embedding(adata))
     with clock.of("clustering"):
         _cluster(adata, n_domains, seed)
-        markers = _markers(adata, layer)
+        markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
     if labels is not None:
         say(_about_labels(adata, labels))
@@ -271,30 +270,6 @@ def _search(leiden: Callable[[float], int], found: int, wanted: int) -> int:
         low, high = (middle, high) if found < wanted else (low, middle)
     warnings.warn(f"No resolution of Leiden gives exactly {wanted} clusters here; there are {found}.", stacklevel=3)
     return found
-
-
-def _markers(adata: AnnData, layer: str | None, n: int = 5) -> dict[str, list[str]]:
-    """Genes that stand out in each cluster of at least 3 spots, from log-normalised counts."""
-    import anndata
-    import scanpy as sc
-
-    from stampy.pp._match import gene_names
-
-    sizes = adata.obs[CLUSTER].value_counts()
-    large = [c for c in adata.obs[CLUSTER].cat.categories if sizes[c] >= MIN_SPOTS]
-    if len(sizes) < 2 or adata.n_vars == 0:  # nothing to compare
-        return {}
-    ids, symbols = gene_names(adata.var)
-    names = [s.split("|")[0] or i or v for i, s, v in zip(ids, symbols, adata.var_names, strict=True)]
-    X = adata.X if layer is None else adata.layers[layer]
-    counts = anndata.AnnData(X.astype(np.float32), obs=adata.obs[[CLUSTER]], var=pd.DataFrame(index=names))
-    counts.var_names_make_unique()
-    sc.pp.filter_genes(counts, min_cells=min(10, adata.n_obs // 10 + 1))
-    sc.pp.normalize_total(counts, target_sum=1e4)
-    sc.pp.log1p(counts)
-    sc.tl.rank_genes_groups(counts, CLUSTER, groups=large, method="t-test_overestim_var", n_genes=n)
-    ranked = counts.uns["rank_genes_groups"]
-    return {c: [g for g, s in zip(ranked["names"][c], ranked["scores"][c], strict=True) if s > 0] for c in large}
 
 
 def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:

@@ -50,7 +50,15 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about one data set."""
+    """What is known about one data set.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> entry = stampy.datasets.info("DLPFC_151673")
+    >>> entry.use, entry.labels
+    ('evaluate only', ('layer',))
+    """
 
     name: str
     kind: str  # "section" (counts), "images" (no counts), "vocabulary", "orthologs"

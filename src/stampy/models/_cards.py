@@ -58,6 +58,13 @@ class Card:
         What else to know.
     architecture
         Arguments of the constructor; replace it for a variant of another size.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> card = stampy.models.card("uni")
+    >>> card.modality, card.gate
+    ('image', 'gated')
     """
 
     name: str

@@ -55,6 +55,11 @@ class GeneConfig:
     rank_gate
         Multiply a gene's embedding by a learned vector of its rank, before the rank's position embedding is added: how
         much a gene says depends on how far above its usual level it is.
+
+    Examples
+    --------
+    >>> GeneConfig(n_genes=20_000, width=192, depth=3).n_tokens
+    20030
     """
 
     n_genes: int = 20_310

@@ -37,6 +37,11 @@ class ImageConfig:
         Of the three channels, for input scaled to 0..1.
     tile_um
         Edge of the tissue that a patch shows; a region shows three times that.
+
+    Examples
+    --------
+    >>> ImageConfig(backbone="vit_tiny_patch16_224").tile_um
+    112.0
     """
 
     backbone: str = "vit_large_patch16_224"
@@ -71,6 +76,14 @@ class ImageEncoder(nn.Module):
     ------
     ValueError
         The backbone is unknown to timm or is no ViT with a class token.
+
+    Examples
+    --------
+    >>> import torch
+    >>> small = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    >>> encoder = ImageEncoder(ImageConfig(backbone="vit_tiny_patch16_224", backbone_kwargs=small))
+    >>> encoder(torch.zeros(2, 3, 224, 224)).feature.shape
+    torch.Size([2, 16])
     """
 
     def __init__(self, config: ImageConfig, *, pretrained: bool = False):

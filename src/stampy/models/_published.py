@@ -84,6 +84,12 @@ def load_published(
         A tensor is missing, unexpected or of another shape, or the file is no plain state dict.
     FileNotFoundError
         There is no file.
+
+    Examples
+    --------
+    >>> load_published("pytorch_model.bin")
+    Traceback (most recent call last):
+    FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
     """
     tensors = read_state_dict(path)
     renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{_UNUSED}")}
@@ -110,7 +116,14 @@ def load_published(
 def load_published_gene_encoder(
     path: str | Path, *, heads: int = 16, device: str | torch.device | None = None
 ) -> GeneEncoder:
-    """Load a stage 1 checkpoint of the published implementation (the gene encoder with both heads), strictly."""
+    """Load a stage 1 checkpoint of the published implementation (the gene encoder with both heads), strictly.
+
+    Examples
+    --------
+    >>> load_published_gene_encoder("pytorch_model.bin")
+    Traceback (most recent call last):
+    FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
+    """
     tensors = {_rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(_UNUSED)}
     if "embeddings.weight" not in tensors:
         raise ValueError(f"{str(path)!r} is no published gene encoder. First names found: {list(tensors)[:5]}.")

@@ -39,6 +39,12 @@ class StampConfig:
         The image tower; None for a gene encoder alone, as `stampy.train.pretrain` makes it.
     embedding
         Size of the shared space.
+
+    Examples
+    --------
+    >>> config = StampConfig(gene=GeneConfig(n_genes=100), image=None, embedding=32)
+    >>> StampConfig.from_dict(config.to_dict()) == config
+    True
     """
 
     gene: GeneConfig
@@ -108,6 +114,13 @@ class Stamp(nn.Module):
     ----------
     name
         What the model was loaded as; written into the provenance of embeddings.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> model = stampy.models.load("stampy-mini", device="cpu")
+    >>> model.name, len(model.genes)
+    ('stampy-mini', 20000)
     """
 
     name: str = "unnamed"

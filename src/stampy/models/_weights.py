@@ -34,7 +34,13 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
 def packaged() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the models that come with the package.
+
+    Examples
+    --------
+    >>> "stampy-mini" in packaged()
+    True
+    """
     folder = files("stampy") / "models" / "weights"
     return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
@@ -112,6 +118,15 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
         The model has no vocabulary.
     FileExistsError
         `path` is something else than a folder of weights.
+
+    Examples
+    --------
+    >>> import tempfile, stampy
+    >>> model = stampy.models.load("stampy-mini", device="cpu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/mine", dtype=torch.float16)
+    ...     sorted(path.name for path in Path(folder, "mine").iterdir())
+    ['config.json', 'genes.tsv', 'model.safetensors']
     """
     if model.genes is None:
         raise ValueError("The model has no vocabulary (`model.genes`): without it nobody could use the weights.")

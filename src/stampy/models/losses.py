@@ -39,6 +39,15 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, scor
     Returns
     -------
     Scalar, the mean over the selected positions; 0 where none is selected.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden, tokens = torch.zeros(2, 3, 4), torch.tensor([[30, 31, 32], [33, 34, 35]])
+    >>> hidden_there = torch.tensor([[True, False, False], [False, True, True]])
+    >>> guess = lambda hidden_MD, tokens_M: F.cross_entropy(torch.zeros(len(tokens_M), 50), tokens_M)
+    >>> round(float(igr(hidden, tokens, hidden_there, guess)), 3)  # the logarithm of 50
+    3.912
     """
     if selected_BL is not None:
         hidden_BLD, targets_BL = hidden_BLD[selected_BL], targets_BL[selected_BL]
@@ -63,6 +72,14 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, sco
     Returns
     -------
     Scalar, the mean over the selected positions; 0 where none is selected.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden = torch.arange(9.0)[None, :, None, None]  # one group of nine spots, one position, width 1
+    >>> mean_of_neighbours = lambda hidden_MD, tokens_M: hidden_MD.mean()
+    >>> float(cgr(hidden, torch.tensor([[30]]), None, mean_of_neighbours))
+    4.5
     """
     context_SLD = hidden_SNLD[:, 1:].mean(dim=1)
     if selected_SL is None:
@@ -100,6 +117,13 @@ def info_nce(
         (K,), likewise; None: those of the queries.
     first
         Row of `key_KE` that is the partner of row 0, where the keys are those of several ranks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pairs = torch.eye(3)
+    >>> round(float(info_nce(pairs, pairs, 100.0)), 3), round(float(info_nce(pairs, pairs[[1, 2, 0]], 100.0)), 3)
+    (0.0, 100.0)
     """
     logits_BK = scale * _wide(query_BE) @ _wide(key_KE).T
     partners_B = torch.arange(first, first + len(logits_BK), device=logits_BK.device)
@@ -124,7 +148,15 @@ def symmetric_info_nce(
     key_ids: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Mean of `info_nce` in both directions; `keys` are `a` and `b` of all ranks, None: those given."""
+    """Mean of `info_nce` in both directions; `keys` are `a` and `b` of all ranks, None: those given.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pairs = torch.eye(3)
+    >>> round(float(symmetric_info_nce(pairs, pairs, 100.0)), 3)
+    0.0
+    """
     a_KE, b_KE = keys if keys is not None else (a_BE, b_BE)
     there = info_nce(a_BE, b_KE, scale, ids, key_ids=key_ids, first=first)
     return (there + info_nce(b_BE, a_KE, scale, ids, key_ids=key_ids, first=first)) / 2
@@ -147,6 +179,15 @@ def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Ten
     Returns
     -------
     Scalar, the mean over the spots that have a region; 0 where none has.
+
+    Examples
+    --------
+    >>> import torch
+    >>> query, cells = torch.eye(9)[[4]], torch.eye(9)[None]
+    >>> round(float(localization(query, cells, torch.tensor([4]), 100.0)), 3)
+    0.0
+    >>> float(localization(query, cells, torch.tensor([-1]), 100.0))  # no region inside the image: no term
+    0.0
     """
     known = cells_B >= 0
     cosine_B9 = torch.einsum("be,bce->bc", F.normalize(_wide(query_BE), dim=-1), F.normalize(_wide(grid_B9E), dim=-1))

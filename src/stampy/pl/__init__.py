@@ -11,6 +11,19 @@ from stampy.pl._slide import slide
 from stampy.pl._spatial import spatial
 from stampy.pl._tiles import tiles
 from stampy.pl._training import training
+from stampy.pl._umap import umap
 
-__all__ = ["attribute", "domains", "expression", "probe", "retrieve", "score", "slide", "spatial", "tiles", "training"]
-__all__ = ["attribute", "bench", "domains", "expression", "probe", "retrieve", "score", "spatial", "tiles"]
+__all__ = [
+    "attribute",
+    "bench",
+    "domains",
+    "expression",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+    "spatial",
+    "tiles",
+    "training",
+    "umap",
+]

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from stampy import _checks, _keys, _utils
 from stampy.pl._paint import Paint, Style, paint_values
 from stampy.pl._results import record_of, shown_of
-from stampy.pl._section import sections_of
+from stampy.pl._section import Window, sections_of
 from stampy.pl._spatial import draw_panels
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def expression(
     sections: str | Sequence[str] | None = None,
     image: bool = True,
     image_alpha: float | None = None,
-    crop: bool = True,
+    crop: bool | Window = True,
     alpha: float = 1.0,
     size: float = 1.0,
     cmap: str | Colormap = "viridis",

@@ -34,6 +34,7 @@ class Paint:
     entries: tuple[tuple[str, Any], ...] = ()  # label and colour, in the legend's order
     scale: ScalarMappable | None = None  # of the colour bar
     extend: str = "neither"  # ends of the colour bar beyond which there are values
+    values: np.ndarray | None = None  # (n,) where it is values that are shown
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     rgba = cmap(scale.norm(np.where(missing, low, values)))
     rgba[missing] = to_rgba(_palettes.MISSING)
     ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-    return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)])
+    return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
 
 
 def _limit(name: str, limit: Limit, values: np.ndarray, default: float) -> float:

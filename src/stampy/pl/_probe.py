@@ -120,7 +120,11 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
         ax.plot(folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False)
         ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
     if metric == "balanced_accuracy":
-        ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2)
+        chance = 1 / len(record["classes"])
+        ax.axvline(chance, color="0.35", linestyle="--", linewidth=0.8, zorder=2)
+        at = (chance, 0.0)  # inside, at the bottom, where there is no bar
+        ax.annotate("chance", at, (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                    fontsize="x-small", color="0.35")  # fmt: skip
     ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set_title(f"{record['label_key']}, held out by {record['folds']}", fontsize="medium", parse_math=False)

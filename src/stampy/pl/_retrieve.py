@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-GAP, QUERY_GAP, ROW_GAP = 0.08, 0.35, 0.3  # in tiles: between tiles, after the query, below a row for its text
+GAP, QUERY_GAP = 0.08, 0.35  # in tiles: between tiles, after the query
+LINE = 0.16  # in tiles: a line of text below a tile
+MAX_CHARS = 16  # of a label; as many as a tile is wide
 OWN = SAFE[1]
 
 
@@ -107,22 +109,22 @@ def retrieve(
     if edge != other_edge:
         raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Give `tile_um`.")
 
-    step = 1 + GAP
+    step, row_height = 1 + GAP, 1.1 + LINE * (1 if label is None else 2)
     offsets = [0.0, *(1 + QUERY_GAP + step * i for i in range(n_nearest))]
-    panel = new_axes(offsets[-1] + 1, len(queries) * (1 + ROW_GAP)) if ax is None else ax
+    panel = new_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
     images = [[asked[int(q)], *(found[int(r)] for r in line)] for q, line in zip(queries, nearest, strict=True)]
     names = [str(name) for name in adata.obs_names[queries]]
-    draw(panel, images, names, offsets=offsets, row_height=1 + ROW_GAP, edge_um=edge if scale_bar else None)
+    draw(panel, images, names, offsets=offsets, row_height=row_height, edge_um=edge if scale_bar else None)
     below, above = _texts(adata, queries, label), _texts(other, nearest.ravel(), label)
     for i, query in enumerate(queries):
-        y = i * (1 + ROW_GAP)
+        y = i * row_height
         _write(panel, 0.5, y + 1, below[i])
         for j, row in enumerate(nearest[i]):
-            text = " · ".join(filter(None, (f"{score[query, j]:.3f}", above[i * n_nearest + j])))
-            _write(panel, offsets[j + 1] + 0.5, y + 1, text)
+            cosine = f"{score[query, j]:.3f}".replace("-", "−")
+            _write(panel, offsets[j + 1] + 0.5, y + 1, f"{cosine}\n{above[i * n_nearest + j]}".strip())
             if other is adata and row == query:
                 _frame(panel, offsets[j + 1], y)
-    panel.set_ylim((len(queries) - 1) * (1 + ROW_GAP) + 1 + ROW_GAP, 0)
+    panel.set_ylim(len(queries) * row_height, 0)
     _head(panel, offsets, record)
     if ax is None:
         fit(panel)
@@ -164,7 +166,8 @@ def _texts(adata: AnnData, rows: np.ndarray, label: str | None) -> list[str]:
     if label is None:
         return [""] * len(rows)
     _checks.has_key(adata.obs, label, slot="adata.obs", needs="`label` names a column to write below the tiles.")
-    return [str(value) for value in adata.obs[label].iloc[rows]]
+    texts = [str(value) for value in adata.obs[label].iloc[rows]]
+    return [t if len(t) <= MAX_CHARS else f"{t[: MAX_CHARS - 1]}…" for t in texts]
 
 
 def _write(ax: Axes, x: float, y: float, text: str) -> None:

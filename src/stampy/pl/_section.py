@@ -31,8 +31,11 @@ class Section:
     image: np.ndarray | None  # (h, w, 3 or 4)
     extent: Window | None  # of the image
 
-    def window(self, *, size: float, crop: bool) -> Window:
-        """What to show: the spots with a margin, or the whole image."""
+    def window(self, *, size: float, crop: bool | Window) -> Window:
+        """What to show: the spots with a margin, the whole image, or the part asked for (left, right, top, bottom)."""
+        if not isinstance(crop, bool):
+            left, right, top, bottom = map(float, crop)
+            return left, right, bottom, top
         low, high = self.xy.min(axis=0), self.xy.max(axis=0)
         margin = 0.5 * size * self.diameter + max(0.025 * max(high - low), 0.5 * self.diameter)
         (left, top), (right, bottom) = low - margin, high + margin

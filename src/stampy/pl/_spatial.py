@@ -13,7 +13,7 @@ from stampy import _checks, _keys, _utils
 from stampy.pl import _decor
 from stampy.pl._paint import Limit, Paint, Style, paint
 from stampy.pl._palettes import Palette
-from stampy.pl._section import Section, Window, sections_of
+from stampy.pl._section import Section, Window, sections_of, spot_distance
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +25,7 @@ PANEL_INCHES = 3.6  # the longer side of a panel
 PAD_INCHES = 0.05  # around the figure
 GAP_INCHES = 0.15  # between panels
 RASTER_ABOVE = 50_000  # spots; a PDF of more vector shapes than that is slow to open
+TOUCHING = 1.13  # diameter over distance at which circles of a square grid cover as much as the squares would
 
 
 def spatial(
@@ -35,7 +36,7 @@ def spatial(
     sections: str | Sequence[str] | None = None,
     image: bool = True,
     image_alpha: float | None = None,
-    crop: bool = True,
+    crop: bool | Window = True,
     alpha: float = 1.0,
     size: float = 1.0,
     palette: Palette | None = None,
@@ -54,8 +55,9 @@ def spatial(
 ) -> Axes | list[Axes]:
     """Draw spots in place: labels, values, or an embedding as colours, over the image of the tissue.
 
-    Spots are circles of their true size, and the axes are in px of the full-resolution image, the unit of
-    `obsm["spatial"]`, whichever image lies below. Nothing is written into `adata`.
+    Spots are circles of their true size; more than 50,000, mostly finer than a picture's pixels, are drawn such that
+    they touch. The axes are in px of the full-resolution image, the unit of `obsm["spatial"]`, whichever image lies
+    below. Nothing is written into `adata`.
 
     Parameters
     ----------
@@ -80,7 +82,8 @@ def spatial(
     image, image_alpha
         Whether to draw the image, and how opaque: by default 0.6 under coloured spots, 1 under outlines.
     crop
-        Show the spots with a margin; else the whole image.
+        Show the spots with a margin; False: the whole image; ``(left, right, top, bottom)``: that part, in px of the
+        full-resolution image.
     alpha
         Opacity of the spots, 0 to 1.
     size
@@ -138,7 +141,7 @@ def spatial(
     ['domain', 'COL1A1']
     """
     adata = _utils.table_of(adata, table_key)
-    _validate(adata, size=size, ncols=ncols, um_per_px=um_per_px, alpha=alpha, image_alpha=image_alpha)
+    _validate(adata, size=size, ncols=ncols, um_per_px=um_per_px, crop=crop, alpha=alpha, image_alpha=image_alpha)
     names = [color] if color is None or isinstance(color, str) else list(color)
     if not names:
         raise ValueError("`color` is empty. Name something to show, or leave it out for the tissue alone.")
@@ -163,7 +166,7 @@ def draw_panels(
     per_color: int,
     parse_titles: bool,
     size: float,
-    crop: bool,
+    crop: bool | Window,
     alpha: float,
     image_alpha: float | None,
     scale_bar: bool,
@@ -189,12 +192,16 @@ def draw_panels(
     return axes[0] if len(axes) == 1 else axes
 
 
-def _validate(adata: AnnData, *, size: float, ncols: int, um_per_px: float | None, **opacities: float | None) -> None:
+def _validate(
+    adata: AnnData, *, size: float, ncols: int, um_per_px: float | None, crop: bool | Window, **opacities: float | None
+) -> None:
     _checks.not_empty(adata, genes=False)
     _checks.positive("size", size)
     _checks.at_least("ncols", ncols, 1)
     if um_per_px is not None:
         _checks.positive("um_per_px", um_per_px)
+    if not isinstance(crop, bool):
+        _checks.window("crop", crop)
     for name, value in opacities.items():
         if value is not None:
             _checks.at_least(name, value, 0, integer=False)
@@ -255,7 +262,7 @@ def _draw(ax: Axes, paint: Paint, section: Section, *, size: float, alpha: float
         look = {"facecolors": "none", "edgecolors": (0, 0, 0, alpha), "linewidths": 0.25}
     else:
         look = {"facecolors": paint.rgba[section.rows] * (1, 1, 1, alpha), "linewidths": 0}
-    diameter = [size * section.diameter]  # one for all: a single path to draw, whatever the number of spots
+    diameter = [size * _drawn_diameter(section)]  # one for all: a single path to draw, whatever the number of spots
     spots = EllipseCollection(
         diameter,
         diameter,
@@ -269,6 +276,13 @@ def _draw(ax: Axes, paint: Paint, section: Section, *, size: float, alpha: float
     ax.add_collection(spots, autolim=False)
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def _drawn_diameter(section: Section) -> float:
+    """The spots' diameter; of very many spots at least such that they touch, else the white between them bleaches."""
+    if len(section.xy) <= RASTER_ABOVE:
+        return section.diameter
+    return max(section.diameter, TOUCHING * spot_distance(section.xy))
 
 
 def _arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:

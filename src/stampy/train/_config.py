@@ -121,6 +121,14 @@ class PretrainConfig(_Config):
     lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep, accumulate, \
 checkpoint_activations, compile, prefetch
         Optimiser and loop, see `stampy.train.AlignConfig`.
+
+    Examples
+    --------
+    >>> PretrainConfig.of({"width": 192}).width
+    192
+    >>> PretrainConfig.of({"widht": 192})
+    Traceback (most recent call last):
+    ValueError: ...
     """
 
     width: int = 512
@@ -201,6 +209,11 @@ class AlignConfig(_Config):
         Compile layers by `torch.compile`.
     prefetch
         Batches that are made ahead, each in a thread of its own.
+
+    Examples
+    --------
+    >>> AlignConfig.of({"pairs_per_batch": 64}).pairs_per_batch
+    64
     """
 
     weight_decay: float = 1e-3

@@ -45,6 +45,13 @@ class Section:
         Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
     organ, platform
         What the section is of and by what it was measured, in your own words; a corpus keeps them.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> section = Section(stampy.datasets.toy(n_spots=30), "mine", organ="breast")
+    >>> section.read().n_obs
+    30
     """
 
     data: AnnData | Path
