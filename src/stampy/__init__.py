@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
 __all__ = ["__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]
