@@ -299,3 +299,10 @@ def test_normalisation_of_tiles(model):
     assert found.shape == (2, 3, 8, 8)
     expected = (tiles[1, 2, 3, 0] / 255 - 0.485) / 0.229
     torch.testing.assert_close(found[1, 0, 2, 3], expected)
+
+
+def test_saved_weights_are_for_all_to_read(model, tmp_path):
+    models.save(model, tmp_path / "m")
+    (tmp_path / "ordinary").touch()
+    rights = {path.stat().st_mode for path in [*(tmp_path / "m").iterdir(), tmp_path / "ordinary"]}
+    assert len(rights) == 1

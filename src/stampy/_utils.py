@@ -77,6 +77,13 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return device
 
 
+def make_ordinary(path: Path) -> None:
+    """Give a file the rights that an ordinary new file gets here."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
@@ -86,9 +93,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; the result gets ordinary rights
+        make_ordinary(temporary)  # mkstemp makes it private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

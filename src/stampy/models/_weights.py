@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._utils import atomic_folder, device_of
+from stampy._utils import atomic_folder, device_of, make_ordinary
 
 from ._cards import catalogue, split_name
 from ._stamp import Stamp, StampConfig
@@ -145,6 +145,7 @@ def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> 
         for k, v in model.state_dict().items()
     }
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    make_ordinary(folder / TENSORS)  # safetensors makes it private
     model.genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
     config = {
         "format": FORMAT,
