@@ -337,7 +337,7 @@ def test_cosines_do_not_depend_on_the_scale_of_an_embedding(toy, scale):
 def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
     few = toy[:30].copy()
     few.X = few.X.toarray().astype(np.float64)
-    few.X[:, 0] = 1e-320
+    few.X[:, 0], few.X[:, 1] = 1e-320, 100
     with pytest.warns(UserWarning, match=r"fractional|depth-normalised"):
         pp.tokenize(few, vocabulary, max_tokens=50)
     few.X[:, 0] = 1e30

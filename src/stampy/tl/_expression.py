@@ -249,8 +249,8 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
     logged = _rows(table, layer, "none" if transform == "none" else "log1p")
     if logged.nnz and not np.abs(logged.data).max() < LARGEST:
         raise ValueError(
-            f"The values go up to {np.abs(logged.data).max():.3g} (NaN: some are missing), which leaves no dispersions to "
-            "choose genes by. Correct them, or name genes by `genes=`."
+            f"The values go up to {np.abs(logged.data).max():.3g} (NaN: some are missing), which leaves no dispersions "
+            "to choose genes by. Correct them, or name genes by `genes=`."
         )
     chosen = top_genes(logged, sections, n)
     if not len(chosen):
