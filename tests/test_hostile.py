@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy import _formats, datasets, models, pp, tl
+from stampy import _formats, datasets, models, pl, pp, tl
 from stampy.datasets import _fetch, _origins, _registry, _sections
 from stampy.pp import _readers
 from stampy.train._corpus_write import folder_of
@@ -332,6 +332,24 @@ def test_cosines_do_not_depend_on_the_scale_of_an_embedding(toy, scale):
     for section in (few, far):
         tl.retrieve(section, query="fused", target="fused", k=3, show_progress_bar=False)
     assert np.array_equal(far.obsm["stamp_retrieve_index"], few.obsm["stamp_retrieve_index"])
+
+
+def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
+    few = toy[:30].copy()
+    few.X = few.X.toarray().astype(np.float64)
+    few.X[:, 0], few.X[:, 1] = 1e-320, 100
+    with pytest.warns(UserWarning, match=r"fractional|depth-normalised"):
+        pp.tokenize(few, vocabulary, max_tokens=50)
+    few.X[:, 0] = 1e30
+    few.obsm["X_rep"] = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(ValueError, match="leaves no dispersions"):
+        tl.expression(few, use_rep="X_rep", transform="none", folds="random", n_folds=3)
+
+
+def test_an_empty_image_is_not_drawn(toy):
+    few = odd(toy, with_picture(np.zeros((0, 5, 3), np.uint8)))
+    with pytest.raises(ValueError, match="The image is empty"):
+        pl.spatial(few)
 
 
 def test_counts_of_half_precision(toy, vocabulary):

@@ -163,6 +163,8 @@ def as_rgb(image: Any) -> np.ndarray:
     [[[1.0, 1.0, 1.0]]]
     """
     image = np.asarray(image)
+    if image.size == 0:
+        raise ValueError(f"The image is empty, its shape is {image.shape}. Give another, or draw with `image=False`.")
     if image.ndim == 2 or image.shape[2:] == (1,):
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (3, 4):

@@ -91,7 +91,8 @@ def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
     for _, block in checked_rows(counts_of(adata, layer), source=where, layers=adata.layers):
         genes = sparse.csr_array(block, dtype=np.float64) @ columns  # also sums what a file may hold twice
         depth = np.asarray(genes.sum(axis=1)).ravel()
-        scale = np.divide(DEPTH, depth, out=np.zeros_like(depth), where=depth > 0)
+        with np.errstate(over="ignore"):  # what is infinite is refused as a divisor
+            scale = np.divide(DEPTH, depth, out=np.zeros_like(depth), where=depth > 0)
         values = genes.data * np.repeat(scale, np.diff(genes.indptr))
         total += np.bincount(genes.indices, weights=values, minlength=len(keys))
         n_spots += np.bincount(genes.indices[values > 0], minlength=len(keys))

@@ -206,8 +206,10 @@ def _is_depth_normalised(block: sparse.csr_matrix, tolerance: float = 1e-4) -> b
         if values.size < 2 or values.min() == values.max():
             continue  # one level only: says nothing, and its order does not depend on the scale
         n_rows += 1
-        ratio = values / values.min()
-        n_multiples += any(
-            np.all(np.abs(ratio * k - np.rint(ratio * k)) <= np.minimum(ratio * k * tolerance, 0.02)) for k in (1, 2, 3)
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # beside a value near 0 all others are infinite
+            ratio = values / values.min()
+            n_multiples += any(
+                np.all(np.abs(ratio * k - np.rint(ratio * k)) <= np.minimum(ratio * k * tolerance, 0.02))
+                for k in (1, 2, 3)
+            )
     return n_multiples >= 0.9 * n_rows

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["expression"]
 
+LARGEST = 1e15  # of a value; squares of larger ones leave float32
+
 logger = logging.getLogger(__name__)
 
 
@@ -245,6 +247,11 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
     if genes is not None:
         return _named(genes, {"adata.var_names": table.var_names})
     logged = _rows(table, layer, "none" if transform == "none" else "log1p")
+    if logged.nnz and not np.abs(logged.data).max() < LARGEST:
+        raise ValueError(
+            f"The values go up to {np.abs(logged.data).max():.3g} (NaN: some are missing), which leaves no dispersions "
+            "to choose genes by. Correct them, or name genes by `genes=`."
+        )
     chosen = top_genes(logged, sections, n)
     if not len(chosen):
         raise ValueError(
