@@ -51,10 +51,11 @@ def tiles() -> plt.Figure:
     """A patch, and the region that it is a cell of, on a toy section."""
     adata = stampy.datasets.toy(n_spots=200, rng=1)
     xy = adata.obsm["spatial"]
-    center = xy[np.argmin(np.linalg.norm(xy - np.median(xy, axis=0), axis=1))]
-    px = 112 / adata.uns["toy"]["um_per_px"]
-    low, high = center - 2.6 * px, center + 2.6 * px
-    ax = stampy.pl.spatial(adata, crop=(low[0], high[0], low[1], high[1]))
+    spot = int(np.argmin(np.linalg.norm(xy - np.median(xy, axis=0), axis=1)))
+    center, um_per_px = xy[spot], adata.uns["toy"]["um_per_px"]
+    px = 112 / um_per_px
+    low, high = center - np.array([3.1, 2.1]) * px, center + np.array([1.1, 2.1]) * px
+    ax = stampy.pl.spatial(adata[[spot]].copy(), crop=(low[0], high[0], low[1], high[1]), um_per_px=um_per_px)
     corner = center - 0.5 * px - np.array([2, 1]) * px  # the patch is cell 5, the middle of the right column
     for i in range(9):
         at = corner + np.array([i % 3, i // 3]) * px
@@ -63,7 +64,7 @@ def tiles() -> plt.Figure:
                                zorder=4 + mine))  # fmt: skip
         ax.text(*(at + px * 0.16), str(i), ha="center", va="center", fontsize=11, color=RED if mine else "k",
                 bbox={"boxstyle": "circle,pad=0.12", "fc": "w", "ec": "none", "alpha": 0.8}, zorder=6)  # fmt: skip
-    ax.collections[0].set_linewidth(1.2)
+    ax.collections[0].set(linewidth=1.5, edgecolor=RED)
     ax.set_title("patch, 112 µm (red), in its region, 336 µm", fontsize=12)
     return ax.figure
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 AREA = 120_000.0  # of all points together, in square points: scanpy's
-SMALLEST, LARGEST = 0.3, 60.0  # area of a point
+SMALLEST, LARGEST = 0.3, 25.0  # area of a point
 
 
 def umap(

@@ -49,7 +49,7 @@ class Section:
     Examples
     --------
     >>> import stampy
-    >>> section = Section(stampy.datasets.toy(n_spots=30), "mine", organ="breast")
+    >>> section = Section(data=stampy.datasets.toy(n_spots=30), name="mine", organ="breast")
     >>> section.read().n_obs
     30
     """
