@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stampy import _keys
-from stampy.pp import Vocabulary, tokenize
+from stampy.pp import Vocabulary, _match, _rank, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
 from stampy.pp._counts import checked_rows, counts_of, iter_rows
@@ -205,16 +205,37 @@ def test_max_tokens_keeps_the_best():
             tokenize(section, vocabulary, max_tokens=wrong)
 
 
-def test_thread_count_does_not_matter():
+def test_thread_count_does_not_matter(monkeypatch):
     vocabulary, section = vocabulary_of(), section_of(n=200)
-    before = numba.get_num_threads()
     results = []
-    for threads in {1, numba.config.NUMBA_NUM_THREADS}:
-        numba.set_num_threads(threads)
+    for threads in (1, 2, 5):  # 200 spots are three parts
+        monkeypatch.setattr(numba, "get_num_threads", lambda n=threads: n)
         results.append(tokens_of(section, vocabulary))
-    numba.set_num_threads(before)
     for result in results:
         np.testing.assert_array_equal(result, results[0])
+
+
+def test_a_fault_in_a_thread_is_raised(monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(_rank, "_rank", broken)
+    with pytest.raises(MemoryError):
+        tokens_of(section_of(n=200), vocabulary_of())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["ENSG00000141510.18", "TP53", "AC010608.1"], ["ENSG00000141510", "TP53", "AC010608.1"]),
+        (["ENSG00000141510", "ENS.1", "ENSG00000141510.1x", "A\nENSG00000141510.1"], None),
+        (["AC010608.1", "ENSMUSG00000059552.14"], ["AC010608.1", "ENSMUSG00000059552"]),
+        ([], None),
+    ],
+)
+def test_versions_are_cut_off_of_ids_alone(names, expected):
+    assert _match.cut_version(pd.Index(names, dtype=object)).tolist() == (expected or names)
 
 
 def test_a_spot_without_counts_is_all_padding():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numba
@@ -20,7 +23,8 @@ _BIT = np.zeros(64, dtype=np.int64)
 _BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
 
 _DEPTH = 10_000.0  # counts a spot that the published tokens are scaled to
-BLOCKS_PER_THREAD = 4  # spots differ in size: a thread that is done early takes another block
+PARTS_PER_THREAD = 4  # spots differ in size: a thread that is done early takes another part
+MIN_SPOTS = 64  # of a part; fewer take less time than to hand them to a thread
 
 
 def rank_tokens(
@@ -49,36 +53,58 @@ def rank_tokens(
     >>> rank_tokens(sparse.csr_array([[4, 0, 1, 6]]), np.array([0, 1, 2, -1]), np.array([8.0, 1.0, 2.0]), 3)
     array([[30, 32,  0]], dtype=int32)
     """
-    tokens = np.zeros((block.shape[0], max_tokens), dtype=np.int32)
-    _rank(  # one set of types, so that it is compiled once
-        block.indptr.astype(np.int64, copy=False),
-        block.indices.astype(np.int32, copy=False),
-        block.data.astype(np.float64, copy=False),
-        rows.astype(np.int32, copy=False),
-        1.0 / divisors.astype(np.float64),
-        BLOCKS_PER_THREAD * numba.get_num_threads(),
-        tokens,
-    )
+    n_spots, n_threads = block.shape[0], numba.get_num_threads()
+    tokens = np.zeros((n_spots, max_tokens), dtype=np.int32)
+    rank = partial(_rank_spots, block, rows.astype(np.int32, copy=False), 1.0 / divisors.astype(np.float64), tokens)
+    n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)
+    if n_threads == 1 or n_parts < 2:
+        rank(0, n_spots)
+        return tokens
+    # Threads of Python, not numba's: those share the spots out beforehand, so that on a busy machine the slowest
+    # thread decides, wait in a loop that takes the core from others, and not all of them survive a fork.
+    ends = np.linspace(0, n_spots, n_parts + 1).astype(np.int64).tolist()
+    with ThreadPoolExecutor(min(n_threads, n_parts)) as pool:
+        for done in [pool.submit(rank, first, last) for first, last in pairwise(ends)]:
+            done.result()
     return tokens
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
-def _rank(indptr, indices, data, rows, shares, n_blocks, tokens):
-    """Fill `tokens` of zeros; blocks of spots run in parallel, each with its own scratch."""
-    n_spots, n_genes = len(tokens), len(shares)
-    for b in numba.prange(n_blocks):
-        value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
-        seen = np.zeros(n_genes // 64 + 1, np.uint64)  # a bit a vocabulary row; all zero between spots
-        keys = np.empty((2, n_genes), np.uint64)
-        for i in range(n_spots * b // n_blocks, n_spots * (b + 1) // n_blocks):
-            low, high = indptr[i], indptr[i + 1]
-            _sum_genes(indices[low:high], data[low:high], rows, value, seen)
-            n = _collect(value, shares, seen, keys[1])
-            _sort(keys[1, :n], keys[0, :n], value)
-            for k in range(min(n, tokens.shape[1])):
-                tokens[i, k] = np.int64(keys[1, k]) + _keys.N_SPECIAL
-            for k in range(n):
-                value[np.int64(keys[1, k])] = 0
+def _rank_spots(
+    block: sparse.csr_matrix | sparse.csr_array,
+    rows: np.ndarray,
+    shares: np.ndarray,
+    tokens: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Fill the tokens of the spots from `first` to before `last`."""
+    low, high = block.indptr[first], block.indptr[last]
+    _rank(  # one set of types, so that it is compiled once
+        block.indptr[first : last + 1].astype(np.int64) - low,
+        block.indices[low:high].astype(np.int32, copy=False),
+        block.data[low:high].astype(np.float64, copy=False),
+        rows,
+        shares,
+        tokens[first:last],
+    )
+
+
+@numba.njit(nogil=True, cache=True)
+def _rank(indptr, indices, data, rows, shares, tokens):
+    """Fill the `tokens`, all 0 before."""
+    n_genes = len(shares)
+    value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
+    seen = np.zeros(n_genes // 64 + 1, np.uint64)  # a bit a vocabulary row; all zero between spots
+    keys = np.empty((2, n_genes), np.uint64)
+    for i in range(len(tokens)):
+        low, high = indptr[i], indptr[i + 1]
+        _sum_genes(indices[low:high], data[low:high], rows, value, seen)
+        n = _collect(value, shares, seen, keys[1])
+        _sort(keys[1, :n], keys[0, :n], value)
+        for k in range(min(n, tokens.shape[1])):
+            tokens[i, k] = np.int64(keys[1, k]) + _keys.N_SPECIAL
+        for k in range(n):
+            value[np.int64(keys[1, k])] = 0
 
 
 @numba.njit(nogil=True, cache=True)
