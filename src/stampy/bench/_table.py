@@ -78,7 +78,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     >>> import stampy
     >>> stampy.bench.read_results("nowhere")
     Traceback (most recent call last):
-    FileNotFoundError: No folder of results at 'nowhere'. ...
+    FileNotFoundError: No folder of results at 'nowhere'...
     """
     path = _checks.existing(folder, what="folder of results")
     if path.is_dir():
