@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from stampy import __main__ as cli
 from stampy import datasets, train
@@ -326,6 +327,20 @@ def test_images_may_be_required_or_left_out(toy, tmp_path):
         Corpus.build(blind, tmp_path / "all", **SMALL, images=True)
     with pytest.raises(ValueError, match="neither genes nor an image"):
         Corpus.build([toy, blind[:, :0].copy()], tmp_path / "nothing", **SMALL)
+
+
+def test_an_image_that_is_only_referred_to_gives_tiles(toy, tmp_path):
+    library = toy.uns["spatial"]["toy"]
+    factor = library["scalefactors"]["tissue_hires_scalef"]
+    Image.fromarray(library["images"]["hires"]).save(tmp_path / "he.png")
+    section = toy.copy()
+    section.obsm["spatial"] = section.obsm["spatial"] * factor
+    section.uns["spatial"]["toy"] = {
+        "images": {},
+        "scalefactors": {"spot_diameter_fullres": library["scalefactors"]["spot_diameter_fullres"] * factor},
+        "metadata": {"source_image_path": str(tmp_path / "he.png")},
+    }
+    assert Corpus.build(section, tmp_path / "corpus", **SMALL).sections[0].has_tiles
 
 
 @pytest.mark.parametrize(

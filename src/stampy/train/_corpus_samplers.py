@@ -21,7 +21,7 @@ from stampy._checks import at_least
 from ._config import AlignConfig, PretrainConfig
 from ._corpus import Corpus
 from ._samplers import _names
-from ._sections import TrainingSection
+from ._sections import TrainingSection, token_dtype
 from ._stored import StoredSection
 
 __all__ = ["CorpusGroupSampler", "CorpusPairSampler", "some_rows"]
@@ -93,7 +93,7 @@ class CorpusGroupSampler(_CorpusSampler):
         if not self.sections:
             raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group to train on.")
         self.config = config
-        self._dtype = np.dtype(np.uint16 if self._n_tokens <= 2**16 else np.int32)
+        self._dtype = token_dtype(corpus.vocabulary)
         self._tables = lru_cache(maxsize=2)(self._draw_table)
         self._orders = lru_cache(maxsize=2)(self._draw_order)
 

@@ -27,6 +27,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
 from stampy.pp._geometry import choose_cells
 from stampy.pp._neighborhoods import group_spots
+from stampy.pp._sections import has_image
 from stampy.pp._tiles import TileSource
 
 from ._sections import Section, ranked
@@ -199,7 +200,7 @@ def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any
     found = (
         section.image is not None
         or (_utils.is_spatialdata(data) and len(data.images) > 0)
-        or any(len(library.get("images", {})) for library in libraries.values())
+        or any(has_image(library) for library in libraries.values())
     )
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tqdm.auto import tqdm
 
@@ -88,13 +88,16 @@ class Logs:
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
         self._bar.update()
 
-    def close(self, *, well: bool) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """At the end, good or bad."""
         self._bar.close()
         for file in self._files:
             file.close()
         for other in self._others:
-            other.finalize("success" if well else "failed")
+            other.finalize("success" if kind is None else "failed")
 
 
 def _cut(path: Path, first: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -122,71 +123,76 @@ def fit(
         `out` holds a run with other settings or other data.
     """
     out = writable(out)
-    for name in ("accumulate", "checkpoint_every", "keep", "prefetch"):
-        at_least(name, getattr(config, name), 1)
     stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
-    described = {"stage": type(config).__name__, "data": identity, "devices": ranks.parts, "config": config.to_dict()}
-    _checkpoints.check(out, described)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        _checkpoints.describe(out, described)
+    _claim(out, config, fabric, ranks, identity)
     sampler.place(ranks.part, ranks.parts)
-    stage.train()
-    for layer in stage.layers() if config.compile else ():
-        layer.compile(dynamic=True)
-    module = fabric.setup_module(stage)
-    trained = [p for p in stage.parameters() if p.requires_grad]
-    fused = fabric.device.type == "cuda" or None
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-    run = _Run(out, fabric, stage, optimizer)
-    optimizer = fabric.setup_optimizers(optimizer)
+    run = _Run(out, fabric, stage)
     first = run.resume()
-    logs = None
+    logs = contextlib.nullcontext()
     if fabric.is_global_zero:
         logs = Logs(
             out, names=stage.names, loggers=loggers, first=first, steps=sampler.steps, config=config.to_dict(),
             progress=progress,
         )  # fmt: skip
-    well = False
-    try:
-        # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
-        with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
-            for step, batch, pieces, waited in _prefetched(sampler, stage, first):
-                began = time.perf_counter()
-                torch.manual_seed((config.seed * 1_000_003 + step) * ranks.parts + ranks.part)
-                lr = _learning_rate(config, step, sampler.steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                losses = stage.run(fabric, module, [_moved(piece, fabric.device) for piece in pieces])
-                norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-                values, norm = _values(losses, norm, ranks)
-                if not (math.isfinite(sum(values.values())) and (math.isfinite(norm) or run.scales)):
-                    _stop(run, sampler, batch, step, values, norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                seconds = time.perf_counter() - began + waited
-                if logs is not None:
-                    rate = batch["rows"].numel() * ranks.parts / seconds
-                    line = {"step": step, "loss": sum(values.values()), **values, "lr": lr, "grad_norm": norm}
-                    logs.write(line | {"spots_per_s": rate, "step_s": seconds, "data_wait_s": waited})
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == sampler.steps:
-                    run.save(f"checkpoint-{step + 1:08d}.ckpt", step + 1)
-                    if fabric.is_global_zero:
-                        _checkpoints.prune(out, config.keep)
-        well = True
-    finally:
-        if logs is not None:
-            logs.close(well=well)
+    # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
+    own_generators = torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else [])
+    with logs as log, own_generators:
+        for step, batch, pieces, waited in _prefetched(sampler, stage, first):
+            began = time.perf_counter()
+            line = run.step(step, batch, pieces, sampler)
+            seconds = time.perf_counter() - began + waited
+            if log is not None:
+                rate = batch["rows"].numel() * ranks.parts / seconds
+                log.write(line | {"spots_per_s": rate, "step_s": seconds, "data_wait_s": waited})
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == sampler.steps:
+                run.save(f"checkpoint-{step + 1:08d}.ckpt", step + 1)
+                if fabric.is_global_zero:
+                    _checkpoints.prune(out, config.keep)
     return run.whole()
 
 
-class _Run:
-    """The state of a run, and its way to and from the disk."""
+def _claim(out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: str) -> None:
+    """Write into the folder what the run is about, or refuse one that holds another run."""
+    for name in ("accumulate", "checkpoint_every", "keep", "prefetch"):
+        at_least(name, getattr(config, name), 1)
+    described = {"stage": type(config).__name__, "data": identity, "devices": ranks.parts, "config": config.to_dict()}
+    _checkpoints.check(out, described)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        _checkpoints.describe(out, described)
 
-    def __init__(self, out: Path, fabric: Fabric, stage: Stage, optimizer: torch.optim.Optimizer):
-        self.out, self.fabric, self.model, self.optimizer = out, fabric, stage.model, optimizer
+
+class _Run:
+    """The state of a run: what a step makes of it, and its way to and from the disk."""
+
+    def __init__(self, out: Path, fabric: Fabric, stage: Stage):
+        self.out, self.fabric, self.stage, self.model, config = out, fabric, stage, stage.model, stage.config
+        stage.train()
+        for layer in stage.layers() if config.compile else ():
+            layer.compile(dynamic=True)
+        self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters
+        trained = [p for p in stage.parameters() if p.requires_grad]
+        fused = fabric.device.type == "cuda" or None
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # the same one, stepped in its precision
         self.sharded = is_sharded(fabric)
         self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
+
+    def step(self, step: int, batch: Batch, pieces: list[Piece], sampler: Sampler) -> dict[str, Any]:
+        """Change the weights by a batch; what there is to log of it."""
+        fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
+        torch.manual_seed((config.seed * 1_000_003 + step) * ranks.parts + ranks.part)
+        lr = _learning_rate(config, step, sampler.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = self.stage.run(fabric, self.module, [_moved(piece, fabric.device) for piece in pieces])
+        norm = fabric.clip_gradients(self.module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+        values, norm = _values(losses, norm, ranks)
+        if not (math.isfinite(sum(values.values())) and (math.isfinite(norm) or self.scales)):
+            _stop(self, sampler, batch, step, values, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"step": step, "loss": sum(values.values()), **values, "lr": lr, "grad_norm": norm}
 
     def save(self, name: str, step: int, **more: Any) -> None:
         """Every rank must call it; rank 0 writes."""
@@ -230,9 +236,7 @@ def _prefetched(sampler: Sampler, stage: Stage, first: int) -> Iterator[tuple[in
     def make(step: int) -> tuple[Batch, list[Piece]]:
         batch = sampler.batch(step)
         pieces = stage.pieces(batch, step)
-        return batch, [
-            {k: v.pin_memory() if pin and isinstance(v, Tensor) else v for k, v in p.items()} for p in pieces
-        ]
+        return batch, [_pinned(piece) for piece in pieces] if pin else pieces
 
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="batch")
     try:

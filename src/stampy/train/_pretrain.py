@@ -150,7 +150,10 @@ def _check(config: PretrainConfig) -> None:
     one_of("start", config.start, ("random", "spectral"))
     summed = config.norm == "pre" and config.rank_gate and config.pooling in ("sum", "bag")
     if config.start == "spectral" and not summed:
-        raise ValueError("start='spectral' needs norm='pre', rank_gate=True and pooling='sum' or 'bag'.")
+        raise ValueError(
+            "start='spectral' needs norm='pre', rank_gate=True and pooling='sum' or 'bag', found "
+            f"norm={config.norm!r}, rank_gate={config.rank_gate} and pooling={config.pooling!r}."
+        )
     if isinstance(config.frozen, str):
         raise TypeError(f"`frozen` must be a sequence of names, found {config.frozen!r}.")
     if not 0 < config.mask_fraction < 1:

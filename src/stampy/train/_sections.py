@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from stampy.pp._match import GeneMatch
 
-__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare", "ranked"]
+__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare", "ranked", "token_dtype"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def identity_of(sections: Iterable[TrainingSection]) -> str:
 
 def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:
     if not adata.n_vars:
-        return np.zeros((adata.n_obs, max_tokens), dtype=_dtype(vocabulary))
+        return np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
     return ranked(adata, vocabulary, max_tokens, name)[0]
 
 
@@ -173,11 +173,12 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
     """Tokens (n, max_tokens), 0 pads, and how the section's genes were found."""
     match = vocabulary.match(adata)
     logger.info("%s: %s", name, match)
-    tokens = np.zeros((adata.n_obs, max_tokens), dtype=_dtype(vocabulary))
+    tokens = np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
     for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
         tokens[start : start + len(block)] = block
     return tokens, match
 
 
-def _dtype(vocabulary: Vocabulary) -> type[np.generic]:
+def token_dtype(vocabulary: Vocabulary) -> type[np.generic]:
+    """The smallest type that holds the tokens of a vocabulary."""
     return np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32

@@ -17,6 +17,7 @@ from scipy import sparse
 from scipy.spatial import KDTree
 
 from stampy import _keys
+from stampy._checks import shortlist
 from stampy.models import GeneEncoder
 
 from ._sections import TrainingSection
@@ -75,6 +76,11 @@ def spatial_axes(
     """
     rng = np.random.default_rng([seed, 5])
     parts = [_Part.of(s, gate_L, level_G) for s in sections if len(s.xy) > NEIGHBORS and s.tokens.any()]
+    if not parts:
+        raise ValueError(
+            f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes, found sections of "
+            f"{shortlist(len(s.xy) for s in sections)} spots. Use start='random'."
+        )
     basis = np.linalg.qr(rng.standard_normal((len(level_G), min(k + SPARE, len(level_G)))))[0].astype(np.float32)
     for _ in range(ITERATIONS):
         basis = np.linalg.qr(sum(p.agreement(basis, OWN) for p in parts))[0].astype(np.float32)
