@@ -225,6 +225,16 @@ def test_a_fault_in_a_thread_is_raised(monkeypatch):
         tokens_of(section_of(n=200), vocabulary_of())
 
 
+def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 3)
+    vocabulary, section = vocabulary_of(), section_of(n=200)
+    expected = tokens_of(section, vocabulary)
+    before = _rank._helpers(2)
+    _rank._helpers.cache_clear()  # what a fork does in the child
+    np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
+    assert _rank._helpers(2) is not before
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

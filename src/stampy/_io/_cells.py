@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _tenx
-from stampy._io._common import add_library, first_of, listing, readable, refer_to_image
+from stampy._io._common import add_library, first_of, listing, outs_of, readable, refer_to_image, sample_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,17 +29,13 @@ _NO_GENES = ("blank", "negcontrol", "antisense", "unassigned")  # control probes
 
 def is_xenium(folder: Path) -> bool:
     """Whether the folder holds Xenium's cells."""
-    outs = _outs(folder)
+    outs = outs_of(folder)
     return any((outs / name).exists() for name in ("cell_feature_matrix.h5", "cell_feature_matrix", *_CELLS))
 
 
 def is_merscope(folder: Path) -> bool:
     """Whether the folder holds the tables of MERSCOPE."""
     return any(next(folder.glob(name), None) for name in ("*cell_by_gene*.csv", "*cell_metadata*.csv"))
-
-
-def _outs(folder: Path) -> Path:
-    return folder / "outs" if (folder / "outs").is_dir() else folder
 
 
 def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
@@ -50,7 +46,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     """
     import anndata
 
-    outs = _outs(folder)
+    outs = outs_of(folder)
     cells_path = first_of([outs], _CELLS)
     if cells_path is None:
         raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {LOOKED_FOR_XENIUM} Found: {listing(outs)}.")
@@ -86,7 +82,7 @@ def _counts(outs: Path) -> _tenx.Counts:
 
 def _place(adata: AnnData, outs: Path, um: np.ndarray, image: str | Path | None) -> None:
     """Coordinates in µm, or through the alignment of the H&E image in its px."""
-    name = outs.resolve().parent.name if outs.name == "outs" else outs.resolve().name
+    name = sample_of(outs)
     he = image or first_of([outs], ["*he_image.ome.tif", "*he_image.tif"])
     alignment = first_of([outs], ["*he_imagealignment.csv", "*he_alignment.csv"])
     if he is None or alignment is None:

@@ -13,12 +13,23 @@ from stampy._checks import readable
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["add_library", "first_of", "listing", "picture", "readable", "refer_to_image"]
+__all__ = ["add_library", "first_of", "listing", "outs_of", "picture", "readable", "refer_to_image", "sample_of"]
 
 
 def listing(folder: Path, n: int = 12) -> str:
     """What is in a folder, for an error message."""
     return _checks.shortlist(sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir()), n)
+
+
+def outs_of(folder: Path) -> Path:
+    """The folder with the results of a run of 10x Genomics: ``outs`` in it, or itself."""
+    return folder / "outs" if (folder / "outs").is_dir() else folder
+
+
+def sample_of(outs: Path) -> str:
+    """The sample's name: that of the folder of results, or of the one that ``outs`` is in."""
+    outs = outs.resolve()
+    return outs.parent.name if outs.name == "outs" else outs.name
 
 
 def first_of(folders: list[Path], patterns: list[str]) -> Path | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys, _tenx
-from stampy._io._common import add_library, first_of, listing, picture, readable
+from stampy._io._common import add_library, first_of, listing, outs_of, picture, readable, sample_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,13 +38,9 @@ _MTX = {
 }
 
 
-def _outs(folder: Path) -> Path:
-    return folder / "outs" if (folder / "outs").is_dir() else folder
-
-
 def is_space_ranger(folder: Path) -> bool:
     """Whether something in the folder is named as Space Ranger does."""
-    folder = _outs(folder)
+    folder = outs_of(folder)
     places = [folder, folder / "spatial"]
     return (
         any((folder / name).is_dir() for name in (HD, "filtered_feature_bc_matrix"))
@@ -63,8 +59,8 @@ def read_space_ranger(folder: Path, *, bin_um: float | None = None) -> AnnData:
     ValueError
         No such bin, barcodes without position, damaged files, or `bin_um` for a section of spots.
     """
-    outs = _outs(folder)
-    name = outs.resolve().parent.name if outs.name == "outs" else outs.resolve().name
+    outs = outs_of(folder)
+    name = sample_of(outs)
     spatial = [outs / "spatial", outs]
     if (outs / HD).is_dir():
         outs = _bin_folder(outs / HD, bin_um)

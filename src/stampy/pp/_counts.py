@@ -14,7 +14,7 @@ from stampy import _checks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CHUNK", "checked_rows", "counts_of", "iter_rows"]
+__all__ = ["CHUNK", "checked_rows", "counts_of", "iter_rows", "source_of"]
 
 CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
@@ -45,6 +45,11 @@ def counts_of(adata: AnnData, layer: str | None = None) -> Any:
             f"Available: {_checks.shortlist(adata.layers)}."
         )
     return adata.X
+
+
+def source_of(layer: str | None) -> str:
+    """What to call these counts in messages and records."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def iter_rows(X: Any, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,7 @@ _BIT = np.zeros(64, dtype=np.int64)
 _BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
 
 _DEPTH = 10_000.0  # counts a spot that the published tokens are scaled to
-PARTS_PER_THREAD = 4  # spots differ in size: a thread that is done early takes another part
+PARTS_PER_THREAD = 8  # spots differ in size: a thread that is done early takes another part
 MIN_SPOTS = 64  # of a part; fewer take less time than to hand them to a thread
 
 
@@ -60,13 +63,42 @@ def rank_tokens(
     if n_threads == 1 or n_parts < 2:
         rank(0, n_spots)
         return tokens
-    # Threads of Python, not numba's: those share the spots out beforehand, so that on a busy machine the slowest
-    # thread decides, wait in a loop that takes the core from others, and not all of them survive a fork.
     ends = np.linspace(0, n_spots, n_parts + 1).astype(np.int64).tolist()
-    with ThreadPoolExecutor(min(n_threads, n_parts)) as pool:
-        for done in [pool.submit(rank, first, last) for first, last in pairwise(ends)]:
-            done.result()
+    _share(rank, pairwise(ends), n_threads)
     return tokens
+
+
+def _share(rank: Callable[[int, int], None], parts: Iterable[tuple[int, int]], n_threads: int) -> None:
+    """Run all parts, in this thread and in others as far as they get a core.
+
+    numba's own threads share the spots out beforehand and wait for each other in a loop: on a busy machine two of them
+    took longer than one. Here nobody waits for a thread that has not begun.
+    """
+    waiting = deque(parts)
+
+    def work() -> None:
+        while True:
+            try:
+                first, last = waiting.popleft()
+            except IndexError:
+                return
+            rank(first, last)
+
+    helpers = [_helpers(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+
+
+@lru_cache(maxsize=1)
+def _helpers(n: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start one takes a while where others are at work."""
+    return ThreadPoolExecutor(n, thread_name_prefix="tokens")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not come along
 
 
 def _rank_spots(

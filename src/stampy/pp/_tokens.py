@@ -12,7 +12,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._counts import CHUNK, checked_rows, counts_of
+from ._counts import CHUNK, checked_rows, counts_of, source_of
 from ._match import GeneMatch
 from ._rank import rank_tokens
 from ._vocabulary import Vocabulary, packaged
@@ -103,7 +103,7 @@ def tokenize(
     logger.info("%s", match)
 
     tokens = np.empty((table.n_obs, max_tokens), dtype=np.int32)
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_of(layer)
     blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=tuple(table.layers))
     for start, block in blocks:
         tokens[start : start + len(block)] = block

@@ -14,14 +14,14 @@ from scipy import sparse
 import stampy
 from stampy import _checks, _keys, models
 from stampy._utils import copy_of, generator, table_of
-from stampy.pp._counts import counts_of
+from stampy.pp._counts import counts_of, source_of
 from stampy.pp._match import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._embed import _loaded
 from ._score import rows_of_genes, vocabulary_of
-from ._spaces import check_model, space_of
+from ._spaces import check_model, space_of, unit
 from ._stream import Tower
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def attribute(
     asked = _asked(genes, loaded, match)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_of(layer)
     counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
     blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source)
@@ -288,8 +288,7 @@ def _weights(target: str, tower: Tower, tokens: np.ndarray, spots: np.ndarray, s
     names = sorted(labels.unique())
     codes = pd.Index(names).get_indexer(labels)
     means = np.stack([space.vectors[codes == i].mean(axis=0) for i in range(len(names))])
-    norm = np.linalg.norm(means, axis=1, keepdims=True)
-    means = means / np.where(norm == 0, 1, norm)
+    means = unit(means)
     others = (means.sum(axis=0) - means) / (len(names) - 1)
     return (means - others)[codes[spots]].astype(np.float32)
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _checks
-from stampy.pp._counts import checked_rows, counts_of
+from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._cluster import smoothed as smooth
 
@@ -37,7 +37,7 @@ def embed_pca(
     if smoothed:  # the checks come before the work
         xy = _checks.coordinates(table)
         codes, _ = _checks.libraries(table, library_key)
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_of(layer)
     blocks = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
     if smoothed:

@@ -21,6 +21,7 @@ from ._cluster import smoothed
 from ._genes import embed_genes
 from ._resume import Parts, digest_of_model
 from ._several import each_of, is_several
+from ._spaces import unit
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
@@ -210,20 +211,19 @@ def embed(
                 tower, table, layer, level, batch_size, show_progress_bar, parts
             )
         if tiles is not None:
-            project = loaded.project_images if level == "embedding" else _same
             found["image"] = stream_images(
                 tower,
                 tiles,
                 batch_size=batch_size,
                 n_workers=n_workers,
-                project=project,
+                project=tower.projection("images", level),
                 progress=show_progress_bar,
                 parts=parts,
             )
             tiles.close()
     if around is not None:
         record["context"] = f"{context}, {N_NEIGHBORS}"
-        found = {name: _in_context(values, *around, unit=level == "embedding") for name, values in found.items()}
+        found = {name: _in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
     if copy:
         adata = copy_of(adata, table_key)
         table = table_of(adata, table_key)
@@ -314,23 +314,14 @@ def _tiles(adata: Any, model: Encoder, image: Any, image_key: Any, library_key: 
     )
 
 
-def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, unit: bool) -> np.ndarray:
+def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
     values = smoothed(values, xy, N_NEIGHBORS, sections)
-    return _unit(values) if unit else values
-
-
-def _same(values: torch.Tensor) -> torch.Tensor:
-    return values
+    return unit(values) if normed else values
 
 
 def _write(table: AnnData, found: dict[str, np.ndarray], record: dict[str, Any], key: str) -> None:
     for name, values in found.items():
         table.obsm[f"{key}_{name}"] = values
-    table.obsm[key] = np.hstack([_unit(v) for v in found.values()]) if len(found) > 1 else next(iter(found.values()))
+    table.obsm[key] = np.hstack([unit(v) for v in found.values()]) if len(found) > 1 else next(iter(found.values()))
     table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
     logger.info("Written: obsm[%r], %s, uns['stamp'][%r]", key, [f"obsm['{key}_{n}']" for n in found], key)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norm == 0, 1, norm)

@@ -20,7 +20,8 @@ from stampy._utils import atomic
 from stampy.pp._slides import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
-from ._embed import _check_arguments, _loaded, _same
+from ._embed import _check_arguments, _loaded
+from ._resume import digest_of_model
 from ._stream import Tower, iter_images
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class _Job:
     @property
     def project(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """From a tile's feature to what is written."""
-        return self.tower.model.project_images if self.level == "embedding" else _same
+        return self.tower.projection("images", self.level)
 
     def width(self) -> int:
         """Size of a tile's vector, from a black tile."""
@@ -202,9 +203,8 @@ def _target(store: str | Path) -> Path:
 def _fingerprint(model: models.Stamp, adata: AnnData, parameters: list[Any]) -> str:
     """What two runs must share for one to go on with the other: weights, tiles, picture, parameters."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
-        if not isinstance(model, models.Stamp) or name.startswith(("image.", "patch_head.")):
-            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    tower = ("image.", "patch_head.") if isinstance(model, models.Stamp) else ("",)
+    digest.update(digest_of_model(model, below=tower).encode())
     digest.update(np.ascontiguousarray(adata.obsm[_keys.SPATIAL]).tobytes())
     for library in adata.uns[_keys.UNS_SPATIAL].values():
         digest.update(library["images"]["hires"].tobytes())

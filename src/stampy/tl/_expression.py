@@ -13,7 +13,7 @@ from scipy import sparse
 import stampy
 from stampy import _checks, _keys
 from stampy._utils import copy_of, table_of
-from stampy.pp._counts import checked_rows, counts_of, iter_rows
+from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
 
 from ._folds import Scheme
 from ._probe import folds_in, texted
@@ -305,6 +305,6 @@ def _matrix(table: AnnData, genes: list[str], layer: str | None, transform: Tran
 def _rows(table: AnnData, layer: str | None, transform: Transform, columns: Any = slice(None)) -> sparse.csr_matrix:
     """Transformed counts (n, columns), sparse, read block by block; depth is counted over all genes."""
     counts = counts_of(table, layer)
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_of(layer)
     blocks = iter_rows(counts) if transform == "none" else checked_rows(counts, source=source, layers=table.layers)
     return sparse.vstack([transformed(block, transform)[:, columns] for _, block in blocks], format="csr")

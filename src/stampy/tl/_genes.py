@@ -10,13 +10,12 @@ import numpy as np
 
 from stampy import _checks, models
 from stampy.pp import Vocabulary
-from stampy.pp._counts import counts_of
+from stampy.pp._counts import counts_of, source_of
 
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
 if TYPE_CHECKING:
-    import torch
     from anndata import AnnData
 
 __all__ = ["embed_genes"]
@@ -45,12 +44,12 @@ def embed_genes(
     vocabulary = Vocabulary(model.genes)
     match = vocabulary.match(table)
     logger.info("%s", match)
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_of(layer)
     common = {"batch_size": batch_size, "progress": progress, "source": source, "parts": parts}
     if isinstance(model, models.GeneSystem):
         values = stream_counts(tower, counts_of(table, layer), match, level=level, **common)
     else:
-        project = model.project_genes if level == "embedding" else _same
+        project = tower.projection("genes", level)
         values = stream_genes(tower, counts_of(table, layer), match, vocabulary.divisors, project=project, **common)
     empty = int((values == 0).all(axis=1).sum())
     if empty:
@@ -69,7 +68,3 @@ def embed_genes(
         "n_empty_spots": empty,
     }
     return values, record
-
-
-def _same(values: torch.Tensor) -> torch.Tensor:
-    return values

@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _keys
 from stampy._utils import copy_of, table_of
 
-from ._folds import Scheme, folds_of, known_labels
+from ._folds import SCHEMES, Scheme, folds_of, known_labels
 from ._scores import confusion, label_scores, summary
 from ._solve import Scaler, balanced_weights, logistic, rotation, solve_ridge
 
@@ -261,7 +261,7 @@ def folds_in(
     if folds is None:
         several = named is not None and len(pd.unique(named)) > 1
         folds = "patient" if patients is not None else "section" if several else "blocks"
-    _checks.one_of("folds", folds, ("section", "patient", "blocks", "random"))
+    _checks.one_of("folds", folds, SCHEMES)
     xy = _checks.coordinates(table)[use] if folds == "blocks" else None
     found, names = folds_of(
         folds, int(use.sum()), n_folds=n_folds, xy=xy, sections=named, patients=patients, rng=rng

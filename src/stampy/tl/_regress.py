@@ -11,6 +11,7 @@ from stampy import _checks
 
 from ._folds import seed_of
 from ._solve import Scaler, solve_ridge
+from ._spaces import unit
 
 __all__ = ["nearest_mean", "predict_folds", "top_genes", "transformed"]
 
@@ -133,15 +134,10 @@ def nearest_mean(query: np.ndarray, keys: np.ndarray, targets: np.ndarray, k: in
     k = min(k, len(keys))
     near = (
         NearestNeighbors(n_neighbors=k, algorithm="brute")
-        .fit(_unit(keys))
-        .kneighbors(_unit(query), return_distance=False)
+        .fit(unit(keys))
+        .kneighbors(unit(query), return_distance=False)
     )
     average = sparse.csr_matrix(
         (np.full(near.size, 1 / k), near.ravel(), np.arange(0, near.size + 1, k)), shape=(len(query), len(keys))
     )
     return np.asarray(average @ targets, dtype=np.float32)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norm == 0, 1, norm)

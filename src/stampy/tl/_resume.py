@@ -40,12 +40,12 @@ def digest_of_arrays(*arrays: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def digest_of_model(model: Stamp) -> str:
-    """A hash of a model's weights, by name."""
+def digest_of_model(model: Stamp, *, below: tuple[str, ...] = ("",)) -> str:
+    """A hash of a model's weights, by name; on request only of those whose names begin with one of `below`."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((k, v) for k, v in model.state_dict().items() if k.startswith(below)):
         found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(values.numpy().data)

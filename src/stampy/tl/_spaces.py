@@ -14,7 +14,7 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Space", "check_model", "check_same_space", "space_of"]
+__all__ = ["Space", "check_model", "check_same_space", "space_of", "unit"]
 
 Modality = Literal["gene", "image", "fused"]
 SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
@@ -111,3 +111,13 @@ def check_model(space: Space, model: str, width: int) -> None:
             f"`{space.name}` has {space.vectors.shape[1]} columns, embeddings of the model {model!r} have {width}. "
             "Embed the spots with that model."
         )
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Rows (n, d) brought to L2 norm 1; one of zeros stays.
+
+    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norm == 0, 1, norm)

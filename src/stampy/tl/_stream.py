@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class Tower:
         """`function`, compiled where that pays."""
         return torch.compile(function, dynamic=True) if self._compiled else function
 
+    def projection(self, what: Literal["genes", "images"], level: str) -> Callable[[Tensor], Tensor]:
+        """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
+        return getattr(self.model, f"project_{what}") if level == "embedding" else _same
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inference in the tower's precision; the model's training flag is put back afterwards."""
@@ -70,6 +74,10 @@ class Tower:
                 yield
         finally:
             self.model.train(training)
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
 
 
 def stream_genes(
