@@ -48,7 +48,7 @@ def slide_tiles(
     """Lay a grid of tiles over a whole slide and keep those on tissue.
 
     Tissue is told from glass on a reduced picture (8 µm a pixel) by Otsu's threshold on the saturation. No tile is read
-    here: `stampy.tl.embed(adata, image=slide, modality="image")` reads them as it goes, and
+    here: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them as it goes, and
     `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial`
     and `stampy.tl.embed` take it; slides are put together by `anndata.concat(..., uns_merge="unique")`.
 
