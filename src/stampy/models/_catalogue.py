@@ -124,7 +124,7 @@ _ALL = (
     ),
     Card(
         name="stampy-mini", title="stampy-mini", modality="fused", loader="stampy", licence="BSD-3-Clause", gate="none",
-        dim=256, feature_dim=384, parameters=6_402_368, citation="this package",
+        dim=256, feature_dim=320, parameters=6_402_368, citation="this package",
         trained_on="33 public sections, see its card",
         seen={"DLPFC": False, "HBC": False, "HHK": False, "HER2+": True, "TCGA-LUAD": False},
         note="Comes with the package. DLPFC 151673 and 151674, HER2+ patient A and HBC were left out of training",
