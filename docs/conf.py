@@ -41,12 +41,14 @@ import _figures  # noqa: E402
 _figures.draw(Path(__file__).parent / "generated" / "figures")
 
 # Pages and notebooks
+os.environ.pop("MPLBACKEND", None)  # else the notebooks' kernels would draw nowhere, and their pages have no pictures
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars, and what other packages warn of
 nb_render_markdown_format = "myst"  # tables that a page makes while it is built
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
