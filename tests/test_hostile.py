@@ -346,6 +346,38 @@ def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
         tl.expression(few, use_rep="X_rep", transform="none", folds="random", n_folds=3)
 
 
+@pytest.mark.parametrize(("value", "message"), [(-1, "go from -1 to"), (2.0**63, "leaves no disp"), (1e300, "float32")])
+def test_values_that_leave_no_genes_to_choose(toy, value, message):
+    few = toy[:30].copy()
+    few.X = few.X.toarray().astype(np.float64)
+    few.X[:, 0] = value
+    few.obsm["X_rep"] = np.random.default_rng(0).normal(size=(30, 4))
+    for transform in ("none",) if value < 0 else ("none", "log1p"):
+        with pytest.raises(ValueError, match=message):
+            tl.expression(few, use_rep="X_rep", transform=transform, folds="random", n_folds=3)
+
+
+def test_genes_of_raw_values_are_chosen_on_their_own_scale(toy):
+    few = toy[:30].copy()
+    few.X = few.X * 100
+    few.obsm["X_rep"] = np.random.default_rng(0).normal(size=(30, 4))
+    how = {"use_rep": "X_rep", "n_top_genes": 5, "folds": "random", "n_folds": 3}
+    chosen = [
+        list(tl.expression(few, transform=transform, copy=True, **how).uns["stamp"]["stamp_expression"]["genes"])
+        for transform in ("none", "log1p")
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_spots_and_embeddings_that_are_all_alike(toy):
+    few = odd(toy, lambda a: a.obsm.update(X_rep=np.ones((30, 4))))
+    tl.expression(few, use_rep="X_rep", method="hest", n_top_genes=5, folds="random", n_folds=3)
+    assert np.isfinite(few.obsm["stamp_expression"]).all()
+    few.X = few.X[[0] * 30]
+    tl.expression(few, use_rep="X_rep", n_top_genes=5, folds="random", n_folds=3)
+    assert len(few.uns["stamp"]["stamp_expression"]["genes"]) == 5
+
+
 def test_an_empty_image_is_not_drawn(toy):
     few = odd(toy, with_picture(np.zeros((0, 5, 3), np.uint8)))
     with pytest.raises(ValueError, match="The image is empty"):

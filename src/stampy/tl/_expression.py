@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["expression"]
 
 LARGEST = 1e15  # of a value; squares of larger ones leave float32
+LARGEST_LOG = 20.0  # what goes beyond is no logarithm of counts
 
 logger = logging.getLogger(__name__)
 
@@ -246,19 +247,29 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
         raise ValueError("`adata.var_names` are not unique. Make them so first: `adata.var_names_make_unique()`.")
     if genes is not None:
         return _named(genes, {"adata.var_names": table.var_names})
-    logged = _rows(table, layer, "none" if transform == "none" else "log1p")
-    if logged.nnz and not np.abs(logged.data).max() < LARGEST:
-        raise ValueError(
-            f"The values go up to {np.abs(logged.data).max():.3g} (NaN: some are missing), which leaves no dispersions "
-            "to choose genes by. Correct them, or name genes by `genes=`."
-        )
-    chosen = top_genes(logged, sections, n)
+    chosen = top_genes(_logged(table, layer, transform), sections, n)
     if not len(chosen):
         raise ValueError(
             "No gene is found in a tenth of the spots of every section, so none can be chosen. Do the sections share "
             "their genes' names? Name genes by `genes=`."
         )
     return table.var_names[chosen].tolist()
+
+
+def _logged(table: AnnData, layer: str | None, transform: Transform) -> sparse.csr_matrix:
+    """Logarithms to choose genes by; ValueError for values that have no dispersions."""
+    values = _rows(table, layer, "none" if transform == "none" else "log1p")
+    if not values.nnz:
+        return values
+    low, high = float(values.data.min()), float(values.data.max())
+    if transform != "none":
+        low, high = float(np.expm1(low)), float(np.expm1(high))
+    if not (low >= 0 and high < LARGEST):
+        raise ValueError(
+            f"The values go from {low:.3g} to {high:.3g} (NaN: some are missing), which leaves no dispersions to "
+            "choose genes by. Correct them, or name genes by `genes=`."
+        )
+    return values.log1p() if transform == "none" and high > LARGEST_LOG else values
 
 
 def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:

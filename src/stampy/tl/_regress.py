@@ -24,6 +24,9 @@ MIN_SHARE = 0.1  # of the spots of every section, in which a gene must be found 
 
 def transformed(block: sparse.csr_matrix, transform: Transform) -> sparse.csr_matrix:
     """Counts on the scale to predict, as float32: `log1p` of counts, `log1p_cp10k` of counts per 10,000 of the spot."""
+    largest = np.abs(block.data).max(initial=0)
+    if largest > np.finfo(np.float32).max:
+        raise ValueError(f"The values go up to {largest:.3g}, too large for float32. Correct what is broken.")
     block = sparse.csr_matrix(block, dtype=np.float32, copy=True)
     if transform == "log1p_cp10k":
         total = np.asarray(block.sum(axis=1)).ravel()
@@ -51,7 +54,11 @@ def top_genes(logged: Any, sections: np.ndarray, n_top: int = 50, *, min_share: 
     common = np.flatnonzero(np.all([part.getnnz(axis=0) >= min_share * part.shape[0] for part in parts], axis=0))
     if len(common) <= n_top:
         return common
-    table = AnnData(sparse.csr_matrix(logged[:, common]))
+    among = sparse.csr_matrix(logged[:, common])
+    varies = (among.max(axis=0).toarray() > among.min(axis=0).toarray()).ravel()
+    if varies.sum() <= n_top:  # the others have no dispersion
+        return np.sort(common[np.argsort(~varies, kind="stable")[:n_top]])
+    table = AnnData(among)
     found = sc.pp.highly_variable_genes(table, n_top_genes=n_top, flavor="seurat", inplace=False)
     return common[found["highly_variable"].to_numpy()]
 
@@ -123,6 +130,8 @@ def predict_folds(
 def _principal(x: np.ndarray, x_test: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.decomposition import PCA
 
+    if not x.any():  # constant columns, which have no components
+        return x[:, :1], x_test[:, :1]
     pca = PCA(min(n, *x.shape), random_state=seed).fit(x)
     return pca.transform(x), pca.transform(x_test)
 
