@@ -75,6 +75,8 @@ def test_whole_numbers_are_labels_fractions_are_not():
     assert _folds.known_labels(np.array([True, False]))[1] == ["False", "True"]
     with pytest.raises(ValueError, match="fractions"):
         _folds.known_labels(np.array([0.5, 1.0]))
+    with pytest.raises(ValueError, match="must hold labels, found inf"):
+        _folds.known_labels(np.array([np.inf, 1.0]))
 
 
 @quick

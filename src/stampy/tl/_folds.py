@@ -31,7 +31,7 @@ def known_labels(labels: Any, *, name: str = "labels") -> tuple[np.ndarray, list
     Raises
     ------
     ValueError
-        For numbers with fractions, which are values, not labels.
+        For infinite numbers and those with fractions, which are values, not labels.
 
     Examples
     --------
@@ -41,7 +41,10 @@ def known_labels(labels: Any, *, name: str = "labels") -> tuple[np.ndarray, list
     """
     column = pd.Series(labels).reset_index(drop=True)
     if pd.api.types.is_float_dtype(column):
-        if not np.array_equal(found := column.dropna(), np.trunc(found)):
+        found = column.dropna().to_numpy(float)
+        if not (np.abs(found) < 2**53).all():
+            raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend it, or make it missing.")
+        if not np.array_equal(found, np.trunc(found)):
             raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
         column = column.astype("Int64")
     text = column.astype(object).where(column.notna(), "").map(str).str.strip()
