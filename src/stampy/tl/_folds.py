@@ -43,7 +43,7 @@ def known_labels(labels: Any, *, name: str = "labels") -> tuple[np.ndarray, list
     if pd.api.types.is_float_dtype(column):
         found = column.dropna().to_numpy(float)
         if not (np.abs(found) < 2**53).all():
-            raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend it, or make it missing.")
+            raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend or drop it.")
         if not np.array_equal(found, np.trunc(found)):
             raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
         column = column.astype("Int64")
