@@ -279,8 +279,35 @@ def test_model_without_an_image_tower(toy, model):
     with pytest.warns(UserWarning, match="has no image tower: genes alone"):
         found = tl.embed(toy, alone, copy=True, **QUIET)
     assert found.uns["stamp"]["X_stamp"]["modality"] == "gene"
-    with pytest.raises(ValueError, match="has no image tower"):
-        tl.embed(toy, alone, modality="image", **QUIET)
+    for asked in ("image", "fused"):
+        with pytest.raises(ValueError, match="has no image tower"):
+            tl.embed(toy, alone, modality=asked, **QUIET)
+
+
+def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
+    adata = toy.copy()
+    del adata.uns["spatial"]["toy"]["images"]["hires"]
+    scales = adata.uns["spatial"]["toy"]["scalefactors"]
+    lowres = adata.uns["spatial"]["toy"]["images"]["lowres"]
+    adata.uns["spatial"]["toy"]["images"]["lowres"] = lowres[::8, ::8]
+    scales["tissue_lowres_scalef"] /= 8
+    alone_says = r"Genes alone are embedded: a tile would be \d+ px across in \['lowres'\]"
+    with pytest.warns(UserWarning, match="is coarse"), pytest.warns(UserWarning, match=alone_says):
+        alone = tl.embed(adata, model, copy=True, **QUIET)
+    assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
+    np.testing.assert_array_equal(alone.obsm["X_stamp"], alone.obsm["X_stamp_gene"])
+    assert "X_stamp_image" not in alone.obsm
+    for asked in ({"modality": "fused"}, {"image_key": "lowres"}):
+        with pytest.warns(UserWarning, match="is coarse") as caught:
+            both = tl.embed(adata, model, copy=True, **asked, **QUIET)
+        assert len(caught) == 1
+        assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
+
+
+def test_baselines_say_what_they_are(toy):
+    record = tl.embed(toy, "pca", copy=True, **QUIET).uns["stamp"]["X_stamp"]
+    assert record["stampy"]
+    assert (record["modality"], record["level"], record["model"]) == ("gene", "embedding", "pca")
 
 
 def test_model_without_a_vocabulary(toy, model):

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import stampy
 
@@ -54,7 +55,7 @@ IMAGE = {
     "backbone": "vit_tiny_patch16_224",
     "backbone_kwargs": {"patch_size": 32, "depth": 2},
     "start": "spectral",
-    "epochs": 1,
+    "epochs": 4,
     "pairs_per_batch": 128,
     "lr": 3e-4,
     "warmup_steps": 20,
@@ -137,11 +138,13 @@ def main():
         return gene_scores(model_of(run, stampy.train.pretrain, folder / "pretrain.tsv", **how))
 
     def image(number, changes, seed):
-        run, start = folder / "ablation" / f"image-{number}-{seed}", folder / "ablation" / "gene-0-0" / "model"
-        paired = folder / "paired.tsv"
-        table = (folder / "align.tsv").read_text().splitlines()
-        paired.write_text("\n".join(line for line in table if not line.startswith("image_only")) + "\n")
-        how = {"model": start, "config": IMAGE | changes | {"seed": seed}}
+        run, start = folder / "ablation" / f"image-{number}-{seed}", folder / "ablation" / "image-start"
+        bag = {"vocabulary": folder / "genes.tsv", "config": GENE | STILL | {"pooling": "bag"}}
+        model = model_of(start, stampy.train.pretrain, folder / "pretrain.tsv", **bag)
+        paired = folder / "full_resolution.tsv"  # the sections whose image has a file of its own
+        table = pd.read_csv(folder / "align.tsv", sep="\t")
+        table[table["image"].notna()].to_csv(paired, sep="\t", index=False)
+        how = {"model": model, "config": IMAGE | changes | {"seed": seed}}
         return image_scores(model_of(run, stampy.train.align, paired, **how))
 
     for stage in arguments.stage or ("gene", "image"):

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 Modality = Literal["gene", "image", "fused"]
 MODALITIES = ("gene", "image", "fused")
+MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
 Encoder = models.Stamp | models.ImageSystem | models.GeneSystem
 
@@ -86,7 +87,8 @@ def embed(
         (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
-        fused if there are counts and an image, else the one that is there.
+        fused if there are counts and an image, else the one that is there. An image with fewer than 16 px across a
+        tile, such as Space Ranger's "lowres", is left out then, with a warning.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -142,7 +144,7 @@ def embed(
     -----
     UserWarning
         Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image too coarse for the
-        model.
+        model, or so coarse that genes alone are embedded.
 
     Raises
     ------
@@ -177,35 +179,27 @@ def embed(
         return each_of(embed, arguments.pop("adata"), **arguments)
     table = table_of(adata, table_key)
     _checks.not_empty(table, genes=False)
-    modality = _agreed(modality, _embeds(model), model) or _modality_of(adata, table, image, layer)
+    wanted = _agreed(modality, _embeds(model), model)
+    modality = wanted or _modality_of(adata, table, image, layer)
     if modality == "gene" and (image is not None or image_key is not None):
         raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
     around = None if context is None else (_checks.coordinates(table), _checks.libraries(table, library_key)[0])
-    record: dict[str, Any] = {"stampy": stampy.__version__, "modality": modality, "level": level}
-    found = {}
     if model in BASELINES:
-        record |= {"model": model, "precision": "float32"}
-        if resume is not None:
-            raise ValueError(
-                f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out."
-            )
-        found["gene"], record["genes"] = embed_pca(
-            table, smoothed=model == "pca-smoothed", layer=layer, library_key=library_key
-        )
+        found, record = _fitted(str(model), table, layer, library_key, resume)
+        record |= {"stampy": stampy.__version__, "modality": modality, "level": level}
     else:
-        loaded = _loaded(model, device)
-        if modality == "fused" and loaded.image is None and image is None:
-            modality = record["modality"] = "gene"
+        loaded, tiles = _loaded(model, device), None
+        if modality == "fused" and wanted is None and loaded.image is None and image is None:
+            modality = "gene"
             warnings.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.", stacklevel=2)
-        tower = Tower(loaded, table.n_obs, precision)
-        record |= {"model": loaded.name, "precision": tower.precision}
-        if getattr(loaded, "source", ""):
-            record["weights"] = loaded.source
-        tiles = None
         if modality != "gene":
             tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
-            record["tiles"] = tiles.provenance()
+            if wanted is None and modality == "fused" and image is None and image_key is None and _too_coarse(tiles):
+                modality, tiles = "gene", None
+        tower = Tower(loaded, table.n_obs, precision)
+        record = _origin(loaded, tower, tiles, modality, level)
         parts = Parts(resume, {**record, "weights": digest_of_model(loaded)} if resume is not None else None)
+        found = {}
         if modality != "image":
             found["gene"], record["genes"] = embed_genes(
                 tower, table, layer, level, batch_size, show_progress_bar, parts
@@ -229,6 +223,25 @@ def embed(
         table = table_of(adata, table_key)
     _write(table, found, record, key_added)
     return adata if copy else None
+
+
+def _fitted(
+    model: str, table: AnnData, layer: str | None, library_key: str | None, resume: Any
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The embedding by a baseline, and its record."""
+    if resume is not None:
+        raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
+    values, genes = embed_pca(table, smoothed=model == "pca-smoothed", layer=layer, library_key=library_key)
+    return {"gene": values}, {"model": model, "precision": "float32", "genes": genes}
+
+
+def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: str, level: str) -> dict[str, Any]:
+    """What of a record is known before the work; a run that goes on must have the same."""
+    record = {"stampy": stampy.__version__, "modality": modality, "level": level}
+    record |= {"model": model.name, "precision": tower.precision}
+    if getattr(model, "source", ""):
+        record["weights"] = model.source
+    return record if tiles is None else {**record, "tiles": tiles.provenance()}
 
 
 def _check_arguments(
@@ -312,6 +325,21 @@ def _tiles(adata: Any, model: Encoder, image: Any, image_key: Any, library_key: 
         spot_um=spot_um,
         table_key=table_key,
     )
+
+
+def _too_coarse(tiles: TileSource) -> bool:
+    """Whether an image that nobody asked for is left out, with a warning: enlarged so, it blurs what the genes say."""
+    across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
+    if across >= MIN_ACROSS:
+        return False
+    tiles.close()
+    warnings.warn(
+        f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
+        f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
