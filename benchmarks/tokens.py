@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import anndata
-import numba
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
+from stampy import _utils
 from stampy.pp import Vocabulary, tokenize
 from stampy.pp._counts import CHUNK
 from stampy.pp._tokens import iter_tokens
@@ -135,9 +136,9 @@ def main() -> None:
         f"section of {one.adata.n_obs} spots x {one.adata.n_vars} genes, {one.adata.X.nnz / one.adata.n_obs:.0f} a spot"
     )
     print(f"same tokens: {same}; medians of {PAIRS} pairs, one side after the other")
-    most = numba.get_num_threads()
+    most = _utils.n_threads()
     for threads in sorted({1, most}):
-        numba.set_num_threads(threads)
+        torch.set_num_threads(threads)
         pairs = one.pairs()
         (plain, plain_cpu), (ours, ours_cpu) = np.median(pairs, axis=0)
         by_clock, (typical, by_cpu) = ratios(pairs)[:, 0], np.median(ratios(pairs), axis=0)

@@ -15,7 +15,6 @@ import zlib
 from pathlib import Path
 
 import anndata as ad
-import numba
 import numpy as np
 import pytest
 import tifffile
@@ -614,16 +613,22 @@ def test_the_hub_without_a_network(monkeypatch):
 
 @pytest.fixture
 def threads():
-    """Sets the threads of torch and numba, and puts them back."""
-    before = torch.get_num_threads(), numba.get_num_threads()
+    """Sets the threads of torch, which are those of the tokens, and puts them back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
-    def put(n):
-        torch.set_num_threads(n)
-        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
 
-    yield put
-    put(before[0])
-    numba.set_num_threads(before[1])
+def test_the_number_of_threads_stays_as_it_was_set():
+    """numba's threads, once begun, set OpenMP's count for torch as well: 64 of them where one was allowed."""
+    code = (
+        "import torch, stampy; adata = stampy.datasets.toy(n_spots=80)\n"
+        "stampy.tl.embed(adata, modality='gene', show_progress_bar=False); print(torch.get_num_threads())\n"
+        "stampy.tl.domains(adata, n_domains=4, method='leiden'); print(torch.get_num_threads())"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "1"]
 
 
 def test_threads_and_batches_change_nothing(toy, model, threads):

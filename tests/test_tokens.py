@@ -7,7 +7,6 @@ import json
 import anndata
 import dask.array
 import h5py
-import numba
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from stampy import _keys
+from stampy import _keys, _utils
 from stampy.pp import Vocabulary, _match, _rank, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
@@ -209,7 +208,7 @@ def test_thread_count_does_not_matter(monkeypatch):
     vocabulary, section = vocabulary_of(), section_of(n=200)
     results = []
     for threads in (1, 2, 5):  # 200 spots are three parts
-        monkeypatch.setattr(numba, "get_num_threads", lambda n=threads: n)
+        monkeypatch.setattr(_utils, "n_threads", lambda n=threads: n)
         results.append(tokens_of(section, vocabulary))
     for result in results:
         np.testing.assert_array_equal(result, results[0])
@@ -219,14 +218,14 @@ def test_a_fault_in_a_thread_is_raised(monkeypatch):
     def broken(*_):
         raise MemoryError
 
-    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(_utils, "n_threads", lambda: 2)
     monkeypatch.setattr(_rank, "_rank", broken)
     with pytest.raises(MemoryError):
         tokens_of(section_of(n=200), vocabulary_of())
 
 
 def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
-    monkeypatch.setattr(numba, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(_utils, "n_threads", lambda: 3)
     vocabulary, section = vocabulary_of(), section_of(n=200)
     expected = tokens_of(section, vocabulary)
     before = _rank._helpers(2)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["atomic", "atomic_folder", "copy_of", "device_of", "digest", "generator", "table_of", "torch_generator"]
+
+
+def n_cores() -> int:
+    """Cores that this process may use; on a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_threads() -> int:
+    """Threads to compute with: torch's where it is loaded, else OMP_NUM_THREADS, else one for each core.
+
+    numba is not asked: to answer it starts its threads, by which OpenMP's count, that of torch, is set to its own.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        return torch.get_num_threads()
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(given) if given.isdecimal() and int(given) else n_cores()
+
+
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Give torch back the number of threads that it had; numba, in the packages called here, sets it anew."""
+    before = n_threads()
+    try:
+        yield
+    finally:
+        if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def is_spatialdata(data: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from stampy import _keys
+from stampy import _keys, _utils
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -56,7 +56,7 @@ def rank_tokens(
     >>> rank_tokens(sparse.csr_array([[4, 0, 1, 6]]), np.array([0, 1, 2, -1]), np.array([8.0, 1.0, 2.0]), 3)
     array([[30, 32,  0]], dtype=int32)
     """
-    n_spots, n_threads = block.shape[0], numba.get_num_threads()
+    n_spots, n_threads = block.shape[0], _utils.n_threads()
     tokens = np.zeros((n_spots, max_tokens), dtype=np.int32)
     rank = partial(_rank_spots, block, rows.astype(np.int32, copy=False), 1.0 / divisors.astype(np.float64), tokens)
     n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)

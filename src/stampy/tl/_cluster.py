@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stampy import _checks
+from stampy._utils import keeping_threads
 
 from ._folds import seed_of
 from ._scores import silhouette
@@ -169,6 +170,7 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
     return best[2].predict(values), how
 
 
+@keeping_threads()
 def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:

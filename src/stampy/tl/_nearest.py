@@ -12,6 +12,8 @@ import numpy as np
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from stampy._utils import keeping_threads
+
 __all__ = ["Nearest", "approximate", "exact", "hit_rates"]
 
 QUERIES, REFERENCES = 1024, 16_384  # of a block: its cosines take 64 MB, the search about 200 MB in all
@@ -125,6 +127,7 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(best, np.argsort(-values, axis=1, kind="stable"), axis=1)
 
 
+@keeping_threads()
 def approximate(query: np.ndarray, reference: np.ndarray, k: int, *, rng: np.random.Generator) -> Nearest:
     """The `k` nearest of each query, or nearly: by nearest-neighbour descent (pynndescent)."""
     from pynndescent import NNDescent

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import shutil
 import warnings
 from collections import Counter
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks
-from stampy._utils import atomic
+from stampy._utils import atomic, n_cores
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import add_sums, means_of
 
@@ -62,7 +61,7 @@ def build(
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
     _begin(out, settings, chosen)
-    with _workers(scheduler, n_workers or min(len(chosen), os.cpu_count() or 1), progress) as run:
+    with _workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
         skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = {s.name: _fingerprint(s) for s in chosen}
         records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
