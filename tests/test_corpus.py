@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import __main__ as cli
-from stampy import datasets, train
+from stampy import datasets, models, train
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
@@ -28,6 +28,7 @@ from stampy.train import Corpus, _corpus_build, _corpus_write
 from stampy.train._corpus_samplers import CorpusGroupSampler, CorpusPairSampler
 from stampy.train._sections import Section, prepare
 from stampy.train._shards import Shards
+from stampy.train._sources import pair_source
 
 SMALL = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
@@ -84,7 +85,7 @@ def test_tokens_coordinates_and_tiles_equal_what_pp_gives(corpus, sections):
             assert (stored.regions(rows, np.full(4, which)) == expected).all()
         assert source.region_cells()[np.arange(stored.n_spots), stored.cells[:, 0]].all()
         if section.data.n_vars:
-            memory = prepare(section, corpus.vocabulary, max_tokens=48, tiles=False)
+            memory = prepare(section, corpus.vocabulary, max_tokens=48)
             assert (stored.tokens(np.arange(stored.n_spots)) == memory.tokens).all()
             assert stored.tokens(rows).dtype == np.uint16
             assert (stored.lengths == (memory.tokens[stored.spots] != 0).sum(axis=1)).all()
@@ -95,7 +96,7 @@ def test_tokens_coordinates_and_tiles_equal_what_pp_gives(corpus, sections):
 
 def test_a_group_is_one_chunk_with_its_centre_first(corpus, sections):
     section, stored = sections[0], corpus.section("a")
-    tokens = prepare(section, corpus.vocabulary, max_tokens=48, tiles=False).tokens
+    tokens = prepare(section, corpus.vocabulary, max_tokens=48).tokens
     n_spots = len(tokens)
     for number in (0, 3, sum(stored.n_groups) - 1):
         members = stored.spots[number * 9 : number * 9 + 9]
@@ -511,7 +512,7 @@ def test_losses_equal_those_of_the_same_groups_in_memory(corpus, sections):
 
     config = train.PretrainConfig.of(STAGE1)
     sampler = CorpusGroupSampler(corpus, config)
-    memory = [prepare(s, corpus.vocabulary, max_tokens=48, tiles=False).tokens for s in sections[:2]]
+    memory = [prepare(s, corpus.vocabulary, max_tokens=48).tokens for s in sections[:2]]
     stage = Reconstruction(_new_model(config, corpus.vocabulary), config, 0)
     batch = sampler.batch(2)
     tokens = np.concatenate(memory)[batch["rows"].numpy()].astype(np.int64)
@@ -647,3 +648,27 @@ def test_groups_in_a_corpus_are_those_of_pp(corpus):
 
     groups = group_spots(stored.xy, rng=np.random.default_rng([0, 0, zlib.crc32(b"a")])).members
     assert (stored.spots[: 9 * stored.n_groups[0]].reshape(-1, 9) == groups).all()
+
+
+# Starts that are found from the data
+
+
+def test_a_spectral_gene_encoder_starts_alike_from_a_corpus_and_from_its_sections(sections, corpus, tmp_path):
+    config = GENE | {"norm": "pre", "rank_gate": True, "pooling": "bag", "start": "spectral", "embedding": 8}
+    config |= {"lr": 1e-12, "min_lr": 1e-12, "groups_per_batch": 8, "epochs_igr": 1, "epochs_cgr": 0}
+    options = {"config": config, **QUIET}
+    stored = train.pretrain(corpus, tmp_path / "corpus", **options)
+    direct = train.pretrain(sections, tmp_path / "direct", vocabulary=corpus.vocabulary, **options)
+    found, expected = (m.gene.embeddings.weight.detach() for m in (stored, direct))
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # sums of spots in another order
+    torch.testing.assert_close(stored.gene.rank_gate, direct.gene.rank_gate)
+
+
+def test_a_spectral_image_tower_starts_from_the_same_patches(sections, corpus):
+    image = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=32)
+    model = models.StampConfig(gene=models.GeneConfig(n_genes=len(corpus.vocabulary), **GENE), image=image)
+    config = train.AlignConfig.of(STAGE2 | {"start": "spectral", "seed": 3})
+    stored, direct = (pair_source(d, corpus.vocabulary, config, model)[2]() for d in (corpus, sections))
+    assert stored.shape == (40 + 40 + 30, 32, 32, 3)
+    np.testing.assert_array_equal(stored, direct)

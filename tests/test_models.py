@@ -134,6 +134,17 @@ def test_unknown_backbone_and_backbone_that_is_no_vit():
         models.ImageEncoder(models.ImageConfig(backbone="vit_enormous", backbone_kwargs={}))
     with pytest.raises(ValueError, match="no plain ViT"):
         models.ImageEncoder(models.ImageConfig(backbone="resnet18", backbone_kwargs={}))
+    for rotary in ("eva02_tiny_patch14_224", "vit_small_patch16_dinov3"):
+        with pytest.raises(ValueError, match="positions that are added once"):
+            models.ImageEncoder(models.ImageConfig(backbone=rotary, backbone_kwargs={"depth": 1}))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_384"])
+def test_a_backbone_made_for_other_sizes_takes_the_tiles(name):
+    small = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    encoder = models.ImageEncoder(models.ImageConfig(backbone=name, backbone_kwargs=small))
+    side = 224 // encoder.patch_px
+    assert encoder(torch.zeros(1, 3, 224, 224)).patches.shape == (1, side**2, 16)
 
 
 # Weights on disk

@@ -27,7 +27,7 @@ GENE = {
 
 @pytest.fixture(scope="module")
 def section(toy, vocabulary):
-    return prepare(as_sections(toy)[0], vocabulary, max_tokens=64, tiles=False)
+    return prepare(as_sections(toy)[0], vocabulary, max_tokens=64)
 
 
 def test_axes_are_the_leading_eigenvectors(section, vocabulary):
@@ -80,7 +80,7 @@ def test_planted_domains_are_seen_at_the_start(toy, vocabulary, tmp_path):
         model = train.pretrain(
             toy, tmp_path / start, vocabulary=vocabulary, config=config, device="cpu", progress=False
         )
-        section = prepare(as_sections(toy)[0], vocabulary, max_tokens=64, tiles=False)
+        section = prepare(as_sections(toy)[0], vocabulary, max_tokens=64)
         with torch.inference_mode():
             values = model.gene_embeddings(torch.from_numpy(section.tokens.astype(np.int64))).numpy()
         accuracy[start] = cross_val_score(LogisticRegression(max_iter=500), values, toy.obs["domain"], cv=3).mean()

@@ -1,6 +1,7 @@
 """Both training stages on toy sections."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -443,9 +444,8 @@ def test_manifest(toy, tmp_path):
 @pytest.fixture(scope="module")
 def prepared(toy, vocabulary):
     other = datasets.toy(n_spots=60, rng=1)
-    return [
-        prepare(Section(data=a, name=n), vocabulary, max_tokens=48, tiles=True) for a, n in ((toy, "a"), (other, "b"))
-    ]
+    read = functools.partial(prepare, vocabulary=vocabulary, max_tokens=48, tower=models.ImageConfig())
+    return [read(Section(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))]
 
 
 def test_groups_stay_within_their_section_and_are_drawn_anew(prepared):

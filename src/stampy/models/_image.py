@@ -170,10 +170,17 @@ def _create(config: ImageConfig, *, pretrained: bool) -> nn.Module:
             raise
         near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
         raise ValueError(f"timm knows no model {config.backbone!r}. Near names: {near}.") from error
-    missing = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
-    if missing or vit.cls_token is None:
+    lacks = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
+    if not lacks and vit.cls_token is None:
+        lacks = ["cls_token"]
+    if not lacks and (getattr(vit, "pos_embed", None) is None or getattr(vit, "rope", None) is not None):
+        lacks = ["positions that are added once"]
+    if lacks:
         raise ValueError(
-            f"The backbone {config.backbone!r} is no plain ViT with a class token (lacks {missing or ['cls_token']}); "
-            "stampy needs one to add its pretext token."
+            f"The backbone {config.backbone!r} is no plain ViT with a class token (lacks {lacks}); stampy needs one to "
+            "add its pretext token."
         )
+    size = (config.size_px, config.size_px)
+    if not getattr(vit, "dynamic_img_size", False) and tuple(vit.patch_embed.img_size) != size:
+        vit.set_input_size(img_size=size)  # positions of another grid are interpolated
     return vit

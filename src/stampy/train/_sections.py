@@ -21,6 +21,7 @@ from stampy.pp._tokens import iter_tokens
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stampy.models import ImageConfig
     from stampy.pp._match import GeneMatch
 
 __all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare", "ranked", "token_dtype"]
@@ -138,13 +139,16 @@ def _manifest(path: Path) -> Iterator[Section]:
         )
 
 
-def prepare(section: Section, vocabulary: Vocabulary, *, max_tokens: int, tiles: bool) -> TrainingSection:
-    """Read a section, rank its genes, and (on request) open its image."""
+def prepare(
+    section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
+) -> TrainingSection:
+    """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
     adata = section.read()
     _checks.not_empty(adata, genes=False)
     source = None
-    if tiles:
-        source = TileSource.open(adata, image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um)
+    if tower is not None:
+        said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
+        source = TileSource.open(adata, tile_um=tower.tile_um, size_px=tower.size_px, **said)
     return TrainingSection(
         name=section.name,
         xy=_checks.coordinates(adata),

@@ -42,7 +42,7 @@ def group_source(sections: Any, vocabulary: Vocabulary | str | Path | None, conf
     chosen = as_sections(sections)
     if vocabulary is None:
         vocabulary = Vocabulary.from_sections(s.data for s in chosen)
-    prepared = [prepare(s, vocabulary, max_tokens=config.max_tokens, tiles=False) for s in chosen]
+    prepared = [prepare(s, vocabulary, max_tokens=config.max_tokens) for s in chosen]
     prepared = [s for s in prepared if s.tokens.any()]  # sections without genes have nothing to say here
     identity = _identity_of(prepared, vocabulary)
     return GroupSource(vocabulary, GroupSampler(prepared, config), identity, lambda: prepared)
@@ -58,7 +58,9 @@ def pair_source(
         _check_tiles(corpus, model)
         sampler = CorpusPairSampler(corpus, config, max_tokens=model.gene.max_tokens)
         return sampler, _identity(corpus), lambda: sampler.some_patches(config.seed)
-    prepared = [prepare(s, vocabulary, max_tokens=model.gene.max_tokens, tiles=True) for s in as_sections(sections)]
+    prepared = [
+        prepare(s, vocabulary, max_tokens=model.gene.max_tokens, tower=model.image) for s in as_sections(sections)
+    ]
 
     def patches() -> np.ndarray:
         return np.concatenate([s.tiles.read(some_rows(len(s.xy), config.seed)) for s in prepared])
