@@ -508,7 +508,7 @@ def test_views_move_the_cell_with_the_patch():
     generator = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stampy.train._augment._colours", lambda n, g: (torch.ones(n, 1, 1, 1), torch.zeros(n, 3, 1, 1)))
-        patch.setattr("stampy.train._augment._coarsen", lambda images, px, chosen: images)
+        patch.setattr("stampy.train._augment._coarsen", lambda images, px, chosen: None)
         _, turned, moved = augment(patches, regions, cells, generator)
     shown = turned[:, 0].view(-1, 3, 20, 3, 20).mean(dim=(2, 4)).flatten(1)
     assert torch.equal(shown[torch.arange(len(cells)), moved], cells.float())

@@ -43,17 +43,23 @@ def augment(
     new_patches, new_regions, new_cells = torch.empty_like(patches), torch.empty_like(regions), cells_B.clone()
     for turn in range(4):
         for mirror in (False, True):
-            chosen = ((turns == turn) & (mirrored == mirror)).to(patches.device)
+            chosen = _places((turns == turn) & (mirrored == mirror), patches)
             new_patches[chosen], new_regions[chosen] = (_turn(x[chosen], turn, mirror) for x in (patches, regions))
             where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device)  # old cell -> new cell
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
     coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
-    chosen = (torch.rand(n * parts, generator=generator) < 0.5)[own].to(patches.device)
-    new_patches, new_regions = _coarsen(new_patches, coarse_px, chosen), _coarsen(new_regions, 3 * coarse_px, chosen)
+    chosen = _places((torch.rand(n * parts, generator=generator) < 0.5)[own], patches)
+    _coarsen(new_patches, coarse_px, chosen)
+    _coarsen(new_regions, 3 * coarse_px, chosen)
     gain, offset = (x[own].to(patches.device) for x in _colours(n * parts, generator))
-    return new_patches * gain + offset, new_regions * gain + offset, new_cells
+    return new_patches.mul_(gain).add_(offset), new_regions.mul_(gain).add_(offset), new_cells
+
+
+def _places(chosen: Tensor, images: Tensor) -> Tensor:
+    # Indices, found on the CPU: for a mask on a GPU, torch would wait until all before is computed to count it.
+    return chosen.nonzero()[:, 0].to(images.device, non_blocking=True)
 
 
 def _turn(x: Tensor, turn: int, mirror: bool) -> Tensor:
@@ -61,14 +67,12 @@ def _turn(x: Tensor, turn: int, mirror: bool) -> Tensor:
     return x.flip(-1) if mirror else x
 
 
-def _coarsen(images: Tensor, px: int, chosen: Tensor) -> Tensor:
-    """Show the chosen images at a lower resolution; in µm it is the same for a patch and its region."""
+def _coarsen(images: Tensor, px: int, chosen: Tensor) -> None:
+    """Show the chosen images, in place, at a lower resolution; in µm it is the same for a patch and its region."""
     size = images.shape[-1]
-    if px < size and bool(chosen.any()):
+    if px < size and len(chosen):
         small = F.interpolate(images[chosen], size=px, mode="area")
-        images = images.clone()
         images[chosen] = F.interpolate(small, size=size, mode="bicubic", align_corners=False).to(images.dtype)
-    return images
 
 
 def _colours(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
