@@ -172,7 +172,7 @@ class _Run:
             layer.compile(dynamic=True)
         self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
-        fused = fabric.device.type == "cuda" or None
+        fused = fabric.device.type in ("cpu", "cuda") or None
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # the same one, stepped in its precision
         self.sharded = is_sharded(fabric)
