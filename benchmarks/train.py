@@ -121,9 +121,8 @@ def measure(options) -> dict:
         for layer in stage.layers():
             layer.compile(dynamic=True)
     module = fabric.setup_module(stage)
-    fused = options.device == "cuda" or None
     trained = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=1e-4, fused=fused))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=1e-4, fused=True))
     for p in trained:  # the optimizer's own memory is there before the first step is measured
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -1,8 +1,11 @@
 """What makes training fast must not change what it computes: packed spots, pieces, kernels, low-rank updates."""
 
+import re
+import subprocess
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from stampy.models._packed import Packing, attend
 from stampy.train._ranks import make_fabric
 from stampy.train._reconstruction import Reconstruction
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GENE = models.GeneConfig(n_genes=60, width=16, depth=2, heads=2, feedforward=24, max_tokens=12)
 
 
@@ -215,3 +219,16 @@ def test_patch_and_region_in_one_pass(model):
         torch.testing.assert_close(patch, model.image_embeddings(patches))
         for one, two in zip(region, model.regions(regions, references), strict=True):
             torch.testing.assert_close(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py --lengths 60", "align.py --backbone vit_tiny_patch16_224 --pairs 6"])
+def test_the_benchmarks_run_to_their_end_and_their_steps_agree(script):
+    """Each variant in the table has the losses of the straightforward step: what is compared is the same work."""
+    file, *options = script.split()
+    command = [sys.executable, str(BENCHMARKS / file), *options, "--layers", "1", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if re.match(r"\| (plain|ours|checkpointed|in 4)", line)]
+    losses = [[float(x) for x in row.split("|")[-2].split()] for row in rows]
+    assert len(losses) >= 3
+    np.testing.assert_allclose(losses, [losses[0]] * len(losses), rtol=1e-4)

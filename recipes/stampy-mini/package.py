@@ -1,6 +1,8 @@
 """Put a trained model into the package, in half precision, with its card.
 
-python recipes/stampy-mini/package.py MODEL [FIGURES.md]
+    python recipes/stampy-mini/package.py MODEL FIGURES.md GENE.md IMAGE.md
+
+The tables are those of evaluate.py and of both stages of ablate.py. With `stampy-mini` as MODEL the card alone is new.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "src" / "stampy" / "models" / "weights" / "stampy-mini"
 
 
-def main(model: str, figures: str | None = None) -> None:
+def main(model: str, *tables: str) -> None:
     card = (HERE / "card.md").read_text()
-    card = card.replace("{figures}", Path(figures).read_text().strip() if figures else "Not evaluated yet.")
+    for name, path in zip(("figures", "gene", "image"), tables, strict=True):
+        card = card.replace(f"{{{name}}}", Path(path).read_text().strip())
     models.save(models.load(model, device="cpu"), TARGET, dtype=torch.float16, card=card)
     print(f"{TARGET.name}: {sum(p.stat().st_size for p in TARGET.iterdir()) / 1e6:.1f} MB")
 
