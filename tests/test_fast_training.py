@@ -142,6 +142,9 @@ def test_kernels_get_what_they_expect(kernel, monkeypatch):
         return F.cross_entropy(F.linear(e, c, bias), targets)
 
     class Liger:
+        def __init__(self, accum_dtype=None):
+            assert accum_dtype == torch.float32  # else gradients add up in bfloat16
+
         def __call__(self, lin_weight, _input, target, bias=None):
             return cut(_input, lin_weight, target, bias)
 
@@ -159,6 +162,11 @@ def test_kernels_get_what_they_expect(kernel, monkeypatch):
         kernel_for(kernel, "cpu", torch.bfloat16)
     assert kernel_for("auto", "cuda", torch.bfloat16) == "cut"
     assert kernel_for("auto", "cuda", torch.float32) == "torch"
+    monkeypatch.setattr(sys.modules["cut_cross_entropy"], "linear_cross_entropy", lambda e, c, targets: None)
+    assert kernel_for("auto", "cuda", torch.bfloat16) == "liger"
+    with pytest.raises(ImportError, match="takes a bias"):
+        kernel_for("cut", "cuda", torch.bfloat16)
+    monkeypatch.setattr(sys.modules["cut_cross_entropy"], "linear_cross_entropy", cut)
     hidden, weight, bias = torch.randn(5, 4), torch.randn(9, 4), torch.randn(9)
     targets = torch.tensor([0, 8, 3, 3, 1])
     monkeypatch.setattr("stampy.models._cross_entropy.kernel_for", lambda k, *_: k)

@@ -6,6 +6,7 @@ Shapes: M scored positions, D width, C classes.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -60,13 +61,25 @@ def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
     if kernel == "auto":
         half = dtype in (torch.bfloat16, torch.float16)
         found = [name for name, module in _MODULES.items() if find_spec(module)] if device == "cuda" and half else []
+        found = [name for name in found if name != "cut" or _cut_takes_bias()]
         return found[0] if found else "torch"
     if find_spec(_MODULES[kernel]) is None:
         package = _MODULES[kernel].replace("_", "-")
         raise ImportError(f"fused={kernel!r} needs the package {package}: `pip install {package}`, or fused='torch'.")
     if device != "cuda":
         raise ValueError(f"fused={kernel!r} runs on CUDA alone, found {device}. Use fused='torch' or 'auto'.")
+    if kernel == "cut" and not _cut_takes_bias():
+        raise ImportError(
+            "fused='cut' needs a cut-cross-entropy that takes a bias; the installed one (25.1.1 or older) takes none. "
+            "Install a newer one from its repository, or use fused='torch'."
+        )
     return kernel
+
+
+def _cut_takes_bias() -> bool:
+    from cut_cross_entropy import linear_cross_entropy as cut
+
+    return "bias" in signature(cut).parameters
 
 
 def _cut(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
@@ -78,7 +91,7 @@ def _cut(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor
 def _liger(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss()(weight_CD, hidden_MD, targets_M, bias_C)
+    return LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)(weight_CD, hidden_MD, targets_M, bias_C)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -251,7 +251,8 @@ class GeneEncoder(nn.Module):
     def pooled(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """`features` of ids of the encoder (B, L) and the number of tokens (B,), as `ids` makes them.
 
-        Apart from `features`, for what looks into the encoder: here a token may be the mask.
+        Apart from `features`, for what looks into the encoder: here a token may be the mask. Lengths on the CPU spare
+        training the wait for a GPU.
         """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
         if self.config.pooling == "bag":
@@ -259,6 +260,7 @@ class GeneEncoder(nn.Module):
             return (genes_BLD * (ids_BL[:, :n_keys, None] != PAD_ID)).sum(dim=1) / self.config.max_tokens
         if self.training and len(ids_BL):
             return self._trained_features(ids_BL, lengths_B)
+        lengths_B = lengths_B.to(ids_BL.device, non_blocking=True)
         if self.config.pooling == "positions":
             pooled = self(ids_BL, n_keys)[:, _UNPOOLED:].mean(dim=1)
         else:
@@ -273,6 +275,7 @@ class GeneEncoder(nn.Module):
         # As `features`; packed, since a batch of training is not sorted by length.
         every = self.config.pooling == "positions"
         packing = Packing.of(lengths_B, torch.full_like(lengths_B, ids_BL.shape[1]) if every else None, ids_BL.device)
+        lengths_B = lengths_B.to(ids_BL.device, non_blocking=True)
         x_TD = self.packed(packing.pack(ids_BL, PAD_ID), packing)
         if every:
             weights_T = (packing.column >= _UNPOOLED) / max(ids_BL.shape[1] - _UNPOOLED, 1)

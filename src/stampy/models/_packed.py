@@ -78,7 +78,10 @@ class Packing:
         """Positions that are attended to; None for all."""
         if self.queries == self.keys:
             return None
-        return (self.column < self.key_starts.diff()[self.spot]).nonzero()[:, 0]
+        # Their number is known here: counting them on a GPU would make torch wait for it.
+        total, lengths = sum(self.keys), self.key_starts.diff()
+        spot = torch.repeat_interleave(torch.arange(len(lengths), device=self.device), lengths, output_size=total)
+        return torch.arange(total, device=self.device) + (self.starts - self.key_starts)[spot]
 
     def pack(self, values_BL: Tensor, fill: int) -> Tensor:
         """(B, L, ...) -> (T, ...); `fill` beyond L."""

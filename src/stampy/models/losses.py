@@ -162,7 +162,9 @@ def symmetric_info_nce(
     return (there + info_nce(b_BE, a_KE, scale, ids, key_ids=key_ids, first=first)) / 2
 
 
-def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Tensor | float) -> Tensor:
+def localization(
+    query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Tensor | float, *, known: Tensor | None = None
+) -> Tensor:
     """Cross-scale patch localisation: cross-entropy over the nine cells of a region, one of which is the patch.
 
     Parameters
@@ -175,6 +177,8 @@ def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Ten
         The cell, 0 to 8; -1 where the spot has no region inside the image: such spots give no term.
     scale
         Factor of the cosine.
+    known
+        Rows of the spots that have a region, where the caller knows them; None: found from the cells.
 
     Returns
     -------
@@ -189,8 +193,9 @@ def localization(query_BE: Tensor, grid_B9E: Tensor, cells_B: Tensor, scale: Ten
     >>> float(localization(query, cells, torch.tensor([-1]), 100.0))  # no region inside the image: no term
     0.0
     """
-    known = cells_B >= 0
+    if known is None:
+        known = (cells_B >= 0).nonzero()[:, 0]
     cosine_B9 = torch.einsum("be,bce->bc", F.normalize(_wide(query_BE), dim=-1), F.normalize(_wide(grid_B9E), dim=-1))
-    if not bool(known.any()):
+    if not len(known):
         return cosine_B9.sum() * 0
     return F.cross_entropy(scale * cosine_B9[known], cells_B[known].long())

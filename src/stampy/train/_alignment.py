@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from stampy import _keys
 from stampy.models import Stamp, losses
 
 from ._augment import augment
@@ -38,14 +40,20 @@ class Alignment(Stage):
     def pieces(self, batch: Batch, step: int) -> list[Piece]:
         """What is drawn is the same for all ranks; each takes its slice."""
         n = min(self.config.accumulate, len(batch["rows"]))
-        cut = {k: batch[k].tensor_split(n) for k in ("tokens", "patches", "regions", "cells", "rows")}
+        ids, lengths = self.model.gene.ids(batch["tokens"])
+        batch = batch | {"ids": ids, "lengths": lengths, "known": batch["cells"] >= 0}
+        batch["paired"] = (batch["tokens"] != _keys.PAD).any(dim=1)
+        cut = {k: batch[k].tensor_split(n) for k in ("ids", "patches", "regions", "cells", "rows")}
+        # What decides about shapes stays on the CPU, as arrays: to ask a GPU is to wait for it.
+        cut |= {k: [x.numpy() for x in batch[k].tensor_split(n)] for k in ("lengths", "paired", "known")}
         return [{k: v[i] for k, v in cut.items()} | {"step": step, "piece": i, "pieces": n} for i in range(n)]
 
     def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
         """Embeddings of all pieces are compared with each other, whatever piece or rank they are in."""
+        there = self._there(pieces, fabric.device)
         pieces = self._views(pieces)
         if len(pieces) == 1:
-            found = self.losses(module(pieces[0]), pieces)
+            found = self.losses(module(pieces[0]), pieces, there)
             fabric.backward(torch.stack(list(found.values())).sum())
             return found
         # The losses need all embeddings; the memory holds the activations of a piece. So: embed all without
@@ -55,7 +63,7 @@ class Alignment(Stage):
             outputs = [module(piece) for piece in pieces]
         joint = {k: torch.cat([o[k] for o in outputs]) if outputs[0][k].ndim else outputs[0][k] for k in outputs[0]}
         joint = {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in joint.items()}
-        found = self.losses(joint, pieces)
+        found = self.losses(joint, pieces, there)
         fabric.backward(torch.stack(list(found.values())).sum())
         _restore(state, fabric.device)
         start = 0
@@ -83,9 +91,18 @@ class Alignment(Stage):
             found |= {"region": region.embeddings, "query": region.query, "grid": region.grid}
         if self.has_gene:
             with torch.set_grad_enabled(self.trains_gene and torch.is_grad_enabled()):
-                found["gene"] = model.gene_embeddings(piece["tokens"])  # zeros for a spot without genes
+                features = model.gene.pooled(piece["ids"], torch.from_numpy(piece["lengths"]))
+                found["gene"] = model.project_genes(features)  # zeros for a spot without genes
         unused = () if "localization" in self.names else ("query", "grid")
         return {k: v for k, v in found.items() if k not in unused}
+
+    def _there(self, pieces: list[Piece], device: torch.device) -> Tensor:
+        """(2, B of all ranks) on the CPU: which spots have genes, and which a region."""
+        there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
+        if self.ranks.parts == 1:
+            return there
+        # The one wait for other ranks' spots, before the GPU has anything to do in this step.
+        return self.ranks.gather(there.T.long().to(device)).cpu().bool().T
 
     def _views(self, pieces: list[Piece]) -> list[Piece]:
         """Turn, mirror and colour; the whole batch at once, so that pieces do not matter."""
@@ -100,40 +117,37 @@ class Alignment(Stage):
         names = ("patches", "regions", "references", "cells")
         return [piece | dict(zip(names, view, strict=True)) for piece, view in zip(pieces, views, strict=True)]
 
-    def losses(self, out: dict[str, Tensor], pieces: list[Piece]) -> Batch:
+    def losses(self, out: dict[str, Tensor], pieces: list[Piece], there: Tensor) -> Batch:
         """Means over the spots of all ranks, as this rank's share of them (times the number of ranks)."""
         ranks, scale = self.ranks, out["scale"]
-        rows, cells, tokens = (torch.cat([p[k] for p in pieces]) for k in ("rows", "cells", "tokens"))
+        rows, cells = (torch.cat([p[k] for p in pieces]) for k in ("rows", "cells"))
         own = {k: out[k] for k in ("patch", "region", "gene") if k in out}
         widths = [x.shape[1] for x in own.values()]
         gathered = ranks.gather(torch.cat(list(own.values()), dim=1))
         everyone = dict(zip(own, gathered.split(widths, dim=1), strict=True))
-        paired = (tokens != 0).any(dim=1)
-        all_rows, all_paired, known = (ranks.gather(x) for x in (rows, paired.long(), (cells >= 0).long()))
-        all_paired = all_paired.bool()
-        before = int(all_paired[: ranks.part * len(rows)].sum())
-        n_paired, n_known = int(all_paired.sum()), int(known.sum())
+        all_rows, start = ranks.gather(rows), ranks.part * len(rows)
+        before, (n_paired, n_known) = int(there[0, :start].sum()), there.sum(dim=1).tolist()
+        mine = there[:, start : start + len(rows)]
+        all_paired, paired, known = (x.nonzero()[:, 0].to(rows.device, non_blocking=True) for x in (there[0], *mine))
         # In every loss, so that all ranks take part in all exchanges of gradients, whatever spots they have.
         zero = (sum(x.sum() for x in out.values()) + gathered.sum()) * 0
 
         def with_genes(name: str) -> Tensor:
-            if n_paired < 2 or not bool(paired.any()):
+            if n_paired < 2 or not len(paired):
                 return zero
             value = losses.symmetric_info_nce(
                 own[name][paired], own["gene"][paired], scale, rows[paired],
                 keys=(everyone[name][all_paired], everyone["gene"][all_paired]), key_ids=all_rows[all_paired],
                 first=before,
             )  # fmt: skip
-            return value * (int(paired.sum()) * ranks.parts / n_paired)
+            return value * (len(paired) * ranks.parts / n_paired)
 
         def patch_region() -> Tensor:
-            return losses.info_nce(
-                own["patch"], everyone["region"], scale, rows, key_ids=all_rows, first=ranks.part * len(rows)
-            )
+            return losses.info_nce(own["patch"], everyone["region"], scale, rows, key_ids=all_rows, first=start)
 
         def localization() -> Tensor:
-            share = int((cells >= 0).sum()) * ranks.parts / max(n_known, 1)
-            return losses.localization(out["query"], out["grid"], cells, scale) * share
+            share = len(known) * ranks.parts / max(n_known, 1)
+            return losses.localization(out["query"], out["grid"], cells, scale, known=known) * share
 
         found = {
             "patch_gene": lambda: with_genes("patch"),

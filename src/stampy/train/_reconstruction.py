@@ -62,7 +62,9 @@ class Reconstruction(Stage):
         """Means over the selected positions of all pieces and ranks."""
         names = list(pieces[0]["counts"])
         local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
-        totals = dict(zip(names, self.ranks.total(torch.tensor(local, device=fabric.device)).tolist(), strict=True))
+        if self.ranks.parts > 1:
+            local = self.ranks.total(torch.tensor(local, device=fabric.device)).tolist()
+        totals = dict(zip(names, local, strict=True))
         found: Batch = {}
         for number, piece in enumerate(pieces, start=1):
             with synchronised(fabric, module, number == len(pieces)):
