@@ -67,7 +67,7 @@ class Plain(nn.Module):
         region = model.regions(regions, model.image.shrink(patches))
         out = {"scale": model.scale, "patch": model.image_embeddings(patches), "gene": self.genes(piece["tokens"])}
         out |= {"region": region.embeddings, "query": region.query, "grid": region.grid}
-        return self.losses(out, [piece])
+        return self.losses(out, [piece], piece["there"].cpu())
 
     def genes(self, tokens):
         gene = self.model.gene
@@ -110,10 +110,11 @@ def measure(options) -> dict:
         p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    there = torch.stack([(batch["tokens"] != 0).any(dim=1), batch["cells"] >= 0])  # spots with genes, with a region
     clock = time.perf_counter if options.device == "cuda" else time.process_time
     before, losses, times = memory(options.device), [], []
     for step in range(options.steps + 1):
-        pieces = [batch | {"step": step}] if plain else stage.pieces(batch, step)
+        pieces = [batch | {"step": step, "there": there}] if plain else stage.pieces(batch, step)
         pieces = [{k: fabric.to_device(v) if isinstance(v, torch.Tensor) else v for k, v in p.items()} for p in pieces]
         began = clock()
         if plain:
