@@ -185,7 +185,7 @@ def table(function) -> None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         function()
         torch.cuda.synchronize()
-    print(profiled.key_averages().table(sort_by="cuda_time_total", row_limit=25), file=sys.stderr)
+    print(profiled.key_averages().table(sort_by="device_time_total", row_limit=25), file=sys.stderr)
 
 
 def parsed(arguments=None):
