@@ -36,7 +36,7 @@ from stampy.train._shards import decode_tile, encode_tile
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", "shared/data"))
 SPARSE, DENSE, IMAGE = "CRC16_human", "HBC_cytassist_eevee709", "HER2ST_C2"
 SIZES = (1000, 3000, 6000)
-TILED = (30, 60, 120)
+TILED = (150, 300, 600)
 SPAVIS, PAIRED = 5_750_000, 697_000  # spots of SpaVis-6M, and those with an image
 N_WORKERS = 16
 PUBLISHED = "HDF5, a row at a time, into batches (the published way)"
