@@ -16,14 +16,13 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import nn
-from train import LENGTHS, MAX, matmul_peak, memory, table
+from train import LENGTHS, MAX, matmul_peak, measured, table
 
 from stampy.models import GeneConfig, ImageConfig, Stamp, StampConfig
 from stampy.train import AlignConfig
@@ -103,36 +102,16 @@ def measure(options) -> dict:
             layer.compile(dynamic=True)
     stage = Plain(stage) if plain else stage
     stage.train()
-    module = fabric.setup_module(stage)
-    trained = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=1e-5, fused=True))
-    for p in trained:  # the optimizer's own memory is there before the first step is measured
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     there = torch.stack([(batch["tokens"] != 0).any(dim=1), batch["cells"] >= 0])  # spots with genes, with a region
-    clock = time.perf_counter if options.device == "cuda" else time.process_time
-    before, losses, times = memory(options.device), [], []
-    for step in range(options.steps + 1):
-        pieces = [batch | {"step": step, "there": there}] if plain else stage.pieces(batch, step)
-        pieces = [{k: fabric.to_device(v) if isinstance(v, torch.Tensor) else v for k, v in p.items()} for p in pieces]
-        began = clock()
-        if plain:
-            found = module(pieces[0])
-            fabric.backward(sum(found.values()))
-        else:
-            found = stage.run(fabric, module, pieces)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(sum(v.item() for v in found.values()))  # waits for the device
-        times.append(clock() - began)
-    seconds = float(np.median(times[1:]))
-    peak = memory(options.device) - (before if options.device == "cpu" else 0)
-    result = {"GB": peak / 1e9, "pairs_per_s": options.pairs / seconds, "losses": losses}
+    whole = {**batch, "there": there}
+    pieces_of = (lambda step: [whole | {"step": step}]) if plain else (lambda step: stage.pieces(batch, step))
+    result, again = measured(options, fabric, stage, pieces_of, lr=1e-5)
+    seconds = result.pop("seconds")
+    result["pairs_per_s"] = options.pairs / seconds
     if options.device == "cuda":
         result |= {"TFLOPS": operations(model, options, batch) / seconds / 1e12, "peak_TFLOPS": matmul_peak()}
         if options.profile:
-            table(lambda: stage.run(fabric, module, pieces))
+            table(again)
     return result
 
 

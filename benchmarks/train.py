@@ -120,9 +120,22 @@ def measure(options) -> dict:
     if config.compile and not plain:
         for layer in stage.layers():
             layer.compile(dynamic=True)
+    pieces_of = (lambda step: [masked(batch, config, step)]) if plain else (lambda step: stage.pieces(batch, step))
+    result, again = measured(options, fabric, stage, pieces_of)
+    seconds = result.pop("seconds")
+    result["spots_per_s"] = options.groups * GROUP / seconds
+    if options.device == "cuda":
+        result |= {"TFLOPS": operations(options, batch) / seconds / 1e12, "peak_TFLOPS": matmul_peak()}
+        if options.profile:
+            table(again)
+    return result
+
+
+def measured(options, fabric, stage, pieces_of, lr=1e-4):
+    """Steps of `stage`, ours or a plain module, on pieces that are made ahead: GB, seconds, losses; and the step."""
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=1e-4, fused=True))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=lr, fused=True))
     for p in trained:  # the optimizer's own memory is there before the first step is measured
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -130,27 +143,25 @@ def measure(options) -> dict:
     # Processor time on the CPU, which other work on the machine does not change: give it one thread.
     clock = time.perf_counter if options.device == "cuda" else time.process_time
     before, losses, times = memory(options.device), [], []
+
+    def gradients():
+        if hasattr(stage, "run"):
+            return stage.run(fabric, module, pieces)
+        found = module(pieces[0])
+        fabric.backward(sum(found.values()))
+        return found
+
     for step in range(options.steps + 1):
-        pieces = [masked(batch, config, step)] if plain else stage.pieces(batch, step)  # made ahead, in training
+        pieces = pieces_of(step)
         pieces = [{k: fabric.to_device(v) if isinstance(v, torch.Tensor) else v for k, v in p.items()} for p in pieces]
         began = clock()
-        if plain:
-            found = module(pieces[0])
-            fabric.backward(sum(found.values()))
-        else:
-            found = stage.run(fabric, module, pieces)
+        found = gradients()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(sum(v.item() for v in found.values()))  # waits for the device
         times.append(clock() - began)
-    seconds, n = float(np.median(times[1:])), options.groups * GROUP
     peak = memory(options.device) - (before if options.device == "cpu" else 0)
-    result = {"GB": peak / 1e9, "spots_per_s": n / seconds, "losses": losses}
-    if options.device == "cuda":
-        result |= {"TFLOPS": operations(options, batch) / seconds / 1e12, "peak_TFLOPS": matmul_peak()}
-        if options.profile:
-            table(lambda: stage.run(fabric, module, pieces))
-    return result
+    return {"GB": peak / 1e9, "seconds": float(np.median(times[1:])), "losses": losses}, gradients
 
 
 def memory(device) -> float:
