@@ -45,7 +45,7 @@ def augment(
         for mirror in (False, True):
             chosen = _places((turns == turn) & (mirrored == mirror), patches)
             new_patches[chosen], new_regions[chosen] = (_turn(x[chosen], turn, mirror) for x in (patches, regions))
-            where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device)  # old cell -> new cell
+            where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device, non_blocking=True)  # old cell -> new cell
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
@@ -53,7 +53,7 @@ def augment(
     chosen = _places((torch.rand(n * parts, generator=generator) < 0.5)[own], patches)
     _coarsen(new_patches, coarse_px, chosen)
     _coarsen(new_regions, 3 * coarse_px, chosen)
-    gain, offset = (x[own].to(patches.device) for x in _colours(n * parts, generator))
+    gain, offset = (x[own].to(patches.device, non_blocking=True) for x in _colours(n * parts, generator))
     return new_patches.mul_(gain).add_(offset), new_regions.mul_(gain).add_(offset), new_cells
 
 
