@@ -45,7 +45,8 @@ def augment(
         for mirror in (False, True):
             chosen = _places((turns == turn) & (mirrored == mirror), patches)
             new_patches[chosen], new_regions[chosen] = (_turn(x[chosen], turn, mirror) for x in (patches, regions))
-            where = _turn(cells_39, turn, mirror).flatten().argsort().to(cells_B.device, non_blocking=True)  # old cell -> new cell
+            where = _turn(cells_39, turn, mirror).flatten().argsort()  # old cell -> new cell
+            where = where.to(cells_B.device, non_blocking=True)
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
