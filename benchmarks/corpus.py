@@ -30,8 +30,8 @@ import stampy
 from stampy.pp._tiles import TileSource
 from stampy.pp._vocabulary import packaged
 from stampy.train import Corpus, PretrainConfig, Section
-from stampy.train._corpus_samplers import CorpusGroupSampler
-from stampy.train._shards import decode_tile, encode_tile
+from stampy.train._corpus.samplers import CorpusGroupSampler
+from stampy.train._corpus.shards import decode_tile, encode_tile
 
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", "shared/data"))
 SPARSE, DENSE, IMAGE = "CRC16_human", "HBC_cytassist_eevee709", "HER2ST_C2"

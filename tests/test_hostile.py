@@ -23,10 +23,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy import _formats, datasets, models, pl, pp, tl
+from stampy import datasets, models, pl, pp, tl
+from stampy._io import read as _formats
+from stampy._section import open as _readers
 from stampy.datasets import _fetch, _origins, _registry, _sections
-from stampy.pp import _readers
-from stampy.train._corpus_write import folder_of
+from stampy.train._corpus.write import folder_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 

@@ -7,17 +7,21 @@ from types import ModuleType
 __version__ = "0.2.0"
 
 _SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
-__all__ = ["__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]
+__all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]
 
 
-def __getattr__(name: str) -> ModuleType | Callable:
+def __getattr__(name: str) -> ModuleType | Callable | type[Warning]:
     # PEP 562: `import stampy` stays below 0.1 s; a subpackage is imported when it is first named.
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "read":
-        from stampy._formats import read
+        from stampy._io.read import read
 
         return read
+    if name == "StampyWarning":
+        from stampy._checks import StampyWarning
+
+        return StampyWarning
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

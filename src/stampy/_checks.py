@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
+    "StampyWarning",
     "at_least",
     "at_most",
     "coordinates",
@@ -34,9 +38,30 @@ __all__ = [
     "single",
     "two_labels",
     "unknown",
+    "warn",
     "window",
     "writable",
 ]
+
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
+
+class StampyWarning(UserWarning):
+    """A result may not be what the user expects; the message says why and what to do."""
+
+
+def warn(message: str) -> None:
+    """Warn with `message`, as `StampyWarning`, at the line outside of stampy that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, StampyWarning, stacklevel=level)
+
+
+def _is_internal(filename: str) -> bool:
+    """Whether a frame belongs to stampy, or to a decorator or context manager between two of its functions."""
+    return filename.startswith(_PACKAGE) or filename.endswith((f"{os.sep}contextlib.py", f"{os.sep}functools.py"))
 
 
 def shortlist(names: Iterable[Any], n: int = 8) -> str:

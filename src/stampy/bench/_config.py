@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stampy import _checks, datasets, models, tl
-from stampy.models._cards import BENCHMARKS
+from stampy.models._systems.cards import BENCHMARKS
 
 from ._options import TASKS
 

@@ -5,8 +5,8 @@ from stampy.datasets._published import published_vocabulary
 from stampy.datasets._registry import Entry, File, Source, info, names
 from stampy.datasets._sections import load
 from stampy.datasets._slides import gdc_query, slide_manifest
-from stampy.datasets._toy import toy
-from stampy.datasets._toy_slide import toy_slide
+from stampy.datasets._toy.section import toy
+from stampy.datasets._toy.slide import toy_slide
 
 __all__ = [
     "Entry",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import warnings
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
@@ -112,7 +111,7 @@ def fetch_file(
     if not _cached(target, known):
         _download(file.url, target, known, progressbar)
     if known is None:
-        warnings.warn(f"{target.name}, SHA-256 {hash_of(target)}, was not verified.", UserWarning, stacklevel=3)
+        _checks.warn(f"{target.name}, SHA-256 {hash_of(target)}, was not verified.")
     return target
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stampy import _keys, _tenx
+from stampy import _keys
+from stampy._io import tables as _tenx
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import stampy
 from stampy._utils import atomic_folder, device_of, make_ordinary
+from stampy.models._systems.cards import catalogue, split_name
 
-from ._cards import catalogue, split_name
 from ._stamp import Stamp, StampConfig
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     if path.is_dir():
         return _read(path, path.name, device)
     if split_name(name) is not None:
-        from ._systems import load_system
+        from stampy.models._systems.load import load_system
 
         return load_system(name, device=device)
     raise _unknown(name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from stampy import _checks
 from stampy.pl._paint import Paint
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
         if paint.entries:  # only the spots without a value
             _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - GAP_INCHES / height))
     elif len(paint.entries) > MAX_LABELS:
-        warnings.warn(
+        _checks.warn(
             f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so it is left "
-            "out. Merge rare labels, or pass `legend=False`.",
-            UserWarning,
-            stacklevel=4,
+            "out. Merge rare labels, or pass `legend=False`."
         )
     elif paint.entries:
         rows = int(max(height, MIN_INCHES) / ROW_INCHES)

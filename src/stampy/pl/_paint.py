@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,11 +101,9 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
         colors[:-1][real] = to_rgba_array(list(stored))[real]
     else:
         if style.palette is None and stored is not None:
-            warnings.warn(
+            _checks.warn(
                 f"`adata.uns['{column.name}_colors']` has {len(stored)} colours for {len(names)} labels and is left "
-                "aside. Remove it, or give `palette=`.",
-                UserWarning,
-                stacklevel=4,
+                "aside. Remove it, or give `palette=`."
             )
         colors[:-1][real] = _palettes.colors_of([n for n, r in zip(names, real, strict=True) if r], style.palette)
     codes = column.cat.codes.to_numpy()
@@ -134,7 +131,7 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     entries = ((_palettes.MISSING_NAME, _palettes.MISSING),) if missing[shown].any() else ()
     finite = values[shown][np.isfinite(values[shown])]
     if not finite.size:
-        warnings.warn(f"{title!r} has no value at any spot shown: all are drawn in grey.", UserWarning, stacklevel=4)
+        _checks.warn(f"{title!r} has no value at any spot shown: all are drawn in grey.")
         return Paint(title, label, np.tile(to_rgba(_palettes.MISSING), (len(values), 1)), entries)
     low, high = _limit("vmin", style.vmin, finite, 0), _limit("vmax", style.vmax, finite, 100)
     if low > high:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _scale
+from stampy import _checks
+from stampy._section import scale as _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,21 +66,17 @@ def sections_of(
             )
         names = wanted = list(libraries) or [""]
     elif libraries and not set(wanted) & set(libraries):
-        warnings.warn(
+        _checks.warn(
             f"None of the sections {_checks.shortlist(wanted)} is in `adata.uns['spatial']`, which holds "
-            f"{_checks.shortlist(libraries)}: they are drawn without image.",
-            UserWarning,
-            stacklevel=3,
+            f"{_checks.shortlist(libraries)}: they are drawn without image."
         )
     rows = {name: np.flatnonzero(codes == i) for i, name in enumerate(names)}
     drawn = [_section(n, rows[n], xy[rows[n]], libraries.get(n, {}), image, um_per_px) for n in wanted]
     for section in drawn:
         if section.extent is not None and not _inside(section.xy, section.extent).any():
-            warnings.warn(
+            _checks.warn(
                 f"All spots of {section.name!r} lie outside its image. Are the scale factors those of this image, and "
-                "the coordinates in px of the full-resolution image?",
-                UserWarning,
-                stacklevel=3,
+                "the coordinates in px of the full-resolution image?"
             )
     return drawn
 

@@ -1,9 +1,9 @@
 """Preprocessing: raw data -> arrays that a model takes. No torch here."""
 
-from stampy._scale import infer_um_per_px
+from stampy._section.image import SlideImage
+from stampy._section.scale import infer_um_per_px
 
 from ._bins import bins
-from ._images import SlideImage
 from ._neighborhoods import neighborhoods
 from ._orthologs import orthologs
 from ._slides import slide_tiles

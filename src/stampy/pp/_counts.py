@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -180,11 +179,9 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
 def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None:
     """Warn of values that are not whole, or refuse them where they look log-normalised."""
     if _is_depth_normalised(block):
-        warnings.warn(
+        _checks.warn(
             f"`{source}` seems to be depth-normalised (each spot's values are multiples of its smallest). "
-            "That changes the order of genes of equal value at most, so it is used as it is.",
-            UserWarning,
-            stacklevel=2,
+            "That changes the order of genes of equal value at most, so it is used as it is."
         )
     elif block.data.max() < LOG_MAXIMUM:
         counts = "layer='counts'" if "counts" in layers else "`layer=`"
@@ -194,11 +191,9 @@ def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None
             f"(layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )
     else:
-        warnings.warn(
+        _checks.warn(
             f"`{source}` has fractional values (up to {block.data.max():.4g}). They are taken as corrected counts, "
-            "e.g. after removal of ambient RNA; normalised values would give wrong tokens.",
-            UserWarning,
-            stacklevel=2,
+            "e.g. after removal of ambient RNA; normalised values would give wrong tokens."
         )
 
 

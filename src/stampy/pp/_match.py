@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,12 +144,10 @@ def match_or_raise(adata: AnnData, vocabulary: Vocabulary) -> GeneMatch:
         raise ValueError(_too_small(adata, vocabulary, found))
     n_columns = found.n_matched + found.n_duplicated
     if found.kind == "symbol" and 2 * found.n_folded > n_columns and _is_title_case(adata.var_names):
-        warnings.warn(
+        _checks.warn(
             f"Gene symbols such as {_checks.shortlist(adata.var_names, 3)} look like mouse: {found.n_folded} of "
             f"{n_columns} matched the vocabulary only in another case, as if each were the human gene of that name. "
-            "`stampy.pp.orthologs` maps them by a table.",
-            UserWarning,
-            stacklevel=3,
+            "`stampy.pp.orthologs` maps them by a table."
         )
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numba
@@ -208,11 +207,9 @@ def _warn_of_dropped(group: np.ndarray, codes: np.ndarray, names: list[str]) -> 
     many = np.flatnonzero(n_dropped > MANY_DROPPED * n_spots)
     if many.size:
         found = (f"{names[s] and names[s] + ': '}{n_dropped[s]:.0f} of {n_spots[s]}" for s in many)
-        warnings.warn(
+        _checks.warn(
             f"Many spots have too few others near by and were dropped from the neighbourhood groups: "
-            f"{_checks.shortlist(found)}. Raise `max_distance=` if they matter.",
-            UserWarning,
-            stacklevel=3,
+            f"{_checks.shortlist(found)}. Raise `max_distance=` if they matter."
         )
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys
-from stampy.pp._images import SlideImage
-from stampy.pp._sections import ImageSource, open_image
+from stampy._section.image import SlideImage
+from stampy._section.section import ImageSource, open_image
+from stampy._section.wsidata import is_wsidata, tile_table
 from stampy.pp._tissue import covered, overview, tissue_mask
-from stampy.pp._wsidata import is_wsidata, tile_table
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pp._geometry import region_boxes, region_cells, tile_boxes
-from stampy.pp._images import WHITE
-from stampy.pp._sections import ImageSource, Section, Wishes, sections_of
+from stampy._section.boxes import region_boxes, region_cells, tile_boxes
+from stampy._section.image import WHITE
+from stampy._section.section import ImageSource, Section, Wishes, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -195,12 +194,10 @@ class TileSource:
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
         if factor > _MAX_UPSAMPLING:
-            warnings.warn(
+            _checks.warn(
                 f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
                 f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-                "Cells can't be seen in them. Give the full-resolution image by `image=`.",
-                UserWarning,
-                stacklevel=3,
+                "Cells can't be seen in them. Give the full-resolution image by `image=`."
             )
 
 

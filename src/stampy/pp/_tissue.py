@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from stampy.pp._images import SlideImage
+from stampy._section.image import SlideImage
 
 __all__ = ["covered", "overview", "tissue_mask"]
 

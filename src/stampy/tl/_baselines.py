@@ -54,10 +54,9 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     adata = AnnData(counts.astype(np.float32))
     empty = np.asarray(counts.sum(axis=1)).ravel() == 0
     if empty.any():
-        warnings.warn(
+        _checks.warn(
             f"{int(empty.sum())} of {len(empty)} spots have no counts; they are embedded as if no gene were there. "
-            "Leave them out before clustering.",
-            stacklevel=4,
+            "Leave them out before clustering."
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some cells have zero counts")

@@ -202,10 +202,8 @@ def _leiden(
             low, high = ((low + high) / 2, high) if found < n else (low, (low + high) / 2)
     codes, at = nearest
     if codes.max() + 1 != n:
-        warnings.warn(
+        _checks.warn(
             f"No resolution of leiden gives {n} domains on this graph; the nearest, {codes.max() + 1}, is taken. "
-            "Use method='kmeans' or 'gmm' for an exact number, or another `n_neighbors`.",
-            UserWarning,
-            stacklevel=4,
+            "Use method='kmeans' or 'gmm' for an exact number, or another `n_neighbors`."
         )
     return codes, {"chosen_by": "given", "resolution": at}

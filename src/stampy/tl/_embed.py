@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +11,8 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
+from stampy._section.section import has_image
 from stampy._utils import copy_of, is_spatialdata, table_of
-from stampy.pp._sections import has_image
 from stampy.pp._tiles import TileSource
 
 from ._baselines import N_NEIGHBORS, embed_pca
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
     from spatialdata import SpatialData
 
-    from stampy.pp._sections import ImageSource
+    from stampy._section.section import ImageSource
 
     Section = AnnData | SpatialData
     Sections = Section | Sequence[Section] | Mapping[Any, Section] | AnnCollection
@@ -191,7 +190,7 @@ def embed(
         loaded, tiles = _loaded(model, device), None
         if modality == "fused" and wanted is None and loaded.image is None and image is None:
             modality = "gene"
-            warnings.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.", stacklevel=2)
+            _checks.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.")
         if modality != "gene":
             tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
             if wanted is None and modality == "fused" and image is None and image_key is None and _too_coarse(tiles):
@@ -333,11 +332,9 @@ def _too_coarse(tiles: TileSource) -> bool:
     if across >= MIN_ACROSS:
         return False
     tiles.close()
-    warnings.warn(
+    _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same.",
-        UserWarning,
-        stacklevel=3,
+        f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
     )
     return True
 

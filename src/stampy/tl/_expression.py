@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -231,11 +230,9 @@ def _same_space(values: np.ndarray, keys: np.ndarray, name: str, other: str | No
 def _warn_if_underdetermined(method: str, values: np.ndarray, folds: np.ndarray) -> None:
     n_train = len(folds) - int(np.bincount(folds).max())
     if method == "linear" and n_train <= values.shape[1]:
-        warnings.warn(
+        _checks.warn(
             f"Least squares with {n_train} training spots for {values.shape[1]} dimensions fits them perfectly and "
-            "predicts poorly. Use method='ridge' or 'hest'.",
-            UserWarning,
-            stacklevel=3,
+            "predicts poorly. Use method='ridge' or 'hest'."
         )
 
 

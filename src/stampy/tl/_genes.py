@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,10 +52,9 @@ def embed_genes(
         values = stream_genes(tower, counts_of(table, layer), match, vocabulary.divisors, project=project, **common)
     empty = int((values == 0).all(axis=1).sum())
     if empty:
-        warnings.warn(
+        _checks.warn(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
-            "Leave them out before clustering.",
-            stacklevel=3,
+            "Leave them out before clustering."
         )
     record = {
         "counts": source,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -202,11 +201,9 @@ def _warn_of_unknown(query: Space, reference: Space) -> None:
         if empty == len(space.vectors):
             raise ValueError(f"All {empty} rows of `{space.name}` are zero: no spot has an embedding.")
         if empty:
-            warnings.warn(
+            _checks.warn(
                 f"{empty} of {len(space.vectors)} spots have no embedding in `{space.name}` (all zeros): they find "
-                "nothing and are never found.",
-                UserWarning,
-                stacklevel=3,
+                "nothing and are never found."
             )
 
 

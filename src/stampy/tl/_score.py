@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,11 +122,9 @@ def score(
     check_model(space, loaded.name, loaded.config.embedding)
     rows, unknown = rows_of_genes(genes, loaded, min_genes)
     if unknown:
-        warnings.warn(
+        _checks.warn(
             f"{len(unknown)} of {len(rows) + len(unknown)} genes are not in the vocabulary of {loaded.name!r} and are "
-            f"left out: {_checks.shortlist(unknown)}.",
-            UserWarning,
-            stacklevel=2,
+            f"left out: {_checks.shortlist(unknown)}."
         )
     values = np.where(space.known, space.vectors @ programme(loaded, rows), np.nan)
     if standardize:

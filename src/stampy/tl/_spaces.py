@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,11 +85,9 @@ def check_same_space(query: Space, reference: Space) -> None:
         )
     if (query.record is None) != (reference.record is None):
         unknown, other = (query, reference) if query.record is None else (reference, query)
-        warnings.warn(
+        _checks.warn(
             f"How `{unknown.name}` was made is not in `uns['stamp']`; it is taken for granted that it was by the model "
-            f"of `{other.name}`, {other.record['model']!r}.",
-            UserWarning,
-            stacklevel=4,
+            f"of `{other.name}`, {other.record['model']!r}."
         )
 
 

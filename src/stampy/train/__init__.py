@@ -1,8 +1,9 @@
 """Training: stage 1 (`pretrain`) and stage 2 (`align`)."""
 
+from stampy.train._corpus.corpus import Corpus
+
 from ._align import align
 from ._config import AlignConfig, PretrainConfig
-from ._corpus import Corpus
 from ._pretrain import pretrain
 from ._sections import Section
 

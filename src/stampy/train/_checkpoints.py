@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 import stampy
+from stampy import _checks
 from stampy._utils import atomic
 
 from ._config import FREE
@@ -127,7 +127,7 @@ def newest(out: Path) -> State | None:
         if _whole(path):
             logger.info("Going on from %s", path)
             return torch.load(path, map_location="cpu", weights_only=True)
-        warnings.warn(f"{str(path)!r} is damaged; going on from the checkpoint before it.", UserWarning, stacklevel=2)
+        _checks.warn(f"{str(path)!r} is damaged; going on from the checkpoint before it.")
     return None
 
 

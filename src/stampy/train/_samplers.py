@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stampy.pp._geometry import choose_cells
+from stampy._section.boxes import choose_cells
 from stampy.pp._neighborhoods import group_spots
 
 from ._config import AlignConfig, PretrainConfig

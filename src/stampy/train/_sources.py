@@ -10,10 +10,10 @@ import numpy as np
 
 from stampy.models import StampConfig
 from stampy.pp import Vocabulary
+from stampy.train._corpus.corpus import Corpus, as_corpus
+from stampy.train._corpus.samplers import CorpusGroupSampler, CorpusPairSampler, some_rows
 
 from ._config import AlignConfig, PretrainConfig
-from ._corpus import Corpus, as_corpus
-from ._corpus_samplers import CorpusGroupSampler, CorpusPairSampler, some_rows
 from ._samplers import GroupSampler, PairSampler
 from ._sections import TrainingSection, as_sections, identity_of, prepare
 

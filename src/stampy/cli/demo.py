@@ -1,0 +1,333 @@
+"""The main job from end to end on one section: embed, cluster, draw, and tell what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stampy import _checks, _keys, _utils, datasets
+from stampy._io import read as _formats
+from stampy.cli.top_genes import MIN_SPOTS, top_genes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["demo"]
+
+CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
+SECTION = "section.h5ad"
+TOY = "toy"
+OFFLINE = "HER2ST_A1"  # preferred from a mirror: it has an image and labels
+DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
+NO_LABELS = {"", "na", "nan", "none", "unknown", "undetermined", "unlabelled", "unlabeled"}
+PROBE_S = 4.0  # how long the network may take to answer
+SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The section of the demo."""
+
+    data: AnnData | SpatialData
+    words: str  # what it is, and why it was taken
+    labels: str | None = None  # column of obs
+    image: Path | None = None  # in full resolution, where it is a file of its own
+
+
+@dataclass
+class Clock:
+    """How long each step took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Time the block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - began
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{step} {s:.1f} s" for step, s in self.seconds.items())
+        return f"{steps}; together {sum(self.seconds.values()):.1f} s"
+
+
+def demo(
+    section: str | Path | None = None,
+    out: str | Path = "stampy-demo",
+    *,
+    say: Callable[[str], None],
+    model: str = "stampy-mini",
+    labels: str | None = None,
+    n_domains: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    image: str | Path | None = None,
+    library_key: str | None = None,
+    layer: str | None = None,
+    **options: Any,
+) -> None:
+    """Embed a section, cluster it, write the result and pictures into `out`, and `say` what was found.
+
+    Parameters
+    ----------
+    section
+        A path, a name of `stampy.datasets`, or None for a real section where one can be had, else the toy section.
+    out
+        Folder for ``section.h5ad`` and the pictures.
+    say
+        Takes each paragraph of the report.
+    model
+        As for `stampy.tl.embed`.
+    labels
+        Column of obs to compare the clusters with; they never enter the clustering. None: the data set's own.
+    n_domains
+        Number of clusters wanted; None: as many as Leiden finds at resolution 1.
+    seed
+        Of the neighbour graph and the clustering.
+    device
+        As for `stampy.models.load`.
+    progress
+        Show progress bars.
+    image, library_key, layer, options
+        As for `stampy.tl.embed`.
+    """
+    from stampy import models, tl
+
+    clock = Clock()
+    out = _checked_folder(out, section)
+    with clock.of("loading"):
+        loaded = models.load(model, device=device)
+        subject = _find(section)
+        adata = _utils.table_of(subject.data)
+        labels = labels or subject.labels
+        if labels is not None:
+            _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
+        _check_size(adata, n_domains)
+    say(f"Section: {subject.words}\n  {_size(adata)}")
+    with clock.of("embedding"):
+        options |= {"image": image or subject.image, "library_key": library_key, "layer": layer}
+        tl.embed(subject.data, loaded, show_progress_bar=progress, **options)
+    say(_about_embedding(adata))
+    with clock.of("clustering"):
+        _cluster(adata, n_domains, seed)
+        markers = top_genes(adata, CLUSTER, layer=layer)
+    say(_about_clusters(adata, markers))
+    if labels is not None:
+        say(_about_labels(adata, labels))
+    with clock.of("writing"):
+        _formats.write(adata, out / SECTION)
+        pictures = _draw(adata, out, labels, library_key)
+    files = {SECTION: f"the section with obsm['{_keys.EMBEDDING}'] and obs['{CLUSTER}']", **pictures}
+    width = max(map(len, files))
+    say("\n".join([f"Files in {out}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in files.items())]))
+    say(f"Time: {clock}")
+
+
+def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
+    """The folder, writable, with no section of somebody else's in it."""
+    out = _checks.writable(out)
+    target = out / SECTION
+    if target.exists() and not (out / "embedding.png").exists():
+        raise FileExistsError(f"{str(target)!r} exists and is not from a demo; it is left alone. Choose another --out.")
+    if section is not None and target.exists() and target.resolve() == Path(section).expanduser().resolve():
+        raise ValueError(f"{str(target)!r} is the section itself and would be replaced. Choose another --out.")
+    return out
+
+
+def _find(section: str | Path | None) -> Subject:
+    """The section asked for, or the best that can be had."""
+    if section is None:
+        return _best()
+    known = datasets.names()
+    if section in known:
+        return _named(str(section))
+    if section == TOY:
+        return _toy("as asked for")
+    if Path(section).expanduser().exists():
+        return Subject(_formats.read(section), str(section))
+    here = [p.name for p in Path(section).expanduser().parent.glob("*")]
+    raise _checks.unknown("section", str(section), {"the data sets": [*known, TOY], "that folder": here})
+
+
+def _best() -> Subject:
+    """A real section from the mirror or by download, else the toy section and the reason."""
+    offline = [name for name in datasets.names(in_mirror=True) if datasets.info(name).kind == "section"]
+    if offline:
+        return _named(OFFLINE if OFFLINE in offline else offline[0])
+    mirror = os.environ.get("STAMPY_DATA_DIR")
+    reason = f"STAMPY_DATA_DIR ({mirror}) holds no real section" if mirror else "STAMPY_DATA_DIR is not set"
+    try:
+        _check_network(datasets.info(DOWNLOAD).files["counts"].url)
+        return _named(DOWNLOAD)
+    except ConnectionError as error:
+        return _toy(f"no real one, because {reason} and none can be downloaded ({error})")
+
+
+def _toy(reason: str) -> Subject:
+    return Subject(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
+
+
+def _named(name: str) -> Subject:
+    """A section of the registry, with its image in full resolution if that is a file of its own."""
+    entry = datasets.info(name)
+    offline = name in datasets.names(in_mirror=True)
+    adata = datasets.load(name)
+    image = entry.files.get("image")
+    path = datasets.fetch(name, file="image") if image is not None and (image.in_mirror() or image.url) else None
+    origin = f"from {os.environ.get('STAMPY_DATA_DIR')}" if offline else "downloaded, or from the cache"
+    words = f"{name}, real: {entry.title} ({entry.platform}), {origin}. Source: {entry.origin}"
+    return Subject(adata, words, entry.labels[0] if entry.labels else None, path)
+
+
+def _check_network(url: str) -> None:
+    """ConnectionError unless `url` answers soon. In a thread, since looking up a name knows no time limit."""
+    import requests
+
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(requests.head(url, timeout=PROBE_S).status_code)
+        except requests.RequestException as error:
+            found.append(type(error).__name__)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    answer = found[0] if found else f"no answer in {PROBE_S:.0f} s"
+    if answer != 200:
+        raise ConnectionError(f"{url.split('/')[2]}: {answer}")
+
+
+def _check_size(adata: AnnData, n_domains: int | None) -> None:
+    if adata.n_obs < MIN_SPOTS:
+        raise ValueError(f"Clustering needs at least {MIN_SPOTS} spots, found {adata.n_obs}. Use `stampy embed`.")
+    if n_domains is not None:
+        _checks.at_least("n_domains", n_domains, 1)
+        _checks.at_most("n_domains", n_domains, adata.n_obs)
+
+
+def _size(adata: AnnData) -> str:
+    shapes = [
+        f"{key} image {picture.shape[1]} x {picture.shape[0]} px"
+        for library in adata.uns.get(_keys.UNS_SPATIAL, {}).values()
+        for key, picture in library.get("images", {}).items()
+    ]
+    return ", ".join([f"{adata.n_obs} spots x {adata.n_vars} genes", *shapes])
+
+
+def _about_embedding(adata: AnnData) -> str:
+    record = adata.uns[_keys.UNS][_keys.EMBEDDING]
+    kind = {"fused": "fused (genes and image)", "gene": "genes alone", "image": "image alone"}[record["modality"]]
+    lines = [f"Embedding: {kind} by {record['model']}, {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot"]
+    if "genes" in record:
+        genes = record["genes"]
+        lines.append(f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
+                     f"{genes['n_vocabulary']} (matched by {genes['matched_by']})")  # fmt: skip
+    return "\n  ".join(lines)
+
+
+def _cluster(adata: AnnData, n_domains: int | None, seed: int) -> None:
+    """Leiden on the graph of neighbours in the embedding; with `n_domains` the resolution is searched."""
+    import scanpy as sc
+
+    neighbours = min(15, adata.n_obs - 1)
+    sc.pp.neighbors(adata, n_neighbors=neighbours, use_rep=_keys.EMBEDDING, random_state=seed)
+
+    def leiden(resolution: float) -> int:
+        sc.tl.leiden(adata, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed,
+                     key_added=CLUSTER)  # fmt: skip
+        return adata.obs[CLUSTER].nunique()
+
+    found = leiden(1.0)
+    if n_domains is not None and found != n_domains:
+        found = _search(leiden, found, n_domains)
+    by_size = adata.obs[CLUSTER].value_counts().index  # "0" becomes the largest
+    number = {old: str(i) for i, old in enumerate(by_size)}
+    names = pd.Categorical(adata.obs[CLUSTER].map(number), categories=list(number.values()))
+    adata.obs[CLUSTER] = names
+
+
+def _search(leiden: Callable[[float], int], found: int, wanted: int) -> int:
+    """Halve the range of resolutions until there are as many clusters as wanted; warn if that never happens."""
+    low, high = (-4.0, 0.0) if found > wanted else (0.0, 3.0)  # exponents of 10
+    for _ in range(25):
+        middle = (low + high) / 2
+        found = leiden(10**middle)
+        if found == wanted:
+            return found
+        low, high = (middle, high) if found < wanted else (low, middle)
+    _checks.warn(f"No resolution of Leiden gives exactly {wanted} clusters here; there are {found}.")
+    return found
+
+
+def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:
+    sizes = adata.obs[CLUSTER].value_counts(sort=False)
+    rows = [f"  {name:>7}  {size:>5}  {', '.join(markers.get(name, []))}" for name, size in sizes.items()]
+    return "\n".join(
+        [f"Clusters: {len(sizes)} (Leiden)", "  cluster  spots  marker genes", *(r.rstrip() for r in rows)]
+    )
+
+
+def _about_labels(adata: AnnData, labels: str) -> str:
+    """How well the clusters agree with labels that they never saw."""
+    from sklearn.metrics import adjusted_rand_score
+
+    column = _known_labels(adata, labels)
+    known = column.notna()
+    if not known.any():
+        return f"Labels: `{labels}` holds none."
+    score = adjusted_rand_score(column[known].astype(str), adata.obs[CLUSTER][known])
+    sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return (
+        f"Labels: clusters agree with `{labels}` by an adjusted Rand index of {score:.3f} (1 equal, 0 chance) over "
+        f"{known.sum()} of {adata.n_obs} spots; the clustering did not use them\n  {listed}"
+    )
+
+
+def _known_labels(adata: AnnData, labels: str) -> pd.Series:
+    """Labels as categories; missing where the word is none, such as "undetermined"."""
+    column = adata.obs[labels]
+    known = column.notna() & ~column.astype(str).str.lower().isin(NO_LABELS)
+    return column.where(known).astype("category").cat.remove_unused_categories()
+
+
+def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None) -> dict[str, str]:
+    """The pictures, as file name -> what it shows."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from stampy import pl
+
+    wanted = {
+        "tissue.png": (None, "Tissue and spots"),
+        "clusters.png": (CLUSTER, "Clusters"),
+        "embedding.png": (_keys.EMBEDDING, "Embedding: 3 principal components as red, green, blue"),
+    }
+    shown = adata
+    if labels is not None:
+        wanted["labels.png"] = (labels, f"Labels: {labels}")
+        shown = adata[:, :0].copy()  # without genes: cheap
+        shown.obs[labels] = _known_labels(adata, labels)
+    for name, (color, title) in wanted.items():
+        size = 1.0 if color is None else SIZE
+        axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
+        figure = (axes[0] if isinstance(axes, list) else axes).figure
+        with _utils.atomic(out / name) as temporary:
+            figure.savefig(temporary, dpi=200)
+        plt.close(figure)
+    return {name: title for name, (_, title) in wanted.items()}

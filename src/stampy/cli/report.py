@@ -1,0 +1,390 @@
+"""A section on one page of HTML: genes that the model knows, tokens, maps, domains with their genes, provenance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import stampy
+from stampy import _checks, _keys, _utils
+from stampy._io import read as _formats
+from stampy.cli import html as _html
+from stampy.cli.html import Markup, tag
+from stampy.cli.top_genes import top_genes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+    from stampy.models import Stamp
+    from stampy.pp import GeneMatch
+
+__all__ = ["report"]
+
+MINI = "stampy-mini"
+DOMAIN_COLUMNS = (_keys.DOMAINS, "stamp_cluster", "leiden")  # looked for in this order
+COUNTS, TOKENS = "counts", "tokens"  # columns of the table that the maps are drawn from
+SHORT = 80  # tokens; spots with fewer say little
+MAX_ROWS = 40  # of a table
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What the model sees of the counts."""
+
+    match: GeneMatch
+    tokens: np.ndarray  # (n,) distinct genes of the vocabulary that a spot has
+    total: np.ndarray  # (n,) counts
+    known: float  # share of all counts that belongs to genes of the vocabulary
+    unknown: list[tuple[str, float]]  # genes outside with the most counts, and their share of all counts
+
+
+def report(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str | Path | None = None,
+    embedding: str = _keys.EMBEDDING,
+    domains: str | None = None,
+    library_key: str | None = None,
+    layer: str | None = None,
+    n_genes: int = 8,
+    overwrite: bool = False,
+) -> Path:
+    """Write a page about a section: self-contained, without scripts, nothing is loaded from elsewhere.
+
+    The section is read and not changed. Where it has an embedding but no domains, some are found for the report alone.
+
+    Parameters
+    ----------
+    source
+        ``.h5ad``, ``.zarr`` or a Space Ranger folder.
+    target
+        The ``.html`` to write.
+    model
+        Whose vocabulary the genes are held against; None: the model that made the embedding, if it is packaged or a
+        folder that is there, else stampy-mini.
+    embedding
+        Key of obsm.
+    domains
+        Column of obs; None: ``stamp_domain``, ``stamp_cluster`` or ``leiden``, whichever is there.
+    library_key
+        Column of obs that names the section of each spot.
+    layer
+        Layer with raw counts; None: ``X``.
+    n_genes
+        Genes told for each domain.
+    overwrite
+        Replace `target`.
+
+    Returns
+    -------
+    The path that was written.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, KeyError, ValueError
+        Something is in the way, or missing: before any work is done.
+
+    Examples
+    --------
+    >>> import stampy, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stampy.datasets.toy(n_spots=60).write_h5ad(f"{folder}/a.h5ad")
+    ...     path = report(f"{folder}/a.h5ad", f"{folder}/a.html")
+    ...     "Content-Security-Policy" in path.read_text()
+    True
+    """
+    path = _checked(target, overwrite=overwrite, n_genes=n_genes)
+    adata = _utils.table_of(_formats.read(source))
+    _check(adata, domains, library_key, layer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        body = list(_parts(adata, Path(source), model, embedding, domains, library_key, layer, n_genes))
+    notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
+    title = Path(source).name
+    head = tag(
+        "header", tag("div", f"stampy {stampy.__version__}: report of a section", class_="soft"), tag("h1", title)
+    )
+    marked = [tag("div", tag("p", note), class_="note") for note in notes]
+    with _utils.atomic(path) as temporary:
+        temporary.write_text(_html.page(f"{title}: stampy", head, body[0], *marked, *body[1:]), encoding="utf-8")
+    return path
+
+
+def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
+    path = Path(target).expanduser()
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"The report must end in .html, found {path.name!r}.")
+    _checks.at_least("n_genes", n_genes, 1)
+    _checks.writable(path.parent)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{str(path)!r} exists. Choose another name, or replace a file with --overwrite.")
+    return path
+
+
+def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: str | None) -> None:
+    _checks.not_empty(adata, genes=False)
+    if domains is not None:
+        _checks.has_key(adata.obs, domains, slot="adata.obs", needs="`--domains` names a column of domains.")
+    if layer is not None:
+        _checks.has_key(adata.layers, layer, slot="adata.layers", needs="`layer=` names the raw counts.")
+    _checks.libraries(adata, library_key)
+
+
+def _parts(adata: AnnData, source: Path, model: Any, embedding: str, domains: str | None, library_key: str | None,
+           layer: str | None, n_genes: int) -> Iterator[Markup]:  # fmt: skip
+    """The page from top to bottom."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from stampy import models
+
+    record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
+    name, why = _model_of(model, record)
+    loaded = models.load(name, device="cpu")
+    genes = _genes(adata, loaded, layer) if adata.n_vars and (adata.X is not None or layer) else None
+    yield _facts(adata, genes, record, library_key)
+    if genes is not None:
+        yield _about_vocabulary(genes, loaded, why)
+        yield _about_tokens(genes, loaded.config.gene.max_tokens)
+    yield _about_maps(adata, genes, embedding, library_key)
+    yield _about_domains(adata, embedding, domains, library_key, layer, n_genes if genes is not None else 0)
+    yield _about_provenance(adata, source)
+
+
+def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str | Path, str]:
+    """Whose vocabulary to use, and why."""
+    from stampy import models
+
+    if model is not None:
+        return model, "as asked for"
+    made_by = record.get("model")
+    if made_by in models.packaged():
+        return str(made_by), "which made the embedding"
+    if made_by and (Path(str(made_by)) / "genes.tsv").is_file():
+        return str(made_by), "which made the embedding"
+    return MINI, f"as {made_by!r}, which made the embedding, is not here" if made_by else "the packaged model"
+
+
+def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
+    """Overlap and token counts, a block of rows at a time."""
+    from scipy import sparse
+
+    from stampy.pp import Vocabulary
+    from stampy.pp._counts import checked_rows, counts_of
+    from stampy.pp._match import match
+
+    vocabulary = Vocabulary(model.genes)
+    found = match(adata.var, vocabulary)  # no error where few are known: the report is there to tell
+    known = found.rows >= 0
+    tokens, total = np.zeros(adata.n_obs, dtype=np.int64), np.zeros(adata.n_obs)
+    per_gene = np.zeros(adata.n_vars)
+    to_vocabulary = sparse.csr_matrix(
+        (np.ones(known.sum()), (np.flatnonzero(known), found.rows[known])), shape=(adata.n_vars, len(vocabulary))
+    )
+    for start, block in checked_rows(counts_of(adata, layer), source="the counts"):
+        part = slice(start, start + block.shape[0])
+        total[part] = np.asarray(block.sum(axis=1)).ravel()
+        per_gene += np.asarray(block.sum(axis=0)).ravel()
+        tokens[part] = ((block > 0).astype(np.float32) @ to_vocabulary).getnnz(axis=1)
+    everything = max(float(per_gene.sum()), 1e-12)
+    outside = np.flatnonzero(~known & (per_gene > 0))
+    outside = outside[np.argsort(-per_gene[outside], kind="stable")][:10]
+    unknown = [(str(adata.var_names[i]), float(per_gene[i]) / everything) for i in outside]
+    return Genes(found, tokens, total, float(per_gene[known].sum()) / everything, unknown)
+
+
+def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, Any], library_key: str | None) -> Markup:
+    facts = {"spots": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}
+    n_sections = len(_checks.libraries(adata, library_key)[1])
+    if n_sections > 1:
+        facts["sections"] = str(n_sections)
+    if genes is not None:
+        facts["counts a spot (median)"] = f"{np.median(genes.total):,.0f}"
+        facts["tokens a spot (median)"] = f"{np.median(genes.tokens):,.0f}"
+        facts["counts in the vocabulary"] = f"{genes.known:.0%}"
+    facts["embedding"] = str(record.get("modality", "none yet"))
+    return tag("dl", *(tag("div", tag("dt", k), tag("dd", v)) for k, v in facts.items()), class_="facts")
+
+
+def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> Markup:
+    found = genes.match
+    share = found.n_matched / max(found.n_vars, 1)
+    parts = [
+        tag("h2", "Genes that the model knows"),
+        tag("p", f"{found.n_matched:,} of the section's {found.n_vars:,} genes ({share:.0%}) are in the vocabulary of "
+            f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
+            f"{genes.known:.1%} of all counts."),
+        tag("div", tag("div", style=f"width:{share:.1%}"), class_="bar", role="img", aria_label=f"{share:.0%}"),
+    ]  # fmt: skip
+    if genes.unknown:
+        listed = ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown)
+        parts.append(tag("p", f"Not in it, with the most counts: {listed}.", class_="soft"))
+    return tag("section", *parts)
+
+
+def _percent(part: float) -> str:
+    """A share, however small.
+
+    >>> _percent(0.0123), _percent(1e-6)
+    ('1.23%', '< 0.01%')
+    """
+    return f"{part:.2%}" if part >= 0.0001 else "< 0.01%"
+
+
+def _about_tokens(genes: Genes, max_tokens: int) -> Markup:
+    marks = np.percentile(genes.tokens, [0, 5, 25, 50, 75, 95, 100])
+    names = ("least", "5 %", "25 %", "median", "75 %", "95 %", "most")
+    cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
+    text = (
+        "A spot's tokens are its genes of the vocabulary, those farthest above their usual level first. "
+        f"The model reads the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer than "
+        f"{SHORT}{'; little can be said of these' if short else ''}."
+    )
+    return tag(
+        "section",
+        tag("h2", "Tokens"),
+        tag("p", text),
+        _html.picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
+        _html.table(names, [[f"{v:,.0f}" for v in marks]], numbers=range(len(names))),
+    )
+
+
+def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6.4, 2.5), layout="constrained")
+    ax.hist(tokens, bins=min(50, max(10, int(len(tokens) ** 0.5))), color="#0072B2")
+    if tokens.max() > max_tokens:
+        ax.axvline(max_tokens, color="#D55E00", linestyle="--", linewidth=1)
+        left = max_tokens < tokens.max() / 2
+        ax.annotate(f"model reads {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
+                    xycoords=("data", "axes fraction"), textcoords="offset points", ha="left" if left else "right",
+                    va="bottom", color="#D55E00", fontsize="small")  # fmt: skip
+    ax.set(xlabel="tokens", ylabel="spots")
+    ax.set_xlim(left=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _about_maps(adata: AnnData, genes: Genes | None, embedding: str, library_key: str | None) -> Markup:
+    if _keys.SPATIAL not in adata.obsm:
+        return tag(
+            "section", tag("h2", "Maps"), tag("p", "The section has no coordinates in obsm['spatial']: no maps.")
+        )
+    shown = _light(adata, library_key)
+    wanted: dict[str | None, tuple[str, dict[str, Any]]] = {None: ("Tissue and spots", {})}
+    if genes is not None:
+        shown.obs[COUNTS], shown.obs[TOKENS] = genes.total, genes.tokens
+        wanted[COUNTS] = ("Counts of each spot", {"vmax": "p99"})
+        wanted[TOKENS] = ("Tokens of each spot", {"vmax": "p99"})
+    if _has_colours(adata, embedding):
+        shown.obsm[embedding] = adata.obsm[embedding]
+        wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
+                             "are alike in vector", {})  # fmt: skip
+    figures = [_map(shown, color, caption, library_key, **looks) for color, (caption, looks) in wanted.items()]
+    several = len(_checks.libraries(adata, library_key)[1]) > 1
+    return tag("section", tag("h2", "Maps"), tag("div", *figures, **({} if several else {"class_": "maps"})))
+
+
+def _light(adata: AnnData, library_key: str | None = None) -> AnnData:
+    """Coordinates and images without genes; of obs the section alone."""
+    import anndata
+
+    uns = {_keys.UNS_SPATIAL: adata.uns[_keys.UNS_SPATIAL]} if _keys.UNS_SPATIAL in adata.uns else {}
+    obsm = {_keys.SPATIAL: adata.obsm[_keys.SPATIAL]} if _keys.SPATIAL in adata.obsm else {}
+    return anndata.AnnData(obs=adata.obs[[library_key] if library_key else []].copy(), obsm=obsm, uns=uns)
+
+
+def _has_colours(adata: AnnData, key: str) -> bool:
+    return key in adata.obsm and np.ndim(adata.obsm[key]) == 2 and adata.obsm[key].shape[1] >= 3
+
+
+def _map(shown: AnnData, color: str | None, caption: str, library_key: str | None, **looks: Any) -> Markup:
+    from stampy import pl
+
+    title = None if library_key else (color or "tissue")
+    looks = {"size": 1.0 if color is None else 1.5, **looks}
+    axes = pl.spatial(shown, color, library_key=library_key, title=title, **looks)
+    return _html.picture((axes[0] if isinstance(axes, list) else axes).figure, caption)
+
+
+def _about_domains(adata: AnnData, embedding: str, column: str | None, library_key: str | None, layer: str | None,
+                   n_genes: int) -> Markup:  # fmt: skip
+    head = tag("h2", "Domains")
+    values, where = _domains(adata, embedding, column)
+    if values is None:
+        return tag("section", head, tag("p", where))
+    labelled = _labelled(adata, values)
+    sizes = values.value_counts(sort=False)
+    markers = top_genes(labelled, "domain", layer=layer, n=n_genes) if n_genes else {}
+    rows = [(name, f"{n:,}", f"{n / len(values):.1%}", ", ".join(markers.get(name, [])) or "–")
+            for name, n in list(sizes.items())[:MAX_ROWS]]  # fmt: skip
+    parts = [head, tag("p", where)]
+    if _keys.SPATIAL in adata.obsm:
+        shown = _light(adata, library_key)
+        shown.obs["domain"] = values.array
+        parts.append(_map(shown, "domain", "Domains over the tissue", library_key))
+    parts.append(_html.table(("domain", "spots", "share", "genes that stand out"), rows, numbers=(1, 2)))
+    if len(sizes) > MAX_ROWS:
+        parts.append(tag("p", f"The first {MAX_ROWS} of {len(sizes)} are listed.", class_="soft"))
+    parts.append(tag("p", "Genes: highest t statistic of log-normalised counts against all other spots. Domains were "
+                     "found in the same data, so this describes them and tests nothing.", class_="soft"))  # fmt: skip
+    return tag("section", *parts)
+
+
+def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Series | None, str]:
+    """The domain of each spot as text, and where that is from; None and the reason where there are none."""
+    column = column or next((c for c in DOMAIN_COLUMNS if c in adata.obs), None)
+    if column is not None:
+        values = adata.obs[column].astype("category").cat.remove_unused_categories()
+        return values.cat.rename_categories([str(c) for c in values.cat.categories]), f"From obs[{column!r}]."
+    if embedding not in adata.obsm:
+        return None, f"There is no embedding {embedding!r} yet: `stampy embed` first, then report again."
+    if adata.n_obs < 3:
+        return None, "Too few spots for domains."
+    from stampy import tl
+
+    light = _light(adata)
+    light.obsm[embedding] = adata.obsm[embedding]
+    tl.domains(light, use_rep=embedding, smooth=0)
+    return light.obs[_keys.DOMAINS], (
+        f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they are "
+        "not in the file."
+    )
+
+
+def _labelled(adata: AnnData, values: pd.Series) -> AnnData:
+    """The counts, shared, with the domains as a column."""
+    import anndata
+
+    obs = pd.DataFrame({"domain": values.array}, index=adata.obs_names)
+    return anndata.AnnData(adata.X, obs=obs, var=adata.var, layers=dict(adata.layers))
+
+
+def _about_provenance(adata: AnnData, source: Path) -> Markup:
+    rows = [("file", str(source)), ("report by", f"stampy {stampy.__version__}")]
+    rows += list(_flat(adata.uns.get(_keys.UNS, {}), ()))
+    parts = [tag("h2", "Provenance"), _html.table(("what", "value"), [(tag("code", k), v) for k, v in rows])]
+    if len(rows) == 2:
+        parts.append(tag("p", "stampy has written nothing into this section yet."))
+    return tag("section", *parts)
+
+
+def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Nested records as `a.b.c`, value; tables and long lists by their size."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, (*path, str(key)))
+    elif isinstance(value, pd.DataFrame) or np.ndim(value) > 1:
+        yield ".".join(path), f"table of {' x '.join(map(str, np.shape(value)))}"
+    else:
+        text = _checks.shortlist(np.asarray(value).tolist()) if np.ndim(value) == 1 else str(value)
+        yield ".".join(path), text if len(text) <= 300 else f"{text[:300]}…"

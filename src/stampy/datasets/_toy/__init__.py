@@ -1,0 +1,1 @@
+"""Toy sections and slides with planted truth."""

@@ -1,0 +1,1 @@
+"""Encoders and predictors of other groups: cards, loaders, downloads."""

@@ -1,0 +1,197 @@
+"""What is known of every system that stampy can run: where its weights are, what it sees, what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from stampy import _checks, _keys
+from stampy.models._image import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Card", "card", "split_name", "systems"]
+
+BENCHMARKS = ("DLPFC", "HBC", "PSC", "HHK", "HER2+", "TCGA-LUAD")  # the data sets of the paper's tables
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """One system: an encoder, a predictor or a baseline.
+
+    Parameters
+    ----------
+    name
+        As `stampy.tl.embed` and `stampy.models.load` take it.
+    title
+        As its authors write it.
+    modality
+        What it embeds: ``"image"``, ``"gene"``, ``"fused"``; ``"slide"`` for bags of tile features; ``"predictor"`` for
+        networks that predict expression and are to be trained.
+    loader
+        Library that builds it; ``"stampy"`` where stampy does.
+    repository, files
+        On the Hugging Face hub, and the names under which weights may lie there (the first that exists is taken).
+    address
+        Where the weights are described, or to be had where there is no hub repository.
+    licence
+        Of the weights, as far as it is known.
+    gate
+        ``"gated"``: access must be asked for. ``"open"``. ``"unclear"``. ``"none"``: there are no weights to fetch.
+    dim, feature_dim
+        Size of the embedding, and of the feature before a projection (the same where there is none).
+    size_px, tile_um, mean, std
+        Edge of the input in px and in µm of tissue; mean and standard deviation of the channels, scaled to 0..1. None
+        for systems that see no image.
+    parameters
+        Of the part that makes the embedding; None where it depends on the file.
+    citation
+        DOI or arXiv number.
+    trained_on
+        In words.
+    seen
+        For data sets of the paper's tables: True if it was trained on them, False if not. What is not named is unknown.
+    note
+        What else to know.
+    architecture
+        Arguments of the constructor; replace it for a variant of another size.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> card = stampy.models.card("uni")
+    >>> card.modality, card.gate
+    ('image', 'gated')
+    """
+
+    name: str
+    title: str
+    modality: Literal["image", "gene", "fused", "slide", "predictor"]
+    loader: Literal["timm", "transformers", "open_clip", "stampy", "scanpy"]
+    licence: str
+    gate: Literal["gated", "open", "unclear", "none"]
+    dim: int | None
+    citation: str
+    trained_on: str
+    feature_dim: int | None = None
+    repository: str | None = None
+    files: tuple[str, ...] = ()
+    address: str = ""
+    size_px: int | None = None
+    tile_um: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    parameters: int | None = None
+    seen: Mapping[str, bool] = field(default_factory=dict)
+    note: str = ""
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+
+    def has_seen(self, dataset: str) -> bool | None:
+        """Whether it was trained on a data set of the paper's tables; None where that is unknown.
+
+        >>> card("mstar").has_seen("TCGA-LUAD"), card("mstar").has_seen("DLPFC")
+        (True, None)
+        """
+        _checks.one_of("dataset", dataset, BENCHMARKS)
+        return self.seen.get(dataset)
+
+    @property
+    def weights_at(self) -> str:
+        """Where the weights are, for people."""
+        return f"hf-hub:{self.repository}" if self.repository else self.address
+
+
+def image_input(
+    size_px: int = _keys.TILE_PX,
+    tile_um: float = _keys.TILE_UM,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> dict[str, Any]:
+    """The fields of a card that say what an image encoder wants to see."""
+    return {"size_px": size_px, "tile_um": tile_um, "mean": mean, "std": std}
+
+
+def catalogue() -> dict[str, Card]:
+    """Every card by name."""
+    from stampy.models._systems.catalogue import CARDS
+
+    return CARDS
+
+
+def card(name: str) -> Card:
+    """The card of a system.
+
+    Parameters
+    ----------
+    name
+        As in the table `systems`, also with a path: ``"uni:/path/to/pytorch_model.bin"``.
+
+    Raises
+    ------
+    ValueError
+        There is no system of that name.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> virchow = stampy.models.card("virchow2")
+    >>> virchow.dim, virchow.gate, virchow.weights_at
+    (2560, 'gated', 'hf-hub:paige-ai/Virchow2')
+    """
+    found = split_name(name)
+    if found is None:
+        _checks.one_of("name", name, catalogue())
+    return catalogue()[found[0]]
+
+
+def split_name(name: str) -> tuple[str, str | None] | None:
+    """Name of a system and path of its weights, if one is given; None for anything that names no system.
+
+    >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
+    (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
+    """
+    system, _, path = name.partition(":")
+    return (system, path or None) if system in catalogue() else None
+
+
+def systems(modality: str | None = None) -> pd.DataFrame:
+    """Every system that stampy can run, as a table.
+
+    Parameters
+    ----------
+    modality
+        Only those of this modality.
+
+    Returns
+    -------
+    One row a system, its name as index: title, modality, loader, licence, gate, dim, feature_dim, size_px, tile_um,
+    mean, std, parameters, weights, citation, trained_on, and for each data set of the paper's tables whether the system
+    was trained on it: ``"yes"``, ``"no"`` or ``"unknown"``.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> table = stampy.models.systems()
+    >>> table.loc["uni", ["licence", "gate"]].tolist()
+    ['CC-BY-NC-ND-4.0', 'gated']
+    >>> table.loc["tangle", "TCGA-LUAD"]
+    'yes'
+    """
+    import pandas as pd
+
+    if modality is not None:
+        _checks.one_of("modality", modality, sorted({c.modality for c in catalogue().values()}))
+    columns = ("title", "modality", "loader", "licence", "gate", "dim", "feature_dim", "size_px", "tile_um", "mean",
+               "std", "parameters", "weights_at", "citation", "trained_on")  # fmt: skip
+    answers = {True: "yes", False: "no", None: "unknown"}
+    rows = {
+        c.name: {name.removesuffix("_at"): getattr(c, name) for name in columns}
+        | {data: answers[c.has_seen(data)] for data in BENCHMARKS}
+        for c in catalogue().values()
+        if modality in (None, c.modality)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    whole = ["dim", "feature_dim", "size_px", "parameters"]
+    return table.astype(dict.fromkeys(whole, "Int64"))

@@ -1,0 +1,162 @@
+"""The cards. Facts are those of the systems' own publications and public loaders; what is not known is said so.
+
+Access and licences change: the address on the card decides.
+"""
+
+from __future__ import annotations
+
+from stampy.models._systems.cards import BENCHMARKS, Card, image_input
+
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_BIN = ("model.safetensors", "pytorch_model.bin")
+_VIT_L = {"backbone": "vit_large_patch16_224", "init_values": 1e-5, "dynamic_img_size": True}
+_PRIVATE = "not public; no data set of the tables is named"
+_STAMP = {
+    "title": "STAMP",
+    "loader": "stampy",
+    "licence": "that of its authors, not stated in the repository",
+    "gate": "unclear",
+    "repository": "minghaofdu/STAMP",
+    "files": ("pytorch_model.bin",),
+    "citation": "arXiv:2602.13944",
+    "trained_on": "genes: SpaVis-6M (1,982 public Visium sections); images: 697 K pairs of HEST. Which sections of the "
+    "tables are among them was not verified",
+    "note": "Genes need the vocabulary, `genes.tsv`, in the folder of the file",
+}
+_NOTHING = dict.fromkeys(BENCHMARKS, False)
+
+_ALL = (
+    Card(
+        name="stamp-g", modality="gene", dim=512, feature_dim=512, parameters=36_680_704, **_STAMP,
+    ),
+    Card(
+        name="stamp-v", modality="image", dim=512, feature_dim=1024, parameters=303_876_608, **image_input(), **_STAMP,
+    ),
+    Card(
+        name="stamp-f", modality="fused", dim=1024, feature_dim=1536, parameters=340_557_312, **image_input(), **_STAMP,
+    ),
+    Card(
+        name="uni", title="UNI", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated", dim=1024,
+        feature_dim=1024, repository="MahmoodLab/UNI", files=_BIN, parameters=303_350_784,
+        citation="doi:10.1038/s41591-024-02857-3", trained_on="Mass-100K: slides of two hospitals and of GTEx",
+        seen={"TCGA-LUAD": False}, architecture=_VIT_L, **image_input(),
+    ),
+    Card(
+        name="uni2-h", title="UNI2-h", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated",
+        dim=1536, feature_dim=1536, repository="MahmoodLab/UNI2-h", files=_BIN, parameters=681_394_176,
+        citation="doi:10.1038/s41591-024-02857-3", trained_on=f"more than 350,000 H&E and IHC slides, {_PRIVATE}",
+        architecture={
+            "backbone": "vit_giant_patch14_224", "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24,
+            "init_values": 1e-5, "embed_dim": 1536, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8,
+            "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "dynamic_img_size": True,
+        }, **image_input(),
+    ),
+    Card(
+        name="h-optimus-0", title="H-optimus-0", modality="image", loader="timm", licence="Apache-2.0", gate="unclear",
+        dim=1536, feature_dim=1536, repository="bioptimus/H-optimus-0", files=_BIN, parameters=1_134_774_272,
+        citation="github.com/bioptimus/releases", trained_on=f"more than 500,000 slides, {_PRIVATE}",
+        note="Public loaders disagree on whether access must be asked for",
+        architecture={"backbone": "vit_giant_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
+                      "dynamic_img_size": False},
+        **image_input(mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517)),
+    ),
+    Card(
+        name="virchow2", title="Virchow2", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated",
+        dim=2560, feature_dim=2560, repository="paige-ai/Virchow2", files=_BIN, parameters=631_239_424,
+        citation="arXiv:2408.00738", trained_on=f"3.1 million slides, {_PRIVATE}",
+        note="Class token beside the mean of the patch tokens; the four registers between them are left out",
+        architecture={
+            "backbone": "vit_huge_patch14_224", "img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375,
+            "reg_tokens": 4, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "dynamic_img_size": True,
+            "pool": "class+mean",
+        }, **image_input(),
+    ),
+    Card(
+        name="mstar", title="mSTAR", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated", dim=1024,
+        feature_dim=1024, repository="Wangyh/mSTAR", files=("mSTAR.pth",), parameters=303_350_784,
+        citation="doi:10.1038/s41467-025-66220-x", trained_on="TCGA: slides, reports and bulk RNA",
+        seen={"TCGA-LUAD": True}, architecture=_VIT_L, **image_input(),
+    ),
+    Card(
+        name="conch", title="CONCH", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated", dim=512,
+        feature_dim=512, repository="MahmoodLab/conch", files=("pytorch_model.bin",), parameters=87_377_664,
+        citation="doi:10.1038/s41591-024-02856-4",
+        trained_on="1.17 million captioned images of articles and teaching material", seen={"TCGA-LUAD": False},
+        note="The published default is 448 px; 224 px is what the paper of STAMP compared. Probes by its authors use "
+        "level='feature'",
+        architecture={"width": 768, "depth": 12, "heads": 12, "embedding": 512, "caption": 768}, **image_input(**CLIP),
+    ),
+    Card(
+        name="plip", title="PLIP", modality="image", loader="transformers",
+        licence="not stated; listed as non-commercial",
+        gate="open", dim=512, feature_dim=768, repository="vinid/plip", files=_BIN, parameters=87_849_216,
+        citation="doi:10.1038/s41591-023-02504-3", trained_on="OpenPath: 208,414 images with texts of public forums",
+        **image_input(**CLIP),
+    ),
+    Card(
+        name="omiclip", title="OmiCLIP", modality="image", loader="open_clip",
+        licence="not stated; listed as BSD-3-Clause", gate="gated", dim=768, feature_dim=768,
+        repository="WangGuangyuLab/Loki", files=("checkpoint.pt",), parameters=306_724_864,
+        citation="doi:10.1038/s41592-025-02707-1",
+        trained_on="ST-bank: 2.2 million pairs of 1,007 public samples; which of the tables' was not verified",
+        note="Its training tiles were about as wide as a spot", architecture={"name": "coca_ViT-L-14"},
+        **image_input(**CLIP),
+    ),
+    Card(
+        name="tangle", title="TANGLE", modality="slide", loader="stampy", licence="CC-BY-NC-ND-4.0", gate="open",
+        dim=1024, feature_dim=1024, address="github.com/mahmoodlab/TANGLE (a shared drive)",
+        citation="arXiv:2405.11618", trained_on="TCGA-BRCA, the pan-cancer variant all of TCGA: slides and bulk RNA",
+        seen={"TCGA-LUAD": True}, note="From bags of UNI features; both variants (one head, several heads) are read",
+    ),
+    Card(
+        name="scgpt-spatial", title="scGPT-spatial", modality="gene", loader="stampy", licence="MIT (code)",
+        gate="open", dim=512, feature_dim=512, address="doi:10.6084/m9.figshare.28356068 (a folder)",
+        files=("best_model.pt",), citation="doi:10.1101/2025.02.05.636714",
+        trained_on="SpatialHuman30M: public Visium, Visium HD, Xenium, MERFISH; which of the tables' was not verified",
+        note="Sizes are read from args.json; 512 is scGPT's",
+    ),
+    Card(
+        name="nicheformer", title="Nicheformer", modality="gene", loader="stampy", licence="BSD-3-Clause (code)",
+        gate="open", dim=512, feature_dim=512, address="github.com/theislab/nicheformer (a checkpoint)",
+        files=("nicheformer.ckpt", "nicheformer.pt"), citation="doi:10.1101/2024.04.15.589472",
+        parameters=36_418_048, trained_on="SpatialCorpus-110M: dissociated cells, MERFISH, CosMx, Xenium",
+        note="It has no token for Visium: spots are given that of Xenium. `genes.tsv` must lie beside the file",
+    ),
+    Card(
+        name="stampy-mini", title="stampy-mini", modality="fused", loader="stampy", licence="BSD-3-Clause", gate="none",
+        dim=256, feature_dim=320, parameters=6_402_368, citation="this package",
+        trained_on="33 public sections, see its card",
+        seen={"DLPFC": False, "HBC": False, "HHK": False, "HER2+": True, "TCGA-LUAD": False},
+        note="Comes with the package. DLPFC 151673 and 151674, HER2+ patient A and HBC were left out of training",
+        **image_input(),
+    ),
+    Card(
+        name="stnet", title="ST-Net", modality="predictor", loader="timm", licence="none: trained by you", gate="none",
+        dim=None, feature_dim=1024, parameters=12_078_856, citation="doi:10.1038/s41551-020-0578-x",
+        trained_on="your data; it may start from ImageNet", seen=_NOTHING, note="Counted for 5,000 genes",
+        **image_input(),
+    ),
+    Card(
+        name="egn", title="EGN", modality="predictor", loader="stampy", licence="none: trained by you", gate="none",
+        dim=None, parameters=144_964_520, citation="arXiv:2210.16721", trained_on="your data", seen=_NOTHING,
+        note="Counted for 5,000 genes and features of 2,048 numbers", **image_input(),
+    ),
+    Card(
+        name="pca", title="PCA", modality="gene", loader="scanpy", licence="none", gate="none", dim=50, feature_dim=50,
+        citation="", trained_on="nothing: fitted to the section(s) that it embeds", seen=_NOTHING,
+        note="50 components of the 2,000 most variable genes, log-normalised",
+    ),
+    Card(
+        name="pca-smoothed", title="Smoothed PCA", modality="gene", loader="scanpy", licence="none", gate="none",
+        dim=50, feature_dim=50, citation="", trained_on="nothing: fitted to the section(s) that it embeds",
+        seen=_NOTHING, note="PCA, then the mean over a spot and its six nearest of the same section",
+    ),
+    Card(
+        name="pixels", title="Pixels", modality="image", loader="stampy", licence="none", gate="none", dim=192,
+        feature_dim=192, parameters=0, citation="", trained_on="nothing", seen=_NOTHING,
+        note="The tile shrunk to 8 x 8 colours", architecture={"edge": 8},
+        **image_input(size_px=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    ),
+)  # fmt: skip
+
+CARDS = {card.name: card for card in _ALL}

@@ -1,0 +1,1 @@
+"""Corpora on disk: build, write, read, sample."""

@@ -1,0 +1,290 @@
+"""Sections -> a corpus on disk: settings, vocabulary, the sections in parallel, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+import stampy
+from stampy import _checks
+from stampy._utils import atomic, n_cores
+from stampy.pp import Vocabulary
+from stampy.pp._corpus_means import add_sums, means_of
+from stampy.train._corpus.shards import TILE_FORMATS
+from stampy.train._corpus.write import PARTIAL, Reader, folder_of, record_of, sums_of, write_group, write_section
+from stampy.train._sections import Section, as_sections
+
+__all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SETTINGS, MANIFEST, GENES = "corpus.json", "manifest.json", "genes.tsv"
+
+
+def build(
+    sections: Any,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    vocabulary: Vocabulary | str | Path | None,
+    scheduler: str | None,
+    n_workers: int | None,
+    on_error: str,
+    reader: Reader | None,
+    progress: bool,
+) -> None:
+    """Build, or go on building; see `Corpus.build`."""
+    check_settings(settings)
+    _checks.one_of("on_error", on_error, ("raise", "skip"))
+    if n_workers is not None:
+        _checks.at_least("n_workers", n_workers, 1)
+    chosen = as_sections(sections, any_format=True)
+    _check_names(chosen)
+    reader, skip = reader or _default_reader(), on_error == "skip"
+    out = _checks.writable(out)
+    if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
+        vocabulary = Vocabulary.load(vocabulary)
+    _begin(out, settings, chosen)
+    with _workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
+        skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
+        sources = {s.name: _fingerprint(s) for s in chosen}
+        records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
+        done = {name: r for name, r in records.items() if r is not None and r["source"] == sources[name]}
+        todo = [s for s in chosen if s.name not in done and s.name not in skipped]
+        logger.info("%d of %d sections are there already", len(done), len(chosen))
+        jobs = [partial(write_section, s, settings, out, reader, sources[s.name], skip) for s in todo]
+        for record in run(jobs, "sections"):
+            if "error" in record:
+                skipped[record["name"]] = record["error"]
+            else:
+                done[record["name"]] = record
+    _finish(out, settings, [done[s.name] for s in chosen if s.name in done], skipped, {s.name for s in todo})
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise for settings that can't be used."""
+    for name, least in (("max_tokens", 1), ("group_size", 2), ("draws", 1), ("regions", 1), ("size_px", 1)):
+        _checks.at_least(name, settings[name], least)
+    _checks.at_most("max_tokens", settings["max_tokens"], 2**16 - 1)
+    _checks.at_least("seed", settings["seed"], 0)
+    for name in ("max_distance", "tile_um"):
+        _checks.positive(name, settings[name])
+    _checks.one_of("codec", settings["codec"], TILE_FORMATS)
+    _checks.at_least("quality", settings["quality"], 1)
+    _checks.at_most("quality", settings["quality"], 100)
+    if settings["images"] not in (None, True, False):
+        raise ValueError(f"`images` must be True, False or None, found {settings['images']!r}.")
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """What tells corpora apart: settings, vocabulary and the contents of all files, but not where they came from."""
+    parts = {
+        "settings": manifest["settings"],
+        "vocabulary": manifest["vocabulary"],
+        "sections": [{"name": s["name"], "files": s["files"]} for s in manifest["sections"]],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _default_reader() -> Reader:
+    from stampy._io import read as _formats
+
+    return _formats.read
+
+
+def _check_names(sections: Sequence[Section]) -> None:
+    twice = [name for name, n in Counter(s.name for s in sections).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} names stand for more than one section: {_checks.shortlist(twice)}. Give each its own, by "
+            "a manifest (.tsv) with the columns path and name, or by `train.Section`."
+        )
+
+
+def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> None:
+    """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
+    path = out / SETTINGS
+    if path.exists():
+        found = json.loads(path.read_text())
+        differs = [k for k, v in settings.items() if found.get("settings", {}).get(k, v) != v]
+        if found.get("format") != FORMAT or differs:
+            raise ValueError(
+                f"{str(out)!r} holds a corpus of format {found.get('format')} with other settings: {differs}. Choose "
+                f"another folder, or the settings in its {SETTINGS}."
+            )
+    elif any(out.iterdir()):
+        raise ValueError(f"{str(out)!r} is neither empty nor a corpus. Choose another folder.")
+    else:
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, "settings": settings}, indent=1) + "\n")
+    (out / "sections").mkdir(exist_ok=True)
+    write_group(out / "sections", {})  # zarr opens it all as one hierarchy
+    _clear(out / "sections", sections)
+
+
+def _clear(folder: Path, sections: Sequence[Section]) -> None:
+    """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
+    known = {folder_of(s.name) for s in sections}
+    for path in folder.iterdir():
+        if path.name.startswith(PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir() and path.name not in known:
+            raise ValueError(
+                f"The corpus has the section {path.name!r} that is not among those given. Give it too, or remove "
+                f"its folder {str(path)!r}."
+            )
+
+
+def _settle_vocabulary(
+    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section], reader: Reader, skip: bool, run: Any
+) -> dict[str, str]:
+    """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
+    path, skipped = out / GENES, {}
+    if path.exists():
+        if vocabulary is not None and Vocabulary.load(path) != vocabulary:
+            raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")
+        return skipped
+    if vocabulary is None:
+        sums, order = None, {s.name: i for i, s in enumerate(sections)}
+        jobs = [partial(_sums_job, s, reader, skip) for s in sections]
+        # in the order of the sections, whichever ended first: sums of floats depend on it
+        for name, found in sorted(run(jobs, "genes"), key=lambda item: order[item[0]]):
+            if isinstance(found, str):
+                skipped[name] = found
+            elif found is not None:
+                sums = add_sums(sums, found)
+        if sums is None:
+            raise ValueError(f"None of the {len(sections)} sections has genes to make a vocabulary of. {skipped or ''}")
+        vocabulary = Vocabulary._from_means(means_of(sums))
+    vocabulary.save(path)
+    return skipped
+
+
+def _sums_job(section: Section, reader: Reader, skip: bool) -> tuple[str, Any]:
+    return section.name, sums_of(section, reader, skip)
+
+
+def _fingerprint(section: Section) -> str:
+    """Tells whether a section's source changed: sizes and times of files, or the values in memory."""
+    digest = hashlib.sha256(repr((section.um_per_px, section.spot_um, section.organ, section.platform)).encode())
+    for path in (section.data, section.image):
+        if isinstance(path, Path):
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    state = file.stat()
+                    digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    if not isinstance(section.data, Path):
+        digest.update(_values(section.data))
+    return digest.hexdigest()[:16]
+
+
+def _values(data: Any) -> bytes:
+    from stampy._utils import table_of
+
+    table = table_of(data)
+    counts = getattr(table.X, "data", table.X)
+    parts = [repr(table.shape), repr(list(table.var_names[:50]))]
+    parts += [hashlib.sha256(bytes(memoryview(a).cast("B"))).hexdigest() for a in _arrays(counts, table)]
+    return "".join(parts).encode()
+
+
+def _arrays(counts: Any, table: Any) -> Iterator[Any]:
+    import numpy as np
+
+    for values in (counts, table.obsm.get("spatial")):
+        if isinstance(values, np.ndarray) and values.size:
+            yield np.ascontiguousarray(values)
+
+
+def _finish(
+    out: Path, settings: dict[str, Any], records: list[dict[str, Any]], skipped: dict[str, str], fresh: set[str]
+) -> None:
+    """Write the manifest and tell what was left out."""
+    if not records:
+        raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in skipped.items())}.")
+    manifest = {
+        "format": FORMAT,
+        "stampy": stampy.__version__,
+        "settings": settings,
+        "vocabulary": Vocabulary.load(out / GENES).digest,
+        "sections": records,
+        "skipped": [{"name": name, "error": error} for name, error in skipped.items()],
+    }
+    manifest["digest"] = digest_of(manifest)
+    with atomic(out / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    for name, error in skipped.items():
+        _checks.warn(f"Section {name!r} was left out of the corpus: {error}")
+    for record in records:
+        for note in record["notes"] if record["name"] in fresh else ():
+            _checks.warn(f"Section {record['name']!r}: {note}")
+
+
+Run = Callable[[Sequence[Callable[[], Any]], str], Iterator[Any]]
+
+
+@contextmanager
+def _workers(scheduler: str | None, n_workers: int, progress: bool) -> Iterator[Run]:
+    """Something that runs jobs: in this process, in processes of this machine, or on a dask cluster by its address."""
+    if scheduler is None and n_workers == 1:
+        yield partial(_run_in_turn, progress)
+    elif scheduler is None:
+        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
+        with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield partial(_run_in_pool, pool, progress)
+    else:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
+        with Client(scheduler) as client:
+            yield partial(_run_on_cluster, client, progress)
+
+
+def _run_in_turn(progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
+    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
+
+
+def _run_in_pool(pool: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
+    import dask
+    from dask.callbacks import Callback
+    from dask.multiprocessing import RemoteException
+
+    # the name keeps dask from hashing the sections
+    tasks = [dask.delayed(job, name=f"{what}-{i}", traverse=False)() for i, job in enumerate(jobs)]
+    bar = tqdm(total=len(jobs), desc=what, unit="section", disable=not progress)
+    try:
+        with bar, Callback(posttask=lambda *_: bar.update()):
+            found = dask.compute(*tasks, scheduler="processes", pool=pool, chunksize=1, optimize_graph=False)
+    except RemoteException as error:  # of its message, a worker's traceback would be most
+        raise error.exception from error
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
+            "calls this outside of `if __name__ == '__main__':`. Build again: it goes on from what is there."
+        ) from error
+    yield from found
+
+
+def _run_on_cluster(client: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
+    from distributed import as_completed
+
+    futures = [client.submit(job, pure=False) for job in jobs]
+    with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
+        for future in as_completed(futures):
+            yield future.result()
+            bar.update()

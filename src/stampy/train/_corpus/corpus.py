@@ -1,0 +1,263 @@
+"""A corpus: many sections in one store on disk, as training reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+
+from stampy import _checks, _keys
+from stampy.pp import Vocabulary
+from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
+from stampy.train._corpus.shards import damaged
+from stampy.train._corpus.stored import StoredSection, changed_files, wrong_sizes
+from stampy.train._corpus.write import Reader, folder_of
+
+__all__ = ["Corpus", "as_corpus"]
+
+
+class Corpus:
+    """Sections on disk, ready to train on: tokens in the order of neighbourhood groups, tiles, coordinates.
+
+    The store is a zarr v3 hierarchy, one group per section, sharded, beside ``manifest.json`` (settings, sections,
+    size and SHA-256 of every file) and ``genes.tsv`` (the vocabulary). Reading it needs neither anndata nor scanpy nor
+    zarr. To open one looks at the size of every file; nothing stays in memory but what training asks for.
+
+    Parameters
+    ----------
+    path
+        The folder that `Corpus.build` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no corpus, or its build has not ended.
+    ValueError
+        It is of another format, or files are missing or cut off.
+
+    Examples
+    --------
+    >>> import numpy as np, stampy, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> section = stampy.datasets.toy(n_spots=60)
+    >>> corpus = Corpus.build(section, folder.name, max_tokens=64, size_px=32, n_workers=1, progress=False)
+    >>> corpus
+    Corpus(1 section, 60 spots, 754 genes, 60 spots with tiles)
+    >>> corpus.section("section 0").patches(np.array([3, 5])).shape
+    (2, 32, 32, 3)
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = _checks.existing(path, what="corpus")
+        self.manifest = _manifest(self.path)
+        for record in self.manifest["sections"]:
+            for file, problem in wrong_sizes(self.path, record):
+                raise damaged(file, problem)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)  # to other processes goes the path alone
+
+    @classmethod
+    def build(
+        cls,
+        sections: Any,
+        out: str | Path,
+        *,
+        vocabulary: Vocabulary | str | Path | None = None,
+        max_tokens: int = _keys.MAX_TOKENS,
+        group_size: int = 9,
+        max_distance: float = 5.0,
+        draws: int = 1,
+        images: bool | None = None,
+        tile_um: float = _keys.TILE_UM,
+        size_px: int = _keys.TILE_PX,
+        regions: int = 1,
+        codec: Literal["jpeg", "jpegxl", "zstd"] = "jpeg",
+        quality: int = 90,
+        seed: int = 0,
+        n_workers: int | None = None,
+        scheduler: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        reader: Reader | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Build a corpus, or go on with one that was interrupted.
+
+        Sections that are complete in `out`, and whose source has not changed since, are kept; so the same call again
+        goes on after a crash, adds new sections, and mends damaged ones. The result does not depend on the number of
+        workers.
+
+        Parameters
+        ----------
+        sections
+            Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
+            columns path, name, image, um_per_px, spot_um, organ, platform), AnnData, SpatialData or `Section`; one or
+            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone.
+        out
+            Folder of the corpus.
+        vocabulary
+            None: made of the sections' genes, in a pass of its own.
+        max_tokens
+            Tokens of a spot that are kept.
+        group_size, max_distance
+            Of the neighbourhood groups, see `stampy.pp.neighborhoods`.
+        draws
+            Times that groups are drawn; an epoch takes the next draw. Each costs the tokens' disk space again.
+        images
+            None: tiles of the sections that have an image; True: of all, it is an error to have none; False: none.
+        tile_um, size_px
+            Edge of a patch in µm and px. A region is three times as wide, at the same number of px.
+        regions
+            Regions of a spot, each with the patch in a random one of its nine cells.
+        codec, quality
+            Of the tiles: JPEG, JPEG XL (a quality of 100 is lossless) or zstd (lossless, `quality` has no effect).
+        seed
+            Of groups and cells.
+        n_workers
+            Processes of this machine; None: one per core. 1 stays in this process. With more, a script must call this
+            under ``if __name__ == "__main__":``.
+        scheduler
+            Address of a dask.distributed cluster instead, such as ``"tcp://node1:8786"``. Its workers must see the
+            sections and `out` at the same paths.
+        on_error
+            ``"skip"`` leaves a section that can't be used out, with a warning and a line in the manifest; ``"raise"``
+            stops. A full disk always stops.
+        reader
+            Reads a path; None: all formats above.
+        progress
+            Show a progress bar.
+
+        Returns
+        -------
+        The corpus, opened.
+
+        Warns
+        -----
+        UserWarning
+            For each section that is left out, and for what is doubtful in the others.
+
+        Raises
+        ------
+        ValueError
+            Sections or settings that can't be used, or `out` holds something else.
+        OSError
+            The disk is full.
+        """
+        settings = {
+            "max_tokens": max_tokens,
+            "group_size": group_size,
+            "max_distance": max_distance,
+            "draws": draws,
+            "images": images,
+            "tile_um": tile_um,
+            "size_px": size_px,
+            "regions": regions,
+            "codec": codec,
+            "quality": quality,
+            "seed": seed,
+        }
+        out = Path(out).expanduser()
+        options = {"scheduler": scheduler, "n_workers": n_workers, "on_error": on_error, "reader": reader}
+        build(sections, out, settings, vocabulary=vocabulary, progress=progress, **options)
+        return cls(out)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """With which it was built."""
+        return self.manifest["settings"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over settings, vocabulary and the contents of all files: equal corpora have equal digests."""
+        return self.manifest["digest"]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Of its tokens."""
+        found = Vocabulary.load(self.path / GENES)
+        if found.digest != self.manifest["vocabulary"]:
+            raise damaged(self.path / GENES, "it is not the vocabulary of the manifest")
+        return found
+
+    @cached_property
+    def sections(self) -> list[StoredSection]:
+        """In the order in which they were given."""
+        return [StoredSection(self.path / "sections" / folder_of(r["name"]), r) for r in self.manifest["sections"]]
+
+    def section(self, name: str) -> StoredSection:
+        """The section of that name; KeyError with near names where there is none."""
+        for section in self.sections:
+            if section.name == name:
+                return section
+        raise _checks.unknown("name", name, {"the corpus": (s.name for s in self.sections)})
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a section: name, organ and platform with their ids, spots, groups, genes found, tiles, bytes."""
+        frame = pd.DataFrame([s.summary() for s in self.sections])
+        for column in ("organ", "platform"):
+            frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)
+        return frame
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Sections that were left out, with the reason."""
+        return {s["name"]: s["error"] for s in self.manifest["skipped"]}
+
+    def __repr__(self) -> str:
+        n, spots = len(self.sections), sum(s.n_spots for s in self.sections)
+        tiled = sum(s.n_spots for s in self.sections if s.has_tiles)
+        genes = len(self.vocabulary)
+        return f"Corpus({n} section{'s' * (n != 1)}, {spots} spots, {genes} genes, {tiled} spots with tiles)"
+
+    def verify(self, *, n_threads: int = 4) -> list[str]:
+        """Compare every file with the manifest, byte for byte; one line per problem, none if all is well."""
+        problems = []
+        if digest_of(self.manifest) != self.digest:
+            problems.append(f"{MANIFEST}: it was changed after the build")
+        try:
+            _ = self.vocabulary
+        except (ValueError, OSError):
+            problems.append(f"{GENES}: it is missing or not the one of the manifest")
+        with ThreadPoolExecutor(n_threads) as pool:
+            for found in pool.map(lambda record: list(changed_files(self.path, record)), self.manifest["sections"]):
+                problems += found
+        return problems
+
+
+def as_corpus(sections: Any) -> Corpus | None:
+    """The corpus that is meant, itself or its path (also alone in a list); None for anything else."""
+    if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
+        sections = sections[0]
+    if isinstance(sections, Corpus):
+        return sections
+    if isinstance(sections, str | Path) and (Path(sections).expanduser() / SETTINGS).is_file():
+        return Corpus(sections)
+    return None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    if not (path / SETTINGS).is_file():
+        raise FileNotFoundError(f"{str(path)!r} is no corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
+    if not (path / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"The corpus {str(path)!r} is not finished: it has no {MANIFEST}. Build again with the same arguments; it "
+            "goes on from the sections that are there."
+        )
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        found = manifest["format"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise damaged(path / MANIFEST, f"it is no manifest ({error})") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"The corpus {str(path)!r} has format {found}; this version of stampy reads format {FORMAT}. "
+            f"It was built by stampy {manifest.get('stampy')}."
+        )
+    return manifest

@@ -1,0 +1,599 @@
+"""The command line: what is written, what is said, and that an error is one line and leaves nothing behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+from matplotlib import image as mpl_image
+
+import stampy
+from stampy import _checks, datasets, models
+from stampy._io import read as _formats
+from stampy.cli import demo as _demo
+from stampy.cli.main import EXAMPLES, _one_line, main
+
+GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True, "embedding": 12}
+STAGE1 = GENE | {"groups_per_batch": 4, "epochs_igr": 1, "epochs_cgr": 1, "lr": 1e-2}
+VIT = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+STAGE2 = {"backbone": "vit_tiny_patch16_224", "backbone_kwargs": VIT, "epochs": 1, "pairs_per_batch": 24}
+KEYS = ("X_stamp", "X_stamp_gene", "X_stamp_image")
+
+
+@pytest.fixture(autouse=True)
+def _no_surroundings(monkeypatch, tmp_path):
+    """No mirror, no network, a working directory of its own."""
+    monkeypatch.delenv("STAMPY_DATA_DIR", raising=False)
+    monkeypatch.delenv("STAMPY_TRACEBACK", raising=False)
+    monkeypatch.setenv("STAMPY_CACHE_DIR", str(tmp_path / "cache"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def no_network(url):
+        raise ConnectionError(f"{url.split('/')[2]}: there is no network in tests")
+
+    monkeypatch.setattr(_demo, "_check_network", no_network)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command; gives its exit status, what it said, and what it complained of."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in argv])
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Runs a command that must fail; gives its one line."""
+
+    def fails(*argv):
+        status, out, err = run(*argv)
+        assert status == 1, err
+        assert "Traceback" not in out + err
+        (line,) = [line for line in err.splitlines() if not line.startswith("stampy: warning:")]
+        assert line.startswith("stampy: error: ")
+        return line.removeprefix("stampy: error: ")
+
+    return fails
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    """The small model in a folder."""
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    models.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def section(toy, tmp_path_factory):
+    """The toy section in a file."""
+    path = tmp_path_factory.mktemp("section") / "toy.h5ad"
+    toy.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def unwritable(monkeypatch):
+    """Says which folder can't be written to, also to root, for whom rights do not count."""
+
+    def forbid(folder):
+        ordinary = tempfile.NamedTemporaryFile
+
+        def refuse(*args, **kwargs):
+            if os.path.samefile(kwargs.get("dir", "/"), folder):
+                raise PermissionError(13, "Permission denied")
+            return ordinary(*args, **kwargs)
+
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+
+    return forbid
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def space_ranger_folder(adata, folder, *, mtx=False):
+    """`adata` as Space Ranger would have written it."""
+    import gzip
+
+    from scipy import io, sparse
+
+    (folder / "spatial").mkdir(parents=True)
+    by_spot = sparse.csr_matrix(adata.X)
+    if mtx:
+        matrix = folder / "filtered_feature_bc_matrix"
+        matrix.mkdir()
+        with gzip.open(matrix / "matrix.mtx.gz", "wb") as stream:
+            io.mmwrite(stream, by_spot.T.tocoo())
+        genes = [f"{i}\t{s}\tGene Expression\n" for s, i in adata.var["gene_ids"].items()]
+        (matrix / "features.tsv.gz").write_bytes(gzip.compress("".join(genes).encode()))
+        (matrix / "barcodes.tsv.gz").write_bytes(gzip.compress("".join(f"{b}\n" for b in adata.obs_names).encode()))
+    else:
+        with h5py.File(folder / "filtered_feature_bc_matrix.h5", "w") as file:
+            group = file.create_group("matrix")
+            for key in ("data", "indices", "indptr"):
+                group[key] = getattr(by_spot, key)
+            group["shape"] = by_spot.shape[::-1]
+            group["barcodes"] = [name.encode() for name in adata.obs_names]
+            group["features/id"] = [name.encode() for name in adata.var["gene_ids"]]
+            group["features/name"] = [name.encode() for name in adata.var_names]
+    (library,) = adata.uns["spatial"].values()
+    x, y = adata.obsm["spatial"].T
+    rows = [f"{b},1,0,0,{v},{u}\n" for b, u, v in zip(adata.obs_names, x, y, strict=True)]
+    (folder / "spatial/tissue_positions_list.csv").write_text("".join(rows))
+    (folder / "spatial/scalefactors_json.json").write_text(json.dumps(library["scalefactors"]))
+    mpl_image.imsave(folder / "spatial/tissue_hires_image.png", library["images"]["hires"])
+    return folder
+
+
+# ---- demo ----------------------------------------------------------------------------------------------------------
+
+
+def test_demo_on_a_file(run, section, weights, tmp_path):
+    out = tmp_path / "new" / "demo"
+    status, said, err = run("demo", "--section", section, "--model", weights, "--labels", "domain", "--n-domains", 4,
+                            "--out", out, "--seed", 1)  # fmt: skip
+    assert (status, err) == (0, "")
+    for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
+                  "agree with `domain`", "over 120 of 120 spots", str(out), "Time: loading "):  # fmt: skip
+        assert words in said
+    pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]
+    assert names_in(out) == sorted([*pictures, "section.h5ad"])
+    assert all(name in said for name in names_in(out))
+    for name in pictures:
+        pixels = mpl_image.imread(out / name)
+        assert min(pixels.shape[:2]) > 300
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # it shows something
+    written = ad.read_h5ad(out / "section.h5ad")
+    assert set(KEYS) <= set(written.obsm)
+    sizes = written.obs["stamp_cluster"].value_counts(sort=False)
+    assert sizes.index.tolist() == [str(i) for i in range(len(sizes))]
+    assert sizes.is_monotonic_decreasing  # "0" is the largest
+    assert _demo._checked_folder(out, section) == out  # the folder of a demo may get another
+
+
+def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
+    status, said, err = run("demo", "--model", weights, "--modality", "gene")
+    assert (status, err) == (0, "")
+    assert "toy, made up" in said
+    assert "STAMPY_DATA_DIR is not set" in said
+    assert "no network in tests" in said
+    assert "Embedding: genes alone" in said
+    assert "agree with `domain`" in said
+    assert os.path.exists("stampy-demo/section.h5ad")
+
+
+def test_demo_on_several_sections(run, weights, tmp_path):
+    adata = datasets.toy(n_spots=40, n_sections=2)
+    adata.write_h5ad(tmp_path / "two.h5ad")
+    status, _, err = run("demo", "--section", tmp_path / "two.h5ad", "--library-key", "section", "--model", weights,
+                         "--quiet")  # fmt: skip
+    assert (status, err) == (0, "")
+
+
+def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
+    monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
+    status, said, err = run("demo", "--model", weights, "--modality", "gene")
+    assert (status, err) == (0, "")
+    assert "HER2ST_A1, real: " in said
+    assert "341 of 346 spots" in said  # the others are "undetermined"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--section", "HER2ST_A11"], "Near names: ['HER2ST_A1'"),
+        (["--section", "nowhere/section.h5ad"], "`section`='nowhere/section.h5ad' was found in none of"),
+        (["--labels", "domains"], "Key `domains` not found in `adata.obs`"),
+        (["--n-domains", "0"], "`n_domains` must be at least 1"),
+        (["--n-domains", "1000"], "`n_domains` must be at most 120"),
+        (["--model", "stampy-mino"], "stampy-mini"),
+        (["--layer", "counts"], "Key `counts` not found in `adata.layers`"),
+        (["--image", "slide.tif"], "slide.tif"),
+    ],
+)
+def test_demo_refuses(fails, section, weights, options, words):
+    given = {"--section": str(section), "--model": str(weights), "--out": "out"} | dict([options])
+    assert words in fails("demo", *[part for pair in given.items() for part in pair])
+    assert names_in(Path("out")) == []
+
+
+def test_demo_needs_spots_to_cluster(fails, toy, weights, tmp_path):
+    toy[:2].copy().write_h5ad(tmp_path / "two.h5ad")
+    assert "at least 3 spots" in fails("demo", "--section", tmp_path / "two.h5ad", "--model", weights)
+
+
+def test_demo_leaves_other_files_alone(fails, section, weights, tmp_path):
+    mine = shutil.copy(section, tmp_path / "section.h5ad")
+    before = (tmp_path / "section.h5ad").read_bytes()
+    assert "is not from a demo" in fails("demo", "--section", mine, "--model", weights, "--out", tmp_path)
+    assert (tmp_path / "section.h5ad").read_bytes() == before
+
+
+# ---- embed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data", "ignore:zarr v3 autosharding")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_embed_any_format(run, toy, section, weights, model, tmp_path, suffix):
+    expected = stampy.tl.embed(toy, model, copy=True)
+    source = section
+    if suffix == ".zarr":
+        source = tmp_path / "in.zarr"
+        toy.write_zarr(source)
+    out = tmp_path / f"out{suffix}"
+    status, said, err = run("embed", source, out, "--model", weights, "--batch-size", 50)
+    assert (status, err) == (0, "")
+    assert "120 spots, fused, by small, " in said
+    assert "of 800 genes matched" in said
+    assert f"Written: {out}, obsm['X_stamp'] (120, 24)" in said
+    written = _formats.read(out)
+    for key in KEYS:
+        np.testing.assert_allclose(written.obsm[key], expected.obsm[key], atol=1e-5)
+    assert (written.X != toy.X).nnz == 0
+    assert written.obs["domain"].tolist() == toy.obs["domain"].tolist()
+    assert names_in(tmp_path) == sorted({out.name, "work", *([source.name] if suffix == ".zarr" else [])})
+
+
+@pytest.mark.parametrize("mtx", [False, True])
+def test_embed_a_space_ranger_folder(run, toy, weights, model, tmp_path, mtx):
+    expected = stampy.tl.embed(toy, model, copy=True)
+    folder = space_ranger_folder(toy, tmp_path / "sample" / "outs", mtx=mtx)
+    for source in (folder, folder.parent):
+        status, _, err = run("embed", source, "out.h5ad", "--model", weights, "--quiet", "--overwrite")
+        assert (status, err) == (0, "")
+    written = ad.read_h5ad("out.h5ad")
+    assert list(written.uns["spatial"]) == ["sample"]
+    np.testing.assert_allclose(written.obsm["X_stamp"], expected.obsm["X_stamp"], atol=1e-5)
+    (folder / "spatial" / "scalefactors_json.json").unlink()
+    status, _, err = run("embed", folder, "other.h5ad", "--model", weights)
+    assert status == 1
+    assert "None of ['scalefactors_json.json'] was found" in err
+    assert names_in(Path()) == ["out.h5ad"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_embed_spatialdata(run, toy, section, weights, model, tmp_path):
+    import spatialdata
+
+    sdata = spatialdata.SpatialData(tables={"table": toy.copy()})
+    sdata.write(tmp_path / "in.zarr")
+    for out in ("out.zarr", "out.h5ad"):
+        status, _, err = run("embed", tmp_path / "in.zarr", out, "--model", weights, "--modality", "gene")
+        assert status == 0, err
+    table = spatialdata.read_zarr("out.zarr").tables["table"]
+    expected = stampy.tl.embed(toy, model, modality="gene", copy=True).obsm["X_stamp"]
+    np.testing.assert_allclose(table.obsm["X_stamp"], expected, atol=1e-5)
+    np.testing.assert_allclose(ad.read_h5ad("out.h5ad").obsm["X_stamp"], expected, atol=1e-5)
+
+
+def test_embed_options_reach_the_function(run, section, toy, weights):
+    toy = toy.copy()
+    toy.layers["raw"] = toy.X.copy()
+    toy.X = toy.X.astype(np.float32)
+    toy.X.data = np.log1p(toy.X.data)
+    toy.write_h5ad("log.h5ad")
+    status, said, err = run("embed", "log.h5ad", "out.h5ad", "--model", weights, "--layer", "raw", "--key-added", "Z",
+                            "--modality", "gene")  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "obsm['Z']" in said
+    assert "Z" in ad.read_h5ad("out.h5ad").obsm
+
+
+def test_embed_onto_itself(run, fails, section, weights):
+    shutil.copy(section, "mine.h5ad")
+    before = Path("mine.h5ad").read_bytes()
+    assert "replace it with --overwrite" in fails("embed", "mine.h5ad", "mine.h5ad", "--model", weights)
+    assert Path("mine.h5ad").read_bytes() == before
+    status, _, _ = run("embed", "mine.h5ad", "mine.h5ad", "--model", weights, "--overwrite", "--modality", "gene")
+    assert status == 0
+    assert "X_stamp" in ad.read_h5ad("mine.h5ad").obsm
+
+
+def spoilt(toy, how):
+    adata = toy.copy()
+    if how == "nan":
+        adata.obsm["spatial"] = adata.obsm["spatial"].astype(float)
+        adata.obsm["spatial"][3, 1] = np.nan
+    elif how == "outside":
+        adata.obsm["spatial"] = adata.obsm["spatial"] + 1e6
+    elif how == "no spatial":
+        del adata.obsm["spatial"]
+    elif how == "no image":
+        del adata.uns["spatial"]
+    elif how == "empty":
+        adata = adata[:0].copy()
+    elif how == "log":
+        adata.X = adata.X.astype(np.float32)
+        adata.X.data = np.log1p(adata.X.data)
+    elif how == "foreign":
+        adata.var_names = [f"probe-{i}" for i in range(adata.n_vars)]
+        adata.var["gene_ids"] = adata.var_names
+    elif how == "transposed":
+        obs, var = adata.obs.copy(), adata.var.copy()
+        adata = ad.AnnData(adata.X.T.tocsr(), obs=var, var=obs)
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("how", "modality", "words"),
+    [
+        ("nan", "fused", "NaN or infinite coordinates for 1 of 120 spots"),
+        ("outside", "fused", "outside"),
+        ("no spatial", "image", "Key `spatial` not found in `adata.obsm`"),
+        ("no image", "image", "--image"),
+        ("empty", "gene", "The section is empty"),
+        ("log", "gene", "log-normalised"),
+        ("foreign", "gene", "Only 0 of 800 genes"),
+        ("transposed", "gene", "transposed"),
+    ],
+)
+def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
+    spoilt(toy, how).write_h5ad("bad.h5ad")
+    line = fails("embed", "bad.h5ad", "out.h5ad", "--model", weights, "--modality", modality)
+    assert words in line
+    assert "None" not in line
+    assert names_in(Path()) == ["bad.h5ad"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Near names there: ['toy.h5ad']"),
+        ("toy.h5ad", "out.csv", "must end in .h5ad or .zarr, found 'out.csv'"),
+        ("toy.h5ad", "taken.zarr", "'taken.zarr' exists"),
+        ("toy.h5ad", "file/out.h5ad", "'file' can't be a folder to write into"),
+        (
+            "notes.txt",
+            "out.h5ad",
+            "found the file 'notes.txt'",
+        ),
+        ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
+        ("empty", "out.h5ad", "'empty' is no section in a format that stampy knows"),
+    ],
+)
+def test_embed_refuses_bad_paths(fails, section, weights, source, target, words):
+    here = Path()
+    shutil.copy(section, "toy.h5ad")
+    (here / "half.h5ad").write_bytes(section.read_bytes()[:5000])
+    (here / "notes.txt").write_text("hello")
+    (here / "file").write_text("")
+    (here / "taken.zarr").mkdir()
+    (here / "empty").mkdir()
+    before = names_in(here)
+    options = ["--overwrite"] if target == "taken.zarr" else []
+    assert words in fails("embed", source, target, "--model", weights, *options)
+    assert names_in(here) == before
+
+
+def test_embed_refuses_bad_weights(fails, section, weights):
+    here = Path()
+    shutil.copytree(weights, "cut")
+    tensors = here / "cut" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    (here / "other").mkdir()
+    (here / "other" / "config.json").write_text('{"model_type": "bert"}')
+    assert "model.safetensors" in fails("embed", section, "out.h5ad", "--model", "cut")
+    assert "config" in fails("embed", section, "out.h5ad", "--model", "other")
+    assert "stampy-mini" in fails("embed", section, "out.h5ad", "--model", "stampy-mino")
+    assert not (here / "out.h5ad").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "embed", "pretrain", "align"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
+    fails, unwritable, section, weights, tmp_path, monkeypatch, command
+):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    unwritable(locked)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("it began to work"))
+    argv = {
+        "demo": ["demo", "--section", section, "--out", locked],
+        "embed": ["embed", section, locked / "out.h5ad"],
+        "pretrain": ["pretrain", section, "--out", locked],
+        "align": ["align", section, "--model", weights, "--out", locked],
+    }
+    line = fails(*argv[command])
+    assert f"'{locked}' can't be written to (Permission denied). Choose another." in line
+    assert names_in(locked) == []
+
+
+def test_a_folder_that_cannot_be_made():
+    with pytest.raises(NotADirectoryError, match="a part of its path, is a file"):
+        _checks.writable("/dev/null/stampy")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data", "ignore:zarr v3 autosharding")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_nothing_half_written_stays(fails, section, weights, monkeypatch, suffix):
+    here = Path()
+    shutil.copy(section, "toy.h5ad")
+    old = here / f"out{suffix}"
+    ad.read_h5ad("toy.h5ad").write_h5ad(old) if suffix == ".h5ad" else ad.read_h5ad("toy.h5ad").write_zarr(old)
+    # from .h5ad to .h5ad the results alone are added to a copy
+    place, kind = (ad.io, "write_elem") if suffix == ".h5ad" else (ad.AnnData, "write_zarr")
+    ordinary = getattr(place, kind)
+
+    def fill_the_disk(*args, **kwargs):
+        ordinary(*args, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(place, kind, fill_the_disk)
+    assert "No space left on device" in fails("embed", "toy.h5ad", old, "--model", weights, "--overwrite",
+                                              "--modality", "gene")  # fmt: skip
+    assert names_in(here) == sorted(["toy.h5ad", old.name])
+    assert "X_stamp" not in _formats.read(old).obsm  # what was there before
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def test_pretrain_align_embed(run, section, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(STAGE1))
+    (tmp_path / "two.json").write_text(json.dumps(STAGE2))
+    status, said, err = run("pretrain", section, "--out", "genes", "--config", tmp_path / "one.json", "--seed", 3)
+    assert (status, err) == (0, "")
+    assert "Model: genes/model" in said
+    (tmp_path / "sections.tsv").write_text(f"path\tname\n{section}\ttoy\n")
+    status, said, err = run("align", tmp_path / "sections.tsv", "--model", "genes/model", "--out", "both", "--config",
+                            tmp_path / "two.json", "--quiet")  # fmt: skip
+    assert (status, said, err) == (0, "", "")
+    assert Path("genes/metrics.jsonl").stat().st_size > 0
+    status, said, err = run("embed", section, "out.h5ad", "--model", "both/model")
+    assert (status, err) == (0, "")
+    assert "120 spots, fused" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["pretrain", "nowhere.h5ad"], "nowhere.h5ad"),
+        (["pretrain", "SECTION", "--config", "none.json"], "No config at 'none.json'"),
+        (["pretrain", "SECTION", "--config", "bad.json"], "Did you mean 'width'"),
+        (["pretrain", "SECTION", "--config", "half.json"], "line 1 column"),
+        (["pretrain", "SECTION", "--vocabulary", "none.tsv"], "none.tsv"),
+        (["align", "SECTION", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_training_refuses(fails, section, argv, words):
+    here = Path()
+    (here / "bad.json").write_text('{"widht": 8}')
+    (here / "half.json").write_text('{"width": ')
+    assert words in fails(*[section if a == "SECTION" else a for a in argv], "--out", "out")
+
+
+# ---- lists, help, errors -------------------------------------------------------------------------------------------
+
+
+def test_models_and_datasets(run):
+    status, said, _ = run("models")
+    assert status == 0
+    assert "stampy-mini" in said
+    assert "hf-hub:" in said
+    status, said, _ = run("datasets")
+    assert status == 0
+    assert all(name in said for name in datasets.names())
+
+
+def test_help_and_version(run):
+    for command in ([], ["demo"], ["embed"], ["slide"], ["report"], ["pretrain"], ["align"], ["models"], ["datasets"]):
+        status, said, err = run(*command, "--help")
+        assert (status, err) == (0, "")
+        assert "usage: stampy" in said
+    assert run("--version")[1] == f"stampy {stampy.__version__}\n"
+    assert {line.split()[1] for text in EXAMPLES.values() for line in text.strip().splitlines()} == {
+        "demo", "embed", "slide", "corpus", "pretrain", "align", "bench", "--nproc-per-node", "report"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", [[], ["embed"], ["embed", "a.h5ad"], ["embbed"], ["demo", "--n-domains", "few"]])
+def test_wrong_usage(run, argv):
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert "stampy" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment"])
+def test_traceback_on_request(run, monkeypatch, where):
+    argv = ["embed", "none.h5ad", "out.h5ad"]
+    if where == "environment":
+        monkeypatch.setenv("STAMPY_TRACEBACK", "1")
+    else:
+        argv.insert(0 if where == "before" else 3, "--traceback")
+    status, _, err = run(*argv)
+    assert status == 1
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1] == "stampy: error: No section at 'none.h5ad'."
+
+
+def test_an_interrupt_is_no_error(run, section, weights, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stampy.tl.embed", interrupt)
+    status, _, err = run("embed", section, "out.h5ad", "--model", weights)
+    assert (status, err) == (130, "stampy: interrupted\n")
+    assert names_in(Path()) == []
+
+
+def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
+    class Bug(Exception):
+        pass
+
+    def bug(*_, **__):
+        raise Bug
+
+    monkeypatch.setattr("stampy.tl.embed", bug)
+    with pytest.raises(Bug):
+        main(["embed", str(section), "out.h5ad", "--model", str(weights)])
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("Give it by `image=`.", "Give it by `--image`."),
+        ("Give `um_per_px=` or\n `spot_um=`.", "Give `--um-per-px` or `--spot-um`."),
+        ("use modality='gene', or layer='counts'", "use --modality gene, or --layer counts"),
+        ('use modality="gene"', "use --modality gene"),
+        ("leave image=False", "leave image=False"),  # no option says that
+        (KeyError("`layer=`"), "`--layer`"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_parameters_are_named_as_options(message, line):
+    assert _one_line(message) == line
+
+
+def test_warnings_are_lines_and_those_of_others_are_left_out(run, toy, weights, monkeypatch):
+    adata = toy.copy()
+    image = adata.uns["spatial"]["toy"]["images"].pop("hires")
+    assert image is not None
+    adata.write_h5ad("coarse.h5ad")  # only lowres is left
+    ordinary = stampy.tl.embed
+
+    def noisy(*args, **kwargs):
+        warnings.warn("of a package below", FutureWarning, stacklevel=1)
+        ordinary(*args, **kwargs)
+        ordinary(*args, **kwargs)
+
+    monkeypatch.setattr("stampy.tl.embed", noisy)
+    status, _, err = run("embed", "coarse.h5ad", "out.h5ad", "--model", weights, "--quiet")
+    assert status == 0
+    (line,) = err.splitlines()  # once, though it was given twice
+    assert line.startswith("stampy: warning: The image is coarse")
+    assert "`--image`" in line
+    assert "None" not in line
+
+
+def test_as_a_program(section, weights, tmp_path):
+    def stampy_(*argv):
+        argv = [sys.executable, "-m", "stampy", *map(str, argv)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+
+    done = stampy_("embed", section, "out.h5ad", "--model", weights, "--modality", "gene")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "120 spots, gene, by small" in done.stdout
+    assert names_in(tmp_path) == ["out.h5ad", "work"]
+    done = stampy_("embed", "nowhere/none.h5ad", "other.h5ad")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "stampy: error: No section at 'nowhere/none.h5ad'.\n")

@@ -1,0 +1,160 @@
+"""The report: all of it in one file, nothing in it but text and pictures, and the section as it was."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import stampy
+from stampy.cli import report as _report
+from stampy.cli.main import main
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails on tags that do not close each other."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, k, v) for k, v in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def embedded(toy):
+    """A toy section with a made-up embedding."""
+    adata = toy.copy()
+    adata.obsm["X_stamp"] = np.random.default_rng(0).normal(size=(adata.n_obs, 6)).astype(np.float32)
+    adata.obsm["X_stamp"][:, :4] += 5 * np.eye(4)[adata.obs["domain"].cat.codes]
+    adata.uns["stamp"] = {"X_stamp": {"model": "elsewhere", "modality": "gene", "stampy": stampy.__version__}}
+    return adata
+
+
+@pytest.fixture
+def report_of(tmp_path):
+    def report_of(adata, **options):
+        adata.write_h5ad(tmp_path / "section.h5ad")
+        path = _report.report(tmp_path / "section.h5ad", tmp_path / "section.html", **options)
+        return Page(path.read_text(encoding="utf-8"))
+
+    return report_of
+
+
+def test_report(embedded, report_of, tmp_path, capsys):
+    embedded.write_h5ad(tmp_path / "a.h5ad")
+    before = (tmp_path / "a.h5ad").read_bytes()
+    assert main(["report", str(tmp_path / "a.h5ad"), str(tmp_path / "a.html")]) == 0
+    assert "a.html" in capsys.readouterr().out
+    assert (tmp_path / "a.h5ad").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "a.html"]
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text)
+    assert "as 'elsewhere', which made the embedding, is not here" in text
+    assert "Found for this report in X_stamp" in text
+    markers = set(embedded.var_names[embedded.var["domain"].notna()])
+    assert len(markers & set(re.findall(r"\w+", text))) >= 8
+    assert "120" in page.text  # spots
+    assert sum(tag == "img" for tag in page.tags) == 6
+
+
+def test_nothing_is_loaded_or_run(embedded, report_of):
+    page = report_of(embedded)
+    assert not {"script", "link", "iframe", "object", "form", "a"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "srcset"):
+            assert value.startswith("data:image/png;base64,"), (tag, name)
+    assert any("default-src 'none'" in v for _, k, v in page.attributes if k == "content")
+    assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
+
+
+def test_names_are_text(embedded, report_of):
+    bad = '<script>alert("1")</script>'
+    adata = embedded.copy()
+    column = "<b onclick=x>"  # of h5ad, a name has no slash
+    adata.obs[column] = adata.obs["domain"].cat.rename_categories({"D1": bad, "D2": "a & b", "D3": "$x_", "D4": "<i>"})
+    adata.var_names = [f"{bad}{i}" if i < 5 else name for i, name in enumerate(adata.var_names)]
+    del adata.var["gene_ids"]
+    adata.uns["stamp"]["X_stamp"]["model"] = bad
+    page = report_of(adata, domains=column)
+    assert "script" not in page.tags
+    assert not {"i", "b"} & set(page.tags)
+    assert page.text.count(bad) >= 1
+    assert "a & b" in page.text
+
+
+@pytest.mark.parametrize("what", ["bare", "image only", "no coordinates"])
+def test_sections_that_lack_something(toy, report_of, what):
+    adata = toy.copy()
+    if what == "image only":
+        adata = adata[:, :0].copy()
+    elif what == "no coordinates":
+        del adata.obsm["spatial"]
+    text = " ".join(report_of(adata).text)
+    assert "`stampy embed` first" in text
+    assert ("Tokens" in text) == (what != "image only")
+    assert ("no maps" in text) == (what == "no coordinates")
+
+
+def test_several_sections(report_of):
+    adata = stampy.datasets.toy(n_spots=60, n_sections=2, image=False)
+    adata.obs["leiden"] = adata.obs["domain"]
+    page = report_of(adata, library_key="section")
+    assert "From obs['leiden']." in page.text
+    assert "sections" in page.text
+
+
+def test_genes_that_nobody_knows(toy, report_of):
+    adata = toy[:, :60].copy()
+    adata.var_names = [f"unknown{i}" for i in range(adata.n_vars)]
+    adata.var = adata.var[[]]
+    text = " ".join(report_of(adata).text)
+    assert "0 of the section's 60 genes (0%)" in text
+    assert "unknown" in text
+
+
+def test_token_counts_are_those_of_the_tokens(toy, vocabulary, model):
+    genes = _report._genes(toy, model, None)
+    adata = toy.copy()
+    stampy.pp.tokenize(adata, vocabulary)
+    np.testing.assert_array_equal(genes.tokens, (adata.obsm["stamp_tokens"] > 0).sum(axis=1))
+    assert genes.known == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target": "a.pdf"}, ValueError, "must end in .html"),
+        ({"domains": "none"}, KeyError, "Key `none` not found in `adata.obs`"),
+        ({"layer": "none"}, KeyError, "Key `none` not found in `adata.layers`"),
+        ({"library_key": "none"}, KeyError, "Key `none` not found in `adata.obs`"),
+        ({"n_genes": 0}, ValueError, "`n_genes` must be at least 1"),
+        ({"source": "b.h5ad"}, FileNotFoundError, "b.h5ad"),
+        ({"target": "taken.html"}, FileExistsError, "--overwrite"),
+    ],
+)
+def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, words):
+    monkeypatch.setattr(_report, "_parts", lambda *_: pytest.fail("it began to work"))
+    toy.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "taken.html").write_text("mine")
+    options = {"source": "a.h5ad", "target": "a.html"} | options
+    source, target = tmp_path / options.pop("source"), tmp_path / options.pop("target")
+    with pytest.raises(error, match=re.escape(words)):
+        _report.report(source, target, **options)
+    assert (tmp_path / "taken.html").read_text() == "mine"
+    assert not (tmp_path / "a.html").exists()
