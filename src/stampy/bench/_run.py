@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _utils
+from stampy import _checks, _files
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._data import MISSING, PATIENT, Loaded, load_section
@@ -245,7 +245,7 @@ class _DataSetRun:
         return scores
 
     def _keep(self, path: Path, scores: list[dict[str, Any]]) -> None:
-        with _utils.atomic(path) as beside:
+        with _files.atomic(path) as beside:
             beside.write_text(json.dumps(scores), "utf-8")
 
     def _obstacle(self, system: System, task: Task, section: Loaded) -> str | None:
