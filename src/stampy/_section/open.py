@@ -67,6 +67,12 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
         If the file is truncated or its format is none of these.
     """
     path = _checks.existing(path, what="image file")
+    image = _opened(path, scale)
+    image.path = path
+    return image
+
+
+def _opened(path: Path, scale: float) -> SlideImage:
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; an image file was expected.")
     if path.suffix.lower() in _SLIDE_SUFFIXES:
