@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _checks, _keys, datasets
+from stampy._section.links import refuse_links
 
 from ._config import DataSet, Section
 
@@ -60,6 +61,7 @@ def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
         return datasets.toy(rng=int(seed or 0))
     if section.source.endswith(".h5ad"):
         path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
+        refuse_links(path)
         return anndata.read_h5ad(path)
     return datasets.load(section.source, allow_unverified=allow_unverified)
 
