@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stampy
-from stampy import _checks, _keys, _utils, models, tl
+from stampy import _checks, _files, _keys, models, tl
 from stampy.tl._cluster import smoothed
 
 from ._config import System
@@ -133,6 +133,6 @@ class Cache:
         self.made += 1
         tensors = {"vectors" + part: np.ascontiguousarray(v, dtype=np.float32) for part, v in vectors.items()}
         about = {"modality": str(record["modality"]), "model": system.model, "section": section.name}
-        with _utils.atomic(self.path(section, system, system.modality)) as path:
+        with _files.atomic(self.path(section, system, system.modality)) as path:
             save_file(tensors, path, metadata=about)
         return Embedded(vectors, str(record["modality"]))

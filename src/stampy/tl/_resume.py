@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stampy import _checks, _utils
+from stampy import _checks, _files
 
 if TYPE_CHECKING:
     from stampy.models import Stamp
@@ -96,7 +96,7 @@ class Chunk:
         """Write what is new."""
         if self.path is None or not self._unsaved:
             return
-        with _utils.atomic(self.path) as temporary, temporary.open("wb") as stream:
+        with _files.atomic(self.path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, key=np.array(self.key), done=self.done, values=self.values)
         self._saved, self._unsaved = time.monotonic(), False
 
@@ -154,5 +154,5 @@ def _check_manifest(folder: Path, settings: dict[str, Any]) -> None:
     strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if strangers:
         raise ValueError(f"`resume` needs a folder of its own; {str(folder)!r} has {_checks.shortlist(strangers, 3)}.")
-    with _utils.atomic(path) as temporary:
+    with _files.atomic(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
