@@ -12,10 +12,10 @@ from stampy import bench, datasets, models
 from stampy.bench import _embeddings, _run, _tasks
 from stampy.bench._config import DataSet, Section, System
 from stampy.bench._data import section_digest
-from stampy.bench._seen import seen
+from stampy.bench._overlap import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.tl._masked import masked_accuracy
+from stampy.tl._evaluate import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 

@@ -19,7 +19,7 @@ from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._data import MISSING, PATIENT, Loaded, load_section
 from ._embeddings import Cache, Embedded, identity, kind_of
 from ._options import TASKS
-from ._seen import seen
+from ._overlap import seen
 from ._slides import manifest_of, slide_scores
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, quietly
