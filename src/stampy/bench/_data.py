@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stampy import _checks, datasets
 from stampy._section.identity import digest_of_section
+from stampy._section.links import refuse_links
 
 from ._config import DataSet, Section
 
@@ -57,5 +58,6 @@ def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
         return datasets.toy(rng=int(seed or 0))
     if section.source.endswith(".h5ad"):
         path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
+        refuse_links(path)
         return anndata.read_h5ad(path)
     return datasets.load(section.source, allow_unverified=allow_unverified)
