@@ -15,6 +15,7 @@ from stampy import _checks
 from stampy._section.faults import TooLargeError, check_px, damaged
 from stampy._section.image import SlideImage, named_level
 from stampy._section.levels import ArrayLevel, Level, OrientedLevel
+from stampy._section.links import refuse_slide_references
 from stampy._section.resolution import openslide_um_per_px
 from stampy._section.tiff import TIFF_MAGIC, open_tiff
 
@@ -57,6 +58,12 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
         If the file is truncated or its format is none of these.
     """
     path = _checks.existing(path, what="image file")
+    image = _opened(path, scale)
+    image.path = path
+    return image
+
+
+def _opened(path: Path, scale: float) -> SlideImage:
     if path.is_dir():
         dicom = next(path.glob("*.dcm"), None)
         hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
@@ -176,6 +183,7 @@ def _open_slide(path: Path, scale: float) -> SlideImage:
             f'Reading {path.name!r} needs OpenSlide. Install it with `pip install "stampy-st[slides]"`, '
             "or convert the slide to a tiled TIFF."
         ) from error
+    refuse_slide_references(path)
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:

@@ -133,9 +133,8 @@ def _white(top: float, name: str, *, least_8_bit: float = 0.0) -> float:
 
 def _full(top: float, kind: np.dtype) -> float:
     """The value of full opacity, from the largest one."""
-    if kind.kind == "f" and top <= 1 + _ROUNDING:
-        return 1.0
-    return float(next((2**bits - 1 for bits in (1, *_BITS) if top < 2**bits), top))
+    top /= 1 + _ROUNDING * (kind.kind == "f")
+    return float(next((2**bits - 1 for bits in (1, *_BITS) if top <= 2**bits - 1), top))
 
 
 def _check_not_mask(level: Level, n: int, name: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from stampy._section.faults import MAX_TILE_PX, check_px, damaged
 from stampy._section.image import SlideImage
 from stampy._section.levels import ArrayLevel, OrientedLevel
+from stampy._section.links import refuse_tiff_references
 from stampy._section.resolution import tiff_um_per_px
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = ["TIFF_MAGIC", "open_tiff"]
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError, struct.error)
+_HEADER = 8  # bytes before the first that may be pixels
 _AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
 
 
@@ -36,6 +38,7 @@ def open_tiff(path: Path, scale: float, unpacked: BytesIO | None = None) -> Slid
     with contextlib.ExitStack() as on_error:
         on_error.callback(tiff.close)
         with _whole(path):
+            refuse_tiff_references(tiff, path)
             if not tiff.series:
                 raise damaged(path, "it has no pages")
             main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
@@ -128,8 +131,13 @@ def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
 
 
 def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> None:
-    """Raise ValueError if tiles lie beyond the end of the file: they would be read as white."""
+    """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
     for page in series.pages:
-        ends = [start + n for start, n in zip(page.dataoffsets, page.databytecounts, strict=True)] if page else []
+        parts = (
+            [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
+        )
+        if min(parts, default=(_HEADER,))[0] < _HEADER:
+            raise damaged(path, f"pixels are said to lie in its header, at byte {min(parts)[0]}")
+        ends = [start + n for start, n in parts]
         if max(ends, default=0) > size:
             raise damaged(path, f"it has {size} bytes where {max(ends)} were expected")

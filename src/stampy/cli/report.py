@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import stampy
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy.cli import html as _html
 from stampy.cli.html import Markup, tag
@@ -113,7 +113,7 @@ def report(
         "header", tag("div", f"stampy {stampy.__version__}: report of a section", class_="soft"), tag("h1", title)
     )
     marked = [tag("div", tag("p", note), class_="note") for note in notes]
-    with _utils.atomic(path) as temporary:
+    with _files.atomic(path) as temporary:
         temporary.write_text(_html.page(f"{title}: stampy", head, body[0], *marked, *body[1:]), encoding="utf-8")
     return path
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._utils import atomic_folder, device_of, make_ordinary
+from stampy._files import atomic_folder, make_ordinary
+from stampy._utils import device_of
 from stampy.models._systems.cards import catalogue, split_name
 
 from ._stamp import Stamp, StampConfig

@@ -15,12 +15,11 @@ from stampy._section.section import has_image
 from stampy._utils import copy_of, is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
-from ._baselines import N_NEIGHBORS, embed_pca
 from ._cluster import smoothed
-from ._genes import embed_genes
+from ._each import each_of, is_several
+from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
+from ._results import unit
 from ._resume import Parts, digest_of_model
-from ._several import each_of, is_several
-from ._spaces import unit
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
