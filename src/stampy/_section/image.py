@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from stampy import _files
+
 __all__ = ["WHITE", "ArrayLevel", "Level", "SlideImage"]
 
 WHITE = (255, 255, 255)
 _MARGIN = 2  # source px around a box, in units of the filter's step: the support of the bicubic filter
 _SCAN_ROWS = 1024
+_WHOLE_PX = 2**28  # a level up to this size is hashed as a whole
+_SAMPLED_BANDS, _BAND_ROWS = 64, 64  # of a larger one that is not in memory
 
 
 class Level:
@@ -120,6 +125,7 @@ class SlideImage:
         close: Callable[[], None] | None = None,
         um_per_px: float | None = None,
     ):
+        self.path: Path | None = None  # of the file behind the image, where there is one
         if close is not None:
             self._close = weakref.finalize(self, close)
         if not (np.isfinite(scale) and scale > 0):
@@ -161,6 +167,24 @@ class SlideImage:
     def shape(self) -> tuple[int, int]:
         """Height and width of the finest level in px."""
         return self.levels[0].shape
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the image: of the content of its file, else of its pixels.
+
+        Arrays in memory are hashed as a whole, as are files up to 256 MiB and arrays on disk up to 2^28 px. Of larger
+        files size, time and 64 parts are hashed, of larger arrays on disk the coarsest level and 64 bands.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        if self.path is not None:
+            beside = self.path.with_suffix("")  # a .mrxs keeps its pixels in a folder of its name
+            for path in (self.path, beside) if self.path.suffix == ".mrxs" and beside.is_dir() else (self.path,):
+                found.update(_files.digest_of_path(path).encode())
+            return found.hexdigest()
+        found.update(repr([(level.shape, level.n_channels, str(level.dtype)) for level in self.levels]).encode())
+        for band in _bands(self.levels):
+            found.update(np.ascontiguousarray(band).data)
+        return found.hexdigest()
 
     def close(self) -> None:
         """Close the file behind the image, if there is one."""
@@ -220,6 +244,20 @@ class SlideImage:
         """The coarsest level that is not coarser than `downsample`."""
         fits = [i for i, (fx, fy) in enumerate(self.downsamples) if max(fx, fy) <= downsample * 1.001]
         return max(fits, key=lambda i: self.downsamples[i], default=0)
+
+
+def _bands(levels: Sequence[Level]) -> Iterator[np.ndarray]:
+    """Bands of rows of the finest level, all or spread over it, then with the coarsest level."""
+    height, width = levels[0].shape
+    if height * width <= _WHOLE_PX or isinstance(getattr(levels[0], "array", None), np.ndarray):
+        for top in range(0, height, _SCAN_ROWS):
+            yield levels[0].crop(0, top, width, min(top + _SCAN_ROWS, height))
+        return
+    for top in np.linspace(0, max(height - _BAND_ROWS, 0), _SAMPLED_BANDS, dtype=np.int64).tolist():
+        yield levels[0].crop(0, top, width, min(top + _BAND_ROWS, height))
+    height, width = levels[-1].shape
+    if len(levels) > 1 and height * width <= _WHOLE_PX:
+        yield levels[-1].crop(0, 0, width, height)
 
 
 def _rgb(pixels: np.ndarray, white: float, fill: tuple[int, int, int]) -> np.ndarray:

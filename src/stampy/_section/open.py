@@ -14,6 +14,7 @@ import numpy as np
 
 from stampy import _checks
 from stampy._section.image import ArrayLevel, Level, SlideImage
+from stampy._section.links import refuse_slide_references, refuse_tiff_references
 from stampy._section.resolution import openslide_um_per_px, tiff_um_per_px
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _BAND_PX = 2**22
 _MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
 _MAX_TILE_PX = 2**26  # of one tile of a TIFF
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_HEADER = 8  # bytes before the first that may be pixels
 _TIFF_ERRORS = (
     ValueError,
     LookupError,
@@ -67,6 +69,12 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
         If the file is truncated or its format is none of these.
     """
     path = _checks.existing(path, what="image file")
+    image = _opened(path, scale)
+    image.path = path
+    return image
+
+
+def _opened(path: Path, scale: float) -> SlideImage:
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; an image file was expected.")
     if path.suffix.lower() in _SLIDE_SUFFIXES:
@@ -162,6 +170,7 @@ def _open_tiff(path: Path, scale: float) -> SlideImage:
     with contextlib.ExitStack() as on_error:
         on_error.callback(tiff.close)
         with _whole(path):
+            refuse_tiff_references(tiff, path)
             if not tiff.series:
                 raise _damaged(path, "it has no pages")
             main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
@@ -224,10 +233,15 @@ def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
 
 
 def _check_complete(series: tifffile.TiffPageSeries, path: Path) -> None:
-    """Raise ValueError if tiles lie beyond the end of the file: they would be read as white."""
+    """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
     size = path.stat().st_size
     for page in series.pages:
-        ends = [start + n for start, n in zip(page.dataoffsets, page.databytecounts, strict=True)] if page else []
+        parts = (
+            [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
+        )
+        if min(parts, default=(_TIFF_HEADER,))[0] < _TIFF_HEADER:
+            raise _damaged(path, f"pixels are said to lie in its header, at byte {min(parts)[0]}")
+        ends = [start + n for start, n in parts]
         if max(ends, default=0) > size:
             raise _damaged(path, f"it has {size} bytes where {max(ends)} were expected")
 
@@ -259,6 +273,7 @@ def _open_slide(path: Path, scale: float) -> SlideImage:
             f'Reading {path.name!r} needs OpenSlide. Install it with `pip install "stampy-st[slides]"`, '
             "or convert the slide to a tiled TIFF."
         ) from error
+    refuse_slide_references(path)
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
