@@ -237,11 +237,11 @@ def library_images(adata: AnnData) -> Mapping[str, Any]:
 
 
 def factor(factors: Mapping[str, Any], key: str) -> float:
-    """A scale factor that is there; ValueError where it is no positive number."""
-    try:
-        value = float(factors[key])
-    except (TypeError, ValueError):
-        value = float("nan")
+    """A scale factor that is there, also as text or in an array of one; ValueError where it is no positive number."""
+    value = float("nan")
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.asarray(factors[key])
+        value = float(found.item()) if found.size == 1 and found.dtype.kind != "b" else value
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"The scale factor `{key}` must be a positive number, found {factors[key]!r}.")
     return value
