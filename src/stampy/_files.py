@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["atomic", "atomic_folder", "digest", "make_ordinary"]
+__all__ = ["atomic", "atomic_folder", "digest", "make_ordinary", "sha256_of"]
 
 
 def make_ordinary(path: Path) -> None:
@@ -61,3 +61,9 @@ def digest(names: Iterable[str]) -> str:
     False
     """
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
