@@ -158,7 +158,8 @@ def test_config_of_a_newer_or_no_format(saved, value):
         {"image": {"backbone_kwargs": {"num_heads": 7}}}, {"image": {"backbone_kwargs": {"num_heads": 0}}},
         {"image": {"backbone_kwargs": {"patch_size": 0}}}, {"image": {"backbone_kwargs": {"patch_size": 10**6}}},
         {"image": {"backbone_kwargs": {"img_size": 10**9}}}, {"image": {"backbone_kwargs": {"img_size": [224, 224]}}},
-        {"image": {"backbone_kwargs": {"mlp_ratio": 1e18}}}, {"image": {"backbone_kwargs": {"mlp_ratio": float("nan")}}},
+        {"image": {"backbone_kwargs": {"mlp_ratio": 1e18}}},
+        {"image": {"backbone_kwargs": {"mlp_ratio": float("nan")}}},
         {"image": {"backbone_kwargs": {"mlp_ratio": 63.0}}}, {"image": {"backbone_kwargs": {"reg_tokens": 10**9}}},
         {"image": {"backbone_kwargs": {"global_pool": "map"}}}, {"image": {"backbone_kwargs": {"qkv_bias": "x"}}},
         {"image": {"backbone_kwargs": {"class_token": False}}}, {"image": {"backbone_kwargs": {"depth": True}}},
@@ -249,7 +250,7 @@ def test_a_result_that_is_not_finite_is_an_error_before_anything_is_written(mode
         broken.gene_head.weight.fill_(float("nan"))
         broken.patch_head.weight.fill_(float("nan"))
     for modality in ("gene", "image", "fused"):
-        with pytest.raises(ValueError, match="gave NaN or infinite values for .* nothing was written"):
+        with pytest.raises(ValueError, match=r"gave NaN or infinite values for .* nothing was written"):
             tl.embed(few, broken, modality=modality, **QUIET)
     assert "X_stamp" not in few.obsm
     assert "stamp" not in few.uns

@@ -334,7 +334,7 @@ def _report_options(commands: Any) -> None:
     add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
     add(
         "--model",
-        help="whose vocabulary to hold the genes against (default: the packaged model that embedded the section, else stampy-mini)",
+        help="whose vocabulary to hold the genes against (default: the packaged model that made the embedding)",
     )
     add("--embedding", default="X_stamp", metavar="KEY", help="key of obsm (default: %(default)s)")
     add("--domains", metavar="COLUMN", help="column of obs (default: stamp_domain, stamp_cluster or leiden)")

@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stampy import _checks
+from stampy._files import digest_of_arrays
 from stampy.pp._counts import CHUNK, checked_rows
 from stampy.pp._tokens import iter_tokens
 
-from ._resume import Chunk, Parts, digest_of_arrays
+from ._resume import Chunk, Parts
 
 if TYPE_CHECKING:
     from stampy.models import GeneSystem, ImageSystem, Stamp
