@@ -203,6 +203,17 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     return single(values, f"adata.obsm['{key}']")
 
 
+def results(values: np.ndarray, model: str) -> np.ndarray:
+    """`values` (n, d) that a model made; ValueError, before anything of them is written, where any is not finite."""
+    bad = int((~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).sum())
+    if bad:
+        raise ValueError(
+            f"The model {model!r} gave NaN or infinite values for {bad} of {len(values)} inputs; nothing was written. "
+            "Its weights overflow or are damaged: load them again, or try `precision='float32'`."
+        )
+    return values
+
+
 def single(values: np.ndarray, name: str) -> np.ndarray:
     """Finite numbers as float32; ValueError where they are too large for that."""
     with np.errstate(over="ignore"):

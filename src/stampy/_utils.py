@@ -1,15 +1,11 @@
-"""Small helpers that every layer shares: the table of a SpatialData, generators, devices, atomic files."""
+"""Small helpers that every layer shares: the table of a SpatialData, generators, devices."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-__all__ = ["atomic", "atomic_folder", "copy_of", "device_of", "digest", "generator", "table_of", "torch_generator"]
+__all__ = ["copy_of", "device_of", "generator", "table_of", "torch_generator"]
 
 
 def n_cores() -> int:
@@ -103,53 +99,3 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda' was asked for, but torch sees no CUDA device. Use device=None or 'cpu'.")
     return device
-
-
-def make_ordinary(path: Path) -> None:
-    """Give a file the rights that an ordinary new file gets here."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        make_ordinary(temporary)  # mkstemp makes it private
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """As `atomic`, for a folder, which must not exist yet when it is written."""
-    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}."))
-    try:
-        new, old = work / path.name, work / "old"
-        yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def digest(names: Iterable[str]) -> str:
-    """The first 16 characters of a SHA-256: tells whether rows are still those that they were.
-
-    >>> digest(["a", "b"]) == digest(["b", "a"])
-    False
-    """
-    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]

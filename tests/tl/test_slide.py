@@ -18,7 +18,7 @@ from stampy._section.resolution import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
 from stampy.pp._tissue import covered, overview, tissue_mask
-from stampy.tl import _auc, _embed_slide
+from stampy.tl import _embed_slide, _metrics
 
 quick = settings(deadline=None, max_examples=25)
 QUIET = {"show_progress_bar": False}
@@ -416,19 +416,19 @@ def test_metrics_are_those_of_scikit_learn(seed, n_classes):
     classes = np.concatenate([np.arange(n_classes), random.integers(0, n_classes, 25)])
     scores = random.dirichlet(np.ones(n_classes), len(classes)).round(1) + 1e-3  # with ties
     expected = [roc_auc_score(classes == c, scores[:, c]) for c in range(n_classes)]
-    assert _auc.auc(classes, scores)[0] == pytest.approx(np.mean(expected[1:] if n_classes == 2 else expected))
-    assert _auc.balanced_accuracy(classes, scores)[0] == pytest.approx(
+    assert _metrics.auc(classes, scores)[0] == pytest.approx(np.mean(expected[1:] if n_classes == 2 else expected))
+    assert _metrics.balanced_accuracy(classes, scores)[0] == pytest.approx(
         balanced_accuracy_score(classes, scores.argmax(axis=1))
     )
-    weights = _auc.draws(np.arange(len(classes)), 3, random)
-    for got, weight in zip(_auc.auc(classes, scores, weights), weights, strict=True):
+    weights = _metrics.draws(np.arange(len(classes)), 3, random)
+    for got, weight in zip(_metrics.auc(classes, scores, weights), weights, strict=True):
         if n_classes == 2 and len(np.unique(np.repeat(classes, weight.astype(int)))) == 2:
             assert got == pytest.approx(roc_auc_score(classes, scores[:, 1], sample_weight=weight))
 
 
 def test_draws_are_of_patients():
     patients = np.array(["a", "a", "b", "c", "c", "c"])
-    weights = _auc.draws(patients, 50, np.random.default_rng(0))
+    weights = _metrics.draws(patients, 50, np.random.default_rng(0))
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 3] == weights[:, 5]).all()
     assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()

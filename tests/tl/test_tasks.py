@@ -15,7 +15,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from stampy import datasets, pl, tl
-from stampy.tl import _cluster, _folds, _probe, _regress, _scores, _solve
+from stampy.tl import _cluster, _folds, _linear, _metrics, _probe, _regress
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -92,7 +92,7 @@ def test_blocks_are_compact_and_cut_each_section_by_itself(sections):
     xy, codes = sections.obsm["spatial"], (sections.obs["section"] == "toy_2").to_numpy()
     blocks = _folds.block_folds(xy, 5, sections=codes)
     chance = _folds.random_folds(len(xy), 5)
-    together = [_scores.coherence(f, xy, codes).mean() for f in (blocks, chance)]
+    together = [_metrics.coherence(f, xy, codes).mean() for f in (blocks, chance)]
     assert together[0] > 0.6
     assert together[1] < 0.3
     for part in (codes, ~codes):
@@ -132,7 +132,7 @@ def test_logistic_is_scikit_learns(d):
     random = np.random.default_rng(0)
     codes = random.integers(3, size=90)
     x = StandardScaler().fit_transform(random.normal(size=(90, d)) + codes[:, None] * 0.4)
-    w, b = _solve.logistic(x, codes, 3, 10.0, _solve.balanced_weights(codes, 3))
+    w, b = _linear.logistic(x, codes, 3, 10.0, _linear.balanced_weights(codes, 3))
     other = LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000, tol=1e-8).fit(x, codes)
     scores = x @ w + b
     np.testing.assert_allclose(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), other.predict_proba(x), atol=2e-3)
@@ -143,7 +143,7 @@ def test_logistic_is_scikit_learns(d):
 def test_ridge_is_scikit_learns_for_all_targets(d, penalty):
     random = np.random.default_rng(1)
     x, y, weights = random.normal(size=(40, d)) + 3, random.normal(size=(40, 7)) + 5, random.uniform(0.5, 2, 40)
-    w, b = _solve.solve_ridge(x, y, penalty, weights)
+    w, b = _linear.solve_ridge(x, y, penalty, weights)
     model = Ridge(penalty, solver="svd") if penalty else LinearRegression()
     np.testing.assert_allclose(x @ w + b, model.fit(x, y, sample_weight=weights).predict(x), atol=1e-6)
 
@@ -160,7 +160,7 @@ def test_a_constant_column_does_no_harm():
 def test_label_scores_are_scikit_learns(k, seed):
     random = np.random.default_rng(seed)
     truth, predicted = random.integers(k, size=40), random.integers(k, size=40)
-    found = _scores.label_scores(_scores.confusion(truth, predicted, k))
+    found = _metrics.label_scores(_metrics.confusion(truth, predicted, k))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(truth, predicted))
@@ -172,7 +172,7 @@ def test_pearson_is_scipys_and_undefined_for_a_constant_gene():
     random = np.random.default_rng(0)
     a, b = random.normal(size=(30, 4)).astype(np.float32), random.normal(size=(30, 4)).astype(np.float32)
     a[:, 3] = 7.1
-    found = _scores.pearson(a, b)
+    found = _metrics.pearson(a, b)
     np.testing.assert_allclose(found[:3], [stats.pearsonr(a[:, i], b[:, i])[0] for i in range(3)], atol=1e-6)
     assert np.isnan(found[3])
 
@@ -182,10 +182,10 @@ def test_pooled_slide_and_fold_are_told_apart():
     random = np.random.default_rng(0)
     slide = np.repeat(["a", "b"], 500)
     level = np.repeat([0.0, 10.0], 500)[:, None]
-    scores = _scores.gene_scores(
+    scores = _metrics.gene_scores(
         level + random.normal(size=(1000, 3)), level + random.normal(size=(1000, 3)), list("xyz"), {"slide": slide}
     )
-    table = _scores.gene_summary(scores).set_index("level")
+    table = _metrics.gene_summary(scores).set_index("level")
     assert table.loc["pooled", "pearson"] > 0.9
     assert abs(table.loc["slide", "pearson"]) < 0.1
     assert table.loc["slide", "n_groups"] == 2
@@ -379,8 +379,8 @@ def test_smoothing_makes_domains_coherent(sections):
 
 def test_coherence_counts_neighbours_even_at_the_same_place():
     xy = np.zeros((8, 2))
-    np.testing.assert_allclose(_scores.coherence(np.zeros(8, dtype=int), xy, np.zeros(8)), 1.0)
-    assert np.isnan(_scores.coherence(np.zeros(1, dtype=int), xy[:1], np.zeros(1))).all()
+    np.testing.assert_allclose(_metrics.coherence(np.zeros(8, dtype=int), xy, np.zeros(8)), 1.0)
+    assert np.isnan(_metrics.coherence(np.zeros(1, dtype=int), xy[:1], np.zeros(1))).all()
 
 
 def test_leiden_says_when_a_number_can_not_be_had(one):
@@ -444,7 +444,7 @@ def test_hest_is_its_published_recipe():
     pca = PCA(10, random_state=0).fit(scaler.transform(x[~test]))
     z, z_test = (pca.transform(scaler.transform(part)) for part in (x[~test], x[test]))
     other = Ridge(100 / (10 * 6), fit_intercept=False).fit(z, y[~test]).predict(z_test)
-    np.testing.assert_allclose(_scores.pearson(y[test], found[test]), _scores.pearson(y[test], other), atol=1e-5)
+    np.testing.assert_allclose(_metrics.pearson(y[test], found[test]), _metrics.pearson(y[test], other), atol=1e-5)
 
 
 def test_expression_holds_out():

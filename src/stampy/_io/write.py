@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _files, _keys, _utils
 from stampy._io.stores import is_spatialdata, is_zarr
+from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
     import h5py
@@ -48,10 +49,10 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
 def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TABLE) -> None:
     """Write beside `path` and rename; into an .h5ad goes the table of a SpatialData."""
     if path.suffix == ".h5ad":
-        with _utils.atomic(path) as temporary:
+        with _files.atomic(path) as temporary:
             _utils.table_of(data, table_key).write_h5ad(temporary, compression="gzip")
         return
-    with _utils.atomic_folder(path) as temporary:
+    with _files.atomic_folder(path) as temporary:
         data.write(temporary) if _utils.is_spatialdata(data) else data.write_zarr(temporary)
 
 
@@ -68,8 +69,8 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
     elif is_spatialdata(source):
         _append_spatialdata(table, keys, source, target, table_key)
     else:
-        with _utils.atomic_folder(target) as temporary:
-            shutil.copytree(source, temporary)
+        with _files.atomic_folder(target) as temporary:
+            _copy_store(source, temporary)
             _put_zarr(temporary, table, keys)
             _consolidate(temporary)
     return True
@@ -78,8 +79,9 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
 def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path) -> None:
     import h5py
 
-    with _utils.atomic(target) as temporary:
+    with _files.atomic(target) as temporary:
         shutil.copyfile(source, temporary)
+        refuse_links_h5(temporary)  # the copy: what is written to can't change after it was looked at
         with h5py.File(temporary, "r+") as file:
             _put(file, table, keys)
         if table.isbacked:  # its file may be the one that is replaced
@@ -88,16 +90,22 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:
     if source.resolve() != target.resolve():
-        with _utils.atomic_folder(target) as temporary:
-            shutil.copytree(source, temporary)
+        with _files.atomic_folder(target) as temporary:
+            _copy_store(source, temporary)
             _put_zarr(temporary / "tables" / table_key, table, keys)
             _consolidate(temporary)
         return
     place = source / "tables" / table_key
-    with _utils.atomic_folder(place, beside=source.resolve().parent) as temporary:
-        shutil.copytree(place, temporary)
+    with _files.atomic_folder(place, beside=source.resolve().parent) as temporary:
+        _copy_store(place, temporary)
         _put_zarr(temporary, table, keys)
     _consolidate(source)
+
+
+def _copy_store(source: Path, target: Path) -> None:
+    """Copy a store; a link in it is not followed but refused."""
+    shutil.copytree(source, target, symlinks=True)
+    refuse_links_zarr(target)
 
 
 def _put_zarr(path: Path, table: AnnData, keys: Sequence[str]) -> None:

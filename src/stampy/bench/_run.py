@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _utils
+from stampy import _checks, _files
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._data import MISSING, PATIENT, Loaded, load_section
 from ._embeddings import Cache, Embedded, identity, kind_of
 from ._options import TASKS
-from ._seen import seen
+from ._overlap import seen
 from ._slides import manifest_of, slide_scores
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, quietly
@@ -180,7 +180,7 @@ class _DataSetRun:
                     yield self._slide_rows(manifest, system, task)
 
     def _slide_rows(self, manifest: pd.DataFrame, system: System, task: Task) -> list[dict[str, Any]]:
-        what = {"slides": manifest.to_csv(), "sizes": [Path(p).stat().st_size for p in manifest["slide"]]}
+        what = {"slides": manifest.to_csv(), "files": [_files.digest_of_path(p) for p in manifest["slide"]]}
         path = self._path(system, task, (), **what)
         try:
             if not path.is_file():
@@ -245,7 +245,7 @@ class _DataSetRun:
         return scores
 
     def _keep(self, path: Path, scores: list[dict[str, Any]]) -> None:
-        with _utils.atomic(path) as beside:
+        with _files.atomic(path) as beside:
             beside.write_text(json.dumps(scores), "utf-8")
 
     def _obstacle(self, system: System, task: Task, section: Loaded) -> str | None:

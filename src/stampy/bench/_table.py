@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stampy import _checks, _utils
+from stampy import _checks, _files
 
 from ._options import TASKS
 
@@ -42,7 +42,7 @@ def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def write_results(results: pd.DataFrame, path: Path, config: Config) -> None:
     """The table as .csv, and beside it what was compared."""
-    with _utils.atomic(path) as beside:
+    with _files.atomic(path) as beside:
         results.to_csv(beside, index=False)
     about = {
         "name": config.name,
@@ -50,7 +50,7 @@ def write_results(results: pd.DataFrame, path: Path, config: Config) -> None:
         "tasks": [{"task": t.name, **t.options} for t in config.tasks],
         "datasets": [{"name": d.name, "folds": d.folds, "labels": d.labels} for d in config.datasets],
     }
-    with _utils.atomic(path.with_suffix(".json")) as beside:
+    with _files.atomic(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(about, indent=1), "utf-8")
 
 

@@ -17,7 +17,7 @@ from stampy import _keys, models, tl
 from stampy.pp import Vocabulary, tokenize
 from stampy.tl._folds import known_labels
 from stampy.tl._masked import masked_accuracy
-from stampy.tl._scores import confusion, label_scores
+from stampy.tl._metrics import confusion, label_scores
 
 from ._config import DataSet, System, Task
 from ._data import LABELS, PATIENT, SECTION, Loaded

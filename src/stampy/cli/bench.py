@@ -66,7 +66,7 @@ def _told(results: Any, out: str) -> str:
 
 def _table(*, folder: str, kind: str, out: str | None, picture: str | None, say: Callable[[str], None],
            **options: Any) -> None:  # fmt: skip
-    from stampy import _utils, bench
+    from stampy import _files, bench
 
     results = bench.read_results(folder)
     if picture is not None:
@@ -82,7 +82,7 @@ def _table(*, folder: str, kind: str, out: str | None, picture: str | None, say:
     if out is None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         return
-    with _utils.atomic(out) as beside:
+    with _files.atomic(out) as beside:
         beside.write_text(text, "utf-8")
     say(f"Written: {out}")
 
@@ -93,11 +93,11 @@ def _draw(results: Any, path: Path, options: dict[str, Any]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from stampy import _utils, bench, pl
+    from stampy import _files, bench, pl
 
     axes = pl.bench(bench.summary(results), tasks=options["tasks"], reported=options["reported"])
     figure = (axes[0] if isinstance(axes, list) else axes).figure
-    with _utils.atomic(path) as beside:
+    with _files.atomic(path) as beside:
         figure.savefig(beside, dpi=110, format="png")
     plt.close(figure)
 

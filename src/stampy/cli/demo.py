@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stampy import _checks, _keys, _utils, datasets
+from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
 
@@ -327,7 +327,7 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
         figure = (axes[0] if isinstance(axes, list) else axes).figure
-        with _utils.atomic(out / name) as temporary:
+        with _files.atomic(out / name) as temporary:
             figure.savefig(temporary, dpi=200)
         plt.close(figure)
     return {name: title for name, (_, title) in wanted.items()}

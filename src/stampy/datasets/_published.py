@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stampy import _checks, _utils
+from stampy import _checks, _files
 from stampy.datasets import _fetch, _registry
 
 NAME = "stamp_vocabulary"
@@ -58,7 +58,7 @@ def published_vocabulary() -> Path:
     text = _table(gene_ids, _symbols(gene_ids, symbols), divisors(means))
     folder = _checks.writable(_fetch.cache_dir() / NAME)
     path = folder / "genes.tsv"
-    with _utils.atomic(path) as temporary:
+    with _files.atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 

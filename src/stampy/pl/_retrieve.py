@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _files, _keys, _utils
 from stampy.pl._montage import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
 from stampy.pl._palettes import SAFE
 
@@ -143,7 +143,7 @@ def _reference(adata: AnnData, reference: Any, record: Mapping[str, Any], table_
     if reference is None and record["reference"] != "self":
         raise ValueError("The results are spots of another table. Give it by `reference=`.")
     other = adata if reference is None else _utils.table_of(reference, table_key)
-    if _utils.digest(other.obs_names) != record["reference_digest"]:
+    if _files.digest(other.obs_names) != record["reference_digest"]:
         raise ValueError(
             f"The results are rows of a table of {record['n_reference']} spots, found {other.n_obs} spots, or others. "
             "Search again after taking a subset: `stampy.tl.retrieve`."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _files, _keys
 
 from . import _match
 from ._corpus_means import gene_means
@@ -135,7 +135,7 @@ class Vocabulary:
         """
         path = Path(path).expanduser()
         path = path / FILE if path.is_dir() else path
-        with _utils.atomic(path) as temporary:
+        with _files.atomic(path) as temporary:
             temporary.write_text(self._text(), encoding="utf-8", newline="\n")
 
     def _text(self) -> str:

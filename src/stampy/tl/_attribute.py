@@ -20,8 +20,8 @@ from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._embed import _loaded
+from ._results import check_model, space_of, unit
 from ._score import rows_of_genes, vocabulary_of
-from ._spaces import check_model, space_of, unit
 from ._stream import Tower
 
 if TYPE_CHECKING:

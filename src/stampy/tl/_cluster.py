@@ -12,7 +12,7 @@ from stampy import _checks
 from stampy._utils import keeping_threads
 
 from ._folds import seed_of
-from ._scores import silhouette
+from ._metrics import silhouette
 
 __all__ = ["by_size", "find_domains", "smoothed"]
 

@@ -14,8 +14,8 @@ from stampy._utils import copy_of, table_of
 
 from ._cluster import METHODS, Method, find_domains, smoothed
 from ._folds import known_labels, seed_of
+from ._metrics import domain_scores
 from ._probe import texted
-from ._scores import domain_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,12 +15,11 @@ from stampy._section.libraries import has_image
 from stampy._utils import copy_of, is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
-from ._baselines import N_NEIGHBORS, embed_pca
 from ._cluster import smoothed
-from ._genes import embed_genes
+from ._each import each_of, is_several
+from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
+from ._results import unit
 from ._resume import Parts, digest_of_model
-from ._several import each_of, is_several
-from ._spaces import unit
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def embed(
             tiles.close()
     if around is not None:
         record["context"] = f"{context}, {N_NEIGHBORS}"
-        found = {name: _in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
+        found = {name: in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
     if copy:
         adata = copy_of(adata, table_key)
         table = table_of(adata, table_key)
@@ -339,7 +338,7 @@ def _too_coarse(tiles: TileSource) -> bool:
     return True
 
 
-def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
     values = smoothed(values, xy, N_NEIGHBORS, sections)
     return unit(values) if normed else values
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._utils import atomic
+from stampy._files import atomic
 from stampy.pp._slides import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 

@@ -15,9 +15,9 @@ from stampy._utils import copy_of, table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
 
 from ._folds import Scheme
+from ._metrics import gene_scores, gene_summary
 from ._probe import folds_in, texted
 from ._regress import METHODS, TRANSFORMS, Method, Transform, nearest_mean, predict_folds, top_genes, transformed
-from ._scores import gene_scores, gene_summary
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,8 +14,8 @@ from stampy import _checks, _keys
 from stampy._utils import copy_of, table_of
 
 from ._folds import SCHEMES, Scheme, folds_of, known_labels
-from ._scores import confusion, label_scores, summary
-from ._solve import Scaler, balanced_weights, logistic, rotation, solve_ridge
+from ._linear import Scaler, balanced_weights, logistic, rotation, solve_ridge
+from ._metrics import confusion, label_scores, summary
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,8 +10,8 @@ from scipy import sparse
 from stampy import _checks
 
 from ._folds import seed_of
-from ._solve import Scaler, solve_ridge
-from ._spaces import unit
+from ._linear import Scaler, solve_ridge
+from ._results import unit
 
 __all__ = ["nearest_mean", "predict_folds", "top_genes", "transformed"]
 

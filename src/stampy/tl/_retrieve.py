@@ -11,10 +11,11 @@ from scipy.spatial import KDTree
 
 import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, digest, generator, table_of
+from stampy._files import digest
+from stampy._utils import copy_of, generator, table_of
 
-from ._nearest import Nearest, approximate, exact, hit_rates
-from ._spaces import Modality, Space, check_same_space, space_of
+from ._cosine import Nearest, approximate, exact, hit_rates
+from ._results import Modality, Space, check_same_space, space_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

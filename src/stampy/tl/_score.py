@@ -16,7 +16,7 @@ from stampy._utils import copy_of, table_of
 from stampy.pp import Vocabulary
 
 from ._embed import _loaded
-from ._spaces import check_model, space_of
+from ._results import check_model, space_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

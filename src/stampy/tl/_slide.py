@@ -16,7 +16,7 @@ import stampy
 from stampy import _checks, _keys
 from stampy._utils import copy_of, device_of, generator, table_of
 
-from . import _auc
+from . import _metrics
 from ._mil import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def slide(
     folds = _folds(slides, n_folds, random)
     found, attention = _held_out(bag, slides, folds, methods, recipe, random, where, table.n_obs, show_progress_bar)
     result = {
-        "metrics": _metrics(slides, found, n_bootstrap, random),
+        "metrics": _metric_table(slides, found, n_bootstrap, random),
         "predictions": _predictions(slides, folds, found),
     }
     if copy:
@@ -307,16 +307,16 @@ def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str
     return found, attention
 
 
-def _metrics(
+def _metric_table(
     slides: Slides, found: dict[str, np.ndarray], n_bootstrap: int, random: np.random.Generator
 ) -> pd.DataFrame:
-    weights = _auc.draws(slides.patients, n_bootstrap, random)
+    weights = _metrics.draws(slides.patients, n_bootstrap, random)
     rows: dict[str, dict[str, Any]] = {}
     for method, scores in found.items():
         row: dict[str, Any] = {}
-        for name, measure in {"auc": _auc.auc, "balanced_accuracy": _auc.balanced_accuracy}.items():
+        for name, measure in {"auc": _metrics.auc, "balanced_accuracy": _metrics.balanced_accuracy}.items():
             row[name] = float(measure(slides.classes, scores)[0])
-            row[f"{name}_low"], row[f"{name}_high"] = _auc.interval(measure(slides.classes, scores, weights))
+            row[f"{name}_low"], row[f"{name}_high"] = _metrics.interval(measure(slides.classes, scores, weights))
         rows[method] = {**row, "n_slides": len(slides.names), "n_patients": len(np.unique(slides.patients))}
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 import stampy
 from stampy import _checks
-from stampy._utils import atomic
+from stampy._files import atomic
 
 from ._config import FREE
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from tqdm.auto import tqdm
 
 from stampy._checks import one_of
-from stampy._utils import atomic
+from stampy._files import atomic
 
 from ._checkpoints import no_space
 

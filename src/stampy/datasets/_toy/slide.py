@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stampy import _checks, _utils
+from stampy import _checks, _files, _utils
 from stampy.datasets._toy.image import Layout, maps, render, waves
 
 __all__ = ["toy_slide"]
@@ -71,7 +71,7 @@ def toy_slide(
     size_px = np.full(2, int(size_um / um_per_px))
     origin = np.full(2, -size_um / 2)
     picture = render(layout, origin, size_px, um_per_px, random)
-    with _utils.atomic(path) as temporary:
+    with _files.atomic(path) as temporary:
         _write(temporary, picture, um_per_px)
     return _truth(layout, origin, size_px, um_per_px)
 

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks
-from stampy._utils import atomic, n_cores
+from stampy._files import atomic
+from stampy._utils import n_cores
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import add_sums, means_of
 from stampy.train._corpus.shards import TILE_FORMATS

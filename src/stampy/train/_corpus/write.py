@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _files, _keys, _utils
 from stampy._section.boxes import choose_cells
 from stampy._section.libraries import has_image
 from stampy.pp import Vocabulary
@@ -66,7 +66,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
 
 def write_group(folder: Path, attributes: dict[str, Any]) -> None:
     """The metadata of a zarr group."""
-    with _utils.atomic(folder / GROUP) as temporary:
+    with _files.atomic(folder / GROUP) as temporary:
         temporary.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}) + "\n")
 
 
@@ -95,7 +95,7 @@ def write_section(
                 record = {"name": section.name, "organ": section.organ, "platform": section.platform, "source": source}
                 record |= _write(section, settings, out, reader, partial)
                 notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
-                record |= {"notes": list(dict.fromkeys(notes)), "files": _files(partial)}
+                record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
     except FAULTS as error:
         if not skip or _is_full(error):
@@ -144,7 +144,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _files(folder: Path) -> dict[str, list[Any]]:
+def _hashes(folder: Path) -> dict[str, list[Any]]:
     """Bytes and SHA-256 of every file of the arrays, by path."""
     found = {}
     for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
