@@ -11,7 +11,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.section import has_image
+from stampy._section.libraries import has_image
 from stampy._utils import copy_of, is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
