@@ -18,6 +18,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy.pp._bag import weighted_bag
 from stampy.pp._counts import CHUNK, checked_rows
@@ -77,6 +78,10 @@ class Tower:
         """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
         return getattr(self.model, f"project_{what}") if level == "embedding" else _same
 
+    def checked(self, values: Tensor) -> np.ndarray:
+        """A batch of outputs as float32; ValueError where any is not finite."""
+        return _checks.results(values.float().cpu().numpy(), self.model.name)
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inference in the tower's precision; the model's training flag is put back afterwards."""
@@ -130,10 +135,10 @@ def stream_genes(
                     else:
                         cut = np.ascontiguousarray(tokens[batch, : max(int(lengths[batch].max()), 1)])
                         if bag is None:
-                            values = project(features(torch.from_numpy(cut).to(tower.device)))
+                            outputs = features(torch.from_numpy(cut).to(tower.device))
                         else:
-                            values = project(torch.from_numpy(bag(cut)))
-                        values = values.float().cpu().numpy()
+                            outputs = torch.from_numpy(bag(cut))
+                        values = tower.checked(project(outputs))
                         chunk.put(batch, values)
                     if out is None:
                         out = np.zeros((n, values.shape[1]), dtype=np.float32)
@@ -191,7 +196,7 @@ def stream_counts(
                     if chunk.has(batch):
                         values = chunk.values[batch]
                     else:
-                        values = system.embed_counts(own[batch], level=level).float().cpu().numpy()
+                        values = tower.checked(system.embed_counts(own[batch], level=level))
                         chunk.put(batch, values)
                     if out is None:
                         out = np.zeros((n, values.shape[1]), dtype=np.float32)
@@ -227,7 +232,7 @@ def stream_images(
                 values = chunk.values[within]
             else:
                 images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-                values = project(features(images)).float().cpu().numpy()
+                values = tower.checked(project(features(images)))
                 chunk.put(within, values)
             if out is None:
                 out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
@@ -252,7 +257,7 @@ def iter_images(
     for _, rows, pixels in _read_ahead(tiles, batches, n_workers):
         with tower.running():  # not around the loop: a generator would leave the mode on in its caller's code
             images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-            values = project(features(images)).float().cpu().numpy()
+            values = tower.checked(project(features(images)))
         yield rows, values
 
 
