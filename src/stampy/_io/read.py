@@ -13,6 +13,7 @@ from stampy._io import space_ranger as _visium
 from stampy._io import st as _st
 from stampy._io import stores as _zarr
 from stampy._io.write import append, checked_target, write, written_keys
+from stampy._section.links import refuse_links
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,6 +84,7 @@ def read(
     (60, 800)
     """
     path = _checks.existing(path, what="section")
+    refuse_links(path)
     kind = format_of(path)
     _check_arguments(kind, bin_um, image, um_per_px, backed)
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)

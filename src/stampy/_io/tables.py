@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from stampy._section.links import refuse_links_h5
+
 __all__ = ["POSITIONS", "counts_h5", "counts_mtx", "positions", "table", "unique_names"]
 
 POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # Space Ranger: row first
@@ -29,6 +31,7 @@ def counts_h5(path: Path) -> Counts:
     """Counts (spots, genes), barcodes and var of an HDF5 file; what is no gene, such as antibodies, is left out."""
     import h5py
 
+    refuse_links_h5(path)
     with h5py.File(path) as file:
         if "matrix" not in file:
             raise ValueError(f"it has {sorted(file)} where the group 'matrix' of Space Ranger was expected")

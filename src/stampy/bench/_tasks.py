@@ -16,7 +16,7 @@ import numpy as np
 from stampy import _keys, models, tl
 from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
-from stampy.tl._evaluate import masked_accuracy
+from stampy.tl._masked import masked_accuracy
 from stampy.tl._metrics import confusion, label_scores
 
 from ._config import DataSet, System, Task
