@@ -13,7 +13,7 @@ from stampy import _checks, _keys
 from stampy._utils import table_of
 from stampy.pp._counts import counts_of
 
-__all__ = ["each_of", "is_several"]
+__all__ = ["each_of", "is_several", "named"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def each_of(
         raise ValueError(
             "`copy=True` does not go with an AnnCollection, which holds no data itself. Copy its sections."
         )
-    sections = _named(data)
+    sections = named(data)
     _check(sections, options)
     copies = {}
     for i, (name, section) in enumerate(sections.items()):
@@ -57,7 +57,8 @@ def each_of(
     return copies if isinstance(data, Mapping) else list(copies.values())
 
 
-def _named(data: Any) -> dict[Any, Any]:
+def named(data: Any) -> dict[Any, Any]:
+    """Sections by the keys of a dict, else by 0, 1, ..."""
     if isinstance(data, Mapping):
         return dict(data)
     return dict(enumerate(data.adatas if is_collection(data) else data))

@@ -14,8 +14,9 @@ from stampy._section.libraries import has_image
 from stampy._utils import is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
+from ._adapted import adapted_to
 from ._cluster import smoothed
-from ._each import each_of, is_several
+from ._each import each_of, is_several, named
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
@@ -56,6 +57,7 @@ def embed(
     spot_um: float | None = None,
     level: Literal["embedding", "feature"] = "embedding",
     context: Literal["neighbors"] | None = None,
+    adapt: bool = False,
     batch_size: int | None = None,
     n_workers: int = 1,
     device: str | torch.device | None = None,
@@ -106,6 +108,10 @@ def embed(
         ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section,
         along squidpy's spatial graph (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
         in the model's card. None: a spot's vector depends on that spot alone.
+    adapt
+        Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
+        one study. All sections of the call get one space, which they share with nothing else: search, scores by gene
+        programmes and transfer across adaptations raise. Genes alone; models such as ``"stampy-mini"`` alone.
     batch_size
         Spots per batch; None: what suits the device.
     n_workers
@@ -169,6 +175,10 @@ def embed(
     """
     arguments = {**locals()}  # for each of several sections
     _check_arguments(modality, level, precision, batch_size, n_workers, context)
+    if adapt:
+        model = _adapted(adata, model, modality, image, image_key, layer, library_key, table_key, device)
+        modality = "gene"
+        arguments |= {"model": model, "modality": modality, "adapt": False}
     if is_several(adata):
         if model not in BASELINES:
             arguments["model"] = _loaded(model, device)  # once
@@ -234,6 +244,8 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
+    if getattr(model, "adapted", None):
+        record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance()}
 
 
@@ -285,6 +297,29 @@ def _embeds(model: str | Path | Encoder) -> str | None:
     if card.modality == "predictor":
         raise ValueError(f"{card.title} predicts expression and gives no embedding: see `stampy.models.Predictor`.")
     return None if card.name == "stampy-mini" else card.modality
+
+
+def _adapted(
+    adata: Sections,
+    model: str | Path | Encoder,
+    modality: str | None,
+    image: object,
+    image_key: str | None,
+    layer: str | None,
+    library_key: str | None,
+    table_key: str,
+    device: Any,
+) -> models.Stamp:
+    """The model fitted to all sections of a call."""
+    if modality not in (None, "gene") or image is not None or image_key is not None:
+        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+    if model in BASELINES:
+        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+    sections = named(adata).values() if is_several(adata) else [adata]
+    tables = [table_of(section, table_key) for section in sections]
+    for table in tables:
+        _checks.not_empty(table)
+    return adapted_to(_loaded(model, device), tables, layer=layer, library_key=library_key)
 
 
 def _agreed(asked: str | None, embeds: str | None, model: Any) -> Any:

@@ -16,6 +16,7 @@ from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
+from ._adapted import adapted_to
 from ._embed import BASELINES as PCA_MODELS
 from ._embed import embed, in_context
 from ._label_free import MEASURES, Piece, scores_of_split
@@ -202,17 +203,19 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
         return None
     context = str(record.get("context", "")).partition(",")[0] or None
     options = {"modality": "gene", "level": record.get("level", "embedding")}
-    if record.get("adapted") is not None:
-        options["adapt"] = True
-
     name = f"{record['model']} {options}"  # embeddings that differ in their context alone are made once
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
-            model = record["model"]
+            fit = record.get("adapted")
+            model = fit["model"] if fit else record["model"]
             if model not in loaded:
                 loaded[model] = model if model in PCA_MODELS else load(model)
-            embed(table, loaded[model], library_key=library_key, show_progress_bar=False, key_added=name, **options)
+            encoder = loaded[model]
+            if fit:  # to the half, by the settings that were chosen on the whole
+                settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"])}
+                encoder = adapted_to(encoder, [table], layer=None, library_key=library_key, **settings)
+            embed(table, encoder, library_key=library_key, show_progress_bar=False, key_added=name, **options)
         values = table.obsm[name]
         if not context:
             return values
