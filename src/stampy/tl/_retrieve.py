@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import KDTree
 
 import stampy
 from stampy import _checks, _keys
 from stampy._files import digest
+from stampy._section.neighbors import Tree, nearest
 from stampy._utils import copy_of, generator, table_of
 
 from ._cosine import Nearest, approximate, exact, hit_rates
@@ -272,8 +272,7 @@ def _neighbors(table: AnnData, other: AnnData, sections: _Sections, radius: floa
     row, col = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for code in np.intersect1d(sections.query, sections.reference):
         mine, theirs = np.flatnonzero(sections.query == code), np.flatnonzero(sections.reference == code)
-        tree = KDTree(other_xy[theirs])
-        near = tree.query_ball_point(xy[mine], radius * _spot_distance(other_xy[theirs]))
+        near = Tree(other_xy[theirs]).within(xy[mine], radius * _spot_distance(other_xy[theirs]))
         row.append(np.repeat(mine, [len(n) for n in near]))
         col.append(theirs[np.concatenate([np.asarray(n, dtype=np.int64) for n in near])])
     row, col = np.concatenate(row), np.concatenate(col)
@@ -282,9 +281,7 @@ def _neighbors(table: AnnData, other: AnnData, sections: _Sections, radius: floa
 
 def _spot_distance(xy: np.ndarray) -> float:
     """Median distance to the nearest other spot; 0 for one spot."""
-    if len(xy) < 2:
-        return 0.0
-    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))
+    return float(np.median(nearest(xy, 1)[0])) if len(xy) > 1 else 0.0
 
 
 class _Search:
