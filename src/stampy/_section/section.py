@@ -25,8 +25,19 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["ImageSource", "Places", "Section", "Wishes", "coordinates_of", "has_images", "open_image", "places_of",
-           "sections_of"]  # fmt: skip
+__all__ = [
+    "ImageSource",
+    "Places",
+    "Section",
+    "Wishes",
+    "coordinates_of",
+    "has_coordinates",
+    "has_images",
+    "library_key_of",
+    "open_image",
+    "places_of",
+    "sections_of",
+]
 
 Need = Literal["image", "scale", "neighbors"]
 
@@ -266,20 +277,24 @@ def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) ->
     return places_of(data, table_key=table_key, neighbors=False).xy
 
 
-def codes_of(
-    data: AnnData | SpatialData, *, library_key: str | None = None, table_key: str = _keys.TABLE
-) -> tuple[np.ndarray, list[str]]:
-    """Section of every spot as codes (n,) int64 and names; one section, "", where nothing tells them apart."""
+def library_key_of(
+    data: AnnData | SpatialData, library_key: str | None = None, table_key: str = _keys.TABLE
+) -> str | None:
+    """The column that tells the sections apart: `library_key`, or that of several regions of a SpatialData."""
     table = _utils.table_of(data, table_key)
-    if library_key is None and data is not table and elements.is_linked(data, table):
-        names, codes = np.unique(elements.regions_by_row(table), return_inverse=True)
-        return codes.reshape(-1).astype(np.int64), [str(n) for n in names]
-    return _checks.libraries(table, library_key)
+    if library_key is not None or data is table or not elements.is_linked(data, table):
+        return library_key
+    return elements.several_regions(table)
 
 
-def has_images(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
-    """Whether any section has an image."""
+def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
+    """Whether the spots have coordinates, of whatever worth."""
     table = _utils.table_of(data, table_key)
+    return _keys.SPATIAL in table.obsm or (data is not table and elements.is_linked(data, table))
+
+
+def has_images(data: AnnData | SpatialData, table: AnnData) -> bool:
+    """Whether any section of the table has an image."""
     if data is not table and len(getattr(data, "images", ())):
         return True
     return any(has_image(library) for library in libraries_of(table).values())

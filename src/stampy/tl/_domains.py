@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, table_of
+from stampy._labels import known_labels
+from stampy._section.section import has_coordinates, library_key_of, places_of
+from stampy._utils import table_of
 
 from ._cluster import METHODS, Method, find_domains, smoothed
-from ._folds import known_labels, seed_of
+from ._folds import seed_of
 from ._metrics import domain_scores
 from ._probe import texted
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["domains"]
-
-logger = logging.getLogger(__name__)
 
 
 def domains(
@@ -122,13 +121,14 @@ def domains(
     table = table_of(adata, table_key)
     _check(table.n_obs, n_domains, method, resolution, n_neighbors, max_domains, n_pcs, smooth)
     values = _checks.embedding(table, use_rep)
+    library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
     codes = None
     if labels is not None:
         _checks.has_key(table.obs, labels, slot="adata.obs", needs="`labels` names the column to compare with.")
         codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
         _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
-    xy = _checks.coordinates(table) if smooth or _keys.SPATIAL in table.obsm else None
+    xy = _places(adata, library_key, table_key, needed=smooth > 0)
     seed = seed_of(rng)
     if smooth:
         values = smoothed(values, xy, smooth, sections)
@@ -138,17 +138,25 @@ def domains(
     )  # fmt: skip
     named = np.array(names, dtype=object)[sections] if library_key else None
     scores = domain_scores(values, found, labels=codes, xy=xy, sections=named, rng=seed)
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.obs[key_added] = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
+    named_domains = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
     record: dict[str, Any] = {
-        "stampy": stampy.__version__, "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
+        "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
         "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    logger.info("Written: obs[%r] with %d domains", key_added, how["n_domains"])
-    return adata if copy else None
+    return write(adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key)
+
+
+def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:
+    """Coordinates (n, 2); None, with a warning where they are no use, if only the coherence needs them."""
+    if not needed and not has_coordinates(data, table_key):
+        return None
+    try:
+        return places_of(data, library_key=library_key, table_key=table_key).xy
+    except ValueError as error:
+        if needed:
+            raise
+        _checks.warn(f"The coherence of the domains is left out. {error}")
+        return None
 
 
 def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy._section.section import places_of
 from stampy._utils import table_of
 from stampy.pp._counts import counts_of
 
@@ -83,9 +84,10 @@ def _check(sections: dict[Any, Any], options: dict[str, Any]) -> None:
             _checks.not_empty(table, genes=False)
             if options.get("modality") in ("gene", "fused"):
                 counts_of(table, options.get("layer"))
-            if options.get("modality") in ("image", "fused") and table is section:
-                _checks.coordinates(table)
             _checks.libraries(table, options.get("library_key"))
+            beside = options.get("context") is not None
+            if table is section and (beside or options.get("modality") in ("image", "fused")):
+                places_of(table, library_key=options.get("library_key"), neighbors=beside)
         except (KeyError, TypeError, ValueError) as error:
             raise type(error)(f"Section {name!r}: {error.args[0]}") from error
 
@@ -102,3 +104,5 @@ def _join(collection: Any, key: str) -> None:
     for name in (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX):
         if all(name in part.obsm for part in collection.adatas):
             collection.obsm[name] = np.concatenate([part.obsm[name] for part in collection.adatas])
+        elif name in collection.obsm:  # of an earlier call
+            del collection.obsm[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,15 +10,16 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.libraries import has_image
-from stampy._utils import copy_of, is_spatialdata, table_of
+from stampy._section.section import has_images, places_of
+from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
 from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
-from ._results import unit
+from ._results import Result, write
 from ._resume import Parts, digest_of_model
+from ._shared_space import unit
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     Sections = Section | Sequence[Section] | Mapping[Any, Section] | AnnCollection
 
 __all__ = ["embed"]
-
-logger = logging.getLogger(__name__)
 
 Modality = Literal["gene", "image", "fused"]
 MODALITIES = ("gene", "image", "fused")
@@ -181,9 +179,11 @@ def embed(
     modality = wanted or _modality_of(adata, table, image, layer)
     if modality == "gene" and (image is not None or image_key is not None):
         raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
-    around = None if context is None else (_checks.coordinates(table), _checks.libraries(table, library_key)[0])
+    around = None
+    if context is not None or model == "pca-smoothed":  # the checks come before the work
+        around = places_of(adata, library_key=library_key, table_key=table_key)[:2]
     if model in BASELINES:
-        found, record = _fitted(str(model), table, layer, library_key, resume)
+        found, record = _fitted(str(model), table, layer, around, resume)
         record |= {"stampy": stampy.__version__, "modality": modality, "level": level}
     else:
         loaded, tiles = _loaded(model, device), None
@@ -213,23 +213,20 @@ def embed(
                 parts=parts,
             )
             tiles.close()
-    if around is not None:
+    if around is not None and context is not None:
         record["context"] = f"{context}, {N_NEIGHBORS}"
         found = {name: in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    _write(table, found, record, key_added)
-    return adata if copy else None
+    result = Result(key_added, record, obsm=_by_key(found, key_added))
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def _fitted(
-    model: str, table: AnnData, layer: str | None, library_key: str | None, resume: Any
+    model: str, table: AnnData, layer: str | None, around: tuple[np.ndarray, np.ndarray] | None, resume: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The embedding by a baseline, and its record."""
     if resume is not None:
         raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
-    values, genes = embed_pca(table, smoothed=model == "pca-smoothed", layer=layer, library_key=library_key)
+    values, genes = embed_pca(table, around=around if model == "pca-smoothed" else None, layer=layer)
     return {"gene": values}, {"model": model, "precision": "float32", "genes": genes}
 
 
@@ -259,12 +256,7 @@ def _check_arguments(
 
 def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Modality:
     """What there is: counts, an image, or both."""
-    libraries = _checks.library_images(table)
-    pictured = (
-        image is not None
-        or (is_spatialdata(data) and len(data.images) > 0)
-        or any(has_image(library) for library in libraries.values())
-    )
+    pictured = image is not None or has_images(data, table)
     has_counts = table.n_vars > 0 and (table.X is not None or layer is not None)
     if pictured and has_counts:
         return "fused"
@@ -343,9 +335,8 @@ def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, norm
     return unit(values) if normed else values
 
 
-def _write(table: AnnData, found: dict[str, np.ndarray], record: dict[str, Any], key: str) -> None:
-    for name, values in found.items():
-        table.obsm[f"{key}_{name}"] = values
-    table.obsm[key] = np.hstack([unit(v) for v in found.values()]) if len(found) > 1 else next(iter(found.values()))
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
-    logger.info("Written: obsm[%r], %s, uns['stamp'][%r]", key, [f"obsm['{key}_{n}']" for n in found], key)
+def _by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    vectors = list(found.values())
+    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
+    return {key: whole} | {f"{key}_{name}": values for name, values in found.items()}

@@ -74,25 +74,25 @@ def embed_genes(
 
 
 def embed_pca(
-    table: AnnData, *, smoothed: bool, layer: str | None, library_key: str | None
+    table: AnnData, *, around: tuple[np.ndarray, np.ndarray] | None, layer: str | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin."""
+    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin.
+
+    With `around`, coordinates (n, 2) and sections (n,), each spot's are averaged with those of its nearest spots.
+    """
     _checks.not_empty(table)
     if min(table.shape) < 3:
         raise ValueError(
             f"Principal components need at least 3 spots and 3 genes, found {table.n_obs} x {table.n_vars}."
         )
-    codes = xy = None
-    if smoothed:  # the checks come before the work
-        xy = _checks.coordinates(table)
-        codes, _ = _checks.libraries(table, library_key)
     source = source_of(layer)
     blocks = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
-    if smoothed:
+    if around is not None:
+        xy, codes = around
         values = smooth(values, xy, N_NEIGHBORS, codes)
     record = {"counts": source, "n_vars": table.n_vars, "n_genes": n_genes, "n_empty_spots": n_empty}
-    return values, record | ({"n_neighbors": N_NEIGHBORS} if smoothed else {})
+    return values, record | ({"n_neighbors": N_NEIGHBORS} if around is not None else {})
 
 
 def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, int]:

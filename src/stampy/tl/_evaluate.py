@@ -12,13 +12,15 @@ from scipy import sparse
 
 import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, generator, table_of
+from stampy._section.section import library_key_of, places_of
+from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._embed import BASELINES as PCA_MODELS
 from ._embed import embed, in_context
 from ._label_free import MEASURES, Piece, scores_of_split
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -128,8 +130,8 @@ def evaluate(
     """
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
-    xy = _checks.coordinates(table)
-    sections, names = _checks.libraries(table, library_key)
+    library_key = library_key_of(adata, library_key, table_key)
+    xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     jobs, as_they_are = _jobs(table, keys, library_key)
     rng = generator(rng)
     rows = _rows(xy, sections, max_spots, rng)
@@ -145,19 +147,15 @@ def evaluate(
             "so they are judged as they are. They have seen what they predict: their scores flatter them. Give a "
             "function that embeds a table for a fair comparison (`keys={'name': function}`)."
         )
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.uns[key_added] = {
-        "scores": scores,
-        "verdict": sentence,
-        "parameters": {
-            "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
-            "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
-        },
+    parameters = {
+        "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
+        "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
-    logger.info("Written: uns[%r]. %s", key_added, sentence)
-    return adata if copy else None
+    logger.info("%s", sentence)
+    found = {"scores": scores, "verdict": sentence, "parameters": parameters}
+    return write(
+        adata, Result(key_added, {"embeddings": list(jobs)}, uns={key_added: found}), copy=copy, table_key=table_key
+    )
 
 
 def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -> None:

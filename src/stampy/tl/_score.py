@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-import stampy
 from stampy import _checks, _keys, models
-from stampy._utils import copy_of, table_of
+from stampy._section.section import library_key_of
+from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
 from ._embed import _loaded
-from ._results import check_model, space_of
+from ._results import Result, write
+from ._shared_space import check_model, space_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +115,7 @@ def score(
     _checks.at_least("min_genes", min_genes, 1)
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
-    sections, _ = _checks.libraries(table, library_key)
+    sections, _ = _checks.libraries(table, library_key_of(adata, library_key, table_key))
     loaded = _loaded(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
@@ -130,7 +131,6 @@ def score(
     if standardize:
         values = _standardized(values, sections)
     record = {
-        "stampy": stampy.__version__,
         "model": loaded.name,
         "modality": modality,
         "standardize": standardize,
@@ -138,12 +138,8 @@ def score(
         "genes": _names(loaded)[rows].tolist(),
         "unknown": unknown,
     }
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.obs[key_added] = values.astype(np.float32)
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    return adata if copy else None
+    result = Result(key_added, record, obs={key_added: values.astype(np.float32)}, blank=~space.known)
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def rows_of_genes(genes: Any, model: models.Stamp, minimum: int) -> tuple[np.ndarray, list[str]]:
