@@ -17,7 +17,7 @@ from stampy._section.image import SlideImage
 from stampy._section.inside import check_inside
 from stampy._section.libraries import has_image, libraries_of, library_named
 from stampy._section.open import open_spatialdata_image
-from stampy._section.overlay import check_one_section, section_column
+from stampy._section.overlay import check_one_section, matching_columns, section_column
 from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.scale import PixelSize, infer_um_per_px
 
@@ -37,6 +37,7 @@ __all__ = [
     "open_image",
     "places_of",
     "sections_of",
+    "told_apart",
 ]
 
 Need = Literal["image", "scale", "neighbors"]
@@ -285,6 +286,23 @@ def library_key_of(
     if library_key is not None or data is table or not elements.is_linked(data, table):
         return library_key
     return elements.several_regions(table)
+
+
+def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
+    """As `library_key_of`; or, with a warning, the one column whose values are the entries of ``uns["spatial"]``."""
+    table = _utils.table_of(data, table_key)
+    key = library_key_of(data, library_key, table_key)
+    libraries = libraries_of(table)
+    if key is not None or len(libraries) < 2 or section_column(table, libraries) is not None:
+        return key
+    columns = matching_columns(table, libraries)
+    if len({tuple(np.unique(table.obs[c].astype(str), return_inverse=True)[1].tolist()) for c in columns}) != 1:
+        return None
+    _checks.warn(
+        f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
+        f"by `adata.obs[{columns[0]!r}]`. Give `library_key={columns[0]!r}` if that is right, or the right column."
+    )
+    return columns[0]
 
 
 def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.section import has_images, places_of
+from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
@@ -179,6 +179,7 @@ def embed(
     modality = wanted or _modality_of(adata, table, image, layer)
     if modality == "gene" and (image is not None or image_key is not None):
         raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
+    library_key = told_apart(adata, library_key, table_key)
     around = None
     if context is not None or model == "pca-smoothed":  # the checks come before the work
         around = places_of(adata, library_key=library_key, table_key=table_key)[:2]

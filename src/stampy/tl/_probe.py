@@ -13,7 +13,7 @@ from stampy._labels import known_labels
 from stampy._section.section import library_key_of, places_of
 from stampy._utils import table_of
 
-from ._folds import SCHEMES, Scheme, folds_of
+from ._folds import Scheme, check_folds, folds_of
 from ._linear import Scaler, balanced_weights, logistic, rotation, solve_ridge
 from ._metrics import confusion, label_scores, summary
 from ._results import Result, write
@@ -201,6 +201,8 @@ def probe(
     """
     table = table_of(adata, table_key)
     _checks.one_of("method", method, METHODS)
+    if penalty is not None:
+        _checks.positive("penalty", penalty)
     reps = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     _checks.has_key(table.obs, labels, slot="adata.obs", needs="`labels` names the column to predict.")
     codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
@@ -264,8 +266,8 @@ def folds_in(
     if folds is None:
         several = named is not None and len(pd.unique(named)) > 1
         folds = "patient" if patients is not None else "section" if several else "blocks"
-    _checks.one_of("folds", folds, SCHEMES)
     xy = None
+    check_folds(folds, int(use.sum()), n_folds)
     if folds == "blocks":
         xy = places_of(adata, library_key=library_key, table_key=table_key).xy[use]
     found, names = folds_of(
