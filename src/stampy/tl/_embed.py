@@ -12,6 +12,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._section.libraries import has_image
+from stampy._section.looks import doubts_of, warn_of_doubts
 from stampy._utils import copy_of, is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
@@ -85,8 +86,9 @@ def embed(
         (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
-        fused if there are counts and an image, else the one that is there. An image with fewer than 16 px across a
-        tile, such as Space Ranger's "lowres", is left out then, with a warning.
+        fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
+        tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
+        blurred, fluorescence, grey) is left out with a warning. On request it is used, with a warning, too.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -141,8 +143,8 @@ def embed(
     Warns
     -----
     UserWarning
-        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image too coarse for the
-        model, or so coarse that genes alone are embedded.
+        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image that is too coarse for
+        the model or does not look like H&E, and whether genes alone are embedded therefore.
 
     Raises
     ------
@@ -192,8 +194,11 @@ def embed(
             _checks.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.")
         if modality != "gene":
             tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
-            if wanted is None and modality == "fused" and image is None and image_key is None and _too_coarse(tiles):
+            unasked = wanted is None and modality == "fused" and image is None and image_key is None
+            if unasked and (_too_coarse(tiles) or _no_histology(tiles)):
                 modality, tiles = "gene", None
+            elif not unasked:
+                warn_of_doubts(tiles.sections)
         tower = Tower(loaded, table.n_obs, precision)
         record = _origin(loaded, tower, tiles, modality, level)
         parts = Parts(resume, {**record, "weights": digest_of_model(loaded)} if resume is not None else None)
@@ -334,6 +339,19 @@ def _too_coarse(tiles: TileSource) -> bool:
     _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
         f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
+    )
+    return True
+
+
+def _no_histology(tiles: TileSource) -> bool:
+    """Whether an image without an explicit wish for it is left out, with a warning: it does not look like H&E."""
+    doubts = doubts_of(tiles.sections)
+    if not doubts:
+        return False
+    tiles.close()
+    _checks.warn(
+        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        "modality='fused' takes this one all the same."
     )
     return True
 
