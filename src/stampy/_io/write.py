@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.stores import is_spatialdata, is_zarr
+from stampy._io.anndata_files import is_zarr
+from stampy._io.spatialdata_stores import is_spatialdata
 
 if TYPE_CHECKING:
     import h5py
