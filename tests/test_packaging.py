@@ -1,9 +1,11 @@
 """What users install: built, looked into, installed into an empty folder and run from there."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -13,10 +15,8 @@ import stampy
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "stampy/models/weights/stampy-mini"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="the tests stand without their sources"),
-]
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="the tests stand without their sources")
+CONDA_NAMES = {"torch": "pytorch", "igraph": "python-igraph", "huggingface-hub": "huggingface_hub"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def built(tmp_path_factory):
     return wheel, source
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(built):
     wheel, _ = built
     assert wheel.stat().st_size < 25e6
@@ -48,6 +49,7 @@ def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(built):
     assert {f"{information}/{name}" for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")} <= set(sizes)
 
 
+@pytest.mark.slow
 def test_the_source_distribution_is_complete(built):
     _, source = built
     assert source.stat().st_size < 25e6
@@ -61,6 +63,7 @@ def test_the_source_distribution_is_complete(built):
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
+@pytest.mark.slow
 def test_it_runs_where_it_is_installed(built, tmp_path):
     wheel, _ = built
     install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
@@ -77,3 +80,22 @@ def test_it_runs_where_it_is_installed(built, tmp_path):
     place, name = python("-c", code).rsplit(" ", 1)
     assert Path(place) == tmp_path / "site/stampy/__init__.py"
     assert name == "stampy-mini"
+
+
+def test_groups_and_recipe_say_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
+    for name in ("test", "lint", "docs"):
+        assert groups[name] == extras[name]
+    recipe = (ROOT / "conda" / "recipe.yaml").read_text().splitlines()
+    for requirement in project["project"]["dependencies"]:
+        name, _, version = requirement.partition(">=")
+        assert f"    - {CONDA_NAMES.get(name, name)} >={version}" in recipe
+    assert f'  version: "{stampy.__version__}"' in recipe
+
+
+def test_actions_are_pinned_to_a_commit():
+    for path in (ROOT / ".github" / "workflows").glob("*.y*ml"):
+        for line in path.read_text().splitlines():
+            if "uses:" in line:
+                assert re.search(r"@[0-9a-f]{40} # v", line), f"{path.name}: {line}"

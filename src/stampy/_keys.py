@@ -16,6 +16,7 @@ RETRIEVE: Final = "stamp_retrieve"  # uns; the two below hang on it
 INDEX_SUFFIX: Final = "_index"  # appended to the key: (n, k) int64, rows of the reference, best first, -1 for none
 SCORE_SUFFIX: Final = "_score"  # appended to the key: (n, k) float32, cosine, NaN for none
 
+EVALUATE: Final = "stamp_evaluate"  # uns; scores of embeddings without labels, and a verdict
 # obs, written
 SCORE: Final = "stamp_score"  # float32, cosine with a gene programme, or its z score; NaN for an empty spot
 GROUP: Final = "stamp_group"  # int32, number of the spot's neighbourhood group, -1 if it was dropped

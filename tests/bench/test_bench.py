@@ -1,5 +1,6 @@
 """Comparisons: configs, what runs and what is left out, going on after an interrupt, tables, the picture."""
 
+import copy
 import json
 import logging
 
@@ -9,13 +10,13 @@ import pytest
 
 import stampy
 from stampy import bench, datasets, models
+from stampy._section.identity import digest_of_section
 from stampy.bench import _embeddings, _run, _tasks
 from stampy.bench._config import DataSet, Section, System
-from stampy.bench._data import section_digest
 from stampy.bench._overlap import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.tl._evaluate import masked_accuracy
+from stampy.tl._masked import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 
@@ -142,19 +143,58 @@ def test_a_damaged_embedding_is_made_anew(tmp_path, caplog):
 
 
 def test_digest_tells_what_embeddings_depend_on(toy):
-    base, changed = section_digest(toy), toy.copy()
+    base, changed = digest_of_section(toy), toy.copy()
     changed.obs["domain"] = changed.obs["domain"].astype(str).str[::-1]
-    assert section_digest(changed) == base  # labels are none of it
-    for slot in ("X", "spatial", "image"):
-        changed = toy.copy()
-        if slot == "X":
-            changed.X = changed.X * 2
-        elif slot == "spatial":
-            changed.obsm["spatial"] = changed.obsm["spatial"] + 1
-        else:
-            library = changed.uns["spatial"]["toy"]
-            library["images"] = {k: v[::-1] for k, v in library["images"].items()}
-        assert section_digest(changed) != base
+    assert digest_of_section(changed) == base  # labels are none of it
+
+
+def _changed_genes(adata):
+    adata.var["gene_ids"] = adata.var_names + "x"
+
+
+def _changed_dense(adata):
+    adata.X = adata.X.toarray()
+    adata.X[3, 5] += 1
+
+
+def _changed_columns(adata):  # the values stay, the genes that they are of change
+    adata.X.indices[:2] = adata.X.indices[:2][::-1]
+
+
+CHANGES = {
+    "X": lambda a: a.X.data.__imul__(2),
+    "dense": _changed_dense,
+    "indices": _changed_columns,
+    "indptr": lambda a: a.X.indptr.__setitem__(4, a.X.indptr[4] + 1),
+    "layer": lambda a: a.layers.__setitem__("more", a.X * 3),
+    "genes": _changed_genes,
+    "spots": lambda a: setattr(a, "obs_names", a.obs_names + "x"),
+    "spatial": lambda a: a.obsm["spatial"].__setitem__((5, 0), 3.0),
+    "pixel": lambda a: next(iter(a.uns["spatial"]["toy"]["images"].values())).__setitem__((7, 9), 3),
+    "scale": lambda a: a.uns["spatial"]["toy"]["scalefactors"].__setitem__("spot_diameter_fullres", 71.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_input_of_a_section_is_in_its_digest(toy, change):
+    changed = toy.copy()
+    changed.uns = copy.deepcopy(dict(toy.uns))
+    before = digest_of_section(changed)
+    if change == "dense":
+        changed.X = changed.X.toarray()
+        before = digest_of_section(changed)
+        changed.X = toy.X.copy()
+    CHANGES[change](changed)
+    assert digest_of_section(changed) != before
+
+
+def test_the_file_of_a_full_resolution_image_is_in_the_digest(toy, tmp_path):
+    changed, path = toy.copy(), tmp_path / "full.png"
+    path.write_bytes(b"one")
+    changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"], "metadata": {"source_image_path": str(path)}}}
+    before = digest_of_section(changed)
+    path.write_bytes(b"two")
+    assert digest_of_section(changed) != before
 
 
 @pytest.mark.parametrize("folds", ["section", "patient"])

@@ -15,7 +15,8 @@ from anndata.experimental import AnnCollection
 from scipy import sparse
 
 from stampy import datasets, models, pp, tl
-from stampy.tl import _resume, _stream
+from stampy._files import digest_of_arrays
+from stampy.tl import _stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -247,9 +248,9 @@ def test_bad_sections_are_found_before_any_work(sections, wide):
 
 def test_digests_tell_apart():
     a = np.arange(6, dtype=np.int32)
-    assert _resume.digest_of_arrays(a) == _resume.digest_of_arrays(a[::-1][::-1])
+    assert digest_of_arrays(a) == digest_of_arrays(a[::-1][::-1])
     others = [a.reshape(2, 3), a.astype(np.int64), a[::-1]]
-    assert len({_resume.digest_of_arrays(x) for x in [a, *others]}) == 4
+    assert len({digest_of_arrays(x) for x in [a, *others]}) == 4
 
 
 # Memory
@@ -288,3 +289,15 @@ def test_memory_does_not_grow_with_the_counts(toy, model, tmp_path, suffix):
     small, large = json.loads(out)
     assert counts_mb > 60
     assert large - small < counts_mb / 2
+
+
+def test_one_pixel_that_changed_is_refused(toy, model, tmp_path):
+    """Also one that no spot's tile shows: all of an image in memory is hashed."""
+    changed = toy.copy()
+    changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"]}}
+    library = changed.uns["spatial"]["toy"]
+    library["images"] = {k: v.copy() for k, v in library["images"].items()}
+    tl.embed(changed, model, modality="image", resume=tmp_path, **QUIET)
+    next(iter(library["images"].values()))[0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match="holds results of other counts, coordinates or images"):
+        tl.embed(changed, model, modality="image", resume=tmp_path, **QUIET)

@@ -674,3 +674,20 @@ def test_a_spectral_image_tower_starts_from_the_same_patches(sections, corpus):
     stored, direct = (pair_source(d, corpus.vocabulary, config, model)[2]() for d in (corpus, sections))
     assert stored.shape == (40 + 40 + 30, 32, 32, 3)
     np.testing.assert_array_equal(stored, direct)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "xy/../../x"])
+def test_a_manifest_that_names_files_outside_is_refused(copied, name):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["sections"][0]["files"][name] = [1, "0"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="outside of it"):
+        Corpus(copied)
+
+
+def test_links_in_a_corpus_are_refused(copied, tmp_path):
+    section = next((copied / "sections").iterdir())
+    section.rename(tmp_path / "elsewhere")
+    section.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="symbolic link"):
+        Corpus(copied)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from stampy import _checks
+from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
     import h5py
@@ -48,8 +49,8 @@ class reading:
         """Put an error of another package into words that name the file; stampy's own are passed on."""
         if not isinstance(error, Exception) or isinstance(error, Warning):
             return
-        own = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
-        if own and type(error) in (ValueError, FileNotFoundError, KeyError, TypeError, ImportError):
+        worded = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
+        if worded and type(error).__module__.split(".")[0] in ("builtins", "stampy"):
             return
         raise refuse(
             f"{str(self.path)!r} can't be read: it is truncated, damaged or of another format ({_short(error)})."
@@ -144,6 +145,7 @@ def unzipped(path: Path) -> Iterator[Path]:
         target = Path(folder)
         with reading(path):
             _unzip(path, target) if zipfile.is_zipfile(path) else _untar(path, target)
+            refuse_links_zarr(target)
         yield target
 
 
@@ -179,8 +181,10 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file, gzipped as a whole or not."""
     import h5py
 
-    with unpacked(path) as plain, reading(path), h5py.File(plain, "r") as file:
-        yield file
+    with unpacked(path) as plain, reading(path):
+        refuse_links_h5(plain)
+        with h5py.File(plain, "r") as file:
+            yield file
 
 
 class Parts:

@@ -22,6 +22,7 @@ from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
 from stampy._io.xenium import is_xenium, read_xenium
 from stampy._io.zarr_zip import read_zipped
+from stampy._section.links import refuse_links
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,6 +117,7 @@ def read(
     (60, 800)
     """
     path = _checks.existing(path, what="section")
+    refuse_links(path)
     kind = format_of(path)
     _check_arguments(path, kind, bin_um, image, um_per_px, backed)
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stampy import _checks, _files, _keys, _utils
 from stampy._io.anndata_files import is_zarr
 from stampy._io.spatialdata_stores import is_spatialdata
+from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
     import h5py
@@ -70,7 +71,7 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
         _append_spatialdata(table, keys, source, target, table_key)
     else:
         with _files.atomic_folder(target) as temporary:
-            shutil.copytree(source, temporary)
+            _copy_store(source, temporary)
             _put_zarr(temporary, table, keys)
             _consolidate(temporary)
     return True
@@ -81,6 +82,7 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
     with _files.atomic(target) as temporary:
         shutil.copyfile(source, temporary)
+        refuse_links_h5(temporary)  # the copy: what is written to can't change after it was looked at
         with h5py.File(temporary, "r+") as file:
             _put(file, table, keys)
         if table.isbacked:  # its file may be the one that is replaced
@@ -90,15 +92,21 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:
     if source.resolve() != target.resolve():
         with _files.atomic_folder(target) as temporary:
-            shutil.copytree(source, temporary)
+            _copy_store(source, temporary)
             _put_zarr(temporary / "tables" / table_key, table, keys)
             _consolidate(temporary)
         return
     place = source / "tables" / table_key
     with _files.atomic_folder(place, beside=source.resolve().parent) as temporary:
-        shutil.copytree(place, temporary)
+        _copy_store(place, temporary)
         _put_zarr(temporary, table, keys)
     _consolidate(source)
+
+
+def _copy_store(source: Path, target: Path) -> None:
+    """Copy a store; a link in it is not followed but refused."""
+    shutil.copytree(source, target, symlinks=True)
+    refuse_links_zarr(target)
 
 
 def _put_zarr(path: Path, table: AnnData, keys: Sequence[str]) -> None:

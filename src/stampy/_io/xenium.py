@@ -15,6 +15,7 @@ from stampy._io.delimited import table
 from stampy._io.parts import Parts, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.space_ranger import outs_of, sample_of
 from stampy._io.tenx import counts_h5, counts_mtx, counts_zarr
+from stampy._section.links import refuse_links_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,6 +96,7 @@ def _of_zarr(path: Path) -> Counts:
 
     with reading(path):
         if path.is_dir():
+            refuse_links_zarr(path)
             return counts_zarr(zarr.open_group(path, mode="r"), path)
         with unzipped(path) as folder:
             root = folder if (folder / "cell_features").is_dir() else next(folder.glob("*/cell_features")).parent

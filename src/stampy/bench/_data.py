@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from scipy import sparse
-
-from stampy import _checks, _keys, datasets
+from stampy import _checks, datasets
+from stampy._section.identity import digest_of_section
+from stampy._section.links import refuse_links
 
 from ._config import DataSet, Section
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["MISSING", "Loaded", "load_section", "section_digest"]
+__all__ = ["MISSING", "Loaded", "load_section"]
 
 # what may go wrong with data, weights or an embedding of them; the table then says why a cell is empty
 MISSING = (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError)
@@ -49,7 +47,7 @@ def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverif
     if data.labels is not None and data.labels in adata.obs:
         adata.obs[LABELS] = adata.obs[data.labels]
         labels = hashlib.sha256("\n".join(adata.obs[LABELS].astype(str)).encode()).hexdigest()[:16]
-    return Loaded(section.name, adata, section_digest(adata), labels)
+    return Loaded(section.name, adata, digest_of_section(adata), labels)
 
 
 def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
@@ -60,38 +58,6 @@ def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
         return datasets.toy(rng=int(seed or 0))
     if section.source.endswith(".h5ad"):
         path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
+        refuse_links(path)
         return anndata.read_h5ad(path)
     return datasets.load(section.source, allow_unverified=allow_unverified)
-
-
-def section_digest(adata: AnnData) -> str:
-    """A digest (32 hexadecimal characters) of counts, names, coordinates, images and scale factors.
-
-    >>> from stampy.datasets import toy
-    >>> section_digest(toy(n_spots=30)) == section_digest(toy(n_spots=30, rng=1))
-    False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in _parts(adata):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(adata: AnnData) -> Iterator[bytes]:
-    yield "\n".join([*adata.obs_names, "", *adata.var_names]).encode()
-    if adata.X is not None:
-        x = sparse.csr_matrix(adata.X) if not sparse.issparse(adata.X) else adata.X.tocsr()
-        for values in (x.data.astype(np.float32), x.indices.astype(np.int64), x.indptr.astype(np.int64)):
-            yield np.ascontiguousarray(values).tobytes()
-    if _keys.SPATIAL in adata.obsm:
-        yield np.ascontiguousarray(adata.obsm[_keys.SPATIAL], dtype=np.float64).tobytes()
-    for name, library in sorted(adata.uns.get(_keys.UNS_SPATIAL, {}).items()):
-        yield name.encode()
-        yield from _library(library)
-
-
-def _library(library: Any) -> Iterator[bytes]:
-    for kind, image in sorted(library.get("images", {}).items()):
-        yield f"{kind} {np.shape(image)}".encode()
-        yield np.ascontiguousarray(image).tobytes()
-    yield repr(sorted((k, str(v)) for k, v in library.get("scalefactors", {}).items())).encode()

@@ -48,7 +48,6 @@ def kind_of(system: System) -> str | None:
     return models.card(named[0]).modality
 
 
-@remembered
 def identity(model: str) -> str:
     """What the weights are: hashes of files on disk; of a name on the hub the name alone."""
     named = models.split_name(model)
@@ -58,11 +57,22 @@ def identity(model: str) -> str:
     if not path.exists():
         return model
     found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.suffix != ".md")
-    digest = hashlib.sha256((named[0] if named else "").encode())
-    for file in found:
+    return _hash_of(named[0] if named else "", tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in found))
+
+
+@remembered
+def _hash_of(name: str, states: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256(name.encode())
+    for file, _, _ in states:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _named_files(options: Mapping[str, Any]) -> list[str]:
+    """Hashes of the files that options name, such as an image."""
+    paths = [Path(v) for v in options.values() if isinstance(v, str | Path) and Path(v).is_file()]
+    return [_files.digest_of_file(path) for path in paths]
 
 
 class Cache:
@@ -95,7 +105,10 @@ class Cache:
 
     def path(self, section: Loaded, system: System, modality: str | None) -> Path:
         """Where an embedding is, or will be."""
-        what = {"format": FORMAT, "stampy": stampy.__version__, "section": section.digest, "modality": modality,
+        column = section.adata.obs.get(system.embed.get("library_key"))
+        columns = None if column is None else _files.digest(column.astype(str))
+        what = {"format": FORMAT, "columns": columns, "files": _named_files(system.embed),
+                "stampy": stampy.__version__, "section": section.digest, "modality": modality,
                 "model": identity(system.model), "level": system.level, "embed": dict(system.embed)}  # fmt: skip
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return self.folder / f"{key}.safetensors"

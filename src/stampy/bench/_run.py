@@ -180,7 +180,7 @@ class _DataSetRun:
                     yield self._slide_rows(manifest, system, task)
 
     def _slide_rows(self, manifest: pd.DataFrame, system: System, task: Task) -> list[dict[str, Any]]:
-        what = {"slides": manifest.to_csv(), "sizes": [Path(p).stat().st_size for p in manifest["slide"]]}
+        what = {"slides": manifest.to_csv(), "files": [_files.digest_of_path(p) for p in manifest["slide"]]}
         path = self._path(system, task, (), **what)
         try:
             if not path.is_file():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stampy import _keys, datasets, tl
+from stampy._files import digest_of_path
 
 from ._config import Config, DataSet, System, Task
 from ._embeddings import Cache, identity
@@ -55,7 +56,8 @@ def _tiles(manifest: pd.DataFrame, system: System, cache: Cache) -> AnnData:
 
     tables = []
     for name, row in manifest.iterrows():
-        what = f"{identity(system.model)} {system.level} {dict(system.embed)} {row['slide']}"
+        slide = digest_of_path(row["slide"])
+        what = f"{identity(system.model)} {system.level} {dict(system.embed)} {row['slide']} {slide}"
         key = hashlib.sha256(what.encode()).hexdigest()[:16]
         store = tl.embed_slide(
             row["slide"], cache.folder / f"{re.sub(r'[^0-9A-Za-z.-]', '_', str(name))}-{key}.zarr", model=system.model,

@@ -15,8 +15,8 @@ import numpy as np
 
 from stampy import _keys, models, tl
 from stampy.pp import Vocabulary, tokenize
-from stampy.tl._evaluate import masked_accuracy
 from stampy.tl._folds import known_labels
+from stampy.tl._masked import masked_accuracy
 from stampy.tl._metrics import confusion, label_scores
 
 from ._config import DataSet, System, Task

@@ -68,8 +68,8 @@ def report(
     target
         The ``.html`` to write.
     model
-        Whose vocabulary the genes are held against; None: the model that made the embedding, if it is packaged or a
-        folder that is there, else stampy-mini.
+        Whose vocabulary the genes are held against; None: the model that made the embedding if it is a packaged one,
+        else stampy-mini. A folder or an address that the section's provenance names is not loaded.
     embedding
         Key of obsm.
     domains
@@ -165,12 +165,11 @@ def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str 
 
     if model is not None:
         return model, "as asked for"
-    made_by = record.get("model")
+    made_by = str(record.get("model") or "")
     if made_by in models.packaged():
-        return str(made_by), "which made the embedding"
-    if made_by and (Path(str(made_by)) / "genes.tsv").is_file():
-        return str(made_by), "which made the embedding"
-    return MINI, f"as {made_by!r}, which made the embedding, is not here" if made_by else "the packaged model"
+        return made_by, "which made the embedding"
+    # A path or an address in a file is not followed: it is whoever wrote the file that chose it.
+    return MINI, f"not {made_by!r}, which made the embedding: name it by --model" if made_by else "the packaged model"
 
 
 def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:

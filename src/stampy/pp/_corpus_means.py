@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks
+from stampy._section.links import refuse_links
 
 from ._counts import checked_rows, counts_of
 from ._match import gene_names
@@ -69,6 +70,7 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
         yield section, f"section {number}"
     elif isinstance(section, str | Path):
         path = _checks.existing(section, what="section", suffixes=(".h5ad",))
+        refuse_links(path)
         with _checks.readable(path):
             adata = anndata.read_h5ad(path, backed="r")
         try:

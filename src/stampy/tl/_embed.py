@@ -11,7 +11,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.section import has_image
+from stampy._section.libraries import has_image
 from stampy._utils import copy_of, is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
@@ -215,7 +215,7 @@ def embed(
             tiles.close()
     if around is not None:
         record["context"] = f"{context}, {N_NEIGHBORS}"
-        found = {name: _in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
+        found = {name: in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
     if copy:
         adata = copy_of(adata, table_key)
         table = table_of(adata, table_key)
@@ -338,7 +338,7 @@ def _too_coarse(tiles: TileSource) -> bool:
     return True
 
 
-def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
     values = smoothed(values, xy, N_NEIGHBORS, sections)
     return unit(values) if normed else values
 

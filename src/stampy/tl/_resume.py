@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stampy import _checks, _files
+from stampy._files import digest_of_tensors
 
 if TYPE_CHECKING:
     from stampy.models import Stamp
 
-__all__ = ["Chunk", "Parts", "digest_of_arrays", "digest_of_model"]
+__all__ = ["Chunk", "Parts", "digest_of_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +32,12 @@ FORMAT = 1
 SAVE_EVERY_S = 20.0  # within a chunk; a chunk of a large model takes long on a CPU
 
 
-def digest_of_arrays(*arrays: np.ndarray) -> str:
-    """A hash of types, shapes and values."""
-    found = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        found.update(f"{array.dtype.str}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
-
-
 def digest_of_model(model: Stamp, *, below: tuple[str, ...] = ("",)) -> str:
-    """A hash of a model's weights, by name; on request only of those whose names begin with one of `below`."""
-    import torch
-
+    """A hash of a model's settings and weights; on request only of the weights whose names begin with `below`."""
     found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted((k, v) for k, v in model.state_dict().items() if k.startswith(below)):
-        found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found.update(values.numpy().data)
+    config = getattr(model, "config", None)
+    found.update(repr(config.to_dict() if hasattr(config, "to_dict") else None).encode())
+    found.update(digest_of_tensors({k: v for k, v in model.state_dict().items() if k.startswith(below)}).encode())
     return found.hexdigest()
 
 

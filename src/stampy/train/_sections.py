@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _utils
+from stampy._section.links import refuse_links
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -69,6 +70,7 @@ class Section:
 
         if isinstance(self.data, Path):
             path = _checks.existing(self.data, what="section", suffixes=(".h5ad",))
+            refuse_links(path)
             with _checks.readable(path):
                 return anndata.read_h5ad(path)
         return self.data

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stampy._section.links import leads_out
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.write import folder_of, record_of
 
@@ -123,10 +124,16 @@ class StoredSection:
 
 
 def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Files of a section that are missing or of another size."""
+    """Files of a section that are missing or of another size, or lead out of the corpus."""
     folder = path / "sections" / folder_of(record["name"])
+    linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
     for name, (size, _) in record["files"].items():
         file = folder / name
+        if leads_out(name):
+            raise ValueError(f"The corpus {str(path)!r} is refused: its manifest names {name!r}, outside of it.")
+        if _is_linked(file, linked):
+            yield file, "it is a symbolic link, or lies behind one"
+            continue
         try:
             found = file.stat().st_size
         except FileNotFoundError:
@@ -134,6 +141,13 @@ def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]
             continue
         if found != size:
             yield file, f"it has {found} bytes where {size} were expected"
+
+
+def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
+    """Whether a place below those that are known is reached by a symbolic link."""
+    if place not in known:
+        known[place] = place.is_symlink() or _is_linked(place.parent, known)
+    return known[place]
 
 
 def changed_files(path: Path, record: dict[str, Any]) -> Iterator[str]:

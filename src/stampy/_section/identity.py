@@ -1,0 +1,147 @@
+"""A hash of all that a result about a section depends on, so that what was kept of it is never taken for another's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from stampy import _files, _keys, _utils
+from stampy._section.image import SlideImage
+from stampy._section.open import open_spatialdata_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["digest_of_section"]
+
+_ROWS = 4096  # of a matrix that is not in memory
+_WHOLE_VALUES = 2**28  # of a raster that is not in memory
+
+
+def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> str:
+    """A hash (32 hexadecimal characters) of a section: all counts, names, coordinates, images and scale factors.
+
+    Every value of ``X``, of the layers and of ``obsm["spatial"]`` counts, as do the names of spots, names and text
+    columns of ``var``, all of ``uns["spatial"]``, the full-resolution image that it refers to, and of a SpatialData its
+    images, labels and shapes. Columns of ``obs`` (but those that link a SpatialData) and results do not count.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> one, two = stampy.datasets.toy(n_spots=30), stampy.datasets.toy(n_spots=30)
+    >>> digest_of_section(one) == digest_of_section(two)
+    True
+    >>> two.obsm["spatial"][7, 1] += 1
+    >>> digest_of_section(one) == digest_of_section(two)
+    False
+    """
+    found = hashlib.blake2b(digest_size=16)
+    table = _utils.table_of(data, table_key)
+    for part in _table(table):
+        found.update(part.encode() + b"\n")
+    if table is not data:
+        for part in _elements(data):
+            found.update(part.encode() + b"\n")
+    return found.hexdigest()
+
+
+def _table(table: AnnData) -> Iterator[str]:
+    link = table.uns.get("spatialdata_attrs") or {}
+    linking = [c for c in (link.get("region_key"), link.get("instance_key")) if c in table.obs]
+    yield from _frame("obs", table.obs[linking])
+    yield from _frame("var", table.var)
+    for name, matrix in (("X", table.X), *sorted(table.layers.items(), key=lambda item: str(item[0]))):
+        if matrix is not None:
+            yield f"{name} {_matrix(matrix)}"
+    if table.raw is not None:
+        yield f"raw {_matrix(table.raw.X)}"
+        yield from _frame("raw.var", table.raw.var)
+    if _keys.SPATIAL in table.obsm:
+        yield f"spatial {_files.digest_of_arrays(np.asarray(table.obsm[_keys.SPATIAL]))}"
+    for name in (_keys.UNS_SPATIAL, "spatialdata_attrs"):
+        yield f"{name} {_tree(table.uns.get(name))}"
+    libraries = table.uns.get(_keys.UNS_SPATIAL)
+    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+        yield from _referred(library)
+
+
+def _referred(library: Any) -> Iterator[str]:
+    """The full-resolution image that an entry of ``uns["spatial"]`` names, where it is there."""
+    metadata = library.get("metadata") if isinstance(library, Mapping) else None
+    path = metadata.get(_keys.SOURCE_IMAGE) if isinstance(metadata, Mapping) else None
+    if path and Path(str(path)).is_file():
+        yield f"file {_files.digest_of_file(str(path))}"
+
+
+def _frame(name: str, frame: pd.DataFrame) -> Iterator[str]:
+    """Names and text; numbers about genes decide nothing."""
+    yield f"{name} {_files.digest(frame.index)}"
+    for column in frame.columns:
+        if name == "obs" or frame[column].dtype.kind not in "biufcmM":
+            yield f"{name}.{column} {_files.digest(frame[column].astype(str))}"
+
+
+def _matrix(matrix: Any) -> str:
+    if isinstance(matrix, np.ndarray):
+        return _files.digest_of_arrays(matrix)
+    if sparse.issparse(matrix):
+        matrix = matrix.tocsr()
+        return _files.digest_of_arrays(matrix.data, matrix.indices, matrix.indptr)
+    found = hashlib.blake2b(repr(tuple(matrix.shape)).encode(), digest_size=16)
+    for start in range(0, matrix.shape[0], _ROWS):
+        block = matrix[start : start + _ROWS]
+        block = block.compute() if hasattr(block, "compute") else block
+        found.update(_matrix(block if sparse.issparse(block) else np.asarray(block)).encode())
+    return found.hexdigest()
+
+
+def _tree(value: Any) -> str:
+    """Of nested dicts, lists, arrays and plain values."""
+    if isinstance(value, Mapping):
+        return repr(sorted((str(k), _tree(v)) for k, v in value.items()))
+    if isinstance(value, np.ndarray):
+        return _files.digest_of_arrays(value)
+    if isinstance(value, list | tuple):
+        return repr([_tree(v) for v in value])
+    if isinstance(value, SlideImage):
+        return value.digest
+    if hasattr(value, "shape") and hasattr(value, "dtype") and np.shape(value):
+        return _files.digest_of_arrays(np.asarray(value))
+    return repr(value)
+
+
+def _elements(data: SpatialData) -> Iterator[str]:
+    """Images, labels and shapes of a SpatialData, with their transformations."""
+    from spatialdata.transformations import get_transformation
+
+    for name, element in sorted(data.images.items()):
+        yield f"image {name} {open_spatialdata_image(element, name=name).digest}"
+        yield repr(sorted((k, repr(v)) for k, v in get_transformation(element, get_all=True).items()))
+    for name, element in sorted(data.labels.items()):
+        yield f"labels {name} {_raster(element)}"
+        yield repr(sorted((k, repr(v)) for k, v in get_transformation(element, get_all=True).items()))
+    for name, element in sorted(data.shapes.items()):
+        outlines = b"".join(element.geometry.to_wkb())
+        radius = np.asarray(element["radius"]) if "radius" in element else np.empty(0)
+        yield f"shapes {name} {hashlib.sha256(outlines).hexdigest()} {_files.digest_of_arrays(radius)}"
+        yield _files.digest(element.index)
+        yield repr(sorted((k, repr(v)) for k, v in get_transformation(element, get_all=True).items()))
+
+
+def _raster(element: Any) -> str:
+    """Of labels: the finest scale, all of it where it has not too many values, else bands spread over it."""
+    array = element.data if hasattr(element, "data") else next(iter(element.children.values()))["image"].data
+    rows = array.shape[0]
+    if array.size <= _WHOLE_VALUES:
+        return _matrix(array)
+    found = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    for start in np.linspace(0, max(rows - 64, 0), 64, dtype=np.int64).tolist():
+        found.update(_files.digest_of_arrays(np.asarray(array[start : start + 64])).encode())
+    return found.hexdigest()

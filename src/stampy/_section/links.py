@@ -1,0 +1,293 @@
+"""An input names no other file: links in HDF5, zarr, ZIP and TIFF are found, without following them, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from stampy import _checks
+
+if TYPE_CHECKING:
+    import h5py
+    import tifffile
+
+__all__ = [
+    "LinkError",
+    "leads_out",
+    "refuse_links",
+    "refuse_links_h5",
+    "refuse_links_zarr",
+    "refuse_links_zip",
+    "refuse_slide_references",
+    "refuse_tiff_references",
+]
+
+_ZARR_METADATA = ("zarr.json", ".zattrs")
+_ZARR_MARKS = (*_ZARR_METADATA, ".zgroup")
+_MAX_METADATA_BYTES = 2**28
+# An AnnData has each group once; a few more ways to the same group are harmless, doubling them at each level is not.
+_MAX_WAYS = 10
+_INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
+_INDEX_ENTRY = re.compile(r"^\s*(\w*FILE\w*)\s*=\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+class LinkError(ValueError):
+    """A file leads out of itself, or round in a circle."""
+
+
+def refuse_links(path: str | Path) -> None:
+    """Refuse an HDF5 file, a zarr store or a ZIP archive that leads out of itself; anything else is not looked at.
+
+    Raises
+    ------
+    LinkError
+        With the name of the link and where it leads.
+    ValueError
+        The file is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if any(os.path.lexists(path / mark) for mark in _ZARR_MARKS):
+            refuse_links_zarr(path)
+    elif path.name.lower().endswith(".zip"):
+        refuse_links_zip(path)
+    elif path.name.lower().endswith((".h5", ".h5ad", ".hdf5")):
+        refuse_links_h5(path)
+
+
+def _refused(path: Path, name: str, what: str) -> LinkError:
+    return LinkError(
+        f"{str(path)!r} is refused: `{name}` is {what}. stampy reads a file only where it holds its data itself. Ask "
+        "whoever made it for a copy without links, or make one from a file that you trust."
+    )
+
+
+# ---- HDF5 -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_links_h5(path: str | Path) -> None:
+    """Refuse external links, external storage, virtual datasets, and links that lead round in a circle.
+
+    Soft links to another place in the file are allowed. Each group is visited once, and no link is followed out of the
+    file.
+    """
+    import h5py
+
+    path = Path(path)
+    with _checks.readable(path), h5py.File(path, "r", locking=False) as file:
+        _walk(file, path)
+
+
+def _walk(file: h5py.File, path: Path) -> None:
+    """Depth first, with the number of ways that lead into each group, so that doubled links can't multiply."""
+    import h5py
+
+    ways: dict[Any, int] = {}  # objects that a reader meets below a group, by the group's address
+    open_groups: set[Any] = {_address(file)}
+    stack: list[tuple[h5py.Group, Iterator[str], list[int]]] = [(file, iter(file), [1])]
+    while stack:
+        group, names, total = stack[-1]
+        name = next(names, None)
+        if name is None:
+            stack.pop()
+            key = _address(group)
+            open_groups.discard(key)
+            ways[key] = total[0]
+            if total[0] > _MAX_WAYS * len(ways) + 100_000:
+                raise _refused(path, group.name, f"a group that leads to {total[0]:,} objects by links to one another")
+            if stack:
+                stack[-1][2][0] += total[0]
+            continue
+        child = _child(group, name, path)
+        if not isinstance(child, h5py.Group):
+            total[0] += 1
+            continue
+        key = _address(child)
+        if key in open_groups:
+            raise _refused(path, f"{group.name.rstrip('/')}/{name}", f"a link back to {child.name!r}, which holds it")
+        if key in ways:
+            total[0] += ways[key]
+            continue
+        open_groups.add(key)
+        stack.append((child, iter(child), [1]))
+
+
+def _address(group: h5py.Group) -> Any:
+    import h5py
+
+    return h5py.h5o.get_info(group.id).addr
+
+
+def _child(group: h5py.Group, name: str, path: Path) -> Any:
+    """The object behind a link, once it is known that it lies in this file."""
+    import h5py
+
+    where = f"{group.name.rstrip('/')}/{name}"
+    kind = group.id.links.get_info(group._e(name)).type
+    if kind == h5py.h5l.TYPE_EXTERNAL:
+        link = group.get(name, getlink=True)
+        raise _refused(path, where, f"an external link to {link.path!r} in the file {os.fsdecode(link.filename)!r}")
+    if kind == h5py.h5l.TYPE_SOFT:
+        return _behind_soft_link(group, name, where, path)
+    if kind != h5py.h5l.TYPE_HARD:
+        raise _refused(path, where, "a link of a kind that HDF5 does not define")
+    found = group[name]
+    if isinstance(found, h5py.Dataset):
+        _check_dataset(found, where, path)
+    return found
+
+
+def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> Any:
+    """The target of a soft link, resolved step by step: one step on the way may be an external link."""
+    import h5py
+
+    steps, here, n_links = [name], group, 0
+    while steps:
+        step = steps.pop(0)
+        kind = here.id.links.get_info(here._e(step)).type if step in here.id else None
+        if kind == h5py.h5l.TYPE_SOFT:
+            n_links += 1
+            target = here.get(step, getlink=True).path
+            if n_links > 16:
+                raise _refused(path, where, f"a soft link that leads round in a circle (by {target!r})")
+            here = here.file["/"] if target.startswith("/") else here
+            steps = [part for part in target.split("/") if part not in ("", ".")] + steps
+            continue
+        if kind != h5py.h5l.TYPE_HARD:
+            what = "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else "nothing"
+            raise _refused(path, where, f"a soft link to {step!r}, which is {what}")
+        here = here[step]
+        if steps and not isinstance(here, h5py.Group):
+            raise _refused(path, where, f"a soft link through {step!r}, which is no group")
+    return here  # a dataset there is checked at its own place
+
+
+def _check_dataset(dataset: h5py.Dataset, where: str, path: Path) -> None:
+    if dataset.id.get_create_plist().get_external_count():
+        files = _checks.shortlist([os.fsdecode(part[0]) for part in dataset.external or ()], 3)
+        raise _refused(path, where, f"a dataset whose values lie in other files, {files}")
+    if dataset.is_virtual:
+        files = _checks.shortlist(sorted({source.file_name for source in dataset.virtual_sources()}), 3)
+        raise _refused(path, where, f"a virtual dataset put together from {files}")
+
+
+# ---- zarr -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_links_zarr(path: str | Path) -> None:
+    """Refuse symbolic links and special files anywhere below a store, and metadata that name places outside of it.
+
+    The store itself may be reached by a link: that one the user named.
+    """
+    root = Path(path)
+    folders = [os.fspath(root)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                inside = Path(entry.path).relative_to(root).as_posix()
+                if entry.is_symlink():
+                    raise _refused(root, inside, f"a symbolic link to {os.readlink(entry.path)!r}")
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    raise _refused(root, inside, "no file (a pipe, socket or device)")
+                elif entry.name in _ZARR_METADATA:
+                    _check_metadata(Path(entry.path), root, inside)
+
+
+def _check_metadata(file: Path, root: Path, name: str) -> None:
+    """Refuse paths of OME-NGFF metadata that lead out of the store: their reader joins them to the store's folder."""
+    if file.stat().st_size > _MAX_METADATA_BYTES:
+        raise ValueError(f"The metadata {str(file)!r} has {file.stat().st_size:,} bytes; a sound store has far fewer.")
+    text = file.read_bytes()
+    if b'"path"' not in text:
+        return
+    try:
+        values = [json.loads(text)]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"The metadata {str(file)!r} can't be read as JSON ({error}). Copy the store again."
+        ) from error
+    while values:
+        value = values.pop()
+        if isinstance(value, list):
+            values.extend(value)
+        elif isinstance(value, dict):
+            values.extend(value.values())
+            if isinstance(target := value.get("path"), str) and leads_out(target):
+                raise _refused(root, name, f"metadata with the path {target!r}, outside of the store")
+
+
+def leads_out(target: str) -> bool:
+    r"""Whether a path is absolute, an address, or goes upwards.
+
+    >>> [leads_out(p) for p in ("0", "labels/0", "/etc", "../x", "a\\..\\b", "s3://bucket/x", "C:x")]
+    [False, False, True, True, True, True, True]
+    """
+    parts = target.replace("\\", "/").split("/")
+    return target.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or "\0" in target
+
+
+def refuse_links_zip(path: str | Path) -> None:
+    """Refuse members of a ZIP archive that would be written outside of a folder, or that are links."""
+    path = Path(path)
+    with _checks.readable(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"{str(path)!r} is no ZIP archive, or it is damaged ({error}).") from error
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise _refused(path, member.filename, "a symbolic link")
+        if leads_out(member.filename) or PurePosixPath(member.filename).is_absolute():
+            raise _refused(path, member.filename, "a member that leads out of the archive")
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+def refuse_tiff_references(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a TIFF whose pixels lie in other files; call this before `tiff.series`, which would open them."""
+    for name, kind in (("is_mmstack", "Micro-Manager"), ("is_ndtiff", "NDTiff")):
+        if getattr(tiff, name, False):
+            raise _refused(path, kind, "a set of several files. Export the picture as one OME-TIFF")
+    if not tiff.is_ome:
+        return
+    try:
+        root = ElementTree.fromstring(tiff.ome_metadata or "")
+    except ElementTree.ParseError as error:
+        raise ValueError(
+            f"The image {str(path)!r} is truncated or damaged (OME-XML: {error}). Copy or download it again."
+        ) from error
+    own = root.get("UUID")
+    for element in root.iter():
+        kind = element.tag.rsplit("}", 1)[-1]
+        if kind == "BinaryOnly" and element.get("MetadataFile"):
+            raise _refused(path, "OME-XML", f"metadata kept in the file {element.get('MetadataFile')!r}")
+        if kind != "UUID":
+            continue
+        own = own if own is not None else element.text  # without a UUID of its own, the first is this file's
+        if element.text != own:
+            raise _refused(path, "TiffData", f"pixels of the file {element.get('FileName')!r}")
+
+
+def refuse_slide_references(path: Path) -> None:
+    """Refuse whole slides whose index names files beyond their folder (.mrxs, .vms, .vmu; others are one file)."""
+    if path.suffix.lower() not in _INDEX_SUFFIXES:
+        return
+    index = path.with_suffix("") / "Slidedat.ini" if path.suffix.lower() == ".mrxs" else path
+    if not index.is_file():
+        return
+    with index.open("rb") as file:
+        text = file.read(2**24).decode("utf-8", errors="replace")
+    for key, target in _INDEX_ENTRY.findall(text):
+        if leads_out(target) or "/" in target.replace("\\", "/"):
+            raise _refused(path, key, f"the file {target!r}, outside of the slide's folder")
