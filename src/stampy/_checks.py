@@ -264,7 +264,7 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
         return
     raise ValueError(
         f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
-        f"Missing values and {shortlist(sorted(_keys.NO_LABELS))} are not labels."
+        f"Missing values and {shortlist(sorted(_keys.NO_LABELS), len(_keys.NO_LABELS))} are not labels."
     )
 
 
