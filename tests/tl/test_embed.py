@@ -304,6 +304,23 @@ def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
         assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
 
 
+def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
+    adata = toy.copy()
+    library = adata.uns["spatial"]["toy"]
+    library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
+    says = r"Genes alone are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
+    with pytest.warns(UserWarning, match=says):
+        alone = tl.embed(adata, model, copy=True, **QUIET)
+    assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
+    assert "X_stamp_image" not in alone.obsm
+    for asked in ({"modality": "fused"}, {"image_key": "hires"}):
+        with pytest.warns(UserWarning, match="does not look like H&E: it is black"):
+            both = tl.embed(adata, model, copy=True, **asked, **QUIET)
+        assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
+    with pytest.warns(UserWarning, match="does not look like H&E"):
+        tl.embed(adata, model, modality="image", copy=True, **QUIET)
+
+
 def test_baselines_say_what_they_are(toy):
     record = tl.embed(toy, "pca", copy=True, **QUIET).uns["stamp"]["X_stamp"]
     assert record["stampy"]

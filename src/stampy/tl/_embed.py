@@ -12,6 +12,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
+from stampy._section.looks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of
 from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
@@ -85,8 +86,9 @@ def embed(
         (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
-        fused if there are counts and an image, else the one that is there. An image with fewer than 16 px across a
-        tile, such as Space Ranger's "lowres", is left out then, with a warning.
+        fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
+        tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
+        blurred, fluorescence, grey) is left out with a warning. On request it is used, with a warning, too.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -141,8 +143,8 @@ def embed(
     Warns
     -----
     UserWarning
-        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image too coarse for the
-        model, or so coarse that genes alone are embedded.
+        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image that is too coarse for
+        the model or does not look like H&E, and whether genes alone are embedded therefore.
 
     Raises
     ------
@@ -231,9 +233,12 @@ def _choose(
     tiles = None
     if modality != "gene":
         tiles = _tiles(adata, model, request)
-        if modality == "fused" and not is_wish and not request.names_image and _too_coarse(tiles):
+        by_default = modality == "fused" and not is_wish and not request.names_image
+        if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
             tiles.close()
             modality, tiles = "gene", None
+        elif not by_default:
+            warn_of_doubts(tiles.sections)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
         _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
@@ -310,6 +315,18 @@ def _too_coarse(tiles: TileSource) -> bool:
     _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
         f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
+    )
+    return True
+
+
+def _no_histology(tiles: TileSource) -> bool:
+    """Whether an image without an explicit wish for it is left out, with a warning: it does not look like H&E."""
+    doubts = doubts_of(tiles.sections)
+    if not doubts:
+        return False
+    _checks.warn(
+        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        "modality='fused' takes this one all the same."
     )
     return True
 
