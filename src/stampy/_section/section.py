@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -183,6 +183,7 @@ def sections_of(
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     needs: Collection[Need] = (),
+    notes: list[str] | None = None,
 ) -> list[Section]:
     """The sections of a table, in the order of their names.
 
@@ -202,6 +203,8 @@ def sections_of(
     needs
         What is looked for at once, and must be there: ``"image"``, ``"scale"``. ``"neighbors"`` (and ``"image"``)
         refuse a table in which several sections lie on top of each other.
+    notes
+        Where to put what the user is to know; None: it is warned about.
 
     Raises
     ------
@@ -245,7 +248,8 @@ def sections_of(
             )
         )
     for section in found:
-        _satisfy(section, needs, table, libraries)
+        for note in _satisfy(section, needs, table, libraries):
+            _checks.warn(note) if notes is None else notes.append(note)
     return found
 
 
@@ -311,8 +315,9 @@ def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -
     return _keys.SPATIAL in table.obsm or (data is not table and elements.is_linked(data, table))
 
 
-def has_images(data: AnnData | SpatialData, table: AnnData) -> bool:
-    """Whether any section of the table has an image."""
+def has_images(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
+    """Whether any section has an image."""
+    table = _utils.table_of(data, table_key)
     if data is not table and len(getattr(data, "images", ())):
         return True
     return any(has_image(library) for library in libraries_of(table).values())
@@ -363,18 +368,18 @@ def _library_names(
     return found
 
 
-def _satisfy(section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Any]) -> None:
-    """Find what is needed; say what is doubtful."""
+def _satisfy(section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Any]) -> Iterator[str]:
+    """Find what is needed; yield what is doubtful."""
     if "image" in needs:
         if section.wishes.image is None and section.sdata is None and section.library_name is None:
             _no_library(section, table, libraries)
         section.require_image()
         if section.note:
-            _checks.warn(section.note)
+            yield section.note
     if "scale" in needs and (doubt := section.require_pixel().doubt):
-        _checks.warn(section.prefix + doubt)
-    if "image" in needs:
-        check_inside(section)
+        yield section.prefix + doubt
+    if "image" in needs and (doubt := check_inside(section)):
+        yield doubt
 
 
 def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) -> None:

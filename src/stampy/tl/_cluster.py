@@ -28,6 +28,8 @@ def smoothed(
 ) -> np.ndarray:
     """Mean over each spot and its nearest spots of the same section, along the graph that squidpy makes, too.
 
+    Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
+
     Parameters
     ----------
     values
@@ -53,8 +55,13 @@ def smoothed(
             f"Smoothing over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found "
             f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Smooth over fewer, or not at all."
         )
-    total = values + graph(xy, n_neighbors, sections) @ values
-    return (total / (1 + n_neighbors)).astype(values.dtype, copy=False)
+    around = graph(xy, n_neighbors, sections)
+    total = values + around @ values
+    known = values.any(axis=1)
+    n_known = 1 + (around @ known.astype(np.float32)).reshape(-1, 1)
+    means = (total / n_known).astype(values.dtype, copy=False)
+    means[~known] = 0
+    return means
 
 
 def by_size(codes: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 
 from stampy import _checks, _files, _utils
 from stampy._section.boxes import choose_cells
+from stampy._section.looks import warn_of_doubts
 from stampy._section.section import has_images, places_of
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
@@ -33,7 +34,6 @@ from stampy.train._sections import Section, ranked
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
 __all__ = ["Reader", "folder_of", "record_of", "sums_of", "write_group", "write_section"]
 
@@ -169,7 +169,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     data = _data(section, reader)
     table = _utils.table_of(data)
     _checks.not_empty(table, genes=False)
-    source = _images(data, table, section, settings)
+    source = _images(data, section, settings)
     xy, codes, _, _ = places_of(data)
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     _put(group, "xy", xy)
@@ -193,13 +193,13 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     return record
 
 
-def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any]) -> TileSource | None:
+def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource | None:
     """The section's image, where one is wanted and (unless it is required) there."""
-    found = section.image is not None or has_images(data, table)
+    found = section.image is not None or has_images(data)
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):
         return None
-    return TileSource.open(
+    source = TileSource.open(
         data,
         tile_um=settings["tile_um"],
         size_px=settings["size_px"],
@@ -207,6 +207,8 @@ def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any
         um_per_px=section.um_per_px,
         spot_um=section.spot_um,
     )
+    warn_of_doubts(source.sections)
+    return source
 
 
 def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: str) -> tuple[np.ndarray, list[int]]:
