@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import shutil
 import socket
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -30,8 +35,33 @@ __all__ = [
     "digest_of_tensors",
     "make_ordinary",
     "remove_leftovers",
+    "seal",
+    "sealed",
     "sha256_of",
 ]
+
+# What readers of the formats raise for files that are damaged, or made to do harm.
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_SEAL = b"\nstampy-sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
 
 WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
 _PARTS, _PART_BYTES = 64, 2**20  # of a larger one
@@ -91,6 +121,38 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: str | Path) -> None:
+    """Write the SHA-256 of a file behind its content, to the disk; readers of ZIP archives pass over it."""
+    found = sha256_of(path)
+    with Path(path).open("ab") as file:
+        file.write(_SEAL + found.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sealed(path: str | Path) -> bool | None:
+    """Whether a file is what it was when it was sealed; None where it was never sealed.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a")
+    ...     _ = path.write_bytes(b"content")
+    ...     before = sealed(path)
+    ...     seal(path)
+    ...     whole = sealed(path)
+    ...     _ = path.write_bytes(path.read_bytes().replace(b"c", b"C", 1))
+    ...     before, whole, sealed(path)
+    (None, True, False)
+    """
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        rest = max(os.fstat(file.fileno()).st_size - _SEAL_BYTES, 0)
+        while rest and (block := file.read(min(rest, 2**20))):
+            found.update(block)
+            rest -= len(block)
+        end = file.read()
+    return end[len(_SEAL) :] == found.hexdigest().encode() if end.startswith(_SEAL) else None
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
