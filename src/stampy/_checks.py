@@ -248,11 +248,11 @@ def library_images(adata: AnnData) -> Mapping[str, Any]:
 
 
 def factor(factors: Mapping[str, Any], key: str) -> float:
-    """A scale factor that is there; ValueError where it is no positive number."""
-    try:
-        value = float(factors[key])
-    except (TypeError, ValueError):
-        value = float("nan")
+    """A scale factor that is there, also as text or in an array of one; ValueError where it is no positive number."""
+    value = float("nan")
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.asarray(factors[key])
+        value = float(found.item()) if found.size == 1 and found.dtype.kind != "b" else value
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"The scale factor `{key}` must be a positive number, found {factors[key]!r}.")
     return value
@@ -264,7 +264,7 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
         return
     raise ValueError(
         f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
-        f"Missing values and {shortlist(sorted(_keys.NO_LABELS))} are not labels."
+        f"Missing values and {shortlist(sorted(_keys.NO_LABELS), len(_keys.NO_LABELS))} are not labels."
     )
 
 

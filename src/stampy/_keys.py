@@ -32,7 +32,11 @@ FOLD_SUFFIX: Final = "_fold"  # appended to the key, obs: int32, fold that the s
 MEASURED_SUFFIX: Final = (
     "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
 )
-NO_LABELS: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>", "None", "undetermined"})  # these are not labels
+# These words are not labels, in any case of letters. "other", "background" and the like are: they say what a spot is.
+NO_LABELS: Final = frozenset(
+    {"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "unknown", "undetermined", "unassigned", "unlabelled",
+     "unlabeled", "unannotated", "not annotated"}
+)  # fmt: skip
 # whole slides
 SLIDE: Final = "slide"  # obs, name of the slide of each tile
 PATIENT: Final = "patient"  # obs, read: whose slide it is

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stampy import _files
 from stampy._section.levels import ArrayLevel, Level
-from stampy._section.pixels import CHANNELS, axes_of, channels_of, range_of, rgb_of, stored_axes
+from stampy._section.pixels import CHANNELS, axes_of, channels_of, colours_of, range_of, rgb_of, stored_axes
 
 __all__ = ["WHITE", "SlideImage", "named_level"]
 
@@ -123,6 +123,12 @@ class SlideImage:
     def shape(self) -> tuple[int, int]:
         """Height and width of the finest level in px."""
         return self.levels[0].shape
+
+    @property
+    def has_opacity(self) -> bool:
+        """Whether its last channel is opacity."""
+        n = self.levels[0].n_channels
+        return colours_of(n) < n
 
     @cached_property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
+from stampy._labels import known_labels
 from stampy.cli import html as _html
 from stampy.cli.html import Markup, tag
 from stampy.cli.top_genes import top_genes
@@ -343,8 +344,10 @@ def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Ser
     """The domain of each spot as text, and where that is from; None and the reason where there are none."""
     column = column or next((c for c in DOMAIN_COLUMNS if c in adata.obs), None)
     if column is not None:
-        values = adata.obs[column].astype("category").cat.remove_unused_categories()
-        return values.cat.rename_categories([str(c) for c in values.cat.categories]), f"From obs[{column!r}]."
+        codes, names = known_labels(adata.obs[column], name=f"adata.obs['{column}']")
+        values = pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
+        unlabelled = int((codes < 0).sum())
+        return values, f"From obs[{column!r}]." + (f" {unlabelled:,} spots have no label." if unlabelled else "")
     if embedding not in adata.obsm:
         return None, f"There is no embedding {embedding!r} yet: `stampy embed` first, then report again."
     if adata.n_obs < 3:

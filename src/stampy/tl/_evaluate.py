@@ -12,13 +12,14 @@ from scipy import sparse
 
 import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, generator, table_of
+from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._embed import BASELINES as PCA_MODELS
 from ._embed import embed, in_context
 from ._label_free import MEASURES, Piece, scores_of_split
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -145,19 +146,15 @@ def evaluate(
             "so they are judged as they are. They have seen what they predict: their scores flatter them. Give a "
             "function that embeds a table for a fair comparison (`keys={'name': function}`)."
         )
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.uns[key_added] = {
-        "scores": scores,
-        "verdict": sentence,
-        "parameters": {
-            "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
-            "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
-        },
+    parameters = {
+        "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
+        "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
-    logger.info("Written: uns[%r]. %s", key_added, sentence)
-    return adata if copy else None
+    logger.info("%s", sentence)
+    found = {"scores": scores, "verdict": sentence, "parameters": parameters}
+    return write(
+        adata, Result(key_added, {"embeddings": list(jobs)}, uns={key_added: found}), copy=copy, table_key=table_key
+    )
 
 
 def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -> None:

@@ -16,7 +16,7 @@ from stampy.pp._thinning import blocks, gene_targets, halves, heldout_correlatio
 
 from ._cluster import smoothed, spatial_graph
 from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
-from ._results import unit
+from ._shared_space import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
