@@ -125,11 +125,11 @@ def no_space(error: OSError, path: Path) -> OSError:
 def newest(out: Path) -> State | None:
     """The newest state that is whole; one that is damaged is left out with a warning."""
     paths = sorted(out.glob("checkpoint-*.ckpt"), reverse=True)
-    for path, before in zip(paths, [*paths[1:], None], strict=True):
+    for left, path in zip(reversed(range(len(paths))), paths, strict=True):
         try:
             state = _read(path)
         except DAMAGED as error:
-            then = "going on from the checkpoint before it" if before else "the run starts anew: it was the only one"
+            then = "going on from the checkpoint before it" if left else "the run starts anew: it was the only one"
             _checks.warn(f"{str(path)!r} is damaged; {then} ({str(error) or type(error).__name__:.200}).")
         else:
             logger.info("Going on from %s", path)
