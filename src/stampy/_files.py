@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import socket
 import struct
@@ -14,6 +16,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -34,6 +37,7 @@ __all__ = [
     "digest_of_path",
     "digest_of_tensors",
     "make_ordinary",
+    "recover",
     "remove_leftovers",
     "seal",
     "sealed",
@@ -76,9 +80,14 @@ def make_ordinary(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
+    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+
+    Of a symbolic link the link is replaced, not the file behind it. What killed processes left of earlier calls for
+    `path` is removed.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    recover(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -91,21 +100,104 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """As `atomic`, for a folder, which must not exist yet when it is written."""
-    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}."))
+    """As `atomic`, for a folder, which must not exist yet when it is written.
+
+    Old and new folder are exchanged in one step where the system can do that (Linux, on most file systems). Elsewhere
+    there are two steps, and `recover` ends what a kill between them left.
+    """
+    recover(path, beside=beside)
+    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
-        new, old = work / path.name, work / "old"
+        new, old = work / _NEW, work / _OLD
         yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
+        if not os.path.lexists(path):
             os.replace(new, path)
-        except OSError:
-            if old.exists():
+        elif not _exchange(new, path):
+            os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except OSError:
                 os.replace(old, path)
-            raise
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def recover(path: str | Path, *, beside: Path | None = None) -> None:
+    """End what processes left that were killed while they wrote `path`; what a live process writes is left alone.
+
+    A folder that was taken away but not yet replaced comes back: the new one where it was complete, else the old one.
+    """
+    path = Path(path)
+    with contextlib.suppress(OSError):  # a folder that can't be listed or written to: nothing can be done
+        for left in list((beside or path.parent).iterdir()):
+            if not left.name.startswith(_stem(path)) or not _is_dead(left.name.removeprefix(_stem(path))):
+                continue
+            if left.is_dir() and not left.is_symlink():
+                for part in (left / _NEW, left / _OLD):
+                    # the old one is moved here only when the new one is complete
+                    if os.path.lexists(left / _OLD) and os.path.lexists(part) and not os.path.lexists(path):
+                        os.replace(part, path)
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+_NEW, _OLD = "new", "old"
+_MAX_STEM = 100  # bytes: with number, place and ending the name stays below the 255 that file systems take
+_OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-")
+
+
+def _stem(path: Path) -> str:
+    name = os.fsencode(path.name)
+    return f".{name[:_MAX_STEM].decode(errors='ignore')}.{hashlib.sha256(name).hexdigest()[:8]}-"
+
+
+def _prefix(path: Path) -> str:
+    """Of temporary files for `path`: they say which process makes them, and on which machine."""
+    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
+
+
+@cache
+def _machine() -> str:
+    """Where numbers of processes mean the same: the machine since it was started, and the container on it."""
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _started(process: int) -> int:
+    """When a process began, in ticks since the machine did; -1 where there is none, 0 where that can't be told."""
+    if not Path("/proc/self/stat").is_file():
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                return -1
+        return 0
+    try:
+        state, *numbers = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return -1 if state in "ZX" else int(numbers[18])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
+def _is_dead(owner_and_rest: str) -> bool:
+    """Whether the process that a temporary file's name tells of ended; False for one of another machine."""
+    owner = _OWNER.match(owner_and_rest)
+    return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step (`renameat2`); False, and nothing is done, where that is not possible."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here = -100  # AT_FDCWD
+    return call(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # RENAME_EXCHANGE
 
 
 def digest(names: Iterable[str]) -> str:

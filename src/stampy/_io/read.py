@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _keys
+from stampy import _checks, _files, _keys
 from stampy._io import cells as _cells
 from stampy._io import common as _common
 from stampy._io import space_ranger as _visium
@@ -83,6 +83,7 @@ def read(
     >>> stampy.read(path).shape
     (60, 800)
     """
+    _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
     refuse_links(path)
     kind = format_of(path)
