@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.stores import is_spatialdata, is_zarr
+from stampy._io.anndata_files import is_zarr
+from stampy._io.spatialdata_stores import is_spatialdata
 from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
