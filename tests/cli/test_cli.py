@@ -626,4 +626,4 @@ def test_a_link_as_output_is_not_followed(target, toy, tmp_path, capsys):
 def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path, capsys):
     assert main(["embed", "nothing.h5ad", str(tmp_path / "new" / f"{'x' * 260}.h5ad")]) == 1
     assert "265 bytes" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "new").exists()
