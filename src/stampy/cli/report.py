@@ -121,9 +121,9 @@ def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The report must end in .html, found {path.name!r}.")
     _checks.at_least("n_genes", n_genes, 1)
-    _checks.writable(path.parent)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{str(path)!r} exists. Choose another name, or replace a file with --overwrite.")
+    _checks.replaceable(path, overwrite=overwrite)
+    if path.is_dir() and not path.is_symlink():
+        raise FileExistsError(f"{str(path)!r} is a folder; it is left alone. Choose another name.")
     return path
 
 
