@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _keys
+from stampy import _checks, _files, _keys
 from stampy._io import refused
 from stampy._io.anndata_files import hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
 from stampy._io.assemble import refer_to_image
@@ -116,6 +116,7 @@ def read(
     >>> stampy.read(path).shape
     (60, 800)
     """
+    _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
     refuse_links(path)
     kind = format_of(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -197,7 +198,14 @@ def _target(store: str | Path) -> Path:
     store = Path(store).expanduser()
     if not store.name.endswith(".zarr"):
         raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
+    partial = store.with_name(store.name + ".partial")
+    _checks.nameable(partial)
     _checks.writable(store.parent)
+    if partial.is_symlink() or (store.is_symlink() and not store.exists()):
+        link = partial if partial.is_symlink() else store
+        raise FileExistsError(
+            f"{str(link)!r} is a symbolic link to {os.readlink(link)!r}. Remove it, or write elsewhere."
+        )
     return store
 
 
