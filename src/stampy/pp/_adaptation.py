@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stampy import _checks
+from stampy import _keys, _utils
+from stampy._section.section import places_of, told_apart
 
 from ._axes import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
 from ._counts import checked_rows, counts_of, source_of
@@ -27,6 +28,7 @@ from ._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 __all__ = ["N_AXES", "STRENGTHS", "Adaptation", "LinearEncoder", "Piece", "adapt", "pieces_of"]
 
@@ -77,11 +79,12 @@ class Adaptation:
 
 
 def pieces_of(
-    adata: AnnData,
+    adata: AnnData | SpatialData,
     vocabulary: Vocabulary,
     *,
     layer: str | None = None,
     library_key: str | None = None,
+    table_key: str = _keys.TABLE,
     max_spots: int | None = MAX_SPOTS,
     rng: np.random.Generator,
 ) -> list[Piece]:
@@ -92,12 +95,13 @@ def pieces_of(
     ValueError
         A section of fewer than 50 spots.
     """
-    xy, match = _checks.coordinates(adata), vocabulary.match(adata)
-    sections, names = _checks.libraries(adata, library_key)
-    counts, pieces = counts_of(adata, layer), []
-    share = 1.0 if max_spots is None else min(max_spots / adata.n_obs, 1.0)
-    for i, name in enumerate(names):
-        mine = np.flatnonzero(sections == i)
+    table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
+    places = places_of(adata, library_key=library_key, table_key=table_key)
+    xy, match = places.xy, vocabulary.match(table)
+    counts, pieces = counts_of(table, layer), []
+    share = 1.0 if max_spots is None else min(max_spots / table.n_obs, 1.0)
+    for i, name in enumerate(places.names):
+        mine = np.flatnonzero(places.codes == i)
         if len(mine) < MIN_SPOTS:
             of = f" {name!r}" if name else ""
             raise ValueError(f"Adapting needs sections of {MIN_SPOTS} spots or more, section{of} has {len(mine)}.")

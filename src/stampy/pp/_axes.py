@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import linalg, sparse
-from scipy.spatial import KDTree
 
 from stampy import _keys
+from stampy._section.neighbors import nearest
 
 __all__ = ["SpotGenes", "leading_axes", "neighbor_graph", "orthonormal", "weighted_genes"]
 
@@ -73,6 +73,5 @@ def orthonormal(columns: np.ndarray) -> np.ndarray:
 def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
     """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
     n = len(xy)
-    _, near = KDTree(xy).query(xy, k=k + 1)
-    columns = np.array([row[row != i][:k] for i, row in enumerate(near)])  # duplicates: the spot need not come first
+    columns = nearest(xy, k)[1]
     return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))

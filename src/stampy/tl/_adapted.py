@@ -3,37 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stampy._utils import generator
+from stampy import _checks, _keys
+from stampy._utils import generator, table_of
 from stampy.models import Stamp
 from stampy.models._linear import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
-if TYPE_CHECKING:
-    from anndata import AnnData
+from ._each import is_several, named
+from ._encoders import Encoder, is_baseline, loaded_model
+from ._request import Request
 
-__all__ = ["adapted_to"]
+if TYPE_CHECKING:
+    import torch
+
+    from ._embed import Section, Sections
+
+__all__ = ["adapted_to", "fitted"]
 
 SEED = 0
 
 
 def adapted_to(
-    model: Any,
-    tables: Iterable[AnnData],
+    data: Sections, request: Request, model: str | Path | Encoder, device: str | torch.device | None
+) -> Stamp:
+    """The model fitted to all sections of a call of `stampy.tl.embed` together."""
+    if request.modality != "gene":
+        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+    if is_baseline(model):
+        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+    sections = list(named(data).values()) if is_several(data) else [data]
+    for section in sections:
+        _checks.not_empty(table_of(section, request.table_key))
+    loaded = loaded_model(model, device)
+    names = {"layer": request.layer, "library_key": request.library_key, "table_key": request.table_key}
+    return fitted(loaded, sections, **names)
+
+
+def fitted(
+    model: Encoder,
+    sections: Iterable[Section],
     *,
-    layer: str | None,
-    library_key: str | None,
+    layer: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
     strength: float | None = None,
     n_axes: int | None = None,
 ) -> Stamp:
-    """The model adapted to all these tables together; see `stampy.train.adapt`."""
+    """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
-    tables, rng, vocabulary = list(tables), generator(SEED), Vocabulary(model.genes)
-    share, pieces = MAX_SPOTS // max(len(tables), 1), []
-    for table in tables:
-        pieces += pieces_of(table, vocabulary, layer=layer, library_key=library_key, max_spots=share, rng=rng)
+    sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(model.genes)
+    names = {"layer": layer, "library_key": library_key, "table_key": table_key}
+    share, pieces = MAX_SPOTS // max(len(sections), 1), []
+    for section in sections:
+        pieces += pieces_of(section, vocabulary, **names, max_spots=share, rng=rng)
     parts = LinearEncoder(*linear_parts(model))
     found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     made = with_axes(model, found.axes, found.head, found.bias)

@@ -12,13 +12,14 @@ from scipy import sparse
 
 import stampy
 from stampy import _checks, _keys
+from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
-from ._adapted import adapted_to
-from ._embed import BASELINES as PCA_MODELS
+from ._adapted import fitted
 from ._embed import embed, in_context
+from ._encoders import BASELINES as PCA_MODELS
 from ._label_free import MEASURES, Piece, scores_of_split
 from ._results import Result, write
 
@@ -130,8 +131,8 @@ def evaluate(
     """
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
-    xy = _checks.coordinates(table)
-    sections, names = _checks.libraries(table, library_key)
+    library_key = library_key_of(adata, library_key, table_key)
+    xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     jobs, as_they_are = _jobs(table, keys, library_key)
     rng = generator(rng)
     rows = _rows(xy, sections, max_spots, rng)
@@ -214,7 +215,7 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
             encoder = loaded[model]
             if fit:  # to the half, by the settings that were chosen on the whole
                 settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"])}
-                encoder = adapted_to(encoder, [table], layer=None, library_key=library_key, **settings)
+                encoder = fitted(encoder, [table], library_key=library_key, **settings)
             embed(table, encoder, library_key=library_key, show_progress_bar=False, key_added=name, **options)
         values = table.obsm[name]
         if not context:
