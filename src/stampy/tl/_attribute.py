@@ -159,14 +159,14 @@ def attribute(
         check_model(space, loaded.name, loaded.config.embedding)
     counts_of(table, layer)
     vocabulary = vocabulary_of(loaded)
-    match = vocabulary.match(table)
+    match = vocabulary.match(table, layer=layer)
     asked = _asked(genes, loaded, match)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
     source = source_of(layer)
     counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
-    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source)
+    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source, layers=table.layers)
     tokens = np.concatenate([block for _, block in blocks])
     ask = (tokens > 0) & asked[np.maximum(tokens - _keys.N_SPECIAL, 0)]
     ask[:, most if max_rank is None else min(max_rank, most) :] = False
