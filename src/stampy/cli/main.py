@@ -75,15 +75,16 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt."""
+    """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     options = vars(_parser().parse_args(argv))
     run, with_traceback = options.pop("run"), options.pop("traceback")
     try:
         with _warnings_as_lines():
             run(**options)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("stampy: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not error.args:  # a training run has said more
+            print("stampy: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -213,9 +214,16 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
 
     chosen = getattr(train, settings).of(config)
     chosen = chosen if seed is None else replace(chosen, seed=seed)
-    getattr(train, stage)(sections, out, config=chosen, progress=_show_progress(quiet), **options)
-    if not quiet:
+    getattr(train, stage)(sections, out, config=chosen, progress=not quiet, **options)
+    if not quiet and _is_first_rank():
         print(f"Model: {Path(out).expanduser() / 'model'}")
+
+
+def _is_first_rank() -> bool:
+    """Whether this is the one process that speaks for a run of several."""
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def _models() -> None:

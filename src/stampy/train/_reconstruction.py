@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from stampy import _keys
+from stampy._utils import stream
 from stampy.models import Stamp, losses
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._packed import Packing
@@ -44,7 +45,7 @@ class Reconstruction(Stage):
                 tokens_SNL[s],
                 self.model.gene.config.n_tokens,
                 fraction=config.mask_fraction,
-                rng=np.random.default_rng([config.seed, step, 5, first + s]),
+                rng=stream(config.seed, "masks", step, first + s),
                 width=width,
             )
         centre_SL = tokens_SNL[:, 0]
