@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 import stampy
+from stampy._labels import known_labels
 from stampy.tl._cluster import smoothed
-from stampy.tl._folds import block_folds, known_labels, random_folds
+from stampy.tl._folds import block_folds, random_folds
 from stampy.tl._probe import probe_predictions, probe_scores
 
 SECTION, LABELS = "DLPFC_151673", "layer"

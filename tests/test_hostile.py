@@ -151,6 +151,23 @@ def test_config_of_a_newer_or_no_format(saved, value):
         {"image": {"backbone_kwargs": {"embed_dim": 10**7, "depth": 12}}},
         {"image": {"backbone_kwargs": {"depth": "x"}}}, {"image": {"backbone_kwargs": {"pretrained": True}}},
         {"image": {"backbone_kwargs": {"no_such": 1}}},
+        {"image": {"backbone": "hf-hub:evil/model"}}, {"image": {"backbone": "hf_hub:evil/model"}},
+        {"image": {"backbone": "local-dir:/etc"}}, {"image": {"backbone": "../vit"}}, {"image": {"backbone": ""}},
+        {"image": {"backbone": "resnet18"}}, {"image": {"backbone": "vit_tiny_patch16_224.x:y"}},
+        {"image": {"backbone_kwargs": {"embed_dim": 16, "num_heads": 3}}},
+        {"image": {"backbone_kwargs": {"num_heads": 7}}}, {"image": {"backbone_kwargs": {"num_heads": 0}}},
+        {"image": {"backbone_kwargs": {"patch_size": 0}}}, {"image": {"backbone_kwargs": {"patch_size": 10**6}}},
+        {"image": {"backbone_kwargs": {"img_size": 10**9}}}, {"image": {"backbone_kwargs": {"img_size": [224, 224]}}},
+        {"image": {"backbone_kwargs": {"mlp_ratio": 1e18}}},
+        {"image": {"backbone_kwargs": {"mlp_ratio": float("nan")}}},
+        {"image": {"backbone_kwargs": {"mlp_ratio": 63.0}}}, {"image": {"backbone_kwargs": {"reg_tokens": 10**9}}},
+        {"image": {"backbone_kwargs": {"global_pool": "map"}}}, {"image": {"backbone_kwargs": {"qkv_bias": "x"}}},
+        {"image": {"backbone_kwargs": {"class_token": False}}}, {"image": {"backbone_kwargs": {"depth": True}}},
+        {"image": {"size_px": 8192, "backbone_kwargs": {"patch_size": 1}}}, {"image": {"tile_um": 0}},
+        {"image": {"std": [0, 1, 1]}}, {"image": {"std": [-1, 1, 1]}}, {"image": {"std": [float("nan"), 1, 1]}},
+        {"image": {"mean": [float("inf"), 1, 1]}}, {"image": {"tile_um": float("nan")}},
+        {"gene": {"pooling": "median"}}, {"gene": {"norm": "none"}}, {"gene": {"dropout": 2.0}},
+        {"gene": {"dropout": float("nan")}}, {"gene": {"rank_gate": 1}},
     ],
     ids=str,
 )  # fmt: skip
@@ -171,6 +188,101 @@ def test_vocabulary_beside_the_weights(saved, text):
     put(saved, "genes.tsv", text.encode())
     with pytest.raises(ValueError, match="can be built"):
         models.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change_to", "message"),
+    [
+        (lambda t: t.fill_(float("nan")), "NaN or infinite values in 1 of"),
+        (lambda t: t.view(-1)[-1:].fill_(float("inf")), "NaN or infinite values in 1 of"),
+        (lambda t: t.to(torch.complex64), "of a type that the model does not take"),
+        (lambda t: t.to(torch.int32), "of a type that the model does not take"),
+        (lambda t: t.to(torch.float8_e4m3fn), "of a type that the model does not take"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers(saved, change_to, message):
+    tensors = load_file(saved / "model.safetensors")
+    changed = change_to(tensors["gene_head.weight"])
+    tensors["gene_head.weight"] = tensors["gene_head.weight"] if changed.numel() < 2 else changed
+    save_file(tensors, saved / "other.safetensors")
+    put(saved, "model.safetensors", (saved / "other.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=message):
+        models.load(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precision_are_read(saved, model, dtype):
+    models.save(model, saved, dtype=dtype)
+    found = models.load(saved, device="cpu").gene_head.weight
+    assert found.dtype == torch.float32
+    assert torch.equal(found, model.gene_head.weight.to(dtype).float())
+
+
+def test_a_loaded_model_does_not_change_with_its_file(saved):
+    loaded = models.load(saved, device="cpu")
+    before = loaded.gene_head.weight.clone()
+    with (saved / "model.safetensors").open("r+b") as file:
+        file.seek(-4000, os.SEEK_END)
+        file.write(b"\xff" * 4000)
+    assert all(torch.isfinite(p).all() for p in loaded.parameters())
+    assert torch.equal(loaded.gene_head.weight, before)
+
+
+def test_no_more_genes_are_read_than_the_model_has(saved):
+    whole = (saved / "genes.tsv").read_text()
+    put(saved, "genes.tsv", (whole + "ENSGX\tX\t1.0\n").encode())
+    with pytest.raises(ValueError, match="has more than the"):
+        models.load(saved)
+    put(saved, "genes.tsv", (whole + "x" * 5000 * whole.count("\n")).encode())
+    with pytest.raises(ValueError, match="far more than a vocabulary of"):
+        models.load(saved)
+    for divisor in ("0", "-1", "nan", "inf"):
+        put(saved, "genes.tsv", (whole.rsplit("\t", 1)[0] + f"\t{divisor}\n").encode())
+        with pytest.raises(ValueError, match="not a finite number above 0"):
+            models.load(saved)
+
+
+def test_a_result_that_is_not_finite_is_an_error_before_anything_is_written(model, toy, tmp_path):
+    import copy
+
+    broken, few = copy.deepcopy(model), toy[:30].copy()
+    with torch.no_grad():
+        broken.gene_head.weight.fill_(float("nan"))
+        broken.patch_head.weight.fill_(float("nan"))
+    for modality in ("gene", "image", "fused"):
+        with pytest.raises(ValueError, match=r"gave NaN or infinite values for .* nothing was written"):
+            tl.embed(few, broken, modality=modality, **QUIET)
+    assert "X_stamp" not in few.obsm
+    assert "stamp" not in few.uns
+    picture = few.uns["spatial"]["toy"]["images"]["hires"]
+    with pytest.raises(ValueError, match="gave NaN or infinite values"):
+        tl.embed_slide(picture, tmp_path / "a.zarr", model=broken, um_per_px=1.6, **QUIET)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_a_report_loads_no_model_that_a_file_names(toy, saved, tmp_path, monkeypatch):
+    from stampy.cli.report import report
+
+    few = toy[:30].copy()
+    few.uns["stamp"] = {"X_stamp": {"model": str(saved), "modality": "gene"}}
+    few.write_h5ad(tmp_path / "a.h5ad")
+    asked = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda name, **more: asked.append(name) or load(name, **more))
+    report(tmp_path / "a.h5ad", tmp_path / "a.html")
+    report(tmp_path / "a.h5ad", tmp_path / "b.html", model=saved)
+    assert asked == ["stampy-mini", saved]
+
+
+def test_what_could_not_be_loaded_is_not_saved(model, tmp_path):
+    import copy
+    from dataclasses import replace
+
+    odd = copy.deepcopy(model)
+    odd.config = replace(odd.config, image=replace(odd.config.image, backbone="hf-hub:org/vit"))
+    with pytest.raises(ValueError, match="must be an architecture of timm"):
+        models.save(odd, tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()
 
 
 def test_any_byte_of_a_config_may_be_wrong(saved):

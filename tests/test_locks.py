@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from stampy import _files
-from stampy._section.image import ArrayLevel, SlideImage
+from stampy._section.image import SlideImage
+from stampy._section.levels import ArrayLevel
 
 HOLDER = """
 import sys, time

@@ -22,7 +22,8 @@ import stampy
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import IMAGED, LABELLED, clusters
 
-from stampy.tl._folds import block_folds, known_labels
+from stampy._labels import known_labels
+from stampy.tl._folds import block_folds
 from stampy.tl._probe import probe_predictions, probe_scores
 
 GENE = {

@@ -19,8 +19,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stampy
+from stampy._labels import known_labels
 from stampy.tl._cluster import find_domains, smoothed
-from stampy.tl._folds import block_folds, known_labels
+from stampy.tl._folds import block_folds
 from stampy.tl._probe import probe_predictions, probe_scores
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}

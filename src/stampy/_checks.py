@@ -203,6 +203,17 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     return single(values, f"adata.obsm['{key}']")
 
 
+def results(values: np.ndarray, model: str) -> np.ndarray:
+    """`values` (n, d) that a model made; ValueError, before anything of them is written, where any is not finite."""
+    bad = int((~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).sum())
+    if bad:
+        raise ValueError(
+            f"The model {model!r} gave NaN or infinite values for {bad} of {len(values)} inputs; nothing was written. "
+            "Its weights overflow or are damaged: load them again, or try `precision='float32'`."
+        )
+    return values
+
+
 def single(values: np.ndarray, name: str) -> np.ndarray:
     """Finite numbers as float32; ValueError where they are too large for that."""
     with np.errstate(over="ignore"):
@@ -237,11 +248,11 @@ def library_images(adata: AnnData) -> Mapping[str, Any]:
 
 
 def factor(factors: Mapping[str, Any], key: str) -> float:
-    """A scale factor that is there; ValueError where it is no positive number."""
-    try:
-        value = float(factors[key])
-    except (TypeError, ValueError):
-        value = float("nan")
+    """A scale factor that is there, also as text or in an array of one; ValueError where it is no positive number."""
+    value = float("nan")
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.asarray(factors[key])
+        value = float(found.item()) if found.size == 1 and found.dtype.kind != "b" else value
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"The scale factor `{key}` must be a positive number, found {factors[key]!r}.")
     return value
@@ -253,7 +264,7 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
         return
     raise ValueError(
         f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
-        f"Missing values and {shortlist(sorted(_keys.NO_LABELS))} are not labels."
+        f"Missing values and {shortlist(sorted(_keys.NO_LABELS), len(_keys.NO_LABELS))} are not labels."
     )
 
 

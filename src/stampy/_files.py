@@ -30,6 +30,7 @@ __all__ = [
     "digest_of_tensors",
     "make_ordinary",
     "remove_leftovers",
+    "sha256_of",
 ]
 
 WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
@@ -84,6 +85,12 @@ def digest(names: Iterable[str]) -> str:
     False
     """
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:

@@ -16,6 +16,7 @@ RETRIEVE: Final = "stamp_retrieve"  # uns; the two below hang on it
 INDEX_SUFFIX: Final = "_index"  # appended to the key: (n, k) int64, rows of the reference, best first, -1 for none
 SCORE_SUFFIX: Final = "_score"  # appended to the key: (n, k) float32, cosine, NaN for none
 
+EVALUATE: Final = "stamp_evaluate"  # uns; scores of embeddings without labels, and a verdict
 # obs, written
 SCORE: Final = "stamp_score"  # float32, cosine with a gene programme, or its z score; NaN for an empty spot
 GROUP: Final = "stamp_group"  # int32, number of the spot's neighbourhood group, -1 if it was dropped
@@ -31,7 +32,11 @@ FOLD_SUFFIX: Final = "_fold"  # appended to the key, obs: int32, fold that the s
 MEASURED_SUFFIX: Final = (
     "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
 )
-NO_LABELS: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>", "None", "undetermined"})  # these are not labels
+# These words are not labels, in any case of letters. "other", "background" and the like are: they say what a spot is.
+NO_LABELS: Final = frozenset(
+    {"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "unknown", "undetermined", "unassigned", "unlabelled",
+     "unlabeled", "unannotated", "not annotated"}
+)  # fmt: skip
 # whole slides
 SLIDE: Final = "slide"  # obs, name of the slide of each tile
 PATIENT: Final = "patient"  # obs, read: whose slide it is

@@ -16,7 +16,7 @@ from stampy.bench._config import DataSet, Section, System
 from stampy.bench._overlap import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.tl._evaluate import masked_accuracy
+from stampy.tl._masked import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 

@@ -64,7 +64,7 @@ def test_report(embedded, report_of, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "a.html"]
     page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
     text = " ".join(page.text)
-    assert "as 'elsewhere', which made the embedding, is not here" in text
+    assert "not 'elsewhere', which made the embedding: name it by --model" in text
     assert "Found for this report in X_stamp" in text
     markers = set(embedded.var_names[embedded.var["domain"].notna()])
     assert len(markers & set(re.findall(r"\w+", text))) >= 8

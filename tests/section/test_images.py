@@ -1,12 +1,13 @@
 """Images: every storage gives the same pixels, every layout is read or refused, damaged files are named."""
 
+import gzip
 import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stampy._section import open as _readers
 from stampy._section.image import SlideImage
@@ -105,63 +106,10 @@ def test_a_large_jpeg_needs_no_global_setting(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 10_000
 
 
-# pixel types and layouts
+# files
 
 RGB = ramp(60, 80)
 GREY = RGB[:, :, 0]
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (GREY, np.stack([GREY] * 3, axis=-1)),
-        (GREY[:, :, None], np.stack([GREY] * 3, axis=-1)),
-        (np.moveaxis(RGB, -1, 0), RGB),
-        (RGB.astype(np.uint16) * 257, RGB),
-        (RGB.astype(np.uint16), RGB),
-        ((RGB.astype(np.uint16) * 16 + 15), np.rint((RGB.astype(float) * 16 + 15) * 255 / 4095).astype(np.uint8)),
-        ((RGB / 255).astype(np.float32), RGB),
-        (RGB / 255, RGB),
-        (GREY > 40, np.repeat(255 * (GREY > 40)[:, :, None], 3, axis=2)),
-        (np.asfortranarray(RGB), RGB),
-    ],
-    ids=["grey", "grey1", "first", "16bit", "8in16", "12in16", "float32", "float64", "bool", "fortran"],
-)
-def test_types_and_layouts(array, expected):
-    if array.dtype == np.uint16 and array.max() > 4095:
-        array = array.copy()
-        array[0, 0] = 65535
-        expected = expected.copy()
-        expected[0, 0] = 255
-    before = array.copy()
-    np.testing.assert_array_equal(SlideImage.from_array(array).read(0, 0, 80, 60), expected)
-    np.testing.assert_array_equal(array, before)
-
-
-def test_opacity_is_laid_on_the_fill():
-    rgba = np.full((20, 30, 4), 100, np.uint8)
-    rgba[:, :10, 3], rgba[:, 10:20, 3], rgba[:, 20:, 3] = 255, 0, 51
-    got = SlideImage.from_array(rgba).read(0, 0, 30, 20, fill=(200, 0, 50))
-    assert [got[5, x].tolist() for x in (5, 15, 25)] == [[100] * 3, [200, 0, 50], [180, 20, 60]]
-
-
-@pytest.mark.parametrize(
-    ("array", "error", "message"),
-    [
-        (np.zeros((50, 60, 2), np.uint8), ValueError, "1, 3 or 4 channels"),
-        (np.zeros((5, 50, 60), np.uint8), ValueError, "1, 3 or 4 channels"),
-        (np.zeros((3, 50, 3), np.uint8), ValueError, "first or last"),
-        (np.zeros((2, 50, 60, 3), np.uint8), ValueError, r"has shape \(2, 50, 60, 3\)"),
-        (np.zeros((0, 60, 3), np.uint8), ValueError, "is empty"),
-        (np.full((50, 60), 2.0), ValueError, r"floats must lie in \[0, 1\]"),
-        (np.full((50, 60), np.nan), ValueError, r"floats must lie in \[0, 1\]"),
-        (np.zeros((50, 60), np.int64), TypeError, "dtype int64"),
-        (np.zeros((50, 60), np.complex64), TypeError, "dtype complex64"),
-    ],
-)
-def test_other_layouts_are_refused(array, error, message):
-    with pytest.raises(error, match=message):
-        SlideImage.from_array(array)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "I;16"])
@@ -188,6 +136,74 @@ def test_tiffs_that_are_no_picture(tmp_path, options, message):
     tifffile.imwrite(tmp_path / "a.tif", **options)
     with pytest.raises(ValueError, match=message):
         open_file(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "strips.tif"])
+def test_orientation_tags(tmp_path, orientation, suffix):
+    path, stored = tmp_path / f"a.{suffix}", Image.fromarray(smooth(64, 96))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if suffix in ("png", "jpg"):
+        stored.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    else:
+        tile = {"tile": (32, 32)} if suffix == "tif" else {"compression": "deflate"}
+        tifffile.imwrite(
+            path, np.asarray(stored), photometric="rgb", extratags=[(274, 3, 1, orientation, True)], **tile
+        )
+    with Image.open(path) as picture:
+        upright = np.asarray(ImageOps.exif_transpose(picture) if suffix in ("png", "jpg") else _upright(stored, exif))
+    with open_file(path) as image:
+        assert image.shape == upright.shape[:2]
+        np.testing.assert_array_equal(image.read(0, 0, image.shape[1], image.shape[0]), upright)
+        np.testing.assert_array_equal(image.read(11, 7, 20, 30), upright[7:37, 11:31])
+
+
+def _upright(picture, exif):
+    turned = picture.copy()
+    turned.getexif()[0x0112] = exif[0x0112]
+    return ImageOps.exif_transpose(turned)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "strips.tif", "plain.tif"])
+def test_zipped_files(tmp_path, suffix):
+    plain = tmp_path / f"a.{suffix}"
+    STORAGES.get(suffix, STORAGES["png"])(plain, smooth())
+    (tmp_path / f"a.{suffix}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with open_file(plain) as one, open_file(tmp_path / f"a.{suffix}.gz") as other:
+        np.testing.assert_array_equal(one.read(5, 6, 200, 100), other.read(5, 6, 200, 100))
+    (tmp_path / "cut.png.gz").write_bytes(gzip.compress(plain.read_bytes())[:-20])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        open_file(tmp_path / "cut.png.gz")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path, mode):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).convert(mode).save(path, quality=80)
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(open_file(path).read(0, 0, 700, 600), expected)
+    path.write_bytes(path.read_bytes() + b"trailer of a phone")  # decoded by Pillow
+    np.testing.assert_array_equal(open_file(path).read(0, 0, 700, 600), expected)
+
+
+def test_a_thumbnail_is_the_mean_of_what_it_covers(tmp_path, monkeypatch):
+    picture = smooth(600, 700)
+    image = SlideImage.from_array(picture)
+    np.testing.assert_array_equal(image.thumbnail(700), picture)
+    np.testing.assert_array_equal(image.thumbnail(100, (100, 200, 180, 290)), picture[200:290, 100:180])
+    small = image.thumbnail(175)
+    assert small.shape == (150, 175, 3)
+    assert np.abs(small - picture.reshape(150, 4, 175, 4, 3).mean(axis=(1, 3))).max() <= 1
+    write_pyramid(tmp_path / "a.tif", picture)
+    monkeypatch.setattr("stampy._section.image._BAND_PX", 4096)
+    with open_file(tmp_path / "a.tif") as pyramid:
+        assert np.abs(pyramid.thumbnail(175).astype(int) - small).max() <= 1
+        part = pyramid.thumbnail(50, (100, 100, 300, 300)).astype(int)
+    assert np.abs(part - image.thumbnail(50, (100, 100, 300, 300))).max() <= 1
+    beyond = image.thumbnail(50, (-100, 0, 0, 100))
+    assert (beyond == 255).all()
 
 
 # bad files
@@ -267,6 +283,21 @@ def test_whole_slides_by_openslide(tmp_path, monkeypatch):
     (tmp_path / "b.svs").write_bytes(b"bad")
     with pytest.raises(ValueError, match="truncated or damaged"):
         open_file(tmp_path / "b.svs")
+
+
+def test_dicom_goes_to_openslide_whatever_its_name(tmp_path, monkeypatch):
+    fake_openslide(monkeypatch, np.dstack([RGB, np.full((60, 80), 255, np.uint8)]))
+    dicom = tmp_path / "a.dcm"
+    dicom.write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "noname").write_bytes(dicom.read_bytes())
+    for name in ("a.dcm", "noname"):
+        assert open_file(tmp_path / name).shape == (60, 80)
+    with pytest.raises(ValueError, match=r"is a folder.*'a\.dcm'"):
+        open_file(tmp_path)
+    sys.modules["openslide"].OpenSlideUnsupportedFormatError = sys.modules["openslide"].OpenSlideError
+    dicom.write_bytes(b"bad")
+    with pytest.raises(ValueError, match=r"no whole slide.*DICOM needs OpenSlide 4\.0"):
+        open_file(dicom)
 
 
 def test_whole_slides_without_openslide(tmp_path, monkeypatch):

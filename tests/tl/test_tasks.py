@@ -14,6 +14,7 @@ from sklearn import metrics
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
+import stampy
 from stampy import datasets, pl, tl
 from stampy.tl import _cluster, _folds, _linear, _metrics, _probe, _regress
 
@@ -55,28 +56,7 @@ def result(adata, key="probe"):
     return adata.uns["stamp"][key]
 
 
-# --- labels and folds
-
-
-def test_what_is_no_label():
-    column = ["b", "NA", "nan", "undetermined", "", None, np.nan, "a", " "]
-    codes, names = _folds.known_labels(column)
-    assert names == ["a", "b"]
-    assert codes.tolist() == [1, -1, -1, -1, -1, -1, -1, 0, -1]
-
-
-def test_labels_keep_the_order_of_their_categories_and_lose_the_empty_ones():
-    codes, names = _folds.known_labels(pd.Categorical(["x", "a", None], ["x", "unused", "a", "NA"]))
-    assert (codes.tolist(), names) == ([0, 1, -1], ["x", "a"])
-
-
-def test_whole_numbers_are_labels_fractions_are_not():
-    assert _folds.known_labels(np.array([2.0, 1.0, np.nan]))[1] == ["1", "2"]
-    assert _folds.known_labels(np.array([True, False]))[1] == ["False", "True"]
-    with pytest.raises(ValueError, match="fractions"):
-        _folds.known_labels(np.array([0.5, 1.0]))
-    with pytest.raises(ValueError, match="must hold labels, found inf"):
-        _folds.known_labels(np.array([np.inf, 1.0]))
+# --- folds
 
 
 @quick
@@ -241,7 +221,8 @@ def test_folds_that_are_chosen(sections, arguments, folds):
 def test_spots_without_a_label_take_no_part(one):
     one.obs["layer"] = one.obs["domain"].astype(str)
     one.obs.iloc[:20, one.obs.columns.get_loc("layer")] = ["NA", "undetermined"] * 10
-    tl.probe(one, "layer", use_rep="X_good")
+    with pytest.warns(stampy.StampyWarning, match="10 of 150 spots take no part"):
+        tl.probe(one, "layer", use_rep="X_good")
     found = result(one)
     assert (found["n_spots"], found["n_unlabelled"]) == (130, 20)
     assert one.obs["probe_X_good"].isna().to_numpy().nonzero()[0].tolist() == list(range(20))

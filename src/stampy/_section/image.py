@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,78 +13,28 @@ import numpy as np
 from PIL import Image
 
 from stampy import _files
+from stampy._section.levels import ArrayLevel, Level
+from stampy._section.pixels import CHANNELS, axes_of, channels_of, colours_of, range_of, rgb_of, stored_axes
 
-__all__ = ["WHITE", "ArrayLevel", "Level", "SlideImage"]
+__all__ = ["WHITE", "SlideImage", "named_level"]
 
 WHITE = (255, 255, 255)
 _MARGIN = 2  # source px around a box, in units of the filter's step: the support of the bicubic filter
+_BAND_PX = 2**22  # source px that are held at a time
 _SCAN_ROWS = 1024
 _WHOLE_PX = 2**28  # a level up to this size is hashed as a whole
 _SAMPLED_BANDS, _BAND_ROWS = 64, 64  # of a larger one that is not in memory
 
 
-class Level:
-    """One resolution of a slide image; a subclass says how a crop that lies inside it is read."""
-
-    shape: tuple[int, int]  # height, width
-    n_channels: int
-    dtype: np.dtype
-
-    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """Values as stored, (bottom - top, right - left, n_channels)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayLevel(Level):
-    """A level in anything that is indexed like a numpy array: numpy, memmap, zarr or dask; only the crop is read.
-
-    `axes` is `"yx"`, `"yxc"` or `"cyx"`; `channels` picks and orders channels (all of them if None).
-    """
-
-    array: Any
-    axes: str
-    channels: tuple[int, ...] | None = None
-
-    @cached_property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Height and width."""
-        y = self.axes.index("y")
-        return int(self.array.shape[y]), int(self.array.shape[y + 1])
-
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        """Type of the stored values."""
-        return np.dtype(self.array.dtype)
-
-    @property
-    def n_channels(self) -> int:  # type: ignore[override]
-        """Channels of a crop."""
-        if self.channels is not None:
-            return len(self.channels)
-        return 1 if self.axes == "yx" else int(self.array.shape[self.axes.index("c")])
-
-    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """Values as stored, (bottom - top, right - left, n_channels)."""
-        window = (slice(top, bottom), slice(left, right))
-        part = self.array[(slice(None), *window) if self.axes == "cyx" else window]
-        if hasattr(part, "compute"):  # dask: in this thread, the caller has its own pool
-            part = part.compute(scheduler="synchronous")
-        part = np.asarray(part)
-        if self.axes == "yx":
-            return part[:, :, None]
-        if self.axes == "cyx":
-            part = np.moveaxis(part, 0, -1)
-        return part if self.channels is None else part[:, :, list(self.channels)]
-
-
 class SlideImage:
     """A picture of a section, read piece by piece as 8-bit RGB.
 
-    Values are mapped to 8 bit by one rule for the whole image: uint8 stays; uint16 is divided so that the largest
-    value of the 8, 12 or 16 bits that hold the image's brightest pixel becomes 255 (16 bits: divided by 257); floats
-    must lie in [0, 1]; bool becomes black and white. Grey is repeated in three channels, and a fourth channel is
-    opacity: the picture is laid on the fill colour. Other layouts are refused.
+    Values are mapped to 8 bit by one rule for the whole image. uint8 stays. Other whole numbers are divided so that the
+    largest value of the 8, 12 or 16 bits that hold the image's brightest pixel becomes 255 (16 bits: divided by 257).
+    Floats lie in [0, 1], or in the range of 8, 12 or 16 bits, give or take errors of rounding. bool becomes black and
+    white. A picture whose brightest pixel does not reach a quarter of its range is refused, since the range can't be
+    told; so are negative values, NaN, and whole numbers of 0 and 1 alone. Grey is repeated in three channels. A second
+    or fourth channel is opacity: the picture is laid on the fill colour. Other layouts are refused.
 
     Parameters
     ----------
@@ -103,9 +52,9 @@ class SlideImage:
     Raises
     ------
     TypeError
-        For values that are no uint8, uint16, bool or float.
+        For values that are no numbers.
     ValueError
-        For a layout that is not grey, RGB or RGBA, an empty image, or floats outside [0, 1].
+        For a layout that is not grey, RGB or RGBA, an empty image, or values whose range can't be told.
 
     Examples
     --------
@@ -137,20 +86,27 @@ class SlideImage:
         first = self.levels[0]
         if 0 in first.shape:
             raise ValueError(f"Image {name!r} is empty: {first.shape[0]} x {first.shape[1]} px.")
-        if first.n_channels not in (1, 3, 4):
+        if first.n_channels not in CHANNELS:
             raise ValueError(
                 f"Image {name!r} has {first.n_channels} channels; stampy reads grey (1), RGB (3) and RGBA (4). "
                 "Pick the channels that make the H&E picture first."
             )
-        self._white = _white(self.levels[-1], name)
+        self._range = range_of(self.levels[-1], name)
         self.downsamples = tuple(_downsample(first.shape, level.shape) for level in self.levels)
 
     @classmethod
     def from_array(cls, array: Any, *, scale: float = 1.0, name: str = "array") -> Self:
-        """A picture from an array (h, w), (h, w, 1 | 3 | 4) or (1 | 3 | 4, h, w); it is neither copied nor changed."""
+        """A picture from an array (h, w), (h, w, 1 to 4) or (1 to 4, h, w); it is neither copied nor changed.
+
+        Further axes of length 1 are left out. An xarray with dimensions y, x and c is read by their names.
+        """
         if not (hasattr(array, "shape") and hasattr(array, "dtype")):
             raise TypeError(f"Image {name!r} must be an array, found {type(array).__name__}.")
-        return cls([ArrayLevel(array, _axes_of(tuple(array.shape), name))], scale=scale, name=name)
+        if hasattr(array, "dims"):
+            return cls([named_level(array, name)], scale=scale, name=name)
+        if len(array.shape) > 3 and hasattr(array, "squeeze"):
+            array = array.squeeze()
+        return cls([ArrayLevel(array, axes_of(tuple(array.shape), name))], scale=scale, name=name)
 
     @staticmethod
     def open(path: str | Path, *, scale: float = 1.0) -> SlideImage:
@@ -167,6 +123,12 @@ class SlideImage:
     def shape(self) -> tuple[int, int]:
         """Height and width of the finest level in px."""
         return self.levels[0].shape
+
+    @property
+    def has_opacity(self) -> bool:
+        """Whether its last channel is opacity."""
+        n = self.levels[0].n_channels
+        return colours_of(n) < n
 
     @cached_property
     def digest(self) -> str:
@@ -217,7 +179,7 @@ class SlideImage:
         out[:] = fill
         if inside_y[0] < inside_y[1] and inside_x[0] < inside_x[1]:
             (y0, y1), (x0, x1) = inside_y.tolist(), inside_x.tolist()
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = _rgb(source.crop(x0, y0, x1, y1), self._white, fill)
+            out[y0 - top : y1 - top, x0 - left : x1 - left] = rgb_of(source.crop(x0, y0, x1, y1), self._range, fill)
         return out
 
     def tile(self, box: Sequence[float], size_px: int, *, fill: tuple[int, int, int] = WHITE) -> np.ndarray:
@@ -240,6 +202,42 @@ class SlideImage:
         inner = (x0 - left, y0 - top, x1 - left, y1 - top)
         return np.asarray(crop.resize((size_px, size_px), Image.Resampling.BICUBIC, box=inner))
 
+    def thumbnail(self, max_px: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The picture, or the part `box` (left, top, right, bottom; px of the finest level), reduced to `max_px`.
+
+        The longer side has at most `max_px` pixels; a smaller picture comes back unchanged. It is read band by band
+        from the level that fits: memory does not grow with the slide. White beyond the border.
+
+        Returns
+        -------
+        (h, w, 3) uint8; each pixel is the mean of the area that it covers.
+        """
+        left, top, right, bottom = box or (0, 0, self.shape[1], self.shape[0])
+        return self.reduced(max(1.0, max(right - left, bottom - top) / max_px), box)
+
+    def reduced(self, factor: float, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The picture, or the part `box`, reduced `factor` times; see `thumbnail`."""
+        x0, y0, x1, y1 = box or (0, 0, self.shape[1], self.shape[0])
+        out_h, out_w = max(1, round((y1 - y0) / factor)), max(1, round((x1 - x0) / factor))
+        level = self._level_for(factor)
+        fx, fy = self.downsamples[level]
+        if box is None:
+            (height, width), x0, y0 = self.levels[level].shape, 0, 0
+        else:
+            height, width, x0, y0 = (y1 - y0) / fy, (x1 - x0) / fx, x0 / fx, y0 / fy
+        left, across = int(np.floor(x0)), int(np.ceil(x0 + width)) - int(np.floor(x0))
+        step = height / out_h
+        rows = max(1, int(_BAND_PX / (across * step)))
+        out = np.empty((out_h, out_w, 3), dtype=np.uint8)
+        for first in range(0, out_h, rows):
+            last = min(first + rows, out_h)
+            start, end = y0 + first * step, y0 + last * step
+            top, bottom = int(np.floor(start)), int(np.ceil(end - 1e-9))
+            band = Image.fromarray(self.read(left, top, across, bottom - top, level=level))
+            inner = (x0 - left, start - top, min(x0 - left + width, across), min(end, bottom) - top)
+            out[first:last] = np.asarray(band.resize((out_w, last - first), Image.Resampling.BOX, box=inner))
+        return out
+
     def _level_for(self, downsample: float) -> int:
         """The coarsest level that is not coarser than `downsample`."""
         fits = [i for i, (fx, fy) in enumerate(self.downsamples) if max(fx, fy) <= downsample * 1.001]
@@ -260,47 +258,6 @@ def _bands(levels: Sequence[Level]) -> Iterator[np.ndarray]:
         yield levels[-1].crop(0, 0, width, height)
 
 
-def _rgb(pixels: np.ndarray, white: float, fill: tuple[int, int, int]) -> np.ndarray:
-    """Values as stored (h, w, 1 | 3 | 4) as 8-bit RGB."""
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(np.clip(pixels * (255.0 / white), 0, 255)).astype(np.uint8)
-    if pixels.shape[2] == 4:
-        opacity = pixels[:, :, 3:].astype(np.float32) / 255
-        return np.rint(pixels[:, :, :3] * opacity + np.float32(fill) * (1 - opacity)).astype(np.uint8)
-    return pixels  # one channel is repeated where it is assigned
-
-
-def _white(level: Level, name: str) -> float:
-    """The stored value that becomes 255."""
-    if level.dtype == np.uint8:
-        return 255.0
-    if level.dtype == np.bool_:
-        return 1.0
-    if level.dtype == np.uint16:
-        _, top = _value_range(level)
-        return float(next(2**bits - 1 for bits in (8, 12, 16) if top < 2**bits))
-    if level.dtype.kind == "f":
-        low, top = _value_range(level)
-        if not (low >= 0 and top <= 1):  # also where they are NaN
-            raise ValueError(
-                f"Image {name!r} holds floats from {low:.4g} to {top:.4g}; floats must lie in [0, 1]. "
-                "Convert it first, e.g. `(255 * image / image.max()).astype('uint8')`."
-            )
-        return 1.0
-    raise TypeError(
-        f"Image {name!r} has dtype {level.dtype}; uint8, uint16, bool or float in [0, 1] was expected. "
-        "Convert it first, e.g. by `.astype('uint8')` if its values lie in 0..255."
-    )
-
-
-def _value_range(level: Level) -> tuple[float, float]:
-    """Smallest and largest value, some rows at a time."""
-    height, width = level.shape
-    bands = (level.crop(0, y, width, min(y + _SCAN_ROWS, height)) for y in range(0, height, _SCAN_ROWS))
-    low, top = np.array([(band.min(), band.max()) for band in bands], dtype=np.float64).T
-    return float(low.min()), float(top.max())
-
-
 def _downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float]:
     """By how much a level is coarser in x and y; whole where rounding the size explains the difference."""
     factors = []
@@ -310,20 +267,14 @@ def _downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[float,
     return factors[0], factors[1]
 
 
-def _axes_of(shape: tuple[int, ...], name: str) -> str:
-    """Where an array has its channels, from its shape; ValueError where that can't be told."""
-    if len(shape) == 2:
-        return "yx"
-    if len(shape) == 3:
-        first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
-        if first != last:
-            return "cyx" if first else "yxc"
-        if first:
-            raise ValueError(
-                f"Image {name!r} of shape {shape} may have its channels first or last. Give it without the channel "
-                "axis, or with more than 4 rows and columns."
-            )
-    raise ValueError(
-        f"Image {name!r} has shape {shape}; (h, w), (h, w, channels) or (channels, h, w) with 1, 3 or 4 channels was "
-        "expected (grey, RGB, RGBA)."
-    )
+def named_level(array: Any, name: str) -> ArrayLevel:
+    """A level of an xarray, whose dimensions and channels have names."""
+    y, x, c = stored_axes(array.dims, name)
+    others = [d for d in array.dims if d not in (y, x, c)]
+    if any(array.sizes[d] > 1 for d in others):
+        raise ValueError(f"Image {name!r} has the dimensions {dict(array.sizes)}; pick one plane of {others} first.")
+    array = array.isel(dict.fromkeys(others, 0))
+    if not c:
+        return ArrayLevel(array.transpose(y, x).data, "yx")
+    names = list(array.coords[c].values) if c in array.coords else list(range(array.sizes[c]))
+    return ArrayLevel(array.transpose(c, y, x).data, "cyx", channels_of(names, name))

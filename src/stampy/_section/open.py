@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import gzip
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stampy import _checks
-from stampy._section.image import ArrayLevel, Level, SlideImage
-from stampy._section.links import refuse_slide_references, refuse_tiff_references
-from stampy._section.resolution import openslide_um_per_px, tiff_um_per_px
+from stampy._section.faults import TooLargeError, check_px, damaged
+from stampy._section.image import SlideImage, named_level
+from stampy._section.levels import ArrayLevel, Level, OrientedLevel
+from stampy._section.links import refuse_slide_references
+from stampy._section.resolution import openslide_um_per_px
+from stampy._section.tiff import TIFF_MAGIC, open_tiff
 
 if TYPE_CHECKING:
     import openslide
-    import tifffile
     from PIL import Image
     from xarray import DataArray, DataTree
 
@@ -27,22 +28,9 @@ __all__ = ["open_file", "open_spatialdata_image"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 _BAND_PX = 2**22
-# Files say how large they are before they are decoded, and a few MB can claim any size.
-_MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
-_MAX_TILE_PX = 2**26  # of one tile of a TIFF
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_HEADER = 8  # bytes before the first that may be pixels
-_TIFF_ERRORS = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    OSError,
-    RuntimeError,
-    struct.error,
-)
-_TIFF_AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
+_MAX_UNPACKED = 2**33  # bytes; a zipped file can claim any size
+_ORIENTATION_TAG = 0x0112
+_PICTURE_ERRORS = (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error)
 
 
 def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
@@ -50,7 +38,8 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
 
     TIFF, OME-TIFF and BigTIFF are read tile by tile, at the level of the pyramid that is asked for; only a compressed
     TIFF *without* tiles comes into memory as a whole. PNG and JPEG have no tiles and are decoded wholly
-    (3 bytes a pixel), of any size. Whole-slide formats (.svs, .ndpi, .mrxs, ...) need OpenSlide.
+    (3 bytes a pixel), of any size. Any of these may be zipped (.gz). Pictures are turned as their orientation tag (TIFF
+    or EXIF) says. Whole-slide formats (.svs, .ndpi, .mrxs, DICOM, ...) need OpenSlide.
 
     Parameters
     ----------
@@ -76,78 +65,84 @@ def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
 
 def _opened(path: Path, scale: float) -> SlideImage:
     if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder; an image file was expected.")
-    if path.suffix.lower() in _SLIDE_SUFFIXES:
-        return _open_slide(path, scale)
+        dicom = next(path.glob("*.dcm"), None)
+        hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
+        raise ValueError(f"{str(path)!r} is a folder; an image file was expected.{hint}")
     with path.open("rb") as file:
-        magic = file.read(8)
-    if magic[:4] in _TIFF_MAGIC:
-        return _open_tiff(path, scale)
+        magic = file.read(132)
+    if path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM":
+        return _open_slide(path, scale)
+    unpacked = None
+    if magic[:2] == b"\x1f\x8b":
+        unpacked = _unpacked(path)
+        magic = bytes(unpacked.getbuffer()[:132])
+    if magic[:4] in TIFF_MAGIC:
+        return open_tiff(path, scale, unpacked)
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return _open_picture(path, scale, jpeg=magic[0] == 0xFF)
+        return _open_picture(path, scale, unpacked, jpeg=magic[0] == 0xFF)
     raise ValueError(
         f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
-        f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic!r}."
+        f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """ValueError that names the file instead of what tifffile says of one that is not whole."""
+def _unpacked(path: Path) -> BytesIO:
+    """The content of a gzip file."""
     try:
-        yield
-    except _TIFF_ERRORS as error:
-        if repr(str(path)) in str(error):  # stampy's own
-            raise
-        raise _damaged(path, error) from error
+        with gzip.open(path) as file:
+            content = file.read(_MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
+    if len(content) > _MAX_UNPACKED:
+        raise TooLargeError(f"The image {str(path)!r} unpacks to more than {_MAX_UNPACKED:,} bytes. Unpack it first.")
+    return BytesIO(content)
 
 
-@dataclass(frozen=True, eq=False)
-class _TiffLevel(ArrayLevel):
-    """A level whose tiles are decoded when they are read: damage shows only then."""
-
-    path: Path = Path()
-
-    def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """As of any level."""
-        with _whole(self.path):
-            return ArrayLevel.crop(self, left, top, right, bottom)
-
-
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
-
-
-def _open_picture(path: Path, scale: float, *, jpeg: bool) -> SlideImage:
+def _open_picture(path: Path, scale: float, unpacked: BytesIO | None, *, jpeg: bool) -> SlideImage:
     """PNG or JPEG, decoded wholly."""
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
 
     try:
         # not Image.open: its limit on pixels is a global setting, and sections of 90 Mpx are common
-        with (JpegImageFile if jpeg else PngImageFile)(path) as picture:
-            _check_px(picture.height, picture.width, path)
-            if picture.mode not in ("L", "RGB", "RGBA") and not picture.mode.startswith("I;16"):
-                picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-            pixels = _pixels(picture)
-    except (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error) as error:
-        if isinstance(error, _TooLargeError):
+        with (JpegImageFile if jpeg else PngImageFile)(path if unpacked is None else unpacked) as picture:
+            check_px(picture.height, picture.width, path)
+            turned = _orientation(picture)
+            pixels = _decoded_jpeg(path, unpacked, picture.mode) if jpeg else None
+            if pixels is None:
+                if picture.mode not in ("L", "RGB", "RGBA") and not picture.mode.startswith("I;16"):
+                    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+                pixels = _pixels(picture)
+    except _PICTURE_ERRORS as error:
+        if isinstance(error, TooLargeError):
             raise
-        raise _damaged(path, error) from error
-    return SlideImage.from_array(pixels, scale=scale, name=path.name)
+        raise damaged(path, error) from error
+    level = ArrayLevel(pixels, "yx" if pixels.ndim == 2 else "yxc")
+    return SlideImage([OrientedLevel.of(level, turned)], scale=scale, name=path.name)
 
 
-class _TooLargeError(ValueError):
-    """An image that is not decoded."""
+def _orientation(picture: Image.Image) -> int:
+    """As the EXIF says; 1 (upright) where it says nothing that can be read."""
+    try:
+        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+    except (*_PICTURE_ERRORS, TypeError):
+        return 1
 
 
-def _check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -> None:
-    """Refuse an image that would take more memory than a sound one does."""
-    if height * width > most:
-        raise _TooLargeError(
-            f"The image {str(path)!r} says that it is {height} x {width} px, and it can't be read piece by piece; it "
-            f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
-        )
+def _decoded_jpeg(path: Path, unpacked: BytesIO | None, mode: str) -> np.ndarray | None:
+    """The pixels, without the second copy that Pillow holds; None where Pillow must decode the file.
+
+    The library below is the same, and so are the pixels; but only Pillow notices that a file is cut off.
+    """
+    import imagecodecs
+
+    data = path.read_bytes() if unpacked is None else unpacked.getvalue()
+    if mode not in ("L", "RGB") or not data.endswith(b"\xff\xd9"):
+        return None
+    try:
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
@@ -159,91 +154,6 @@ def _pixels(picture: Image.Image) -> np.ndarray:
         bottom = min(top + rows, picture.height)
         pixels[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
     return pixels
-
-
-def _open_tiff(path: Path, scale: float) -> SlideImage:
-    """TIFF, OME-TIFF or BigTIFF with all its levels."""
-    import tifffile
-
-    with _whole(path):
-        tiff = tifffile.TiffFile(path)
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(tiff.close)
-        with _whole(path):
-            refuse_tiff_references(tiff, path)
-            if not tiff.series:
-                raise _damaged(path, "it has no pages")
-            main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
-            series = tiff.series[main]
-            axes = _tiff_axes(series, path)
-            levels = [_tiff_level(path, series, main, level, axes) for level in range(len(series.levels))]
-            um_per_px = tiff_um_per_px(tiff, main)
-        image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close, um_per_px=um_per_px)
-        on_error.pop_all()
-    return image
-
-
-def _area(series: tifffile.TiffPageSeries) -> int:
-    return series.sizes.get("height", 0) * series.sizes.get("width", 0)
-
-
-def _tiff_axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Layout of a series in the words of `ArrayLevel`; ValueError where it is no H&E picture."""
-    axes, shape = _squeezed(series)
-    page = series.keyframe
-    photometric = getattr(page.photometric, "name", str(page.photometric))
-    if axes not in _TIFF_AXES:
-        raise ValueError(
-            f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
-            "Export a single plane first."
-        )
-    if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
-        raise ValueError(f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first.")
-    if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
-        raise ValueError(f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected.")
-    return _TIFF_AXES[axes]
-
-
-def _tiff_level(path: Path, series: tifffile.TiffPageSeries, number: int, level: int, axes: str) -> ArrayLevel:
-    """One level: zarr over its tiles, a memory map, or (compressed, no tiles) an array."""
-    import tifffile
-    import zarr
-
-    part = series.levels[level]
-    page = part.keyframe
-    _check_complete(part, path)
-    if page.is_tiled:
-        # a slide's tiles without tissue may be left out of the file: they are white
-        white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else 1
-        _check_px(page.tilelength, page.tilewidth, path, _MAX_TILE_PX)
-        store = series.aszarr(level=level, squeeze=True, fillvalue=white)
-        return _TiffLevel(zarr.open_array(store, mode="r"), axes, path=path)
-    if part.dataoffset is not None and page.is_memmappable:
-        array = tifffile.memmap(path, series=number, level=level, mode="r")
-    else:
-        _check_px(page.imagelength, page.imagewidth, path)
-        array = part.asarray()
-    return ArrayLevel(array.reshape(_squeezed(part)[1]), axes)
-
-
-def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
-    """Axes and shape without axes of length 1 other than height and width; versions of tifffile differ in this."""
-    kept = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size != 1 or axis in "YX"]
-    return "".join(axis for axis, _ in kept), tuple(size for _, size in kept)
-
-
-def _check_complete(series: tifffile.TiffPageSeries, path: Path) -> None:
-    """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
-    size = path.stat().st_size
-    for page in series.pages:
-        parts = (
-            [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
-        )
-        if min(parts, default=(_TIFF_HEADER,))[0] < _TIFF_HEADER:
-            raise _damaged(path, f"pixels are said to lie in its header, at byte {min(parts)[0]}")
-        ends = [start + n for start, n in parts]
-        if max(ends, default=0) > size:
-            raise _damaged(path, f"it has {size} bytes where {max(ends)} were expected")
 
 
 class _OpenSlideLevel(Level):
@@ -277,10 +187,22 @@ def _open_slide(path: Path, scale: float) -> SlideImage:
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
-        raise _damaged(path, error) from error
+        raise _unreadable_slide(path, openslide, error) from error
     levels = [_OpenSlideLevel(slide, level) for level in range(slide.level_count)]
     um_per_px = openslide_um_per_px(getattr(slide, "properties", {}))
     return SlideImage(levels, scale=scale, name=path.name, close=slide.close, um_per_px=um_per_px)
+
+
+def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueError:
+    """Why OpenSlide does not open a file: it is damaged, or of a format that this version does not read."""
+    if not isinstance(error, getattr(openslide, "OpenSlideUnsupportedFormatError", ())):
+        return damaged(path, error)
+    version = getattr(openslide, "__library_version__", "")
+    dicom = "DICOM needs OpenSlide 4.0 or later, and must be a slide (VL Whole Slide Microscopy). "
+    return ValueError(
+        f"{str(path)!r} is no whole slide that OpenSlide {version} reads. "
+        f"{dicom if path.suffix.lower() == '.dcm' else ''}Convert it to a tiled TIFF, or give the slide as a WSIData."
+    )
 
 
 def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0, name: str = "image") -> SlideImage:
@@ -300,22 +222,11 @@ def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0,
     ValueError
         If it has channels that are not grey, RGB or RGBA.
     """
-    arrays = [element] if hasattr(element, "data") else [node["image"] for node in element.children.values()]
-    levels = []
-    for array in arrays:
-        array = array.transpose("c", "y", "x")
-        levels.append(ArrayLevel(array.data, "cyx", _rgb_channels(list(array.coords["c"].values), name)))
+    arrays = [element] if hasattr(element, "data") else [_only(node) for node in element.children.values()]
+    levels = sorted((named_level(array, name) for array in arrays), key=lambda level: -level.shape[0])
     return SlideImage(levels, scale=scale, name=name)
 
 
-def _rgb_channels(names: list[Any], name: str) -> tuple[int, ...]:
-    """Positions of red, green, blue (and opacity); channels without names are taken as they stand."""
-    if all(isinstance(n, (int, np.integer)) for n in names) or len(names) == 1:
-        return tuple(range(len(names)))
-    letters = [str(n).lower()[:1] for n in names]
-    if sorted(letters) not in (sorted("rgb"), sorted("rgba")):
-        raise ValueError(
-            f"Image {name!r} has the channels {[str(n) for n in names]}; stampy reads grey, or r, g, b, a (opacity). "
-            "Pick the H&E picture by `image_key=`."
-        )
-    return tuple(letters.index(letter) for letter in "rgba" if letter in letters)
+def _only(node: DataTree) -> DataArray:
+    """The array of one scale."""
+    return next(iter(node.data_vars.values()))

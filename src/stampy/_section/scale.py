@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from stampy import _checks
+from stampy._section.neighbors import neighbour_distances
 
 __all__ = ["Lattice", "PixelSize", "infer_um_per_px", "lattice"]
 
@@ -69,19 +70,6 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     if four > 0.8 and six < 0.5:
         return Lattice("square", pitch)
     return None
-
-
-def neighbour_distances(xy: np.ndarray, some: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from `some` places (m, 2) to their `k` nearest spots, in rising order, and which spots these are.
-
-    NaN, and last, where there are fewer spots, and for spots at the very same place (itself, mostly).
-    """
-    from scipy.spatial import KDTree
-
-    distances, spots = KDTree(xy).query(some, k=range(1, min(k, len(xy)) + 1))
-    distances[distances == 0] = np.nan
-    order = np.argsort(distances, axis=1, kind="stable")  # NaN sorts last
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(spots, order, axis=1)
 
 
 class PixelSize(NamedTuple):

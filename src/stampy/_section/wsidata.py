@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from stampy import _checks
-from stampy._section.image import Level, SlideImage
+from stampy._section.image import SlideImage
+from stampy._section.levels import Level
 
 __all__ = ["is_wsidata", "open_wsidata", "tile_table"]
 

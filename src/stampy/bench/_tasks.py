@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _keys, models, tl
+from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
-from stampy.tl._evaluate import masked_accuracy
-from stampy.tl._folds import known_labels
+from stampy.tl._masked import masked_accuracy
 from stampy.tl._metrics import confusion, label_scores
 
 from ._config import DataSet, System, Task
@@ -96,7 +96,7 @@ def probe(case: Case, seed: int) -> Iterator[Score]:
     """Linear probe: scores of the held-out spots of each section."""
     table = case.table()
     tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())
-    codes, names = known_labels(table.obs[LABELS])
+    codes, names = known_labels(table.obs[LABELS], warn=False)
     predicted = table.obs[f"{_keys.PROBE}_{KEY}"].cat.codes.to_numpy().astype(np.int64)
     for section in case.sections:
         rows = (table.obs[SECTION] == section.name).to_numpy() & (codes >= 0)

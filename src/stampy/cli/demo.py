@@ -15,6 +15,7 @@ import pandas as pd
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
+from stampy._labels import known_labels
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ SECTION = "section.h5ad"
 TOY = "toy"
 OFFLINE = "HER2ST_A1"  # preferred from a mirror: it has an image and labels
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
-NO_LABELS = {"", "na", "nan", "none", "unknown", "undetermined", "unlabelled", "unlabeled"}
 PROBE_S = 4.0  # how long the network may take to answer
 SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
 
@@ -297,11 +297,10 @@ def _about_labels(adata: AnnData, labels: str) -> str:
     )
 
 
-def _known_labels(adata: AnnData, labels: str) -> pd.Series:
+def _known_labels(adata: AnnData, labels: str, *, warn: bool = True) -> pd.Series:
     """Labels as categories; missing where the word is none, such as "undetermined"."""
-    column = adata.obs[labels]
-    known = column.notna() & ~column.astype(str).str.lower().isin(NO_LABELS)
-    return column.where(known).astype("category").cat.remove_unused_categories()
+    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=warn)
+    return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
 
 
 def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None) -> dict[str, str]:
@@ -322,7 +321,7 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     if labels is not None:
         wanted["labels.png"] = (labels, f"Labels: {labels}")
         shown = adata[:, :0].copy()  # without genes: cheap
-        shown.obs[labels] = _known_labels(adata, labels)
+        shown.obs[labels] = _known_labels(adata, labels, warn=False)
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)

@@ -340,7 +340,10 @@ def _report_options(commands: Any) -> None:
     ).add_argument
     add("source", metavar="IN", help="as for `stampy embed`; best a section that is embedded")
     add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
-    add("--model", help="whose vocabulary to hold the genes against (default: the one that embedded the section)")
+    add(
+        "--model",
+        help="whose vocabulary to hold the genes against (default: the packaged model that made the embedding)",
+    )
     add("--embedding", default="X_stamp", metavar="KEY", help="key of obsm (default: %(default)s)")
     add("--domains", metavar="COLUMN", help="column of obs (default: stamp_domain, stamp_cluster or leiden)")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")

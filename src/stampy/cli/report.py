@@ -14,6 +14,7 @@ import pandas as pd
 import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
+from stampy._labels import known_labels
 from stampy.cli import html as _html
 from stampy.cli.html import Markup, tag
 from stampy.cli.top_genes import top_genes
@@ -68,8 +69,8 @@ def report(
     target
         The ``.html`` to write.
     model
-        Whose vocabulary the genes are held against; None: the model that made the embedding, if it is packaged or a
-        folder that is there, else stampy-mini.
+        Whose vocabulary the genes are held against; None: the model that made the embedding if it is a packaged one,
+        else stampy-mini. A folder or an address that the section's provenance names is not loaded.
     embedding
         Key of obsm.
     domains
@@ -165,12 +166,11 @@ def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str 
 
     if model is not None:
         return model, "as asked for"
-    made_by = record.get("model")
+    made_by = str(record.get("model") or "")
     if made_by in models.packaged():
-        return str(made_by), "which made the embedding"
-    if made_by and (Path(str(made_by)) / "genes.tsv").is_file():
-        return str(made_by), "which made the embedding"
-    return MINI, f"as {made_by!r}, which made the embedding, is not here" if made_by else "the packaged model"
+        return made_by, "which made the embedding"
+    # A path or an address in a file is not followed: it is whoever wrote the file that chose it.
+    return MINI, f"not {made_by!r}, which made the embedding: name it by --model" if made_by else "the packaged model"
 
 
 def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
@@ -344,8 +344,10 @@ def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Ser
     """The domain of each spot as text, and where that is from; None and the reason where there are none."""
     column = column or next((c for c in DOMAIN_COLUMNS if c in adata.obs), None)
     if column is not None:
-        values = adata.obs[column].astype("category").cat.remove_unused_categories()
-        return values.cat.rename_categories([str(c) for c in values.cat.categories]), f"From obs[{column!r}]."
+        codes, names = known_labels(adata.obs[column], name=f"adata.obs['{column}']")
+        values = pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
+        unlabelled = int((codes < 0).sum())
+        return values, f"From obs[{column!r}]." + (f" {unlabelled:,} spots have no label." if unlabelled else "")
     if embedding not in adata.obsm:
         return None, f"There is no embedding {embedding!r} yet: `stampy embed` first, then report again."
     if adata.n_obs < 3:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._cross_entropy import Kernel, linear_cross_entropy
+from ._limits import check_gene
 from ._packed import Packing, attend
 
 __all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
@@ -160,6 +161,7 @@ class GeneEncoder(nn.Module):
 
     def __init__(self, config: GeneConfig):
         super().__init__()
+        check_gene(config)
         self.config = config
         self.checkpointing = False  # in training, keep the inputs of layers alone and compute the rest once more
         self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)

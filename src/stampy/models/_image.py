@@ -5,7 +5,7 @@ Shapes: B images, P patch tokens, D width, E size of the shared space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
+from ._limits import check_image
+
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What timm says of settings that do not go together; a failed download is an OSError and keeps its name.
+_NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +32,10 @@ class ImageConfig:
     Parameters
     ----------
     backbone
-        Name of a timm ViT, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
+        Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model then
+        notes the architecture that was found there.
     backbone_kwargs
-        More arguments of `timm.create_model`, such as ``{"depth": 6}``.
+        More arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, rates of dropout and switches of a ViT.
     size_px
         Edge of the input.
     mean, std
@@ -75,7 +80,7 @@ class ImageEncoder(nn.Module):
     Raises
     ------
     ValueError
-        The backbone is unknown to timm or is no ViT with a class token.
+        The backbone is unknown to timm or is no ViT with a class token, or a setting can't be.
 
     Examples
     --------
@@ -88,9 +93,12 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ImageConfig, *, pretrained: bool = False):
         super().__init__()
+        check_image(config, fetched=pretrained)
+        source = config.backbone if pretrained else None
+        config = _resolved(config) if ":" in config.backbone else config
         self.config = config
         self.checkpointing = False  # in training, keep the inputs of blocks alone and compute the rest once more
-        self.base_model = _create(config, pretrained=pretrained)
+        self.base_model = _create(config, source=source)
         width = self.base_model.embed_dim
         self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.ref_pos_embed = nn.Linear(width, width)
@@ -161,16 +169,31 @@ def grid_of_nine(patches_BPD: Tensor) -> Tensor:
     return pooled.flatten(2).transpose(1, 2)
 
 
-def _create(config: ImageConfig, *, pretrained: bool) -> nn.Module:
+def _resolved(config: ImageConfig) -> ImageConfig:
+    """Settings that name the architecture of a backbone on the hub or on the disk instead of the place."""
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    source, _, place = config.backbone.partition(":")
+    read = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
+    _, architecture, arguments = read(place)
+    found = replace(config, backbone=architecture, backbone_kwargs={**arguments, **config.backbone_kwargs})
+    check_image(found)
+    return found
+
+
+def _create(config: ImageConfig, *, source: str | None = None) -> nn.Module:
+    """The ViT; with its own weights where `source` says where they are."""
     import timm
 
     try:
-        vit = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **config.backbone_kwargs)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise
-        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
-        raise ValueError(f"timm knows no model {config.backbone!r}. Near names: {near}.") from error
+        vit = timm.create_model(
+            source or config.backbone, pretrained=source is not None, num_classes=0, **config.backbone_kwargs
+        )
+    except _NOT_BUILT as error:
+        raise ValueError(
+            f"The backbone {config.backbone!r} can't be built with {dict(config.backbone_kwargs)}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
     lacks = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
     if not lacks and vit.cls_token is None:
         lacks = ["cls_token"]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stampy._checks import existing
+from stampy._files import sha256_of
 from stampy._utils import device_of
 
 from ._gene import GeneConfig, GeneEncoder
@@ -43,6 +44,8 @@ _RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", 
 # What readers raise for files that are damaged, or made to do harm.
 _DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError,
             TypeError, AttributeError, OverflowError, struct.error)  # fmt: skip
+# What comes of tensors that have not the shapes to read sizes off.
+_ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
 # What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
 _NUMBERS = [
@@ -104,9 +107,11 @@ def load_published(
             image=_image_config(renamed, "image.base_model.", image_heads),
             embedding=len(renamed["gene_head.weight"]),
         )
+        model = Stamp(config, genes)
     except KeyError as error:
         raise ValueError(f"{str(path)!r} is no published STAMP checkpoint: it lacks {error}.") from error
-    model = Stamp(config, genes)
+    except _ODD_SHAPES as error:
+        raise ValueError(f"{str(path)!r} is no published STAMP checkpoint: {error}") from error
     _add_missing_heads(renamed, model.gene, "gene.")
     load_strictly(model, renamed, where=str(path))
     model.name = "stamp"
@@ -127,7 +132,12 @@ def load_published_gene_encoder(
     tensors = {_rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(_UNUSED)}
     if "embeddings.weight" not in tensors:
         raise ValueError(f"{str(path)!r} is no published gene encoder. First names found: {list(tensors)[:5]}.")
-    encoder = GeneEncoder(_gene_config(tensors, "", heads))
+    try:
+        encoder = GeneEncoder(_gene_config(tensors, "", heads))
+    except KeyError as error:
+        raise ValueError(f"{str(path)!r} is no published gene encoder: it lacks {error}.") from error
+    except _ODD_SHAPES as error:
+        raise ValueError(f"{str(path)!r} is no published gene encoder: {error}") from error
     _add_missing_heads(tensors, encoder, "")
     load_strictly(encoder, tensors, where=str(path))
     return encoder.to(device_of(device)).eval()
@@ -143,9 +153,7 @@ def download(*, device: str | torch.device | None = None) -> Stamp:
         raise ValueError(f"Expected one pytorch_model.bin in {HUB!r} at {info.sha}, found {sorted(stored)}.")
     (name, expected), *_ = stored.items()
     path = Path(hf_hub_download(HUB, name, revision=info.sha))
-    from ._weights import _sha256
-
-    if _sha256(path) != expected:
+    if sha256_of(path) != expected:
         path.unlink()
         raise ValueError(f"{name} of {HUB!r} came with another sha256 than the hub states; it was removed. Try again.")
     logger.info("%s at commit %s, sha256 %s", HUB, info.sha, expected)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig, ImageEncoder, grid_of_nine
+from ._limits import check_gene, check_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 
 
-# Arguments of timm.create_model by which a folder of weights could make it fetch or load something else.
-_FETCHING = frozenset({"checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
-_LARGEST = {"depth": 1000, "heads": 1024, "size_px": 8192}
 _LARGEST_SIZE = 2**20
 
 
@@ -59,11 +57,10 @@ class StampConfig:
     def from_dict(cls, values: dict[str, Any]) -> StampConfig:
         """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
         gene = _build(GeneConfig, values["gene"])
-        if gene.width % gene.heads:
-            raise ValueError(f"`heads` must divide `width`, found {gene.heads} and {gene.width}.")
+        check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
-        if image is not None and (refused := sorted(_FETCHING & set(image.backbone_kwargs))):
-            raise ValueError(f"`backbone_kwargs` has {refused}: a model's settings may not fetch or load other files.")
+        if image is not None:
+            check_image(image)
         _check_field("embedding", values["embedding"], 512)
         return cls(gene=gene, image=image, embedding=values["embedding"])
 
@@ -85,8 +82,8 @@ def _check_field(name: str, value: Any, usual: Any) -> None:
     kinds = (int, float) if isinstance(usual, float) else type(usual)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
         raise ValueError(f"`{name}` must be like {usual!r}, found {value!r}.")
-    if type(usual) is int and not 1 <= value <= _LARGEST.get(name, _LARGEST_SIZE):
-        raise ValueError(f"`{name}` must lie between 1 and {_LARGEST.get(name, _LARGEST_SIZE)}, found {value}.")
+    if type(usual) is int and not 1 <= value <= _LARGEST_SIZE:
+        raise ValueError(f"`{name}` must lie between 1 and {_LARGEST_SIZE}, found {value}.")
     if isinstance(usual, tuple) and (len(value) != len(usual) or not all(isinstance(v, int | float) for v in value)):
         raise ValueError(f"`{name}` must be {len(usual)} numbers, found {value!r}.")
 

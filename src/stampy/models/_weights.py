@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._files import atomic_folder, make_ordinary
+from stampy._files import atomic_folder, make_ordinary, sha256_of
 from stampy._utils import device_of
 from stampy.models._systems.cards import catalogue, split_name
 
@@ -31,6 +31,14 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CONFIG, GENES, TENSORS = "config.json", "genes.tsv", "model.safetensors"
+_MAX_GENES = 2**20
+_MAX_LINE = 4096  # bytes of a gene
+_FLOATS, _WHOLE = frozenset({"F16", "BF16", "F32", "F64"}), frozenset({"I8", "I16", "I32", "I64", "U8", "BOOL"})
+_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int8: "I8",
+          torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
+          torch.bool: "BOOL"}  # fmt: skip
+# What the libraries that build a model say of settings that do not go together.
+_NOT_BUILT = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, LookupError)
 _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
@@ -129,6 +137,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     ...     sorted(path.name for path in Path(folder, "mine").iterdir())
     ['config.json', 'genes.tsv', 'model.safetensors']
     """
+    StampConfig.from_dict(model.config.to_dict())  # what could not be loaded again is not written
     if model.genes is None:
         raise ValueError("The model has no vocabulary (`model.genes`): without it nobody could use the weights.")
     path = Path(path).expanduser()
@@ -152,7 +161,7 @@ def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> 
         "format": FORMAT,
         "stampy": stampy.__version__,
         **model.config.to_dict(),
-        "sha256": {name: _sha256(folder / name) for name in (GENES, TENSORS)},
+        "sha256": {name: sha256_of(folder / name) for name in (GENES, TENSORS)},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if card is not None:
@@ -165,22 +174,24 @@ def _read(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
         expected = config["sha256"][file]
         if not (folder / file).is_file():
             raise FileNotFoundError(f"The weights in {str(folder)!r} lack `{file}`. Copy or download them again.")
-        if _sha256(folder / file) != expected:
+        if sha256_of(folder / file) != expected:
             raise ValueError(
                 f"`{file}` in {str(folder)!r} is not the file that its {CONFIG} describes (sha256 differs): it is "
                 "damaged or was exchanged. Copy or download the whole folder again."
             )
     try:
-        settings, genes = StampConfig.from_dict(config), read_genes(folder / GENES)
-        _check_size(settings, (folder / TENSORS).stat().st_size)
-        model = Stamp(settings, genes)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        settings = StampConfig.from_dict(config)
+        genes = read_genes(folder / GENES, at_most=settings.gene.n_genes)
+        with torch.device("meta"):  # takes no memory: what the file has is compared first
+            model = Stamp(settings, genes)
+    except _NOT_BUILT as error:
         raise ValueError(f"{str(folder)!r} does not describe a model that can be built: {error}") from error
     try:
+        check_shapes(model, shapes_of(folder / TENSORS), where=str(folder))
         tensors = load_file(folder / TENSORS)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"`{TENSORS}` in {str(folder)!r} can't be read as safetensors: {error}.") from error
-    load_strictly(model, tensors, where=str(folder))
+    load_strictly(model, tensors, where=str(folder), assign=True)
     model.name = name
     return model.to(device_of(device)).eval()
 
@@ -213,48 +224,83 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_size(config: StampConfig, n_bytes: int) -> None:
-    """Refuse sizes, before memory is taken for them, that the file of tensors has no room for at a byte a number."""
-    gene = config.gene
-    least = (gene.n_genes + gene.max_tokens) * gene.width
-    least += gene.depth * (4 * gene.width**2 + 2 * gene.width * gene.feedforward)
-    if config.image is not None:
-        width, depth = (config.image.backbone_kwargs.get(k, 1) for k in ("embed_dim", "depth"))
-        if not all(type(size) is int and 0 < size <= 2**20 for size in (width, depth)):
-            raise ValueError(
-                f"`backbone_kwargs` must have whole numbers for sizes, found {config.image.backbone_kwargs}."
-            )
-        least += depth * width**2
-    if least > n_bytes:
-        raise ValueError(f"its sizes need {least:,} numbers or more, but `{TENSORS}` has {n_bytes:,} bytes.")
-
-
-def read_genes(path: Path) -> pd.DataFrame:
-    """The vocabulary beside the weights, as a plain table."""
-    genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+def read_genes(path: Path, *, at_most: int = _MAX_GENES) -> pd.DataFrame:
+    """The vocabulary beside the weights, as a plain table; no more is read than a model of `at_most` genes has."""
+    if (size := path.stat().st_size) > _MAX_LINE * (at_most + 1):
+        raise ValueError(f"`{path.name}` has {size:,} bytes, far more than a vocabulary of {at_most:,} genes.")
+    try:
+        genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, nrows=at_most + 1)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{path.name}` can't be read as a table: {error}") from error
     if absent := [column for column in _GENE_COLUMNS if column not in genes]:
-        raise ValueError(f"`{path.name}` lacks the columns {absent}, found {list(genes)}.")
+        raise ValueError(f"`{path.name}` lacks the columns {absent}, found {list(genes)[:10]}.")
+    if len(genes) > at_most:
+        raise ValueError(f"`{path.name}` has more than the {at_most:,} genes of the model.")
     genes = genes[_GENE_COLUMNS]
-    return genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
+    genes = genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
+    wrong = genes.loc[~(np.isfinite(genes["divisor"]) & (genes["divisor"] > 0)), "gene_id"]
+    if len(wrong):
+        raise ValueError(
+            f"`{path.name}` has a divisor that is not a finite number above 0 for {len(wrong)} genes, first "
+            f"{wrong.iloc[0]!r}."
+        )
+    return genes
 
 
-def load_strictly(
-    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, assign: bool = False
-) -> None:
-    """Copy tensors into a model (`assign`: make them its own); ValueError unless names and shapes are the model's."""
+def shapes_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of a safetensors file, from its header; no tensor is read."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def check_shapes(model: torch.nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]], *, where: str) -> None:
+    """ValueError unless tensors of these names, shapes and types are those of the model."""
     expected = model.state_dict()
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     shapes = [
-        f"{k}: expected {tuple(expected[k].shape)}, found {tuple(tensors[k].shape)}"
+        f"{k}: expected {tuple(expected[k].shape)}, found {found[k][0]}"
         for k in expected
-        if k in tensors and expected[k].shape != tensors[k].shape
+        if k in found and tuple(expected[k].shape) != found[k][0]
     ]
     if missing or extra or shapes:
         raise ValueError(
             f"The weights in {where!r} do not fit the model. Missing: {missing[:5]} ({len(missing)}). Unexpected: "
             f"{extra[:5]} ({len(extra)}). Other shapes: {shapes[:5]} ({len(shapes)})."
         )
-    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()}, strict=True, assign=assign)
+    types = [f"{k}: {found[k][1]}" for k in expected if found[k][1] not in _types_for(expected[k])]
+    if types:
+        raise ValueError(
+            f"The weights in {where!r} have {len(types)} tensors of a type that the model does not take (16, 32 or 64 "
+            f"bit floating point for weights, whole numbers for counters): {types[:5]}."
+        )
+
+
+def _types_for(tensor: torch.Tensor) -> frozenset[str]:
+    return _FLOATS if tensor.is_floating_point() else _WHOLE
+
+
+def load_strictly(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, assign: bool = False
+) -> None:
+    """Copy tensors into a model (`assign`: make copies its own).
+
+    Raises
+    ------
+    ValueError
+        Names, shapes or types are not those of the model, or there are values that are not finite.
+    """
+    found = {k: (tuple(v.shape), _TYPES.get(v.dtype, str(v.dtype))) for k, v in tensors.items()}
+    check_shapes(model, found, where=where)
+    if wrong := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
+        raise ValueError(
+            f"The weights in {where!r} have NaN or infinite values in {len(wrong)} of {len(tensors)} tensors, first "
+            f"{wrong[0]!r}: every embedding would be NaN. Copy or download them again, or train again."
+        )
+    expected = model.state_dict()
+    # copied: a tensor of a file may be mapped from it, and would change with the file
+    copied = {k: v.to(expected[k].dtype, copy=assign) for k, v in tensors.items()}
+    model.load_state_dict(copied, strict=True, assign=assign)
 
 
 def _from_hub(name: str) -> Path:
@@ -283,8 +329,3 @@ def _unknown(name: str) -> Exception:
     return ValueError(
         f"Unknown model {name!r}.{hint} Known: {known}, a folder of weights, or 'hf-hub:org/name@revision'."
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from stampy.pl._attribute import attribute
 from stampy.pl._bench import bench
 from stampy.pl._domains import domains
+from stampy.pl._evaluate import evaluate
 from stampy.pl._expression import expression
 from stampy.pl._probe import probe
 from stampy.pl._retrieve import retrieve
@@ -17,6 +18,7 @@ __all__ = [
     "attribute",
     "bench",
     "domains",
+    "evaluate",
     "expression",
     "probe",
     "retrieve",

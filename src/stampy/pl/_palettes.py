@@ -13,7 +13,6 @@ from stampy import _checks
 
 MISSING = "#D9D9D9"  # spots without a value or label
 MISSING_NAME = "NA"
-MISSING_LABELS = frozenset({"", "NA", "N/A", "NaN", "nan", "<NA>"})  # how other tools write "no label" into files
 
 # Okabe & Ito's eight, ordered for H&E and white paper, then twelve that a greedy search put farthest (OKLab distance,
 # normal vision and simulated protanopia, deuteranopia, tritanopia) from all before them, from white and from MISSING.

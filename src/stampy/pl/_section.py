@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks
+from stampy._section import neighbors
 from stampy._section import scale as _scale
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def spot_distance(xy: np.ndarray) -> float:
     grid = _scale.lattice(xy)
     if grid is not None:
         return grid.pitch
-    distances, _ = _scale.neighbour_distances(xy, xy[:: max(1, len(xy) // _scale.QUERIES)], 5)
+    distances, _ = neighbors.neighbour_distances(xy, xy[:: max(1, len(xy) // _scale.QUERIES)], 5)
     distances = distances[~np.isnan(distances).all(axis=1)]
     if not distances.size:
         return 0.0

@@ -68,7 +68,7 @@ class TileSource:
         self._xy = np.empty((n, 2))
         for i, section in enumerate(sections):
             self._section[section.rows] = i
-            self._xy[section.rows] = section.xy
+            self._xy[section.rows] = section.image_xy
             _check_edge(section, self.tile_um)
 
     @classmethod
@@ -88,7 +88,7 @@ class TileSource:
     ) -> Self:
         """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`."""
         wishes = Wishes(image, image_key, um_per_px, spot_um)
-        sections = sections_of(data, wishes, library_key=library_key, table_key=table_key)
+        sections = sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"))
         source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill)
         source._warn_of_upsampling()
         return source
@@ -97,13 +97,13 @@ class TileSource:
         return len(self._section)
 
     def __repr__(self) -> str:
-        images = ", ".join(repr(s.image) for s in self.sections)
+        images = ", ".join(repr(s.require_image()) for s in self.sections)
         return f"TileSource({len(self)} spots, {self.tile_um:g} µm at {self.size_px} px, {images})"
 
     @property
     def um_per_px(self) -> dict[str, float]:
         """µm per pixel of the full-resolution image, by section."""
-        return {s.name: s.pixel.um_per_px for s in self.sections}
+        return {s.name: s.require_pixel().um_per_px for s in self.sections}
 
     @property
     def upsampling(self) -> dict[str, float]:
@@ -147,14 +147,16 @@ class TileSource:
             else:
                 boxes = tile_boxes(*where)
             for place, box in zip(mine, boxes, strict=True):
-                out[place] = section.image.tile(box, self.size_px, fill=self.fill)
+                out[place] = section.require_image().tile(box, self.size_px, fill=self.fill)
         return out
 
     def digest(self, rows: np.ndarray) -> str:
         """A hash of all that the tiles of some spots depend on: where they lie, on what images, of what pixels."""
         found = hashlib.blake2b(digest_size=16)
         rows = np.asarray(rows, dtype=np.int64)
-        where = [(s.um_per_image_px, s.image.scale, s.image.shape, s.image.digest) for s in self.sections]
+        images = [s.require_image() for s in self.sections]
+        scales = [s.um_per_image_px for s in self.sections]
+        where = [(um, i.scale, i.shape, i.digest) for um, i in zip(scales, images, strict=True)]
         found.update(repr((where, self.tile_um, self.size_px, self.fill)).encode())
         found.update(self._section[rows].tobytes())
         found.update(self._xy[rows].tobytes())
@@ -164,7 +166,7 @@ class TileSource:
         """For which cells a spot's region lies wholly inside the image, (n, 9) bool; see `choose_cells`."""
         out = np.empty((len(self), 9), dtype=bool)
         for s in self.sections:
-            out[s.rows] = region_cells(s.xy, s.image.shape, s.um_per_image_px, self.tile_um)
+            out[s.rows] = region_cells(s.image_xy, s.require_image().shape, s.um_per_image_px, self.tile_um)
         return out
 
     def provenance(self) -> dict[str, Any]:
@@ -174,16 +176,16 @@ class TileSource:
             "size_px": self.size_px,
             "fill": list(self.fill),
             "section": [s.name for s in self.sections],
-            "image": [s.image.name for s in self.sections],
-            "um_per_px": [s.pixel.um_per_px for s in self.sections],
-            "um_per_px_from": [s.pixel.source for s in self.sections],
+            "image": [s.require_image().name for s in self.sections],
+            "um_per_px": [s.require_pixel().um_per_px for s in self.sections],
+            "um_per_px_from": [s.require_pixel().source for s in self.sections],
             "upsampling": list(self.upsampling.values()),
         }
 
     def close(self) -> None:
         """Close the image files."""
         for section in self.sections:
-            section.image.close()
+            section.require_image().close()
 
     def _warn_of_upsampling(self) -> None:
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
@@ -199,10 +201,11 @@ class TileSource:
 def _check_edge(section: Section, tile_um: float) -> None:
     """Raise ValueError if a tile is far larger than the whole image: the size of a pixel must be wrong."""
     edge = tile_um / section.um_per_image_px
-    if edge > 2 * max(section.image.shape):
+    if edge > 2 * max(section.require_image().shape):
         raise ValueError(
             f"A tile of {tile_um:g} µm would be {edge:.0f} px wide on {section.image!r} at "
-            f"{section.um_per_image_px:.4g} µm per image px ({section.pixel.source}). Give the right `um_per_px=`."
+            f"{section.um_per_image_px:.4g} µm per image px ({section.require_pixel().source}). Give the right "
+            "`um_per_px=`."
         )
 
 

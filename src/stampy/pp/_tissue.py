@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from stampy._section.image import SlideImage
 
 __all__ = ["covered", "overview", "tissue_mask"]
 
-_BAND_PX = 2**22  # source px that are held at a time
 _SATURATION = (0.05, 0.15)  # bounds of the threshold: glass is below the first, pale tissue above the second
 _DARK = 40  # the brightest channel of pen marks and of what the scanner left black
 _SMOOTH_PX = 5
@@ -23,20 +21,7 @@ def overview(image: SlideImage, factor: float) -> np.ndarray:
     -------
     (h, w, 3) uint8; each pixel is the mean of the area that it covers.
     """
-    height, width = image.shape
-    out_h, out_w = max(1, round(height / factor)), max(1, round(width / factor))
-    level = image._level_for(factor)
-    level_h, level_w = image.levels[level].shape
-    step = level_h / out_h
-    rows = max(1, int(_BAND_PX / (level_w * step)))
-    out = np.empty((out_h, out_w, 3), dtype=np.uint8)
-    for first in range(0, out_h, rows):
-        last = min(first + rows, out_h)
-        top, bottom = int(first * step), min(int(np.ceil(last * step)), level_h)
-        band = Image.fromarray(image.read(0, top, level_w, bottom - top, level=level))
-        box = (0, first * step - top, level_w, min(last * step - top, bottom - top))
-        out[first:last] = np.asarray(band.resize((out_w, last - first), Image.Resampling.BOX, box=box))
-    return out
+    return image.reduced(factor)
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:

@@ -4,10 +4,22 @@ from ._attribute import attribute
 from ._domains import domains
 from ._embed import embed
 from ._embed_slide import embed_slide
+from ._evaluate import evaluate
 from ._expression import expression
 from ._probe import probe
 from ._retrieve import retrieve
 from ._score import score
 from ._slide import slide
 
-__all__ = ["attribute", "domains", "embed", "embed_slide", "expression", "probe", "retrieve", "score", "slide"]
+__all__ = [
+    "attribute",
+    "domains",
+    "embed",
+    "embed_slide",
+    "evaluate",
+    "expression",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+]

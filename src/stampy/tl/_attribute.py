@@ -11,17 +11,17 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-import stampy
 from stampy import _checks, _keys, models
-from stampy._utils import copy_of, generator, table_of
+from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_of, source_of
 from stampy.pp._match import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._embed import _loaded
-from ._results import check_model, space_of, unit
+from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
+from ._shared_space import check_model, space_of, unit
 from ._stream import Tower
 
 if TYPE_CHECKING:
@@ -181,21 +181,16 @@ def attribute(
     found = _by_column(tokens, values, match, ask)
     shown = np.unique(found.indices) if genes is None else _columns(match, np.flatnonzero(asked))
     record = {
-        "stampy": stampy.__version__,
         "model": loaded.name,
         "target": target,
         "method": method,
         "groupby": groupby or "",
+        "embedding_key": embedding_key,
         "spots": table.obs_names[spots].to_numpy(dtype=object),
         "attribution": _table(found, table.var_names, shown, labels, groups, spots),
     }
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    if per_spot:
-        table.layers[key_added] = _spread(found, spots, table.n_obs)
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    return adata if copy else None
+    layers = {key_added: _spread(found, spots, table.n_obs)} if per_spot else {}
+    return write(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
 
 
 def _check_arguments(target: Any, groupby: Any, groups: Any, method: Any, n_spots: Any, max_rank: Any, n_steps: Any,

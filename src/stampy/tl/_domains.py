@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, table_of
+from stampy._labels import known_labels
+from stampy._utils import table_of
 
 from ._cluster import METHODS, Method, find_domains, smoothed
-from ._folds import known_labels, seed_of
+from ._folds import seed_of
 from ._metrics import domain_scores
 from ._probe import texted
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["domains"]
-
-logger = logging.getLogger(__name__)
 
 
 def domains(
@@ -138,17 +136,12 @@ def domains(
     )  # fmt: skip
     named = np.array(names, dtype=object)[sections] if library_key else None
     scores = domain_scores(values, found, labels=codes, xy=xy, sections=named, rng=seed)
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.obs[key_added] = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
+    named_domains = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
     record: dict[str, Any] = {
-        "stampy": stampy.__version__, "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
+        "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
         "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    logger.info("Written: obs[%r] with %d domains", key_added, how["n_domains"])
-    return adata if copy else None
+    return write(adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key)
 
 
 def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,

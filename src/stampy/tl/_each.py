@@ -102,3 +102,5 @@ def _join(collection: Any, key: str) -> None:
     for name in (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX):
         if all(name in part.obsm for part in collection.adatas):
             collection.obsm[name] = np.concatenate([part.obsm[name] for part in collection.adatas])
+        elif name in collection.obsm:  # of an earlier call
+            del collection.obsm[name]

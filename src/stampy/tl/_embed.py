@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,15 +10,16 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.section import has_image
-from stampy._utils import copy_of, is_spatialdata, table_of
+from stampy._section.libraries import has_image
+from stampy._utils import is_spatialdata, table_of
 from stampy.pp._tiles import TileSource
 
 from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
-from ._results import unit
+from ._results import Result, write
 from ._resume import Parts, digest_of_model
+from ._shared_space import unit
 from ._stream import Tower, stream_images
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     Sections = Section | Sequence[Section] | Mapping[Any, Section] | AnnCollection
 
 __all__ = ["embed"]
-
-logger = logging.getLogger(__name__)
 
 Modality = Literal["gene", "image", "fused"]
 MODALITIES = ("gene", "image", "fused")
@@ -215,12 +213,9 @@ def embed(
             tiles.close()
     if around is not None:
         record["context"] = f"{context}, {N_NEIGHBORS}"
-        found = {name: _in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    _write(table, found, record, key_added)
-    return adata if copy else None
+        found = {name: in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
+    result = Result(key_added, record, obsm=_by_key(found, key_added))
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def _fitted(
@@ -338,14 +333,13 @@ def _too_coarse(tiles: TileSource) -> bool:
     return True
 
 
-def _in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
     values = smoothed(values, xy, N_NEIGHBORS, sections)
     return unit(values) if normed else values
 
 
-def _write(table: AnnData, found: dict[str, np.ndarray], record: dict[str, Any], key: str) -> None:
-    for name, values in found.items():
-        table.obsm[f"{key}_{name}"] = values
-    table.obsm[key] = np.hstack([unit(v) for v in found.values()]) if len(found) > 1 else next(iter(found.values()))
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
-    logger.info("Written: obsm[%r], %s, uns['stamp'][%r]", key, [f"obsm['{key}_{n}']" for n in found], key)
+def _by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    vectors = list(found.values())
+    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
+    return {key: whole} | {f"{key}_{name}": values for name, values in found.items()}

@@ -1,119 +1,308 @@
-"""Masked genes: how often a gene tower names the gene that was hidden. Arrays and a model, no AnnData.
-
-Shapes: n spots, B spots of a batch, L positions, M masked tokens, C classes.
-"""
+"""Is an embedding worth using on this section? An answer without labels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import pandas as pd
+from scipy import sparse
 
-from stampy import _keys, _utils
+import stampy
+from stampy import _checks, _keys
+from stampy._utils import generator, table_of
+from stampy.models import load
+from stampy.pp._counts import checked_rows, counts_of, source_of
+
+from ._embed import BASELINES as PCA_MODELS
+from ._embed import embed, in_context
+from ._label_free import MEASURES, Piece, scores_of_split
+from ._results import Result, write
 
 if TYPE_CHECKING:
-    from stampy.models import Stamp
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
-__all__ = ["masked_accuracy"]
+    Embedder = Callable[[AnnData], np.ndarray]
 
-MASK_ID = 0  # of the encoder, see stampy.models
-TOP = (1, 10)
-TOKENS_PER_BATCH = 8192
+__all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
+
+LEVEL = 0.005  # differences of the score below this are of no use to anyone
 
 
-def masked_accuracy(
-    model: Stamp, tokens: np.ndarray, *, fraction: float = 0.15, rng: int | np.random.Generator | None = 0
-) -> dict[str, float]:
-    """Share of masked tokens whose gene is the model's first guess, or among its first ten (head IGR).
+def evaluate(
+    adata: AnnData | SpatialData,
+    keys: str | Sequence[str] | Mapping[str, Embedder] | None = None,
+    *,
+    library_key: str | None = None,
+    layer: str | None = None,
+    n_splits: int = 3,
+    n_genes: int = 200,
+    max_spots: int | None = 10_000,
+    table_key: str = _keys.TABLE,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str = _keys.EVALUATE,
+    copy: bool = False,
+) -> AnnData | SpatialData | None:
+    """Judge embeddings on this section without labels, beside simple baselines.
+
+    The molecules of every spot are split in two halves at random. One half is embedded, and variable genes of the other
+    are predicted from the embedding by ridge regression, over spatially blocked folds. The noise of the halves is
+    independent, so only what is about the tissue helps. An embedding worth using predicts better than the principal
+    components of the section itself.
 
     Parameters
     ----------
-    model
-        With a trained head for its spots' own genes.
-    tokens
-        (n, L) as in ``obsm["stamp_tokens"]``: 0 pads on the right.
-    fraction
-        Share of each spot's tokens that are masked, all of them by the mask id.
+    adata
+        Section(s) with raw counts, ``obsm["spatial"]`` and embeddings.
+    keys
+        What to judge. None: every embedding that `stampy.tl.embed` wrote. A key of obsm, or several. Or a dict of
+        functions by name, each of which takes a table of counts like `adata` and returns its embedding (n, d): so other
+        methods are judged as fairly as stampy's.
+    library_key
+        Column of obs that names the section of each spot.
+    layer
+        Layer with raw counts; None: ``adata.X``.
+    n_splits
+        Random splits of the molecules. Each half predicts the other once; the spread is over splits.
+    n_genes
+        Genes to predict: those that vary most beyond chance.
+    max_spots
+        In a larger table, a compact piece of each section is judged, so many spots in all, with a warning. None: all.
+    table_key
+        Table of a SpatialData.
     rng
-        Which tokens.
+        Of the splits.
+    key_added
+        Where results go.
+    copy
+        Return a changed copy instead of writing in place.
 
     Returns
     -------
-    ``top1``, ``top10``; ``majority_top1``, ``majority_top10``: the same for a guess that knows no spot, the genes that
-    most spots show; ``unseen_top1``, ``unseen_top10``: those of them that the spot does not show already, which is the
-    best that can be said without looking at the other genes; ``n_masked``.
+    None, or the changed copy. Written:
+
+    ``uns[key_added]["scores"]``
+        DataFrame with a row per embedding and baseline:
+
+        - ``score``, ``score_std``: mean of `own` and `neighbors`, and its spread over splits
+        - ``own``, ``neighbors``: mean correlation of predicted and measured genes of the other half, of the spot itself
+          and of the mean of its six nearest spots. What log depth explains was taken out of the genes before
+        - ``coherence``: how alike neighbouring spots are (Moran's I, mean over columns, weighted by variance)
+        - ``depth_r2``: share of the variance of log depth that the embedding explains, by ridge, held out. High values
+          mean that clusters may follow sequencing depth
+        - ``stability``: share of a spot's 15 nearest spots that stay the same in the embedding of the other half
+        - ``mixing``: of several sections, how often the 15 nearest spots come from another one, over chance (1: fully
+          mixed); NaN for one section
+        - ``kind`` (embedding or baseline), ``thinned`` (False: the vectors in obsm could not be made anew from half of
+          the molecules and were used as they are), ``n_dims``
+    ``uns[key_added]["verdict"]``
+        One sentence: the best embedding, and whether it is ahead of the best baseline.
+    ``uns[key_added]["parameters"]``
+        Splits, genes, spots, seed, version.
+
+    Warns
+    -----
+    UserWarning
+        An embedding was used as it is: it has seen the molecules that it predicts, so its score flatters it. A table
+        larger than `max_spots`.
+
+    Raises
+    ------
+    KeyError
+        No embedding, coordinates, layer or column of that name.
+    ValueError
+        Counts that are not whole numbers, too few spots (25 a section) or genes that vary.
 
     Examples
     --------
     >>> import stampy
-    >>> from stampy.models import GeneConfig, Stamp, StampConfig
-    >>> small = GeneConfig(n_genes=20, width=8, depth=1, heads=2, feedforward=8, max_tokens=12)
-    >>> tokens = np.tile(np.arange(30, 40), (4, 1))
-    >>> found = masked_accuracy(Stamp(StampConfig(gene=small, embedding=4)), tokens)
-    >>> found["n_masked"] >= 4, found["unseen_top10"]
-    (True, 1.0)
+    >>> adata = stampy.datasets.toy(n_spots=150, image=False)
+    >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
+    >>> stampy.tl.evaluate(adata, n_splits=1)
+    >>> adata.uns["stamp_evaluate"]["scores"].index.tolist()
+    ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed']
     """
-    random = _utils.generator(rng)
-    selected = _selected(tokens, fraction, random)
-    targets = tokens[selected]
-    shown = _shown(tokens, selected, model.gene.config.n_tokens)
-    frequency = shown.sum(axis=0)
-    frequency[: _keys.N_SPECIAL] = -1
-    hits = {"": _model_hits(model, tokens, selected)}
-    order = np.argsort(-frequency, kind="stable")
-    hits["majority_"] = _rank_in(order)[targets]
-    rows = np.nonzero(selected)[0]
-    hits["unseen_"] = np.concatenate(
-        [_rank_in(order[~shown[row, order]])[targets[rows == row]] for row in np.unique(rows)]
+    table = table_of(adata, table_key)
+    _check(table, n_splits, n_genes, max_spots)
+    xy = _checks.coordinates(table)
+    sections, names = _checks.libraries(table, library_key)
+    jobs, as_they_are = _jobs(table, keys, library_key)
+    rng = generator(rng)
+    rows = _rows(xy, sections, max_spots, rng)
+    _enough(sections[rows], names)
+    counts = _whole_counts(table, layer)[rows]
+    part = Piece(table[rows], counts, xy[rows], sections[rows], library_key, n_genes)
+    found = [scores_of_split(part, jobs, r) for r in rng.spawn(n_splits)]
+    scores = _table(found, jobs)
+    sentence = _verdict(scores, found)
+    if as_they_are:
+        _checks.warn(
+            f"{_checks.shortlist(as_they_are)}: not embeddings that stampy can make anew from half of the molecules, "
+            "so they are judged as they are. They have seen what they predict: their scores flatter them. Give a "
+            "function that embeds a table for a fair comparison (`keys={'name': function}`)."
+        )
+    parameters = {
+        "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
+        "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
+    }  # fmt: skip
+    logger.info("%s", sentence)
+    found = {"scores": scores, "verdict": sentence, "parameters": parameters}
+    return write(
+        adata, Result(key_added, {"embeddings": list(jobs)}, uns={key_added: found}), copy=copy, table_key=table_key
     )
-    found = {f"{who}top{k}": float((ranks < k).mean()) for who, ranks in hits.items() for k in TOP}
-    return {**found, "n_masked": len(targets)}
 
 
-def _selected(tokens: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
-    """Where tokens are masked (n, L) bool: the share of each spot's, at least one, never all."""
-    real = tokens != _keys.PAD
-    draw = np.where(real, random.random(tokens.shape), np.inf)
-    lengths = real.sum(axis=1)
-    take = np.minimum(np.maximum(np.rint(fraction * lengths), 1), lengths - 1)
-    selected = draw.argsort(axis=1).argsort(axis=1) < take[:, None]
-    if not selected.any():
-        raise ValueError("No spot has two genes of the model's vocabulary: there is nothing to mask.")
-    return selected
+def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -> None:
+    _checks.not_empty(table)
+    _checks.at_least("n_splits", n_splits, 1)
+    _checks.at_least("n_genes", n_genes, 1)
+    if max_spots is not None:
+        _checks.at_least("max_spots", max_spots, 100)
 
 
-def _shown(tokens: np.ndarray, selected: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Genes that each spot still shows, (n, C) bool; special tokens count as shown, they are never a guess."""
-    shown = np.zeros((len(tokens), n_tokens), dtype=bool)
-    shown[:, : _keys.N_SPECIAL] = True
-    rows, columns = np.nonzero((tokens != _keys.PAD) & ~selected)
-    shown[rows, tokens[rows, columns]] = True
-    return shown
+def _jobs(table: AnnData, keys: object, library_key: str | None) -> tuple[dict[str, Embedder], list[str]]:
+    """What embeds a half, by name, and the names of those that can't be embedded again."""
+    if isinstance(keys, Mapping):
+        if not keys:
+            raise ValueError("`keys` is empty. Give functions by name, or None for all embeddings of `tl.embed`.")
+        if wrong := [name for name, function in keys.items() if not callable(function)]:
+            raise TypeError(f"`keys` as a dict must hold functions that embed a table; {wrong} are none.")
+        return dict(keys), []
+    records = table.uns.get(_keys.UNS, {})
+    if keys is None:
+        keys = [k for k, r in records.items() if k in table.obsm and isinstance(r, Mapping) and "modality" in r]
+        if not keys:
+            raise KeyError(
+                "There is no embedding of `stampy.tl.embed` to judge. Embed first, or name a key of `adata.obsm`. "
+                f"Available: {_checks.shortlist(table.obsm)}."
+            )
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    jobs, fixed, loaded = {}, [], {}
+    for key in keys:
+        _checks.embedding(table, key)
+        jobs[key] = _again(records, key, library_key, loaded)
+        if jobs[key] is None:
+            jobs[key] = _as_it_is(key)
+            fixed.append(key)
+    return jobs, fixed
 
 
-def _rank_in(order: np.ndarray) -> np.ndarray:
-    """Place of each token in an order of guesses; a large number for what isn't in it."""
-    rank = np.full(int(order.max()) + 1 if len(order) else 1, np.iinfo(np.int64).max)
-    rank[order] = np.arange(len(order))
-    return rank
+def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str, Any]) -> Embedder | None:
+    """What embeds genes by the model and settings of a key; None where no record says how it was made."""
+    main = key.removesuffix(_keys.GENE_SUFFIX)
+    record = records.get(key) if key in records else records.get(main)
+    if not isinstance(record, Mapping) or "model" not in record:
+        return None
+    if record.get("modality") != "gene" and key == main:
+        return None
+    context = str(record.get("context", "")).partition(",")[0] or None
+    options = {"modality": "gene", "level": record.get("level", "embedding")}
+    if record.get("adapted") is not None:
+        options["adapt"] = True
+
+    name = f"{record['model']} {options}"  # embeddings that differ in their context alone are made once
+
+    def run(table: AnnData) -> np.ndarray:
+        if name not in table.obsm:
+            model = record["model"]
+            if model not in loaded:
+                loaded[model] = model if model in PCA_MODELS else load(model)
+            embed(table, loaded[model], library_key=library_key, show_progress_bar=False, key_added=name, **options)
+        values = table.obsm[name]
+        if not context:
+            return values
+        sections = _checks.libraries(table, library_key)[0]
+        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=options["level"] == "embedding")
+
+    return run
 
 
-@torch.inference_mode()
-def _model_hits(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """How many tokens the model finds likelier than the right one (M,), in the order of the masked tokens."""
-    lengths = (tokens != _keys.PAD).sum(axis=1)
-    size = max(TOKENS_PER_BATCH // max(int(lengths.max()), 1), 1)
-    ranks = []
-    for start in range(0, len(tokens), size):
-        rows = slice(start, start + size)
-        cut = max(int(lengths[rows].max()), 1)
-        where = torch.from_numpy(selected[rows, :cut]).to(model.device)
-        ids, _ = model.gene.ids(torch.from_numpy(tokens[rows, :cut].astype(np.int64)).to(model.device))
-        targets = ids[:, :cut][where]
-        hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
-        logits = model.gene.logits(hidden[:, :cut][where])
-        own = logits.gather(1, targets[:, None])
-        # ties are broken against the model: a constant head must not score
-        ranks.append(((logits >= own).sum(dim=1) - 1).cpu().numpy())
-    return np.concatenate(ranks)
+def _as_it_is(key: str) -> Embedder:
+    def run(table: AnnData) -> np.ndarray:
+        return np.asarray(table.obsm[key])
+
+    run.key = key
+    return run
+
+
+def _rows(xy: np.ndarray, sections: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Rows (m,) in order: all, or of each section the spots nearest to one of them."""
+    n = len(xy)
+    if most is None or n <= most:
+        return np.arange(n)
+    _checks.warn(
+        f"{most} of {n} spots are judged, a compact piece of each section. `max_spots=None` judges all of them."
+    )
+    rows = []
+    for section in np.unique(sections):
+        mine = np.flatnonzero(sections == section)
+        distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
+        rows.append(mine[np.argsort(distance, kind="stable")[: max(round(most * len(mine) / n), 1)]])
+    return np.sort(np.concatenate(rows))
+
+
+def _enough(sections: np.ndarray, names: Sequence[str]) -> None:
+    counts = np.bincount(sections, minlength=len(names))
+    small = {names[i]: int(n) for i, n in enumerate(counts) if n < 25}
+    if small:
+        found = _checks.shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
+        raise ValueError(f"An evaluation over blocks needs at least 25 spots in every section, found {found}.")
+
+
+def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
+    """The counts as CSR; ValueError unless they are whole numbers, since molecules are to be split."""
+    source = source_of(layer)
+    parts = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
+    counts = sparse.vstack(parts, format="csr")
+    odd = int((counts.data != np.trunc(counts.data)).sum())
+    if odd:
+        raise ValueError(
+            f"`{source}` has {odd} values that are not whole, and molecules are to be split in two halves. Give raw "
+            "counts by `layer=`, or round them first."
+        )
+    return counts
+
+
+def _table(found: list[dict[str, dict[str, float]]], jobs: dict[str, Embedder]) -> pd.DataFrame:
+    """A row per embedding: means over splits, and the spread of the three that are predicted."""
+    rows = {}
+    for name in found[0]:
+        per_split = pd.DataFrame([split[name] for split in found])
+        mean, spread = per_split.mean(), per_split.std(ddof=1) if len(per_split) > 1 else per_split.mean() * np.nan
+        ours = name in jobs
+        rows[name] = {
+            "kind": "embedding" if ours else "baseline",
+            "score": mean["score"], "score_std": spread["score"],
+            "own": mean["own"], "own_std": spread["own"],
+            "neighbors": mean["neighbors"], "neighbors_std": spread["neighbors"],
+            **{k: mean[k] for k in MEASURES[2:]},
+            "thinned": not (ours and hasattr(jobs[name], "key")),
+            "n_dims": int(mean["n_dims"]),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="embedding")
+
+
+def _verdict(scores: pd.DataFrame, found: list[dict[str, dict[str, float]]]) -> str:
+    """One sentence: the best embedding beside the best baseline."""
+    ours = scores[scores["kind"] == "embedding"]
+    fair = ours[ours["thinned"]]
+    base = scores.loc[scores["kind"] == "baseline", "score"].idxmax()
+    if fair.empty:
+        return (
+            f"No embedding here could be made anew from half of the molecules, so none can be compared fairly with the "
+            f"best baseline ({base}, {scores.loc[base, 'score']:.3f})."
+        )
+    best = fair["score"].idxmax()
+    gains = np.array([split[best]["score"] - split[base]["score"] for split in found])
+    margin = max(LEVEL, 2 * gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else LEVEL)
+    figures = f"{scores.loc[best, 'score']:.3f} against {scores.loc[base, 'score']:.3f}"
+    if gains.mean() > margin:
+        return f"{best} tells more about this tissue than the best baseline, {base} ({figures}): use it."
+    if gains.mean() < -margin:
+        return f"{best} tells less about this tissue than {base} ({figures}): use that baseline here."
+    return f"{best} tells about as much of this tissue as {base} ({figures}): nothing is gained by it here."

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, table_of
+from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
 
 from ._folds import Scheme
 from ._metrics import gene_scores, gene_summary
 from ._probe import folds_in, texted
 from ._regress import METHODS, TRANSFORMS, Method, Transform, nearest_mean, predict_folds, top_genes, transformed
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,8 +26,6 @@ __all__ = ["expression"]
 
 LARGEST = 1e15  # of a value; squares of larger ones leave float32
 LARGEST_LOG = 20.0  # what goes beyond is no logarithm of counts
-
-logger = logging.getLogger(__name__)
 
 
 def expression(
@@ -172,7 +169,7 @@ def expression(
         predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
         measured = _measured(table, chosen, layer, transform)
     record: dict[str, Any] = {
-        "stampy": stampy.__version__, "genes": np.array(chosen, dtype=object), "use_rep": use_rep, "method": method,
+        "genes": np.array(chosen, dtype=object), "use_rep": use_rep, "method": method,
         "transform": transform, "folds": scheme, "n_folds": len(fold_names),
     }  # fmt: skip
     if measured is not None:
@@ -180,23 +177,9 @@ def expression(
         groups |= {} if fold is None else {"fold": np.array(fold_names, dtype=object)[fold]}
         scores = gene_scores(measured, predicted, chosen, groups)
         record |= {"scores": texted(scores), "summary": texted(gene_summary(scores))}
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    _write(table, predicted, measured, fold, record, key_added)
-    return adata if copy else None
-
-
-def _write(table: AnnData, predicted: Any, measured: Any, fold: Any, record: dict[str, Any], key: str) -> None:
-    table.obsm[key] = predicted
-    # what an earlier run left must not stand beside this one's results
-    for slot, name, found in ((table.obsm, _keys.MEASURED_SUFFIX, measured), (table.obs, _keys.FOLD_SUFFIX, fold)):
-        if found is not None:
-            slot[f"{key}{name}"] = found.astype(np.int32) if name == _keys.FOLD_SUFFIX else found
-        elif f"{key}{name}" in slot:
-            del slot[f"{key}{name}"]
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key: record}
-    logger.info("Written: obsm[%r] with %d genes", key, predicted.shape[1])
+    obsm = {key_added: predicted} | ({} if measured is None else {f"{key_added}{_keys.MEASURED_SUFFIX}": measured})
+    obs = {} if fold is None else {f"{key_added}{_keys.FOLD_SUFFIX}": fold.astype(np.int32)}
+    return write(adata, Result(key_added, record, obs=obs, obsm=obsm), copy=copy, table_key=table_key)
 
 
 def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,

@@ -1,4 +1,4 @@
-"""Labels and folds: who is held out with whom. Plain arrays, no AnnData."""
+"""Folds: who is held out with whom. Plain arrays, no AnnData."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stampy import _checks, _keys, _utils
+from stampy import _checks, _utils
 
-__all__ = ["block_folds", "folds_of", "group_folds", "known_labels", "random_folds"]
+__all__ = ["block_folds", "folds_of", "group_folds", "random_folds"]
 
 Scheme = Literal["section", "patient", "blocks", "random"]
 SCHEMES = ("section", "patient", "blocks", "random")
@@ -20,38 +20,6 @@ BLOCKS_PER_FOLD = 5
 def seed_of(rng: int | np.random.Generator | None) -> int:
     """A seed for scikit-learn, scanpy and the like: an int as it is, else drawn."""
     return int(rng) if isinstance(rng, int | np.integer) else int(_utils.generator(rng).integers(2**31 - 1))
-
-
-def known_labels(labels: Any, *, name: str = "labels") -> tuple[np.ndarray, list[str]]:
-    """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
-
-    Missing values, "NA", "nan", "undetermined" and the empty string are not labels. The order is that of the
-    categories, else alphabetical.
-
-    Raises
-    ------
-    ValueError
-        For infinite numbers and those with fractions, which are values, not labels.
-
-    Examples
-    --------
-    >>> codes, names = known_labels(["b", "NA", "a", None, "b"])
-    >>> codes.tolist(), names
-    ([1, -1, 0, -1, 1], ['a', 'b'])
-    """
-    column = pd.Series(labels).reset_index(drop=True)
-    if pd.api.types.is_float_dtype(column):
-        found = column.dropna().to_numpy(float)
-        if not (np.abs(found) < 2**53).all():
-            raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend or drop it.")
-        if not np.array_equal(found, np.trunc(found)):
-            raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
-        column = column.astype("Int64")
-    text = column.astype(object).where(column.notna(), "").map(str).str.strip()
-    categories = column.cat.categories.map(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(text))
-    present = set(text) - _keys.NO_LABELS
-    names = list(dict.fromkeys(c.strip() for c in categories if c.strip() in present))
-    return pd.Categorical(text, names).codes.astype(np.int64), names
 
 
 def block_folds(

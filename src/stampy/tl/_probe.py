@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, table_of
+from stampy._labels import known_labels
+from stampy._utils import table_of
 
-from ._folds import SCHEMES, Scheme, folds_of, known_labels
+from ._folds import SCHEMES, Scheme, folds_of
 from ._linear import Scaler, balanced_weights, logistic, rotation, solve_ridge
 from ._metrics import confusion, label_scores, summary
+from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["probe", "probe_predictions", "probe_scores"]
-
-logger = logging.getLogger(__name__)
 
 METHODS = ("logistic", "ridge")
 LOGISTIC_PENALTY = 10.0  # C = 0.1 of scikit-learn
@@ -129,8 +127,8 @@ def probe(
 ) -> AnnData | SpatialData | None:
     """Predict labels from one or several embeddings by a linear model, each spot held out once.
 
-    All embeddings are judged on the same spots and folds. Missing labels, "NA", "nan", "undetermined" and "" are no
-    labels: such spots take no part.
+    All embeddings are judged on the same spots and folds. Spots without a label take no part: missing values, "NA"
+    and the like, and words such as "none", "unknown" and "undetermined", whose number a warning tells.
 
     Parameters
     ----------
@@ -225,20 +223,14 @@ def probe(
     scores = pd.concat(tables, ignore_index=True)
     scores.index = scores.index.map(str)
     record = {
-        "stampy": stampy.__version__, "label_key": labels, "classes": np.array(classes, dtype=object),
+        "label_key": labels, "classes": np.array(classes, dtype=object),
         "embeddings": np.array(reps, dtype=object), "folds": scheme, "n_folds": len(names), "method": method,
         "n_spots": int(known.sum()), "n_unlabelled": int((~known).sum()), "scores": scores,
         "summary": texted(summary(scores)), "confusion": matrices,
     }  # fmt: skip
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    for rep, column in columns.items():
-        table.obs[f"{key_added}_{rep}"] = pd.Categorical.from_codes(column, classes)
-    table.obs[f"{key_added}{_keys.FOLD_SUFFIX}"] = spread(fold, known, -1).astype(np.int32)
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    logger.info("Written: obs[%r], uns['stamp'][%r]", [f"{key_added}_{rep}" for rep in reps], key_added)
-    return adata if copy else None
+    obs = {f"{key_added}_{rep}": pd.Categorical.from_codes(column, classes) for rep, column in columns.items()}
+    obs[f"{key_added}{_keys.FOLD_SUFFIX}"] = spread(fold, known, -1).astype(np.int32)
+    return write(adata, Result(key_added, record, obs=obs), copy=copy, table_key=table_key)
 
 
 def folds_in(

@@ -11,7 +11,7 @@ from stampy import _checks
 
 from ._folds import seed_of
 from ._linear import Scaler, solve_ridge
-from ._results import unit
+from ._shared_space import unit
 
 __all__ = ["nearest_mean", "predict_folds", "top_genes", "transformed"]
 

@@ -1,120 +1,213 @@
-"""Embeddings as they lie in AnnData: found, checked, and told apart by the model that made them."""
+"""How every tool ends: all of its results are written, or none; what an earlier call left is removed.
+
+A tool computes first and hands over a `Result`. Its record in ``uns["stamp"]`` lists the slots that it wrote, so the
+next call under the same key knows what to remove, whatever its settings were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 
+import stampy
 from stampy import _checks, _keys
+from stampy._utils import copy_of, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy import sparse
+    from spatialdata import SpatialData
 
-__all__ = ["Space", "check_model", "check_same_space", "space_of", "unit"]
+    Column = np.ndarray | pd.Categorical
+    Data = TypeVar("Data", bound=AnnData | SpatialData)
 
-Modality = Literal["gene", "image", "fused"]
-SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
+__all__ = ["Result", "check_finite", "write"]
+
+logger = logging.getLogger(__name__)
+
+Slot = Literal["obs", "obsm", "layers", "uns"]
+SLOTS: tuple[Slot, ...] = ("obs", "obsm", "layers", "uns")
+WRITTEN = "written"  # in a record: slot -> keys
+_ABSENT = object()
+
+# What versions before 0.3 wrote, whose records have no list: a field that only such a record has -> slots and suffixes.
+_BEFORE: dict[str, tuple[tuple[Slot, str], ...]] = {
+    "level": (("obsm", ""), ("obsm", _keys.GENE_SUFFIX), ("obsm", _keys.IMAGE_SUFFIX)),
+    "n_reference": (("obsm", _keys.INDEX_SUFFIX), ("obsm", _keys.SCORE_SUFFIX)),
+    "transform": (("obsm", ""), ("obsm", _keys.MEASURED_SUFFIX), ("obs", _keys.FOLD_SUFFIX)),
+    "n_bootstrap": (("uns", ""), ("obs", _keys.ATTENTION_SUFFIX)),
+    "attribution": (("layers", ""),),
+    "n_unlabelled": (("obs", _keys.FOLD_SUFFIX),),
+    "smooth": (("obs", ""),),
+    "standardize": (("obs", ""),),
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
-    """The embeddings of one modality of a table."""
+class Result:
+    """What a tool found for a table of n spots: values by slot and key, and the record of how they were made."""
 
-    name: str  # of the slot, for messages
-    modality: Modality
-    vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
-    record: dict[str, Any] | None  # what `tl.embed` says of them; None where it says nothing
+    key: str  # of the record in uns["stamp"]
+    record: Mapping[str, object]
+    obs: Mapping[str, Column] = field(default_factory=dict)  # (n,)
+    obsm: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n, d)
+    layers: Mapping[str, sparse.csr_matrix] = field(default_factory=dict)  # (n, n_vars)
+    uns: Mapping[str, object] = field(default_factory=dict)
+    blank: np.ndarray | None = None  # (n,) bool: spots whose values may be missing (NaN)
 
-    @property
-    def known(self) -> np.ndarray:
-        """Spots that have an embedding at all (n,) bool."""
-        return self.vectors.any(axis=1)
-
-
-def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
-    """The embeddings `key` of a modality, brought to norm 1; KeyError or ValueError where they are of no use."""
-    _checks.one_of("modality", modality, SUFFIXES)
-    name = key + SUFFIXES[modality]
-    needs = f"Embed the spots first: `stampy.tl.embed(adata, modality={modality!r}, key_added={key!r})`."
-    if modality == "image":
-        needs += " That takes an image, and a model with an image tower."
-    _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
-    values = adata.obsm[name]
-    values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
-    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        raise ValueError(f"`{slot}['{name}']` must hold numbers (n, d), found {values.dtype} {values.shape}.")
-    bad = int((~np.isfinite(values).all(axis=1)).sum())
-    if bad:
-        raise ValueError(
-            f"`{slot}['{name}']` has NaN or infinite values for {bad} of {len(values)} spots. Drop those spots first."
-        )
-    values = _checks.single(values, f"{slot}['{name}']")
-    largest = np.abs(values).max(axis=1, keepdims=True)  # else squares of large or tiny numbers leave float32
-    values = values / np.where(largest == 0, 1, largest)
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
+    def items(self) -> Iterator[tuple[Slot, str, object]]:
+        """Slot, key and value of all that is to be written, but for the record."""
+        for slot in SLOTS:
+            for name, value in getattr(self, slot).items():
+                yield slot, name, value
 
 
-def _record(adata: AnnData, key: str, modality: Modality) -> dict[str, Any] | None:
-    """The provenance that `tl.embed` left, if it is about this modality."""
-    record = adata.uns.get(_keys.UNS, {}).get(key)
-    return record if isinstance(record, Mapping) and record.get("modality") in (modality, "fused") else None
+def write(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
+    """Write a result in place, or into the copy that is returned.
 
+    Slots that the earlier call under the same key filled and this one does not are removed. Results of other calls that
+    were computed from what changes here are named in a warning. If anything fails, the table is as it was.
 
-def check_same_space(query: Space, reference: Space) -> None:
-    """Raise ValueError unless cosines between the two mean something; warn where that is not known."""
-    if query.vectors.shape[1] != reference.vectors.shape[1]:
-        raise ValueError(
-            f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "
-            f"{reference.vectors.shape[1]}: they are not of one space. Embed both with the same model and `level`."
-        )
-    for what in ("model", "level"):
-        a, b = ((space.record or {}).get(what) for space in (query, reference))
-        if a is not None and b is not None and a != b:
-            raise ValueError(
-                f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
-                "them mean nothing. Embed both in the same way."
-            )
-    level = (query.record or reference.record or {}).get("level")
-    if query.modality != reference.modality and level == "feature":
-        raise ValueError(
-            "Features of genes and images (`level='feature'`) share no space. Embed with `level='embedding'`."
-        )
-    if (query.record is None) != (reference.record is None):
-        unknown, other = (query, reference) if query.record is None else (reference, query)
-        _checks.warn(
-            f"How `{unknown.name}` was made is not in `uns['stamp']`; it is taken for granted that it was by the model "
-            f"of `{other.name}`, {other.record['model']!r}."
-        )
-
-
-def check_model(space: Space, model: str, width: int) -> None:
-    """Raise ValueError unless the embeddings are in the shared space of the model `model`, of size `width`."""
-    record = space.record or {}
-    if record.get("model", model) != model:
-        raise ValueError(
-            f"`{space.name}` was made by the model {record['model']!r}, but `model` is {model!r}. Give the same one."
-        )
-    if record.get("level", "embedding") != "embedding":
-        raise ValueError(
-            f"`{space.name}` holds features (`level='feature'`), which genes and images do not share. Embed with "
-            "`level='embedding'`."
-        )
-    if space.vectors.shape[1] != width:
-        raise ValueError(
-            f"`{space.name}` has {space.vectors.shape[1]} columns, embeddings of the model {model!r} have {width}. "
-            "Embed the spots with that model."
-        )
-
-
-def unit(values: np.ndarray) -> np.ndarray:
-    """Rows (n, d) brought to L2 norm 1; one of zeros stays.
-
-    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-    [[0.6, 0.8], [0.0, 0.0]]
+    Raises
+    ------
+    ValueError
+        Values that are not finite, or a key that is one of the inputs. Nothing is written then.
     """
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norm == 0, 1, norm)
+    table = table_of(adata, table_key)
+    for slot, name, value in result.items():
+        check_finite(f"{slot}[{name!r}]", value, blank=result.blank)
+    _check_inputs(result)
+    if copy:
+        adata = copy_of(adata, table_key)
+        table = table_of(adata, table_key)
+    records: Mapping[str, object] = table.uns.get(_keys.UNS, {})
+    new = [(slot, name) for slot, name, _ in result.items()]
+    stale = [place for place in _left_by(table, result.key, records.get(result.key)) if place not in new]
+    changed = {name for slot, name in stale if slot == "obsm"}
+    changed |= {name for name, value in result.obsm.items() if name in table.obsm and _differ(table.obsm[name], value)}
+    listed = {slot: list(getattr(result, slot)) for slot in SLOTS if getattr(result, slot)}
+    record = {"stampy": stampy.__version__, **result.record, WRITTEN: listed}
+    _replace(table, result, stale, {**records, result.key: record})
+    logger.info("Written: %s, uns['%s'][%r]", _told(new), _keys.UNS, result.key)
+    if stale:
+        logger.info("Removed, of an earlier call: %s", _told(stale))
+    _warn_of_dependents(table, changed, result.key)
+    return adata if copy else None
+
+
+def check_finite(name: str, value: object, *, blank: np.ndarray | None = None) -> None:
+    """Raise ValueError where computed numbers are NaN or infinite; in the rows `blank` (n,) they may be NaN."""
+    values = getattr(value, "data", None) if hasattr(value, "indptr") else value
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return
+    rows = bad.reshape(len(bad), -1).any(axis=1)
+    if blank is not None and values is value:
+        rows &= ~blank
+    if rows.any():
+        raise ValueError(
+            f"The result for {name} is NaN or infinite for {int(rows.sum())} of {len(rows)} rows (first: row "
+            f"{int(rows.argmax())}), so nothing was written. The model's weights, the input or the precision are the "
+            "likely cause: check the weights and the input for NaN or huge values, and try precision='float32'."
+        )
+
+
+def _check_inputs(result: Result) -> None:
+    """Raise ValueError where a result would replace what it was computed from."""
+    record = result.record
+    columns = [record.get(f) for f in ("label_key", "label", "library_key", "patient_key", "groupby")]
+    inputs = {"obs": {c for c in columns if c}, "obsm": set(embeddings_of(record))}
+    for slot, name, _ in result.items():
+        if name in inputs.get(slot, ()):
+            raise ValueError(
+                f"`{slot}[{name!r}]` is an input of this call and would be replaced by its result. Choose another "
+                "`key_added`."
+            )
+
+
+def _left_by(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:
+    """Slots that the earlier call under this key wrote, as far as they are still there."""
+    if not isinstance(record, Mapping):
+        return []
+    if WRITTEN in record:
+        found = [(slot, str(name)) for slot in SLOTS for name in record[WRITTEN].get(slot, ())]
+    else:
+        found = [(slot, key + suffix) for f, places in _BEFORE.items() if f in record for slot, suffix in places]
+        if "n_unlabelled" in record:
+            found += [("obs", f"{key}_{rep}") for rep in record.get("embeddings", ())]
+    return [(slot, name) for slot, name in dict.fromkeys(found) if name in getattr(table, slot)]
+
+
+def _replace(table: AnnData, result: Result, stale: list[tuple[Slot, str]], records: dict[str, object]) -> None:
+    """Put the new values and take the stale ones out; all is undone if one can't be put."""
+    before: list[tuple[Slot, str, object]] = []
+
+    def keep(slot: Slot, name: str) -> None:
+        place = getattr(table, slot)
+        before.append((slot, name, place.get(name, _ABSENT)))
+
+    try:
+        for slot, name, value in [*result.items(), ("uns", _keys.UNS, records)]:
+            keep(slot, name)
+            getattr(table, slot)[name] = value
+        for slot, name in stale:
+            keep(slot, name)
+            del getattr(table, slot)[name]
+    except BaseException:
+        for slot, name, value in reversed(before):
+            if value is not _ABSENT:
+                getattr(table, slot)[name] = value
+            elif name in getattr(table, slot):
+                del getattr(table, slot)[name]
+        raise
+
+
+def embeddings_of(record: Mapping[str, object]) -> list[str]:
+    """Keys of obsm that a result was computed from, by its record."""
+    suffix = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "cluster": _keys.GENE_SUFFIX,
+              "match": _keys.IMAGE_SUFFIX, "fused": ""}  # fmt: skip
+    named = [str(record[f]) for f in ("use_rep", "reference_rep") if record.get(f)]
+    named += [str(rep) for rep in record.get("embeddings", ())]  # type: ignore[attr-defined]
+    keys = record.get("embedding_key")
+    if isinstance(keys, str):  # of `score` and `attribute`
+        what = str(record.get("modality") or record.get("target"))
+        return named + ([keys + suffix[what]] if what in suffix else [])
+    if keys is not None:  # of `retrieve`: the queries', and what they were sought in
+        asked, sought = (str(k) for k in keys)  # type: ignore[attr-defined]
+        named.append(asked + suffix[str(record["query"])])
+        if record.get("reference") == "self":
+            named.append(sought + suffix[str(record["target"])])
+    return named
+
+
+def _warn_of_dependents(table: AnnData, changed: set[str], key: str) -> None:
+    """Name the results, stampy's and scanpy's, that were computed from embeddings that have changed."""
+    if not changed:
+        return
+    records: Mapping[str, object] = table.uns[_keys.UNS]
+    stale = [f"uns['{_keys.UNS}'][{name!r}]" for name, record in records.items() if name != key
+             and isinstance(record, Mapping) and changed & set(embeddings_of(record))]  # fmt: skip
+    for name, value in table.uns.items():
+        parameters = value.get("params") if isinstance(value, Mapping) else None
+        if isinstance(parameters, Mapping) and parameters.get("use_rep") in changed:
+            stale.append(f"uns[{name!r}]")
+    if stale:
+        _checks.warn(
+            f"obsm {_checks.shortlist(sorted(changed))} changed. These results were computed from the earlier values: "
+            f"{', '.join(stale)}, with what belongs to them. Compute them again, or remove them."
+        )
+
+
+def _differ(old: object, new: np.ndarray) -> bool:
+    return not (isinstance(old, np.ndarray) and np.array_equal(old, new, equal_nan=new.dtype.kind == "f"))
+
+
+def _told(places: list[tuple[Slot, str]]) -> str:
+    return ", ".join(f"{slot}[{name!r}]" for slot, name in places)

@@ -9,13 +9,13 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial import KDTree
 
-import stampy
 from stampy import _checks, _keys
 from stampy._files import digest
-from stampy._utils import copy_of, generator, table_of
+from stampy._utils import generator, table_of
 
 from ._cosine import Nearest, approximate, exact, hit_rates
-from ._results import Modality, Space, check_same_space, space_of
+from ._results import Result, write
+from ._shared_space import Modality, Space, check_same_space, space_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -152,7 +152,6 @@ def retrieve(
     found, method = search.run(k, method, generator(rng), show_progress_bar)
 
     record: dict[str, Any] = {
-        "stampy": stampy.__version__,
         "model": (sought.record or given.record or {}).get("model", ""),
         "query": query,
         "target": target,
@@ -167,14 +166,13 @@ def retrieve(
     }
     if exclude == "nothing" and (pairs >= 0).any():
         record["recall"] = _recall(found, pairs, search, sections, RECALL_AT)
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
     known = sought.known[:, None]
-    table.obsm[key_added + _keys.INDEX_SUFFIX] = np.where(known, found.index[:, :k], -1)
-    table.obsm[key_added + _keys.SCORE_SUFFIX] = np.where(known, found.score[:, :k], np.nan).astype(np.float32)
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    return adata if copy else None
+    obsm = {
+        key_added + _keys.INDEX_SUFFIX: np.where(known, found.index[:, :k], -1),
+        key_added + _keys.SCORE_SUFFIX: np.where(known, found.score[:, :k], np.nan).astype(np.float32),
+    }
+    result = Result(key_added, record, obsm=obsm, blank=~sought.known)
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def _check_arguments(query: Any, target: Any, k: Any, exclude: Any, radius: Any, paired: Any, method: Any,

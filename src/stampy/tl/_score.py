@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-import stampy
 from stampy import _checks, _keys, models
-from stampy._utils import copy_of, table_of
+from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
 from ._embed import _loaded
-from ._results import check_model, space_of
+from ._results import Result, write
+from ._shared_space import check_model, space_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -130,7 +130,6 @@ def score(
     if standardize:
         values = _standardized(values, sections)
     record = {
-        "stampy": stampy.__version__,
         "model": loaded.name,
         "modality": modality,
         "standardize": standardize,
@@ -138,12 +137,8 @@ def score(
         "genes": _names(loaded)[rows].tolist(),
         "unknown": unknown,
     }
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    table.obs[key_added] = values.astype(np.float32)
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    return adata if copy else None
+    result = Result(key_added, record, obs={key_added: values.astype(np.float32)}, blank=~space.known)
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def rows_of_genes(genes: Any, model: models.Stamp, minimum: int) -> tuple[np.ndarray, list[str]]:

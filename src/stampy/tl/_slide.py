@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, device_of, generator, table_of
+from stampy._utils import device_of, generator, table_of
 
 from . import _metrics
 from ._mil import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
+from ._results import Result, write
 
 if TYPE_CHECKING:
     import torch
@@ -165,21 +165,16 @@ def slide(
     random = generator(rng)
     folds = _folds(slides, n_folds, random)
     found, attention = _held_out(bag, slides, folds, methods, recipe, random, where, table.n_obs, show_progress_bar)
-    result = {
+    tables = {
         "metrics": _metric_table(slides, found, n_bootstrap, random),
         "predictions": _predictions(slides, folds, found),
     }
-    if copy:
-        adata = copy_of(adata, table_key)
-        table = table_of(adata, table_key)
-    if attention is not None:
-        table.obs[key_added + _keys.ATTENTION_SUFFIX] = attention
-    table.uns[key_added] = result
-    record = {"stampy": stampy.__version__, "label": label, "classes": slides.class_names, "use_rep": use_rep,
+    record = {"label": label, "classes": slides.class_names, "use_rep": use_rep,
               "library_key": library_key, "patient_key": patient_key, "n_folds": n_folds, "n_bootstrap": n_bootstrap,
               **asdict(recipe)}  # fmt: skip
-    table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}
-    return adata if copy else None
+    obs = {} if attention is None else {key_added + _keys.ATTENTION_SUFFIX: attention}
+    result = Result(key_added, record, obs=obs, uns={key_added: tables})
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def _check_arguments(methods: Sequence[str], n_folds: int, n_bootstrap: int, recipe: Recipe) -> None:

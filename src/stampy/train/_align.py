@@ -218,7 +218,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
         if tower is not None:  # it wants to see what it has seen
             known = tower.base_model.pretrained_cfg
-            image = replace(image, mean=tuple(known["mean"]), std=tuple(known["std"]))
+            image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)
         if tower is not None:
             model.image.load_state_dict(tower.state_dict())

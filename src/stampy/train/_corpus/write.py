@@ -23,7 +23,7 @@ import numpy as np
 
 from stampy import _checks, _files, _keys, _utils
 from stampy._section.boxes import choose_cells
-from stampy._section.section import has_image
+from stampy._section.libraries import has_image
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
 from stampy.pp._neighborhoods import group_spots

@@ -1,0 +1,81 @@
+"""Labels of spots: which words mean that there is none. The one place, for tools, plots, pages and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stampy import _checks, _keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Labels = pd.Series | pd.Categorical | np.ndarray | Iterable[object]
+
+__all__ = ["known_labels", "means_none"]
+
+MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"})  # as pandas, R and spreadsheets write no value
+
+
+def means_none(word: object) -> bool:
+    """Whether a word, such as "NA" or "undetermined", says that there is no label; case does not matter.
+
+    >>> means_none("Undetermined "), means_none("Na+ channel")
+    (True, False)
+    """
+    return str(word).strip().casefold() in _keys.NO_LABELS
+
+
+def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> tuple[np.ndarray, list[str]]:
+    """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
+
+    Missing values, also as files spell them, and the words of `stampy._keys.NO_LABELS` are not labels. A warning says
+    how many spots a word such as "unknown" leaves out, in case it is a real label after all. The order is that of the
+    categories, else alphabetical.
+
+    Raises
+    ------
+    ValueError
+        For infinite numbers and those with fractions, which are values, not labels.
+
+    Examples
+    --------
+    >>> codes, names = known_labels(["b", "", "a", None, "b"])
+    >>> codes.tolist(), names
+    ([1, -1, 0, -1, 1], ['a', 'b'])
+    """
+    import pandas as pd
+
+    column = pd.Series(labels).reset_index(drop=True)
+    if pd.api.types.is_float_dtype(column):
+        column = _whole(column, name)
+    text = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    categories = column.cat.categories.map(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(text))
+    present = {word for word in set(text) if not means_none(word)}
+    names = list(dict.fromkeys(c.strip() for c in categories if c.strip() in present))
+    if warn:
+        _warn_of_words(text, present, name)
+    return pd.Categorical(text, names).codes.astype(np.int64), names
+
+
+def _whole(column: pd.Series, name: str) -> pd.Series:
+    """Whole numbers, which may be names of clusters, as such."""
+    found = column.dropna().to_numpy(float)
+    if not (np.abs(found) < 2**53).all():
+        raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend or drop it.")
+    if not np.array_equal(found, np.trunc(found)):
+        raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
+    return column.astype("Int64")
+
+
+def _warn_of_words(text: pd.Series, present: set[str], name: str) -> None:
+    counts = text[~text.isin(present | MISSING)].value_counts()
+    if counts.empty:
+        return
+    words = ", ".join(f"{word!r} ({n})" for word, n in counts.items())
+    _checks.warn(
+        f"{int(counts.sum())} of {len(text)} spots take no part: in `{name}` {words} is read as no label. "
+        "Rename it where it is a real one."
+    )

@@ -1,0 +1,201 @@
+"""Where the spots of a SpatialData are: the shapes, labels or points that its table annotates.
+
+spatialdata is imported inside the functions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["Region", "affine", "apply", "regions_of", "shared_systems"]
+
+_KINDS = ("shapes", "labels", "points")
+_LINK = "spatialdata_attrs"
+
+
+class Region(NamedTuple):
+    """The spots of one element that the table annotates."""
+
+    name: str
+    rows: np.ndarray  # (m,) of the table
+    element: Any
+    kind: str  # "shapes", "labels" or "points"
+    xy: np.ndarray  # (m, 2) centres in the element's own units
+    diameter: float | None  # of its circles, in the same units
+
+
+def is_linked(sdata: SpatialData, table: AnnData) -> bool:
+    """Whether the table says where its spots are and the elements are there.
+
+    A table whose elements were all left out stands for itself if it has coordinates.
+    """
+    link = table.uns.get(_LINK)
+    if link is None or not {"region_key", "instance_key"} <= set(link):
+        return False
+    named = set(_of_row(table, link["region_key"]))
+    return any(name in getattr(sdata, kind) for kind in _KINDS for name in named) or "spatial" not in table.obsm
+
+
+def regions_by_row(table: AnnData) -> np.ndarray:
+    """Name of the element that each row annotates, (n,) of str."""
+    return _of_row(table, table.uns[_LINK]["region_key"])
+
+
+def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:
+    """The elements that a table annotates, with the centres of its spots, in order of their names.
+
+    Raises
+    ------
+    KeyError
+        Where the table names an element that is not there.
+    ValueError
+        Where spots are not in their element, or have no finite coordinates.
+    """
+    link = table.uns[_LINK]
+    of_row = _of_row(table, link["region_key"])
+    _checks.has_key(
+        table.obs, link["instance_key"], slot="table.obs", needs="The table says that its spots' numbers are there."
+    )
+    instances = table.obs[link["instance_key"]].to_numpy()
+    found = []
+    for name in sorted(set(of_row)):
+        rows = np.flatnonzero(of_row == name)
+        kind = _kind(sdata, name)
+        element = getattr(sdata, kind)[name]
+        xy, diameter = _CENTRES[kind](element, instances[rows], f"sdata.{kind}[{name!r}]")
+        found.append(Region(name, rows, element, kind, _finite(xy, f"sdata.{kind}[{name!r}]"), diameter))
+    return found
+
+
+def shared_systems(*elements: Any) -> list[str]:
+    """Coordinate systems that all elements know, `global` first."""
+    from spatialdata.transformations import get_transformation
+
+    shared = set.intersection(*(set(get_transformation(e, get_all=True)) for e in elements))
+    return sorted(shared, key=lambda system: (system != "global", system))
+
+
+def affine(element: Any, system: str) -> np.ndarray:
+    """From the x and y of an element to those of a coordinate system, (3, 3)."""
+    from spatialdata.models import get_axes_names
+    from spatialdata.transformations import get_transformation
+
+    axes = ("x", "y", "z") if "z" in get_axes_names(element) else ("x", "y")
+    matrix = get_transformation(element, to_coordinate_system=system).to_affine_matrix(axes, axes)
+    return matrix[np.ix_([0, 1, -1], [0, 1, -1])]
+
+
+def apply(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Points (m, 2) moved by an affine matrix (3, 3)."""
+    return xy @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _of_row(table: AnnData, region_key: str) -> np.ndarray:
+    _checks.has_key(
+        table.obs, region_key, slot="table.obs", needs="The table says that the names of its elements are there."
+    )
+    column = table.obs[region_key]
+    if column.isna().any():
+        raise ValueError(
+            f"`table.obs['{region_key}']` is missing for {int(column.isna().sum())} of {len(column)} spots; each must "
+            "name the element that it annotates."
+        )
+    return column.astype(str).to_numpy()
+
+
+def _kind(sdata: SpatialData, name: str) -> str:
+    kinds = [kind for kind in _KINDS if name in getattr(sdata, kind)]
+    if not kinds:
+        there = [n for kind in _KINDS for n in getattr(sdata, kind)]
+        raise KeyError(
+            f"The table annotates {name!r}, which is in none of `sdata.shapes`, `sdata.labels` and `sdata.points`. "
+            f"Available: {_checks.shortlist(there)}. Keep the element when you subset, or put x and y of the spots' "
+            "centres in `obsm['spatial']` of the table."
+        )
+    return kinds[0]
+
+
+def _finite(xy: np.ndarray, where: str) -> np.ndarray:
+    bad = ~np.isfinite(xy).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{bad.sum()} of {len(xy)} spots in `{where}` have NaN or infinite coordinates.")
+    return xy
+
+
+def _places(index: pd.Index, ids: np.ndarray, where: str) -> np.ndarray:
+    """Position of each spot in its element; ValueError where one is missing or stands there twice."""
+    if not index.is_unique:
+        raise ValueError(
+            f"{int(index.duplicated().sum())} of {len(index)} names in `{where}` stand there twice "
+            f"(first: {_checks.shortlist(index[index.duplicated()], 3)}); the table can't tell which is meant."
+        )
+    places = index.get_indexer(pd.Index(ids))
+    if (places < 0).any():
+        raise ValueError(
+            f"{(places < 0).sum()} of {len(ids)} spots of the table are not in `{where}` "
+            f"(first: {_checks.shortlist(ids[places < 0], 3)}; there: {_checks.shortlist(index, 3)})."
+        )
+    return places
+
+
+def _of_shapes(shapes: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, float | None]:
+    spots = shapes.iloc[_places(shapes.index, ids, where)]
+    centres = spots.geometry.centroid
+    diameter = 2 * float(spots["radius"].median()) if "radius" in spots else None
+    return np.column_stack([centres.x, centres.y]).astype(np.float64), diameter
+
+
+def _of_points(points: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, None]:
+    frame = points[["x", "y"]].compute()
+    return frame.iloc[_places(frame.index, ids, where)].to_numpy(dtype=np.float64), None
+
+
+def _of_labels(labels: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, None]:
+    """Mean of the pixels of each label; pixel i covers [i, i + 1)."""
+    known, xy = label_centroids(labels)
+    return xy[_places(pd.Index(known), ids, where)], None
+
+
+_CENTRES = {"shapes": _of_shapes, "labels": _of_labels, "points": _of_points}
+
+
+def label_centroids(labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a raster but for the background 0, in rising order, and their centroids (k, 2), x and y.
+
+    A block is in memory at a time.
+    """
+    if hasattr(labels, "children") and not hasattr(labels, "data"):  # several scales, the finest first
+        labels = next(iter(next(iter(labels.children.values())).data_vars.values()))
+    parts = []
+    for block, y, x in _blocks(labels):
+        codes, names = pd.factorize(block[block != 0])
+        at_y, at_x = np.nonzero(block)
+        sums = [np.bincount(codes, weights=w, minlength=len(names)) for w in (x[at_x], y[at_y])]
+        parts.append(np.column_stack([names.astype(np.int64), np.bincount(codes, minlength=len(names)), *sums]))
+    rows = np.concatenate(parts)
+    known, inverse = np.unique(rows[:, 0].astype(np.int64), return_inverse=True)
+    n, sum_x, sum_y = (np.bincount(inverse, weights=rows[:, i], minlength=len(known)) for i in (1, 2, 3))
+    return known, np.column_stack([sum_x / n, sum_y / n])
+
+
+def _blocks(labels: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Blocks of a raster as they are stored, with y of their rows and x of their columns."""
+    labels = labels.transpose("y", "x")
+    y, x = (labels[axis].to_numpy().astype(np.float64) for axis in ("y", "x"))
+    chunks = labels.chunks or tuple((n,) for n in labels.shape)
+    starts = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in chunks]
+    for top, bottom in zip(starts[0][:-1], starts[0][1:], strict=True):
+        for left, right in zip(starts[1][:-1], starts[1][1:], strict=True):
+            part = labels.data[top:bottom, left:right]
+            part = part.compute(scheduler="synchronous") if hasattr(part, "compute") else part
+            yield np.asarray(part), y[top:bottom], x[left:right]

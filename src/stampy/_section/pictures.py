@@ -1,0 +1,176 @@
+"""Which image a section has: a file or array that is given, an entry of `uns["spatial"]`, or one of `sdata.images`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from stampy import _checks
+from stampy._section.elements import shared_systems
+from stampy._section.image import SlideImage
+from stampy._section.libraries import source_of
+from stampy._section.open import open_file
+from stampy._section.wsidata import is_wsidata, open_wsidata
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+__all__ = ["ImageSource", "Wishes", "image_key_of", "library_image", "open_image"]
+
+ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
+
+GIVE = "Give an image by `image=` (an array or a file in full resolution)."
+_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
+_FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said about images and scale; each value for all sections, or by section."""
+
+    image: ImageSource | Mapping[str, ImageSource] | None = None
+    image_key: str | Mapping[str, str] | None = None
+    um_per_px: float | Mapping[str, float] | None = None
+    spot_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.um_per_px is not None and self.spot_um is not None:
+            raise ValueError("Give `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
+        if self.image is not None and self.image_key is not None:
+            raise ValueError("Give `image` or `image_key`, not both: either names the image.")
+        values = self.um_per_px.values() if isinstance(self.um_per_px, Mapping) else [self.um_per_px]
+        for name, value in [*(("um_per_px", v) for v in values), ("spot_um", self.spot_um)]:
+            if value is not None:
+                _checks.positive(name, value)
+
+    def of(self, section: str, names: Collection[str]) -> Wishes:
+        """The wishes for one of the sections."""
+        if self.image is not None and not isinstance(self.image, Mapping) and len(names) > 1:
+            first = next(iter(names))
+            raise ValueError(
+                f"One `image` was given for {len(names)} sections; give one for each: image={{{first!r}: ..., ...}}."
+            )
+        return Wishes(
+            _pick(self.image, section, "image"),
+            _pick(self.image_key, section, "image_key"),
+            _pick(self.um_per_px, section, "um_per_px"),
+            self.spot_um,
+        )
+
+
+def _pick(wish: Any, section: str, name: str) -> Any:
+    if not isinstance(wish, Mapping):
+        return wish
+    _checks.has_key(wish, section, slot=name, needs="Sections are named by `library_key`; each needs an entry.")
+    return wish[section]
+
+
+def open_image(source: ImageSource) -> SlideImage:
+    """A path, an array, a WSIData or a `SlideImage` as a `SlideImage`.
+
+    Its pixels are those of the coordinates, unless it says so.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if isinstance(source, SlideImage):
+        return source
+    if isinstance(source, (str, Path)):
+        return open_file(source)
+    if is_wsidata(source):
+        return open_wsidata(source)
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        return SlideImage.from_array(source)
+    raise TypeError(f"An image must be a path, an array, a SlideImage or a WSIData, found {type(source).__name__}.")
+
+
+def library_image(
+    library: Mapping[str, Any], image_key: str | None, *, where: str, of: str
+) -> tuple[SlideImage | None, str]:
+    """The image `image_key` of a section, or the one of the best resolution: the file that it refers to first.
+
+    Parameters
+    ----------
+    library
+        The entry of ``uns["spatial"]``.
+    image_key
+        The image that is asked for.
+    where, of
+        What messages call the entry and the section.
+
+    Returns
+    -------
+    The image, or None where there is none, and what to tell the user ("" for nothing).
+
+    Raises
+    ------
+    KeyError
+        Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
+    """
+    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    source = source_of(library) if image_key is None else ""
+    if source and Path(source).is_file():
+        return open_file(source), ""
+    if image_key is not None:
+        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
+        if not _has_scale(image_key, factors):
+            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
+    usable = [key for key in images if _has_scale(key, factors)]
+    if not usable and source:
+        raise KeyError(f"The image {source!r} of `{where}` is not there any more, and there is no other. {GIVE}")
+    if not usable:
+        return None, ""
+    scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
+    key = image_key or max(usable, key=scales.__getitem__)
+    note = (
+        f"{of}The full-resolution image {source!r} is not there; the one in `{where}` is used. {GIVE}" if source else ""
+    )
+    return _opened(images[key], scales[key], key), note
+
+
+def _opened(image: Any, scale: float, key: str) -> SlideImage:
+    """Pixels, or the file that is named in their place."""
+    if isinstance(image, np.ndarray) and image.size == 1 and image.dtype.kind in "OUS":
+        image = image.reshape(-1)[0]
+    if isinstance(image, str | Path):
+        return open_file(str(image), scale=scale)
+    return SlideImage.from_array(image, scale=scale, name=key)
+
+
+def _scale_name(key: str) -> str:
+    return f"tissue_{key}_scalef"
+
+
+def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
+    return key == _FULL or _scale_name(key) in factors
+
+
+def image_key_of(sdata: SpatialData, image_key: str | None, spots: Any) -> str:
+    """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
+
+    Raises
+    ------
+    KeyError
+        Where there is no such image.
+    ValueError
+        Where none shares a coordinate system with the spots, or it is not clear which is meant.
+    """
+    if image_key is not None:
+        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image by `image_key=`.")
+    keys = [image_key] if image_key is not None else list(sdata.images)
+    near = [k for k in keys if spots is None or shared_systems(spots, sdata.images[k])]
+    if not near:
+        raise ValueError(f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one.")
+    if len(near) == 1:
+        return near[0]
+    for ending in _BY_RESOLUTION:
+        matches = [k for k in near if k.endswith(ending)]
+        if len(matches) == 1:
+            return matches[0]
+    raise ValueError(f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E one by `image_key=`.")

@@ -1,0 +1,134 @@
+"""Data thinning: molecules in two independent halves, and how well one half tells the genes of the other.
+
+This measure needs no labels. It stands here because both `stampy.tl` (to judge embeddings) and `stampy.train` (to
+choose how far a model is adapted) use it, and these two never import each other.
+
+Shapes: n spots, G genes of the section, g target genes, d columns of an embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import linalg, sparse
+
+__all__ = ["blocks", "gene_targets", "halves", "heldout_correlation", "variable_genes"]
+
+N_FOLDS = 5
+MIN_SHARE = 0.05  # of the spots in which a target gene is found
+
+
+def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Split the molecules (n, G) at random: each goes to either half with probability one half.
+
+    Given their means, the counts of the two halves are independent where counts are Poisson. What an embedding of one
+    half says of the other is therefore about the tissue, not about the noise.
+
+    Examples
+    --------
+    >>> counts = sparse.csr_matrix(np.array([[3, 0], [1, 4]]))
+    >>> a, b = halves(counts, np.random.default_rng(0))
+    >>> (a + b).toarray().tolist()
+    [[3.0, 0.0], [1.0, 4.0]]
+    """
+    counts = sparse.csr_matrix(counts)
+    first = rng.binomial(counts.data.astype(np.int64), 0.5)
+    parts = []
+    for data in (first, counts.data.astype(np.int64) - first):
+        half = sparse.csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), counts.shape, copy=True)
+        half.eliminate_zeros()
+        parts.append(half)
+    return parts[0], parts[1]
+
+
+def blocks(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N_FOLDS) -> np.ndarray:
+    """Spatially blocked folds (n,): a grid of `n_folds` x `n_folds` blocks of like size over each section.
+
+    Blocks are cut at quantiles, first along x, then along y; each fold has one block in each strip.
+
+    Examples
+    --------
+    >>> xy = np.stack(np.mgrid[:10, :10], axis=-1).reshape(-1, 2)
+    >>> np.bincount(blocks(xy)).tolist()
+    [20, 20, 20, 20, 20]
+    """
+    sections = np.zeros(len(xy), dtype=np.int64) if sections is None else np.asarray(sections)
+    folds = np.empty(len(xy), dtype=np.int64)
+    for section in np.unique(sections):
+        rows = np.flatnonzero(sections == section)
+        strip = _shares(xy[rows, 0], n_folds)
+        for i in range(n_folds):
+            mine = rows[strip == i]
+            folds[mine] = (_shares(xy[mine, 1], n_folds) + 2 * i) % n_folds
+    return folds
+
+
+def _shares(values: np.ndarray, k: int) -> np.ndarray:
+    """Which of `k` shares of like size each value is in, by rising order."""
+    place = np.empty(len(values), dtype=np.int64)
+    place[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return place * k // max(len(values), 1)
+
+
+def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
+    """Columns of the `n` genes whose counts vary most beyond chance, in rising order.
+
+    The variance of a gene's Pearson residuals against Poisson noise, among genes found in at least 5 % of the spots.
+    """
+    counts = sparse.csr_matrix(counts, dtype=np.float64)
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    found = counts.getnnz(axis=0) >= max(MIN_SHARE * counts.shape[0], 3)
+    columns = np.flatnonzero(found)
+    part = sparse.csc_matrix(counts[:, columns])
+    shares = np.asarray(part.sum(axis=0)).ravel() / max(totals.sum(), 1.0)
+    inverse = 1 / np.maximum(totals, 1.0)
+    # sum of (x - ts)^2 / (ts) over all spots t and a gene's share s: only counts above 0 need a look
+    squares = sparse.csc_matrix((part.data**2, part.indices, part.indptr), part.shape)
+    variance = (squares.T @ inverse) / np.maximum(shares, 1e-300) - 2 * np.asarray(part.sum(axis=0)).ravel()
+    variance = (variance + totals.sum() * shares) / counts.shape[0]
+    return np.sort(columns[np.argsort(-variance, kind="stable")[:n]])
+
+
+def gene_targets(counts: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
+    """What is to be predicted, (n, g) float32: log1p of counts per 10,000, without what log depth explains.
+
+    Log-normalised counts of sparse spots still follow depth. It is taken out by a parabola of each gene over log depth,
+    so that an embedding gains nothing by knowing how deeply a spot was sequenced.
+    """
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    part = np.asarray(counts[:, genes].todense(), dtype=np.float64)
+    logged = np.log1p(part * (1e4 / np.maximum(totals, 1.0))[:, None])
+    depth = np.log1p(totals)
+    design = np.stack([np.ones_like(depth), depth, depth**2], axis=1)
+    basis = linalg.orth(design / np.maximum(np.linalg.norm(design, axis=0), 1e-12))
+    return (logged - basis @ (basis.T @ logged)).astype(np.float32)
+
+
+def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Pearson correlation (g,) between targets and their prediction by ridge from `values`, each fold held out once.
+
+    Columns are standardised; the penalty is their number `d`: so strong that all columns together are expected to
+    explain as much variance as they leave. NaN for a target that doesn't vary.
+    """
+    x = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    scale = x.std(axis=0)
+    x *= np.where(scale > 1e-9, 1 / np.maximum(scale, 1e-300), 0.0)
+    y = targets.astype(np.float64) - targets.mean(axis=0, dtype=np.float64)
+    held = [folds == fold for fold in np.unique(folds)]
+    sums = [(x[h].T @ x[h], x[h].T @ y[h], x[h].sum(axis=0), y[h].sum(axis=0), int(h.sum())) for h in held]
+    xx, xy, sx, sy, n = (sum(part) for part in zip(*sums, strict=True))
+    predicted = np.empty_like(y)
+    for rows, (fxx, fxy, fsx, fsy, fn) in zip(held, sums, strict=True):
+        m = max(n - fn, 1)
+        mx, my = (sx - fsx) / m, (sy - fsy) / m
+        gram = xx - fxx - m * np.outer(mx, mx)
+        gram[np.diag_indices_from(gram)] += x.shape[1]
+        w = linalg.solve(gram, xy - fxy - m * np.outer(mx, my), assume_a="pos", check_finite=False)
+        predicted[rows] = (x[rows] - mx) @ w + my
+    return correlations(predicted, y)
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of like columns; NaN where one of them is constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return np.where(norm > 1e-12, (a * b).sum(axis=0) / np.where(norm > 1e-12, norm, 1.0), np.nan)

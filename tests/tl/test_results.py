@@ -1,0 +1,173 @@
+"""What tools leave in AnnData: whole or not at all, and nothing stale."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stampy
+from stampy import datasets, tl
+from stampy.tl._results import Result, check_finite, write
+
+QUIET = {"show_progress_bar": False, "device": "cpu"}
+
+
+@pytest.fixture
+def section():
+    adata = datasets.toy(n_spots=80, rng=0)
+    adata.obsm["X_a"] = adata.X[:, :20].toarray()
+    adata.obsm["X_b"] = adata.X[:, 20:40].toarray()
+    return adata
+
+
+def state(adata):
+    """Everything but X, to compare."""
+    slots = {name: dict(getattr(adata, name)) for name in ("obsm", "layers")}
+    return slots | {"obs": adata.obs.copy(), "uns": dict(adata.uns)}
+
+
+def same(one, other):
+    return (
+        one["obs"].equals(other["obs"])
+        and all(one[s].keys() == other[s].keys() for s in ("obsm", "layers", "uns"))
+        and all(one["obsm"][k] is other["obsm"][k] or np.array_equal(one["obsm"][k], other["obsm"][k], equal_nan=True)
+                for k in one["obsm"])
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_another_modality_leaves_nothing_of_the_first(section, model, copy):
+    tl.embed(section, model, **QUIET)
+    assert {"X_stamp", "X_stamp_gene", "X_stamp_image"} <= set(section.obsm)
+    again = tl.embed(section, model, modality="gene", copy=copy, **QUIET) or section
+    assert {k for k in again.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_gene"}
+    assert again.uns["stamp"]["X_stamp"]["modality"] == "gene"
+    assert again.uns["stamp"]["X_stamp"]["written"] == {"obsm": ["X_stamp", "X_stamp_gene"]}
+    assert ("X_stamp_image" in section.obsm) == copy
+
+
+def test_a_record_of_an_earlier_version_tells_what_it_left(section, model):
+    tl.embed(section, model, **QUIET)
+    del section.uns["stamp"]["X_stamp"]["written"]
+    tl.embed(section, model, modality="image", **QUIET)
+    assert {k for k in section.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_image"}
+
+
+def test_of_several_sections_and_a_collection(section, model):
+    from anndata.experimental import AnnCollection
+
+    other = datasets.toy(n_spots=80, rng=1)
+    tl.embed([section, other], model, **QUIET)
+    both = AnnCollection({"a": section, "b": other}, join_obsm="inner", join_vars="inner", index_unique="-")
+    tl.embed(both, model, modality="gene", **QUIET)
+    for part in (section, other, both):
+        assert {k for k in part.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_gene"}
+
+
+def test_of_a_spatialdata(section, model):
+    from spatialdata import SpatialData
+
+    sdata = SpatialData(tables={"table": section})
+    tl.embed(sdata, model, **QUIET)
+    copied = tl.embed(sdata, model, modality="gene", copy=True, **QUIET)
+    assert "X_stamp_image" not in copied.tables["table"].obsm
+    assert "X_stamp_image" in sdata.tables["table"].obsm
+
+
+def test_survives_a_file(section, model, tmp_path):
+    tl.embed(section, model, **QUIET)
+    tl.probe(section, "domain", use_rep=["X_a", "X_b"])
+    section.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    tl.embed(again, model, modality="gene", **QUIET)
+    tl.probe(again, "domain", use_rep="X_a")
+    assert "X_stamp_image" not in again.obsm
+    assert [c for c in again.obs if c.startswith("probe")] == ["probe_X_a", "probe_fold"]
+
+
+def test_probe_of_fewer_embeddings(section):
+    tl.probe(section, "domain", use_rep=["X_a", "X_b"])
+    section.obs["probe_note"] = "mine"
+    tl.probe(section, "domain", use_rep="X_b")
+    assert [c for c in section.obs if c.startswith("probe")] == ["probe_X_b", "probe_fold", "probe_note"]
+
+
+def test_slots_of_another_tool_under_the_same_key(section):
+    tl.expression(section, use_rep="X_a", n_top_genes=5, key_added="mine")
+    tl.domains(section, use_rep="X_b", key_added="mine")
+    assert "mine" in section.obs
+    assert not {"mine", "mine_measured"} & set(section.obsm)
+    assert "mine_fold" not in section.obs
+
+
+def test_attribution_without_the_single_spots(section, model):
+    settings = {"model": model, "n_spots": 2, "max_rank": 3, **QUIET}
+    tl.attribute(section, per_spot=True, **settings)
+    assert "stamp_attribute" in section.layers
+    tl.attribute(section, **settings)
+    assert "stamp_attribute" not in section.layers
+
+
+def test_dependents_are_named_once_they_are_stale(section, model):
+    tl.embed(section, model, **QUIET)
+    tl.domains(section, 3, method="kmeans")
+    tl.retrieve(section, k=2, show_progress_bar=False)
+    tl.domains(section, 3, method="kmeans", use_rep="X_a", key_added="other")
+    section.uns["neighbors"] = {"params": {"use_rep": "X_stamp"}}
+    tl.embed(section, model, **QUIET)  # the same values: nothing is stale
+    with pytest.warns(stampy.StampyWarning, match="earlier values") as found:
+        tl.embed(section, model, modality="gene", **QUIET)
+    (message,) = [str(w.message) for w in found]
+    assert "'stamp_domain'" in message
+    assert "'stamp_retrieve'" in message
+    assert "'neighbors'" in message
+    assert "'other'" not in message
+
+
+def test_a_result_never_replaces_its_input(section):
+    before = state(section)
+    with pytest.raises(ValueError, match="input of this call"):
+        tl.domains(section, use_rep="X_a", labels="domain", key_added="domain")
+    with pytest.raises(ValueError, match="input of this call"):
+        tl.expression(section, use_rep="X_a", n_top_genes=5, key_added="X_a")
+    assert same(before, state(section))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_is_not_finite_is_not_written(section, model, bad, copy):
+    import copy as copies
+
+    import torch
+
+    tl.embed(section, model, **QUIET)
+    before = state(section)
+    broken = copies.deepcopy(model)
+    with torch.no_grad():
+        next(iter(broken.gene.parameters())).fill_(bad)
+    with pytest.raises(ValueError, match=r"NaN or infinite|not finite"):
+        tl.embed(section, broken, modality="gene", copy=copy, **QUIET)
+    assert same(before, state(section))
+
+
+def test_spots_without_a_value_may_be_missing():
+    blank = np.array([True, False])
+    check_finite("x", np.array([[np.nan], [1.0]]), blank=blank)
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        check_finite("x", np.array([[np.nan], [np.nan]]), blank=blank)
+
+
+def test_all_is_undone_when_a_part_does_not_fit(section):
+    section.obsm["r"] = np.zeros((80, 1))
+    before = state(section)
+    wrong = Result("r", {}, obs={"new": np.zeros(80)}, obsm={"r": np.ones((80, 2)), "s": np.ones((3, 2))})
+    with pytest.raises(ValueError, match=r"shape|dim"):
+        write(section, wrong, copy=False)
+    assert same(before, state(section))
+
+
+def test_the_record_of_the_user_stays(section):
+    section.uns["stamp"] = {"mine": {"a": 1}}
+    tl.domains(section, 3, use_rep="X_a", method="kmeans")
+    assert section.uns["stamp"]["mine"] == {"a": 1}
+    assert isinstance(section.obs["stamp_domain"].dtype, pd.CategoricalDtype)
