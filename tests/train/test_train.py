@@ -72,6 +72,7 @@ def test_pretrain_writes_a_model_and_a_record(pretrained, toy):
     assert [line["step"] for line in lines] == list(range(len(lines)))
     assert "cgr" not in lines[0]
     assert {"loss", "igr", "cgr", "lr", "spots_per_s", "data_wait_s"} <= set(lines[-1])
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["igr"] + lines[-1]["cgr"], rel=1e-5)
     assert lines[-1]["igr"] < lines[0]["igr"]
     assert json.loads((out / "config.json").read_text())["config"]["width"] == 16
     assert len(list(out.glob("checkpoint-*.ckpt"))) == 2
@@ -322,6 +323,9 @@ def test_a_backbone_of_ones_own(toy, aligned, tmp_path, monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", with_weights)
     config = STAGE2 | {"image_tower": "frozen", "backbone_kwargs": VIT | {"embed_dim": 32}}
+    with pytest.raises(ValueError, match=r"that of the settings 'vit_tiny_patch16_224'\. Give one of them"):
+        train.align(toy, tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET)
+    del config["backbone"]
     tuned = train.align(toy, tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET)
     assert (tuned.config.image.backbone, tuned.config.image.std) == ("vit_small_patch16_224", (0.5, 0.4, 0.5))
     assert (tuned.image.base_model.cls_token == 3).all()

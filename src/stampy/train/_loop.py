@@ -66,11 +66,15 @@ class Stage(nn.Module):
         Of the stage.
     names
         Of the losses.
+    measures
+        Of what is logged beside them.
     """
 
-    def __init__(self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str]):
+    def __init__(
+        self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str], measures: Sequence[str] = ()
+    ):
         super().__init__()
-        self.model, self.config, self.names = model, config, tuple(names)
+        self.model, self.config, self.names, self.measures = model, config, tuple(names), tuple(measures)
         self.ranks = Ranks()
         model.gene.checkpointing = config.checkpoint_activations
         if model.image is not None:
@@ -86,7 +90,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
-        """Forward and backward. The losses of all ranks are the mean of what each of them returns."""
+        """Forward and backward. Losses and measures of all ranks are the mean of what each of them returns."""
         raise NotImplementedError
 
 
@@ -175,8 +179,8 @@ def fit(
     logs = contextlib.nullcontext()
     if fabric.is_global_zero:
         logs = Logs(
-            out, names=stage.names, loggers=loggers, first=first, steps=sampler.steps, config=config.to_dict(),
-            progress=progress,
+            out, names=(*stage.names, *stage.measures), loggers=loggers, first=first, steps=sampler.steps,
+            config=config.to_dict(), progress=progress,
         )  # fmt: skip
     # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
     own_generators = torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else [])
@@ -247,11 +251,12 @@ class _Run:
         losses = self.stage.run(fabric, self.module, [_moved(piece, fabric.device) for piece in pieces])
         norm = fabric.clip_gradients(self.module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
         values, norm, caught = _values(losses, norm, ranks, signals.caught)
-        if not (math.isfinite(sum(values.values())) and (math.isfinite(norm) or self.scales)):
+        loss = sum(value for name, value in values.items() if name in self.stage.names)
+        if not (math.isfinite(loss) and (math.isfinite(norm) or self.scales)):
             _stop(self, sampler, batch, step, values, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"step": step, "loss": sum(values.values()), **values, "lr": lr, "grad_norm": norm}, caught
+        return {"step": step, "loss": loss, **values, "lr": lr, "grad_norm": norm}, caught
 
     def save(self, name: str, step: int, **more: Any) -> None:
         """Every rank must call it; rank 0 writes."""

@@ -5,6 +5,7 @@ Shapes: D width.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from stampy import _checks
+from stampy import _checks, _keys
 from stampy._checks import shortlist
+from stampy._files import atomic
 from stampy._utils import stream
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, load, save
 from stampy.models._cross_entropy import kernel_for
@@ -28,12 +30,15 @@ from ._logs import check_loggers
 from ._loop import claimed, fit
 from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
-from ._sources import group_source
+from ._references import references
+from ._sources import GroupSource, group_source
 from ._spectral import start_spectral
 
 __all__ = ["pretrain"]
 
 logger = logging.getLogger(__name__)
+
+DATA = "data.json"
 
 
 def pretrain(
@@ -60,7 +65,8 @@ def pretrain(
         AnnData with raw counts and ``obsm["spatial"]``, paths of .h5ad files, or a manifest (.tsv with a column
         ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path of one.
     out
-        Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
+        Folder for config.json, data.json (what guessing by frequency gives, spots that are left out), metrics.jsonl,
+        checkpoints, and the result in ``out/model``.
     vocabulary
         None: made from the sections (`stampy.pp.Vocabulary.from_sections`), or the one of the corpus.
     config
@@ -139,6 +145,8 @@ def _pretrain(
         if config.start == "spectral":
             start_spectral(model.gene, source.prepared(), source.vocabulary.divisors, config.seed)
         _freeze(model, config)
+        if fabric.is_global_zero and not (out / DATA).exists():
+            _describe_data(out / DATA, source, config)
         stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
         whole = fit(
             stage, sampler, config, out, fabric=fabric, identity={"data": source.identity}, progress=progress,
@@ -166,6 +174,26 @@ def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainCon
             f"{config.max_distance:g} spot distances (`max_distance`) for a neighbourhood group; most in the sections "
             f"{_checks.shortlist(many)}. Raise `max_distance` if they matter."
         )
+
+
+def _describe_data(path: Path, source: GroupSource, config: PretrainConfig) -> None:
+    """Write what is known of the data before the first step: references, and what is left out."""
+    tokens = {s.name: s.tokens for s in source.prepared()}
+    n_tokens = len(source.vocabulary) + _keys.N_SPECIAL
+    known = {
+        "references": references(
+            tokens,
+            n_tokens,
+            fraction=config.mask_fraction,
+            seed=config.seed,
+            positions=config.positions_per_step,
+        ),
+        "references_from": {"sections": len(tokens), "spots": sum(map(len, tokens.values()))},
+        "spots": {name: n for name, (_, n) in source.dropped.items()},
+        "spots_in_no_group": {name: n for name, (n, _) in source.dropped.items() if n},
+    }
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def _freeze(model: Stamp, config: PretrainConfig) -> None:

@@ -42,7 +42,6 @@ def group_source(sections: Any, vocabulary: Vocabulary | str | Path | None, conf
         if vocabulary is not None:
             _check_vocabulary(corpus, vocabulary)
         sampler = CorpusGroupSampler(corpus, config)
-        _tell_of_left_out([s.name for s in corpus.sections if not s.has_genes])
         prepared = partial(sampler.some_sections, config.seed)
         return GroupSource(corpus.vocabulary, sampler, _identity(corpus), sampler.dropped(), prepared)
     chosen = as_sections(sections)
