@@ -35,6 +35,8 @@ __all__ = [
     "positive",
     "provenance",
     "readable",
+    "replaceable",
+    "results",
     "single",
     "two_labels",
     "unknown",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 
+_MAX_NAME_BYTES = 255
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
@@ -321,6 +324,31 @@ def readable(path: Path) -> Iterator[None]:
         raise ValueError(
             f"{str(path)!r} can't be read: it is truncated, damaged or of another format ({error})."
         ) from error
+
+
+def nameable(path: Path) -> None:
+    """ValueError where the last part of a path is longer than file systems take."""
+    if (size := len(os.fsencode(path.name))) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"The name {path.name[:40]!r}... has {size} bytes; at most {_MAX_NAME_BYTES} are possible. Choose another."
+        )
+
+
+def replaceable(path: Path, *, overwrite: bool) -> None:
+    """Make the folder of `path`; an error if nothing can be written there, or if what is there may not be replaced.
+
+    A symbolic link counts as something, wherever it leads; with `overwrite` a warning says that the link is replaced.
+    """
+    nameable(path)
+    writable(path.parent)
+    if not os.path.lexists(path):
+        return
+    target = f"a symbolic link to {os.readlink(path)!r}" if path.is_symlink() else ""
+    if not overwrite:
+        kind = f" ({target})" if target else ""
+        raise FileExistsError(f"{str(path)!r} exists{kind}. Choose another name, or replace it with --overwrite.")
+    if target:
+        warn(f"{str(path)!r} is {target}: the link is replaced, and what it leads to is left as it is.")
 
 
 def writable(folder: str | Path) -> Path:

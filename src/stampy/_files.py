@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import pickle
+import re
 import shutil
 import socket
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -29,9 +37,35 @@ __all__ = [
     "digest_of_path",
     "digest_of_tensors",
     "make_ordinary",
+    "recover",
     "remove_leftovers",
+    "seal",
+    "sealed",
     "sha256_of",
 ]
+
+# What readers of the formats raise for files that are damaged, or made to do harm.
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_SEAL = b"\nstampy-sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
 
 WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
 _PARTS, _PART_BYTES = 64, 2**20  # of a larger one
@@ -46,9 +80,14 @@ def make_ordinary(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
+    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+
+    Of a symbolic link the link is replaced, not the file behind it. What killed processes left of earlier calls for
+    `path` is removed.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    recover(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -61,21 +100,104 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """As `atomic`, for a folder, which must not exist yet when it is written."""
-    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}."))
+    """As `atomic`, for a folder, which must not exist yet when it is written.
+
+    Old and new folder are exchanged in one step where the system can do that (Linux, on most file systems). Elsewhere
+    there are two steps, and `recover` ends what a kill between them left.
+    """
+    recover(path, beside=beside)
+    work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
-        new, old = work / path.name, work / "old"
+        new, old = work / _NEW, work / _OLD
         yield new
-        if path.exists():
-            os.replace(path, old)
-        try:
+        if not os.path.lexists(path):
             os.replace(new, path)
-        except OSError:
-            if old.exists():
+        elif not _exchange(new, path):
+            os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except OSError:
                 os.replace(old, path)
-            raise
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def recover(path: str | Path, *, beside: Path | None = None) -> None:
+    """End what processes left that were killed while they wrote `path`; what a live process writes is left alone.
+
+    A folder that was taken away but not yet replaced comes back: the new one where it was complete, else the old one.
+    """
+    path = Path(path)
+    with contextlib.suppress(OSError):  # a folder that can't be listed or written to: nothing can be done
+        for left in list((beside or path.parent).iterdir()):
+            if not left.name.startswith(_stem(path)) or not _is_dead(left.name.removeprefix(_stem(path))):
+                continue
+            if left.is_dir() and not left.is_symlink():
+                for part in (left / _NEW, left / _OLD):
+                    # the old one is moved here only when the new one is complete
+                    if os.path.lexists(left / _OLD) and os.path.lexists(part) and not os.path.lexists(path):
+                        os.replace(part, path)
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+_NEW, _OLD = "new", "old"
+_MAX_STEM = 100  # bytes: with number, place and ending the name stays below the 255 that file systems take
+_OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-")
+
+
+def _stem(path: Path) -> str:
+    name = os.fsencode(path.name)
+    return f".{name[:_MAX_STEM].decode(errors='ignore')}.{hashlib.sha256(name).hexdigest()[:8]}-"
+
+
+def _prefix(path: Path) -> str:
+    """Of temporary files for `path`: they say which process makes them, and on which machine."""
+    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
+
+
+@cache
+def _machine() -> str:
+    """Where numbers of processes mean the same: the machine since it was started, and the container on it."""
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _started(process: int) -> int:
+    """When a process began, in ticks since the machine did; -1 where there is none, 0 where that can't be told."""
+    if not Path("/proc/self/stat").is_file():
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                return -1
+        return 0
+    try:
+        state, *numbers = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return -1 if state in "ZX" else int(numbers[18])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
+def _is_dead(owner_and_rest: str) -> bool:
+    """Whether the process that a temporary file's name tells of ended; False for one of another machine."""
+    owner = _OWNER.match(owner_and_rest)
+    return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step (`renameat2`); False, and nothing is done, where that is not possible."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here = -100  # AT_FDCWD
+    return call(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # RENAME_EXCHANGE
 
 
 def digest(names: Iterable[str]) -> str:
@@ -91,6 +213,38 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: str | Path) -> None:
+    """Write the SHA-256 of a file behind its content, to the disk; readers of ZIP archives pass over it."""
+    found = sha256_of(path)
+    with Path(path).open("ab") as file:
+        file.write(_SEAL + found.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sealed(path: str | Path) -> bool | None:
+    """Whether a file is what it was when it was sealed; None where it was never sealed.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a")
+    ...     _ = path.write_bytes(b"content")
+    ...     before = sealed(path)
+    ...     seal(path)
+    ...     whole = sealed(path)
+    ...     _ = path.write_bytes(path.read_bytes().replace(b"c", b"C", 1))
+    ...     before, whole, sealed(path)
+    (None, True, False)
+    """
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        rest = max(os.fstat(file.fileno()).st_size - _SEAL_BYTES, 0)
+        while rest and (block := file.read(min(rest, 2**20))):
+            found.update(block)
+            rest -= len(block)
+        end = file.read()
+    return end[len(_SEAL) :] == found.hexdigest().encode() if end.startswith(_SEAL) else None
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:

@@ -497,7 +497,18 @@ def test_models_and_datasets(run):
 
 
 def test_help_and_version(run):
-    for command in ([], ["demo"], ["embed"], ["slide"], ["report"], ["pretrain"], ["align"], ["evaluate"], ["models"], ["datasets"]):
+    for command in (
+        [],
+        ["demo"],
+        ["embed"],
+        ["slide"],
+        ["report"],
+        ["pretrain"],
+        ["align"],
+        ["evaluate"],
+        ["models"],
+        ["datasets"],
+    ):
         status, said, err = run(*command, "--help")
         assert (status, err) == (0, "")
         assert "usage: stampy" in said
@@ -598,3 +609,33 @@ def test_as_a_program(section, weights, tmp_path):
     assert names_in(tmp_path) == ["out.h5ad", "work"]
     done = stampy_("embed", "nowhere/none.h5ad", "other.h5ad")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "stampy: error: No section at 'nowhere/none.h5ad'.\n")
+
+
+def test_names_that_begin_with_a_dash(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy[:30].copy().write_h5ad("./-in.h5ad")
+    assert main(["embed", "--modality", "gene", "--quiet", "--device", "cpu", "--", "-in.h5ad", "-out.h5ad"]) == 0
+    assert "X_stamp" in ad.read_h5ad("./-out.h5ad").obsm
+
+
+@pytest.mark.parametrize("target", ["there.h5ad", "nowhere.h5ad"])
+def test_a_link_as_output_is_not_followed(target, toy, tmp_path, capsys):
+    toy[:30].copy().write_h5ad(tmp_path / "in.h5ad")
+    (tmp_path / "there.h5ad").write_text("precious")
+    link = tmp_path / "out.h5ad"
+    link.symlink_to(tmp_path / target)
+    command = ["embed", str(tmp_path / "in.h5ad"), str(link), "--modality", "gene", "--quiet", "--device", "cpu"]
+    assert main(command) == 1
+    assert "a symbolic link to" in capsys.readouterr().err
+    assert link.is_symlink()
+    assert main([*command, "--overwrite"]) == 0
+    assert "the link is replaced" in capsys.readouterr().err
+    assert not link.is_symlink()
+    assert (tmp_path / "there.h5ad").read_text() == "precious"
+    assert not (tmp_path / "nowhere.h5ad").exists()
+
+
+def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path, capsys):
+    assert main(["embed", "nothing.h5ad", str(tmp_path / "new" / f"{'x' * 260}.h5ad")]) == 1
+    assert "265 bytes" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

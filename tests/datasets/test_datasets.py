@@ -557,7 +557,7 @@ def test_space_ranger(space_ranger_files, tmp_path):
 
     with gzip.open(tmp_path / "matrix.mtx.gz", "wb") as stream:
         io.mmwrite(stream, sparse.coo_matrix(COUNTS.T))
-    (tmp_path / "features.tsv.gz").write_bytes(gzip.compress(b"ENSG1\tTBCE\tx\nENSG2\tGAPDH\tx\nENSG3\tTBCE\tx\n"))
+    (tmp_path / "features.tsv.gz").write_bytes(gzip.compress(b"ENSG1\tTBCE\nENSG2\tGAPDH\nENSG3\tTBCE\n"))
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress(b"B-1\nA-1\n"))
     mtx = {k: tmp_path / f"{k}.tsv.gz" for k in ("features", "barcodes")} | {"counts": tmp_path / "matrix.mtx.gz"}
     again = _origins.space_ranger("crc", space_ranger_files | mtx)

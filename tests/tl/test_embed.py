@@ -304,6 +304,23 @@ def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
         assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
 
 
+def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
+    adata = toy.copy()
+    library = adata.uns["spatial"]["toy"]
+    library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
+    says = r"Genes alone are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
+    with pytest.warns(UserWarning, match=says):
+        alone = tl.embed(adata, model, copy=True, **QUIET)
+    assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
+    assert "X_stamp_image" not in alone.obsm
+    for asked in ({"modality": "fused"}, {"image_key": "hires"}):
+        with pytest.warns(UserWarning, match="does not look like H&E: it is black"):
+            both = tl.embed(adata, model, copy=True, **asked, **QUIET)
+        assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
+    with pytest.warns(UserWarning, match="does not look like H&E"):
+        tl.embed(adata, model, modality="image", copy=True, **QUIET)
+
+
 def test_baselines_say_what_they_are(toy):
     record = tl.embed(toy, "pca", copy=True, **QUIET).uns["stamp"]["X_stamp"]
     assert record["stampy"]
@@ -341,3 +358,65 @@ def test_context_is_the_mean_with_the_nearest_of_the_same_section(toy, model):
         tl.embed(adata, model, modality="gene", context="image")
     with pytest.raises(ValueError, match="needs 7 spots in every section"):
         tl.embed(adata[:4].copy(), model, modality="gene", context="neighbors", show_progress_bar=False)
+
+
+# --- empty spots and arguments without effect
+
+
+@pytest.mark.parametrize("name", ["small", "pca-smoothed"])
+def test_empty_spots_stay_empty_in_context_and_are_not_averaged_in(toy, model, name):
+    section = toy[:, :].copy()
+    xy = section.obsm["spatial"]
+    empty = np.zeros(section.n_obs, dtype=bool)
+    empty[[3, 40, 41]] = True
+    counts = section.X.toarray()
+    counts[empty] = 0
+    section.X = sp.csr_matrix(counts)
+    options = {"modality": "gene", "copy": True, **QUIET}
+    calls = {"small": [(model, {}), (model, {"context": "neighbors"})], "pca-smoothed": [("pca", {}), (name, {})]}
+    vectors = []
+    for which, more in calls[name]:
+        with pytest.warns(UserWarning, match="3 of 120 spots have no counts"):
+            vectors.append(tl.embed(section, which, **options, **more).obsm["X_stamp"])
+    alone, found = vectors
+    assert not alone[empty].any()
+    assert not found[empty].any()
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+    for i in np.flatnonzero(~empty)[::7]:
+        order = np.argsort(distance[i], kind="stable")
+        if distance[i, order[6]] == distance[i, order[7]]:  # which of equally near ones count is the graph's choice
+            continue
+        near = order[:7]
+        expected = alone[near[~empty[near]]].mean(axis=0)
+        expected = unit(expected[None])[0] if name == "small" else expected
+        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modality": "gene", "um_per_px": 0.5}, "`um_per_px` was given"),
+        ({"modality": "gene", "spot_um": 55, "image_key": "hires"}, "`image_key` and `spot_um` were given"),
+        ({"modality": "image", "layer": "counts"}, "uses no counts"),
+    ],
+)
+def test_arguments_without_effect(toy, model, options, message):
+    with pytest.raises(ValueError, match=message):
+        tl.embed(toy, model, copy=True, **options, **QUIET)
+
+
+def test_arguments_are_checked_before_the_model_is_loaded(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(FileNotFoundError, match="No image at"):
+        tl.embed(toy, image=tmp_path / "no.tif")
+    with pytest.raises(ValueError, match="either names the image"):
+        tl.embed(toy, image=np.zeros((9, 9, 3), np.uint8), image_key="hires")
+    with pytest.raises(ValueError, match="at least 1"):
+        tl.embed([toy, toy], batch_size=0)
+
+
+def test_a_scale_without_an_image_is_named(toy, model):
+    section = toy.copy()
+    del section.uns["spatial"]
+    with pytest.warns(UserWarning, match="`um_per_px` has no effect"):
+        tl.embed(section, model, um_per_px=0.5, **QUIET)

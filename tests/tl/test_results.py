@@ -42,7 +42,7 @@ def test_another_modality_leaves_nothing_of_the_first(section, model, copy):
     again = tl.embed(section, model, modality="gene", copy=copy, **QUIET) or section
     assert {k for k in again.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_gene"}
     assert again.uns["stamp"]["X_stamp"]["modality"] == "gene"
-    assert again.uns["stamp"]["X_stamp"]["written"] == {"obsm": ["X_stamp", "X_stamp_gene"]}
+    assert again.uns["stamp"]["X_stamp"]["written"] == {"obsm": ["X_stamp_gene", "X_stamp"]}
     assert ("X_stamp_image" in section.obsm) == copy
 
 

@@ -120,13 +120,27 @@ def test_other_settings_are_refused(toy, model, small_model, vocabulary, tmp_pat
         tl.embed(toy, model, resume=tmp_path / "a", modality="gene", **QUIET)
 
 
-def test_a_damaged_chunk_is_made_anew(toy, model, tmp_path, caplog):
+def test_a_damaged_chunk_is_made_anew(toy, model, tmp_path):
     a = tl.embed(toy, model, resume=tmp_path, modality="gene", copy=True, **QUIET)
     path = sorted(tmp_path.glob("gene-*.npz"))[1]
-    path.write_bytes(path.read_bytes()[:100])
-    b = tl.embed(toy, model, resume=tmp_path, modality="gene", copy=True, **QUIET)
-    np.testing.assert_array_equal(a.obsm["X_stamp"], b.obsm["X_stamp"])
-    assert "made anew" in caplog.text
+    whole = path.read_bytes()
+    with np.load(path) as chunk:
+        key, done, values = chunk["key"], chunk["done"], chunk["values"]
+    odd = [
+        {"done": done, "values": values},
+        {"key": key, "done": done.astype(np.int64), "values": values},
+        {"key": key, "done": done, "values": values[:-1]},
+        {"key": key, "done": done, "values": values * np.float32("nan")},
+        {"key": key, "done": done, "values": values.astype(complex)},
+    ]
+    for content in [whole[:100], b"", b"PK\x03\x04" + bytes(100), whole.replace(b"PK\x01\x02", b"PK\x01\x09"), *odd]:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)
+        with pytest.warns(UserWarning, match="made anew"):
+            b = tl.embed(toy, model, resume=tmp_path, modality="gene", copy=True, **QUIET)
+        np.testing.assert_array_equal(a.obsm["X_stamp"], b.obsm["X_stamp"])
 
 
 SCRIPT = """

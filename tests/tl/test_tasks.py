@@ -644,3 +644,15 @@ def test_random_folds_flatter_on_a_real_section(data_dir):
         found[folds] = result(adata)["scores"].iloc[-1]
     assert found["blocks"]["n_test"] == 3611
     assert found["random"]["balanced_accuracy"] > found["blocks"]["balanced_accuracy"] + 0.02
+
+
+def test_empty_spots_are_named_and_stay_out_of_the_means_of_others(one):
+    one.obsm["X_e"] = one.obsm["X_good"][:, :4].copy()
+    one.obsm["X_e"][:5] = 0
+    with pytest.warns(stampy.StampyWarning, match="5 of 150 spots are all zeros"):
+        tl.domains(one, 3, use_rep="X_e", method="kmeans", smooth=6)
+    ones = np.ones((150, 2), np.float32)
+    ones[:5] = 0
+    smooth = _cluster.smoothed(ones, one.obsm["spatial"], 6)
+    assert (smooth[5:] == 1).all()
+    assert not smooth[:5].any()

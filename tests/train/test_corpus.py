@@ -75,6 +75,19 @@ def files(path, name):
 # What is written
 
 
+def test_a_picture_that_is_no_histology_is_noted(toy, tmp_path):
+    dark = toy.copy()
+    images = dark.uns["spatial"]["toy"]["images"]
+    dark.uns["spatial"]["toy"]["images"] = {key: np.zeros_like(image) for key, image in images.items()}
+    with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
+        Corpus.build([Section(data=dark, name="dark")], tmp_path / "corpus", **SMALL)
+    (record,) = [json.loads(p.read_text()) for p in (tmp_path / "corpus" / "sections").glob("*/zarr.json")]
+    assert any("does not look like H&E" in note for note in record["attributes"]["stampy"]["notes"])
+    tower = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=32)
+    with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
+        prepare(Section(data=dark, name="dark"), Vocabulary.from_sections([dark]), max_tokens=48, tower=tower)
+
+
 def test_tokens_coordinates_and_tiles_equal_what_pp_gives(corpus, sections):
     for section in sections:
         stored = corpus.section(section.name)

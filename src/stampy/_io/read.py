@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _keys
-from stampy._io import cells as _cells
-from stampy._io import common as _common
-from stampy._io import space_ranger as _visium
-from stampy._io import st as _st
-from stampy._io import stores as _zarr
+from stampy import _checks, _files, _keys
+from stampy._io import refused
+from stampy._io.anndata_files import hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
+from stampy._io.assemble import refer_to_image
+from stampy._io.cosmx import is_cosmx, read_cosmx
+from stampy._io.counts_and_coordinates import is_counts_and_coordinates, read_counts_and_coordinates
+from stampy._io.hest import add_hest
+from stampy._io.loom import read_loom
+from stampy._io.merscope import is_merscope, read_merscope
+from stampy._io.mudata import read_mudata
+from stampy._io.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
+from stampy._io.spatialdata_stores import read_spatialdata
+from stampy._io.st import is_st, read_st
+from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
+from stampy._io.xenium import is_xenium, read_xenium
+from stampy._io.zarr_zip import read_zipped
 from stampy._section.links import refuse_links
 
 if TYPE_CHECKING:
@@ -21,17 +30,33 @@ if TYPE_CHECKING:
 
 __all__ = ["append", "checked_target", "format_of", "read", "write", "written_keys"]
 
-Test = Callable[[Path], bool]
-
-_FOLDERS: tuple[tuple[str, Test, str], ...] = (  # the first whose test passes; what it looks for, for the error
-    ("SpatialData", _zarr.is_spatialdata, ""),
-    ("zarr", _zarr.is_zarr, "zarr: zarr.json, .zgroup or .zattrs."),
-    ("Space Ranger", _visium.is_space_ranger, f"Space Ranger: {_visium.LOOKED_FOR}"),
-    ("Xenium", _cells.is_xenium, f"Xenium: {_cells.LOOKED_FOR_XENIUM}"),
-    ("MERSCOPE", _cells.is_merscope, "MERSCOPE: cell_by_gene.csv and cell_metadata.csv."),
-    ("ST", _st.is_st, f"ST: {_st.LOOKED_FOR}"),
+_FOLDERS = (  # the first whose test passes
+    ("Space Ranger", is_space_ranger),
+    ("Xenium", is_xenium),
+    ("CosMx", is_cosmx),
+    ("MERSCOPE", is_merscope),
+    ("ST", is_st),
+    ("Stereo-seq", is_gem),
+    ("tables", is_counts_and_coordinates),
 )
-_CELLS = ("h5ad", "zarr", "Xenium", "MERSCOPE")  # what can be summed up in bins
+_LOOKED_FOR = (
+    ".h5ad, .zarr, Space Ranger (filtered_feature_bc_matrix and spatial/), Xenium (cell_feature_matrix and cells), "
+    "CosMx (exprMat_file and metadata_file), MERSCOPE (cell_by_gene and cell_metadata), ST, .gem, a table of counts "
+    "and one of coordinates."
+)
+_CELLS = (
+    "h5ad",
+    "zarr",
+    "zarr.zip",
+    "MuData",
+    "loom",
+    "Xenium",
+    "MERSCOPE",
+    "CosMx",
+    "tables",
+)  # bins sum them
+_IN_OTHER_UNITS = ("SpatialData", "MERSCOPE", "CosMx", "Stereo-seq")  # coordinates are not px of an image
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def read(
@@ -44,18 +69,20 @@ def read(
 ) -> AnnData | SpatialData:
     """Read a section, whatever format it has; which one that is, is seen from the files.
 
-    Known are .h5ad (also of HEST, with its slide), .zarr of AnnData and of SpatialData, Space Ranger folders of every
-    version (Visium v1, v2, CytAssist, HD), Xenium and MERSCOPE folders, and ST. A full-resolution image is referred to,
-    not read: its path is in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads
-    its tiles from there.
+    Known are .h5ad (also of HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData (its RNA), loom,
+    Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's flat files and a
+    single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts beside a table of
+    coordinates. Names may have a prefix and end in .gz. A full-resolution image is referred to, not read: its path is
+    in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads its tiles from there.
 
     Parameters
     ----------
     path
         File or folder of one section.
     bin_um
-        Visium HD: which of the bins, in µm; None: 8. Single cells (Xenium, MERSCOPE, or any .h5ad and .zarr with
-        coordinates in µm): sum cells up in square bins of this edge; None: by cells. See `stampy.pp.bins`.
+        Visium HD: which of the bins, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells and
+        beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with coordinates
+        in µm): sum them up in square bins of this edge; None: as they are. See `stampy.pp.bins`.
     image
         Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
     um_per_px
@@ -75,6 +102,12 @@ def read(
     ValueError
         No format that is known, a damaged file, or an argument that does not go with the format.
 
+    Warns
+    -----
+    StampyWarning
+        Spots without a position or without counts are left out, features that are no genes are left out, barcodes match
+        only without their suffix, counts are fractions, or there are no positions or no image.
+
     Examples
     --------
     >>> import stampy, tempfile, pathlib
@@ -83,14 +116,17 @@ def read(
     >>> stampy.read(path).shape
     (60, 800)
     """
+    _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
     refuse_links(path)
     kind = format_of(path)
-    _check_arguments(kind, bin_um, image, um_per_px, backed)
+    _check_arguments(path, kind, bin_um, image, um_per_px, backed)
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)
     if image is not None and kind not in ("Xenium", "ST"):  # these place their spots on it
-        _common.refer_to_image(data, image, path.resolve().stem)
-    if bin_um is not None and kind in _CELLS:
+        if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
+            raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
+        refer_to_image(data, image, path.resolve().stem)
+    if bin_um is not None and (kind in _CELLS or (kind == "Space Ranger" and has_cells(path))):
         from stampy import pp
 
         return pp.bins(data, bin_um, um_per_px=um_per_px)
@@ -98,60 +134,86 @@ def read(
 
 
 def _read(path: Path, kind: str, *, bin_um: float | None, image: Any, backed: bool) -> Any:
+    """One reader a format."""
     if kind == "h5ad":
-        return _read_h5ad(path, backed)
-    if kind in ("zarr", "SpatialData"):
-        return _zarr.read(path, backed=backed)
+        adata = read_h5ad(path, backed=backed)
+        if len(adata.uns.get(_keys.UNS_SPATIAL, {})) <= 1:
+            add_hest(adata, path)
+        return adata
+    if kind == "zarr":
+        return read_zarr(path, backed=backed)
+    if kind == "SpatialData":
+        return read_spatialdata(path, backed=backed)
     if kind == "Space Ranger":
-        return _visium.read_space_ranger(path, bin_um=bin_um)
-    if kind == "Xenium":
-        return _cells.read_xenium(path, image=image)
-    return _cells.read_merscope(path) if kind == "MERSCOPE" else _st.read_st(path, image=image)
+        return read_space_ranger(path, bin_um=bin_um, image=image)
+    if kind == "Stereo-seq":
+        return read_gem(path, bin_um=bin_um)
+    if kind in ("Xenium", "ST"):
+        return read_xenium(path, image=image) if kind == "Xenium" else read_st(path, image=image)
+    return _WITHOUT_OPTIONS[kind](path)
+
+
+_WITHOUT_OPTIONS = {
+    "MuData": read_mudata,
+    "loom": read_loom,
+    "zarr.zip": read_zipped,
+    "MERSCOPE": read_merscope,
+    "CosMx": read_cosmx,
+    "tables": read_counts_and_coordinates,
+}
 
 
 def format_of(path: Path) -> str:
-    """The name of the format; ValueError that says what was looked for and what was seen."""
+    """The name of the format; ValueError that says what is nearest, and what is missing."""
     if path.is_file():
-        if path.name.lower().endswith(".h5ad"):
-            return "h5ad"
-        if _st.is_st(path):
-            return "ST"
-        raise ValueError(
-            f"A section is an .h5ad, a .zarr, a table of ST counts or a folder (Space Ranger, Xenium, MERSCOPE, ST), "
-            f"found the file {path.name!r}. Of a Space Ranger run give the folder, not one of its files."
-        )
-    for name, test, _ in _FOLDERS:
+        return _format_of_file(path)
+    if is_zarr(path):
+        kind = zarr_kind(path)
+        if kind in ("", "image"):
+            raise refused.refused_zarr(path, kind)
+        return kind
+    for name, test in _FOLDERS:
         if test(path):
             return name
-    looked = " ".join(words for *_, words in _FOLDERS if words)
-    raise ValueError(
-        f"{str(path)!r} is no section in a format that stampy knows. Found there: {_common.listing(path)}. "
-        f"Looked for: {looked}"
-    )
+    raise refused.refused_folder(path, _LOOKED_FOR)
 
 
-def _check_arguments(kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:
+def _format_of_file(path: Path) -> str:
+    low = path.name.lower()
+    with path.open("rb") as stream:
+        hdf5 = stream.read(8) == _HDF5
+    if hdf5 or low.endswith((".h5.gz", ".loom")):
+        kind = hdf5_kind(path)
+        known = {"10x .h5": "Space Ranger", "h5ad": "h5ad", "loom": "loom", "MuData": "MuData"}
+        if kind in known:
+            return known[kind]
+        raise refused.refused_file(path, kind)
+    if low.endswith(".h5ad"):
+        return "h5ad"  # its reader says what is wrong with it
+    if low.endswith(".zarr.zip"):
+        return "zarr.zip"
+    if is_counts_file(path):
+        return "Space Ranger"
+    for name, test in (("ST", is_st), ("Stereo-seq", is_gem), ("tables", is_counts_and_coordinates)):
+        if test(path):
+            return name
+    raise refused.refused_file(path)
+
+
+def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:
     if bin_um is not None:
         _checks.positive("bin_um", bin_um)
-        if kind not in (*_CELLS, "Space Ranger"):
-            raise ValueError(f"`bin_um` is for cells and for Visium HD, not for {kind}. Leave it out.")
+        if kind not in (*_CELLS, "Space Ranger", "Stereo-seq"):
+            raise ValueError(f"`bin_um` is for cells, beads and for Visium HD, not for {kind}. Leave it out.")
     if um_per_px is not None:
         if bin_um is None:
             raise ValueError("`um_per_px` is used with `bin_um` here. For tiles give it to `stampy.tl.embed`.")
         _checks.positive("um_per_px", um_per_px)
+        if kind == "Stereo-seq":
+            raise ValueError("`um_per_px` is known for Stereo-seq (0.5). Leave it out.")
     if image is not None:
         _checks.existing(image, what="image file")
-        if kind in ("SpatialData", "MERSCOPE"):
+        if kind in _IN_OTHER_UNITS:
             raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")
-
-
-def _read_h5ad(path: Path, backed: bool) -> AnnData:
-    import anndata
-
-    with _common.readable(path):
-        adata = anndata.read_h5ad(path, backed="r" if backed else None)
-    if len(adata.uns.get(_keys.UNS_SPATIAL, {})) <= 1:
-        _st.add_hest(adata, path)
-    return adata

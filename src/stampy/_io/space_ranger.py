@@ -1,77 +1,119 @@
-"""Space Ranger folders of every version: Visium v1, v2 and CytAssist, and the bins of Visium HD."""
+"""Space Ranger's output of every version: Visium, CytAssist, bins and cells of Visium HD, GEO's flat files."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from stampy import _checks, _keys
-from stampy._io import tables as _tenx
-from stampy._io.common import add_library, first_of, listing, outs_of, picture, readable, sample_of
+from stampy import _checks
+from stampy._io.assemble import IN_TISSUE, add_library, pictures, placed, unplaced
+from stampy._io.counts import Counts
+from stampy._io.parts import Parts, json_of, listing, reading, refuse
+from stampy._io.positions import NAMES as POSITIONS
+from stampy._io.positions import positions
+from stampy._io.tenx import counts_h5, counts_mtx
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["is_space_ranger", "read_space_ranger"]
+__all__ = ["LOOKED_FOR", "has_cells", "is_counts_file", "is_space_ranger", "outs_of", "read_space_ranger", "sample_of"]
 
-HD = "binned_outputs"
+HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
 LOOKED_FOR = (
     "A Space Ranger folder has filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/ with matrix.mtx) and "
     "spatial/ with tissue_positions (.csv, _list.csv or .parquet) and scalefactors_json.json; one of Visium HD has "
-    "binned_outputs/square_008um/ and the like."
+    "binned_outputs/square_008um/ and the like. Names may have a prefix and may end in .gz."
 )
-_MATRIX = ["filtered_feature_bc_matrix.h5", "*filtered_feature_bc_matrix.h5"]
-_POSITIONS = [
-    *("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv"),
-    *("*tissue_positions.csv*", "*tissue_positions_list.csv*", "*tissue_positions.parquet"),
-]
-_SCALE = ["scalefactors_json.json", "*scalefactors_json.json*"]
-_MTX = {
-    "matrix": ["matrix.mtx.gz", "matrix.mtx"],
-    "features": ["features.tsv.gz", "features.tsv", "genes.tsv.gz", "genes.tsv"],
-    "barcodes": ["barcodes.tsv.gz", "barcodes.tsv"],
-}
+_FILTERED = ("filtered_feature_bc_matrix.h5", "filtered_feature_cell_matrix.h5", "filtered_gene_bc_matrices_h5.h5",
+             "filtered_gene_bc_matrices.h5", "filtered_matrix.h5")  # fmt: skip
+_RAW = ("raw_feature_bc_matrix.h5", "raw_feature_cell_matrix.h5", "raw_gene_bc_matrices_h5.h5")
+_FILTERED_FOLDERS = ("filtered_feature_bc_matrix", "filtered_feature_cell_matrix", "filtered_gene_bc_matrices",
+                     "filtered_matrix")  # fmt: skip
+_RAW_FOLDERS = ("raw_feature_bc_matrix", "raw_feature_cell_matrix", "raw_gene_bc_matrices")
+_MTX = ("matrix.mtx", "counts.mtx")
+_FEATURES = ("features.tsv", "genes.tsv", "features.txt", "genes.txt")
+_BARCODES = ("barcodes.tsv", "barcodes.txt")
+_SCALE = ("scalefactors_json.json", "scalefactors.json")
+_GEOJSON = ("cell_segmentations.geojson", "graphclust_annotated_cell_segmentations.geojson")
+_ARCHIVES = ("spatial.tar.gz", "spatial.tgz", "spatial.zip", "spatial.tar", "filtered_feature_bc_matrix.tar.gz",
+             "filtered_feature_bc_matrix.zip")  # fmt: skip
+
+
+def outs_of(folder: Path) -> Path:
+    """The folder with the results of a run of 10x Genomics: ``outs`` in it, or itself."""
+    return folder / "outs" if (folder / "outs").is_dir() else folder
+
+
+def sample_of(outs: Path) -> str:
+    """The sample's name: that of the folder of results, or of the one that ``outs`` is in."""
+    outs = outs.resolve()
+    return outs.parent.name if outs.name == "outs" else outs.name
+
+
+def is_counts_file(path: Path) -> bool:
+    """Whether a file is named as a matrix of counts: .h5 or matrix.mtx."""
+    low = path.name.lower()
+    return path.is_file() and low.endswith((".h5", ".h5.gz", *_MTX, *(f"{name}.gz" for name in _MTX)))
 
 
 def is_space_ranger(folder: Path) -> bool:
     """Whether something in the folder is named as Space Ranger does."""
-    folder = outs_of(folder)
-    places = [folder, folder / "spatial"]
+    outs = outs_of(folder)
+    if any((outs / name).is_dir() for name in (HD, CELLS)):
+        return True
+    parts = Parts(outs, outs / "spatial")
+    return bool(parts.all(*_FILTERED, *_RAW, *_FILTERED_FOLDERS, *_RAW_FOLDERS, *POSITIONS, *_MTX))
+
+
+def has_cells(path: Path) -> bool:
+    """Whether a folder holds cells rather than spots or bins: their sums in squares make sense."""
+    outs = outs_of(path)
     return (
-        any((folder / name).is_dir() for name in (HD, "filtered_feature_bc_matrix"))
-        or any(next(place.glob("*tissue_positions*"), None) for place in places)
-        or next(folder.glob("*filtered_feature_bc_matrix.h5"), None) is not None
+        outs.is_dir() and not (outs / HD).is_dir() and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
     )
 
 
-def read_space_ranger(folder: Path, *, bin_um: float | None = None) -> AnnData:
+def _is_of_cells(outs: Path) -> bool:
+    return bool(Parts(outs).all("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix", *_GEOJSON))
+
+
+def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = None) -> AnnData:
     """Counts, positions, scale factors and the reduced images of a folder, with or without ``outs/``.
+
+    `path` may be the file of counts of a section whose other files lie beside it or in ``spatial/``.
 
     Raises
     ------
     FileNotFoundError
         A file is missing.
     ValueError
-        No such bin, barcodes without position, damaged files, or `bin_um` for a section of spots.
+        No such bin, no barcode with a position, damaged files, or `bin_um` for a section of spots.
     """
+    folder = path if path.is_dir() else path.parent
     outs = outs_of(folder)
     name = sample_of(outs)
-    spatial = [outs / "spatial", outs]
+    shared = [outs / "spatial", outs]
     if (outs / HD).is_dir():
         outs = _bin_folder(outs / HD, bin_um)
-        spatial = [outs / "spatial", *spatial]
-    elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name):
+    elif (outs / CELLS).is_dir():
+        outs = outs / CELLS
+    elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
         raise ValueError(
             f"`bin_um` was given, but {str(folder)!r} holds spots, not bins of Visium HD. Leave it out: spots of 55 µm "
             "can't be divided."
         )
-    return _section(outs, spatial, name)
+    here = Parts(outs)
+    matrix = _matrix(path, here)
+    if here.of(matrix, *_FILTERED, *_RAW, *_MTX).prefix and path.is_file():
+        name = here.of(matrix, *_FILTERED, *_RAW, *_MTX).prefix or name
+    prefix = here.of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
+    parts = Parts(outs / "spatial", outs, *shared, prefix=prefix)
+    return _section(matrix, parts, name, needs_image=image is None)
 
 
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
@@ -87,52 +129,109 @@ def _bin_folder(folder: Path, bin_um: float | None) -> Path:
     return found[int(wanted)]
 
 
-def _section(outs: Path, spatial: list[Path], name: str) -> AnnData:
-    import anndata
+def _matrix(path: Path, here: Parts) -> Path:
+    """The file or folder of counts: filtered before raw, .h5 before folders, folders before GEO's flat files."""
+    if path.is_file():
+        return path
+    for names in (_FILTERED, _FILTERED_FOLDERS, _MTX, _RAW, _RAW_FOLDERS):
+        if (found := here.find(*names)) is not None:
+            return found
+    packed = [p.name for _, p in here.all(*_ARCHIVES)]
+    hint = f" Unpack {_checks.shortlist(packed)} there first." if packed else ""
+    folder = here.folders[0]
+    raise FileNotFoundError(f"{str(folder)!r} has no matrix of counts.{hint} {LOOKED_FOR} Found: {listing(folder)}.")
 
-    x, barcodes, var = _counts(outs)
-    path = _needed(spatial, _POSITIONS)
-    with readable(path):
-        spots = _tenx.positions(path)
-    rows = spots.index.get_indexer(barcodes)
-    if (rows < 0).any():
-        missing = np.flatnonzero(rows < 0)
-        raise ValueError(
-            f"{len(missing)} of {len(barcodes)} barcodes have no position in {path.name} (first: "
-            f"{barcodes[missing[0]]!r}). Counts and positions are of different sections."
-        )
-    spots = spots.iloc[rows]
-    obs = spots[_tenx.POSITIONS[1:4]].rename_axis(None)
-    adata = anndata.AnnData(x, obs=obs, var=var)
-    adata.obsm[_keys.SPATIAL] = spots[["x", "y"]].to_numpy(dtype=np.float64)
-    path = _needed(spatial, _SCALE)
-    with readable(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        scalefactors = json.load(stream)
-    images = {kind: first_of(spatial, [f"tissue_{kind}_image.png", f"*tissue_{kind}_image.png"])
-              for kind in ("hires", "lowres")}  # fmt: skip
-    add_library(adata, name, scalefactors, {kind: picture(p) for kind, p in images.items() if p is not None})
+
+def _counts(matrix: Path, parts: Parts) -> Counts:
+    if matrix.is_file() and matrix.name.lower().endswith((".h5", ".h5.gz")):
+        return counts_h5(matrix)
+    if matrix.is_dir():
+        inside = Parts(matrix)
+        if not inside.all(*_MTX) and len(deeper := [p for p in matrix.iterdir() if p.is_dir()]) == 1:
+            inside = Parts(deeper[0])  # Cell Ranger 2: a folder for the genome
+        matrix = inside.need(*_MTX, looked_for=LOOKED_FOR)
+    else:
+        inside = Parts(matrix.parent).of(matrix, *_MTX)
+    return counts_mtx(
+        matrix, inside.need(*_FEATURES, looked_for=LOOKED_FOR), inside.need(*_BARCODES, looked_for=LOOKED_FOR)
+    )
+
+
+def _section(matrix: Path, parts: Parts, name: str, *, needs_image: bool) -> AnnData:
+    counts = _counts(matrix, parts)
+    where, spots = _spots(parts)
+    if spots is None or where is None:
+        packed = [p.name for _, p in parts.all(*_ARCHIVES)]
+        hint = f" Unpack {_checks.shortlist(packed)} to have them." if packed else ""
+        return unplaced(counts, name=name, why=f"no tissue_positions were found beside {matrix.name}.{hint}")
+    if _is_raw(matrix):
+        counts, spots = _under_tissue(counts, spots, matrix, where)
+    adata = placed(counts, spots, counts_name=matrix.name, positions_name=where.name)
+    path = parts.need(*_SCALE, looked_for=LOOKED_FOR)
+    scalefactors = json_of(path)
+    if not isinstance(scalefactors, dict):
+        raise refuse(f"{str(path)!r} must hold the scale factors by name, found {type(scalefactors).__name__}.")
+    images = pictures(parts)
+    if not images and needs_image:
+        seen = ", ".join(f"{folder.name}/" for folder in parts.folders)
+        _checks.warn(f"{name}: no tissue_hires_image or tissue_lowres_image (.png, .jpg) in {seen}; it has no image.")
+    add_library(adata, name, scalefactors, images)
     return adata
 
 
-def _counts(outs: Path) -> _tenx.Counts:
-    """From the .h5 where there is one, else from the matrix folder."""
-    path = first_of([outs], _MATRIX)
-    if path is not None:
-        with readable(path):
-            return _tenx.counts_h5(path)
-    matrix = outs / "filtered_feature_bc_matrix"
-    if not matrix.is_dir():
-        raise FileNotFoundError(f"{str(outs)!r} has no matrix of counts. {LOOKED_FOR} Found: {listing(outs)}.")
-    with readable(matrix):
-        return _tenx.counts_mtx(**{role: _needed([matrix], names) for role, names in _MTX.items()})
+def _spots(parts: Parts) -> tuple[Path | None, pd.DataFrame | None]:
+    """Positions of spots or bins, or centroids of segmented cells."""
+    if (found := parts.find(*POSITIONS)) is not None:
+        with reading(found):
+            return found, positions(found)
+    if (found := parts.find(*_GEOJSON)) is not None:
+        with reading(found):
+            return found, _centroids(json_of(found))
+    return None, None
 
 
-def _needed(folders: list[Path], patterns: list[str]) -> Path:
-    """The first of the files that is there."""
-    folders = [folder for folder in folders if folder.is_dir()]
-    found = first_of(folders, patterns)
-    if found is None:
-        plain = [p for p in patterns if "*" not in p]
-        seen = "; ".join(f"{folder.name}/: {listing(folder)}" for folder in folders)
-        raise FileNotFoundError(f"None of {_checks.shortlist(plain)} was found. {LOOKED_FOR} Found: {seen}.")
-    return found
+def _is_raw(matrix: Path) -> bool:
+    return any(re.search(rf"(^|[_\-. ]){re.escape(n)}(\.gz)?$", matrix.name.lower()) for n in (*_RAW, *_RAW_FOLDERS))
+
+
+def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path) -> tuple[Counts, pd.DataFrame]:
+    """Of a raw matrix the spots under tissue."""
+    spots = spots[spots[IN_TISSUE] == 1] if IN_TISSUE in spots else spots
+    if not len(spots):
+        raise refuse(f"{matrix.name} holds every spot, and none is under tissue (in_tissue 1) in {where.name}.")
+    inside = np.flatnonzero(pd.Index(counts.barcodes).isin(spots.index))
+    if not len(inside):
+        return counts, spots
+    _checks.warn(
+        f"There is no filtered matrix; {matrix.name} was read and restricted to the {len(inside)} of "
+        f"{len(counts.barcodes)} spots under tissue (in_tissue in {where.name})."
+    )
+    return Counts(counts.x[inside], [counts.barcodes[i] for i in inside], counts.var), spots
+
+
+def _centroids(geojson: Any) -> pd.DataFrame:
+    """Centres of the polygons of cells, by the names that Space Ranger gives the cells in the matrix."""
+    ids, xy = [], []
+    for feature in geojson["features"]:
+        ids.append(f"cellid_{int(feature['properties']['cell_id']):09d}-1")
+        xy.append(_centre(feature["geometry"]))
+    x, y = np.array(xy, dtype=np.float64).reshape(-1, 2).T
+    return pd.DataFrame({"x": x, "y": y}, index=ids)
+
+
+def _centre(geometry: Any) -> np.ndarray:
+    """The centre of mass of a polygon's outline (of the largest, where there are several)."""
+    rings = [geometry["coordinates"][0]] if geometry["type"] == "Polygon" else [p[0] for p in geometry["coordinates"]]
+    areas, centres = zip(*(_ring(np.asarray(ring, dtype=np.float64)[:, :2]) for ring in rings), strict=True)
+    return centres[int(np.argmax(areas))]
+
+
+def _ring(ring: np.ndarray) -> tuple[float, np.ndarray]:
+    after = np.roll(ring, -1, axis=0)
+    origin = ring.mean(axis=0)
+    a, b = ring - origin, after - origin
+    cross = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]
+    area = float(cross.sum()) / 2
+    if area == 0:
+        return 0.0, origin
+    return abs(area), origin + ((a + b) * cross[:, None]).sum(axis=0) / (6 * area)

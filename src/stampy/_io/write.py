@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.stores import is_spatialdata, is_zarr
+from stampy._io.anndata_files import is_zarr
+from stampy._io.spatialdata_stores import is_spatialdata
 from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
@@ -30,19 +31,20 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
     ValueError
         It ends neither in .h5ad nor in .zarr.
     FileExistsError
-        There is something, and `overwrite` is not set, or it isn't a section.
+        There is something (a symbolic link counts, wherever it leads), and `overwrite` is not set, or it isn't a
+        section.
     NotADirectoryError, PermissionError
         Its folder is no use.
     """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"The output must end in {' or '.join(SUFFIXES)}, found {path.name!r}.")
-    _checks.writable(path.parent)
-    if path.exists():
-        if not overwrite:
-            raise FileExistsError(f"{str(path)!r} exists. Choose another name, or replace it with --overwrite.")
-        if path.is_dir() != (path.suffix == ".zarr") or (path.is_dir() and not is_zarr(path)):
-            raise FileExistsError(f"{str(path)!r} exists and is no {path.suffix}; it is left alone. Choose another.")
+    _checks.replaceable(path, overwrite=overwrite)
+    _files.recover(path)
+    if not path.exists() or path.is_symlink():
+        return path
+    if path.is_dir() != (path.suffix == ".zarr") or (path.is_dir() and not is_zarr(path)):
+        raise FileExistsError(f"{str(path)!r} exists and is no {path.suffix}; it is left alone. Choose another.")
     return path
 
 
@@ -89,7 +91,7 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
 
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:
-    if source.resolve() != target.resolve():
+    if target.is_symlink() or source.resolve() != target.resolve():  # of a link the link is replaced, not what it names
         with _files.atomic_folder(target) as temporary:
             _copy_store(source, temporary)
             _put_zarr(temporary / "tables" / table_key, table, keys)

@@ -19,7 +19,9 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _keys
-from stampy._io import tables as _tenx
+from stampy._io import delimited, st, tenx
+from stampy._io.counts import unique_names
+from stampy._io.positions import COLUMNS, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,20 +34,17 @@ MAX_UNZIPPED = 2**31
 
 def her2st(name: str, paths: Paths) -> AnnData:
     """ST counts (spots named COLUMNxROW by genes), the spots under tissue, labels and image where there are any."""
-    counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
-    spots = pd.read_csv(paths["spots"], sep="\t")
-    spots.index = _spot_names(spots["x"], spots["y"])
-    spots = spots[spots["selected"] == 1]
-    counts = counts[counts.index.isin(spots.index)]
-    spots = spots.loc[counts.index]
-    obs = pd.DataFrame({"array_row": spots["y"], "array_col": spots["x"]}, index=counts.index)
+    spots = delimited.table(paths["spots"])
+    adata = st.on_pixels(st.counts_of(paths["counts"], fractions=False), spots, paths["spots"].name)
+    adata.obs = adata.obs.astype(np.int64)
     if "labels" in paths:
         labels = pd.read_csv(paths["labels"], sep="\t").dropna(subset=["x", "y"])
         labels.index = _spot_names(labels["x"].round(), labels["y"].round())
-        obs["label"] = labels["label"][~labels.index.duplicated()].reindex(obs.index).astype("category")
-    adata = _section(counts, spots[["pixel_x", "pixel_y"]], obs)
+        label = labels["label"][~labels.index.duplicated()].reindex(adata.obs_names)
+        adata.obs["label"] = label.astype("category")
     if "image" in paths:
         # Spots are 200 µm apart and 100 µm wide; `new_x` counts distances.
+        spots = spots[spots["selected"] == 1]
         distance_px = np.ptp(spots["pixel_x"]) / np.ptp(spots["new_x"])
         lowres, factor = _reduced(paths["image"])
         scalefactors = {"spot_diameter_fullres": float(distance_px / 2), "tissue_lowres_scalef": factor}
@@ -61,9 +60,12 @@ def paste(name: str, paths: Paths) -> AnnData:
 
 def sepal(name: str, paths: Paths) -> AnnData:
     """ST counts as a table of spots named XxY by genes."""
-    counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
-    xy = counts.index.to_series().str.split("x", expand=True).astype(float)
-    return _section(counts, xy, pd.DataFrame(index=counts.index))
+    import anndata
+
+    counts = st.counts_of(paths["counts"], fractions=False)
+    adata = anndata.AnnData(counts.x, obs=pd.DataFrame(index=counts.barcodes), var=counts.var)
+    adata.obsm[_keys.SPATIAL] = st.numbers_of(counts.barcodes)
+    return adata
 
 
 def spcs(name: str, paths: Paths) -> AnnData:
@@ -84,17 +86,17 @@ def space_ranger(name: str, paths: Paths) -> AnnData:
     import anndata
 
     if paths["counts"].suffix == ".h5":
-        x, barcodes, var = _tenx.counts_h5(paths["counts"])
+        x, barcodes, var = tenx.counts_h5(paths["counts"])
     else:
-        x, barcodes, var = _tenx.counts_mtx(paths["counts"], paths["features"], paths["barcodes"])
-    spots = _tenx.positions(paths["positions"])
+        x, barcodes, var = tenx.counts_mtx(paths["counts"], paths["features"], paths["barcodes"])
+    spots = positions(paths["positions"])
     missing = [b for b in barcodes if b not in spots.index]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(barcodes)} barcodes of {name!r} have no position (first: {missing[0]!r})."
         )
     spots = spots.loc[barcodes]
-    adata = anndata.AnnData(x, obs=spots[_tenx.POSITIONS[1:4]].rename_axis(None), var=var)
+    adata = anndata.AnnData(x, obs=spots[COLUMNS[1:4]].rename_axis(None), var=var[["gene_ids"]])
     return _with_space_ranger_images(adata, name, spots, paths)
 
 
@@ -121,9 +123,9 @@ def images(name: str, paths: Paths) -> AnnData:
     """A section without counts: the spots under tissue, their labels where there are, image and scale factors."""
     import anndata
 
-    spots = _tenx.positions(paths["positions"])
+    spots = positions(paths["positions"])
     spots = spots[spots["in_tissue"] == 1]
-    obs = spots[_tenx.POSITIONS[1:4]].rename_axis(None)
+    obs = spots[COLUMNS[1:4]].rename_axis(None)
     if "labels" in paths:
         labels = pd.read_csv(paths["labels"], sep="\t", index_col=0)
         obs = obs.join(labels.astype("category"))
@@ -149,7 +151,7 @@ def _section(counts: pd.DataFrame, xy: pd.DataFrame, obs: pd.DataFrame) -> AnnDa
     if not np.array_equal(whole, values):
         raise ValueError("The table of counts holds fractions; raw counts were expected.")
     adata = anndata.AnnData(sparse.csr_matrix(whole), obs=obs.rename_axis(None))
-    adata.var_names = _tenx.unique_names(counts.columns)
+    adata.var_names = unique_names(counts.columns)
     adata.obsm[_keys.SPATIAL] = xy.to_numpy(dtype=np.float64)
     return adata
 

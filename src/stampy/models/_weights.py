@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._files import atomic_folder, make_ordinary, sha256_of
+from stampy._files import atomic_folder, make_ordinary, recover, sha256_of
 from stampy._utils import device_of
 from stampy.models._systems.cards import catalogue, split_name
 
@@ -96,6 +97,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     if name in packaged():
         return _read(Path(str(files("stampy") / "models" / "weights" / name)), name, device)
     path = Path(name).expanduser()
+    recover(path)
     if path.is_dir():
         return _read(path, path.name, device)
     if split_name(name) is not None:
@@ -141,7 +143,8 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     if model.genes is None:
         raise ValueError("The model has no vocabulary (`model.genes`): without it nobody could use the weights.")
     path = Path(path).expanduser()
-    if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    recover(path)
+    if os.path.lexists(path) and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{str(path)!r} exists and holds no stampy weights; it is left alone. Choose another.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path) as folder:

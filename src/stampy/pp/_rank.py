@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 
-from stampy import _keys, _utils
+from stampy import _keys
+
+from ._threads import share_spots
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -26,8 +23,6 @@ _BIT = np.zeros(64, dtype=np.int64)
 _BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
 
 _DEPTH = 10_000.0  # counts a spot that the published tokens are scaled to
-PARTS_PER_THREAD = 8  # spots differ in size: a thread that is done early takes another part
-MIN_SPOTS = 64  # of a part; fewer take less time than to hand them to a thread
 
 
 def rank_tokens(
@@ -56,49 +51,10 @@ def rank_tokens(
     >>> rank_tokens(sparse.csr_array([[4, 0, 1, 6]]), np.array([0, 1, 2, -1]), np.array([8.0, 1.0, 2.0]), 3)
     array([[30, 32,  0]], dtype=int32)
     """
-    n_spots, n_threads = block.shape[0], _utils.n_threads()
-    tokens = np.zeros((n_spots, max_tokens), dtype=np.int32)
+    tokens = np.zeros((block.shape[0], max_tokens), dtype=np.int32)
     rank = partial(_rank_spots, block, rows.astype(np.int32, copy=False), 1.0 / divisors.astype(np.float64), tokens)
-    n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)
-    if n_threads == 1 or n_parts < 2:
-        rank(0, n_spots)
-        return tokens
-    ends = np.linspace(0, n_spots, n_parts + 1).astype(np.int64).tolist()
-    _share(rank, pairwise(ends), n_threads)
+    share_spots(rank, block.shape[0])
     return tokens
-
-
-def _share(rank: Callable[[int, int], None], parts: Iterable[tuple[int, int]], n_threads: int) -> None:
-    """Run all parts, in this thread and in others as far as they get a core.
-
-    numba's own threads share the spots out beforehand and wait for each other in a loop: on a busy machine two of them
-    took longer than one. Here nobody waits for a thread that has not begun.
-    """
-    waiting = deque(parts)
-
-    def work() -> None:
-        while True:
-            try:
-                first, last = waiting.popleft()
-            except IndexError:
-                return
-            rank(first, last)
-
-    helpers = [_helpers(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
-
-
-@lru_cache(maxsize=1)
-def _helpers(n: int) -> ThreadPoolExecutor:
-    """Threads that stay: to start one takes a while where others are at work."""
-    return ThreadPoolExecutor(n, thread_name_prefix="tokens")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not come along
 
 
 def _rank_spots(

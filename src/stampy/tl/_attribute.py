@@ -18,7 +18,7 @@ from stampy.pp._match import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._embed import _loaded
+from ._encoders import loaded_model
 from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
 from ._shared_space import check_model, space_of, unit
@@ -150,7 +150,7 @@ def attribute(
     _check_arguments(target, groupby, groups, method, n_spots, max_rank, n_steps, batch_size)
     _checks.not_empty(table)
     labels = None if groupby is None else _labels(table, groupby, groups, target)
-    loaded = _loaded(model, device)
+    loaded = loaded_model(model, device)
     if target == "match" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
     space = None

@@ -28,6 +28,8 @@ def smoothed(
 ) -> np.ndarray:
     """Mean over each spot and its nearest spots of the same section, along squidpy's spatial graph.
 
+    Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
+
     Parameters
     ----------
     values
@@ -55,7 +57,11 @@ def smoothed(
         )
     graph = spatial_graph(xy, sections, n_neighbors)
     total = values + graph @ values
-    return (total / (1 + np.asarray(graph.sum(axis=1)).reshape(-1, 1))).astype(values.dtype, copy=False)
+    known = values.any(axis=1)
+    n_known = 1 + (graph @ known.astype(np.float32)).reshape(-1, 1)
+    means = (total / n_known).astype(values.dtype, copy=False)
+    means[~known] = 0
+    return means
 
 
 def spatial_graph(xy: np.ndarray, sections: np.ndarray, n_neighbors: int) -> Any:

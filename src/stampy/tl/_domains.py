@@ -98,7 +98,8 @@ def domains(
     Warns
     -----
     UserWarning
-        No resolution of leiden gives the number asked for; the nearest number is taken.
+        Spots whose embedding is all zeros. No resolution of leiden gives the number asked for; the nearest number is
+        taken.
 
     Raises
     ------
@@ -120,6 +121,11 @@ def domains(
     table = table_of(adata, table_key)
     _check(table.n_obs, n_domains, method, resolution, n_neighbors, max_domains, n_pcs, smooth)
     values = _checks.embedding(table, use_rep)
+    if n_empty := int((~values.any(axis=1)).sum()):
+        _checks.warn(
+            f"{n_empty} of {len(values)} spots are all zeros in `obsm['{use_rep}']` (no counts?). They are clustered "
+            "with each other, and not averaged into their neighbours. Leave them out before clustering."
+        )
     sections, names = _checks.libraries(table, library_key)
     codes = None
     if labels is not None:

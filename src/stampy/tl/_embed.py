@@ -1,8 +1,10 @@
-"""A section in, an embedding out."""
+"""A section in, an embedding out: arguments, section, what to embed, towers, result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +12,16 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.libraries import has_image
-from stampy._utils import is_spatialdata, table_of
+from stampy._section.looks import doubts_of, warn_of_doubts
+from stampy._section.section import has_images, places_of
+from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
 from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
+from ._encoders import BASELINES, Encoder, agreed_modality, is_baseline, loaded_model
+from ._request import Level, Modality, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
 from ._shared_space import unit
@@ -28,18 +33,16 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
     from spatialdata import SpatialData
 
-    from stampy._section.section import ImageSource
+    from stampy._section.section import ImageSource, Places
 
     Section = AnnData | SpatialData
-    Sections = Section | Sequence[Section] | Mapping[Any, Section] | AnnCollection
+    Sections = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
+    Vectors = dict[str, np.ndarray]  # by modality, (n, d) float32
+    Record = dict[str, Any]
 
-__all__ = ["embed"]
+__all__ = ["BASELINES", "embed", "in_context"]
 
-Modality = Literal["gene", "image", "fused"]
-MODALITIES = ("gene", "image", "fused")
 MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
-BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
-Encoder = models.Stamp | models.ImageSystem | models.GeneSystem
 
 
 def embed(
@@ -47,19 +50,19 @@ def embed(
     model: str | Path | Encoder = "stampy-mini",
     *,
     modality: Modality | None = None,
-    image: ImageSource | dict[str, ImageSource] | None = None,
-    image_key: str | None = None,
+    image: ImageSource | Mapping[str, ImageSource] | None = None,
+    image_key: str | Mapping[str, str] | None = None,
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     layer: str | None = None,
-    um_per_px: float | dict[str, float] | None = None,
+    um_per_px: float | Mapping[str, float] | None = None,
     spot_um: float | None = None,
-    level: Literal["embedding", "feature"] = "embedding",
+    level: Level = "embedding",
     context: Literal["neighbors"] | None = None,
     batch_size: int | None = None,
     n_workers: int = 1,
     device: str | torch.device | None = None,
-    precision: Literal["float32", "bfloat16"] | None = None,
+    precision: Precision | None = None,
     show_progress_bar: bool = True,
     key_added: str = _keys.EMBEDDING,
     copy: bool = False,
@@ -83,8 +86,9 @@ def embed(
         (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
-        fused if there are counts and an image, else the one that is there. An image with fewer than 16 px across a
-        tile, such as Space Ranger's "lowres", is left out then, with a warning.
+        fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
+        tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
+        blurred, fluorescence, grey) is left out with a warning. On request it is used, with a warning, too.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -139,8 +143,8 @@ def embed(
     Warns
     -----
     UserWarning
-        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image too coarse for the
-        model, or so coarse that genes alone are embedded.
+        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image that is too coarse for
+        the model or does not look like H&E, and whether genes alone are embedded therefore.
 
     Raises
     ------
@@ -167,168 +171,162 @@ def embed(
     >>> adata.uns["stamp"]["X_stamp"]["model"]
     'stampy-mini'
     """
-    arguments = {**locals()}  # for each of several sections
-    _check_arguments(modality, level, precision, batch_size, n_workers, context)
+    request = Request(
+        modality=modality, image=image, image_key=image_key, library_key=library_key, table_key=table_key, layer=layer,
+        um_per_px=um_per_px, spot_um=spot_um, level=level, context=context, batch_size=batch_size,
+        n_workers=n_workers, precision=precision, progress=show_progress_bar, key_added=key_added,
+        resume=None if resume is None else Path(resume),
+    )  # fmt: skip
     if is_several(adata):
-        if model not in BASELINES:
-            arguments["model"] = _loaded(model, device)  # once
-        return each_of(embed, arguments.pop("adata"), **arguments)
-    table = table_of(adata, table_key)
+        once = model if is_baseline(model) else loaded_model(model, device)
+        return each_of(partial(_embed_one, model=once, device=device, copy=copy), adata, request, copy=copy)
+    return _embed_one(adata, request, model=model, device=device, copy=copy)
+
+
+def _embed_one(
+    adata: Section, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
+) -> Section | None:
+    """One section, from arguments to result. What can be checked without the model comes before it is loaded."""
+    table = table_of(adata, request.table_key)
     _checks.not_empty(table, genes=False)
-    wanted = _agreed(modality, _embeds(model), model)
-    modality = wanted or _modality_of(adata, table, image, layer)
-    if modality == "gene" and (image is not None or image_key is not None):
-        raise ValueError("modality='gene' uses no image, but `image` or `image_key` was given. Leave one of them out.")
-    around = None if context is None else (_checks.coordinates(table), _checks.libraries(table, library_key)[0])
-    if model in BASELINES:
-        found, record = _fitted(str(model), table, layer, library_key, resume)
-        record |= {"stampy": stampy.__version__, "modality": modality, "level": level}
+    wanted = agreed_modality(request.modality, model)
+    if wanted is not None:
+        request.check_effect(wanted)
+    modality = wanted or _available(adata, table, request)
+    places = None
+    if request.context is not None or model == "pca-smoothed":
+        places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
+    if is_baseline(model):
+        found, record = _by_baseline(str(model), table, request, places)
     else:
-        loaded, tiles = _loaded(model, device), None
-        if modality == "fused" and wanted is None and loaded.image is None and image is None:
-            modality = "gene"
-            _checks.warn(f"The model {loaded.name!r} has no image tower: genes alone are embedded.")
-        if modality != "gene":
-            tiles = _tiles(adata, loaded, image, image_key, library_key, um_per_px, spot_um, table_key)
-            if wanted is None and modality == "fused" and image is None and image_key is None and _too_coarse(tiles):
-                modality, tiles = "gene", None
-        tower = Tower(loaded, table.n_obs, precision)
-        record = _origin(loaded, tower, tiles, modality, level)
-        parts = Parts(resume, {**record, "weights": digest_of_model(loaded)} if resume is not None else None)
-        found = {}
-        if modality != "image":
-            found["gene"], record["genes"] = embed_genes(
-                tower, table, layer, level, batch_size, show_progress_bar, parts
-            )
-        if tiles is not None:
+        loaded = loaded_model(model, device)
+        modality, tiles = _choose(adata, loaded, request, modality, is_wish=wanted is not None)
+        found, record = _by_model(loaded, table, tiles, request, modality)
+    if request.context is not None:
+        record["context"] = f"{request.context}, {N_NEIGHBORS}"
+        around = places.xy, places.codes
+        normed = request.level == "embedding"
+        found = {name: in_context(values, *around, normed=normed) for name, values in found.items()}
+    result = Result(request.key_added, record, obsm=_by_key(found, request.key_added))
+    return write(adata, result, copy=copy, table_key=request.table_key)
+
+
+def _available(adata: Section, table: AnnData, request: Request) -> Modality:
+    """What there is to embed: counts, an image, or both."""
+    pictured = request.image is not None or has_images(adata, request.table_key)
+    has_counts = table.n_vars > 0 and (table.X is not None or request.layer is not None)
+    if pictured:
+        return "fused" if has_counts else "image"
+    _checks.not_empty(table)
+    if request.image_key is not None:
+        raise ValueError("`image_key` was given, but the section has no image. Leave it out, or give `image=`.")
+    return "gene"
+
+
+def _choose(
+    adata: Section, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
+) -> tuple[Modality, TileSource | None]:
+    """The modality for good, and its tiles. Without a request for it, an image of no use is ignored with a warning."""
+    if modality == "fused" and not is_wish and model.image is None and request.image is None:
+        _checks.warn(f"The model {model.name!r} has no image tower: genes alone are embedded.")
+        modality = "gene"
+    tiles = None
+    if modality != "gene":
+        tiles = _tiles(adata, model, request)
+        by_default = modality == "fused" and not is_wish and not request.names_image
+        if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
+            tiles.close()
+            modality, tiles = "gene", None
+        elif not by_default:
+            warn_of_doubts(tiles.sections)
+    unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
+    if tiles is None and unused:
+        _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
+    return modality, tiles
+
+
+def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
+    """The embedding by a baseline, and its record."""
+    if request.resume is not None:
+        raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
+    values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
+    record = {"model": model, "precision": "float32", "genes": genes, "stampy": stampy.__version__, "modality": "gene",
+              "level": request.level}  # fmt: skip
+    return {"gene": values}, record
+
+
+def _by_model(
+    model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
+) -> tuple[Vectors, Record]:
+    """The vectors of a model's towers, and their record."""
+    tower = Tower(model, table.n_obs, request.precision)
+    record = _origin(model, tower, tiles, modality, request.level)
+    identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
+    parts = Parts(request.resume, identity)
+    found: Vectors = {}
+    if modality != "image":
+        found["gene"], record["genes"] = embed_genes(
+            tower, table, request.layer, request.level, request.batch_size, request.progress, parts
+        )
+    if tiles is not None:
+        with closing(tiles):
             found["image"] = stream_images(
                 tower,
                 tiles,
-                batch_size=batch_size,
-                n_workers=n_workers,
-                project=tower.projection("images", level),
-                progress=show_progress_bar,
+                batch_size=request.batch_size,
+                n_workers=request.n_workers,
+                project=tower.projection("images", request.level),
+                progress=request.progress,
                 parts=parts,
             )
-            tiles.close()
-    if around is not None:
-        record["context"] = f"{context}, {N_NEIGHBORS}"
-        found = {name: in_context(values, *around, normed=level == "embedding") for name, values in found.items()}
-    result = Result(key_added, record, obsm=_by_key(found, key_added))
-    return write(adata, result, copy=copy, table_key=table_key)
+    return found, record
 
 
-def _fitted(
-    model: str, table: AnnData, layer: str | None, library_key: str | None, resume: Any
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The embedding by a baseline, and its record."""
-    if resume is not None:
-        raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
-    values, genes = embed_pca(table, smoothed=model == "pca-smoothed", layer=layer, library_key=library_key)
-    return {"gene": values}, {"model": model, "precision": "float32", "genes": genes}
-
-
-def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: str, level: str) -> dict[str, Any]:
+def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: str, level: str) -> Record:
     """What of a record is known before the work; a run that goes on must have the same."""
-    record = {"stampy": stampy.__version__, "modality": modality, "level": level}
+    record: Record = {"stampy": stampy.__version__, "modality": modality, "level": level}
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
     return record if tiles is None else {**record, "tiles": tiles.provenance()}
 
 
-def _check_arguments(
-    modality: Any, level: Any, precision: Any, batch_size: Any, n_workers: Any, context: Any = None
-) -> None:
-    if context is not None:
-        _checks.one_of("context", context, ("neighbors",))
-    if modality is not None:
-        _checks.one_of("modality", modality, MODALITIES)
-    _checks.one_of("level", level, ("embedding", "feature"))
-    if precision is not None:
-        _checks.one_of("precision", precision, ("float32", "bfloat16"))
-    if batch_size is not None:
-        _checks.at_least("batch_size", batch_size, 1)
-    _checks.at_least("n_workers", n_workers, 1)
-
-
-def _modality_of(data: Any, table: AnnData, image: Any, layer: str | None) -> Modality:
-    """What there is: counts, an image, or both."""
-    libraries = _checks.library_images(table)
-    pictured = (
-        image is not None
-        or (is_spatialdata(data) and len(data.images) > 0)
-        or any(has_image(library) for library in libraries.values())
-    )
-    has_counts = table.n_vars > 0 and (table.X is not None or layer is not None)
-    if pictured and has_counts:
-        return "fused"
-    if pictured:
-        return "image"
-    _checks.not_empty(table)
-    return "gene"
-
-
-def _embeds(model: str | Path | Encoder) -> str | None:
-    """What a model embeds, if that is one thing; ValueError for those that embed no spots."""
-    if isinstance(model, models.Stamp):
-        return None
-    named = models.split_name(str(model)) if isinstance(model, str | Path) else None
-    card = models.card(named[0]) if named else getattr(model, "card", None)
-    if card is None:
-        return None
-    if card.modality == "slide":
-        raise ValueError(
-            f"{card.title} embeds slides, not spots. Embed the tiles by the encoder that it was trained with, then "
-            f"call `stampy.models.load_system({card.name!r}, path).embed_slide(features)`."
-        )
-    if card.modality == "predictor":
-        raise ValueError(f"{card.title} predicts expression and gives no embedding: see `stampy.models.Predictor`.")
-    return None if card.name == "stampy-mini" else card.modality
-
-
-def _agreed(asked: str | None, embeds: str | None, model: Any) -> Any:
-    """The modality that was asked for, or the only one that there is."""
-    if asked and embeds and asked != embeds:
-        name = getattr(model, "name", model)
-        raise ValueError(f"modality={asked!r} was asked for, but {name!r} embeds modality {embeds!r} alone.")
-    return asked or embeds
-
-
-def _loaded(model: str | Path | Encoder, device: Any) -> Encoder:
-    if isinstance(model, str | Path):
-        return models.load(model, device=device)
-    if not isinstance(model, Encoder):
-        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(model).__qualname__}.")
-    return model if device is None else model.to(device)
-
-
-def _tiles(adata: Any, model: Encoder, image: Any, image_key: Any, library_key: Any,
-           um_per_px: Any, spot_um: Any, table_key: str) -> TileSource:  # fmt: skip
+def _tiles(adata: Section, model: Encoder, request: Request) -> TileSource:
     if isinstance(model, models.Stamp) and model.image is None:
         raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
     return TileSource.open(
         adata,
         tile_um=model.tile_um,
         size_px=model.size_px,
-        image=image,
-        image_key=image_key,
-        library_key=library_key,
-        um_per_px=um_per_px,
-        spot_um=spot_um,
-        table_key=table_key,
+        image=request.image,
+        image_key=request.image_key,
+        library_key=request.library_key,
+        um_per_px=request.um_per_px,
+        spot_um=request.spot_um,
+        table_key=request.table_key,
     )
 
 
 def _too_coarse(tiles: TileSource) -> bool:
-    """Whether an image that nobody asked for is left out, with a warning: enlarged so, it blurs what the genes say."""
+    """Whether an image is left out, with a warning: enlarged so far, it blurs what the genes say."""
     across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
     if across >= MIN_ACROSS:
         return False
-    tiles.close()
     _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
         f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
+    )
+    return True
+
+
+def _no_histology(tiles: TileSource) -> bool:
+    """Whether an image without an explicit wish for it is left out, with a warning: it does not look like H&E."""
+    doubts = doubts_of(tiles.sections)
+    if not doubts:
+        return False
+    _checks.warn(
+        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        "modality='fused' takes this one all the same."
     )
     return True
 
@@ -342,4 +340,4 @@ def _by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
     vectors = list(found.values())
     whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
-    return {key: whole} | {f"{key}_{name}": values for name, values in found.items()}
+    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

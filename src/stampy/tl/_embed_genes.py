@@ -13,12 +13,14 @@ from stampy import _checks, models
 from stampy.pp import Vocabulary
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
-from ._cluster import smoothed as smooth
+from ._cluster import smoothed
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from stampy._section.section import Places
 
 __all__ = ["embed_genes", "embed_pca"]
 
@@ -73,26 +75,23 @@ def embed_genes(
     return values, record
 
 
-def embed_pca(
-    table: AnnData, *, smoothed: bool, layer: str | None, library_key: str | None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin."""
+def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin.
+
+    With the spots' places `around` each is the mean with those of its nearest spots.
+    """
     _checks.not_empty(table)
     if min(table.shape) < 3:
         raise ValueError(
             f"Principal components need at least 3 spots and 3 genes, found {table.n_obs} x {table.n_vars}."
         )
-    codes = xy = None
-    if smoothed:  # the checks come before the work
-        xy = _checks.coordinates(table)
-        codes, _ = _checks.libraries(table, library_key)
     source = source_of(layer)
     blocks = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
-    if smoothed:
-        values = smooth(values, xy, N_NEIGHBORS, codes)
+    if around is not None:
+        values = smoothed(values, around.xy, N_NEIGHBORS, around.codes)
     record = {"counts": source, "n_vars": table.n_vars, "n_genes": n_genes, "n_empty_spots": n_empty}
-    return values, record | ({"n_neighbors": N_NEIGHBORS} if smoothed else {})
+    return values, record | ({"n_neighbors": N_NEIGHBORS} if around is not None else {})
 
 
 def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, int]:
@@ -104,7 +103,7 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     empty = np.asarray(counts.sum(axis=1)).ravel() == 0
     if empty.any():
         _checks.warn(
-            f"{int(empty.sum())} of {len(empty)} spots have no counts; they are embedded as if no gene were there. "
+            f"{int(empty.sum())} of {len(empty)} spots have no counts; their gene vector is all zeros. "
             "Leave them out before clustering."
         )
     with warnings.catch_warnings():
@@ -119,4 +118,6 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     if n < 1:
         raise ValueError(f"Only {adata.n_vars} genes have counts: too few for principal components.")
     sc.pp.pca(adata, n_comps=n, random_state=0)
-    return np.ascontiguousarray(adata.obsm["X_pca"], dtype=np.float32), adata.n_vars, int(empty.sum())
+    values = np.ascontiguousarray(adata.obsm["X_pca"], dtype=np.float32)
+    values[empty] = 0
+    return values, adata.n_vars, int(empty.sum())

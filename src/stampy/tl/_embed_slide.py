@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from stampy._files import atomic
 from stampy.pp._slides import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
-from ._embed import _check_arguments, _loaded
+from ._encoders import loaded_model
+from ._request import check_running
 from ._resume import digest_of_model
 from ._stream import Tower, iter_images
 
@@ -120,12 +122,12 @@ def embed_slide(
     >>> adata.obsm["X_stamp"].shape[1], adata.uns["stamp"]["X_stamp"]["model"]
     (128, 'stampy-mini')
     """
-    _check_arguments("image", level, precision, batch_size, n_workers)
+    check_running(level, precision, batch_size, n_workers)
     _checks.at_least("chunk_size", chunk_size, 1)
     store = _target(store)
     image, owned = open_slide(slide)
     try:
-        loaded = _loaded(model, device)
+        loaded = loaded_model(model, device)
         if getattr(loaded, "image", loaded) is None or not hasattr(loaded, "image_features"):
             raise ValueError(f"The model {loaded.name!r} has no image tower. Use another model.")
         if tile_key is None and tile_um is None:
@@ -196,7 +198,14 @@ def _target(store: str | Path) -> Path:
     store = Path(store).expanduser()
     if not store.name.endswith(".zarr"):
         raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
+    partial = store.with_name(store.name + ".partial")
+    _checks.nameable(partial)
     _checks.writable(store.parent)
+    if partial.is_symlink() or (store.is_symlink() and not store.exists()):
+        link = partial if partial.is_symlink() else store
+        raise FileExistsError(
+            f"{str(link)!r} is a symbolic link to {os.readlink(link)!r}. Remove it, or write elsewhere."
+        )
     return store
 
 

@@ -16,8 +16,8 @@ from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
-from ._embed import BASELINES as PCA_MODELS
 from ._embed import embed, in_context
+from ._encoders import BASELINES as PCA_MODELS
 from ._label_free import MEASURES, Piece, scores_of_split
 from ._results import Result, write
 

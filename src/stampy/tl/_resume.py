@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stampy import _checks, _files
-from stampy._files import digest_of_tensors
+from stampy._files import DAMAGED, digest_of_tensors
 
 if TYPE_CHECKING:
     from stampy.models import Stamp
@@ -56,8 +55,12 @@ class Chunk:
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 key, done, values = str(file["key"]), file["done"], file["values"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("%s is damaged (%s) and made anew.", path, error)
+            if done.dtype != bool or done.ndim != 1 or values.dtype != np.float32 or values.ndim != 2:
+                raise ValueError(f"arrays of {done.dtype} {done.shape} and {values.dtype} {values.shape}")
+            if len(values) != len(done) or not np.isfinite(values).all():
+                raise ValueError("values that no model gave")
+        except DAMAGED as error:
+            _checks.warn(f"{str(path)!r} is damaged ({str(error) or type(error).__name__:.200}) and made anew.")
             return
         if key != self.key or len(done) != n:
             raise ValueError(

@@ -14,7 +14,7 @@ from stampy import _checks, _keys, models
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
-from ._embed import _loaded
+from ._encoders import loaded_model
 from ._results import Result, write
 from ._shared_space import check_model, space_of
 
@@ -115,7 +115,7 @@ def score(
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
     sections, _ = _checks.libraries(table, library_key)
-    loaded = _loaded(model, device)
+    loaded = loaded_model(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
     space = space_of(table, embedding_key, modality)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from stampy import _checks
 from stampy._files import digest_of_arrays
+from stampy.pp._bag import weighted_bag
 from stampy.pp._counts import CHUNK, checked_rows
 from stampy.pp._tokens import iter_tokens
 
@@ -60,6 +61,18 @@ class Tower:
     def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`function`, compiled where that pays."""
         return torch.compile(function, dynamic=True) if self._compiled else function
+
+    def bag_features(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """From tokens (B, L) to features (B, D) of a bag encoder by a compiled loop; None where torch has to do it.
+
+        On the CPU torch would spend most of its time on moving (B, L, D) tensors through memory.
+        """
+        encoder = self.model.gene
+        if encoder.config.pooling != "bag" or self.device.type != "cpu" or self.precision != "float32":
+            return None
+        table = encoder.embeddings.weight.detach().numpy()
+        gate = encoder.rank_gate.detach().numpy() if encoder.config.rank_gate else None
+        return partial(weighted_bag, table=table, gate=gate, share=float(encoder.config.max_tokens))
 
     def projection(self, what: Literal["genes", "images"], level: str) -> Callable[[Tensor], Tensor]:
         """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
@@ -106,6 +119,7 @@ def stream_genes(
     parts = parts or Parts()
     encoder = tower.model.gene
     features = tower.compiled(encoder.features)
+    bag = tower.bag_features()
     n, out = counts.shape[0], None
     with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
         for start, tokens in iter_tokens(
@@ -114,13 +128,17 @@ def stream_genes(
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
             with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
-                for batch in _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
+                whole = [order] if bag is not None and batch_size is None else None
+                for batch in whole or _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
                     if chunk.has(batch):
                         values = chunk.values[batch]
                     else:
-                        cut = max(int(lengths[batch].max()), 1)
-                        ids = torch.from_numpy(np.ascontiguousarray(tokens[batch, :cut])).to(tower.device)
-                        values = tower.checked(project(features(ids)))
+                        cut = np.ascontiguousarray(tokens[batch, : max(int(lengths[batch].max()), 1)])
+                        if bag is None:
+                            outputs = features(torch.from_numpy(cut).to(tower.device))
+                        else:
+                            outputs = torch.from_numpy(bag(cut))
+                        values = tower.checked(project(outputs))
                         chunk.put(batch, values)
                     if out is None:
                         out = np.zeros((n, values.shape[1]), dtype=np.float32)

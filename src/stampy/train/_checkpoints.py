@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 import stampy
 from stampy import _checks
-from stampy._files import atomic
+from stampy._files import DAMAGED, atomic, seal, sealed
 
 from ._config import FREE
 
@@ -133,6 +133,7 @@ def save_state(path: Path, state: State) -> None:
             except RuntimeError as error:  # what torch makes of a write that failed
                 raise (writer.failed or error) from error
             os.fsync(file.fileno())
+            seal(temporary)
     except OSError as error:
         raise no_space(error, path) from error
 
@@ -173,20 +174,49 @@ def no_space(error: OSError, path: Path) -> OSError:
 
 def newest(out: Path) -> State | None:
     """The newest state that is whole; one that is damaged is left out with a warning."""
-    for path in sorted(out.glob("checkpoint-*.ckpt"), reverse=True):
-        if _whole(path):
+    paths = sorted(out.glob("checkpoint-*.ckpt"), reverse=True)
+    for left, path in zip(reversed(range(len(paths))), paths, strict=True):
+        try:
+            state = _read(path)
+        except DAMAGED as error:
+            then = "going on from the checkpoint before it" if left else "the run starts anew: it was the only one"
+            _checks.warn(f"{str(path)!r} is damaged; {then} ({str(error) or type(error).__name__:.200}).")
+        else:
             logger.info("Going on from %s", path)
-            return torch.load(path, map_location="cpu", weights_only=True)
-        _checks.warn(f"{str(path)!r} is damaged; going on from the checkpoint before it.")
+            return state
     return None
 
 
-def _whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None  # reads it all, against its checksums
-    except zipfile.BadZipFile:
-        return False
+def _read(path: Path) -> State:
+    """A checkpoint, every byte compared with its SHA-256 or, where it is from before these, with its checksums."""
+    whole = sealed(path)
+    if whole is False:
+        raise ValueError("its SHA-256 is another")
+    if whole is None:
+        _check_archive(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
+        raise ValueError("it holds no state of a run")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Raise unless the ZIP archive is whole: its members by their checksums, its directory by their own headers.
+
+    torch believes the directory, and takes memory that it never fills where the directory names other sizes.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad!r} is another")
+        for member in archive.infolist():
+            file.seek(member.header_offset)
+            header = file.read(30)
+            name = file.read(int.from_bytes(header[26:28], "little"))
+            method = int.from_bytes(header[8:10], "little")
+            if (name != member.orig_filename.encode() or method != zipfile.ZIP_STORED) or (
+                member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size
+            ):
+                raise ValueError(f"the directory's entry of {member.filename!r} is wrong")
 
 
 def prune(out: Path, keep: int) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
 from stampy._section.links import refuse_links
+from stampy._section.looks import doubts_of
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -221,6 +222,10 @@ def prepare(
         if tower is not None:
             said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
             source = TileSource.open(adata, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            for doubt in doubts_of(source.sections):
+                _checks.warn(
+                    f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."
+                )
         return TrainingSection(
             name=section.name,
             xy=_checks.coordinates(adata),

@@ -24,6 +24,7 @@ import numpy as np
 from stampy import _checks, _files, _keys, _utils
 from stampy._section.boxes import choose_cells
 from stampy._section.libraries import has_image
+from stampy._section.looks import warn_of_doubts
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
 from stampy.pp._neighborhoods import group_spots
@@ -203,7 +204,7 @@ def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):
         return None
-    return TileSource.open(
+    source = TileSource.open(
         data,
         tile_um=settings["tile_um"],
         size_px=settings["size_px"],
@@ -211,6 +212,8 @@ def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any
         um_per_px=section.um_per_px,
         spot_um=section.spot_um,
     )
+    warn_of_doubts(source.sections)
+    return source
 
 
 def _coordinates(table: AnnData, source: TileSource | None) -> np.ndarray:

@@ -1,0 +1,143 @@
+"""Files and stores of AnnData: .h5ad, .zarr, .zarr.zip, with the counts in memory or left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stampy import _checks, _keys
+from stampy._io.parts import hdf5, reading
+
+if TYPE_CHECKING:
+    import h5py
+    import zarr
+    from anndata import AnnData
+
+__all__ = [
+    "ELEMENTS",
+    "MARKS",
+    "hdf5_kind",
+    "is_zarr",
+    "read_backed",
+    "read_group",
+    "read_h5ad",
+    "read_zarr",
+    "zarr_kind",
+]
+
+MARKS = ("zarr.json", ".zgroup", ".zattrs")
+_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+ELEMENTS = ("images", "labels", "points", "shapes")
+# where packages put coordinates that stampy looks for in obsm["spatial"]
+_IN_OBSM = ("X_spatial", "spatial_fullres", "X_Spatial", "Spatial", "spatial_coords", "coordinates")
+_IN_OBS = (("imagecol", "imagerow"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("sdimx", "sdimy"), ("x", "y"),
+           ("x_centroid", "y_centroid"), ("center_x", "center_y"),
+           ("CenterX_global_px", "CenterY_global_px"))  # fmt: skip
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether the folder is a zarr store."""
+    return any((path / mark).is_file() for mark in MARKS)
+
+
+def zarr_kind(path: Path) -> str:
+    """What a zarr store holds: "SpatialData", "MuData", "zarr" (AnnData), "image", or "" where it is none of these."""
+    import zarr
+
+    with reading(path):
+        group = zarr.open(path, mode="r")
+        if not isinstance(group, zarr.Group):
+            return ""
+        return _kind(group, path.name)
+
+
+def _kind(group: Any, name: str) -> str:
+    keys, attrs = set(group.keys()), dict(group.attrs)
+    if "spatialdata_attrs" in attrs or (keys & set(ELEMENTS) and keys & {"tables", "table"} and "obs" not in keys):
+        return "SpatialData"  # before 0.2 the root had no attributes
+    if attrs.get("encoding-type") == "MuData" or ("mod" in keys and "X" not in keys):
+        return "MuData"
+    if {"obs", "var"} <= keys:
+        return "zarr"
+    image = {"multiscales", "bioformats2raw.layout", "omero", "ome", "plate"} & set(attrs) or keys & set(ELEMENTS)
+    return "image" if image or ".ome.zarr" in name.lower() else ""
+
+
+def hdf5_kind(path: Path) -> str:
+    """What an HDF5 file holds, whatever its name; "" where it is none that is known."""
+    with hdf5(path) as file:
+        keys = set(file)
+        if "matrix" in keys:
+            return "loom" if "row_attrs" in keys else "10x .h5"
+        if "mod" in keys:
+            return "MuData"
+        if "assays" in keys and "cell.names" in keys:
+            return "h5Seurat"
+        if {"geneExp", "cellBin"} & keys:
+            return "Stereo-seq .gef"
+        if {"obs", "var"} <= keys or "X" in keys:
+            return "h5ad"
+        return "10x .h5" if any("gene_names" in file[k] for k in keys if hasattr(file[k], "keys")) else ""
+
+
+def read_h5ad(path: Path, *, backed: bool) -> AnnData:
+    """An .h5ad of any version of anndata."""
+    import anndata
+
+    with reading(path):
+        adata = anndata.read_h5ad(path, backed="r" if backed else None)
+    _say_where_coordinates_are(adata, path)
+    return adata
+
+
+def read_zarr(path: Path, *, backed: bool) -> AnnData:
+    """The AnnData of a store, zarr v2 or v3."""
+    import anndata
+    import zarr
+
+    with reading(path):
+        adata = read_backed(zarr.open_group(path, mode="r")) if backed else anndata.read_zarr(path)
+    _say_where_coordinates_are(adata, path)
+    return adata
+
+
+def read_group(group: h5py.Group | zarr.Group) -> AnnData:
+    """An AnnData inside another file, in memory."""
+    import anndata
+
+    if group.attrs.get("encoding-type") == "anndata":
+        return anndata.io.read_elem(group)
+    parts = {key: anndata.io.read_elem(group[key]) for key in ("X", "layers", *_SMALL) if key in group}
+    return anndata.AnnData(parts.pop("X", None), **parts)
+
+
+def read_backed(group: zarr.Group) -> AnnData:
+    """An AnnData whose matrices stay in the store (`raw` is left out: nothing of stampy reads it)."""
+    import anndata
+
+    parts = {key: anndata.io.read_elem(group[key]) for key in _SMALL if key in group}
+    layers = {key: _on_disk(group["layers"][key]) for key in group["layers"]} if "layers" in group else {}
+    return anndata.AnnData(_on_disk(group["X"]) if "X" in group else None, layers=layers, **parts)
+
+
+def _on_disk(element: Any) -> Any:
+    """A matrix that is read by rows."""
+    import anndata
+    import zarr
+
+    if isinstance(element, zarr.Array):
+        return element
+    return anndata.io.sparse_dataset(element)
+
+
+def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
+    """A table without ``obsm["spatial"]`` may have coordinates elsewhere; which are right, the user knows."""
+    if _keys.SPATIAL in adata.obsm:
+        return
+    found = [f"adata.obsm[{key!r}]" for key in _IN_OBSM if key in adata.obsm]
+    found += [f"adata.obs[{list(xy)}].to_numpy()" for xy in _IN_OBS if set(xy) <= set(adata.obs)]
+    if found:
+        _checks.warn(
+            f"{path.name!r} has no obsm['spatial']. If these are px of the full-resolution image, set "
+            f"`adata.obsm['spatial'] = {found[0]}`."
+        )

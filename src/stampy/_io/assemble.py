@@ -1,0 +1,183 @@
+"""Counts and positions put together as a section: barcodes matched tolerantly, what is left over counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _keys
+from stampy._io.counts import Counts, unique_names
+from stampy._io.parts import Parts, reading, refuse, unpacked
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["add_library", "picture", "pictures", "placed", "refer_to_image", "unplaced"]
+
+IN_TISSUE = "in_tissue"
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_SUFFIX = re.compile(r"-\d+$")  # of the GEM well
+_SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
+
+
+def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positions_name: str) -> AnnData:
+    """An AnnData of the spots that have counts and a position (`positions`: by barcode, with columns ``x`` and ``y``).
+
+    Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots of one table that the
+    other lacks are left out, with their number. The columns of `positions` but x and y become ``obs``.
+    """
+    import anndata
+
+    positions = _one_each(positions, positions_name)
+    rows = _matched(pd.Index(counts.barcodes), positions.index, counts_name, positions_name)
+    kept = np.flatnonzero(rows >= 0)
+    if not len(kept):
+        raise refuse(
+            f"None of the {len(counts.barcodes)} barcodes of {counts_name} (such as {counts.barcodes[:1]}) is in "
+            f"{positions_name} (such as {list(positions.index[:1])}). Counts and positions are of different sections."
+        )
+    if len(kept) < len(rows):
+        first = counts.barcodes[int(np.argmax(rows < 0))]
+        _checks.warn(
+            f"{len(rows) - len(kept)} of {len(rows)} spots of {counts_name} have no position in {positions_name} "
+            f"(first: {first!r}) and are left out. Are the files of one section?"
+        )
+    spots = positions.iloc[rows[kept]]
+    xy = _numbers(spots, positions_name)
+    _say_without_counts(positions, rows, counts_name)
+    x = counts.x if len(kept) == len(rows) else counts.x[kept]
+    obs = spots.drop(columns=["x", "y"])
+    obs.index = _unique([counts.barcodes[i] for i in kept], counts_name)
+    adata = anndata.AnnData(x, obs=obs, var=counts.var)
+    adata.obsm[_keys.SPATIAL] = xy
+    return adata
+
+
+def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
+    """An AnnData of counts alone, with a warning that says what its lack of positions means."""
+    import anndata
+
+    _checks.warn(f"{name}: {why} The section has genes, but no positions and no image.")
+    obs = pd.DataFrame(index=_unique(counts.barcodes, name))
+    return anndata.AnnData(counts.x, obs=obs, var=counts.var)
+
+
+def _unique(barcodes: list[str], name: str) -> pd.Index:
+    index = pd.Index(barcodes, dtype=object)
+    n = int(index.duplicated().sum())
+    if n:
+        _checks.warn(
+            f"{n} barcodes of {name} stand there more than once; each row is kept, with -1, -2, ... at its name. Were "
+            "several sections put together?"
+        )
+        return unique_names(index)
+    return index
+
+
+def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One position for each barcode: a line that is there twice counts once."""
+    if positions.index.is_unique:
+        return positions
+    once = positions[~positions.reset_index().duplicated().to_numpy()]
+    twice = once.index[once.index.duplicated()]
+    if len(twice):
+        raise refuse(
+            f"{len(twice)} barcodes have several positions in {name} (first: {twice[0]!r}). It holds several sections; "
+            "read them one by one."
+        )
+    return once
+
+
+def _matched(barcodes: pd.Index, known: pd.Index, counts_name: str, positions_name: str) -> np.ndarray:
+    """The row of each barcode in the positions, -1 where there is none."""
+    rows = known.get_indexer(barcodes)
+    for words, key in (("without the suffix -1, -2, ...", _plain), ("by their sequence alone", _sequence)):
+        if (rows >= 0).all() or (rows >= 0).sum() * 2 > len(rows):  # some lack a position: nothing to do with names
+            return rows
+        ours, theirs = barcodes.map(key), known.map(key)
+        if not theirs.is_unique or not ours.is_unique:
+            continue
+        found = theirs.get_indexer(ours)
+        if (found >= 0).sum() > (rows >= 0).sum():
+            _checks.warn(
+                f"{int((found >= 0).sum())} barcodes of {counts_name} and {positions_name} were matched {words} "
+                f"({barcodes[int(np.argmax(found >= 0))]!r} and {known[found[int(np.argmax(found >= 0))]]!r})."
+            )
+            rows = found
+    return rows
+
+
+def _plain(barcode: str) -> str:
+    return _SUFFIX.sub("", str(barcode))
+
+
+def _sequence(barcode: str) -> str:
+    found = _SEQUENCE.findall(str(barcode))
+    return found[0] if len(found) == 1 else str(barcode)
+
+
+def _numbers(spots: pd.DataFrame, name: str) -> np.ndarray:
+    try:
+        xy = spots[["x", "y"]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise refuse(f"The positions in {name} are no numbers ({error}).") from error
+    bad = int((~np.isfinite(xy)).any(axis=1).sum())
+    if bad:
+        raise refuse(f"{bad} of {len(xy)} spots have a missing or infinite position in {name}.")
+    return xy
+
+
+def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: str) -> None:
+    """Spots under tissue that the table of counts lacks."""
+    left = np.ones(len(positions), dtype=bool)
+    left[rows[rows >= 0]] = False
+    if IN_TISSUE in positions:
+        left &= positions[IN_TISSUE].to_numpy() == 1
+    if left.any():
+        under = " under tissue" if IN_TISSUE in positions else ""
+        _checks.warn(
+            f"{int(left.sum())} spots{under} have no counts in {counts_name} (first: "
+            f"{positions.index[int(np.argmax(left))]!r}) and are left out."
+        )
+
+
+def picture(path: Path) -> np.ndarray:
+    """A PNG, JPEG or TIFF, gzipped or not, as (h, w, 3) uint8."""
+    from stampy._section.image import SlideImage
+
+    with unpacked(path) as plain, reading(path), SlideImage.open(plain) as image:
+        height, width = image.shape
+        return image.read(0, 0, width, height)
+
+
+def pictures(parts: Parts, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
+    """The reduced images of Space Ranger that are there."""
+    paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
+    return {kind: picture(path) for kind, path in paths.items() if path is not None}
+
+
+def add_library(
+    adata: AnnData, name: str, scalefactors: Mapping[str, float], images: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Write ``uns["spatial"][name]`` and return it."""
+    library: dict[str, Any] = {"images": images or {}, "scalefactors": dict(scalefactors), "metadata": {}}
+    adata.uns[_keys.UNS_SPATIAL] = {name: library}
+    return library
+
+
+def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
+    """Note where the full-resolution image is, as scanpy does; `stampy.tl.embed` opens it when it needs it."""
+    path = _checks.existing(path, what="image file").resolve()
+    libraries = adata.uns.setdefault(_keys.UNS_SPATIAL, {name: {"images": {}, "scalefactors": {}}})
+    if len(libraries) != 1:
+        raise ValueError(
+            f"One `image` was given for {len(libraries)} sections ({_checks.shortlist(libraries)}); "
+            "give one for each to `stampy.tl.embed(adata, image={...})`."
+        )
+    library = next(iter(libraries.values()))
+    library["metadata"] = {**library.get("metadata", {}), _keys.SOURCE_IMAGE: str(path)}

@@ -1,0 +1,166 @@
+"""Tables as text: any separator, quotes, byte order mark, line ends; tables of counts block by block, never dense."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from scipy import sparse
+
+from stampy._io.counts import as_counts
+from stampy._io.parts import opened, reading, refuse
+
+__all__ = ["ENDINGS", "Layout", "Wide", "layout_of", "rows_of", "table", "wide_counts"]
+
+ENDINGS = (".csv", ".tsv", ".txt", ".tab")
+_HEAD = 2**16
+_BLOCK = 2**25  # values of a table of counts that are dense at a time
+_BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class Layout(NamedTuple):
+    """How a table is written, seen from its first lines."""
+
+    separator: str
+    encoding: str
+    comments: int  # lines before the header
+    header: list[str]  # its first line, as it stands
+    row: list[str]  # its second; empty where there is none
+
+    @property
+    def named(self) -> list[str]:
+        """The names of the columns; R leaves out that of the first."""
+        return ["", *self.header] if len(self.row) == len(self.header) + 1 else self.header
+
+    @property
+    def decimal(self) -> str:
+        """The decimal mark: a comma only where columns are parted by semicolons."""
+        return (
+            ","
+            if self.separator == ";" and any(_is_number(v.replace(",", ".")) and "," in v for v in self.row)
+            else "."
+        )
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name is that of a table."""
+    name = path.name.lower().removesuffix(".gz")
+    return path.is_file() and name.endswith(ENDINGS)
+
+
+def layout_of(path: Path, *, comment: str = "#") -> Layout:
+    """Separator, encoding, header and first line of a table; ValueError where it is no text or empty."""
+    with reading(path), opened(path) as stream:
+        head = stream.read(_HEAD)
+        while head and b"\n" not in head and (more := stream.read(2**20)):  # a header of 20,000 genes is long
+            head += more
+        if head.count(b"\n") == 1 or not head.endswith(b"\n"):
+            head += stream.readline()
+    encoding = next((e for bom, e in _BOMS.items() if head.startswith(bom)), "utf-8")
+    with reading(path):
+        lines = head.decode(encoding, errors="strict" if encoding == "utf-8" else "ignore").splitlines()
+    comments = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith(comment)), len(lines))
+    lines = [line for line in lines[comments:] if line.strip()][:2]
+    if not lines or "\0" in lines[0]:
+        raise refuse(f"{str(path)!r} is no table: it is empty or no text.")
+    separator = _separator(lines[-1] if len(lines) == 2 else lines[0])
+    rows = [_split(line, separator) for line in lines]
+    if len(rows) == 2 and len(rows[1]) == len(rows[0]) + 1 and not rows[1][-1]:
+        rows[1].pop()  # lines end with a separator
+    return Layout(separator, encoding, comments, rows[0], rows[1] if len(rows) == 2 else [])
+
+
+def _separator(line: str) -> str:
+    counts = {s: line.count(s) for s in ("\t", ";", ",")}
+    if ";" in line and counts[","] and counts[";"] >= counts[","]:
+        return ";"  # commas are decimal marks
+    best = max(counts, key=lambda s: counts[s])
+    return best if counts[best] else (r"\s+" if " " in line.strip() else ",")
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if separator == r"\s+":
+        return [v.strip("\"'") for v in line.split()]
+    return [v.strip() for v in next(csv.reader([line], delimiter=separator))]
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def headed(layout: Layout) -> bool:
+    """Whether the first line is a header: it has no number where the second has one."""
+    return not any(_is_number(v) for v in layout.header[1:]) if len(layout.header) > 1 else True
+
+
+def table(path: Path, **options: Any) -> pd.DataFrame:
+    """A table by its ending and content: .parquet, or text of any layout, with its header."""
+    if path.name.lower().endswith(".parquet"):
+        with reading(path):
+            return pd.read_parquet(path)
+    layout = layout_of(path)
+    return read_text(path, layout, names=layout.named, skip=layout.comments + 1, **options)
+
+
+def read_text(path: Path, layout: Layout, *, names: Sequence[Any] | None, skip: int, **options: Any) -> Any:
+    """Pandas' reader with the layout of the table."""
+    with reading(path), opened(path) as stream:
+        return pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None, skiprows=skip,
+                           names=names, decimal=layout.decimal, index_col=False, low_memory=False,
+                           **options)  # fmt: skip
+
+
+def rows_of(path: Path) -> pd.DataFrame:
+    """A table of names without a header (barcodes, features), all text, columns by number."""
+    with reading(path), opened(path) as stream:
+        return pd.read_csv(stream, sep="\t", header=None, keep_default_na=False, dtype=str, encoding="utf-8-sig")
+
+
+class Wide(NamedTuple):
+    """A table of counts: rows by columns, their names, and the columns that hold no counts."""
+
+    x: sparse.csr_matrix
+    rows: list[str]
+    columns: list[str]
+    keys: pd.DataFrame
+
+
+def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True) -> Wide:
+    """A table of counts as CSR; `keys` name columns that hold no counts (without any: the first holds the rows' names).
+
+    Whole numbers become int32, fractions are kept with a warning, or refused.
+    """
+    layout = layout_of(path)
+    names = layout.named
+    if len(names) < 2 or not layout.row:
+        raise refuse(f"{str(path)!r} is no table of counts: it has {len(names)} columns and no more than a header.")
+    aside = [names.index(k) for k in keys] if keys else [0]
+    counted = [i for i in range(len(names)) if i not in aside]
+    blocks, found = [], []
+    with reading(path), opened(path) as stream:
+        reader = pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None,
+                             names=range(len(names)), skiprows=layout.comments + 1, decimal=layout.decimal,
+                             index_col=False,
+                             chunksize=max(_BLOCK // len(names), 64), dtype=dict.fromkeys(aside, str),
+                             keep_default_na=True, na_filter=True, low_memory=False)  # fmt: skip
+        for block in reader:
+            values = block[counted]
+            text = [names[c] for c, kind in values.dtypes.items() if kind.kind not in "iufb"]
+            if text:
+                raise refuse(f"{str(path)!r} has text in the column {text[0]!r} where counts were expected.")
+            dense = values.to_numpy()
+            blocks.append(sparse.csr_matrix(dense))
+            found.append(block[aside])
+    if not blocks:
+        raise refuse(f"{str(path)!r} has no rows of counts.")
+    x = sparse.vstack(blocks, format="csr") if len(blocks) > 1 else blocks[0]
+    x = sparse.csr_matrix((as_counts(x.data, path, fractions=fractions), x.indices, x.indptr), shape=x.shape)
+    left = pd.concat(found, ignore_index=True).set_axis([names[i] for i in aside], axis=1)
+    return Wide(x, left.iloc[:, 0].astype(str).tolist(), [names[i] for i in counted], left)

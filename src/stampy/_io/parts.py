@@ -1,0 +1,269 @@
+"""Every file that a reader touches is found, listed and opened here: any prefix, .gz, bounds, errors of one kind."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import re
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from stampy import _checks
+from stampy._section.links import refuse_links_h5, refuse_links_zarr
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["Parts", "hdf5", "json_of", "listed", "listing", "opened", "reading", "refuse", "unpacked", "unzipped"]
+
+MOST_UNPACKED = 2**30  # bytes that any compressed file may unpack to ...
+MOST_RATIO = 500  # ... and more only in this proportion to its size: tables of counts are mostly zeros
+MOST_MEMBERS = 1_000_000
+_BETWEEN = "_-. "  # between a prefix such as GSM123_S1 and the name of a part
+_LONGEST = 300  # of another package's message in ours
+
+
+def refuse(message: str) -> ValueError:
+    """An error in stampy's own words, which `reading` passes on as it is."""
+    error = ValueError(message)
+    error.stampy = True  # type: ignore[attr-defined]
+    return error
+
+
+class reading:
+    """A context in which one ValueError names the file, whatever the package that reads its format raises."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Put an error of another package into words that name the file; stampy's own are passed on."""
+        if not isinstance(error, Exception) or isinstance(error, Warning):
+            return
+        worded = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
+        if worded and type(error).__module__.split(".")[0] in ("builtins", "stampy"):
+            return
+        raise refuse(
+            f"{str(self.path)!r} can't be read: it is truncated, damaged or of another format ({_short(error)})."
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+    return text or type(error).__name__
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, by name; hidden entries are left out."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def listing(folder: Path, n: int = 12) -> str:
+    """What is in a folder, for an error message."""
+    return _checks.shortlist([p.name + ("/" if p.is_dir() else "") for p in listed(folder)], n)
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that unpacks; it ends with an error where a small file becomes a huge one."""
+
+    def __init__(self, stream: IO[bytes], path: Path):
+        self._stream, self._path, self._left = stream, path, _most(path.stat().st_size)
+
+    def readable(self) -> bool:
+        """As of every stream that is read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of every stream that is read."""
+        n = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        self._left -= n
+        if self._left < 0:
+            raise _too_large(self._path)
+        return n
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._stream.close()
+        super().close()
+
+
+def _most(packed: int) -> int:
+    return MOST_UNPACKED + MOST_RATIO * packed
+
+
+def _too_large(path: Path) -> ValueError:
+    return refuse(f"{str(path)!r} unpacks to far more than files of its size hold; it is not read.")
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file to be read as bytes; what is gzipped, is unpacked (also without .gz at its end)."""
+    if not _is_gzip(path):
+        return path.open("rb")
+    return io.BufferedReader(_Bounded(gzip.open(path), path), 2**20)
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def json_of(path: Path) -> Any:
+    """The content of a .json or .json.gz."""
+    with reading(path), opened(path) as stream:
+        return json.loads(stream.read().decode("utf-8-sig"))
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The file, or where it is gzipped a temporary copy that is not; for packages that want a path."""
+    if not _is_gzip(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="stampy-") as folder:
+        name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+        target = Path(folder) / name
+        with reading(path), opened(path) as stream, target.open("wb") as out:
+            while block := stream.read(2**22):
+                out.write(block)
+        yield target
+
+
+@contextlib.contextmanager
+def unzipped(path: Path) -> Iterator[Path]:
+    """A temporary folder with what a .zip or .tar.gz holds: bounded, ordinary files only, none outside of it."""
+    with tempfile.TemporaryDirectory(prefix="stampy-") as folder:
+        target = Path(folder)
+        with reading(path):
+            _unzip(path, target) if zipfile.is_zipfile(path) else _untar(path, target)
+            refuse_links_zarr(target)
+        yield target
+
+
+def _unzip(path: Path, target: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_members(path, [(m.filename, m.file_size) for m in members])
+        for member in members:
+            archive.extract(member, target)  # never reads beyond the size that it declares
+
+
+def _untar(path: Path, target: Path) -> None:
+    with opened(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        sizes = []
+        for member in archive:
+            sizes.append((member.name, member.size))
+            _check_members(path, sizes[-1:] if len(sizes) <= MOST_MEMBERS else sizes)
+            if member.isfile():
+                archive.extract(member, target, filter="data")
+
+
+def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
+    if len(members) > MOST_MEMBERS or sum(size for _, size in members) > _most(path.stat().st_size):
+        raise _too_large(path)
+    for name, _ in members:
+        place = PurePosixPath(name.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or re.match(r"[A-Za-z]:", name):
+            raise refuse(f"{str(path)!r} holds the name {name!r}, which lies outside of the archive; it is not read.")
+
+
+@contextlib.contextmanager
+def hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, gzipped as a whole or not."""
+    import h5py
+
+    with unpacked(path) as plain, reading(path):
+        refuse_links_h5(plain)
+        with h5py.File(plain, "r") as file:
+            yield file
+
+
+class Parts:
+    """The files of one section, by the names that their platform gives them.
+
+    A part is found whatever stands in front of its name (``GSM123_S1_``), gzipped or not, in the order of names and
+    folders; a name without anything in front wins. Where the files of several sections lie in one folder, `prefix`
+    tells whose are wanted.
+    """
+
+    def __init__(self, *folders: Path, prefix: str | None = None):
+        self.folders = [f for f in dict.fromkeys(folders) if f.is_dir()]
+        self.prefix = prefix
+        self._entries = [listed(folder) for folder in self.folders]
+
+    def all(self, *names: str) -> list[tuple[str, Path]]:
+        """Every file or folder of one of the names, as (prefix, path), the best first."""
+        found = []
+        for name in names:
+            for entries in self._entries:
+                hits = [(p, path) for path in entries if (p := _prefix(path.name, name)) is not None]
+                found += sorted(hits, key=lambda hit: (bool(hit[0]), hit[1].name.lower().endswith(".gz"), hit[1].name))
+        return found
+
+    def find(self, *names: str) -> Path | None:
+        """The first that fits; ValueError where it can't be told which section is meant."""
+        for name in names:
+            for entries in self._entries:
+                hits = {}
+                for path in entries:
+                    prefix = _prefix(path.name, name)
+                    if prefix is not None and _go_together(prefix, self.prefix):
+                        hits.setdefault(prefix, []).append(path)
+                if hits:
+                    return self._best(hits, entries[0].parent)
+        return None
+
+    def _best(self, hits: dict[str, list[Path]], folder: Path) -> Path:
+        for prefix in (self.prefix or "", ""):
+            if prefix in hits:
+                return min(hits[prefix], key=lambda p: len(p.name))
+        if len(hits) > 1:
+            raise refuse(
+                f"{str(folder)!r} has the files of several sections: {_checks.shortlist(sorted(hits))}. Give "
+                f"`stampy.read` the file of counts of one, such as {next(iter(hits.values()))[0].name!r}, or put each "
+                "section into a folder of its own."
+            )
+        return min(next(iter(hits.values())), key=lambda p: len(p.name))
+
+    def need(self, *names: str, looked_for: str) -> Path:
+        """As `find`; FileNotFoundError where there is none."""
+        found = self.find(*names)
+        if found is None:
+            seen = "; ".join(f"{folder.name}/: {listing(folder)}" for folder in self.folders)
+            raise FileNotFoundError(
+                f"None of {_checks.shortlist(names)} was found in {str(self.folders[0])!r}. {looked_for} Found: {seen}."
+            )
+        return found
+
+    def of(self, path: Path, *names: str) -> Parts:
+        """The parts that belong to `path`, one of `names`."""
+        prefix = next((p for name in names if (p := _prefix(path.name, name)) is not None), None)
+        return Parts(*self.folders, prefix=prefix)
+
+
+def _prefix(filename: str, name: str) -> str | None:
+    """What stands in front of `name` in a file's name; None where it is another part."""
+    low = filename.lower()
+    for end in (name.lower(), name.lower() + ".gz"):
+        if low.endswith(end):
+            prefix = filename[: len(filename) - len(end)]
+            if not prefix or prefix[-1] in _BETWEEN:
+                return prefix.rstrip(_BETWEEN)
+    return None
+
+
+def _go_together(one: str, other: str | None) -> bool:
+    """Whether two prefixes can be of one section: the same, or one is a part of the other (S1, GSM123_S1)."""
+    if not one or not other:
+        return True
+    short, long = sorted((re.split(r"[_\-. ]+", one), re.split(r"[_\-. ]+", other)), key=len)
+    return any(long[i : i + len(short)] == short for i in range(len(long) - len(short) + 1))

@@ -1,0 +1,104 @@
+"""What `tl.embed` was asked for: typed, and checked as far as that goes without the section and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from stampy import _checks, _keys
+from stampy._section.pictures import Wishes
+
+if TYPE_CHECKING:
+    from stampy._section.section import ImageSource
+
+__all__ = ["Level", "Modality", "Precision", "Request"]
+
+Modality: TypeAlias = Literal["gene", "image", "fused"]
+Level: TypeAlias = Literal["embedding", "feature"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+MODALITIES = ("gene", "image", "fused")
+BY_SECTION = ("image", "image_key", "um_per_px")  # may be given by section
+OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
+OF_GENES = ("layer",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Arguments of `stampy.tl.embed`, which describes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value that can't be, arguments that conflict or have no effect.
+    FileNotFoundError
+        There is no such image.
+    """
+
+    modality: Modality | None = None
+    image: ImageSource | Mapping[str, ImageSource] | None = None
+    image_key: str | Mapping[str, str] | None = None
+    library_key: str | None = None
+    table_key: str = _keys.TABLE
+    layer: str | None = None
+    um_per_px: float | Mapping[str, float] | None = None
+    spot_um: float | None = None
+    level: Level = "embedding"
+    context: Literal["neighbors"] | None = None
+    batch_size: int | None = None
+    n_workers: int = 1
+    precision: Precision | None = None
+    progress: bool = True
+    key_added: str = _keys.EMBEDDING
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.modality is not None:
+            _checks.one_of("modality", self.modality, MODALITIES)
+        if self.context is not None:
+            _checks.one_of("context", self.context, ("neighbors",))
+        check_running(self.level, self.precision, self.batch_size, self.n_workers)
+        Wishes(self.image, self.image_key, self.um_per_px, self.spot_um)  # checks them
+        for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
+            if isinstance(image, str | Path):
+                _checks.existing(image, what="image")
+        if self.modality is not None:
+            self.check_effect(self.modality)
+
+    @property
+    def names_image(self) -> bool:
+        """Whether the user said which image to use."""
+        return self.image is not None or self.image_key is not None
+
+    def check_effect(self, modality: Modality) -> None:
+        """Raise ValueError for arguments that have no effect on the embedding of a modality that was asked for."""
+        useless = {"gene": OF_IMAGES, "image": OF_GENES}.get(modality, ())
+        given = [name for name in useless if getattr(self, name) is not None]
+        if given:
+            needs = "uses no image" if modality == "gene" else "uses no counts"
+            raise ValueError(
+                f"modality={modality!r} {needs}, but `{'` and `'.join(given)}` {'was' if len(given) == 1 else 'were'} "
+                "given. Leave one of them out."
+            )
+
+    def of(self, section: object, resume: Path | None) -> Request:
+        """The request for one of several sections, by its name."""
+        own = {key: _pick(getattr(self, key), section) for key in BY_SECTION}
+        return replace(self, **own, resume=resume)
+
+
+def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
+    """Raise for arguments, shared with whole slides, that can't be."""
+    _checks.one_of("level", level, ("embedding", "feature"))
+    if precision is not None:
+        _checks.one_of("precision", precision, ("float32", "bfloat16"))
+    if batch_size is not None:
+        _checks.at_least("batch_size", batch_size, 1)
+    _checks.at_least("n_workers", n_workers, 1)
+
+
+def _pick(value: object, section: object) -> object:
+    """The section's own value, or that of all; sections without one keep the default."""
+    return value.get(section) if isinstance(value, Mapping) else value
