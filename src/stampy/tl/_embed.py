@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._section.looks import doubts_of, warn_of_doubts
-from stampy._section.section import has_images, places_of
+from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
@@ -199,6 +200,8 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "gene" or request.context is not None or model == "pca-smoothed":
+        request = replace(request, library_key=told_apart(adata, request.library_key, request.table_key))
     places = None
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
@@ -238,13 +241,17 @@ def _choose(
         modality = "gene"
     tiles = None
     if modality != "gene":
-        tiles = _tiles(adata, model, request)
+        notes: list[str] = []
+        tiles = _tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
         if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
             tiles.close()
             modality, tiles = "gene", None
-        elif not by_default:
-            warn_of_doubts(tiles.sections)
+        else:
+            for note in notes:
+                _checks.warn(note)
+            if not by_default:
+                warn_of_doubts(tiles.sections)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
         _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
@@ -301,7 +308,7 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     return record if tiles is None else {**record, "tiles": tiles.provenance()}
 
 
-def _tiles(adata: Section, model: Encoder, request: Request) -> TileSource:
+def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
     if isinstance(model, models.Stamp) and model.image is None:
         raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
     return TileSource.open(
@@ -314,6 +321,7 @@ def _tiles(adata: Section, model: Encoder, request: Request) -> TileSource:
         um_per_px=request.um_per_px,
         spot_um=request.spot_um,
         table_key=request.table_key,
+        notes=notes,
     )
 
 
@@ -324,7 +332,8 @@ def _too_coarse(tiles: TileSource) -> bool:
         return False
     _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
+        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
+        "same."
     )
     return True
 

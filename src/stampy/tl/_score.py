@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, models
+from stampy._section.section import library_key_of
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
@@ -119,7 +120,7 @@ def score(
     _checks.one_of("organism", organism, ORGANISMS)
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
-    sections, _ = _checks.libraries(table, library_key)
+    sections, _ = _checks.libraries(table, library_key_of(adata, library_key, table_key))
     loaded = loaded_model(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")

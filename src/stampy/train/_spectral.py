@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.spatial import KDTree
 
 from stampy import _keys
 from stampy._checks import shortlist
+from stampy._section.neighbors import nearest
 from stampy.models import GeneEncoder
 
 from ._sections import TrainingSection
@@ -115,6 +115,5 @@ class _Part:
 def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
     """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
     n = len(xy)
-    _, near = KDTree(xy).query(xy, k=k + 1)
-    columns = np.array([row[row != i][:k] for i, row in enumerate(near)])  # duplicates: the spot need not come first
+    columns = nearest(xy, k)[1]
     return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
