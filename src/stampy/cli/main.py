@@ -25,7 +25,7 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
-    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|um_per_px|spot_um|tile_um|min_tissue|modality|device"
+    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality|device"
     r"|key_added|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
@@ -323,6 +323,7 @@ def _input_options(add: Any) -> None:
     add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--organism", choices=("human", "mouse"), default="human", help="of the genes; mouse: by their human orthologs")
     add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
     add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
     add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
