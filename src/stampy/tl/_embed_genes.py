@@ -15,6 +15,7 @@ from stampy.pp._counts import checked_rows, counts_of, source_of
 from stampy.pp._features import features_of
 
 from ._cluster import smoothed
+from ._organism import Organism, match_genes
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
@@ -38,6 +39,7 @@ def embed_genes(
     batch_size: int | None,
     progress: bool,
     parts: Parts | None = None,
+    organism: Organism = "human",
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
@@ -49,7 +51,7 @@ def embed_genes(
             "`stampy.datasets.published_vocabulary()` (sep='\\t')."
         )
     vocabulary = Vocabulary(model.genes)
-    match = vocabulary.match(table, layer=layer)
+    match = match_genes(table, vocabulary, organism, layer)
     logger.info("%s", match)
     source = source_of(layer)
     common = {"batch_size": batch_size, "progress": progress, "source": source, "layers": table.layers, "parts": parts}
