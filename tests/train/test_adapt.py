@@ -62,7 +62,7 @@ def test_the_adapted_model_embeds_what_was_solved(mini, section, adapted):
     values = tl.embed(section, adapted, copy=True, **QUIET).obsm["X_stamp"]
     vocabulary = Vocabulary(mini.genes)
     rng = np.random.default_rng(0)
-    pieces = pieces_of(section, vocabulary, rng=rng)
+    pieces = pieces_of(section, vocabulary.match, rng=rng)
     parts = LinearEncoder(*linear_parts(mini))
     found = adapt(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
     from stampy.pp._adaptation import _weighted
@@ -133,7 +133,7 @@ def test_large_sections_are_cut_to_a_piece(mini, section):
 
 def test_several_sections_of_a_table_are_each_centred(mini):
     both = datasets.toy(n_spots=120, n_sections=2, image=False, rng=3)
-    pieces = pieces_of(both, Vocabulary(mini.genes), library_key="section", rng=np.random.default_rng(0))
+    pieces = pieces_of(both, Vocabulary(mini.genes).match, library_key="section", rng=np.random.default_rng(0))
     assert [len(p.xy) for p in pieces] == both.obs["section"].value_counts(sort=False).tolist()
 
 

@@ -9,7 +9,7 @@ Shapes: n spots, v genes of a section, G genes of the vocabulary, K axes, Q axes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +24,12 @@ from ._axes import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighte
 from ._counts import checked_rows, counts_of, source_of
 from ._rank import rank_tokens
 from ._thinning import blocks, gene_targets, halves, heldout_correlation, variable_genes
-from ._vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ._match import GeneMatch
 
 __all__ = ["N_AXES", "STRENGTHS", "Adaptation", "LinearEncoder", "Piece", "adapt", "pieces_of"]
 
@@ -80,7 +81,7 @@ class Adaptation:
 
 def pieces_of(
     adata: AnnData | SpatialData,
-    vocabulary: Vocabulary,
+    match: Callable[[AnnData], GeneMatch],
     *,
     layer: str | None = None,
     library_key: str | None = None,
@@ -90,6 +91,8 @@ def pieces_of(
 ) -> list[Piece]:
     """The sections of a table; of a large one a compact piece of each, so that memory stays bounded.
 
+    `match` finds the genes of the table, such as ``Vocabulary.match``.
+
     Raises
     ------
     ValueError
@@ -97,7 +100,7 @@ def pieces_of(
     """
     table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
     places = places_of(adata, library_key=library_key, table_key=table_key)
-    xy, match = places.xy, vocabulary.match(table)
+    xy, rows = places.xy, match(table).rows
     counts, pieces = counts_of(table, layer), []
     share = 1.0 if max_spots is None else min(max_spots / table.n_obs, 1.0)
     for i, name in enumerate(places.names):
@@ -109,7 +112,7 @@ def pieces_of(
             n = max(round(share * len(mine)), MIN_SPOTS)
             distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
             mine = np.sort(mine[np.argsort(distance, kind="stable")[:n]])
-        pieces.append(Piece(_rows_of(counts, mine, source_of(layer)), match.rows, xy[mine]))
+        pieces.append(Piece(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
     return pieces
 
 

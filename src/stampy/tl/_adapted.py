@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,14 @@ from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
 from ._each import is_several, named
 from ._encoders import Encoder, is_baseline, loaded_model
+from ._organism import Organism, match_genes
 from ._request import Request
 
 if TYPE_CHECKING:
     import torch
+    from anndata import AnnData
+
+    from stampy.pp._match import GeneMatch
 
     from ._embed import Section, Sections
 
@@ -40,7 +45,9 @@ def adapted_to(
         _checks.not_empty(table_of(section, request.table_key))
     loaded = loaded_model(model, device)
     names = {"layer": request.layer, "library_key": request.library_key, "table_key": request.table_key}
-    return fitted(loaded, sections, **names)
+    with warnings.catch_warnings():  # what is to be said of a section is said when it is embedded
+        warnings.simplefilter("ignore", _checks.StampyWarning)
+        return fitted(loaded, sections, organism=request.organism, **names)
 
 
 def fitted(
@@ -50,6 +57,7 @@ def fitted(
     layer: str | None = None,
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
+    organism: Organism = "human",
     strength: float | None = None,
     n_axes: int | None = None,
 ) -> Stamp:
@@ -58,8 +66,12 @@ def fitted(
     sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(model.genes)
     names = {"layer": layer, "library_key": library_key, "table_key": table_key}
     share, pieces = MAX_SPOTS // max(len(sections), 1), []
+
+    def match(table: AnnData) -> GeneMatch:
+        return match_genes(table, vocabulary, organism, layer)
+
     for section in sections:
-        pieces += pieces_of(section, vocabulary, **names, max_spots=share, rng=rng)
+        pieces += pieces_of(section, match, **names, max_spots=share, rng=rng)
     parts = LinearEncoder(*linear_parts(model))
     found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     made = with_axes(model, found.axes, found.head, found.bias)

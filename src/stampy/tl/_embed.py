@@ -23,6 +23,7 @@ from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, is_baseline, loaded_model
+from ._organism import Organism
 from ._request import Level, Modality, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
@@ -57,6 +58,7 @@ def embed(
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     layer: str | None = None,
+    organism: Organism = "human",
     um_per_px: float | Mapping[str, float] | None = None,
     spot_um: float | None = None,
     level: Level = "embedding",
@@ -104,6 +106,9 @@ def embed(
         Table of a SpatialData.
     layer
         Layer with raw counts; None: ``adata.X``.
+    organism
+        ``"mouse"``: genes are matched by their human orthologs, as by `stampy.pp.orthologs`; ``var`` is left as it is.
+        A human model then sees mouse tissue: results are as good as that equation.
     um_per_px, spot_um
         Scale of the full-resolution image, where the scale factors do not tell. See `stampy.pp.tiles`.
     level
@@ -181,6 +186,7 @@ def embed(
     request = Request(
         modality="gene" if adapt and modality is None else modality, image=image, image_key=image_key,
         library_key=library_key, table_key=table_key, layer=layer, um_per_px=um_per_px, spot_um=spot_um, level=level,
+        organism=organism,
         context=context, batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
@@ -262,6 +268,8 @@ def _choose(
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
     """The embedding by a baseline, and its record."""
+    if request.organism != "human":
+        raise ValueError(f"`organism` has no effect with {model!r}, which knows no vocabulary. Leave it out.")
     if request.resume is not None:
         raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
@@ -276,12 +284,14 @@ def _by_model(
     """The vectors of a model's towers, and their record."""
     tower = Tower(model, table.n_obs, request.precision)
     record = _origin(model, tower, tiles, modality, request.level)
+    if modality != "image" and request.organism != "human":
+        record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
     parts = Parts(request.resume, identity)
     found: Vectors = {}
     if modality != "image":
         found["gene"], record["genes"] = embed_genes(
-            tower, table, request.layer, request.level, request.batch_size, request.progress, parts
+            tower, table, request.layer, request.level, request.batch_size, request.progress, parts, request.organism
         )
     if tiles is not None:
         with closing(tiles):

@@ -203,7 +203,8 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
     if record.get("modality") != "gene" and key == main:
         return None
     context = str(record.get("context", "")).partition(",")[0] or None
-    options = {"modality": "gene", "level": record.get("level", "embedding")}
+    organism = record.get("organism", "human")
+    options = {"modality": "gene", "level": record.get("level", "embedding"), "organism": organism}
     name = f"{record['model']} {options}"  # embeddings that differ in their context alone are made once
 
     def run(table: AnnData) -> np.ndarray:
@@ -214,7 +215,7 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
                 loaded[model] = model if model in PCA_MODELS else load(model)
             encoder = loaded[model]
             if fit:  # to the half, by the settings that were chosen on the whole
-                settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"])}
+                settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"]), "organism": organism}
                 encoder = fitted(encoder, [table], library_key=library_key, **settings)
             embed(table, encoder, library_key=library_key, show_progress_bar=False, key_added=name, **options)
         values = table.obsm[name]

@@ -90,7 +90,7 @@ def adapt(
     pieces = []
     for section in listed:
         share = None if max_spots is None else max(max_spots // len(listed), 1)
-        pieces += pieces_of(section.read(), vocabulary, max_spots=share, rng=rng)
+        pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
     parts = LinearEncoder(*linear_parts(model))
     found = solve(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     adapted = with_axes(model, found.axes, found.head, found.bias)

@@ -16,6 +16,7 @@ import torch
 
 from stampy import _keys
 from stampy._checks import shortlist
+from stampy._utils import stream
 from stampy.models import GeneEncoder
 from stampy.pp._axes import NEIGHBORS, SpotGenes, leading_axes, neighbor_graph, weighted_genes
 
@@ -78,4 +79,4 @@ def spatial_axes(
             f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes, found sections of "
             f"{shortlist(len(s.xy) for s in sections)} spots. Use start='random'."
         )
-    return leading_axes(parts, k, np.random.default_rng([seed, 5]))
+    return leading_axes(parts, k, stream(seed, "spectral axes"))
