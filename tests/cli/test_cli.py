@@ -215,7 +215,7 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
 def test_demo_refuses(fails, section, weights, options, words):
     given = {"--section": str(section), "--model": str(weights), "--out": "out"} | dict([options])
     assert words in fails("demo", *[part for pair in given.items() for part in pair])
-    assert names_in(Path("out")) == []
+    assert not Path("out").exists()
 
 
 def test_demo_needs_spots_to_cluster(fails, toy, weights, tmp_path):
@@ -366,7 +366,7 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
         (
             "notes.txt",
             "out.h5ad",
-            "found the file 'notes.txt'",
+            "'notes.txt' is no section",
         ),
         ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
         ("empty", "out.h5ad", "'empty' is no section in a format that stampy knows"),

@@ -83,9 +83,9 @@ class Request:
         given += ["organism"] if modality == "image" and self.organism != "human" else []
         if given:
             needs = "uses no image" if modality == "gene" else "uses no counts"
+            were = "was" if len(given) == 1 else "were"
             raise ValueError(
-                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {'was' if len(given) == 1 else 'were'} "
-                "given. Leave one of them out."
+                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Leave one of them out."
             )
 
     def of(self, section: object, resume: Path | None) -> Request:
