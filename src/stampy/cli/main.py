@@ -16,6 +16,7 @@ from typing import Any
 from stampy import __version__
 from stampy.cli import bench as _cli_bench
 from stampy.cli import corpus as _cli_corpus
+from stampy.cli.corpus import named_images_option, where_named_images_may_lie
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     run, with_traceback = options.pop("run"), options.pop("traceback")
     try:
-        with _warnings_as_lines():
+        with _warnings_as_lines(), where_named_images_may_lie(options.pop("named_images", None)):
             run(**options)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -343,6 +344,7 @@ def _report_options(commands: Any) -> None:
     add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT")
     add("--quiet", action="store_true", help="no summary")
+    named_images_option(add)
 
 
 def _pretrain_options(commands: Any) -> None:
@@ -360,6 +362,7 @@ def _align_options(commands: Any) -> None:
 
 
 def _training_options(add: Any) -> None:
+    named_images_option(add)
     add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")

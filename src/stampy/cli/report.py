@@ -15,6 +15,7 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
+from stampy._section.sources import without_refused
 from stampy.cli import html as _html
 from stampy.cli.html import Markup, tag
 from stampy.cli.top_genes import top_genes
@@ -107,6 +108,7 @@ def report(
     _check(adata, domains, library_key, layer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        without_refused(adata)
         body = list(_parts(adata, Path(source), model, embedding, domains, library_key, layer, n_genes))
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     title = Path(source).name
