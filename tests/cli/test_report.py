@@ -149,7 +149,7 @@ def test_token_counts_are_those_of_the_tokens(toy, vocabulary, model):
     ],
 )
 def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, words):
-    monkeypatch.setattr(_report, "_parts", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(_report, "_contents", lambda *_: pytest.fail("it began to work"))
     toy.write_h5ad(tmp_path / "a.h5ad")
     (tmp_path / "taken.html").write_text("mine")
     options = {"source": "a.h5ad", "target": "a.html"} | options

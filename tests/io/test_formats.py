@@ -364,9 +364,9 @@ def test_hest(toy, toy_model, tmp_path):
     for name in ("st", "wsis", "metadata"):
         (tmp_path / name).mkdir()
     adata.write_h5ad(tmp_path / "st" / "TENX1.h5ad")
-    tifffile.imwrite(
-        tmp_path / "wsis" / "TENX1.tif", np.full((400, 400, 3), 99, np.uint8), tile=(64, 64), photometric="rgb"
-    )
+    library = next(iter(toy.uns["spatial"].values()))
+    pixels = np.asarray(Image.fromarray(library["images"]["hires"]).resize((400, 400)))
+    tifffile.imwrite(tmp_path / "wsis" / "TENX1.tif", pixels, tile=(64, 64), photometric="rgb")
     (tmp_path / "metadata" / "TENX1.json").write_text(json.dumps({"pixel_size_um_estimated": 0.9}))
     found = stampy.read(tmp_path / "st" / "TENX1.h5ad")
     assert found.uns["spatial"]["ST"]["scalefactors"]["microns_per_pixel"] == 0.9

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._io.counts import Counts, unique_names
-from stampy._io.parts import Parts, reading, refuse, unpacked
+from stampy._io.parts import Parts, reading, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -150,7 +150,7 @@ def picture(path: Path) -> np.ndarray:
     """A PNG, JPEG or TIFF, gzipped or not, as (h, w, 3) uint8."""
     from stampy._section.image import SlideImage
 
-    with unpacked(path) as plain, reading(path), SlideImage.open(plain) as image:
+    with reading(path), SlideImage.open(path) as image:
         height, width = image.shape
         return image.read(0, 0, width, height)
 

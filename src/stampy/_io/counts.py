@@ -58,7 +58,7 @@ def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.n
             )
             return values if values.dtype.itemsize >= 4 else values.astype(np.float32)
         values = whole
-    if values.dtype != np.int32 and values.size and max(values.max(), -values.min()) > _INT32:
+    if values.dtype != np.int32 and values.size and max(int(values.max()), -int(values.min())) > _INT32:
         return values.astype(np.int64, copy=False)
     return values.astype(np.int32, copy=False)
 

@@ -207,7 +207,7 @@ class Parts:
             for entries in self._entries:
                 hits = [(p, path) for path in entries if (p := _prefix(path.name, name)) is not None]
                 found += sorted(hits, key=lambda hit: (bool(hit[0]), hit[1].name.lower().endswith(".gz"), hit[1].name))
-        return found
+        return list(dict.fromkeys(found))
 
     def find(self, *names: str) -> Path | None:
         """The first that fits; ValueError where it can't be told which section is meant."""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from stampy import _checks
 from stampy._io.assemble import IN_TISSUE, add_library, pictures, placed, unplaced
+from stampy._io.coordinates import coordinates, is_coordinates, tables_in
 from stampy._io.counts import Counts
 from stampy._io.parts import Parts, json_of, listing, reading, refuse
 from stampy._io.positions import NAMES as POSITIONS
@@ -94,7 +95,10 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = N
     ValueError
         No such bin, no barcode with a position, damaged files, or `bin_um` for a section of spots.
     """
-    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
+        folder = path.parent
+    else:
+        folder = path if path.is_dir() else path.parent
     outs = outs_of(folder)
     name = sample_of(outs)
     shared = [outs / "spatial", outs]
@@ -131,7 +135,7 @@ def _bin_folder(folder: Path, bin_um: float | None) -> Path:
 
 def _matrix(path: Path, here: Parts) -> Path:
     """The file or folder of counts: filtered before raw, .h5 before folders, folders before GEO's flat files."""
-    if path.is_file():
+    if path.is_file() or path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
         return path
     for names in (_FILTERED, _FILTERED_FOLDERS, _MTX, _RAW, _RAW_FOLDERS):
         if (found := here.find(*names)) is not None:
@@ -143,7 +147,7 @@ def _matrix(path: Path, here: Parts) -> Path:
 
 
 def _counts(matrix: Path, parts: Parts) -> Counts:
-    if matrix.is_file() and matrix.name.lower().endswith((".h5", ".h5.gz")):
+    if matrix.is_file() and not matrix.name.lower().removesuffix(".gz").endswith(_MTX):
         return counts_h5(matrix)
     if matrix.is_dir():
         inside = Parts(matrix)
@@ -167,7 +171,12 @@ def _section(matrix: Path, parts: Parts, name: str, *, needs_image: bool) -> Ann
     if _is_raw(matrix):
         counts, spots = _under_tissue(counts, spots, matrix, where)
     adata = placed(counts, spots, counts_name=matrix.name, positions_name=where.name)
-    path = parts.need(*_SCALE, looked_for=LOOKED_FOR)
+    known = bool(parts.all(*POSITIONS, *_GEOJSON))
+    path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
+    if path is None:
+        _checks.warn(f"{where.name} was taken for the coordinates; their scale is not known without scalefactors_json.")
+        add_library(adata, name, {}, pictures(parts))
+        return adata
     scalefactors = json_of(path)
     if not isinstance(scalefactors, dict):
         raise refuse(f"{str(path)!r} must hold the scale factors by name, found {type(scalefactors).__name__}.")
@@ -187,6 +196,10 @@ def _spots(parts: Parts) -> tuple[Path | None, pd.DataFrame | None]:
     if (found := parts.find(*_GEOJSON)) is not None:
         with reading(found):
             return found, _centroids(json_of(found))
+    tables = {p: layout for f in parts.folders for p, layout in tables_in(f).items() if is_coordinates(layout)}
+    if len(tables) == 1:  # of another producer
+        found, layout = next(iter(tables.items()))
+        return found, coordinates(found, layout)
     return None, None
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stampy import _checks
-from stampy._io.anndata_files import ELEMENTS, is_zarr, read_backed, zarr_kind
-from stampy._io.parts import reading, refuse
+from stampy._io.anndata_files import ELEMENTS, is_zarr, read_backed, read_group, zarr_kind
+from stampy._io.parts import reading
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -27,27 +27,14 @@ def read_spatialdata(path: Path, *, backed: bool) -> SpatialData:
 
     with reading(path):
         group = zarr.open_group(path, mode="r")
-        if not backed:
-            data = spatialdata.read_zarr(path)
-            _check_tables(data, group, path)
-            return data
-        data = spatialdata.read_zarr(path, selection=ELEMENTS)
-        tables = group["tables"] if "tables" in group else group.get("table", {})
-        for name in tables.group_keys() if tables else ():
-            table = read_backed(tables[name])
+        data = spatialdata.read_zarr(path, selection=ELEMENTS) if backed else spatialdata.read_zarr(path)
+        stored = {name: part for key in ("tables", "table") if key in group for name, part in group[key].groups()}
+        for name in sorted(set(stored) - set(data.tables)):  # where not `backed`: of old stores
+            table = read_backed(stored[name]) if backed else read_group(stored[name])
             link = table.uns.get("spatialdata_attrs", {})
             if hasattr(link.get("region"), "tolist"):  # as spatialdata's reader does
                 link["region"] = link["region"].tolist()
             data.tables[name] = table
-        _check_tables(data, group, path)
+        if not stored:
+            _checks.warn(f"{path.name!r} is a SpatialData without a table: it has no genes.")
         return data
-
-
-def _check_tables(data: SpatialData, group: object, path: Path) -> None:
-    """Every table of the store must be there: spatialdata leaves out what it can't read."""
-    stored = [n for key in ("tables", "table") if key in group for n in group[key].group_keys()]  # type: ignore[operator,index]
-    lacking = sorted(set(stored) - set(data.tables))
-    if lacking:
-        raise refuse(f"{str(path)!r} has tables that spatialdata can't read: {lacking}. Write it anew.")
-    if not stored:
-        _checks.warn(f"{path.name!r} is a SpatialData without a table: it has no genes.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.anndata_files import is_zarr
+from stampy._io.anndata_files import hdf5_kind, is_zarr, zarr_kind
 from stampy._io.spatialdata_stores import is_spatialdata
 from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
@@ -66,6 +66,10 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
     """
     if source.is_dir() != (target.suffix == ".zarr") or source.suffix.lower() != target.suffix:
         return False
+    if not table.isbacked:  # a backed one is open, and an .h5ad for certain
+        kind = hdf5_kind(source) if source.is_file() else zarr_kind(source)
+        if kind not in ("h5ad", "zarr", "SpatialData"):
+            return False  # a MuData, or another format under this name
     if source.is_file():
         _append_h5ad(table, keys, source, target)
     elif is_spatialdata(source):
@@ -94,14 +98,19 @@ def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, targe
     if target.is_symlink() or source.resolve() != target.resolve():  # of a link the link is replaced, not what it names
         with _files.atomic_folder(target) as temporary:
             _copy_store(source, temporary)
-            _put_zarr(temporary / "tables" / table_key, table, keys)
+            _put_zarr(temporary / _tables_of(source) / table_key, table, keys)
             _consolidate(temporary)
         return
-    place = source / "tables" / table_key
+    place = source / _tables_of(source) / table_key
     with _files.atomic_folder(place, beside=source.resolve().parent) as temporary:
         _copy_store(place, temporary)
         _put_zarr(temporary, table, keys)
     _consolidate(source)
+
+
+def _tables_of(store: Path) -> str:
+    """The folder of the tables; before spatialdata 0.1 it was called otherwise."""
+    return "tables" if (store / "tables").is_dir() else "table"
 
 
 def _copy_store(source: Path, target: Path) -> None:

@@ -109,6 +109,17 @@ class Section:
         return self.xy * image.scale
 
     @cached_property
+    def image_to_xy(self) -> np.ndarray:
+        """From px of `image` to the coordinates of the spots, affine (3, 3)."""
+        image = self.require_image()
+        if self.wishes.image is None and self.region is not None and self.sdata is not None:
+            system = elements.shared_systems(self.region.element, self.sdata.images[image.name])[0]
+            to_world = elements.affine(self.sdata.images[image.name], system)
+            unit = np.sqrt(abs(np.linalg.det(elements.affine(self.region.element, system)[:2, :2])))
+            return np.diag([1 / unit, 1 / unit, 1.0]) @ to_world
+        return np.diag([1 / image.scale, 1 / image.scale, 1.0])
+
+    @cached_property
     def pixel(self) -> PixelSize | None:
         """Size of a px of the full-resolution image, its source and what is doubtful; None where it is not known."""
         try:

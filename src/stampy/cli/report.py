@@ -16,8 +16,7 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.sources import without_refused
-from stampy.cli import html as _html
-from stampy.cli.html import Markup, tag
+from stampy.cli.pages import Picture, picture, render
 from stampy.cli.top_genes import top_genes
 
 if TYPE_CHECKING:
@@ -109,15 +108,13 @@ def report(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         without_refused(adata)
-        body = list(_parts(adata, Path(source), model, embedding, domains, library_key, layer, n_genes))
+        found = _contents(adata, Path(source), model, embedding, domains, library_key, layer, n_genes)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
-    title = Path(source).name
-    head = tag(
-        "header", tag("div", f"stampy {stampy.__version__}: report of a section", class_="soft"), tag("h1", title)
-    )
-    marked = [tag("div", tag("p", note), class_="note") for note in notes]
+    text = render(
+        "report.html.j2", title=Path(source).name, version=stampy.__version__, notes=list(notes), **found
+    )  # fmt: skip
     with _files.atomic(path) as temporary:
-        temporary.write_text(_html.page(f"{title}: stampy", head, body[0], *marked, *body[1:]), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -141,9 +138,9 @@ def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: 
     _checks.libraries(adata, library_key)
 
 
-def _parts(adata: AnnData, source: Path, model: Any, embedding: str, domains: str | None, library_key: str | None,
-           layer: str | None, n_genes: int) -> Iterator[Markup]:  # fmt: skip
-    """The page from top to bottom."""
+def _contents(adata: AnnData, source: Path, model: str | Path | None, embedding: str, domains: str | None,
+              library_key: str | None, layer: str | None, n_genes: int) -> dict[str, object]:  # fmt: skip
+    """What the page says, from top to bottom."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -153,13 +150,16 @@ def _parts(adata: AnnData, source: Path, model: Any, embedding: str, domains: st
     name, why = _model_of(model, record)
     loaded = models.load(name, device="cpu")
     genes = _genes(adata, loaded, layer) if adata.n_vars and (adata.X is not None or layer) else None
-    yield _facts(adata, genes, record, library_key)
-    if genes is not None:
-        yield _about_vocabulary(genes, loaded, why)
-        yield _about_tokens(genes, loaded.config.gene.max_tokens)
-    yield _about_maps(adata, genes, embedding, library_key)
-    yield _about_domains(adata, embedding, domains, library_key, layer, n_genes if genes is not None else 0)
-    yield _about_provenance(adata, source)
+    n_sections = len(_checks.libraries(adata, library_key)[1])
+    return {
+        "facts": _facts(adata, genes, record, n_sections),
+        "vocabulary": None if genes is None else _about_vocabulary(genes, loaded, why),
+        "tokens": None if genes is None else _about_tokens(genes, loaded.config.gene.max_tokens),
+        "n_sections": n_sections,
+        "maps": _maps(adata, genes, embedding, library_key),
+        "domains": _about_domains(adata, embedding, domains, library_key, layer, n_genes if genes is not None else 0),
+        "provenance": _provenance(adata, source),
+    }
 
 
 def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str | Path, str]:
@@ -203,9 +203,8 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
     return Genes(found, tokens, total, float(per_gene[known].sum()) / everything, unknown)
 
 
-def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, Any], library_key: str | None) -> Markup:
+def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_sections: int) -> dict[str, str]:
     facts = {"spots": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}
-    n_sections = len(_checks.libraries(adata, library_key)[1])
     if n_sections > 1:
         facts["sections"] = str(n_sections)
     if genes is not None:
@@ -213,23 +212,20 @@ def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, Any], libra
         facts["tokens a spot (median)"] = f"{np.median(genes.tokens):,.0f}"
         facts["counts in the vocabulary"] = f"{genes.known:.0%}"
     facts["embedding"] = str(record.get("modality", "none yet"))
-    return tag("dl", *(tag("div", tag("dt", k), tag("dd", v)) for k, v in facts.items()), class_="facts")
+    return facts
 
 
-def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> Markup:
+def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> dict[str, str]:
     found = genes.match
     share = found.n_matched / max(found.n_vars, 1)
-    parts = [
-        tag("h2", "Genes that the model knows"),
-        tag("p", f"{found.n_matched:,} of the section's {found.n_vars:,} genes ({share:.0%}) are in the vocabulary of "
-            f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
-            f"{genes.known:.1%} of all counts."),
-        tag("div", tag("div", style=f"width:{share:.1%}"), class_="bar", role="img", aria_label=f"{share:.0%}"),
-    ]  # fmt: skip
-    if genes.unknown:
-        listed = ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown)
-        parts.append(tag("p", f"Not in it, with the most counts: {listed}.", class_="soft"))
-    return tag("section", *parts)
+    return {
+        "text": f"{found.n_matched:,} of the section's {found.n_vars:,} genes ({share:.0%}) are in the vocabulary of "
+        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
+        f"{genes.known:.1%} of all counts.",
+        "share": f"{share:.0%}",
+        "width": f"{share:.1%}",
+        "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),
+    }
 
 
 def _percent(part: float) -> str:
@@ -241,22 +237,17 @@ def _percent(part: float) -> str:
     return f"{part:.2%}" if part >= 0.0001 else "< 0.01%"
 
 
-def _about_tokens(genes: Genes, max_tokens: int) -> Markup:
+def _about_tokens(genes: Genes, max_tokens: int) -> dict[str, object]:
     marks = np.percentile(genes.tokens, [0, 5, 25, 50, 75, 95, 100])
-    names = ("least", "5 %", "25 %", "median", "75 %", "95 %", "most")
     cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
-    text = (
-        "A spot's tokens are its genes of the vocabulary, those farthest above their usual level first. "
+    return {
+        "text": "A spot's tokens are its genes of the vocabulary, those farthest above their usual level first. "
         f"The model reads the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer than "
-        f"{SHORT}{'; little can be said of these' if short else ''}."
-    )
-    return tag(
-        "section",
-        tag("h2", "Tokens"),
-        tag("p", text),
-        _html.picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
-        _html.table(names, [[f"{v:,.0f}" for v in marks]], numbers=range(len(names))),
-    )
+        f"{SHORT}{'; little can be said of these' if short else ''}.",
+        "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
+        "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
+        "marks": [f"{v:,.0f}" for v in marks],
+    }
 
 
 def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
@@ -276,11 +267,9 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     return figure
 
 
-def _about_maps(adata: AnnData, genes: Genes | None, embedding: str, library_key: str | None) -> Markup:
+def _maps(adata: AnnData, genes: Genes | None, embedding: str, library_key: str | None) -> list[Picture]:
     if _keys.SPATIAL not in adata.obsm:
-        return tag(
-            "section", tag("h2", "Maps"), tag("p", "The section has no coordinates in obsm['spatial']: no maps.")
-        )
+        return []
     shown = _light(adata, library_key)
     wanted: dict[str | None, tuple[str, dict[str, Any]]] = {None: ("Tissue and spots", {})}
     if genes is not None:
@@ -291,9 +280,7 @@ def _about_maps(adata: AnnData, genes: Genes | None, embedding: str, library_key
         shown.obsm[embedding] = adata.obsm[embedding]
         wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
                              "are alike in vector", {})  # fmt: skip
-    figures = [_map(shown, color, caption, library_key, **looks) for color, (caption, looks) in wanted.items()]
-    several = len(_checks.libraries(adata, library_key)[1]) > 1
-    return tag("section", tag("h2", "Maps"), tag("div", *figures, **({} if several else {"class_": "maps"})))
+    return [_map(shown, color, caption, library_key, **looks) for color, (caption, looks) in wanted.items()]
 
 
 def _light(adata: AnnData, library_key: str | None = None) -> AnnData:
@@ -309,37 +296,32 @@ def _has_colours(adata: AnnData, key: str) -> bool:
     return key in adata.obsm and np.ndim(adata.obsm[key]) == 2 and adata.obsm[key].shape[1] >= 3
 
 
-def _map(shown: AnnData, color: str | None, caption: str, library_key: str | None, **looks: Any) -> Markup:
+def _map(shown: AnnData, color: str | None, caption: str, library_key: str | None, **looks: Any) -> Picture:
     from stampy import pl
 
     title = None if library_key else (color or "tissue")
     looks = {"size": 1.0 if color is None else 1.5, **looks}
     axes = pl.spatial(shown, color, library_key=library_key, title=title, **looks)
-    return _html.picture((axes[0] if isinstance(axes, list) else axes).figure, caption)
+    return picture((axes[0] if isinstance(axes, list) else axes).figure, caption)
 
 
 def _about_domains(adata: AnnData, embedding: str, column: str | None, library_key: str | None, layer: str | None,
-                   n_genes: int) -> Markup:  # fmt: skip
-    head = tag("h2", "Domains")
+                   n_genes: int) -> dict[str, object]:  # fmt: skip
     values, where = _domains(adata, embedding, column)
     if values is None:
-        return tag("section", head, tag("p", where))
+        return {"text": where}
     labelled = _labelled(adata, values)
     sizes = values.value_counts(sort=False)
     markers = top_genes(labelled, "domain", layer=layer, n=n_genes) if n_genes else {}
     rows = [(name, f"{n:,}", f"{n / len(values):.1%}", ", ".join(markers.get(name, [])) or "–")
             for name, n in list(sizes.items())[:MAX_ROWS]]  # fmt: skip
-    parts = [head, tag("p", where)]
+    drawn = None
     if _keys.SPATIAL in adata.obsm:
         shown = _light(adata, library_key)
         shown.obs["domain"] = values.array
-        parts.append(_map(shown, "domain", "Domains over the tissue", library_key))
-    parts.append(_html.table(("domain", "spots", "share", "genes that stand out"), rows, numbers=(1, 2)))
-    if len(sizes) > MAX_ROWS:
-        parts.append(tag("p", f"The first {MAX_ROWS} of {len(sizes)} are listed.", class_="soft"))
-    parts.append(tag("p", "Genes: highest t statistic of log-normalised counts against all other spots. Domains were "
-                     "found in the same data, so this describes them and tests nothing.", class_="soft"))  # fmt: skip
-    return tag("section", *parts)
+        drawn = _map(shown, "domain", "Domains over the tissue", library_key)
+    cut = f"The first {MAX_ROWS} of {len(sizes)} are listed." if len(sizes) > MAX_ROWS else ""
+    return {"text": where, "map": drawn, "rows": rows, "cut": cut}
 
 
 def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Series | None, str]:
@@ -373,13 +355,9 @@ def _labelled(adata: AnnData, values: pd.Series) -> AnnData:
     return anndata.AnnData(adata.X, obs=obs, var=adata.var, layers=dict(adata.layers))
 
 
-def _about_provenance(adata: AnnData, source: Path) -> Markup:
+def _provenance(adata: AnnData, source: Path) -> list[tuple[str, str]]:
     rows = [("file", str(source)), ("report by", f"stampy {stampy.__version__}")]
-    rows += list(_flat(adata.uns.get(_keys.UNS, {}), ()))
-    parts = [tag("h2", "Provenance"), _html.table(("what", "value"), [(tag("code", k), v) for k, v in rows])]
-    if len(rows) == 2:
-        parts.append(tag("p", "stampy has written nothing into this section yet."))
-    return tag("section", *parts)
+    return rows + list(_flat(adata.uns.get(_keys.UNS, {}), ()))
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:

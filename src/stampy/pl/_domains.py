@@ -85,7 +85,9 @@ def domains(
         looks["title"] = [
             _title(c, records.get(c), n if len(names) > 1 else "") for c in [*given, *keys] for n in names
         ]
-    return spatial(table, [*given, *keys], library_key=library_key, sections=sections, ax=ax, **looks)
+    return spatial(
+        adata, [*given, *keys], library_key=library_key, sections=sections, ax=ax, table_key=table_key, **looks
+    )
 
 
 def _title(name: str, record: Mapping[str, Any] | None, section: str) -> str:

@@ -11,8 +11,8 @@ from matplotlib.colors import Colormap
 from stampy import _checks, _keys, _utils
 from stampy.pl._paint import Paint, Style, paint_values
 from stampy.pl._results import record_of, shown_of
-from stampy.pl._section import Window, sections_of
 from stampy.pl._spatial import draw_panels
+from stampy.pl._view import Window, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +31,7 @@ def expression(
     library_key: str | None = None,
     sections: str | Sequence[str] | None = None,
     image: bool = True,
+    image_key: str | None = None,
     image_alpha: float | None = None,
     crop: bool | Window = True,
     alpha: float = 1.0,
@@ -59,7 +60,7 @@ def expression(
         `key_added` of the prediction.
     show
         Some of ``"measured"``, ``"predicted"`` and ``"error"``; None: all that there are.
-    library_key, sections, image, image_alpha, crop, alpha, size, scale_bar, um_per_px, legend, ncols
+    library_key, sections, image, image_key, image_alpha, crop, alpha, size, scale_bar, um_per_px, legend, ncols
         As for `stampy.pl.spatial`.
     cmap, error_cmap
         Colour maps of the values and of the error.
@@ -96,7 +97,10 @@ def expression(
         raise KeyError(f"Nothing was measured for `{key}`: only show='predicted' can be drawn.")
     gene = _best(record) if gene is None else gene
     values = _values(table, record, key, gene, measured)
-    drawn = sections_of(table, library_key=library_key, sections=sections, image=image, um_per_px=um_per_px)
+    drawn = views_of(
+        adata, library_key=library_key, sections=sections, image=image, image_key=image_key, um_per_px=um_per_px,
+        table_key=table_key,
+    )  # fmt: skip
     rows = np.concatenate([section.rows for section in drawn])
     panels = [(_paint(values, what, rows, record, cmap, error_cmap), s) for what in shown for s in drawn]
     names = [what for what in shown for _ in drawn]

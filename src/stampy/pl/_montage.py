@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stampy import _checks, _keys
+from stampy import _checks, _keys, _utils
+from stampy._section.boxes import tile_boxes
 from stampy.pl import _decor
-from stampy.pl._section import Section, sections_of
 from stampy.pl._spatial import _arrange
+from stampy.pl._view import View, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from spatialdata import SpatialData
 
 SIZE_PX = 160  # of a tile as drawn
 TILE_INCHES = 0.95
@@ -30,31 +32,34 @@ class Cut:
     library_key: str | None = None
     um_per_px: float | None = None
     tiles_key: str = _keys.TILES
+    image_key: str | None = None
+    table_key: str = _keys.TABLE
 
 
-def tiles_of(adata: AnnData, rows: np.ndarray, cut: Cut) -> tuple[dict[int, np.ndarray], float | None]:
+def tiles_of(data: AnnData | SpatialData, rows: np.ndarray, cut: Cut) -> tuple[dict[int, np.ndarray], float | None]:
     """The tile (size, size, 3) uint8 of each of the rows, and its edge in µm (None where it isn't known).
 
-    Tiles in obsm are used if their edge is the one asked for; else they are cut from the image.
+    Tiles in obsm are used if their edge is the one asked for (and no image is); else they are cut from the image, as
+    `stampy.pp.tiles` cuts them.
     """
-    rows = np.unique(rows)
+    adata, rows = _utils.table_of(data, cut.table_key), np.unique(rows)
     if cut.tile_um is not None:
         _checks.positive("tile_um", cut.tile_um)
-    if cut.tiles_key in adata.obsm:
+    if cut.tiles_key in adata.obsm and cut.image_key is None:
         record = adata.uns.get(_keys.UNS, {}).get(cut.tiles_key, {})
         edge = float(record["tile_um"]) * (3 if record.get("region") else 1) if "tile_um" in record else None
         if cut.tile_um is None or edge == cut.tile_um:
             return {int(row): _checked(adata.obsm[cut.tiles_key], cut.tiles_key)[row] for row in rows}, edge
     edge = cut.tile_um or _keys.TILE_UM
-    sections = sections_of(
-        adata, library_key=cut.library_key, sections=None, image=True, um_per_px=cut.um_per_px
-    )  # fmt: skip
+    views = views_of(
+        data, library_key=cut.library_key, um_per_px=cut.um_per_px, image_key=cut.image_key, table_key=cut.table_key
+    )
     found = {}
-    for section in sections:
-        wanted = np.isin(section.rows, rows)
+    for view in views:
+        wanted = np.isin(view.rows, rows)
         if wanted.any():
-            _check(section, cut)
-            found |= dict(zip(section.rows[wanted].tolist(), _cut(section, section.xy[wanted], edge), strict=True))
+            _check(view, cut)
+            found |= dict(zip(view.rows[wanted].tolist(), _cut(view, wanted, edge), strict=True))
     return found, edge
 
 
@@ -67,35 +72,23 @@ def _checked(tiles: Any, key: str) -> np.ndarray:
     return tiles
 
 
-def _check(section: Section, cut: Cut) -> None:
-    if section.image is None:
+def _check(view: View, cut: Cut) -> None:
+    if view.image is None:
         raise KeyError(
-            f"No tiles: `adata.obsm` has no {cut.tiles_key!r}, and `adata.uns['spatial']` no image of the section"
-            f"{f' {section.name!r}' if section.name else ''}. Cut tiles by `stampy.pp.tiles`, or name the sections by "
-            "`library_key=`."
+            f"No tiles: `adata.obsm` has no {cut.tiles_key!r}, and there is no image of the section"
+            f"{f' {view.name!r}' if view.name else ''} in `adata.uns['spatial']`. Cut tiles by `stampy.pp.tiles`, or "
+            "name the sections by `library_key=`."
         )
-    if section.um_per_px is None:
+    if view.section.pixel is None:
         raise ValueError("The size of a pixel is not known: give the µm per px of the full-resolution image.")
+    if view.section.pixel.doubt:
+        _checks.warn(view.section.prefix + view.section.pixel.doubt)
 
 
-def _cut(section: Section, xy: np.ndarray, edge_um: float) -> list[np.ndarray]:
-    """Tiles centred on `xy`, white beyond the image."""
-    from PIL import Image
-
-    pixels = section.image[:, :, :3]
-    scale = pixels.shape[1] / section.extent[1]
-    half = edge_um / section.um_per_px * scale / 2
-    out = []
-    for left, top, right, bottom in np.hstack([xy * scale - half, xy * scale + half]):
-        x0, y0, x1, y1 = int(np.floor(left)), int(np.floor(top)), int(np.ceil(right)), int(np.ceil(bottom))
-        part = np.full((y1 - y0, x1 - x0, 3), 255, dtype=np.uint8)
-        inside = pixels[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
-        inside = inside if inside.dtype == np.uint8 else np.round(inside * 255).astype(np.uint8)
-        at_y, at_x = max(-y0, 0), max(-x0, 0)
-        part[at_y : at_y + inside.shape[0], at_x : at_x + inside.shape[1]] = inside
-        box = (left - x0, top - y0, right - x0, bottom - y0)
-        out.append(np.asarray(Image.fromarray(part).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC, box=box)))
-    return out
+def _cut(view: View, wanted: np.ndarray, edge_um: float) -> list[np.ndarray]:
+    """Tiles centred on the spots, white beyond the image: the pixels that a model sees."""
+    boxes = tile_boxes(view.section.image_xy[wanted], view.section.um_per_image_px, edge_um)
+    return [view.section.require_image().tile(box, SIZE_PX) for box in boxes]
 
 
 def rows_of_spots(adata: AnnData, spots: Any) -> np.ndarray:

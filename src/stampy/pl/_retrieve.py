@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def retrieve(
     library_key: str | None = None,
     um_per_px: float | None = None,
     tiles_key: str = _keys.TILES,
+    image_key: str | None = None,
     scale_bar: bool = True,
     rng: int | np.random.Generator | None = 0,
     ax: Axes | None = None,
@@ -61,7 +63,7 @@ def retrieve(
         Queries shown where `spots` does not name them.
     label
         Column of obs (of both tables) to write below the tiles, such as the domain.
-    tile_um, library_key, um_per_px, tiles_key
+    tile_um, library_key, um_per_px, tiles_key, image_key
         How tiles are found, see `stampy.pl.tiles`. `library_key` is that of the search by default.
     scale_bar
         Draw a bar in µm.
@@ -94,7 +96,7 @@ def retrieve(
     >>> len(ax.images)
     10
     """
-    adata = _utils.table_of(adata, table_key)
+    data, adata = adata, _utils.table_of(adata, table_key)
     record = _record(adata, key)
     other = _reference(adata, reference, record, table_key)
     index, score = adata.obsm[key + _keys.INDEX_SUFFIX], adata.obsm[key + _keys.SCORE_SUFFIX]
@@ -102,10 +104,11 @@ def retrieve(
     _checks.at_most("n_nearest", n_nearest, index.shape[1])
     _checks.at_least("n_queries", n_queries, 1)
     queries = _queries(adata, spots, index, n_queries, _utils.generator(rng))
-    cut = Cut(tile_um, library_key or record["library_key"] or None, um_per_px, tiles_key)
+    sections = library_key or record["library_key"] or None
+    cut = Cut(tile_um, sections, um_per_px, tiles_key, image_key, table_key)
     nearest = index[queries][:, :n_nearest]
-    asked, edge = tiles_of(adata, queries, cut)
-    found, other_edge = tiles_of(other, nearest.ravel(), Cut(edge, *(cut.library_key, um_per_px, tiles_key)))
+    asked, edge = tiles_of(data, queries, cut)
+    found, other_edge = tiles_of(data if other is adata else reference, nearest.ravel(), replace(cut, tile_um=edge))
     if edge != other_edge:
         raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Give `tile_um`.")
 

@@ -67,4 +67,4 @@ def score(
     if len(record.get("genes", ())) and not kwargs.get("library_key"):
         genes = list(record["genes"])
         look["title"] = ", ".join(genes[:3]) + (", ..." if len(genes) > 3 else "")
-    return spatial(table, key, **(look | kwargs))
+    return spatial(adata, key, table_key=table_key, **(look | kwargs))

@@ -11,8 +11,8 @@ import pandas as pd
 from stampy import _checks, _keys, _utils
 from stampy.pl import _decor
 from stampy.pl._paint import Limit, Paint, Style, paint
-from stampy.pl._section import Section, sections_of
 from stampy.pl._spatial import RASTER_ABOVE, _arrange, _new_axes
+from stampy.pl._view import View, Window, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,7 +90,7 @@ def slide(
     >>> [ax.get_title() for ax in axes]
     ['S1', '']
     """
-    adata = _utils.table_of(adata, table_key)
+    data, adata = adata, _utils.table_of(adata, table_key)
     _checks.not_empty(adata, genes=False)
     _checks.at_least("ncols", ncols, 1)
     _checks.at_least("alpha", alpha, 0, integer=False)
@@ -98,8 +98,8 @@ def slide(
     color = color or key + _keys.ATTENTION_SUFFIX
     _checks.has_key(adata.obs, color, slot="adata.obs", needs="`stampy.tl.slide` writes the attention there.")
     _, names = _checks.libraries(adata, library_key)
-    drawn = sections_of(
-        adata, library_key=library_key, sections=names[:MOST] if slides is None else slides, image=True, um_per_px=None
+    drawn = views_of(
+        data, library_key=library_key, sections=names[:MOST] if slides is None else slides, table_key=table_key
     )
     shown = np.concatenate([s.rows for s in drawn])
     colours = paint(adata, color, style=Style(None, cmap, vmin, vmax), shown=shown)
@@ -108,7 +108,7 @@ def slide(
     axes = _new_axes(windows)
     titles = _titles(adata, drawn, key)
     for i, (ax, (section, p)) in enumerate(zip(axes, panels, strict=True)):
-        _draw(ax, section, p, alpha)
+        _draw(ax, section, p, alpha, windows[i])
         left, right, bottom, top = windows[i]
         ax.set(xlim=(left, right), ylim=(bottom, top))
         if not tissue or p.rgba is None:
@@ -123,7 +123,7 @@ def slide(
     return axes
 
 
-def _titles(adata: AnnData, drawn: list[Section], key: str) -> dict[str, str]:
+def _titles(adata: AnnData, drawn: list[View], key: str) -> dict[str, str]:
     """Name, label and the probability of the label."""
     predictions = adata.uns.get(key, {}).get("predictions")
     if not isinstance(predictions, pd.DataFrame):
@@ -141,12 +141,11 @@ def _cells(n: int, per_slide: int, ncols: int) -> list[tuple[int, int]]:
     return [(i // ncols * per_slide + j, i % ncols) for i in range(n) for j in range(per_slide)]
 
 
-def _draw(ax: Axes, section: Section, paint: Paint, alpha: float) -> None:
+def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -> None:
     """The picture, and the tiles on it."""
     from matplotlib.collections import PolyCollection
 
-    if section.image is not None:
-        ax.imshow(section.image, extent=section.extent)
+    section.draw_image(ax, window)
     if paint.rgba is not None:
         half = section.diameter / 2
         corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])

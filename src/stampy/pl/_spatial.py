@@ -13,7 +13,7 @@ from stampy import _checks, _keys, _utils
 from stampy.pl import _decor
 from stampy.pl._paint import Limit, Paint, Style, paint
 from stampy.pl._palettes import Palette
-from stampy.pl._section import Section, Window, sections_of, spot_distance
+from stampy.pl._view import View, Window, spot_distance, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +35,7 @@ def spatial(
     library_key: str | None = None,
     sections: str | Sequence[str] | None = None,
     image: bool = True,
+    image_key: str | None = None,
     image_alpha: float | None = None,
     crop: bool | Window = True,
     alpha: float = 1.0,
@@ -62,8 +63,10 @@ def spatial(
     Parameters
     ----------
     adata
-        Spots with `obsm["spatial"]` and, for image and scale, `uns["spatial"]` as Space Ranger's readers write it.
-        `hires` is preferred to `lowres`; without an image the spots stand on white.
+        Spots with `obsm["spatial"]` and, for image and scale, `uns["spatial"]` as Space Ranger's readers write it; or a
+        SpatialData whose table annotates shapes, labels or points. The image is the one that `stampy.tl.embed` would
+        take: the file in full resolution that `uns["spatial"]` refers to, else the finest one there. A large image is
+        drawn reduced. Without an image the spots stand on white.
     color
         What to show; several names give several panels. Looked up in this order:
 
@@ -81,6 +84,8 @@ def spatial(
         The sections to draw, in this order; all by default.
     image, image_alpha
         Whether to draw the image, and how opaque: by default 0.6 under coloured spots, 1 under outlines.
+    image_key
+        Which image to draw, such as ``"lowres"``, or a name in ``sdata.images``; by default the one that models see.
     crop
         Show the spots with a margin; False: the whole image; ``(left, right, top, bottom)``: that part, in px of the
         full-resolution image.
@@ -115,7 +120,7 @@ def spatial(
     gene_symbols
         Column of var to look up genes in, instead of `var_names`.
     table_key
-        Table of a SpatialData. Its image is read from the table's `uns["spatial"]`, too.
+        Table of a SpatialData.
 
     Returns
     -------
@@ -140,15 +145,18 @@ def spatial(
     >>> [ax.get_title() for ax in axes]
     ['domain', 'COL1A1']
     """
-    adata = _utils.table_of(adata, table_key)
-    _validate(adata, size=size, ncols=ncols, um_per_px=um_per_px, crop=crop, alpha=alpha, image_alpha=image_alpha)
+    table = _utils.table_of(adata, table_key)
+    _validate(table, size=size, ncols=ncols, um_per_px=um_per_px, crop=crop, alpha=alpha, image_alpha=image_alpha)
     names = [color] if color is None or isinstance(color, str) else list(color)
     if not names:
         raise ValueError("`color` is empty. Name something to show, or leave it out for the tissue alone.")
-    drawn = sections_of(adata, library_key=library_key, sections=sections, image=image, um_per_px=um_per_px)
+    drawn = views_of(
+        adata, library_key=library_key, sections=sections, image=image, image_key=image_key, um_per_px=um_per_px,
+        table_key=table_key,
+    )  # fmt: skip
     shown = np.concatenate([section.rows for section in drawn])
     style = Style(palette, cmap, vmin, vmax)
-    find = partial(paint, adata, style=style, shown=shown, layer=layer, gene_symbols=gene_symbols)
+    find = partial(paint, table, style=style, shown=shown, layer=layer, gene_symbols=gene_symbols)
     paints = list(map(find, names))
     panels = [(p, section) for p in paints for section in drawn]
     if ax is not None and len(panels) > 1:
@@ -160,7 +168,7 @@ def spatial(
 
 
 def draw_panels(
-    panels: list[tuple[Paint, Section]],
+    panels: list[tuple[Paint, View]],
     titles: list[str],
     *,
     per_color: int,
@@ -179,7 +187,7 @@ def draw_panels(
     cells, with_legend = _cells(len(panels), per_color=per_color, ncols=ncols)
     axes = [ax] if ax is not None else _new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
-        _draw(panel, p, section, size=size, alpha=alpha, image_alpha=image_alpha)
+        _draw(panel, p, section, windows[i], size=size, alpha=alpha, image_alpha=image_alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))
         panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=parse_titles)
@@ -208,7 +216,7 @@ def _validate(
             _checks.at_most(name, value, 1)
 
 
-def _titles(panels: list[tuple[Paint, Section]], title: str | Sequence[str] | None) -> list[str]:
+def _titles(panels: list[tuple[Paint, View]], title: str | Sequence[str] | None) -> list[str]:
     """A title for each panel: as given, or whatever tells the panels apart."""
     if title is not None:
         titles = [title] if isinstance(title, str) else list(title)
@@ -251,13 +259,14 @@ def _inches(window: Window) -> tuple[float, float]:
     return width * scale, height * scale
 
 
-def _draw(ax: Axes, paint: Paint, section: Section, *, size: float, alpha: float, image_alpha: float | None) -> None:
+def _draw(
+    ax: Axes, paint: Paint, section: View, window: Window, *, size: float, alpha: float, image_alpha: float | None
+) -> None:
     """Image and spots."""
     from matplotlib.collections import EllipseCollection
 
-    if section.image is not None:
-        faded = 1.0 if paint.rgba is None else 0.6
-        ax.imshow(section.image, extent=section.extent, alpha=faded if image_alpha is None else image_alpha)
+    faded = 1.0 if paint.rgba is None else 0.6
+    section.draw_image(ax, window, faded if image_alpha is None else image_alpha)
     if paint.rgba is None:
         look = {"facecolors": "none", "edgecolors": (0, 0, 0, alpha), "linewidths": 0.25}
     else:
@@ -278,7 +287,7 @@ def _draw(ax: Axes, paint: Paint, section: Section, *, size: float, alpha: float
     ax.spines[:].set_visible(False)
 
 
-def _drawn_diameter(section: Section) -> float:
+def _drawn_diameter(section: View) -> float:
     """The spots' diameter; of very many spots at least such that they touch, else the white between them bleaches."""
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter

@@ -29,6 +29,7 @@ def tiles(
     library_key: str | None = None,
     um_per_px: float | None = None,
     tiles_key: str = _keys.TILES,
+    image_key: str | None = None,
     scale_bar: bool = True,
     rng: int | np.random.Generator | None = 0,
     ax: Axes | None = None,
@@ -39,8 +40,8 @@ def tiles(
     Parameters
     ----------
     adata
-        Spots with tiles in obsm (`stampy.pp.tiles`), or with coordinates and an image in ``uns["spatial"]``, from which
-        tiles are then cut: as sharp as that image.
+        Spots with tiles in obsm (`stampy.pp.tiles`), or with coordinates and an image, from which tiles are then cut as
+        a model sees them: as sharp as that image. AnnData, or a SpatialData.
     groupby
         Column of obs with labels, such as clusters: a row of tiles for each.
     groups
@@ -57,6 +58,8 @@ def tiles(
         µm per px of the full-resolution image, where it can't be told. See `stampy.pl.spatial`.
     tiles_key
         Where tiles may be.
+    image_key
+        Which image to cut tiles from, whatever is in obsm: ``"hires"``, ``"lowres"`` or a name in ``sdata.images``.
     scale_bar
         Draw a bar in µm.
     rng
@@ -85,7 +88,7 @@ def tiles(
     >>> [label.get_text() for label in ax.get_yticklabels()], len(ax.images)
     (['D1', 'D2', 'D3', 'D4'], 20)
     """
-    adata = _utils.table_of(adata, table_key)
+    data, adata = adata, _utils.table_of(adata, table_key)
     _checks.not_empty(adata, genes=False)
     _checks.at_least("n_tiles", n_tiles, 1)
     if spots is not None and groupby is not None:
@@ -99,7 +102,8 @@ def tiles(
         chosen = _some(np.arange(adata.n_obs), n_tiles, random) if spots is None else rows_of_spots(adata, spots)
         rows = [chosen[i : i + n_tiles] for i in range(0, len(chosen), n_tiles)]
         labels = [""] * len(rows)
-    found, edge = tiles_of(adata, np.concatenate(rows), Cut(tile_um, library_key, um_per_px, tiles_key))
+    cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
+    found, edge = tiles_of(data, np.concatenate(rows), cut)
     offsets = [i * (1 + GAP) for i in range(max(map(len, rows)))]
     panel = new_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
     images = [[found[int(row)] for row in line] for line in rows]
