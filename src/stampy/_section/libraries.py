@@ -85,7 +85,7 @@ def _is_library(entry: Mapping[str, Any]) -> bool:
 
 
 def _parts(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {**entry, **{part: _part(entry.get(part), f"{where}['{part}']") for part in _PARTS}}
+    return {**entry, **{part: _part(entry[part], f"{where}['{part}']") for part in _PARTS if part in entry}}
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:

@@ -86,12 +86,19 @@ class TileSource:
         spot_um: float | None = None,
         fill: tuple[int, int, int] = WHITE,
         table_key: str = _keys.TABLE,
+        notes: list[str] | None = None,
     ) -> Self:
-        """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`."""
+        """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`.
+
+        With a list as `notes`, what is doubtful is put there instead of being warned about.
+        """
         wishes = Wishes(image, image_key, um_per_px, spot_um)
-        sections = sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"))
+        sections = sections_of(
+            data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
+        )
         source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill)
-        source._warn_of_upsampling()
+        if note := source._enlarged():
+            _checks.warn(note) if notes is None else notes.append(note)
         return source
 
     def __len__(self) -> int:
@@ -196,15 +203,17 @@ class TileSource:
         for section in self.sections:
             section.require_image().close()
 
-    def _warn_of_upsampling(self) -> None:
+    def _enlarged(self) -> str:
+        """What to say of an image that is coarse, or ""."""
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
-        if factor > _MAX_UPSAMPLING:
-            _checks.warn(
-                f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
-                f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-                "Cells can't be seen in them. Give the full-resolution image by `image=`."
-            )
+        if factor <= _MAX_UPSAMPLING:
+            return ""
+        return (
+            f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
+            f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
+            "Cells can't be seen in them. Give the full-resolution image by `image=`."
+        )
 
 
 def _check_edge(section: Section, tile_um: float) -> None:

@@ -14,6 +14,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._cluster import smoothed
+from ._organism import Organism, match_genes
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
@@ -37,6 +38,7 @@ def embed_genes(
     batch_size: int | None,
     progress: bool,
     parts: Parts | None = None,
+    organism: Organism = "human",
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
@@ -48,7 +50,7 @@ def embed_genes(
             "`stampy.datasets.published_vocabulary()` (sep='\\t')."
         )
     vocabulary = Vocabulary(model.genes)
-    match = vocabulary.match(table)
+    match = match_genes(table, vocabulary, organism, layer)
     logger.info("%s", match)
     source = source_of(layer)
     common = {"batch_size": batch_size, "progress": progress, "source": source, "parts": parts}

@@ -1,0 +1,56 @@
+"""Sections of mouse in the vocabulary of a human model, by the orthologs of each gene; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stampy import _checks, _keys
+from stampy.pp import Vocabulary, orthologs
+from stampy.pp._counts import counts_of, iter_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stampy.pp import GeneMatch
+
+__all__ = ["ORGANISMS", "Organism", "human_names", "match_genes"]
+
+Organism: TypeAlias = Literal["human", "mouse"]
+ORGANISMS = ("human", "mouse")
+
+
+def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
+    """The genes of a section in a vocabulary of human genes.
+
+    Genes of mouse go by their human orthologs: those in `var`, by `stampy.pp.orthologs`, else those that it would find.
+    """
+    if organism == "human" or _keys.ORTHOLOG in table.var:
+        return vocabulary.match(table)
+    from anndata import AnnData
+
+    _checks.not_empty(table)
+    total = np.zeros(table.n_vars)
+    for _, block in iter_rows(counts_of(table, layer)):
+        total += np.asarray(block.sum(axis=0)).ravel()
+    named = AnnData(sparse.csr_matrix(total[None].astype(np.float32)), var=table.var.copy())
+    orthologs(named, vocabulary=vocabulary)
+    return vocabulary.match(named)
+
+
+def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary) -> list[str]:
+    """Names of human genes; a mouse gene without an ortholog keeps its own, which the vocabulary does not have."""
+    names = [str(gene).strip() for gene in genes]
+    if organism == "human":
+        return names
+    from anndata import AnnData
+
+    unique = list(dict.fromkeys(names))
+    named = AnnData(np.ones((1, len(unique)), dtype=np.float32), var=pd.DataFrame(index=unique))
+    orthologs(named, vocabulary=vocabulary)
+    human = dict(zip(unique, named.var[_keys.ORTHOLOG].astype(str), strict=True))
+    return [human[name] or name for name in names]
