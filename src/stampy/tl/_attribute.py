@@ -171,7 +171,7 @@ def attribute(
     source = source_of(layer)
     counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
-    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source)
+    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source, layers=table.layers)
     tokens = np.concatenate([block for _, block in blocks])
     ask = (tokens > 0) & asked[np.maximum(tokens - _keys.N_SPECIAL, 0)]
     ask[:, most if max_rank is None else min(max_rank, most) :] = False

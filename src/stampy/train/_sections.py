@@ -260,7 +260,7 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
     match = vocabulary.match(adata)
     logger.info("%s: %s", name, match)
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
-    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
+    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens, layers=adata.layers):
         tokens[start : start + len(block)] = block
     return tokens, match
 
