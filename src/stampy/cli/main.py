@@ -18,6 +18,7 @@ from stampy import __version__
 from stampy.cli import bench as _cli_bench
 from stampy.cli import corpus as _cli_corpus
 from stampy.cli import train as _cli_train
+from stampy.cli.corpus import named_images_option, where_named_images_may_lie
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     run, with_traceback = options.pop("run"), options.pop("traceback")
     try:
-        with _warnings_as_lines(), _no_empty_folders(options):
+        named = options.pop("named_images", None)
+        with _warnings_as_lines(), _no_empty_folders(options), where_named_images_may_lie(named):
             run(**options)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -353,6 +355,7 @@ def _report_options(commands: Any) -> None:
     add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT")
     add("--quiet", action="store_true", help="no summary")
+    named_images_option(add)
 
 
 def _model_option(add: Any) -> None:

@@ -304,7 +304,7 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
-    return record if tiles is None else {**record, "tiles": tiles.provenance()}
+    return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
 
 
 def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
