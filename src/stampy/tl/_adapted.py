@@ -16,8 +16,8 @@ from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
 from ._each import is_several, named
 from ._encoders import Encoder, is_baseline, loaded_model
-from ._organism import Organism, match_genes
-from ._request import Request
+from ._organism import match_genes
+from ._request import Organism, Request
 
 if TYPE_CHECKING:
     import torch

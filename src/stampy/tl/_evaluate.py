@@ -53,9 +53,10 @@ def evaluate(
     """Judge embeddings on this section without labels, beside simple baselines.
 
     The molecules of every spot are split in two halves at random. One half is embedded, and variable genes of the other
-    are predicted from the embedding by ridge regression, over spatially blocked folds. The noise of the halves is
+    are predicted from the embedding by ridge regression, each fold a compact region. The noise of the halves is
     independent, so only what is about the tissue helps. An embedding worth using predicts better than the principal
-    components of the section itself.
+    components of the section itself, and than the bare position of the spots, which a graph-based method may have
+    learned: that lifts `neighbors`, not `own`.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def evaluate(
     ``uns[key_added]["scores"]``
         DataFrame with a row per embedding and baseline:
 
-        - ``score``, ``score_std``: mean of `own` and `neighbors`, and its spread over splits
+        - ``score``, ``score_std``: geometric mean of `own` and `neighbors`, and its spread over splits
         - ``own``, ``neighbors``: mean correlation of predicted and measured genes of the other half, of the spot itself
           and of the mean of its six nearest spots. What log depth explains was taken out of the genes before
         - ``coherence``: how alike neighbouring spots are (Moran's I, mean over columns, weighted by variance)
@@ -127,7 +128,7 @@ def evaluate(
     >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
     >>> stampy.tl.evaluate(adata, n_splits=1)
     >>> adata.uns["stamp_evaluate"]["scores"].index.tolist()
-    ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed']
+    ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed', 'position alone']
     """
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
@@ -256,7 +257,7 @@ def _enough(sections: np.ndarray, names: Sequence[str]) -> None:
     small = {names[i]: int(n) for i, n in enumerate(counts) if n < 25}
     if small:
         found = _checks.shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
-        raise ValueError(f"An evaluation over blocks needs at least 25 spots in every section, found {found}.")
+        raise ValueError(f"An evaluation over regions needs at least 25 spots in every section, found {found}.")
 
 
 def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
