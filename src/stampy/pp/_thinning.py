@@ -112,7 +112,8 @@ def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarr
     """Pearson correlation (g,) between targets and their prediction by ridge from `values`, each fold held out once.
 
     Columns are standardised; the penalty is their number `d`: so strong that all columns together are expected to
-    explain as much variance as they leave. NaN for a target that doesn't vary.
+    explain as much variance as they leave. The mean of the training spots is left out of a prediction: it is low where
+    the held-out region is high, so that noise would score below 0. NaN for a target that doesn't vary.
     """
     x = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     scale = x.std(axis=0)
@@ -128,7 +129,7 @@ def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarr
         gram = xx - fxx - m * np.outer(mx, mx)
         gram[np.diag_indices_from(gram)] += x.shape[1]
         w = linalg.solve(gram, xy - fxy - m * np.outer(mx, my), assume_a="pos", check_finite=False)
-        predicted[rows] = (x[rows] - mx) @ w + my
+        predicted[rows] = (x[rows] - mx) @ w
     return correlations(predicted, y)
 
 
