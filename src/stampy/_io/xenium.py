@@ -64,9 +64,11 @@ def _cells(path: Path) -> pd.DataFrame:
     lacking = [c for c in ("cell_id", "x_centroid", "y_centroid") if c not in cells]
     if lacking:
         raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {LOOKED_FOR}")
-    index = [i.decode() if isinstance(i, bytes) else str(i) for i in cells["cell_id"]]
+    ids = cells["cell_id"]
+    first = ids.iloc[0] if len(ids) else ""
+    index = ids if isinstance(first, str) else [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
     unnamed = [c for c in cells.columns if not str(c)]  # R's row numbers
-    cells = cells.drop(columns=["cell_id", *unnamed]).set_axis(index, axis=0)
+    cells = cells.drop(columns=["cell_id", *unnamed]).set_axis(pd.Index(index, dtype=object, name=None), axis=0)
     return cells.rename(columns={"x_centroid": "x", "y_centroid": "y"})
 
 
