@@ -11,7 +11,7 @@ import pandas as pd
 from stampy import _keys
 from stampy._io.assemble import add_library, placed, refer_to_image
 from stampy._io.counts import Counts
-from stampy._io.delimited import table
+from stampy._io.delimited import layout_of, table
 from stampy._io.parts import Parts, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.space_ranger import outs_of, sample_of
 from stampy._io.tenx import counts_h5, counts_mtx, counts_zarr
@@ -36,7 +36,10 @@ CELL_UM = 10.0  # across; for drawing
 
 def is_xenium(folder: Path) -> bool:
     """Whether the folder holds Xenium's cells."""
-    return bool(Parts(outs_of(folder)).all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, *_CELLS, "experiment.xenium"))
+    parts = Parts(outs_of(folder))
+    if parts.all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, "cells.parquet", "experiment.xenium"):
+        return True
+    return any("x_centroid" in layout_of(path).named for _, path in parts.all("cells.csv"))
 
 
 def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
