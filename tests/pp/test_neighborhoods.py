@@ -5,14 +5,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.spatial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from stampy import datasets
-from stampy.pp import _neighborhoods, neighborhoods
+from stampy.pp import neighborhoods
 from stampy.pp._neighborhoods import group_spots
 
 
@@ -189,11 +190,11 @@ def test_threads_do_not_matter(monkeypatch):
     usual = group_spots(xy)
     for n_threads in (1, 3):
 
-        class Tree(cKDTree):
+        class Tree(KDTree):
             def query(self, *args, workers, n=n_threads, **kwargs):
                 return super().query(*args, workers=n, **kwargs)
 
-        monkeypatch.setattr(_neighborhoods, "cKDTree", Tree)
+        monkeypatch.setattr(scipy.spatial, "KDTree", Tree)
         np.testing.assert_array_equal(group_spots(xy).members, usual.members)
 
 

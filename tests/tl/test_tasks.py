@@ -205,7 +205,6 @@ def test_probe_holds_out(sections):
 @pytest.mark.parametrize(
     ("arguments", "folds"),
     [
-        ({}, "blocks"),
         ({"library_key": "section"}, "section"),
         ({"library_key": "section", "patient_key": "patient"}, "patient"),
         ({"folds": "random"}, "random"),
@@ -216,6 +215,11 @@ def test_folds_that_are_chosen(sections, arguments, folds):
     changed = tl.probe(sections, "domain", use_rep="X_good", method="ridge", n_folds=3, copy=True, **arguments)
     assert result(changed)["folds"] == folds
     assert "stamp" not in sections.uns
+
+
+def test_folds_of_one_section_are_blocks(one):
+    tl.probe(one, "domain", use_rep="X_good", method="ridge", n_folds=3)
+    assert result(one)["folds"] == "blocks"
 
 
 def test_spots_without_a_label_take_no_part(one):
@@ -487,7 +491,7 @@ def test_expression_from_a_reference(sections):
 
 
 def test_a_later_run_leaves_nothing_of_an_earlier_one(sections):
-    tl.expression(sections, use_rep="X_good", n_top_genes=5)
+    tl.expression(sections, use_rep="X_good", n_top_genes=5, library_key="section")
     reference = sections.copy()
     tl.expression(sections, use_rep="X_good", method="knn", n_top_genes=5, reference=reference)
     assert "stamp_expression_fold" not in sections.obs
@@ -553,8 +557,8 @@ def test_least_squares_warns_where_it_can_not_work(one):
 def test_results_survive_files(sections, tmp_path, store):
     sections.obs["domain"] = sections.obs["domain"].cat.rename_categories({"D1": "in situ / invasive"})
     tl.probe(sections, "domain", use_rep=["X_good", "X_noise"], library_key="section", method="ridge")
-    tl.domains(sections, use_rep="X_good", method="gmm", max_domains=3, labels="domain")
-    tl.expression(sections, use_rep="X_good", n_top_genes=5)
+    tl.domains(sections, use_rep="X_good", method="gmm", max_domains=3, labels="domain", library_key="section")
+    tl.expression(sections, use_rep="X_good", n_top_genes=5, library_key="section")
     if store == "h5ad":
         sections.write_h5ad(tmp_path / "a.h5ad")
         read = ad.read_h5ad(tmp_path / "a.h5ad")

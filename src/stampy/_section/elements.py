@@ -46,9 +46,10 @@ def is_linked(sdata: SpatialData, table: AnnData) -> bool:
     return any(name in getattr(sdata, kind) for kind in _KINDS for name in named) or "spatial" not in table.obsm
 
 
-def regions_by_row(table: AnnData) -> np.ndarray:
-    """Name of the element that each row annotates, (n,) of str."""
-    return _of_row(table, table.uns[_LINK]["region_key"])
+def several_regions(table: AnnData) -> str | None:
+    """The column that names the element of each spot, where they are several."""
+    key = table.uns[_LINK]["region_key"]
+    return key if len(set(_of_row(table, key))) > 1 else None
 
 
 def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:

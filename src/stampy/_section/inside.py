@@ -6,26 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stampy import _checks
-
 if TYPE_CHECKING:
     from stampy._section.section import Section
 
 __all__ = ["check_inside"]
 
 
-def check_inside(section: Section) -> None:
-    """Raise if most spots lie outside the image, warn if some do."""
+def check_inside(section: Section) -> str:
+    """Raise if most spots lie outside the image; what to warn about if some do, or ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
     if not outside.any():
-        return
+        return ""
     n, m = int(outside.sum()), len(outside)
     if 2 * n <= m:
-        _checks.warn(
-            f"{section.prefix}{n} of {m} spots lie outside the image; their tiles are padded with the fill colour."
-        )
-        return
+        return f"{section.prefix}{n} of {m} spots lie outside the image; their tiles are padded with the fill colour."
     (x0, y0), (x1, y1) = section.image_xy.min(axis=0), section.image_xy.max(axis=0)
     raise ValueError(
         f"{section.prefix}{n} of {m} spots lie outside the image: x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f} "

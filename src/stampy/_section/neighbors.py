@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 
-__all__ = ["CHUNK", "nearest", "neighbour_distances"]
+__all__ = ["Tree", "graph", "nearest", "neighbour_distances", "place_distance"]
 
 CHUNK = 1 << 18  # spots of one query: scipy's answer is four times as large as what is kept of it
+
+
+class Tree:
+    """Spots of one section, sorted for queries.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) coordinates in any unit.
+    """
+
+    def __init__(self, xy: np.ndarray):
+        from scipy.spatial import KDTree
+
+        self._tree = KDTree(xy)
+
+    def distances(self, at: np.ndarray, k: int, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Distances (m, k) from the places `at` to their `k` nearest spots, nearest first, and the spots' rows."""
+        return self._tree.query(at, k=range(1, k + 1), workers=threads)
+
+    def rows(self, at: np.ndarray, k: int) -> np.ndarray:
+        """Rows (m, k) int32 of the `k` nearest spots, nearest first; on all cores."""
+        near = np.empty((len(at), k), dtype=np.int32)
+        for start in range(0, len(at), CHUNK):
+            near[start : start + CHUNK] = self.distances(at[start : start + CHUNK], k, threads=-1)[1]
+        return near
+
+    def within(self, at: np.ndarray, radius: float) -> list[list[int]]:
+        """Rows of the spots not farther than `radius` from each place."""
+        return list(self._tree.query_ball_point(at, radius))
 
 
 def nearest(xy: np.ndarray, k: int, *, some: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -28,10 +59,8 @@ def nearest(xy: np.ndarray, k: int, *, some: np.ndarray | None = None) -> tuple[
     >>> nearest(np.array([[0.0, 0], [1, 0], [3, 0]]), 1)[1].ravel().tolist()
     [1, 0, 1]
     """
-    from scipy.spatial import KDTree
-
     rows = np.arange(len(xy)) if some is None else np.asarray(some)
-    distances, found = KDTree(xy).query(xy[rows], k=k + 1)
+    distances, found = Tree(xy).distances(xy[rows], k + 1)
     own = found == rows[:, None]
     own[~own.any(axis=1), -1] = True  # of many spots at one place the spot itself may not be among the nearest
     return distances[~own].reshape(len(rows), k), found[~own].reshape(len(rows), k)
@@ -42,9 +71,44 @@ def neighbour_distances(xy: np.ndarray, some: np.ndarray, k: int) -> tuple[np.nd
 
     NaN, and last, where there are fewer spots, and for spots at the very same place (itself, mostly).
     """
-    from scipy.spatial import KDTree
-
-    distances, spots = KDTree(xy).query(some, k=range(1, min(k, len(xy)) + 1))
+    distances, spots = Tree(xy).distances(some, min(k, len(xy)))
     distances[distances == 0] = np.nan
     order = np.argsort(distances, axis=1, kind="stable")  # NaN sorts last
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(spots, order, axis=1)
+
+
+def place_distance(xy: np.ndarray) -> float:
+    """Median distance of the places at which there are spots to the nearest other place; 1 if there is one place."""
+    places = np.unique(xy, axis=0)
+    if len(places) == 1:
+        return 1.0
+    return float(np.median(Tree(places).distances(places, 2, threads=-1)[0][:, 1]))
+
+
+def graph(xy: np.ndarray, k: int, codes: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Each spot's `k` nearest others of the same section, (n, n) of ones; the same graph as squidpy's.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) coordinates.
+    k
+        Fewer than the spots of any section.
+    codes
+        (n,) section of each spot; None: one.
+
+    Examples
+    --------
+    >>> graph(np.array([[0.0, 0], [1, 0], [3, 0]]), 1).toarray().astype(int).tolist()
+    [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    """
+    from sklearn.neighbors import NearestNeighbors  # spots equally far: it decides as squidpy does
+
+    n = len(xy)
+    columns = np.empty((n, k), dtype=np.int64)
+    for code in np.unique(codes) if codes is not None else [None]:
+        rows = np.arange(n) if code is None else np.flatnonzero(codes == code)
+        columns[rows] = rows[NearestNeighbors(n_neighbors=k).fit(xy[rows]).kneighbors(return_distance=False)]
+    columns.sort(axis=1)
+    ones = np.ones(n * k, dtype=np.float32)
+    return sparse.csr_matrix((ones, columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))

@@ -16,7 +16,7 @@ from stampy._section.scale import QUERIES, lattice
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_one_section", "section_column"]
+__all__ = ["check_one_section", "matching_columns", "section_column"]
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
@@ -54,7 +54,7 @@ def check_one_section(
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
-        raise ValueError(_message(found, _matching(table, libraries) or apart))
+        raise ValueError(_message(found, matching_columns(table, libraries) or apart))
     crowded = _crowded(table, xy)
     if crowded:
         raise ValueError(_message("the spots of several sections lie between each other", crowded))
@@ -79,7 +79,7 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Any]) -> None:
         found, rest = "`adata.uns['spatial']['is_single']` says that the table holds several sections", ""
     raise ValueError(
         f"{found}; name the column of `adata.obs` that tells them apart by `library_key=`"
-        f"{_hint(_matching(table, libraries))}{rest}."
+        f"{_hint(matching_columns(table, libraries))}{rest}."
     )
 
 
@@ -131,7 +131,7 @@ def _columns(table: AnnData) -> Iterator[tuple[str, np.ndarray]]:
             yield str(name), codes
 
 
-def _matching(table: AnnData, libraries: Mapping[str, Any]) -> list[str]:
+def matching_columns(table: AnnData, libraries: Mapping[str, Any]) -> list[str]:
     """Columns whose values are entries of ``uns["spatial"]``."""
     found = ((name, set(table.obs[name].astype(str).unique())) for name, _ in _columns(table))
     return [name for name, values in found if values <= set(libraries)]

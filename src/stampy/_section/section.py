@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from stampy._section.image import SlideImage
 from stampy._section.inside import check_inside
 from stampy._section.libraries import has_image, libraries_of, library_named
 from stampy._section.open import open_spatialdata_image
-from stampy._section.overlay import check_one_section, section_column
+from stampy._section.overlay import check_one_section, matching_columns, section_column
 from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.scale import PixelSize, infer_um_per_px
 
@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["ImageSource", "Places", "Section", "Wishes", "coordinates_of", "has_images", "open_image", "places_of",
-           "sections_of"]  # fmt: skip
+__all__ = [
+    "ImageSource",
+    "Places",
+    "Section",
+    "Wishes",
+    "coordinates_of",
+    "has_coordinates",
+    "has_images",
+    "library_key_of",
+    "open_image",
+    "places_of",
+    "sections_of",
+    "told_apart",
+]
 
 Need = Literal["image", "scale", "neighbors"]
 
@@ -182,6 +194,7 @@ def sections_of(
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     needs: Collection[Need] = (),
+    notes: list[str] | None = None,
 ) -> list[Section]:
     """The sections of a table, in the order of their names.
 
@@ -201,6 +214,8 @@ def sections_of(
     needs
         What is looked for at once, and must be there: ``"image"``, ``"scale"``. ``"neighbors"`` (and ``"image"``)
         refuse a table in which several sections lie on top of each other.
+    notes
+        Where to put what the user is to know; None: it is warned about.
 
     Raises
     ------
@@ -244,7 +259,8 @@ def sections_of(
             )
         )
     for section in found:
-        _satisfy(section, needs, table, libraries)
+        for note in _satisfy(section, needs, table, libraries):
+            _checks.warn(note) if notes is None else notes.append(note)
     return found
 
 
@@ -277,15 +293,37 @@ def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) ->
     return places_of(data, table_key=table_key, neighbors=False).xy
 
 
-def codes_of(
-    data: AnnData | SpatialData, *, library_key: str | None = None, table_key: str = _keys.TABLE
-) -> tuple[np.ndarray, list[str]]:
-    """Section of every spot as codes (n,) int64 and names; one section, "", where nothing tells them apart."""
+def library_key_of(
+    data: AnnData | SpatialData, library_key: str | None = None, table_key: str = _keys.TABLE
+) -> str | None:
+    """The column that tells the sections apart: `library_key`, or that of several regions of a SpatialData."""
     table = _utils.table_of(data, table_key)
-    if library_key is None and data is not table and elements.is_linked(data, table):
-        names, codes = np.unique(elements.regions_by_row(table), return_inverse=True)
-        return codes.reshape(-1).astype(np.int64), [str(n) for n in names]
-    return _checks.libraries(table, library_key)
+    if library_key is not None or data is table or not elements.is_linked(data, table):
+        return library_key
+    return elements.several_regions(table)
+
+
+def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
+    """As `library_key_of`; or, with a warning, the one column whose values are the entries of ``uns["spatial"]``."""
+    table = _utils.table_of(data, table_key)
+    key = library_key_of(data, library_key, table_key)
+    libraries = libraries_of(table)
+    if key is not None or len(libraries) < 2 or section_column(table, libraries) is not None:
+        return key
+    columns = matching_columns(table, libraries)
+    if len({tuple(np.unique(table.obs[c].astype(str), return_inverse=True)[1].tolist()) for c in columns}) != 1:
+        return None
+    _checks.warn(
+        f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
+        f"by `adata.obs[{columns[0]!r}]`. Give `library_key={columns[0]!r}` if that is right, or the right column."
+    )
+    return columns[0]
+
+
+def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
+    """Whether the spots have coordinates, of whatever worth."""
+    table = _utils.table_of(data, table_key)
+    return _keys.SPATIAL in table.obsm or (data is not table and elements.is_linked(data, table))
 
 
 def has_images(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
@@ -341,18 +379,18 @@ def _library_names(
     return found
 
 
-def _satisfy(section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Any]) -> None:
-    """Find what is needed; say what is doubtful."""
+def _satisfy(section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Any]) -> Iterator[str]:
+    """Find what is needed; yield what is doubtful."""
     if "image" in needs:
         if section.wishes.image is None and section.sdata is None and section.library_name is None:
             _no_library(section, table, libraries)
         section.require_image()
         if section.note:
-            _checks.warn(section.note)
+            yield section.note
     if "scale" in needs and (doubt := section.require_pixel().doubt):
-        _checks.warn(section.prefix + doubt)
-    if "image" in needs:
-        check_inside(section)
+        yield section.prefix + doubt
+    if "image" in needs and (doubt := check_inside(section)):
+        yield doubt
 
 
 def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) -> None:

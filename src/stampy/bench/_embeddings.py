@@ -15,6 +15,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _files, _keys, models, tl
+from stampy._section.section import coordinates_of
 from stampy.tl._cluster import smoothed
 
 from ._config import System
@@ -100,7 +101,7 @@ class Cache:
             found = self._make(section, system)
         if not system.smooth:
             return found
-        xy = _checks.coordinates(section.adata)
+        xy = coordinates_of(section.adata)
         return Embedded({k: smoothed(v, xy, system.smooth) for k, v in found.vectors.items()}, found.modality)
 
     def path(self, section: Loaded, system: System, modality: str | None) -> Path:

@@ -16,6 +16,8 @@ from typing import Any
 from stampy import __version__
 from stampy.cli import bench as _cli_bench
 from stampy.cli import corpus as _cli_corpus
+from stampy.cli import train as _cli_train
+from stampy.cli.corpus import named_images_option, where_named_images_may_lie
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -24,7 +26,7 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
-    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|um_per_px|spot_um|tile_um|min_tissue|modality|device"
+    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality|device"
     r"|key_added|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
@@ -59,31 +61,23 @@ EXAMPLES = {
         stampy report embedded.h5ad                       writes embedded.html
         stampy report embedded.h5ad mine.html --domains layer --overwrite
         """,
-    "pretrain": """
-        stampy pretrain sections/*.h5ad --out genes --config pretrain.json
-        stampy pretrain sections.tsv --out genes --vocabulary genes.tsv --seed 1
-        stampy pretrain sections.tsv --out genes --devices 4 --logger tensorboard
-        """,
-    "align": """
-        stampy align sections.tsv --model genes/model --out both --config align.json
-        stampy align mine.h5ad --out tuned                         fine-tune stampy-mini
-        torchrun --nproc-per-node 4 -m stampy align sections.tsv --model genes/model --out both
-        """,
+    **_cli_train.EXAMPLES,
     **_cli_corpus.EXAMPLES,
     **_cli_bench.EXAMPLES,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt."""
+    """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     options = vars(_parser().parse_args(argv))
     run, with_traceback = options.pop("run"), options.pop("traceback")
     try:
-        with _warnings_as_lines():
+        with _warnings_as_lines(), where_named_images_may_lie(options.pop("named_images", None)):
             run(**options)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("stampy: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not error.args:  # a training run has said more
+            print("stampy: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -194,30 +188,6 @@ def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> 
         print(f"Written: {path}")
 
 
-def _pretrain(**options: Any) -> None:
-    _train("pretrain", "PretrainConfig", **options)
-
-
-def _align(**options: Any) -> None:
-    _train("align", "AlignConfig", **options)
-
-
-def _train(stage: str, settings: str, *, sections: list[str], out: str, config: str | None, seed: int | None,
-           quiet: bool, **options: Any) -> None:  # fmt: skip
-    from dataclasses import replace
-
-    from stampy import _checks
-
-    _checks.writable(out)
-    from stampy import train
-
-    chosen = getattr(train, settings).of(config)
-    chosen = chosen if seed is None else replace(chosen, seed=seed)
-    getattr(train, stage)(sections, out, config=chosen, progress=_show_progress(quiet), **options)
-    if not quiet:
-        print(f"Model: {Path(out).expanduser() / 'model'}")
-
-
 def _models() -> None:
     from importlib.resources import files
 
@@ -255,8 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     _slide_options(commands)
     _report_options(commands)
     _cli_corpus.add_commands(commands, _described, _command)
-    _pretrain_options(commands)
-    _align_options(commands)
+    _cli_train.add_commands(commands, _command, _model_option, _common_options)
     _cli_bench.add_commands(commands, _command, _show_progress, print)
     _command(commands, "models", _models, "List the models and systems that `--model` takes.")
     _command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
@@ -343,33 +312,7 @@ def _report_options(commands: Any) -> None:
     add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT")
     add("--quiet", action="store_true", help="no summary")
-
-
-def _pretrain_options(commands: Any) -> None:
-    add = _command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
-    _training_options(add)
-    add("--vocabulary", metavar="TSV", help="genes.tsv with gene_id, symbol, divisor (default: made from the sections)")
-
-
-def _align_options(commands: Any) -> None:
-    about = "Stage 2: train an image tower and align both."
-    add = _command(commands, "align", _align, about).add_argument
-    _training_options(add)
-    _model_option(add)
-    add("--backbone", metavar="NAME", help="a timm ViT to take, with its weights, instead of the model's image tower")
-
-
-def _training_options(add: Any) -> None:
-    add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
-    add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
-    add("--config", metavar="JSON", help="settings that differ from the paper's")
-    add("--seed", type=int, help="instead of the one in the settings")
-    add("--devices", type=int, metavar="N", help="of a node (default: as torchrun or SLURM says, else 1)")
-    add("--num-nodes", type=int, metavar="N", help="default: as torchrun or SLURM says, else 1")
-    add("--strategy", choices=("ddp", "fsdp"), help="how devices share the work (default: ddp)")
-    add("--logger", action="append", default=[], dest="loggers", choices=("csv", "tensorboard", "wandb"),
-        help="one more log beside metrics.jsonl; may be given again")  # fmt: skip
-    _common_options(add)
+    named_images_option(add)
 
 
 def _model_option(add: Any) -> None:
@@ -382,6 +325,7 @@ def _input_options(add: Any) -> None:
     add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--organism", choices=("human", "mouse"), default="human", help="of the genes; mouse: by their human orthologs")
     add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
     add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
     add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")

@@ -86,10 +86,10 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     'stampy-mini'
     """
     name = str(name_or_path)
-    if name == "stamp":
+    if name == "stamp" or name.startswith("stamp@"):
         from ._published import download
 
-        return download(device=device)
+        return download(device=device, revision=name.partition("@")[2] or None)
     if name.startswith("stamp:"):
         name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
     if name.startswith("hf-hub:"):
@@ -310,16 +310,22 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    if not revision:
+        raise ValueError(
+            f"{name!r} names no revision: what is there may change at any time. Name a commit, {name}@<commit>, or, to "
+            f"take whatever is there now, a branch: {name}@main."
+        )
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+        folder = snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, GENES, TENSORS])
     except (OSError, ValueError) as error:  # no network, no such repository or revision, no access, no room
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConnectionError(
             f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
             "network, copy the folder of weights here and give its path."
         ) from error
-    if not revision:
-        logger.warning("No revision given; %s is now at %s. Name it: %s@...", repository, Path(folder).name, name)
+    if Path(folder).name != revision:
+        logger.warning("%s is at commit %s now; name it: hf-hub:%s@%s", name, Path(folder).name, repository,
+                       Path(folder).name)  # fmt: skip
     return Path(folder)
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stampy import _checks, _keys
+from stampy import _checks, _keys, _utils
+from stampy._section.section import Section, Wishes, sections_of
 
 from ._counts import counts_of, iter_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 __all__ = ["bins"]
 
 
-def bins(cells: AnnData, bin_um: float, *, um_per_px: float | None = None, layer: str | None = None) -> AnnData:
+def bins(
+    cells: AnnData | SpatialData,
+    bin_um: float,
+    *,
+    um_per_px: float | None = None,
+    layer: str | None = None,
+    table_key: str = _keys.TABLE,
+) -> AnnData:
     """Sum the counts of cells (or of smaller bins) up in square bins, e.g. as wide as a Visium spot.
 
     The models were made for spots of some ten cells; a single cell of an imaging platform has few counts. The grid
@@ -27,13 +37,15 @@ def bins(cells: AnnData, bin_um: float, *, um_per_px: float | None = None, layer
     Parameters
     ----------
     cells
-        One section with raw counts and ``obsm["spatial"]``; it is not changed. It may be backed.
+        One section with raw counts and ``obsm["spatial"]``, or a SpatialData; it is not changed. It may be backed.
     bin_um
         Edge of a bin in µm.
     um_per_px
         µm per unit of the coordinates: 1 where they are µm. None: ``microns_per_pixel`` of the scale factors.
     layer
         Layer with raw counts; None: ``X``.
+    table_key
+        The table of a SpatialData.
 
     Returns
     -------
@@ -58,11 +70,11 @@ def bins(cells: AnnData, bin_um: float, *, um_per_px: float | None = None, layer
     """
     import anndata
 
-    _checks.not_empty(cells)
+    table = _utils.table_of(cells, table_key)
+    _checks.not_empty(table)
     _checks.positive("bin_um", bin_um)
-    name, library = _library(cells)
-    scale = _scale(library, um_per_px)
-    xy = _checks.coordinates(cells)
+    section = _one_section(cells, um_per_px, table_key)
+    scale, xy = _scale(section.factors, um_per_px), section.xy
     edge = bin_um / scale
     places = np.floor((xy - xy.min(axis=0)) / edge).astype(np.int64)
     grid, codes = np.unique(places[:, ::-1], axis=0, return_inverse=True)  # row, column
@@ -71,32 +83,39 @@ def bins(cells: AnnData, bin_um: float, *, um_per_px: float | None = None, layer
         {"array_row": grid[:, 0], "array_col": grid[:, 1], "n_cells": np.bincount(codes, minlength=len(grid))},
         index=[f"s_{bin_um:g}um_{row:05d}_{column:05d}" for row, column in grid],
     )
-    binned = anndata.AnnData(_summed(counts_of(cells, layer), codes, len(grid)), obs=obs, var=cells.var.copy())
+    binned = anndata.AnnData(_summed(counts_of(table, layer), codes, len(grid)), obs=obs, var=table.var.copy())
     binned.obsm[_keys.SPATIAL] = xy.min(axis=0) + (grid[:, ::-1] + 0.5) * edge
-    factors = {**library.get("scalefactors", {}), "microns_per_pixel": scale, "spot_diameter_fullres": edge}
-    binned.uns[_keys.UNS_SPATIAL] = {name: {"images": {}, **library, "scalefactors": factors}}
+    factors = {**section.factors, "microns_per_pixel": scale, "spot_diameter_fullres": edge}
+    binned.uns[_keys.UNS_SPATIAL] = {
+        section.title or "section": {"images": {}, **section.library, "scalefactors": factors}
+    }
     return binned
 
 
-def _library(cells: AnnData) -> tuple[str, dict[str, Any]]:
-    libraries = cells.uns.get(_keys.UNS_SPATIAL, {})
-    if len(libraries) > 1:
+def _one_section(cells: AnnData | SpatialData, um_per_px: float | None, table_key: str) -> Section:
+    sections = sections_of(cells, Wishes(um_per_px=um_per_px), table_key=table_key, needs=("neighbors",))
+    if len(sections) > 1:
         raise ValueError(
-            f"Bins are made of one section, found {len(libraries)}: {_checks.shortlist(libraries)}. "
+            f"Bins are made of one section, found {len(sections)}: {_checks.shortlist(s.name for s in sections)}. "
             "Take them one by one."
         )
-    return next(((str(name), dict(library)) for name, library in libraries.items()), ("section", {}))
+    return sections[0]
 
 
-def _scale(library: dict[str, Any], um_per_px: float | None) -> float:
-    scale = um_per_px if um_per_px is not None else library.get("scalefactors", {}).get("microns_per_pixel")
-    if scale is None:
+def _scale(factors: Mapping[str, Any], um_per_px: float | None) -> float:
+    if um_per_px is not None:
+        return float(um_per_px)
+    if factors.get("microns_per_pixel") is None:
         raise ValueError(
             "The scale of the coordinates is not known: the scale factors have no `microns_per_pixel`. Give "
             "`um_per_px=` (1 where the coordinates are µm)."
         )
-    _checks.positive("um_per_px", float(scale))
-    return float(scale)
+    return _checks.factor(factors, "microns_per_pixel")
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The type to add counts up in: small integers would overflow."""
+    return np.dtype(np.int64) if dtype.kind in "bui" and dtype.itemsize < 4 else dtype
 
 
 def _summed(counts: Any, codes: np.ndarray, n: int) -> sparse.csr_matrix:
@@ -104,6 +123,7 @@ def _summed(counts: Any, codes: np.ndarray, n: int) -> sparse.csr_matrix:
     parts = []
     for start, block in iter_rows(counts):
         here, within = np.unique(codes[start : start + block.shape[0]], return_inverse=True)
+        block = block.astype(_wide(block.dtype), copy=False)
         ones = np.ones(len(within), dtype=block.dtype)
         which = sparse.csr_matrix((ones, (within.reshape(-1), np.arange(len(within)))), shape=(len(here), len(within)))
         part = sparse.coo_matrix(which @ block)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
-from scipy.spatial import cKDTree
 
 import stampy
 from stampy import _checks, _keys, _utils
+from stampy._section.neighbors import Tree, place_distance
+from stampy._section.section import places_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,6 @@ __all__ = ["Groups", "group_spots", "neighborhoods"]
 logger = logging.getLogger(__name__)
 
 JITTER = 1e-6  # spot distances; equally near spots come in random order, so duplicates and grids are no special case
-CHUNK = 1 << 18  # spots of one query: scipy's answer is four times as large as what is kept of it
 TIE = 1e-9  # relative; mean distances that differ by less are equal
 MANY_DROPPED = 0.1  # share of a section's spots above which the user is warned
 FREE, TRIED = -1, -2  # a spot without a group; the same, and no group could be grown from it
@@ -55,7 +55,8 @@ def neighborhoods(
     Parameters
     ----------
     adata
-        Section(s) with coordinates in ``obsm["spatial"]``, or a SpatialData with such a table.
+        Section(s) with coordinates in ``obsm["spatial"]``, or a SpatialData: its coordinates are those of the shapes,
+        labels or points that the table annotates.
     size
         Spots of a group, the centre included.
     max_distance
@@ -65,7 +66,8 @@ def neighborhoods(
         takes 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more than 8 across
         rows.) A section from which spots are missing at random needs a larger one.
     library_key
-        Column of ``obs`` that names the section of each spot; None: all spots are of one section.
+        Column of ``obs`` that names the section of each spot; None: all spots are of one section, in a SpatialData
+        those of one region.
     table_key
         The table of a SpatialData.
     key_added
@@ -92,7 +94,8 @@ def neighborhoods(
     KeyError
         If there are no coordinates, no such column or no such table.
     ValueError
-        If a section has fewer spots than a group, coordinates are NaN or infinite, or the table is empty.
+        If a section has fewer spots than a group, coordinates are NaN or infinite, the table is empty, or several
+        sections lie on top of each other and `library_key` does not tell them apart.
 
     Examples
     --------
@@ -110,8 +113,7 @@ def neighborhoods(
     """
     table = _utils.table_of(adata, table_key)
     _checks.not_empty(table, genes=False)
-    xy = _checks.coordinates(table)
-    codes, names = _checks.libraries(table, library_key)
+    xy, codes, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     _checks.enough_spots(dict(zip(names, np.bincount(codes), strict=True)), size)
 
     seed = int(_utils.generator(rng).integers(2**63))
@@ -174,16 +176,16 @@ def group_spots(
     _checks.positive("max_distance", max_distance)
     rng = _utils.generator(rng)
 
-    xy = (xy - xy.min(axis=0)) / _spot_distance(xy)
+    xy = (xy - xy.min(axis=0)) / place_distance(xy)
     order = rng.permutation(len(xy))
     jittered = xy + rng.uniform(-JITTER, JITTER, xy.shape)
-    tree, k = cKDTree(jittered), min(4 * size, len(xy))
+    tree, k = Tree(jittered), min(4 * size, len(xy))
 
     own = np.full(len(xy), FREE, dtype=np.int32)
-    full = _grow(xy, _nearest(tree, jittered, k), order, max_distance, own, size)
+    full = _grow(xy, tree.rows(jittered, k), order, max_distance, own, size)
     left = order[own[order] < 0]
     own[left] = FREE
-    near = _nearest(tree, jittered[left], k)
+    near = tree.rows(jittered[left], k)
     members = np.concatenate([full, _borrow(xy, near, left, max_distance, own, size, len(full))])
     return Groups(members, own, _put_centre_first(xy, members, own))
 
@@ -211,22 +213,6 @@ def _warn_of_dropped(group: np.ndarray, codes: np.ndarray, names: list[str]) -> 
             f"Many spots have too few others near by and were dropped from the neighbourhood groups: "
             f"{_checks.shortlist(found)}. Raise `max_distance=` if they matter."
         )
-
-
-def _spot_distance(xy: np.ndarray) -> float:
-    """Median distance of the places at which there are spots to the nearest other place; 1 if there is one place."""
-    places = np.unique(xy, axis=0)
-    if len(places) == 1:
-        return 1.0
-    return float(np.median(cKDTree(places).query(places, k=2, workers=-1)[0][:, 1]))
-
-
-def _nearest(tree: cKDTree, xy: np.ndarray, k: int) -> np.ndarray:
-    """The `k` nearest spots of each of `xy`, nearest first, as int32."""
-    near = np.empty((len(xy), k), dtype=np.int32)
-    for start in range(0, len(xy), CHUNK):
-        near[start : start + CHUNK] = tree.query(xy[start : start + CHUNK], k=k, workers=-1)[1]
-    return near
 
 
 @numba.njit(nogil=True, cache=True)

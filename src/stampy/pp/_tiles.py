@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -85,12 +86,19 @@ class TileSource:
         spot_um: float | None = None,
         fill: tuple[int, int, int] = WHITE,
         table_key: str = _keys.TABLE,
+        notes: list[str] | None = None,
     ) -> Self:
-        """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`."""
+        """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`.
+
+        With a list as `notes`, what is doubtful is put there instead of being warned about.
+        """
         wishes = Wishes(image, image_key, um_per_px, spot_um)
-        sections = sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"))
+        sections = sections_of(
+            data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
+        )
         source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill)
-        source._warn_of_upsampling()
+        if note := source._enlarged():
+            _checks.warn(note) if notes is None else notes.append(note)
         return source
 
     def __len__(self) -> int:
@@ -182,20 +190,30 @@ class TileSource:
             "upsampling": list(self.upsampling.values()),
         }
 
+    def image_paths(self) -> list[str]:
+        """The file that the tiles of each section come from, "" for pixels in memory.
+
+        Apart from `provenance`: where a file lies does not decide what is computed.
+        """
+        paths = (getattr(s.require_image(), "path", None) for s in self.sections)
+        return [os.path.realpath(path) if path else "" for path in paths]
+
     def close(self) -> None:
         """Close the image files."""
         for section in self.sections:
             section.require_image().close()
 
-    def _warn_of_upsampling(self) -> None:
+    def _enlarged(self) -> str:
+        """What to say of an image that is coarse, or ""."""
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
-        if factor > _MAX_UPSAMPLING:
-            _checks.warn(
-                f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
-                f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-                "Cells can't be seen in them. Give the full-resolution image by `image=`."
-            )
+        if factor <= _MAX_UPSAMPLING:
+            return ""
+        return (
+            f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
+            f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
+            "Cells can't be seen in them. Give the full-resolution image by `image=`."
+        )
 
 
 def _check_edge(section: Section, tile_um: float) -> None:
@@ -317,5 +335,9 @@ def tiles(
     )
     table = _utils.table_of(adata, table_key)
     table.obsm[key_added] = source.read(np.arange(len(source)), region=region)
-    table.uns.setdefault(_keys.UNS, {})[key_added] = {**source.provenance(), "region": region}
+    table.uns.setdefault(_keys.UNS, {})[key_added] = {
+        **source.provenance(),
+        "image_path": source.image_paths(),
+        "region": region,
+    }
     return adata if copy else None

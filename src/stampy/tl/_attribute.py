@@ -19,6 +19,7 @@ from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._encoders import loaded_model
+from ._organism import ORGANISMS, Organism, match_genes
 from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
 from ._shared_space import check_model, space_of, unit
@@ -46,6 +47,7 @@ def attribute(
     max_rank: int | None = None,
     n_steps: int | None = None,
     layer: str | None = None,
+    organism: Organism = "human",
     embedding_key: str = _keys.EMBEDDING,
     per_spot: bool = False,
     table_key: str = _keys.TABLE,
@@ -92,6 +94,8 @@ def attribute(
         Steps of the integrated gradients, 32 by default.
     layer
         Layer with raw counts; None: ``adata.X``.
+    organism
+        Of the section's genes and of `genes`: see `stampy.tl.embed`.
     embedding_key
         ``obsm[key + "_gene"]`` for clusters and ``obsm[key + "_image"]`` for the match, by `stampy.tl.embed`.
     per_spot
@@ -148,6 +152,7 @@ def attribute(
     """
     table = table_of(adata, table_key)
     _check_arguments(target, groupby, groups, method, n_spots, max_rank, n_steps, batch_size)
+    _checks.one_of("organism", organism, ORGANISMS)
     _checks.not_empty(table)
     labels = None if groupby is None else _labels(table, groupby, groups, target)
     loaded = loaded_model(model, device)
@@ -159,14 +164,14 @@ def attribute(
         check_model(space, loaded.name, loaded.config.embedding)
     counts_of(table, layer)
     vocabulary = vocabulary_of(loaded)
-    match = vocabulary.match(table)
-    asked = _asked(genes, loaded, match)
+    match = match_genes(table, vocabulary, organism, layer)
+    asked = _asked(genes, loaded, match, organism)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
     source = source_of(layer)
     counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
-    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source)
+    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source, layers=table.layers)
     tokens = np.concatenate([block for _, block in blocks])
     ask = (tokens > 0) & asked[np.maximum(tokens - _keys.N_SPECIAL, 0)]
     ask[:, most if max_rank is None else min(max_rank, most) :] = False
@@ -234,13 +239,13 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     return labels
 
 
-def _asked(genes: Any, model: models.Stamp, match: GeneMatch) -> np.ndarray:
+def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, organism: Organism) -> np.ndarray:
     """Which genes of the vocabulary are to be in the table (n_vocabulary,) bool."""
     asked = np.zeros(match.n_vocabulary, dtype=bool)
     asked[match.rows[match.rows >= 0]] = True
     if genes is None:
         return asked
-    rows, unknown = rows_of_genes(genes, model, 1)
+    rows, unknown = rows_of_genes(genes, model, 1, organism)
     absent = [*unknown, *(str(model.genes["symbol"].iloc[r] or model.genes["gene_id"].iloc[r])
                           for r in rows if not asked[r])]  # fmt: skip
     if absent:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any, Literal
 
 import numpy as np
 
 from stampy import _checks
+from stampy._section.neighbors import graph
 from stampy._utils import keeping_threads
 
 from ._folds import seed_of
@@ -26,7 +26,7 @@ STEPS, SEEDS = 25, 10
 def smoothed(
     values: np.ndarray, xy: np.ndarray, n_neighbors: int = 6, sections: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over each spot and its nearest spots of the same section, along squidpy's spatial graph.
+    """Mean over each spot and its nearest spots of the same section, along the graph that squidpy makes, too.
 
     Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
 
@@ -55,36 +55,13 @@ def smoothed(
             f"Smoothing over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found "
             f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Smooth over fewer, or not at all."
         )
-    graph = spatial_graph(xy, sections, n_neighbors)
-    total = values + graph @ values
+    around = graph(xy, n_neighbors, sections)
+    total = values + around @ values
     known = values.any(axis=1)
-    n_known = 1 + (graph @ known.astype(np.float32)).reshape(-1, 1)
+    n_known = 1 + (around @ known.astype(np.float32)).reshape(-1, 1)
     means = (total / n_known).astype(values.dtype, copy=False)
     means[~known] = 0
     return means
-
-
-def spatial_graph(xy: np.ndarray, sections: np.ndarray, n_neighbors: int) -> Any:
-    """Squidpy's graph of nearest spots (n, n), sparse, block by section."""
-    import pandas as pd
-    from anndata import AnnData
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of squidpy's own imports
-        import squidpy as sq
-    table = AnnData(obs=pd.DataFrame(index=np.arange(len(xy)).astype(str)), obsm={"spatial": xy})
-    table.obs["section"] = pd.Categorical(sections.astype(str))
-    chatty = logging.getLogger("spatialdata._logging")  # squidpy's, too: a line for every graph
-    level = chatty.level
-    chatty.setLevel(logging.WARNING)
-    try:
-        if hasattr(sq.gr, "spatial_neighbors_knn"):  # squidpy 1.8 and newer
-            sq.gr.spatial_neighbors_knn(table, n_neighs=n_neighbors, library_key="section")
-        else:
-            sq.gr.spatial_neighbors(table, coord_type="generic", n_neighs=n_neighbors, library_key="section")
-    finally:
-        chatty.setLevel(level)
-    return table.obsp["spatial_connectivities"].astype(np.float32)
 
 
 def by_size(codes: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._labels import known_labels
+from stampy._section.section import has_coordinates, library_key_of, places_of
 from stampy._utils import table_of
 
 from ._cluster import METHODS, Method, find_domains, smoothed
@@ -126,13 +127,14 @@ def domains(
             f"{n_empty} of {len(values)} spots are all zeros in `obsm['{use_rep}']` (no counts?). They are clustered "
             "with each other, and not averaged into their neighbours. Leave them out before clustering."
         )
+    library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
     codes = None
     if labels is not None:
         _checks.has_key(table.obs, labels, slot="adata.obs", needs="`labels` names the column to compare with.")
         codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
         _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
-    xy = _checks.coordinates(table) if smooth or _keys.SPATIAL in table.obsm else None
+    xy = _places(adata, library_key, table_key, needed=smooth > 0)
     seed = seed_of(rng)
     if smooth:
         values = smoothed(values, xy, smooth, sections)
@@ -148,6 +150,19 @@ def domains(
         "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
     return write(adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key)
+
+
+def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:
+    """Coordinates (n, 2); None, with a warning where they are no use, if only the coherence needs them."""
+    if not needed and not has_coordinates(data, table_key):
+        return None
+    try:
+        return places_of(data, library_key=library_key, table_key=table_key).xy
+    except ValueError as error:
+        if needed:
+            raise
+        _checks.warn(f"The coherence of the domains is left out. {error}")
+        return None
 
 
 def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,

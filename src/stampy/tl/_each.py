@@ -90,9 +90,9 @@ def _check_section(section: Section, request: Request) -> None:
     _checks.not_empty(table, genes=False)
     if request.modality in ("gene", "fused"):
         counts_of(table, request.layer)
-    if request.modality in ("image", "fused"):
-        coordinates_of(section, request.table_key)
     _checks.libraries(table, request.library_key)
+    if table is section and request.modality in ("image", "fused"):
+        coordinates_of(section, request.table_key)
 
 
 def _join(collection: Any, key: str) -> None:

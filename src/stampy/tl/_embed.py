@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._section.looks import doubts_of, warn_of_doubts
-from stampy._section.section import has_images, places_of
+from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
@@ -21,6 +22,7 @@ from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, is_baseline, loaded_model
+from ._organism import Organism
 from ._request import Level, Modality, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
@@ -55,6 +57,7 @@ def embed(
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     layer: str | None = None,
+    organism: Organism = "human",
     um_per_px: float | Mapping[str, float] | None = None,
     spot_um: float | None = None,
     level: Level = "embedding",
@@ -101,6 +104,9 @@ def embed(
         Table of a SpatialData.
     layer
         Layer with raw counts; None: ``adata.X``.
+    organism
+        ``"mouse"``: genes are matched by their human orthologs, as by `stampy.pp.orthologs`; ``var`` is left as it is.
+        A human model then sees mouse tissue: results are as good as that equation.
     um_per_px, spot_um
         Scale of the full-resolution image, where the scale factors do not tell. See `stampy.pp.tiles`.
     level
@@ -173,6 +179,7 @@ def embed(
     """
     request = Request(
         modality=modality, image=image, image_key=image_key, library_key=library_key, table_key=table_key, layer=layer,
+        organism=organism,
         um_per_px=um_per_px, spot_um=spot_um, level=level, context=context, batch_size=batch_size,
         n_workers=n_workers, precision=precision, progress=show_progress_bar, key_added=key_added,
         resume=None if resume is None else Path(resume),
@@ -193,6 +200,8 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "gene" or request.context is not None or model == "pca-smoothed":
+        request = replace(request, library_key=told_apart(adata, request.library_key, request.table_key))
     places = None
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
@@ -232,13 +241,17 @@ def _choose(
         modality = "gene"
     tiles = None
     if modality != "gene":
-        tiles = _tiles(adata, model, request)
+        notes: list[str] = []
+        tiles = _tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
         if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
             tiles.close()
             modality, tiles = "gene", None
-        elif not by_default:
-            warn_of_doubts(tiles.sections)
+        else:
+            for note in notes:
+                _checks.warn(note)
+            if not by_default:
+                warn_of_doubts(tiles.sections)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
         _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
@@ -247,6 +260,8 @@ def _choose(
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
     """The embedding by a baseline, and its record."""
+    if request.organism != "human":
+        raise ValueError(f"`organism` has no effect with {model!r}, which knows no vocabulary. Leave it out.")
     if request.resume is not None:
         raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
@@ -261,12 +276,14 @@ def _by_model(
     """The vectors of a model's towers, and their record."""
     tower = Tower(model, table.n_obs, request.precision)
     record = _origin(model, tower, tiles, modality, request.level)
+    if modality != "image" and request.organism != "human":
+        record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
     parts = Parts(request.resume, identity)
     found: Vectors = {}
     if modality != "image":
         found["gene"], record["genes"] = embed_genes(
-            tower, table, request.layer, request.level, request.batch_size, request.progress, parts
+            tower, table, request.layer, request.level, request.batch_size, request.progress, parts, request.organism
         )
     if tiles is not None:
         with closing(tiles):
@@ -288,10 +305,10 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
-    return record if tiles is None else {**record, "tiles": tiles.provenance()}
+    return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
 
 
-def _tiles(adata: Section, model: Encoder, request: Request) -> TileSource:
+def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
     if isinstance(model, models.Stamp) and model.image is None:
         raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
     return TileSource.open(
@@ -304,6 +321,7 @@ def _tiles(adata: Section, model: Encoder, request: Request) -> TileSource:
         um_per_px=request.um_per_px,
         spot_um=request.spot_um,
         table_key=request.table_key,
+        notes=notes,
     )
 
 
@@ -314,7 +332,8 @@ def _too_coarse(tiles: TileSource) -> bool:
         return False
     _checks.warn(
         f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. modality='fused' takes the image all the same."
+        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
+        "same."
     )
     return True
 

@@ -12,6 +12,7 @@ from scipy import sparse
 
 import stampy
 from stampy import _checks, _keys
+from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
@@ -129,8 +130,8 @@ def evaluate(
     """
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
-    xy = _checks.coordinates(table)
-    sections, names = _checks.libraries(table, library_key)
+    library_key = library_key_of(adata, library_key, table_key)
+    xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     jobs, as_they_are = _jobs(table, keys, library_key)
     rng = generator(rng)
     rows = _rows(xy, sections, max_spots, rng)

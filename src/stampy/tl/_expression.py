@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _checks, _keys
+from stampy._section.section import library_key_of
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
 
@@ -146,12 +147,20 @@ def expression(
     _check(method, transform, n_top_genes, n_components, n_neighbors, penalty, reference, reference_rep, folds)
     transform = transform or ("log1p" if method == "hest" else "log1p_cp10k")
     values = _checks.embedding(table, use_rep)
+    library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
     fold, scheme, fold_names = None, "reference", []
     if reference is None:
         everyone = np.ones(table.n_obs, dtype=bool)
         fold, fold_names, scheme = folds_in(
-            table, everyone, folds, n_folds=n_folds, library_key=library_key, patient_key=patient_key, rng=rng
+            adata,
+            everyone,
+            folds,
+            n_folds=n_folds,
+            library_key=library_key,
+            patient_key=patient_key,
+            rng=rng,
+            table_key=table_key,
         )
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
         measured = _matrix(table, chosen, layer, transform)

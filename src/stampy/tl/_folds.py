@@ -127,9 +127,7 @@ def folds_of(
     rng: int | np.random.Generator | None = 0,
 ) -> tuple[np.ndarray, list[str]]:
     """Folds (n,) by one of the schemes, and their names."""
-    _checks.one_of("folds", scheme, SCHEMES)
-    _checks.at_least("n_folds", n_folds, 2)
-    _enough(n, n_folds if scheme in ("blocks", "random") else 2, "spots with a value")
+    check_folds(scheme, n, n_folds)
     groups = {"section": sections, "patient": patients}
     if scheme in groups:
         if groups[scheme] is None:
@@ -142,6 +140,13 @@ def folds_of(
     else:
         folds = block_folds(xy, n_folds, sections=sections, rng=rng)
     return folds, [str(i) for i in range(n_folds)]
+
+
+def check_folds(scheme: str, n: int, n_folds: int) -> None:
+    """Raise for an unknown scheme, or more folds than spots."""
+    _checks.one_of("folds", scheme, SCHEMES)
+    _checks.at_least("n_folds", n_folds, 2)
+    _enough(n, n_folds if scheme in ("blocks", "random") else 2, "spots with a value")
 
 
 def _enough(n: int, n_folds: int, what: str) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _checks, _keys
+from stampy._section.neighbors import graph
 from stampy.pp._thinning import blocks, gene_targets, halves, heldout_correlation, variable_genes
 
-from ._cluster import smoothed, spatial_graph
+from ._cluster import smoothed
 from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
 from ._shared_space import unit
 
@@ -51,8 +52,7 @@ class Piece:
         if not len(self.genes):
             raise ValueError("No gene is found in 5 % of the spots: there is nothing to predict. Judge a larger piece.")
         self.folds = blocks(xy, sections)
-        graph = spatial_graph(xy, sections, N_NEIGHBORS)
-        self.graph = sparse.diags(1 / np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1)) @ graph
+        self.graph = graph(xy, N_NEIGHBORS, sections) / N_NEIGHBORS
         self.log_depth = np.log1p(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
 
     def with_counts(self, counts: sparse.csr_matrix) -> AnnData:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from stampy._section.neighbors import nearest
+
 __all__ = [
     "auc",
     "balanced_accuracy",
@@ -147,18 +149,12 @@ def coherence(domains: np.ndarray, xy: np.ndarray, sections: np.ndarray, k: int 
     >>> coherence(np.array([0, 0, 1]), np.array([[0.0, 0], [1, 0], [2, 0]]), np.zeros(3), k=2).tolist()
     [0.5, 0.5, 0.0]
     """
-    from scipy.spatial import KDTree
-
     share = np.full(len(domains), np.nan)
     for section in np.unique(sections):
         rows = np.flatnonzero(sections == section)
         near = min(k, len(rows) - 1)
         if near:
-            # spots at the same place are each other's nearest: leave out the spot itself by its number
-            index = KDTree(xy[rows]).query(xy[rows], k=near + 1)[1]
-            own = index == np.arange(len(rows))[:, None]
-            own[~own.any(axis=1), -1] = True
-            others = index[~own].reshape(len(rows), near)
+            others = nearest(xy[rows], near)[1]
             share[rows] = (domains[rows][others] == domains[rows][:, None]).mean(axis=1)
     return share
 

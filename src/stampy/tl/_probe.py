@@ -10,9 +10,10 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._labels import known_labels
+from stampy._section.section import library_key_of, places_of
 from stampy._utils import table_of
 
-from ._folds import SCHEMES, Scheme, folds_of
+from ._folds import Scheme, check_folds, folds_of
 from ._linear import Scaler, balanced_weights, logistic, rotation, solve_ridge
 from ._metrics import confusion, label_scores, summary
 from ._results import Result, write
@@ -200,6 +201,8 @@ def probe(
     """
     table = table_of(adata, table_key)
     _checks.one_of("method", method, METHODS)
+    if penalty is not None:
+        _checks.positive("penalty", penalty)
     reps = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     _checks.has_key(table.obs, labels, slot="adata.obs", needs="`labels` names the column to predict.")
     codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
@@ -208,8 +211,16 @@ def probe(
     values = {rep: _checks.embedding(table, rep)[known] for rep in reps}
     if not values:
         raise ValueError("`use_rep` is empty. Name an embedding in `adata.obsm`, or several.")
+    library_key = library_key_of(adata, library_key, table_key)
     fold, names, scheme = folds_in(
-        table, known, folds, n_folds=n_folds, library_key=library_key, patient_key=patient_key, rng=rng
+        adata,
+        known,
+        folds,
+        n_folds=n_folds,
+        library_key=library_key,
+        patient_key=patient_key,
+        rng=rng,
+        table_key=table_key,
     )
     _check_overlap(codes[known], fold, names, classes)
     tables, matrices, columns = [], {}, {}
@@ -234,7 +245,7 @@ def probe(
 
 
 def folds_in(
-    table: AnnData,
+    adata: AnnData | SpatialData,
     use: np.ndarray,
     folds: Scheme | None,
     *,
@@ -242,8 +253,10 @@ def folds_in(
     library_key: str | None,
     patient_key: str | None,
     rng: int | np.random.Generator | None,
+    table_key: str = _keys.TABLE,
 ) -> tuple[np.ndarray, list[str], str]:
     """Folds of the spots in `use` (bool), their names, and the scheme that was chosen."""
+    table = table_of(adata, table_key)
     sections, section_names = _checks.libraries(table, library_key)
     named = np.array(section_names, dtype=object)[sections][use] if library_key else None
     patients = None
@@ -253,8 +266,10 @@ def folds_in(
     if folds is None:
         several = named is not None and len(pd.unique(named)) > 1
         folds = "patient" if patients is not None else "section" if several else "blocks"
-    _checks.one_of("folds", folds, SCHEMES)
-    xy = _checks.coordinates(table)[use] if folds == "blocks" else None
+    xy = None
+    check_folds(folds, int(use.sum()), n_folds)
+    if folds == "blocks":
+        xy = places_of(adata, library_key=library_key, table_key=table_key).xy[use]
     found, names = folds_of(
         folds, int(use.sum()), n_folds=n_folds, xy=xy, sections=named, patients=patients, rng=rng
     )  # fmt: skip

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from stampy import _checks, _keys
 from stampy._section.pictures import Wishes
 
+from ._organism import ORGANISMS, Organism
+
 if TYPE_CHECKING:
     from stampy._section.section import ImageSource
 
@@ -43,6 +45,7 @@ class Request:
     library_key: str | None = None
     table_key: str = _keys.TABLE
     layer: str | None = None
+    organism: Organism = "human"
     um_per_px: float | Mapping[str, float] | None = None
     spot_um: float | None = None
     level: Level = "embedding"
@@ -57,6 +60,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.modality is not None:
             _checks.one_of("modality", self.modality, MODALITIES)
+        _checks.one_of("organism", self.organism, ORGANISMS)
         if self.context is not None:
             _checks.one_of("context", self.context, ("neighbors",))
         check_running(self.level, self.precision, self.batch_size, self.n_workers)
@@ -76,6 +80,7 @@ class Request:
         """Raise ValueError for arguments that have no effect on the embedding of a modality that was asked for."""
         useless = {"gene": OF_IMAGES, "image": OF_GENES}.get(modality, ())
         given = [name for name in useless if getattr(self, name) is not None]
+        given += ["organism"] if modality == "image" and self.organism != "human" else []
         if given:
             needs = "uses no image" if modality == "gene" else "uses no counts"
             raise ValueError(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import KDTree
 
 from stampy import _checks, _keys
 from stampy._files import digest
+from stampy._section.neighbors import Tree, nearest
+from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
 
 from ._cosine import Nearest, approximate, exact, hit_rates
@@ -145,9 +146,12 @@ def retrieve(
     _warn_of_unknown(sought, given)
     if exclude is None:
         exclude = "spot" if reference is None and query == target else "nothing"
+    library_key = library_key_of(adata, library_key, table_key)
     sections = _sections(table, other, library_key)
     pairs = _pairs(table, other, sections, bool(reference is None if paired is None else paired))
-    search = _Search(sought, given, pairs, *_exclusions(exclude, table, other, pairs, sections, radius, library_key))
+    places = _places(adata, reference, library_key, table_key) if exclude == "neighbors" else None
+    excluded = _exclusions(exclude, places, pairs, sections, radius, library_key)
+    search = _Search(sought, given, pairs, *excluded)
     search.check(k)
     found, method = search.run(k, method, generator(rng), show_progress_bar)
 
@@ -246,11 +250,17 @@ def _pairs(table: AnnData, other: AnnData, sections: _Sections, paired: bool) ->
     return pairs
 
 
-def _exclusions(exclude: str, table: AnnData, other: AnnData, pairs: np.ndarray, sections: _Sections, radius: float,
-                library_key: str | None) -> tuple[sparse.csr_array | None, tuple | None]:  # fmt: skip
+def _places(data: Any, reference: Any, library_key: str | None, table_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the queries and of the reference."""
+    if reference is not None and library_key is None:
+        raise ValueError("exclude='neighbors' with another `reference` needs `library_key`, the spots' section.")
+    xy = places_of(data, library_key=library_key, table_key=table_key).xy
+    return xy, xy if reference is None else places_of(reference, library_key=library_key, table_key=table_key).xy
+
+
+def _exclusions(exclude: str, places: tuple[np.ndarray, np.ndarray] | None, pairs: np.ndarray, sections: _Sections,
+                radius: float, library_key: str | None) -> tuple[sparse.csr_array | None, tuple | None]:  # fmt: skip
     """Pairs not to be found, as a sparse matrix, or as codes of groups."""
-    if exclude in ("neighbors", "section") and other is not table and library_key is None:
-        raise ValueError(f"exclude={exclude!r} with another `reference` needs `library_key`, the spots' section.")
     if exclude == "section":
         if library_key is None:
             raise ValueError("exclude='section' needs `library_key`, the column of obs with the spots' section.")
@@ -258,31 +268,27 @@ def _exclusions(exclude: str, table: AnnData, other: AnnData, pairs: np.ndarray,
     if exclude == "spot":
         rows = np.flatnonzero(pairs >= 0)
         entries = (np.ones(len(rows), dtype=bool), (rows, pairs[rows]))
-        return sparse.coo_array(entries, shape=(table.n_obs, other.n_obs)).tocsr(), None
-    if exclude == "neighbors":
-        return _neighbors(table, other, sections, radius), None
+        return sparse.coo_array(entries, shape=(len(pairs), len(sections.reference))).tocsr(), None
+    if places is not None:
+        return _neighbors(*places, sections, radius), None
     return None, None
 
 
-def _neighbors(table: AnnData, other: AnnData, sections: _Sections, radius: float) -> sparse.csr_array:
+def _neighbors(xy: np.ndarray, other_xy: np.ndarray, sections: _Sections, radius: float) -> sparse.csr_array:
     """Spots of the reference within `radius` spot distances of each query in its section, itself among them."""
-    xy, other_xy = _checks.coordinates(table), _checks.coordinates(other)
     row, col = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for code in np.intersect1d(sections.query, sections.reference):
         mine, theirs = np.flatnonzero(sections.query == code), np.flatnonzero(sections.reference == code)
-        tree = KDTree(other_xy[theirs])
-        near = tree.query_ball_point(xy[mine], radius * _spot_distance(other_xy[theirs]))
+        near = Tree(other_xy[theirs]).within(xy[mine], radius * _spot_distance(other_xy[theirs]))
         row.append(np.repeat(mine, [len(n) for n in near]))
         col.append(theirs[np.concatenate([np.asarray(n, dtype=np.int64) for n in near])])
     row, col = np.concatenate(row), np.concatenate(col)
-    return sparse.coo_array((np.ones(len(row), dtype=bool), (row, col)), shape=(table.n_obs, other.n_obs)).tocsr()
+    return sparse.coo_array((np.ones(len(row), dtype=bool), (row, col)), shape=(len(xy), len(other_xy))).tocsr()
 
 
 def _spot_distance(xy: np.ndarray) -> float:
     """Median distance to the nearest other spot; 0 for one spot."""
-    if len(xy) < 2:
-        return 0.0
-    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))
+    return float(np.median(nearest(xy, 1)[0])) if len(xy) > 1 else 0.0
 
 
 class _Search:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from stampy import _checks, _keys, models
+from stampy._section.section import library_key_of
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
 from ._encoders import loaded_model
+from ._organism import ORGANISMS, Organism, human_names
 from ._results import Result, write
 from ._shared_space import check_model, space_of
 
@@ -34,6 +36,7 @@ def score(
     min_genes: int = 5,
     standardize: bool = False,
     library_key: str | None = None,
+    organism: Organism = "human",
     embedding_key: str = _keys.EMBEDDING,
     table_key: str = _keys.TABLE,
     device: str | torch.device | None = None,
@@ -62,6 +65,8 @@ def score(
         on one scale; standardised they can be compared within a section.
     library_key
         Column of obs that names the section of each spot, for `standardize`.
+    organism
+        Of the names in `genes`: ``"mouse"`` takes their human orthologs.
     embedding_key
         Where the embeddings are: ``obsm[key + "_image"]`` or ``obsm[key + "_gene"]``.
     table_key
@@ -112,15 +117,16 @@ def score(
     _checks.not_empty(table, genes=False)
     _checks.one_of("modality", modality, ("image", "gene"))
     _checks.at_least("min_genes", min_genes, 1)
+    _checks.one_of("organism", organism, ORGANISMS)
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
-    sections, _ = _checks.libraries(table, library_key)
+    sections, _ = _checks.libraries(table, library_key_of(adata, library_key, table_key))
     loaded = loaded_model(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
     space = space_of(table, embedding_key, modality)
     check_model(space, loaded.name, loaded.config.embedding)
-    rows, unknown = rows_of_genes(genes, loaded, min_genes)
+    rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:
         _checks.warn(
             f"{len(unknown)} of {len(rows) + len(unknown)} genes are not in the vocabulary of {loaded.name!r} and are "
@@ -141,14 +147,16 @@ def score(
     return write(adata, result, copy=copy, table_key=table_key)
 
 
-def rows_of_genes(genes: Any, model: models.Stamp, minimum: int) -> tuple[np.ndarray, list[str]]:
+def rows_of_genes(
+    genes: Sequence[str], model: models.Stamp, minimum: int, organism: Organism = "human"
+) -> tuple[np.ndarray, list[str]]:
     """Rows of the model's vocabulary of a ranked list, each once and in its order, and the names that are not in it."""
     if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
-    names = pd.Index([str(gene).strip() for gene in genes], dtype=object)
-    if not len(names):
+    if not len(genes):
         raise ValueError("`genes` is empty. Name the genes of the programme, most telling first.")
     vocabulary = vocabulary_of(model)
+    names = pd.Index(human_names(genes, organism, vocabulary), dtype=object)
     rows = vocabulary.rows_of(names, "gene_id")[0]
     rows = np.where(rows >= 0, rows, vocabulary.rows_of(names, "symbol")[0])
     known = pd.unique(rows[rows >= 0]).astype(np.int64)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.spatial import KDTree
 
 from stampy import _keys
 from stampy._checks import shortlist
+from stampy._section.neighbors import nearest
+from stampy._utils import stream
 from stampy.models import GeneEncoder
 
 from ._sections import TrainingSection
@@ -74,7 +75,7 @@ def spatial_axes(
     A gene of a spot weighs (gate of its rank) x (its own level). Sections are centred, and weigh by their number of
     spots alone. Found by subspace iteration; no (G, G) matrix is made.
     """
-    rng = np.random.default_rng([seed, 5])
+    rng = stream(seed, "spectral axes")
     parts = [_Part.of(s, gate_L, level_G) for s in sections if len(s.xy) > NEIGHBORS and s.tokens.any()]
     if not parts:
         raise ValueError(
@@ -115,6 +116,5 @@ class _Part:
 def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
     """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
     n = len(xy)
-    _, near = KDTree(xy).query(xy, k=k + 1)
-    columns = np.array([row[row != i][:k] for i, row in enumerate(near)])  # duplicates: the spot need not come first
+    columns = nearest(xy, k)[1]
     return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))

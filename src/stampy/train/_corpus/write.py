@@ -13,7 +13,6 @@ import re
 import shutil
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _files, _keys, _utils
+from stampy import _checks, _files, _utils
 from stampy._section.boxes import choose_cells
-from stampy._section.libraries import has_image
 from stampy._section.looks import warn_of_doubts
+from stampy._section.section import has_images, places_of
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
 from stampy.pp._neighborhoods import group_spots
@@ -34,7 +33,6 @@ from stampy.train._sections import Section, ranked
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
 __all__ = ["Reader", "folder_of", "record_of", "sums_of", "write_group", "write_section"]
 
@@ -170,15 +168,15 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     data = _data(section, reader)
     table = _utils.table_of(data)
     _checks.not_empty(table, genes=False)
-    source = _images(data, table, section, settings)
-    xy = _coordinates(table, source)
+    source = _images(data, section, settings)
+    xy, codes, _, _ = places_of(data)
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     _put(group, "xy", xy)
     record = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
-        spots, record["n_groups"] = layout(xy, _codes(data, table), settings, section.name)
+        spots, record["n_groups"] = layout(xy, codes, settings, section.name)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:
             record["notes"].append(
@@ -194,14 +192,9 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     return record
 
 
-def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any]) -> TileSource | None:
+def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource | None:
     """The section's image, where one is wanted and (unless it is required) there."""
-    libraries = table.uns.get(_keys.UNS_SPATIAL, {})
-    found = (
-        section.image is not None
-        or (_utils.is_spatialdata(data) and len(data.images) > 0)
-        or any(has_image(library) for library in libraries.values())
-    )
+    found = section.image is not None or has_images(data)
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):
         return None
@@ -217,24 +210,6 @@ def _images(data: Any, table: AnnData, section: Section, settings: dict[str, Any
     return source
 
 
-def _coordinates(table: AnnData, source: TileSource | None) -> np.ndarray:
-    """Of the table; those of a SpatialData's shapes (in px of the image) where the table has none."""
-    if _keys.SPATIAL not in table.obsm and source is not None:
-        xy = np.empty((table.n_obs, 2))
-        for part in source.sections:
-            xy[part.rows] = part.xy
-        return xy
-    return _checks.coordinates(table)
-
-
-def _codes(data: Any, table: AnnData) -> np.ndarray:
-    """Which spots lie on one piece of tissue: the regions of a SpatialData, else all."""
-    link = table.uns.get("spatialdata_attrs") if _utils.is_spatialdata(data) else None
-    if link is None:
-        return np.zeros(table.n_obs, dtype=np.int64)
-    return np.unique(table.obs[link["region_key"]].astype(str).to_numpy(), return_inverse=True)[1]
-
-
 def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: str) -> tuple[np.ndarray, list[int]]:
     """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
 
@@ -245,7 +220,7 @@ def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: st
     size, draws = settings["group_size"], []
     for draw in range(settings["draws"]):
         # by name: a section keeps its groups whatever stands beside it
-        rng = np.random.default_rng([settings["seed"], draw, zlib.crc32(name.encode())])
+        rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
         members = [np.empty((0, size), dtype=np.int64)]
         for code in range(codes.max() + 1):
             rows = np.flatnonzero(codes == code)
@@ -277,7 +252,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
 def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: str) -> dict[str, Any]:
     """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
-    rng = np.random.default_rng([settings["seed"], 1 << 16, zlib.crc32(name.encode())])
+    rng = _utils.stream(settings["seed"], f"cells of {name}")
     allowed = source.region_cells()
     cells = np.stack([choose_cells(allowed, rng) for _ in range(k)], axis=1).astype(np.int8)
     _put(group, "cells", cells)
