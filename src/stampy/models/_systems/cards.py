@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy import _checks, _keys
-from stampy.models._image import IMAGENET_MEAN, IMAGENET_STD
+from stampy.models._pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     import pandas as pd
