@@ -262,6 +262,5 @@ def test_an_image_for_a_section_of_cellxgene(tmp_path):
     assert found.uns["spatial"]["lib"]["metadata"]["source_image_path"].endswith("he.png")
     adata.uns["spatial"] = "none"
     adata.write_h5ad(tmp_path / "s.h5ad")
-    same(stampy.read(tmp_path / "s.h5ad"))
-    with pytest.raises(ValueError, match=r"uns\['spatial'\] must hold sections by name, found str"):
-        stampy.read(tmp_path / "s.h5ad", image=tmp_path / "he.png")
+    with pytest.raises(TypeError, match="a dict of dicts; found str"):
+        stampy.read(tmp_path / "s.h5ad")
