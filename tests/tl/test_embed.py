@@ -397,8 +397,8 @@ def test_empty_spots_stay_empty_in_context_and_are_not_averaged_in(toy, model, n
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modality": "gene", "um_per_px": 0.5}, "`um_per_px` was given"),
-        ({"modality": "gene", "spot_um": 55, "image_key": "hires"}, "`image_key` and `spot_um` were given"),
+        ({"modality": "gene", "um_per_px": 0.5}, "`um_per_px=` was given"),
+        ({"modality": "gene", "spot_um": 55, "image_key": "hires"}, "`image_key=` and `spot_um=` were given"),
         ({"modality": "image", "layer": "counts"}, "uses no counts"),
     ],
 )

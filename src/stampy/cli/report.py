@@ -15,6 +15,7 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
+from stampy._section.sources import without_refused
 from stampy.cli.pages import Picture, picture, render
 from stampy.cli.top_genes import top_genes
 
@@ -106,6 +107,7 @@ def report(
     _check(adata, domains, library_key, layer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        without_refused(adata)
         found = _contents(adata, Path(source), model, embedding, domains, library_key, layer, n_genes)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     text = render(

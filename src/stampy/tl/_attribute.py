@@ -19,7 +19,8 @@ from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._encoders import loaded_model
-from ._organism import ORGANISMS, Organism, match_genes
+from ._organism import match_genes
+from ._request import ORGANISMS, Organism
 from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
 from ._shared_space import check_model, space_of, unit

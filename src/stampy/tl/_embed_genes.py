@@ -15,7 +15,8 @@ from stampy.pp._counts import checked_rows, counts_of, source_of
 from stampy.pp._features import features_of
 
 from ._cluster import smoothed
-from ._organism import Organism, match_genes
+from ._organism import match_genes
+from ._request import Organism
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
     from stampy.pp import GeneMatch
 
-__all__ = ["ORGANISMS", "Organism", "human_names", "match_genes"]
+    from ._request import Organism
 
-Organism: TypeAlias = Literal["human", "mouse"]
-ORGANISMS = ("human", "mouse")
+__all__ = ["human_names", "match_genes"]
 
 
 def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
