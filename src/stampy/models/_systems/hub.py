@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["download", "find_weights", "require"]
 
-_EXTRAS = {"transformers": "transformers>=4.40", "open_clip": "open-clip-torch>=2.24"}
+_EXTRAS = {"transformers": "transformers>=4.53", "open_clip": "open-clip-torch>=2.24"}
 
 
 def find_weights(card: Card, path: str | Path | None, revision: str | None = None) -> tuple[Path, str]:
