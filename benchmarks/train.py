@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import nn
 
+from stampy._utils import stream
 from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.train import PretrainConfig
 from stampy.train._reconstruction import Reconstruction, mask_tokens
@@ -101,8 +102,7 @@ class Plain(nn.Module):
 def masked(batch, config, step):
     tokens = batch["tokens"]
     found = [
-        mask_tokens(row, 20_340, rng=np.random.default_rng([config.seed, step, 5, i]), width=MAX)
-        for i, row in enumerate(tokens)
+        mask_tokens(row, 20_340, rng=stream(config.seed, "masks", step, i), width=MAX) for i, row in enumerate(tokens)
     ]
     return batch | {"inputs": torch.stack([a for a, _ in found]), "selected": torch.stack([b for _, b in found])}
 

@@ -359,9 +359,9 @@ class FolderLock:
                 f"process from working in it. Start no other {what} there."
             )
             return
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            os.truncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def close(self) -> None:
         """Let go of the lock."""

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stampy import models, train
 from stampy.models import losses
 from stampy.models._packed import Packing
-from stampy.train._alignment import LOSSES, Alignment
+from stampy.train._alignment import Alignment
+from stampy.train._config import LOSSES
 
 SMALL = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 GENE = models.GeneConfig(n_genes=60, width=16, depth=1, heads=2, feedforward=24, max_tokens=12)

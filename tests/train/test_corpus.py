@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets, models, train
+from stampy._utils import stream
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
@@ -387,7 +388,7 @@ def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_pa
         Corpus.build(sections, copied, vocabulary=other, **SMALL, draws=2, regions=2)
     with pytest.raises(ValueError, match="neither empty nor a corpus"):
         Corpus.build(toy, tmp_path, **SMALL)
-    with pytest.raises(ValueError, match=r"more than one section: \['s'\]"):
+    with pytest.raises(ValueError, match=r"more than one section: \['s: in memory, in memory'\]"):
         Corpus.build([Section(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
     with pytest.raises(FileNotFoundError, match="is no corpus"):
         Corpus(tmp_path)
@@ -408,7 +409,10 @@ def test_a_cluster_writes_the_same(sections, corpus, tmp_path):
     options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options, protocol="tcp") as cluster:
         address = cluster.scheduler_address
-        found = Corpus.build(sections, tmp_path, **SMALL, draws=2, regions=2, scheduler=address)
+        here = {k: v for k, v in SMALL.items() if k != "n_workers"}
+        with pytest.raises(ValueError, match="`n_workers` has no effect beside `scheduler`"):
+            Corpus.build(sections, tmp_path, **SMALL, scheduler=address)
+        found = Corpus.build(sections, tmp_path, **here, draws=2, regions=2, scheduler=address)
     assert found.digest == corpus.digest
 
 
@@ -659,9 +663,7 @@ def test_command_line(toy, tmp_path, capsys):
 
 def test_groups_in_a_corpus_are_those_of_pp(corpus):
     stored = corpus.section("a")
-    import zlib
-
-    groups = group_spots(stored.xy, rng=np.random.default_rng([0, 0, zlib.crc32(b"a")])).members
+    groups = group_spots(stored.xy, rng=stream(0, "groups of a", 0)).members
     assert (stored.spots[: 9 * stored.n_groups[0]].reshape(-1, 9) == groups).all()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["Kernel", "kernel_for", "linear_cross_entropy"]
+__all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entropy"]
 
 Kernel: TypeAlias = Literal["torch", "auto", "cut", "liger"]
 
@@ -44,13 +44,58 @@ def linear_cross_entropy(
     >>> bool(torch.isclose(linear_cross_entropy(hidden, weight, bias, targets), plain))
     True
     """
+    kernel, low = _chosen(kernel, hidden_MD, weight_CD)
+    if kernel == "torch":
+        return _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)[0]
+    return _fused(kernel, low, hidden_MD, weight_CD, bias_C, targets_M)
+
+
+def cross_entropy_by_kind(
+    hidden_MD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor,
+    targets_M: Tensor,
+    kinds_M: Tensor,
+    n_kinds: int,
+    *,
+    kernel: Kernel = "torch",
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and without gradient the sums of the rows' losses (n_kinds,), by the kind of a row.
+
+    Examples
+    --------
+    >>> hidden, weight, bias = torch.randn(5, 4), torch.randn(9, 4), torch.randn(9)
+    >>> targets, kinds = torch.tensor([0, 8, 3, 3, 1]), torch.tensor([0, 0, 1, 0, 1])
+    >>> mean, sums = cross_entropy_by_kind(hidden, weight, bias, targets, kinds, 2)
+    >>> bool(torch.isclose(sums.sum() / 5, mean))
+    True
+    """
+    kernel, low = _chosen(kernel, hidden_MD, weight_CD)
+    if kernel == "torch":
+        mean, rows_M = _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
+        return mean, rows_M.new_zeros(n_kinds).index_add(0, kinds_M, rows_M)
+    total, sums = 0.0, []
+    for kind in range(n_kinds):  # these kernels give means alone
+        rows = (kinds_M == kind).nonzero()[:, 0]
+        if len(rows):
+            part = _fused(kernel, low, hidden_MD[rows], weight_CD, bias_C, targets_M[rows]) * len(rows)
+            total = total + part
+        sums.append(part.detach() if len(rows) else hidden_MD.new_zeros((), dtype=torch.float32))
+    return total / len(targets_M), torch.stack(sums)
+
+
+def _chosen(kernel: Kernel, hidden_MD: Tensor, weight_CD: Tensor) -> tuple[Kernel, torch.dtype]:
+    """The kernel, and the type that it computes in."""
     kind = hidden_MD.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_CD.dtype
-    kernel = kernel_for(kernel, kind, low)
-    if kernel == "torch":
-        return _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
+    return kernel_for(kernel, kind, low), low
+
+
+def _fused(
+    kernel: Kernel, low: torch.dtype, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor
+) -> Tensor:
     fused = _cut if kernel == "cut" else _liger
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(hidden_MD.device.type, enabled=False):
         return fused(hidden_MD.to(low), weight_CD.to(low), bias_C.to(low), targets_M).float()
 
 
@@ -98,7 +143,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, low: torch.dtype
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         kind = hidden_MD.device.type
         wide = torch.promote_types(low, torch.float32)
         n, wanted = len(hidden_MD), any(ctx.needs_input_grad)
@@ -106,13 +151,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden, weight = hidden_MD.to(low), weight_CD.to(low)
             grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias_C)] if wanted else []
             total = torch.zeros((), device=hidden.device, dtype=wide)
+            rows_M = torch.empty(n, device=hidden.device, dtype=wide)
             size = max(_ELEMENTS["cpu" if kind == "cpu" else "cuda"] // len(weight), 1)
             for start in range(0, n, size):
                 rows = slice(start, start + size)
                 logits = (hidden[rows] @ weight.T).to(wide).add_(bias_C)
                 own = targets_M[rows, None]
                 spread = logits.logsumexp(dim=1, keepdim=True)
-                total += (spread - logits.gather(1, own)).sum()
+                each = (spread - logits.gather(1, own))[:, 0]
+                rows_M[rows] = each
+                total += each.sum()
                 if wanted:
                     share = logits.sub_(spread).exp_()
                     share.scatter_add_(1, own, torch.full_like(own, -1, dtype=share.dtype))
@@ -123,8 +171,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wanted:
             ctx.save_for_backward(*(g.div_(n) for g in grads))
             ctx.dtypes = tuple(t.dtype for t in (hidden_MD, weight_CD, bias_C))
-        return total / n
+        ctx.mark_non_differentiable(rows_M)
+        return total / n, rows_M
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (*((grad * g).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None)

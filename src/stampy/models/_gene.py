@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
-from ._cross_entropy import Kernel, linear_cross_entropy
+from ._cross_entropy import Kernel, cross_entropy_by_kind, linear_cross_entropy
 from ._limits import check_gene
 from ._packed import Packing, attend
 
@@ -316,6 +316,18 @@ class GeneEncoder(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy of `logits` against the tokens `targets_M`, without the logits in memory."""
         return linear_cross_entropy(*self._head(hidden_MD, head), targets_M, kernel=kernel)
+
+    def reconstruction_by_kind(
+        self,
+        hidden_MD: Tensor,
+        targets_M: Tensor,
+        kinds_M: Tensor,
+        n_kinds: int,
+        head: Literal["igr", "cgr"] = "igr",
+        kernel: Kernel = "torch",
+    ) -> tuple[Tensor, Tensor]:
+        """`reconstruction`, and without gradient the sums of the losses (n_kinds,), by the kind of each position."""
+        return cross_entropy_by_kind(*self._head(hidden_MD, head), targets_M, kinds_M, n_kinds, kernel=kernel)
 
     def _head(self, hidden_MD: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """What goes into the last product: outputs (M, D), the matrix (C, D), the bias (C,)."""

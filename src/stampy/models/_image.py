@@ -16,11 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
+from ._pixels import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # What timm says of settings that do not go together; a failed download is an OSError and keeps its name.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 

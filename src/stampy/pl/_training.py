@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = (3.6, 2.7)
 NEEDED = ("step", "loss")
+TITLES = {
+    "igr_masked": "igr at masked positions",
+    "igr_replaced": "igr at replaced positions",
+    "igr_kept": "igr at kept positions (visible)",
+}
+# What guessing gives, from data.json of a run -> its name; drawn where a gene can't be copied.
+REFERENCES = {
+    "corpus_frequency": "corpus frequency",
+    "section_frequency": "in-section frequency",
+    "section_frequency_unseen": "the same, unseen genes",
+}
+# Panel -> the lines that it gets: neighbours do not show which genes the centre has.
+WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
+FIRST = ("igr", "cgr")
+GREYS = ("0.65", "0.45", "0.2")
 OTHERS = {  # what is no loss -> title of its panel
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -36,6 +51,10 @@ def training(
     log: bool = False,
 ) -> list[Axes]:
     """Draw the losses of a run, its learning rate and its throughput against the step.
+
+    For stage 1, grey lines show what guessing by frequency gives: by that in the corpus, by that in the section, and by
+    that in the section among the genes that the spot does not show. A model has learned something about spots where the
+    curve at *masked* positions is below the last of them.
 
     Parameters
     ----------
@@ -77,6 +96,7 @@ def training(
     if smooth is not None:
         _checks.at_least("smooth", smooth, 1)
     tables = {name: _table(source) for name, source in runs.items()}
+    references = {name: _references(source) for name, source in runs.items()}
     panels = _panels(tables, which)
     ncols = min(len(panels), 3)
     nrows = -(-len(panels) // ncols)
@@ -87,9 +107,11 @@ def training(
     axes = list(grid.flat[: len(panels)])
     for number, (ax, column) in enumerate(zip(axes, panels, strict=True)):
         _panel(ax, column, tables, smooth, log=log and (column not in OTHERS or column == "grad_norm"))
+        if column in WITH_REFERENCES:
+            _lines(ax, references, WITH_REFERENCES[column])
         ax.set_xlabel("step" if number >= len(panels) - ncols else "")
     if len(tables) > 1:
-        lines = [line for line in axes[0].get_lines() if not line.get_label().startswith("_")]
+        lines = [line for line in axes[0].get_lines() if not str(line.get_label()).startswith("_")]
         legend = figure.legend(
             lines, list(tables), loc="outside lower center", ncols=min(len(tables), 4), frameon=False, fontsize="small"
         )
@@ -112,6 +134,32 @@ def _table(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     return source.sort_values("step")
 
 
+def _references(source: str | Path | pd.DataFrame) -> dict[str, float]:
+    """What guessing gives, as far as the run wrote it down."""
+    if isinstance(source, pd.DataFrame):
+        return {}
+    path = Path(source).expanduser()
+    path = (path if path.is_dir() else path.parent) / "data.json"
+    return json.loads(path.read_text()).get("references", {}) if path.is_file() else {}
+
+
+def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> None:
+    """The references of the runs as lines; where runs share them, once."""
+    seen = set()
+    for known in references.values():
+        for (key, name), color in zip(REFERENCES.items(), GREYS, strict=True):
+            value = known.get(key) if key in keys else None
+            if value is None or round(value, 4) in seen:  # of one section, two are the same
+                continue
+            seen.add(round(value, 4))
+            ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")
+            ax.annotate(
+                f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                fontsize="xx-small", color=color,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0},
+            )  # fmt: skip
+
+
 def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[str]:
     if isinstance(which, str):
         raise TypeError(f"`which` must be a sequence of panels, such as ({which!r},).")
@@ -120,6 +168,7 @@ def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[st
     for name in which:
         if name == "losses":
             parts = [c for c in columns if c not in (*NEEDED, *OTHERS)]
+            parts.sort(key=lambda c: c not in FIRST)
             found += ["loss", *(parts if len(parts) > 1 else ())]
         elif name in columns or name not in OTHERS:  # a known one that an older run did not write is left out
             _checks.has_key(columns, name, slot="run", needs="`which` names its columns, or 'losses'.")
@@ -142,7 +191,7 @@ def _panel(ax: Axes, column: str, tables: Mapping[str, pd.DataFrame], smooth: in
         # Runs of equal value hide each other; dashes let the lower one show.
         style = DASHES[number % len(DASHES)]
         ax.plot(step, _smoothed(value, window), style, color=color, linewidth=1.4, label=name or column)
-    ax.set_title(OTHERS.get(column, column), fontsize="medium", parse_math=False)
+    ax.set_title((OTHERS | TITLES).get(column, column), fontsize="medium", parse_math=False)
     if log:
         _logarithmic(ax)
     elif column in ("spots_per_s", "step_s", "data_wait_s", "lr"):

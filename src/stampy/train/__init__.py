@@ -4,7 +4,8 @@ from stampy.train._corpus.corpus import Corpus
 
 from ._align import align
 from ._config import AlignConfig, PretrainConfig
+from ._evaluate import evaluate
 from ._pretrain import pretrain
 from ._sections import Section
 
-__all__ = ["AlignConfig", "Corpus", "PretrainConfig", "Section", "align", "pretrain"]
+__all__ = ["AlignConfig", "Corpus", "PretrainConfig", "Section", "align", "evaluate", "pretrain"]

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from stampy._checks import at_least, one_of, shortlist
+from stampy._checks import shortlist
+from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, load, save
 from stampy.models._lora import add_lora, merge_lora
 from stampy.pp import Vocabulary
 
-from ._alignment import LOSSES, Alignment
+from ._alignment import Alignment
 from ._config import AlignConfig
 from ._logs import check_loggers
-from ._loop import fit
+from ._loop import claimed, fit
 from ._ranks import is_sharded, make_fabric
+from ._settings import without_effect
 from ._sources import pair_source
 from ._spectral_image import start_spectral_image
 
@@ -45,6 +47,7 @@ def align(
     """Train an image tower and the heads of both, by the four alignment losses, on spots with image and genes.
 
     A run that was interrupted goes on from its newest checkpoint when it is called again with the same arguments.
+    Ctrl-C and SIGTERM save one after the present step; a second signal stops at once.
 
     Parameters
     ----------
@@ -81,6 +84,10 @@ def align(
         A section has no image.
     FloatingPointError
         The loss became NaN or infinite.
+    RuntimeError
+        Another process is at work in `out`.
+    OSError
+        The disk is full.
 
     Examples
     --------
@@ -96,18 +103,18 @@ def align(
     """
     config = AlignConfig.of(config)
     if backbone is not None:
-        config = replace(config, backbone=backbone, pretrained=True)
-    _check(config)
+        config = _with_backbone(config, backbone)
     check_loggers(loggers)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     start = model if isinstance(model, Stamp) else load(model, device="cpu")
     if start.genes is None:
         raise ValueError("The model to start from has no vocabulary (`model.genes`).")
+    if start.config.image is not None and backbone is None:
+        _check_own_tower(start.config.image, config)
     aligned = _both_towers(start, config, afresh=backbone is not None)
+    identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
-    added = start.config.image is None or backbone is not None
-    config = config if added else replace(config, start="random")
-    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress)
+    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity)
     return load(Path(out) / "model", device="cpu") if found is None else found
 
 
@@ -119,47 +126,65 @@ def _align(
     config: AlignConfig,
     loggers: tuple[str, ...],
     progress: bool,
+    start: str,
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
     vocabulary = Vocabulary(model.genes)
-    sampler, identity, patches = pair_source(sections, vocabulary, config, model.config)
-    if config.start == "spectral":
-        start_spectral_image(model.image, torch.from_numpy(patches()), config.seed)
-    spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
-    stage = Alignment(model, config)
-    whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
-    if fabric.is_global_zero:
-        if whole is not None:
-            model = spare
-            model.load_state_dict(whole)
-        if config.image_tower == "lora":
-            merge_lora(model.image)
-        model.requires_grad_(True).eval()
-        save(model, out / "model")
-    fabric.barrier()
+    with claimed(fabric, out) as out:
+        sampler, data, patches = pair_source(sections, vocabulary, config, model.config)
+        if config.start == "spectral":
+            start_spectral_image(model.image, torch.from_numpy(patches()), config.seed)
+        spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
+        stage, identity = Alignment(model, config), {"data": data, "start": start}
+        whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
+        if fabric.is_global_zero:
+            if whole is not None:
+                model = spare
+                model.load_state_dict(whole)
+            if config.image_tower == "lora":
+                merge_lora(model.image)
+            model.requires_grad_(True).eval()
+            save(model, out / "model")
+        fabric.barrier()
     return model if fabric.world_size == 1 else None
 
 
-def _check(config: AlignConfig) -> None:
-    one_of("start", config.start, ("random", "spectral"))
-    if config.start == "spectral" and config.pretrained:
-        raise ValueError("start='spectral' and pretrained=True exclude each other: both say where the tower starts.")
-    at_least("pairs_per_batch", config.pairs_per_batch, 4)
-    for name in config.losses:
-        one_of("losses", name, LOSSES)
-    if not config.losses:
-        raise ValueError(f"`losses` is empty; name some of {LOSSES}.")
-    one_of("image_tower", config.image_tower, ("full", "lora", "frozen"))
-    at_least("lora_rank", config.lora_rank, 1)
-    for name in ("frozen", "trainable"):
-        if isinstance(getattr(config, name), str):
-            raise TypeError(f"`{name}` must be a sequence of names, found {getattr(config, name)!r}.")
+def _identity_of(start: Stamp, aligned: Stamp | None) -> str:
+    """A hash of the model to start from, and of an added tower whose weights are not made from the seed."""
+    found = f"{digest_of_tensors(start.state_dict())}-{digest([repr(start.config.to_dict())])}"
+    return found if aligned is None else f"{found}-{digest_of_tensors(aligned.image.state_dict())}"
+
+
+def _with_backbone(config: AlignConfig, backbone: str) -> AlignConfig:
+    """The settings with the argument `backbone`, which brings its own weights."""
+    if config.backbone not in (None, backbone):
+        raise ValueError(f"`backbone` is {backbone!r}, that of the settings {config.backbone!r}. Give one of them.")
+    return replace(config, backbone=backbone, pretrained=True)
+
+
+def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
+    """Raise ValueError for settings of an added image tower where the model has one of its own."""
+    given = {"backbone": config.backbone, "backbone_kwargs": config.backbone_kwargs}
+    own = {"backbone": tower.backbone, "backbone_kwargs": dict(tower.backbone_kwargs)}
+    useless = [f"{k}={v!r}" for k, v in given.items() if v is not None and v != own[k]]
+    useless += ["pretrained=True"] if config.pretrained else []
+    useless += ["start='spectral'"] if config.start == "spectral" else []
+    if useless:
+        raise without_effect(
+            ", ".join(useless),
+            f"the model to start from has an image tower ({tower.backbone})",
+            "Leave it out, or exchange the tower by the argument `backbone=` (`--backbone`).",
+        )
 
 
 def _choose_trained(model: Stamp, config: AlignConfig) -> None:
     """Say of every parameter whether it is trained."""
     # The reconstruction heads of stage 1 have no target here.
     frozen = (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in config.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"`frozen`: no parameter starts with {prefix!r}. There are {shortlist(names, 20)}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     if config.image_tower == "frozen":
@@ -185,7 +210,9 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     """A model with both towers, weights from `start` as far as it has them."""
     if start.config.image is not None and not afresh:
         return deepcopy(start)
-    image = ImageConfig(backbone=config.backbone, backbone_kwargs=dict(config.backbone_kwargs or {}))
+    image = ImageConfig(
+        backbone=config.backbone or ImageConfig().backbone, backbone_kwargs=dict(config.backbone_kwargs or {})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None

@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from stampy import _keys
+from stampy._utils import seed_of
 from stampy.models import Stamp, losses
 
 from ._augment import augment
@@ -20,9 +21,8 @@ from ._config import AlignConfig
 from ._loop import Batch, Piece, Stage
 from ._ranks import synchronised
 
-__all__ = ["LOSSES", "Alignment"]
+__all__ = ["Alignment"]
 
-LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
 _WITH_REGION = {"region_gene", "patch_region", "localization"}
 
 
@@ -111,7 +111,7 @@ class Alignment(Stage):
         patches, regions = (image.normalize(torch.cat([p[k] for p in pieces])) for k in ("patches", "regions"))
         cells = torch.cat([p["cells"] for p in pieces])
         if config.augment:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + pieces[0]["step"])
+            generator = torch.Generator().manual_seed(seed_of(config.seed, "views", pieces[0]["step"]) >> 1)
             patches, regions, cells = augment(patches, regions, cells, generator, part=ranks.part, parts=ranks.parts)
         views = zip(*(x.split(sizes) for x in (patches, regions, image.shrink(patches), cells)), strict=True)
         names = ("patches", "regions", "references", "cells")

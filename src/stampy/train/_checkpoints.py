@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -40,22 +41,51 @@ def check(out: Path, described: State) -> None:
     path = out / "config.json"
     if not path.exists():
         return
-    found, described = json.loads(path.read_text()), json.loads(json.dumps(described))
-    before, now = found.get("config", {}), described["config"]
-    differs = [k for k in now if k not in FREE and k in before and before[k] != now[k]]
+    found, described = _described(path), json.loads(json.dumps(described))
     if found.get("stage") != described["stage"]:
         what = f"stage: {found.get('stage')}"
-    elif differs:
-        what = f"settings: {differs}"
-    elif found.get("data") != described["data"]:
-        what = f"data: {found.get('data')!r}, found now {described['data']!r}"
-    elif found.get("devices", 1) != described["devices"]:
-        what = f"number of devices: {found.get('devices', 1)}, found now {described['devices']}"
+    elif found.get("identity") != described["identity"]:
+        raise ValueError(
+            f"{str(out)!r} holds a run of stampy {found.get('stampy')}, which this version can't go on with: it draws "
+            "other batches and compares start weights and images, too. Choose another folder, or that version."
+        )
     else:
-        return
-    raise ValueError(
-        f"{str(out)!r} holds a run with other {what}. Choose another folder, or go on with what its config.json says."
-    )
+        what = _difference(found, described)
+    if what:
+        raise ValueError(
+            f"{str(out)!r} holds a run with other {what}. Choose another folder, or go on with what its config.json "
+            "says."
+        )
+
+
+def _described(path: Path) -> State:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}). Choose another folder.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _difference(found: State, described: State) -> str:
+    """What of a run differs, "" for the same run."""
+    before, now = found.get("config", {}), described["config"]
+    differs = [k for k in now if k not in FREE and (k not in before or before[k] != now[k])]
+    if differs:
+        return f"settings: {differs}"
+    if found.get("devices", 1) != described["devices"]:
+        return f"number of devices: {found.get('devices', 1)}, found now {described['devices']}"
+    if found.get("start") != described.get("start"):
+        return f"start model: its weights or settings (hash {found.get('start')}, found now {described.get('start')})"
+    before, now = found.get("data", {}), described["data"]
+    if before.get("vocabulary") != now.get("vocabulary"):
+        return "data: the vocabulary (its genes or their usual levels)"
+    if before.get("corpus") != now.get("corpus"):
+        return "data: the corpus (by the digest of its contents)"
+    before, now = before.get("sections") or {}, now.get("sections") or {}
+    if list(before) != list(now):
+        return f"data: sections {_checks.shortlist(before)}, found now {_checks.shortlist(now)}"
+    changed = [name for name in now if before[name] != now[name]]
+    return f"data: counts, coordinates or images of the sections {_checks.shortlist(changed)}" if changed else ""
 
 
 def describe(out: Path, described: State) -> None:
@@ -94,19 +124,39 @@ def load_state(state: State, model: nn.Module, optimizer: Optimizer, *, sharded:
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write beside `path`, to the disk, and rename."""
+    """Write beside `path`, to the disk, and rename; where the disk is full, what was written of it is removed."""
     try:
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
+        with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
+            writer = _Writer(file)
+            try:
+                torch.save(state, writer)
+            except RuntimeError as error:  # what torch makes of a write that failed
+                raise (writer.failed or error) from error
             os.fsync(file.fileno())
             seal(temporary)
     except OSError as error:
         raise no_space(error, path) from error
-    except RuntimeError as error:  # what torch makes of a write that failed
-        if shutil.disk_usage(path.parent).free > 2**20:
+
+
+class _Writer:
+    """A file for torch, which tells of a failed write, but not why it failed."""
+
+    def __init__(self, file: io.RawIOBase):
+        self.file, self.failed = file, None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest):  # a raw file may take less than all, and a disk that fills up does
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.failed = error
             raise
-        raise no_space(OSError(errno.ENOSPC, "No space left on device"), path) from error
+        return size
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def no_space(error: OSError, path: Path) -> OSError:

@@ -6,14 +6,51 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from stampy._checks import existing, one_of
+
+from ._settings import Range, checked, without_effect
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
 # Of no consequence for the result: a run may go on with other values.
 FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
+
+
+LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
+_LORA_RANK = 8
+
+_SIZE, _COUNT = Range(1, 2**20), Range(1)
+RANGES = {
+    "lr": Range(0, above=True),
+    "min_lr": Range(0),
+    "warmup_steps": Range(0),
+    "weight_decay": Range(0),
+    "clip": Range(0, above=True),
+    "seed": Range(0, 2**63 - 1),
+    "checkpoint_every": _COUNT,
+    "keep": _COUNT,
+    "accumulate": _COUNT,
+    "prefetch": Range(1, 64),
+    "width": _SIZE,
+    "depth": Range(1, 1000),
+    "heads": Range(1, 1024),
+    "feedforward": _SIZE,
+    "max_tokens": Range(1, 2**16 - 1),
+    "dropout": Range(0, 1, below=True),
+    "epochs_igr": Range(0),
+    "epochs_cgr": Range(0),
+    "groups_per_batch": _COUNT,
+    "group_size": Range(2, 1024),
+    "max_distance": Range(0, above=True),
+    "mask_fraction": Range(0, 1, above=True, below=True),
+    "embedding": _SIZE,
+    "positions_per_step": _COUNT,
+    "epochs": _COUNT,
+    "pairs_per_batch": Range(4),
+    "lora_rank": _SIZE,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +59,12 @@ class _Config:
 
     Parameters
     ----------
-    lr, min_lr, warmup_steps
-        AdamW's learning rate rises linearly over the first steps, then falls along a cosine to ``min_lr``.
+    lr, min_lr
+        Largest and last learning rate of AdamW: it rises linearly, then falls along a cosine.
+    warmup_steps
+        Steps of the rise. None: as many as in the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of a run that
+        has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
+        than half of it gives a warning.
     weight_decay
         Of AdamW.
     clip
@@ -50,7 +91,7 @@ class _Config:
 
     lr: float = 1e-4
     min_lr: float = 1e-5
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     weight_decay: float = 1e-4
     clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
@@ -61,6 +102,18 @@ class _Config:
     checkpoint_activations: bool = False
     compile: bool = False
     prefetch: int = 2
+
+    USUAL_WARMUP: ClassVar[int] = 100
+
+    def __post_init__(self) -> None:
+        for name, value in checked(self, RANGES).items():
+            object.__setattr__(self, name, value)
+        if self.min_lr > self.lr:
+            raise ValueError(f"`min_lr` must be at most `lr`, found {self.min_lr:g} and {self.lr:g}.")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError for settings that conflict or have no effect."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -74,13 +127,31 @@ class _Config:
         if isinstance(config, cls):
             return config
         if isinstance(config, str | Path):
-            config = json.loads(existing(config, what="config", suffixes=(".json",)).read_text())
+            config = _read(existing(config, what="config", suffixes=(".json",)))
         if not isinstance(config, Mapping):
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
         known = {f.name for f in fields(cls)}
         for name in config:
             one_of(f"field of {cls.__name__}", name, known)
         return cls(**config)
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the rise in a run of so many steps; ValueError where they fill it."""
+        if self.warmup_steps is None:
+            return min(self.USUAL_WARMUP, max(steps // 5, 1))
+        if self.warmup_steps >= steps and self.warmup_steps > 0:
+            raise ValueError(
+                f"`warmup_steps` is {self.warmup_steps:,}, the run has {steps:,} steps: the learning rate would never "
+                f"reach `lr`. Lower it, raise the number of epochs, or leave it out."
+            )
+        return self.warmup_steps
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON file: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +225,28 @@ checkpoint_activations, compile, prefetch
     positions_per_step: int | None = None
     fused: Literal["torch", "auto", "cut", "liger"] = "torch"
 
+    def _check(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"`heads` must divide `width`, found {self.heads} and {self.width}.")
+        summed = self.norm == "pre" and self.rank_gate and self.pooling in ("sum", "bag")
+        if self.start == "spectral" and not summed:
+            raise ValueError(
+                "start='spectral' needs norm='pre', rank_gate=True and pooling='sum' or 'bag', found "
+                f"norm={self.norm!r}, rank_gate={self.rank_gate} and pooling={self.pooling!r}."
+            )
+        if self.epochs_igr + self.epochs_cgr == 0:
+            raise ValueError("`epochs_igr` and `epochs_cgr` are both 0: one of them must be at least 1.")
+        if self.cgr_targets != "masked" and self.epochs_cgr == 0:
+            raise without_effect("cgr_targets='all'", "`epochs_cgr` is 0", "Leave it out, or raise `epochs_cgr`.")
+        if self.accumulate > self.groups_per_batch:
+            raise ValueError(
+                f"`accumulate` must be at most `groups_per_batch`, found {self.accumulate} and {self.groups_per_batch}."
+            )
+        if self.positions_per_step is not None and self.positions_per_step > self.max_tokens:
+            raise without_effect(
+                f"positions_per_step={self.positions_per_step}", f"`max_tokens` is {self.max_tokens}", "Lower it."
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig(_Config):
@@ -162,17 +255,19 @@ class AlignConfig(_Config):
     Parameters
     ----------
     backbone, backbone_kwargs
-        A timm ViT, see `stampy.models.ImageConfig`.
+        The image tower for a model that has none, a timm ViT: see `stampy.models.ImageConfig`. None:
+        ``"vit_large_patch16_224"``. For a model that has one they have no effect, which is an error unless they name
+        that one.
     pretrained
-        Start from the backbone's own weights.
+        Start an added tower from the backbone's own weights.
     start
         Of an image tower that is added: ``"random"``, or ``"spectral"``: it sees at first the principal components of
         a tile's pieces, its colours among them. For a small ViT that learns from few sections.
     epochs
         Passes over the spots.
     pairs_per_batch
-        Of a device; the losses compare those of all devices. Half of them are drawn in shuffled order, the other half
-        are one more spot of the same section each.
+        Of a device, an even number; the losses compare those of all devices. Half of them are drawn in shuffled
+        order, the other half are one more spot of the same section each.
     losses
         Those used, of patch_gene (L_P-S), region_gene (L_R-S), patch_region (L_P-R), localization (L_CSP).
     augment
@@ -188,8 +283,12 @@ class AlignConfig(_Config):
         ``"frozen"``: only the pretext token and the heads learn.
     lora_rank
         Of the updates.
-    lr, min_lr, warmup_steps
-        AdamW's learning rate rises linearly over the first steps, then falls along a cosine to ``min_lr``.
+    lr, min_lr
+        Largest and last learning rate of AdamW: it rises linearly, then falls along a cosine.
+    warmup_steps
+        Steps of the rise. None: as many as in the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of a run that
+        has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
+        than half of it gives a warning.
     weight_decay
         Of AdamW.
     clip
@@ -216,17 +315,42 @@ class AlignConfig(_Config):
     64
     """
 
+    USUAL_WARMUP: ClassVar[int] = 5000
+
     weight_decay: float = 1e-3
-    warmup_steps: int = 5000
-    backbone: str = "vit_large_patch16_224"
+    backbone: str | None = None
     backbone_kwargs: Mapping[str, Any] | None = None
     pretrained: bool = False
     start: Literal["random", "spectral"] = "random"
     epochs: int = 30
     pairs_per_batch: int = 256
-    losses: tuple[str, ...] = ("patch_gene", "region_gene", "patch_region", "localization")
+    losses: tuple[str, ...] = LOSSES
     augment: bool = True
     frozen: tuple[str, ...] = ()
     trainable: tuple[str, ...] | None = None
     image_tower: Literal["full", "lora", "frozen"] = "full"
-    lora_rank: int = 8
+    lora_rank: int = _LORA_RANK
+
+    def _check(self) -> None:
+        if not self.losses:
+            raise ValueError(f"`losses` is empty; name some of {LOSSES}.")
+        for name in self.losses:
+            one_of("losses", name, LOSSES)
+        if self.pairs_per_batch % 2:
+            raise ValueError(f"`pairs_per_batch` must be even, found {self.pairs_per_batch}.")
+        if self.accumulate > self.pairs_per_batch:
+            raise ValueError(
+                f"`accumulate` must be at most `pairs_per_batch`, found {self.accumulate} and {self.pairs_per_batch}."
+            )
+        if self.start == "spectral" and self.pretrained:
+            raise ValueError("start='spectral' and pretrained=True conflict: both say where the image tower starts.")
+        if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
+            raise without_effect(
+                f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Leave it out, or take 'lora'."
+            )
+        try:
+            json.dumps(self.to_dict())
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`backbone_kwargs` must hold plain values (numbers, text, lists): {error}.") from error
+        if self.trainable == ():
+            raise ValueError("`trainable` is empty; name patterns, or leave it out to train all that is not frozen.")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +21,8 @@ from ._checkpoints import no_space
 
 __all__ = ["Logs", "check_loggers"]
 
+LINE_EVERY_S = 60.0
+NO_LOSSES = ("step", "lr", "grad_norm", "spots_per_s", "step_s", "data_wait_s")
 _PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
@@ -47,7 +52,7 @@ class Logs:
     config
         Settings, for those that show them.
     progress
-        Show a bar.
+        Show a bar; where there is no terminal (and no notebook), a line now and then.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class Logs:
             _rewrite(table, self.path, columns)
             self._files.append(table.open("a", buffering=1, newline=""))
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
-        self._bar = tqdm(total=steps, initial=first, disable=not progress, unit="step")
+        self._first, self._steps, self._began = first, steps, time.monotonic()
+        self._said = self._began if progress and not _is_watched() else math.inf
+        self._bar = tqdm(total=steps, initial=first, disable=not progress or self._said < math.inf, unit="step")
 
     def write(self, line: dict[str, Any]) -> None:
         """A step."""
@@ -85,8 +92,21 @@ class Logs:
             raise no_space(error, self.path) from error
         for other in self._others:
             other.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        self._say(line)
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
         self._bar.update()
+
+    def _say(self, line: dict[str, Any]) -> None:
+        """A line for a log file: at the first step and the last, and every minute between."""
+        now, done = time.monotonic(), line["step"] + 1
+        if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):
+            return
+        self._said = now
+        left = (now - self._began) / (done - self._first) * (self._steps - done)
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if k not in NO_LOSSES)
+        sys.stderr.write(
+            f"step {done:,}/{self._steps:,}: {losses}, {line['spots_per_s']:.0f} spots/s, {_duration(left)} left\n"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +118,21 @@ class Logs:
             file.close()
         for other in self._others:
             other.finalize("success" if kind is None else "failed")
+
+
+def _is_watched() -> bool:
+    """Whether someone sees a bar move: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _duration(3725.4), _duration(100_000)
+    ('1:02:05', '27:46:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _cut(path: Path, first: int) -> None:

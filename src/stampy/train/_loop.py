@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -15,15 +18,23 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from stampy._checks import at_least, writable
+from stampy import _checks
+from stampy._files import FolderLock, remove_leftovers
+from stampy._utils import seed_of
 from stampy.models import Stamp
 
 from . import _checkpoints
 from ._config import AlignConfig, PretrainConfig
 from ._logs import Logs
 from ._ranks import Ranks, is_sharded
+from ._signals import Signals, stop
 
-__all__ = ["Sampler", "Stage", "fit"]
+__all__ = ["Sampler", "Stage", "claimed", "fit"]
+
+# Version of what a run's identity and random streams are made of; a run of another one can't go on.
+IDENTITY = 2
+_TERM = 2**20  # stands for SIGTERM in a sum over ranks, in which each SIGINT counts 1
+TEMPORARY = ("checkpoint-", "failed-", "config.json", "data.json", "metrics.", "stampy-")
 
 Batch = dict[str, Tensor]
 Piece = dict[str, Any]
@@ -55,11 +66,15 @@ class Stage(nn.Module):
         Of the stage.
     names
         Of the losses.
+    measures
+        Of what is logged beside them.
     """
 
-    def __init__(self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str]):
+    def __init__(
+        self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str], measures: Sequence[str] = ()
+    ):
         super().__init__()
-        self.model, self.config, self.names = model, config, tuple(names)
+        self.model, self.config, self.names, self.measures = model, config, tuple(names), tuple(measures)
         self.ranks = Ranks()
         model.gene.checkpointing = config.checkpoint_activations
         if model.image is not None:
@@ -75,18 +90,49 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
-        """Forward and backward. The losses of all ranks are the mean of what each of them returns."""
+        """Forward and backward. Losses and measures of all ranks are the mean of what each of them returns."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
+    """The run's folder, which no other process works in meanwhile; files left by killed ones are removed.
+
+    Raises
+    ------
+    RuntimeError
+        Another process is at work in the folder.
+    OSError
+        The disk is full; the message says from where the run can go on.
+    """
+    out = _checks.writable(out)
+    with contextlib.ExitStack() as held:
+        problem = ""
+        if fabric.is_global_zero:
+            try:
+                held.enter_context(FolderLock(out, what="run"))
+                remove_leftovers(out, TEMPORARY)
+            except RuntimeError as error:
+                problem = str(error)
+        problem = fabric.broadcast(problem)
+        if problem:
+            raise RuntimeError(problem)
+        try:
+            yield out
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and "No space left on the disk" not in str(error):
+                raise _checkpoints.no_space(error, out / "a file") from error
+            raise
 
 
 def fit(
     stage: Stage,
     sampler: Sampler,
     config: PretrainConfig | AlignConfig,
-    out: str | Path,
+    out: Path,
     *,
     fabric: Fabric,
-    identity: str = "",
+    identity: Mapping[str, Any],
     progress: bool = True,
     loggers: Sequence[str] = (),
 ) -> dict[str, Tensor] | None:
@@ -101,13 +147,13 @@ def fit(
     config
         Of the stage.
     out
-        Folder of config.json, metrics.jsonl and the checkpoints.
+        Folder of config.json, metrics.jsonl and the checkpoints, from `claimed`.
     fabric
         Launched.
     identity
-        Says what data the run is about; a checkpoint of another run is refused.
+        Says what the run is about, beside its settings; a checkpoint of another run is refused.
     progress
-        Show a bar.
+        Show a bar, or without a terminal a line now and then.
     loggers
         More logs: "csv", "tensorboard", "wandb".
 
@@ -120,46 +166,61 @@ def fit(
     FloatingPointError
         The loss is NaN or infinite; the message says at which step and in which sections.
     ValueError
-        `out` holds a run with other settings or other data.
+        `out` holds a run with other settings or other data, or the warm-up fills the run.
+    KeyboardInterrupt, SystemExit
+        SIGINT or SIGTERM came; a checkpoint was saved.
     """
-    out = writable(out)
     stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
     _claim(out, config, fabric, ranks, identity)
     sampler.place(ranks.part, ranks.parts)
+    _check_warmup(config, sampler.steps)
     run = _Run(out, fabric, stage)
     first = run.resume()
     logs = contextlib.nullcontext()
     if fabric.is_global_zero:
         logs = Logs(
-            out, names=stage.names, loggers=loggers, first=first, steps=sampler.steps, config=config.to_dict(),
-            progress=progress,
+            out, names=(*stage.names, *stage.measures), loggers=loggers, first=first, steps=sampler.steps,
+            config=config.to_dict(), progress=progress,
         )  # fmt: skip
     # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
     own_generators = torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else [])
-    with logs as log, own_generators:
+    with logs as log, own_generators, Signals() as signals:
         for step, batch, pieces, waited in _prefetched(sampler, stage, first):
             began = time.perf_counter()
-            line = run.step(step, batch, pieces, sampler)
+            line, caught = run.step(step, batch, pieces, sampler, signals)
             seconds = time.perf_counter() - began + waited
             if log is not None:
                 rate = batch["rows"].numel() * ranks.parts / seconds
                 log.write(line | {"spots_per_s": rate, "step_s": seconds, "data_wait_s": waited})
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == sampler.steps:
+            last = step + 1 == sampler.steps
+            if (step + 1) % config.checkpoint_every == 0 or last or caught:
                 run.save(f"checkpoint-{step + 1:08d}.ckpt", step + 1)
                 if fabric.is_global_zero:
                     _checkpoints.prune(out, config.keep)
+            if caught and not last:
+                run.stop(caught, step + 1, sampler.steps)
     return run.whole()
 
 
-def _claim(out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: str) -> None:
+def _claim(
+    out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: Mapping[str, Any]
+) -> None:
     """Write into the folder what the run is about, or refuse one that holds another run."""
-    for name in ("accumulate", "checkpoint_every", "keep", "prefetch"):
-        at_least(name, getattr(config, name), 1)
-    described = {"stage": type(config).__name__, "data": identity, "devices": ranks.parts, "config": config.to_dict()}
+    described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.parts}
+    described["config"] = config.to_dict()
     _checkpoints.check(out, described)
     fabric.barrier()
     if fabric.is_global_zero:
         _checkpoints.describe(out, described)
+
+
+def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
+    warmup = config.warmup(steps)
+    if config.warmup_steps is not None and warmup > steps / 2:
+        _checks.warn(
+            f"The learning rate rises for {warmup:,} of the run's {steps:,} steps (`warmup_steps`). Lower it, or leave "
+            f"it out: then it is {min(config.USUAL_WARMUP, max(steps // 5, 1)):,}."
+        )
 
 
 class _Run:
@@ -178,21 +239,24 @@ class _Run:
         self.sharded = is_sharded(fabric)
         self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
 
-    def step(self, step: int, batch: Batch, pieces: list[Piece], sampler: Sampler) -> dict[str, Any]:
-        """Change the weights by a batch; what there is to log of it."""
+    def step(
+        self, step: int, batch: Batch, pieces: list[Piece], sampler: Sampler, signals: Signals
+    ) -> tuple[dict[str, Any], int]:
+        """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
-        torch.manual_seed((config.seed * 1_000_003 + step) * ranks.parts + ranks.part)
+        torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.part) >> 1)
         lr = _learning_rate(config, step, sampler.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         losses = self.stage.run(fabric, self.module, [_moved(piece, fabric.device) for piece in pieces])
         norm = fabric.clip_gradients(self.module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-        values, norm = _values(losses, norm, ranks)
-        if not (math.isfinite(sum(values.values())) and (math.isfinite(norm) or self.scales)):
+        values, norm, caught = _values(losses, norm, ranks, signals.caught)
+        loss = sum(value for name, value in values.items() if name in self.stage.names)
+        if not (math.isfinite(loss) and (math.isfinite(norm) or self.scales)):
             _stop(self, sampler, batch, step, values, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"step": step, "loss": sum(values.values()), **values, "lr": lr, "grad_norm": norm}
+        return {"step": step, "loss": loss, **values, "lr": lr, "grad_norm": norm}, caught
 
     def save(self, name: str, step: int, **more: Any) -> None:
         """Every rank must call it; rank 0 writes."""
@@ -215,13 +279,23 @@ class _Run:
             raise RuntimeError(f"Ranks found checkpoints of steps {steps} in {str(self.out)!r}. Do all nodes share it?")
         return step
 
+    def stop(self, number: int, step: int, steps: int) -> NoReturn:
+        """End a run that got a signal, on all ranks."""
+        message = (
+            f"Stopped after {step:,} of {steps:,} steps; the checkpoint is saved in {str(self.out)!r}. Give the same "
+            "command again to go on."
+        )
+        if self.fabric.is_global_zero:
+            sys.stderr.write(f"stampy: {message}\n")
+        stop(number, message)
+
     def whole(self) -> dict[str, Tensor] | None:
         """Weights of the model on rank 0, where no rank has them all."""
         return _checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
 
 
 def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) -> float:
-    warmup = min(config.warmup_steps, max(steps // 10, 1))  # a short run is not all warm-up
+    warmup = config.warmup(steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
@@ -263,12 +337,21 @@ def _moved(piece: Piece, device: torch.device) -> Piece:
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in piece.items()}
 
 
-def _values(losses: Batch, norm: Tensor, ranks: Ranks) -> tuple[dict[str, float], float]:
-    """Losses over all ranks, and the gradient's norm: the one moment of a step when the CPU waits for the device."""
+def _values(losses: Batch, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dict[str, float], float, int]:
+    """Losses over all ranks, the gradient's norm, and the signal that any rank got, or 0.
+
+    The one moment of a step when the CPU waits for the device.
+    """
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-    *values, norm = (ranks.total(local) / ranks.parts).tolist()
-    return dict(zip(losses, values, strict=True)), norm
+    if ranks.parts > 1:  # ranks stop together: one that waits for another would wait for ever
+        flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
+        total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
+        local, flags = total[:-1] / ranks.parts, total[-1:]
+    *values, norm, flag = torch.cat([local, flags]).tolist() if ranks.parts > 1 else [*local.tolist(), 0]
+    if ranks.parts > 1:
+        caught = signal.SIGTERM if flag >= _TERM else signal.SIGINT if flag else 0
+    return dict(zip(losses, values, strict=True)), norm, caught
 
 
 def _stop(run: _Run, sampler: Sampler, batch: Batch, step: int, values: dict[str, float], norm: float) -> NoReturn:

@@ -5,6 +5,8 @@ Shapes: D width.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,20 +16,29 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from stampy._checks import at_least, one_of, shortlist
-from stampy.models import GeneConfig, Stamp, StampConfig, load, save
+from stampy import _checks, _keys
+from stampy._checks import shortlist
+from stampy._files import atomic
+from stampy._utils import stream
+from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, load, save
 from stampy.models._cross_entropy import kernel_for
 from stampy.pp import Vocabulary
+from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._config import PretrainConfig
 from ._logs import check_loggers
-from ._loop import fit
+from ._loop import claimed, fit
 from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
-from ._sources import group_source
+from ._references import references
+from ._sources import GroupSource, group_source
 from ._spectral import start_spectral
 
 __all__ = ["pretrain"]
+
+logger = logging.getLogger(__name__)
+
+DATA = "data.json"
 
 
 def pretrain(
@@ -46,6 +57,7 @@ def pretrain(
     """Train a gene encoder: first IGR alone, then IGR and CGR, on batches of neighbourhood groups.
 
     A run that was interrupted goes on from its newest checkpoint when it is called again with the same arguments.
+    Ctrl-C and SIGTERM save one after the present step; a second signal stops at once.
 
     Parameters
     ----------
@@ -53,7 +65,8 @@ def pretrain(
         AnnData with raw counts and ``obsm["spatial"]``, paths of .h5ad files, or a manifest (.tsv with a column
         ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path of one.
     out
-        Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
+        Folder for config.json, data.json (what guessing by frequency gives, spots that are left out), metrics.jsonl,
+        checkpoints, and the result in ``out/model``.
     vocabulary
         None: made from the sections (`stampy.pp.Vocabulary.from_sections`), or the one of the corpus.
     config
@@ -82,6 +95,16 @@ def pretrain(
         Settings or sections that can't be used, or `out` holds another run.
     FloatingPointError
         The loss became NaN or infinite.
+    RuntimeError
+        Another process is at work in `out`.
+    OSError
+        The disk is full.
+
+    Warns
+    -----
+    StampyWarning
+        Sections without genes, spots in no neighbourhood group (more than a tenth of a section), a long warm-up, a
+        damaged checkpoint.
 
     Examples
     --------
@@ -94,8 +117,8 @@ def pretrain(
     16
     """
     config = PretrainConfig.of(config)
-    _check(config)
     check_loggers(loggers)
+    _check_frozen(config)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     kernel_for(config.fused, fabric.device.type, torch.float32)
     model = fabric.launch(_pretrain, sections, Path(out), vocabulary, config, tuple(loggers), progress)
@@ -112,57 +135,91 @@ def _pretrain(
     progress: bool,
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
-    vocabulary, sampler, identity, prepared = group_source(sections, vocabulary, config)
-    sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
-    model = _new_model(config, vocabulary)
-    if config.start == "spectral":
-        start_spectral(model.gene, prepared(), vocabulary.divisors, config.seed)
-    _freeze(model, config)
-    stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
-    whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
-    if fabric.is_global_zero:
-        if whole is not None:
-            model = _new_model(config, vocabulary)
-            model.load_state_dict(whole)
-        model.requires_grad_(True).eval()
-        _fit_gene_head(model, [s.tokens for s in prepared()], config.seed)
-        save(model, out / "model")
-    fabric.barrier()
+    with claimed(fabric, out) as out:
+        source = group_source(sections, vocabulary, config)
+        sampler = source.sampler
+        sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
+        if fabric.is_global_zero:
+            _tell_of_dropped(source.dropped, config)
+        model = _new_model(config, source.vocabulary)
+        if config.start == "spectral":
+            start_spectral(model.gene, source.prepared(), source.vocabulary.divisors, config.seed)
+        _freeze(model, config)
+        if fabric.is_global_zero and not (out / DATA).exists():
+            _describe_data(out / DATA, source, config)
+        stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
+        whole = fit(
+            stage, sampler, config, out, fabric=fabric, identity={"data": source.identity}, progress=progress,
+            loggers=loggers,
+        )  # fmt: skip
+        if fabric.is_global_zero:
+            if whole is not None:
+                model = _new_model(config, source.vocabulary)
+                model.load_state_dict(whole)
+            model.requires_grad_(True).eval()
+            _fit_gene_head(model, [s.tokens for s in source.prepared()], config.seed)
+            save(model, out / "model")
+        fabric.barrier()
     return model if fabric.world_size == 1 else None
+
+
+def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
+    """Say how many spots are in no neighbourhood group; warn where they are many."""
+    n_dropped, n_spots = (sum(column) for column in zip(*dropped.values(), strict=True))
+    logger.info("%d of %d spots are in no neighbourhood group and have no part in stage 1", n_dropped, n_spots)
+    many = [f"{name}: {n:,} of {total:,}" for name, (n, total) in dropped.items() if n > MANY_DROPPED * total]
+    if many:
+        _checks.warn(
+            f"Stage 1 leaves out {n_dropped:,} of {n_spots:,} spots, which have too few others within "
+            f"{config.max_distance:g} spot distances (`max_distance`) for a neighbourhood group; most in the sections "
+            f"{_checks.shortlist(many)}. Raise `max_distance` if they matter."
+        )
+
+
+def _describe_data(path: Path, source: GroupSource, config: PretrainConfig) -> None:
+    """Write what is known of the data before the first step: references, and what is left out."""
+    tokens = {s.name: s.tokens for s in source.prepared()}
+    n_tokens = len(source.vocabulary) + _keys.N_SPECIAL
+    known = {
+        "references": references(
+            tokens,
+            n_tokens,
+            fraction=config.mask_fraction,
+            seed=config.seed,
+            positions=config.positions_per_step,
+        ),
+        "references_from": {"sections": len(tokens), "spots": sum(map(len, tokens.values()))},
+        "spots": {name: n for name, (_, n) in source.dropped.items()},
+        "spots_in_no_group": {name: n for name, (n, _) in source.dropped.items() if n},
+    }
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def _freeze(model: Stamp, config: PretrainConfig) -> None:
     model.gene_head.requires_grad_(False)  # it has no part in these losses
-    names = [name for name, _ in model.gene.named_parameters()]
-    for prefix in config.frozen:
-        if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"`frozen`: no parameter starts with {prefix!r}. There are {shortlist(names, 20)}.")
     for name, parameter in model.gene.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(config.frozen)))
 
 
-def _check(config: PretrainConfig) -> None:
-    at_least("groups_per_batch", config.groups_per_batch, 1)
-    at_least("group_size", config.group_size, 2)
-    at_least("max_tokens", config.max_tokens, 1)
-    if config.width % config.heads:
-        raise ValueError(f"`heads` must divide `width`, found {config.heads} and {config.width}.")
-    one_of("start", config.start, ("random", "spectral"))
-    summed = config.norm == "pre" and config.rank_gate and config.pooling in ("sum", "bag")
-    if config.start == "spectral" and not summed:
-        raise ValueError(
-            "start='spectral' needs norm='pre', rank_gate=True and pooling='sum' or 'bag', found "
-            f"norm={config.norm!r}, rank_gate={config.rank_gate} and pooling={config.pooling!r}."
-        )
-    if isinstance(config.frozen, str):
-        raise TypeError(f"`frozen` must be a sequence of names, found {config.frozen!r}.")
-    if not 0 < config.mask_fraction < 1:
-        raise ValueError(f"`mask_fraction` must lie between 0 and 1, found {config.mask_fraction}.")
+def _check_frozen(config: PretrainConfig) -> None:
+    """Raise ValueError for a prefix that no parameter has, or where none is left to train."""
+    with torch.device("meta"):  # names alone
+        names = [name for name, _ in GeneEncoder(_gene_config(config, n_genes=1)).named_parameters()]
+    for prefix in config.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"`frozen`: no parameter starts with {prefix!r}. There are {shortlist(names, 20)}.")
+    if all(name.startswith(tuple(config.frozen)) for name in names):
+        raise ValueError(f"`frozen`={config.frozen!r} leaves no parameter to train.")
+
+
+def _gene_config(config: PretrainConfig, n_genes: int) -> GeneConfig:
+    shared = {f.name for f in fields(GeneConfig)} & {f.name for f in fields(PretrainConfig)}
+    return GeneConfig(n_genes=n_genes, **{k: getattr(config, k) for k in shared})
 
 
 def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
-    shared = {f.name for f in fields(GeneConfig)} & {f.name for f in fields(PretrainConfig)}
-    gene = GeneConfig(n_genes=len(vocabulary), **{k: getattr(config, k) for k in shared})
+    gene = _gene_config(config, len(vocabulary))
     with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is put back
         torch.manual_seed(config.seed)
         return Stamp(StampConfig(gene=gene, embedding=config.embedding), vocabulary.frame)
@@ -175,7 +232,7 @@ def _fit_gene_head(model: Stamp, tokens: list[np.ndarray], seed: int, per_sectio
     Raw features share a large mean, so that their cosines are all alike. Components are scaled by the square root of
     their deviation: between leaving them alone, where a few count, and whitening, where noise counts as much as signal.
     """
-    rng = np.random.default_rng([seed, 4])
+    rng = stream(seed, "gene head")
     features = []
     for section in tokens:
         rows = rng.permutation(len(section))[:per_section]

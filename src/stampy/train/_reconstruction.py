@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from stampy import _keys
+from stampy._utils import stream
 from stampy.models import Stamp, losses
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._packed import Packing
@@ -23,14 +24,17 @@ from ._config import PretrainConfig
 from ._loop import Batch, Piece, Stage
 from ._ranks import synchronised
 
-__all__ = ["Reconstruction", "mask_tokens"]
+__all__ = ["KINDS", "Reconstruction", "mask_tokens"]
+
+# What was done to a selected position. Where the gene was kept, a model may copy it.
+KINDS = ("igr_masked", "igr_replaced", "igr_kept")
 
 
 class Reconstruction(Stage):
     """IGR, and CGR from step `igr_steps` on."""
 
     def __init__(self, model: Stamp, config: PretrainConfig, igr_steps: int):
-        super().__init__(model, config, ("igr", "cgr"))
+        super().__init__(model, config, ("igr", "cgr"), KINDS)
         self.igr_steps = igr_steps
 
     def pieces(self, batch: Batch, step: int) -> list[Piece]:
@@ -44,7 +48,7 @@ class Reconstruction(Stage):
                 tokens_SNL[s],
                 self.model.gene.config.n_tokens,
                 fraction=config.mask_fraction,
-                rng=np.random.default_rng([config.seed, step, 5, first + s]),
+                rng=stream(config.seed, "masks", step, first + s),
                 width=width,
             )
         centre_SL = tokens_SNL[:, 0]
@@ -64,29 +68,45 @@ class Reconstruction(Stage):
         local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
         if self.ranks.parts > 1:
             local = self.ranks.total(torch.tensor(local, device=fabric.device)).tolist()
-        totals = dict(zip(names, local, strict=True))
+        totals = {name: total for name, total in zip(names, local, strict=True) if total or name in self.names}
         found: Batch = {}
         for number, piece in enumerate(pieces, start=1):
             with synchronised(fabric, module, number == len(pieces)):
-                weights = {k: n * self.ranks.parts / max(totals[k], 1) for k, n in piece["counts"].items()}
+                # sums become shares of the mean over all pieces and ranks
+                weights = {k: self.ranks.parts / max(total, 1) for k, total in totals.items()}
                 shares = module(piece | {"weights": weights})
-                fabric.backward(torch.stack(list(shares.values())).sum())
+                fabric.backward(torch.stack([v for k, v in shares.items() if k in self.names]).sum())
             for name, share in shares.items():
                 found[name] = found.get(name, 0) + share.detach()
         return found
 
     def forward(self, piece: Piece) -> dict[str, Tensor]:
-        """Losses of a piece, each times its share of all selected positions."""
-        encoder = self.model.gene
+        """Losses of a piece, and what is measured of them, each as its share of the mean over all positions."""
+        weights, counts = piece["weights"], piece["counts"]
+        means, sums = self.scored(piece)
+        found = {name: mean * (counts[name] * weights[name]) for name, mean in means.items()}
+        return found | {name: sums[i] * weights[name] for i, name in enumerate(KINDS) if name in weights}
+
+    def scored(self, piece: Piece) -> tuple[dict[str, Tensor], Tensor]:
+        """Mean losses of a piece, and the sums of that of IGR by what was done to the position, as in `KINDS`."""
+        encoder, sums = self.model.gene, []
         score = partial(encoder.reconstruction, kernel=self.config.fused)
+
+        def igr_score(hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
+            mean, by_kind = encoder.reconstruction_by_kind(
+                hidden_MD, targets_M, piece["igr_kinds"], len(KINDS), kernel=self.config.fused
+            )
+            sums.append(by_kind)
+            return mean
+
         packing = Packing(piece["queries"], piece["keys"], piece["inputs"].device)
         hidden_TD = encoder.packed(piece["inputs"], packing, piece["positions"])
         selected_MD = hidden_TD[piece["igr_at"]]
-        found = {"igr": losses.igr(selected_MD, piece["igr_targets"], None, partial(score, head="igr"))}
+        found = {"igr": losses.igr(selected_MD, piece["igr_targets"], None, igr_score)}
         if "cgr" in piece["counts"]:
             around_1NMD, targets_1M = hidden_TD[piece["cgr_at"]][None], piece["cgr_targets"][None]
             found["cgr"] = losses.cgr(around_1NMD, targets_1M, None, partial(score, head="cgr"))
-        return {name: value * piece["weights"][name] for name, value in found.items()}
+        return found, sums[0] if sums else selected_MD.new_zeros(len(KINDS))
 
 
 def _piece(
@@ -104,6 +124,8 @@ def _piece(
     place[order] = torch.arange(len(order))
     start_SN = packing.starts[:-1][place].view_as(lengths_SN)
     s, n, column = selected_SNL.nonzero(as_tuple=True)
+    shown_M = inputs_SNL[s, n, column]
+    kinds_M = torch.where(shown_M == MASK_ID, 0, torch.where(shown_M != tokens_SNL[s, n, column], 1, 2))
     piece = {
         "queries": packing.queries,
         "keys": packing.keys,
@@ -111,7 +133,8 @@ def _piece(
         "positions": positions,
         "igr_at": start_SN[s, n] + column,
         "igr_targets": tokens_SNL[s, n, column],
-        "counts": {"igr": len(s)},
+        "igr_kinds": kinds_M,
+        "counts": {"igr": len(s), **dict(zip(KINDS, kinds_M.bincount(minlength=len(KINDS)).tolist(), strict=True))},
     }
     if cgr:
         s, column = scored_SL.nonzero(as_tuple=True)

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stampy import _checks
 from stampy._section.boxes import choose_cells
+from stampy._utils import stream
 from stampy.pp._neighborhoods import group_spots
 
 from ._config import AlignConfig, PretrainConfig
@@ -32,6 +34,7 @@ class GroupSampler:
         self._tokens = np.concatenate([s.tokens for s in sections])
         self._starts = np.cumsum([0, *(len(s.tokens) for s in sections)])
         self._lengths = (self._tokens != 0).sum(axis=1)
+        self._dropped: dict[str, tuple[int, int]] = {}
         self._groups = lru_cache(maxsize=2)(self._draw_groups)
         self.place(0, 1)
 
@@ -51,16 +54,28 @@ class GroupSampler:
 
     def _draw_groups(self, epoch: int) -> np.ndarray:
         """Groups of all sections in shuffled order: (S, N) rows of the concatenated spots, the centre first."""
-        rng = np.random.default_rng([self.config.seed, epoch])
+        rng = stream(self.config.seed, "groups", epoch)
         members = []
         for section, start, child in zip(self.sections, self._starts, rng.spawn(len(self.sections)), strict=False):
             groups = group_spots(
                 section.xy, size=self.config.group_size, max_distance=self.config.max_distance, rng=child
             )
             members.append(groups.members + start)
+            if epoch == 0:
+                self._dropped[section.name] = int((groups.own < 0).sum()), len(section.xy)
         shuffled = np.concatenate(members)
+        if not len(shuffled):
+            raise ValueError(
+                f"No group of {self.config.group_size} spots lies within max_distance={self.config.max_distance:g} "
+                f"spot distances in any of the sections {_checks.shortlist(s.name for s in self.sections)}. Raise it."
+            )
         rng.shuffle(shuffled)
         return shuffled
+
+    def dropped(self) -> dict[str, tuple[int, int]]:
+        """By section: the spots that are in no group of the first epoch, and all spots."""
+        self._groups(0)
+        return self._dropped
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """``tokens`` (S, N, L) int64, cut to the longest spot of the batch (and to the positions of this step)."""
@@ -75,7 +90,7 @@ class GroupSampler:
         rows = whole[self.part * size : (self.part + 1) * size]
         positions, wanted = np.arange(max(self._lengths[rows].max(), 1)), self.config.positions_per_step
         if wanted and (used := self._lengths[whole].max()) > wanted:
-            rng = np.random.default_rng([self.config.seed, step, 1])
+            rng = stream(self.config.seed, "positions", step)
             positions = np.sort(rng.permutation(used)[:wanted])
         return {
             "tokens": torch.from_numpy(self._tokens[rows][..., positions].astype(np.int64)),
@@ -95,12 +110,13 @@ class PairSampler:
         self.sections, self.config = sections, config
         self._starts = np.cumsum([0, *(len(s.xy) for s in sections)])
         self._cells = [s.tiles.region_cells() for s in sections]
+        self._orders = lru_cache(maxsize=2)(self._draw_order)
         self.place(0, 1)
 
     def place(self, part: int, parts: int) -> None:
         """Give rank `part` of `parts` its share of every batch."""
         self.part, self.parts = part, parts
-        self._own = 2 * max(self.config.pairs_per_batch // 2, 1)
+        self._own = self.config.pairs_per_batch
         self._half = self._own * parts // 2
 
     @property
@@ -117,7 +133,7 @@ class PairSampler:
         """``tokens`` (B, L), ``patches`` and ``regions`` (B, size, size, 3) uint8, ``cells`` (B,), -1 without one."""
         whole = self._rows(step)
         own = slice(self.part * self._own, (self.part + 1) * self._own)
-        rows, cells = whole[own], self._choose(whole, np.random.default_rng([self.config.seed, step, 2]))[own]
+        rows, cells = whole[own], self._choose(whole, stream(self.config.seed, "cells", step))[own]
         which = np.searchsorted(self._starts, rows, side="right") - 1
         size = self.sections[0].tiles.size_px
         tokens = np.zeros((len(rows), self.sections[0].tokens.shape[1]), dtype=np.int64)
@@ -141,12 +157,14 @@ class PairSampler:
             cells[at] = choose_cells(self._cells[number][rows[at] - self._starts[number]], rng)
         return cells
 
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        return stream(self.config.seed, "order", epoch).permutation(self._starts[-1])
+
     def _rows(self, step: int) -> np.ndarray:
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self._starts[-1])
-        first = np.take(order, range(number * self._half, (number + 1) * self._half), mode="wrap")
+        first = np.take(self._orders(epoch), range(number * self._half, (number + 1) * self._half), mode="wrap")
         which = np.searchsorted(self._starts, first, side="right") - 1
-        rng = np.random.default_rng([self.config.seed, step, 3])
+        rng = stream(self.config.seed, "partners", step)
         partners = rng.integers(self._starts[which], self._starts[which + 1])
         return np.concatenate([first, partners])
 

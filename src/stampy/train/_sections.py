@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _utils
+from stampy._files import digest_of_arrays
 from stampy._section.links import refuse_links
 from stampy._section.looks import doubts_of
+from stampy._section.sources import settle_sources
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from stampy.models import ImageConfig
     from stampy.pp._match import GeneMatch
 
-__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "prepare", "ranked", "token_dtype"]
+__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "of_section", "prepare", "ranked", "token_dtype"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,12 @@ class Section:
     organ: str = ""
     platform: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("um_per_px", "spot_um"):
+            if getattr(self, name) is not None:
+                with of_section(self.name):
+                    _checks.positive(name, getattr(self, name))
+
     def read(self) -> AnnData:
         """The section in memory."""
         import anndata
@@ -73,8 +81,28 @@ class Section:
             path = _checks.existing(self.data, what="section", suffixes=(".h5ad",))
             refuse_links(path)
             with _checks.readable(path):
-                return anndata.read_h5ad(path)
+                adata = anndata.read_h5ad(path)
+            settle_sources(adata, path)
+            return adata
         return self.data
+
+
+@contextmanager
+def of_section(name: str) -> Iterator[None]:
+    """Errors about a section get its name in front."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if repr(name) in text or (isinstance(error, OSError) and error.errno is not None):
+            raise  # it is named, or it is the system's and the number must stay
+        kind = next(k for k in _KINDS if isinstance(error, k))
+        raise kind(f"Section {name!r}: {text}") from error
+
+
+# What an error about a section becomes: the most special first.
+_KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,
+          ArithmeticError)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +126,33 @@ def as_sections(sections: Any, *, any_format: bool = False) -> list[Section]:
     found = list(_expand(sections, any_format))
     if not found:
         raise ValueError("No sections to train on. Give AnnData objects, paths of .h5ad files, or a manifest (.tsv).")
+    _check_names(found)
+    if not any_format:
+        _check_files(found)
     return found
+
+
+def _check_names(sections: Sequence[Section]) -> None:
+    by_name: dict[str, list[str]] = {}
+    for section in sections:
+        where = str(section.data) if isinstance(section.data, Path) else "in memory"
+        by_name.setdefault(section.name, []).append(where)
+    twice = [f"{name}: {', '.join(where)}" for name, where in by_name.items() if len(where) > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} names stand for more than one section: {_checks.shortlist(twice)}. Give each its own, by "
+            "a manifest (.tsv) with the columns path and name, or by `train.Section`."
+        )
+
+
+def _check_files(sections: Sequence[Section]) -> None:
+    """Raise FileNotFoundError before anything is read where a file of any section is missing."""
+    for section in sections:
+        with of_section(section.name):
+            if isinstance(section.data, Path):
+                _checks.existing(section.data, what="section", suffixes=(".h5ad",))
+            if isinstance(section.image, Path):
+                _checks.existing(section.image, what="image")
 
 
 def _expand(sections: Iterable[Any], any_format: bool) -> Iterator[Section]:
@@ -130,46 +184,69 @@ def _manifest(path: Path) -> Iterator[Section]:
     allowed = {"path", "name", "image", "um_per_px", "spot_um", "organ", "platform"}
     for column in table.columns:
         _checks.one_of(f"column of {path.name}", column, allowed)
-    for row in table.to_dict("records"):
+    for number, row in enumerate(table.to_dict("records"), start=2):  # as an editor counts lines
+        if not row["path"]:
+            raise ValueError(f"{path.name}, line {number}: `path` is empty.")
         yield Section(
             data=path.parent / row["path"],
             name=row.get("name") or _name(path.parent / row["path"]),
             image=path.parent / row["image"] if row.get("image") else None,
-            um_per_px=float(row["um_per_px"]) if row.get("um_per_px") else None,
-            spot_um=float(row["spot_um"]) if row.get("spot_um") else None,
+            um_per_px=_number(path, number, row, "um_per_px"),
+            spot_um=_number(path, number, row, "spot_um"),
             organ=row.get("organ", ""),
             platform=row.get("platform", ""),
         )
+
+
+def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float | None:
+    """A positive number of a manifest, None where the cell is empty."""
+    text = row.get(column, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(
+            f"{path.name}, line {line} ({row['path']!r}): `{column}` must be a positive number, found {text!r}."
+        )
+    return value
 
 
 def prepare(
     section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
 ) -> TrainingSection:
     """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
-    adata = section.read()
-    _checks.not_empty(adata, genes=False)
-    source = None
-    if tower is not None:
-        said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
-        source = TileSource.open(adata, tile_um=tower.tile_um, size_px=tower.size_px, **said)
-        for doubt in doubts_of(source.sections):
-            _checks.warn(f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image.")
-    return TrainingSection(
-        name=section.name,
-        xy=_checks.coordinates(adata),
-        tokens=_tokens(adata, vocabulary, max_tokens, section.name),
-        tiles=source,
-    )
+    with of_section(section.name):
+        adata = section.read()
+        _checks.not_empty(adata, genes=False)
+        source = None
+        if tower is not None:
+            said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
+            source = TileSource.open(adata, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            for doubt in doubts_of(source.sections):
+                _checks.warn(
+                    f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."
+                )
+        return TrainingSection(
+            name=section.name,
+            xy=_checks.coordinates(adata),
+            tokens=_tokens(adata, vocabulary, max_tokens, section.name),
+            tiles=source,
+        )
 
 
-def identity_of(sections: Iterable[TrainingSection]) -> str:
-    """Names, sizes and a digest of tokens and coordinates: what a run must find again when it goes on."""
-    named = []
+def identity_of(sections: Iterable[TrainingSection]) -> dict[str, str]:
+    """A digest of tokens, coordinates and images by name: what a run must find again when it goes on."""
+    found = {}
     for section in sections:
-        digest = hashlib.blake2b(np.ascontiguousarray(section.tokens), digest_size=6)
-        digest.update(np.ascontiguousarray(section.xy))
-        named.append(f"{section.name} {len(section.xy)} {digest.hexdigest()}")
-    return ", ".join(named)
+        with of_section(section.name):
+            digest = digest_of_arrays(section.tokens, section.xy)
+            if section.tiles is not None:
+                digest += section.tiles.digest(np.arange(len(section.xy)))
+            found[section.name] = digest
+    return found
 
 
 def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:
@@ -183,7 +260,7 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
     match = vocabulary.match(adata)
     logger.info("%s: %s", name, match)
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
-    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
+    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens, layers=adata.layers):
         tokens[start : start + len(block)] = block
     return tokens, match
 

@@ -18,6 +18,7 @@ from scipy import sparse
 from stampy import _keys
 from stampy._checks import shortlist
 from stampy._section.neighbors import nearest
+from stampy._utils import stream
 from stampy.models import GeneEncoder
 
 from ._sections import TrainingSection
@@ -74,7 +75,7 @@ def spatial_axes(
     A gene of a spot weighs (gate of its rank) x (its own level). Sections are centred, and weigh by their number of
     spots alone. Found by subspace iteration; no (G, G) matrix is made.
     """
-    rng = np.random.default_rng([seed, 5])
+    rng = stream(seed, "spectral axes")
     parts = [_Part.of(s, gate_L, level_G) for s in sections if len(s.xy) > NEIGHBORS and s.tokens.any()]
     if not parts:
         raise ValueError(

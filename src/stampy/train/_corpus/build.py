@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import multiprocessing
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,24 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks
-from stampy._files import atomic
+from stampy import _checks, _files, _keys
+from stampy._files import FolderLock, atomic
+from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import add_sums, means_of
 from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.write import PARTIAL, Reader, folder_of, record_of, sums_of, write_group, write_section
-from stampy.train._sections import Section, as_sections
+from stampy.train._corpus.write import (
+    FAULTS,
+    PARTIAL,
+    Reader,
+    folder_of,
+    record_of,
+    sums_of,
+    write_group,
+    write_section,
+)
+from stampy.train._sections import Section, as_sections, of_section
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -54,17 +63,34 @@ def build(
     if n_workers is not None:
         _checks.at_least("n_workers", n_workers, 1)
     chosen = as_sections(sections, any_format=True)
-    _check_names(chosen)
     reader, skip = reader or _default_reader(), on_error == "skip"
-    out = _checks.writable(out)
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
+    if scheduler is not None and n_workers is not None:
+        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Leave one out.")
+    out = _checks.writable(out)
+    with FolderLock(out, what="corpus"):
+        _build(out, chosen, settings, vocabulary, reader, skip, scheduler, n_workers, progress)
+
+
+def _build(
+    out: Path,
+    chosen: list[Section],
+    settings: dict[str, Any],
+    vocabulary: Vocabulary | None,
+    reader: Reader,
+    skip: bool,
+    scheduler: str | None,
+    n_workers: int | None,
+    progress: bool,
+) -> None:
+    """In a folder that no other process builds in."""
     _begin(out, settings, chosen)
     with _workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
         skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
-        sources = {s.name: _fingerprint(s) for s in chosen}
+        sources = _fingerprints(chosen, skipped, skip)
         records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
-        done = {name: r for name, r in records.items() if r is not None and r["source"] == sources[name]}
+        done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
         jobs = [partial(write_section, s, settings, out, reader, sources[s.name], skip) for s in todo]
@@ -107,15 +133,6 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _check_names(sections: Sequence[Section]) -> None:
-    twice = [name for name, n in Counter(s.name for s in sections).items() if n > 1]
-    if twice:
-        raise ValueError(
-            f"{len(twice)} names stand for more than one section: {_checks.shortlist(twice)}. Give each its own, by "
-            "a manifest (.tsv) with the columns path and name, or by `train.Section`."
-        )
-
-
 def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
@@ -127,7 +144,7 @@ def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> 
                 f"{str(out)!r} holds a corpus of format {found.get('format')} with other settings: {differs}. Choose "
                 f"another folder, or the settings in its {SETTINGS}."
             )
-    elif any(out.iterdir()):
+    elif any(path.name != FolderLock.NAME for path in out.iterdir()):
         raise ValueError(f"{str(out)!r} is neither empty nor a corpus. Choose another folder.")
     else:
         with atomic(path) as temporary:
@@ -179,36 +196,48 @@ def _sums_job(section: Section, reader: Reader, skip: bool) -> tuple[str, Any]:
     return section.name, sums_of(section, reader, skip)
 
 
+def _fingerprints(sections: Sequence[Section], skipped: dict[str, str], skip: bool) -> dict[str, str]:
+    """Of the sections by name; those that can't be read go into `skipped`, if they may."""
+    found = {}
+    for section in sections:
+        try:
+            found[section.name] = _fingerprint(section)
+        except FAULTS as error:
+            if not skip:
+                raise
+            skipped.setdefault(section.name, str(error.args[0] if error.args else error))
+    return found
+
+
 def _fingerprint(section: Section) -> str:
-    """Tells whether a section's source changed: sizes and times of files, or the values in memory."""
+    """Tells whether a section's source changed: by the contents of files, or by all values in memory.
+
+    Of files above 256 MiB size, time and 64 parts stand for the content.
+    """
     digest = hashlib.sha256(repr((section.um_per_px, section.spot_um, section.organ, section.platform)).encode())
-    for path in (section.data, section.image):
-        if isinstance(path, Path):
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    state = file.stat()
-                    digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    if not isinstance(section.data, Path):
-        digest.update(_values(section.data))
+    with of_section(section.name):
+        if isinstance(section.data, Path):
+            digest.update(_files.digest_of_path(_checks.existing(section.data, what="section")).encode())
+            digest.update("".join(_files.digest_of_file(path) for path in _named_images(section.data)).encode())
+        else:
+            digest.update(digest_of_section(section.data).encode())
+        if section.image is not None:
+            digest.update(_files.digest_of_path(_checks.existing(section.image, what="image")).encode())
     return digest.hexdigest()[:16]
 
 
-def _values(data: Any) -> bytes:
-    from stampy._utils import table_of
+def _named_images(path: Path) -> Iterator[Path]:
+    """Full-resolution images that an .h5ad refers to, as far as they are there."""
+    import h5py
 
-    table = table_of(data)
-    counts = getattr(table.X, "data", table.X)
-    parts = [repr(table.shape), repr(list(table.var_names[:50]))]
-    parts += [hashlib.sha256(bytes(memoryview(a).cast("B"))).hexdigest() for a in _arrays(counts, table)]
-    return "".join(parts).encode()
-
-
-def _arrays(counts: Any, table: Any) -> Iterator[Any]:
-    import numpy as np
-
-    for values in (counts, table.obsm.get("spatial")):
-        if isinstance(values, np.ndarray) and values.size:
-            yield np.ascontiguousarray(values)
+    if path.suffix != ".h5ad":
+        return
+    with contextlib.suppress(OSError, KeyError, AttributeError, TypeError), h5py.File(path) as file:
+        for library in file[f"uns/{_keys.UNS_SPATIAL}"].values():
+            found = library[f"metadata/{_keys.SOURCE_IMAGE}"][()]
+            image = Path(found.decode() if isinstance(found, bytes) else str(found))
+            if image.is_file():
+                yield image
 
 
 def _finish(
@@ -238,7 +267,7 @@ def _finish(
 Run = Callable[[Sequence[Callable[[], Any]], str], Iterator[Any]]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers(scheduler: str | None, n_workers: int, progress: bool) -> Iterator[Run]:
     """Something that runs jobs: in this process, in processes of this machine, or on a dask cluster by its address."""
     if scheduler is None and n_workers == 1:

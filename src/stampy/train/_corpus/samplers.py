@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stampy._checks import at_least
+from stampy._utils import stream
 from stampy.train._config import AlignConfig, PretrainConfig
 from stampy.train._corpus.corpus import Corpus
 from stampy.train._corpus.stored import StoredSection
@@ -118,7 +119,7 @@ class CorpusGroupSampler(_CorpusSampler):
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         n_groups = len(self._tables(epoch % self.corpus.settings["draws"]).sections)
-        return np.random.default_rng([self.config.seed, epoch]).permutation(n_groups)
+        return stream(self.config.seed, "groups", epoch).permutation(n_groups)
 
     def batch(self, step: int) -> Batch:
         """``tokens`` (S, N, L) int64, cut to the longest spot (or to positions drawn for the batch of all ranks)."""
@@ -134,7 +135,7 @@ class CorpusGroupSampler(_CorpusSampler):
             self.sections[i].read_group(n, out)
         positions, tokens_SNL = np.arange(used), whole[..., :used]
         if self.config.positions_per_step and longest > self.config.positions_per_step:
-            rng = np.random.default_rng([self.config.seed, step, 1])
+            rng = stream(self.config.seed, "positions", step)
             positions = np.sort(rng.permutation(longest)[: self.config.positions_per_step])
             tokens_SNL = whole[..., positions]
         return {
@@ -143,9 +144,14 @@ class CorpusGroupSampler(_CorpusSampler):
             "rows": torch.from_numpy(table.members[mine]),
         }
 
+    def dropped(self) -> dict[str, tuple[int, int]]:
+        """By section: the spots that are in no group of any draw, and all spots."""
+        size = self.config.group_size
+        return {s.name: (len(s.spots) - size * sum(s.n_groups), s.n_spots) for s in self.sections}
+
     def some_sections(self, seed: int, n_spots: int = 100_000) -> list[TrainingSection]:
         """Whole sections in memory, drawn at random until there are `n_spots`; all, if they are fewer."""
-        order = np.random.default_rng([seed, 5]).permutation(len(self.sections))
+        order = stream(seed, "sections").permutation(len(self.sections))
         before = np.cumsum([0, *(self.sections[i].n_spots for i in order[:-1])])
         chosen = (self.sections[i] for i in np.sort(order[before < n_spots]))
         width = self.config.max_tokens
@@ -168,7 +174,7 @@ class CorpusPairSampler(_CorpusSampler):
         self.config = config
         self.max_tokens = corpus.settings["max_tokens"] if max_tokens is None else max_tokens
         _check_tokens(corpus, self.max_tokens)
-        self._half = max(config.pairs_per_batch // 2, 1)
+        self._half = config.pairs_per_batch // 2
         self._orders = lru_cache(maxsize=2)(self._draw_order)
         for section in self.sections:
             section.cells  # noqa: B018 - read now, by one thread
@@ -206,12 +212,12 @@ class CorpusPairSampler(_CorpusSampler):
 
     def some_patches(self, seed: int, n_sections: int = 500) -> np.ndarray:
         """Patches of some spots of each section, or of some of the sections."""
-        order = np.random.default_rng([seed, 5]).permutation(len(self.sections))[:n_sections]
+        order = stream(seed, "sections").permutation(len(self.sections))[:n_sections]
         chosen = (self.sections[i] for i in np.sort(order))
         return np.concatenate([s.patches(some_rows(s.n_spots, seed)) for s in chosen])
 
     def _draw_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.config.seed, epoch]).permutation(self._starts[-1])
+        return stream(self.config.seed, "order", epoch).permutation(self._starts[-1])
 
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rank's share of spots (half in shuffled order, then one more of the section of each) and regions."""
@@ -219,7 +225,7 @@ class CorpusPairSampler(_CorpusSampler):
         half = self._half * self.parts
         first = np.take(self._orders(epoch), range(number * half, (number + 1) * half), mode="wrap")
         section_of = np.searchsorted(self._starts, first, side="right") - 1
-        rng = np.random.default_rng([self.config.seed, step, 3])
+        rng = stream(self.config.seed, "partners", step)
         partners = rng.integers(self._starts[section_of], self._starts[section_of + 1])
         which = rng.integers(self.corpus.settings["regions"], size=2 * half)
         mine = self._mine(2 * self._half)
@@ -228,7 +234,7 @@ class CorpusPairSampler(_CorpusSampler):
 
 def some_rows(n_spots: int, seed: int, n: int = 40) -> np.ndarray:
     """Rows of some spots of a section."""
-    return np.sort(np.random.default_rng([seed, 6]).permutation(n_spots)[:n])
+    return np.sort(stream(seed, "spots").permutation(n_spots)[:n])
 
 
 def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:

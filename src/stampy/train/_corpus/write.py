@@ -13,7 +13,6 @@ import re
 import shutil
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -221,7 +220,7 @@ def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: st
     size, draws = settings["group_size"], []
     for draw in range(settings["draws"]):
         # by name: a section keeps its groups whatever stands beside it
-        rng = np.random.default_rng([settings["seed"], draw, zlib.crc32(name.encode())])
+        rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
         members = [np.empty((0, size), dtype=np.int64)]
         for code in range(codes.max() + 1):
             rows = np.flatnonzero(codes == code)
@@ -253,7 +252,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
 def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: str) -> dict[str, Any]:
     """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
-    rng = np.random.default_rng([settings["seed"], 1 << 16, zlib.crc32(name.encode())])
+    rng = _utils.stream(settings["seed"], f"cells of {name}")
     allowed = source.region_cells()
     cells = np.stack([choose_cells(allowed, rng) for _ in range(k)], axis=1).astype(np.int8)
     _put(group, "cells", cells)

@@ -1,0 +1,139 @@
+"""The command line's part about training: `stampy pretrain | align | evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stampy.cli.corpus import named_images_option
+
+__all__ = ["EXAMPLES", "add_commands"]
+
+EXAMPLES = {
+    "pretrain": """
+        stampy pretrain sections/*.h5ad --out genes --config pretrain.json
+        stampy pretrain sections.tsv --out genes --vocabulary genes.tsv --seed 1
+        stampy pretrain sections.tsv --out genes --devices 4 --logger tensorboard
+        """,
+    "align": """
+        stampy align sections.tsv --model genes/model --out both --config align.json
+        stampy align mine.h5ad --out tuned                         fine-tune stampy-mini
+        torchrun --nproc-per-node 4 -m stampy align sections.tsv --model genes/model --out both
+        """,
+    "evaluate": """
+        stampy evaluate stampy-mini kept-out.h5ad
+        stampy evaluate both/model kept-out.tsv --out table.csv
+        """,
+}
+
+
+def add_commands(commands: Any, command: Any, model: Any, common: Any) -> None:
+    """Add the three commands to the parser; `model` and `common` add options that others have, too."""
+    _pretrain_options(commands, command, common)
+    _align_options(commands, command, model, common)
+    _evaluate_options(commands, command, common)
+
+
+def _pretrain_options(commands: Any, command: Any, common: Any) -> None:
+    add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
+    _training_options(add)
+    common(add)
+    add("--vocabulary", metavar="TSV", help="genes.tsv with gene_id, symbol, divisor (default: made from the sections)")
+
+
+def _align_options(commands: Any, command: Any, model: Any, common: Any) -> None:
+    about = "Stage 2: train an image tower and align both."
+    add = command(commands, "align", _align, about).add_argument
+    _training_options(add)
+    common(add)
+    model(add)
+    add("--backbone", metavar="NAME", help="a timm ViT to take, with its weights, instead of the model's image tower")
+
+
+def _evaluate_options(commands: Any, command: Any, common: Any) -> None:
+    about = "Measure what a model knows about sections, beside what simple guesses know."
+    add = command(commands, "evaluate", _evaluate, about).add_argument
+    add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
+    add(
+        "sections", nargs="+", metavar="SECTIONS", help=".h5ad files or manifests (.tsv) that were kept out of training"
+    )
+    add("--out", metavar="CSV", help="write the table, too")
+    add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots of a section (default: %(default)s)")
+    add("--n-spots", type=int, default=1000, metavar="N", help="tiles of a section (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of groups, masks and tiles (default: 0)")
+    common(add)
+
+
+def _training_options(add: Any) -> None:
+    named_images_option(add)
+    add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
+    add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
+    add("--config", metavar="JSON", help="settings that differ from the paper's")
+    add("--seed", type=int, help="instead of the one in the settings")
+    add("--devices", type=int, metavar="N", help="of a node (default: as torchrun or SLURM says, else 1)")
+    add("--num-nodes", type=int, metavar="N", help="default: as torchrun or SLURM says, else 1")
+    add("--strategy", choices=("ddp", "fsdp"), help="how devices share the work (default: ddp)")
+    add("--logger", action="append", default=[], dest="loggers", choices=("csv", "tensorboard", "wandb"),
+        help="one more log beside metrics.jsonl; may be given again")  # fmt: skip
+
+
+def _pretrain(**options: Any) -> None:
+    _train("pretrain", "PretrainConfig", **options)
+
+
+def _align(**options: Any) -> None:
+    _train("align", "AlignConfig", **options)
+
+
+def _train(stage: str, settings: str, *, sections: list[str], out: str, config: str | None, seed: int | None,
+           quiet: bool, **options: Any) -> None:  # fmt: skip
+    from dataclasses import replace
+
+    from stampy import _checks
+
+    _checks.writable(out)
+    from stampy import train
+
+    chosen = getattr(train, settings).of(config)
+    chosen = chosen if seed is None else replace(chosen, seed=seed)
+    getattr(train, stage)(sections, out, config=chosen, progress=not quiet, **options)
+    if not quiet and _is_first_rank():
+        print(f"Model: {Path(out).expanduser() / 'model'}")
+
+
+def _is_first_rank() -> bool:
+    """Whether this is the one process that speaks for a run of several."""
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, **options: Any) -> None:
+    from stampy import _checks
+    from stampy._files import atomic
+
+    target = None if out is None else Path(out).expanduser()
+    if target is not None:
+        _checks.writable(target.parent)
+    from stampy import train
+
+    table = train.evaluate(model, sections, **options)
+    if target is not None:
+        with atomic(target) as temporary:
+            table.to_csv(temporary)
+    if not quiet:
+        _print_evaluation(table)
+
+
+def _print_evaluation(table: Any) -> None:
+    losses = ["igr_masked", "igr_replaced", "igr_kept", "cgr"]
+    known = ["corpus_frequency", "section_frequency", "section_frequency_unseen"]
+    recall = [c for c in table if c == "n_spots" or c.startswith("recall_")]
+    for title, columns in (
+        ("Stage 1: cross-entropy in nats (masked: hidden genes; kept: visible ones)", losses),
+        ("Guesses by frequency, at the same kind of position", known),
+        ("Stage 2: share of tiles whose own genes are among the nearest", recall),
+    ):
+        there = [c for c in columns if c in table]
+        if there:
+            print(f"{title}\n{table[there].to_string(float_format='{:.3f}'.format)}\n")

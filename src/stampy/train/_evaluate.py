@@ -1,0 +1,206 @@
+"""What a model knows about sections, beside what simple guesses know.
+
+Shapes: n spots, L positions, S groups, K components, F features of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stampy import _checks, _keys, _utils
+from stampy.models import Stamp, load
+from stampy.pp import Vocabulary
+from stampy.pp._neighborhoods import group_spots
+
+from ._config import PretrainConfig
+from ._reconstruction import KINDS, Reconstruction
+from ._references import references
+from ._ridge import ranks_of_own, ridge_ranks, tile_features
+from ._sections import TrainingSection, as_sections, prepare
+
+__all__ = ["evaluate"]
+
+GROUPS_AT_A_TIME = 4
+RECALL_AT = (1, 10, 50)
+
+
+def evaluate(
+    model: Stamp | str | Path,
+    sections: Any,
+    *,
+    n_groups: int = 40,
+    n_spots: int = 1000,
+    device: str | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure both stages of a model on sections that it was not trained on, beside what simple guesses reach.
+
+    Stage 1: the cross-entropy (nats) of the gene tower's guesses, with inputs masked as in training. The tower has
+    learned what a spot is made of where ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is of genes
+    that the model is shown: it says how well it copies.
+
+    Stage 2, for models with an image tower and sections with an image: for each spot's tile, the share of spots whose
+    own genes are among the 1, 10 or 50 nearest of the section, in the model's shared space. Beside it stand chance and
+    a ridge regression from colours and texture of tiles to principal components of the genes, fitted on the other
+    sections (of a single section on its other half).
+
+    Parameters
+    ----------
+    model
+        A model, or its name or folder.
+    sections
+        As for `pretrain` and `align`. Whether the model has seen them is for you to know.
+    n_groups
+        Neighbourhood groups of 9 spots of a section for stage 1.
+    n_spots
+        Spots of a section for stage 2, drawn at random; all where there are fewer.
+    device
+        None: CUDA if there is one, else the CPU.
+    seed
+        Of groups, masks and drawn spots.
+
+    Returns
+    -------
+    A row a section and one, ``"all"``, of means over sections, with the columns: ``igr_masked``, ``igr_replaced``,
+    ``igr_kept``, ``cgr``; ``corpus_frequency`` (of all sections given), ``section_frequency``,
+    ``section_frequency_unseen``; ``n_spots`` of stage 2, ``recall_at_1``, ``recall_at_10``, ``recall_at_50``, and
+    the same with the endings ``_ridge`` and ``_chance``. NaN where a section or the model has no such part.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        Sections that can't be used; the message names them.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> found = stampy.train.evaluate("stampy-mini", stampy.datasets.toy(n_spots=60), n_groups=2, device="cpu")
+    >>> found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"]
+    True
+    """
+    for name, value in (("n_groups", n_groups), ("n_spots", n_spots)):
+        _checks.at_least(name, value, 1)
+    target = _utils.device_of(device)
+    model = model if isinstance(model, Stamp) else load(model, device="cpu")
+    if model.genes is None:
+        raise ValueError("The model has no vocabulary (`model.genes`).")
+    before, training = model.device, model.training
+    model.to(target).eval()
+    try:
+        return _evaluated(model, sections, n_groups, n_spots, seed)
+    finally:
+        model.to(before).train(training)
+
+
+def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
+    vocabulary = Vocabulary(model.genes)
+    found = []
+    for section in as_sections(sections):
+        with_image = model.image is not None and _has_image(section)
+        tower = model.config.image if with_image else None
+        found.append(prepare(section, vocabulary, max_tokens=model.gene.config.max_tokens, tower=tower))
+    with_genes = [s for s in found if s.tokens.any()]
+    rows = {s.name: {} for s in found}
+    known = _known(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
+    for section in with_genes:
+        rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
+    pairs = [s for s in with_genes if s.tiles is not None]
+    for name, row in _stage_2(model, pairs, n_spots, seed).items():
+        rows[name] |= row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "section"
+    mean = table.mean()
+    if "n_spots" in table:
+        mean["n_spots"] = table["n_spots"].sum()
+    return pd.concat([table, mean.to_frame("all").T.rename_axis("section")])
+
+
+def _has_image(section: Any) -> bool:
+    if section.image is not None:
+        return True
+    libraries = section.read().uns.get(_keys.UNS_SPATIAL, {})
+    return any(
+        len(library.get("images", {})) or library.get("metadata", {}).get(_keys.SOURCE_IMAGE)
+        for library in libraries.values()
+    )
+
+
+def _known(sections: Sequence[TrainingSection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
+    """The references of each section; the frequency in the corpus is that of all sections."""
+    fraction = PretrainConfig().mask_fraction
+    everything = np.concatenate([s.tokens for s in sections]) if sections else np.zeros((0, 1), np.int64)
+    return {
+        s.name: references({s.name: s.tokens}, n_tokens, fraction=fraction, seed=seed, corpus=everything)
+        for s in sections
+    }
+
+
+@torch.inference_mode()
+def _stage_1(model: Stamp, section: TrainingSection, n_groups: int, seed: int) -> dict[str, float]:
+    """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
+    config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
+    _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
+    stage = Reconstruction(model, config, igr_steps=0)
+    rng = _utils.stream(seed, "evaluate")
+    members = group_spots(section.xy, size=config.group_size, max_distance=config.max_distance, rng=rng).members
+    members = members[rng.permutation(len(members))[:n_groups]]
+    sums, counts = dict.fromkeys((*KINDS, "cgr"), 0.0), dict.fromkeys((*KINDS, "cgr"), 0)
+    for step, start in enumerate(range(0, len(members), GROUPS_AT_A_TIME)):
+        tokens = section.tokens[members[start : start + GROUPS_AT_A_TIME]].astype(np.int64)
+        used = max(int((tokens != 0).sum(axis=2).max()), 1)
+        batch = {"tokens": torch.from_numpy(tokens[..., :used]), "positions": torch.arange(used)}
+        for piece in stage.pieces(batch, step):
+            moved = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in piece.items()}
+            means, by_kind = stage.scored(moved)
+            found = dict(zip(KINDS, by_kind.tolist(), strict=True))
+            found["cgr"] = float(means["cgr"]) * piece["counts"]["cgr"]
+            for name, value in found.items():
+                sums[name] += value
+                counts[name] += piece["counts"][name]
+    return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
+
+
+def _stage_2(model: Stamp, sections: Sequence[TrainingSection], n_spots: int, seed: int) -> dict[str, dict[str, float]]:
+    """Recall from tiles to genes in each section: of the model, a ridge from colours and texture, and chance."""
+    if not sections:
+        return {}
+    chosen, images, genes, tokens, colours = {}, {}, {}, {}, {}
+    for section in sections:
+        there = np.flatnonzero(section.tokens.any(axis=1))
+        rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
+        chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
+        images[section.name], genes[section.name], colours[section.name] = _both(model, section, rows)
+    ridge = ridge_ranks(
+        colours, tokens, {s.name: s.xy[chosen[s.name]] for s in sections}, len(model.genes) + _keys.N_SPECIAL
+    )
+    found = {}
+    for name, rows in chosen.items():
+        n = len(rows)
+        ranks = ranks_of_own(images[name], genes[name], np.arange(n))
+        found[name] = {"n_spots": n}
+        for k in RECALL_AT:
+            found[name] |= {
+                f"recall_at_{k}": float((ranks < k).mean()),
+                f"recall_at_{k}_ridge": float((ridge[name] < k).mean()),
+                f"recall_at_{k}_chance": min(k / n, 1.0),
+            }
+    return found
+
+
+@torch.inference_mode()
+def _both(model: Stamp, section: TrainingSection, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image and gene embeddings (n, E) of some spots, and colours and texture of their tiles (n, F)."""
+    images, genes, colours = [], [], []
+    for part in np.array_split(rows, -(-len(rows) // 32)):
+        tiles = section.tiles.read(part)
+        colours.append(tile_features(tiles))
+        images.append(model.embed_images(torch.from_numpy(tiles).to(model.device)).float().cpu().numpy())
+        tokens = torch.from_numpy(section.tokens[part].astype(np.int64)).to(model.device)
+        genes.append(model.gene_embeddings(tokens).float().cpu().numpy())
+    return np.concatenate(images), np.concatenate(genes), np.concatenate(colours)

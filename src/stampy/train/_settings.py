@@ -1,0 +1,91 @@
+"""Checks of settings by their annotations: kind, then range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from stampy._checks import one_of
+
+__all__ = ["Range", "checked", "without_effect"]
+
+
+class Range(NamedTuple):
+    """What a number may be."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False  # than the least, which is then excluded
+    below: bool = False  # the most, likewise
+
+    def __str__(self) -> str:
+        low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
+        if self.most == math.inf:
+            return low
+        return f"{low} and {f'below {self.most:g}' if self.below else f'at most {self.most:g}'}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in it; NaN and infinity never are."""
+        low = value > self.least if self.above else value >= self.least
+        return math.isfinite(value) and low and (value < self.most if self.below else value <= self.most)
+
+
+def checked(settings: Any, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    """The values of a dataclass in its own kinds: whole numbers as int, lists as tuples.
+
+    Raises
+    ------
+    TypeError
+        A value is of another kind than its annotation says.
+    ValueError
+        A value is not one of the choices, or out of its range.
+    """
+    hints = get_type_hints(type(settings))
+    return {f.name: _value(f.name, getattr(settings, f.name), hints[f.name], ranges) for f in fields(settings)}
+
+
+def _value(name: str, value: Any, hint: Any, ranges: Mapping[str, Range]) -> Any:
+    if get_origin(hint) is UnionType:
+        if value is None:
+            return None
+        (hint,) = (h for h in get_args(hint) if h is not NoneType)
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        if not isinstance(value, str):
+            raise TypeError(f"`{name}` must be one of {list(get_args(hint))}, found {value!r}.")
+        one_of(name, value, get_args(hint))
+        return value
+    if kind in (int, float):
+        return _number(name, value, kind, ranges[name])
+    if kind is tuple:
+        return _names(name, value)
+    if not isinstance(value, kind):
+        what = {bool: "True or False", str: "text", Mapping: "a mapping of names to values"}[kind]
+        raise TypeError(f"`{name}` must be {what}, found {value!r}.")
+    return value
+
+
+def _number(name: str, value: Any, kind: type, allowed: Range) -> float:
+    accepted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise TypeError(f"`{name}` must be a {'whole ' if kind is int else ''}number {allowed}, found {value!r}.")
+    if not allowed.holds(value):
+        raise ValueError(f"`{name}` must be {allowed}, found {value!r}.")
+    return kind(value)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"`{name}` must be a sequence of names, such as ('a', 'b'), found {value!r}.")
+    if len(set(value)) < len(value):
+        raise ValueError(f"`{name}` has a name twice: {list(value)}.")
+    return tuple(value)
+
+
+def without_effect(what: str, why: str, remedy: str) -> ValueError:
+    """An error to raise for a setting that would change nothing."""
+    return ValueError(f"{what} has no effect: {why}. {remedy}")
