@@ -826,8 +826,9 @@ def catalogue(monkeypatch, written):
 @pytest.mark.parametrize("name", [*IMAGE, *GENE, "pca", "pca-smoothed"])
 def test_embed(toy, catalogue, name):
     toy = toy[:60].copy()
-    adata = tl.embed(toy, catalogue(name), um_per_px=1.6, copy=True, **QUIET)
     card = models.card(name)
+    scale = {} if card.modality == "gene" else {"um_per_px": 1.6}
+    adata = tl.embed(toy, catalogue(name), **scale, copy=True, **QUIET)
     values, record = adata.obsm["X_stamp"], adata.uns["stamp"]["X_stamp"]
     assert values.shape == (toy.n_obs, card.dim)
     assert values.dtype == np.float32
@@ -840,7 +841,7 @@ def test_embed(toy, catalogue, name):
     if card.modality == "image":
         assert record["tiles"]["size_px"] == card.size_px
         assert record["tiles"]["tile_um"] == card.tile_um
-    some = tl.embed(toy[:7].copy(), catalogue(name), um_per_px=1.6, batch_size=3, copy=True, **QUIET)
+    some = tl.embed(toy[:7].copy(), catalogue(name), **scale, batch_size=3, copy=True, **QUIET)
     if not name.startswith("pca"):
         np.testing.assert_allclose(some.obsm["X_stamp"], values[:7], atol=1e-4)
 

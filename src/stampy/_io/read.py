@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,8 @@ def _read(path: Path, kind: str, *, bin_um: float | None, image: Any, backed: bo
     """One reader a format."""
     if kind == "h5ad":
         adata = read_h5ad(path, backed=backed)
-        if len(adata.uns.get(_keys.UNS_SPATIAL, {})) <= 1:
+        libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
+        if isinstance(libraries, Mapping) and len(libraries) <= 1:
             add_hest(adata, path)
         return adata
     if kind == "zarr":

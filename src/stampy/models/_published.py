@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ _DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSE
 _ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
 # What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
-_NUMBERS = [
+_NUMBERS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     np._core.multiarray.scalar,
     np.dtype,
@@ -154,6 +155,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, without `state_dict` and `module.` around them; nothing in it is executed."""
     path = existing(path, what="checkpoint")
     try:
+        content: Any
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:

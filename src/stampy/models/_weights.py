@@ -137,17 +137,17 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path) as folder:
         folder.mkdir()
-        _write(model, folder, dtype, card)
+        _write(model, model.genes, folder, dtype, card)
 
 
-def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> None:
+def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, card: str | None) -> None:
     tensors = {
         k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous()
         for k, v in model.state_dict().items()
     }
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     make_ordinary(folder / TENSORS)  # safetensors makes it private
-    model.genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
+    genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
     config = {
         "format": FORMAT,
         "stampy": stampy.__version__,

@@ -83,7 +83,9 @@ def features_of(var: pd.DataFrame) -> Features:
         _fill(ids, id_sources, found, source)
         bare, of_others = cut_genome(names)
         foreign |= of_others
-        symbols[source] = [_beside(name) if gene_id else name for name, gene_id in zip(bare, found, strict=True)]
+        symbols[source] = [
+            _beside(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
+        ]
     if not (ids != "").any() and _keys.ORTHOLOG not in var:
         for source, names in _other_columns(var):
             _fill(ids, id_sources, ensembl_ids(names), source)
@@ -142,8 +144,10 @@ def _fill(ids: np.ndarray, id_sources: np.ndarray, found: list[str], source: str
     ids[here], id_sources[here] = new[here], source
 
 
-def _beside(name: str) -> str:
+def _beside(name: str, gene_id: str) -> str:
     """The symbol that stands beside an id in a name such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
+    if name == gene_id:
+        return ""
     rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name).strip(" |:;,-_.()[]/")
     return "" if rest.upper() == "DEPRECATED" else rest
 

@@ -148,6 +148,7 @@ def card(name: str) -> Card:
     found = split_name(name)
     if found is None:
         _checks.one_of("name", name, catalogue())
+        raise KeyError(name)
     return catalogue()[found[0]]
 
 

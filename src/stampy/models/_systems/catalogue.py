@@ -10,7 +10,7 @@ from typing import Any
 
 from stampy.models._systems.cards import BENCHMARKS, Card, image_input
 
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _BIN = ("model.safetensors", "pytorch_model.bin")
 _VIT_L = {"backbone": "vit_large_patch16_224", "init_values": 1e-5, "dynamic_img_size": True}
 # Commits of the hub and SHA-256 of the files there. The hub itself could not be asked: these are the values that public
@@ -43,7 +43,7 @@ _PINNED: dict[str, dict[str, Any]] = {
     "h-optimus-0": {"revision": "b145cc1e6c6b30d3251aa8b1f844e6974188a743"},
 }
 _PRIVATE = "not public; no data set of the tables is named"
-_STAMP = {
+_STAMP: dict[str, Any] = {
     "title": "STAMP",
     "loader": "stampy",
     "licence": "that of its authors, not stated in the repository",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["download", "find_weights", "require"]
 
-_EXTRAS = {"transformers": "transformers>=4.40", "open_clip": "open-clip-torch>=2.24"}
+_EXTRAS = {"transformers": "transformers>=4.53", "open_clip": "open-clip-torch>=2.24"}
 
 
 def find_weights(card: Card, path: str | Path | None, revision: str | None = None) -> tuple[Path, str]:
@@ -57,14 +57,15 @@ def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
 
     With a `revision` of the user's own, that one, with a warning that nobody vouches for it.
     """
-    if revision is None and not (card.revision and card.sha256):
+    wanted = revision or card.revision
+    if wanted is None or (revision is None and not card.sha256):
         known = f" (commit {card.revision}, but no hash of its file)" if card.revision else ""
         raise ValueError(
             f"stampy does not know which file of {card.repository!r} on the hub is the right one{known}, so it is not "
             f"downloaded unasked. {_by_hand(card)} To take what the hub has, name the commit, or a branch: "
             f"model='{card.name}@{card.revision or 'main'}'."
         )
-    path, source = _fetched(card, revision or card.revision)
+    path, source = _fetched(card, wanted)
     expected = card.sha256.get(path.name)
     if revision in (None, card.revision) and expected is not None:
         _check_hash(path, expected, card)

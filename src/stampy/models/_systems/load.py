@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stampy import _checks
+from stampy import _checks, _keys
 from stampy._utils import device_of
 from stampy.models._systems.cards import Card, card, catalogue, split_name, split_revision
 from stampy.models._systems.hub import find_weights
@@ -52,12 +52,12 @@ class ImageSystem(_System):
     @property
     def size_px(self) -> int:
         """Edge of the tiles."""
-        return self.card.size_px
+        return self.card.size_px or _keys.TILE_PX
 
     @property
     def tile_um(self) -> float:
         """Edge of the tissue that a tile shows."""
-        return self.card.tile_um
+        return self.card.tile_um or _keys.TILE_UM
 
     def normalize(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, H, W, 3) as float input (B, 3, H, W)."""
