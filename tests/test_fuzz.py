@@ -5,6 +5,8 @@ Some tens of cases run by default, thousands on request::
     pytest -m slow tests/test_fuzz.py
     python tests/test_fuzz.py --cases 5000 --seed 0
 
+Files (checkpoints, weights, corpora, HDF5, TIFF) are in `test_fuzz_files.py`.
+
 A clear error is of a documented type and raised, and so worded, by stampy itself. A case is told by its number:
 `--only` runs one again and shows its traceback.
 """

@@ -719,6 +719,8 @@ def test_the_hub_without_a_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ConnectionError, match=r"can't be fetched from the Hugging Face hub.*give its path"):
         models.load("hf-hub:someone/model@main")
+    with pytest.raises(ValueError, match=r"names no revision.*hf-hub:someone/model@main"):
+        models.load("hf-hub:someone/model")
 
 
 # ---- the same result, always ----------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
 def test_demo_refuses(fails, section, weights, options, words):
     given = {"--section": str(section), "--model": str(weights), "--out": "out"} | dict([options])
     assert words in fails("demo", *[part for pair in given.items() for part in pair])
-    assert names_in(Path("out")) == []
+    assert not Path("out").exists()
 
 
 def test_demo_needs_spots_to_cluster(fails, toy, weights, tmp_path):
@@ -366,7 +366,7 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
         (
             "notes.txt",
             "out.h5ad",
-            "found the file 'notes.txt'",
+            "'notes.txt' is no section",
         ),
         ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
         ("empty", "out.h5ad", "'empty' is no section in a format that stampy knows"),
@@ -639,3 +639,47 @@ def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path, capsys):
     assert main(["embed", "nothing.h5ad", str(tmp_path / "new" / f"{'x' * 260}.h5ad")]) == 1
     assert "265 bytes" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("embd", "a", "b"), "there is no 'embd'. Did you mean 'embed'?"),
+        (("corpus", "biuld", "a"), "Did you mean 'build'?"),
+        (("embed", "a.h5ad", "b.h5ad", "--modality", "genes"), "Did you mean 'gene'?"),
+    ],
+)
+def test_near_names_are_offered(run, argv, words):
+    status, _, complaint = run(*argv)
+    assert status == 2
+    assert words in complaint
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("embed", "no.h5ad", "new/sub/out.h5ad"),
+        ("embed", "SECTION", "new/out.h5ad", "--model", "stampy-mimi"),
+        ("embed", "SECTION", "new/out.h5ad", "--modality", "gene", "--um-per-px", "1"),
+        ("embed", "SECTION", "new/out.h5ad", "--image", "no.tif"),
+        ("embed", "SECTION", "new/out.pdf"),
+        ("slide", "no.svs", "new/out.zarr"),
+        ("report", "no.h5ad", "new/out.html"),
+        ("demo", "--model", "stampy-mimi", "--out", "new"),
+        ("demo", "--section", "no.h5ad", "--out", "new"),
+    ],
+)
+def test_an_error_leaves_no_folder(run, section, argv):
+    status, _, complaint = run(*(str(section) if a == "SECTION" else a for a in argv))
+    assert status == 1, complaint
+    assert not Path("new").exists()
+
+
+def test_wrong_names_are_answered_without_torch(section):
+    code = (
+        "import sys; from stampy.cli.main import main; "
+        f"print([main(['embed', {str(section)!r}, 'o.h5ad', *more]) for more in "
+        "(['--model', 'stampy-mimi'], ['--modality', 'gene', '--image-key', 'hires'])], 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[1, 1] False"

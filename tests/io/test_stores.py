@@ -249,3 +249,18 @@ def test_results_go_into_no_store_of_another_kind(tmp_path):
     for name in ("m.zarr", "c.h5ad"):
         assert not append(table, ["X_stamp"], tmp_path / name, tmp_path / f"out.{name.split('.')[1]}")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.h5ad", "m.zarr"]
+
+
+def test_an_image_for_a_section_of_cellxgene(tmp_path):
+    """`is_single` stands beside the section in ``uns["spatial"]``, and is none itself."""
+    from small_section import png, put
+
+    adata = section()
+    adata.uns["spatial"] = {"is_single": np.bool_(True), "lib": {"images": {}, "scalefactors": {}}}
+    adata.write_h5ad(tmp_path / "s.h5ad")
+    found = stampy.read(tmp_path / "s.h5ad", image=put(tmp_path / "he.png", png()))
+    assert found.uns["spatial"]["lib"]["metadata"]["source_image_path"].endswith("he.png")
+    adata.uns["spatial"] = "none"
+    adata.write_h5ad(tmp_path / "s.h5ad")
+    with pytest.raises(TypeError, match="a dict of dicts; found str"):
+        stampy.read(tmp_path / "s.h5ad")

@@ -184,3 +184,10 @@ def test_stereo_seq_with_names_and_in_blocks(tmp_path, monkeypatch):
     put(tmp_path / "S1.gem", "geneID\tx\ty\tother\nA\t1\t2\t3\n")
     with pytest.raises(ValueError, match=r"columns geneID, x, y, MIDCount"):
         stampy.read(tmp_path)
+
+
+def test_a_table_that_is_called_as_one_of_xenium(tmp_path):
+    put(tmp_path / "cells.csv", places(("cell", "x", "y")))
+    put(tmp_path / "counts.csv", wide(separator=","))
+    with pytest.warns(stampy.StampyWarning, match="do not say how large"):
+        same(stampy.read(tmp_path))

@@ -699,26 +699,88 @@ def test_what_the_hub_may_say(monkeypatch, error, expected, message):
         models.load("uni", device="cpu")
 
 
-def test_from_the_hub(written, monkeypatch, tmp_path):
-    """The second of the possible names is there; the commit is kept for the record."""
+@pytest.fixture
+def hub(written, monkeypatch, tmp_path):
+    """A hub that has weights of Virchow2 under the second of the possible names, and their card pinned."""
     import shutil
+    from dataclasses import replace
 
     import huggingface_hub
 
-    card, path, _ = written("virchow2")
-    (tmp_path / "abc123").mkdir()
-    there = tmp_path / "abc123" / "pytorch_model.bin"
-    shutil.copy(path, there)
+    from stampy._files import sha256_of
 
-    def give(repository, name):
+    card, path, _ = written("virchow2")
+    asked = []
+
+    def give(repository, name, revision):
         assert repository == "paige-ai/Virchow2"
-        if name != there.name:
+        asked.append((name, revision))
+        if name != "pytorch_model.bin":
             raise hub_error("RemoteEntryNotFoundError", 404)
-        return str(there)
+        commit = "a" * 40 if revision == "main" else revision
+        (tmp_path / commit).mkdir(exist_ok=True)
+        return shutil.copy(path, tmp_path / commit / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
+    pinned = replace(card, revision="b" * 40, sha256={"pytorch_model.bin": sha256_of(path)})
+    return pinned, asked
+
+
+def test_from_the_hub(hub):
+    """The file of the card at the commit of the card; both are kept for the record."""
+    card, asked = hub
     system = models.load_system(card, device="cpu")
-    assert system.source == "hf-hub:paige-ai/Virchow2@abc123"
+    assert system.source == f"hf-hub:paige-ai/Virchow2@{'b' * 40}"
+    assert asked == [("pytorch_model.bin", "b" * 40)]
+
+
+def test_another_file_on_the_hub_is_refused_and_removed(hub, tmp_path):
+    from dataclasses import replace
+
+    card, _ = hub
+    card = replace(card, sha256={"pytorch_model.bin": "0" * 64})
+    with pytest.raises(ValueError, match=r"expected 0{64}: it is not the file .* was removed"):
+        models.load_system(card, device="cpu")
+    assert not list(tmp_path.glob("*/pytorch_model.bin"))
+
+
+@pytest.mark.parametrize("known", [{}, {"revision": "c" * 40}])
+def test_what_is_not_pinned_is_not_downloaded_unasked(hub, known):
+    from dataclasses import replace
+
+    card, asked = hub
+    card = replace(card, **({"revision": None, "sha256": {}} | known))
+    with pytest.raises(ValueError, match=r"not downloaded unasked.*model='virchow2@"):
+        models.load_system(card, device="cpu")
+    assert not asked
+    with pytest.warns(UserWarning, match="was not verified"):
+        path, source = _hub.find_weights(card, None, "main")
+    assert source.endswith("a" * 40)
+    assert path.is_file()
+
+
+def test_a_revision_of_the_users_own(monkeypatch):
+    asked = []
+
+    def fetched(card, revision):
+        asked.append((card.name, revision))
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr(_hub, "_fetched", fetched)
+    for name in ("uni@main", "stamp@0123abc"):
+        with pytest.raises(ConnectionError):
+            models.load(name, device="cpu")
+    with pytest.raises(ValueError, match="not downloaded unasked"):
+        models.load("stamp", device="cpu")
+    assert asked == [("uni", "main"), ("stamp-f", "0123abc")]
+
+
+def test_pins_are_whole():
+    for name in models.systems().index:
+        card = models.card(name)
+        assert card.revision is None or (len(card.revision) == 40 and set(card.revision) <= set("0123456789abcdef"))
+        assert set(card.sha256) <= set(card.files)
+        assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in card.sha256.values())
 
 
 @pytest.mark.parametrize(("name", "module"), list(NEEDS.items()))
@@ -764,8 +826,9 @@ def catalogue(monkeypatch, written):
 @pytest.mark.parametrize("name", [*IMAGE, *GENE, "pca", "pca-smoothed"])
 def test_embed(toy, catalogue, name):
     toy = toy[:60].copy()
-    adata = tl.embed(toy, catalogue(name), um_per_px=1.6, copy=True, **QUIET)
     card = models.card(name)
+    scale = {} if card.modality == "gene" else {"um_per_px": 1.6}
+    adata = tl.embed(toy, catalogue(name), **scale, copy=True, **QUIET)
     values, record = adata.obsm["X_stamp"], adata.uns["stamp"]["X_stamp"]
     assert values.shape == (toy.n_obs, card.dim)
     assert values.dtype == np.float32
@@ -778,7 +841,7 @@ def test_embed(toy, catalogue, name):
     if card.modality == "image":
         assert record["tiles"]["size_px"] == card.size_px
         assert record["tiles"]["tile_um"] == card.tile_um
-    some = tl.embed(toy[:7].copy(), catalogue(name), um_per_px=1.6, batch_size=3, copy=True, **QUIET)
+    some = tl.embed(toy[:7].copy(), catalogue(name), **scale, batch_size=3, copy=True, **QUIET)
     if not name.startswith("pca"):
         np.testing.assert_allclose(some.obsm["X_stamp"], values[:7], atol=1e-4)
 

@@ -14,8 +14,7 @@ from scipy import sparse
 
 from stampy import datasets, pl
 from stampy._section.scale import lattice
-from stampy.pl._palettes import MISSING, SAFE, colors_of, default
-from stampy.pl._rgb import HIGH, LOW, embedding_rgb
+from stampy.pl._paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
 from stampy.pl._view import spot_distance
 
 GREY = to_rgba(MISSING)
@@ -169,7 +168,7 @@ def test_missing_labels_are_grey_and_named_last():
     assert names(ax) == ["y", "x", "NA"]
     faces = spots(ax).get_facecolors()
     np.testing.assert_allclose(faces[[0, 2]], [GREY, GREY])  # no label, and a label that says so
-    np.testing.assert_allclose(faces[[1, 3]], default(2))
+    np.testing.assert_allclose(faces[[1, 3]], default_colors(2))
 
 
 def test_stored_colours_are_used_if_they_fit():
@@ -183,7 +182,7 @@ def test_stored_colours_are_used_if_they_fit():
     with pytest.warns(UserWarning, match="1 colours for 3 labels") as caught:
         ax = pl.spatial(adata, "domain")
     assert caught[0].filename == __file__
-    np.testing.assert_allclose(spots(ax).get_facecolors()[:3], default(3))
+    np.testing.assert_allclose(spots(ax).get_facecolors()[:3], default_colors(3))
 
 
 @pytest.mark.parametrize("dtype", [object, "string"])
@@ -256,7 +255,7 @@ def simulated(colors: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
     ],
 )
 def test_default_colours_can_be_told_apart(vision, matrix):
-    seen = simulated(np.vstack([default(len(SAFE)), GREY]), matrix)
+    seen = simulated(np.vstack([default_colors(len(SAFE)), GREY]), matrix)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
     assert distance.min() > 0.07, vision  # just noticeable is about 0.02
 
@@ -264,7 +263,7 @@ def test_default_colours_can_be_told_apart(vision, matrix):
 @quick
 @given(n=st.integers(0, 700))
 def test_default_colours_are_all_different(n):
-    colors = default(n)
+    colors = default_colors(n)
     assert colors.shape == (n, 4)
     assert len(set(map(tuple, colors.round(6)))) == n
     assert GREY not in set(map(tuple, colors))

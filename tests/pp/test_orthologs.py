@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from stampy import datasets, pp, tl
+from stampy import StampyWarning, datasets, pp, tl
+from stampy.pp._hgnc import FOLDER
+from stampy.pp._orthologs import human_matched
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 # Ensembl 112, by hand
@@ -61,11 +63,13 @@ def test_table_of_ensembl(tmp_path, small, kind):
     }  # fmt: skip
     assert len(report["sha256"]) == (0 if kind == "frame" else 64)
     assert (before != adata.X).nnz == 0
-    match = small.match(adata)
+    with pytest.warns(StampyWarning, match="of the counts are dropped: 3 of the section's 5 genes"):
+        match = small.match(adata)
     assert match.n_matched == 2
     assert match.source.startswith("var['human_ortholog")
 
 
+@pytest.mark.filterwarnings("ignore:.*of the counts are dropped")
 def test_table_of_mgi_and_the_rule(tmp_path, small):
     lines = ["DB Class Key\tCommon Organism Name\tNCBI Taxon ID\tSymbol\tEntrezGene ID"]
     for key, mouse, human in [(1, ["Apoe"], ["APOE"]), (2, ["Amy1", "Amy2"], ["AMY1A"]), (3, ["Odd"], ["PTGDS"])]:
@@ -83,7 +87,7 @@ def test_table_of_mgi_and_the_rule(tmp_path, small):
     assert strict.uns["stamp"]["human_ortholog"]["n_same_symbol"] == 0
     assert small.match(strict).n_matched == 2  # not 3: the names themselves no longer count
     again = pp.orthologs(strict, None, vocabulary=small, copy=True)  # anew, not on top
-    assert [b for _, b in of(again)].count("table") == 0
+    assert [b for _, b in of(again)].count("table") == 3
 
 
 def test_embedding_is_that_of_the_human_genes(toy, model):
@@ -92,7 +96,7 @@ def test_embedding_is_that_of_the_human_genes(toy, model):
     ids = [f"ENSMUSG{i:011d}" for i in range(toy.n_vars)]
     mouse.var = pd.DataFrame(index=ids)
     table = pd.DataFrame({"mouse_id": ids, "human_id": toy.var["gene_ids"].to_numpy()})
-    with pytest.raises(ValueError, match=r"mouse ids \(ENSMUSG\); map them by `stampy\.pp\.orthologs`"):
+    with pytest.raises(ValueError, match=r"mouse ids \(ENSMUSG\); map them by `stampy\.pp\.orthologs\(adata\)`"):
         tl.embed(mouse, model, modality="gene", **QUIET)
     pp.orthologs(mouse, table)
     for adata in (human, mouse):
@@ -102,10 +106,38 @@ def test_embedding_is_that_of_the_human_genes(toy, model):
     assert "human_ortholog" in mouse.uns["stamp"]
 
 
-def test_symbols_alone_with_the_packaged_vocabulary():
-    adata = section(["Actb", "Apoe", "Gm10244", "Rik"])
+def test_the_packaged_table():
+    adata = section(["Actb", "Apoe", "Gm10244", "mm10___Cd74", "Tyrobp"])
     pp.orthologs(adata)
-    assert of(adata)[:3] == [("ACTB", "same symbol"), ("APOE", "same symbol"), ("", "none")]
+    assert of(adata)[:4] == [("ACTB", "table"), ("APOE", "table"), ("", "none"), ("CD74", "table")]
+    assert adata.var["human_ortholog_id"].tolist()[:2] == ["ENSG00000075624", "ENSG00000130203"]
+    report = adata.uns["stamp"]["human_ortholog"]
+    assert report["table"].startswith("packaged: MGI")
+    assert report["n_pairs"] > 16_000
+    by_id = section([k[0] for k in KNOWN])
+    pp.orthologs(by_id)
+    assert by_id.var["human_ortholog"].tolist() == [k[3] for k in KNOWN]
+
+
+def test_the_packaged_table_says_where_it_is_from():
+    text = gzip.decompress((FOLDER / "mouse_orthologs.tsv.gz").read_bytes()).decode()
+    head = [line for line in text.split("\n") if line.startswith("#")]
+    assert "Mouse Genome Informatics" in head[0]
+    assert any("CC BY 4.0" in line for line in head)
+
+
+def test_matching_without_a_trace(small):
+    adata = section(["Apoe", "Actb", "Ptgds", "Snap25"])
+    with pytest.raises(ValueError, match=r"look like mouse genes.*organism='mouse'"):
+        small.match(adata)
+    match = human_matched(adata, small)
+    assert match.rows.tolist() == [0, 3, 1, 2]
+    assert match.source == "var['human_ortholog_id']"
+    assert list(adata.var) == []
+    assert "stamp" not in adata.uns
+    pp.orthologs(adata)
+    np.testing.assert_array_equal(small.match(adata).rows, match.rows)
+    np.testing.assert_array_equal(human_matched(adata, small).rows, match.rows)
 
 
 def test_written_and_read(tmp_path, small):
@@ -114,13 +146,11 @@ def test_written_and_read(tmp_path, small):
     adata.write_h5ad(tmp_path / "a.h5ad")
     again = ad.read_h5ad(tmp_path / "a.h5ad")
     assert of(again) == of(adata)
-    assert again.uns["stamp"]["human_ortholog"]["n_same_symbol"] == 2
+    assert again.uns["stamp"]["human_ortholog"]["n_table"] == 2
 
 
 def test_bad_input(tmp_path, small):
     ids = section(["ENSMUSG00000002985", "ENSMUSG00000027273"])
-    with pytest.raises(ValueError, match=r"names its genes by ids .*fetch\('mouse_human_orthologs'"):
-        pp.orthologs(ids, vocabulary=small)
     with pytest.raises(ValueError, match=r"columns \['a', 'b'\]; expected a table of Ensembl"):
         pp.orthologs(ids, pd.DataFrame({"a": [1], "b": [2]}))
     with pytest.raises(FileNotFoundError, match="No table of orthologs at"):
@@ -146,11 +176,16 @@ def test_registry_has_tables():
 
 def test_real_mouse_section(data_dir, small):
     adata = ad.read_h5ad(data_dir / "sections" / "mouse_MOB_ST1.h5ad")  # ids alone
-    with pytest.raises(ValueError, match="names its genes by ids"):
-        pp.orthologs(adata)
+    with pytest.raises(ValueError, match=r"These are mouse ids.*stampy\.pp\.orthologs\(adata\)"):
+        pp.tokenize(adata)
+    pp.orthologs(adata)
+    with pytest.warns(StampyWarning, match="27% of the counts are dropped.*no one-to-one human partner"):
+        pp.tokenize(adata)
+    assert adata.uns["stamp"]["stamp_tokens"]["n_matched"] == 937
     pp.orthologs(adata, pd.DataFrame(KNOWN, columns=BIOMART))
     report = adata.uns["stamp"]["human_ortholog"]
     assert (report["n_table"], report["n_same_symbol"], report["n_none"]) == (4, 0, 996)
-    assert small.match(adata).n_matched == 4
+    with pytest.warns(StampyWarning, match="99% of the counts are dropped"):
+        assert small.match(adata).n_matched == 4
     with pytest.raises(ValueError, match="Only 4 of 1000 genes"):  # honest: four genes are no overlap
         tl.embed(adata, modality="gene", **QUIET)

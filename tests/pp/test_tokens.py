@@ -1,5 +1,6 @@
 """Vocabulary, matching and gene tokens."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from stampy import _keys, _utils
-from stampy.pp import Vocabulary, _match, _rank, _threads, tokenize
+from stampy import StampyWarning, _keys, _utils
+from stampy.pp import Vocabulary, _names, _rank, _threads, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
 from stampy.pp._counts import checked_rows, counts_of, iter_rows
@@ -99,12 +100,16 @@ def golden(request, data_dir, reference_dir):
     with np.load(reference_dir / "golden" / f"tokens_{request.param}.npz") as file:
         rows, expected = file["rows"], file["tokens"]
     section = anndata.read_h5ad(data_dir / "sections" / f"{request.param}.h5ad")[rows].copy()
-    match = vocabulary.match(section)
+    # its own symbols are those of one annotation: without ids IGKC and others are lost, and that is said
+    lossy = request.param == "HER2ST_C3"
+    with pytest.warns(StampyWarning, match="9% of the counts are dropped.*IGKC") if lossy else contextlib.nullcontext():
+        match = vocabulary.match(section)
+        tokens = tokens_of(section, vocabulary)
     assert match.kind == {"CRC16_human": "gene_id", "HER2ST_C3": "symbol"}[request.param]
     counts = np.zeros((len(rows), len(vocabulary)))
     known = match.rows >= 0
     np.add.at(counts.T, match.rows[known], section.X.toarray()[:, known].T)
-    return tokens_of(section, vocabulary), expected, counts, vocabulary.divisors
+    return tokens, expected, counts, vocabulary.divisors
 
 
 def test_golden_exactly(golden):
@@ -172,6 +177,7 @@ def test_scaling_a_spot_leaves_its_tokens(factor, rounded):
     np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*of the counts are dropped")
 @given(st.integers(0, 40), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=20)
 def test_foreign_genes_change_nothing(place, seed):
@@ -244,7 +250,7 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     ],
 )
 def test_versions_are_cut_off_of_ids_alone(names, expected):
-    assert _match.cut_version(pd.Index(names, dtype=object)).tolist() == (expected or names)
+    assert _names.cut_version(pd.Index(names, dtype=object)).tolist() == (expected or names)
 
 
 def test_a_spot_without_counts_is_all_padding():
@@ -476,7 +482,7 @@ def test_sources_of_names():
         (named(other, ENSEMBL=pd.Categorical(gene_ids)), "var['ENSEMBL']", "gene_id"),
         (named(other, feature_name=symbols), "var['feature_name']", "symbol"),
         (named(symbols, gene_ids=[gene_ids[0], *other[1:]]), "var_names", "symbol"),
-        (named(symbols, gene_ids=[*gene_ids[:3], None, np.nan, ""]), "var_names", "symbol"),
+        (named(symbols, gene_ids=[*gene_ids[:2], None, np.nan, "", "-"]), "var_names", "symbol"),
     ):
         match = vocabulary.match(adata)
         assert (match.source, match.kind, match.n_matched, match.n_duplicated) == (source, kind, 6, 0)
@@ -490,7 +496,8 @@ def test_symbols_versions_and_case():
     vocabulary = Vocabulary(frame)
     names = ["AC010608", "C2ORF74", "ab", "AB", "old", "c3", "C3", "OLD2"]
     # AC010608 is not AC010608.1; `ab` may be Ab or AB; c3 and C3 are both there, so that only C3 counts
-    match = vocabulary.match(named(names))
+    with pytest.warns(StampyWarning, match=r"38% of the counts are dropped: 3 of the section's 8 genes"):
+        match = vocabulary.match(named(names))
     assert match.rows.tolist() == [-1, 1, -1, 3, 1, -1, 5, 5]
     assert (match.n_matched, match.n_folded, match.n_duplicated) == (3, 2, 2)
     assert match.unmatched == ("AC010608", "ab", "c3")
@@ -499,11 +506,13 @@ def test_symbols_versions_and_case():
     assert dataclasses.replace(match, unmatched=()).unmatched == ()
 
 
-def test_mouse_symbols_warn():
+def test_mouse_symbols_are_not_human_ones_in_another_case():
     vocabulary = vocabulary_of()
-    with pytest.warns(UserWarning, match="look like mouse"):
+    with pytest.raises(ValueError, match=r"look like mouse.*stampy\.pp\.orthologs\(adata\)"):
         vocabulary.match(named([f"Gene{i}" for i in range(1, 30)]))
-    vocabulary.match(named([f"gene{i}" for i in range(1, 30)]))  # lower case alone is no sign of mouse
+    with pytest.warns(StampyWarning, match="29 of 29 genes matched only in another case"):
+        match = vocabulary.match(named([f"gene{i}" for i in range(1, 30)]))  # lower case alone is no sign of mouse
+    assert match.n_folded == match.n_matched == 29
 
 
 def test_too_small_an_overlap():
@@ -512,7 +521,8 @@ def test_too_small_an_overlap():
         vocabulary.match(named("PQR"))
     with pytest.raises(ValueError, match="Only 3 of 100 genes"):
         vocabulary.match(named([f"GENE{i}" for i in range(1, 4)] + [f"x{i}" for i in range(97)]))
-    vocabulary.match(named([f"GENE{i}" for i in range(1, 5)] + [f"x{i}" for i in range(96)]))
+    with pytest.warns(StampyWarning, match="96% of the counts are dropped"):
+        vocabulary.match(named([f"GENE{i}" for i in range(1, 5)] + [f"x{i}" for i in range(96)]))
     with pytest.raises(ValueError, match=r"mouse ids \(ENSMUSG\)"):
         vocabulary.match(named([f"ENSMUSG{i:011d}.1" for i in range(9)]))
     with pytest.raises(ValueError, match=r"seems transposed, use `adata\.T`"):

@@ -34,7 +34,8 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
     import anndata
 
     positions = _one_each(positions, positions_name)
-    rows = _matched(pd.Index(counts.barcodes), positions.index, counts_name, positions_name)
+    barcodes = pd.Index(counts.barcodes, dtype=object)
+    rows = _matched(barcodes, positions.index, counts_name, positions_name)
     kept = np.flatnonzero(rows >= 0)
     if not len(kept):
         raise refuse(
@@ -52,7 +53,7 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
     _say_without_counts(positions, rows, counts_name)
     x = counts.x if len(kept) == len(rows) else counts.x[kept]
     obs = spots.drop(columns=["x", "y"])
-    obs.index = _unique([counts.barcodes[i] for i in kept], counts_name)
+    obs.index = _unique(barcodes if len(kept) == len(rows) else barcodes[kept], counts_name)
     adata = anndata.AnnData(x, obs=obs, var=counts.var)
     adata.obsm[_keys.SPATIAL] = xy
     return adata
@@ -63,12 +64,11 @@ def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
     import anndata
 
     _checks.warn(f"{name}: {why} The section has genes, but no positions and no image.")
-    obs = pd.DataFrame(index=_unique(counts.barcodes, name))
+    obs = pd.DataFrame(index=_unique(pd.Index(counts.barcodes, dtype=object), name))
     return anndata.AnnData(counts.x, obs=obs, var=counts.var)
 
 
-def _unique(barcodes: list[str], name: str) -> pd.Index:
-    index = pd.Index(barcodes, dtype=object)
+def _unique(index: pd.Index, name: str) -> pd.Index:
     n = int(index.duplicated().sum())
     if n:
         _checks.warn(
@@ -173,11 +173,16 @@ def add_library(
 def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
     """Note where the full-resolution image is, as scanpy does; `stampy.tl.embed` opens it when it needs it."""
     path = _checks.existing(path, what="image file").resolve()
-    libraries = adata.uns.setdefault(_keys.UNS_SPATIAL, {name: {"images": {}, "scalefactors": {}}})
-    if len(libraries) != 1:
+    known = adata.uns.setdefault(_keys.UNS_SPATIAL, {})
+    if not isinstance(known, Mapping):
+        raise ValueError(f"uns['spatial'] must hold sections by name, found {type(known).__name__}. Remove it first.")
+    libraries = {key: entry for key, entry in known.items() if isinstance(entry, Mapping)}  # others: `is_single`
+    if len(libraries) > 1:
         raise ValueError(
             f"One `image` was given for {len(libraries)} sections ({_checks.shortlist(libraries)}); "
             "give one for each to `stampy.tl.embed(adata, image={...})`."
         )
-    library = next(iter(libraries.values()))
+    library = next(iter(libraries.values()), None)
+    if library is None:
+        library = known[name] = {"images": {}, "scalefactors": {}}
     library["metadata"] = {**library.get("metadata", {}), _keys.SOURCE_IMAGE: str(path)}

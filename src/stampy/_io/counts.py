@@ -67,7 +67,7 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
     """Leave out what is no gene; say how many features of which type."""
     kinds = features.get("feature_type")
     if kinds is not None:
-        is_gene = kinds.str.lower().isin(_GENES).to_numpy()
+        is_gene = kinds.isin([kind for kind in kinds.unique() if str(kind).lower() in _GENES]).to_numpy()
         if not is_gene.any():
             _checks.warn(
                 f"No feature in {path.name!r} is of the type {GENES!r}, found {_counted(kinds)}; all are kept."

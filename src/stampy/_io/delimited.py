@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import sparse
 
@@ -148,15 +149,14 @@ def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True)
         reader = pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None,
                              names=range(len(names)), skiprows=layout.comments + 1, decimal=layout.decimal,
                              index_col=False,
-                             chunksize=max(_BLOCK // len(names), 64), dtype=dict.fromkeys(aside, str),
-                             keep_default_na=True, na_filter=True, low_memory=False)  # fmt: skip
+                             chunksize=max(_BLOCK // len(names), 64), converters=dict.fromkeys(aside, str),
+                             keep_default_na=True, na_filter=True)  # fmt: skip
         for block in reader:
-            values = block[counted]
+            values = block.iloc[:, 1:] if aside == [0] else block[counted]
             text = [names[c] for c, kind in values.dtypes.items() if kind.kind not in "iufb"]
             if text:
                 raise refuse(f"{str(path)!r} has text in the column {text[0]!r} where counts were expected.")
-            dense = values.to_numpy()
-            blocks.append(sparse.csr_matrix(dense))
+            blocks.append(_sparse(values.to_numpy()))
             found.append(block[aside])
     if not blocks:
         raise refuse(f"{str(path)!r} has no rows of counts.")
@@ -164,3 +164,12 @@ def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True)
     x = sparse.csr_matrix((as_counts(x.data, path, fractions=fractions), x.indices, x.indptr), shape=x.shape)
     left = pd.concat(found, ignore_index=True).set_axis([names[i] for i in aside], axis=1)
     return Wide(x, left.iloc[:, 0].astype(str).tolist(), [names[i] for i in counted], left)
+
+
+def _sparse(dense: np.ndarray) -> sparse.csr_matrix:
+    """As CSR: faster than scipy, which looks twice for what is not 0."""
+    by_row = np.ascontiguousarray(dense)
+    places = np.flatnonzero(by_row)
+    indptr = np.searchsorted(places, np.arange(dense.shape[0] + 1) * dense.shape[1])
+    indices = (places % max(dense.shape[1], 1)).astype(np.int32)
+    return sparse.csr_matrix((by_row.ravel()[places], indices, indptr), shape=dense.shape)

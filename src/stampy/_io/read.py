@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from stampy._io.write import append, checked_target, write, written_keys
 from stampy._io.xenium import is_xenium, read_xenium
 from stampy._io.zarr_zip import read_zipped
 from stampy._section.links import refuse_links
+from stampy._section.sources import settle_sources
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -122,6 +124,9 @@ def read(
     kind = format_of(path)
     _check_arguments(path, kind, bin_um, image, um_per_px, backed)
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)
+    if kind in ("h5ad", "zarr", "MuData", "SpatialData"):  # other formats name no images
+        for table in data.tables.values() if kind == "SpatialData" else [data]:
+            settle_sources(table, path)
     if image is not None and kind not in ("Xenium", "ST"):  # these place their spots on it
         if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
             raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
@@ -137,7 +142,8 @@ def _read(path: Path, kind: str, *, bin_um: float | None, image: Any, backed: bo
     """One reader a format."""
     if kind == "h5ad":
         adata = read_h5ad(path, backed=backed)
-        if len(adata.uns.get(_keys.UNS_SPATIAL, {})) <= 1:
+        libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
+        if isinstance(libraries, Mapping) and len(libraries) <= 1:
             add_hest(adata, path)
         return adata
     if kind == "zarr":

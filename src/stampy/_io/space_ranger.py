@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["LOOKED_FOR", "has_cells", "is_counts_file", "is_space_ranger", "outs_of", "read_space_ranger", "sample_of"]
+
+logger = logging.getLogger(__name__)
 
 HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
@@ -103,6 +106,8 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = N
     name = sample_of(outs)
     shared = [outs / "spatial", outs]
     if (outs / HD).is_dir():
+        if (outs / CELLS).is_dir():
+            logger.info("%s: bins are read; give the folder %s for segmented cells", name, CELLS)
         outs = _bin_folder(outs / HD, bin_um)
     elif (outs / CELLS).is_dir():
         outs = outs / CELLS

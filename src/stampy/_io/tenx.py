@@ -78,7 +78,15 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _features(columns: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame({k: v.asstr()[:] for k, v in columns.items() if v is not None})
+    return pd.DataFrame({k: _text(v) for k, v in columns.items() if v is not None})
+
+
+def _text(dataset: h5py.Dataset) -> np.ndarray:
+    """Text, decoded once where every value is the same, as types and genomes mostly are."""
+    raw = dataset[:]
+    if raw.dtype.kind == "S" and raw.size and (raw == raw[0]).all():
+        return np.full(raw.shape, raw[0].decode(), dtype=object)
+    return dataset.asstr()[:]
 
 
 def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:

@@ -11,7 +11,7 @@ import pandas as pd
 from stampy import _keys
 from stampy._io.assemble import add_library, placed, refer_to_image
 from stampy._io.counts import Counts
-from stampy._io.delimited import table
+from stampy._io.delimited import layout_of, table
 from stampy._io.parts import Parts, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.space_ranger import outs_of, sample_of
 from stampy._io.tenx import counts_h5, counts_mtx, counts_zarr
@@ -36,7 +36,10 @@ CELL_UM = 10.0  # across; for drawing
 
 def is_xenium(folder: Path) -> bool:
     """Whether the folder holds Xenium's cells."""
-    return bool(Parts(outs_of(folder)).all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, *_CELLS, "experiment.xenium"))
+    parts = Parts(outs_of(folder))
+    if parts.all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, "cells.parquet", "experiment.xenium"):
+        return True
+    return any("x_centroid" in layout_of(path).named for _, path in parts.all("cells.csv"))
 
 
 def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
@@ -64,9 +67,11 @@ def _cells(path: Path) -> pd.DataFrame:
     lacking = [c for c in ("cell_id", "x_centroid", "y_centroid") if c not in cells]
     if lacking:
         raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {LOOKED_FOR}")
-    index = [i.decode() if isinstance(i, bytes) else str(i) for i in cells["cell_id"]]
+    ids = cells["cell_id"]
+    first = ids.iloc[0] if len(ids) else ""
+    index = ids if isinstance(first, str) else [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
     unnamed = [c for c in cells.columns if not str(c)]  # R's row numbers
-    cells = cells.drop(columns=["cell_id", *unnamed]).set_axis(index, axis=0)
+    cells = cells.drop(columns=["cell_id", *unnamed]).set_axis(pd.Index(index, dtype=object, name=None), axis=0)
     return cells.rename(columns={"x_centroid": "x", "y_centroid": "y"})
 
 

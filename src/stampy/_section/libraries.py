@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["has_image", "is_single", "libraries_of", "library_named", "source_of"]
 
+REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `sources`
 _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 
@@ -68,7 +69,7 @@ def library_named(libraries: Mapping[str, Any], name: str) -> str | None:
 
 def has_image(library: Mapping[str, Any]) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
-    return bool(library.get("images")) or bool(source_of(library))
+    return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
 def source_of(library: Mapping[str, Any]) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from stampy import _checks
+from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
 from stampy._section.libraries import source_of
 from stampy._section.open import open_file
+from stampy._section.sources import checked_source
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
@@ -115,22 +116,21 @@ def library_image(
     """
     images, factors = library.get("images", {}), library.get("scalefactors", {})
     source = source_of(library) if image_key is None else ""
-    if source and Path(source).is_file():
-        return open_file(source), ""
+    path, why_not = checked_source(library, of) if image_key is None else (None, "")
+    if path is not None:
+        return open_file(path), ""
     if image_key is not None:
         _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
         if not _has_scale(image_key, factors):
             _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
     usable = [key for key in images if _has_scale(key, factors)]
     if not usable and source:
-        raise KeyError(f"The image {source!r} of `{where}` is not there any more, and there is no other. {GIVE}")
+        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {GIVE}")
     if not usable:
         return None, ""
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
-    note = (
-        f"{of}The full-resolution image {source!r} is not there; the one in `{where}` is used. {GIVE}" if source else ""
-    )
+    note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
     return _opened(images[key], scales[key], key), note
 
 
@@ -138,8 +138,11 @@ def _opened(image: Any, scale: float, key: str) -> SlideImage:
     """Pixels, or the file that is named in their place."""
     if isinstance(image, np.ndarray) and image.size == 1 and image.dtype.kind in "OUS":
         image = image.reshape(-1)[0]
-    if isinstance(image, str | Path):
-        return open_file(str(image), scale=scale)
+    if isinstance(image, str | Path):  # the same rule as for the full-resolution image
+        path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: str(image)}}, "")
+        if path is None:
+            raise KeyError(f"The image {str(image)!r} of {key!r} {why_not}. {GIVE}")
+        return open_file(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = ["EXAMPLES", "add_commands"]
@@ -53,6 +55,26 @@ def _build_options(add: Any) -> None:
     add("--on-error", choices=("raise", "skip"), default="raise",
         help="stop at a section that can't be used, or leave it out and say so (default: %(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar, no summary")
+    named_images_option(add)
+
+
+def named_images_option(add: Any) -> None:
+    """Add the option of commands that read files of many people, or of strangers."""
+    add("--named-images", choices=("below", "anywhere"), default="below",
+        help="open the full-resolution image that a section names only below the section's own folder, or anywhere on "
+        "this machine (default: %(default)s)")  # fmt: skip
+
+
+@contextlib.contextmanager
+def where_named_images_may_lie(rule: Any) -> Iterator[None]:
+    """The option's meaning, for the commands that have it (`rule` is None for others)."""
+    if rule is None:
+        yield
+        return
+    from stampy._section.sources import named_images
+
+    with named_images(rule):
+        yield
 
 
 def _build(*, sections: list[str], out: str, images: str, quiet: bool, **options: Any) -> None:

@@ -17,6 +17,7 @@ from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
+from stampy.models._names import check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,6 +105,7 @@ def demo(
     """
     from stampy import models, tl
 
+    check_name(model)
     clock = Clock()
     out = _checked_folder(out, section)
     with clock.of("loading"):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stampy import __version__
 from stampy.cli import bench as _cli_bench
 from stampy.cli import corpus as _cli_corpus
 from stampy.cli import train as _cli_train
+from stampy.cli.corpus import named_images_option, where_named_images_may_lie
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     run, with_traceback = options.pop("run"), options.pop("traceback")
     try:
-        with _warnings_as_lines():
+        named = options.pop("named_images", None)
+        with _warnings_as_lines(), _no_empty_folders(options), where_named_images_may_lie(named):
             run(**options)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -120,6 +123,21 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _no_empty_folders(options: Mapping[str, Any]) -> Iterator[None]:
+    """If the command fails, remove the folders that it made for its output, unless something lies in them."""
+    paths = [Path(options["out"]).expanduser()] if options.get("out") else []
+    paths += [Path(options["target"]).expanduser().parent] if options.get("target") else []
+    made = [folder for path in paths for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:  # the deepest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def _show_progress(quiet: bool) -> bool:
     return not quiet and sys.stderr.isatty()
 
@@ -141,14 +159,20 @@ def _embed(
 ) -> None:
     from stampy import _checks
     from stampy._io import read as _formats
+    from stampy.models._names import check_name
+    from stampy.tl._request import Request
 
-    path = _formats.checked_target(target, overwrite=overwrite)
     place = _checks.existing(source, what="section")
+    check_name(options["model"])
+    asked = {name: value for name, value in options.items() if name not in ("model", "device")}
+    Request(**asked, table_key=table_key)  # conflicts are told before anything is read
+    path = _formats.checked_target(target, overwrite=overwrite)
     kind = _formats.format_of(place)
     # of like formats only the results are written, into a copy; the counts stay on disk
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
-    extra |= {"um_per_px": options["um_per_px"]} if bin_um is not None and kind != "Space Ranger" else {}
+    if bin_um is not None and kind != "Space Ranger":
+        extra["um_per_px"] = options["um_per_px"]
     data = _formats.read(place, bin_um=bin_um, backed=alike, **extra)
 
     from stampy import _utils, tl
@@ -167,6 +191,12 @@ def _embed(
 
 
 def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
+    from stampy import _checks
+    from stampy.models._names import check_name
+
+    _checks.existing(source, what="image file")
+    check_name(options["model"])
+
     from stampy import tl
 
     path = tl.embed_slide(source, target, show_progress_bar=_show_progress(quiet), **options)
@@ -215,7 +245,7 @@ def _datasets() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _described(argparse.ArgumentParser, "stampy", "Histology and spatial gene expression in one embedding.")
+    parser = _described(_Parser, "stampy", "Histology and spatial gene expression in one embedding.")
     parser.add_argument("--version", action="version", version=f"stampy {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error is from (or STAMPY_TRACEBACK=1)")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -229,6 +259,20 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "models", _models, "List the models and systems that `--model` takes.")
     _command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the nearest command where there is none of the name that was given."""
+
+    def error(self, message: str) -> NoReturn:
+        """Show the usage and the message, exit with 2."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found:
+            near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
+            message = f"{message.partition(': invalid')[0]}: there is no {found[1]!r}" + (
+                f". Did you mean {near[0]!r}?" if near else f" (choose from {found[2]})."
+            )
+        super().error(message)
 
 
 def _described(make: Any, name: str, about: str, **more: Any) -> argparse.ArgumentParser:
@@ -311,6 +355,7 @@ def _report_options(commands: Any) -> None:
     add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT")
     add("--quiet", action="store_true", help="no summary")
+    named_images_option(add)
 
 
 def _model_option(add: Any) -> None:

@@ -15,6 +15,7 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
+from stampy._section.sources import without_refused
 from stampy.cli.pages import Picture, picture, render
 from stampy.cli.top_genes import top_genes
 
@@ -106,6 +107,7 @@ def report(
     _check(adata, domains, library_key, layer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        without_refused(adata)
         found = _contents(adata, Path(source), model, embedding, domains, library_key, layer, n_genes)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     text = render(
@@ -179,17 +181,18 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
 
     from stampy.pp import Vocabulary
     from stampy.pp._counts import checked_rows, counts_of
+    from stampy.pp._features import features_of
     from stampy.pp._match import match
 
     vocabulary = Vocabulary(model.genes)
-    found = match(adata.var, vocabulary)  # no error where few are known: the report is there to tell
+    found = match(features_of(adata.var), vocabulary.index)  # no error where few are known: the report is there to tell
     known = found.rows >= 0
     tokens, total = np.zeros(adata.n_obs, dtype=np.int64), np.zeros(adata.n_obs)
     per_gene = np.zeros(adata.n_vars)
     to_vocabulary = sparse.csr_matrix(
         (np.ones(known.sum()), (np.flatnonzero(known), found.rows[known])), shape=(adata.n_vars, len(vocabulary))
     )
-    for start, block in checked_rows(counts_of(adata, layer), source="the counts"):
+    for start, block in checked_rows(counts_of(adata, layer), source="the counts", layers=adata.layers):
         part = slice(start, start + block.shape[0])
         total[part] = np.asarray(block.sum(axis=1)).ravel()
         per_gene += np.asarray(block.sum(axis=0)).ravel()

@@ -36,7 +36,7 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     import anndata
     import scanpy as sc
 
-    from stampy.pp._match import gene_names
+    from stampy.pp._features import gene_names
 
     groups = adata.obs[column].cat.remove_unused_categories()
     sizes = groups.value_counts()

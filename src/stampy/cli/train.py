@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stampy.cli.corpus import named_images_option
+
 __all__ = ["EXAMPLES", "add_commands"]
 
 EXAMPLES = {
@@ -63,6 +65,7 @@ def _evaluate_options(commands: Any, command: Any, common: Any) -> None:
 
 
 def _training_options(add: Any) -> None:
+    named_images_option(add)
     add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")

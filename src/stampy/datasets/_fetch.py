@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from stampy import _checks
@@ -67,7 +68,7 @@ def fetch(
     >>> image = stampy.datasets.fetch("HER2ST_C2", file="image")  # doctest: +SKIP
     """
     entry = _registry.info(name)
-    options = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
+    options: dict[str, Any] = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
     if file is not None:
         _checks.one_of("file", file, entry.files)
         return fetch_file(entry, file, **options)

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
 from stampy.datasets import _fetch, _origins, _registry
@@ -71,12 +71,12 @@ def load(
 
     entry = _registry.info(name)
     _checks.one_of("name", name, [n for n, e in _registry.entries().items() if e.kind in _registry.SECTIONS])
-    options = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
+    options: dict[str, Any] = {"sha256": sha256, "allow_unverified": allow_unverified, "progressbar": progressbar}
     section = entry.files.get("section")
     if section is not None and (section.in_mirror() or entry.builder is None):
         return anndata.read_h5ad(_fetch.fetch_file(entry, "section", **options))
     paths = {role: _fetch.fetch_file(entry, role, **options) for role in _fetch.wanted(entry)}
-    adata = built(entry.builder, name, paths)
+    adata = built(entry.builder or "", name, paths)
     adata.uns["source"] = entry.origin or "not stated"
     return adata
 

@@ -81,7 +81,7 @@ def slide_manifest(
     raw = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
     for column in [slide, patient, label, *([md5] if md5 else [])]:
         _checks.has_key(
-            raw, column, slot=path.name, needs="Name the columns by `slide=`, `patient=`, `label=`, `md5=`."
+            list(raw), column, slot=path.name, needs="Name the columns by `slide=`, `patient=`, `label=`, `md5=`."
         )
     if raw.empty:
         raise ValueError(f"The manifest {str(path)!r} has no rows.")

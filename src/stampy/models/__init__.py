@@ -1,17 +1,22 @@
 """Models, pure torch: both towers, their losses, weights on disk, and other people's encoders behind the same door."""
 
-from stampy.models._systems.cards import Card, card, split_name, systems
-from stampy.models._systems.egn import EGN
-from stampy.models._systems.load import GeneSystem, ImageSystem, SlideSystem, load_system
-from stampy.models._systems.predictors import Predictor, STNet
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from . import losses
-from ._gene import GeneConfig, GeneEncoder
-from ._image import ImageConfig, ImageEncoder, ImageOutput
-from ._mil import GatedAttentionMIL, MILOutput
-from ._published import load_published, load_published_gene_encoder
-from ._stamp import RegionOutput, Stamp, StampConfig
-from ._weights import load, packaged, save
+if TYPE_CHECKING:
+    from stampy.models._systems.cards import Card, card, split_name, systems
+    from stampy.models._systems.egn import EGN
+    from stampy.models._systems.load import GeneSystem, ImageSystem, SlideSystem, load_system
+    from stampy.models._systems.predictors import Predictor, STNet
+
+    from . import losses
+    from ._gene import GeneConfig, GeneEncoder
+    from ._image import ImageConfig, ImageEncoder, ImageOutput
+    from ._mil import GatedAttentionMIL, MILOutput
+    from ._names import packaged
+    from ._published import load_published, load_published_gene_encoder
+    from ._stamp import RegionOutput, Stamp, StampConfig
+    from ._weights import load, save
 
 __all__ = [
     "EGN",
@@ -42,3 +47,32 @@ __all__ = [
     "split_name",
     "systems",
 ]
+
+_WHERE = {
+    "_systems.cards": ("Card", "card", "split_name", "systems"),
+    "_systems.egn": ("EGN",),
+    "_systems.load": ("GeneSystem", "ImageSystem", "SlideSystem", "load_system"),
+    "_systems.predictors": ("Predictor", "STNet"),
+    "_gene": ("GeneConfig", "GeneEncoder"),
+    "_image": ("ImageConfig", "ImageEncoder", "ImageOutput"),
+    "_mil": ("GatedAttentionMIL", "MILOutput"),
+    "_published": ("load_published", "load_published_gene_encoder"),
+    "_stamp": ("RegionOutput", "Stamp", "StampConfig"),
+    "_names": ("packaged",),
+    "_weights": ("load", "save"),
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names} | {"losses": "losses"}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: torch is imported when a model is first named; names and cards are told without it.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    value = module if name == "losses" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,7 +6,6 @@ Shapes: M scored positions, D width, C classes.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from inspect import signature
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,10 +14,10 @@ from torch.autograd.function import FunctionCtx
 
 __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entropy"]
 
-Kernel: TypeAlias = Literal["torch", "auto", "cut", "liger"]
+Kernel: TypeAlias = Literal["torch", "auto", "liger"]
 
 _ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits at a time: on the CPU as many as its caches hold
-_MODULES = {"cut": "cut_cross_entropy", "liger": "liger_kernel"}
+_LIGER = "liger_kernel"
 
 
 def linear_cross_entropy(
@@ -33,8 +32,8 @@ def linear_cross_entropy(
     Parameters
     ----------
     kernel
-        ``"torch"`` is the above. ``"cut"`` (cut-cross-entropy) and ``"liger"`` (liger-kernel) never write logits to
-        memory at all, on CUDA alone. ``"auto"``: one of them where it is installed and the tensors are on CUDA.
+        ``"torch"`` is the above. ``"liger"`` (liger-kernel) never writes logits to memory at all, on CUDA alone.
+        ``"auto"``: liger where it is installed and the tensors are on CUDA in half precision.
 
     Examples
     --------
@@ -74,7 +73,7 @@ def cross_entropy_by_kind(
     if kernel == "torch":
         mean, rows_M = _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
         return mean, rows_M.new_zeros(n_kinds).index_add(0, kinds_M, rows_M)
-    total, sums = 0.0, []
+    total, sums = hidden_MD.new_zeros((), dtype=torch.float32), []
     for kind in range(n_kinds):  # these kernels give means alone
         rows = (kinds_M == kind).nonzero()[:, 0]
         if len(rows):
@@ -94,43 +93,25 @@ def _chosen(kernel: Kernel, hidden_MD: Tensor, weight_CD: Tensor) -> tuple[Kerne
 def _fused(
     kernel: Kernel, low: torch.dtype, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor
 ) -> Tensor:
-    fused = _cut if kernel == "cut" else _liger
     with torch.autocast(hidden_MD.device.type, enabled=False):
-        return fused(hidden_MD.to(low), weight_CD.to(low), bias_C.to(low), targets_M).float()
+        return _liger(hidden_MD.to(low), weight_CD.to(low), bias_C.to(low), targets_M).float()
 
 
 def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
     """The kernel that is meant on a kind of device; ImportError or ValueError where one that is named can't run."""
     if kernel == "torch":
         return kernel
+    installed = find_spec(_LIGER) is not None
     if kernel == "auto":
         half = dtype in (torch.bfloat16, torch.float16)
-        found = [name for name, module in _MODULES.items() if find_spec(module)] if device == "cuda" and half else []
-        found = [name for name in found if name != "cut" or _cut_takes_bias()]
-        return found[0] if found else "torch"
-    if find_spec(_MODULES[kernel]) is None:
-        package = _MODULES[kernel].replace("_", "-")
-        raise ImportError(f"fused={kernel!r} needs the package {package}: `pip install {package}`, or fused='torch'.")
+        return "liger" if device == "cuda" and half and installed else "torch"
+    if kernel != "liger":
+        raise ValueError(f"`fused` must be 'torch', 'auto' or 'liger', found {kernel!r}.")
+    if not installed:
+        raise ImportError("fused='liger' needs the package liger-kernel: `pip install liger-kernel`, or fused='torch'.")
     if device != "cuda":
-        raise ValueError(f"fused={kernel!r} runs on CUDA alone, found {device}. Use fused='torch' or 'auto'.")
-    if kernel == "cut" and not _cut_takes_bias():
-        raise ImportError(
-            "fused='cut' needs a cut-cross-entropy that takes a bias; the installed one (25.1.1 or older) takes none. "
-            "Install a newer one from its repository, or use fused='torch'."
-        )
+        raise ValueError(f"fused='liger' runs on CUDA alone, found {device}. Use fused='torch' or 'auto'.")
     return kernel
-
-
-def _cut_takes_bias() -> bool:
-    from cut_cross_entropy import linear_cross_entropy as cut
-
-    return "bias" in signature(cut).parameters
-
-
-def _cut(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
-    from cut_cross_entropy import linear_cross_entropy as cut
-
-    return cut(hidden_MD, weight_CD, targets_M, bias=bias_C)
 
 
 def _liger(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor) -> Tensor:
@@ -146,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind = hidden_MD.device.type
         wide = torch.promote_types(low, torch.float32)
-        n, wanted = len(hidden_MD), any(ctx.needs_input_grad)
+        n, wanted = len(hidden_MD), any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         with torch.autocast(kind, enabled=False):
             hidden, weight = hidden_MD.to(low), weight_CD.to(low)
             grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias_C)] if wanted else []
@@ -170,7 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grads[1] += share.T @ hidden[rows]
         if wanted:
             ctx.save_for_backward(*(g.div_(n) for g in grads))
-            ctx.dtypes = tuple(t.dtype for t in (hidden_MD, weight_CD, bias_C))
+            ctx.dtypes = tuple(t.dtype for t in (hidden_MD, weight_CD, bias_C))  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(rows_M)
         return total / n, rows_M
 

@@ -16,11 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
+from ._pixels import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # What timm says of settings that do not go together; a failed download is an OSError and keeps its name.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
@@ -98,7 +97,7 @@ class ImageEncoder(nn.Module):
         config = _resolved(config) if ":" in config.backbone else config
         self.config = config
         self.checkpointing = False  # in training, keep the inputs of blocks alone and compute the rest once more
-        self.base_model = _create(config, source=source)
+        self.base_model: Any = _create(config, source=source)  # timm types what a ViT holds as tensors or modules
         width = self.base_model.embed_dim
         self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.ref_pos_embed = nn.Linear(width, width)
@@ -181,7 +180,7 @@ def _resolved(config: ImageConfig) -> ImageConfig:
     return found
 
 
-def _create(config: ImageConfig, *, source: str | None = None) -> nn.Module:
+def _create(config: ImageConfig, *, source: str | None = None) -> Any:
     """The ViT; with its own weights where `source` says where they are."""
     import timm
 

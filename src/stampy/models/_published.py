@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stampy._checks import existing
-from stampy._files import sha256_of
 from stampy._utils import device_of
 
 from ._gene import GeneConfig, GeneEncoder
@@ -29,7 +29,6 @@ __all__ = ["download", "load_published", "load_published_gene_encoder"]
 
 logger = logging.getLogger(__name__)
 
-HUB = "minghaofdu/STAMP"
 _N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 spare rows
 
 _RENAMED = {
@@ -48,7 +47,7 @@ _DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSE
 _ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
 # What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
-_NUMBERS = [
+_NUMBERS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     np._core.multiarray.scalar,
     np.dtype,
@@ -143,20 +142,12 @@ def load_published_gene_encoder(
     return encoder.to(device_of(device)).eval()
 
 
-def download(*, device: str | torch.device | None = None) -> Stamp:
-    """Fetch the published checkpoint from the hub, check it against the hub's sha256, and load it."""
-    from huggingface_hub import HfApi, hf_hub_download
+def download(*, device: str | torch.device | None = None, revision: str | None = None) -> Stamp:
+    """Fetch the published checkpoint from the hub as its card says, or at a revision of the user's own; load it."""
+    from stampy.models._systems.cards import catalogue
+    from stampy.models._systems.hub import download as fetch
 
-    info = HfApi().model_info(HUB, files_metadata=True)
-    stored = {s.rfilename: s.lfs.sha256 for s in info.siblings or () if s.lfs and s.rfilename.endswith("model.bin")}
-    if len(stored) != 1:
-        raise ValueError(f"Expected one pytorch_model.bin in {HUB!r} at {info.sha}, found {sorted(stored)}.")
-    (name, expected), *_ = stored.items()
-    path = Path(hf_hub_download(HUB, name, revision=info.sha))
-    if sha256_of(path) != expected:
-        path.unlink()
-        raise ValueError(f"{name} of {HUB!r} came with another sha256 than the hub states; it was removed. Try again.")
-    logger.info("%s at commit %s, sha256 %s", HUB, info.sha, expected)
+    path, _ = fetch(catalogue()["stamp-f"], revision)
     return load_published(path, device=device)
 
 
@@ -164,6 +155,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, without `state_dict` and `module.` around them; nothing in it is executed."""
     path = existing(path, what="checkpoint")
     try:
+        content: Any
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:

@@ -84,7 +84,7 @@ def _check_field(name: str, value: Any, usual: Any) -> None:
         raise ValueError(f"`{name}` must be like {usual!r}, found {value!r}.")
     if type(usual) is int and not 1 <= value <= _LARGEST_SIZE:
         raise ValueError(f"`{name}` must lie between 1 and {_LARGEST_SIZE}, found {value}.")
-    if isinstance(usual, tuple) and (len(value) != len(usual) or not all(isinstance(v, int | float) for v in value)):
+    if isinstance(value, tuple) and (len(value) != len(usual) or not all(isinstance(v, int | float) for v in value)):
         raise ValueError(f"`{name}` must be {len(usual)} numbers, found {value!r}.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -19,14 +18,15 @@ from safetensors.torch import load_file, save_file
 import stampy
 from stampy._files import atomic_folder, make_ordinary, recover, sha256_of
 from stampy._utils import device_of
-from stampy.models._systems.cards import catalogue, split_name
+from stampy.models._systems.cards import split_name
 
+from ._names import packaged, unknown_model
 from ._stamp import Stamp, StampConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["load", "packaged", "save"]
+__all__ = ["load", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +41,6 @@ _TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", to
 # What the libraries that build a model say of settings that do not go together.
 _NOT_BUILT = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, LookupError)
 _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
-
-
-def packaged() -> list[str]:
-    """Names of the models that come with the package.
-
-    Examples
-    --------
-    >>> "stampy-mini" in packaged()
-    True
-    """
-    folder = files("stampy") / "models" / "weights"
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Any:
@@ -86,10 +74,10 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     'stampy-mini'
     """
     name = str(name_or_path)
-    if name == "stamp":
+    if name == "stamp" or name.startswith("stamp@"):
         from ._published import download
 
-        return download(device=device)
+        return download(device=device, revision=name.partition("@")[2] or None)
     if name.startswith("stamp:"):
         name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
     if name.startswith("hf-hub:"):
@@ -104,7 +92,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
         from stampy.models._systems.load import load_system
 
         return load_system(name, device=device)
-    raise _unknown(name)
+    raise unknown_model(name)
 
 
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
@@ -149,17 +137,17 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path) as folder:
         folder.mkdir()
-        _write(model, folder, dtype, card)
+        _write(model, model.genes, folder, dtype, card)
 
 
-def _write(model: Stamp, folder: Path, dtype: torch.dtype, card: str | None) -> None:
+def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, card: str | None) -> None:
     tensors = {
         k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous()
         for k, v in model.state_dict().items()
     }
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     make_ordinary(folder / TENSORS)  # safetensors makes it private
-    model.genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
+    genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
     config = {
         "format": FORMAT,
         "stampy": stampy.__version__,
@@ -310,25 +298,20 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    if not revision:
+        raise ValueError(
+            f"{name!r} names no revision: what is there may change at any time. Name a commit, {name}@<commit>, or, to "
+            f"take whatever is there now, a branch: {name}@main."
+        )
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, GENES, TENSORS])
+        folder = snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, GENES, TENSORS])
     except (OSError, ValueError) as error:  # no network, no such repository or revision, no access, no room
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConnectionError(
             f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
             "network, copy the folder of weights here and give its path."
         ) from error
-    if not revision:
-        logger.warning("No revision given; %s is now at %s. Name it: %s@...", repository, Path(folder).name, name)
+    if Path(folder).name != revision:
+        logger.warning("%s is at commit %s now; name it: hf-hub:%s@%s", name, Path(folder).name, repository,
+                       Path(folder).name)  # fmt: skip
     return Path(folder)
-
-
-def _unknown(name: str) -> Exception:
-    known = [*dict.fromkeys((*packaged(), "stamp", *catalogue()))]
-    if "/" in name or name.startswith((".", "~")):
-        return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.3)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(
-        f"Unknown model {name!r}.{hint} Known: {known}, a folder of weights, or 'hf-hub:org/name@revision'."
-    )

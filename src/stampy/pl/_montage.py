@@ -11,8 +11,7 @@ import pandas as pd
 
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import tile_boxes
-from stampy.pl import _decor
-from stampy.pl._spatial import _arrange
+from stampy.pl import _panel
 from stampy.pl._view import View, views_of
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def new_axes(width: float, height: float) -> Axes:
 
 def fit(ax: Axes) -> None:
     """Make the figure just as large as the panel with its labels."""
-    _arrange([ax], [(0, 0)])
+    _panel.arrange([ax], [(0, 0)])
 
 
 def draw(
@@ -150,4 +149,4 @@ def draw(
     ax.tick_params(length=0, labelsize="small")
     ax.spines[:].set_visible(False)
     if edge_um is not None:
-        _decor.scale_bar(ax, edge_um, at_most=1.0)
+        _panel.scale_bar(ax, edge_um, at_most=1.0)

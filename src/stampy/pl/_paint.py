@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,28 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize, to_rgba, to_rgba_array
+from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba, to_rgba_array
 
 from stampy import _checks
 from stampy._labels import means_none
-from stampy.pl import _palettes
-from stampy.pl._rgb import embedding_rgb
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+MISSING = "#D9D9D9"  # spots without a value or label
+MISSING_NAME = "NA"
+
+# Okabe & Ito's eight, ordered for H&E and white paper, then twelve that a greedy search put farthest (OKLab distance,
+# normal vision and simulated protanopia, deuteranopia, tritanopia) from all before them, from white and from MISSING.
+SAFE = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"),
+    *("#69001E", "#3C0096", "#7800FF", "#A52D69", "#8778FF", "#694B00", "#87C387", "#D200B4"),
+    *("#0000D2", "#691E69", "#0FFF96", "#FF3C69"),
+)
+
+Palette = str | Sequence | Mapping
+LOW, HIGH = 0.05, 0.95  # neither black nor white
+CHUNK = 65_536  # rows at a time: no second copy of a large embedding
 Limit = float | str | None
 
 
@@ -41,7 +54,7 @@ class Paint:
 class Style:
     """How colours are chosen."""
 
-    palette: _palettes.Palette | None
+    palette: Palette | None
     cmap: str | Colormap
     vmin: Limit
     vmax: Limit
@@ -97,7 +110,7 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
     column = _categorical(column)
     names = [str(c) for c in column.cat.categories]
     real = np.array([not means_none(name) for name in names], dtype=bool)
-    colors = np.tile(to_rgba(_palettes.MISSING), (len(names) + 1, 1))  # the last row is for code -1, no label
+    colors = np.tile(to_rgba(MISSING), (len(names) + 1, 1))  # the last row is for code -1, no label
     if style.palette is None and stored is not None and len(stored) == len(names):
         colors[:-1][real] = to_rgba_array(list(stored))[real]
     else:
@@ -106,12 +119,12 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
                 f"`adata.uns['{column.name}_colors']` has {len(stored)} colours for {len(names)} labels and is left "
                 "aside. Remove it, or give `palette=`."
             )
-        colors[:-1][real] = _palettes.colors_of([n for n, r in zip(names, real, strict=True) if r], style.palette)
+        colors[:-1][real] = colors_of([n for n, r in zip(names, real, strict=True) if r], style.palette)
     codes = column.cat.codes.to_numpy()
     present = np.unique(codes[shown])
     entries = [(names[i], tuple(colors[i])) for i in present if i >= 0 and real[i]]
     if any(i < 0 or not real[i] for i in present):
-        entries.append((_palettes.MISSING_NAME, _palettes.MISSING))
+        entries.append((MISSING_NAME, MISSING))
     return Paint(str(column.name), str(column.name), colors[codes], tuple(entries))
 
 
@@ -129,17 +142,17 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
         _checks.one_of("cmap", style.cmap, list(colormaps))
     cmap = colormaps[style.cmap] if isinstance(style.cmap, str) else style.cmap
     missing = np.isnan(values)
-    entries = ((_palettes.MISSING_NAME, _palettes.MISSING),) if missing[shown].any() else ()
+    entries = ((MISSING_NAME, MISSING),) if missing[shown].any() else ()
     finite = values[shown][np.isfinite(values[shown])]
     if not finite.size:
         _checks.warn(f"{title!r} has no value at any spot shown: all are drawn in grey.")
-        return Paint(title, label, np.tile(to_rgba(_palettes.MISSING), (len(values), 1)), entries)
+        return Paint(title, label, np.tile(to_rgba(MISSING), (len(values), 1)), entries)
     low, high = _limit("vmin", style.vmin, finite, 0), _limit("vmax", style.vmax, finite, 100)
     if low > high:
         raise ValueError(f"`vmin` must not be above `vmax`, found {low:g} and {high:g} for {title!r}.")
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1), cmap)
     rgba = cmap(scale.norm(np.where(missing, low, values)))
-    rgba[missing] = to_rgba(_palettes.MISSING)
+    rgba[missing] = to_rgba(MISSING)
     ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
     return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
 
@@ -164,11 +177,110 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
         raise ValueError(
             f"`adata.obsm['{name}']` must have at least 3 columns to be drawn as RGB, found shape {embedding.shape}."
         )
-    rgba = np.tile(to_rgba(_palettes.MISSING), (len(embedding), 1))
+    rgba = np.tile(to_rgba(MISSING), (len(embedding), 1))
     use = np.zeros(len(embedding), dtype=bool)
     use[shown] = True
     rgb = embedding_rgb(embedding, use)
     known = ~np.isnan(rgb[:, 0])
     rgba[known, :3] = rgb[known]
-    entries = () if known[shown].all() else ((_palettes.MISSING_NAME, _palettes.MISSING),)
+    entries = () if known[shown].all() else ((MISSING_NAME, MISSING),)
     return Paint(f"{name} (PC 1–3 as RGB)", "", rgba, entries)
+
+
+def default_colors(n: int) -> np.ndarray:
+    """RGBA (n, 4): the safe colours, or, for more labels than those, hues a golden angle apart in three lightnesses.
+
+    >>> default_colors(2).round(2).tolist()
+    [[0.0, 0.45, 0.7, 1.0], [0.9, 0.62, 0.0, 1.0]]
+    >>> len(set(map(tuple, default_colors(500))))
+    500
+    """
+    if n <= len(SAFE):
+        return to_rgba_array(SAFE[:n])
+    golden = (5**0.5 - 1) / 2
+    return to_rgba_array([colorsys.hls_to_rgb(i * golden % 1, (0.35, 0.55, 0.75)[i % 3], 0.75) for i in range(n)])
+
+
+def colors_of(names: Sequence[str], palette: Palette | None) -> np.ndarray:
+    """RGBA (len(names), 4) of the labels, from a palette in any of the forms that `pl.spatial` takes.
+
+    >>> colors_of(["a", "b"], {"b": "red", "a": "white"}).tolist()
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]
+    """
+    if palette is None:
+        return default_colors(len(names))
+    if isinstance(palette, str):
+        return _from_colormap(palette, len(names))
+    if isinstance(palette, Mapping):
+        absent = [name for name in names if name not in palette]
+        if absent:
+            raise ValueError(f"`palette` gives no colour for {_checks.shortlist(absent)}. Name every label.")
+        return to_rgba_array([to_rgba(palette[name]) for name in names])
+    if len(palette) < len(names):
+        raise ValueError(f"`palette` has {len(palette)} colours for {len(names)} labels. Give one for each label.")
+    return to_rgba_array([to_rgba(c) for c in palette[: len(names)]])
+
+
+def _from_colormap(name: str, n: int) -> np.ndarray:
+    _checks.one_of("palette", name, list(colormaps))
+    cmap = colormaps[name]
+    listed = isinstance(cmap, ListedColormap) and n <= cmap.N < 256  # a list of distinct colours, not a gradient
+    return cmap(np.arange(n)) if listed else cmap(np.linspace(0, 1, n))
+
+
+def embedding_rgb(embedding: np.ndarray, use: np.ndarray | None = None) -> np.ndarray:
+    """The first three principal components as red, green and blue.
+
+    Each component's 1st to 99th percentile is stretched over 0.05 to 0.95, the rest is clipped. Signs are fixed: the
+    largest loading of every component is positive.
+
+    Parameters
+    ----------
+    embedding
+        (n, d), d >= 3.
+    use
+        (n,) bool, the rows to colour; all by default.
+
+    Returns
+    -------
+    (n, 3) float64 in [0.05, 0.95]; NaN for rows that are not used or not finite. A component without variance is 0.5.
+
+    Examples
+    --------
+    >>> embedding_rgb(np.array([[0.0, 0, 0], [1, 0, 0], [np.nan, 0, 0]])).round(2).tolist()
+    [[0.05, 0.5, 0.5], [0.95, 0.5, 0.5], [nan, nan, nan]]
+    """
+    finite = np.isfinite(embedding).all(axis=1)
+    if use is not None:
+        finite &= use
+    rgb = np.full((len(embedding), 3), np.nan)
+    if not finite.any():
+        return rgb
+    mean, axes = _principal_axes(embedding, finite)
+    for part in _chunks(len(embedding)):
+        rows = finite[part]
+        rgb[part][rows] = (embedding[part][rows] - mean) @ axes
+    scores = rgb[finite]
+    low, high = np.percentile(scores, [1, 99], axis=0)
+    span = high - low
+    flat = span <= 1e-6 * max(span.max(), np.abs(mean).max())  # rounding noise, not a direction of the data
+    scaled = LOW + (HIGH - LOW) * (scores - low) / np.where(flat, 1, span)
+    rgb[finite] = np.where(flat, 0.5, np.clip(scaled, LOW, HIGH))
+    return rgb
+
+
+def _principal_axes(embedding: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and the three leading eigenvectors of the covariance (d, 3), largest first."""
+    d = embedding.shape[1]
+    mean = np.mean(embedding, axis=0, where=finite[:, None], dtype=np.float64)
+    covariance = np.zeros((d, d))
+    for part in _chunks(len(embedding)):
+        centred = embedding[part][finite[part]] - mean
+        covariance += centred.T @ centred
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :3]
+    largest = np.abs(axes).argmax(axis=0)
+    return mean, axes * np.where(axes[largest, range(3)] < 0, -1.0, 1.0)
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from stampy import _checks, _files, _keys, _utils
 from stampy.pl._montage import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
-from stampy.pl._palettes import SAFE
+from stampy.pl._paint import SAFE
 
 if TYPE_CHECKING:
     from anndata import AnnData

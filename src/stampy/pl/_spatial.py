@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl import _decor
-from stampy.pl._paint import Limit, Paint, Style, paint
-from stampy.pl._palettes import Palette
+from stampy.pl import _panel
+from stampy.pl._paint import Limit, Paint, Palette, Style, paint
 from stampy.pl._view import View, Window, spot_distance, views_of
 
 if TYPE_CHECKING:
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-PANEL_INCHES = 3.6  # the longer side of a panel
-PAD_INCHES = 0.05  # around the figure
-GAP_INCHES = 0.15  # between panels
 RASTER_ABOVE = 50_000  # spots; a PDF of more vector shapes than that is slow to open
 TOUCHING = 1.13  # diameter over distance at which circles of a square grid cover as much as the squares would
 
@@ -184,19 +179,19 @@ def draw_panels(
 ) -> Axes | list[Axes]:
     """Draw the panels, into `ax` if it is given (and there is one panel), else into a figure of their own."""
     windows = [section.window(size=size, crop=crop) for _, section in panels]
-    cells, with_legend = _cells(len(panels), per_color=per_color, ncols=ncols)
-    axes = [ax] if ax is not None else _new_axes(windows)
+    cells, with_legend = _panel.cells(len(panels), per_color=per_color, ncols=ncols)
+    axes = [ax] if ax is not None else _panel.new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
         _draw(panel, p, section, windows[i], size=size, alpha=alpha, image_alpha=image_alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))
         panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=parse_titles)
         if scale_bar and section.um_per_px is not None:
-            _decor.scale_bar(panel, section.um_per_px)
+            _panel.scale_bar(panel, section.um_per_px)
         if legend and i in with_legend:
-            _decor.side(panel, p, titled=p.title not in titles[i])
+            _panel.side(panel, p, titled=p.title not in titles[i])
     if ax is None:
-        _arrange(axes, cells)
+        _panel.arrange(axes, cells)
     return axes[0] if len(axes) == 1 else axes
 
 
@@ -227,36 +222,6 @@ def _titles(panels: list[tuple[Paint, View]], title: str | Sequence[str] | None)
     if len(sections) == 1:
         return [p.title for p, _ in panels]
     return [" · ".join(filter(None, (p.title if len(colors) > 1 else "", s.name))) for p, s in panels]
-
-
-def _cells(n: int, *, per_color: int, ncols: int) -> tuple[list[tuple[int, int]], set[int]]:
-    """Row and column of each of n panels, and the numbers of the panels that carry a legend.
-
-    Colours of one section follow each other, each with its legend; of several sections each colour begins a new row,
-    with one legend at the end of its first row.
-    """
-    block = per_color if per_color > 1 else n  # panels that follow each other without a new row
-    cols = min(ncols, block)
-    rows = math.ceil(block / cols)
-    cells = [(i // block * rows + i % block // cols, i % block % cols) for i in range(n)]
-    return cells, set(range(n)) if per_color == 1 else set(range(cols - 1, n, block))
-
-
-def _new_axes(windows: list[Window]) -> list[Axes]:
-    """Panels of their final size, not yet in place."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(layout="none")
-    sizes = [np.divide(_inches(window), figure.get_size_inches()) for window in windows]
-    return [figure.add_axes((0, 0, *size), label=str(i)) for i, size in enumerate(sizes)]
-
-
-def _inches(window: Window) -> tuple[float, float]:
-    """Width and height of a panel that shows the window."""
-    left, right, bottom, top = window
-    width, height = right - left, bottom - top
-    scale = PANEL_INCHES / max(width, height)
-    return width * scale, height * scale
 
 
 def _draw(
@@ -292,35 +257,3 @@ def _drawn_diameter(section: View) -> float:
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter
     return max(section.diameter, TOUCHING * spot_distance(section.xy))
-
-
-def _arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
-    """Put the panels into their cells and make the figure just as large as they are with all that stands beside them.
-
-    matplotlib's own layouts clip legends beside panels of a fixed aspect, hence this one.
-    """
-    figure = axes[0].figure
-    inner = np.array([ax.get_window_extent().extents for ax in axes]).T / figure.dpi  # left, bottom, right, top
-    outer = np.array([ax.get_tightbbox().extents for ax in axes]).T / figure.dpi
-    left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
-    width, height = inner[2:] - inner[:2]
-    row, column = np.array(cells).T
-    x, total_width = _line_up(column, left, width, right, centred=True)
-    y, total_height = _line_up(row, top, height, bottom, centred=False)  # from the top; titles of a row in one line
-    figure.set_size_inches(total_width, total_height)
-    boxes = np.array([x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height])
-    for ax, box in zip(axes, boxes.T, strict=True):
-        ax.set_position(box)
-
-
-def _line_up(
-    at: np.ndarray, before: np.ndarray, size: np.ndarray, after: np.ndarray, *, centred: bool
-) -> tuple[np.ndarray, float]:
-    """Where panels of columns (or rows) `at` begin, all in inches, and where the last one ends."""
-    begin, end = np.zeros(len(at)), PAD_INCHES - GAP_INCHES
-    for i in range(at.max() + 1):
-        mine = at == i
-        room = size[mine].max()
-        begin[mine] = end + GAP_INCHES + before[mine].max() + (room - size[mine]) / 2 * centred
-        end += GAP_INCHES + before[mine].max() + room + after[mine].max()
-    return begin, end + PAD_INCHES

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl import _decor
-from stampy.pl._paint import Limit, Paint, Style, paint
-from stampy.pl._palettes import Palette
-from stampy.pl._spatial import PANEL_INCHES, RASTER_ABOVE, _arrange, _cells
+from stampy.pl import _panel
+from stampy.pl._paint import Limit, Paint, Palette, Style, paint
+from stampy.pl._spatial import RASTER_ABOVE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,9 +111,9 @@ def umap(
         named = p.title if titles is None else titles[i]
         panel.set_title(named, y=1.0, fontsize="medium", parse_math=titles is not None)
         if legend:
-            _decor.side(panel, p, titled=p.title not in named)
+            _panel.side(panel, p, titled=p.title not in named)
     if ax is None:
-        _arrange(axes, _cells(len(axes), per_color=1, ncols=ncols)[0])
+        _panel.arrange(axes, _panel.cells(len(axes), per_color=1, ncols=ncols)[0])
     return axes[0] if len(axes) == 1 else axes
 
 
@@ -136,7 +135,7 @@ def _new_axes(n: int) -> list[Axes]:
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
-    side = np.divide((PANEL_INCHES, PANEL_INCHES), figure.get_size_inches())
+    side = np.divide((_panel.PANEL_INCHES, _panel.PANEL_INCHES), figure.get_size_inches())
     return [figure.add_axes((0, 0, *side), label=str(i)) for i in range(n)]
 
 

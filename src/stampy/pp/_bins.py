@@ -113,11 +113,17 @@ def _scale(factors: Mapping[str, Any], um_per_px: float | None) -> float:
     return _checks.factor(factors, "microns_per_pixel")
 
 
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The type to add counts up in: small integers would overflow."""
+    return np.dtype(np.int64) if dtype.kind in "bui" and dtype.itemsize < 4 else dtype
+
+
 def _summed(counts: Any, codes: np.ndarray, n: int) -> sparse.csr_matrix:
     """Sums of the rows of each code, (n, genes) CSR; a block at a time."""
     parts = []
     for start, block in iter_rows(counts):
         here, within = np.unique(codes[start : start + block.shape[0]], return_inverse=True)
+        block = block.astype(_wide(block.dtype), copy=False)
         ones = np.ones(len(within), dtype=block.dtype)
         which = sparse.csr_matrix((ones, (within.reshape(-1), np.arange(len(within)))), shape=(len(here), len(within)))
         part = sparse.coo_matrix(which @ block)

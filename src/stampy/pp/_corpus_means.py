@@ -15,7 +15,7 @@ from stampy import _checks
 from stampy._section.links import refuse_links
 
 from ._counts import checked_rows, counts_of
-from ._match import gene_names
+from ._features import resolved_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,9 +33,9 @@ def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = 
     >>> from anndata import AnnData
     >>> section = AnnData(np.array([[1.0, 3.0], [0.0, 2.0]]), var=pd.DataFrame(index=["TP53", "GAPDH"]))
     >>> gene_means([section])
-      gene_id symbol  divisor  n_spots
-    0   GAPDH  GAPDH   8750.0        2
-    1    TP53   TP53   2500.0        1
+               gene_id symbol  divisor  n_spots
+    0  ENSG00000111640  GAPDH   8750.0        2
+    1  ENSG00000141510   TP53   2500.0        1
     """
     from anndata import AnnData
 
@@ -84,10 +84,16 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
 def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
     """Sum of the depth-scaled counts of each gene of a section, and the number of spots that have it."""
     _checks.not_empty(adata)
-    gene_ids, symbols = gene_names(adata.var)
+    gene_ids, symbols, is_gene = resolved_names(adata.var)
+    if not is_gene.any():
+        raise ValueError(f"None of the {adata.n_vars} columns of {name} is a gene, e.g. {adata.var_names[0]!r}.")
     codes, keys = pd.factorize(np.where(gene_ids == "", symbols, gene_ids))
     first = np.unique(codes, return_index=True)[1]  # of several columns of a gene, the first gives the symbol
-    columns = sparse.csr_array((np.ones(len(codes)), (np.arange(len(codes)), codes)), shape=(len(codes), len(keys)))
+    # what is no gene, such as antibodies, counts for nothing
+    columns = sparse.csr_array(
+        (is_gene.astype(np.float64), (np.arange(len(codes)), codes)), shape=(len(codes), len(keys))
+    )
+    columns.eliminate_zeros()
     total, n_spots = np.zeros(len(keys)), np.zeros(len(keys), dtype=np.int64)
     where = f"{'X' if layer is None else f'layers[{layer!r}]'} of {name}"
     for _, block in checked_rows(counts_of(adata, layer), source=where, layers=adata.layers):
@@ -99,7 +105,8 @@ def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
         total += np.bincount(genes.indices, weights=values, minlength=len(keys))
         n_spots += np.bincount(genes.indices[values > 0], minlength=len(keys))
     sums = pd.DataFrame({"gene_id": gene_ids[first], "symbol": symbols[first], "total": total, "n_spots": n_spots})
-    return sums[(sums["gene_id"] != "") | (sums["symbol"] != "")]
+    named = (gene_ids != "") | (symbols != "")
+    return sums[np.isin(np.arange(len(keys)), codes[is_gene & named])]
 
 
 def _resolved(sums: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from stampy import _checks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CHUNK", "checked_rows", "counts_of", "iter_rows", "source_of"]
+__all__ = ["CHUNK", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
 
 CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
+SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
 
 
@@ -35,15 +36,82 @@ def counts_of(adata: AnnData, layer: str | None = None) -> Any:
     (2, 2)
     """
     if layer is not None:
-        hint = " A layer 'counts' exists: use layer='counts'." if "counts" in adata.layers else ""
+        layers = raw_layers(adata.layers)
+        hint = f" Raw counts are in {_checks.shortlist(layers)}: use layer={layers[0]!r}." if layers else ""
         _checks.has_key(adata.layers, layer, slot="adata.layers", needs=f"stampy needs raw counts there.{hint}")
         return adata.layers[layer]
     if adata.X is None:
+        layers = raw_layers(adata.layers)
+        hint = f" Raw counts are in {_checks.shortlist(layers)}: use layer={layers[0]!r}." if layers else ""
         raise KeyError(
             "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them by `layer=`. "
-            f"Available: {_checks.shortlist(adata.layers)}."
+            f"Available: {_checks.shortlist(adata.layers)}.{hint}"
         )
     return adata.X
+
+
+def raw_layers(layers: Mapping[str, Any], *, but: str | None = None) -> list[str]:
+    """Names of the layers whose first spots hold whole numbers, none negative, not all 0; ``counts`` first.
+
+    Examples
+    --------
+    >>> raw_layers({"log": np.log1p(np.eye(2)), "umi": np.eye(2), "zeros": np.zeros((2, 2))})
+    ['umi']
+    """
+    found = []
+    for name in sorted((name for name in layers if name not in (but, None)), key=lambda name: name != "counts"):
+        try:
+            _, block = next(iter_rows(layers[name][:256], 256))
+        except (TypeError, StopIteration, ValueError):
+            continue  # it is no matrix of numbers
+        data = block.data
+        if data.size and data.min() >= 0 and data.max() > 0 and np.array_equal(data, np.trunc(data)):
+            found.append(name)
+    return found
+
+
+def column_sums(X: Any) -> tuple[np.ndarray | None, bool]:
+    """Sum of each column as float64, and whether all rows are in it: of a large matrix some rows stand for all.
+
+    None where `X` holds no numbers; NaN and infinity count as 0. For shares, not for results.
+
+    Examples
+    --------
+    >>> column_sums(np.array([[200, 1], [100, 0]], dtype=np.uint8))
+    (array([300.,   1.]), True)
+    """
+    if getattr(X, "dtype", np.dtype(object)).kind not in "buif":
+        return None, False
+    n, width = X.shape
+    if sparse.issparse(X):
+        X = X.tocsr() if X.format not in ("csr", "csc") else X
+        n_values = X.nnz
+    else:
+        n_values = n * width
+    in_memory = sparse.issparse(X) or isinstance(X, np.ndarray)
+    parts = 1 if n_values <= SUMMED or (in_memory and getattr(X, "format", "") == "csc") else 8
+    rows = n if parts == 1 else max(SUMMED * n // max(n_values, 1) // parts, 1)
+    if not in_memory and parts > 1:
+        parts, rows = 1, min(rows * parts, 512)  # one stretch on disk
+    starts = np.linspace(0, n - rows, parts).astype(np.int64).tolist()
+    sums = np.zeros(width)
+    for start in starts:
+        sums += _sums_of(X if rows == n else X[start : start + rows])
+    return sums, rows == n
+
+
+def _sums_of(X: Any) -> np.ndarray:
+    """Sums of columns in float64, whatever small integers they are of."""
+    sums = np.zeros(X.shape[1])
+    blocks = [(0, X)] if sparse.issparse(X) else iter_rows(X)
+    for _, block in blocks:
+        data = block.data.astype(np.float64, copy=False)
+        data = np.where(np.isfinite(data), data, 0.0) if block.data.dtype.kind == "f" else data
+        if block.format == "csc":
+            sums += np.diff(np.append(0.0, np.cumsum(data))[block.indptr])
+        else:
+            sums += np.bincount(block.indices, weights=data, minlength=X.shape[1])
+    return sums
 
 
 def source_of(layer: str | None) -> str:
@@ -124,7 +192,7 @@ def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sp
 
 
 def checked_rows(
-    X: Any, chunk: int = CHUNK, *, source: str = "adata.X", layers: Any = ()
+    X: Any, chunk: int = CHUNK, *, source: str = "adata.X", layers: Mapping[str, Any] | Collection[str] = ()
 ) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
     """The blocks of :func:`iter_rows`, each checked to hold raw counts before it is handed out.
 
@@ -135,7 +203,7 @@ def checked_rows(
     source
         What `X` is, for the messages.
     layers
-        The names of the layers in which raw counts may be instead.
+        The layers in which raw counts may be instead, by name (or their names alone).
 
     Warns
     -----
@@ -184,7 +252,8 @@ def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None
             "That changes the order of genes of equal value at most, so it is used as it is."
         )
     elif block.data.max() < LOG_MAXIMUM:
-        counts = "layer='counts'" if "counts" in layers else "`layer=`"
+        raw = raw_layers(layers) if isinstance(layers, Mapping) else [name for name in layers if name == "counts"]
+        counts = f"layer={raw[0]!r}" if raw else "`layer=`"
         raise ValueError(
             f"`{source}` looks log-normalised: its values are not whole and none is above {block.data.max():.3g}. "
             f"stampy needs raw counts: name them by {counts}, or use those in `adata.raw` "

@@ -1,34 +1,18 @@
-"""Which gene of the vocabulary each column of a section is: by Ensembl id or symbol, found by itself."""
+"""Which gene of a vocabulary each column of a section is, and a report of the overlap."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 
-from stampy import _checks, _keys
+from ._features import Features
+from ._gene_index import GeneIndex
+from ._lookup import CASE, ID, MENDED, SYMBOL, WAYS, find
+from ._names import REPEATED
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from anndata import AnnData
-
-    from ._vocabulary import Vocabulary
-
-__all__ = ["GeneMatch", "cut_version", "gene_names", "match"]
-
-ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "feature_ids", "id", "ids")
-SYMBOL_COLUMNS = (
-    *("symbol", "symbols", "gene_symbol", "gene_symbols", "hgnc_symbol", "gene_name", "gene_names", "feature_name"),
-    *("feature_names", "name", "names", "gene", "genes", "gene_short_name", "external_gene_name", "genename"),
-)
-ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
-VERSION = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+")
-VERSION_IN_LINES = re.compile(rf"\n{VERSION.pattern}\n")
-MINIMUM = 0.1  # of the smaller of the two gene lists; even a section of another platform has more in common
+__all__ = ["GeneMatch", "match"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +20,32 @@ class GeneMatch:
     """Where the columns of a section are in a vocabulary; as text, a report of the overlap."""
 
     rows: np.ndarray
-    """int32 (n_vars,): row of the vocabulary, -1 where the gene is not in it."""
+    """int32 (n_vars,): row of the vocabulary, -1 where the gene is not in it, or the column is no gene."""
     source: str
-    """Where the names were found, e.g. ``var['gene_ids']`` or ``var_names``."""
+    """Where most of the names that were found are, e.g. ``var['gene_ids']`` or ``var_names``."""
     kind: str
-    """``gene_id`` or ``symbol``."""
+    """What most of them are: ``gene_id`` or ``symbol``."""
     n_matched: int
     """Genes of the vocabulary that the section has."""
     n_vocabulary: int
     unmatched: tuple[str, ...]
-    """Some genes of the section that are not in the vocabulary."""
+    """Some genes of the section that are not in the vocabulary, those with most counts first where counts were read."""
     n_folded: int = 0
     """Columns matched by symbol only after upper and lower case were made equal."""
+    by: dict[str, int] = field(default_factory=dict)
+    """Columns matched by each way: ``Ensembl id``, ``symbol``, ``previous symbol``, ``alias``, ``mended name``, ..."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Columns that are no genes, by what they are, e.g. ``Antibody Capture``."""
+    n_contradictions: int = 0
+    """Columns whose symbol is that of another gene than their id; the id was taken."""
+    ambiguous: tuple[str, ...] = ()
+    """Names that may be one of several genes and were not matched."""
+    guessed: tuple[str, ...] = ()
+    """Names matched to the likelier one of two genes, with both."""
+    unmatched_share: float | None = None
+    """Part of the genes' counts that unmatched columns hold; None where the counts were not read."""
+    repeated_share: float | None = None
+    """Part of the genes' counts in columns that repeat a gene by its name alone; None where they were not read."""
 
     @property
     def n_vars(self) -> int:
@@ -55,123 +53,136 @@ class GeneMatch:
         return len(self.rows)
 
     @property
+    def n_left_out(self) -> int:
+        """Columns that are no genes."""
+        return sum(self.left_out.values())
+
+    @property
+    def n_columns(self) -> int:
+        """Columns that were matched."""
+        return int((self.rows >= 0).sum())
+
+    @property
     def n_duplicated(self) -> int:
         """Columns beyond the first of their gene; their counts are summed."""
-        return int((self.rows >= 0).sum()) - self.n_matched
+        return self.n_columns - self.n_matched
+
+    def record(self) -> dict[str, str | int | float]:
+        """What to keep of the match in ``uns``, in types that every file format holds."""
+        numbers = {f"n_by_{way.replace(' ', '_')}": n for way, n in self.by.items()}
+        share = {} if self.unmatched_share is None else {"unmatched_share": round(self.unmatched_share, 6)}
+        return {
+            "n_matched": self.n_matched,
+            "n_vars": self.n_vars,
+            "n_duplicated": self.n_duplicated,
+            "n_left_out": self.n_left_out,
+            "n_ambiguous": len(self.ambiguous),
+            "n_contradictions": self.n_contradictions,
+            **numbers,
+            **share,
+        }
 
     def __str__(self) -> str:
-        n_columns = self.n_matched + self.n_duplicated
+        n_genes = self.n_vars - self.n_left_out
         text = (
-            f"{n_columns} of {self.n_vars} genes of the section are in the vocabulary "
-            f"({n_columns / max(self.n_vars, 1):.0%}; {self.n_matched / max(self.n_vocabulary, 1):.0%} of its "
+            f"{self.n_columns} of {n_genes} genes of the section are in the vocabulary "
+            f"({self.n_columns / max(n_genes, 1):.0%}; {self.n_matched / max(self.n_vocabulary, 1):.0%} of its "
             f"{self.n_vocabulary}), matched as {self.kind} by {self.source}"
         )
+        if len(self.by) > 1:
+            text += f" ({', '.join(f'{n} by {way}' for way, n in self.by.items())})"
         if self.n_folded:
             text += f", {self.n_folded} of them in another case"
+        if self.unmatched_share is not None:
+            text += f"; they hold {1 - self.unmatched_share:.1%} of the counts"
         if self.n_duplicated:
             text += f"; {self.n_duplicated} columns repeat a gene and are summed"
+        if self.left_out:
+            text += f"; left out as no genes: {', '.join(f'{n} {kind}' for kind, n in self.left_out.items())}"
+        if self.n_contradictions:
+            text += f"; for {self.n_contradictions} the symbol is another gene's than the id, which was taken"
+        if self.ambiguous:
+            text += f"; {len(self.ambiguous)} names may be several genes, e.g.: {', '.join(self.ambiguous[:5])}"
+        if self.guessed:
+            text += f"; guessed: {', '.join(self.guessed)}"
         if self.unmatched:
             text += f"; not in it, e.g.: {', '.join(self.unmatched)}"
         return text
 
 
-def cut_version(names: pd.Index) -> pd.Index:
-    """Ensembl ids without `.version`; anything else, such as the symbol AC010608.1, as it is.
+def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) -> GeneMatch:
+    """The match of a section's columns, each by itself.
 
-    >>> cut_version(pd.Index(["ENSG00000141510.18", "AC010608.1"])).tolist()
-    ['ENSG00000141510', 'AC010608.1']
+    Parameters
+    ----------
+    features
+        What `var` says of the columns, by :func:`features_of`.
+    index
+        Names of the vocabulary.
+    sums
+        (n_vars,) counts of each column, for the shares; None: not read.
     """
-    text = "\n".join(("", *names, ""))  # a search in all of them is far faster than one in each
-    if "." not in text or "\nENS" not in text or not VERSION_IN_LINES.search(text):
-        return names
-    return pd.Index([_cut(name) if "." in name else name for name in names], dtype=object)
+    found = find(features, index)
+    ways, rows = found.ways.tolist(), found.rows
+    by = {WAYS[way]: n for way, n in sorted(Counter(ways).items()) if way}
+    sources = Counter(zip(found.sources[rows >= 0].tolist(), (way == ID for way in ways if way), strict=True))
+    # of two sources with as many, the first, and ids before symbols
+    source, is_id = max(sources, key=lambda s: (sources[s], s[1])) if sources else ("any column", False)
+    lost = (rows < 0) & features.is_gene
+    order = np.flatnonzero(lost)
+    shares: dict[str, float] = {}
+    if sums is not None:
+        order = order[np.argsort(-sums[order], kind="stable")]
+        total = max(float(sums[features.is_gene].sum()), 1e-300)
+        shares = {
+            "unmatched_share": float(sums[lost].sum()) / total,
+            "repeated_share": float(sums[_repeated(features, rows, found.ways)].sum()) / total,
+        }
+    return GeneMatch(
+        rows=rows,
+        source=source,
+        kind="gene_id" if is_id else "symbol",
+        n_matched=len(np.unique(rows[rows >= 0])),
+        n_vocabulary=len(index.gene_ids),
+        unmatched=tuple(name_of(features, column) for column in order[:5]),
+        n_folded=by.get(WAYS[CASE], 0),
+        by=by,
+        left_out=dict(Counter(kind for kind in features.left_out.tolist() if kind)),
+        n_contradictions=len(contradictions(features, index)),
+        ambiguous=tuple(found.ambiguous),
+        guessed=tuple(found.guessed),
+        **shares,
+    )
 
 
-def _cut(name: str) -> str:
-    return found[1] if (found := VERSION.fullmatch(name)) else name
+def name_of(features: Features, column: int) -> str:
+    """What to call a column in messages: its first symbol, else its name as written."""
+    return next((names[column] for names in features.symbols.values() if names[column]), features.names[column])
 
 
-def sources(var: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
-    """`var_names` and the columns that usually hold names of genes, as (source, names); missing names are empty.
-
-    Where `stampy.pp.orthologs` has named human genes, only these.
-    """
-    if _keys.ORTHOLOG in var:  # of another species: its own names say nothing here
-        for column in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG):
-            if column in var:
-                yield f"var['{column}']", pd.Index(var[column].astype(str), dtype=object)
-        return
-    yield "var_names", pd.Index(var.index.astype(str), dtype=object)
-    ranks = {name: rank for rank, name in enumerate(ID_COLUMNS + SYMBOL_COLUMNS)}
-    for column in sorted((c for c in var.columns if str(c).lower() in ranks), key=lambda c: ranks[str(c).lower()]):
-        values = var[column].astype(object)
-        known = values.notna()
-        values = values if known.all() else values.where(known, "")
-        names = list(map(str.strip, map(str, values.tolist())))
-        yield f"var['{column}']", pd.Index(names, dtype=object)
-
-
-def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Ensembl id (without version) and symbol of every column, each empty where it is not known."""
-    ids = np.full(len(var), "", dtype=object)
-    symbols = np.full(len(var), "", dtype=object)
-    for _, names in sources(var):
-        is_id = np.array([ENSEMBL.match(name) is not None for name in names], dtype=bool)
-        ids = np.where((ids == "") & is_id, cut_version(names), ids)
-        symbols = np.where((symbols == "") & ~is_id, names, symbols)
-    return ids, symbols
-
-
-def match(var: pd.DataFrame, vocabulary: Vocabulary) -> GeneMatch:
-    """The match of the columns described by `var`, by the one source with most genes; ids before symbols."""
-    best = None
-    for kind in ("gene_id", "symbol"):
-        for source, names in sources(var):
-            rows, n_folded = vocabulary.rows_of(names, kind)
-            n_matched = int(np.count_nonzero(np.bincount(rows[rows >= 0], minlength=1)))
-            if best is None or n_matched > best.n_matched:
-                unmatched = tuple(names[rows < 0][:5])
-                best = GeneMatch(rows, source, kind, n_matched, len(vocabulary), unmatched, n_folded)
-            if best.n_matched == min(len(var), len(vocabulary)):
-                return best  # none can have more
-    return best
-
-
-def match_or_raise(adata: AnnData, vocabulary: Vocabulary) -> GeneMatch:
-    """The match of a section; ValueError where it is too small to be right, a warning where it looks like mouse."""
-    found = match(adata.var, vocabulary)
-    if found.n_matched == 0 or found.n_matched < MINIMUM * min(found.n_vars, len(vocabulary)):
-        raise ValueError(_too_small(adata, vocabulary, found))
-    n_columns = found.n_matched + found.n_duplicated
-    if found.kind == "symbol" and 2 * found.n_folded > n_columns and _is_title_case(adata.var_names):
-        _checks.warn(
-            f"Gene symbols such as {_checks.shortlist(adata.var_names, 3)} look like mouse: {found.n_folded} of "
-            f"{n_columns} matched the vocabulary only in another case, as if each were the human gene of that name. "
-            "`stampy.pp.orthologs` maps them by a table."
-        )
+def contradictions(features: Features, index: GeneIndex) -> list[int]:
+    """Columns with an id and the approved symbol of a gene with another id."""
+    if index.human is None or not features.symbols:
+        return []
+    human, names = index.human, next(iter(features.symbols.values()))
+    found = []
+    for column in np.flatnonzero(features.ids != "").tolist():
+        gene = human.approved.get(names[column])
+        other = human.ids[gene] if gene is not None else ""
+        if other not in ("", features.ids[column]) and features.ids[column] in human.of_id:
+            found.append(column)
     return found
 
 
-def _is_title_case(names: pd.Index) -> bool:
-    return np.mean([re.match(r"[A-Z][a-z0-9-]*[a-z]", str(name)) is not None for name in names]) > 0.5
-
-
-def _too_small(adata: AnnData, vocabulary: Vocabulary, found: GeneMatch) -> str:
-    """The message: what was seen, what was expected, and what to do."""
-    ids, symbols = gene_names(adata.var)
-    seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
-    text = (
-        f"Only {found.n_matched} of {found.n_vars} genes of the section are in the vocabulary of {len(vocabulary)}: "
-        f"seen {seen}, expected ids such as {_checks.shortlist(vocabulary.gene_ids[:3])} or symbols such as "
-        f"{_checks.shortlist([s for s in vocabulary.symbols[:50] if s][:3])} "
-        f"(best of all sources: {found.kind} by {found.source})."
-    )
-    if match(adata.obs[[]], vocabulary).n_matched > found.n_matched:
-        return f"{text} The names in `adata.obs_names` match better: the table seems transposed, use `adata.T`."
-    mouse = np.mean([gene.startswith("ENSMUSG") for gene in ids]) if len(ids) else 0
-    if mouse > 0.5:
-        return f"{text} These are mouse ids (ENSMUSG); map them by `stampy.pp.orthologs`, or use a mouse vocabulary."
-    return (
-        f"{text} Put Ensembl ids or symbols of the same species into `adata.var_names` or a column such as "
-        "`adata.var['gene_ids']`, or use a vocabulary built from such data (`Vocabulary.from_sections`)."
-    )
+def _repeated(features: Features, rows: np.ndarray, ways: np.ndarray) -> np.ndarray:
+    """Bool (n,): columns that have the gene of an earlier column by the same name, as CD4 and CD4-1."""
+    repeated = np.zeros(len(rows), dtype=bool)
+    named = np.flatnonzero((ways == SYMBOL) | (ways >= MENDED))
+    numbers = np.bincount(rows[named], minlength=1)
+    seen = set()
+    for column in named[numbers[rows[named]] > 1].tolist():
+        name = name_of(features, column)
+        stem = found[1] if (found := REPEATED.fullmatch(name)) else name
+        repeated[column] = bool({(rows[column], name), (rows[column], stem)} & seen)
+        seen |= {(rows[column], name), (rows[column], stem)}
+    return repeated

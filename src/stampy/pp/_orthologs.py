@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,19 @@ import pandas as pd
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._match import cut_version, gene_names
+from ._features import gene_names
+from ._hgnc import FOLDER
+from ._lookup import PREVIOUS, SYMBOL, lookup
+from ._match import GeneMatch
+from ._match_checks import checked_match
+from ._names import cut_version
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["orthologs"]
+__all__ = ["human_matched", "orthologs"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +70,7 @@ def orthologs(
         Orthologs: a table or the path of one (tab- or comma-separated) as Ensembl's BioMart or MGI give it, or with the
         columns mouse, mouse_id, human, human_id (what is there of them).
         ``stampy.datasets.fetch("mouse_human_orthologs", file="ensembl", allow_unverified=True)`` downloads one. None:
-        only the rule of the same symbol.
+        the packaged table of MGI (CC BY 4.0), 20,120 mouse genes.
     same_symbol
         Take a gene that the table does not have for the human gene of the same symbol in capitals, where the vocabulary
         has one (Actb for ACTB). That holds for most genes, not for all; the report tells how many were mapped so.
@@ -110,20 +117,12 @@ def orthologs(
     section = _utils.table_of(adata, table_key)
     _checks.not_empty(section)
     pairs, report = _pairs(table)
-    var = section.var.drop(columns=[c for c in section.var if str(c).startswith(_keys.ORTHOLOG)])
-    ids, symbols = gene_names(var)
-    rows = _by_table(pairs, ids, symbols)
-    # row -1, where there is none, is the empty one at the end
-    found = {name: np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id")}
-    by = np.where(rows >= 0, "table", "none").astype(object)
-    if same_symbol:
-        vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else _vocabulary(vocabulary)
-        _by_symbol(vocabulary, symbols, found["human"], by)
-    if not (by != "none").any():
-        raise ValueError(_nothing(ids, symbols, table is not None))
-    section.var[key_added] = found["human"].astype(str)
-    section.var[f"{key_added}_id"] = found["human_id"].astype(str)
-    section.var[f"{key_added}_by"] = pd.Categorical(by, categories=["table", "same symbol", "none"])
+    if same_symbol and not isinstance(vocabulary, Vocabulary):
+        vocabulary = packaged() if vocabulary is None else Vocabulary.load(vocabulary)
+    named = _named(section.var, pairs, vocabulary if same_symbol else None)
+    by = named[f"{_keys.ORTHOLOG}_by"]
+    for column in named:
+        section.var[column.replace(_keys.ORTHOLOG, key_added)] = named[column]
     counted = {f"n_{name.replace(' ', '_')}": int((by == name).sum()) for name in ("table", "same symbol", "none")}
     record = {"stampy": stampy.__version__, "n_vars": section.n_vars, **counted, **report}
     section.uns[_keys.UNS] = {**section.uns.get(_keys.UNS, {}), key_added: record}
@@ -134,14 +133,64 @@ def orthologs(
     return adata if copy else None
 
 
-def _vocabulary(vocabulary: str | Path | None) -> Vocabulary:
-    return packaged() if vocabulary is None else Vocabulary.load(vocabulary)
+def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None = None) -> GeneMatch:
+    """The match of a mouse section in a human vocabulary by `orthologs`; nothing is written.
+
+    Parameters
+    ----------
+    adata
+        Section of mouse genes.
+    vocabulary
+        Human genes.
+    layer
+        Layer with the counts that shares are of; None: ``X``.
+
+    Raises
+    ------
+    ValueError
+        No gene was mapped, or too few of the vocabulary's.
+    """
+    _checks.not_empty(adata)
+    if _keys.ORTHOLOG in adata.var:  # named before, perhaps by another table
+        return vocabulary.match(adata, layer=layer)
+    var = adata.var.join(_named(adata.var, _pairs(None)[0], vocabulary))
+    return checked_match(adata, vocabulary.index, layer, var=var)
+
+
+def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None) -> pd.DataFrame:
+    """The columns that `orthologs` writes; with a vocabulary also by the rule of the same symbol."""
+    var = var.drop(columns=[c for c in var if str(c).startswith(_keys.ORTHOLOG)])
+    ids, symbols = gene_names(var)
+    rows = _by_table(pairs, ids, symbols)
+    # row -1, where there is none, is the empty one at the end
+    human, human_id = (np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id"))
+    by = np.where(rows >= 0, "table", "none").astype(object)
+    if vocabulary is not None:
+        _by_symbol(vocabulary, symbols, human, human_id, by)
+    if not (by != "none").any():
+        raise ValueError(_nothing(ids, symbols))
+    columns = {
+        _keys.ORTHOLOG: human.astype(str),
+        f"{_keys.ORTHOLOG}_id": human_id.astype(str),
+        f"{_keys.ORTHOLOG}_by": pd.Categorical(by, categories=["table", "same symbol", "none"]),
+    }
+    return pd.DataFrame(columns, index=var.index)
+
+
+@lru_cache(maxsize=1)
+def _packaged_pairs() -> tuple[pd.DataFrame, dict[str, Any]]:
+    path = FOLDER / "mouse_orthologs.tsv.gz"
+    data = path.read_bytes()
+    lines = (line.split("\t") for line in gzip.decompress(data).decode().split("\n") if line and line[0] != "#")
+    header = [_PLAIN[name] for name in next(lines)]
+    pairs = pd.DataFrame(dict(zip(header, map(list, zip(*lines, strict=True)), strict=True)), columns=_COLUMNS)
+    return _one_to_one(pairs, "packaged: MGI, HGNC_AllianceHomology", hashlib.sha256(data).hexdigest())
 
 
 def _pairs(table: pd.DataFrame | str | Path | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The one-to-one pairs (text, empty where unknown), and what to report of the table."""
     if table is None:
-        return pd.DataFrame(columns=_COLUMNS), {"table": "none", "n_pairs": 0, "n_not_one_to_one": 0, "sha256": ""}
+        return _packaged_pairs()
     name, sha256 = "given", ""
     if not isinstance(table, pd.DataFrame):
         path = _checks.existing(table, what="table of orthologs")
@@ -149,7 +198,10 @@ def _pairs(table: pd.DataFrame | str | Path | None) -> tuple[pd.DataFrame, dict[
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         table = _read(path)
-    pairs = _normalised(table)
+    return _one_to_one(_normalised(table), name, sha256)
+
+
+def _one_to_one(pairs: pd.DataFrame, name: str, sha256: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     several = np.zeros(len(pairs), dtype=bool)
     for gene_id, symbol in (("other_id", "other"), ("human_id", "human")):
         several |= pairs[gene_id].where(pairs[gene_id] != "", pairs[symbol]).duplicated(keep=False).to_numpy()
@@ -200,27 +252,27 @@ def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.n
     return rows
 
 
-def _by_symbol(vocabulary: Vocabulary, symbols: np.ndarray, human: np.ndarray, by: np.ndarray) -> None:
+def _by_symbol(
+    vocabulary: Vocabulary, symbols: np.ndarray, human: np.ndarray, human_id: np.ndarray, by: np.ndarray
+) -> None:
     """Fill in, in place, what has the same symbol in capitals; never a human gene that another gene has already."""
+    index = vocabulary.index
+    taken = set()
+    for kind, names in (("gene_id", human_id), ("symbol", human)):
+        taken |= set(lookup([name for name in names if name], kind, index).rows.tolist())
     rest = np.flatnonzero((by == "none") & (symbols != ""))
-    rows, _ = vocabulary.rows_of(pd.Index([str(s).upper() for s in symbols[rest]], dtype=object), "symbol")
-    taken = set(human[by == "table"])
-    for place, row in zip(rest, rows, strict=True):
-        symbol = str(vocabulary.symbols[row]).split("|")[0] if row >= 0 else ""
-        if symbol and symbol not in taken:
+    found = lookup([str(s).upper() for s in symbols[rest]], "symbol", index)
+    exact = (found.ways == SYMBOL) | (found.ways == PREVIOUS)  # an alias in capitals says little of a mouse gene
+    for place, row in zip(rest[exact].tolist(), found.rows[exact].tolist(), strict=True):
+        symbol = index.first_symbols[row]
+        if symbol and row not in taken:
             human[place], by[place] = symbol, "same symbol"
-            taken.add(symbol)
+            taken.add(row)
 
 
-def _nothing(ids: np.ndarray, symbols: np.ndarray, with_table: bool) -> str:
+def _nothing(ids: np.ndarray, symbols: np.ndarray) -> str:
     seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
-    if (ids != "").mean() > 0.5 and not with_table:
-        return (
-            f"No gene was mapped: the section names its genes by ids ({seen}), which say nothing of their symbols. "
-            "Give `table=`: e.g. what `stampy.datasets.fetch('mouse_human_orthologs', file='ensembl', "
-            "allow_unverified=True)` downloads."
-        )
     return (
         f"No gene was mapped: the section has {seen}, none of which the table or the vocabulary has. "
-        "Are they mouse genes?"
+        "Are they mouse genes? Of rat and other species give `table=`."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -189,6 +190,14 @@ class TileSource:
             "upsampling": list(self.upsampling.values()),
         }
 
+    def image_paths(self) -> list[str]:
+        """The file that the tiles of each section come from, "" for pixels in memory.
+
+        Apart from `provenance`: where a file lies does not decide what is computed.
+        """
+        paths = (getattr(s.require_image(), "path", None) for s in self.sections)
+        return [os.path.realpath(path) if path else "" for path in paths]
+
     def close(self) -> None:
         """Close the image files."""
         for section in self.sections:
@@ -326,5 +335,9 @@ def tiles(
     )
     table = _utils.table_of(adata, table_key)
     table.obsm[key_added] = source.read(np.arange(len(source)), region=region)
-    table.uns.setdefault(_keys.UNS, {})[key_added] = {**source.provenance(), "region": region}
+    table.uns.setdefault(_keys.UNS, {})[key_added] = {
+        **source.provenance(),
+        "image_path": source.image_paths(),
+        "region": region,
+    }
     return adata if copy else None

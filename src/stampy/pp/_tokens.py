@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,9 @@ def tokenize(
 
     The value of a gene in a spot is its count over the vocabulary's divisor (its mean over the spots of a corpus that
     have it), after the spot is scaled to 10,000 counts. Ties go to the gene that comes first in the vocabulary, on
-    every machine; a spot sequenced twice as deep has the same tokens. Genes outside the vocabulary are dropped, columns
-    of the same gene are summed.
+    every machine; a spot sequenced twice as deep has the same tokens. Genes are found as `Vocabulary.match` says; those
+    outside the vocabulary are dropped (with a warning where they hold more than 5% of the counts), columns of the same
+    gene are summed.
 
     Parameters
     ----------
@@ -99,12 +100,12 @@ def tokenize(
     _checks.at_least("max_tokens", max_tokens, 1)
     vocabulary = _vocabulary_of(vocabulary)
     counts = counts_of(table, layer)
-    match = vocabulary.match(table)
+    match = vocabulary.match(table, layer=layer)
     logger.info("%s", match)
 
     tokens = np.empty((table.n_obs, max_tokens), dtype=np.int32)
     source = source_of(layer)
-    blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=tuple(table.layers))
+    blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=table.layers)
     for start, block in blocks:
         tokens[start : start + len(block)] = block
 
@@ -123,9 +124,7 @@ def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[st
         "counts": source,
         "vocabulary": vocabulary.digest,
         "n_vocabulary": len(vocabulary),
-        "n_matched": match.n_matched,
-        "n_vars": match.n_vars,
-        "n_duplicated": match.n_duplicated,
+        **match.record(),
         "matched_kind": match.kind,
         "matched_source": match.source,
     }
@@ -150,7 +149,7 @@ def iter_tokens(
     chunk: int = CHUNK,
     *,
     source: str = "adata.X",
-    layers: tuple[str, ...] = (),
+    layers: Mapping[str, Any] | Collection[str] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)), one at a time.
 

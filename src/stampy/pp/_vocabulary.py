@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 from collections.abc import Iterable
 from functools import cached_property
 from importlib import resources
@@ -15,16 +16,24 @@ import pandas as pd
 
 from stampy import _checks, _files, _keys
 
-from . import _match
 from ._corpus_means import gene_means
+from ._gene_index import GeneIndex
+from ._lookup import CASE, lookup
+from ._match import GeneMatch
+from ._match_checks import checked_match
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["Vocabulary", "packaged"]
 
+logger = logging.getLogger(__name__)
+
 COLUMNS = ["gene_id", "symbol", "divisor"]
 FILE = "genes.tsv"
+# The ids of the published vocabulary. It has its own table of symbols, and its tokens must be the published ones: names
+# of HGNC are not used.
+PUBLISHED = "2100328d6c7832bf"
 
 
 class Vocabulary:
@@ -154,9 +163,11 @@ class Vocabulary:
         """The genes of a corpus, each with its mean over the spots that have it, in the order of their ids.
 
         Counts are scaled to 10,000 a spot; the mean of a gene is over all spots with a count of it in the sections that
-        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Genes are put
-        together by Ensembl id; symbols of sections without ids through the sections that have both (a symbol of several
-        ids belongs to the one in most spots). Symbols that nobody resolves are their own id.
+        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Of human genes
+        names are resolved first: each gene has its Ensembl id and approved symbol of HGNC, whatever a section calls it.
+        Other genes are put together by Ensembl id; symbols of sections without ids through the sections that have both
+        (a symbol of several ids belongs to the one in most spots). Symbols that nobody resolves are their own id.
+        Features that are no genes, such as antibodies and control probes, are left out.
 
         Parameters
         ----------
@@ -180,9 +191,9 @@ class Vocabulary:
         >>> from anndata import AnnData
         >>> section = AnnData(np.array([[1.0, 3.0], [0.0, 2.0]]), var=pd.DataFrame(index=["TP53", "GAPDH"]))
         >>> Vocabulary.from_sections([section], min_spots=1).frame
-          gene_id symbol  divisor
-        0   GAPDH  GAPDH   8750.0
-        1    TP53   TP53   2500.0
+                   gene_id symbol  divisor
+        0  ENSG00000111640  GAPDH   8750.0
+        1  ENSG00000141510   TP53   2500.0
         """
         _checks.at_least("min_spots", min_spots, 1)
         if max_genes is not None:
@@ -200,31 +211,62 @@ class Vocabulary:
             kept = kept.sort_values(["n_spots", "gene_id"], ascending=[False, True]).head(max_genes)
         return cls(kept.sort_values("gene_id")[COLUMNS])
 
-    def match(self, adata: AnnData) -> _match.GeneMatch:
-        """Find the section's genes in the vocabulary, by the one source of names that finds most.
+    def match(self, adata: AnnData, *, layer: str | None = None) -> GeneMatch:
+        """Find the section's genes in the vocabulary, each by itself.
 
-        Looked through are `var_names` and columns such as `gene_ids`, `symbol` or `feature_name`: as Ensembl ids, with
-        ``.version`` cut off, and as symbols, first as written, then in any case where that leaves no doubt.
+        A gene is found by its Ensembl id, in ``var_names`` or any column of ``var`` (its version and a genome in front,
+        such as ``GRCh38_``, are cut off); else by its symbol, a previous symbol or an alias of HGNC; else by undoing
+        what programs do to names: dates of spreadsheets, dots for hyphens, numbers that make names unique, other case.
+        Where an id and a symbol contradict each other, the id counts. Names of several genes are not matched. Features
+        that are no genes (antibodies, control probes) are left out.
+
+        Parameters
+        ----------
+        adata
+            The section.
+        layer
+            Layer with the counts that shares are of; None is `X`.
 
         Returns
         -------
         The match; ``print`` it for a report of the overlap.
 
+        Warns
+        -----
+        StampyWarning
+            If genes that are not in the vocabulary hold more than 5% of the counts, or names are in doubt.
+
         Raises
         ------
         ValueError
-            If less than a tenth of the smaller gene list is found.
+            If less than a tenth of the smaller gene list is found, or `X` is all zeros and a layer has counts.
 
         Examples
         --------
         >>> import numpy as np, pandas as pd
         >>> from anndata import AnnData
         >>> genes = pd.DataFrame({"gene_id": ["ENSG00000111640"], "symbol": ["GAPDH"], "divisor": [1.0]})
-        >>> print(Vocabulary(genes).match(AnnData(np.eye(2), var=pd.DataFrame(index=["XIST", "GAPDH"]))))
-        1 of 2 genes of the section are in the vocabulary (50%; 100% of its 1), matched as symbol by var_names;
-        not in it, e.g.: XIST
+        >>> section = AnnData(np.array([[0, 7], [1, 92]]), var=pd.DataFrame(index=["XIST", "GAPDH"]))
+        >>> print(Vocabulary(genes).match(section))
+        1 of 2 genes of the section are in the vocabulary (50%; 100% of its 1), matched as symbol by var_names; they
+        hold 99.0% of the counts; not in it, e.g.: XIST
         """
-        return _match.match_or_raise(adata, self)
+        return checked_match(adata, self.index, layer)
+
+    @cached_property
+    def index(self) -> GeneIndex:
+        """The names of its genes, to look up others by."""
+        return GeneIndex(self.gene_ids, self.symbols, exact=_files.digest(self.gene_ids) == PUBLISHED)
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """Rows that are the gene of another row: `gene_id` -> `gene_id` of the row that stands for both.
+
+        A vocabulary made before stampy resolved names may have a gene twice, by an old symbol and by its id. The row
+        with the Ensembl id is used for both names, and their counts are summed; the other row's token never occurs.
+        Tokens of all other genes are what they were.
+        """
+        return {self.gene_ids[row]: self.gene_ids[kept] for row, kept in self.index.merged.items()}
 
     def token_of(self, gene: str) -> int:
         """The token of a gene, given its id or symbol; KeyError with near names where there is none."""
@@ -232,52 +274,17 @@ class Vocabulary:
             row = int(self.rows_of(pd.Index([gene], dtype=object), kind)[0][0])
             if row >= 0:
                 return row + _keys.N_SPECIAL
-        near = difflib.get_close_matches(gene, [*self._symbol_rows.index, *self.gene_ids], n=3)
+        near = difflib.get_close_matches(gene, [*self.index.by_symbol, *self.gene_ids], n=3)
         raise KeyError(f"Gene {gene!r} not found in the {self!r}.{f' Near names: {near}.' if near else ''}")
 
     def rows_of(self, names: pd.Index, kind: str) -> tuple[np.ndarray, int]:
-        """Row of each name (int32, -1 where unknown), and how many were found only in another case."""
-        if kind == "gene_id":
-            return _lookup(self._id_rows, _match.cut_version(names)), 0
-        rows = _lookup(self._symbol_rows, names)
-        folded = pd.Index([name.upper() for name in names], dtype=object)
-        rest = np.flatnonzero(rows < 0)
-        found = _lookup(self._folded_rows, folded[rest])
-        rest, found = rest[found >= 0], found[found >= 0]
-        # in doubt where two names of the section differ by case alone (a section of two species, say)
-        same = names[folded.isin(folded[rest])].unique()
-        upper = pd.Index([name.upper() for name in same], dtype=object)
-        clear = ~folded[rest].isin(upper[upper.duplicated()])
-        rows[rest[clear]] = found[clear]
-        return rows, int(clear.sum())
+        """Row of each name (int32, -1 where unknown), and how many were found only in another case.
 
-    @cached_property
-    def _id_rows(self) -> pd.Series:
-        rows = pd.Series(np.arange(len(self), dtype=np.int32), index=_match.cut_version(pd.Index(self.gene_ids)))
-        return rows[~rows.index.duplicated()]
-
-    @cached_property
-    def _symbol_rows(self) -> pd.Series:
-        """Row of every symbol; one of several rows belongs to the row that names it first, then to the lower row."""
-        aliases = [
-            (rank, row, alias)
-            for row, cell in enumerate(self.symbols)
-            for rank, alias in enumerate(cell.split("|"))
-            if alias
-        ]
-        aliases.sort(key=lambda item: (min(item[0], 1), item[1]))
-        rows = pd.Series(
-            np.array([row for _, row, _ in aliases], dtype=np.int32),
-            index=pd.Index([alias for *_, alias in aliases], dtype=object),
-        )
-        return rows[~rows.index.duplicated()]
-
-    @cached_property
-    def _folded_rows(self) -> pd.Series:
-        """Row of every symbol in upper case, where all symbols that differ by case alone are of one row."""
-        folded = self._symbol_rows.set_axis(self._symbol_rows.index.str.upper())
-        unambiguous = folded.groupby(level=0).nunique() == 1
-        return folded[~folded.index.duplicated()].loc[lambda rows: unambiguous[rows.index].to_numpy()]
+        `kind` is ``gene_id`` (an id, or whatever stands for one here) or ``symbol`` (also a previous symbol, an alias,
+        a name that a program changed).
+        """
+        found = lookup(names, kind, self.index)
+        return found.rows, int((found.ways == CASE).sum())
 
 
 def packaged() -> Vocabulary:
@@ -288,15 +295,10 @@ def packaged() -> Vocabulary:
             f"No vocabulary of the packaged model at {str(path)!r}. Install stampy with its weights, or give "
             "`vocabulary=`, e.g. `Vocabulary.from_sections([adata])`."
         )
-    return Vocabulary.load(path)
-
-
-def _lookup(rows: pd.Series, names: pd.Index) -> np.ndarray:
-    """The values of `rows` (of unique index) at `names`, -1 where there is none."""
-    where = rows.index.get_indexer(names)
-    found = np.full(len(names), -1, dtype=np.int32)
-    found[where >= 0] = rows.to_numpy()[where[where >= 0]]
-    return found
+    vocabulary = Vocabulary.load(path)
+    if merged := vocabulary.merged:
+        logger.info("%d entries of the packaged vocabulary are genes of other entries and were merged", len(merged))
+    return vocabulary
 
 
 def _number(text: object) -> float:

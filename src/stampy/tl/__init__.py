@@ -1,15 +1,19 @@
 """Tools: model and data -> results in AnnData."""
 
-from ._attribute import attribute
-from ._domains import domains
-from ._embed import embed
-from ._embed_slide import embed_slide
-from ._evaluate import evaluate
-from ._expression import expression
-from ._probe import probe
-from ._retrieve import retrieve
-from ._score import score
-from ._slide import slide
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._attribute import attribute
+    from ._domains import domains
+    from ._embed import embed
+    from ._embed_slide import embed_slide
+    from ._evaluate import evaluate
+    from ._expression import expression
+    from ._probe import probe
+    from ._retrieve import retrieve
+    from ._score import score
+    from ._slide import slide
 
 __all__ = [
     "attribute",
@@ -23,3 +27,16 @@ __all__ = [
     "score",
     "slide",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: torch is imported when a tool is first named; arguments are checked without it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}._{name}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,7 +19,8 @@ from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._encoders import loaded_model
-from ._organism import ORGANISMS, Organism, match_genes
+from ._organism import match_genes
+from ._request import ORGANISMS, Organism
 from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
 from ._shared_space import check_model, space_of, unit
@@ -171,7 +172,7 @@ def attribute(
     source = source_of(layer)
     counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
-    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source)
+    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source, layers=table.layers)
     tokens = np.concatenate([block for _, block in blocks])
     ask = (tokens > 0) & asked[np.maximum(tokens - _keys.N_SPECIAL, 0)]
     ask[:, most if max_rank is None else min(max_rank, most) :] = False

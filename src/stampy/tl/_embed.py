@@ -22,8 +22,7 @@ from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, is_baseline, loaded_model
-from ._organism import Organism
-from ._request import Level, Modality, Precision, Request
+from ._request import Level, Modality, Organism, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
 from ._shared_space import unit
@@ -305,7 +304,7 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
-    return record if tiles is None else {**record, "tiles": tiles.provenance()}
+    return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
 
 
 def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:

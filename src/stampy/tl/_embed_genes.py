@@ -12,9 +12,11 @@ from scipy import sparse
 from stampy import _checks, models
 from stampy.pp import Vocabulary
 from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._features import features_of
 
 from ._cluster import smoothed
-from ._organism import Organism, match_genes
+from ._organism import match_genes
+from ._request import Organism
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
@@ -53,7 +55,7 @@ def embed_genes(
     match = match_genes(table, vocabulary, organism, layer)
     logger.info("%s", match)
     source = source_of(layer)
-    common = {"batch_size": batch_size, "progress": progress, "source": source, "parts": parts}
+    common = {"batch_size": batch_size, "progress": progress, "source": source, "layers": table.layers, "parts": parts}
     if isinstance(model, models.GeneSystem):
         values = stream_counts(tower, counts_of(table, layer), match, level=level, **common)
     else:
@@ -68,8 +70,7 @@ def embed_genes(
     record = {
         "counts": source,
         "matched_by": match.source,
-        "n_matched": match.n_matched,
-        "n_vars": match.n_vars,
+        **match.record(),
         "n_vocabulary": len(vocabulary),
         "vocabulary": vocabulary.digest,
         "n_empty_spots": empty,
@@ -88,7 +89,9 @@ def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tu
             f"Principal components need at least 3 spots and 3 genes, found {table.n_obs} x {table.n_vars}."
         )
     source = source_of(layer)
-    blocks = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
+    genes = np.flatnonzero(features_of(table.var).is_gene)  # without antibodies and control probes
+    rows = checked_rows(counts_of(table, layer), source=source, layers=table.layers)
+    blocks = [sparse.csr_matrix(block)[:, genes] for _, block in rows]
     values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
     if around is not None:
         values = smoothed(values, around.xy, N_NEIGHBORS, around.codes)

@@ -177,6 +177,7 @@ class _Job:
         }
         adata.uns[_keys.UNS][key] = record
         mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
+        record["tiles"] = record["tiles"] | {"image_path": tiles.image_paths()}  # decides nothing: not in the mark
         return cls(adata, tiles, tower, level, chunk_size, key, mark)
 
     @property

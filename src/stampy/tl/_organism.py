@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
-from stampy import _checks, _keys
+from stampy import _keys
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._counts import counts_of, iter_rows
+from stampy.pp._orthologs import human_matched
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy.pp import GeneMatch
 
-__all__ = ["ORGANISMS", "Organism", "human_names", "match_genes"]
+    from ._request import Organism
 
-Organism: TypeAlias = Literal["human", "mouse"]
-ORGANISMS = ("human", "mouse")
+__all__ = ["human_names", "match_genes"]
 
 
 def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
@@ -29,17 +27,9 @@ def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, laye
 
     Genes of mouse go by their human orthologs: those in `var`, by `stampy.pp.orthologs`, else those that it would find.
     """
-    if organism == "human" or _keys.ORTHOLOG in table.var:
-        return vocabulary.match(table)
-    from anndata import AnnData
-
-    _checks.not_empty(table)
-    total = np.zeros(table.n_vars)
-    for _, block in iter_rows(counts_of(table, layer)):
-        total += np.asarray(block.sum(axis=0)).ravel()
-    named = AnnData(sparse.csr_matrix(total[None].astype(np.float32)), var=table.var.copy())
-    orthologs(named, vocabulary=vocabulary)
-    return vocabulary.match(named)
+    if organism == "human":
+        return vocabulary.match(table, layer=layer)
+    return human_matched(table, vocabulary, layer=layer)
 
 
 def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary) -> list[str]:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from stampy import _checks, _keys
 from stampy._section.pictures import Wishes
 
-from ._organism import ORGANISMS, Organism
-
 if TYPE_CHECKING:
     from stampy._section.section import ImageSource
 
-__all__ = ["Level", "Modality", "Precision", "Request"]
+__all__ = ["ORGANISMS", "Level", "Modality", "Organism", "Precision", "Request", "check_running"]
 
+Organism: TypeAlias = Literal["human", "mouse"]
 Modality: TypeAlias = Literal["gene", "image", "fused"]
 Level: TypeAlias = Literal["embedding", "feature"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
+ORGANISMS = ("human", "mouse")
 MODALITIES = ("gene", "image", "fused")
 BY_SECTION = ("image", "image_key", "um_per_px")  # may be given by section
 OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
@@ -83,9 +83,9 @@ class Request:
         given += ["organism"] if modality == "image" and self.organism != "human" else []
         if given:
             needs = "uses no image" if modality == "gene" else "uses no counts"
+            were = "was" if len(given) == 1 else "were"
             raise ValueError(
-                f"modality={modality!r} {needs}, but `{'` and `'.join(given)}` {'was' if len(given) == 1 else 'were'} "
-                "given. Leave one of them out."
+                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Leave one of them out."
             )
 
     def of(self, section: object, resume: Path | None) -> Request:

@@ -16,7 +16,8 @@ from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
 from ._encoders import loaded_model
-from ._organism import ORGANISMS, Organism, human_names
+from ._organism import human_names
+from ._request import ORGANISMS, Organism
 from ._results import Result, write
 from ._shared_space import check_model, space_of
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ def stream_genes(
     project: Callable[[Tensor], Tensor],
     progress: bool,
     source: str,
+    layers: Mapping[str, Any] | None = None,
     parts: Parts | None = None,
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of a matrix of counts; a row of zeros for a spot without tokens.
@@ -123,7 +124,7 @@ def stream_genes(
     n, out = counts.shape[0], None
     with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
         for start, tokens in iter_tokens(
-            counts, match, divisors, max_tokens=encoder.config.max_tokens, chunk=CHUNK, source=source
+            counts, match, divisors, encoder.config.max_tokens, CHUNK, source=source, layers=layers or {}
         ):
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
@@ -176,6 +177,7 @@ def stream_counts(
     level: str,
     progress: bool,
     source: str,
+    layers: Mapping[str, Any] | None = None,
     parts: Parts | None = None,
 ) -> np.ndarray:
     """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary."""
@@ -186,7 +188,7 @@ def stream_counts(
     chosen = sparse.csr_matrix((np.ones(len(columns)), (columns, match.rows[columns])), shape=shape)
     size = batch_size or max(_TOKENS_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"] // 1500, 1)
     with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
-        for start, block in checked_rows(counts, CHUNK, source=source):
+        for start, block in checked_rows(counts, CHUNK, source=source, layers=layers or {}):
             own = sparse.csr_matrix(block) @ chosen
             own.sort_indices()
             key = partial(digest_of_arrays, own.data, own.indices, own.indptr)

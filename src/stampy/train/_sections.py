@@ -16,6 +16,7 @@ from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
 from stampy._section.links import refuse_links
 from stampy._section.looks import doubts_of
+from stampy._section.sources import settle_sources
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -80,7 +81,9 @@ class Section:
             path = _checks.existing(self.data, what="section", suffixes=(".h5ad",))
             refuse_links(path)
             with _checks.readable(path):
-                return anndata.read_h5ad(path)
+                adata = anndata.read_h5ad(path)
+            settle_sources(adata, path)
+            return adata
         return self.data
 
 
@@ -257,7 +260,7 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
     match = vocabulary.match(adata)
     logger.info("%s: %s", name, match)
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
-    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens):
+    for start, block in iter_tokens(counts_of(adata), match, vocabulary.divisors, max_tokens, layers=adata.layers):
         tokens[start : start + len(block)] = block
     return tokens, match
 

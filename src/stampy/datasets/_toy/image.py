@@ -184,7 +184,9 @@ def _nuclei(
     _ellipses(hematoxylin, x, y, angle, axes, random.uniform(0.75, 1.25, x.size))
 
 
-def _ellipses(image: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, axes: np.ndarray, ink: np.ndarray):
+def _ellipses(
+    image: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, axes: np.ndarray, ink: np.ndarray
+) -> None:
     """Raise `image` to `ink` inside each ellipse (half axes (2, n) in px), with a soft rim."""
     if not x.size:
         return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy import _checks, _keys
-from stampy.models._image import IMAGENET_MEAN, IMAGENET_STD
+from stampy.models._pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,9 @@ class Card:
         Library that builds it; ``"stampy"`` where stampy does.
     repository, files
         On the Hugging Face hub, and the names under which weights may lie there (the first that exists is taken).
+    revision, sha256
+        The commit of the repository that is downloaded, and the hash of each of its files (`files`), where they are
+        known; nothing else is downloaded unless a revision is given in the name (``"uni@..."``).
     address
         Where the weights are described, or to be had where there is no hub repository.
     licence
@@ -78,6 +81,8 @@ class Card:
     feature_dim: int | None = None
     repository: str | None = None
     files: tuple[str, ...] = ()
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     size_px: int | None = None
     tile_um: float | None = None
@@ -143,7 +148,18 @@ def card(name: str) -> Card:
     found = split_name(name)
     if found is None:
         _checks.one_of("name", name, catalogue())
+        raise KeyError(name)
     return catalogue()[found[0]]
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A name without the revision of the hub behind it, and that.
+
+    >>> split_revision("uni@main"), split_revision("uni:a@b.bin")
+    (('uni', 'main'), ('uni:a@b.bin', None))
+    """
+    system, at, revision = name.partition("@")
+    return (system, revision or None) if at and system in catalogue() else (name, None)
 
 
 def split_name(name: str) -> tuple[str, str | None] | None:
@@ -152,7 +168,7 @@ def split_name(name: str) -> tuple[str, str | None] | None:
     >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
     (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
     """
-    system, _, path = name.partition(":")
+    system, _, path = split_revision(name)[0].partition(":")
     return (system, path or None) if system in catalogue() else None
 
 

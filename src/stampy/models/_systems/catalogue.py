@@ -5,13 +5,45 @@ Access and licences change: the address on the card decides.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from stampy.models._systems.cards import BENCHMARKS, Card, image_input
 
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _BIN = ("model.safetensors", "pytorch_model.bin")
 _VIT_L = {"backbone": "vit_large_patch16_224", "init_values": 1e-5, "dynamic_img_size": True}
+# Commits of the hub and SHA-256 of the files there. The hub itself could not be asked: these are the values that public
+# repositories pin, each found in two or more that are independent of one another and agree. Where no two were found
+# (STAMP, mSTAR, OmiCLIP; the hash of H-optimus-0) nothing is written down, and nothing is downloaded unasked.
+_PINNED: dict[str, dict[str, Any]] = {
+    "uni": {
+        "revision": "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
+        "sha256": {"pytorch_model.bin": "56ef09b44a25dc5c7eedc55551b3d47bcd17659a7a33837cf9abc9ec4e2ffb40"},
+    },
+    "uni2-h": {
+        "revision": "d517a8dd47902dd7c308b3c36f63bce47e7b9a43",
+        "sha256": {"pytorch_model.bin": "6e077eda234bebc595868d918d3458d9dd32a050199b0ff04443b2f46a0a3b1e"},
+    },
+    "virchow2": {
+        "revision": "3158645804b69e3f3bc4439d4116edddf0840a72",
+        "sha256": {
+            "model.safetensors": "8d6cea947eb2418c3b0dff48cfb9b238e47744ab0dfca21b2b0637b140769b4b",
+            "pytorch_model.bin": "14244fbaa5409452f6a6ae01b5d2dc452f2399e2210e696d0f7ef04bb4838666",
+        },
+    },
+    "conch": {
+        "revision": "f9ca9f877171a28ade80228fb195ac5d79003357",
+        "sha256": {"pytorch_model.bin": "40a9644b9ba0e83a74576e0a5e5f7313599fa9c9cdaf3c20f8a3e271b0e9ae7c"},
+    },
+    "plip": {
+        "revision": "67ade53ddd32195868f422585f72698ef5d15094",
+        "sha256": {"pytorch_model.bin": "98a7f8d2a1f4a8fc8f6dedb3a16ff7efbe02a7ef67c93904c80bca9767c69630"},
+    },
+    "h-optimus-0": {"revision": "b145cc1e6c6b30d3251aa8b1f844e6974188a743"},
+}
 _PRIVATE = "not public; no data set of the tables is named"
-_STAMP = {
+_STAMP: dict[str, Any] = {
     "title": "STAMP",
     "loader": "stampy",
     "licence": "that of its authors, not stated in the repository",
@@ -159,4 +191,4 @@ _ALL = (
     ),
 )  # fmt: skip
 
-CARDS = {card.name: card for card in _ALL}
+CARDS = {card.name: replace(card, **_PINNED.get(card.name, {})) for card in _ALL}

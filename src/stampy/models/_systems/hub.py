@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stampy import _checks
+from stampy._files import sha256_of
 
 if TYPE_CHECKING:
     from stampy.models._systems.cards import Card
 
-__all__ = ["find_weights", "require"]
+__all__ = ["download", "find_weights", "require"]
 
-_EXTRAS = {"transformers": "transformers>=4.40", "open_clip": "open-clip-torch>=2.24"}
+_EXTRAS = {"transformers": "transformers>=4.53", "open_clip": "open-clip-torch>=2.24"}
 
 
-def find_weights(card: Card, path: str | Path | None) -> tuple[Path, str]:
+def find_weights(card: Card, path: str | Path | None, revision: str | None = None) -> tuple[Path, str]:
     """The file (or folder) of a system's weights, and where it is from, for the record.
 
     Raises
     ------
+    ValueError
+        The commit or the hash of the file is not known and no `revision` is given, or the file has another hash.
     FileNotFoundError
         There is nothing at `path`, or the system is not on the hub and no path was given.
     PermissionError
@@ -37,7 +40,7 @@ def find_weights(card: Card, path: str | Path | None) -> tuple[Path, str]:
             f"The weights of {card.title} are not on the hub. Get them from {card.address} and name the path: "
             f"model='{card.name}:/path/to/weights'."
         )
-    return _download(card)
+    return download(card, revision)
 
 
 def _in_folder(card: Card, folder: Path) -> Path:
@@ -49,7 +52,45 @@ def _in_folder(card: Card, folder: Path) -> Path:
     )
 
 
-def _download(card: Card) -> tuple[Path, str]:
+def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
+    """A file of weights from the hub: at the commit of the card, with the hash that the card knows.
+
+    With a `revision` of the user's own, that one, with a warning that nobody vouches for it.
+    """
+    wanted = revision or card.revision
+    if wanted is None or (revision is None and not card.sha256):
+        known = f" (commit {card.revision}, but no hash of its file)" if card.revision else ""
+        raise ValueError(
+            f"stampy does not know which file of {card.repository!r} on the hub is the right one{known}, so it is not "
+            f"downloaded unasked. {_by_hand(card)} To take what the hub has, name the commit, or a branch: "
+            f"model='{card.name}@{card.revision or 'main'}'."
+        )
+    path, source = _fetched(card, wanted)
+    expected = card.sha256.get(path.name)
+    if revision in (None, card.revision) and expected is not None:
+        _check_hash(path, expected, card)
+    else:
+        _checks.warn(
+            f"{path.name} of {card.repository!r} at {path.parent.name}, SHA-256 {sha256_of(path)}, was not verified: "
+            "stampy knows no hash of it."
+        )
+    return path, source
+
+
+def _check_hash(path: Path, expected: str, card: Card) -> None:
+    """Remove a download that is not the file of the card, and say so."""
+    found = sha256_of(path)
+    if found == expected:
+        return
+    path.resolve().unlink(missing_ok=True)  # the hub's cache has a link to the file itself
+    path.unlink(missing_ok=True)
+    raise ValueError(
+        f"{path.name} of {card.repository!r} came with SHA-256 {found}, expected {expected}: it is not the file that "
+        "stampy knows, and was removed from the cache. Try again; if it stays so, tell the developers."
+    )
+
+
+def _fetched(card: Card, revision: str) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -59,9 +100,10 @@ def _download(card: Card) -> tuple[Path, str]:
         RepositoryNotFoundError,
     )
 
-    for name in card.files:
+    names = [name for name in card.files if name in card.sha256] if revision == card.revision else []
+    for name in names or card.files:
         try:
-            path = Path(hf_hub_download(card.repository, name))
+            path = Path(hf_hub_download(card.repository, name, revision=revision))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise ConnectionError(
                 f"The hub can't be reached, and {name!r} of {card.repository!r} is not in the local cache. "

@@ -6,6 +6,7 @@ Shapes: B tiles, T tokens, C width of the ViT, D width of the embedding, Q queri
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ def load_conch(card: Card, path: Path) -> Conch:
     return system
 
 
-def _resize_positions(tensors: dict[str, Tensor], trunk: nn.Module) -> None:
+def _resize_positions(tensors: dict[str, Tensor], trunk: Any) -> None:
     """Resample the position embedding of 448 px to that of the card, bilinearly as the published loader does."""
     from timm.layers import resample_abs_pos_embed
 
@@ -122,7 +123,7 @@ def load_plip(card: Card, path: Path) -> Plip:
 class OmiClip(ImageSystem):
     """OmiCLIP: the image tower of a CoCa ViT-L/14, built by open_clip."""
 
-    def __init__(self, card: Card, visual: nn.Module):
+    def __init__(self, card: Card, visual: Any):
         super().__init__(card)
         self.proj = visual.proj
         visual.proj = None  # the tower then gives the pooled tokens, and the projection is ours to call

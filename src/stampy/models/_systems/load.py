@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stampy import _checks
+from stampy import _checks, _keys
 from stampy._utils import device_of
-from stampy.models._systems.cards import Card, card, catalogue, split_name
+from stampy.models._systems.cards import Card, card, catalogue, split_name, split_revision
 from stampy.models._systems.hub import find_weights
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class ImageSystem(_System):
     @property
     def size_px(self) -> int:
         """Edge of the tiles."""
-        return self.card.size_px
+        return self.card.size_px or _keys.TILE_PX
 
     @property
     def tile_um(self) -> float:
         """Edge of the tissue that a tile shows."""
-        return self.card.tile_um
+        return self.card.tile_um or _keys.TILE_UM
 
     def normalize(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, H, W, 3) as float input (B, 3, H, W)."""
@@ -138,9 +138,11 @@ def load_system(
     Parameters
     ----------
     system
-        A name (``"uni"``), a name with a path (``"uni:/path/to/pytorch_model.bin"``), or a `Card`, for a variant.
+        A name (``"uni"``), a name with a path (``"uni:/path/to/pytorch_model.bin"``) or with a revision of the hub
+        (``"uni@main"``, unverified), or a `Card`, for a variant.
     weights
-        The file, or the folder of files, with the system's own weights in its own format. None: from the hub, with the
+        The file, or the folder of files, with the system's own weights in its own format. None: from the hub, at
+        the commit of its card and checked against the card's SHA-256, with the
         token of `hf auth login` or of the environment variable ``HF_TOKEN``.
     device
         None: CUDA if there is one, else the CPU.
@@ -166,7 +168,9 @@ def load_system(
     >>> pixels.embed_images(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape
     torch.Size([2, 192])
     """
+    revision = None
     if isinstance(system, str):
+        system, revision = split_revision(system)
         name, path = split_name(system) or (system, None)
         if path is not None and weights is not None:
             raise ValueError(f"Two paths of weights were given: {path!r} and `weights`={str(weights)!r}. Give one.")
@@ -178,11 +182,11 @@ def load_system(
             f"{system.title} is fitted to a whole section, there are no weights to load: "
             f"`stampy.tl.embed(adata, model={system.name!r})`."
         )
-    loaded = _build(system, weights, device_of(device))
+    loaded = _build(system, weights, device_of(device), revision)
     return loaded.to(device_of(device)).eval()
 
 
-def _build(card: Card, weights: str | Path | None, device: torch.device) -> nn.Module:
+def _build(card: Card, weights: str | Path | None, device: torch.device, revision: str | None = None) -> nn.Module:
     if card.name == "stampy-mini":
         from stampy.models._weights import load
 
@@ -195,7 +199,7 @@ def _build(card: Card, weights: str | Path | None, device: torch.device) -> nn.M
         from stampy.models._published import download, load_published
 
         if weights is None:
-            return download(device=device)
+            return download(device=device, revision=revision)
         path, _ = find_weights(card, weights)
         genes = path.parent / "genes.tsv"
         from stampy.models._weights import read_genes
@@ -203,7 +207,7 @@ def _build(card: Card, weights: str | Path | None, device: torch.device) -> nn.M
         return load_published(path, genes=read_genes(genes) if genes.is_file() else None, device=device)
     read = _readers()[card.name]
     _require(card)
-    path, source = find_weights(card, weights)
+    path, source = find_weights(card, weights, revision)
     loaded = read(card, path)
     loaded.source = source
     return loaded

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stampy import _checks
+from stampy import _checks, _keys
 from stampy._utils import device_of, generator
 from stampy.models._systems.cards import card
 from stampy.models._systems.egn import EGN
@@ -122,7 +122,8 @@ class Predictor:
             raise ValueError("EGN has no pretrained weights: leave out `pretrained`.")
         self.card, self.pretrained, self.n_exemplars, self.options = card(name), pretrained, n_exemplars, options
         self.device, self._rng = device_of(device), generator(rng)
-        self.network: STNet | EGN | None = None
+        self.network: nn.Module | None = None
+        self._known: tuple[Tensor, Tensor] | None = None  # features and expression of the spots trained on
         self.losses: list[float] = []
 
     def fit(
@@ -171,16 +172,19 @@ class Predictor:
         seed = int(self._rng.integers(2**63))
         with torch.random.fork_rng(devices=[]):  # initial weights by our seed, without a trace in the global state
             torch.manual_seed(seed)
-            self.network = self._build(targets, features).to(self.device)
+            network = self._build(targets, features).to(self.device)
+        self.network = network
         self._known = None
         if features is not None:
             self._known = (torch.from_numpy(_matrix("features", features, len(tiles))), torch.from_numpy(targets))
         rate = learning_rate or (1e-4 if self.card.name == "stnet" else 5e-4)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate, weight_decay=weight_decay)
-        exemplars = None if features is None else self._nearest(self._known[0], groups=groups, training=True)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=weight_decay)
+        exemplars = None
+        if self._known is not None:
+            exemplars = self._nearest(self._known[0], self._known[0], groups=groups, training=True)
         self.losses = []
         for epoch in range(epochs):
-            self.losses.append(self._epoch(tiles, targets, exemplars, optimizer, batch_size))
+            self.losses.append(self._epoch(network, tiles, targets, exemplars, optimizer, batch_size))
             logger.info("%s, epoch %d of %d: loss %.4g", self.card.title, epoch + 1, epochs, self.losses[-1])
 
     def predict(
@@ -191,26 +195,26 @@ class Predictor:
             raise ValueError(f"{self.card.title} is not fitted yet: call `fit(tiles, targets)` first.")
         self._check_features(features, len(tiles))
         _check_edge(tiles, self._size)
-        own = exemplars = None
-        if features is not None:
+        network, own, exemplars = self.network, None, None
+        if features is not None and self._known is not None:
             own = torch.from_numpy(_matrix("features", features, len(tiles)))
             if own.shape[1] != self._known[0].shape[1]:
                 raise ValueError(f"`features` has {own.shape[1]} columns, in training {self._known[0].shape[1]}.")
-            exemplars = self._nearest(own, groups=None, training=False)
-        self.network.eval()
+            exemplars = self._nearest(own, self._known[0], groups=None, training=False)
+        network.eval()
         out = []
         with torch.inference_mode():
             for start in range(0, len(tiles), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(tiles)))
-                out.append(self._run(self._images(tiles, rows), rows, own, exemplars).float().cpu().numpy())
+                out.append(self._run(network, self._images(tiles, rows), rows, own, exemplars).float().cpu().numpy())
         return np.concatenate(out) if out else np.empty((0, 0), dtype=np.float32)
 
     @property
     def _size(self) -> int:
-        return self.options.get("size_px", self.card.size_px)
+        return int(self.options.get("size_px") or self.card.size_px or _keys.TILE_PX)
 
     def _build(self, targets: np.ndarray, features: np.ndarray | None) -> nn.Module:
-        if self.card.name == "egn":
+        if features is not None:
             return EGN(targets.shape[1], feature_dim=np.shape(features)[1], **self.options)
         network = STNet(targets.shape[1], pretrained=self.pretrained)
         network.start_from(torch.from_numpy(targets.mean(axis=0)))
@@ -223,9 +227,8 @@ class Predictor:
         if features is not None:
             _matrix("features", features, n)
 
-    def _nearest(self, own: Tensor, *, groups: np.ndarray | None, training: bool) -> Tensor:
+    def _nearest(self, own: Tensor, known: Tensor, *, groups: np.ndarray | None, training: bool) -> Tensor:
         """(N, K) rows of the exemplars of each tile."""
-        known = self._known[0]
         group = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
         out = []
         for start in range(0, len(own), 1024):
@@ -248,15 +251,25 @@ class Predictor:
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.card.mean, self.card.std))
         return (images - mean) / std
 
-    def _run(self, images: Tensor, rows: np.ndarray, own: Tensor | None, exemplars: Tensor | None) -> Tensor:
-        if exemplars is None:
-            return self.network(images)
+    def _run(
+        self, network: nn.Module, images: Tensor, rows: np.ndarray, own: Tensor | None, exemplars: Tensor | None
+    ) -> Tensor:
+        if exemplars is None or own is None or self._known is None:
+            return network(images)
         features, values = self._known
         near = exemplars[rows]
-        return self.network(images, *(t.to(self.device) for t in (own[rows], features[near], values[near])))
+        return network(images, *(t.to(self.device) for t in (own[rows], features[near], values[near])))
 
-    def _epoch(self, tiles: Any, targets: np.ndarray, exemplars: Tensor | None, optimizer: Any, size: int) -> float:
-        self.network.train()
+    def _epoch(
+        self,
+        network: nn.Module,
+        tiles: np.ndarray | Tiles,
+        targets: np.ndarray,
+        exemplars: Tensor | None,
+        optimizer: torch.optim.Optimizer,
+        size: int,
+    ) -> float:
+        network.train()
         order, total = self._rng.permutation(len(targets)), 0.0
         for start in range(0, len(order), size):
             rows = order[start : start + size]
@@ -264,7 +277,7 @@ class Predictor:
                 continue
             images = _turned(self._images(tiles, rows), self._rng)
             expected = torch.from_numpy(targets[rows]).to(self.device)
-            found = self._run(images, rows, None if self._known is None else self._known[0], exemplars)
+            found = self._run(network, images, rows, None if self._known is None else self._known[0], exemplars)
             loss = F.mse_loss(found, expected)
             if self.card.name == "egn" and len(rows) > 1:
                 loss = loss + 0.5 * (1 - _correlation(found, expected))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ class Tangle(SlideSystem):
         return features.unflatten(1, (-1, self.heads or 1))
 
     def _weights(self, tokens_NDK: Tensor) -> Tensor:
-        nets = self.attn if self.heads else [self.attn]
+        nets: Iterable[nn.Module] = self.attn if isinstance(self.attn, nn.ModuleList) else [self.attn]
         scores_NK = torch.cat([net(tokens_NDK[:, :, i]) for i, net in enumerate(nets)], dim=1)
         return _GATES[self.activation](scores_NK)
 

@@ -6,6 +6,7 @@ Shapes: B tiles, T tokens, D width.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class ViT(ImageSystem):
 
     def __init__(self, card: Card):
         super().__init__(card)
+        self.vit: Any
         self.vit, self.pool = build_vit(card)
 
     def image_features(self, images: Tensor) -> Tensor:

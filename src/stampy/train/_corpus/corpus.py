@@ -260,4 +260,46 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"The corpus {str(path)!r} has format {found}; this version of stampy reads format {FORMAT}. "
             f"It was built by stampy {manifest.get('stampy')}."
         )
+    _check_layout(path, manifest)
     return manifest
+
+
+_LAYOUT = {"settings": dict, "sections": list, "skipped": list, "vocabulary": str, "digest": str}
+_OF_SECTION = {
+    "name": str,
+    "organ": str,
+    "platform": str,
+    "n_spots": int,
+    "n_groups": list,
+    "files": dict,
+    "notes": list,
+}
+
+
+def _check_layout(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise ValueError unless the manifest is laid out as `Corpus.build` does it."""
+    wrong = _wrong_fields(manifest, _LAYOUT)
+    if not wrong:
+        wrong = [f"section {i}: {name}" for i, r in enumerate(manifest["sections"]) for name in _wrong_in_section(r)]
+        wrong += [f"skipped: {r!r:.40}" for r in manifest["skipped"] if _wrong_fields(r, {"name": str, "error": str})]
+    if wrong:
+        raise damaged(path / MANIFEST, f"missing, or of another kind: {_checks.shortlist(wrong, 5)}")
+
+
+def _wrong_in_section(record: Any) -> list[str]:
+    wrong = _wrong_fields(record, _OF_SECTION)
+    if wrong:
+        return wrong
+    wrong = [name for name in ("genes", "image") if not isinstance(record.get(name), dict | type(None))]
+    wrong += [
+        f"size and hash of {name!r}"
+        for name, about in record["files"].items()
+        if not (isinstance(about, list) and [type(value) for value in about] == [int, str])
+    ]
+    return wrong
+
+
+def _wrong_fields(found: Any, layout: dict[str, type]) -> list[str]:
+    if not isinstance(found, dict):
+        return [f"{found!r:.40}"]
+    return [name for name, kind in layout.items() if type(found.get(name)) is not kind]

@@ -1,12 +1,15 @@
-"""What stands beside a panel: legend, colour bar, scale bar. All of it outside, so that it never hides a spot."""
+"""Panels: their size and place, and what stands beside them. Legends and bars lie outside: they never hide a spot."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stampy import _checks
 from stampy.pl._paint import Paint
+from stampy.pl._view import Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,18 +18,21 @@ if TYPE_CHECKING:
 MAX_LABELS = 60
 MIN_INCHES = 1.6  # room for what stands beside a panel, even if the section is a narrow strip
 ROW_INCHES = 0.19  # of the legend
-GAP_INCHES = 0.1
+PANEL_INCHES = 3.6  # the longer side of a panel
+PAD_INCHES = 0.05  # around the figure
+GAP_INCHES = 0.15  # between panels
+SIDE_INCHES = 0.1  # between a panel and what stands beside it
 BAR_INCHES = 0.11
 
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
     """Colour bar or legend to the right of the panel; `titled` if the legend must say what it is about."""
     inches = width, height = _inches_of(ax)
-    left = 1 + GAP_INCHES / width
+    left = 1 + SIDE_INCHES / width
     if paint.scale is not None:
         bottom = _colorbar(ax, paint, left, inches)
         if paint.entries:  # only the spots without a value
-            _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - GAP_INCHES / height))
+            _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - SIDE_INCHES / height))
     elif len(paint.entries) > MAX_LABELS:
         _checks.warn(
             f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so it is left "
@@ -121,3 +127,65 @@ def round_length(at_most: float) -> float:
     """
     power = 10.0 ** math.floor(math.log10(at_most))
     return float(max(m for m in (1, 2, 5) if m * power <= at_most * (1 + 1e-9)) * power)
+
+
+def cells(n: int, *, per_color: int, ncols: int) -> tuple[list[tuple[int, int]], set[int]]:
+    """Row and column of each of n panels, and the numbers of the panels that carry a legend.
+
+    Colours of one section follow each other, each with its legend; of several sections each colour begins a new row,
+    with one legend at the end of its first row.
+    """
+    block = per_color if per_color > 1 else n  # panels that follow each other without a new row
+    cols = min(ncols, block)
+    rows = math.ceil(block / cols)
+    cells = [(i // block * rows + i % block // cols, i % block % cols) for i in range(n)]
+    return cells, set(range(n)) if per_color == 1 else set(range(cols - 1, n, block))
+
+
+def new_axes(windows: list[Window]) -> list[Axes]:
+    """Panels of their final size, not yet in place."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(layout="none")
+    sizes = [np.divide(_inches(window), figure.get_size_inches()) for window in windows]
+    return [figure.add_axes((0, 0, *size), label=str(i)) for i, size in enumerate(sizes)]
+
+
+def _inches(window: Window) -> tuple[float, float]:
+    """Width and height of a panel that shows the window."""
+    left, right, bottom, top = window
+    width, height = right - left, bottom - top
+    scale = PANEL_INCHES / max(width, height)
+    return width * scale, height * scale
+
+
+def arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
+    """Put the panels into their cells and make the figure just as large as they are with all that stands beside them.
+
+    matplotlib's own layouts clip legends beside panels of a fixed aspect, hence this one.
+    """
+    figure = axes[0].figure
+    inner = np.array([ax.get_window_extent().extents for ax in axes]).T / figure.dpi  # left, bottom, right, top
+    outer = np.array([ax.get_tightbbox().extents for ax in axes]).T / figure.dpi
+    left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
+    width, height = inner[2:] - inner[:2]
+    row, column = np.array(cells).T
+    x, total_width = _line_up(column, left, width, right, centred=True)
+    y, total_height = _line_up(row, top, height, bottom, centred=False)  # from the top; titles of a row in one line
+    figure.set_size_inches(total_width, total_height)
+    boxes = np.array([x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height])
+    for ax, box in zip(axes, boxes.T, strict=True):
+        ax.set_position(box)
+
+
+def _line_up(
+    at: np.ndarray, before: np.ndarray, size: np.ndarray, after: np.ndarray, *, centred: bool
+) -> tuple[np.ndarray, float]:
+    """Where panels of columns (or rows) `at` begin, all in inches, and where the last one ends."""
+    begin, end = np.zeros(len(at)), PAD_INCHES - GAP_INCHES
+    for i in range(at.max() + 1):
+        mine = at == i
+        room = size[mine].max()
+        begin[mine] = end + GAP_INCHES + before[mine].max() + (room - size[mine]) / 2 * centred
+        end += GAP_INCHES + before[mine].max() + room + after[mine].max()
+    return begin, end + PAD_INCHES

@@ -1,0 +1,118 @@
+"""The image that a section names: from its own folder or by absolute path, a regular file, and told of."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import stampy
+from stampy import pp
+from stampy._section.sources import named_images
+from stampy.cli.main import main
+
+
+@pytest.fixture
+def section(toy, tmp_path):
+    """A section that names an image in its folder, and a way to write it with another name."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    pixels = toy.uns["spatial"]["toy"]["images"]["hires"]
+    factor = toy.uns["spatial"]["toy"]["scalefactors"]["tissue_hires_scalef"]
+    picture = Image.fromarray(pixels)
+    picture = picture.resize((round(picture.width / factor), round(picture.height / factor)))
+    picture.save(tmp_path / "data" / "images" / "full.png")
+    picture.save(tmp_path / "private.png")
+
+    def write(name):
+        adata = toy[:40].copy()
+        adata.uns["spatial"]["toy"]["metadata"] = {"source_image_path": str(name)}
+        adata.write_h5ad(tmp_path / "data" / "section.h5ad")
+        return tmp_path / "data" / "section.h5ad"
+
+    return write
+
+
+def tiles(adata):
+    pp.tiles(adata, size_px=16)
+    return adata.uns["stamp"]["stamp_tiles"]
+
+
+def test_a_relative_path_is_taken_against_the_folder_of_the_section(section, tmp_path, monkeypatch, caplog):
+    path = section("images/full.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "full.png").write_bytes(b"of the working folder")
+    caplog.set_level(logging.INFO, "stampy")
+    record = tiles(stampy.read(path))
+    expected = str((tmp_path / "data" / "images" / "full.png").resolve())
+    assert list(record["image_path"]) == [expected]
+    assert expected in caplog.text
+
+
+def test_a_relative_path_without_a_file_is_not_taken_against_the_working_folder(section, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "data")
+    adata = toy[:40].copy()
+    adata.uns["spatial"]["toy"]["metadata"] = {"source_image_path": "images/full.png"}
+    with pytest.warns(UserWarning, match="is a relative path"):
+        record = tiles(adata)
+    assert list(record["image"]) == ["hires"]
+    assert list(record["image_path"]) == [""]
+
+
+def test_an_absolute_path_is_opened_and_told_of(section, tmp_path):
+    record = tiles(stampy.read(section(tmp_path / "private.png")))
+    assert list(record["image_path"]) == [str((tmp_path / "private.png").resolve())]
+
+
+@pytest.mark.parametrize("name", ["https://example.org/a.png", "file:///etc/passwd", "s3://bucket/a.tif"])
+def test_no_address_is_fetched(name, section):
+    with pytest.raises(ValueError, match="no address is fetched"):
+        tiles(stampy.read(section(name)))
+
+
+def test_only_regular_files_that_are_pictures_are_opened(section, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(ValueError, match="which is no file"):
+            tiles(stampy.read(section(name)))
+    (tmp_path / "key.png").write_text("a secret key")
+    with pytest.raises(ValueError, match="no image that stampy reads"):
+        tiles(stampy.read(section(tmp_path / "key.png")))
+
+
+@pytest.mark.parametrize("name", ["../private.png", "{outside}/private.png"])
+def test_below_the_folder_alone(name, section, tmp_path):
+    path = section(name.format(outside=tmp_path))
+    with named_images("below"), pytest.raises(ValueError, match=r"outside of its own folder.*--named-images"):
+        tiles(stampy.read(path))
+    with named_images("below"):
+        assert list(tiles(stampy.read(section("images/full.png")))["image"]) == ["full.png"]
+    os.symlink(tmp_path / "private.png", tmp_path / "data" / "images" / "link.png")
+    with named_images("below"), pytest.raises(ValueError, match="outside of its own folder"):
+        tiles(stampy.read(section("images/link.png")))
+
+
+def test_a_cohort_takes_no_image_from_elsewhere_unasked(section, tmp_path, capsys):
+    path = section(tmp_path / "private.png")
+    command = ["corpus", "build", str(path), "--workers", "1", "--max-tokens", "50", "--out"]
+    assert main([*command, str(tmp_path / "a")]) == 1
+    assert "--named-images anywhere" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "b"), "--named-images", "anywhere"]) == 0
+    assert "STAMPY_NAMED_IMAGES" not in os.environ
+
+
+def test_a_report_shows_the_sections_own_image_instead(section, tmp_path):
+    from stampy.cli import report
+
+    path = section(tmp_path / "private.png")
+    with named_images("below"):
+        report.report(path, tmp_path / "a.html")
+    assert "outside of its own folder; it is not opened" in (tmp_path / "a.html").read_text().replace("&#x27;", "'")
+
+
+def test_what_is_computed_does_not_depend_on_where_the_image_lies(section, model, tmp_path):
+    adata = stampy.read(section("images/full.png"))
+    found = stampy.tl.embed(adata, model, modality="image", device="cpu", show_progress_bar=False, copy=True)
+    assert np.isfinite(found.obsm["X_stamp"]).all()
+    assert found.uns["stamp"]["X_stamp"]["tiles"]["image_path"][0].endswith("full.png")
