@@ -148,7 +148,7 @@ def main() -> None:
     threads = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
     print(f"{options.backbone}, {options.layers} gene layers, {options.pairs} pairs, {options.precision}, {threads}\n")
     print(
-        "| step | memory, GB | pairs/s | memory, ratio | speed, ratio | share of peak | data_wait_s | losses of the steps |"
+        "| step | memory, GB | pairs/s | memory ratio | speed ratio | of the peak | data_wait_s | losses of the steps |"
     )
     print("|---|---|---|---|---|---|---|---|")
     first = None
