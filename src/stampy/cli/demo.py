@@ -122,7 +122,7 @@ def demo(
         tl.embed(subject.data, loaded, show_progress_bar=progress, **options)
     say(_about_embedding(adata))
     with clock.of("clustering"):
-        _cluster(adata, n_domains, seed)
+        tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
     if labels is not None:
@@ -216,8 +216,8 @@ def _check_size(adata: AnnData, n_domains: int | None) -> None:
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"Clustering needs at least {MIN_SPOTS} spots, found {adata.n_obs}. Use `stampy embed`.")
     if n_domains is not None:
-        _checks.at_least("n_domains", n_domains, 1)
-        _checks.at_most("n_domains", n_domains, adata.n_obs)
+        _checks.at_least("n_domains", n_domains, 2)
+        _checks.at_most("n_domains", n_domains, adata.n_obs - 1)
 
 
 def _size(adata: AnnData) -> str:
@@ -238,40 +238,6 @@ def _about_embedding(adata: AnnData) -> str:
         lines.append(f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
                      f"{genes['n_vocabulary']} (matched by {genes['matched_by']})")  # fmt: skip
     return "\n  ".join(lines)
-
-
-def _cluster(adata: AnnData, n_domains: int | None, seed: int) -> None:
-    """Leiden on the graph of neighbours in the embedding; with `n_domains` the resolution is searched."""
-    import scanpy as sc
-
-    neighbours = min(15, adata.n_obs - 1)
-    sc.pp.neighbors(adata, n_neighbors=neighbours, use_rep=_keys.EMBEDDING, random_state=seed)
-
-    def leiden(resolution: float) -> int:
-        sc.tl.leiden(adata, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed,
-                     key_added=CLUSTER)  # fmt: skip
-        return adata.obs[CLUSTER].nunique()
-
-    found = leiden(1.0)
-    if n_domains is not None and found != n_domains:
-        found = _search(leiden, found, n_domains)
-    by_size = adata.obs[CLUSTER].value_counts().index  # "0" becomes the largest
-    number = {old: str(i) for i, old in enumerate(by_size)}
-    names = pd.Categorical(adata.obs[CLUSTER].map(number), categories=list(number.values()))
-    adata.obs[CLUSTER] = names
-
-
-def _search(leiden: Callable[[float], int], found: int, wanted: int) -> int:
-    """Halve the range of resolutions until there are as many clusters as wanted; warn if that never happens."""
-    low, high = (-4.0, 0.0) if found > wanted else (0.0, 3.0)  # exponents of 10
-    for _ in range(25):
-        middle = (low + high) / 2
-        found = leiden(10**middle)
-        if found == wanted:
-            return found
-        low, high = (middle, high) if found < wanted else (low, middle)
-    _checks.warn(f"No resolution of Leiden gives exactly {wanted} clusters here; there are {found}.")
-    return found
 
 
 def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:
@@ -299,9 +265,9 @@ def _about_labels(adata: AnnData, labels: str) -> str:
     )
 
 
-def _known_labels(adata: AnnData, labels: str, *, warn: bool = True) -> pd.Series:
+def _known_labels(adata: AnnData, labels: str) -> pd.Series:
     """Labels as categories; missing where the word is none, such as "undetermined"."""
-    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=warn)
+    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
     return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
 
 
@@ -323,7 +289,7 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     if labels is not None:
         wanted["labels.png"] = (labels, f"Labels: {labels}")
         shown = adata[:, :0].copy()  # without genes: cheap
-        shown.obs[labels] = _known_labels(adata, labels, warn=False)
+        shown.obs[labels] = _known_labels(adata, labels)
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)

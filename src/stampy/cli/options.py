@@ -1,0 +1,80 @@
+"""What the commands share: how one is added to the parser, and the options that several have."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from typing import Any, NoReturn
+
+__all__ = ["Parser", "command", "common_options", "described", "input_options", "model_option", "say", "show_progress"]
+
+EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
+
+
+def show_progress(quiet: bool) -> bool:
+    """Whether bars are shown."""
+    return not quiet and sys.stderr.isatty()
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest command where there is none of the name that was given."""
+
+    def error(self, message: str) -> NoReturn:
+        """Show the usage and the message, exit with 2."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found:
+            near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
+            message = f"{message.partition(': invalid')[0]}: there is no {found[1]!r}" + (
+                f". Did you mean {near[0]!r}?" if near else f" (choose from {found[2]})."
+            )
+        super().error(message)
+
+
+def described(make: Any, name: str, about: str, **more: Any) -> argparse.ArgumentParser:
+    """A parser with the examples of its command."""
+    lines = [line.strip() for line in EXAMPLES.get(name.split()[-1], "").strip().splitlines()]
+    epilog = "\n  ".join(["examples:", *lines]) if lines else None
+    return make(name, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+
+def command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    """Add a command that calls `run` with its options."""
+    parser = described(commands.add_parser, name, about, help=about)
+    parser.set_defaults(run=run)
+    # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
+    parser.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error is from"
+    )
+    return parser
+
+
+def model_option(add: Any) -> None:
+    """Add `--model`."""
+    add("--model", default="stampy-mini", help="a name that `stampy models` lists, or a folder (default: %(default)s)")
+
+
+def input_options(add: Any) -> None:
+    """Add what says how a section is to be read and embedded."""
+    add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
+    add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
+    add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
+    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
+    add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--organism", choices=("human", "mouse"), default="human", help="of the genes; mouse: by their human orthologs")
+    add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
+    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
+    add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
+    add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
+
+
+def common_options(add: Any) -> None:
+    """Add `--device` and `--quiet`."""
+    add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
+    add("--quiet", action="store_true", help="no progress bar, no summary")

@@ -1,0 +1,118 @@
+"""`stampy demo | report | models | datasets`: a section, and what there is, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stampy.cli.corpus import named_images_option
+from stampy.cli.options import command, common_options, input_options, model_option, say, show_progress
+
+__all__ = ["EXAMPLES", "add_commands", "add_lists"]
+
+EXAMPLES = {
+    "demo": """
+        stampy demo
+        stampy demo --section HER2ST_A1                   a data set: see `stampy datasets`
+        stampy demo --section section.h5ad --labels layer --n-domains 7 --out my-demo
+        """,
+    "report": """
+        stampy report embedded.h5ad                       writes embedded.html
+        stampy report embedded.h5ad mine.html --domains layer --overwrite
+        """,
+}
+
+
+def add_commands(commands: Any) -> None:
+    """Add demo and report to the parser."""
+    _demo_options(commands)
+    _report_options(commands)
+
+
+def add_lists(commands: Any) -> None:
+    """Add models and datasets to the parser."""
+    command(commands, "models", _models, "List the models and systems that `--model` takes.")
+    command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
+
+
+def _demo_options(commands: Any) -> None:
+    about = "Embed a section, cluster it, write it with pictures into a folder, and tell what was found."
+    add = command(commands, "demo", _demo, about).add_argument
+    add("--out", default="stampy-demo", metavar="FOLDER", help="where the files go (default: %(default)s)")
+    add(
+        "--section",
+        metavar="PATH|NAME",
+        help="an .h5ad, a .zarr, a Space Ranger or other folder, a name that `stampy datasets` lists, or "
+        "`toy` (default: a real section from STAMPY_DATA_DIR or by download, else a toy section)",
+    )
+    model_option(add)
+    add("--labels", metavar="COLUMN", help="column of obs to compare the clusters with")
+    add("--n-domains", type=int, metavar="N", help="number of clusters (default: what Leiden finds)")
+    add("--seed", type=int, default=0, help="of graph and clustering (default: 0)")
+    input_options(add)
+    common_options(add)
+
+
+def _report_options(commands: Any) -> None:
+    add = command(
+        commands, "report", _report, "Write a page about a section: genes, tokens, maps, domains."
+    ).add_argument
+    add("source", metavar="IN", help="as for `stampy embed`; best a section that is embedded")
+    add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
+    add(
+        "--model",
+        help="whose vocabulary to hold the genes against (default: the packaged model that made the embedding)",
+    )
+    add("--embedding", default="X_stamp", metavar="KEY", help="key of obsm (default: %(default)s)")
+    add("--domains", metavar="COLUMN", help="column of obs (default: stamp_domain, stamp_cluster or leiden)")
+    add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
+    add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
+    add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace OUT")
+    add("--quiet", action="store_true", help="no summary")
+    named_images_option(add)
+
+
+def _demo(*, quiet: bool, **options: Any) -> None:
+    from stampy.cli.demo import demo
+
+    demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+    from stampy.cli.report import report
+
+    path = report(source, target or f"{Path(source).resolve().stem}.html", **options)
+    if not quiet:
+        print(f"Written: {path}")
+
+
+def _models() -> None:
+    from importlib.resources import files
+
+    from stampy import models
+
+    for name in models.packaged():
+        folder = files("stampy") / "models" / "weights" / name
+        size = sum(p.stat().st_size for p in Path(str(folder)).iterdir())
+        print(f"{name:14} {size / 1e6:7.1f} MB  packaged")
+    print(f"{'stamp':14} {'':10}  the checkpoint published with the paper, downloaded on first use")
+    print("\nSystems of others, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
+    for card in (models.card(name) for name in models.systems().index):
+        if card.modality != "predictor" and not card.name.startswith("stamp"):
+            print(f"{card.name:14} {card.modality:6} {card.gate:8} {card.licence}")
+    print("\nAlso: a folder of weights, or hf-hub:org/name@revision")
+
+
+def _datasets() -> None:
+    from stampy import datasets
+
+    entries = [datasets.info(name) for name in datasets.names()]
+    wide = max(len(e.name) for e in entries)
+    print(f"{'name':{wide}}  {'use':13}  {'labels':10}  licence")
+    for e in entries:
+        print(f"{e.name:{wide}}  {e.use or '':13}  {', '.join(e.labels):10}  {e.licence}")
