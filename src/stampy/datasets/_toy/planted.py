@@ -101,7 +101,7 @@ def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rn
     Given the genes that are seen, and that M are hidden, a hidden one is gene g with a probability proportional to
     t o_g / (1 + t o_g) over the genes that are not seen, t such that these add up to M (exact for large M).
     """
-    random = _utils.generator(rng)
+    random = _utils.stream(rng, "masks")  # unrelated to a draw of the spots by the same seed
     total, n = 0.0, 0
     for o, there in zip(odds, shows, strict=True):
         hidden = there & (random.random(len(there)) < fraction)
