@@ -16,23 +16,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor, nn
 
 from stampy import _keys
 from stampy._checks import shortlist
-from stampy._section.neighbors import nearest
 from stampy._utils import stream
 from stampy.models import GeneEncoder, ImageEncoder
+from stampy.pp._axes import NEIGHBORS, SpotGenes, leading_axes, neighbor_graph, weighted_genes
 
 from ._sections import TrainingSection
 
 __all__ = ["spatial_axes", "start_spectral", "start_spectral_image"]
 
-NEIGHBORS = 8
-ITERATIONS = 6
-SPARE = 20  # columns of the subspace iteration beyond those kept
-OWN = 0.1  # share of a spot's own covariance: steadies axes that few neighbours support
 TABLE_STD = 0.05  # of the embedding table where the encoder starts
 ANCHORS = 16  # columns of the width that hold a constant, so that layer norm keeps the length of what is in the others
 ANCHOR = 3.0
@@ -79,52 +74,19 @@ def spatial_axes(
 ) -> np.ndarray:
     """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
 
-    A gene of a spot weighs (gate of its rank) x (its own level). Sections are centred, and weigh by their number of
-    spots alone. Found by subspace iteration; no (G, G) matrix is made.
+    A gene of a spot weighs (gate of its rank) x (its own level). See `stampy.pp._axes`.
     """
-    rng = stream(seed, "spectral axes")
-    parts = [_Part.of(s, gate_L, level_G) for s in sections if len(s.xy) > NEIGHBORS and s.tokens.any()]
+    parts = [
+        SpotGenes(weighted_genes(s.tokens, gate_L, level_G), neighbor_graph(s.xy))
+        for s in sections
+        if len(s.xy) > NEIGHBORS and s.tokens.any()
+    ]
     if not parts:
         raise ValueError(
             f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes, found sections of "
             f"{shortlist(len(s.xy) for s in sections)} spots. Use start='random'."
         )
-    basis = np.linalg.qr(rng.standard_normal((len(level_G), min(k + SPARE, len(level_G)))))[0].astype(np.float32)
-    for _ in range(ITERATIONS):
-        basis = np.linalg.qr(sum(p.agreement(basis, OWN) for p in parts))[0].astype(np.float32)
-    small = basis.T @ sum(p.agreement(basis, 0.0) for p in parts)
-    values, vectors = np.linalg.eigh((small + small.T) / 2)
-    return basis @ vectors[:, np.argsort(-values)[:k]]
-
-
-class _Part:
-    """One section: its weighted genes and the graph of its neighbours."""
-
-    def __init__(self, genes_nG: sparse.csr_matrix, graph_nn: sparse.csr_matrix):
-        self.genes, self.graph = genes_nG, graph_nn
-        self.mean = np.asarray(genes_nG.mean(axis=0)).ravel()
-        self.weight = genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12)
-
-    @classmethod
-    def of(cls, section: TrainingSection, gate_L: np.ndarray, level_G: np.ndarray) -> _Part:
-        tokens = np.asarray(section.tokens)[:, : len(gate_L)].astype(np.int64)
-        rows, ranks = np.nonzero(tokens)
-        genes = tokens[rows, ranks] - _keys.N_SPECIAL
-        values = (gate_L[ranks] * level_G[genes]).astype(np.float32)
-        return cls(sparse.csr_matrix((values, (rows, genes)), (len(tokens), len(level_G))), neighbor_graph(section.xy))
-
-    def agreement(self, basis: np.ndarray, own: float) -> np.ndarray:
-        """(spot, neighbours)-covariance times `basis` (G, m)."""
-        y = self.genes @ basis - self.mean @ basis
-        y = (self.graph @ y + self.graph.T @ y) / 2 + own * y
-        return (self.genes.T @ y - np.outer(self.mean, y.sum(axis=0))) * self.weight
-
-
-def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
-    """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
-    n = len(xy)
-    columns = nearest(xy, k)[1]
-    return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
+    return leading_axes(parts, k, stream(seed, "spectral axes"))
 
 
 @torch.no_grad()
