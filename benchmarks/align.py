@@ -105,7 +105,7 @@ def measure(options) -> dict:
     there = torch.stack([(batch["tokens"] != 0).any(dim=1), batch["cells"] >= 0])  # spots with genes, with a region
     whole = {**batch, "there": there}
     pieces_of = (lambda step: [whole | {"step": step}]) if plain else (lambda step: stage.pieces(batch, step))
-    result, again = measured(options, fabric, stage, pieces_of, lr=1e-5)
+    result, again = measured(options, fabric, stage, pieces_of, lr=1e-5, batch=batch)
     seconds = result.pop("seconds")
     result["pairs_per_s"] = options.pairs / seconds
     if options.device == "cuda":
@@ -147,8 +147,10 @@ def main() -> None:
         return
     threads = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
     print(f"{options.backbone}, {options.layers} gene layers, {options.pairs} pairs, {options.precision}, {threads}\n")
-    print("| step | memory, GB | pairs/s | memory, ratio | speed, ratio | share of the peak | losses of the steps |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| step | memory, GB | pairs/s | memory ratio | speed ratio | of the peak | data_wait_s | losses of the steps |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     first = None
     for variant in VARIANTS:
         command = [sys.executable, *sys.argv, "--variant", variant]
@@ -159,6 +161,7 @@ def main() -> None:
         print(
             f"| {variant} | {found['GB']:.2f} | {found['pairs_per_s']:.3g} | {found['GB'] / first['GB']:.2f} "
             f"| {found['pairs_per_s'] / first['pairs_per_s']:.2f} | {share} "
+            f"| {found.get('data_wait_s', float('nan')):.4f} "
             f"| {' '.join(f'{x:.4f}' for x in found['losses'])} |",
             flush=True,
         )

@@ -32,6 +32,7 @@ from torch import nn
 from stampy._utils import stream
 from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.train import PretrainConfig
+from stampy.train._loop import _moved, _prefetched
 from stampy.train._reconstruction import Reconstruction, mask_tokens
 
 # Deciles of the number of genes found in a spot, at most 1,500, over the 31,716 spots of 43 public sections.
@@ -121,7 +122,7 @@ def measure(options) -> dict:
         for layer in stage.layers():
             layer.compile(dynamic=True)
     pieces_of = (lambda step: [masked(batch, config, step)]) if plain else (lambda step: stage.pieces(batch, step))
-    result, again = measured(options, fabric, stage, pieces_of)
+    result, again = measured(options, fabric, stage, pieces_of, batch=batch)
     seconds = result.pop("seconds")
     result["spots_per_s"] = options.groups * GROUP / seconds
     if options.device == "cuda":
@@ -131,7 +132,7 @@ def measure(options) -> dict:
     return result
 
 
-def measured(options, fabric, stage, pieces_of, lr=1e-4):
+def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
     """Steps of `stage`, ours or a plain module, on pieces that are made ahead: GB, seconds, losses; and the step."""
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
@@ -158,10 +159,34 @@ def measured(options, fabric, stage, pieces_of, lr=1e-4):
         found = gradients()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(sum(v.item() for v in found.values()))  # waits for the device
+        names = getattr(stage, "names", found)  # beside them, stage 1 returns measures
+        losses.append(sum(v.item() for k, v in found.items() if k in names))  # waits for the device
         times.append(clock() - began)
     peak = memory(options.device) - (before if options.device == "cpu" else 0)
-    return {"GB": peak / 1e9, "seconds": float(np.median(times[1:])), "losses": losses}, gradients
+    result = {"GB": peak / 1e9, "seconds": float(np.median(times[1:])), "losses": losses}
+    if batch is not None and hasattr(stage, "run"):
+        result["data_wait_s"] = data_wait(options, fabric, stage, module, batch)
+    return result, gradients
+
+
+class Repeated:
+    """A sampler that gives one batch at every step."""
+
+    def __init__(self, batch, steps):
+        self.steps, self._batch = steps, batch
+
+    def batch(self, step):
+        return self._batch
+
+
+def data_wait(options, fabric, stage, module, batch) -> float:
+    """Seconds that a step waits for its pieces, which the loop has made ahead; the tiles are in memory already."""
+    waits = []
+    for _, _, pieces, waited in _prefetched(Repeated(batch, options.steps + 1), stage, 0):
+        found = stage.run(fabric, module, [_moved(piece, fabric.device) for piece in pieces])
+        sum(v.item() for v in found.values())
+        waits.append(waited)
+    return float(np.mean(waits[1:]))
 
 
 def memory(device) -> float:
@@ -221,8 +246,8 @@ def main() -> None:
         return
     threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else f", {torch.cuda.get_device_name()}"
     print(f"{options.layers} layers, {options.groups} x {GROUP} spots, {options.precision}{threads}\n")
-    print("| step | memory, GB | spots/s | memory, ratio | speed, ratio | losses of the steps |")
-    print("|---|---|---|---|---|---|")
+    print("| step | memory, GB | spots/s | memory, ratio | speed, ratio | data_wait_s | losses of the steps |")
+    print("|---|---|---|---|---|---|---|")
     first = None
     for variant in VARIANTS:
         command = [sys.executable, *sys.argv, "--variant", variant]
@@ -231,13 +256,14 @@ def main() -> None:
         first = first or found
         print(
             f"| {variant} | {found['GB']:.2f} | {found['spots_per_s']:.3g} | {found['GB'] / first['GB']:.2f} "
-            f"| {found['spots_per_s'] / first['spots_per_s']:.2f} | {' '.join(f'{x:.4f}' for x in found['losses'])} |",
+            f"| {found['spots_per_s'] / first['spots_per_s']:.2f} | {found.get('data_wait_s', float('nan')):.4f} "
+            f"| {' '.join(f'{x:.4f}' for x in found['losses'])} |",
             flush=True,
         )
         if "TFLOPS" in found:
             share = found["TFLOPS"] / found["peak_TFLOPS"]
             print(
-                f"|   | {found['TFLOPS']:.0f} of {found['peak_TFLOPS']:.0f} TFLOPS: {share:.0%} | | | | |", flush=True
+                f"|   | {found['TFLOPS']:.0f} of {found['peak_TFLOPS']:.0f} TFLOPS: {share:.0%} | | | | | |", flush=True
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     import pandas as pd
 
-    Labels = pd.Series | pd.Categorical | np.ndarray | Iterable[object]
+    Labels: TypeAlias = pd.Series | pd.Categorical | np.ndarray | Iterable[object]
 
 __all__ = ["known_labels", "means_none"]
 

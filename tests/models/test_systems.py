@@ -233,6 +233,12 @@ NEEDS = {"plip": "transformers", "omiclip": "open_clip"}
 
 
 @pytest.fixture(scope="module")
+def toy(toy):
+    """The toy section, of the genes that the small systems know and a few more."""
+    return toy[:, :205].copy()
+
+
+@pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Weights of a system, written once: (card, path, what they were written from)."""
     done = {}
@@ -825,9 +831,8 @@ def catalogue(monkeypatch, written):
 
 @pytest.mark.parametrize("name", [*IMAGE, *GENE, "pca", "pca-smoothed"])
 def test_embed(toy, catalogue, name):
-    toy = toy[:60].copy()
-    model = catalogue(name)
-    card = models.card(name)
+    toy, model = toy[:60].copy(), catalogue(name)
+    card = models.card(name)  # the small variant's
     scale = {} if card.modality == "gene" else {"um_per_px": 1.6}
     adata = tl.embed(toy, model, **scale, copy=True, **QUIET)
     values, record = adata.obsm["X_stamp"], adata.uns["stamp"]["X_stamp"]

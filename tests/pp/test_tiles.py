@@ -293,7 +293,7 @@ def test_tiles_writes_and_leaves_the_input(tmp_path):
 
 
 def test_the_finest_image_is_taken_unless_named():
-    adata = section(grid("hexagonal", 20.0), ramp(), 1.0)
+    adata = section(grid("hexagonal", 20.0), ramp(), 1.0, spot_diameter_fullres=4.0)
     library = adata.uns["spatial"]["a"]
     library["images"] = {"lowres": ramp()[::4, ::4], **library["images"], "unscaled": ramp()}
     library["scalefactors"]["tissue_lowres_scalef"] = 0.25

@@ -101,13 +101,37 @@ def test_overview_is_the_mean_of_areas_whatever_the_bands(size, factor, band):
     y, x = np.mgrid[: size[0], : size[1]]
     image = SlideImage.from_array(np.stack([x * 255 // size[1], y * 255 // size[0], 0 * x], axis=-1).astype(np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stampy.pp._tissue._BAND_PX", band)
+        patch.setattr("stampy._section.image._BAND_PX", band)
         small = overview(image, factor)
     for axis in (0, 1):  # a ramp stays a ramp
         n = small.shape[1 - axis]
         expected = (np.arange(n) + 0.5) / n * 255 - 0.5
         found = small[..., axis].mean(axis=axis)
         assert np.abs(found - expected).max() < 2 + 255 / min(size)
+
+
+@pytest.mark.parametrize("tile", [(64, 64), None])
+def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile):
+    """Of a slide too large to be read wholly one block in several is; what is found is nearly the same."""
+    y, x = np.mgrid[:2000, :2400]
+    pixels = np.full((2000, 2400, 3), 240, np.uint8)
+    pixels[((y - 900) / 600) ** 2 + ((x - 1200) / 800) ** 2 < 1] = (190, 110, 170)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=tile, compression="zlib" if tile else None)
+    exact = pp.slide_tiles(tmp_path / "a.tif", um_per_px=2.0)
+    monkeypatch.setattr("stampy.pp._tissue._MAX_READ_PX", 2000 * 2400 // 8)
+    monkeypatch.setattr("stampy.pp._tissue._BLOCK_PX", 64)
+    read, crop = [], SlideImage.read
+
+    def counted(self, left, top, width, height, **more):
+        read.append(width * height)
+        return crop(self, left, top, width, height, **more)
+
+    monkeypatch.setattr(SlideImage, "read", counted)
+    with pytest.warns(UserWarning, match=r"one block of pixels in 9 is read.*pyramidal TIFF"):
+        found = pp.slide_tiles(tmp_path / "a.tif", um_per_px=2.0)
+    assert sum(read) < 2 * 2000 * 2400 / 6  # for the mask and for the thumbnail
+    common = set(exact.obs_names) & set(found.obs_names)
+    assert len(common) > 0.9 * max(exact.n_obs, found.n_obs)
 
 
 def test_tissue_mask_knows_glass_and_full_slides():

@@ -18,11 +18,11 @@ from stampy import models, train
 from stampy._utils import stream
 from stampy.models import losses
 from stampy.models._cross_entropy import kernel_for, linear_cross_entropy
-from stampy.models._gene import PAD_ID
+from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._lora import LoRALinear, add_lora, merge_lora
 from stampy.models._packed import Packing, attend
 from stampy.train._ranks import make_fabric
-from stampy.train._reconstruction import Reconstruction
+from stampy.train._reconstruction import KINDS, Reconstruction
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GENE = models.GeneConfig(n_genes=60, width=16, depth=2, heads=2, feedforward=24, max_tokens=12)
@@ -67,7 +67,13 @@ def test_packed_spots_give_the_losses_of_padded_ones(cgr_targets, positions):
     score = lambda h, t: encoder.reconstruction(h, t, head="cgr")  # noqa: E731
     cgr = losses.cgr(hidden.unflatten(0, tokens.shape[:2]), tokens[:, 0], scored, score)
     (igr + cgr).backward()
-    torch.testing.assert_close(values, {"igr": igr.detach(), "cgr": cgr.detach()})
+    assert set(values) - {"igr", "cgr"} <= set(KINDS)
+    torch.testing.assert_close({k: values[k] for k in ("igr", "cgr")}, {"igr": igr.detach(), "cgr": cgr.detach()})
+    own, ids = tokens.flatten(0, 1), inputs.flatten(0, 1)
+    for kind, there in zip(KINDS, (ids == MASK_ID, (ids != own) & (ids != MASK_ID), ids == own), strict=True):
+        at = there & selected.flatten(0, 1)
+        if at.any():
+            torch.testing.assert_close(values[kind], losses.igr(hidden, own, at, encoder.reconstruction).detach())
     for name, p in other.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(grads[name], p.grad, rtol=1e-8, atol=1e-10, msg=name)

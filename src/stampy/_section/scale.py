@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,12 @@ _PLATFORMS = {
 _SPOT_TOLERANCE = 0.05  # the spots' diameter fixes the scale where it agrees this well with the grid
 _FIDUCIAL_UM = 105.0  # of Visium's frame, as every Space Ranger version writes it
 _FIDUCIAL_TO_SPOT = (1.4, 1.95)
+_TOUCHING = 1.05  # bins are as wide as they are apart, spots less
+_CONTRADICTION = 0.15  # sizes of a pixel that differ by more can't both be right
+_NEAR = 0.03
+_INDEX_PITCH = 2.5  # rows and columns of an array are 1 or 2 apart
+FIDUCIAL = "fiducial_diameter_fullres"
+GIVE = "Give `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
 
 
 class Lattice(NamedTuple):
@@ -84,7 +91,8 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, Any], *, spot_um:
     """µm per pixel of the full-resolution image, from the spots' grid and the scale factors.
 
     In this order: `spot_um` over the spot diameter; `microns_per_pixel` of the scale factors; the spots' grid, which
-    tells the platform; the diameter of Visium's fiducials (105 µm), where the spots are too few for a grid. On the
+    tells the platform; the diameter of Visium's fiducials (105 µm), where the spots are too few for a grid. What is
+    known besides is held against the result: a contradiction is refused, or named in `doubt`. On the
     hexagonal grid of Visium spots are 100 µm apart and 55 µm wide, on the square one of ST 200 µm apart and 100 µm
     wide. The diameter counts where it agrees with the distance. Where it doesn't, the distance does: Space Ranger
     writes the diameter of a theoretical spot of 60 to 70 µm (by version), which would make tiles a fifth too large.
@@ -101,7 +109,9 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, Any], *, spot_um:
     Raises
     ------
     ValueError
-        Without a spot diameter, or where the grid is that of no platform that is known here.
+        Without a spot diameter, where the grid is that of no platform that is known here, where the spots would be
+        wider than they are apart (coordinates in rows and columns of the array, px of the reduced image, or µm), or
+        where `microns_per_pixel` contradicts a grid of Visium.
 
     Examples
     --------
@@ -109,70 +119,167 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, Any], *, spot_um:
     >>> infer_um_per_px(grid, {"spot_diameter_fullres": 145.0}).source
     'ST: spots of 100 µm'
     """
-    give = "Give `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
-    spot_px = _positive(scalefactors, "spot_diameter_fullres")
-    if spot_um is not None:
-        if spot_px is None:
-            raise ValueError(
-                f"`spot_um` needs `spot_diameter_fullres` in the scale factors, found {sorted(scalefactors)}. "
-                "Give `um_per_px=` instead."
-            )
-        return PixelSize(spot_um / spot_px, f"given: spots of {spot_um:g} µm")
-    if (um_per_px := _positive(scalefactors, "microns_per_pixel")) is not None:
-        return PixelSize(um_per_px, "scale factors: microns_per_pixel")
-    if spot_px is None:
+    spot_px, fiducial_px = _positive(scalefactors, "spot_diameter_fullres"), _positive(scalefactors, FIDUCIAL)
+    um_per_px = _positive(scalefactors, "microns_per_pixel")
+    if spot_um is not None and spot_px is None:
         raise ValueError(
-            "The size of a pixel is not known: the scale factors have no `spot_diameter_fullres`, "
-            f"found {sorted(scalefactors)}. Give `um_per_px=` (µm per pixel of the full-resolution image)."
+            f"`spot_um` needs `spot_diameter_fullres` in the scale factors, found {sorted(scalefactors)}. "
+            "Give `um_per_px=` instead."
         )
     grid = lattice(xy)
+    check_units(xy, grid, scalefactors)
+    if spot_um is not None and spot_px is not None:
+        return PixelSize(spot_um / spot_px, f"given: spots of {spot_um:g} µm", doubt_of_grid(grid, spot_um / spot_px))
+    if um_per_px is not None:
+        _check_stated(grid, um_per_px, spot_px, scalefactors)
+        return PixelSize(um_per_px, "scale factors: microns_per_pixel", doubt_of_grid(grid, um_per_px))
+    if spot_px is None and not (fiducial_px and _agrees(grid, fiducial_px)):
+        raise ValueError(_unknown(grid, scalefactors))
     return (
-        _from_grid(grid, spot_px)
-        or _from_fiducials(_positive(scalefactors, "fiducial_diameter_fullres"), spot_px)
-        or _from_spot(grid, spot_px, len(xy), give)
+        _from_grid(grid, spot_px, fiducial_px)
+        or (_from_fiducials(fiducial_px, spot_px) if grid is None else None)
+        or _from_spot(grid, spot_px, xy, scalefactors)
     )
 
 
-def _from_grid(grid: Lattice | None, spot_px: float) -> PixelSize | None:
+def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
+    """What speaks against a size of a pixel that was stated: a hexagonal grid that is not Visium's, or ""."""
+    if grid is None or grid.kind != "hexagonal" or abs(grid.pitch * um_per_px / 100 - 1) <= _CONTRADICTION:
+        return ""
+    return (
+        f"At {um_per_px:.4g} µm per px the spots lie {grid.pitch * um_per_px:.4g} µm apart on a hexagonal grid, where "
+        f"Visium has 100 µm ({100 / grid.pitch:.4g} µm per px). Check that it is the size of a pixel of the "
+        "full-resolution image."
+    )
+
+
+def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, Any]) -> None:
+    """Raise ValueError for spots that are wider than they are apart: coordinates and diameter have not one unit."""
+    spot_px = _positive(scalefactors, "spot_diameter_fullres")
+    if spot_px is None or grid is None or spot_px <= _TOUCHING * grid.pitch:
+        return
+    likely = likely_unit(xy, grid, scalefactors) or "Coordinates must be x and y in px of the full-resolution image."
+    raise ValueError(
+        f"The spots would be {spot_px:.4g} px wide and only {grid.pitch:.4g} px apart: coordinates and "
+        f"`spot_diameter_fullres` do not have the same unit. {likely}"
+    )
+
+
+def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, Any]) -> str:
+    """Which unit the coordinates seem to have, and what to do; "" where none explains them."""
+    spot_px = _positive(scalefactors, "spot_diameter_fullres")
+    platform = _PLATFORMS[grid.kind]
+    if grid.pitch < _INDEX_PITCH and np.array_equal(xy, np.rint(xy)):
+        return (
+            "The coordinates look like rows and columns of the array. `obsm['spatial']` must hold x and y in px of the "
+            "full-resolution image (`pxl_col_in_fullres`, `pxl_row_in_fullres`)."
+        )
+    for key in scalefactors:
+        name = re.fullmatch("tissue_(.+)_scalef", key)
+        if name is None or spot_px is None:
+            continue
+        scale = _checks.factor(scalefactors, key)
+        low, high = (um / platform.pitch_um for um in platform.plausible_um)
+        if scale < 1 and low <= spot_px * scale / grid.pitch <= high:
+            return f"The coordinates look like px of the {name[1]} image: divide them by `{key}` ({scale:.4g})."
+    if abs(grid.pitch / platform.pitch_um - 1) < _NEAR:
+        return (
+            f"The coordinates look like µm ({platform.name} has {platform.pitch_um:g} µm between spots): divide them "
+            "by the µm per px of the full-resolution image."
+        )
+    return ""
+
+
+def _check_stated(
+    grid: Lattice | None, um_per_px: float, spot_px: float | None, scalefactors: Mapping[str, Any]
+) -> None:
+    """Raise ValueError where spots that are as wide and as far apart as Visium's contradict `microns_per_pixel`."""
+    if not doubt_of_grid(grid, um_per_px) or grid is None or spot_px is None:
+        return
+    low, high = (um / 100 for um in _PLATFORMS["hexagonal"].plausible_um)
+    apart, wide = grid.pitch * um_per_px, spot_px * um_per_px
+    if low <= spot_px / grid.pitch <= high:
+        raise ValueError(
+            f"`microns_per_pixel` ({um_per_px:.4g}) contradicts the spots, which would be {wide:.4g} µm wide and "
+            f"{apart:.4g} µm apart; on the hexagonal grid of Visium they are 55 to 70 µm wide and 100 µm apart "
+            f"({100 / grid.pitch:.4g} µm per px). {GIVE}"
+        )
+
+
+def _agrees(grid: Lattice | None, fiducial_px: float) -> bool:
+    """Whether Visium's fiducials and its grid give the same size of a pixel."""
+    if grid is None or grid.kind != "hexagonal":
+        return False
+    return abs(fiducial_px * 100 / grid.pitch / _FIDUCIAL_UM - 1) <= _CONTRADICTION
+
+
+def _unknown(grid: Lattice | None, scalefactors: Mapping[str, Any]) -> str:
+    hint = ""
+    if grid is not None:
+        platform = _PLATFORMS[grid.kind]
+        hint = (
+            f" If they are spots of {platform.name} ({grid.kind} grid, {platform.pitch_um:g} µm apart), it is "
+            f"{platform.pitch_um / grid.pitch:.4g}."
+        )
+    return (
+        "The size of a pixel is not known: the scale factors have no `spot_diameter_fullres`, "
+        f"found {sorted(scalefactors)}. Give `um_per_px=` (µm per pixel of the full-resolution image).{hint}"
+    )
+
+
+def _from_grid(grid: Lattice | None, spot_px: float | None, fiducial_px: float | None) -> PixelSize | None:
+    """From the distance of neighbours; a known diameter, too, must be that of the platform."""
     if grid is None:
         return None
     platform = _PLATFORMS[grid.kind]
     um_per_px = platform.pitch_um / grid.pitch
-    spot_um = spot_px * um_per_px
-    if abs(spot_um / platform.spot_um - 1) <= _SPOT_TOLERANCE:
-        return PixelSize(platform.spot_um / spot_px, f"{platform.name}: spots of {platform.spot_um:g} µm")
-    if not platform.plausible_um[0] <= spot_um <= platform.plausible_um[1]:
-        return None
+    source = f"{platform.name}: {platform.pitch_um:g} µm between spots"
+    odd = []
+    if fiducial_px is not None and grid.kind == "hexagonal" and not _agrees(grid, fiducial_px):
+        odd.append(f"its fiducials would be {fiducial_px * um_per_px:.0f} µm wide where they have {_FIDUCIAL_UM:g} µm")
+    if spot_px is not None:
+        spot_um = spot_px * um_per_px
+        if abs(spot_um / platform.spot_um - 1) <= _SPOT_TOLERANCE and not odd:
+            return PixelSize(platform.spot_um / spot_px, f"{platform.name}: spots of {platform.spot_um:g} µm")
+        plausible = platform.plausible_um[0] <= spot_um <= platform.plausible_um[1]
+        if not plausible and (fiducial_px is None or grid.kind != "hexagonal"):
+            return None
+        if not platform.usual_um[0] <= spot_um <= platform.usual_um[1]:
+            odd.append(f"its spots would be {spot_um:.0f} µm wide where {platform.name} has {platform.spot_um:g} µm")
     doubt = ""
-    if not platform.usual_um[0] <= spot_um <= platform.usual_um[1]:
+    if odd:
         doubt = (
             f"The {grid.kind} grid was taken for {platform.name} ({platform.pitch_um:g} µm between spots, "
-            f"{um_per_px:.4g} µm per px), but its spots would be {spot_um:.0f} µm wide where {platform.name} has "
-            f"{platform.spot_um:g} µm. Give `um_per_px=` to be sure."
+            f"{um_per_px:.4g} µm per px), but {' and '.join(odd)}. Give `um_per_px=` to be sure."
         )
-    return PixelSize(um_per_px, f"{platform.name}: {platform.pitch_um:g} µm between spots", doubt)
+    return PixelSize(um_per_px, source, doubt)
 
 
-def _from_fiducials(fiducial_px: float | None, spot_px: float) -> PixelSize | None:
+def _from_fiducials(fiducial_px: float | None, spot_px: float | None) -> PixelSize | None:
     low, high = _FIDUCIAL_TO_SPOT
-    if fiducial_px is None or not low <= fiducial_px / spot_px <= high:
+    if fiducial_px is None or spot_px is None or not low <= fiducial_px / spot_px <= high:
         return None
     return PixelSize(_FIDUCIAL_UM / fiducial_px, "Visium: fiducials of 105 µm")
 
 
-def _from_spot(grid: Lattice | None, spot_px: float, n_spots: int, give: str) -> PixelSize:
+def _from_spot(
+    grid: Lattice | None, spot_px: float | None, xy: np.ndarray, scalefactors: Mapping[str, Any]
+) -> PixelSize:
+    if spot_px is None:
+        raise ValueError(_unknown(grid, scalefactors))
     if grid is not None:
+        near = abs(grid.pitch / _PLATFORMS[grid.kind].pitch_um - 1) < _NEAR
         raise ValueError(
             f"The platform is not known: the spots lie {grid.pitch:.4g} px apart on a {grid.kind} grid and are "
             f"{spot_px:.4g} px wide, which is neither Visium (hexagonal, 100 µm apart, 55 to 70 µm wide) nor ST "
-            f"(square, 200 µm apart, 100 µm wide). {give}"
+            f"(square, 200 µm apart, 100 µm wide). {likely_unit(xy, grid, scalefactors) + ' ' if near else ''}{GIVE}"
         )
     um_per_px = _PLATFORMS["hexagonal"].spot_um / spot_px
     return PixelSize(
         um_per_px,
         "assumed: Visium spots of 55 µm",
-        f"The platform can't be told from the positions of {n_spots} spots, since they form no regular grid; Visium "
-        f"spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {give}",
+        f"The platform can't be told from the positions of {len(xy)} spots, since they form no regular grid; Visium "
+        f"spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {GIVE}",
     )
 
 

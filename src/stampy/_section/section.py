@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section import elements
-from stampy._section.coordinates import coordinates
 from stampy._section.elements import Region
 from stampy._section.image import SlideImage
-from stampy._section.inside import check_inside
-from stampy._section.libraries import has_image, libraries_of, library_named
+from stampy._section.inside import check_indices, check_inside, doubt_of_axes
+from stampy._section.libraries import libraries_of, library_named
 from stampy._section.open import open_spatialdata_image
-from stampy._section.overlay import check_one_section, matching_columns, section_column
+from stampy._section.overlay import check_one_section, section_column
 from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
-from stampy._section.scale import PixelSize, infer_um_per_px
+from stampy._section.places import (
+    Places,
+    coordinates_of,
+    has_coordinates,
+    has_images,
+    library_key_of,
+    placed,
+    places_of,
+    told_apart,
+)
+from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,15 +50,6 @@ __all__ = [
 ]
 
 Need = Literal["image", "scale", "neighbors"]
-
-
-class Places(NamedTuple):
-    """Where the spots of a table are, and in which section."""
-
-    xy: np.ndarray  # (n, 2) float64, in px of the section's full-resolution image
-    codes: np.ndarray  # (n,) int64, number of the section
-    names: list[str]  # of the sections; [""] for a table that is one section
-    source: str  # where the coordinates are from
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +157,20 @@ class Section:
     @cached_property
     def _pixel(self) -> PixelSize:
         if self.wishes.um_per_px is not None:
-            return PixelSize(float(self.wishes.um_per_px), "given: um_per_px")  # type: ignore[arg-type]
+            return PixelSize(float(self.wishes.um_per_px), "given: um_per_px", self._contradiction())  # type: ignore[arg-type]
         return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+
+    def _contradiction(self) -> str:
+        """What speaks against the size of a pixel that the user gave, and against the unit of the coordinates."""
+        if self.spot_px is None:
+            return ""
+        grid = lattice(self.xy)
+        if grid is None:
+            return ""
+        across = self.spot_px / grid.pitch
+        if across > 1:
+            return likely_unit(self.xy, grid, self.factors)
+        return doubt_of_grid(grid, float(self.wishes.um_per_px)) if across >= 0.45 else ""  # type: ignore[arg-type]
 
     @property
     def prefix(self) -> str:
@@ -229,7 +241,7 @@ def sections_of(
     table = _utils.table_of(data, table_key)
     _checks.not_empty(table, genes=False)
     libraries = libraries_of(table)
-    places, regions = _placed(data, table, library_key)
+    places, regions = placed(data, table, library_key)
     if "neighbors" in needs or "image" in needs:
         check_one_section(table, places.xy, places.codes, libraries, library_key=library_key, given=wishes.image)
     named = _library_names(table, libraries, places.names, library_key)
@@ -264,110 +276,6 @@ def sections_of(
     return found
 
 
-def places_of(
-    data: AnnData | SpatialData,
-    *,
-    library_key: str | None = None,
-    table_key: str = _keys.TABLE,
-    neighbors: bool = True,
-) -> Places:
-    """Coordinates and section of every spot, for what needs no image.
-
-    With `neighbors` a table in which several sections lie on top of each other is refused, as by :func:`sections_of`.
-    """
-    table = _utils.table_of(data, table_key)
-    places, _ = _placed(data, table, library_key)
-    if neighbors:
-        check_one_section(table, places.xy, places.codes, libraries_of(table), library_key=library_key)
-    return places
-
-
-def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> np.ndarray:
-    """Centres of all spots of the table, (n, 2) float64, each in px of its section's full-resolution image.
-
-    Raises
-    ------
-    KeyError
-        Where there are none.
-    """
-    return places_of(data, table_key=table_key, neighbors=False).xy
-
-
-def library_key_of(
-    data: AnnData | SpatialData, library_key: str | None = None, table_key: str = _keys.TABLE
-) -> str | None:
-    """The column that tells the sections apart: `library_key`, or that of several regions of a SpatialData."""
-    table = _utils.table_of(data, table_key)
-    if library_key is not None or data is table or not elements.is_linked(data, table):
-        return library_key
-    return elements.several_regions(table)
-
-
-def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
-    """As `library_key_of`; or, with a warning, the one column whose values are the entries of ``uns["spatial"]``."""
-    table = _utils.table_of(data, table_key)
-    key = library_key_of(data, library_key, table_key)
-    libraries = libraries_of(table)
-    if key is not None or len(libraries) < 2 or section_column(table, libraries) is not None:
-        return key
-    columns = matching_columns(table, libraries)
-    if len({tuple(np.unique(table.obs[c].astype(str), return_inverse=True)[1].tolist()) for c in columns}) != 1:
-        return None
-    _checks.warn(
-        f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
-        f"by `adata.obs[{columns[0]!r}]`. Give `library_key={columns[0]!r}` if that is right, or the right column."
-    )
-    return columns[0]
-
-
-def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
-    """Whether the spots have coordinates, of whatever worth."""
-    table = _utils.table_of(data, table_key)
-    return _keys.SPATIAL in table.obsm or (data is not table and elements.is_linked(data, table))
-
-
-def has_images(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
-    """Whether any section has an image."""
-    table = _utils.table_of(data, table_key)
-    if data is not table and len(getattr(data, "images", ())):
-        return True
-    return any(has_image(library) for library in libraries_of(table).values())
-
-
-def _placed(
-    data: AnnData | SpatialData, table: AnnData, library_key: str | None
-) -> tuple[Places, dict[str, Region | None]]:
-    """Coordinates and sections of all spots; the region in which each section lies."""
-    if data is table or not elements.is_linked(data, table):
-        xy, source = coordinates(table)
-        return Places(xy, *_checks.libraries(table, library_key), source), {}
-    xy = np.empty((table.n_obs, 2))
-    regions = elements.regions_of(data, table)
-    region_codes = np.empty(table.n_obs, dtype=np.int64)
-    for i, region in enumerate(regions):
-        system = elements.shared_systems(region.element)[0]
-        matrix = elements.affine(region.element, system)
-        unit = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-        xy[region.rows] = elements.apply(matrix, region.xy) / unit
-        region_codes[region.rows] = i
-    source = ", ".join(f"sdata.{r.kind}[{r.name!r}]" for r in regions[:3])
-    if library_key is None:
-        names = [r.name for r in regions]
-        return Places(xy, region_codes, names, source), dict(zip(names, regions, strict=True))
-    codes, names = _checks.libraries(table, library_key)
-    within = {}
-    for code, name in enumerate(names):
-        here = np.unique(region_codes[codes == code])
-        if len(here) > 1:
-            raise ValueError(
-                f"Section {name!r} of `library_key={library_key!r}` lies in {len(here)} regions of the SpatialData: "
-                f"{_checks.shortlist(regions[i].name for i in here)}, each with coordinates of its own. Leave "
-                "`library_key` out: the regions are the sections."
-            )
-        within[name] = regions[here[0]]
-    return Places(xy, codes, names, source), within
-
-
 def _library_names(
     table: AnnData, libraries: Mapping[str, Any], names: list[str], library_key: str | None
 ) -> dict[str, str | None]:
@@ -384,13 +292,14 @@ def _satisfy(section: Section, needs: Collection[Need], table: AnnData, librarie
     if "image" in needs:
         if section.wishes.image is None and section.sdata is None and section.library_name is None:
             _no_library(section, table, libraries)
+        check_indices(section, table)
         section.require_image()
         if section.note:
             yield section.note
     if "scale" in needs and (doubt := section.require_pixel().doubt):
         yield section.prefix + doubt
-    if "image" in needs and (doubt := check_inside(section)):
-        yield doubt
+    if "image" in needs:
+        yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
 
 def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) -> None:
@@ -398,6 +307,12 @@ def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) 
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
     )
+    if not libraries:
+        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in table.uns[_keys.UNS_SPATIAL].items())
+        raise KeyError(
+            "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
+            f"{entries or 'an empty dict'}. Give the image by `image=`."
+        )
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

@@ -132,7 +132,9 @@ def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
 
 def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> None:
     """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
-    for page in series.pages:
+    for number, page in enumerate(series.pages):
+        if page is None:  # tifffile would put zeros there
+            raise damaged(path, f"page {number} of {len(series.pages)} of its picture is not in the file")
         parts = (
             [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
         )

@@ -100,7 +100,7 @@ def _models() -> None:
         folder = files("stampy") / "models" / "weights" / name
         size = sum(p.stat().st_size for p in Path(str(folder)).iterdir())
         print(f"{name:14} {size / 1e6:7.1f} MB  packaged")
-    print(f"{'stamp':14} {'':10}  the checkpoint published with the paper, downloaded on first use")
+    print(f"{'stamp':14} {'':10}  the checkpoint published with the paper: stamp@main downloads it, unverified")
     print("\nSystems of others, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
     for card in (models.card(name) for name in models.systems().index):
         if card.modality != "predictor" and not card.name.startswith("stamp"):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from stampy.models import Stamp
-    from stampy.pp import GeneMatch
+    from stampy.pp._match import GeneMatch
 
 __all__ = ["report"]
 

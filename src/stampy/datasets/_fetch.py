@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from stampy import _checks
+from stampy._files import sha256_of
 from stampy.datasets import _registry
 from stampy.datasets._registry import MIRROR_VARIABLE, Entry, File
 
@@ -112,7 +112,7 @@ def fetch_file(
     if not _cached(target, known):
         _download(file.url, target, known, progressbar)
     if known is None:
-        _checks.warn(f"{target.name}, SHA-256 {hash_of(target)}, was not verified.")
+        _checks.warn(f"{target.name}, SHA-256 {sha256_of(target)}, was not verified.")
     return target
 
 
@@ -123,17 +123,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("stampy")).expanduser()
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _cached(target: Path, known: str | None) -> bool:
     """Whether the cache has the right file; one with a wrong hash is removed."""
     if not target.is_file():
         return False
-    if known is None or hash_of(target) == known.lower():
+    if known is None or sha256_of(target) == known.lower():
         return True
     logger.warning("%s has a wrong hash: removed, to be fetched anew.", target)
     target.unlink(missing_ok=True)
@@ -141,7 +135,7 @@ def _cached(target: Path, known: str | None) -> bool:
 
 
 def _verify_mirrored(path: Path, file: File) -> None:
-    expected, found = file.mirror_sha256 or file.sha256, hash_of(path)
+    expected, found = file.mirror_sha256 or file.sha256, sha256_of(path)
     if expected is not None and found != expected:
         raise ValueError(
             f"{str(path)!r} in the mirror has SHA-256 {found}, expected {expected}. It is refused and left as it is: "

@@ -17,6 +17,8 @@ from ._image import ImageConfig, ImageEncoder, grid_of_nine
 from ._limits import check_gene, check_image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
@@ -111,6 +113,8 @@ class Stamp(nn.Module):
     ----------
     name
         What the model was loaded as; written into the provenance of embeddings.
+    adapted
+        How `stampy.train.adapt` made it: model, strength, n_axes, n_spots. None for all other models.
 
     Examples
     --------
@@ -121,6 +125,7 @@ class Stamp(nn.Module):
     """
 
     name: str = "unnamed"
+    adapted: Mapping[str, str | float | int] | None = None
 
     def __init__(self, config: StampConfig, genes: pd.DataFrame | None = None):
         super().__init__()

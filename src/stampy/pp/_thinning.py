@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, sparse
 
-__all__ = ["blocks", "gene_targets", "halves", "heldout_correlation", "variable_genes"]
+__all__ = ["gene_targets", "halves", "heldout_correlation", "regions", "variable_genes"]
 
 N_FOLDS = 5
 MIN_SHARE = 0.05  # of the spots in which a target gene is found
@@ -40,33 +40,38 @@ def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.
     return parts[0], parts[1]
 
 
-def blocks(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N_FOLDS) -> np.ndarray:
-    """Spatially blocked folds (n,): a grid of `n_folds` x `n_folds` blocks of like size over each section.
+def regions(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N_FOLDS) -> np.ndarray:
+    """Folds (n,) of one compact region each: every section is cut in `n_folds` regions of like size.
 
-    Blocks are cut at quantiles, first along x, then along y; each fold has one block in each strip.
+    Small blocks that lie scattered would not do here: where a spot lies, and nothing else, then predicts the genes of
+    its neighbours well (correlation 0.34 on a section of 295 spots), and an embedding that is fitted to the section may
+    hold just that. From region to region it predicts little.
 
     Examples
     --------
     >>> xy = np.stack(np.mgrid[:10, :10], axis=-1).reshape(-1, 2)
-    >>> np.bincount(blocks(xy)).tolist()
+    >>> np.bincount(regions(xy)).tolist()
     [20, 20, 20, 20, 20]
     """
     sections = np.zeros(len(xy), dtype=np.int64) if sections is None else np.asarray(sections)
     folds = np.empty(len(xy), dtype=np.int64)
     for section in np.unique(sections):
         rows = np.flatnonzero(sections == section)
-        strip = _shares(xy[rows, 0], n_folds)
-        for i in range(n_folds):
-            mine = rows[strip == i]
-            folds[mine] = (_shares(xy[mine, 1], n_folds) + 2 * i) % n_folds
+        _cut(xy, rows, np.arange(n_folds), folds)
     return folds
 
 
-def _shares(values: np.ndarray, k: int) -> np.ndarray:
-    """Which of `k` shares of like size each value is in, by rising order."""
-    place = np.empty(len(values), dtype=np.int64)
-    place[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return place * k // max(len(values), 1)
+def _cut(xy: np.ndarray, rows: np.ndarray, names: np.ndarray, folds: np.ndarray) -> None:
+    """Halve the rows, across their longer side, until each part has one name."""
+    if len(names) == 1 or not len(rows):
+        folds[rows] = names[0]
+        return
+    side = int(np.argmax(np.ptp(xy[rows], axis=0)))
+    order = rows[np.argsort(xy[rows, side], kind="stable")]
+    low = len(names) // 2
+    at = len(order) * low // len(names)
+    _cut(xy, order[:at], names[:low], folds)
+    _cut(xy, order[at:], names[low:], folds)
 
 
 def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
@@ -107,7 +112,8 @@ def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarr
     """Pearson correlation (g,) between targets and their prediction by ridge from `values`, each fold held out once.
 
     Columns are standardised; the penalty is their number `d`: so strong that all columns together are expected to
-    explain as much variance as they leave. NaN for a target that doesn't vary.
+    explain as much variance as they leave. The mean of the training spots is left out of a prediction: it is low where
+    the held-out region is high, so that noise would score below 0. NaN for a target that doesn't vary.
     """
     x = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     scale = x.std(axis=0)
@@ -123,7 +129,7 @@ def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarr
         gram = xx - fxx - m * np.outer(mx, mx)
         gram[np.diag_indices_from(gram)] += x.shape[1]
         w = linalg.solve(gram, xy - fxy - m * np.outer(mx, my), assume_a="pos", check_finite=False)
-        predicted[rows] = (x[rows] - mx) @ w + my
+        predicted[rows] = (x[rows] - mx) @ w
     return correlations(predicted, y)
 
 

@@ -18,7 +18,7 @@ from ._request import BY_SECTION, Request
 if TYPE_CHECKING:
     from ._embed import Section, Sections
 
-__all__ = ["each_of", "is_several"]
+__all__ = ["each_of", "is_several", "named"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def each_of(
         raise ValueError(
             "`copy=True` does not go with an AnnCollection, which holds no data itself. Copy its sections."
         )
-    sections = _named(data)
+    sections = named(data)
     _check(sections, request)
     copies: dict[str, Section] = {}
     for i, (name, section) in enumerate(sections.items()):
@@ -59,7 +59,8 @@ def each_of(
     return copies if isinstance(data, Mapping) else list(copies.values())
 
 
-def _named(data: Any) -> dict[Any, Any]:
+def named(data: Any) -> dict[Any, Any]:
+    """Sections by the keys of a dict, else by 0, 1, ..."""
     if isinstance(data, Mapping):
         return dict(data)
     return dict(enumerate(data.adatas if is_collection(data) else data))

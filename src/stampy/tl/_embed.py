@@ -18,6 +18,7 @@ from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._tiles import TileSource
 
+from ._adapted import adapted_to
 from ._cluster import smoothed
 from ._each import each_of, is_several
 from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
@@ -61,6 +62,7 @@ def embed(
     spot_um: float | None = None,
     level: Level = "embedding",
     context: Literal["neighbors"] | None = None,
+    adapt: bool = False,
     batch_size: int | None = None,
     n_workers: int = 1,
     device: str | torch.device | None = None,
@@ -115,6 +117,10 @@ def embed(
         ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section,
         along squidpy's spatial graph (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
         in the model's card. None: a spot's vector depends on that spot alone.
+    adapt
+        Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
+        one study. All sections of the call get one space, which they share with nothing else: search, scores by gene
+        programmes and transfer across adaptations raise. Genes alone; models such as ``"stampy-mini"`` alone.
     batch_size
         Spots per batch; None: what suits the device.
     n_workers
@@ -177,12 +183,14 @@ def embed(
     'stampy-mini'
     """
     request = Request(
-        modality=modality, image=image, image_key=image_key, library_key=library_key, table_key=table_key, layer=layer,
+        modality="gene" if adapt and modality is None else modality, image=image, image_key=image_key,
+        library_key=library_key, table_key=table_key, layer=layer, um_per_px=um_per_px, spot_um=spot_um, level=level,
         organism=organism,
-        um_per_px=um_per_px, spot_um=spot_um, level=level, context=context, batch_size=batch_size,
-        n_workers=n_workers, precision=precision, progress=show_progress_bar, key_added=key_added,
-        resume=None if resume is None else Path(resume),
+        context=context, batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
+        key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
+    if adapt:
+        model = adapted_to(adata, request, model, device)
     if is_several(adata):
         once = model if is_baseline(model) else loaded_model(model, device)
         return each_of(partial(_embed_one, model=once, device=device, copy=copy), adata, request, copy=copy)
@@ -304,6 +312,8 @@ def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: st
     record |= {"model": model.name, "precision": tower.precision}
     if getattr(model, "source", ""):
         record["weights"] = model.source
+    if getattr(model, "adapted", None):
+        record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
 
 

@@ -17,6 +17,7 @@ from stampy._utils import generator, table_of
 from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
+from ._adapted import fitted
 from ._embed import embed, in_context
 from ._encoders import BASELINES as PCA_MODELS
 from ._label_free import MEASURES, Piece, scores_of_split
@@ -52,9 +53,10 @@ def evaluate(
     """Judge embeddings on this section without labels, beside simple baselines.
 
     The molecules of every spot are split in two halves at random. One half is embedded, and variable genes of the other
-    are predicted from the embedding by ridge regression, over spatially blocked folds. The noise of the halves is
+    are predicted from the embedding by ridge regression, each fold a compact region. The noise of the halves is
     independent, so only what is about the tissue helps. An embedding worth using predicts better than the principal
-    components of the section itself.
+    components of the section itself, and than the bare position of the spots, which a graph-based method may have
+    learned: that lifts `neighbors`, not `own`.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def evaluate(
     ``uns[key_added]["scores"]``
         DataFrame with a row per embedding and baseline:
 
-        - ``score``, ``score_std``: mean of `own` and `neighbors`, and its spread over splits
+        - ``score``, ``score_std``: geometric mean of `own` and `neighbors`, and its spread over splits
         - ``own``, ``neighbors``: mean correlation of predicted and measured genes of the other half, of the spot itself
           and of the mean of its six nearest spots. What log depth explains was taken out of the genes before
         - ``coherence``: how alike neighbouring spots are (Moran's I, mean over columns, weighted by variance)
@@ -126,7 +128,7 @@ def evaluate(
     >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
     >>> stampy.tl.evaluate(adata, n_splits=1)
     >>> adata.uns["stamp_evaluate"]["scores"].index.tolist()
-    ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed']
+    ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed', 'position alone']
     """
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
@@ -202,18 +204,21 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
     if record.get("modality") != "gene" and key == main:
         return None
     context = str(record.get("context", "")).partition(",")[0] or None
-    options = {"modality": "gene", "level": record.get("level", "embedding")}
-    if record.get("adapted") is not None:
-        options["adapt"] = True
-
+    organism = record.get("organism", "human")
+    options = {"modality": "gene", "level": record.get("level", "embedding"), "organism": organism}
     name = f"{record['model']} {options}"  # embeddings that differ in their context alone are made once
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
-            model = record["model"]
+            fit = record.get("adapted")
+            model = fit["model"] if fit else record["model"]
             if model not in loaded:
                 loaded[model] = model if model in PCA_MODELS else load(model)
-            embed(table, loaded[model], library_key=library_key, show_progress_bar=False, key_added=name, **options)
+            encoder = loaded[model]
+            if fit:  # to the half, by the settings that were chosen on the whole
+                settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"]), "organism": organism}
+                encoder = fitted(encoder, [table], library_key=library_key, **settings)
+            embed(table, encoder, library_key=library_key, show_progress_bar=False, key_added=name, **options)
         values = table.obsm[name]
         if not context:
             return values
@@ -252,7 +257,7 @@ def _enough(sections: np.ndarray, names: Sequence[str]) -> None:
     small = {names[i]: int(n) for i, n in enumerate(counts) if n < 25}
     if small:
         found = _checks.shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
-        raise ValueError(f"An evaluation over blocks needs at least 25 spots in every section, found {found}.")
+        raise ValueError(f"An evaluation over regions needs at least 25 spots in every section, found {found}.")
 
 
 def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:

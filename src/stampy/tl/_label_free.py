@@ -13,7 +13,7 @@ from scipy import sparse
 
 from stampy import _checks, _keys
 from stampy._section.neighbors import graph
-from stampy.pp._thinning import blocks, gene_targets, halves, heldout_correlation, variable_genes
+from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
 
 from ._cluster import smoothed
 from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
@@ -31,7 +31,8 @@ __all__ = ["BASELINES", "MEASURES", "Piece", "scores_of_split"]
 N_NEAREST = 15  # of the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
 PCA, PCA_CONTEXT, TFIDF_CONTEXT = "PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed"
-BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT)
+POSITION = "position alone"
+BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT, POSITION)
 
 
 class Piece:
@@ -51,7 +52,7 @@ class Piece:
         self.genes = variable_genes(counts, n_genes)
         if not len(self.genes):
             raise ValueError("No gene is found in 5 % of the spots: there is nothing to predict. Judge a larger piece.")
-        self.folds = blocks(xy, sections)
+        self.folds = regions(xy, sections)
         self.graph = graph(xy, N_NEIGHBORS, sections) / N_NEIGHBORS
         self.log_depth = np.log1p(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
 
@@ -73,7 +74,10 @@ def scores_of_split(part: Piece, jobs: dict[str, Embedder], rng: np.random.Gener
         sides = [_side(part, values[i], targets[1 - i], around[1 - i]) for i in (0, 1)]
         row = {k: float(np.mean([side[k] for side in sides])) for k in sides[0]}
         row["stability"] = _stability(*values) if values[0] is not values[1] else np.nan
-        found[name] = row | {"score": (row["own"] + row["neighbors"]) / 2, "n_dims": values[0].shape[1]}
+        found[name] = row | {
+            "score": (max(row["own"], 0.0) * max(row["neighbors"], 0.0)) ** 0.5,
+            "n_dims": values[0].shape[1],
+        }
     return found
 
 
@@ -89,12 +93,23 @@ def _embedded(part: Piece, jobs: dict[str, Embedder], pair: tuple) -> list[tuple
                 found[name] = [_judged(job(t), name, len(part.xy)) for t in tables]
         for name in BASELINES:
             found[name] = []
+        found[POSITION] = [_waves(part.xy, part.sections)] * 2
         for half in pair:
             pca = principal_components(half)[0]
             for name, values in ((PCA, pca), (PCA_CONTEXT, unit(pca)), (TFIDF_CONTEXT, unit(_tfidf(half)))):
                 context = name != PCA
                 found[name].append(unit(smoothed(values, part.xy, N_NEIGHBORS, part.sections)) if context else values)
     return list(found.items())
+
+
+def _waves(xy: np.ndarray, sections: np.ndarray, k: int = 24) -> np.ndarray:
+    """Where a spot lies, and nothing else: waves (n, 2 k) of random directions over each section."""
+    place = np.empty_like(xy)
+    for section in np.unique(sections):
+        mine = sections == section
+        place[mine] = (xy[mine] - xy[mine].mean(axis=0)) / np.maximum(xy[mine].std(axis=0), 1e-12)
+    turned = place @ np.random.default_rng(0).normal(0, 1.5, (2, k))
+    return np.hstack([np.cos(turned), np.sin(turned)]).astype(np.float32)
 
 
 def _judged(values: object, name: str, n: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from stampy.pp._orthologs import human_matched
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stampy.pp import GeneMatch
+    from stampy.pp._match import GeneMatch
 
     from ._request import Organism
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from stampy import _checks, _keys
 from stampy._section.pictures import Wishes
@@ -19,6 +19,8 @@ Organism: TypeAlias = Literal["human", "mouse"]
 Modality: TypeAlias = Literal["gene", "image", "fused"]
 Level: TypeAlias = Literal["embedding", "feature"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+Value = TypeVar("Value")
 
 ORGANISMS = ("human", "mouse")
 MODALITIES = ("gene", "image", "fused")
@@ -90,8 +92,13 @@ class Request:
 
     def of(self, section: object, resume: Path | None) -> Request:
         """The request for one of several sections, by its name."""
-        own = {key: _pick(getattr(self, key), section) for key in BY_SECTION}
-        return replace(self, **own, resume=resume)
+        return replace(
+            self,
+            image=_pick(self.image, section),
+            image_key=_pick(self.image_key, section),
+            um_per_px=_pick(self.um_per_px, section),
+            resume=resume,
+        )
 
 
 def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
@@ -104,6 +111,6 @@ def check_running(level: str, precision: str | None, batch_size: int | None, n_w
     _checks.at_least("n_workers", n_workers, 1)
 
 
-def _pick(value: object, section: object) -> object:
+def _pick(value: Value | Mapping[Any, Value], section: object) -> Value | None:
     """The section's own value, or that of all; sections without one keep the default."""
     return value.get(section) if isinstance(value, Mapping) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from spatialdata import SpatialData
 
-    Column = np.ndarray | pd.Categorical
+    Column: TypeAlias = np.ndarray | pd.Categorical
     Data = TypeVar("Data", bound=AnnData | SpatialData)
 
 __all__ = ["Result", "check_finite", "write"]
@@ -108,7 +108,7 @@ def check_finite(name: str, value: object, *, blank: np.ndarray | None = None) -
     bad = ~np.isfinite(values)
     if not bad.any():
         return
-    rows = bad.reshape(len(bad), -1).any(axis=1)
+    rows: np.ndarray = np.any(bad.reshape(len(bad), -1), axis=1)
     if blank is not None and values is value:
         rows &= ~blank
     if rows.any():
@@ -123,7 +123,7 @@ def _check_inputs(result: Result) -> None:
     """Raise ValueError where a result would replace what it was computed from."""
     record = result.record
     columns = [record.get(f) for f in ("label_key", "label", "library_key", "patient_key", "groupby")]
-    inputs = {"obs": {c for c in columns if c}, "obsm": set(embeddings_of(record))}
+    inputs: dict[str, set[object]] = {"obs": {c for c in columns if c}, "obsm": set(embeddings_of(record))}
     for slot, name, _ in result.items():
         if name in inputs.get(slot, ()):
             raise ValueError(

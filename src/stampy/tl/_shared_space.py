@@ -26,12 +26,12 @@ class Space:
     name: str  # of the slot, for messages
     modality: Modality
     vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
-    record: dict[str, Any] | None  # what `tl.embed` says of them; None where it says nothing
+    record: Mapping[str, Any] | None  # what `tl.embed` says of them; None where it says nothing
 
     @property
     def known(self) -> np.ndarray:
         """Spots that have an embedding at all (n,) bool."""
-        return self.vectors.any(axis=1)
+        return np.asarray(self.vectors.any(axis=1))
 
 
 def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
@@ -58,7 +58,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
 
 
-def _record(adata: AnnData, key: str, modality: Modality) -> dict[str, Any] | None:
+def _record(adata: AnnData, key: str, modality: Modality) -> Mapping[str, Any] | None:
     """The provenance that `tl.embed` left, if it is about this modality."""
     record = adata.uns.get(_keys.UNS, {}).get(key)
     return record if isinstance(record, Mapping) and record.get("modality") in (modality, "fused") else None

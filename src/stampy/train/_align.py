@@ -26,7 +26,7 @@ from ._loop import claimed, fit
 from ._ranks import is_sharded, make_fabric
 from ._settings import without_effect
 from ._sources import pair_source
-from ._spectral_image import start_spectral_image
+from ._start import start_spectral_image
 
 __all__ = ["align"]
 

@@ -33,7 +33,7 @@ from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
 from ._references import references
 from ._sources import GroupSource, group_source
-from ._spectral import start_spectral
+from ._start import start_spectral
 
 __all__ = ["pretrain"]
 

@@ -1,0 +1,79 @@
+"""A model fitted to the very sections that it embeds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stampy import _checks, _keys
+from stampy._utils import generator, table_of
+from stampy.models import Stamp
+from stampy.models._linear import check_linear, linear_parts, with_axes
+from stampy.pp import Vocabulary
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+
+from ._each import is_several, named
+from ._encoders import Encoder, is_baseline, loaded_model
+from ._organism import match_genes
+from ._request import Organism, Request
+
+if TYPE_CHECKING:
+    import torch
+    from anndata import AnnData
+
+    from stampy.pp._match import GeneMatch
+
+    from ._embed import Section, Sections
+
+__all__ = ["adapted_to", "fitted"]
+
+SEED = 0
+
+
+def adapted_to(
+    data: Sections, request: Request, model: str | Path | Encoder, device: str | torch.device | None
+) -> Stamp:
+    """The model fitted to all sections of a call of `stampy.tl.embed` together."""
+    if request.modality != "gene":
+        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+    if is_baseline(model):
+        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+    sections = list(named(data).values()) if is_several(data) else [data]
+    for section in sections:
+        _checks.not_empty(table_of(section, request.table_key))
+    loaded = loaded_model(model, device)
+    names = {"layer": request.layer, "library_key": request.library_key, "table_key": request.table_key}
+    with warnings.catch_warnings():  # what is to be said of a section is said when it is embedded
+        warnings.simplefilter("ignore", _checks.StampyWarning)
+        return fitted(loaded, sections, organism=request.organism, **names)
+
+
+def fitted(
+    model: Encoder,
+    sections: Iterable[Section],
+    *,
+    layer: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    organism: Organism = "human",
+    strength: float | None = None,
+    n_axes: int | None = None,
+) -> Stamp:
+    """The model adapted to all these sections; see `stampy.train.adapt`."""
+    check_linear(model)
+    sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(model.genes)
+    names = {"layer": layer, "library_key": library_key, "table_key": table_key}
+    share, pieces = MAX_SPOTS // max(len(sections), 1), []
+
+    def match(table: AnnData) -> GeneMatch:
+        return match_genes(table, vocabulary, organism, layer)
+
+    for section in sections:
+        pieces += pieces_of(section, match, **names, max_spots=share, rng=rng)
+    parts = LinearEncoder(*linear_parts(model))
+    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    made = with_axes(model, found.axes, found.head, found.bias)
+    made.adapted = found.record(model.name)
+    return made

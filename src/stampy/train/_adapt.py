@@ -1,0 +1,109 @@
+"""A packaged model fitted to one's own sections, in seconds and without labels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stampy import _checks, _utils
+from stampy.models import Stamp, load
+from stampy.models._linear import check_linear, linear_parts, with_axes
+from stampy.pp import Vocabulary
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
+from stampy.pp._adaptation import adapt as solve
+
+from ._sections import Section, as_sections
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    One = AnnData | str | Path | Section
+
+__all__ = ["adapt"]
+
+logger = logging.getLogger(__name__)
+
+
+def adapt(
+    model: str | Path | Stamp,
+    sections: One | Sequence[One],
+    *,
+    strength: float | None = None,
+    n_axes: int | None = None,
+    max_spots: int | None = MAX_SPOTS,
+    rng: int | np.random.Generator | None = 0,
+) -> Stamp:
+    """Fit the gene tower of a model to sections, in closed form, without labels.
+
+    The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. How much, and
+    how many are kept, is what best predicts the genes of the other half of the molecules from one half (the measure of
+    `stampy.tl.evaluate`); labels have no part in it. It takes seconds on a Visium section.
+
+    Parameters
+    ----------
+    model
+        One whose gene tower adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``; its name, a folder, or
+        loaded. It is not changed.
+    sections
+        AnnData with raw counts in ``X`` and ``obsm["spatial"]``, paths of .h5ad files, a manifest (.tsv), or several.
+        All get one space.
+    strength
+        Share of the sections in the mixture: 0 keeps the model's axes, 1 takes those of the sections alone. None:
+        chosen.
+    n_axes
+        Columns of the embedding. None: chosen.
+    max_spots
+        In all, a compact piece of each section, where there are more: memory stays bounded. None: all.
+    rng
+        Of pieces, splits and the solver.
+
+    Returns
+    -------
+    A model without image tower, for `stampy.tl.embed`, `stampy.models.save` and so on. Its name holds a digest of its
+    axes: vectors of different adaptations share no space, and search or transfer across them raises. ``adapted`` tells
+    strength, number of axes and number of spots.
+
+    Raises
+    ------
+    ValueError
+        A model that can't be adapted, a section of fewer than 50 spots, `strength` outside 0 to 1, no counts.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> adata = stampy.datasets.toy(n_spots=150, image=False)
+    >>> mine = stampy.train.adapt("stampy-mini", adata, n_axes=16)
+    >>> stampy.tl.embed(adata, mine, show_progress_bar=False)
+    >>> adata.obsm["X_stamp"].shape
+    (150, 16)
+    """
+    _check(strength, n_axes, max_spots)
+    model = load(model, device="cpu") if isinstance(model, str | Path) else model
+    check_linear(model)
+    rng, vocabulary = _utils.generator(rng), Vocabulary(model.genes)
+    listed = as_sections(sections)
+    pieces = []
+    for section in listed:
+        share = None if max_spots is None else max(max_spots // len(listed), 1)
+        pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
+    parts = LinearEncoder(*linear_parts(model))
+    found = solve(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    adapted = with_axes(model, found.axes, found.head, found.bias)
+    adapted.adapted = found.record(model.name)
+    logger.info("%s: strength %g, %d axes, by %d spots", adapted.name, found.strength, found.n_axes, found.n_spots)
+    return adapted
+
+
+def _check(strength: float | None, n_axes: int | None, max_spots: int | None) -> None:
+    if strength is not None:
+        _checks.at_least("strength", strength, 0, integer=False)
+        _checks.at_most("strength", strength, 1)
+    if n_axes is not None:
+        _checks.at_least("n_axes", n_axes, 2)
+    if max_spots is not None:
+        _checks.at_least("max_spots", max_spots, 100)

@@ -1,0 +1,82 @@
+"""Shown to learn: what must be reached where the truth is known. Minutes each, hence slow."""
+
+import numpy as np
+import pytest
+import torch
+
+from stampy import datasets, models, train
+from stampy.datasets._toy.planted import best_loss, planted
+from stampy.pp import Vocabulary
+from stampy.train._ridge import ranks_of_own
+from stampy.train._sections import Section, prepare
+
+QUIET = {"device": "cpu", "progress": False}
+
+
+def test_the_best_loss_of_a_planted_section_is_that_of_its_odds():
+    """Spots that draw from few genes: the loss is the logarithm of how many are left for each hidden one."""
+    odds = np.tile(np.where(np.arange(50) < 20, 1.0, 1e-9), (400, 1))
+    shows = np.random.default_rng(0).random((400, 50)) < odds / (1 + odds)
+    found = best_loss(odds, shows)
+    assert np.log(10) < found < np.log(13)  # of 20 genes about 8.5 are seen
+
+
+def test_planted_sections_show_what_their_odds_say():
+    world = planted(n_spots=900, n_sections=2, shown=30)
+    for section, odds in zip(world.sections, world.odds, strict=True):
+        shows = section.X.toarray() > 0
+        expected = odds / (1 + odds)
+        assert expected.sum(axis=1) == pytest.approx(30, rel=1e-3)
+        assert shows.mean(axis=0) == pytest.approx(expected.mean(axis=0), abs=0.08)
+        neighbours = section.obs["domain"].to_numpy().reshape(30, 30)
+        assert (neighbours[:, 1:] == neighbours[:, :-1]).mean() > 0.8
+    found = best_loss(world.odds[0], world.sections[0].X.toarray() > 0)
+    assert found < np.log(200 - 25)
+
+
+@pytest.mark.slow
+def test_sixty_four_spots_are_learned_by_heart(tmp_path):
+    """Where there is enough capacity and time, nothing is left of the loss: the gradient is right at every position."""
+    spots = datasets.toy(n_spots=64, rng=0)
+    config = {"width": 96, "depth": 2, "heads": 4, "feedforward": 192, "max_tokens": 24, "tied_heads": True,
+              "norm": "pre", "groups_per_batch": 7, "epochs_igr": 1500, "epochs_cgr": 0, "lr": 2e-3, "min_lr": 0.0,
+              "weight_decay": 0.0, "embedding": 8, "checkpoint_every": 10**6}  # fmt: skip
+    model = train.pretrain(spots, tmp_path, config=config, **QUIET)
+    found = train.evaluate(model, spots, n_groups=8, device="cpu").loc["section 0"]
+    assert found["igr_masked"] < 0.1 < 4 < found["section_frequency_unseen"]
+    assert found["igr_replaced"] < 0.3
+
+
+@pytest.mark.slow
+def test_thirty_two_pairs_find_each_other(model, tmp_path):
+    section = datasets.toy(n_spots=32, rng=0)
+    config = {"epochs": 150, "pairs_per_batch": 32, "lr": 2e-3, "losses": ("patch_gene",), "augment": False,
+              "weight_decay": 0.0, "checkpoint_every": 10**6}  # fmt: skip
+    aligned = train.align(section, tmp_path, model=model, config=config, **QUIET)
+    prepared = prepare(
+        Section(data=section, name="s"), Vocabulary(model.genes), max_tokens=64, tower=model.config.image
+    )
+    rows = np.arange(32)
+    with torch.inference_mode():
+        images = aligned.embed_images(torch.from_numpy(prepared.tiles.read(rows))).numpy()
+        genes = aligned.gene_embeddings(torch.from_numpy(prepared.tokens.astype(np.int64))).numpy()
+    assert (ranks_of_own(images, genes, rows) == 0).all()
+    assert (ranks_of_own(genes, images, rows) == 0).all()
+
+
+@pytest.mark.slow
+def test_stage_1_learns_what_was_planted(tmp_path):
+    """On sections that were left out, close to the best that the simulator allows."""
+    world = planted(250, 10, rng=0)
+    config = {"width": 64, "depth": 2, "heads": 4, "feedforward": 128, "max_tokens": 80, "tied_heads": True,
+              "norm": "pre", "groups_per_batch": 4, "epochs_igr": 12, "epochs_cgr": 0, "lr": 3e-3, "embedding": 32,
+              "checkpoint_every": 10**6}  # fmt: skip
+    vocabulary = Vocabulary(world.genes)
+    model = train.pretrain(world.sections[2:], tmp_path, vocabulary=vocabulary, config=config, **QUIET)
+    found = train.evaluate(model, world.sections[:2], device="cpu").loc["all"]
+    kept = zip(world.odds[:2], world.sections[:2], strict=True)
+    best = np.mean([best_loss(odds, section.X.toarray() > 0) for odds, section in kept])
+    known = found["section_frequency_unseen"]
+    assert best < known
+    assert (known - found["igr_masked"]) / (known - best) > 0.5
+    assert models.load(tmp_path / "model").genes is not None
