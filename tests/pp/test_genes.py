@@ -395,3 +395,21 @@ def test_share_of_the_counts_of_real_sections(data_dir):
     for name, least in (("melanoma_ST_sepal", 0.997), ("PDAC_A_human", 0.980), ("prostate_CP_mini", 0.9999)):
         match = packaged().match(anndata.read_h5ad(data_dir / "sections" / f"{name}.h5ad"))
         assert 1 - match.unmatched_share > least, str(match)
+
+
+def test_what_is_remembered_is_not_mixed_up():
+    """Sections with the same names share what was found; one changed name, kind or column does not."""
+    vocabulary = Vocabulary(
+        pd.DataFrame({"gene_id": ["ENSG00000111640", "ENSG00000141510"], "symbol": ["GAPDH", "TP53"], "divisor": 1.0})
+    )
+
+    def rows(names, **columns):
+        var = pd.DataFrame(columns, index=pd.Index(names, dtype=str))
+        return vocabulary.match(AnnData(np.ones((2, len(names)), dtype=np.float32), var=var)).rows.tolist()
+
+    for _ in range(2):
+        assert rows(["GAPDH", "TP53"]) == [0, 1]
+        assert rows(["TP53", "GAPDH"]) == [1, 0]
+        assert rows(["a", "b"], gene_ids=["ENSG00000141510", "ENSG00000111640"]) == [1, 0]
+        assert rows(["GAPDH", "TP53"], feature_types=["Gene Expression", "Antibody Capture"]) == [0, -1]
+        assert rows(["GAPDH", "TP53"], note=["x", "y"]) == [0, 1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from ._features import Features
 from ._gene_index import GeneIndex
-from ._lookup import CASE, ID, MENDED, SYMBOL, WAYS, find
+from ._lookup import CASE, ID, MENDED, SYMBOL, WAYS, Found, find
 from ._names import REPEATED
 
 __all__ = ["GeneMatch", "match"]
@@ -122,7 +123,7 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
     sums
         (n_vars,) counts of each column, for the shares; None: not read.
     """
-    found = find(features, index)
+    found, n_contradictions = _found(features, index)
     ways, rows = found.ways.tolist(), found.rows
     by = {WAYS[way]: n for way, n in sorted(Counter(ways).items()) if way}
     sources = Counter(zip(found.sources[rows >= 0].tolist(), (way == ID for way in ways if way), strict=True))
@@ -148,11 +149,19 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
         n_folded=by.get(WAYS[CASE], 0),
         by=by,
         left_out=dict(Counter(kind for kind in features.left_out.tolist() if kind)),
-        n_contradictions=len(contradictions(features, index)),
+        n_contradictions=n_contradictions,
         ambiguous=tuple(found.ambiguous),
         guessed=tuple(found.guessed),
         **shares,
     )
+
+
+@lru_cache(maxsize=4)  # of sections with the same names, such as those of a cohort, only the first is looked up
+def _found(features: Features, index: GeneIndex) -> tuple[Found, int]:
+    """What was found, read-only, and the number of contradictions."""
+    found = find(features, index)
+    found.rows.setflags(write=False)
+    return found, len(contradictions(features, index))
 
 
 def name_of(features: Features, column: int) -> str:

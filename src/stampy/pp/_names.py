@@ -69,12 +69,14 @@ def ensembl_ids(names: Sequence[str]) -> list[str]:
     """
     if "ENS" not in "\n".join(names):
         return [""] * len(names)
-    return [_ensembl_id(name) if "ENS" in name else "" for name in names]
+    return [
+        name if name[:4] == "ENSG" and len(name) == 15 and name[4:].isdecimal() else "" if "ENS" not in name
+        else _ensembl_id(name)
+        for name in names
+    ]  # fmt: skip
 
 
 def _ensembl_id(name: str) -> str:
-    if len(name) == 15 and name.startswith("ENSG") and name[4:].isdecimal():
-        return name
     # ENSGR0000182378: the copy of ENSG00000182378 on the Y chromosome, in older annotations
     found = {kind + ("0" if again else "") + number for kind, again, number in ENSEMBL.findall(name)}
     return found.pop() if len(found) == 1 else ""

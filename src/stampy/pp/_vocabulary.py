@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import logging
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -295,6 +295,12 @@ def packaged() -> Vocabulary:
             f"No vocabulary of the packaged model at {str(path)!r}. Install stampy with its weights, or give "
             "`vocabulary=`, e.g. `Vocabulary.from_sections([adata])`."
         )
+    return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, changed: int) -> Vocabulary:
+    """The vocabulary of a file, read once as long as the file stays as it is; it is immutable, and so is its index."""
     vocabulary = Vocabulary.load(path)
     if merged := vocabulary.merged:
         logger.info("%d entries of the packaged vocabulary are genes of other entries and were merged", len(merged))
