@@ -7,8 +7,7 @@ from scipy import sparse
 
 from stampy import models, train
 from stampy.train._sections import TrainingSection, as_sections, prepare
-from stampy.train._spectral import anomaly_of_rank, neighbor_graph, spatial_axes
-from stampy.train._spectral_image import ANCHORS, start_spectral_image
+from stampy.train._start import ANCHORS, anomaly_of_rank, neighbor_graph, spatial_axes, start_spectral_image
 
 GENE = {
     "width": 16,

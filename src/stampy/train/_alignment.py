@@ -99,7 +99,7 @@ class Alignment(Stage):
     def _there(self, pieces: list[Piece], device: torch.device) -> Tensor:
         """(2, B of all ranks) on the CPU: which spots have genes, and which a region."""
         there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
-        if self.ranks.parts == 1:
+        if self.ranks.world_size == 1:
             return there
         # The one wait for other ranks' spots, before the GPU has anything to do in this step.
         return self.ranks.gather(there.T.long().to(device)).cpu().bool().T
@@ -112,7 +112,9 @@ class Alignment(Stage):
         cells = torch.cat([p["cells"] for p in pieces])
         if config.augment:
             generator = torch.Generator().manual_seed(seed_of(config.seed, "views", pieces[0]["step"]) >> 1)
-            patches, regions, cells = augment(patches, regions, cells, generator, part=ranks.part, parts=ranks.parts)
+            patches, regions, cells = augment(
+                patches, regions, cells, generator, rank=ranks.rank, world_size=ranks.world_size
+            )
         views = zip(*(x.split(sizes) for x in (patches, regions, image.shrink(patches), cells)), strict=True)
         names = ("patches", "regions", "references", "cells")
         return [piece | dict(zip(names, view, strict=True)) for piece, view in zip(pieces, views, strict=True)]
@@ -125,7 +127,7 @@ class Alignment(Stage):
         widths = [x.shape[1] for x in own.values()]
         gathered = ranks.gather(torch.cat(list(own.values()), dim=1))
         everyone = dict(zip(own, gathered.split(widths, dim=1), strict=True))
-        all_rows, start = ranks.gather(rows), ranks.part * len(rows)
+        all_rows, start = ranks.gather(rows), ranks.rank * len(rows)
         before, (n_paired, n_known) = int(there[0, :start].sum()), there.sum(dim=1).tolist()
         mine = there[:, start : start + len(rows)]
         all_paired, paired, known = (x.nonzero()[:, 0].to(rows.device, non_blocking=True) for x in (there[0], *mine))
@@ -140,13 +142,13 @@ class Alignment(Stage):
                 keys=(everyone[name][all_paired], everyone["gene"][all_paired]), key_ids=all_rows[all_paired],
                 first=before,
             )  # fmt: skip
-            return value * (len(paired) * ranks.parts / n_paired)
+            return value * (len(paired) * ranks.world_size / n_paired)
 
         def patch_region() -> Tensor:
             return losses.info_nce(own["patch"], everyone["region"], scale, rows, key_ids=all_rows, first=start)
 
         def localization() -> Tensor:
-            share = len(known) * ranks.parts / max(n_known, 1)
+            share = len(known) * ranks.world_size / max(n_known, 1)
             return losses.localization(out["query"], out["grid"], cells, scale, known=known) * share
 
         found = {

@@ -16,7 +16,7 @@ _COARSEST_PX = 24  # edge of a patch in the reduced image of a Visium section
 
 
 def augment(
-    patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator, *, part: int = 0, parts: int = 1
+    patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator, *, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, ...]:
     """Turn and mirror each patch and its region alike, vary resolution and colours, and move the cell number along.
 
@@ -28,8 +28,8 @@ def augment(
         The patch's cell in its region, row by row; -1 without one.
     generator
         On the CPU.
-    part, parts
-        These spots are the part-th consecutive slice of a batch `parts` times as large, for which is drawn.
+    rank, world_size
+        These spots are the rank-th consecutive slice of a batch `world_size` times as large, for which is drawn.
 
     Returns
     -------
@@ -37,9 +37,9 @@ def augment(
     """
     cells_39 = torch.arange(9).view(3, 3)
     n = len(patches)
-    own = slice(part * n, (part + 1) * n)
-    turns = torch.randint(4, (n * parts,), generator=generator)[own]
-    mirrored = torch.randint(2, (n * parts,), generator=generator).bool()[own]
+    own = slice(rank * n, (rank + 1) * n)
+    turns = torch.randint(4, (n * world_size,), generator=generator)[own]
+    mirrored = torch.randint(2, (n * world_size,), generator=generator).bool()[own]
     new_patches, new_regions, new_cells = torch.empty_like(patches), torch.empty_like(regions), cells_B.clone()
     for turn in range(4):
         for mirror in (False, True):
@@ -51,10 +51,10 @@ def augment(
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
     coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
-    chosen = _places((torch.rand(n * parts, generator=generator) < 0.5)[own], patches)
+    chosen = _places((torch.rand(n * world_size, generator=generator) < 0.5)[own], patches)
     _coarsen(new_patches, coarse_px, chosen)
     _coarsen(new_regions, 3 * coarse_px, chosen)
-    gain, offset = (x[own].to(patches.device, non_blocking=True) for x in _colours(n * parts, generator))
+    gain, offset = (x[own].to(patches.device, non_blocking=True) for x in _colours(n * world_size, generator))
     return new_patches.mul_(gain).add_(offset), new_regions.mul_(gain).add_(offset), new_cells
 
 

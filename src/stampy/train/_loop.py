@@ -29,7 +29,7 @@ from ._logs import Logs
 from ._ranks import Ranks, is_sharded
 from ._signals import Signals, stop
 
-__all__ = ["Sampler", "Stage", "claimed", "fit"]
+__all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
 
 # Version of what a run's identity and random streams are made of; a run of another one can't go on.
 IDENTITY = 2
@@ -45,8 +45,8 @@ class Sampler(Protocol):
 
     steps: int
 
-    def place(self, part: int, parts: int) -> None:
-        """Give rank `part` of `parts` its share of every batch from now on: the part-th consecutive slice."""
+    def place(self, rank: int, world_size: int) -> None:
+        """Give rank `rank` of `world_size` its share of every batch from now on: the rank-th consecutive slice."""
 
     def batch(self, step: int) -> Batch:
         """The rank's share of the batch of a step; ``rows`` are the spots in it."""
@@ -172,9 +172,9 @@ def fit(
     """
     stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
     _claim(out, config, fabric, ranks, identity)
-    sampler.place(ranks.part, ranks.parts)
+    sampler.place(ranks.rank, ranks.world_size)
     _check_warmup(config, sampler.steps)
-    run = _Run(out, fabric, stage)
+    run = TrainState(out, fabric, stage)
     first = run.resume()
     logs = contextlib.nullcontext()
     if fabric.is_global_zero:
@@ -190,7 +190,7 @@ def fit(
             line, caught = run.step(step, batch, pieces, sampler, signals)
             seconds = time.perf_counter() - began + waited
             if log is not None:
-                rate = batch["rows"].numel() * ranks.parts / seconds
+                rate = batch["rows"].numel() * ranks.world_size / seconds
                 log.write(line | {"spots_per_s": rate, "step_s": seconds, "data_wait_s": waited})
             last = step + 1 == sampler.steps
             if (step + 1) % config.checkpoint_every == 0 or last or caught:
@@ -206,7 +206,7 @@ def _claim(
     out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: Mapping[str, Any]
 ) -> None:
     """Write into the folder what the run is about, or refuse one that holds another run."""
-    described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.parts}
+    described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.world_size}
     described["config"] = config.to_dict()
     _checkpoints.check(out, described)
     fabric.barrier()
@@ -223,8 +223,8 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
         )
 
 
-class _Run:
-    """The state of a run: what a step makes of it, and its way to and from the disk."""
+class TrainState:
+    """Model, optimizer and precision of a run: what a step makes of them, and their way to and from the disk."""
 
     def __init__(self, out: Path, fabric: Fabric, stage: Stage):
         self.out, self.fabric, self.stage, self.model, config = out, fabric, stage, stage.model, stage.config
@@ -244,7 +244,7 @@ class _Run:
     ) -> tuple[dict[str, Any], int]:
         """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
-        torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.part) >> 1)
+        torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.rank) >> 1)
         lr = _learning_rate(config, step, sampler.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -344,17 +344,19 @@ def _values(losses: Batch, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dic
     """
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-    if ranks.parts > 1:  # ranks stop together: one that waits for another would wait for ever
+    if ranks.world_size > 1:  # ranks stop together: one that waits for another would wait for ever
         flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
         total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
-        local, flags = total[:-1] / ranks.parts, total[-1:]
-    *values, norm, flag = torch.cat([local, flags]).tolist() if ranks.parts > 1 else [*local.tolist(), 0]
-    if ranks.parts > 1:
+        local, flags = total[:-1] / ranks.world_size, total[-1:]
+    *values, norm, flag = torch.cat([local, flags]).tolist() if ranks.world_size > 1 else [*local.tolist(), 0]
+    if ranks.world_size > 1:
         caught = signal.SIGTERM if flag >= _TERM else signal.SIGINT if flag else 0
     return dict(zip(losses, values, strict=True)), norm, caught
 
 
-def _stop(run: _Run, sampler: Sampler, batch: Batch, step: int, values: dict[str, float], norm: float) -> NoReturn:
+def _stop(
+    run: TrainState, sampler: Sampler, batch: Batch, step: int, values: dict[str, float], norm: float
+) -> NoReturn:
     """Save what there is, and say where it went wrong."""
     rows = run.fabric.all_gather(batch["rows"].to(run.fabric.device)).cpu().flatten()
     name = f"failed-{step:08d}.ckpt"

@@ -107,31 +107,31 @@ def synchronised(fabric: Fabric, module: nn.Module, now: bool) -> AbstractContex
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One of `parts` processes that share every batch: which one, and sums and rows over all of them."""
+    """One of `world_size` processes that share every batch: which one, and sums and rows over all of them."""
 
-    part: int = 0
-    parts: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks."""
-        if self.parts > 1:
+        if self.world_size > 1:
             dist.all_reduce(values := values.clone())
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks in order; gradients flow back to the rank that a row came from."""
-        return rows if self.parts == 1 else _Gather.apply(rows, self)
+        return rows if self.world_size == 1 else _Gather.apply(rows, self)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        everyone = [torch.empty_like(rows) for _ in range(ranks.parts)]
+        everyone = [torch.empty_like(rows) for _ in range(ranks.world_size)]
         dist.all_gather(everyone, rows.contiguous())
         return torch.cat(everyone)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # What every rank's loss says about this rank's rows.
-        return ctx.ranks.total(grad).chunk(ctx.ranks.parts)[ctx.ranks.part], None
+        return ctx.ranks.total(grad).chunk(ctx.ranks.world_size)[ctx.ranks.rank], None

@@ -40,7 +40,7 @@ class Reconstruction(Stage):
     def pieces(self, batch: Batch, step: int) -> list[Piece]:
         """Mask the tokens, group by group, so that a group is masked alike whichever rank has it."""
         config, tokens_SNL = self.config, batch["tokens"].long()
-        S, first = len(tokens_SNL), self.ranks.part * len(tokens_SNL)
+        S, first = len(tokens_SNL), self.ranks.rank * len(tokens_SNL)
         width = config.positions_per_step or config.max_tokens
         inputs, selected = torch.empty_like(tokens_SNL), torch.empty_like(tokens_SNL, dtype=torch.bool)
         for s in range(S):
@@ -66,14 +66,14 @@ class Reconstruction(Stage):
         """Means over the selected positions of all pieces and ranks."""
         names = list(pieces[0]["counts"])
         local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
-        if self.ranks.parts > 1:
+        if self.ranks.world_size > 1:
             local = self.ranks.total(torch.tensor(local, device=fabric.device)).tolist()
         totals = {name: total for name, total in zip(names, local, strict=True) if total or name in self.names}
         found: Batch = {}
         for number, piece in enumerate(pieces, start=1):
             with synchronised(fabric, module, number == len(pieces)):
                 # sums become shares of the mean over all pieces and ranks
-                weights = {k: self.ranks.parts / max(total, 1) for k, total in totals.items()}
+                weights = {k: self.ranks.world_size / max(total, 1) for k, total in totals.items()}
                 shares = module(piece | {"weights": weights})
                 fabric.backward(torch.stack([v for k, v in shares.items() if k in self.names]).sum())
             for name, share in shares.items():

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stampy import _keys
 
-from ._spectral import anomaly_of_rank
+from ._start import anomaly_of_rank
 
 __all__ = ["ranks_of_own", "ridge_ranks", "tile_features"]
 

@@ -38,14 +38,14 @@ class GroupSampler:
         self._groups = lru_cache(maxsize=2)(self._draw_groups)
         self.place(0, 1)
 
-    def place(self, part: int, parts: int) -> None:
-        """Give rank `part` of `parts` its share of every batch."""
-        self.part, self.parts = part, parts
+    def place(self, rank: int, world_size: int) -> None:
+        """Give rank `rank` of `world_size` its share of every batch."""
+        self.rank, self.world_size = rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
         """The number of groups differs a little from draw to draw; this is what the first draw allows."""
-        return max(len(self._groups(0)) // (self.config.groups_per_batch * self.parts), 1)
+        return max(len(self._groups(0)) // (self.config.groups_per_batch * self.world_size), 1)
 
     @property
     def steps(self) -> int:
@@ -83,11 +83,11 @@ class GroupSampler:
         size = self.config.groups_per_batch
         whole = np.take(
             self._groups(epoch),
-            range(number * size * self.parts, (number + 1) * size * self.parts),
+            range(number * size * self.world_size, (number + 1) * size * self.world_size),
             axis=0,
             mode="wrap",
         )
-        rows = whole[self.part * size : (self.part + 1) * size]
+        rows = whole[self.rank * size : (self.rank + 1) * size]
         positions, wanted = np.arange(max(self._lengths[rows].max(), 1)), self.config.positions_per_step
         if wanted and (used := self._lengths[whole].max()) > wanted:
             rng = stream(self.config.seed, "positions", step)
@@ -113,11 +113,11 @@ class PairSampler:
         self._orders = lru_cache(maxsize=2)(self._draw_order)
         self.place(0, 1)
 
-    def place(self, part: int, parts: int) -> None:
-        """Give rank `part` of `parts` its share of every batch."""
-        self.part, self.parts = part, parts
+    def place(self, rank: int, world_size: int) -> None:
+        """Give rank `rank` of `world_size` its share of every batch."""
+        self.rank, self.world_size = rank, world_size
         self._own = self.config.pairs_per_batch
-        self._half = self._own * parts // 2
+        self._half = self._own * world_size // 2
 
     @property
     def steps_per_epoch(self) -> int:
@@ -132,7 +132,7 @@ class PairSampler:
     def batch(self, step: int) -> dict[str, Tensor]:
         """``tokens`` (B, L), ``patches`` and ``regions`` (B, size, size, 3) uint8, ``cells`` (B,), -1 without one."""
         whole = self._rows(step)
-        own = slice(self.part * self._own, (self.part + 1) * self._own)
+        own = slice(self.rank * self._own, (self.rank + 1) * self._own)
         rows, cells = whole[own], self._choose(whole, stream(self.config.seed, "cells", step))[own]
         which = np.searchsorted(self._starts, rows, side="right") - 1
         size = self.sections[0].tiles.size_px

@@ -42,22 +42,22 @@ class _CorpusSampler:
 
     def __init__(self, corpus: Corpus, sections: Sequence[StoredSection]):
         self.corpus, self.sections = corpus, sections
-        self.part, self.parts = 0, 1
+        self.rank, self.world_size = 0, 1
         self._starts = np.cumsum([0, *(s.n_spots for s in sections)])
         self._n_tokens = corpus.vocabulary.n_tokens
 
-    def place(self, part: int, parts: int) -> None:
-        """From now on give only this rank's share: the slice number `part` of `parts` of every global batch."""
-        at_least("part", part, 0)
-        at_least("parts", parts, part + 1)
-        self.part, self.parts = part, parts
+    def place(self, rank: int, world_size: int) -> None:
+        """From now on give only this rank's share: the slice number `rank` of `world_size` of every global batch."""
+        at_least("rank", rank, 0)
+        at_least("world_size", world_size, rank + 1)
+        self.rank, self.world_size = rank, world_size
 
     def names(self, rows: Tensor) -> list[str]:
         """Sections of some rows, for messages."""
         return _names(self.sections, self._starts, rows)
 
     def _mine(self, per_rank: int) -> slice:
-        return slice(self.part * per_rank, (self.part + 1) * per_rank)
+        return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
         """The tokens as int64; a damaged one would stop a GPU without a word of where it came from."""
@@ -100,7 +100,7 @@ class CorpusGroupSampler(_CorpusSampler):
     @property
     def steps_per_epoch(self) -> int:
         """As many as the groups of the first draw allow."""
-        return max(len(self._tables(0).sections) // (self.parts * self.config.groups_per_batch), 1)
+        return max(len(self._tables(0).sections) // (self.world_size * self.config.groups_per_batch), 1)
 
     @property
     def steps(self) -> int:
@@ -125,7 +125,7 @@ class CorpusGroupSampler(_CorpusSampler):
         """``tokens`` (S, N, L) int64, cut to the longest spot (or to positions drawn for the batch of all ranks)."""
         epoch, number = divmod(step, self.steps_per_epoch)
         table = self._tables(epoch % self.corpus.settings["draws"])
-        size = self.config.groups_per_batch * self.parts
+        size = self.config.groups_per_batch * self.world_size
         groups = np.take(self._orders(epoch), range(number * size, (number + 1) * size), mode="wrap")
         mine = groups[self._mine(self.config.groups_per_batch)]
         used, longest = (min(max(int(table.longest[g].max()), 1), self.config.max_tokens) for g in (mine, groups))
@@ -184,7 +184,7 @@ class CorpusPairSampler(_CorpusSampler):
     @property
     def steps_per_epoch(self) -> int:
         """Half of the spots of a batch are new ones."""
-        return max(int(self._starts[-1]) // (self.parts * self._half), 1)
+        return max(int(self._starts[-1]) // (self.world_size * self._half), 1)
 
     @property
     def steps(self) -> int:
@@ -222,7 +222,7 @@ class CorpusPairSampler(_CorpusSampler):
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rank's share of spots (half in shuffled order, then one more of the section of each) and regions."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        half = self._half * self.parts
+        half = self._half * self.world_size
         first = np.take(self._orders(epoch), range(number * half, (number + 1) * half), mode="wrap")
         section_of = np.searchsorted(self._starts, first, side="right") - 1
         rng = stream(self.config.seed, "partners", step)
