@@ -893,13 +893,13 @@ def test_duplicated_genes_are_summed(toy, written):
 
 def test_embed_the_published_stamp_from_a_file(toy, tmp_path):
     """stamp-g, stamp-v and stamp-f are one checkpoint; `genes.tsv` beside it is its vocabulary."""
-    from stampy.models._published import _RENAMED, _RENAMED_GENE
+    from stampy.models._published import RENAMED, RENAMED_GENE
 
     gene = models.GeneConfig(n_genes=len(GENES), width=32, depth=1, feedforward=16, max_tokens=20, pooling="positions")
     kwargs = {"init_values": 1e-5, "dynamic_img_size": True, "embed_dim": 32, "depth": 1, "num_heads": 16}
     stamp = models.Stamp(models.StampConfig(gene=gene, image=models.ImageConfig(backbone_kwargs=kwargs), embedding=8))
-    names = {v: k for k, v in _RENAMED.items()}
-    back = {v: k for k, v in _RENAMED_GENE.items()}
+    names = {v: k for k, v in RENAMED.items()}
+    back = {v: k for k, v in RENAMED_GENE.items()}
     tensors = {}
     for key, value in randomise(stamp).items():
         head = next((h for h in names if key.startswith(h)), "")

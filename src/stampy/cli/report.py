@@ -144,11 +144,11 @@ def _contents(adata: AnnData, source: Path, model: str | Path | None, embedding:
     import matplotlib
 
     matplotlib.use("agg")
-    from stampy import models
+    from stampy.models._load import load_stamp
 
     record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
     name, why = _model_of(model, record)
-    loaded = models.load(name, device="cpu")
+    loaded = load_stamp(name, device="cpu")
     genes = _genes(adata, loaded, layer) if adata.n_vars and (adata.X is not None or layer) else None
     n_sections = len(_checks.libraries(adata, library_key)[1])
     return {
