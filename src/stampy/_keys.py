@@ -61,3 +61,5 @@ MAX_TOKENS: Final = 1500
 # geometry
 TILE_UM: Final = 112.0  # edge of a patch; a region is 3 x 3 patches
 TILE_PX: Final = 224
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)  # of the channels scaled to 0..1, as timm has them
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)

@@ -271,7 +271,7 @@ def test_embed_a_space_ranger_folder(run, toy, weights, model, tmp_path, mtx):
     (folder / "spatial" / "scalefactors_json.json").unlink()
     status, _, err = run("embed", folder, "other.h5ad", "--model", weights)
     assert status == 1
-    assert "None of ['scalefactors_json.json'] was found" in err
+    assert "None of ['scalefactors_json.json', 'scalefactors.json'] was found" in err
     assert names_in(Path()) == ["out.h5ad"]
 
 

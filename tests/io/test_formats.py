@@ -177,7 +177,7 @@ def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
     np.testing.assert_allclose(a.obsm["X_stamp_image"], b.obsm["X_stamp_image"], atol=1e-6)
     assert a.uns["stamp"]["X_stamp"]["tiles"]["image"] == ["slide.tif"]
     (tmp_path / "slide.tif").unlink()
-    with pytest.raises(KeyError, match="not there any more"):
+    with pytest.raises(KeyError, match="is not there, and there is no other"):
         tl.embed(again, toy_model, um_per_px=0.5, modality="image", **QUIET)
 
 

@@ -233,6 +233,12 @@ NEEDS = {"plip": "transformers", "omiclip": "open_clip"}
 
 
 @pytest.fixture(scope="module")
+def toy(toy):
+    """The toy section, of the genes that the small systems know and a few more."""
+    return toy[:, :205].copy()
+
+
+@pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Weights of a system, written once: (card, path, what they were written from)."""
     done = {}
@@ -825,10 +831,10 @@ def catalogue(monkeypatch, written):
 
 @pytest.mark.parametrize("name", [*IMAGE, *GENE, "pca", "pca-smoothed"])
 def test_embed(toy, catalogue, name):
-    toy = toy[:60].copy()
-    card = models.card(name)
+    toy, model = toy[:60].copy(), catalogue(name)
+    card = models.card(name)  # the small variant's
     scale = {} if card.modality == "gene" else {"um_per_px": 1.6}
-    adata = tl.embed(toy, catalogue(name), **scale, copy=True, **QUIET)
+    adata = tl.embed(toy, model, **scale, copy=True, **QUIET)
     values, record = adata.obsm["X_stamp"], adata.uns["stamp"]["X_stamp"]
     assert values.shape == (toy.n_obs, card.dim)
     assert values.dtype == np.float32
@@ -841,7 +847,7 @@ def test_embed(toy, catalogue, name):
     if card.modality == "image":
         assert record["tiles"]["size_px"] == card.size_px
         assert record["tiles"]["tile_um"] == card.tile_um
-    some = tl.embed(toy[:7].copy(), catalogue(name), **scale, batch_size=3, copy=True, **QUIET)
+    some = tl.embed(toy[:7].copy(), model, **scale, batch_size=3, copy=True, **QUIET)
     if not name.startswith("pca"):
         np.testing.assert_allclose(some.obsm["X_stamp"], values[:7], atol=1e-4)
 
@@ -887,13 +893,13 @@ def test_duplicated_genes_are_summed(toy, written):
 
 def test_embed_the_published_stamp_from_a_file(toy, tmp_path):
     """stamp-g, stamp-v and stamp-f are one checkpoint; `genes.tsv` beside it is its vocabulary."""
-    from stampy.models._published import _RENAMED, _RENAMED_GENE
+    from stampy.models._published import RENAMED, RENAMED_GENE
 
     gene = models.GeneConfig(n_genes=len(GENES), width=32, depth=1, feedforward=16, max_tokens=20, pooling="positions")
     kwargs = {"init_values": 1e-5, "dynamic_img_size": True, "embed_dim": 32, "depth": 1, "num_heads": 16}
     stamp = models.Stamp(models.StampConfig(gene=gene, image=models.ImageConfig(backbone_kwargs=kwargs), embedding=8))
-    names = {v: k for k, v in _RENAMED.items()}
-    back = {v: k for k, v in _RENAMED_GENE.items()}
+    names = {v: k for k, v in RENAMED.items()}
+    back = {v: k for k, v in RENAMED_GENE.items()}
     tensors = {}
     for key, value in randomise(stamp).items():
         head = next((h for h in names if key.startswith(h)), "")

@@ -371,7 +371,23 @@ def test_coherence_counts_neighbours_even_at_the_same_place():
 def test_leiden_says_when_a_number_can_not_be_had(one):
     one.obsm["X_e"] = np.repeat(np.eye(2, 5) * 9, 75, axis=0) + np.random.default_rng(0).normal(size=(150, 5)) * 0.01
     with pytest.warns(UserWarning, match=r"gives 140 domains"):
-        tl.domains(one, 140, use_rep="X_e", n_neighbors=10)
+        tl.domains(one, 140, use_rep="X_e", method="leiden", n_neighbors=10)
+
+
+def test_a_number_alone_means_kmeans(one):
+    one = one.copy()
+    tl.domains(one, 3, use_rep="X_good")
+    assert one.uns["stamp"]["stamp_domain"]["method"] == "kmeans"
+    tl.domains(one, use_rep="X_good")
+    assert one.uns["stamp"]["stamp_domain"]["method"] == "leiden"
+
+
+@pytest.mark.parametrize("record", [{"context": "neighbors, 6"}, {"model": "pca-smoothed"}])
+def test_averaging_twice_is_warned_of(one, record):
+    one = one.copy()
+    one.uns["stamp"] = {"X_good": record}
+    with pytest.warns(stampy.StampyWarning, match="averages once more"):
+        tl.domains(one, 3, use_rep="X_good", smooth=6)
 
 
 @pytest.mark.parametrize(

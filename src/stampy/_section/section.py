@@ -169,7 +169,11 @@ class Section:
             return ""
         across = self.spot_px / grid.pitch
         if across > 1:
-            return likely_unit(self.xy, grid, self.factors)
+            return likely_unit(self.xy, grid, self.factors) or (
+                f"The spots would be {self.spot_px:.4g} px wide and only {grid.pitch:.4g} px apart: coordinates and "
+                "`spot_diameter_fullres` do not have the same unit. Coordinates must be px of the full-resolution "
+                "image."
+            )
         return doubt_of_grid(grid, float(self.wishes.um_per_px)) if across >= 0.45 else ""  # type: ignore[arg-type]
 
     @property
@@ -307,6 +311,12 @@ def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) 
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
     )
+    if not libraries:
+        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in table.uns[_keys.UNS_SPATIAL].items())
+        raise KeyError(
+            "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
+            f"{entries or 'an empty dict'}. Give the image by `image=`."
+        )
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

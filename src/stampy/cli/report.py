@@ -155,11 +155,11 @@ def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None
     import matplotlib
 
     matplotlib.use("agg")
-    from stampy import models
+    from stampy.models._load import load_stamp
 
     record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
     name, why = _model_of(model, record)
-    loaded = models.load(name, device="cpu")
+    loaded = load_stamp(name, device="cpu")
     genes = _genes(adata, loaded, layer) if adata.n_vars and (adata.X is not None or layer) else None
     return {
         "facts": _facts(adata, genes, record, len(maps.names)),

@@ -4,19 +4,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stampy.models._systems.cards import Card, card, split_name, systems
+    from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
+    from stampy.models._systems.cards import Card
+    from stampy.models._systems.catalogue import card, split_name, systems
     from stampy.models._systems.egn import EGN
-    from stampy.models._systems.load import GeneSystem, ImageSystem, SlideSystem, load_system
     from stampy.models._systems.predictors import Predictor, STNet
 
     from . import losses
     from ._gene import GeneConfig, GeneEncoder
     from ._image import ImageConfig, ImageEncoder, ImageOutput
+    from ._load import load, load_system
     from ._mil import GatedAttentionMIL, MILOutput
     from ._names import packaged
     from ._published import load_published, load_published_gene_encoder
     from ._stamp import RegionOutput, Stamp, StampConfig
-    from ._weights import load, save
+    from ._weights import save
 
 __all__ = [
     "EGN",
@@ -49,17 +51,19 @@ __all__ = [
 ]
 
 _WHERE = {
-    "_systems.cards": ("Card", "card", "split_name", "systems"),
+    "_systems.base": ("GeneSystem", "ImageSystem", "SlideSystem"),
+    "_systems.cards": ("Card",),
+    "_systems.catalogue": ("card", "split_name", "systems"),
     "_systems.egn": ("EGN",),
-    "_systems.load": ("GeneSystem", "ImageSystem", "SlideSystem", "load_system"),
     "_systems.predictors": ("Predictor", "STNet"),
     "_gene": ("GeneConfig", "GeneEncoder"),
     "_image": ("ImageConfig", "ImageEncoder", "ImageOutput"),
+    "_load": ("load", "load_system"),
     "_mil": ("GatedAttentionMIL", "MILOutput"),
     "_published": ("load_published", "load_published_gene_encoder"),
     "_stamp": ("RegionOutput", "Stamp", "StampConfig"),
     "_names": ("packaged",),
-    "_weights": ("load", "save"),
+    "_weights": ("save",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names} | {"losses": "losses"}
 

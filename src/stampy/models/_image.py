@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
-from ._pixels import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
 
@@ -51,8 +50,8 @@ class ImageConfig:
     backbone: str = "vit_large_patch16_224"
     backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"init_values": 1e-5, "dynamic_img_size": True})
     size_px: int = _keys.TILE_PX
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = _keys.IMAGENET_MEAN
+    std: tuple[float, float, float] = _keys.IMAGENET_STD
     tile_um: float = _keys.TILE_UM
 
 

@@ -6,7 +6,7 @@ import difflib
 from importlib.resources import files
 from pathlib import Path
 
-from stampy.models._systems.cards import catalogue, split_name
+from stampy.models._systems.catalogue import CARDS, split_name
 
 __all__ = ["check_name", "packaged", "unknown_model"]
 
@@ -36,7 +36,7 @@ def check_name(name: str) -> None:
 
 def unknown_model(name: str) -> Exception:
     """The error for an unknown name; near names are given."""
-    known = [*dict.fromkeys((*packaged(), "stamp", *catalogue()))]
+    known = [*dict.fromkeys((*packaged(), "stamp", *CARDS))]
     if "/" in name or name.startswith((".", "~")):
         return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.3)

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from stampy._checks import existing
 from stampy._utils import device_of
 
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig
 from ._stamp import Stamp, StampConfig
-from ._weights import load_strictly
+from ._tensors import load_strictly, read_state_dict
 
-__all__ = ["download", "load_published", "load_published_gene_encoder"]
+__all__ = ["load_published", "load_published_gene_encoder"]
 
 logger = logging.getLogger(__name__)
 
-_N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 spare rows
+N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 spare rows
 
-_RENAMED = {
+RENAMED = {
     "spot_backbone.": "gene.",
     "visual_backbone.": "image.",
     "spot_projection.": "gene_head.",
@@ -39,21 +32,11 @@ _RENAMED = {
     "region_projection.": "region_head.",
     "positioning_projection.": "localization_head.",
 }
-_RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
-# What readers raise for files that are damaged, or made to do harm.
-_DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError,
-            TypeError, AttributeError, OverflowError, struct.error)  # fmt: skip
+RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
 # What comes of tensors that have not the shapes to read sizes off.
 _ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
-# What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
-_NUMBERS: list[Any] = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
-]
-_UNUSED = "encoder_layer."  # the template from which the published code clones its layers
+TEMPLATE_LAYER = "encoder_layer."  # the template from which the published code clones its layers
 
 
 def load_published(
@@ -94,7 +77,7 @@ def load_published(
     FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
     """
     tensors = read_state_dict(path)
-    renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{_UNUSED}")}
+    renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{TEMPLATE_LAYER}")}
     if "gene.embeddings.weight" not in renamed or "image.base_model.pos_embed" not in renamed:
         raise ValueError(
             f"{str(path)!r} is no published STAMP checkpoint: it lacks `spot_backbone.embeddings.weight` or "
@@ -102,7 +85,7 @@ def load_published(
         )
     try:
         config = StampConfig(
-            gene=_gene_config(renamed, "gene.", gene_heads),
+            gene=gene_config(renamed, "gene.", gene_heads),
             image=_image_config(renamed, "image.base_model.", image_heads),
             embedding=len(renamed["gene_head.weight"]),
         )
@@ -128,11 +111,11 @@ def load_published_gene_encoder(
     Traceback (most recent call last):
     FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
     """
-    tensors = {_rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(_UNUSED)}
+    tensors = {rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(TEMPLATE_LAYER)}
     if "embeddings.weight" not in tensors:
         raise ValueError(f"{str(path)!r} is no published gene encoder. First names found: {list(tensors)[:5]}.")
     try:
-        encoder = GeneEncoder(_gene_config(tensors, "", heads))
+        encoder = GeneEncoder(gene_config(tensors, "", heads))
     except KeyError as error:
         raise ValueError(f"{str(path)!r} is no published gene encoder: it lacks {error}.") from error
     except _ODD_SHAPES as error:
@@ -142,48 +125,16 @@ def load_published_gene_encoder(
     return encoder.to(device_of(device)).eval()
 
 
-def download(*, device: str | torch.device | None = None, revision: str | None = None) -> Stamp:
-    """Fetch the published checkpoint from the hub as its card says, or at a revision of the user's own; load it."""
-    from stampy.models._systems.cards import catalogue
-    from stampy.models._systems.hub import download as fetch
-
-    path, _ = fetch(catalogue()["stamp-f"], revision)
-    return load_published(path, device=device)
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, without `state_dict` and `module.` around them; nothing in it is executed."""
-    path = existing(path, what="checkpoint")
-    try:
-        content: Any
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_NUMBERS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{str(path)!r} is no plain state dict, or it is damaged: {reason} "
-            "stampy reads tensors only and never unpickles objects."
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{str(path)!r} holds no state dict (a mapping of names to tensors).")
-    return {str(k).removeprefix("module."): v for k, v in content.items()}
-
-
 def _rename(key: str) -> str:
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         if key.startswith(old):
             rest = key.removeprefix(old)
-            return new + (_rename_gene(rest) if old == "spot_backbone." else rest)
+            return new + (rename_gene(rest) if old == "spot_backbone." else rest)
     return key
 
 
-def _rename_gene(key: str) -> str:
-    for old, new in _RENAMED_GENE.items():
+def rename_gene(key: str) -> str:
+    for old, new in RENAMED_GENE.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
@@ -194,12 +145,12 @@ def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return max(found, default=-1) + 1
 
 
-def _gene_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> GeneConfig:
+def gene_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> GeneConfig:
     rows, width = tensors[f"{prefix}embeddings.weight"].shape
     if width % heads:
         raise ValueError(f"{heads} attention heads do not divide the gene encoder's width {width}; set `gene_heads`.")
     return GeneConfig(
-        n_genes=rows - _N_SPECIAL_ROWS,
+        n_genes=rows - N_SPECIAL_ROWS,
         width=width,
         depth=_depth(tensors, f"{prefix}layers."),
         heads=heads,

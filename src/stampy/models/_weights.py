@@ -5,28 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import os
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import stampy
 from stampy._files import atomic_folder, make_ordinary, recover, sha256_of
 from stampy._utils import device_of
-from stampy.models._systems.cards import split_name
 
-from ._names import packaged, unknown_model
 from ._stamp import Stamp, StampConfig
+from ._tensors import check_shapes, load_strictly, shapes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
-__all__ = ["load", "save"]
+__all__ = ["from_hub", "read_folder", "read_genes", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,65 +32,9 @@ FORMAT = 1
 CONFIG, GENES, TENSORS = "config.json", "genes.tsv", "model.safetensors"
 _MAX_GENES = 2**20
 _MAX_LINE = 4096  # bytes of a gene
-_FLOATS, _WHOLE = frozenset({"F16", "BF16", "F32", "F64"}), frozenset({"I8", "I16", "I32", "I64", "U8", "BOOL"})
-_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int8: "I8",
-          torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
-          torch.bool: "BOOL"}  # fmt: skip
 # What the libraries that build a model say of settings that do not go together.
 _NOT_BUILT = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, LookupError)
 _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
-
-
-def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Any:
-    """Load a model, ready for inference.
-
-    Parameters
-    ----------
-    name_or_path
-        A packaged model (``"stampy-mini"``), a folder that `save` wrote, ``"hf-hub:org/name@revision"`` for such a
-        folder on the Hugging Face hub, ``"stamp"`` for the checkpoint that the authors of the paper published, or one
-        of the `systems`, such as ``"uni"`` or ``"uni:/path/to/pytorch_model.bin"`` (see `load_system`).
-    device
-        None: CUDA if there is one, else the CPU.
-
-    Returns
-    -------
-    A `Stamp` in evaluation mode, float32; for one of the `systems` an `ImageSystem`, `GeneSystem` or `SlideSystem`.
-
-    Raises
-    ------
-    ValueError
-        Unknown name; weights that are damaged, of a newer format, or not those that config.json describes.
-    FileNotFoundError
-        The folder or one of its files is missing.
-
-    Examples
-    --------
-    >>> import stampy
-    >>> model = stampy.models.load("stampy-mini", device="cpu")
-    >>> model.name
-    'stampy-mini'
-    """
-    name = str(name_or_path)
-    if name == "stamp" or name.startswith("stamp@"):
-        from ._published import download
-
-        return download(device=device, revision=name.partition("@")[2] or None)
-    if name.startswith("stamp:"):
-        name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
-    if name.startswith("hf-hub:"):
-        return _read(_from_hub(name), name, device)
-    if name in packaged():
-        return _read(Path(str(files("stampy") / "models" / "weights" / name)), name, device)
-    path = Path(name).expanduser()
-    recover(path)
-    if path.is_dir():
-        return _read(path, path.name, device)
-    if split_name(name) is not None:
-        from stampy.models._systems.load import load_system
-
-        return load_system(name, device=device)
-    raise unknown_model(name)
 
 
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
@@ -159,7 +101,7 @@ def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, 
         (folder / "README.md").write_text(card)
 
 
-def _read(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
+def read_folder(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
     config = _read_config(folder)
     for file in (GENES, TENSORS):  # by their fixed names: what a config says can't point out of the folder
         expected = config["sha256"][file]
@@ -238,63 +180,7 @@ def read_genes(path: Path, *, at_most: int = _MAX_GENES) -> pd.DataFrame:
     return genes
 
 
-def shapes_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each tensor of a safetensors file, from its header; no tensor is read."""
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-
-
-def check_shapes(model: torch.nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]], *, where: str) -> None:
-    """ValueError unless tensors of these names, shapes and types are those of the model."""
-    expected = model.state_dict()
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    shapes = [
-        f"{k}: expected {tuple(expected[k].shape)}, found {found[k][0]}"
-        for k in expected
-        if k in found and tuple(expected[k].shape) != found[k][0]
-    ]
-    if missing or extra or shapes:
-        raise ValueError(
-            f"The weights in {where!r} do not fit the model. Missing: {missing[:5]} ({len(missing)}). Unexpected: "
-            f"{extra[:5]} ({len(extra)}). Other shapes: {shapes[:5]} ({len(shapes)})."
-        )
-    types = [f"{k}: {found[k][1]}" for k in expected if found[k][1] not in _types_for(expected[k])]
-    if types:
-        raise ValueError(
-            f"The weights in {where!r} have {len(types)} tensors of a type that the model does not take (16, 32 or 64 "
-            f"bit floating point for weights, whole numbers for counters): {types[:5]}."
-        )
-
-
-def _types_for(tensor: torch.Tensor) -> frozenset[str]:
-    return _FLOATS if tensor.is_floating_point() else _WHOLE
-
-
-def load_strictly(
-    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, where: str, assign: bool = False
-) -> None:
-    """Copy tensors into a model (`assign`: make copies its own).
-
-    Raises
-    ------
-    ValueError
-        Names, shapes or types are not those of the model, or there are values that are not finite.
-    """
-    found = {k: (tuple(v.shape), _TYPES.get(v.dtype, str(v.dtype))) for k, v in tensors.items()}
-    check_shapes(model, found, where=where)
-    if wrong := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
-        raise ValueError(
-            f"The weights in {where!r} have NaN or infinite values in {len(wrong)} of {len(tensors)} tensors, first "
-            f"{wrong[0]!r}: every embedding would be NaN. Copy or download them again, or train again."
-        )
-    expected = model.state_dict()
-    # copied: a tensor of a file may be mapped from it, and would change with the file
-    copied = {k: v.to(expected[k].dtype, copy=assign) for k, v in tensors.items()}
-    model.load_state_dict(copied, strict=True, assign=assign)
-
-
-def _from_hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")

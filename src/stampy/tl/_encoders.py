@@ -52,8 +52,7 @@ def _only_modality(model: str | Path | Encoder) -> Modality | None:
 
 def loaded_model(model: str | Path | Encoder, device: str | torch.device | None) -> Encoder:
     """`model`, loaded where it is a name or a path, on the device."""
-    if isinstance(model, str | Path):
-        return models.load(model, device=device)
-    if not isinstance(model, Encoder):
-        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(model).__qualname__}.")
-    return model if device is None else model.to(device)
+    found = models.load(model, device=device) if isinstance(model, str | Path) else model
+    if not isinstance(found, Encoder):
+        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(found).__qualname__}.")
+    return found if device is None else found.to(device)

@@ -14,7 +14,8 @@ from lightning.fabric import Fabric
 
 from stampy._checks import shortlist
 from stampy._files import digest, digest_of_tensors
-from stampy.models import ImageConfig, ImageEncoder, Stamp, load, save
+from stampy.models import ImageConfig, ImageEncoder, Stamp, save
+from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
 from stampy.pp import Vocabulary
 
@@ -106,7 +107,7 @@ def align(
         config = _with_backbone(config, backbone)
     check_loggers(loggers)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
-    start = model if isinstance(model, Stamp) else load(model, device="cpu")
+    start = model if isinstance(model, Stamp) else load_stamp(model, device="cpu")
     if start.genes is None:
         raise ValueError("The model to start from has no vocabulary (`model.genes`).")
     if start.config.image is not None and backbone is None:
@@ -115,7 +116,7 @@ def align(
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
     found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity)
-    return load(Path(out) / "model", device="cpu") if found is None else found
+    return load_stamp(Path(out) / "model", device="cpu") if found is None else found
 
 
 def _align(

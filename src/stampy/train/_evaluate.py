@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
-from stampy.models import Stamp, load
+from stampy.models import Stamp
+from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
@@ -87,7 +88,7 @@ def evaluate(
     for name, value in (("n_groups", n_groups), ("n_spots", n_spots)):
         _checks.at_least(name, value, 1)
     target = _utils.device_of(device)
-    model = model if isinstance(model, Stamp) else load(model, device="cpu")
+    model = model if isinstance(model, Stamp) else load_stamp(model, device="cpu")
     if model.genes is None:
         raise ValueError("The model has no vocabulary (`model.genes`).")
     before, training = model.device, model.training

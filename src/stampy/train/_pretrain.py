@@ -20,8 +20,9 @@ from stampy import _checks, _keys
 from stampy._checks import shortlist
 from stampy._files import atomic
 from stampy._utils import stream
-from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, load, save
+from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, save
 from stampy.models._cross_entropy import kernel_for
+from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
@@ -122,7 +123,7 @@ def pretrain(
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     kernel_for(config.fused, fabric.device.type, torch.float32)
     model = fabric.launch(_pretrain, sections, Path(out), vocabulary, config, tuple(loggers), progress)
-    return load(Path(out) / "model", device="cpu") if model is None else model
+    return load_stamp(Path(out) / "model", device="cpu") if model is None else model
 
 
 def _pretrain(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from stampy import _checks, _keys
-from stampy.models._pixels import IMAGENET_MEAN, IMAGENET_STD
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Card", "card", "split_name", "systems"]
+__all__ = ["BENCHMARKS", "Card", "image_input"]
 
 BENCHMARKS = ("DLPFC", "HBC", "PSC", "HHK", "HER2+", "TCGA-LUAD")  # the data sets of the paper's tables
 
@@ -96,7 +92,9 @@ class Card:
     def has_seen(self, dataset: str) -> bool | None:
         """Whether it was trained on a data set of the paper's tables; None where that is unknown.
 
-        >>> card("mstar").has_seen("TCGA-LUAD"), card("mstar").has_seen("DLPFC")
+        >>> import stampy
+        >>> mstar = stampy.models.card("mstar")
+        >>> mstar.has_seen("TCGA-LUAD"), mstar.has_seen("DLPFC")
         (True, None)
         """
         _checks.one_of("dataset", dataset, BENCHMARKS)
@@ -111,103 +109,8 @@ class Card:
 def image_input(
     size_px: int = _keys.TILE_PX,
     tile_um: float = _keys.TILE_UM,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, float, float] = _keys.IMAGENET_MEAN,
+    std: tuple[float, float, float] = _keys.IMAGENET_STD,
 ) -> dict[str, Any]:
     """The fields of a card that say what an image encoder wants to see."""
     return {"size_px": size_px, "tile_um": tile_um, "mean": mean, "std": std}
-
-
-def catalogue() -> dict[str, Card]:
-    """Every card by name."""
-    from stampy.models._systems.catalogue import CARDS
-
-    return CARDS
-
-
-def card(name: str) -> Card:
-    """The card of a system.
-
-    Parameters
-    ----------
-    name
-        As in the table `systems`, also with a path: ``"uni:/path/to/pytorch_model.bin"``.
-
-    Raises
-    ------
-    ValueError
-        There is no system of that name.
-
-    Examples
-    --------
-    >>> import stampy
-    >>> virchow = stampy.models.card("virchow2")
-    >>> virchow.dim, virchow.gate, virchow.weights_at
-    (2560, 'gated', 'hf-hub:paige-ai/Virchow2')
-    """
-    found = split_name(name)
-    if found is None:
-        _checks.one_of("name", name, catalogue())
-        raise KeyError(name)
-    return catalogue()[found[0]]
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """A name without the revision of the hub behind it, and that.
-
-    >>> split_revision("uni@main"), split_revision("uni:a@b.bin")
-    (('uni', 'main'), ('uni:a@b.bin', None))
-    """
-    system, at, revision = name.partition("@")
-    return (system, revision or None) if at and system in catalogue() else (name, None)
-
-
-def split_name(name: str) -> tuple[str, str | None] | None:
-    """Name of a system and path of its weights, if one is given; None for anything that names no system.
-
-    >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
-    (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
-    """
-    system, _, path = split_revision(name)[0].partition(":")
-    return (system, path or None) if system in catalogue() else None
-
-
-def systems(modality: str | None = None) -> pd.DataFrame:
-    """Every system that stampy can run, as a table.
-
-    Parameters
-    ----------
-    modality
-        Only those of this modality.
-
-    Returns
-    -------
-    One row a system, its name as index: title, modality, loader, licence, gate, dim, feature_dim, size_px, tile_um,
-    mean, std, parameters, weights, citation, trained_on, and for each data set of the paper's tables whether the system
-    was trained on it: ``"yes"``, ``"no"`` or ``"unknown"``.
-
-    Examples
-    --------
-    >>> import stampy
-    >>> table = stampy.models.systems()
-    >>> table.loc["uni", ["licence", "gate"]].tolist()
-    ['CC-BY-NC-ND-4.0', 'gated']
-    >>> table.loc["tangle", "TCGA-LUAD"]
-    'yes'
-    """
-    import pandas as pd
-
-    if modality is not None:
-        _checks.one_of("modality", modality, sorted({c.modality for c in catalogue().values()}))
-    columns = ("title", "modality", "loader", "licence", "gate", "dim", "feature_dim", "size_px", "tile_um", "mean",
-               "std", "parameters", "weights_at", "citation", "trained_on")  # fmt: skip
-    answers = {True: "yes", False: "no", None: "unknown"}
-    rows = {
-        c.name: {name.removesuffix("_at"): getattr(c, name) for name in columns}
-        | {data: answers[c.has_seen(data)] for data in BENCHMARKS}
-        for c in catalogue().values()
-        if modality in (None, c.modality)
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
-    whole = ["dim", "feature_dim", "size_px", "parameters"]
-    return table.astype(dict.fromkeys(whole, "Int64"))

@@ -6,9 +6,15 @@ Access and licences change: the address on the card decides.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stampy import _checks
 from stampy.models._systems.cards import BENCHMARKS, Card, image_input
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CARDS", "card", "split_name", "split_revision", "systems"]
 
 CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _BIN = ("model.safetensors", "pytorch_model.bin")
@@ -192,3 +198,91 @@ _ALL = (
 )  # fmt: skip
 
 CARDS = {card.name: replace(card, **_PINNED.get(card.name, {})) for card in _ALL}
+
+
+def card(name: str) -> Card:
+    """The card of a system.
+
+    Parameters
+    ----------
+    name
+        As in the table `systems`, also with a path: ``"uni:/path/to/pytorch_model.bin"``.
+
+    Raises
+    ------
+    ValueError
+        There is no system of that name.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> virchow = stampy.models.card("virchow2")
+    >>> virchow.dim, virchow.gate, virchow.weights_at
+    (2560, 'gated', 'hf-hub:paige-ai/Virchow2')
+    """
+    found = split_name(name)
+    if found is None:
+        _checks.one_of("name", name, CARDS)
+        raise KeyError(name)
+    return CARDS[found[0]]
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A name without the revision of the hub behind it, and that.
+
+    >>> split_revision("uni@main"), split_revision("uni:a@b.bin")
+    (('uni', 'main'), ('uni:a@b.bin', None))
+    """
+    system, at, revision = name.partition("@")
+    return (system, revision or None) if at and system in CARDS else (name, None)
+
+
+def split_name(name: str) -> tuple[str, str | None] | None:
+    """Name of a system and path of its weights, if one is given; None for anything that names no system.
+
+    >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
+    (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
+    """
+    system, _, path = split_revision(name)[0].partition(":")
+    return (system, path or None) if system in CARDS else None
+
+
+def systems(modality: str | None = None) -> pd.DataFrame:
+    """Every system that stampy can run, as a table.
+
+    Parameters
+    ----------
+    modality
+        Only those of this modality.
+
+    Returns
+    -------
+    One row a system, its name as index: title, modality, loader, licence, gate, dim, feature_dim, size_px, tile_um,
+    mean, std, parameters, weights, citation, trained_on, and for each data set of the paper's tables whether the system
+    was trained on it: ``"yes"``, ``"no"`` or ``"unknown"``.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> table = stampy.models.systems()
+    >>> table.loc["uni", ["licence", "gate"]].tolist()
+    ['CC-BY-NC-ND-4.0', 'gated']
+    >>> table.loc["tangle", "TCGA-LUAD"]
+    'yes'
+    """
+    import pandas as pd
+
+    if modality is not None:
+        _checks.one_of("modality", modality, sorted({c.modality for c in CARDS.values()}))
+    columns = ("title", "modality", "loader", "licence", "gate", "dim", "feature_dim", "size_px", "tile_um", "mean",
+               "std", "parameters", "weights_at", "citation", "trained_on")  # fmt: skip
+    answers = {True: "yes", False: "no", None: "unknown"}
+    rows = {
+        c.name: {name.removesuffix("_at"): getattr(c, name) for name in columns}
+        | {data: answers[c.has_seen(data)] for data in BENCHMARKS}
+        for c in CARDS.values()
+        if modality in (None, c.modality)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    whole = ["dim", "feature_dim", "size_px", "parameters"]
+    return table.astype(dict.fromkeys(whole, "Int64"))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stampy.models._published import read_state_dict
+from stampy.models._systems.base import ImageSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.load import ImageSystem, fill, only
+from stampy.models._tensors import fill, only, read_state_dict
 
 __all__ = ["Conch", "OmiClip", "Plip", "load_conch", "load_omiclip", "load_plip"]
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from stampy import _keys
 from stampy.models._gene import PAD_ID, GeneConfig, GeneEncoder
-from stampy.models._published import _N_SPECIAL_ROWS, _UNUSED, _gene_config, _rename_gene, read_state_dict
+from stampy.models._published import N_SPECIAL_ROWS, TEMPLATE_LAYER, gene_config, rename_gene
+from stampy.models._systems.base import GeneSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.load import GeneSystem, fill, only
+from stampy.models._tensors import fill, only, read_state_dict
+from stampy.models._weights import read_genes
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -27,7 +29,12 @@ __all__ = ["CONTEXT", "Nicheformer", "load_nicheformer"]
 CONTEXT = (5, 9, 4)  # human, Xenium (Visium has no token), spatial; they stand before the genes
 GENES = "genes.tsv"
 _HEADS = 16  # leave no trace in the tensors
-_OTHER = (_UNUSED, "classifier_head.", "pooler_head.", "cls_head.")  # template of the layers, and heads of training
+_OTHER = (
+    TEMPLATE_LAYER,
+    "classifier_head.",
+    "pooler_head.",
+    "cls_head.",
+)  # template of the layers, and heads of training
 
 
 class Nicheformer(GeneSystem):
@@ -74,8 +81,6 @@ def ranked(counts: sparse.csr_matrix, divisors: np.ndarray, length: int) -> np.n
 
 def load_nicheformer(card: Card, path: Path) -> Nicheformer:
     """Read the checkpoint (or the folder with it) by Nicheformer's names, with `genes.tsv` beside it."""
-    from stampy.models._weights import read_genes
-
     file = path
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in (".ckpt", ".pt", ".safetensors"))
@@ -92,13 +97,13 @@ def load_nicheformer(card: Card, path: Path) -> Nicheformer:
     tensors = {k: v for k, v in read_state_dict(file).items() if not k.startswith(_OTHER)}
     if "embeddings.weight" not in tensors or "positional_embedding.weight" not in tensors:
         raise ValueError(f"{str(file)!r} is no Nicheformer checkpoint. First names found: {list(tensors)[:5]}.")
-    tensors = {_rename_gene(k): v for k, v in tensors.items()}
-    genes, n_genes = read_genes(table), len(tensors["embeddings.weight"]) - _N_SPECIAL_ROWS
+    tensors = {rename_gene(k): v for k, v in tensors.items()}
+    genes, n_genes = read_genes(table), len(tensors["embeddings.weight"]) - N_SPECIAL_ROWS
     if len(genes) != n_genes:
         raise ValueError(
             f"{str(table)!r} has {len(genes)} genes, the checkpoint {n_genes}: they do not belong together."
         )
     with torch.device("meta"):
-        system = Nicheformer(card, genes, _gene_config(tensors, "", card.architecture.get("heads", _HEADS)))
+        system = Nicheformer(card, genes, gene_config(tensors, "", card.architecture.get("heads", _HEADS)))
     fill(system.encoder, only(tensors, where=str(file)), where=str(file))
     return system

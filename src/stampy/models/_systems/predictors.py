@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stampy import _checks, _keys
 from stampy._utils import device_of, generator
-from stampy.models._systems.cards import card
+from stampy.models._systems.catalogue import card
 from stampy.models._systems.egn import EGN
 
 __all__ = ["Predictor", "STNet"]

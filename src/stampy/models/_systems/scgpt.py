@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy.models._published import read_state_dict
+from stampy.models._systems.base import GeneSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.load import GeneSystem, fill, only
+from stampy.models._tensors import fill, only, read_state_dict
 
 if TYPE_CHECKING:
     from scipy import sparse

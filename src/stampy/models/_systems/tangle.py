@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stampy.models._published import read_state_dict
+from stampy.models._systems.base import SlideSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.load import SlideSystem, fill, only
+from stampy.models._tensors import fill, only, read_state_dict
 
 __all__ = ["Tangle", "load_tangle"]
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stampy.models._published import read_state_dict
+from stampy.models._systems.base import ImageSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.load import ImageSystem, fill
+from stampy.models._tensors import fill, read_state_dict
 
 __all__ = ["Pixels", "ViT", "load_vit"]
 

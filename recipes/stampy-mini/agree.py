@@ -1,0 +1,129 @@
+"""Does the label-free score agree with labels, and what does adapting gain?
+
+    python recipes/stampy-mini/agree.py [--sections NAME ...] [--final] [--out FILE.md]
+
+For every labelled section and embedding: the score of `stampy.tl.evaluate`, the linear probe (balanced accuracy, five
+spatially blocked folds) and k-means at the number of labels (ARI, mean of three seeds); then the rank correlation of
+the score with both, within sections. Without `--final`, the sections on which settings may be chosen (HER2+ patients B,
+C, D, F and G); with it, those that are looked at once, at the end. Labels are used here only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_rand_score
+
+import stampy
+from stampy._labels import known_labels
+from stampy.tl._cluster import find_domains, smoothed
+from stampy.tl._folds import block_folds
+from stampy.tl._label_free import _tfidf
+from stampy.tl._probe import probe_predictions, probe_scores
+from stampy.tl._shared_space import unit
+
+CHOOSE = {f"HER2ST_{name}": "label" for name in ("B1", "C1", "D1", "F1", "G2")}
+FINAL = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
+QUIET = {"show_progress_bar": False, "modality": "gene"}
+NEIGHBORS = 6
+
+
+def embeddings(model):
+    """Functions by name, each of a table; what they share is made once a table."""
+
+    def kept(table, key, make):
+        if key not in table.obsm:
+            table.obsm[key] = make(table)
+        return table.obsm[key]
+
+    def by_model(**options):
+        def make(table):
+            return stampy.tl.embed(table, model, key_added="X", copy=True, **QUIET, **options).obsm["X"]
+
+        return make
+
+    plain = {
+        "packaged": by_model(),
+        "adapted": by_model(adapt=True),
+        "PCA": lambda t: stampy.tl.embed(t, "pca", key_added="X", copy=True, **QUIET).obsm["X"],
+        "tf-idf SVD": lambda t: _tfidf(t.X),
+    }
+    found = {}
+    for name, make in plain.items():
+        found[name] = lambda t, n=name, m=make: kept(t, n, m)
+        found[f"{name}, L2, in context"] = lambda t, n=name, m=make: in_context(unit(kept(t, n, m)), t)
+    return found
+
+
+def in_context(values, table):
+    """Mean over a spot and its six nearest, of L2 norm 1."""
+    return unit(smoothed(values, np.asarray(table.obsm["spatial"], dtype=float), NEIGHBORS))
+
+
+def by_labels(values, codes, xy):
+    """Balanced accuracy of the probe, and ARI of k-means."""
+    folds = block_folds(xy)
+    scores = probe_scores(codes, probe_predictions(values, codes, folds), folds)
+    found = [find_domains(values, len(np.unique(codes)), method="kmeans", rng=seed)[0] for seed in range(3)]
+    return scores["balanced_accuracy"].iloc[-1], np.mean([adjusted_rand_score(codes, f) for f in found])
+
+
+def rows_of(name, key, model):
+    """A row for each embedding of a section."""
+    adata = stampy.datasets.load(name)
+    functions = embeddings(model)
+    stampy.tl.evaluate(adata, functions, n_splits=1)
+    scores = adata.uns["stamp_evaluate"]["scores"]
+    codes, _ = known_labels(adata.obs[key], warn=False)
+    known, xy = codes >= 0, adata.obsm["spatial"].astype(float)
+    for title, function in functions.items():
+        probe, ari = by_labels(np.asarray(function(adata))[known], codes[known], xy[known])
+        measured = scores.loc[title, ["score", "own", "neighbors", "coherence", "depth_r2", "stability"]]
+        yield {"section": name, "embedding": title, "probe": probe, "ARI": ari, **measured.astype(float)}
+
+
+def text_of(table):
+    """Both tables, in Markdown."""
+    lines = [
+        "| section | embedding | probe | ARI | score | own | neighbours | depth R² |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    shown = ["probe", "ARI", "score", "own", "neighbors", "depth_r2"]
+    for _, row in table.iterrows():
+        lines.append(f"| {row['section']} | {row['embedding']} | " + " | ".join(f"{row[k]:.3f}" for k in shown) + " |")
+    lines += ["", "| measure | rank correlation with probe | with ARI |", "|---|---|---|"]
+    for measure in ("score", "own", "neighbors", "coherence", "depth_r2", "stability"):
+        found = [
+            [spearmanr(part[measure], part[by])[0] for by in ("probe", "ARI")] for _, part in table.groupby("section")
+        ]
+        mean, spread = np.mean(found, axis=0), np.std(found, axis=0)
+        lines.append(f"| {measure} | {mean[0]:.2f} ± {spread[0]:.2f} | {mean[1]:.2f} ± {spread[1]:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sections", nargs="*")
+    parser.add_argument("--final", action="store_true")
+    parser.add_argument("--model", default="stampy-mini")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)
+    model, rows = stampy.models.load(arguments.model), []
+    for name, key in (FINAL if arguments.final else CHOOSE).items():
+        if not arguments.sections or name in arguments.sections:
+            rows += rows_of(name, key, model)
+            print(f"{name}: done", flush=True)
+    text = text_of(pd.DataFrame(rows))
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
