@@ -27,7 +27,7 @@ STEPS, SEEDS = 25, 10
 def smoothed(
     values: np.ndarray, xy: np.ndarray, n_neighbors: int = 6, sections: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over each spot and its nearest spots of the same section, along the graph that squidpy makes, too.
+    """Mean over each spot and its nearest spots of the same section.
 
     Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
 
