@@ -433,3 +433,29 @@ def test_neighbours_are_the_nearest_others(seed, k):
     joined = graph(xy, k, codes).tocoo()
     assert (codes[joined.row] == codes[joined.col]).all()
     assert (graph(xy, k, codes).sum(axis=1) == k).all()
+
+
+def test_rows_and_columns_of_the_array_are_told_from_px_by_neighbors():
+    row, column = np.divmod(np.arange(60), 10)
+    indices = np.column_stack([2 * column + row % 2, row]).astype(float)
+    with pytest.warns(stampy.StampyWarning, match="rows and columns of Visium's array"):
+        pp.neighborhoods(table(indices), size=5)
+    pp.neighborhoods(table(hexagonal(30.0)), size=5)
+
+
+def test_given_um_per_px_does_not_silence_spots_wider_than_their_distance(one):
+    one.obsm["spatial"] = one.obsm["spatial"] / 1000
+    with pytest.warns(stampy.StampyWarning, match="do not have the same unit"):
+        pp.tiles(one, size_px=16, um_per_px=1.6)
+
+
+def test_indices_of_the_array_count_only_alone_and_with_a_word():
+    indices = pd.DataFrame({"array_row": [0, 1], "array_col": [0, 1]}, index=["a", "b"])
+    adata = table(indices.to_numpy())
+    adata.obs_names = ["a", "b"]
+    adata.obsm["spatial"] = indices
+    with pytest.warns(stampy.StampyWarning, match="rows and columns of the array"):
+        coordinates_of(adata)
+    adata.obsm["spatial"] = indices.assign(a=[1.5, 2.5], b=[3.5, 4.5])
+    with pytest.raises(ValueError, match="not clear which are x and y"):
+        coordinates_of(adata)

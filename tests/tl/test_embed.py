@@ -422,3 +422,13 @@ def test_a_scale_without_an_image_is_named(toy, model):
     del section.uns["spatial"]
     with pytest.warns(UserWarning, match="`um_per_px` has no effect"):
         tl.embed(section, model, um_per_px=0.5, **QUIET)
+
+
+def test_counts_in_a_layer_alone_are_not_left_out_without_a_word(toy, model):
+    adata = toy.copy()
+    adata.layers["counts"] = adata.X
+    adata.X = None
+    with pytest.warns(StampyWarning, match="layer='counts'"):
+        tl.embed(adata, model, **QUIET)
+    assert "X_stamp_gene" not in adata.obsm
+    tl.embed(adata, model, modality="image", **QUIET)

@@ -97,9 +97,14 @@ def _by_position(values: np.ndarray, where: str) -> np.ndarray:
 def _by_name(table: pd.DataFrame, where: str) -> tuple[np.ndarray, str]:
     """Columns that are called x and y; ValueError where none are, or several that differ."""
     columns = {str(c).strip().lower(): c for c in table.columns}
-    found = _pairs(columns, _NAMES) or _pairs(columns, _INDICES)
+    found = _pairs(columns, _NAMES)
     if not found and len(columns) == 2:
         found = _pairs(columns, _IN_ORDER)
+        if not found and (found := _pairs(columns, _INDICES)):
+            _checks.warn(
+                f"`{where}` holds {list(table.columns)}: rows and columns of the array, not px. On Visium, neighbours "
+                "found from them are wrong. Put `pxl_col_in_fullres` and `pxl_row_in_fullres` there."
+            )
     values = [(x, y, _numbers(table[[x, y]].to_numpy(), where)) for x, y in found]
     for x, y, other in values[1:]:
         if not np.array_equal(values[0][2], other, equal_nan=True):

@@ -16,7 +16,7 @@ from stampy._section.scale import QUERIES, lattice
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_one_section", "matching_columns", "section_column"]
+__all__ = ["check_one_section", "matching_columns", "section_column", "warn_of_indices"]
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
@@ -25,6 +25,7 @@ CLOSE_SHARE = 0.015
 RARELY = 0.25  # of the pairs that chance would put in one section
 ENOUGH_PAIRS = 20
 MOST_SECTIONS = 1000
+MOST_INDEX = 700  # of rows and columns: Visium has 128, that of 11 mm 223
 
 
 def check_one_section(
@@ -58,6 +59,19 @@ def check_one_section(
     crowded = _crowded(table, xy)
     if crowded:
         raise ValueError(_message("the spots of several sections lie between each other", crowded))
+
+
+def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
+    """Warn where coordinates are Visium's rows and columns: whole numbers whose sum is even (or odd) at every spot."""
+    first = xy[codes == codes[0]]
+    if len(first) < FEWEST or np.abs(first).max() > MOST_INDEX or not np.array_equal(first, np.rint(first)):
+        return
+    if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
+        _checks.warn(
+            "The coordinates seem to be rows and columns of Visium's array, not px of the image: whole numbers up to "
+            f"{np.abs(first).max():.0f}, of even sum. Neighbours found from them are wrong. Put "
+            "`pxl_col_in_fullres` and `pxl_row_in_fullres` into `adata.obsm['spatial']`."
+        )
 
 
 def section_column(table: AnnData, libraries: Mapping[str, Any]) -> str | None:

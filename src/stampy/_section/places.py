@@ -11,7 +11,7 @@ from stampy._section import elements
 from stampy._section.coordinates import coordinates
 from stampy._section.elements import Region
 from stampy._section.libraries import has_image, libraries_of
-from stampy._section.overlay import check_one_section, matching_columns, section_column
+from stampy._section.overlay import check_one_section, matching_columns, section_column, warn_of_indices
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,6 +53,7 @@ def places_of(
     places, _ = placed(data, table, library_key)
     if neighbors:
         check_one_section(table, places.xy, places.codes, libraries_of(table), library_key=library_key)
+        warn_of_indices(places.xy, places.codes)
     return places
 
 

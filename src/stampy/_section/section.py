@@ -168,7 +168,11 @@ class Section:
             return ""
         across = self.spot_px / grid.pitch
         if across > 1:
-            return likely_unit(self.xy, grid, self.factors)
+            return likely_unit(self.xy, grid, self.factors) or (
+                f"The spots would be {self.spot_px:.4g} px wide and only {grid.pitch:.4g} px apart: coordinates and "
+                "`spot_diameter_fullres` do not have the same unit. Coordinates must be px of the full-resolution "
+                "image."
+            )
         return doubt_of_grid(grid, float(self.wishes.um_per_px)) if across >= 0.45 else ""  # type: ignore[arg-type]
 
     @property

@@ -16,6 +16,7 @@ from stampy import _checks, _keys, models
 from stampy._section.looks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
+from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
 from ._adapted import adapted_to
@@ -232,6 +233,11 @@ def _available(adata: Section, table: AnnData, request: Request) -> Modality:
     pictured = request.image is not None or has_images(adata, request.table_key)
     has_counts = table.n_vars > 0 and (table.X is not None or request.layer is not None)
     if pictured:
+        if not has_counts and (layers := raw_layers(table.layers)):
+            _checks.warn(
+                "`adata.X` is empty (None), so the image alone is embedded. Raw counts are in "
+                f"{_checks.shortlist(layers)}: use layer={layers[0]!r}, or modality='image' if that is what you want."
+            )
         return "fused" if has_counts else "image"
     _checks.not_empty(table)
     if request.image_key is not None:
