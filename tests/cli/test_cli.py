@@ -19,7 +19,8 @@ import stampy
 from stampy import _checks, datasets, models
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
-from stampy.cli.main import EXAMPLES, _one_line, main
+from stampy.cli.main import EXAMPLES, main
+from stampy.cli.options import in_options
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True, "embedding": 12}
 STAGE1 = GENE | {"groups_per_batch": 4, "epochs_igr": 1, "epochs_cgr": 1, "lr": 1e-2}
@@ -576,7 +577,7 @@ def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
     ],
 )
 def test_parameters_are_named_as_options(message, line):
-    assert _one_line(message) == line
+    assert in_options(message) == line
 
 
 def test_warnings_are_lines_and_those_of_others_are_left_out(run, toy, weights, monkeypatch):
