@@ -115,8 +115,8 @@ def embed(
         ``"embedding"``: projected into the space that genes and images (or text) share, L2 norm 1. ``"feature"``: the
         towers' outputs before the projection. The same for models that have no projection.
     context
-        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section,
-        along squidpy's spatial graph (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
+        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section
+        (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
         in the model's card. None: a spot's vector depends on that spot alone.
     adapt
         Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
