@@ -13,7 +13,6 @@ from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
 from stampy._section.libraries import REFUSED, named_file, source_of
-from stampy._section.open import open_file
 from stampy._section.sources import checked_source
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
@@ -83,7 +82,7 @@ def open_image(source: ImageSource) -> SlideImage:
     if isinstance(source, SlideImage):
         return source
     if isinstance(source, (str, Path)):
-        return open_file(source)
+        return SlideImage.open(source)
     if is_wsidata(source):
         return open_wsidata(source)
     if hasattr(source, "shape") and hasattr(source, "dtype"):
@@ -118,7 +117,7 @@ def library_image(
     source = source_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
-        return open_file(path), ""
+        return SlideImage.open(path), ""
     if image_key is not None:
         if image_key not in images:  # it may be one that is refused
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
@@ -142,7 +141,7 @@ def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
         path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
         if path is None:
             raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {GIVE}")
-        return open_file(path, scale=scale)
+        return SlideImage.open(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 
 
