@@ -229,10 +229,8 @@ def test_a_collection_without_joined_obsm(sections, wide):
 def test_several_copies_images_and_resume(sections, wide, tmp_path):
     grey = np.full((600, 600, 3), 128, np.uint8)
     data = {"a": sections[0], "b": sections[1]}
-    coordinates = sections[1].obsm["spatial"].max()
-    found = tl.embed(
-        data, wide, image={"b": np.zeros((int(coordinates) + 9,) * 2 + (3,), np.uint8)}, copy=True, **QUIET
-    )
+    picture = next(iter(sections[1].uns["spatial"].values()))["images"]["hires"]
+    found = tl.embed(data, wide, image={"b": picture}, copy=True, **QUIET)
     assert set(found) == {"a", "b"}
     assert found["a"].uns["stamp"]["X_stamp"]["tiles"]["image"] == ["hires"]
     assert found["b"].uns["stamp"]["X_stamp"]["tiles"]["image"] == ["array"]

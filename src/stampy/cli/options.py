@@ -8,9 +8,37 @@ import re
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "command", "common_options", "described", "input_options", "model_option", "say", "show_progress"]
+__all__ = [
+    "Parser",
+    "command",
+    "common_options",
+    "described",
+    "in_options",
+    "input_options",
+    "model_option",
+    "say",
+    "show_progress",
+]
+
+# How functions name a parameter in their messages; on the command line it is an option.
+PARAMETER = re.compile(
+    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality"
+    r"|device|key_added|model|labels|n_domains|overwrite)"
+    r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
+)
 
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
+
+
+def in_options(message: Any) -> str:
+    """The message of an error or a warning, with options named as they are here.
+
+    >>> in_options(KeyError("Give `um_per_px=`, or modality='gene'."))
+    'Give `--um-per-px`, or --modality gene.'
+    """
+    plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
+    line = " ".join(str(plain).split()) or type(message).__name__
+    return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 
 def show_progress(quiet: bool) -> bool:

@@ -73,9 +73,9 @@ def domains(
     n_pcs
         Cluster so many principal components of the embedding. None: all of it, for mixtures 20.
     smooth
-        Before clustering each spot's vector is averaged with those of so many nearest spots, along squidpy's spatial
-        graph within each section. 0: not; 6: all direct neighbours on a Visium grid. Not on top of an embedding that is
-        averaged already (``context="neighbors"``, ``"pca-smoothed"``): twice blurs small domains away.
+        Before clustering each spot's vector is averaged with those of so many nearest spots of the same section. 0:
+        not; 6: all direct neighbours on a Visium grid. Not on top of an embedding that is averaged already
+        (``context="neighbors"``, ``"pca-smoothed"``): twice blurs small domains away.
     labels
         Column of obs to compare with. It takes no part in the clustering.
     library_key

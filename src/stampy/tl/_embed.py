@@ -115,8 +115,8 @@ def embed(
         ``"embedding"``: projected into the space that genes and images (or text) share, L2 norm 1. ``"feature"``: the
         towers' outputs before the projection. The same for models that have no projection.
     context
-        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section,
-        along squidpy's spatial graph (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
+        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section
+        (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
         in the model's card. None: a spot's vector depends on that spot alone.
     adapt
         Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
@@ -358,9 +358,12 @@ def _no_histology(tiles: TileSource) -> bool:
     doubts = doubts_of(tiles.sections)
     if not doubts:
         return False
+    n = len(tiles.sections)
+    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
+    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
     _checks.warn(
-        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        "modality='fused' takes this one all the same."
+        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        f"{apart}modality='fused' takes this one all the same."
     )
     return True
 
