@@ -358,9 +358,12 @@ def _no_histology(tiles: TileSource) -> bool:
     doubts = doubts_of(tiles.sections)
     if not doubts:
         return False
+    n = len(tiles.sections)
+    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
+    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
     _checks.warn(
-        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        "modality='fused' takes this one all the same."
+        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        f"{apart}modality='fused' takes this one all the same."
     )
     return True
 
