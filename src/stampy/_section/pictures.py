@@ -13,7 +13,6 @@ from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
 from stampy._section.libraries import source_of
-from stampy._section.open import open_file
 from stampy._section.sources import checked_source
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
@@ -83,7 +82,7 @@ def open_image(source: ImageSource) -> SlideImage:
     if isinstance(source, SlideImage):
         return source
     if isinstance(source, (str, Path)):
-        return open_file(source)
+        return SlideImage.open(source)
     if is_wsidata(source):
         return open_wsidata(source)
     if hasattr(source, "shape") and hasattr(source, "dtype"):
@@ -118,7 +117,7 @@ def library_image(
     source = source_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
-        return open_file(path), ""
+        return SlideImage.open(path), ""
     if image_key is not None:
         _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
         if not _has_scale(image_key, factors):
@@ -142,7 +141,7 @@ def _opened(image: Any, scale: float, key: str) -> SlideImage:
         path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: str(image)}}, "")
         if path is None:
             raise KeyError(f"The image {str(image)!r} of {key!r} {why_not}. {GIVE}")
-        return open_file(path, scale=scale)
+        return SlideImage.open(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 
 

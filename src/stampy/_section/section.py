@@ -12,10 +12,9 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._section import elements
 from stampy._section.elements import Region
-from stampy._section.image import SlideImage
+from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.inside import check_indices, check_inside, doubt_of_axes
 from stampy._section.libraries import libraries_of, library_named
-from stampy._section.open import open_spatialdata_image
 from stampy._section.overlay import check_one_section, section_column
 from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.places import (

@@ -11,6 +11,7 @@ from stampy import _checks
 from stampy._section.neighbors import graph
 from stampy._utils import keeping_threads
 
+from ._communities import connectivities, leiden
 from ._folds import seed_of
 from ._metrics import silhouette
 
@@ -158,15 +159,10 @@ def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Number by the resolution; a number that is given by bisection of the resolution."""
-    import scanpy as sc
-    from anndata import AnnData
-
-    table = AnnData(obsm={"X": values})
-    sc.pp.neighbors(table, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
+    around = connectivities(values, min(n_neighbors, len(values) - 1), seed)
 
     def fit(at: float, with_seed: int = seed) -> np.ndarray:
-        sc.tl.leiden(table, resolution=at, flavor="igraph", n_iterations=2, directed=False, random_state=with_seed)
-        return table.obs["leiden"].cat.codes.to_numpy().astype(np.int64)
+        return leiden(around, at, with_seed)
 
     if n is None:
         at = 1.0 if resolution is None else resolution
