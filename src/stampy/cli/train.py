@@ -68,7 +68,7 @@ def _training_options(add: Any) -> None:
         "sections",
         nargs="+",
         metavar="SECTIONS",
-        help="a corpus, sections (.h5ad, .zarr, folders), or manifests (.tsv)",
+        help="a corpus, files or folders of sections, manifests (.tsv)",
     )
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")
