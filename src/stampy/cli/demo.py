@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-import pandas as pd
-
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy._labels import known_labels
 from stampy.cli.pages import figure_of
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
+from stampy.cli.verdict import Judged, about_labels, as_categories, verdict
 from stampy.datasets._fetch import fetch_file
 from stampy.models._names import check_name
 
@@ -133,8 +131,14 @@ def demo(
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
-    if labels is not None:
-        say(_about_labels(adata, labels))
+    with clock.of("judging"):
+        organism = options.get("organism", "human")
+        judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
+        said = verdict(judged, seed)
+        if labels is not None:
+            said.append(about_labels(adata, labels, CLUSTER))
+    for text in said:
+        say(text)
     with clock.of("writing"):
         _formats.write(adata, out / SECTION)
         pictures = _draw(adata, out, labels, library_key)
@@ -254,32 +258,11 @@ def _about_embedding(adata: AnnData) -> str:
 def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:
     sizes = adata.obs[CLUSTER].value_counts(sort=False)
     rows = [f"  {name:>7}  {size:>5}  {', '.join(markers.get(name, []))}" for name, size in sizes.items()]
-    return "\n".join(
-        [f"Clusters: {len(sizes)} (Leiden)", "  cluster  spots  marker genes", *(r.rstrip() for r in rows)]
-    )
-
-
-def _about_labels(adata: AnnData, labels: str) -> str:
-    """How well the clusters agree with labels that they never saw."""
-    from sklearn.metrics import adjusted_rand_score
-
-    column = _known_labels(adata, labels)
-    known = column.notna()
-    if not known.any():
-        return f"Labels: `{labels}` holds none."
-    score = adjusted_rand_score(column[known].astype(str), adata.obs[CLUSTER][known])
-    sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
-    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return (
-        f"Labels: clusters agree with `{labels}` by an adjusted Rand index of {score:.3f} (1 equal, 0 chance) over "
-        f"{known.sum()} of {adata.n_obs} spots; the clustering did not use them\n  {listed}"
-    )
-
-
-def _known_labels(adata: AnnData, labels: str) -> pd.Series:
-    """Labels as categories; missing where the word is none, such as "undetermined"."""
-    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
-    return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
+    head = [
+        f"Clusters: {len(sizes)} (Leiden communities of the embedding; the largest is 0)",
+        "  cluster  spots  marker genes (higher here than in all other spots, by a t-test)",
+    ]
+    return "\n".join([*head, *(r.rstrip() for r in rows)])
 
 
 def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None) -> dict[str, str]:
@@ -300,7 +283,7 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     if labels is not None:
         wanted["labels.png"] = (labels, f"Labels: {labels}")
         shown = adata[:, :0].copy()  # without genes: cheap
-        shown.obs[labels] = _known_labels(adata, labels)
+        shown.obs[labels] = as_categories(adata, labels)
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
