@@ -109,3 +109,47 @@ def aligned(toy, vocabulary):
     adata.obsm["X_stamp_image"] = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
     adata.uns["stamp"]["X_stamp"]["modality"] = "fused"
     return model, adata
+
+
+def _make_sdata(toy, kind, matrix):
+    """The toy's spots as circles, points or labels that `matrix` takes to px of its image."""
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+    import spatialdata as sd
+    from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
+    from spatialdata.transformations import Affine, Identity
+
+    to_world = {"slide": Affine(matrix, ("x", "y"), ("x", "y"))}
+    own = (toy.obsm["spatial"] - matrix[:2, 2]) @ np.linalg.inv(matrix[:2, :2]).T
+    ids = np.arange(len(toy)) + 1
+    if kind == "shapes":
+        element = ShapesModel.parse(own, geometry=0, radius=5, index=ids, transformations=to_world)
+    elif kind == "points":
+        frame = pd.DataFrame(own, columns=["x", "y"], index=ids)
+        element = PointsModel.parse(frame, transformations=to_world)
+    else:
+        low = np.floor(own.min(axis=0)) - 3
+        width, height = np.ceil(own.max(axis=0) - low).astype(int) + 4
+        raster = np.zeros((height, width), np.int32)
+        for i, (x, y) in zip(ids, np.floor(own - low).astype(int), strict=True):
+            raster[y - 1 : y + 2, x - 1 : x + 2] = i
+        moved = matrix.copy()
+        moved[:2, 2] = matrix[:2, :2] @ low + matrix[:2, 2]
+        element = Labels2DModel.parse(
+            raster, dims=("y", "x"), chunks=(100, 130), transformations={"slide": Affine(moved, ("x", "y"), ("x", "y"))}
+        )
+    image = toy.uns["spatial"]["toy"]["images"]["hires"]
+    obs = pd.DataFrame({"region": pd.Categorical(["cells"] * len(toy)), "id": ids}, index=toy.obs_names)
+    obs["domain"] = toy.obs["domain"]
+    annotated = TableModel.parse(
+        ad.AnnData(toy.X.copy(), obs=obs, var=toy.var.copy()), region="cells", region_key="region", instance_key="id"
+    )
+    he = Image2DModel.parse(image, dims=("y", "x", "c"), transformations={"slide": Identity()})
+    return sd.SpatialData.init_from_elements({"cells": element, "he": he, "table": annotated})
+
+
+@pytest.fixture(scope="session")
+def make_sdata():
+    """Makes a SpatialData of the toy section: kind of its element, and the transformation to px of the image."""
+    return _make_sdata

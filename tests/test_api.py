@@ -1,6 +1,7 @@
 """The house rules, checked."""
 
 import ast
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -11,15 +12,20 @@ import pytest
 import stampy
 
 SOURCE = Path(stampy.__file__).parent
-MAY_IMPORT = {
-    "pp": set(),
+MAY_IMPORT = {  # of the rooms below; the files beside them (`_keys`, `_checks`, ...) import no room
+    "_section": set(),
+    "_io": {"_section", "pp"},  # pp: `read` sums small bins
+    "pp": {"_section"},
     "models": set(),
-    "datasets": set(),
-    "pl": set(),
-    "train": {"pp", "models"},
-    "tl": {"pp", "models"},
-    "bench": {"pp", "models", "datasets", "tl"},
+    "datasets": {"_io"},
+    "pl": {"_section"},
+    "train": {"_io", "_section", "pp", "models"},
+    "tl": {"_section", "pp", "models"},
+    "bench": {"_section", "pp", "models", "datasets", "tl"},
+    "cli": {"_io", "_section", "pp", "models", "datasets", "pl", "train", "tl", "bench"},
 }
+PUBLIC = [room for room in MAY_IMPORT if not room.startswith("_") and room != "cli"]
+MAX_LINES = 400
 
 
 def imported(path):
@@ -39,6 +45,40 @@ def test_layers(layer):
     for path in (SOURCE / layer).rglob("*.py"):
         others = set(imported(path)) & set(MAY_IMPORT) - {layer}
         assert others <= MAY_IMPORT[layer], path
+
+
+@pytest.mark.parametrize("name", ["_keys", "_checks", "_utils", "_files", "_labels"])
+def test_the_ground_imports_no_room(name):
+    assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
+
+
+def house():
+    """The script that measures the tree."""
+    spec = importlib.util.spec_from_file_location("house", Path(__file__).parents[1] / "benchmarks" / "house.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_circle_of_files():
+    """Not even through imports inside functions."""
+    assert house().circles(SOURCE, deferred=True) == []
+
+
+def test_circles_are_found(tmp_path):
+    package = tmp_path / "some"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def f():\n    from some.b import g\n")
+    (package / "b.py").write_text("from . import a\n")
+    (package / "c.py").write_text("from some import a, b\n")
+    assert house().circles(package) == []
+    assert house().circles(package, deferred=True) == [["some.a", "some.b"]]
+
+
+def test_no_file_is_too_long():
+    lines = {path.relative_to(SOURCE).as_posix(): len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
+    assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
 
 
 def test_import_is_light():
@@ -68,7 +108,7 @@ def test_grammar(package, name):
         assert {"copy", "key_added"} <= {p.name for p in parameters}
 
 
-@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+@pytest.mark.parametrize("package", PUBLIC)
 def test_everything_public_is_there_and_documented(package):
     module = getattr(stampy, package)
     for name in module.__all__:

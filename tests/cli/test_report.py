@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -96,6 +97,52 @@ def test_names_are_text(embedded, report_of):
     assert not {"i", "b"} & set(page.tags)
     assert page.text.count(bad) >= 1
     assert "a & b" in page.text
+
+
+sdata_warnings = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+
+
+@sdata_warnings
+@pytest.mark.parametrize("kind", ["shapes", "labels"])
+def test_a_spatialdata_without_obsm_spatial_has_maps(embedded, make_sdata, kind, tmp_path, monkeypatch):
+    drawn = []
+    spatial = stampy.pl.spatial
+    monkeypatch.setattr(stampy.pl, "spatial", lambda *a, **k: drawn.append(spatial(*a, **k)) or drawn[-1])
+    sdata = make_sdata(embedded, kind, np.array([[2.0, 0.0, 50.0], [0.0, 2.0, -30.0], [0.0, 0.0, 1.0]]))
+    sdata["table"].obsm["X_stamp"] = embedded.obsm["X_stamp"]
+    sdata.write(tmp_path / "a.zarr")
+    page = Page(_report.report(tmp_path / "a.zarr", tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert sum(tag == "img" for tag in page.tags) == 6
+    assert len(drawn) == 5
+    assert all(len(ax.images) == 1 for ax in drawn)
+
+
+@sdata_warnings
+def test_of_several_images_the_page_asks_for_one(toy, make_sdata, tmp_path, capsys):
+    sdata = make_sdata(toy, "shapes", np.eye(3))
+    sdata.images["dapi"] = sdata.images["he"]
+    sdata.tables["spots"] = sdata.tables.pop("table")
+    sdata.write(tmp_path / "a.zarr")
+    command = ["report", str(tmp_path / "a.zarr"), str(tmp_path / "a.html"), "--table-key", "spots", "--overwrite"]
+    asked = "Name the H&E one by `--image-key`."
+    assert main(command) == 0
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert asked in " ".join(page.text)
+    assert sum(tag == "img" for tag in page.tags) == 4
+    assert main([*command, "--image-key", "he"]) == 0
+    assert asked not in " ".join(Page((tmp_path / "a.html").read_text(encoding="utf-8")).text)
+    assert main([*command, "--image-key", "hires"]) == 1
+    assert "Key `hires` not found in `sdata.images`" in capsys.readouterr().err
+
+
+def test_overlaid_sections_are_refused_in_words_of_the_command_line(toy, tmp_path, capsys):
+    both = ad.concat([toy, toy], label="sample", keys=["A", "B"], index_unique="-")
+    both.write_h5ad(tmp_path / "a.h5ad")
+    assert main(["report", str(tmp_path / "a.h5ad"), str(tmp_path / "a.html")]) == 1
+    assert "`--library-key` (would fit: 'sample')" in capsys.readouterr().err
+    assert not (tmp_path / "a.html").exists()
 
 
 @pytest.mark.parametrize("what", ["bare", "image only", "no coordinates"])

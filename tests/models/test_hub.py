@@ -15,7 +15,7 @@ CONTENT = b"weights, or what stands for them" * 100
 CODE = """
 import json, sys, warnings
 from dataclasses import replace
-from stampy.models._systems.cards import card
+from stampy.models._systems.catalogue import card
 from stampy.models._systems.hub import download
 revision, sha256, wanted = json.loads(sys.argv[1])
 found = replace(card("virchow2"), revision=revision, sha256=sha256)

@@ -16,8 +16,7 @@ from PIL import Image
 
 from stampy import datasets
 from stampy._section.boxes import choose_cells, region_boxes, region_cells, tile_boxes
-from stampy._section.image import SlideImage
-from stampy._section.open import open_spatialdata_image
+from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.scale import infer_um_per_px, lattice
 from stampy.pp._tiles import TileSource, tiles
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 
 from stampy._section import open as _readers
 from stampy._section.image import SlideImage
-from stampy._section.open import open_file
 
 
 def ramp(height=240, width=250):
@@ -68,7 +67,7 @@ def test_every_storage_gives_the_same_tiles(tmp_path, suffix, edge):
     path = tmp_path / f"slide.{suffix}"
     STORAGES[suffix](path, picture)
     expected, box = SlideImage.from_array(picture), (33.3, -20.5, 33.3 + edge, edge - 20.5)
-    with open_file(path) as image:
+    with SlideImage.open(path) as image:
         assert image.shape == (600, 700)
         got = image.tile(box, 100)
         assert len(image.levels) == (3 if suffix in ("tiff", "ome.tif") else 1)
@@ -85,7 +84,7 @@ def test_lossy_storages(tmp_path, suffix):
         Image.fromarray(smooth()).save(path, quality=95)
     else:
         tifffile.imwrite(path, smooth(), tile=(128, 128), compression="jpeg", photometric="rgb")
-    with open_file(path) as image:
+    with SlideImage.open(path) as image:
         got = image.read(100, 100, 300, 300)
     assert np.abs(got.astype(int) - smooth()[100:400, 100:400]).mean() < 4
 
@@ -101,7 +100,7 @@ def test_a_large_jpeg_needs_no_global_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(_readers, "_BAND_PX", 9_000)
     for name in ("a.png", "a.jpg"):
         Image.fromarray(smooth()).save(tmp_path / name, quality=95)
-        got = open_file(tmp_path / name).read(0, 0, 700, 600)
+        got = SlideImage.open(tmp_path / name).read(0, 0, 700, 600)
         assert np.abs(got.astype(int) - smooth()).mean() < 1
     assert Image.MAX_IMAGE_PIXELS == 10_000
 
@@ -119,7 +118,7 @@ def test_png_and_jpeg_modes(tmp_path, mode):
         Image.fromarray(GREY.astype(np.uint16) * 257 + 256 * 120).save(path)
     else:
         Image.fromarray(RGB).convert("RGBA" if mode == "PA" else mode).convert("P" if mode == "PA" else mode).save(path)
-    got = open_file(path).read(0, 0, 80, 60)
+    got = SlideImage.open(path).read(0, 0, 80, 60)
     assert got.shape == (60, 80, 3)
     assert got.std() > 0
 
@@ -135,7 +134,7 @@ def test_png_and_jpeg_modes(tmp_path, mode):
 def test_tiffs_that_are_no_picture(tmp_path, options, message):
     tifffile.imwrite(tmp_path / "a.tif", **options)
     with pytest.raises(ValueError, match=message):
-        open_file(tmp_path / "a.tif")
+        SlideImage.open(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -153,7 +152,7 @@ def test_orientation_tags(tmp_path, orientation, suffix):
         )
     with Image.open(path) as picture:
         upright = np.asarray(ImageOps.exif_transpose(picture) if suffix in ("png", "jpg") else _upright(stored, exif))
-    with open_file(path) as image:
+    with SlideImage.open(path) as image:
         assert image.shape == upright.shape[:2]
         np.testing.assert_array_equal(image.read(0, 0, image.shape[1], image.shape[0]), upright)
         np.testing.assert_array_equal(image.read(11, 7, 20, 30), upright[7:37, 11:31])
@@ -170,11 +169,11 @@ def test_zipped_files(tmp_path, suffix):
     plain = tmp_path / f"a.{suffix}"
     STORAGES.get(suffix, STORAGES["png"])(plain, smooth())
     (tmp_path / f"a.{suffix}.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    with open_file(plain) as one, open_file(tmp_path / f"a.{suffix}.gz") as other:
+    with SlideImage.open(plain) as one, SlideImage.open(tmp_path / f"a.{suffix}.gz") as other:
         np.testing.assert_array_equal(one.read(5, 6, 200, 100), other.read(5, 6, 200, 100))
     (tmp_path / "cut.png.gz").write_bytes(gzip.compress(plain.read_bytes())[:-20])
     with pytest.raises(ValueError, match="truncated or damaged"):
-        open_file(tmp_path / "cut.png.gz")
+        SlideImage.open(tmp_path / "cut.png.gz")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -183,9 +182,9 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path, mode):
     Image.fromarray(smooth()).convert(mode).save(path, quality=80)
     with Image.open(path) as picture:
         expected = np.asarray(picture.convert("RGB"))
-    np.testing.assert_array_equal(open_file(path).read(0, 0, 700, 600), expected)
+    np.testing.assert_array_equal(SlideImage.open(path).read(0, 0, 700, 600), expected)
     path.write_bytes(path.read_bytes() + b"trailer of a phone")  # decoded by Pillow
-    np.testing.assert_array_equal(open_file(path).read(0, 0, 700, 600), expected)
+    np.testing.assert_array_equal(SlideImage.open(path).read(0, 0, 700, 600), expected)
 
 
 def test_a_thumbnail_is_the_mean_of_what_it_covers(tmp_path, monkeypatch):
@@ -198,7 +197,7 @@ def test_a_thumbnail_is_the_mean_of_what_it_covers(tmp_path, monkeypatch):
     assert np.abs(small - picture.reshape(150, 4, 175, 4, 3).mean(axis=(1, 3))).max() <= 1
     write_pyramid(tmp_path / "a.tif", picture)
     monkeypatch.setattr("stampy._section.image._BAND_PX", 4096)
-    with open_file(tmp_path / "a.tif") as pyramid:
+    with SlideImage.open(tmp_path / "a.tif") as pyramid:
         assert np.abs(pyramid.thumbnail(175).astype(int) - small).max() <= 1
         part = pyramid.thumbnail(50, (100, 100, 300, 300)).astype(int)
     assert np.abs(part - image.thumbnail(50, (100, 100, 300, 300))).max() <= 1
@@ -218,7 +217,7 @@ def test_truncated_files(tmp_path, suffix, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(ValueError, match=r"truncated or damaged.*again"):
-        open_file(path)
+        SlideImage.open(path)
 
 
 def test_a_reduced_file_says_its_scale(tmp_path):
@@ -232,14 +231,14 @@ def test_a_reduced_file_says_its_scale(tmp_path):
 def test_no_such_file_and_foreign_files(tmp_path):
     (tmp_path / "slide.tif").write_text("not an image")
     with pytest.raises(FileNotFoundError, match=r"No image file.*slide\.tif"):
-        open_file(tmp_path / "slid.tif")
+        SlideImage.open(tmp_path / "slid.tif")
     with pytest.raises(ValueError, match="TIFF, OME-TIFF, PNG, JPEG"):
-        open_file(tmp_path / "slide.tif")
+        SlideImage.open(tmp_path / "slide.tif")
     with pytest.raises(ValueError, match="is a folder"):
-        open_file(tmp_path)
+        SlideImage.open(tmp_path)
     (tmp_path / "empty.png").touch()
     with pytest.raises(ValueError, match="begins with b''"):
-        open_file(tmp_path / "empty.png")
+        SlideImage.open(tmp_path / "empty.png")
 
 
 # whole slides
@@ -276,13 +275,13 @@ def test_whole_slides_by_openslide(tmp_path, monkeypatch):
     rgba = np.dstack([RGB, np.full((60, 80), 255, np.uint8)])
     closed = fake_openslide(monkeypatch, rgba)
     (tmp_path / "a.svs").write_bytes(b"slide")
-    with open_file(tmp_path / "a.svs") as image:
+    with SlideImage.open(tmp_path / "a.svs") as image:
         np.testing.assert_array_equal(image.tile((10, 20, 30, 40), 20), RGB[20:40, 10:30])
         np.testing.assert_array_equal(image.tile((10, 20, 30, 40), 10), RGB[20:40:2, 10:30:2])
     assert closed == [True]
     (tmp_path / "b.svs").write_bytes(b"bad")
     with pytest.raises(ValueError, match="truncated or damaged"):
-        open_file(tmp_path / "b.svs")
+        SlideImage.open(tmp_path / "b.svs")
 
 
 def test_dicom_goes_to_openslide_whatever_its_name(tmp_path, monkeypatch):
@@ -291,17 +290,17 @@ def test_dicom_goes_to_openslide_whatever_its_name(tmp_path, monkeypatch):
     dicom.write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "noname").write_bytes(dicom.read_bytes())
     for name in ("a.dcm", "noname"):
-        assert open_file(tmp_path / name).shape == (60, 80)
+        assert SlideImage.open(tmp_path / name).shape == (60, 80)
     with pytest.raises(ValueError, match=r"is a folder.*'a\.dcm'"):
-        open_file(tmp_path)
+        SlideImage.open(tmp_path)
     sys.modules["openslide"].OpenSlideUnsupportedFormatError = sys.modules["openslide"].OpenSlideError
     dicom.write_bytes(b"bad")
     with pytest.raises(ValueError, match=r"no whole slide.*DICOM needs OpenSlide 4\.0"):
-        open_file(dicom)
+        SlideImage.open(dicom)
 
 
 def test_whole_slides_without_openslide(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openslide", None)
     (tmp_path / "a.mrxs").touch()
     with pytest.raises(ImportError, match=r'pip install "stampy-st\[slides\]"'):
-        open_file(tmp_path / "a.mrxs")
+        SlideImage.open(tmp_path / "a.mrxs")

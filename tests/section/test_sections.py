@@ -314,43 +314,6 @@ sdata_warnings = pytest.mark.filterwarnings(
 )
 
 
-def make_sdata(toy, kind, matrix):
-    """The toy's spots as circles, points or labels that `matrix` takes to px of its image."""
-    import spatialdata as sd
-    from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
-    from spatialdata.transformations import Affine
-
-    to_world = {"slide": Affine(matrix, ("x", "y"), ("x", "y"))}
-    own = (toy.obsm["spatial"] - matrix[:2, 2]) @ np.linalg.inv(matrix[:2, :2]).T
-    ids = np.arange(len(toy)) + 1
-    if kind == "shapes":
-        element = ShapesModel.parse(own, geometry=0, radius=5, index=ids, transformations=to_world)
-    elif kind == "points":
-        frame = pd.DataFrame(own, columns=["x", "y"], index=ids)
-        element = PointsModel.parse(frame, transformations=to_world)
-    else:
-        low = np.floor(own.min(axis=0)) - 3
-        width, height = np.ceil(own.max(axis=0) - low).astype(int) + 4
-        raster = np.zeros((height, width), np.int32)
-        for i, (x, y) in zip(ids, np.floor(own - low).astype(int), strict=True):
-            raster[y - 1 : y + 2, x - 1 : x + 2] = i
-        moved = matrix.copy()
-        moved[:2, 2] = matrix[:2, :2] @ low + matrix[:2, 2]
-        element = Labels2DModel.parse(
-            raster, dims=("y", "x"), chunks=(100, 130), transformations={"slide": Affine(moved, ("x", "y"), ("x", "y"))}
-        )
-    image = toy.uns["spatial"]["toy"]["images"]["hires"]
-    obs = pd.DataFrame({"region": pd.Categorical(["cells"] * len(toy)), "id": ids}, index=toy.obs_names)
-    obs["domain"] = toy.obs["domain"]
-    annotated = TableModel.parse(
-        ad.AnnData(toy.X.copy(), obs=obs, var=toy.var.copy()), region="cells", region_key="region", instance_key="id"
-    )
-    from spatialdata.transformations import Identity
-
-    he = Image2DModel.parse(image, dims=("y", "x", "c"), transformations={"slide": Identity()})
-    return sd.SpatialData.init_from_elements({"cells": element, "he": he, "table": annotated})
-
-
 @sdata_warnings
 @settings(max_examples=6, deadline=None)
 @given(
@@ -359,7 +322,7 @@ def make_sdata(toy, kind, matrix):
     st.sampled_from([(1.0, 1.0), (2.0, 0.5), (-1.0, 1.5)]),
     st.floats(-300, 300),
 )
-def test_any_element_in_any_coordinates(toy, kind, angle, scales, shift):
+def test_any_element_in_any_coordinates(toy, make_sdata, kind, angle, scales, shift):
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = np.eye(3)
     matrix[:2, :2], matrix[:2, 2] = turn @ np.diag(scales), shift
@@ -375,7 +338,7 @@ def test_any_element_in_any_coordinates(toy, kind, angle, scales, shift):
 
 @sdata_warnings
 @pytest.mark.parametrize("kind", ["shapes", "labels"])
-def test_everything_works_without_obsm_spatial(toy, kind):
+def test_everything_works_without_obsm_spatial(toy, make_sdata, kind):
     sdata = make_sdata(toy, kind, np.eye(3))
     tl.embed(sdata, modality="gene", context="neighbors", **QUIET)
     tl.domains(sdata, 3, use_rep="X_stamp", method="kmeans", smooth=6)
@@ -405,7 +368,7 @@ def test_real_labels(data_dir):
 
 
 @sdata_warnings
-def test_elements_that_do_not_fit_are_refused(toy):
+def test_elements_that_do_not_fit_are_refused(toy, make_sdata):
     sdata = make_sdata(toy, "shapes", np.eye(3))
     sdata.shapes["cells"] = sdata.shapes["cells"].iloc[:-2]
     with pytest.raises(ValueError, match=r"2 of 120 spots of the table are not in `sdata.shapes\['cells'\]`"):

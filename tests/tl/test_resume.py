@@ -16,14 +16,15 @@ from scipy import sparse
 
 from stampy import datasets, models, pp, tl
 from stampy._files import digest_of_arrays
-from stampy.tl import _stream
+from stampy.tl import _embed_genes, _stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(_stream, "CHUNK", 32)
+    for module in (_embed_genes, _stream):
+        monkeypatch.setattr(module, "CHUNK", 32)
 
 
 class Stop(Exception):
@@ -147,8 +148,8 @@ SCRIPT = """
 import sys, time
 import anndata
 from stampy import tl, models
-from stampy.tl import _resume, _stream
-_stream.CHUNK, _resume.SAVE_EVERY_S = 32, 0.0
+from stampy.tl import _embed_genes, _resume, _stream
+_stream.CHUNK, _embed_genes.CHUNK, _resume.SAVE_EVERY_S = 32, 32, 0.0
 model = models.load(sys.argv[2])
 real = model.image_features
 def slow(x):
@@ -229,10 +230,8 @@ def test_a_collection_without_joined_obsm(sections, wide):
 def test_several_copies_images_and_resume(sections, wide, tmp_path):
     grey = np.full((600, 600, 3), 128, np.uint8)
     data = {"a": sections[0], "b": sections[1]}
-    coordinates = sections[1].obsm["spatial"].max()
-    found = tl.embed(
-        data, wide, image={"b": np.zeros((int(coordinates) + 9,) * 2 + (3,), np.uint8)}, copy=True, **QUIET
-    )
+    picture = next(iter(sections[1].uns["spatial"].values()))["images"]["hires"]
+    found = tl.embed(data, wide, image={"b": picture}, copy=True, **QUIET)
     assert set(found) == {"a", "b"}
     assert found["a"].uns["stamp"]["X_stamp"]["tiles"]["image"] == ["hires"]
     assert found["b"].uns["stamp"]["X_stamp"]["tiles"]["image"] == ["array"]

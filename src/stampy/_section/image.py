@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image
 
-from stampy import _files
+from stampy import _checks, _files
 from stampy._section.levels import ArrayLevel, Level
-from stampy._section.pixels import CHANNELS, axes_of, channels_of, colours_of, range_of, rgb_of, stored_axes
+from stampy._section.open import open_levels
+from stampy._section.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
-__all__ = ["WHITE", "SlideImage", "named_level"]
+if TYPE_CHECKING:
+    from xarray import DataArray, DataTree
+
+__all__ = ["WHITE", "SlideImage", "open_spatialdata_image"]
 
 WHITE = (255, 255, 255)
 _MARGIN = 2  # source px around a box, in units of the filter's step: the support of the bicubic filter
@@ -110,14 +115,37 @@ class SlideImage:
 
     @staticmethod
     def open(path: str | Path, *, scale: float = 1.0) -> SlideImage:
-        """A picture from a file: (OME-)TIFF and whole slides are read piece by piece, PNG and JPEG wholly decoded.
+        """Open an image file.
 
-        `scale` is below 1 for a reduced image: its pixels per pixel of the image of the coordinates. FileNotFoundError,
-        ImportError (a whole slide without OpenSlide) or ValueError (damaged, unknown format) where it can't be read.
+        TIFF, OME-TIFF and BigTIFF are read tile by tile, at the level of the pyramid that is asked for; only a
+        compressed TIFF *without* tiles comes into memory as a whole. PNG and JPEG have no tiles and are decoded wholly
+        (3 bytes a pixel), of any size. Any of these may be gzipped (.gz). Pictures are turned as their orientation tag
+        (TIFF or EXIF) says. Whole-slide formats (.svs, .ndpi, .mrxs, DICOM, ...) need OpenSlide.
+
+        Parameters
+        ----------
+        path
+            The file.
+        scale
+            Pixels of the file per pixel of the image to which the spots' coordinates refer: below 1 for a reduced one.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ImportError
+            A whole-slide format without OpenSlide.
+        ValueError
+            The file is truncated or its format is none of these.
         """
-        from stampy._section.open import open_file
-
-        return open_file(path, scale=scale)
+        path = _checks.existing(path, what="image file")
+        with contextlib.ExitStack() as on_error:
+            found = open_levels(path)
+            on_error.callback(found.close)
+            image = SlideImage(found.levels, scale=scale, name=path.name, close=found.close, um_per_px=found.um_per_px)
+            on_error.pop_all()
+        image.path = path
+        return image
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -267,14 +295,28 @@ def _downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[float,
     return factors[0], factors[1]
 
 
-def named_level(array: Any, name: str) -> ArrayLevel:
-    """A level of an xarray, whose dimensions and channels have names."""
-    y, x, c = stored_axes(array.dims, name)
-    others = [d for d in array.dims if d not in (y, x, c)]
-    if any(array.sizes[d] > 1 for d in others):
-        raise ValueError(f"Image {name!r} has the dimensions {dict(array.sizes)}; pick one plane of {others} first.")
-    array = array.isel(dict.fromkeys(others, 0))
-    if not c:
-        return ArrayLevel(array.transpose(y, x).data, "yx")
-    names = list(array.coords[c].values) if c in array.coords else list(range(array.sizes[c]))
-    return ArrayLevel(array.transpose(c, y, x).data, "cyx", channels_of(names, name))
+def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0, name: str = "image") -> SlideImage:
+    """A SpatialData image, single-scale or multi-scale; only the crops are computed, from the scale that fits.
+
+    Parameters
+    ----------
+    element
+        An element of `sdata.images`, with dimensions c, y and x.
+    scale
+        Pixels of its finest scale per unit of the spots' coordinates.
+    name
+        What error messages call it.
+
+    Raises
+    ------
+    ValueError
+        If it has channels that are not grey, RGB or RGBA.
+    """
+    arrays = [element] if hasattr(element, "data") else [_only(node) for node in element.children.values()]
+    levels = sorted((named_level(array, name) for array in arrays), key=lambda level: -level.shape[0])
+    return SlideImage(levels, scale=scale, name=name)
+
+
+def _only(node: DataTree) -> DataArray:
+    """The array of one scale."""
+    return next(iter(node.data_vars.values()))

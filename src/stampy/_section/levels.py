@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ArrayLevel", "Level", "OrientedLevel", "windows"]
+__all__ = ["ArrayLevel", "Level", "Opened", "OrientedLevel", "windows"]
 
 _WINDOW_ROWS = 1024
 _WINDOW_PX = 2**24  # held at a time
@@ -118,6 +118,19 @@ class OrientedLevel(Level):
         if self.swapped:
             part = part.swapaxes(0, 1)
         return part[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+def _nothing_to_close() -> None:
+    """For pictures in memory."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open image file: its levels, finest first; how it is closed; µm per px of the first level if it says so."""
+
+    levels: Sequence[Level]
+    close: Callable[[], None] = _nothing_to_close
+    um_per_px: float | None = None
 
 
 def windows(level: Level) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Image files and SpatialData images as `SlideImage`: TIFF and whole slides lazily, PNG and JPEG in memory."""
+"""The levels of an image file: of TIFF and whole slides lazily, of PNG and JPEG in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks
 from stampy._section.faults import TooLargeError, check_px, damaged
-from stampy._section.image import SlideImage, named_level
-from stampy._section.levels import ArrayLevel, Level, OrientedLevel
+from stampy._section.levels import ArrayLevel, Level, Opened, OrientedLevel
 from stampy._section.links import refuse_slide_references
 from stampy._section.resolution import openslide_um_per_px
 from stampy._section.tiff import TIFF_MAGIC, open_tiff
@@ -22,9 +20,8 @@ from stampy._section.tiff import TIFF_MAGIC, open_tiff
 if TYPE_CHECKING:
     import openslide
     from PIL import Image
-    from xarray import DataArray, DataTree
 
-__all__ = ["open_file", "open_spatialdata_image"]
+__all__ = ["open_levels"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 _BAND_PX = 2**22
@@ -33,37 +30,8 @@ _ORIENTATION_TAG = 0x0112
 _PICTURE_ERRORS = (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error)
 
 
-def open_file(path: str | Path, *, scale: float = 1.0) -> SlideImage:
-    """Open an image file.
-
-    TIFF, OME-TIFF and BigTIFF are read tile by tile, at the level of the pyramid that is asked for; only a compressed
-    TIFF *without* tiles comes into memory as a whole. PNG and JPEG have no tiles and are decoded wholly
-    (3 bytes a pixel), of any size. Any of these may be zipped (.gz). Pictures are turned as their orientation tag (TIFF
-    or EXIF) says. Whole-slide formats (.svs, .ndpi, .mrxs, DICOM, ...) need OpenSlide.
-
-    Parameters
-    ----------
-    path
-        The file.
-    scale
-        Pixels of the file per pixel of the image to which the spots' coordinates refer.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        For a whole-slide format without OpenSlide.
-    ValueError
-        If the file is truncated or its format is none of these.
-    """
-    path = _checks.existing(path, what="image file")
-    image = _opened(path, scale)
-    image.path = path
-    return image
-
-
-def _opened(path: Path, scale: float) -> SlideImage:
+def open_levels(path: Path) -> Opened:
+    """Open an image file by its content; see `SlideImage.open`."""
     if path.is_dir():
         dicom = next(path.glob("*.dcm"), None)
         hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
@@ -71,15 +39,15 @@ def _opened(path: Path, scale: float) -> SlideImage:
     with path.open("rb") as file:
         magic = file.read(132)
     if path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM":
-        return _open_slide(path, scale)
+        return _open_slide(path)
     unpacked = None
     if magic[:2] == b"\x1f\x8b":
         unpacked = _unpacked(path)
         magic = bytes(unpacked.getbuffer()[:132])
     if magic[:4] in TIFF_MAGIC:
-        return open_tiff(path, scale, unpacked)
+        return open_tiff(path, unpacked)
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return _open_picture(path, scale, unpacked, jpeg=magic[0] == 0xFF)
+        return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
     raise ValueError(
         f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
@@ -98,7 +66,7 @@ def _unpacked(path: Path) -> BytesIO:
     return BytesIO(content)
 
 
-def _open_picture(path: Path, scale: float, unpacked: BytesIO | None, *, jpeg: bool) -> SlideImage:
+def _open_picture(path: Path, unpacked: BytesIO | None, *, jpeg: bool) -> Opened:
     """PNG or JPEG, decoded wholly."""
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
@@ -118,7 +86,7 @@ def _open_picture(path: Path, scale: float, unpacked: BytesIO | None, *, jpeg: b
             raise
         raise damaged(path, error) from error
     level = ArrayLevel(pixels, "yx" if pixels.ndim == 2 else "yxc")
-    return SlideImage([OrientedLevel.of(level, turned)], scale=scale, name=path.name)
+    return Opened([OrientedLevel.of(level, turned)])
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -174,7 +142,7 @@ class _OpenSlideLevel(Level):
         return np.asarray(self.slide.read_region(corner, self.level, (right - left, bottom - top)))
 
 
-def _open_slide(path: Path, scale: float) -> SlideImage:
+def _open_slide(path: Path) -> Opened:
     """A whole slide, by OpenSlide."""
     try:
         import openslide
@@ -190,7 +158,7 @@ def _open_slide(path: Path, scale: float) -> SlideImage:
         raise _unreadable_slide(path, openslide, error) from error
     levels = [_OpenSlideLevel(slide, level) for level in range(slide.level_count)]
     um_per_px = openslide_um_per_px(getattr(slide, "properties", {}))
-    return SlideImage(levels, scale=scale, name=path.name, close=slide.close, um_per_px=um_per_px)
+    return Opened(levels, slide.close, um_per_px)
 
 
 def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueError:
@@ -203,30 +171,3 @@ def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueErro
         f"{str(path)!r} is no whole slide that OpenSlide {version} reads. "
         f"{dicom if path.suffix.lower() == '.dcm' else ''}Convert it to a tiled TIFF, or give the slide as a WSIData."
     )
-
-
-def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0, name: str = "image") -> SlideImage:
-    """A SpatialData image, single-scale or multi-scale; only the crops are computed, from the scale that fits.
-
-    Parameters
-    ----------
-    element
-        An element of `sdata.images`, with dimensions c, y and x.
-    scale
-        Pixels of its finest scale per unit of the spots' coordinates.
-    name
-        What error messages call it.
-
-    Raises
-    ------
-    ValueError
-        If it has channels that are not grey, RGB or RGBA.
-    """
-    arrays = [element] if hasattr(element, "data") else [_only(node) for node in element.children.values()]
-    levels = sorted((named_level(array, name) for array in arrays), key=lambda level: -level.shape[0])
-    return SlideImage(levels, scale=scale, name=name)
-
-
-def _only(node: DataTree) -> DataArray:
-    """The array of one scale."""
-    return next(iter(node.data_vars.values()))

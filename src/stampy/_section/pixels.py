@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stampy._section.levels import Level, windows
+from stampy._section.levels import ArrayLevel, Level, windows
 
 __all__ = ["Range", "axes_of", "channels_of", "colours_of", "range_of", "rgb_of", "stored_axes"]
 
@@ -236,3 +236,16 @@ def channels_of(names: Sequence[Any], name: str) -> tuple[int, ...]:
         f"Image {name!r} has the channels {[str(n) for n in names]}; stampy reads grey, r, g, b (and a for opacity) in "
         "any order, or channels numbered in rising order. Pick the H&E picture by `image_key=`, or name its channels."
     )
+
+
+def named_level(array: Any, name: str) -> ArrayLevel:
+    """A level of an xarray, whose dimensions and channels have names."""
+    y, x, c = stored_axes(array.dims, name)
+    others = [d for d in array.dims if d not in (y, x, c)]
+    if any(array.sizes[d] > 1 for d in others):
+        raise ValueError(f"Image {name!r} has the dimensions {dict(array.sizes)}; pick one plane of {others} first.")
+    array = array.isel(dict.fromkeys(others, 0))
+    if not c:
+        return ArrayLevel(array.transpose(y, x).data, "yx")
+    names = list(array.coords[c].values) if c in array.coords else list(range(array.sizes[c]))
+    return ArrayLevel(array.transpose(c, y, x).data, "cyx", channels_of(names, name))

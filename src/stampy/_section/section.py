@@ -12,10 +12,9 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._section import elements
 from stampy._section.elements import Region
-from stampy._section.image import SlideImage
+from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.inside import check_indices, check_inside, doubt_of_axes
 from stampy._section.libraries import libraries_of, library_named
-from stampy._section.open import open_spatialdata_image
 from stampy._section.overlay import check_one_section, section_column
 from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.places import (
@@ -26,6 +25,7 @@ from stampy._section.places import (
     library_key_of,
     placed,
     places_of,
+    side_by_side,
     told_apart,
 )
 from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
@@ -46,6 +46,7 @@ __all__ = [
     "open_image",
     "places_of",
     "sections_of",
+    "side_by_side",
     "told_apart",
 ]
 
@@ -317,6 +318,8 @@ def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) 
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
             f"{entries or 'an empty dict'}. Give the image by `image=`."
         )
+    if not libraries:
+        raise KeyError(f"{section.prefix}There is no image: `adata.uns['spatial']` has no section. {GIVE}")
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

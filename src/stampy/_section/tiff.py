@@ -1,4 +1,4 @@
-"""TIFF, OME-TIFF and BigTIFF as `SlideImage`: read tile by tile, with all levels of the pyramid."""
+"""TIFF, OME-TIFF and BigTIFF: read tile by tile, with all levels of the pyramid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy._section.faults import MAX_TILE_PX, check_px, damaged
-from stampy._section.image import SlideImage
-from stampy._section.levels import ArrayLevel, OrientedLevel
+from stampy._section.levels import ArrayLevel, Opened, OrientedLevel
 from stampy._section.links import refuse_tiff_references
 from stampy._section.resolution import tiff_um_per_px
 
@@ -29,7 +28,7 @@ _HEADER = 8  # bytes before the first that may be pixels
 _AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
 
 
-def open_tiff(path: Path, scale: float, unpacked: BytesIO | None = None) -> SlideImage:
+def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
     """The largest picture of the file with all its levels, upright; `unpacked` is the content of a zipped file."""
     import tifffile
 
@@ -51,9 +50,8 @@ def open_tiff(path: Path, scale: float, unpacked: BytesIO | None = None) -> Slid
                 for level in range(len(series.levels))
             ]
             um_per_px = tiff_um_per_px(tiff, main)
-        image = SlideImage(levels, scale=scale, name=path.name, close=tiff.close, um_per_px=um_per_px)
         on_error.pop_all()
-    return image
+    return Opened(levels, tiff.close, um_per_px)
 
 
 @contextlib.contextmanager

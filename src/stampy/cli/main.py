@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -16,18 +15,12 @@ from typing import Any
 from stampy import __version__
 from stampy.cli import bench, corpus, embed, options, overview, train
 from stampy.cli.corpus import where_named_images_may_lie
+from stampy.cli.options import in_options
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
 # What may go wrong with a user's input, files, memory or network; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
-
-# How functions name a parameter in their messages; on the command line it is an option.
-PARAMETER = re.compile(
-    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality"
-    r"|device|key_added|model|labels|n_domains|overwrite)"
-    r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
-)
 
 EXAMPLES = {
     "stampy": """
@@ -67,20 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if with_traceback or os.environ.get("STAMPY_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"stampy: error: {_one_line(error)}", file=sys.stderr)
+        print(f"stampy: error: {in_options(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _one_line(message: Any) -> str:
-    """The message of an error or a warning, with options named as they are here.
-
-    >>> _one_line(KeyError("Give `um_per_px=`, or modality='gene'."))
-    'Give `--um-per-px`, or --modality gene.'
-    """
-    plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
-    line = " ".join(str(plain).split()) or type(message).__name__
-    return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 
 @contextlib.contextmanager
@@ -90,8 +72,8 @@ def _warnings_as_lines() -> Iterator[None]:
 
     shown = set()
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        line = _one_line(message)
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        line = in_options(message)
         if issubclass(category, _checks.StampyWarning) and line not in shown:
             shown.add(line)
             print(f"stampy: warning: {line}", file=sys.stderr)
@@ -125,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     overview.add_commands(commands)
     embed.add_commands(commands)
-    corpus.add_commands(commands, options.described, options.command)
-    train.add_commands(commands, options.command, options.model_option, options.common_options)
-    bench.add_commands(commands, options.command, options.show_progress, options.say)
+    corpus.add_commands(commands)
+    train.add_commands(commands)
+    bench.add_commands(commands)
     overview.add_lists(commands)
     return parser

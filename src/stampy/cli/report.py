@@ -16,6 +16,8 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.sources import without_refused
+from stampy.cli.maps import Maps, maps_of
+from stampy.cli.options import in_options
 from stampy.cli.pages import Picture, picture, render
 from stampy.cli.top_genes import top_genes
 
@@ -30,7 +32,7 @@ __all__ = ["report"]
 
 MINI = "stampy-mini"
 DOMAIN_COLUMNS = (_keys.DOMAINS, "stamp_cluster", "leiden")  # looked for in this order
-COUNTS, TOKENS = "counts", "tokens"  # columns of the table that the maps are drawn from
+COUNTS, TOKENS, DOMAIN = "counts", "tokens", "domain"  # columns of the table that the maps are drawn from
 SHORT = 80  # tokens; spots with fewer say little
 MAX_ROWS = 40  # of a table
 
@@ -54,7 +56,9 @@ def report(
     embedding: str = _keys.EMBEDDING,
     domains: str | None = None,
     library_key: str | None = None,
+    image_key: str | None = None,
     layer: str | None = None,
+    table_key: str = _keys.TABLE,
     n_genes: int = 8,
     overwrite: bool = False,
 ) -> Path:
@@ -65,7 +69,7 @@ def report(
     Parameters
     ----------
     source
-        ``.h5ad``, ``.zarr`` or a Space Ranger folder.
+        ``.h5ad``, ``.zarr`` (AnnData or SpatialData) or a folder that `stampy.read` reads.
     target
         The ``.html`` to write.
     model
@@ -77,8 +81,13 @@ def report(
         Column of obs; None: ``stamp_domain``, ``stamp_cluster`` or ``leiden``, whichever is there.
     library_key
         Column of obs that names the section of each spot.
+    image_key
+        Which image the maps are drawn over, such as "lowres", or a name in ``sdata.images``; None: the one that models
+        see. Where that is not clear or can't be read, the page says so and the maps have no image.
     layer
         Layer with raw counts; None: ``X``.
+    table_key
+        Table of a SpatialData.
     n_genes
         Genes told for each domain.
     overwrite
@@ -103,13 +112,15 @@ def report(
     True
     """
     path = _checked(target, overwrite=overwrite, n_genes=n_genes)
-    adata = _utils.table_of(_formats.read(source))
+    data = _formats.read(source)
+    adata = _utils.table_of(data, table_key)
     _check(adata, domains, library_key, layer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         without_refused(adata)
-        found = _contents(adata, Path(source), model, embedding, domains, library_key, layer, n_genes)
-    notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
+        maps = maps_of(data, library_key=library_key, image_key=image_key, table_key=table_key)
+        found = _contents(adata, maps, Path(source), model, embedding, domains, layer, n_genes)
+    notes = dict.fromkeys(in_options(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     text = render(
         "report.html.j2", title=Path(source).name, version=stampy.__version__, notes=list(notes), **found
     )  # fmt: skip
@@ -138,8 +149,8 @@ def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: 
     _checks.libraries(adata, library_key)
 
 
-def _contents(adata: AnnData, source: Path, model: str | Path | None, embedding: str, domains: str | None,
-              library_key: str | None, layer: str | None, n_genes: int) -> dict[str, object]:  # fmt: skip
+def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None, embedding: str,
+              domains: str | None, layer: str | None, n_genes: int) -> dict[str, object]:  # fmt: skip
     """What the page says, from top to bottom."""
     import matplotlib
 
@@ -150,14 +161,13 @@ def _contents(adata: AnnData, source: Path, model: str | Path | None, embedding:
     name, why = _model_of(model, record)
     loaded = load_stamp(name, device="cpu")
     genes = _genes(adata, loaded, layer) if adata.n_vars and (adata.X is not None or layer) else None
-    n_sections = len(_checks.libraries(adata, library_key)[1])
     return {
-        "facts": _facts(adata, genes, record, n_sections),
+        "facts": _facts(adata, genes, record, len(maps.names)),
         "vocabulary": None if genes is None else _about_vocabulary(genes, loaded, why),
         "tokens": None if genes is None else _about_tokens(genes, loaded.config.gene.max_tokens),
-        "n_sections": n_sections,
-        "maps": _maps(adata, genes, embedding, library_key),
-        "domains": _about_domains(adata, embedding, domains, library_key, layer, n_genes if genes is not None else 0),
+        "n_sections": len(maps.names),
+        "maps": _maps(adata, maps, genes, embedding),
+        "domains": _about_domains(adata, maps, embedding, domains, layer, n_genes if genes is not None else 0),
         "provenance": _provenance(adata, source),
     }
 
@@ -268,64 +278,44 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     return figure
 
 
-def _maps(adata: AnnData, genes: Genes | None, embedding: str, library_key: str | None) -> list[Picture]:
-    if _keys.SPATIAL not in adata.obsm:
+def _maps(adata: AnnData, maps: Maps, genes: Genes | None, embedding: str) -> list[Picture]:
+    if not maps.placed:
         return []
-    shown = _light(adata, library_key)
-    wanted: dict[str | None, tuple[str, dict[str, Any]]] = {None: ("Tissue and spots", {})}
+    wanted: dict[str | None, tuple[str, str | None]] = {None: ("Tissue and spots", None)}
     if genes is not None:
-        shown.obs[COUNTS], shown.obs[TOKENS] = genes.total, genes.tokens
-        wanted[COUNTS] = ("Counts of each spot", {"vmax": "p99"})
-        wanted[TOKENS] = ("Tokens of each spot", {"vmax": "p99"})
+        maps.table.obs[COUNTS], maps.table.obs[TOKENS] = genes.total, genes.tokens
+        wanted[COUNTS] = ("Counts of each spot", "p99")
+        wanted[TOKENS] = ("Tokens of each spot", "p99")
     if _has_colours(adata, embedding):
-        shown.obsm[embedding] = adata.obsm[embedding]
+        maps.table.obsm[embedding] = adata.obsm[embedding]
         wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
-                             "are alike in vector", {})  # fmt: skip
-    return [_map(shown, color, caption, library_key, **looks) for color, (caption, looks) in wanted.items()]
-
-
-def _light(adata: AnnData, library_key: str | None = None) -> AnnData:
-    """Coordinates and images without genes; of obs the section alone."""
-    import anndata
-
-    uns = {_keys.UNS_SPATIAL: adata.uns[_keys.UNS_SPATIAL]} if _keys.UNS_SPATIAL in adata.uns else {}
-    obsm = {_keys.SPATIAL: adata.obsm[_keys.SPATIAL]} if _keys.SPATIAL in adata.obsm else {}
-    return anndata.AnnData(obs=adata.obs[[library_key] if library_key else []].copy(), obsm=obsm, uns=uns)
+                             "are alike in vector", None)  # fmt: skip
+    return [maps.draw(color, caption, vmax=vmax) for color, (caption, vmax) in wanted.items()]
 
 
 def _has_colours(adata: AnnData, key: str) -> bool:
     return key in adata.obsm and np.ndim(adata.obsm[key]) == 2 and adata.obsm[key].shape[1] >= 3
 
 
-def _map(shown: AnnData, color: str | None, caption: str, library_key: str | None, **looks: Any) -> Picture:
-    from stampy import pl
-
-    title = None if library_key else (color or "tissue")
-    looks = {"size": 1.0 if color is None else 1.5, **looks}
-    axes = pl.spatial(shown, color, library_key=library_key, title=title, **looks)
-    return picture((axes[0] if isinstance(axes, list) else axes).figure, caption)
-
-
-def _about_domains(adata: AnnData, embedding: str, column: str | None, library_key: str | None, layer: str | None,
+def _about_domains(adata: AnnData, maps: Maps, embedding: str, column: str | None, layer: str | None,
                    n_genes: int) -> dict[str, object]:  # fmt: skip
-    values, where = _domains(adata, embedding, column)
+    values, where = _domains(adata, maps, embedding, column)
     if values is None:
         return {"text": where}
     labelled = _labelled(adata, values)
     sizes = values.value_counts(sort=False)
-    markers = top_genes(labelled, "domain", layer=layer, n=n_genes) if n_genes else {}
+    markers = top_genes(labelled, DOMAIN, layer=layer, n=n_genes) if n_genes else {}
     rows = [(name, f"{n:,}", f"{n / len(values):.1%}", ", ".join(markers.get(name, [])) or "–")
             for name, n in list(sizes.items())[:MAX_ROWS]]  # fmt: skip
     drawn = None
-    if _keys.SPATIAL in adata.obsm:
-        shown = _light(adata, library_key)
-        shown.obs["domain"] = values.array
-        drawn = _map(shown, "domain", "Domains over the tissue", library_key)
+    if maps.placed:
+        maps.table.obs[DOMAIN] = values.array
+        drawn = maps.draw(DOMAIN, "Domains over the tissue")
     cut = f"The first {MAX_ROWS} of {len(sizes)} are listed." if len(sizes) > MAX_ROWS else ""
     return {"text": where, "map": drawn, "rows": rows, "cut": cut}
 
 
-def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Series | None, str]:
+def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> tuple[pd.Series | None, str]:
     """The domain of each spot as text, and where that is from; None and the reason where there are none."""
     column = column or next((c for c in DOMAIN_COLUMNS if c in adata.obs), None)
     if column is not None:
@@ -339,10 +329,9 @@ def _domains(adata: AnnData, embedding: str, column: str | None) -> tuple[pd.Ser
         return None, "Too few spots for domains."
     from stampy import tl
 
-    light = _light(adata)
-    light.obsm[embedding] = adata.obsm[embedding]
-    tl.domains(light, use_rep=embedding, smooth=0)
-    return light.obs[_keys.DOMAINS], (
+    maps.table.obsm[embedding] = adata.obsm[embedding]
+    tl.domains(maps.data, use_rep=embedding, library_key=maps.library_key, table_key=maps.table_key)
+    return maps.table.obs[_keys.DOMAINS], (
         f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they are "
         "not in the file."
     )
@@ -352,7 +341,7 @@ def _labelled(adata: AnnData, values: pd.Series) -> AnnData:
     """The counts, shared, with the domains as a column."""
     import anndata
 
-    obs = pd.DataFrame({"domain": values.array}, index=adata.obs_names)
+    obs = pd.DataFrame({DOMAIN: values.array}, index=adata.obs_names)
     return anndata.AnnData(adata.X, obs=obs, var=adata.var, layers=dict(adata.layers))
 
 

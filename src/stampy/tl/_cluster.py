@@ -11,6 +11,7 @@ from stampy import _checks
 from stampy._section.neighbors import graph
 from stampy._utils import keeping_threads
 
+from ._communities import connectivities, leiden
 from ._folds import seed_of
 from ._metrics import silhouette
 
@@ -26,7 +27,7 @@ STEPS, SEEDS = 25, 10
 def smoothed(
     values: np.ndarray, xy: np.ndarray, n_neighbors: int = 6, sections: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean over each spot and its nearest spots of the same section, along the graph that squidpy makes, too.
+    """Mean over each spot and its nearest spots of the same section.
 
     Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
 
@@ -137,18 +138,17 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
     from sklearn.mixture import GaussianMixture
 
     values = values.astype(np.float64) / (values.std() or 1.0)
-    best, bics = None, {}
+    best: tuple[float, str, GaussianMixture] = np.inf, "", None
+    bics: dict[str, float] = {}
     for k in [n] if n is not None else range(1, min(max_domains, len(values) - 1) + 1):
         for covariance in COVARIANCES:
             model = GaussianMixture(k, covariance_type=covariance, reg_covar=1e-5, max_iter=300, random_state=seed)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", ConvergenceWarning
-                )  # a fit that has not settled has its BIC all the same
+                warnings.simplefilter("ignore", ConvergenceWarning)  # without convergence there is a BIC, too
                 model.fit(values)
-            bics[f"{covariance}, {k}"] = float(model.bic(values))
-            if best is None or bics[f"{covariance}, {k}"] < best[0]:
-                best = bics[f"{covariance}, {k}"], covariance, model
+            bics[f"{covariance}, {k}"] = bic = float(model.bic(values))
+            if best[2] is None or bic < best[0]:
+                best = bic, covariance, model
     how = {"chosen_by": "given" if n is not None else "BIC", "covariance": best[1], "bics": bics}
     return best[2].predict(values), how
 
@@ -158,26 +158,21 @@ def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Number by the resolution; a number that is given by bisection of the resolution."""
-    import scanpy as sc
-    from anndata import AnnData
-
-    table = AnnData(obsm={"X": values})
-    sc.pp.neighbors(table, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
+    around = connectivities(values, min(n_neighbors, len(values) - 1), seed)
 
     def fit(at: float, with_seed: int = seed) -> np.ndarray:
-        sc.tl.leiden(table, resolution=at, flavor="igraph", n_iterations=2, directed=False, random_state=with_seed)
-        return table.obs["leiden"].cat.codes.to_numpy().astype(np.int64)
+        return leiden(around, at, with_seed)
 
     if n is None:
         at = 1.0 if resolution is None else resolution
         return fit(at), {"chosen_by": f"resolution {at:g}", "resolution": float(at)}
     low, high = np.log(SEARCH)
-    nearest = None
+    nearest = np.zeros(0, dtype=np.int64), 1.0
     for step in range(STEPS + SEEDS):
         at = float(np.exp((low + high) / 2))
         codes = fit(at, seed + max(0, step - STEPS))  # at the end of the bisection other seeds at its resolution
         found = int(codes.max()) + 1
-        if nearest is None or abs(found - n) < abs(int(nearest[0].max()) + 1 - n):
+        if step == 0 or abs(found - n) < abs(int(nearest[0].max()) + 1 - n):
             nearest = codes, at
         if found == n:
             break

@@ -73,9 +73,9 @@ def domains(
     n_pcs
         Cluster so many principal components of the embedding. None: all of it, for mixtures 20.
     smooth
-        Before clustering each spot's vector is averaged with those of so many nearest spots, along squidpy's spatial
-        graph within each section. 0: not; 6: all direct neighbours on a Visium grid. Not on top of an embedding that is
-        averaged already (``context="neighbors"``, ``"pca-smoothed"``): twice blurs small domains away.
+        Before clustering each spot's vector is averaged with those of so many nearest spots of the same section. 0:
+        not; 6: all direct neighbours on a Visium grid. Not on top of an embedding that is averaged already
+        (``context="neighbors"``, ``"pca-smoothed"``): twice blurs small domains away.
     labels
         Column of obs to compare with. It takes no part in the clustering.
     library_key
@@ -142,7 +142,7 @@ def domains(
         _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
     xy = _places(adata, library_key, table_key, needed=smooth > 0)
     seed = seed_of(rng)
-    if smooth:
+    if smooth and xy is not None:
         _warn_if_averaged(table, use_rep, smooth)
         values = smoothed(values, xy, smooth, sections)
     found, how = find_domains(

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
+from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
@@ -25,7 +26,7 @@ from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
 from ._references import references
 from ._ridge import ranks_of_own, ridge_ranks, tile_features
-from ._sections import as_sections, prepare
+from ._sections import as_sections, of_section, prepare
 
 __all__ = ["evaluate"]
 
@@ -84,7 +85,7 @@ def evaluate(
     --------
     >>> import stampy
     >>> found = stampy.train.evaluate("stampy-mini", stampy.datasets.toy(n_spots=60), n_groups=2, device="cpu")
-    >>> found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"]
+    >>> bool(found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"])
     True
     """
     for name, value in (("n_groups", n_groups), ("n_spots", n_spots)):
@@ -127,11 +128,8 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
 def _has_image(section: Any) -> bool:
     if section.image is not None:
         return True
-    libraries = section.read().uns.get(_keys.UNS_SPATIAL, {})
-    return any(
-        len(library.get("images", {})) or library.get("metadata", {}).get(_keys.SOURCE_IMAGE)
-        for library in libraries.values()
-    )
+    with of_section(section.name):
+        return has_images(section.read())
 
 
 def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:

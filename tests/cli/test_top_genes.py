@@ -1,0 +1,56 @@
+"""Marker genes and figures of the demo and the report."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from stampy.cli.top_genes import _log_normalised, _scores, top_genes
+from stampy.cli.verdict import about_labels
+
+
+def _section(n=90, n_genes=40):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 3, n)
+    rates = np.ones((n, n_genes))
+    for g in range(3):
+        rates[groups == g, 4 * g : 4 * g + 4] = 5
+    var = pd.DataFrame(index=[f"G{i}" for i in range(n_genes)])
+    obs = pd.DataFrame({"g": pd.Categorical(groups.astype(str))}, index=[f"s{i}" for i in range(n)])
+    return AnnData(sparse.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=var)
+
+
+def test_planted_genes_are_found():
+    found = top_genes(_section(), "g", n=4)
+    assert {g: sorted(names) for g, names in found.items()} == {
+        str(g): sorted(f"G{i}" for i in range(4 * g, 4 * g + 4)) for g in range(3)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # other packages'
+def test_scores_are_scanpys():
+    sc = pytest.importorskip("scanpy")
+    adata = _section()
+    adata.X[3] = 0  # an empty spot
+    ours = _scores(_log_normalised(sparse.csr_matrix(adata.X)), adata.obs["g"], ["0", "1", "2"])
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    sc.tl.rank_genes_groups(adata, "g", method="t-test_overestim_var")
+    ranked = adata.uns["rank_genes_groups"]
+    for g, scores in ours.items():
+        theirs = dict(zip(ranked["names"][g], ranked["scores"][g], strict=True))
+        np.testing.assert_allclose(scores, [theirs[name] for name in adata.var_names], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("divided", "words"), [(True, "80% of the labelled spots are 'tumour'"), (False, "")])
+def test_a_low_agreement_with_labels_is_explained(divided, words):
+    labels = np.array(["tumour"] * 80 + ["stroma"] * 20)
+    clusters = np.arange(100) % 5 if divided else (np.arange(100) >= 80).astype(int)
+    obs = pd.DataFrame(
+        {"label": labels, "c": pd.Categorical(clusters.astype(str))}, index=[f"s{i}" for i in range(100)]
+    )
+    said = about_labels(AnnData(obs=obs), "label", "c")
+    assert words in said
+    assert ("do not follow" in said) == divided
