@@ -72,10 +72,10 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
-    (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneMatch|Level|PixelSize)"),  # returned or taken, not public by name
-    (r"py:class", r"stampy\.train\.(_\w+\.)?StoredSection"),  # the same
-    (r"py:class", r"stampy\.models\.(_\w+\.)?(Tiles|Packing)"),
-    (r"py:class", r"stampy\._scale\.PixelSize"),
+    (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
+    (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?StoredSection"),  # the same
+    (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
+    (r"py:class", r"stampy\._section\.(levels\.Level|scale\.PixelSize)"),
 ]
 
 # Links into other projects need their inventories, hence a network: DOCS_ONLINE=1.
