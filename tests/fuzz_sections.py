@@ -77,6 +77,7 @@ class Case:
     names: dict = dataclasses.field(default_factory=dict)  # there: name of a spot -> the true one
     shuffled: bool = False
     spoilt: bool = False
+    strangers: bool = False  # spots beside those of the truth
     pictured: bool = True
 
     def do(self, disguise, rng, *arguments):

@@ -206,7 +206,7 @@ def read(case, call, world):
     case.data = data
     names = [str(name) for name in data.obs_names]
     unknown = [name for name in names if name not in case.names]
-    if unknown and not case.spoilt:
+    if unknown and not (case.spoilt or case.strangers):
         raise BrokenError(f"spots that the truth does not have: {unknown[:3]}")
     case.rows = np.array([case.names.get(name, 0) for name in names], dtype=int)
     return None, said
@@ -279,9 +279,7 @@ def judge(call, case, world):
     expected = None if call is spatial else reference(call, case, world)
     if call is spatial or is_equal(call, found, expected, settled_of(case), coarse="scales" in "".join(case.told[:1])):
         return "equal"
-    turned = "".join(case.told[:1]).startswith("spatialdata") or any(
-        f"other_units ({unit})" in case.told for unit in UNITS
-    )
+    turned = [told for told in case.told if told.startswith(("spatialdata", "two_sections (beside", *UNITS))]
     if call is neighborhoods and turned:
         return "equal but for ties"
     if any(matter.search(text) for text in said):

@@ -1,5 +1,7 @@
 """ST, Stereo-seq, Slide-seq, and any table of counts beside one of coordinates."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,6 +142,13 @@ def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
     assert "1 lines of a.tsv lack numbers" in texts
     assert "4 spots with counts have no position in a.tsv" in texts
     assert found.n_obs == N - 2 - 4  # two are not selected
+
+
+def test_st_damaged_table_of_spots_is_not_passed_over_in_silence(tmp_path):
+    put(tmp_path / "S.tsv", wide(SPOTS))
+    (tmp_path / "spots.tsv.gz").write_bytes(gzip.compress(alignment().encode())[:40])
+    with pytest.warns(stampy.StampyWarning, match=r"spots\.tsv\.gz is left out: .*truncated"):
+        stampy.read(tmp_path)
 
 
 def test_st_that_can_not_tell_its_image(tmp_path):
