@@ -30,8 +30,9 @@ import stampy
 from stampy.pp._tiles import TileSource
 from stampy.pp._vocabulary import packaged
 from stampy.train import Corpus, PretrainConfig, Section
-from stampy.train._corpus.samplers import CorpusGroupSampler
+from stampy.train._corpus.data import groups_on_disk
 from stampy.train._corpus.shards import decode_tile, encode_tile
+from stampy.train._samplers import GroupSampler
 
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", "shared/data"))
 SPARSE, DENSE, IMAGE = "CRC16_human", "HBC_cytassist_eevee709", "HER2ST_C2"
@@ -142,9 +143,9 @@ def track_reading(n: int = 4000):
         array = zarr.open_array(stored.folder / "tokens", mode="r")
         few = groups[:50]
         yield "corpus, zarr: a group", 9 * len(few) / seconds(lambda: [array[g * 9 : g * 9 + 9] for g in few])
-        out = np.empty((9, tokens.shape[1]), np.uint16)
-        yield "corpus: a group", 9 * len(groups) / seconds(lambda: [stored.read_group(g, out) for g in groups])
-        sampler = CorpusGroupSampler(corpus, PretrainConfig())
+        out, members = np.empty((9, tokens.shape[1]), np.uint16), np.arange(9)
+        yield "corpus: a group", 9 * len(groups) / seconds(lambda: [stored.read_group(g, members, out) for g in groups])
+        sampler = GroupSampler(groups_on_disk(corpus, None, PretrainConfig()), PretrainConfig())
         steps = range(sampler.steps_per_epoch)
         spots = len(steps) * 9 * PretrainConfig().groups_per_batch
         yield OURS, spots / seconds(lambda: [sampler.batch(i) for i in steps])

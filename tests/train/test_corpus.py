@@ -28,10 +28,10 @@ from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
 from stampy.train._corpus import write as _corpus_write
-from stampy.train._corpus.samplers import CorpusGroupSampler, CorpusPairSampler
+from stampy.train._corpus.data import groups_on_disk, pairs_on_disk
 from stampy.train._corpus.shards import Shards
-from stampy.train._sections import Section, prepare
-from stampy.train._sources import pair_source
+from stampy.train._samplers import GroupSampler, PairSampler
+from stampy.train._sections import Section, pairs_in_memory, prepare
 
 SMALL = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
@@ -66,6 +66,17 @@ def copied(corpus, tmp_path):
     import shutil
 
     return shutil.copytree(corpus.path, tmp_path / "copied")
+
+
+def groups_of(corpus, settings):
+    config = train.PretrainConfig.of(settings)
+    return GroupSampler(groups_on_disk(corpus, None, config), config)
+
+
+def pairs_of(corpus, settings):
+    image = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=corpus.settings["size_px"])
+    model = models.StampConfig(gene=models.GeneConfig(n_genes=len(corpus.vocabulary), **GENE), image=image)
+    return PairSampler(pairs_on_disk(corpus, corpus.vocabulary, model), train.AlignConfig.of(settings))
 
 
 def files(path, name):
@@ -453,7 +464,7 @@ def test_damage_that_comes_while_a_corpus_is_open(copied):
     with pytest.raises(ValueError, match=r"ends .* bytes early"):
         section.group(0)
     with pytest.raises(ValueError, match=r"ends .* bytes early"):
-        section.read_group(0, np.empty((9, 48), np.uint16))
+        section.read_group(0, np.arange(9), np.empty((9, 48), np.uint16))
     with pytest.raises(ValueError, match="40 bytes, fewer than its index"):
         Shards(section.folder / "tokens").chunk(0)
     cells = section.folder / "cells" / "c" / "0" / "0"
@@ -469,25 +480,28 @@ def test_damage_that_comes_while_a_corpus_is_open(copied):
         Corpus(copied)
 
 
-def test_a_token_that_is_none_is_refused(corpus):
-    sampler = CorpusGroupSampler(corpus, train.PretrainConfig.of(STAGE1))
-    with pytest.raises(ValueError, match="has a token 9999"):
-        sampler._checked(np.array([9999], dtype=np.uint16))
+def test_a_token_that_is_none_is_refused(copied):
+    for path in files(copied, "tokens"):
+        spoiled = bytearray(path.read_bytes())
+        spoiled[: 48 * 9 * 2] = np.full(48 * 9, 9999, dtype="<u2").tobytes()  # the first group of each section
+        path.write_bytes(spoiled)
+    corpus = Corpus(copied)
+    with pytest.raises(ValueError, match=r"copied' has a token 9999 where \d+ is the highest"):
+        [groups_of(corpus, STAGE1).batch(step) for step in range(8)]
+    with pytest.raises(ValueError, match=r"copied' has a token 9999 where \d+ is the highest"):
+        [pairs_of(corpus, STAGE2).batch(step) for step in range(6)]
 
 
 # Training
 
 
-@pytest.mark.parametrize("make", [CorpusGroupSampler, CorpusPairSampler])
-def test_two_ranks_share_the_batch_of_one(make, corpus):
-    stage, key, size = (
-        (train.PretrainConfig, "groups_per_batch", 6)
-        if make is CorpusGroupSampler
-        else (train.AlignConfig, "pairs_per_batch", 16)
-    )
-    small = STAGE1 if make is CorpusGroupSampler else STAGE2
-    whole = make(corpus, stage.of(small | {key: size}))
-    shares = [make(corpus, stage.of(small | {key: size // 2})) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("make", "small", "key", "size"),
+    [(groups_of, STAGE1, "groups_per_batch", 6), (pairs_of, STAGE2, "pairs_per_batch", 16)],
+)
+def test_two_ranks_share_the_batch_of_one(make, small, key, size, corpus):
+    whole = make(corpus, small | {key: size})
+    shares = [make(corpus, small | {key: size // 2}) for _ in range(2)]
     for part, share in enumerate(shares):
         share.place(part, 2)
         assert share.steps == whole.steps
@@ -506,8 +520,7 @@ def test_two_ranks_share_the_batch_of_one(make, corpus):
 
 
 def test_batches_depend_on_the_step_alone(corpus):
-    config = train.PretrainConfig.of(STAGE1 | {"positions_per_step": 10})
-    sampler, plain = (CorpusGroupSampler(corpus, config) for _ in range(2))
+    sampler, plain = (groups_of(corpus, STAGE1 | {"positions_per_step": 10}) for _ in range(2))
     steps = [7, 0, 1, 2, 1, sampler.steps - 1, sampler.steps]
     with ThreadPoolExecutor(4) as pool:
         for a, step in zip(pool.map(sampler.batch, steps), steps, strict=True):
@@ -519,7 +532,7 @@ def test_batches_depend_on_the_step_alone(corpus):
 
 
 def test_an_epoch_has_every_group_once(corpus):
-    sampler = CorpusGroupSampler(corpus, train.PretrainConfig.of(STAGE1 | {"groups_per_batch": 1}))
+    sampler = groups_of(corpus, STAGE1 | {"groups_per_batch": 1})
     assert sampler.steps_per_epoch == sum(s.n_groups[0] for s in corpus.sections if s.has_genes)
     centres = [tuple(sampler.batch(i)["rows"][0].tolist()) for i in range(sampler.steps_per_epoch)]
     assert len(set(centres)) == len(centres)
@@ -530,7 +543,7 @@ def test_losses_equal_those_of_the_same_groups_in_memory(corpus, sections):
     from stampy.train._reconstruction import Reconstruction
 
     config = train.PretrainConfig.of(STAGE1)
-    sampler = CorpusGroupSampler(corpus, config)
+    sampler = groups_of(corpus, STAGE1)
     memory = [prepare(s, corpus.vocabulary, max_tokens=48).tokens for s in sections[:2]]
     stage = Reconstruction(_new_model(config, corpus.vocabulary), config, 0)
     batch = sampler.batch(2)
@@ -543,7 +556,7 @@ def test_losses_equal_those_of_the_same_groups_in_memory(corpus, sections):
 
 
 def test_pairs_are_those_of_the_sections(corpus, sections):
-    sampler = CorpusPairSampler(corpus, train.AlignConfig.of(STAGE2))
+    sampler = pairs_of(corpus, STAGE2)
     batch = sampler.batch(1)
     rows = batch["rows"].numpy()
     starts = np.array([0, 120, 190, 220])
@@ -568,7 +581,7 @@ def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypat
     corpus = Corpus.build(sections, tmp_path / "corpus", **SMALL | {"size_px": 224, "codec": "jpeg"})
     model = train.pretrain(corpus, tmp_path / "genes", config=STAGE1, **QUIET)
     assert Vocabulary(model.genes) == corpus.vocabulary
-    fit, first = CorpusGroupSampler.batch, []
+    fit, first = GroupSampler.batch, []
 
     def stop(self, step):
         if step == 4 and not first:
@@ -576,7 +589,7 @@ def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypat
             raise Stopped
         return fit(self, step)
 
-    monkeypatch.setattr(CorpusGroupSampler, "batch", stop)
+    monkeypatch.setattr(GroupSampler, "batch", stop)
     again = partial(train.pretrain, [str(corpus.path)], tmp_path / "again", config=STAGE1, **QUIET)
     with pytest.raises(Stopped):
         again()
@@ -616,7 +629,7 @@ def test_a_corpus_that_does_not_fit_the_model_is_refused(corpus, toy, small_mode
         train.align(corpus, tmp_path, model=small_model(corpus.vocabulary, max_tokens=48), config=STAGE2, **QUIET)
     without = Corpus.build(toy, tmp_path / "without", **SMALL, images=False)
     with pytest.raises(ValueError, match="has no tiles"):
-        CorpusPairSampler(without, train.AlignConfig.of(STAGE2))
+        pairs_of(without, STAGE2)
 
 
 def test_training_from_a_corpus_needs_no_anndata(corpus, tmp_path):
@@ -625,11 +638,15 @@ def test_training_from_a_corpus_needs_no_anndata(corpus, tmp_path):
         "for name in ('anndata', 'scanpy', 'squidpy', 'spatialdata', 'zarr', 'dask', 'h5py', 'numcodecs'):\n"
         "    sys.modules[name] = None\n"
         "from stampy import train\n"
-        "from stampy.train._corpus.samplers import CorpusPairSampler\n"
+        "from stampy.train._corpus.data import pairs_on_disk\n"
+        "from stampy.train._samplers import PairSampler\n"
+        "from stampy import models\n"
         f"corpus = train.Corpus({str(corpus.path)!r})\n"
         "assert corpus.verify() == []\n"
         f"train.pretrain(corpus, {str(tmp_path)!r}, config={STAGE1}, device='cpu', progress=False)\n"
-        f"print(CorpusPairSampler(corpus, train.AlignConfig.of({STAGE2})).batch(0)['patches'].shape)\n"
+        f"gene = models.GeneConfig(n_genes=len(corpus.vocabulary), **{GENE})\n"
+        "data = pairs_on_disk(corpus, corpus.vocabulary, models.StampConfig(gene=gene))\n"
+        f"print(PairSampler(data, train.AlignConfig.of({STAGE2})).batch(0)['patches'].shape)\n"
     )
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
@@ -686,8 +703,8 @@ def test_a_spectral_gene_encoder_starts_alike_from_a_corpus_and_from_its_section
 def test_a_spectral_image_tower_starts_from_the_same_patches(sections, corpus):
     image = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=32)
     model = models.StampConfig(gene=models.GeneConfig(n_genes=len(corpus.vocabulary), **GENE), image=image)
-    config = train.AlignConfig.of(STAGE2 | {"start": "spectral", "seed": 3})
-    stored, direct = (pair_source(d, corpus.vocabulary, config, model)[2]() for d in (corpus, sections))
+    both = (pairs_on_disk(corpus, corpus.vocabulary, model), pairs_in_memory(sections, corpus.vocabulary, model))
+    stored, direct = (data.some_patches(3) for data in both)
     assert stored.shape == (40 + 40 + 30, 32, 32, 3)
     np.testing.assert_array_equal(stored, direct)
 

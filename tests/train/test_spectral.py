@@ -6,7 +6,8 @@ import torch
 from scipy import sparse
 
 from stampy import models, train
-from stampy.train._sections import TrainingSection, as_sections, prepare
+from stampy.train._data import MemorySection
+from stampy.train._sections import as_sections, prepare
 from stampy.train._start import ANCHORS, anomaly_of_rank, neighbor_graph, spatial_axes, start_spectral_image
 
 GENE = {
@@ -143,8 +144,8 @@ def test_a_bag_of_genes_stays_as_it_starts_while_the_layers_learn(section, vocab
 
 
 def test_axes_need_a_section_with_neighbours(section, vocabulary):
-    few = TrainingSection("few", section.xy[:8], section.tokens[:8], None)
-    empty = TrainingSection("empty", section.xy, np.zeros_like(section.tokens), None)
+    few = MemorySection("few", section.xy[:8], section.tokens[:8], None)
+    empty = MemorySection("empty", section.xy, np.zeros_like(section.tokens), None)
     gate, level = np.log1p(anomaly_of_rank(64)), np.log1p(vocabulary.divisors)
     with pytest.raises(ValueError, match=r"more than 8 spots with genes, found sections of \[8, \d+\] spots"):
         spatial_axes([few, empty], gate, level, 4, seed=0)

@@ -20,6 +20,7 @@ from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
 from stampy.train import _loop, _reconstruction
 from stampy.train._augment import _turn, augment
+from stampy.train._data import TrainingData
 from stampy.train._reconstruction import mask_tokens
 from stampy.train._samplers import GroupSampler, PairSampler
 from stampy.train._sections import Section, as_sections, prepare
@@ -426,12 +427,12 @@ def test_manifest(toy, tmp_path):
 def prepared(toy, vocabulary):
     other = datasets.toy(n_spots=60, rng=1)
     read = functools.partial(prepare, vocabulary=vocabulary, max_tokens=48, tower=models.ImageConfig())
-    return [read(Section(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))]
+    return TrainingData([read(Section(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))], vocabulary, 48)
 
 
 def test_groups_stay_within_their_section_and_are_drawn_anew(prepared):
     sampler = GroupSampler(prepared, train.PretrainConfig.of(STAGE1))
-    n = len(prepared[0].xy)
+    n = prepared.sections[0].n_spots
     seen = []
     for step in range(sampler.steps_per_epoch):
         rows = sampler.batch(step)["rows"].numpy()
@@ -454,10 +455,10 @@ def test_pairs(prepared):
     sampler = PairSampler(prepared, train.AlignConfig.of(STAGE2))
     batch = sampler.batch(2)
     rows = batch["rows"].numpy()
-    n = len(prepared[0].xy)
+    n = prepared.sections[0].n_spots
     assert ((rows[:12] < n) == (rows[12:] < n)).all()  # the partners are of the same section
     for i in (0, 15):
-        section, row = prepared[int(rows[i] >= n)], rows[i] - n * int(rows[i] >= n)
+        section, row = prepared.sections[int(rows[i] >= n)], rows[i] - n * int(rows[i] >= n)
         assert (batch["patches"][i].numpy() == section.tiles.read(np.array([row]))[0]).all()
         assert (batch["tokens"][i].numpy() == section.tokens[row]).all()
         if batch["cells"][i] >= 0:

@@ -21,6 +21,7 @@ from stampy._files import FolderLock
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.train import _logs, _loop
+from stampy.train._data import TrainingData
 from stampy.train._samplers import GroupSampler, PairSampler
 from stampy.train._sections import Section, prepare
 
@@ -340,7 +341,8 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
     sparse = toy.copy()
     sparse.obsm["spatial"] = toy.obsm["spatial"].copy()
     sparse.obsm["spatial"][:40] += 1e6 * np.arange(40)[:, None]  # each alone
-    sampler = GroupSampler([prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)], train.PretrainConfig())
+    section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
+    sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
     with pytest.warns(UserWarning, match=r"leaves out 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
@@ -354,12 +356,12 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
 
 def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):
     section = prepare(Section(data=toy, name="s"), vocabulary, max_tokens=48, tower=models.ImageConfig())
-    sampler = PairSampler([section], train.AlignConfig.of(STAGE2))
+    sampler = PairSampler(TrainingData([section], vocabulary, 48), train.AlignConfig.of(STAGE2))
     drawn = []
     draw = PairSampler._draw_order
     monkeypatch.setattr(PairSampler, "_draw_order", lambda self, epoch: drawn.append(epoch) or draw(self, epoch))
-    sampler = PairSampler([section], train.AlignConfig.of(STAGE2))
-    rows = np.concatenate([sampler._rows(step)[:12] for step in range(sampler.steps)])
+    sampler = PairSampler(TrainingData([section], vocabulary, 48), train.AlignConfig.of(STAGE2))
+    rows = np.concatenate([sampler._draw(step)[0][:12] for step in range(sampler.steps)])
     assert drawn == [0, 1]
     assert sorted(rows[:120]) == sorted(rows[120:]) == list(range(120))
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy.models import Stamp
+    from stampy.tl._encoders import Encoder
+    from stampy.tl._request import Organism
 
 __all__ = ["Judged", "about_labels", "as_categories", "verdict"]
 
@@ -33,12 +34,12 @@ class Judged:
     """An embedded section, and how it was embedded."""
 
     data: AnnData | SpatialData
-    model: Stamp
+    model: Encoder
     labels: str | None
     _: KW_ONLY
     library_key: str | None
     layer: str | None
-    organism: str
+    organism: Organism
 
     def copy(self) -> AnnData:
         """Counts, places, labels and vectors alone, so that nothing is left in the section."""
@@ -65,7 +66,7 @@ def verdict(judged: Judged, seed: int) -> list[str]:
         with warnings.catch_warnings():  # warnings were shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
             said = [_without_labels(judged, copy, seed)]
-            return said if judged.labels is None else [*said, _by_probe(judged, copy, seed)]
+            return said if judged.labels is None else [*said, _by_probe(judged.labels, judged.library_key, copy, seed)]
     except ValueError as error:
         return [f"Verdict: none for this section. {error}"]
 
@@ -74,12 +75,14 @@ def _without_labels(judged: Judged, copy: AnnData, seed: int) -> str:
     from stampy import tl
     from stampy.tl._shared_space import unit
 
-    options = {"library_key": judged.library_key, "organism": judged.organism}
     pictures = copy.obsm.get(_keys.EMBEDDING + _keys.IMAGE_SUFFIX)
 
     def again(half: AnnData) -> np.ndarray:
         """Genes from half of the molecules beside the image, which has seen none of them."""
-        tl.embed(half, judged.model, modality="gene", show_progress_bar=False, **options)
+        tl.embed(
+            half, judged.model, modality="gene", library_key=judged.library_key, organism=judged.organism,
+            show_progress_bar=False,
+        )  # fmt: skip
         genes = half.obsm[_keys.EMBEDDING]
         return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
 
@@ -95,10 +98,9 @@ def _without_labels(judged: Judged, copy: AnnData, seed: int) -> str:
     return "\n".join([about, *rows])
 
 
-def _by_probe(judged: Judged, copy: AnnData, seed: int) -> str:
+def _by_probe(labels: str, sections: str | None, copy: AnnData, seed: int) -> str:
     from stampy import tl
 
-    labels, sections = judged.labels, judged.library_key
     tl.embed(copy, "pca", library_key=sections, key_added=PCA, show_progress_bar=False)
     try:
         tl.probe(copy, labels, use_rep=[_keys.EMBEDDING, PCA], library_key=sections, rng=seed)

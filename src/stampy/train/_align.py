@@ -21,11 +21,14 @@ from stampy.pp import Vocabulary
 
 from ._alignment import Alignment
 from ._config import AlignConfig
+from ._corpus.corpus import as_corpus
+from ._corpus.data import pairs_on_disk
 from ._logs import check_loggers
 from ._loop import claimed, fit
 from ._ranks import is_sharded, make_fabric
+from ._samplers import PairSampler
+from ._sections import pairs_in_memory
 from ._settings import without_effect
-from ._sources import pair_source
 from ._start import start_spectral_image
 
 __all__ = ["align"]
@@ -133,11 +136,16 @@ def _align(
     """In each process; the model where there is one process."""
     vocabulary = Vocabulary(model.genes)
     with claimed(fabric, out) as out:
-        sampler, data, patches = pair_source(sections, vocabulary, config, model.config)
+        corpus = as_corpus(sections)
+        if corpus is not None:
+            data = pairs_on_disk(corpus, vocabulary, model.config)
+        else:
+            data = pairs_in_memory(sections, vocabulary, model.config)
+        sampler = PairSampler(data, config)
         if config.start == "spectral":
-            start_spectral_image(model.image, torch.from_numpy(patches()), config.seed)
+            start_spectral_image(model.image, torch.from_numpy(data.some_patches(config.seed)), config.seed)
         spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
-        stage, identity = Alignment(model, config), {"data": data, "start": start}
+        stage, identity = Alignment(model, config), {"data": data.identity, "start": start}
         whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
         if fabric.is_global_zero:
             if whole is not None:

@@ -5,20 +5,19 @@ Shapes: B spots, P spots that have genes, E size of the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from stampy import _keys
 from stampy._utils import seed_of
 from stampy.models import Stamp, losses
 
 from ._augment import augment
+from ._batches import Losses, PairBatch, PairPiece
 from ._config import AlignConfig
-from ._loop import Batch, Piece, Stage
+from ._loop import Stage
 from ._ranks import synchronised
 
 __all__ = ["Alignment"]
@@ -26,7 +25,7 @@ __all__ = ["Alignment"]
 _WITH_REGION = {"region_gene", "patch_region", "localization"}
 
 
-class Alignment(Stage):
+class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
     """The four losses of equal weight, or some of them."""
 
     def __init__(self, model: Stamp, config: AlignConfig):
@@ -37,18 +36,24 @@ class Alignment(Stage):
         gene = [*model.gene.parameters(), *model.gene_head.parameters()]
         self.trains_gene = any(p.requires_grad for p in gene)
 
-    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+    def pieces(self, batch: PairBatch, step: int) -> list[PairPiece]:
         """What is drawn is the same for all ranks; each takes its slice."""
         n = min(self.config.accumulate, len(batch["rows"]))
         ids, lengths = self.model.gene.ids(batch["tokens"])
-        batch = batch | {"ids": ids, "lengths": lengths, "known": batch["cells"] >= 0}
-        batch["paired"] = (batch["tokens"] != _keys.PAD).any(dim=1)
-        cut = {k: batch[k].tensor_split(n) for k in ("ids", "patches", "regions", "cells", "rows")}
+        tensors = (ids, batch["patches"], batch["regions"], batch["cells"], batch["rows"])
         # What decides about shapes stays on the CPU, as arrays: to ask a GPU is to wait for it.
-        cut |= {k: [x.numpy() for x in batch[k].tensor_split(n)] for k in ("lengths", "paired", "known")}
-        return [{k: v[i] for k, v in cut.items()} | {"step": step, "piece": i, "pieces": n} for i in range(n)]
+        paired, known = (batch["tokens"] != _keys.PAD).any(dim=1), batch["cells"] >= 0
+        arrays = ([x.numpy() for x in whole.tensor_split(n)] for whole in (lengths, paired, known))
+        cut = zip(*(whole.tensor_split(n) for whole in tensors), *arrays, strict=True)
+        return [
+            {
+                "ids": ids, "patches": patches, "regions": regions, "cells": cells, "rows": rows,
+                "lengths": lengths, "paired": paired, "known": known, "step": step, "piece": i, "pieces": n,
+            }
+            for i, (ids, patches, regions, cells, rows, lengths, paired, known) in enumerate(cut)
+        ]  # fmt: skip
 
-    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+    def run(self, fabric: Fabric, module: nn.Module, pieces: list[PairPiece]) -> Losses:
         """Embeddings of all pieces are compared with each other, whatever piece or rank they are in."""
         there = self._there(pieces, fabric.device)
         pieces = self._views(pieces)
@@ -78,7 +83,7 @@ class Alignment(Stage):
                 torch.stack(passed).sum().backward()
         return {k: v.detach() for k, v in found.items()}
 
-    def forward(self, piece: Piece) -> dict[str, Tensor]:
+    def forward(self, piece: PairPiece) -> dict[str, Tensor]:
         """Embeddings of a piece, as far as the losses want them."""
         model, found = self.model, {"scale": self.model.scale}
         if self.has_patch and self.has_region:
@@ -96,7 +101,7 @@ class Alignment(Stage):
         unused = () if "localization" in self.names else ("query", "grid")
         return {k: v for k, v in found.items() if k not in unused}
 
-    def _there(self, pieces: list[Piece], device: torch.device) -> Tensor:
+    def _there(self, pieces: list[PairPiece], device: torch.device) -> Tensor:
         """(2, B of all ranks) on the CPU: which spots have genes, and which a region."""
         there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
         if self.ranks.world_size == 1:
@@ -104,7 +109,7 @@ class Alignment(Stage):
         # The one wait for other ranks' spots, before the GPU has anything to do in this step.
         return self.ranks.gather(there.T.long().to(device)).cpu().bool().T
 
-    def _views(self, pieces: list[Piece]) -> list[Piece]:
+    def _views(self, pieces: list[PairPiece]) -> list[PairPiece]:
         """Turn, mirror and colour; the whole batch at once, so that pieces do not matter."""
         image, config, ranks = self.model.image, self.config, self.ranks
         sizes = [len(piece["rows"]) for piece in pieces]
@@ -116,10 +121,12 @@ class Alignment(Stage):
                 patches, regions, cells, generator, rank=ranks.rank, world_size=ranks.world_size
             )
         views = zip(*(x.split(sizes) for x in (patches, regions, image.shrink(patches), cells)), strict=True)
-        names = ("patches", "regions", "references", "cells")
-        return [piece | dict(zip(names, view, strict=True)) for piece, view in zip(pieces, views, strict=True)]
+        return [
+            {**piece, "patches": patches, "regions": regions, "references": references, "cells": cells}
+            for piece, (patches, regions, references, cells) in zip(pieces, views, strict=True)
+        ]
 
-    def losses(self, out: dict[str, Tensor], pieces: list[Piece], there: Tensor) -> Batch:
+    def losses(self, out: dict[str, Tensor], pieces: list[PairPiece], there: Tensor) -> Losses:
         """Means over the spots of all ranks, as this rank's share of them (times the number of ranks)."""
         ranks, scale = self.ranks, out["scale"]
         rows, cells = (torch.cat([p[k] for p in pieces]) for k in ("rows", "cells"))

@@ -9,10 +9,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -24,6 +24,7 @@ from stampy._utils import seed_of
 from stampy.models import Stamp
 
 from . import _checkpoints
+from ._batches import Batch, Losses, moved, pinned
 from ._config import AlignConfig, PretrainConfig
 from ._logs import Logs
 from ._ranks import Ranks, is_sharded
@@ -36,27 +37,31 @@ IDENTITY = 2
 _TERM = 2**20  # stands for SIGTERM in a sum over ranks, in which each SIGINT counts 1
 TEMPORARY = ("checkpoint-", "failed-", "config.json", "data.json", "metrics.", "stampy-")
 
-Batch = dict[str, Tensor]
-Piece = dict[str, Any]
+B = TypeVar("B", bound=Batch)
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+P = TypeVar("P", bound=Mapping[str, object])  # the piece of a batch
+C = TypeVar("C", PretrainConfig, AlignConfig)
 
 
-class Sampler(Protocol):
+class Sampler(Protocol[B_co]):
     """Where batches come from. A batch is a function of the step, so that any thread may make any of them."""
 
-    steps: int
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
 
     def place(self, rank: int, world_size: int) -> None:
         """Give rank `rank` of `world_size` its share of every batch from now on: the rank-th consecutive slice."""
 
-    def batch(self, step: int) -> Batch:
-        """The rank's share of the batch of a step; ``rows`` are the spots in it."""
+    def batch(self, step: int) -> B_co:
+        """The rank's share of the batch of a step."""
 
     def names(self, rows: Tensor) -> list[str]:
         """Sections of some rows."""
 
 
-class Stage(nn.Module):
-    """What is trained, and by which losses.
+class Stage(nn.Module, Generic[B, P, C]):
+    """What is trained, and by which losses: on batches B, cut into pieces P.
 
     Parameters
     ----------
@@ -70,9 +75,7 @@ class Stage(nn.Module):
         Of what is logged beside them.
     """
 
-    def __init__(
-        self, model: Stamp, config: PretrainConfig | AlignConfig, names: Sequence[str], measures: Sequence[str] = ()
-    ):
+    def __init__(self, model: Stamp, config: C, names: Sequence[str], measures: Sequence[str] = ()):
         super().__init__()
         self.model, self.config, self.names, self.measures = model, config, tuple(names), tuple(measures)
         self.ranks = Ranks()
@@ -85,11 +88,11 @@ class Stage(nn.Module):
         image = self.model.image
         return [*self.model.gene.layers, *(image.base_model.blocks if image is not None else ())]
 
-    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+    def pieces(self, batch: B, step: int) -> list[P]:
         """Draw what is random in a step, and cut the batch into pieces; runs ahead, in a thread, on the CPU."""
         raise NotImplementedError
 
-    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+    def run(self, fabric: Fabric, module: nn.Module, pieces: list[P]) -> Losses:
         """Forward and backward. Losses and measures of all ranks are the mean of what each of them returns."""
         raise NotImplementedError
 
@@ -126,9 +129,9 @@ def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
 
 
 def fit(
-    stage: Stage,
-    sampler: Sampler,
-    config: PretrainConfig | AlignConfig,
+    stage: Stage[B, P, C],
+    sampler: Sampler[B],
+    config: C,
     out: Path,
     *,
     fabric: Fabric,
@@ -176,7 +179,7 @@ def fit(
     _check_warmup(config, sampler.steps)
     run = TrainState(out, fabric, stage)
     first = run.resume()
-    logs = contextlib.nullcontext()
+    logs: contextlib.AbstractContextManager[Logs | None] = contextlib.nullcontext()
     if fabric.is_global_zero:
         logs = Logs(
             out, names=(*stage.names, *stage.measures), loggers=loggers, first=first, steps=sampler.steps,
@@ -223,10 +226,10 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
         )
 
 
-class TrainState:
+class TrainState(Generic[B, P, C]):
     """Model, optimizer and precision of a run: what a step makes of them, and their way to and from the disk."""
 
-    def __init__(self, out: Path, fabric: Fabric, stage: Stage):
+    def __init__(self, out: Path, fabric: Fabric, stage: Stage[B, P, C]):
         self.out, self.fabric, self.stage, self.model, config = out, fabric, stage, stage.model, stage.config
         stage.train()
         for layer in stage.layers() if config.compile else ():
@@ -240,7 +243,7 @@ class TrainState:
         self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
 
     def step(
-        self, step: int, batch: Batch, pieces: list[Piece], sampler: Sampler, signals: Signals
+        self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals
     ) -> tuple[dict[str, Any], int]:
         """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
@@ -248,7 +251,7 @@ class TrainState:
         lr = _learning_rate(config, step, sampler.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses = self.stage.run(fabric, self.module, [_moved(piece, fabric.device) for piece in pieces])
+        losses = self.stage.run(fabric, self.module, [moved(piece, fabric.device) for piece in pieces])
         norm = fabric.clip_gradients(self.module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
         values, norm, caught = _values(losses, norm, ranks, signals.caught)
         loss = sum(value for name, value in values.items() if name in self.stage.names)
@@ -302,15 +305,15 @@ def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) 
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _prefetched(sampler: Sampler, stage: Stage, first: int) -> Iterator[tuple[int, Batch, list[Piece], float]]:
+def _prefetched(sampler: Sampler[B], stage: Stage[B, P, C], first: int) -> Iterator[tuple[int, B, list[P], float]]:
     """Step, batch, its pieces, seconds waited for them; the next ones are made while this one is trained on."""
     ahead = stage.config.prefetch
     pin = torch.cuda.is_available() and stage.model.device.type == "cuda"
 
-    def make(step: int) -> tuple[Batch, list[Piece]]:
+    def make(step: int) -> tuple[B, list[P]]:
         batch = sampler.batch(step)
         pieces = stage.pieces(batch, step)
-        return batch, [_pinned(piece) for piece in pieces] if pin else pieces
+        return batch, [pinned(piece) for piece in pieces] if pin else pieces
 
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="batch")
     try:
@@ -329,15 +332,7 @@ def _prefetched(sampler: Sampler, stage: Stage, first: int) -> Iterator[tuple[in
         pool.shutdown(cancel_futures=True)
 
 
-def _pinned(piece: Piece) -> Piece:
-    return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in piece.items()}
-
-
-def _moved(piece: Piece, device: torch.device) -> Piece:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in piece.items()}
-
-
-def _values(losses: Batch, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dict[str, float], float, int]:
+def _values(losses: Losses, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dict[str, float], float, int]:
     """Losses over all ranks, the gradient's norm, and the signal that any rank got, or 0.
 
     The one moment of a step when the CPU waits for the device.
@@ -348,14 +343,14 @@ def _values(losses: Batch, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dic
         flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
         total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
         local, flags = total[:-1] / ranks.world_size, total[-1:]
-    *values, norm, flag = torch.cat([local, flags]).tolist() if ranks.world_size > 1 else [*local.tolist(), 0]
+    *values, length, flag = torch.cat([local, flags]).tolist() if ranks.world_size > 1 else [*local.tolist(), 0]
     if ranks.world_size > 1:
         caught = signal.SIGTERM if flag >= _TERM else signal.SIGINT if flag else 0
-    return dict(zip(losses, values, strict=True)), norm, caught
+    return dict(zip(losses, values, strict=True)), length, caught
 
 
 def _stop(
-    run: TrainState, sampler: Sampler, batch: Batch, step: int, values: dict[str, float], norm: float
+    run: TrainState[B, P, C], sampler: Sampler[B], batch: B, step: int, values: dict[str, float], norm: float
 ) -> NoReturn:
     """Save what there is, and say where it went wrong."""
     rows = run.fabric.all_gather(batch["rows"].to(run.fabric.device)).cpu().flatten()

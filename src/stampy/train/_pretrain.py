@@ -27,12 +27,16 @@ from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._config import PretrainConfig
+from ._corpus.corpus import as_corpus
+from ._corpus.data import groups_on_disk
+from ._data import TrainingData
 from ._logs import check_loggers
 from ._loop import claimed, fit
 from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
 from ._references import references
-from ._sources import GroupSource, group_source
+from ._samplers import GroupSampler
+from ._sections import groups_in_memory
 from ._start import start_spectral
 
 __all__ = ["pretrain"]
@@ -138,31 +142,41 @@ def _pretrain(
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
     with claimed(fabric, out) as out:
-        source = group_source(sections, vocabulary, config)
-        sampler = source.sampler
+        data = _data(sections, vocabulary, config)
+        sampler = GroupSampler(data, config)
         sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
         if fabric.is_global_zero:
-            _tell_of_dropped(source.dropped, config)
-        model = _new_model(config, source.vocabulary)
+            _tell_of_dropped(sampler.dropped(), config)
+        model = _new_model(config, data.vocabulary)
         if config.start == "spectral":
-            start_spectral(model.gene, source.prepared(), source.vocabulary.divisors, config.seed)
+            start_spectral(model.gene, data.loaded(config.seed), data.vocabulary.divisors, config.seed)
         _freeze(model, config)
         if fabric.is_global_zero and not (out / DATA).exists():
-            _describe_data(out / DATA, source, config)
+            _describe_data(out / DATA, data, sampler.dropped(), config)
         stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
         whole = fit(
-            stage, sampler, config, out, fabric=fabric, identity={"data": source.identity}, progress=progress,
+            stage, sampler, config, out, fabric=fabric, identity={"data": data.identity}, progress=progress,
             loggers=loggers,
         )  # fmt: skip
         if fabric.is_global_zero:
             if whole is not None:
-                model = _new_model(config, source.vocabulary)
+                model = _new_model(config, data.vocabulary)
                 model.load_state_dict(whole)
             model.requires_grad_(True).eval()
-            _fit_gene_head(model, [s.tokens for s in source.prepared()], config.seed)
+            _fit_gene_head(model, [s.tokens for s in data.loaded(config.seed)], config.seed)
             save(model, out / "model")
         fabric.barrier()
     return model if fabric.world_size == 1 else None
+
+
+def _data(sections: Any, vocabulary: Vocabulary | str | Path | None, config: PretrainConfig) -> TrainingData:
+    """From a corpus, or in memory."""
+    if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
+        vocabulary = Vocabulary.load(vocabulary)
+    corpus = as_corpus(sections)
+    if corpus is not None:
+        return groups_on_disk(corpus, vocabulary, config)
+    return groups_in_memory(sections, vocabulary, config)
 
 
 def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
@@ -178,10 +192,12 @@ def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainCon
         )
 
 
-def _describe_data(path: Path, source: GroupSource, config: PretrainConfig) -> None:
+def _describe_data(
+    path: Path, data: TrainingData, dropped: Mapping[str, tuple[int, int]], config: PretrainConfig
+) -> None:
     """Write what is known of the data before the first step: references, and what is left out."""
-    tokens = {s.name: s.tokens for s in source.prepared()}
-    n_tokens = len(source.vocabulary) + _keys.N_SPECIAL
+    tokens = {s.name: s.tokens for s in data.loaded(config.seed)}
+    n_tokens = len(data.vocabulary) + _keys.N_SPECIAL
     known = {
         "references": references(
             tokens,
@@ -191,8 +207,8 @@ def _describe_data(path: Path, source: GroupSource, config: PretrainConfig) -> N
             positions=config.positions_per_step,
         ),
         "references_from": {"sections": len(tokens), "spots": sum(map(len, tokens.values()))},
-        "spots": {name: n for name, (_, n) in source.dropped.items()},
-        "spots_in_no_group": {name: n for name, (n, _) in source.dropped.items() if n},
+        "spots": {name: n for name, (_, n) in dropped.items()},
+        "spots_in_no_group": {name: n for name, (n, _) in dropped.items() if n},
     }
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(known, indent=1) + "\n")

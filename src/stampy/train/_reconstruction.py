@@ -6,13 +6,12 @@ positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from stampy import _keys
 from stampy._utils import stream
@@ -20,8 +19,9 @@ from stampy.models import Stamp, losses
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._packed import Packing
 
+from ._batches import GroupBatch, GroupPiece, Losses
 from ._config import PretrainConfig
-from ._loop import Batch, Piece, Stage
+from ._loop import Stage
 from ._ranks import synchronised
 
 __all__ = ["KINDS", "Reconstruction", "mask_tokens"]
@@ -30,14 +30,14 @@ __all__ = ["KINDS", "Reconstruction", "mask_tokens"]
 KINDS = ("igr_masked", "igr_replaced", "igr_kept")
 
 
-class Reconstruction(Stage):
+class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
     """IGR, and CGR from step `igr_steps` on."""
 
     def __init__(self, model: Stamp, config: PretrainConfig, igr_steps: int):
         super().__init__(model, config, ("igr", "cgr"), KINDS)
         self.igr_steps = igr_steps
 
-    def pieces(self, batch: Batch, step: int) -> list[Piece]:
+    def pieces(self, batch: GroupBatch, step: int) -> list[GroupPiece]:
         """Mask the tokens, group by group, so that a group is masked alike whichever rank has it."""
         config, tokens_SNL = self.config, batch["tokens"].long()
         S, first = len(tokens_SNL), self.ranks.rank * len(tokens_SNL)
@@ -54,40 +54,37 @@ class Reconstruction(Stage):
         centre_SL = tokens_SNL[:, 0]
         scored_SL = selected[:, 0] if config.cgr_targets == "masked" else centre_SL != _keys.PAD
         scored_SL = scored_SL & (step >= self.igr_steps)
-        return [
-            _piece(*cut, batch["positions"], cgr=step >= self.igr_steps)
-            for cut in zip(
-                *(x.tensor_split(min(config.accumulate, S)) for x in (tokens_SNL, inputs, selected, scored_SL)),
-                strict=True,
-            )
-        ]
+        n = min(config.accumulate, S)
+        cut = zip(*(x.tensor_split(n) for x in (tokens_SNL, inputs, selected, scored_SL)), strict=True)
+        cgr = step >= self.igr_steps
+        return [_piece(t, i, chosen, scored, batch["positions"], cgr=cgr) for t, i, chosen, scored in cut]
 
-    def run(self, fabric: Fabric, module: Callable[[Piece], dict[str, Tensor]], pieces: list[Piece]) -> Batch:
+    def run(self, fabric: Fabric, module: nn.Module, pieces: list[GroupPiece]) -> Losses:
         """Means over the selected positions of all pieces and ranks."""
         names = list(pieces[0]["counts"])
         local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
         if self.ranks.world_size > 1:
             local = self.ranks.total(torch.tensor(local, device=fabric.device)).tolist()
         totals = {name: total for name, total in zip(names, local, strict=True) if total or name in self.names}
-        found: Batch = {}
+        found: Losses = {}
         for number, piece in enumerate(pieces, start=1):
             with synchronised(fabric, module, number == len(pieces)):
                 # sums become shares of the mean over all pieces and ranks
                 weights = {k: self.ranks.world_size / max(total, 1) for k, total in totals.items()}
-                shares = module(piece | {"weights": weights})
+                shares: Losses = module({**piece, "weights": weights})
                 fabric.backward(torch.stack([v for k, v in shares.items() if k in self.names]).sum())
             for name, share in shares.items():
                 found[name] = found.get(name, 0) + share.detach()
         return found
 
-    def forward(self, piece: Piece) -> dict[str, Tensor]:
+    def forward(self, piece: GroupPiece) -> Losses:
         """Losses of a piece, and what is measured of them, each as its share of the mean over all positions."""
         weights, counts = piece["weights"], piece["counts"]
         means, sums = self.scored(piece)
         found = {name: mean * (counts[name] * weights[name]) for name, mean in means.items()}
         return found | {name: sums[i] * weights[name] for i, name in enumerate(KINDS) if name in weights}
 
-    def scored(self, piece: Piece) -> tuple[dict[str, Tensor], Tensor]:
+    def scored(self, piece: GroupPiece) -> tuple[Losses, Tensor]:
         """Mean losses of a piece, and the sums of that of IGR by what was done to the position, as in `KINDS`."""
         encoder, sums = self.model.gene, []
         score = partial(encoder.reconstruction, kernel=self.config.fused)
@@ -111,7 +108,7 @@ class Reconstruction(Stage):
 
 def _piece(
     tokens_SNL: Tensor, inputs_SNL: Tensor, selected_SNL: Tensor, scored_SL: Tensor, positions: Tensor, *, cgr: bool
-) -> Piece:
+) -> GroupPiece:
     """Spots end to end, those of equal length side by side; where the losses are taken, as places in that row."""
     lengths_SN = (tokens_SNL != _keys.PAD).sum(dim=2)
     # A neighbour speaks at every scored position of its centre, with padding where its own tokens have ended.
@@ -126,7 +123,7 @@ def _piece(
     s, n, column = selected_SNL.nonzero(as_tuple=True)
     shown_M = inputs_SNL[s, n, column]
     kinds_M = torch.where(shown_M == MASK_ID, 0, torch.where(shown_M != tokens_SNL[s, n, column], 1, 2))
-    piece = {
+    piece: GroupPiece = {
         "queries": packing.queries,
         "keys": packing.keys,
         "inputs": packing.pack(inputs_SNL.flatten(0, 1)[order], PAD_ID),
@@ -138,7 +135,8 @@ def _piece(
     }
     if cgr:
         s, column = scored_SL.nonzero(as_tuple=True)
-        piece |= {"cgr_at": (start_SN[s] + column[:, None]).T, "cgr_targets": tokens_SNL[s, 0, column]}
+        piece["cgr_at"] = (start_SN[s] + column[:, None]).T
+        piece["cgr_targets"] = tokens_SNL[s, 0, column]
         piece["counts"]["cgr"] = len(s)
     return piece
 

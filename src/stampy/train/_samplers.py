@@ -1,127 +1,184 @@
 """What is in a batch. A batch is a function of (seed, step), so a run that goes on equals one that never stopped.
 
-Several ranks share a batch: it is as many times as large, and rank r takes the r-th consecutive slice of it. What is
-drawn is drawn for the whole of it.
+Any thread may make any batch: the loop has the next ones made while the device works. Several ranks share a batch: it
+is as many times as large, and rank r takes the r-th consecutive slice of it. All ranks draw for the whole batch.
 
-Shapes: S groups, N spots per group, L positions, B spots.
+Shapes: G groups of a draw, S groups of a batch, N spots per group, L positions, B spots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stampy import _checks
-from stampy._section.boxes import choose_cells
 from stampy._utils import stream
-from stampy.pp._neighborhoods import group_spots
 
+from ._batches import GroupBatch, PairBatch
 from ._config import AlignConfig, PretrainConfig
-from ._sections import TrainingSection
+from ._data import TrainingData, TrainingSection
+from ._sections import token_dtype
 
 __all__ = ["GroupSampler", "PairSampler"]
 
 
-class GroupSampler:
-    """Batches of neighbourhood groups for stage 1; new groups are drawn for every epoch."""
+class _Sampler:
+    """What both samplers have: sections one after the other, and a place among the ranks."""
 
-    def __init__(self, sections: Sequence[TrainingSection], config: PretrainConfig):
-        self.sections, self.config = sections, config
-        self._tokens = np.concatenate([s.tokens for s in sections])
-        self._starts = np.cumsum([0, *(len(s.tokens) for s in sections)])
-        self._lengths = (self._tokens != 0).sum(axis=1)
-        self._dropped: dict[str, tuple[int, int]] = {}
-        self._groups = lru_cache(maxsize=2)(self._draw_groups)
+    def __init__(self, data: TrainingData):
+        self.data, self.sections = data, data.sections
+        self._starts = np.cumsum([0, *(s.n_spots for s in data.sections)])
+        self._n_tokens = data.vocabulary.n_tokens
         self.place(0, 1)
 
     def place(self, rank: int, world_size: int) -> None:
-        """Give rank `rank` of `world_size` its share of every batch."""
+        """Give rank `rank` of `world_size` its share of every batch from now on: the rank-th consecutive slice."""
+        _checks.at_least("rank", rank, 0)
+        _checks.at_least("world_size", world_size, rank + 1)
         self.rank, self.world_size = rank, world_size
+
+    def names(self, rows: Tensor) -> list[str]:
+        """Sections of some rows, for messages."""
+        return [self.sections[i].name for i in np.unique(self._section_of(rows.numpy().ravel()))]
+
+    def _section_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _by_section(self, rows: np.ndarray) -> Iterator[tuple[TrainingSection, np.ndarray, np.ndarray]]:
+        """Section after section: where `rows` has its spots, and their rows in it."""
+        section_of = self._section_of(rows)
+        for number in np.unique(section_of):
+            at = np.flatnonzero(section_of == number)
+            yield self.sections[number], at, rows[at] - self._starts[number]
+
+    def _mine(self, per_rank: int) -> slice:
+        return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens as int64; a damaged one would stop a GPU without a word of where it came from."""
+        if tokens.max(initial=0) >= self._n_tokens:
+            where = "A section" if self.data.corpus is None else f"The corpus {str(self.data.corpus)!r}"
+            raise ValueError(
+                f"{where} has a token {tokens.max()} where {self._n_tokens - 1} is the highest: it is damaged. "
+                "`stampy corpus verify` names the file."
+            )
+        return tokens.astype(np.int64)
+
+
+class _Table(NamedTuple):
+    """Groups of a draw, of all sections."""
+
+    sections: np.ndarray  # (G,) position of the section
+    numbers: np.ndarray  # (G,) of the group in its section
+    members: np.ndarray  # (G, N) spots of the section
+    longest: np.ndarray  # (G,) tokens of the group's longest spot
+    dropped: dict[str, tuple[int, int]]  # by section: spots that are in no group, and all spots
+
+
+class GroupSampler(_Sampler):
+    """Batches of neighbourhood groups for stage 1: groups of all sections in shuffled order, drawn anew every epoch.
+
+    Raises
+    ------
+    ValueError
+        There is no group in any of the sections.
+    """
+
+    def __init__(self, data: TrainingData, config: PretrainConfig):
+        super().__init__(data)
+        self.config = config
+        self._dtype = token_dtype(data.vocabulary)
+        self._tables = lru_cache(maxsize=2)(self._draw_table)
+        self._orders = lru_cache(maxsize=2)(self._draw_order)
+        first = self._tables(0)
+        self._n_groups, self._dropped = len(first.members), first.dropped
 
     @property
     def steps_per_epoch(self) -> int:
         """The number of groups differs a little from draw to draw; this is what the first draw allows."""
-        return max(len(self._groups(0)) // (self.config.groups_per_batch * self.world_size), 1)
+        return max(self._n_groups // (self.config.groups_per_batch * self.world_size), 1)
 
     @property
     def steps(self) -> int:
         """Of the whole run."""
         return self.steps_per_epoch * (self.config.epochs_igr + self.config.epochs_cgr)
 
-    def _draw_groups(self, epoch: int) -> np.ndarray:
-        """Groups of all sections in shuffled order: (S, N) rows of the concatenated spots, the centre first."""
-        rng = stream(self.config.seed, "groups", epoch)
-        members = []
-        for section, start, child in zip(self.sections, self._starts, rng.spawn(len(self.sections)), strict=False):
-            groups = group_spots(
-                section.xy, size=self.config.group_size, max_distance=self.config.max_distance, rng=child
-            )
-            members.append(groups.members + start)
-            if epoch == 0:
-                self._dropped[section.name] = int((groups.own < 0).sum()), len(section.xy)
-        shuffled = np.concatenate(members)
-        if not len(shuffled):
+    def dropped(self) -> dict[str, tuple[int, int]]:
+        """By section: the spots that are in no group (in memory: of the first epoch), and all spots."""
+        return self._dropped
+
+    def _draw_table(self, draw: int) -> _Table:
+        children = stream(self.config.seed, "groups", draw).spawn(len(self.sections))
+        parts = [s.groups(draw, self.config, child) for s, child in zip(self.sections, children, strict=True)]
+        if not any(len(part.members) for part in parts):
             raise ValueError(
                 f"No group of {self.config.group_size} spots lies within max_distance={self.config.max_distance:g} "
                 f"spot distances in any of the sections {_checks.shortlist(s.name for s in self.sections)}. Raise it."
             )
-        rng.shuffle(shuffled)
-        return shuffled
+        numbers, members, longest = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        sections = np.repeat(np.arange(len(parts)), [len(part.members) for part in parts])
+        dropped = {s.name: (part.n_dropped, s.n_spots) for s, part in zip(self.sections, parts, strict=True)}
+        return _Table(sections, numbers, members, longest, dropped)
 
-    def dropped(self) -> dict[str, tuple[int, int]]:
-        """By section: the spots that are in no group of the first epoch, and all spots."""
-        self._groups(0)
-        return self._dropped
+    def _table_of(self, epoch: int) -> _Table:
+        return self._tables(epoch if self.data.draws is None else epoch % self.data.draws)
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """``tokens`` (S, N, L) int64, cut to the longest spot of the batch (and to the positions of this step)."""
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        return stream(self.config.seed, "groups", epoch).permutation(len(self._table_of(epoch).members))
+
+    def batch(self, step: int) -> GroupBatch:
+        """Tokens are cut to the longest spot, or to positions that are drawn for the batch of all ranks."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        size = self.config.groups_per_batch
-        whole = np.take(
-            self._groups(epoch),
-            range(number * size * self.world_size, (number + 1) * size * self.world_size),
-            axis=0,
-            mode="wrap",
-        )
-        rows = whole[self.rank * size : (self.rank + 1) * size]
-        positions, wanted = np.arange(max(self._lengths[rows].max(), 1)), self.config.positions_per_step
-        if wanted and (used := self._lengths[whole].max()) > wanted:
+        table, size = self._table_of(epoch), self.config.groups_per_batch * self.world_size
+        groups = np.take(self._orders(epoch), range(number * size, (number + 1) * size), mode="wrap")
+        mine = groups[self._mine(self.config.groups_per_batch)]
+        used, longest = (min(max(int(table.longest[g].max()), 1), self.data.max_tokens) for g in (mine, groups))
+        positions, wanted = np.arange(used), self.config.positions_per_step
+        columns: slice | np.ndarray = slice(used)
+        if wanted and longest > wanted:
             rng = stream(self.config.seed, "positions", step)
-            positions = np.sort(rng.permutation(used)[:wanted])
+            columns = positions = np.sort(rng.permutation(longest)[:wanted])
+        tokens_SNL = self._read(table, mine)[..., columns]
+        rows_SN = table.members[mine] + self._starts[table.sections[mine], None]
         return {
-            "tokens": torch.from_numpy(self._tokens[rows][..., positions].astype(np.int64)),
+            "tokens": torch.from_numpy(self._checked(tokens_SNL)),
             "positions": torch.from_numpy(positions),
-            "rows": torch.from_numpy(rows),
+            "rows": torch.from_numpy(rows_SN),
         }
 
-    def names(self, rows: Tensor) -> list[str]:
-        """Sections of some rows, for messages."""
-        return _names(self.sections, self._starts, rows)
+    def _read(self, table: _Table, groups: np.ndarray) -> np.ndarray:
+        """(S, N, tokens kept) of some groups, each in one read."""
+        shape = (len(groups), self.config.group_size, self.sections[0].tokens_kept)
+        out = np.empty(shape, dtype=self._dtype)
+        sections, numbers = table.sections[groups].tolist(), table.numbers[groups].tolist()
+        for i, number, members, place in zip(sections, numbers, table.members[groups], out, strict=True):
+            self.sections[i].read_group(number, members, place)
+        return out
 
 
-class PairSampler:
+class PairSampler(_Sampler):
     """Batches of spots with their tokens, patches and regions for stage 2."""
 
-    def __init__(self, sections: Sequence[TrainingSection], config: AlignConfig):
-        self.sections, self.config = sections, config
-        self._starts = np.cumsum([0, *(len(s.xy) for s in sections)])
-        self._cells = [s.tiles.region_cells() for s in sections]
+    def __init__(self, data: TrainingData, config: AlignConfig):
+        super().__init__(data)
+        self.config = config
         self._orders = lru_cache(maxsize=2)(self._draw_order)
-        self.place(0, 1)
+        for section in self.sections:
+            section.ready_tiles()
 
-    def place(self, rank: int, world_size: int) -> None:
-        """Give rank `rank` of `world_size` its share of every batch."""
-        self.rank, self.world_size = rank, world_size
-        self._own = self.config.pairs_per_batch
-        self._half = self._own * world_size // 2
+    @property
+    def _half(self) -> int:
+        """Spots of the batch of all ranks that come in shuffled order; each has a partner of its section."""
+        return self.config.pairs_per_batch * self.world_size // 2
 
     @property
     def steps_per_epoch(self) -> int:
-        """A batch has half as many spots in shuffled order."""
+        """As many as give each spot a place in the shuffled half of a batch."""
         return max(int(self._starts[-1]) // self._half, 1)
 
     @property
@@ -129,50 +186,40 @@ class PairSampler:
         """Of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """``tokens`` (B, L), ``patches`` and ``regions`` (B, size, size, 3) uint8, ``cells`` (B,), -1 without one."""
-        whole = self._rows(step)
-        own = slice(self.rank * self._own, (self.rank + 1) * self._own)
-        rows, cells = whole[own], self._choose(whole, stream(self.config.seed, "cells", step))[own]
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        size = self.sections[0].tiles.size_px
-        tokens = np.zeros((len(rows), self.sections[0].tokens.shape[1]), dtype=np.int64)
-        patches = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        regions = np.empty_like(patches)
-        for number in np.unique(which):
-            section, at = self.sections[number], np.flatnonzero(which == number)
-            spots = rows[at] - self._starts[number]
-            tokens[at] = section.tokens[spots]
-            patches[at] = section.tiles.read(spots)
-            regions[at] = section.tiles.read(spots, region=True, cells=cells[at])
-        arrays = {"tokens": tokens, "patches": patches, "regions": regions, "cells": cells, "rows": rows}
-        return {k: torch.from_numpy(v) for k, v in arrays.items()}
-
-    def _choose(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The cell of its region that each spot's patch is, -1 without one."""
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        cells = np.empty(len(rows), dtype=np.int64)
-        for number in np.unique(which):
-            at = np.flatnonzero(which == number)
-            cells[at] = choose_cells(self._cells[number][rows[at] - self._starts[number]], rng)
-        return cells
-
     def _draw_order(self, epoch: int) -> np.ndarray:
         return stream(self.config.seed, "order", epoch).permutation(self._starts[-1])
 
-    def _rows(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> PairBatch:
+        """The rank's spots: half in shuffled order, then one more of the section of each."""
+        rows, which = (drawn[self._mine(self.config.pairs_per_batch)] for drawn in self._draw(step))
+        px = self.sections[0].size_px
+        tokens = np.zeros((len(rows), self.data.max_tokens), dtype=np.int64)
+        patches = np.empty((len(rows), px, px, 3), dtype=np.uint8)
+        regions, cells = np.empty_like(patches), np.empty(len(rows), dtype=np.int64)
+        for section, at, own in self._by_section(rows):
+            tokens[at] = self._checked(section.spot_tokens(own, self.data.max_tokens))
+            patches[at] = section.patches(own)
+            regions[at] = section.regions(own, which[at])
+            cells[at] = section.cells_of(own, which[at])
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "patches": torch.from_numpy(patches),
+            "regions": torch.from_numpy(regions),
+            "cells": torch.from_numpy(cells),
+            "rows": torch.from_numpy(rows),
+        }
+
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spots of the batch of all ranks, and the number of the region that each of them gets."""
         epoch, number = divmod(step, self.steps_per_epoch)
         first = np.take(self._orders(epoch), range(number * self._half, (number + 1) * self._half), mode="wrap")
-        which = np.searchsorted(self._starts, first, side="right") - 1
+        section_of = self._section_of(first)
         rng = stream(self.config.seed, "partners", step)
-        partners = rng.integers(self._starts[which], self._starts[which + 1])
-        return np.concatenate([first, partners])
-
-    def names(self, rows: Tensor) -> list[str]:
-        """Sections of some rows, for messages."""
-        return _names(self.sections, self._starts, rows)
-
-
-def _names(sections: Sequence[TrainingSection], starts: np.ndarray, rows: Tensor) -> list[str]:
-    which = np.unique(np.searchsorted(starts, rows.numpy().ravel(), side="right") - 1)
-    return [sections[i].name for i in which]
+        partners = rng.integers(self._starts[section_of], self._starts[section_of + 1])
+        rows = np.concatenate([first, partners])
+        if self.data.regions is not None:  # every spot has as many: one draw for all
+            return rows, rng.integers(self.data.regions, size=len(rows))
+        which, rng = np.empty(len(rows), dtype=np.int64), stream(self.config.seed, "cells", step)
+        for section, at, own in self._by_section(rows):
+            which[at] = section.choose_regions(own, rng)
+        return rows, which

@@ -18,23 +18,29 @@ from stampy._section.looks import doubts_of
 from stampy._section.overlay import SeveralSectionsError
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
+from stampy.pp._corpus_means import add_sums, means_of, section_sums
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
+
+from ._data import MemorySection, TrainingData
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy.models import ImageConfig
+    from stampy.models import ImageConfig, StampConfig
     from stampy.pp._match import GeneMatch
+
+    from ._config import PretrainConfig
 
 __all__ = [
     "Section",
-    "TrainingSection",
     "as_sections",
+    "groups_in_memory",
     "identity_of",
     "of_section",
+    "pairs_in_memory",
     "prepare",
     "ranked",
     "several_sections",
@@ -122,16 +128,6 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
 # What an error about a section becomes: the most special first.
 _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,
           ArithmeticError)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSection:
-    """One section as the samplers want it."""
-
-    name: str
-    xy: np.ndarray  # (n, 2) float64, px
-    tokens: np.ndarray  # (n, max_tokens) uint16 or int32, 0 pads; all 0 for a section without genes
-    tiles: TileSource | None
 
 
 def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
@@ -234,7 +230,7 @@ def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float
 
 def prepare(
     section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
-) -> TrainingSection:
+) -> MemorySection:
     """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
     with of_section(section.name):
         data = section.read()
@@ -249,7 +245,7 @@ def prepare(
                     f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."
                 )
         places = places_of(data, neighbors=source is None)
-        return TrainingSection(
+        return MemorySection(
             name=section.name,
             xy=side_by_side(places),
             tokens=_tokens(table, vocabulary, max_tokens, section.name),
@@ -257,7 +253,7 @@ def prepare(
         )
 
 
-def identity_of(sections: Iterable[TrainingSection]) -> dict[str, str]:
+def identity_of(sections: Iterable[MemorySection]) -> dict[str, str]:
     """A digest of tokens, coordinates and images by name: what a run must find again when it goes on."""
     found = {}
     for section in sections:
@@ -288,3 +284,55 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
 def token_dtype(vocabulary: Vocabulary) -> type[np.generic]:
     """The smallest type that holds the tokens of a vocabulary."""
     return np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32
+
+
+def groups_in_memory(sections: Any, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
+    """What stage 1 trains on: the sections that have genes; None: a vocabulary of all of them.
+
+    Raises
+    ------
+    ValueError
+        No section has genes, or one has fewer spots than a neighbourhood group.
+    """
+    chosen = as_sections(sections)
+    if vocabulary is None:
+        vocabulary = _made_of(chosen)
+    found = [prepare(s, vocabulary, max_tokens=config.max_tokens) for s in chosen]
+    with_genes = [s for s in found if s.tokens.any()]
+    for section in with_genes:
+        with of_section(section.name):
+            _checks.enough_spots({section.name: section.n_spots}, config.group_size)
+    left_out = [s.name for s in found if not s.tokens.any()]
+    if left_out:
+        _checks.warn(
+            f"{len(left_out)} of the sections have no genes of the vocabulary and no part in stage 1: "
+            f"{_checks.shortlist(left_out)}."
+        )
+    if not with_genes:
+        raise ValueError(f"No section has genes of the vocabulary: {_checks.shortlist(s.name for s in found)}.")
+    return TrainingData(with_genes, vocabulary, config.max_tokens, _identity_of(with_genes, vocabulary))
+
+
+def pairs_in_memory(sections: Any, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
+    """What stage 2 trains on: all sections, with tiles as the model's image tower sees them."""
+    width = model.gene.max_tokens
+    found = [prepare(s, vocabulary, max_tokens=width, tower=model.image) for s in as_sections(sections)]
+    return TrainingData(found, vocabulary, width, _identity_of(found, vocabulary))
+
+
+def _made_of(sections: Sequence[Section]) -> Vocabulary:
+    """A vocabulary of all sections with genes; errors name the section."""
+    sums = None
+    for section in sections:
+        with of_section(section.name):
+            table = _utils.table_of(section.read())
+            _checks.not_empty(table, genes=False)
+            if table.n_vars:
+                sums = add_sums(sums, section_sums(table, None, repr(section.name)))
+    if sums is None:
+        raise ValueError(f"No section has genes: {_checks.shortlist(s.name for s in sections)}.")
+    return Vocabulary._from_means(means_of(sums))
+
+
+def _identity_of(sections: Sequence[MemorySection], vocabulary: Vocabulary) -> dict[str, Any]:
+    return {"vocabulary": vocabulary.digest, "sections": identity_of(sections)}

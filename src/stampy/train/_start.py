@@ -24,7 +24,7 @@ from stampy._utils import stream
 from stampy.models import GeneEncoder, ImageEncoder
 from stampy.pp._axes import NEIGHBORS, SpotGenes, leading_axes, neighbor_graph, weighted_genes
 
-from ._sections import TrainingSection
+from ._data import MemorySection
 
 __all__ = ["spatial_axes", "start_spectral", "start_spectral_image"]
 
@@ -34,7 +34,7 @@ ANCHOR = 3.0
 PIECES = 20_000
 
 
-def start_spectral(encoder: GeneEncoder, sections: Sequence[TrainingSection], divisors: np.ndarray, seed: int) -> None:
+def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divisors: np.ndarray, seed: int) -> None:
     """Set embeddings and rank gates so that `encoder.features` are the spatial axes; its layers add nothing yet.
 
     Parameters
@@ -70,7 +70,7 @@ def anomaly_of_rank(max_tokens: int) -> np.ndarray:
 
 
 def spatial_axes(
-    sections: Sequence[TrainingSection], gate_L: np.ndarray, level_G: np.ndarray, k: int, seed: int
+    sections: Sequence[MemorySection], gate_L: np.ndarray, level_G: np.ndarray, k: int, seed: int
 ) -> np.ndarray:
     """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -163,8 +163,10 @@ class Corpus:
             "seed": seed,
         }
         out = Path(out).expanduser()
-        options = {"scheduler": scheduler, "n_workers": n_workers, "on_error": on_error, "reader": reader}
-        build(sections, out, settings, vocabulary=vocabulary, progress=progress, **options)
+        build(
+            sections, out, settings, vocabulary=vocabulary, progress=progress, scheduler=scheduler,
+            n_workers=n_workers, on_error=on_error, reader=reader,
+        )  # fmt: skip
         return cls(out)
 
     @property
@@ -299,7 +301,7 @@ def _wrong_in_section(record: Any) -> list[str]:
     return wrong
 
 
-def _wrong_fields(found: Any, layout: dict[str, type]) -> list[str]:
+def _wrong_fields(found: Any, layout: Mapping[str, type]) -> list[str]:
     if not isinstance(found, dict):
         return [f"{found!r:.40}"]
     return [name for name, kind in layout.items() if type(found.get(name)) is not kind]

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from stampy._section.links import leads_out
+from stampy.train._config import PretrainConfig
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.write import folder_of, record_of
+from stampy.train._data import Groups, MemorySection
 
 __all__ = ["StoredSection", "changed_files", "wrong_sizes"]
 
 
 @dataclass(frozen=True, eq=False)
 class StoredSection:
-    """One section of a corpus. Rows are spots in the order of the source, unless they are named rows of tokens."""
+    """A `TrainingSection` on disk. Rows are spots in the order of the source, unless they are named rows of tokens."""
 
     folder: Path
     record: dict[str, Any]
@@ -94,9 +96,42 @@ class StoredSection:
         """(group_size, L) tokens of a group, centre first, in one read; numbers count on over the draws."""
         return self._tokens.chunk(number)
 
-    def read_group(self, number: int, out: np.ndarray) -> None:
-        """The same, read into `out`."""
+    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> Groups:
+        """Those that were written; `Groups.n_dropped` are the spots in no group of any draw."""
+        size = config.group_size
+        numbers = np.arange(self.n_groups[draw]) + sum(self.n_groups[:draw])
+        of_draw = slice(size * sum(self.n_groups[:draw]), size * sum(self.n_groups[: draw + 1]))
+        members = self.spots[of_draw].reshape(-1, size).astype(np.int64)
+        longest = self.lengths[of_draw].reshape(-1, size).max(axis=1)
+        return Groups(numbers, members, longest, len(self.spots) - size * sum(self.n_groups))
+
+    def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
+        """The tokens of a group, in one read, into `out`."""
         self._tokens.read_into(number, out)
+
+    @property
+    def tokens_kept(self) -> int:
+        """Tokens that are kept of each spot."""
+        return self._tokens.shape[1]
+
+    def spot_tokens(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """(m, width) tokens of spots; all 0 in a section without genes."""
+        return self.tokens(rows)[:, :width] if self.has_genes else np.zeros((len(rows), width), dtype=np.uint16)
+
+    def load(self, max_tokens: int) -> MemorySection:
+        """The section in memory, without tiles."""
+        return MemorySection(self.name, self.xy, self.spot_tokens(np.arange(self.n_spots), max_tokens), None)
+
+    def ready_tiles(self) -> None:
+        """Read cells and first rows, which all batches with tiles need."""
+        _ = self.cells
+        if self.has_genes:
+            _ = self.first_row
+
+    @property
+    def size_px(self) -> int:
+        """Edge of a tile."""
+        return self._patches.shape[1]
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
         """(m, L) tokens of spots."""
@@ -110,6 +145,14 @@ class StoredSection:
         """(m, px, px, 3) uint8: of each spot its region number `which` (the first)."""
         which = np.zeros(len(rows), dtype=np.int64) if which is None else which
         return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
+
+    def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(m,) int64, numbers of regions."""
+        return rng.integers(self.cells.shape[1], size=len(rows))
+
+    def cells_of(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """(m,) int8, the patch's cell in its region number `which`."""
+        return self.cells[rows, which]
 
     @cached_property
     def _patches(self) -> Shards:
