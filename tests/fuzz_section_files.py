@@ -150,6 +150,7 @@ def space_ranger(case, folder, rng):
     else:
         write_mtx(folder, prefix, x_all, written, ids, symbols, types, rng, zipped=rng.random() < 0.7)
     missing = choice(rng, *[""] * 8, "positions", "factors", "images")
+    case.strangers = raw and missing == "positions"
     case.pictured = missing not in ("images", "positions")
     if missing:
         case.matters.append({"positions": "no positions|tissue_positions|coordinates", "factors": "scalefactors",

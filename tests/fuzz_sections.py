@@ -77,6 +77,7 @@ class Case:
     names: dict = dataclasses.field(default_factory=dict)  # there: name of a spot -> the true one
     shuffled: bool = False
     spoilt: bool = False
+    strangers: bool = False  # spots beside those of the truth
     pictured: bool = True
 
     def do(self, disguise, rng, *arguments):
@@ -483,6 +484,7 @@ def other_units(case, rng):
     how = choice(rng, "array", "hires px", "um", "swapped", "mm")
     factors = a.uns["spatial"]["s"]["scalefactors"]
     if how == "array":
+        xy = xy / case.options.get("unit", 1)
         a.obsm["spatial"] = np.column_stack([np.rint((xy[:, 0] - 40) / 15), np.rint((xy[:, 1] - 40) / ROW)])
     elif how == "hires px":  # the picture is the reduced one of a section five times as large
         factors["tissue_hires_scalef"], factors["spot_diameter_fullres"] = 0.2, 55 / UM * 5

@@ -124,7 +124,7 @@ def is_equal(call, found, expected, settled=None, *, coarse=False):
         return np.array_equal(found, expected)
     if call is tiles:
         off = np.abs(found.astype(int) - expected)
-        return off.max() <= 2 or (coarse and off.mean() < 8)
+        return off.max() <= 2 or (coarse and off.mean() < 20)
     if call is context and settled is not None:
         found, expected = found[settled], expected[settled]
     return np.allclose(found, expected, atol=1e-5 if call is not default else 5e-3)
@@ -206,7 +206,7 @@ def read(case, call, world):
     case.data = data
     names = [str(name) for name in data.obs_names]
     unknown = [name for name in names if name not in case.names]
-    if unknown and not case.spoilt:
+    if unknown and not (case.spoilt or case.strangers):
         raise BrokenError(f"spots that the truth does not have: {unknown[:3]}")
     case.rows = np.array([case.names.get(name, 0) for name in names], dtype=int)
     return None, said
@@ -279,10 +279,8 @@ def judge(call, case, world):
     expected = None if call is spatial else reference(call, case, world)
     if call is spatial or is_equal(call, found, expected, settled_of(case), coarse="scales" in "".join(case.told[:1])):
         return "equal"
-    turned = "".join(case.told[:1]).startswith("spatialdata") or any(
-        f"other_units ({unit})" in case.told for unit in UNITS
-    )
-    if call is neighborhoods and turned and np.array_equal(found < 0, expected < 0):
+    turned = [told for told in case.told if told.startswith(("spatialdata", "two_sections (beside", *UNITS))]
+    if call is neighborhoods and turned:
         return "equal but for ties"
     if any(matter.search(text) for text in said):
         return "told"

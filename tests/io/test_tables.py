@@ -1,5 +1,7 @@
 """ST, Stereo-seq, Slide-seq, and any table of counts beside one of coordinates."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,6 +129,25 @@ def test_st_spots_without_a_position(tmp_path):
         same(stampy.read(tmp_path), X[3:], XY[3:], SPOTS[3:])
     put(tmp_path / "b.tsv", alignment())
     with pytest.raises(ValueError, match=r"several tables of spots for S\.tsv"):
+        stampy.read(tmp_path)
+
+
+def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
+    put(tmp_path / "S.tsv", wide(SPOTS))
+    lines = alignment().splitlines()
+    put(tmp_path / "a.tsv", "\n".join([*lines[:-4], lines[-4][:5]]))
+    with pytest.warns(stampy.StampyWarning) as said:
+        found = stampy.read(tmp_path)
+    texts = " ".join(str(w.message) for w in said)
+    assert "1 lines of a.tsv lack numbers" in texts
+    assert "4 spots with counts have no position in a.tsv" in texts
+    assert found.n_obs == N - 2 - 4  # two are not selected
+
+
+def test_st_damaged_table_of_spots_is_not_passed_over_in_silence(tmp_path):
+    put(tmp_path / "S.tsv", wide(SPOTS))
+    (tmp_path / "spots.tsv.gz").write_bytes(gzip.compress(alignment().encode())[:40])
+    with pytest.warns(stampy.StampyWarning, match=r"spots\.tsv\.gz is left out: .*truncated"):
         stampy.read(tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stampy import _checks
 from stampy._io.delimited import Layout, headed, is_table, layout_of, read_text, table
 from stampy._io.parts import listed, refuse
 
@@ -32,8 +33,9 @@ def tables_in(folder: Path) -> dict[Path, Layout]:
         if is_table(path):
             try:
                 found[path] = layout_of(path)
-            except ValueError:  # a text that is no table
-                continue
+            except ValueError as error:  # a text that is no table
+                if path.stat().st_size:
+                    _checks.warn(f"{path.name} is left out: {error}")
     return found
 
 

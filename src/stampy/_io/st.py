@@ -111,15 +111,19 @@ def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
     for column in sorted(_ALIGNED):
         _checks.has_key(spots, column, slot=table_name, needs=LOOKED_FOR)
     listed_spots = spots.dropna(subset=sorted(_ALIGNED))
+    if len(listed_spots) < len(spots):
+        _checks.warn(f"{len(spots) - len(listed_spots)} lines of {table_name} lack numbers and are left out.")
+    everywhere = set(_names_of(listed_spots))
     if "selected" in spots:
         listed_spots = listed_spots[listed_spots["selected"] == 1]
-    index = pd.Index([f"{x:.0f}x{y:.0f}" for x, y in zip(listed_spots["x"], listed_spots["y"], strict=True)])
+    index = pd.Index(_names_of(listed_spots))
     names = [f"{x:.0f}x{y:.0f}" for x, y in numbers_of(counts.barcodes)]
     rows = index.get_indexer(names)
     kept = np.flatnonzero(rows >= 0)
     if not len(kept):
         raise refuse(f"No spot of {table_name} ({_checks.shortlist(index, 3)}) is among the counts ({names[:3]}).")
-    _say_left_out(len(names) - len(kept), len(index) - len(kept), table_name, chosen="selected" in spots)
+    n_unlisted = sum(name not in everywhere for name in names)
+    _say_left_out(n_unlisted, len(names) - len(kept) - n_unlisted, len(index) - len(kept), table_name)
     adata = _by_numbers(counts)
     if len(kept) < len(names):
         adata = adata[kept].copy()
@@ -128,11 +132,15 @@ def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
     return adata
 
 
-def _say_left_out(n_unplaced: int, n_without_counts: int, table_name: str, *, chosen: bool) -> None:
-    if n_unplaced and chosen:
-        logger.info("%s: %d spots with counts are not selected and were left out", table_name, n_unplaced)
-    elif n_unplaced:
-        _checks.warn(f"{n_unplaced} spots with counts have no position in {table_name} and are left out.")
+def _names_of(spots: pd.DataFrame) -> list[str]:
+    return [f"{x:.0f}x{y:.0f}" for x, y in zip(spots["x"], spots["y"], strict=True)]
+
+
+def _say_left_out(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
+    if n_unselected:
+        logger.info("%s: %d spots with counts are not selected and were left out", table_name, n_unselected)
+    if n_unlisted:
+        _checks.warn(f"{n_unlisted} spots with counts have no position in {table_name} and are left out.")
     if n_without_counts:
         _checks.warn(f"{n_without_counts} spots of {table_name} have no counts and are left out.")
 
