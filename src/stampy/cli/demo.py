@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
+from stampy.cli.pages import figure_of
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
 from stampy.cli.verdict import Judged, about_labels, as_categories, verdict
+from stampy.datasets._fetch import fetch_file
 from stampy.models._names import check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stampy.cli.options import InputOptions
 
 __all__ = ["demo"]
 
@@ -74,7 +78,7 @@ def demo(
     image: str | Path | None = None,
     library_key: str | None = None,
     layer: str | None = None,
-    **options: Any,
+    **options: Unpack[InputOptions],
 ) -> None:
     """Embed a section, cluster it, write the result and pictures into `out`, and `say` what was found.
 
@@ -101,13 +105,15 @@ def demo(
     image, library_key, layer, options
         As for `stampy.tl.embed`.
     """
-    from stampy import models, tl
+    from stampy import tl
+    from stampy.tl._encoders import agreed_modality, loaded_model
 
     check_name(model)
     clock = Clock()
     out = _checked_folder(out, section)
     with clock.of("loading"):
-        loaded = models.load(model, device=device)
+        agreed_modality(options.get("modality"), model)
+        loaded = loaded_model(model, device)
         subject = _find(section)
         adata = _utils.table_of(subject.data)
         labels = labels or subject.labels
@@ -116,8 +122,10 @@ def demo(
         _check_size(adata, n_domains)
     say(f"Section: {subject.words}\n  {_size(adata)}")
     with clock.of("embedding"):
-        options |= {"image": image or subject.image, "library_key": library_key, "layer": layer}
-        tl.embed(subject.data, loaded, show_progress_bar=progress, **options)
+        tl.embed(
+            subject.data, loaded, image=image or subject.image, library_key=library_key, layer=layer,
+            show_progress_bar=progress, **options,
+        )  # fmt: skip
     say(_about_embedding(adata))
     with clock.of("clustering"):
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
@@ -190,17 +198,20 @@ def _named(name: str) -> Subject:
     offline = name in datasets.names(in_mirror=True)
     adata = datasets.load(name)
     image = entry.files.get("image")
-    path = datasets.fetch(name, file="image") if image is not None and (image.in_mirror() or image.url) else None
+    path = fetch_file(entry, "image") if image is not None and (image.in_mirror() or image.url) else None
     origin = f"from {os.environ.get('STAMPY_DATA_DIR')}" if offline else "downloaded, or from the cache"
     words = f"{name}, real: {entry.title} ({entry.platform}), {origin}. Source: {entry.origin}"
     return Subject(adata, words, entry.labels[0] if entry.labels else None, path)
 
 
-def _check_network(url: str) -> None:
+def _check_network(url: str | None) -> None:
     """ConnectionError unless `url` answers soon. In a thread, since looking up a name knows no time limit."""
     import requests
 
-    found: list[Any] = []
+    if url is None:
+        raise ConnectionError(f"the registry has no address of {DOWNLOAD}")
+
+    found: list[int | str] = []
 
     def ask() -> None:
         try:
@@ -276,7 +287,7 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
-        figure = (axes[0] if isinstance(axes, list) else axes).figure
+        figure = figure_of(axes)
         with _files.atomic(out / name) as temporary:
             figure.savefig(temporary, dpi=200)
         plt.close(figure)
