@@ -688,3 +688,9 @@ def test_wrong_names_are_answered_without_torch(section):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[1, 1] False"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "align"])
+def test_training_on_what_is_not_there_leaves_no_folder(fails, tmp_path, command):
+    assert "No section or manifest at 'nothing.h5ad'" in fails(command, "nothing.h5ad", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

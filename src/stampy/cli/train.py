@@ -95,6 +95,7 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
 
     from stampy import _checks
 
+    _check_paths(sections, config)
     _checks.writable(out)
     from stampy import train
 
@@ -103,6 +104,16 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     getattr(train, stage)(sections, out, config=chosen, progress=not quiet, **options)
     if not quiet and _is_first_rank():
         print(f"Model: {Path(out).expanduser() / 'model'}")
+
+
+def _check_paths(sections: list[str], config: str | None) -> None:
+    """Raise FileNotFoundError for what is not there, before torch is imported or a folder made."""
+    from stampy import _checks
+
+    for path in sections:
+        _checks.existing(path, what="section or manifest")
+    if config is not None:
+        _checks.existing(config, what="config")
 
 
 def _is_first_rank() -> bool:
