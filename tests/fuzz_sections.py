@@ -5,18 +5,14 @@ of the truth. `col_gene` of a `Case` holds the true gene of each column, `rows` 
 """
 
 import dataclasses
-import gzip
-import io
 import re
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tifffile
 from anndata import AnnData
 from fuzz_common import choice, dense
-from PIL import Image
 from scipy import sparse
 
 from stampy import pp
@@ -76,6 +72,12 @@ class Case:
     matters: list = dataclasses.field(default_factory=list)
     told: list = dataclasses.field(default_factory=list)
     plain: AnnData | None = None  # the truth, where a disguise changes it
+    parts: list = dataclasses.field(default_factory=list)  # truths of several sections
+    path: Path | None = None  # where the section is to be read from
+    names: dict = dataclasses.field(default_factory=dict)  # there: name of a spot -> the true one
+    shuffled: bool = False
+    spoilt: bool = False
+    pictured: bool = True
 
     def do(self, disguise, rng, *arguments):
         self.told.append(disguise.__name__)
@@ -182,6 +184,10 @@ WRITERS = {
     "both, id first": lambda g, rng: f"{human_genes().ids[g]}|{human_genes().symbols[g]}",
     "blanks": lambda g, rng: choice(rng, " {}", "{} ", "\t{}", "{}").format(human_genes().symbols[g]),
     "lower case": lambda g, rng: human_genes().symbols[g].lower(),
+    "quoted": lambda g, rng: f'"{human_genes().symbols[g]}"',
+    "with place": lambda g, rng: f"{human_genes().symbols[g]} ({human_genes().ids[g]})",
+    "ids in lower case": lambda g, rng: human_genes().ids[g].lower(),
+    "ids made unique": lambda g, rng: f"{human_genes().ids[g]}{choice(rng, '', '-1', '.1', '_1')}",
     "PAR": lambda g, rng: f"{human_genes().ids[g]}.{rng.integers(1, 30)}_PAR_Y",
 }  # fmt: skip
 GENE_WORDS = r"gene|names|symbol|var|counts are dropped"
@@ -210,7 +216,8 @@ def name_genes(case, rng):
         frame.index = [f"{n}-{i}" if d else n for i, (n, d) in enumerate(zip(frame.index, frame.index.duplicated(),
         strict=True))]  # fmt: skip
     a.var = frame
-    return GENE_WORDS if way in ("aliases", "dates", "lower case", "R dots", "previous", "mixed") else ""
+    return GENE_WORDS if way in ("aliases", "dates", "lower case", "R dots", "previous", "mixed", "quoted",
+                                   "ids in lower case") else ""  # fmt: skip
 
 
 def id_column(case, rng):
@@ -228,6 +235,28 @@ def id_column(case, rng):
     return "symbol is that of another" if how == "shuffled" else ""
 
 
+def swapped_columns(case, rng):
+    """Ids where symbols belong, symbols where ids belong; or both names in columns that say nothing."""
+    names = choice(rng, ("gene_symbol", "gene_id"), ("feature_name", "feature_id"), ("a", "b"), ("0", "1"))
+    index = choice(rng, case.truth.symbols, case.truth.ids, np.arange(len(case.truth.ids)).astype(str))
+    case.data.var = pd.DataFrame({names[0]: case.truth.ids, names[1]: case.truth.symbols}, index=index)
+    case.told[-1] += f" ({names})"
+    return ""
+
+
+def two_species(case, rng):
+    """Genes of man and mouse in one table, with the genome in front."""
+    a = case.data
+    mark = choice(rng, ("GRCh38_", "mm10_"), ("GRCh38______", "mm10______"), ("hg19_", "mm10_"), ("human_", "mouse_"))
+    other = [mouse_of()[i][0] for i in case.truth.ids if i in mouse_of()][:12]
+    names = [mark[0] + s for s in case.truth.symbols] + [mark[1] + s for s in other]
+    extra = rng.poisson(choice(rng, 0.02, 3), (a.n_obs, len(other)))
+    replace_x(case, np.hstack([dense(a), extra]), pd.DataFrame(index=names),
+              np.concatenate([case.col_gene, np.full(len(other), -2)]))  # fmt: skip
+    case.told[-1] += f" ({mark})"
+    return "another species|counts are dropped|genes of the section"
+
+
 def split_columns(case, rng):
     """The counts of some genes in two columns, as make.unique, transcripts or probes leave them."""
     a = case.data
@@ -236,7 +265,7 @@ def split_columns(case, rng):
     part = rng.binomial(x[:, some].astype(int), 0.4)
     x = x.copy()
     x[:, some] -= part
-    mark = choice(rng, "-1", ".1", "_1", "-2")
+    mark = choice(rng, "-1", ".1", "_1", "-2", "")
     ids = rng.random() < 0.4
     names = list(case.truth.ids if ids else case.truth.symbols)
     again = [f"{names[i]}{mark if not ids else '.7'}" for i in some]
@@ -314,7 +343,8 @@ def replace_x(case, x, var, col_gene):
     case.col_gene = np.asarray(col_gene)
 
 
-NAMINGS = (name_genes, name_genes, name_genes, id_column, split_columns, mouse, title_case)
+NAMINGS = (name_genes, name_genes, name_genes, name_genes, id_column, id_column, split_columns, mouse, title_case,
+           swapped_columns, two_species)  # fmt: skip
 MORE_GENES = (other_features, unknown_genes)
 
 # ---- counts ----------------------------------------------------------------------------------------------------------
@@ -368,7 +398,36 @@ def transposed(case, rng):
     return "transposed|adata.T|obsm|coordinates"
 
 
-COUNTS = (storage, storage, in_layer, fractions)
+def odd_storage(case, rng):
+    """Counts in dask, as bool, with zeros stored, unsorted; some missing, negative or scaled by a whole number."""
+    x = dense(case.data)
+    how = choice(rng, "dask", "zeros", "unsorted", "twice", "nan", "negative", "masked layer", "f2")
+    case.told[-1] += f" ({how})"
+    if how == "dask":
+        import dask.array
+
+        case.data.X = dask.array.from_array(x, chunks=(7, x.shape[1]))
+    elif how == "zeros":
+        case.data.X = sparse.csr_matrix((x.ravel(), np.tile(np.arange(x.shape[1]), len(x)),
+                                         np.arange(len(x) + 1) * x.shape[1]), shape=x.shape)  # fmt: skip
+    elif how == "unsorted":
+        found = sparse.csr_matrix(x[:, ::-1])
+        case.data.X = sparse.csr_matrix((found.data, x.shape[1] - 1 - found.indices, found.indptr), shape=x.shape)
+    elif how == "twice":
+        case.data.X = x * 2
+    elif how == "f2":
+        case.data.X = x.astype(np.float16)
+    elif how == "masked layer":
+        case.data.layers["log"], case.options["layer"] = np.log1p(x), "log"
+        return "log-normalised|fraction"
+    else:
+        x[int(rng.integers(len(x))), int(rng.integers(x.shape[1]))] = np.nan if how == "nan" else -3
+        case.data.X = x
+        return "NaN|negative"
+    return ""
+
+
+COUNTS = (odd_storage, storage, storage, in_layer, fractions)
 
 # ---- coordinates -----------------------------------------------------------------------------------------------------
 
@@ -451,171 +510,14 @@ def scaled(case, rng):
     return ""
 
 
-COORDINATES = (coordinate_storage, coordinate_table, coordinate_table, missing_places, other_units)
-
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def entry(case):
-    return case.data.uns["spatial"]["s"]
-
-
-def pixels(case, rng):
-    """The same picture in another dtype, range, order of axes, with opacity, as list or dask."""
-    picture = entry(case)["images"]["hires"]
-    how = choice(rng, "float", "float 255", "u2", "12 bit", "i4", "i8", "rounding", "first", "rgba", "f2", "fortran",
-                 "u2 of bytes", "f8", "rgba float", "rgba first", "view")  # fmt: skip
-    opaque = np.full((*picture.shape[:2], 1), 255, np.uint8)
-    entry(case)["images"]["hires"] = {
-        "float": lambda: (picture / 255).astype(np.float32), "f8": lambda: picture / 255,
-        "float 255": lambda: picture.astype(np.float32), "u2": lambda: picture.astype(np.uint16) * 257,
-        "12 bit": lambda: np.rint(picture * (4095 / 255)).astype(np.uint16), "i4": lambda: picture.astype(np.int32),
-        "i8": lambda: picture.astype(np.int64), "rounding": lambda: picture / 255 * (1 + 1e-6),
-        "first": lambda: np.ascontiguousarray(picture.transpose(2, 0, 1)), "f2": lambda: (picture / 255).astype("f2"),
-        "rgba": lambda: np.concatenate([picture, opaque], axis=2), "fortran": lambda: np.asfortranarray(picture),
-        "u2 of bytes": lambda: picture.astype(np.uint16), "view": lambda: np.flip(np.flip(picture, 0).copy(), 0),
-        "rgba float": lambda: np.concatenate([picture, opaque], axis=2) / 255,
-        "rgba first": lambda: np.concatenate([picture, opaque], axis=2).transpose(2, 0, 1),
-    }[how]()  # fmt: skip
-    case.told[-1] += f" ({how})"
-    return ""
-
-
-def more_images(case, rng):
-    """Others beside it: the finest is meant."""
-    library = entry(case)
-    picture = library["images"]["hires"]
-    scale = library["scalefactors"]["tissue_hires_scalef"]
-    how = choice(rng, "lowres", "fullres", "aligned", "renamed", "first")
-    low = np.zeros((picture.shape[0] // 4, picture.shape[1] // 4, 3), np.uint8) + np.uint8(90)
-    if how in ("lowres", "first"):
-        library["images"]["lowres"] = low
-        library["scalefactors"]["tissue_lowres_scalef"] = scale / 4
-    elif how == "fullres" and scale == 1:
-        library["images"] = {"hires": low, "fullres": picture}
-        library["scalefactors"]["tissue_hires_scalef"] = 0.25
-    elif how == "aligned":  # of no scale: can't be meant
-        library["images"]["detected"] = low
-    elif how == "renamed":
-        library["images"] = {"he": picture}
-        library["scalefactors"]["tissue_he_scalef"] = library["scalefactors"].pop("tissue_hires_scalef")
-    if how == "first":
-        library["images"] = dict(reversed(library["images"].items()))
-    case.told[-1] += f" ({how})"
-    return ""
-
-
-def image_file(case, rng, folder):
-    """The picture in a file that the section names, or that is given; other pixels in memory."""
-    library = entry(case)
-    if library["scalefactors"]["tissue_hires_scalef"] != 1:
-        return ""
-    picture = library["images"]["hires"]
-    how = choice(rng, "source", "source", "path", "given", "gone")
-    path = write_picture(picture, Path(folder), rng)
-    low = picture[::4, ::4].copy()
-    if how in ("source", "gone"):
-        library["images"] = {"hires": low} if rng.random() < 0.7 else {}
-        library["scalefactors"]["tissue_hires_scalef"] = 0.25
-        value = str(path) if how == "source" else str(path) + ".gone.tif"
-        library["metadata"] = {"source_image_path": choice(rng, value, np.array([value]), np.array(value))}
-    elif how == "path":
-        library["images"]["hires"] = choice(rng, str(path), np.array([str(path)], dtype=object))
+def elsewhere(case, rng):
+    """Coordinates under another name, or in `obs`."""
+    xy = case.data.obsm.pop("spatial")
+    if rng.random() < 0.5:
+        case.data.obsm[choice(rng, "X_spatial", "spatial_fullres", "coords")] = xy
     else:
-        library["images"] = {}
-        case.options["image"] = choice(rng, path, str(path))
-    case.told[-1] += f" ({how}, {path.name})"
-    return (
-        r"no image|is not|not there|px across|allow|source_image_path|scale factor|coarse"
-        if how == "gone"
-        else (r"not used|link|refer" if how in ("source", "path") else "")
-    )
+        case.data.obs["imagecol"], case.data.obs["imagerow"] = xy.T
+    return "obsm|coordinates"
 
 
-def write_picture(picture, folder, rng):
-    """PNG, TIFF in several layouts, with an orientation tag, gzipped."""
-    how = choice(rng, "png", "png.gz", "tif", "tiled", "planar", "oriented", "rgba", "pyramid", "16 bit", "lzw")
-    path = folder / f"image.{how if how in ('png', 'png.gz') else 'tif'}"
-    if how in ("png", "png.gz"):
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "png")
-        path.write_bytes(gzip.compress(stream.getvalue(), 1) if how == "png.gz" else stream.getvalue())
-        return path
-    options = {"photometric": "rgb"}
-    if how == "tiled":
-        options["tile"] = (64, 64)
-    elif how == "planar":
-        picture, options["planarconfig"] = np.ascontiguousarray(picture.transpose(2, 0, 1)), "separate"
-    elif how == "oriented":
-        number = int(rng.integers(2, 9))
-        turned = {2: picture[:, ::-1], 3: picture[::-1, ::-1], 4: picture[::-1], 5: picture.transpose(1, 0, 2),
-                  6: np.rot90(picture), 7: picture[::-1, ::-1].transpose(1, 0, 2),
-                  8: np.rot90(picture, -1)}  # fmt: skip
-        picture, options["extratags"] = np.ascontiguousarray(turned[number]), [(274, "H", 1, number, True)]
-    elif how == "rgba":
-        picture = np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=2)
-        options["extrasamples"] = ["unassalpha"]
-    elif how == "16 bit":
-        picture = picture.astype(np.uint16) * 257
-    elif how == "lzw":
-        options["compression"] = "zlib"
-    elif how == "pyramid":
-        with tifffile.TiffWriter(path) as tif:
-            tif.write(picture, subifds=1, tile=(64, 64), photometric="rgb")
-            tif.write(picture[::2, ::2], subfiletype=1, tile=(64, 64), photometric="rgb")
-        return path
-    tifffile.imwrite(path, picture, **options)
-    return path
-
-
-def library_layout(case, rng):
-    """`uns["spatial"]` as other packages, R and CELLxGENE leave it."""
-    libraries = case.data.uns["spatial"]
-    library = libraries["s"]
-    how = choice(rng, "is_single", "integer", "arrays of one", "numpy", "text", "extra", "no metadata", "many factors",
-                 "nameless", "json")  # fmt: skip
-    factors = library["scalefactors"]
-    if how == "is_single":
-        libraries["is_single"] = choice(rng, True, np.True_, np.array([True]))
-    elif how == "integer":
-        case.data.uns["spatial"] = {choice(rng, 1, np.int64(1)): library}
-    elif how == "arrays of one":
-        library["scalefactors"] = {k: np.array([v]) for k, v in factors.items()}
-    elif how == "numpy":
-        library["scalefactors"] = {k: np.float64(v) for k, v in factors.items()}
-    elif how == "text":
-        library["scalefactors"] = {k: str(v) for k, v in factors.items()}
-    elif how == "extra":
-        libraries |= choice(rng, {"note": "text"}, {"version": 2}, {"crs": None}, {"names": ["a", "b"]})
-    elif how == "no metadata":
-        library.pop("metadata", None)
-    elif how == "many factors":
-        factors |= {"regist_target_img_scalef": 0.1, "bin_size_um": None}
-    elif how == "nameless":
-        case.data.uns["spatial"] = library
-    else:
-        import json
-
-        library["scalefactors"] = json.dumps({k: float(v) for k, v in factors.items()})
-    case.told[-1] += f" ({how})"
-    return "scale factor" if how in ("text", "json") else ""
-
-
-def no_tissue(case, rng):
-    """A picture that is no H&E: left out by default, with a warning."""
-    picture = entry(case)["images"]["hires"]
-    how = choice(rng, "black", "one colour", "fluorescence", "transparent", "grey", "blurred", "white")
-    dark = np.zeros_like(picture)
-    shape = picture.shape[:2]
-    made = {"black": lambda: dark, "one colour": lambda: dark + np.uint8(180), "white": lambda: dark + np.uint8(255),
-            "fluorescence": lambda: dark + (rng.random((*shape, 1)) < 0.1).astype(np.uint8) * np.uint8([0, 0, 250]),
-            "transparent": lambda: np.dstack([picture, np.zeros(shape, np.uint8)]),
-            "grey": lambda: picture[:, :, :1].repeat(3, 2),
-            "blurred": lambda: np.linspace(90, 220, shape[1]).astype(np.uint8)[None, :, None].repeat(shape[0], 0)
-            * np.ones(3, np.uint8) // np.array([1, 2, 1], np.uint8)}[how]()  # fmt: skip
-    entry(case)["images"]["hires"] = made
-    case.told[-1] += f" ({how})"
-    return "does not look like H&E"
-
-
-IMAGES = (pixels, pixels, more_images, image_file, library_layout, library_layout)
+COORDINATES = (elsewhere, coordinate_storage, coordinate_table, coordinate_table, missing_places, other_units)

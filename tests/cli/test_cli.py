@@ -156,7 +156,8 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
                             "--out", out, "--seed", 1)  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
-                  "agree with `domain`", "over 120 of 120 spots", str(out), "Time: loading "):  # fmt: skip
+                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp tells",
+                  "Probe: balanced accuracy", "chance, of 4 labels", str(out), "Time: loading "):  # fmt: skip
         assert words in said
     pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]
     assert names_in(out) == sorted([*pictures, "section.h5ad"])
@@ -166,7 +167,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
         assert min(pixels.shape[:2]) > 300
         assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # it shows something
     written = ad.read_h5ad(out / "section.h5ad")
-    assert set(KEYS) <= set(written.obsm)
+    assert set(written.obsm) == {*KEYS, "spatial"}  # nothing is left of what was compared
     sizes = written.obs["stamp_cluster"].value_counts(sort=False)
     assert sizes.index.tolist() == [str(i) for i in range(len(sizes))]
     assert sizes.is_monotonic_decreasing  # "0" is the largest

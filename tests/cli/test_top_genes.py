@@ -1,4 +1,4 @@
-"""Marker genes of the demo and the report."""
+"""Marker genes and figures of the demo and the report."""
 
 import numpy as np
 import pandas as pd
@@ -7,6 +7,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stampy.cli.top_genes import _log_normalised, _scores, top_genes
+from stampy.cli.verdict import about_labels
 
 
 def _section(n=90, n_genes=40):
@@ -41,3 +42,15 @@ def test_scores_are_scanpys():
     for g, scores in ours.items():
         theirs = dict(zip(ranked["names"][g], ranked["scores"][g], strict=True))
         np.testing.assert_allclose(scores, [theirs[name] for name in adata.var_names], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("divided", "words"), [(True, "80% of the labelled spots are 'tumour'"), (False, "")])
+def test_a_low_agreement_with_labels_is_explained(divided, words):
+    labels = np.array(["tumour"] * 80 + ["stroma"] * 20)
+    clusters = np.arange(100) % 5 if divided else (np.arange(100) >= 80).astype(int)
+    obs = pd.DataFrame(
+        {"label": labels, "c": pd.Categorical(clusters.astype(str))}, index=[f"s{i}" for i in range(100)]
+    )
+    said = about_labels(AnnData(obs=obs), "label", "c")
+    assert words in said
+    assert ("do not follow" in said) == divided

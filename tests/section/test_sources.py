@@ -116,3 +116,30 @@ def test_what_is_computed_does_not_depend_on_where_the_image_lies(section, model
     found = stampy.tl.embed(adata, model, modality="image", device="cpu", show_progress_bar=False, copy=True)
     assert np.isfinite(found.obsm["X_stamp"]).all()
     assert found.uns["stamp"]["X_stamp"]["tiles"]["image_path"][0].endswith("full.png")
+
+
+def test_a_path_in_the_place_of_pixels_obeys_the_same_rule(section, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(name):
+        adata = stampy.read(section("images/full.png"))
+        library = adata.uns["spatial"]["toy"]
+        del library["metadata"]
+        library["images"] = {"fullres": str(name)}
+        adata.write_h5ad(tmp_path / "data" / "named.h5ad")
+        return tmp_path / "data" / "named.h5ad"
+
+    expected = str((tmp_path / "data" / "images" / "full.png").resolve())
+    assert list(tiles(stampy.read(write("images/full.png")))["image_path"]) == [expected]
+    outside = str((tmp_path / "private.png").resolve())
+    assert list(tiles(stampy.read(write(outside)))["image_path"]) == [outside]
+    for name in ("../private.png", outside):
+        with named_images("below"):
+            adata = stampy.read(write(name))
+        for asked in ({}, {"image_key": "fullres"}):
+            with pytest.raises(ValueError, match=r"outside of its own folder.*--named-images"):
+                pp.tiles(adata, size_px=16, **asked)
+    with named_images("below"):
+        assert list(tiles(stampy.read(write("images/full.png")))["image_path"]) == [expected]
+    with pytest.raises(ValueError, match="no address is fetched"):
+        tiles(stampy.read(write("https://example.org/a.png")))

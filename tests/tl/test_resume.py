@@ -16,14 +16,15 @@ from scipy import sparse
 
 from stampy import datasets, models, pp, tl
 from stampy._files import digest_of_arrays
-from stampy.tl import _stream
+from stampy.tl import _embed_genes, _stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(_stream, "CHUNK", 32)
+    for module in (_embed_genes, _stream):
+        monkeypatch.setattr(module, "CHUNK", 32)
 
 
 class Stop(Exception):
@@ -147,8 +148,8 @@ SCRIPT = """
 import sys, time
 import anndata
 from stampy import tl, models
-from stampy.tl import _resume, _stream
-_stream.CHUNK, _resume.SAVE_EVERY_S = 32, 0.0
+from stampy.tl import _embed_genes, _resume, _stream
+_stream.CHUNK, _embed_genes.CHUNK, _resume.SAVE_EVERY_S = 32, 32, 0.0
 model = models.load(sys.argv[2])
 real = model.image_features
 def slow(x):

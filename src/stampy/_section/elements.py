@@ -5,6 +5,7 @@ spatialdata is imported inside the functions alone.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,22 +164,53 @@ def _of_points(points: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, No
 
 def _of_labels(labels: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, None]:
     """Mean of the pixels of each label; pixel i covers [i, i + 1)."""
-    known, xy = label_centroids(labels)
+    known, xy = label_centroids(labels, where)
     return xy[_places(pd.Index(known), ids, where)], None
 
 
 _CENTRES = {"shapes": _of_shapes, "labels": _of_labels, "points": _of_points}
 
 
-def label_centroids(labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def label_centroids(labels: Any, where: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Labels of a raster but for the background 0, in rising order, and their centroids (k, 2), x and y.
 
-    A block is in memory at a time.
+    A block is in memory at a time. The result is kept as long as the element lives and its pixels stay the same.
     """
+    raster = labels
     if hasattr(labels, "children") and not hasattr(labels, "data"):  # several scales, the finest first
-        labels = next(iter(next(iter(labels.children.values())).data_vars.values()))
+        raster = next(iter(next(iter(labels.children.values())).data_vars.values()))
+    if set(raster.dims) != {"y", "x"}:
+        raise ValueError(
+            f"`{where}` has the axes {tuple(raster.dims)}; labels of one plane (y, x) were expected. Put one plane in "
+            "its place, e.g. that of `.isel(z=0)`; or leave the element out, and put x and y of the spots' centres in "
+            "`obsm['spatial']` of the table."
+        )
+    state = _state(raster)
+    known = _computed.get(id(labels))
+    if state is not None and known is not None and known[0]() is labels and known[1] == state:
+        return known[2]
+    found = _centroids(raster)
+    if state is not None:
+        number = id(labels)
+        _computed[number] = (weakref.ref(labels, lambda _: _computed.pop(number, None)), state, found)
+    return found
+
+
+# Centroids by the identity of an element. A dask array is told apart by its name: a change of its pixels changes that.
+_computed: dict[int, tuple[weakref.ref[Any], tuple[Any, ...], tuple[np.ndarray, np.ndarray]]] = {}
+
+
+def _state(raster: Any) -> tuple[Any, ...] | None:
+    """What decides the centroids of a raster; None where it may be changed in place."""
+    name = getattr(raster.data, "name", None)
+    if name is None:
+        return None
+    return name, raster.dims, raster["y"].to_numpy().tobytes(), raster["x"].to_numpy().tobytes()
+
+
+def _centroids(raster: Any) -> tuple[np.ndarray, np.ndarray]:
     parts = []
-    for block, y, x in _blocks(labels):
+    for block, y, x in _blocks(raster):
         codes, names = pd.factorize(block[block != 0])
         at_y, at_x = np.nonzero(block)
         sums = [np.bincount(codes, weights=w, minlength=len(names)) for w in (x[at_x], y[at_y])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from stampy import _keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["has_image", "is_single", "libraries_of", "library_named", "source_of"]
+__all__ = ["has_image", "is_single", "libraries_of", "library_named", "named_file", "source_of"]
 
 REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `sources`
 _PARTS = ("images", "scalefactors", "metadata")
@@ -29,7 +30,8 @@ def libraries_of(adata: AnnData) -> dict[str, dict[str, Any]]:
     Raises
     ------
     TypeError
-        Where the entry, or a part of it, is laid out in another way.
+        Where the entry, or a part of it, is laid out in another way; where there is no section, but text or None in
+        the place of one.
     """
     found = adata.uns.get(_keys.UNS_SPATIAL)
     if found is None:
@@ -45,6 +47,9 @@ def libraries_of(adata: AnnData) -> dict[str, dict[str, Any]]:
             sections[str(key)] = _parts(entry, f"{where}[{key!r}]")
         elif np.ndim(entry) > 1:  # a picture, or a table: nothing that may be left aside
             raise _laid_out(f"{where}[{key!r}]", entry)
+    odd = [key for key, entry in found.items() if not _is_flag(entry)]
+    if not sections and odd and _IS_SINGLE not in found:
+        raise _laid_out(f"{where}[{odd[0]!r}]", found[odd[0]])
     return sections
 
 
@@ -72,12 +77,23 @@ def has_image(library: Mapping[str, Any]) -> bool:
     return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
+def named_file(image: Any) -> str:
+    """The path that stands in the place of an image's pixels, or ""."""
+    image = _lone(image)
+    return str(image) if isinstance(image, str | Path) else ""
+
+
 def source_of(library: Mapping[str, Any]) -> str:
     """Path of the full-resolution image, or ""."""
     path = _lone(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
     if isinstance(path, bytes):
         path = path.decode()
     return str(path) if path is not None and str(path) not in _keys.NO_LABELS else ""
+
+
+def _is_flag(entry: Any) -> bool:
+    """Whether an entry is a flag or a number, which tells something beside the sections."""
+    return isinstance(_lone(entry), bool | int | float | np.bool_ | np.number)
 
 
 def _is_library(entry: Mapping[str, Any]) -> bool:

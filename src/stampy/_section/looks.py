@@ -27,7 +27,9 @@ _LEAST_CHROMA = 8  # brightest less darkest channel, 90th percentile: 32
 class Pictured(Protocol):
     """A section with an image, as far as it matters here."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in messages; "" where there is one section alone."""
 
     @property
     def image(self) -> SlideImage | None:

@@ -12,7 +12,7 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
-from stampy._section.libraries import source_of
+from stampy._section.libraries import REFUSED, named_file, source_of
 from stampy._section.sources import checked_source
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
@@ -119,6 +119,8 @@ def library_image(
     if path is not None:
         return SlideImage.open(path), ""
     if image_key is not None:
+        if image_key not in images:  # it may be one that is refused
+            checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
         _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
         if not _has_scale(image_key, factors):
             _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
@@ -130,17 +132,15 @@ def library_image(
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
     note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
-    return _opened(images[key], scales[key], key), note
+    return _opened(images[key], scales[key], key, of), note
 
 
-def _opened(image: Any, scale: float, key: str) -> SlideImage:
+def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
     """Pixels, or the file that is named in their place."""
-    if isinstance(image, np.ndarray) and image.size == 1 and image.dtype.kind in "OUS":
-        image = image.reshape(-1)[0]
-    if isinstance(image, str | Path):  # the same rule as for the full-resolution image
-        path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: str(image)}}, "")
+    if source := named_file(image):  # the same rule as for the full-resolution image
+        path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
         if path is None:
-            raise KeyError(f"The image {str(image)!r} of {key!r} {why_not}. {GIVE}")
+            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {GIVE}")
         return SlideImage.open(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy import _checks, _keys
-from stampy._section.libraries import REFUSED, libraries_of, source_of
+from stampy._section.libraries import REFUSED, libraries_of, named_file, source_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,22 +47,37 @@ def settle_sources(adata: AnnData, file: str | Path) -> None:
     Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
     """
     folder = Path(file).absolute().parent
-    below = os.environ.get(VARIABLE) == "below"
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     if raw is None:
         return
     for name, library in libraries_of(adata).items():
-        source = source_of(library)
-        if not source or "://" in source:
-            continue
-        path = folder / Path(source).expanduser()
-        outside = below and not path.resolve().is_relative_to(folder.resolve())
         entry = raw.get(name, raw) if isinstance(raw, dict) else library
-        metadata = {**library["metadata"], _keys.SOURCE_IMAGE: str(path)}
-        if outside:
-            del metadata[_keys.SOURCE_IMAGE]
-            metadata[REFUSED] = source
-        entry["metadata"] = metadata
+        images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
+        if source := source_of(library):
+            metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
+            if REFUSED in metadata:
+                del metadata[_keys.SOURCE_IMAGE]
+        for key, image in library.get("images", {}).items():
+            if source := named_file(image):
+                found = _settled(source, folder, key)
+                images.update({k: v for k, v in found.items() if k == key})
+                if key not in found:
+                    del images[key]
+                    metadata |= found
+        if images != library.get("images", {}):
+            entry["images"] = images
+        if metadata != library.get("metadata", {}):
+            entry["metadata"] = metadata
+
+
+def _settled(source: str, folder: Path, key: str) -> dict[str, str]:
+    """The absolute path by `key`, or the source itself by `REFUSED`."""
+    if "://" in source:  # refused where it is opened
+        return {key: source}
+    path = folder / Path(source).expanduser()
+    if os.environ.get(VARIABLE) == "below" and not path.resolve().is_relative_to(folder.resolve()):
+        return {REFUSED: source}
+    return {key: str(path)}
 
 
 def without_refused(adata: AnnData) -> None:

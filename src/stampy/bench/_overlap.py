@@ -21,7 +21,7 @@ def seen(system: System, data: DataSet) -> str:
     'no'
     """
     for name in (data.name, data.known_as):
-        if name in system.seen:
+        if name is not None and name in system.seen:
             return ANSWERS[bool(system.seen[name])]
     if system.model in models.packaged():
         return ANSWERS[_in_training(data)]

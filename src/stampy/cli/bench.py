@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from stampy.cli.options import Commands, command, say, show_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EXAMPLES", "add_commands"]
 
 FORMATS = ("markdown", "latex", "html")
 EXAMPLES = {
@@ -20,20 +25,12 @@ EXAMPLES = {
 }
 
 
-def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser], progress: Callable[..., bool],
-                 say: Callable[[str], None]) -> None:  # fmt: skip
-    """Add `bench` to the parser; `command` makes a subcommand, `progress` says whether bars are shown."""
+def add_commands(commands: Commands) -> None:
+    """Add `bench` to the parser."""
     parser = command(commands, "bench", None, "Compare systems on data sets: tables, with seeds and spread.")
     below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def run(*, config: str, out: str, quiet: bool, **options: Any) -> None:
-        from stampy import bench
-
-        results = bench.run(config, out, show_progress_bar=progress(quiet), **options)
-        if not quiet:
-            say(_told(results, out))
-
-    add = command(below, "run", run, "Embed every section once, run every task, write the tidy table.").add_argument
+    add = command(below, "run", _run, "Embed every section once, run every task, write the tidy table.").add_argument
     add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
     add("--out", required=True, metavar="FOLDER", help="for results.csv and what is done; a run there goes on")
     add("--cache", metavar="FOLDER", help="of the embeddings, which configs may share (default: OUT/embeddings)")
@@ -43,7 +40,7 @@ def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser],
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
     about = "Print the table of a run, or write it into a file."
-    add = command(below, "table", lambda **options: _table(say=say, **options), about).add_argument
+    add = command(below, "table", _table, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
     add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html has a picture")
     add("--out", metavar="FILE", help="instead of the screen")
@@ -51,10 +48,18 @@ def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser],
     add("--tasks", nargs="+", metavar="TASK", help="only these")
     add("--picture", metavar="PNG", help="also draw the comparison into this file")
     add("--no-reported", action="store_false", dest="reported", help="without the figures that others published")
-    command(below, "configs", lambda: _configs(say), "List the configs that come with the package.")
+    command(below, "configs", _configs, "List the configs that come with the package.")
 
 
-def _told(results: Any, out: str) -> str:
+def _run(*, config: str, out: str, quiet: bool, **options: Any) -> None:
+    from stampy import bench
+
+    results = bench.run(config, out, show_progress_bar=show_progress(quiet), **options)
+    if not quiet:
+        say(_told(results, out))
+
+
+def _told(results: pd.DataFrame, out: str) -> str:
     from stampy import bench
 
     n = int((results["status"] == "ok").sum())
@@ -64,8 +69,7 @@ def _told(results: Any, out: str) -> str:
     return "\n".join([*lines, f"See it by: stampy bench table {out}"])
 
 
-def _table(*, folder: str, kind: str, out: str | None, picture: str | None, say: Callable[[str], None],
-           **options: Any) -> None:  # fmt: skip
+def _table(*, folder: str, kind: str, out: str | None, picture: str | None, **options: Any) -> None:
     from stampy import _files, bench
 
     results = bench.read_results(folder)
@@ -87,22 +91,23 @@ def _table(*, folder: str, kind: str, out: str | None, picture: str | None, say:
     say(f"Written: {out}")
 
 
-def _draw(results: Any, path: Path, options: dict[str, Any]) -> None:
+def _draw(results: pd.DataFrame, path: Path, options: dict[str, Any]) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     from stampy import _files, bench, pl
+    from stampy.cli.pages import figure_of
 
     axes = pl.bench(bench.summary(results), tasks=options["tasks"], reported=options["reported"])
-    figure = (axes[0] if isinstance(axes, list) else axes).figure
+    figure = figure_of(axes)
     with _files.atomic(path) as beside:
         figure.savefig(beside, dpi=110, format="png")
     plt.close(figure)
 
 
-def _configs(say: Callable[[str], None]) -> None:
+def _configs() -> None:
     import json
 
     from stampy import bench

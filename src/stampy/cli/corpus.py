@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from stampy.cli.options import Add, Commands, command, described
+
+if TYPE_CHECKING:
+    from stampy.train import Corpus
 
 __all__ = ["EXAMPLES", "add_commands"]
 
@@ -24,7 +29,7 @@ EXAMPLES = {
 }
 
 
-def add_commands(commands: Any, described: Any, command: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `corpus` with its own commands to the parser."""
     about = "Many sections in one store on disk, for training."
     parser = described(commands.add_parser, "corpus", about, help=about)
@@ -37,7 +42,7 @@ def add_commands(commands: Any, described: Any, command: Any) -> None:
         command(inner, name, run, text).add_argument("path", metavar="CORPUS", help="the folder of the corpus")
 
 
-def _build_options(add: Any) -> None:
+def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
         help=".h5ad, .zarr, Space Ranger folders, or manifests (.tsv with a column path)")  # fmt: skip
     add("--out", required=True, metavar="FOLDER", help="for the corpus; one that was interrupted goes on")
@@ -58,7 +63,7 @@ def _build_options(add: Any) -> None:
     named_images_option(add)
 
 
-def named_images_option(add: Any) -> None:
+def named_images_option(add: Add) -> None:
     """Add the option of commands that read files of many people, or of strangers."""
     add("--named-images", choices=("below", "anywhere"), default="below",
         help="open the full-resolution image that a section names only below the section's own folder, or anywhere on "
@@ -66,7 +71,7 @@ def named_images_option(add: Any) -> None:
 
 
 @contextlib.contextmanager
-def where_named_images_may_lie(rule: Any) -> Iterator[None]:
+def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
     """The option's meaning, for the commands that have it (`rule` is None for others)."""
     if rule is None:
         yield
@@ -96,7 +101,7 @@ def _info(path: str) -> None:
     _tell(corpus)
 
 
-def _tell(corpus: Any) -> None:
+def _tell(corpus: Corpus) -> None:
     table = corpus.table
     print(f"{corpus.path}: {corpus!r}")
     print(f"digest {corpus.digest[:16]}, built by stampy {corpus.manifest['stampy']}")

@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy._labels import known_labels
+from stampy.cli.pages import figure_of
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
+from stampy.cli.verdict import Judged, about_labels, as_categories, verdict
+from stampy.datasets._fetch import fetch_file
 from stampy.models._names import check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stampy.cli.options import InputOptions
 
 __all__ = ["demo"]
 
@@ -76,7 +78,7 @@ def demo(
     image: str | Path | None = None,
     library_key: str | None = None,
     layer: str | None = None,
-    **options: Any,
+    **options: Unpack[InputOptions],
 ) -> None:
     """Embed a section, cluster it, write the result and pictures into `out`, and `say` what was found.
 
@@ -103,13 +105,15 @@ def demo(
     image, library_key, layer, options
         As for `stampy.tl.embed`.
     """
-    from stampy import models, tl
+    from stampy import tl
+    from stampy.tl._encoders import agreed_modality, loaded_model
 
     check_name(model)
     clock = Clock()
     out = _checked_folder(out, section)
     with clock.of("loading"):
-        loaded = models.load(model, device=device)
+        agreed_modality(options.get("modality"), model)
+        loaded = loaded_model(model, device)
         subject = _find(section)
         adata = _utils.table_of(subject.data)
         labels = labels or subject.labels
@@ -118,15 +122,23 @@ def demo(
         _check_size(adata, n_domains)
     say(f"Section: {subject.words}\n  {_size(adata)}")
     with clock.of("embedding"):
-        options |= {"image": image or subject.image, "library_key": library_key, "layer": layer}
-        tl.embed(subject.data, loaded, show_progress_bar=progress, **options)
+        tl.embed(
+            subject.data, loaded, image=image or subject.image, library_key=library_key, layer=layer,
+            show_progress_bar=progress, **options,
+        )  # fmt: skip
     say(_about_embedding(adata))
     with clock.of("clustering"):
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
-    if labels is not None:
-        say(_about_labels(adata, labels))
+    with clock.of("judging"):
+        organism = options.get("organism", "human")
+        judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
+        said = verdict(judged, seed)
+        if labels is not None:
+            said.append(about_labels(adata, labels, CLUSTER))
+    for text in said:
+        say(text)
     with clock.of("writing"):
         _formats.write(adata, out / SECTION)
         pictures = _draw(adata, out, labels, library_key)
@@ -186,17 +198,20 @@ def _named(name: str) -> Subject:
     offline = name in datasets.names(in_mirror=True)
     adata = datasets.load(name)
     image = entry.files.get("image")
-    path = datasets.fetch(name, file="image") if image is not None and (image.in_mirror() or image.url) else None
+    path = fetch_file(entry, "image") if image is not None and (image.in_mirror() or image.url) else None
     origin = f"from {os.environ.get('STAMPY_DATA_DIR')}" if offline else "downloaded, or from the cache"
     words = f"{name}, real: {entry.title} ({entry.platform}), {origin}. Source: {entry.origin}"
     return Subject(adata, words, entry.labels[0] if entry.labels else None, path)
 
 
-def _check_network(url: str) -> None:
+def _check_network(url: str | None) -> None:
     """ConnectionError unless `url` answers soon. In a thread, since looking up a name knows no time limit."""
     import requests
 
-    found: list[Any] = []
+    if url is None:
+        raise ConnectionError(f"the registry has no address of {DOWNLOAD}")
+
+    found: list[int | str] = []
 
     def ask() -> None:
         try:
@@ -243,32 +258,11 @@ def _about_embedding(adata: AnnData) -> str:
 def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:
     sizes = adata.obs[CLUSTER].value_counts(sort=False)
     rows = [f"  {name:>7}  {size:>5}  {', '.join(markers.get(name, []))}" for name, size in sizes.items()]
-    return "\n".join(
-        [f"Clusters: {len(sizes)} (Leiden)", "  cluster  spots  marker genes", *(r.rstrip() for r in rows)]
-    )
-
-
-def _about_labels(adata: AnnData, labels: str) -> str:
-    """How well the clusters agree with labels that they never saw."""
-    from sklearn.metrics import adjusted_rand_score
-
-    column = _known_labels(adata, labels)
-    known = column.notna()
-    if not known.any():
-        return f"Labels: `{labels}` holds none."
-    score = adjusted_rand_score(column[known].astype(str), adata.obs[CLUSTER][known])
-    sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
-    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return (
-        f"Labels: clusters agree with `{labels}` by an adjusted Rand index of {score:.3f} (1 equal, 0 chance) over "
-        f"{known.sum()} of {adata.n_obs} spots; the clustering did not use them\n  {listed}"
-    )
-
-
-def _known_labels(adata: AnnData, labels: str) -> pd.Series:
-    """Labels as categories; missing where the word is none, such as "undetermined"."""
-    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
-    return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
+    head = [
+        f"Clusters: {len(sizes)} (Leiden communities of the embedding; the largest is 0)",
+        "  cluster  spots  marker genes (higher here than in all other spots, by a t-test)",
+    ]
+    return "\n".join([*head, *(r.rstrip() for r in rows)])
 
 
 def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None) -> dict[str, str]:
@@ -289,11 +283,11 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     if labels is not None:
         wanted["labels.png"] = (labels, f"Labels: {labels}")
         shown = adata[:, :0].copy()  # without genes: cheap
-        shown.obs[labels] = _known_labels(adata, labels)
+        shown.obs[labels] = as_categories(adata, labels)
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
-        figure = (axes[0] if isinstance(axes, list) else axes).figure
+        figure = figure_of(axes)
         with _files.atomic(out / name) as temporary:
             figure.savefig(temporary, dpi=200)
         plt.close(figure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stampy.cli.options import command, common_options, input_options, model_option, show_progress
+from stampy.cli.options import Commands, command, common_options, input_options, model_option, show_progress
 
 __all__ = ["EXAMPLES", "add_commands"]
 
@@ -23,13 +23,13 @@ EXAMPLES = {
 }
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add both to the parser."""
     _embed_options(commands)
     _slide_options(commands)
 
 
-def _embed_options(commands: Any) -> None:
+def _embed_options(commands: Commands) -> None:
     add = command(commands, "embed", _embed, "Embed every spot of a section.").add_argument
     add("source", metavar="IN", help=".h5ad, .zarr (AnnData, SpatialData), or a folder: Space Ranger, Xenium, ST, ...")
     add("target", metavar="OUT", help=".h5ad or .zarr; it gets all that IN has, and the embedding")
@@ -43,7 +43,7 @@ def _embed_options(commands: Any) -> None:
     common_options(add)
 
 
-def _slide_options(commands: Any) -> None:
+def _slide_options(commands: Commands) -> None:
     about = "Embed the tissue of a whole slide, tile by tile; a run that was cut off goes on."
     add = command(commands, "slide", _slide, about).add_argument
     add("source", metavar="IN", help="pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... (OpenSlide)")

@@ -72,7 +72,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
     shown = set()
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         line = in_options(message)
         if issubclass(category, _checks.StampyWarning) and line not in shown:
             shown.add(line)
@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     overview.add_commands(commands)
     embed.add_commands(commands)
-    corpus.add_commands(commands, options.described, options.command)
-    train.add_commands(commands, options.command, options.model_option, options.common_options)
-    bench.add_commands(commands, options.command, options.show_progress, options.say)
+    corpus.add_commands(commands)
+    train.add_commands(commands)
+    bench.add_commands(commands)
     overview.add_lists(commands)
     return parser

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stampy import _checks, _keys, _utils
 from stampy._section.section import Wishes, has_coordinates, library_key_of, places_of, sections_of, told_apart
-from stampy.cli.pages import Picture, picture
+from stampy.cli.pages import Picture, figure_of, picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,17 +31,19 @@ class Maps:
     image: bool
     image_key: str | None
 
-    def draw(self, color: str | None, caption: str, **looks: Any) -> Picture:
-        """A map of a column or an embedding of `table`; None: the tissue with outlines of the spots."""
+    def draw(self, color: str | None, caption: str, *, vmax: float | str | None = None) -> Picture:
+        """A map of a column or an embedding of `table`; None: the tissue with outlines of the spots.
+
+        `vmax` is the end of the colour scale, as `stampy.pl.spatial` takes it.
+        """
         from stampy import pl
 
         title = None if len(self.names) > 1 else (color or "tissue")
-        looks = {"size": 1.0 if color is None else 1.5, **looks}
         axes = pl.spatial(
             self.data, color, library_key=self.library_key, title=title, image=self.image, image_key=self.image_key,
-            table_key=self.table_key, **looks,
+            table_key=self.table_key, size=1.0 if color is None else 1.5, vmax=vmax,
         )  # fmt: skip
-        return picture((axes[0] if isinstance(axes, list) else axes).figure, caption)
+        return picture(figure_of(axes), caption)
 
 
 def maps_of(

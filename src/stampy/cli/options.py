@@ -6,9 +6,13 @@ import argparse
 import difflib
 import re
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypedDict
 
 __all__ = [
+    "Add",
+    "Commands",
+    "InputOptions",
     "Parser",
     "command",
     "common_options",
@@ -20,6 +24,29 @@ __all__ = [
     "show_progress",
 ]
 
+
+Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # what `add_subparsers` returns
+
+
+class Add(Protocol):
+    """`add_argument` of a parser."""
+
+    def __call__(self, *names: str, **how: Any) -> object:
+        """Add an option by its names."""
+
+
+class InputOptions(TypedDict, total=False):
+    """What `input_options` adds, but for image, layer and library_key: arguments of `stampy.tl.embed`."""
+
+    modality: Literal["gene", "image", "fused"] | None
+    image_key: str | None
+    organism: Literal["human", "mouse"]
+    context: Literal["neighbors"] | None
+    um_per_px: float | None
+    spot_um: float | None
+    batch_size: int | None
+
+
 # How functions name a parameter in their messages; on the command line it is an option.
 PARAMETER = re.compile(
     r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality"
@@ -30,7 +57,7 @@ PARAMETER = re.compile(
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
 
 
-def in_options(message: Any) -> str:
+def in_options(message: BaseException | str) -> str:
     """The message of an error or a warning, with options named as they are here.
 
     >>> in_options(KeyError("Give `um_per_px=`, or modality='gene'."))
@@ -65,14 +92,16 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def described(make: Any, name: str, about: str, **more: Any) -> argparse.ArgumentParser:
+def described(
+    make: Callable[..., argparse.ArgumentParser], name: str, about: str, **more: str
+) -> argparse.ArgumentParser:
     """A parser with the examples of its command."""
     lines = [line.strip() for line in EXAMPLES.get(name.split()[-1], "").strip().splitlines()]
     epilog = "\n  ".join(["examples:", *lines]) if lines else None
     return make(name, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
 
-def command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
     parser = described(commands.add_parser, name, about, help=about)
     parser.set_defaults(run=run)
@@ -83,12 +112,12 @@ def command(commands: Any, name: str, run: Any, about: str) -> argparse.Argument
     return parser
 
 
-def model_option(add: Any) -> None:
+def model_option(add: Add) -> None:
     """Add `--model`."""
     add("--model", default="stampy-mini", help="a name that `stampy models` lists, or a folder (default: %(default)s)")
 
 
-def input_options(add: Any) -> None:
+def input_options(add: Add) -> None:
     """Add what says how a section is to be read and embedded."""
     add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
     add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
@@ -102,7 +131,7 @@ def input_options(add: Any) -> None:
     add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
 
 
-def common_options(add: Any) -> None:
+def common_options(add: Add) -> None:
     """Add `--device` and `--quiet`."""
     add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
     add("--quiet", action="store_true", help="no progress bar, no summary")

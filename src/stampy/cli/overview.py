@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stampy.cli.corpus import named_images_option
-from stampy.cli.options import command, common_options, input_options, model_option, say, show_progress
+from stampy.cli.options import Commands, command, common_options, input_options, model_option, say, show_progress
 
 __all__ = ["EXAMPLES", "add_commands", "add_lists"]
 
@@ -23,19 +23,19 @@ EXAMPLES = {
 }
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add demo and report to the parser."""
     _demo_options(commands)
     _report_options(commands)
 
 
-def add_lists(commands: Any) -> None:
+def add_lists(commands: Commands) -> None:
     """Add models and datasets to the parser."""
     command(commands, "models", _models, "List the models and systems that `--model` takes.")
     command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
 
 
-def _demo_options(commands: Any) -> None:
+def _demo_options(commands: Commands) -> None:
     about = "Embed a section, cluster it, write it with pictures into a folder, and tell what was found."
     add = command(commands, "demo", _demo, about).add_argument
     add("--out", default="stampy-demo", metavar="FOLDER", help="where the files go (default: %(default)s)")
@@ -53,7 +53,7 @@ def _demo_options(commands: Any) -> None:
     common_options(add)
 
 
-def _report_options(commands: Any) -> None:
+def _report_options(commands: Commands) -> None:
     add = command(
         commands, "report", _report, "Write a page about a section: genes, tokens, maps, domains."
     ).add_argument

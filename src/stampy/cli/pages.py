@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "picture", "render"]
+__all__ = ["Picture", "figure_of", "picture", "render"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Picture:
     source: str  # data URL
     caption: str
     width: int  # CSS px: sharp on dense screens, small on narrow ones
+
+
+def figure_of(axes: Axes | list[Axes]) -> Figure:
+    """The figure that a function of `stampy.pl` drew into."""
+    from matplotlib.figure import Figure
+
+    figure = (axes[0] if isinstance(axes, list) else axes).figure
+    if not isinstance(figure, Figure):
+        raise TypeError("Expected axes of a figure of their own, found axes of a part of a figure.")
+    return figure
 
 
 def picture(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:

@@ -281,16 +281,16 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
 def _maps(adata: AnnData, maps: Maps, genes: Genes | None, embedding: str) -> list[Picture]:
     if not maps.placed:
         return []
-    wanted: dict[str | None, tuple[str, dict[str, Any]]] = {None: ("Tissue and spots", {})}
+    wanted: dict[str | None, tuple[str, str | None]] = {None: ("Tissue and spots", None)}
     if genes is not None:
         maps.table.obs[COUNTS], maps.table.obs[TOKENS] = genes.total, genes.tokens
-        wanted[COUNTS] = ("Counts of each spot", {"vmax": "p99"})
-        wanted[TOKENS] = ("Tokens of each spot", {"vmax": "p99"})
+        wanted[COUNTS] = ("Counts of each spot", "p99")
+        wanted[TOKENS] = ("Tokens of each spot", "p99")
     if _has_colours(adata, embedding):
         maps.table.obsm[embedding] = adata.obsm[embedding]
         wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
-                             "are alike in vector", {})  # fmt: skip
-    return [maps.draw(color, caption, **looks) for color, (caption, looks) in wanted.items()]
+                             "are alike in vector", None)  # fmt: skip
+    return [maps.draw(color, caption, vmax=vmax) for color, (caption, vmax) in wanted.items()]
 
 
 def _has_colours(adata: AnnData, key: str) -> bool:

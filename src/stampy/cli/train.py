@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stampy.cli.corpus import named_images_option
+from stampy.cli.options import Add, Commands, command, common_options, model_option
 
 __all__ = ["EXAMPLES", "add_commands"]
 
@@ -27,30 +28,30 @@ EXAMPLES = {
 }
 
 
-def add_commands(commands: Any, command: Any, model: Any, common: Any) -> None:
-    """Add the three commands to the parser; `model` and `common` add options that others have, too."""
-    _pretrain_options(commands, command, common)
-    _align_options(commands, command, model, common)
-    _evaluate_options(commands, command, common)
+def add_commands(commands: Commands) -> None:
+    """Add the three commands to the parser."""
+    _pretrain_options(commands)
+    _align_options(commands)
+    _evaluate_options(commands)
 
 
-def _pretrain_options(commands: Any, command: Any, common: Any) -> None:
+def _pretrain_options(commands: Commands) -> None:
     add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
     _training_options(add)
-    common(add)
+    common_options(add)
     add("--vocabulary", metavar="TSV", help="genes.tsv with gene_id, symbol, divisor (default: made from the sections)")
 
 
-def _align_options(commands: Any, command: Any, model: Any, common: Any) -> None:
+def _align_options(commands: Commands) -> None:
     about = "Stage 2: train an image tower and align both."
     add = command(commands, "align", _align, about).add_argument
     _training_options(add)
-    common(add)
-    model(add)
+    common_options(add)
+    model_option(add)
     add("--backbone", metavar="NAME", help="a timm ViT to take, with its weights, instead of the model's image tower")
 
 
-def _evaluate_options(commands: Any, command: Any, common: Any) -> None:
+def _evaluate_options(commands: Commands) -> None:
     about = "Measure what a model knows about sections, beside what simple guesses know."
     add = command(commands, "evaluate", _evaluate, about).add_argument
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
@@ -61,10 +62,10 @@ def _evaluate_options(commands: Any, command: Any, common: Any) -> None:
     add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots of a section (default: %(default)s)")
     add("--n-spots", type=int, default=1000, metavar="N", help="tiles of a section (default: %(default)s)")
     add("--seed", type=int, default=0, help="of groups, masks and tiles (default: 0)")
-    common(add)
+    common_options(add)
 
 
-def _training_options(add: Any) -> None:
+def _training_options(add: Add) -> None:
     named_images_option(add)
     add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")

@@ -15,7 +15,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
 from ._each import is_several, named
-from ._encoders import Encoder, is_baseline, loaded_model
+from ._encoders import Encoder, genes_of, is_baseline, loaded_model, stamp_of
 from ._organism import match_genes
 from ._request import Organism, Request
 
@@ -44,10 +44,16 @@ def adapted_to(
     for section in sections:
         _checks.not_empty(table_of(section, request.table_key))
     loaded = loaded_model(model, device)
-    names = {"layer": request.layer, "library_key": request.library_key, "table_key": request.table_key}
     with warnings.catch_warnings():  # what is to be said of a section is said when it is embedded
         warnings.simplefilter("ignore", _checks.StampyWarning)
-        return fitted(loaded, sections, organism=request.organism, **names)
+        return fitted(
+            loaded,
+            sections,
+            layer=request.layer,
+            library_key=request.library_key,
+            table_key=request.table_key,
+            organism=request.organism,
+        )
 
 
 def fitted(
@@ -63,17 +69,19 @@ def fitted(
 ) -> Stamp:
     """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
-    sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(model.genes)
-    names = {"layer": layer, "library_key": library_key, "table_key": table_key}
+    stamp = stamp_of(model)
+    sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(genes_of(stamp))
     share, pieces = MAX_SPOTS // max(len(sections), 1), []
 
     def match(table: AnnData) -> GeneMatch:
         return match_genes(table, vocabulary, organism, layer)
 
     for section in sections:
-        pieces += pieces_of(section, match, **names, max_spots=share, rng=rng)
-    parts = LinearEncoder(*linear_parts(model))
+        pieces += pieces_of(
+            section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
+        )
+    parts = LinearEncoder(*linear_parts(stamp))
     found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
-    made = with_axes(model, found.axes, found.head, found.bias)
-    made.adapted = found.record(model.name)
+    made = with_axes(stamp, found.axes, found.head, found.bias)
+    made.adapted = found.record(stamp.name)
     return made

@@ -18,12 +18,12 @@ from stampy.pp._match import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._encoders import loaded_model
+from ._encoders import genes_of, loaded_stamp
 from ._organism import match_genes
 from ._request import ORGANISMS, Organism
 from ._results import Result, write
 from ._score import rows_of_genes, vocabulary_of
-from ._shared_space import check_model, space_of, unit
+from ._shared_space import Space, check_model, space_of, unit
 from ._stream import Tower
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def attribute(
     _checks.one_of("organism", organism, ORGANISMS)
     _checks.not_empty(table)
     labels = None if groupby is None else _labels(table, groupby, groups, target)
-    loaded = loaded_model(model, device)
+    loaded = loaded_stamp(model, device)
     if target == "match" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
     space = None
@@ -247,7 +247,8 @@ def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, o
     if genes is None:
         return asked
     rows, unknown = rows_of_genes(genes, model, 1, organism)
-    absent = [*unknown, *(str(model.genes["symbol"].iloc[r] or model.genes["gene_id"].iloc[r])
+    table = genes_of(model)
+    absent = [*unknown, *(str(table["symbol"].iloc[r] or table["gene_id"].iloc[r])
                           for r in rows if not asked[r])]  # fmt: skip
     if absent:
         raise ValueError(
@@ -271,13 +272,13 @@ def _wanted(labels: pd.Series, groups: Sequence[str] | None) -> list[str]:
     return sorted(labels.unique()) if groups is None else list(dict.fromkeys(groups))
 
 
-def _weights(target: str, tower: Tower, tokens: np.ndarray, spots: np.ndarray, space: Any,
+def _weights(target: str, tower: Tower[models.Stamp], tokens: np.ndarray, spots: np.ndarray, space: Space | None,
              labels: pd.Series | None) -> np.ndarray:  # fmt: skip
     """The vector w of each spot (n, E): what is explained is e · w."""
-    if target == "match":
+    if target == "match" and space is not None:
         return space.vectors[spots]
     own = embed_tokens(tower, tokens)
-    if target == "embedding":
+    if space is None or labels is None:  # the embedding itself
         return own
     known = space.known[spots] & own.any(axis=1)
     alike = np.einsum("ne,ne->n", own, space.vectors[spots])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._stream import _TOKENS_PER_BATCH, Tower
+from ._stream import Tower, positions_per_batch
 
 if TYPE_CHECKING:
     from stampy.models import Stamp
@@ -23,7 +23,7 @@ __all__ = ["embed_tokens", "integrated_gradients", "leave_one_out"]
 N_STEPS = 32
 
 
-def embed_tokens(tower: Tower, tokens: np.ndarray) -> np.ndarray:
+def embed_tokens(tower: Tower[Stamp], tokens: np.ndarray) -> np.ndarray:
     """Gene embeddings (n, E) float32 of token lists (n, T), one by one: spots here are few."""
     most = tower.model.gene.config.max_tokens
     with tower.running():
@@ -41,7 +41,7 @@ def _length(row: np.ndarray) -> int:
 
 
 def leave_one_out(
-    tower: Tower,
+    tower: Tower[Stamp],
     tokens: np.ndarray,
     weights: np.ndarray,
     ask: np.ndarray,
@@ -99,10 +99,10 @@ def _without(row: np.ndarray, places: np.ndarray) -> np.ndarray:
     return row[column + (column >= places[:, None])]
 
 
-def _budget(tower: Tower, length: int) -> int:
+def _budget(tower: Tower[Stamp], length: int) -> int:
     config = tower.model.gene.config
     positions = config.max_tokens if config.pooling == "positions" else max(length, 1)
-    return max(_TOKENS_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"] // positions, 1)
+    return max(positions_per_batch(tower.device) // positions, 1)
 
 
 def _batches(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -110,7 +110,7 @@ def _batches(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def integrated_gradients(
-    tower: Tower,
+    tower: Tower[Stamp],
     tokens: np.ndarray,
     weights: np.ndarray,
     *,

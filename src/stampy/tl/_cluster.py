@@ -138,18 +138,17 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
     from sklearn.mixture import GaussianMixture
 
     values = values.astype(np.float64) / (values.std() or 1.0)
-    best, bics = None, {}
+    best: tuple[float, str, GaussianMixture] = np.inf, "", None
+    bics: dict[str, float] = {}
     for k in [n] if n is not None else range(1, min(max_domains, len(values) - 1) + 1):
         for covariance in COVARIANCES:
             model = GaussianMixture(k, covariance_type=covariance, reg_covar=1e-5, max_iter=300, random_state=seed)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", ConvergenceWarning
-                )  # a fit that has not settled has its BIC all the same
+                warnings.simplefilter("ignore", ConvergenceWarning)  # without convergence there is a BIC, too
                 model.fit(values)
-            bics[f"{covariance}, {k}"] = float(model.bic(values))
-            if best is None or bics[f"{covariance}, {k}"] < best[0]:
-                best = bics[f"{covariance}, {k}"], covariance, model
+            bics[f"{covariance}, {k}"] = bic = float(model.bic(values))
+            if best[2] is None or bic < best[0]:
+                best = bic, covariance, model
     how = {"chosen_by": "given" if n is not None else "BIC", "covariance": best[1], "bics": bics}
     return best[2].predict(values), how
 
@@ -168,12 +167,12 @@ def _leiden(
         at = 1.0 if resolution is None else resolution
         return fit(at), {"chosen_by": f"resolution {at:g}", "resolution": float(at)}
     low, high = np.log(SEARCH)
-    nearest = None
+    nearest = np.zeros(0, dtype=np.int64), 1.0
     for step in range(STEPS + SEEDS):
         at = float(np.exp((low + high) / 2))
         codes = fit(at, seed + max(0, step - STEPS))  # at the end of the bisection other seeds at its resolution
         found = int(codes.max()) + 1
-        if nearest is None or abs(found - n) < abs(int(nearest[0].max()) + 1 - n):
+        if step == 0 or abs(found - n) < abs(int(nearest[0].max()) + 1 - n):
             nearest = codes, at
         if found == n:
             break

@@ -65,11 +65,8 @@ def exact(
     [0, 1, 2]
     """
     n, m = len(query), len(reference)
-    out = Nearest(
-        np.empty((n, k), dtype=np.int64),
-        np.empty((n, k), dtype=np.float32),
-        *((None, None) if pairs is None else (np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))),
-    )
+    above, tied = (None, None) if pairs is None else (np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
+    out = Nearest(np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32), above, tied)
     with tqdm(total=n, desc="retrieve", unit="spot", disable=not progress) as bar:
         for start in range(0, n, block[0]):
             rows = slice(start, min(start + block[0], n))
@@ -80,8 +77,8 @@ def exact(
                 columns = slice(first, min(first + block[1], m))
                 cosines = query[rows] @ reference[columns].T
                 _exclude(cosines, rows, columns, excluded, groups)
-                if own is not None:
-                    _count(cosines, own, pairs[rows] - first, out.above[rows], out.tied[rows])
+                if pairs is not None and own is not None and above is not None and tied is not None:
+                    _count(cosines, own, pairs[rows] - first, above[rows], tied[rows])
                 best = _top(cosines, k)
                 index = np.hstack([index, best + first])
                 score = np.hstack([score, np.take_along_axis(cosines, best, axis=1)])
@@ -153,7 +150,7 @@ def hit_rates(found: Nearest, pairs: np.ndarray, k: int) -> np.ndarray:
     Where the pair is level with others, order among them is a matter of luck: a constant embedding is not better than
     chance. A graph of neighbours does not say what it left out, so there a pair is found or not.
     """
-    if found.above is None:
+    if found.above is None or found.tied is None:
         hits = (found.index[:, :k] == pairs[:, None]).any(axis=1).astype(float)
     else:
         hits = np.clip((k - found.above) / (found.tied + 1), 0, 1)

@@ -142,7 +142,7 @@ def domains(
         _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
     xy = _places(adata, library_key, table_key, needed=smooth > 0)
     seed = seed_of(rng)
-    if smooth:
+    if smooth and xy is not None:
         _warn_if_averaged(table, use_rep, smooth)
         values = smoothed(values, xy, smooth, sections)
     found, how = find_domains(

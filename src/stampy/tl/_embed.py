@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from stampy.pp._tiles import TileSource
 from ._adapted import adapted_to
 from ._cluster import smoothed
 from ._each import each_of, is_several
-from ._embed_genes import N_NEIGHBORS, embed_genes, embed_pca
-from ._encoders import BASELINES, Encoder, agreed_modality, is_baseline, loaded_model
+from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
+from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
 from ._request import Level, Modality, Organism, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
@@ -38,10 +38,9 @@ if TYPE_CHECKING:
 
     from stampy._section.section import ImageSource, Places
 
-    Section = AnnData | SpatialData
-    Sections = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
-    Vectors = dict[str, np.ndarray]  # by modality, (n, d) float32
-    Record = dict[str, Any]
+    Section: TypeAlias = AnnData | SpatialData
+    Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
+    Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed", "in_context"]
 
@@ -219,11 +218,11 @@ def _embed_one(
         loaded = loaded_model(model, device)
         modality, tiles = _choose(adata, loaded, request, modality, is_wish=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
-    if request.context is not None:
+    around = None if request.context is None else places
+    if around is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
-        around = places.xy, places.codes
         normed = request.level == "embedding"
-        found = {name: in_context(values, *around, normed=normed) for name, values in found.items()}
+        found = {name: in_context(v, around.xy, around.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=_by_key(found, request.key_added))
     return write(adata, result, copy=copy, table_key=request.table_key)
 
@@ -278,8 +277,8 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
     if request.resume is not None:
         raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
-    record = {"model": model, "precision": "float32", "genes": genes, "stampy": stampy.__version__, "modality": "gene",
-              "level": request.level}  # fmt: skip
+    record: Record = {"model": model, "precision": "float32", "genes": genes}
+    record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
     return {"gene": values}, record
 
 
@@ -287,19 +286,18 @@ def _by_model(
     model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
 ) -> tuple[Vectors, Record]:
     """The vectors of a model's towers, and their record."""
-    tower = Tower(model, table.n_obs, request.precision)
-    record = _origin(model, tower, tiles, modality, request.level)
+    precision = Tower(model, table.n_obs, request.precision).precision
+    record = _origin(model, precision, tiles, modality, request.level)
     if modality != "image" and request.organism != "human":
         record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
     parts = Parts(request.resume, identity)
     found: Vectors = {}
-    if modality != "image":
-        found["gene"], record["genes"] = embed_genes(
-            tower, table, request.layer, request.level, request.batch_size, request.progress, parts, request.organism
-        )
+    if modality != "image" and not isinstance(model, models.ImageSystem):
+        found["gene"], record["genes"] = embed_genes(model, table, request, parts)
     if tiles is not None:
         with closing(tiles):
+            tower = Tower(image_model(model), table.n_obs, request.precision)
             found["image"] = stream_images(
                 tower,
                 tiles,
@@ -312,24 +310,23 @@ def _by_model(
     return found, record
 
 
-def _origin(model: Encoder, tower: Tower, tiles: TileSource | None, modality: str, level: str) -> Record:
+def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: str, level: str) -> Record:
     """What of a record is known before the work; a run that goes on must have the same."""
     record: Record = {"stampy": stampy.__version__, "modality": modality, "level": level}
-    record |= {"model": model.name, "precision": tower.precision}
-    if getattr(model, "source", ""):
-        record["weights"] = model.source
-    if getattr(model, "adapted", None):
+    record |= {"model": model.name, "precision": precision}
+    if source := getattr(model, "source", ""):
+        record["weights"] = source
+    if isinstance(model, models.Stamp) and model.adapted:
         record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
 
 
 def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    if isinstance(model, models.Stamp) and model.image is None:
-        raise ValueError(f"The model {model.name!r} has no image tower. Use modality='gene' or another model.")
+    pictured = image_model(model, "Use modality='gene' or another model.")
     return TileSource.open(
         adata,
-        tile_um=model.tile_um,
-        size_px=model.size_px,
+        tile_um=pictured.tile_um,
+        size_px=pictured.size_px,
         image=request.image,
         image_key=request.image_key,
         library_key=request.library_key,
@@ -358,9 +355,12 @@ def _no_histology(tiles: TileSource) -> bool:
     doubts = doubts_of(tiles.sections)
     if not doubts:
         return False
+    n = len(tiles.sections)
+    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
+    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
     _checks.warn(
-        f"Genes alone are embedded. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        "modality='fused' takes this one all the same."
+        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        f"{apart}modality='fused' takes this one all the same."
     )
     return True
 

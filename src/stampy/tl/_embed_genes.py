@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
 from stampy import _checks, models
 from stampy.pp import Vocabulary
-from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._counts import CHUNK, checked_rows, counts_of, source_of
 from stampy.pp._features import features_of
+from stampy.pp._tokens import iter_tokens
 
 from ._cluster import smoothed
+from ._encoders import genes_of
 from ._organism import match_genes
-from ._request import Organism
+from ._request import Request
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
@@ -24,51 +26,34 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy._section.section import Places
+    from stampy.pp._match import GeneMatch
 
 __all__ = ["embed_genes", "embed_pca"]
 
 logger = logging.getLogger(__name__)
 
+Record: TypeAlias = dict[str, object]  # what is kept of how a result was made
+
 N_GENES, N_COMPONENTS, N_NEIGHBORS = 2000, 50, 6  # of the baselines
 
 
 def embed_genes(
-    tower: Tower,
-    table: AnnData,
-    layer: str | None,
-    level: str,
-    batch_size: int | None,
-    progress: bool,
-    parts: Parts | None = None,
-    organism: Organism = "human",
-) -> tuple[np.ndarray, dict[str, Any]]:
+    model: models.Stamp | models.GeneSystem, table: AnnData, request: Request, parts: Parts
+) -> tuple[np.ndarray, Record]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
-    model = tower.model
-    if model.genes is None:
-        raise ValueError(
-            f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
-            "gene_id, symbol and divisor; for the published checkpoint pandas reads it from "
-            "`stampy.datasets.published_vocabulary()` (sep='\\t')."
-        )
-    vocabulary = Vocabulary(model.genes)
-    match = match_genes(table, vocabulary, organism, layer)
+    vocabulary = Vocabulary(genes_of(model))
+    match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
-    source = source_of(layer)
-    common = {"batch_size": batch_size, "progress": progress, "source": source, "layers": table.layers, "parts": parts}
-    if isinstance(model, models.GeneSystem):
-        values = stream_counts(tower, counts_of(table, layer), match, level=level, **common)
-    else:
-        project = tower.projection("genes", level)
-        values = stream_genes(tower, counts_of(table, layer), match, vocabulary.divisors, project=project, **common)
+    values = _streamed(model, table, request, match, vocabulary, parts)
     empty = int((values == 0).all(axis=1).sum())
     if empty:
         _checks.warn(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
             "Leave them out before clustering."
         )
-    record = {
-        "counts": source,
+    record: Record = {
+        "counts": source_of(request.layer),
         "matched_by": match.source,
         **match.record(),
         "n_vocabulary": len(vocabulary),
@@ -78,7 +63,33 @@ def embed_genes(
     return values, record
 
 
-def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, dict[str, Any]]:
+def _streamed(
+    model: models.Stamp | models.GeneSystem,
+    table: AnnData,
+    request: Request,
+    match: GeneMatch,
+    vocabulary: Vocabulary,
+    parts: Parts,
+) -> np.ndarray:
+    """The outputs (n, D) of the gene tower, block by block."""
+    counts, source = counts_of(table, request.layer), source_of(request.layer)
+    size, progress = request.batch_size, request.progress
+    if isinstance(model, models.GeneSystem):
+        rows = checked_rows(counts, CHUNK, source=source, layers=table.layers)
+        return stream_counts(
+            Tower(model, table.n_obs, request.precision), rows, table.n_obs, match,
+            batch_size=size, level=request.level, progress=progress, parts=parts,
+        )  # fmt: skip
+    tower = Tower(model, table.n_obs, request.precision)
+    most = model.gene.config.max_tokens
+    tokens = iter_tokens(counts, match, vocabulary.divisors, most, CHUNK, source=source, layers=table.layers)
+    return stream_genes(
+        tower, tokens, table.n_obs,
+        batch_size=size, project=tower.projection("genes", request.level), progress=progress, parts=parts,
+    )  # fmt: skip
+
+
+def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
     """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin.
 
     With the spots' places `around` each is the mean with those of its nearest spots.

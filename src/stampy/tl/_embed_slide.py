@@ -21,8 +21,9 @@ from stampy._files import atomic
 from stampy.pp._slides import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
-from ._encoders import loaded_model
-from ._request import check_running
+from ._embed_genes import Record
+from ._encoders import ImageModel, image_model, loaded_model
+from ._request import Level, check_running
 from ._resume import digest_of_model
 from ._stream import Tower, iter_images
 
@@ -46,7 +47,7 @@ def embed_slide(
     store: str | Path,
     *,
     model: str | Path | models.Stamp = "stampy-mini",
-    level: Literal["embedding", "feature"] = "embedding",
+    level: Level = "embedding",
     tile_um: float | None = None,
     stride_um: float | None = None,
     min_tissue: float | None = None,
@@ -127,14 +128,18 @@ def embed_slide(
     store = _target(store)
     image, owned = open_slide(slide)
     try:
-        loaded = loaded_model(model, device)
-        if getattr(loaded, "image", loaded) is None or not hasattr(loaded, "image_features"):
-            raise ValueError(f"The model {loaded.name!r} has no image tower. Use another model.")
+        loaded = image_model(loaded_model(model, device))
         if tile_key is None and tile_um is None:
             tile_um = loaded.tile_um
-        source = image if tile_key is None else slide
-        grid = {"stride_um": stride_um, "min_tissue": min_tissue, "um_per_px": um_per_px, "tile_key": tile_key}
-        adata = slide_tiles(source, tile_um=tile_um, name=name, **grid)
+        adata = slide_tiles(
+            image if tile_key is None else slide,
+            tile_um=tile_um,
+            stride_um=stride_um,
+            min_tissue=min_tissue,
+            um_per_px=um_per_px,
+            tile_key=tile_key,
+            name=name,
+        )
         job = _Job.of(adata, image, loaded, level, precision, chunk_size, key_added)
         if store.exists():
             _check_same(store, _finished_mark(store), job.mark)
@@ -156,28 +161,29 @@ class _Job:
 
     adata: AnnData
     tiles: TileSource
-    tower: Tower
-    level: str
+    tower: Tower[ImageModel]
+    level: Level
     chunk_size: int
     key: str
     mark: str
 
     @classmethod
-    def of(cls, adata: AnnData, image: SlideImage, model: models.Stamp, level: str, precision: str | None,
+    def of(cls, adata: AnnData, image: SlideImage, model: ImageModel, level: Level, precision: str | None,
            chunk_size: int, key: str) -> _Job:  # fmt: skip
         tiles = TileSource.open(adata, tile_um=model.tile_um, size_px=model.size_px, image=image)
         tower = Tower(model, len(tiles), precision)
-        record = {
+        origin = tiles.provenance()
+        record: Record = {
             "model": model.name,
             "stampy": stampy.__version__,
             "modality": "image",
             "level": level,
             "precision": tower.precision,
-            "tiles": tiles.provenance(),
+            "tiles": origin,
         }
         adata.uns[_keys.UNS][key] = record
         mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
-        record["tiles"] = record["tiles"] | {"image_path": tiles.image_paths()}  # decides nothing: not in the mark
+        record["tiles"] = origin | {"image_path": tiles.image_paths()}  # decides nothing: not in the mark
         return cls(adata, tiles, tower, level, chunk_size, key, mark)
 
     @property
@@ -210,7 +216,7 @@ def _target(store: str | Path) -> Path:
     return store
 
 
-def _fingerprint(model: models.Stamp, adata: AnnData, parameters: list[Any]) -> str:
+def _fingerprint(model: ImageModel, adata: AnnData, parameters: list[Any]) -> str:
     """What two runs must share for one to go on with the other: weights, tiles, picture, parameters."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     tower = ("image.", "patch_head.") if isinstance(model, models.Stamp) else ("",)
@@ -286,14 +292,11 @@ def _fill(job: _Job, partial: Path, done: int, batch_size: int | None, n_workers
     array = zarr.open_group(partial / STORE, mode="r+", use_consolidated=False)[f"obsm/{job.key}"]
     n = len(job.tiles)
     spans = [(start, min(start + job.chunk_size, n)) for start in range(done, n, job.chunk_size)]
-    how = {
-        "batch_size": batch_size,
-        "n_workers": n_workers,
-        "project": job.project,
-    }
-    ends, start, held = {end for _, end in spans}, done, []
+    images = iter_images(job.tower, job.tiles, spans, batch_size=batch_size, n_workers=n_workers, project=job.project)
+    ends, start = {end for _, end in spans}, done
+    held: list[np.ndarray] = []
     with tqdm(total=n, initial=done, desc="tiles", unit="tile", disable=not progress) as bar:
-        for rows, values in iter_images(job.tower, job.tiles, spans, **how):
+        for rows, values in images:
             held.append(values)
             bar.update(len(rows))
             end = int(rows[-1]) + 1

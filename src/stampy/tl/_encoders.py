@@ -8,14 +8,27 @@ from typing import TYPE_CHECKING, TypeAlias
 from stampy import models
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from ._request import Modality
 
-__all__ = ["BASELINES", "Encoder", "agreed_modality", "is_baseline", "loaded_model"]
+__all__ = [
+    "BASELINES",
+    "Encoder",
+    "ImageModel",
+    "agreed_modality",
+    "genes_of",
+    "image_model",
+    "is_baseline",
+    "loaded_model",
+    "loaded_stamp",
+    "stamp_of",
+]
 
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
-Encoder: TypeAlias = models.Stamp | models.ImageSystem | models.GeneSystem
+ImageModel: TypeAlias = models.Stamp | models.ImageSystem
+Encoder: TypeAlias = ImageModel | models.GeneSystem
 
 
 def is_baseline(model: str | Path | Encoder) -> bool:
@@ -56,3 +69,36 @@ def loaded_model(model: str | Path | Encoder, device: str | torch.device | None)
     if not isinstance(found, Encoder):
         raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(found).__qualname__}.")
     return found if device is None else found.to(device)
+
+
+def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
+    """`model`, loaded; ValueError unless it is a `stampy.models.Stamp`, whose gene tower takes lists of genes."""
+    return stamp_of(loaded_model(model, device))
+
+
+def stamp_of(model: Encoder) -> models.Stamp:
+    """`model`, if it is a `stampy.models.Stamp`; else ValueError."""
+    if not isinstance(model, models.Stamp):
+        raise ValueError(
+            f"The model {model.name!r} takes no list of genes: that needs a `stampy.models.Stamp`, such as "
+            "'stampy-mini'."
+        )
+    return model
+
+
+def genes_of(model: models.Stamp | models.GeneSystem) -> pd.DataFrame:
+    """The model's vocabulary as a table; ValueError where it has none."""
+    if model.genes is None:
+        raise ValueError(
+            f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
+            "gene_id, symbol and divisor; for the published checkpoint pandas reads it from "
+            "`stampy.datasets.published_vocabulary()` (sep='\\t')."
+        )
+    return model.genes
+
+
+def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:
+    """`model`, if it has an image tower; ValueError, which ends with `otherwise`, if it has none."""
+    if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
+        raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +14,20 @@ import stampy
 from stampy import _checks, _keys
 from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
-from stampy.models import load
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._adapted import fitted
 from ._embed import embed, in_context
 from ._encoders import BASELINES as PCA_MODELS
-from ._label_free import MEASURES, Piece, scores_of_split
+from ._encoders import Encoder, loaded_model
+from ._label_free import MEASURES, AsItIs, Piece, scores_of_split
 from ._results import Result, write
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Embedder = Callable[[AnnData], np.ndarray]
+    from ._label_free import Embedder, Scores
 
 __all__ = ["evaluate"]
 
@@ -154,10 +154,9 @@ def evaluate(
         "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
     logger.info("%s", sentence)
-    found = {"scores": scores, "verdict": sentence, "parameters": parameters}
-    return write(
-        adata, Result(key_added, {"embeddings": list(jobs)}, uns={key_added: found}), copy=copy, table_key=table_key
-    )
+    judged = {"scores": scores, "verdict": sentence, "parameters": parameters}
+    result = Result(key_added, {"embeddings": list(jobs)}, uns={key_added: judged})
+    return write(adata, result, copy=copy, table_key=table_key)
 
 
 def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -> None:
@@ -168,7 +167,9 @@ def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -
         _checks.at_least("max_spots", max_spots, 100)
 
 
-def _jobs(table: AnnData, keys: object, library_key: str | None) -> tuple[dict[str, Embedder], list[str]]:
+def _jobs(
+    table: AnnData, keys: str | Sequence[str] | Mapping[str, Embedder] | None, library_key: str | None
+) -> tuple[dict[str, Embedder | AsItIs], list[str]]:
     """What embeds a half, by name, and the names of those that can't be embedded again."""
     if isinstance(keys, Mapping):
         if not keys:
@@ -184,18 +185,17 @@ def _jobs(table: AnnData, keys: object, library_key: str | None) -> tuple[dict[s
                 "There is no embedding of `stampy.tl.embed` to judge. Embed first, or name a key of `adata.obsm`. "
                 f"Available: {_checks.shortlist(table.obsm)}."
             )
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    jobs, fixed, loaded = {}, [], {}
-    for key in keys:
+    jobs: dict[str, Embedder | AsItIs] = {}
+    loaded: dict[str, Encoder | str] = {}
+    for key in [keys] if isinstance(keys, str) else list(keys):
         _checks.embedding(table, key)
-        jobs[key] = _again(records, key, library_key, loaded)
-        if jobs[key] is None:
-            jobs[key] = _as_it_is(key)
-            fixed.append(key)
-    return jobs, fixed
+        jobs[key] = _again(records, key, library_key, loaded) or AsItIs(key)
+    return jobs, [key for key, job in jobs.items() if isinstance(job, AsItIs)]
 
 
-def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str, Any]) -> Embedder | None:
+def _again(
+    records: Mapping[str, Mapping[str, Any]], key: str, library_key: str | None, loaded: dict[str, Encoder | str]
+) -> Embedder | None:
     """What embeds genes by the model and settings of a key; None where no record says how it was made."""
     main = key.removesuffix(_keys.GENE_SUFFIX)
     record = records.get(key) if key in records else records.get(main)
@@ -205,34 +205,35 @@ def _again(records: Mapping, key: str, library_key: str | None, loaded: dict[str
         return None
     context = str(record.get("context", "")).partition(",")[0] or None
     organism = record.get("organism", "human")
-    options = {"modality": "gene", "level": record.get("level", "embedding"), "organism": organism}
-    name = f"{record['model']} {options}"  # embeddings that differ in their context alone are made once
+    level = record.get("level", "embedding")
+    name = f"{record['model']} {level} {organism}"  # embeddings that differ in their context alone are made once
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
             fit = record.get("adapted")
             model = fit["model"] if fit else record["model"]
             if model not in loaded:
-                loaded[model] = model if model in PCA_MODELS else load(model)
+                loaded[model] = model if model in PCA_MODELS else loaded_model(model, None)
             encoder = loaded[model]
             if fit:  # to the half, by the settings that were chosen on the whole
-                settings = {"strength": float(fit["strength"]), "n_axes": int(fit["n_axes"]), "organism": organism}
-                encoder = fitted(encoder, [table], library_key=library_key, **settings)
-            embed(table, encoder, library_key=library_key, show_progress_bar=False, key_added=name, **options)
+                encoder = fitted(
+                    loaded_model(encoder, None),
+                    [table],
+                    library_key=library_key,
+                    organism=organism,
+                    strength=float(fit["strength"]),
+                    n_axes=int(fit["n_axes"]),
+                )
+            embed(
+                table, encoder, modality="gene", level=level, organism=organism, library_key=library_key,
+                show_progress_bar=False, key_added=name,
+            )  # fmt: skip
         values = table.obsm[name]
         if not context:
             return values
         sections = _checks.libraries(table, library_key)[0]
-        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=options["level"] == "embedding")
+        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=level == "embedding")
 
-    return run
-
-
-def _as_it_is(key: str) -> Embedder:
-    def run(table: AnnData) -> np.ndarray:
-        return np.asarray(table.obsm[key])
-
-    run.key = key
     return run
 
 
@@ -274,7 +275,7 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     return counts
 
 
-def _table(found: list[dict[str, dict[str, float]]], jobs: dict[str, Embedder]) -> pd.DataFrame:
+def _table(found: list[Scores], jobs: Mapping[str, Embedder | AsItIs]) -> pd.DataFrame:
     """A row per embedding: means over splits, and the spread of the three that are predicted."""
     rows = {}
     for name in found[0]:
@@ -287,13 +288,13 @@ def _table(found: list[dict[str, dict[str, float]]], jobs: dict[str, Embedder]) 
             "own": mean["own"], "own_std": spread["own"],
             "neighbors": mean["neighbors"], "neighbors_std": spread["neighbors"],
             **{k: mean[k] for k in MEASURES[2:]},
-            "thinned": not (ours and hasattr(jobs[name], "key")),
+            "thinned": not (ours and isinstance(jobs[name], AsItIs)),
             "n_dims": int(mean["n_dims"]),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="embedding")
 
 
-def _verdict(scores: pd.DataFrame, found: list[dict[str, dict[str, float]]]) -> str:
+def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
     """One sentence: the best embedding beside the best baseline."""
     ours = scores[scores["kind"] == "embedding"]
     fair = ours[ours["thinned"]]

@@ -149,7 +149,8 @@ def expression(
     values = _checks.embedding(table, use_rep)
     library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
-    fold, scheme, fold_names = None, "reference", []
+    fold, scheme = None, "reference"
+    fold_names: list[str] = []
     if reference is None:
         everyone = np.ones(table.n_obs, dtype=bool)
         fold, fold_names, scheme = folds_in(
@@ -163,12 +164,13 @@ def expression(
             table_key=table_key,
         )
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
-        measured = _matrix(table, chosen, layer, transform)
+        known = _matrix(table, chosen, layer, transform)
+        measured: np.ndarray | None = known
         keys = None if reference_rep is None else _checks.embedding(table, reference_rep)
         _same_space(values, values if keys is None else keys, use_rep, reference_rep)
         _warn_if_underdetermined(method, values, fold)
         predicted = predict_folds(
-            values, measured, fold, method=method, penalty=penalty, n_components=n_components,
+            values, known, fold, method=method, penalty=penalty, n_components=n_components,
             n_neighbors=n_neighbors, reference=keys, rng=rng,
         )  # fmt: skip
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -84,7 +84,7 @@ def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
     return fold
 
 
-def group_folds(groups: Sequence[Any], n_folds: int = 5) -> tuple[np.ndarray, list[str]]:
+def group_folds(groups: Sequence[object] | np.ndarray, n_folds: int = 5) -> tuple[np.ndarray, list[str]]:
     """Whole groups (sections, patients) held out together: folds (n,) int64, and a name for each fold.
 
     Up to `n_folds` groups are held out one by one and give the folds their names; more are dealt by size.
@@ -128,11 +128,11 @@ def folds_of(
 ) -> tuple[np.ndarray, list[str]]:
     """Folds (n,) by one of the schemes, and their names."""
     check_folds(scheme, n, n_folds)
-    groups = {"section": sections, "patient": patients}
-    if scheme in groups:
-        if groups[scheme] is None:
+    if scheme in ("section", "patient"):
+        groups = sections if scheme == "section" else patients
+        if groups is None:
             raise ValueError(f"folds='{scheme}' needs `{'library' if scheme == 'section' else 'patient'}_key=`.")
-        return group_folds(groups[scheme], n_folds)
+        return group_folds(groups, n_folds)
     if scheme == "random":
         folds = random_folds(n, n_folds, rng=rng)
     elif xy is None:

@@ -6,6 +6,7 @@ Shapes: n spots, G genes of the section, g target genes, d columns of an embeddi
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,19 +21,27 @@ from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
 from ._shared_space import unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
 
     Embedder = Callable[[AnnData], np.ndarray]
+    Scores = dict[str, dict[str, float]]  # by embedding and measure
 
-__all__ = ["BASELINES", "MEASURES", "Piece", "scores_of_split"]
+__all__ = ["BASELINES", "MEASURES", "AsItIs", "Piece", "scores_of_split"]
 
 N_NEAREST = 15  # of the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
 PCA, PCA_CONTEXT, TFIDF_CONTEXT = "PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed"
 POSITION = "position alone"
 BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT, POSITION)
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """An embedding that can't be made anew from half of the molecules: its vectors in obsm are taken as they are."""
+
+    key: str
 
 
 class Piece:
@@ -64,7 +73,7 @@ class Piece:
         return AnnData(counts, obs=obs, var=self.table.var.copy(), obsm={_keys.SPATIAL: self.xy})
 
 
-def scores_of_split(part: Piece, jobs: dict[str, Embedder], rng: np.random.Generator) -> dict[str, dict[str, float]]:
+def scores_of_split(part: Piece, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator) -> Scores:
     """All measures of all embeddings for one split, each half predicting the other once."""
     pair = halves(part.counts, rng)
     targets = [gene_targets(half, part.genes) for half in pair]
@@ -81,13 +90,15 @@ def scores_of_split(part: Piece, jobs: dict[str, Embedder], rng: np.random.Gener
     return found
 
 
-def _embedded(part: Piece, jobs: dict[str, Embedder], pair: tuple) -> list[tuple[str, list[np.ndarray]]]:
+def _embedded(
+    part: Piece, jobs: Mapping[str, Embedder | AsItIs], pair: Sequence[sparse.csr_matrix]
+) -> list[tuple[str, list[np.ndarray]]]:
     """Names and embeddings of both halves; warnings were given when the whole was embedded."""
     found, tables = {}, [part.with_counts(half) for half in pair]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _checks.StampyWarning)
         for name, job in jobs.items():
-            if hasattr(job, "key"):
+            if isinstance(job, AsItIs):
                 found[name] = [_checks.embedding(part.table, job.key)] * 2
             else:
                 found[name] = [_judged(job(t), name, len(part.xy)) for t in tables]

@@ -103,10 +103,10 @@ def gene_scores(
     A row per gene, level and group: `gene`, `level`, `group`, `n_spots`, `mse`, `pearson`. r over pooled spots counts
     differences between slides, too, and is the higher one as a rule; r within slides is what a map of one slide shows.
     """
-    parts = [("pooled", "all", slice(None))]
+    parts: list[tuple[str, str, slice | np.ndarray]] = [("pooled", "all", slice(None))]
     for level, names in groups.items():
-        names = np.asarray(names)
-        parts += [(level, str(group), names == group) for group in pd.unique(names)]
+        labels = np.asarray(names)
+        parts += [(level, str(group), labels == group) for group in pd.unique(labels)]
     tables = []
     for level, group, rows in parts:
         a, b = measured[rows], predicted[rows]

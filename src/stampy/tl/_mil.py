@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -72,8 +73,9 @@ class AttentionPooling:
         self.model.to(self.device).train()
         weight = len(slides) / (self.n_classes * np.bincount(classes, minlength=self.n_classes))
         self._weight = torch.tensor(weight, dtype=torch.float32, device=self.device)
-        options = {"lr": self.recipe.learning_rate, "weight_decay": self.recipe.weight_decay}
-        optimizer = torch.optim.AdamW(self.model.parameters(), **options)
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
+        )
         n_steps = -(-len(slides) // self.recipe.slides_per_step)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.recipe.n_epochs * n_steps)
         for _ in range(self.recipe.n_epochs):
@@ -105,7 +107,8 @@ class AttentionPooling:
         ]
         attention = torch.cat([score for _, score in parts]).double().softmax(dim=0)
         starts = range(0, len(tiles), _PREDICT_ROWS)
-        pooled = sum(attention[i : i + _PREDICT_ROWS] @ h.double() for i, (h, _) in zip(starts, parts, strict=True))
+        weighed = [attention[i : i + _PREDICT_ROWS] @ h.double() for i, (h, _) in zip(starts, parts, strict=True)]
+        pooled = reduce(torch.add, weighed)
         logits = self.model.classify(pooled.float())
         return logits.double().softmax(dim=0).cpu().numpy(), attention.cpu().numpy()
 
@@ -128,7 +131,7 @@ class MeanPooling:
         return self.model.predict_proba(means)
 
 
-def moments(bag: Bag, slides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def moments(bag: Bag, slides: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and spread (D,) float32 over the tiles; every slide weighs the same."""
     mean = np.mean([bag(s).mean(axis=0, dtype=np.float64) for s in slides], axis=0)
     square = np.mean([((bag(s) - mean) ** 2).mean(axis=0) for s in slides], axis=0)

@@ -10,17 +10,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from stampy import _checks, _files
 from stampy._files import DAMAGED, digest_of_tensors
+from stampy.models import Stamp
 
 if TYPE_CHECKING:
-    from stampy.models import Stamp
+    from ._encoders import Encoder
 
 __all__ = ["Chunk", "Parts", "digest_of_model"]
 
@@ -31,11 +32,11 @@ FORMAT = 1
 SAVE_EVERY_S = 20.0  # within a chunk; a chunk of a large model takes long on a CPU
 
 
-def digest_of_model(model: Stamp, *, below: tuple[str, ...] = ("",)) -> str:
+def digest_of_model(model: Encoder, *, below: tuple[str, ...] = ("",)) -> str:
     """A hash of a model's settings and weights; on request only of the weights whose names begin with `below`."""
     found = hashlib.blake2b(digest_size=16)
-    config = getattr(model, "config", None)
-    found.update(repr(config.to_dict() if hasattr(config, "to_dict") else None).encode())
+    config = model.config if isinstance(model, Stamp) else None
+    found.update(repr(None if config is None else config.to_dict()).encode())
     found.update(digest_of_tensors({k: v for k, v in model.state_dict().items() if k.startswith(below)}).encode())
     return found.hexdigest()
 
@@ -73,6 +74,12 @@ class Chunk:
         """Whether all these rows of the chunk are done."""
         return bool(self.done[rows].all())
 
+    def get(self, rows: np.ndarray) -> np.ndarray:
+        """The values (m, D) of rows that are done."""
+        if self.values is None or not self.has(rows):
+            raise KeyError("Rows of this chunk are not done yet.")
+        return self.values[rows]
+
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Keep the values (m, D) of some rows."""
         if self.path is None:
@@ -86,7 +93,7 @@ class Chunk:
 
     def save(self) -> None:
         """Write what is new."""
-        if self.path is None or not self._unsaved:
+        if self.path is None or self.values is None or not self._unsaved:
             return
         with _files.atomic(self.path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, key=np.array(self.key), done=self.done, values=self.values)
@@ -115,7 +122,7 @@ class Parts:
         The folder is of other settings, or has files of something else.
     """
 
-    def __init__(self, folder: str | Path | None = None, settings: dict[str, Any] | None = None):
+    def __init__(self, folder: str | Path | None = None, settings: Mapping[str, object] | None = None):
         self.folder = None if folder is None else _checks.writable(folder)
         if self.folder is not None:
             _check_manifest(self.folder, {"format": FORMAT, **(settings or {})})
@@ -127,7 +134,7 @@ class Parts:
         return Chunk(self.folder / f"{name}-{start:09d}.npz", key(), n)
 
 
-def _check_manifest(folder: Path, settings: dict[str, Any]) -> None:
+def _check_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     """Write the settings into the folder, or compare them with those that are there."""
     path = folder / MANIFEST
     settings = json.loads(json.dumps(settings))

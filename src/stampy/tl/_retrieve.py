@@ -153,14 +153,14 @@ def retrieve(
     excluded = _exclusions(exclude, places, pairs, sections, radius, library_key)
     search = _Search(sought, given, pairs, *excluded)
     search.check(k)
-    found, method = search.run(k, method, generator(rng), show_progress_bar)
+    found, used = search.run(k, method, generator(rng), show_progress_bar)
 
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "model": (sought.record or given.record or {}).get("model", ""),
         "query": query,
         "target": target,
         "k": k,
-        "method": method,
+        "method": used,
         "exclude": exclude,
         "embedding_key": [embedding_key, reference_key or embedding_key],
         "library_key": library_key or "",
@@ -276,13 +276,13 @@ def _exclusions(exclude: str, places: tuple[np.ndarray, np.ndarray] | None, pair
 
 def _neighbors(xy: np.ndarray, other_xy: np.ndarray, sections: _Sections, radius: float) -> sparse.csr_array:
     """Spots of the reference within `radius` spot distances of each query in its section, itself among them."""
-    row, col = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for code in np.intersect1d(sections.query, sections.reference):
         mine, theirs = np.flatnonzero(sections.query == code), np.flatnonzero(sections.reference == code)
         near = Tree(other_xy[theirs]).within(xy[mine], radius * _spot_distance(other_xy[theirs]))
-        row.append(np.repeat(mine, [len(n) for n in near]))
-        col.append(theirs[np.concatenate([np.asarray(n, dtype=np.int64) for n in near])])
-    row, col = np.concatenate(row), np.concatenate(col)
+        rows.append(np.repeat(mine, [len(n) for n in near]))
+        columns.append(theirs[np.concatenate([np.asarray(n, dtype=np.int64) for n in near])])
+    row, col = np.concatenate(rows), np.concatenate(columns)
     return sparse.coo_array((np.ones(len(row), dtype=bool), (row, col)), shape=(len(xy), len(other_xy))).tocsr()
 
 

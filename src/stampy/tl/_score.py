@@ -15,7 +15,7 @@ from stampy._section.section import library_key_of
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
-from ._encoders import loaded_model
+from ._encoders import genes_of, loaded_stamp
 from ._organism import human_names
 from ._request import ORGANISMS, Organism
 from ._results import Result, write
@@ -122,7 +122,7 @@ def score(
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
     sections, _ = _checks.libraries(table, library_key_of(adata, library_key, table_key))
-    loaded = loaded_model(model, device)
+    loaded = loaded_stamp(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
     space = space_of(table, embedding_key, modality)
@@ -173,18 +173,14 @@ def rows_of_genes(
 
 def vocabulary_of(model: models.Stamp) -> Vocabulary:
     """The model's vocabulary; ValueError where it has none."""
-    if model.genes is None:
-        raise ValueError(
-            f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
-            "gene_id, symbol and divisor."
-        )
-    return Vocabulary(model.genes)
+    return Vocabulary(genes_of(model))
 
 
 def _names(model: models.Stamp) -> np.ndarray:
     """First symbol, or id, of every gene of the vocabulary."""
-    symbols = model.genes["symbol"].fillna("").astype(str).str.split("|").str[0]
-    return np.where(symbols == "", model.genes["gene_id"], symbols)
+    genes = genes_of(model)
+    symbols = genes["symbol"].fillna("").astype(str).str.split("|").str[0]
+    return np.asarray(np.where(symbols == "", genes["gene_id"], symbols))
 
 
 @torch.inference_mode()

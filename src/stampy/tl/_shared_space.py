@@ -85,9 +85,10 @@ def check_same_space(query: Space, reference: Space) -> None:
         )
     if (query.record is None) != (reference.record is None):
         unknown, other = (query, reference) if query.record is None else (reference, query)
+        known = other.record or {}
         _checks.warn(
             f"How `{unknown.name}` was made is not in `uns['stamp']`; it is taken for granted that it was by the model "
-            f"of `{other.name}`, {other.record['model']!r}."
+            f"of `{other.name}`, {known['model']!r}."
         )
 
 

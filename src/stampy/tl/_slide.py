@@ -297,7 +297,7 @@ def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str
                 pooling = AttentionPooling(len(slides.class_names), recipe, random, device)
                 pooling.fit(bag, seen, slides.classes[seen])
                 for s in held:
-                    found["abmil"][s], weights = pooling.predict(bag(s))
+                    found["abmil"][s], weights = pooling.predict(bag(int(s)))
                     attention[slides.rows[s]] = weights * len(weights)
     return found, attention
 

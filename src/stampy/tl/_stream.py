@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,27 +20,31 @@ from tqdm.auto import tqdm
 
 from stampy import _checks
 from stampy._files import digest_of_arrays
+from stampy.models import GeneSystem, Stamp
 from stampy.pp._bag import weighted_bag
-from stampy.pp._counts import CHUNK, checked_rows
-from stampy.pp._tokens import iter_tokens
+from stampy.pp._counts import CHUNK
 
+from ._encoders import Encoder, ImageModel
 from ._resume import Chunk, Parts
 
 if TYPE_CHECKING:
-    from stampy.models import GeneSystem, ImageSystem, Stamp
+    from stampy.models import GeneConfig
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
-__all__ = ["Tower", "iter_images", "stream_counts", "stream_genes", "stream_images"]
+    from ._request import Level
+
+__all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Encoder, covariant=True)  # a tower of one kind of model goes where one of several is taken
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
 _COMPILED_FROM = 20_000  # spots; below, compiling takes longer than it saves
 
 
-class Tower:
+class Tower(Generic[M]):
     """A model's forward pass, on its device and in its precision.
 
     Parameters
@@ -53,7 +57,7 @@ class Tower:
         ``"float32"`` or ``"bfloat16"``; None: bfloat16 on CUDA, float32 on the CPU.
     """
 
-    def __init__(self, model: Stamp | ImageSystem | GeneSystem, n_spots: int, precision: str | None):
+    def __init__(self, model: M, n_spots: int, precision: str | None):
         self.model, self.device = model, model.device
         self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         self._compiled = self.device.type == "cuda" and n_spots >= _COMPILED_FROM
@@ -62,19 +66,7 @@ class Tower:
         """`function`, compiled where that pays."""
         return torch.compile(function, dynamic=True) if self._compiled else function
 
-    def bag_features(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """From tokens (B, L) to features (B, D) of a bag encoder by a compiled loop; None where torch has to do it.
-
-        On the CPU torch would spend most of its time on moving (B, L, D) tensors through memory.
-        """
-        encoder = self.model.gene
-        if encoder.config.pooling != "bag" or self.device.type != "cpu" or self.precision != "float32":
-            return None
-        table = encoder.embeddings.weight.detach().numpy()
-        gate = encoder.rank_gate.detach().numpy() if encoder.config.rank_gate else None
-        return partial(weighted_bag, table=table, gate=gate, share=float(encoder.config.max_tokens))
-
-    def projection(self, what: Literal["genes", "images"], level: str) -> Callable[[Tensor], Tensor]:
+    def projection(self, what: Literal["genes", "images"], level: Level) -> Callable[[Tensor], Tensor]:
         """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
         return getattr(self.model, f"project_{what}") if level == "embedding" else _same
 
@@ -99,57 +91,92 @@ def _same(values: Tensor) -> Tensor:
     return values
 
 
+def positions_per_batch(device: torch.device) -> int:
+    """Positions of tokens that suit a device, over all spots of a batch."""
+    return _TOKENS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"]
+
+
+class _Output:
+    """What comes out of a tower for n spots: (n, D) float32, made with the first batch, which tells D."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self._values: np.ndarray | None = None
+
+    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Keep the values (m, D) of some rows."""
+        if self._values is None:
+            self._values = np.zeros((self.n, values.shape[1]), dtype=np.float32)
+        self._values[rows] = values
+
+    def values(self) -> np.ndarray:
+        """All of them (n, D)."""
+        if self._values is None:
+            raise RuntimeError(f"No batch of the {self.n} spots was run.")
+        return self._values
+
+
 def stream_genes(
-    tower: Tower,
-    counts: object,
-    match: GeneMatch,
-    divisors: np.ndarray,
+    tower: Tower[Stamp],
+    blocks: Iterable[tuple[int, np.ndarray]],
+    n_spots: int,
     *,
     batch_size: int | None,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    source: str,
-    layers: Mapping[str, Any] | None = None,
-    parts: Parts | None = None,
+    parts: Parts,
 ) -> np.ndarray:
-    """Gene outputs (n, D) float32 of a matrix of counts; a row of zeros for a spot without tokens.
+    """Gene outputs (n, D) float32 of blocks of tokens as (first spot, (m, L)); zeros for a spot without tokens.
 
-    Counts are read, ranked and run in chunks; in a chunk spots of like length share a batch, so little is padded. What
-    `parts` has is not run again.
+    Within a block, spots of similar length share a batch, so that little is padded. Rows that `parts` has are not run
+    again.
     """
-    parts = parts or Parts()
-    encoder = tower.model.gene
-    features = tower.compiled(encoder.features)
-    bag = tower.bag_features()
-    n, out = counts.shape[0], None
-    with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
-        for start, tokens in iter_tokens(
-            counts, match, divisors, encoder.config.max_tokens, CHUNK, source=source, layers=layers or {}
-        ):
+    features = _gene_features(tower)
+    whole = features.is_bag and batch_size is None
+    out = _Output(n_spots)
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+        for start, tokens in blocks:
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
             with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
-                whole = [order] if bag is not None and batch_size is None else None
-                for batch in whole or _of_like_length(order, lengths, batch_size, encoder.config, tower.device.type):
+                config = tower.model.gene.config
+                batches = [order] if whole else _of_like_length(order, lengths, batch_size, config, tower.device)
+                for batch in batches:
                     if chunk.has(batch):
-                        values = chunk.values[batch]
+                        values = chunk.get(batch)
                     else:
                         cut = np.ascontiguousarray(tokens[batch, : max(int(lengths[batch].max()), 1)])
-                        if bag is None:
-                            outputs = features(torch.from_numpy(cut).to(tower.device))
-                        else:
-                            outputs = torch.from_numpy(bag(cut))
-                        values = tower.checked(project(outputs))
+                        values = tower.checked(project(features.run(cut)))
                         chunk.put(batch, values)
-                    if out is None:
-                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                    out[start + batch] = values
+                    out.put(start + batch, values)
                     bar.update(len(batch))
-    return out
+    return out.values()
+
+
+class _GeneFeatures(NamedTuple):
+    """From tokens (B, L) to features (B, D) of a gene tower."""
+
+    run: Callable[[np.ndarray], Tensor]
+    is_bag: bool  # a compiled loop over spots: padding costs nothing
+
+
+def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
+    """The gene tower by torch; a bag encoder on the CPU by a compiled loop.
+
+    There torch would spend most of its time on moving (B, L, D) tensors through memory.
+    """
+    encoder = tower.model.gene
+    if encoder.config.pooling == "bag" and tower.device.type == "cpu" and tower.precision == "float32":
+        table = encoder.embeddings.weight.detach().numpy()
+        gate = encoder.rank_gate.detach().numpy() if encoder.config.rank_gate else None
+        bag = partial(weighted_bag, table=table, gate=gate, share=float(encoder.config.max_tokens))
+        return _GeneFeatures(lambda tokens: torch.from_numpy(bag(tokens)), is_bag=True)
+    features = tower.compiled(encoder.features)
+    return _GeneFeatures(lambda tokens: features(torch.from_numpy(tokens).to(tower.device)), is_bag=False)
 
 
 def _of_like_length(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int | None, config: object, device: str
+    order: np.ndarray, lengths: np.ndarray, batch_size: int | None, config: GeneConfig, device: torch.device
 ) -> Iterator[np.ndarray]:
     """Batches of rows in rising order of length: `batch_size` each, or as many as a budget of positions allows."""
     first = 0
@@ -157,7 +184,7 @@ def _of_like_length(
         if batch_size is not None:
             size = batch_size
         else:
-            budget = _TOKENS_PER_BATCH[device if device == "cuda" else "cpu"]
+            budget = positions_per_batch(device)
             full = config.pooling == "positions"  # then every spot runs at full length
             size = max(budget // config.max_tokens, 1)
             while (
@@ -169,26 +196,28 @@ def _of_like_length(
 
 
 def stream_counts(
-    tower: Tower,
-    counts: object,
+    tower: Tower[GeneSystem],
+    blocks: Iterable[tuple[int, sparse.csr_matrix]],
+    n_spots: int,
     match: GeneMatch,
     *,
     batch_size: int | None,
-    level: str,
+    level: Level,
     progress: bool,
-    source: str,
-    layers: Mapping[str, Any] | None = None,
-    parts: Parts | None = None,
+    parts: Parts,
 ) -> np.ndarray:
-    """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary."""
-    parts = parts or Parts()
-    system, n, out = tower.model, counts.shape[0], None
+    """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary.
+
+    The blocks are raw counts as (first spot, (m, n_vars)). Rows that `parts` has are not run again.
+    """
+    system = tower.model
     (columns,) = np.nonzero(match.rows >= 0)
     shape = (match.n_vars, len(system.genes))
     chosen = sparse.csr_matrix((np.ones(len(columns)), (columns, match.rows[columns])), shape=shape)
-    size = batch_size or max(_TOKENS_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"] // 1500, 1)
-    with tower.running(), tqdm(total=n, desc="genes", unit="spot", disable=not progress) as bar:
-        for start, block in checked_rows(counts, CHUNK, source=source, layers=layers or {}):
+    size = batch_size or max(positions_per_batch(tower.device) // 1500, 1)
+    out = _Output(n_spots)
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+        for start, block in blocks:
             own = sparse.csr_matrix(block) @ chosen
             own.sort_indices()
             key = partial(digest_of_arrays, own.data, own.indices, own.indptr)
@@ -196,55 +225,49 @@ def stream_counts(
                 for first in range(0, own.shape[0], size):
                     batch = np.arange(first, min(first + size, own.shape[0]))
                     if chunk.has(batch):
-                        values = chunk.values[batch]
+                        values = chunk.get(batch)
                     else:
                         values = tower.checked(system.embed_counts(own[batch], level=level))
                         chunk.put(batch, values)
-                    if out is None:
-                        out = np.zeros((n, values.shape[1]), dtype=np.float32)
-                    out[start + batch] = values
+                    out.put(start + batch, values)
                     bar.update(len(batch))
-    return out
+    return out.values()
 
 
 def stream_images(
-    tower: Tower,
+    tower: Tower[ImageModel],
     tiles: TileSource,
     *,
     batch_size: int | None,
     n_workers: int,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    parts: Parts | None = None,
+    parts: Parts,
 ) -> np.ndarray:
     """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
 
     What `parts` has is not read and run again.
     """
-    features = tower.compiled(tower.model.image_features)
-    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
-    out = None
+    run = _image_outputs(tower, project)
+    out = _Output(len(tiles))
     saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
     with saved, tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
-        batches = _batches(tiles, size, parts or Parts())
-        for (chunk, within), rows, pixels in _read_ahead(tiles, batches, n_workers):
+        batches = _batches(tiles, batch_size or _images_per_batch(tower.device), parts)
+        for batch, pixels in _read_ahead(tiles, batches, n_workers):
             saved.pop_all()
-            saved.enter_context(chunk)
-            if pixels is None:
-                values = chunk.values[within]
+            saved.enter_context(batch.chunk)
+            if len(pixels):
+                values = run(pixels)
+                batch.chunk.put(batch.within, values)
             else:
-                images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-                values = tower.checked(project(features(images)))
-                chunk.put(within, values)
-            if out is None:
-                out = np.empty((len(tiles), values.shape[1]), dtype=np.float32)
-            out[rows] = values
-            bar.update(len(rows))
-    return out
+                values = batch.chunk.get(batch.within)
+            out.put(batch.rows, values)
+            bar.update(len(batch.rows))
+    return out.values()
 
 
 def iter_images(
-    tower: Tower,
+    tower: Tower[ImageModel],
     tiles: TileSource,
     spans: list[tuple[int, int]],
     *,
@@ -253,36 +276,59 @@ def iter_images(
     project: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (B,) and their image outputs (B, D) float32, in order; a batch never lies in two of the spans of rows."""
-    features = tower.compiled(tower.model.image_features)
-    size = batch_size or _IMAGES_PER_BATCH["cuda" if tower.device.type == "cuda" else "cpu"]
-    batches = ((None, np.arange(i, min(i + size, end)), True) for start, end in spans for i in range(start, end, size))
-    for _, rows, pixels in _read_ahead(tiles, batches, n_workers):
+    run = _image_outputs(tower, project)
+    size = batch_size or _images_per_batch(tower.device)
+    batches = (np.arange(i, min(i + size, end)) for start, end in spans for i in range(start, end, size))
+    for rows, pixels in _read_ahead(tiles, ((rows, rows) for rows in batches), n_workers):
         with tower.running():  # not around the loop: a generator would leave the mode on in its caller's code
-            images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-            values = tower.checked(project(features(images)))
+            values = run(pixels)
         yield rows, values
 
 
-def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[tuple[Chunk, np.ndarray], np.ndarray, bool]]:
-    """Batches in order, each in one chunk, as (chunk and rows of it, rows of the section, whether to be read)."""
+def _images_per_batch(device: torch.device) -> int:
+    return _IMAGES_PER_BATCH["cuda" if device.type == "cuda" else "cpu"]
+
+
+def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    """From uint8 tiles (B, H, W, 3) to what is written (B, D), float32."""
+    features = tower.compiled(tower.model.image_features)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
+        return tower.checked(project(features(images)))
+
+    return run
+
+
+class _Batch(NamedTuple):
+    """Tiles that run together; all of one chunk."""
+
+    chunk: Chunk
+    within: np.ndarray  # their places in the chunk
+    rows: np.ndarray  # of the section
+
+
+def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[_Batch, np.ndarray]]:
+    """Batches in order, each with the rows to read: all of them, or none where the chunk has them."""
     for start in range(0, len(tiles), CHUNK):
         n = min(CHUNK, len(tiles) - start)
         chunk = parts.chunk("image", start, n, partial(tiles.digest, np.arange(start, start + n)))
         for first in range(0, n, size):
             within = np.arange(first, min(first + size, n))
-            yield (chunk, within), start + within, not chunk.has(within)
+            rows = start + within
+            yield _Batch(chunk, within, rows), rows[:0] if chunk.has(within) else rows
 
 
 def _read_ahead(
-    tiles: TileSource, batches: Iterable[tuple[T, np.ndarray, bool]], n_workers: int
-) -> Iterator[tuple[T, np.ndarray, np.ndarray | None]]:
-    """Batches (anything, rows, whether to be read) with their tiles, or None, in order, a few ahead."""
+    tiles: TileSource, batches: Iterable[tuple[T, np.ndarray]], n_workers: int
+) -> Iterator[tuple[T, np.ndarray]]:
+    """Batches (anything, the rows to read) with their tiles instead of the rows, in order, a few ahead."""
     with ThreadPoolExecutor(n_workers) as pool:
-        waiting: deque = deque()
-        for key, rows, wanted in batches:
-            waiting.append((key, rows, pool.submit(tiles.read, rows) if wanted else None))
+        waiting: deque[tuple[T, Future[np.ndarray]]] = deque()
+        for batch, rows in batches:
+            waiting.append((batch, pool.submit(tiles.read, rows)))
             if len(waiting) > n_workers:
-                key_done, done, future = waiting.popleft()
-                yield key_done, done, future and future.result()
-        for key_done, done, future in waiting:
-            yield key_done, done, future and future.result()
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()

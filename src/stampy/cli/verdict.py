@@ -1,0 +1,149 @@
+"""What the figures of the demo mean: the verdict without labels, and the labels where there are some."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _keys
+from stampy._labels import known_labels
+from stampy._section.section import places_of
+from stampy._utils import table_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stampy.models import Stamp
+
+__all__ = ["Judged", "about_labels", "as_categories", "verdict"]
+
+PCA = "X_pca"
+FOLLOWS = 0.3  # adjusted Rand index below which clusters do not follow the labels
+N_SPLITS = 2
+MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An embedded section, and how it was embedded."""
+
+    data: AnnData | SpatialData
+    model: Stamp
+    labels: str | None
+    _: KW_ONLY
+    library_key: str | None
+    layer: str | None
+    organism: str
+
+    def copy(self) -> AnnData:
+        """Counts, places, labels and vectors alone, so that nothing is left in the section."""
+        import anndata
+
+        table = table_of(self.data)
+        wanted = list(dict.fromkeys(c for c in (self.library_key, self.labels) if c is not None))
+        obs = table.obs[wanted].set_axis([str(i) for i in range(table.n_obs)])
+        counts = table.X if self.layer is None else table.layers[self.layer]
+        places = places_of(self.data, library_key=self.library_key).xy
+        vectors = {k: v for k, v in table.obsm.items() if k.startswith(_keys.EMBEDDING)}
+        return anndata.AnnData(counts, obs=obs, var=table.var.copy(), obsm={_keys.SPATIAL: places, **vectors})
+
+
+def verdict(judged: Judged, seed: int) -> list[str]:
+    """Paragraphs: is the embedding worth using here, by `tl.evaluate` and, with labels, by `tl.probe` beside PCA.
+
+    A section that can't be judged (too small, counts that are not whole numbers) gets the reason instead.
+    """
+    if table_of(judged.data).uns[_keys.UNS][_keys.EMBEDDING]["modality"] == "image":
+        return ["Verdict: none, because no genes were embedded."]
+    try:
+        copy = judged.copy()
+        with warnings.catch_warnings():  # warnings were shown when the section was embedded
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            said = [_without_labels(judged, copy, seed)]
+            return said if judged.labels is None else [*said, _by_probe(judged, copy, seed)]
+    except ValueError as error:
+        return [f"Verdict: none for this section. {error}"]
+
+
+def _without_labels(judged: Judged, copy: AnnData, seed: int) -> str:
+    from stampy import tl
+    from stampy.tl._shared_space import unit
+
+    options = {"library_key": judged.library_key, "organism": judged.organism}
+    pictures = copy.obsm.get(_keys.EMBEDDING + _keys.IMAGE_SUFFIX)
+
+    def again(half: AnnData) -> np.ndarray:
+        """Genes from half of the molecules beside the image, which has seen none of them."""
+        tl.embed(half, judged.model, modality="gene", show_progress_bar=False, **options)
+        genes = half.obsm[_keys.EMBEDDING]
+        return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
+
+    keys = {_keys.EMBEDDING: again}
+    tl.evaluate(copy, keys, n_splits=N_SPLITS, max_spots=MAX_SPOTS, library_key=judged.library_key, rng=seed)
+    found = copy.uns[_keys.EVALUATE]
+    rows = [f"  {row['score']:6.3f}  {name}" for name, row in found["scores"].iterrows()]
+    n = found["parameters"]["n_spots"]
+    some = f" of {n} spots" if n < copy.n_obs else ""
+    about = f"""Verdict, without labels: {found["verdict"]}
+   score  correlation of predicted with measured genes in held-out regions, higher is better: one random half of
+          the molecules{some} is embedded, and genes of the other half are predicted from that"""
+    return "\n".join([about, *rows])
+
+
+def _by_probe(judged: Judged, copy: AnnData, seed: int) -> str:
+    from stampy import tl
+
+    labels, sections = judged.labels, judged.library_key
+    tl.embed(copy, "pca", library_key=sections, key_added=PCA, show_progress_bar=False)
+    try:
+        tl.probe(copy, labels, use_rep=[_keys.EMBEDDING, PCA], library_key=sections, rng=seed)
+    except ValueError as error:
+        return f"Probe: none for `{labels}`. {error}"
+    record = copy.uns[_keys.UNS][_keys.PROBE]
+    scores = record["scores"].query("fold == 'all'").set_index("embedding")["balanced_accuracy"]
+    chance = 1 / len(record["classes"])
+    return f"""Probe: balanced accuracy of a linear classifier that predicts `{labels}` in held-out regions
+  {scores[_keys.EMBEDDING]:6.3f}  {_keys.EMBEDDING}
+  {scores[PCA]:6.3f}  PCA of the section's genes
+  {chance:6.3f}  chance, of {len(record["classes"])} labels"""
+
+
+def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
+    """How well the clusters agree with labels that they never saw, and why where they do not."""
+    from sklearn.metrics import adjusted_rand_score
+
+    column = as_categories(adata, labels)
+    known = column.notna()
+    if not known.any():
+        return f"Labels: `{labels}` holds none."
+    score = adjusted_rand_score(column[known].astype(str), adata.obs[clusters][known])
+    sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return (
+        f"Labels: clusters agree with `{labels}` by an adjusted Rand index of {score:.3f} (1 equal, 0 chance) over "
+        f"{known.sum()} of {adata.n_obs} spots; the clustering did not use them\n  {listed}"
+        f"{_why(score, sizes, adata.obs[clusters].nunique())}"
+    )
+
+
+def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
+    """Why a low index says little against the embedding; nothing for a high one."""
+    if score >= FOLLOWS:
+        return ""
+    share = float(sizes.iloc[0] / sizes.sum())
+    if share > 0.5 and n_clusters > 2:
+        reason = f"{share:.0%} of the labelled spots are {sizes.index[0]!r}, which the {n_clusters} clusters divide"
+    else:
+        reason = f"{n_clusters} clusters by gene expression and image, {np.count_nonzero(sizes)} labels by eye"
+    return f"\n  The clusters do not follow these labels: {reason}. See the probe for what the embedding knows of them."
+
+
+def as_categories(adata: AnnData, labels: str) -> pd.Series:
+    """Labels as categories; missing where the word is none, such as "undetermined"."""
+    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
+    return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
