@@ -23,13 +23,11 @@ __all__ = [
     "StampyWarning",
     "at_least",
     "at_most",
-    "coordinates",
     "embedding",
     "existing",
     "factor",
     "has_key",
     "libraries",
-    "library_images",
     "not_empty",
     "one_of",
     "positive",
@@ -153,30 +151,6 @@ def not_empty(adata: AnnData, *, genes: bool = True) -> None:
         )
 
 
-def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> np.ndarray:
-    """The spot centres as (n, 2) float64; KeyError where there are none, ValueError where they are unusable."""
-    has_key(
-        adata.obsm, key, slot="adata.obsm", needs="stampy needs pixel coordinates (x, y) of the spots' centres there."
-    )
-    xy = np.asarray(adata.obsm[key])
-    if xy.ndim != 2 or xy.shape[1] < 2:
-        raise ValueError(f"`adata.obsm['{key}']` must have shape (n, 2), found {xy.shape}.")
-    try:
-        if xy.dtype.kind == "c":
-            raise TypeError("complex numbers are no coordinates")
-        xy = xy[:, :2].astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {xy.dtype}.") from error
-    bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
-    if bad.size:
-        raise ValueError(
-            f"`adata.obsm['{key}']` has NaN or infinite coordinates for {bad.size} of {len(xy)} spots "
-            f"(first: {shortlist(adata.obs_names[bad[:3]])}). Drop those spots first, e.g. "
-            f"`adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
-        )
-    return xy
-
-
 def points(xy: Any) -> np.ndarray:
     """`xy` as (n, 2) float64; ValueError for another shape, NaN or infinity."""
     xy = np.asarray(xy, dtype=np.float64)
@@ -234,20 +208,6 @@ def provenance(adata: AnnData) -> None:
             f"`adata.uns['{_keys.UNS}']` must be a dict, where stampy notes what it wrote; found "
             f"{type(found).__name__}. Rename or remove it."
         )
-
-
-def library_images(adata: AnnData) -> Mapping[str, Any]:
-    """``uns["spatial"]`` by section, {} where there is none; TypeError where it is laid out in another way."""
-    libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
-    entries = list(libraries.values()) if isinstance(libraries, Mapping) else [libraries]
-    parts = [e.get(k, {}) for e in entries if isinstance(e, Mapping) for k in ("images", "scalefactors", "metadata")]
-    for part in (*entries, *parts):
-        if not isinstance(part, Mapping):
-            raise TypeError(
-                f"`adata.uns['{_keys.UNS_SPATIAL}']` must hold images and scale factors by section, a dict of dicts; "
-                f"found {type(part).__name__}. Read the section anew, or remove the entry."
-            )
-    return libraries
 
 
 def factor(factors: Mapping[str, Any], key: str) -> float:

@@ -701,3 +701,13 @@ def test_real_sections(data_dir, name, color, bar):
     assert inside(ax)
     if name == "DLPFC_151673":
         assert names(ax) == ["L1", "L2", "L3", "L4", "L5", "L6", "WM", "NA"]
+
+
+def test_a_few_outliers_do_not_darken_all_other_values():
+    adata = section()
+    adata.obs["counts"] = np.arange(adata.n_obs, dtype=float)
+    adata.obs.iloc[-1, adata.obs.columns.get_loc("counts")] = 1e6
+    bar = pl.spatial(adata, "counts").child_axes[0]
+    assert bar.get_ylim()[1] < adata.n_obs
+    bar = pl.spatial(adata, "counts", vmax="p100").child_axes[0]
+    assert bar.get_ylim()[1] == 1e6

@@ -126,6 +126,21 @@ def test_without_obsm_spatial(embedded, model, name):
     assert "spatial" not in sdata["table"].obsm
 
 
+def test_domains_of_several_regions_have_a_panel_each(toy, make_sdata):
+    import spatialdata as sd
+    from spatialdata.models import TableModel
+
+    one = make_sdata(toy, "shapes", MATRIX)
+    table = ad.concat([one["table"], one["table"]], index_unique="-", merge="same")
+    table.obs["region"] = pd.Categorical(np.repeat(["a", "b"], 120))
+    table = TableModel.parse(table, region=["a", "b"], region_key="region", instance_key="id")
+    table.obsm["X_stamp"] = np.random.default_rng(0).normal(size=(240, 4)).astype(np.float32)
+    both = sd.SpatialData.init_from_elements({"a": one.shapes["cells"], "b": one.shapes["cells"], "table": table})
+    tl.domains(both, 2, method="kmeans", smooth=3)
+    assert [ax.get_title() for ax in pl.domains(both)] == ["stamp_domain · a", "stamp_domain · b"]
+    plt.close("all")
+
+
 def test_labels_are_read_once(toy, make_sdata, monkeypatch):
     sdata = make_sdata(toy, "labels", MATRIX)
     read = []

@@ -16,7 +16,7 @@ from stampy._section.scale import QUERIES, lattice
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_one_section", "matching_columns", "section_column", "warn_of_indices"]
+__all__ = ["SeveralSectionsError", "check_one_section", "matching_columns", "section_column", "warn_of_indices"]
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
@@ -28,6 +28,27 @@ MOST_SECTIONS = 1000
 MOST_INDEX = 700  # of rows and columns: Visium has 128, that of 11 mm 223
 
 
+class SeveralSectionsError(ValueError):
+    """A table is taken for one section and holds several.
+
+    Parameters
+    ----------
+    found
+        What says so.
+    columns
+        Columns of ``obs`` that may tell the sections apart.
+    remedy
+        What to do where the caller takes a `library_key`.
+    """
+
+    def __init__(self, found: str, columns: list[str], remedy: str):
+        super().__init__(f"{found} {remedy}")
+        self.found, self.columns, self.remedy = found, columns, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str], str]]:
+        return type(self), (self.found, self.columns, self.remedy)
+
+
 def check_one_section(
     table: AnnData,
     xy: np.ndarray,
@@ -37,7 +58,7 @@ def check_one_section(
     library_key: str | None,
     given: Any = None,
 ) -> None:
-    """Raise ValueError where several sections lie on top of each other and nothing tells them apart.
+    """Raise SeveralSectionsError where several lie on top of each other and nothing tells them apart.
 
     That is so where ``uns["spatial"]`` names several (and no image is `given` for the whole table), where more than 1 %
     of the spots are at the place of another, or where the nearest neighbours are of different values of a column of
@@ -55,10 +76,10 @@ def check_one_section(
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
-        raise ValueError(_message(found, matching_columns(table, libraries) or apart))
+        raise _overlaid(found, matching_columns(table, libraries) or apart)
     crowded = _crowded(table, xy)
     if crowded:
-        raise ValueError(_message("the spots of several sections lie between each other", crowded))
+        raise _overlaid("the spots of several sections lie between each other", crowded)
 
 
 def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
@@ -91,13 +112,12 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Any]) -> None:
         rest = ", or give the image by `image=`. Where the table is one of them, remove the others from there"
     else:
         found, rest = "`adata.uns['spatial']['is_single']` says that the table holds several sections", ""
-    raise ValueError(
-        f"{found}; name the column of `adata.obs` that tells them apart by `library_key=`"
-        f"{_hint(matching_columns(table, libraries))}{rest}."
-    )
+    columns = matching_columns(table, libraries)
+    remedy = f"Name the column of `adata.obs` that tells them apart by `library_key=`{_hint(columns)}{rest}."
+    raise SeveralSectionsError(f"{found}.", columns, remedy)
 
 
-def _message(found: str, columns: list[str]) -> str:
+def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
         remedy = f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}."
     else:
@@ -105,7 +125,8 @@ def _message(found: str, columns: list[str]) -> str:
             "Put the section of each spot in a column of `adata.obs` and name that by `library_key=`, or drop spots "
             "that are there twice."
         )
-    return f"The table seems to hold several sections that lie on top of each other: {found}. {remedy}"
+    found = f"The table seems to hold several sections that lie on top of each other: {found}."
+    return SeveralSectionsError(found, columns, remedy)
 
 
 def _hint(columns: list[str]) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "library_key_of",
     "placed",
     "places_of",
+    "side_by_side",
     "told_apart",
 ]
 
@@ -55,6 +56,20 @@ def places_of(
         check_one_section(table, places.xy, places.codes, libraries_of(table), library_key=library_key)
         warn_of_indices(places.xy, places.codes)
     return places
+
+
+def side_by_side(places: Places) -> np.ndarray:
+    """Coordinates (n, 2) with the sections beside each other, far enough that spots of two are never neighbours.
+
+    The first section stays where it is.
+    """
+    xy = places.xy.copy()
+    extents = [np.ptp(xy[places.codes == code], axis=0).max() for code in range(len(places.names))]
+    for code in range(1, len(places.names)):
+        before, here = places.codes == code - 1, places.codes == code
+        right = xy[before, 0].max() + 10 * max(*extents, 1.0)
+        xy[here, 0] += right - xy[here, 0].min()
+    return xy
 
 
 def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> np.ndarray:

@@ -25,6 +25,7 @@ from stampy._section.places import (
     library_key_of,
     placed,
     places_of,
+    side_by_side,
     told_apart,
 )
 from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
@@ -45,6 +46,7 @@ __all__ = [
     "open_image",
     "places_of",
     "sections_of",
+    "side_by_side",
     "told_apart",
 ]
 
@@ -316,6 +318,8 @@ def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) 
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
             f"{entries or 'an empty dict'}. Give the image by `image=`."
         )
+    if not libraries:
+        raise KeyError(f"{section.prefix}There is no image: `adata.uns['spatial']` has no section. {GIVE}")
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

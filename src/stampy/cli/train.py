@@ -55,9 +55,7 @@ def _evaluate_options(commands: Commands) -> None:
     about = "Measure what a model knows about sections, beside what simple guesses know."
     add = command(commands, "evaluate", _evaluate, about).add_argument
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
-    add(
-        "sections", nargs="+", metavar="SECTIONS", help=".h5ad files or manifests (.tsv) that were kept out of training"
-    )
+    add("sections", nargs="+", metavar="SECTIONS", help="files or manifests (.tsv) that were kept out of training")
     add("--out", metavar="CSV", help="write the table, too")
     add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots of a section (default: %(default)s)")
     add("--n-spots", type=int, default=1000, metavar="N", help="tiles of a section (default: %(default)s)")
@@ -67,7 +65,12 @@ def _evaluate_options(commands: Commands) -> None:
 
 def _training_options(add: Add) -> None:
     named_images_option(add)
-    add("sections", nargs="+", metavar="SECTIONS", help="a corpus, .h5ad files, or manifests (.tsv)")
+    add(
+        "sections",
+        nargs="+",
+        metavar="SECTIONS",
+        help="a corpus, files or folders of sections, manifests (.tsv)",
+    )
     add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
     add("--config", metavar="JSON", help="settings that differ from the paper's")
     add("--seed", type=int, help="instead of the one in the settings")

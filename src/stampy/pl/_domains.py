@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _keys, _utils
+from stampy._section.section import library_key_of
 from stampy.pl._results import record_of
 from stampy.pl._spatial import spatial
 
@@ -75,7 +76,7 @@ def domains(
         _checks.has_key(table.obs, k, slot="adata.obs", needs="The domains of `stampy.tl.domains` should be there.")
     given = list(dict.fromkeys(r["label_key"] for r in records.values() if "label_key" in r)) if labels else []
     names = (
-        _checks.libraries(table, library_key)[1]
+        _checks.libraries(table, library_key_of(adata, library_key, table_key))[1]
         if sections is None
         else [sections]
         if isinstance(sections, str)

@@ -32,6 +32,7 @@ SAFE = (
 )
 
 Palette = str | Sequence | Mapping
+OUTLYING = 2  # range of all values over that of 99 % of them
 LOW, HIGH = 0.05, 0.95  # neither black nor white
 CHUNK = 65_536  # rows at a time: no second copy of a large embedding
 Limit = float | str | None
@@ -148,6 +149,8 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
         _checks.warn(f"{title!r} has no value at any spot shown: all are drawn in grey.")
         return Paint(title, label, np.tile(to_rgba(MISSING), (len(values), 1)), entries)
     low, high = _limit("vmin", style.vmin, finite, 0), _limit("vmax", style.vmax, finite, 100)
+    if style.vmax is None:
+        high = _without_outliers(finite, low, high)
     if low > high:
         raise ValueError(f"`vmin` must not be above `vmax`, found {low:g} and {high:g} for {title!r}.")
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1), cmap)
@@ -155,6 +158,16 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     rgba[missing] = to_rgba(MISSING)
     ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
     return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
+
+
+def _without_outliers(values: np.ndarray, low: float, high: float) -> float:
+    """The 99th percentile, where a few values reach so far beyond it that they would darken all others.
+
+    >>> _without_outliers(np.r_[np.arange(1000.0), 9000.0], 0.0, 9000.0), _without_outliers(np.arange(9.0), 0.0, 8.0)
+    (990.0, 8.0)
+    """
+    most = float(np.percentile(values, 99, method="lower"))
+    return most if most > low and high - low > OUTLYING * (most - low) else high
 
 
 def _limit(name: str, limit: Limit, values: np.ndarray, default: float) -> float:

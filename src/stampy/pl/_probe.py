@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METRICS = {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 PANELS = ("bars", "confusion")
 MAX_NUMBERS = 14  # classes, beyond which the numbers in the cells get too small to read
-BAR, POINT = "#A9C8DF", "#003C5F"
+BAR, POINT, WHOLE = "#A9C8DF", "#003C5F", "#D55E00"
 
 
 def probe(
@@ -35,8 +35,9 @@ def probe(
 ) -> Axes | list[Axes]:
     """Draw the scores of `stampy.tl.probe`: a bar for each embedding, and a confusion matrix.
 
-    A bar is the score of all held-out spots together, a dot that of one fold. The dashed line is chance. In the
-    confusion matrix rows are the truth, colours and numbers the share of a row.
+    A dot is the score of one fold, a bar the mean of the dots, and a diamond the score of all held-out spots together.
+    A fold's balanced accuracy is over the labels that occur in it, so the mean of the folds is often above the diamond.
+    The dashed line is chance. In the confusion matrix rows are the truth, colours and numbers the share of a row.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def probe(
     if ax is None:
         side = 1.6 + 0.42 * min(len(record["classes"]), 20)
         widths = {"bars": 4.4, "confusion": max(side, 3.2) + 0.8}
-        height = max([max(side, 3.0)] * ("confusion" in shown) + [1.2 + 0.35 * len(names)])
+        height = max([max(side, 3.0)] * ("confusion" in shown) + [1.8 + 0.35 * len(names)])
         figure, axes = plt.subplots(
             1, len(shown), figsize=(sum(widths[s] for s in shown), height), squeeze=False,
             width_ratios=[widths[s] for s in shown],
@@ -114,22 +115,27 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
     whole = scores["fold"] == "all"
     for y, name in enumerate(names):
         mine = scores["embedding"] == name
-        value = float(scores.loc[mine & whole, metric].iloc[0])
+        together = float(scores.loc[mine & whole, metric].iloc[0])
         folds = scores.loc[mine & ~whole, metric].to_numpy()
-        ax.barh(y, value, height=0.7, color=BAR, zorder=1)
-        ax.plot(folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False)
+        value = float(folds.mean())
+        bar = ax.barh(y, value, height=0.7, color=BAR, zorder=1)
+        dots = ax.plot(
+            folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False
+        )
+        diamond = ax.plot(together, y, "D", color=WHOLE, mec="w", mew=0.6, markersize=6, zorder=4, clip_on=False)
         ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
+    drawn = [bar, dots[0], diamond[0]]
     if metric == "balanced_accuracy":
-        chance = 1 / len(record["classes"])
-        ax.axvline(chance, color="0.35", linestyle="--", linewidth=0.8, zorder=2)
-        at = (chance, 0.0)  # inside, at the bottom, where there is no bar
-        ax.annotate("chance", at, (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                    fontsize="x-small", color="0.35")  # fmt: skip
+        drawn.append(ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2))
+    said = ["mean of the folds", "one fold", "all held-out spots together", "chance"][: len(drawn)]
     ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set_title(f"{record['label_key']}, held out by {record['folds']}", fontsize="medium", parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right"]].set_visible(False)
+    inches = ax.get_position().height * ax.figure.get_figheight()
+    ax.legend(drawn, said, ncols=2, fontsize="x-small", frameon=False, loc="upper center",
+              bbox_to_anchor=(0.5, -0.55 / max(inches, 0.5)))  # fmt: skip
 
 
 def _confusion(ax: Axes, record: Mapping[str, Any], embedding: str, cmap: Any) -> None:

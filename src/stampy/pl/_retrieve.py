@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 GAP, QUERY_GAP = 0.08, 0.35  # in tiles: between tiles, after the query
 LINE = 0.16  # in tiles: a line of text below a tile
-MAX_CHARS = 16  # of a label; as many as a tile is wide
+LINE_CHARS = 16  # of a label's line; as many as a tile is wide
 OWN = SAFE[1]
 
 
@@ -112,13 +113,14 @@ def retrieve(
     if edge != other_edge:
         raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Give `tile_um`.")
 
-    step, row_height = 1 + GAP, 1.1 + LINE * (1 if label is None else 2)
+    below, above = _texts(adata, queries, label), _texts(other, nearest.ravel(), label)
+    lines = 0 if label is None else max(text.count("\n") + 1 for text in [*below, *above])
+    step, row_height = 1 + GAP, 1.1 + LINE * (1 + lines)
     offsets = [0.0, *(1 + QUERY_GAP + step * i for i in range(n_nearest))]
     panel = new_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
     images = [[asked[int(q)], *(found[int(r)] for r in line)] for q, line in zip(queries, nearest, strict=True)]
     names = [str(name) for name in adata.obs_names[queries]]
     draw(panel, images, names, offsets=offsets, row_height=row_height, edge_um=edge if scale_bar else None)
-    below, above = _texts(adata, queries, label), _texts(other, nearest.ravel(), label)
     for i, query in enumerate(queries):
         y = i * row_height
         _write(panel, 0.5, y + 1, below[i])
@@ -169,8 +171,7 @@ def _texts(adata: AnnData, rows: np.ndarray, label: str | None) -> list[str]:
     if label is None:
         return [""] * len(rows)
     _checks.has_key(adata.obs, label, slot="adata.obs", needs="`label` names a column to write below the tiles.")
-    texts = [str(value) for value in adata.obs[label].iloc[rows]]
-    return [t if len(t) <= MAX_CHARS else f"{t[: MAX_CHARS - 1]}…" for t in texts]
+    return ["\n".join(textwrap.wrap(str(value), LINE_CHARS)) for value in adata.obs[label].iloc[rows]]
 
 
 def _write(ax: Axes, x: float, y: float, text: str) -> None:
@@ -185,5 +186,8 @@ def _frame(ax: Axes, x: float, y: float) -> None:
 
 def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any]) -> None:
     """What was asked with and what was looked through, above the columns."""
-    for x, text in ((0.5, record["query"]), ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}")):
+    for x, text in (
+        (0.5, f"query: {record['query']}"),
+        ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}, with cosine similarity"),
+    ):
         ax.text(x, -0.06, text, ha="center", va="bottom", fontsize="small")

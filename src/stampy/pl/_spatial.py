@@ -94,7 +94,9 @@ def spatial(
     cmap
         Colour map of values.
     vmin, vmax
-        Limits of the colour map: numbers, or percentiles such as "p1" and "p99".
+        Limits of the colour map: numbers, or percentiles such as "p1" and "p100". By default the minimum and the
+        maximum; or the 99th percentile, where a few values beyond it would darken all others. An arrow on the colour
+        bar says that there are higher values.
     scale_bar
         Draw a bar in µm where the scale is known: by `um_per_px`, by `microns_per_pixel` in the scale factors, or from
         the distance of the spots where grid and scale factors are those of Visium (hexagonal, 100 µm) or ST (square,

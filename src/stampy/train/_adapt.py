@@ -15,7 +15,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
 from stampy.pp._adaptation import adapt as solve
 
-from ._sections import Section, as_sections
+from ._sections import Section, as_sections, of_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +50,8 @@ def adapt(
         One whose gene tower adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``; its name, a folder, or
         loaded. It is not changed.
     sections
-        AnnData with raw counts in ``X`` and ``obsm["spatial"]``, paths of .h5ad files, a manifest (.tsv), or several.
-        All get one space.
+        AnnData with raw counts in ``X`` and ``obsm["spatial"]``, SpatialData, paths of anything that `stampy.read`
+        reads, a manifest (.tsv), or several. All get one space.
     strength
         Share of the sections in the mixture: 0 keeps the model's axes, 1 takes those of the sections alone. None:
         chosen.
@@ -90,7 +90,8 @@ def adapt(
     pieces = []
     for section in listed:
         share = None if max_spots is None else max(max_spots // len(listed), 1)
-        pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
+        with of_section(section.name):
+            pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
     parts = LinearEncoder(*linear_parts(model))
     found = solve(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     adapted = with_axes(model, found.axes, found.head, found.bias)

@@ -53,8 +53,9 @@ def align(
     Parameters
     ----------
     sections
-        AnnData with raw counts, ``obsm["spatial"]`` and an image, paths of .h5ad files, or a manifest (.tsv with the
-        columns path, name, image, um_per_px, spot_um); one or a list. Or a `Corpus` with tiles, or the path of one.
+        AnnData with raw counts, ``obsm["spatial"]`` and an image, SpatialData, paths of anything that `stampy.read`
+        reads, or a manifest (.tsv with the columns path, name, image, um_per_px, spot_um); one or a list. Or a `Corpus`
+        with tiles, or the path of one.
         Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
     out
         Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.

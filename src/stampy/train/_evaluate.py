@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
+from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
@@ -23,7 +24,7 @@ from ._config import PretrainConfig
 from ._reconstruction import KINDS, Reconstruction
 from ._references import references
 from ._ridge import ranks_of_own, ridge_ranks, tile_features
-from ._sections import TrainingSection, as_sections, prepare
+from ._sections import TrainingSection, as_sections, of_section, prepare
 
 __all__ = ["evaluate"]
 
@@ -82,7 +83,7 @@ def evaluate(
     --------
     >>> import stampy
     >>> found = stampy.train.evaluate("stampy-mini", stampy.datasets.toy(n_spots=60), n_groups=2, device="cpu")
-    >>> found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"]
+    >>> bool(found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"])
     True
     """
     for name, value in (("n_groups", n_groups), ("n_spots", n_spots)):
@@ -125,11 +126,8 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
 def _has_image(section: Any) -> bool:
     if section.image is not None:
         return True
-    libraries = section.read().uns.get(_keys.UNS_SPATIAL, {})
-    return any(
-        len(library.get("images", {})) or library.get("metadata", {}).get(_keys.SOURCE_IMAGE)
-        for library in libraries.values()
-    )
+    with of_section(section.name):
+        return has_images(section.read())
 
 
 def _known(sections: Sequence[TrainingSection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:

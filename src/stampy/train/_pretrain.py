@@ -63,8 +63,9 @@ def pretrain(
     Parameters
     ----------
     sections
-        AnnData with raw counts and ``obsm["spatial"]``, paths of .h5ad files, or a manifest (.tsv with a column
-        ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path of one.
+        AnnData with raw counts and ``obsm["spatial"]``, SpatialData, paths of anything that `stampy.read` reads, or a
+        manifest (.tsv with a column ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path
+        of one.
     out
         Folder for config.json, data.json (what guessing by frequency gives, spots that are left out), metrics.jsonl,
         checkpoints, and the result in ``out/model``.

@@ -14,9 +14,9 @@ import pandas as pd
 
 from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
-from stampy._section.links import refuse_links
 from stampy._section.looks import doubts_of
-from stampy._section.sources import settle_sources
+from stampy._section.overlay import SeveralSectionsError
+from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
 from stampy.pp._tiles import TileSource
@@ -24,11 +24,22 @@ from stampy.pp._tokens import iter_tokens
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
     from stampy.models import ImageConfig
     from stampy.pp._match import GeneMatch
 
-__all__ = ["Section", "TrainingSection", "as_sections", "identity_of", "of_section", "prepare", "ranked", "token_dtype"]
+__all__ = [
+    "Section",
+    "TrainingSection",
+    "as_sections",
+    "identity_of",
+    "of_section",
+    "prepare",
+    "ranked",
+    "several_sections",
+    "token_dtype",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +51,8 @@ class Section:
     Parameters
     ----------
     data
-        AnnData with counts and ``obsm["spatial"]``, or the path of an .h5ad; for a corpus of any format. Without genes
-        (0 columns) it feeds the losses that need an image alone.
+        AnnData with counts and ``obsm["spatial"]``, a SpatialData, or the path of anything that `stampy.read` reads.
+        Without genes (0 columns) it feeds the losses that need an image alone.
     name
         For messages and logs.
     image
@@ -59,7 +70,7 @@ class Section:
     30
     """
 
-    data: AnnData | Path
+    data: AnnData | SpatialData | Path
     name: str
     image: Path | None = None
     um_per_px: float | None = None
@@ -73,17 +84,12 @@ class Section:
                 with of_section(self.name):
                     _checks.positive(name, getattr(self, name))
 
-    def read(self) -> AnnData:
-        """The section in memory."""
-        import anndata
-
+    def read(self) -> AnnData | SpatialData:
+        """The section in memory; the images of a SpatialData stay on disk."""
         if isinstance(self.data, Path):
-            path = _checks.existing(self.data, what="section", suffixes=(".h5ad",))
-            refuse_links(path)
-            with _checks.readable(path):
-                adata = anndata.read_h5ad(path)
-            settle_sources(adata, path)
-            return adata
+            from stampy._io import read as _formats
+
+            return _formats.read(_checks.existing(self.data, what="section"))
         return self.data
 
 
@@ -93,11 +99,24 @@ def of_section(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
+        if isinstance(error, SeveralSectionsError):
+            raise ValueError(several_sections(error, name)) from error
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if repr(name) in text or (isinstance(error, OSError) and error.errno is not None):
             raise  # it is named, or it is the system's and the number must stay
         kind = next(k for k in _KINDS if isinstance(error, k))
         raise kind(f"Section {name!r}: {text}") from error
+
+
+def several_sections(error: SeveralSectionsError, name: str) -> str:
+    """What to say, and to do before training, where a section is several."""
+    column = repr(error.columns[0]) if error.columns else "..."
+    which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
+    return (
+        f"Section {name!r}: {error.found} Give each as a section of its own{which}: "
+        f"`[train.Section(data=adata[adata.obs[{column}] == s].copy(), name=str(s)) for s in "
+        f"adata.obs[{column}].unique()]`."
+    )
 
 
 # What an error about a section becomes: the most special first.
@@ -115,19 +134,19 @@ class TrainingSection:
     tiles: TileSource | None
 
 
-def as_sections(sections: Any, *, any_format: bool = False) -> list[Section]:
-    """Sections from AnnData, paths of .h5ad files, a manifest (.tsv), `Section` itself, or a sequence of these.
+def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
+    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence of these.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.
-    With `any_format` a path may also be a .zarr or a Space Ranger folder, and a section a SpatialData.
+    Paths are of anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
     """
     if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
-    found = list(_expand(sections, any_format))
+    found = list(_expand(sections))
     if not found:
-        raise ValueError("No sections to train on. Give AnnData objects, paths of .h5ad files, or a manifest (.tsv).")
+        raise ValueError("No sections to train on. Give AnnData objects, paths of files, or a manifest (.tsv).")
     _check_names(found)
-    if not any_format:
+    if all_there:
         _check_files(found)
     return found
 
@@ -150,25 +169,24 @@ def _check_files(sections: Sequence[Section]) -> None:
     for section in sections:
         with of_section(section.name):
             if isinstance(section.data, Path):
-                _checks.existing(section.data, what="section", suffixes=(".h5ad",))
+                _checks.existing(section.data, what="section")
             if isinstance(section.image, Path):
                 _checks.existing(section.image, what="image")
 
 
-def _expand(sections: Iterable[Any], any_format: bool) -> Iterator[Section]:
+def _expand(sections: Iterable[Any]) -> Iterator[Section]:
     from anndata import AnnData
 
-    suffixes = () if any_format else (".h5ad", ".tsv")
     for number, item in enumerate(sections):
         if isinstance(item, Section):
             yield item
-        elif isinstance(item, AnnData) or (any_format and _utils.is_spatialdata(item)):
+        elif isinstance(item, AnnData) or _utils.is_spatialdata(item):
             yield Section(data=item, name=f"section {number}")
         elif isinstance(item, str | Path):
-            path = _checks.existing(item, what="section or manifest", suffixes=suffixes)
+            path = _checks.existing(item, what="section or manifest")
             yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
         else:
-            raise TypeError(f"A section is an AnnData or the path of an .h5ad, found {type(item).__name__}.")
+            raise TypeError(f"A section is an AnnData, a SpatialData or a path, found {type(item).__name__}.")
 
 
 def _name(path: Path) -> str:
@@ -219,20 +237,22 @@ def prepare(
 ) -> TrainingSection:
     """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
     with of_section(section.name):
-        adata = section.read()
-        _checks.not_empty(adata, genes=False)
+        data = section.read()
+        table = _utils.table_of(data)
+        _checks.not_empty(table, genes=False)
         source = None
         if tower is not None:
             said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
-            source = TileSource.open(adata, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            source = TileSource.open(data, tile_um=tower.tile_um, size_px=tower.size_px, **said)
             for doubt in doubts_of(source.sections):
                 _checks.warn(
                     f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."
                 )
+        places = places_of(data, neighbors=source is None)
         return TrainingSection(
             name=section.name,
-            xy=_checks.coordinates(adata),
-            tokens=_tokens(adata, vocabulary, max_tokens, section.name),
+            xy=side_by_side(places),
+            tokens=_tokens(table, vocabulary, max_tokens, section.name),
             tiles=source,
         )
 

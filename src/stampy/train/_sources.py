@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stampy import _checks
+from stampy import _checks, _utils
 from stampy.models import StampConfig
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import add_sums, means_of, section_sums
@@ -65,7 +65,7 @@ def _made_of(sections: list[Section]) -> Vocabulary:
     sums = None
     for section in sections:
         with of_section(section.name):
-            table = section.read()
+            table = _utils.table_of(section.read())
             _checks.not_empty(table, genes=False)
             if table.n_vars:
                 sums = add_sums(sums, section_sums(table, None, repr(section.name)))

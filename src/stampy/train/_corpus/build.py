@@ -62,7 +62,7 @@ def build(
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     if n_workers is not None:
         _checks.at_least("n_workers", n_workers, 1)
-    chosen = as_sections(sections, any_format=True)
+    chosen = as_sections(sections, all_there=False)
     reader, skip = reader or _default_reader(), on_error == "skip"
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)

@@ -24,12 +24,13 @@ import numpy as np
 from stampy import _checks, _files, _utils
 from stampy._section.boxes import choose_cells
 from stampy._section.looks import warn_of_doubts
-from stampy._section.section import has_images, places_of
+from stampy._section.overlay import SeveralSectionsError
+from stampy._section.section import has_images, places_of, side_by_side
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
-from stampy.train._sections import Section, ranked
+from stampy.train._sections import Section, ranked, several_sections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
     except FAULTS as error:
         if not skip or _is_full(error):
             raise _named(error, section.name) from error
-        return _line(error)
+        return _line(error, section.name)
 
 
 def write_section(
@@ -99,7 +100,7 @@ def write_section(
     except FAULTS as error:
         if not skip or _is_full(error):
             raise _named(error, section.name) from error
-        return {"name": section.name, "error": _line(error)}
+        return {"name": section.name, "error": _line(error, section.name)}
     return record
 
 
@@ -111,7 +112,9 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException, name: str) -> str:
+    if isinstance(error, SeveralSectionsError):
+        return several_sections(error, name).removeprefix(f"Section {name!r}: ")
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(message).split()) or type(error).__name__
 
@@ -124,8 +127,8 @@ def _named(error: BaseException, name: str) -> Exception:
             f"{error.strerror} while section {name!r} was written. Make room and build again: it goes on from there",
         )
     return ValueError(
-        f"Section {name!r} can't be used: {_line(error)} Mend it or leave it out and build again (it goes on from "
-        "there), or build with on_error='skip'."
+        f"Section {name!r} can't be used: {_line(error, name)} Mend it or leave it out and build again (it goes on "
+        "from there), or build with on_error='skip'."
     )
 
 
@@ -169,7 +172,8 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     table = _utils.table_of(data)
     _checks.not_empty(table, genes=False)
     source = _images(data, section, settings)
-    xy, codes, _, _ = places_of(data)
+    places = places_of(data, neighbors=source is None)
+    xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     _put(group, "xy", xy)
     record = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
