@@ -12,7 +12,7 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     import pandas as pd
 
-    Labels: TypeAlias = pd.Series | pd.Categorical | np.ndarray | Iterable[object]
+    Labels: TypeAlias = "pd.Series | pd.Categorical | np.ndarray | Iterable[object]"
 
 __all__ = ["known_labels", "means_none"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,15 +174,15 @@ def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
     """Note where the full-resolution image is, as scanpy does; `stampy.tl.embed` opens it when it needs it."""
     path = _checks.existing(path, what="image file").resolve()
     known = adata.uns.setdefault(_keys.UNS_SPATIAL, {})
-    if not isinstance(known, Mapping):
+    if not isinstance(known, MutableMapping):
         raise ValueError(f"uns['spatial'] must hold sections by name, found {type(known).__name__}. Remove it first.")
-    libraries = {key: entry for key, entry in known.items() if isinstance(entry, Mapping)}  # others: `is_single`
+    libraries = {key: entry for key, entry in known.items() if isinstance(entry, MutableMapping)}  # others: `is_single`
     if len(libraries) > 1:
         raise ValueError(
             f"One `image` was given for {len(libraries)} sections ({_checks.shortlist(libraries)}); "
             "give one for each to `stampy.tl.embed(adata, image={...})`."
         )
-    library = next(iter(libraries.values()), None)
+    library: MutableMapping[str, Any] | None = next(iter(libraries.values()), None)
     if library is None:
         library = known[name] = {"images": {}, "scalefactors": {}}
     library["metadata"] = {**library.get("metadata", {}), _keys.SOURCE_IMAGE: str(path)}

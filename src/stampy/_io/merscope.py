@@ -45,9 +45,9 @@ def _find(folder: Path, what: str) -> Path | None:
 
 def read_merscope(folder: Path) -> AnnData:
     """Cells with their genes; control probes are left out."""
-    paths = {what: _find(folder, what) for what in (_COUNTS, _CELLS)}
-    lacking = [f"{what}.csv" for what, path in paths.items() if path is None]
-    if lacking:
+    found = {what: _find(folder, what) for what in (_COUNTS, _CELLS)}
+    paths = {what: path for what, path in found.items() if path is not None}
+    if lacking := [f"{what}.csv" for what in found if what not in paths]:
         raise FileNotFoundError(f"{str(folder)!r} lacks {' and '.join(lacking)}. Found: {listing(folder)}.")
     cells = _cells(paths[_CELLS])
     x, names, genes, _ = wide_counts(paths[_COUNTS])

@@ -19,6 +19,7 @@ from stampy._section.links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
     import h5py
+    from _typeshed import WriteableBuffer
 
 __all__ = ["Parts", "hdf5", "json_of", "listed", "listing", "opened", "reading", "refuse", "unpacked", "unzipped"]
 
@@ -76,16 +77,16 @@ def listing(folder: Path, n: int = 12) -> str:
 class _Bounded(io.RawIOBase):
     """A stream that unpacks; it ends with an error where a small file becomes a huge one."""
 
-    def __init__(self, stream: IO[bytes], path: Path):
+    def __init__(self, stream: gzip.GzipFile, path: Path):
         self._stream, self._path, self._left = stream, path, _most(path.stat().st_size)
 
     def readable(self) -> bool:
         """As of every stream that is read."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """As of every stream that is read."""
-        n = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        n = self._stream.readinto(buffer)
         self._left -= n
         if self._left < 0:
             raise _too_large(self._path)
@@ -213,7 +214,7 @@ class Parts:
         """The first that fits; ValueError where it can't be told which section is meant."""
         for name in names:
             for entries in self._entries:
-                hits = {}
+                hits: dict[str, list[Path]] = {}
                 for path in entries:
                     prefix = _prefix(path.name, name)
                     if prefix is not None and _go_together(prefix, self.prefix):

@@ -245,12 +245,12 @@ class SlideImage:
 
     def reduced(self, factor: float, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
         """The picture, or the part `box`, reduced `factor` times; see `thumbnail`."""
-        x0, y0, x1, y1 = box or (0, 0, self.shape[1], self.shape[0])
+        x0, y0, x1, y1 = map(float, box or (0, 0, self.shape[1], self.shape[0]))
         out_h, out_w = max(1, round((y1 - y0) / factor)), max(1, round((x1 - x0) / factor))
         level = self._level_for(factor)
         fx, fy = self.downsamples[level]
         if box is None:
-            (height, width), x0, y0 = self.levels[level].shape, 0, 0
+            height, width = map(float, self.levels[level].shape)
         else:
             height, width, x0, y0 = (y1 - y0) / fy, (x1 - x0) / fx, x0 / fx, y0 / fy
         left, across = int(np.floor(x0)), int(np.ceil(x0 + width)) - int(np.floor(x0))

@@ -82,7 +82,7 @@ def check_inside(section: Section) -> str:
 
 
 def _within(xy: np.ndarray, width: float, height: float) -> np.ndarray:
-    return ((xy >= 0) & (xy <= [width, height])).all(axis=1)
+    return np.all((xy >= 0) & (xy <= [width, height]), axis=1)
 
 
 def _likely_cause(section: Section) -> str:

@@ -78,9 +78,9 @@ def _open_picture(path: Path, unpacked: BytesIO | None, *, jpeg: bool) -> Opened
             turned = _orientation(picture)
             pixels = _decoded_jpeg(path, unpacked, picture.mode) if jpeg else None
             if pixels is None:
-                if picture.mode not in ("L", "RGB", "RGBA") and not picture.mode.startswith("I;16"):
-                    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-                pixels = _pixels(picture)
+                plain = picture.mode in ("L", "RGB", "RGBA") or picture.mode.startswith("I;16")
+                mode = "RGBA" if picture.has_transparency_data else "RGB"
+                pixels = _pixels(picture if plain else picture.convert(mode))
     except _PICTURE_ERRORS as error:
         if isinstance(error, TooLargeError):
             raise

@@ -41,7 +41,7 @@ def rgb_of(pixels: np.ndarray, found: Range, fill: tuple[int, int, int]) -> np.n
         return _bytes(pixels, found.white)
     opacity = _bytes(pixels[:, :, n:], found.opaque).astype(np.float32) / 255
     colours = _bytes(pixels[:, :, :n], found.white)
-    return np.rint(colours * opacity + np.float32(fill) * (1 - opacity)).astype(np.uint8)
+    return np.rint(colours * opacity + np.array(fill, dtype=np.float32) * (1 - opacity)).astype(np.uint8)
 
 
 def _bytes(values: np.ndarray, white: float) -> np.ndarray:

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from stampy import _keys
@@ -23,15 +24,20 @@ LEAST = 1e-6  # of the largest eigenvalue: directions of the head below are take
 
 def check_linear(model: object) -> None:
     """Raise ValueError unless the gene tower adds up vectors, each times a number that depends on its rank."""
-    gate_LD = getattr(getattr(model, "gene", None), "rank_gate", None)
-    gate_LD = None if gate_LD is None else gate_LD.detach()
-    linear = isinstance(model, Stamp) and model.config.gene.pooling == "bag" and gate_LD is not None
-    if not linear or float((gate_LD - gate_LD[:, :1]).abs().max()) > 1e-6 or model.genes is None:
-        name = getattr(model, "name", type(model).__name__)
-        raise ValueError(
-            f"The model {name!r} can't be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
-            "per rank, and a vocabulary, such as 'stampy-mini'. Train others further by `stampy.train`."
-        )
+    _gate_and_genes(model)
+
+
+def _gate_and_genes(model: object) -> tuple[torch.Tensor, pd.DataFrame]:
+    """Gate (L, D) of the ranks and the vocabulary of a gene tower that adds up vectors; ValueError for any other."""
+    if isinstance(model, Stamp) and model.config.gene.pooling == "bag" and model.genes is not None:
+        gate_LD = model.gene.rank_gate
+        if gate_LD is not None and float((gate_LD - gate_LD[:, :1]).detach().abs().max()) <= 1e-6:
+            return gate_LD.detach(), model.genes
+    name = getattr(model, "name", type(model).__name__)
+    raise ValueError(
+        f"The model {name!r} can't be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
+        "per rank, and a vocabulary, such as 'stampy-mini'. Train others further by `stampy.train`."
+    )
 
 
 def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -40,9 +46,9 @@ def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     A gene's vector is its level times its row of the axes. The covariance of the training spots' features is read from
     the head, which is their principal components divided by the square root of their deviation.
     """
-    check_linear(model)
-    gate_L = model.gene.rank_gate.detach()[:, 0].double().cpu().numpy()
-    level_G = np.log1p(model.genes["divisor"].to_numpy(dtype=np.float64))
+    gate_LD, genes = _gate_and_genes(model)
+    gate_L = gate_LD[:, 0].double().cpu().numpy()
+    level_G = np.log1p(genes["divisor"].to_numpy(dtype=np.float64))
     rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
     table_GD = model.gene.embeddings.weight.detach()[rows].double().cpu().numpy() / level_G[:, None]
     head_ED = model.gene_head.weight.detach().double().cpu().numpy()
@@ -79,6 +85,6 @@ def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np
         adapted.gene.rank_gate.copy_(torch.from_numpy(gate_L / gate)[:, None].expand_as(adapted.gene.rank_gate))
         adapted.gene_head.weight.copy_(torch.from_numpy(head_KK * back))
         adapted.gene_head.bias.copy_(torch.from_numpy(bias_K))
-    digest = hashlib.blake2b(np.ascontiguousarray(axes_GK, dtype=np.float32), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(np.ascontiguousarray(axes_GK, dtype=np.float32).data, digest_size=6).hexdigest()
     adapted.name = f"{model.name}, adapted {digest}"
     return adapted.to(model.device).eval()

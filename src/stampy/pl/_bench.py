@@ -172,7 +172,9 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
         if len(whole):
             row = whole.iloc[0]
             theirs = status == "reported"
-            style = {"fmt": "D", "markerfacecolor": "none", "color": OTHERS} if theirs else {"fmt": "o", "color": OURS}
+            style: dict[str, Any] = (
+                {"fmt": "D", "markerfacecolor": "none", "color": OTHERS} if theirs else {"fmt": "o", "color": OURS}
+            )
             spread = None if np.isnan(row["std"]) else row["std"]
             ax.errorbar(row["value"], y, xerr=spread, markersize=5, elinewidth=1.4, capsize=2, zorder=3, **style)
             marks[y] = "" if theirs else MARKS[row["seen"]]

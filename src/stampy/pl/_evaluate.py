@@ -10,6 +10,7 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -99,7 +100,7 @@ def evaluate(
     return axes[0, 0] if len(shown) == 1 else list(axes[0])
 
 
-def _draw(ax: Axes, scores: object, name: str, *, named: bool) -> None:
+def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     spread = scores.get(f"{name}_std")

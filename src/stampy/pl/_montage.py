@@ -53,7 +53,7 @@ def tiles_of(data: AnnData | SpatialData, rows: np.ndarray, cut: Cut) -> tuple[d
     views = views_of(
         data, library_key=cut.library_key, um_per_px=cut.um_per_px, image_key=cut.image_key, table_key=cut.table_key
     )
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for view in views:
         wanted = np.isin(view.rows, rows)
         if wanted.any():

@@ -123,7 +123,7 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
         colors[:-1][real] = colors_of([n for n, r in zip(names, real, strict=True) if r], style.palette)
     codes = column.cat.codes.to_numpy()
     present = np.unique(codes[shown])
-    entries = [(names[i], tuple(colors[i])) for i in present if i >= 0 and real[i]]
+    entries: list[tuple[str, Any]] = [(names[i], tuple(colors[i])) for i in present if i >= 0 and real[i]]
     if any(i < 0 or not real[i] for i in present):
         entries.append((MISSING_NAME, MISSING))
     return Paint(str(column.name), str(column.name), colors[codes], tuple(entries))
@@ -154,7 +154,7 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     if low > high:
         raise ValueError(f"`vmin` must not be above `vmax`, found {low:g} and {high:g} for {title!r}.")
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1), cmap)
-    rgba = cmap(scale.norm(np.where(missing, low, values)))
+    rgba = np.asarray(cmap(scale.norm(np.where(missing, low, values))))
     rgba[missing] = to_rgba(MISSING)
     ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
     return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
@@ -285,7 +285,7 @@ def embedding_rgb(embedding: np.ndarray, use: np.ndarray | None = None) -> np.nd
 def _principal_axes(embedding: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and the three leading eigenvectors of the covariance (d, 3), largest first."""
     d = embedding.shape[1]
-    mean = np.mean(embedding, axis=0, where=finite[:, None], dtype=np.float64)
+    mean = np.asarray(np.mean(embedding, axis=0, where=finite[:, None], dtype=np.float64))
     covariance = np.zeros((d, d))
     for part in _chunks(len(embedding)):
         centred = embedding[part][finite[part]] - mean

@@ -13,6 +13,8 @@ from stampy.pl._view import Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
 MAX_LABELS = 60
@@ -27,10 +29,12 @@ BAR_INCHES = 0.11
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
     """Colour bar or legend to the right of the panel; `titled` if the legend must say what it is about."""
+    from matplotlib.font_manager import FontProperties
+
     inches = width, height = _inches_of(ax)
     left = 1 + SIDE_INCHES / width
     if paint.scale is not None:
-        bottom = _colorbar(ax, paint, left, inches)
+        bottom = _colorbar(ax, paint, paint.scale, left, inches)
         if paint.entries:  # only the spots without a value
             _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - SIDE_INCHES / height))
     elif len(paint.entries) > MAX_LABELS:
@@ -43,7 +47,7 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
         ncols = math.ceil(len(paint.entries) / rows)
         legend = _legend(ax, paint, loc="center left", bbox_to_anchor=(left, 0.5), ncols=ncols)
         if titled:
-            legend.set_title(paint.label, {"size": "small"})
+            legend.set_title(paint.label, FontProperties(size="small"))
             legend.get_title().set_parse_math(False)
 
 
@@ -54,14 +58,14 @@ def _inches_of(ax: Axes) -> tuple[float, float]:
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
-def _colorbar(ax: Axes, paint: Paint, left: float, inches: tuple[float, float]) -> float:
+def _colorbar(ax: Axes, paint: Paint, scale: ScalarMappable, left: float, inches: tuple[float, float]) -> float:
     """A thin bar; returns where it ends at the bottom, as a fraction of the panel's height."""
     from matplotlib.ticker import MaxNLocator
 
     width, height = inches
     length = max(0.6, 0.75 * MIN_INCHES / height)
-    cax = ax.inset_axes([left, 0.5 - length / 2, BAR_INCHES / width, length])
-    bar = ax.figure.colorbar(paint.scale, cax=cax, extend=paint.extend, ticks=MaxNLocator(6, steps=[1, 2, 5, 10]))
+    cax = ax.inset_axes((left, 0.5 - length / 2, BAR_INCHES / width, length))
+    bar = ax.figure.colorbar(scale, cax=cax, extend=paint.extend, ticks=MaxNLocator(6, steps=[1, 2, 5, 10]))
     bar.set_label(paint.label, fontsize="small", parse_math=False)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize="small", length=2, width=0.5)
@@ -159,14 +163,21 @@ def _inches(window: Window) -> tuple[float, float]:
     return width * scale, height * scale
 
 
+def _figure_of(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise ValueError("The axes belong to no figure.")
+    return figure
+
+
 def arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
     """Put the panels into their cells and make the figure just as large as they are with all that stands beside them.
 
     matplotlib's own layouts clip legends beside panels of a fixed aspect, hence this one.
     """
-    figure = axes[0].figure
+    figure = _figure_of(axes[0])
     inner = np.array([ax.get_window_extent().extents for ax in axes]).T / figure.dpi  # left, bottom, right, top
-    outer = np.array([ax.get_tightbbox().extents for ax in axes]).T / figure.dpi
+    outer = np.array([box.extents for ax in axes if (box := ax.get_tightbbox()) is not None]).T / figure.dpi
     left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
     width, height = inner[2:] - inner[:2]
     row, column = np.array(cells).T

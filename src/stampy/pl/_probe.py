@@ -95,19 +95,19 @@ def probe(
         widths = {"bars": 4.4, "confusion": max(side, 3.2) + 0.8}
         height = max([max(side, 3.0)] * ("confusion" in shown) + [1.8 + 0.35 * len(names)])
         figure, axes = plt.subplots(
-            1, len(shown), figsize=(sum(widths[s] for s in shown), height), layout="constrained", squeeze=False,
+            1, len(shown), figsize=(sum(widths[s] for s in shown), height), squeeze=False,
             width_ratios=[widths[s] for s in shown],
         )  # fmt: skip
-        figure.get_layout_engine().set(wspace=0.06)
-        axes = list(axes[0])
+        figure.set_layout_engine("constrained", wspace=0.06)
+        panels: list[Axes] = list(axes[0])
     else:
-        axes = [ax]
-    for panel, what in zip(axes, shown, strict=True):
+        panels = [ax]
+    for panel, what in zip(panels, shown, strict=True):
         if what == "bars":
             _bars(panel, record, names, metric)
         else:
             _confusion(panel, record, embedding, cmap)
-    return axes[0] if len(axes) == 1 else axes
+    return panels[0] if len(panels) == 1 else panels
 
 
 def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) -> None:
@@ -155,8 +155,9 @@ def _confusion(ax: Axes, record: Mapping[str, Any], embedding: str, cmap: Any) -
         range(len(classes)),
         classes,
         parse_math=False,
-        **({"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}),
     )
+    for label in ax.get_xticklabels() if long else ():
+        label.set(rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(
         range(len(classes)),
         [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)],

@@ -150,7 +150,7 @@ def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -
         half = section.diameter / 2
         corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
         squares = PolyCollection(
-            section.xy[:, None] + corners,
+            list(section.xy[:, None] + corners),
             facecolors=paint.rgba[section.rows] * (1, 1, 1, alpha),
             linewidths=0,
             antialiased=False,  # else seams show between the tiles

@@ -143,7 +143,9 @@ def _draw(ax: Axes, xy: np.ndarray, p: Paint, size: float, alpha: float) -> None
     """The points, and short axes' names instead of numbers that mean nothing."""
     order = _order(p, len(xy))
     colors: Any = "0.6" if p.rgba is None else p.rgba[order]
-    ax.scatter(*xy[order].T, s=size, c=colors, alpha=alpha, linewidths=0, rasterized=len(xy) > RASTER_ABOVE)
+    ax.scatter(
+        xy[order, 0], xy[order, 1], s=size, c=colors, alpha=alpha, linewidths=0, rasterized=len(xy) > RASTER_ABOVE
+    )
     ax.set(xticks=[], yticks=[])
     ax.set_box_aspect(1)
     ax.set_xlabel("UMAP 1", fontsize="small", loc="left")

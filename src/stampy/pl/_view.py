@@ -136,7 +136,7 @@ def views_of(
     wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
-        for section in sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=("neighbors",))
+        for section in sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=["neighbors"])
     }
     drawn = [found[name] for name in _wanted(list(found), sections)]
     if image and not any(_may_have_image(section) for section in drawn) and (names := _entries(data, table_key)):
@@ -201,7 +201,7 @@ def _image_of(section: Section) -> SlideImage | None:
 def _inside(view: View) -> np.ndarray:
     height, width = view.image.shape  # type: ignore[union-attr]
     xy = view.section.image_xy
-    return ((xy >= 0) & (xy <= (width, height))).all(axis=1)
+    return np.all((xy >= 0) & (xy <= (width, height)), axis=1)
 
 
 def spot_distance(xy: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from stampy import _keys, _utils
 from stampy._section.section import places_of, told_apart
 
 from ._axes import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
-from ._counts import checked_rows, counts_of, source_of
+from ._counts import CountMatrix, checked_rows, counts_of, source_of
 from ._rank import rank_tokens
 from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
 
@@ -116,7 +116,7 @@ def pieces_of(
     return pieces
 
 
-def _rows_of(counts: object, rows: np.ndarray, source: str) -> sparse.csr_matrix:
+def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_matrix:
     """Chosen rows (sorted) of counts in any storage, read block by block."""
     wanted = np.zeros(counts.shape[0], dtype=bool)
     wanted[rows] = True

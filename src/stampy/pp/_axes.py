@@ -59,8 +59,8 @@ def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -
     n_genes = len(parts[0].mean)
     basis = orthonormal(rng.standard_normal((n_genes, min(k + SPARE, n_genes)), dtype=np.float32))
     for _ in range(ITERATIONS):
-        basis = orthonormal(sum(p.agreement(basis, OWN) for p in parts))
-    small = basis.T @ sum(p.agreement(basis, 0.0) for p in parts)
+        basis = orthonormal(np.sum([p.agreement(basis, OWN) for p in parts], axis=0))
+    small = basis.T @ np.sum([p.agreement(basis, 0.0) for p in parts], axis=0)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
     return basis @ vectors[:, np.argsort(-values)[:k]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy import sparse
@@ -13,14 +13,29 @@ from stampy import _checks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CHUNK", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
+__all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
 
 CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
 SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
 
 
-def counts_of(adata: AnnData, layer: str | None = None) -> Any:
+class CountMatrix(Protocol):
+    """Counts (n, genes) in any storage: numpy, scipy's sparse matrices, AnnData's and HDF5's on disk, dask, zarr."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spots and genes."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Some rows."""
+
+
+def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
     """`adata.X`, or the layer of that name, as it is stored.
 
     Raises
@@ -50,7 +65,7 @@ def counts_of(adata: AnnData, layer: str | None = None) -> Any:
     return adata.X
 
 
-def raw_layers(layers: Mapping[str, Any], *, but: str | None = None) -> list[str]:
+def raw_layers(layers: Mapping[str, CountMatrix], *, but: str | None = None) -> list[str]:
     """Names of the layers whose first spots hold whole numbers, none negative, not all 0; ``counts`` first.
 
     Examples
@@ -70,7 +85,12 @@ def raw_layers(layers: Mapping[str, Any], *, but: str | None = None) -> list[str
     return found
 
 
-def column_sums(X: Any) -> tuple[np.ndarray | None, bool]:
+def _by_rows_or_columns(X: Any) -> Any:
+    """Sparse formats that can't be sliced as CSR."""
+    return X.tocsr() if sparse.issparse(X) and X.format not in ("csr", "csc") else X
+
+
+def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
     """Sum of each column as float64, and whether all rows are in it: of a large matrix some rows stand for all.
 
     None where `X` holds no numbers; NaN and infinity count as 0. For shares, not for results.
@@ -83,20 +103,17 @@ def column_sums(X: Any) -> tuple[np.ndarray | None, bool]:
     if getattr(X, "dtype", np.dtype(object)).kind not in "buif":
         return None, False
     n, width = X.shape
-    if sparse.issparse(X):
-        X = X.tocsr() if X.format not in ("csr", "csc") else X
-        n_values = X.nnz
-    else:
-        n_values = n * width
-    in_memory = sparse.issparse(X) or isinstance(X, np.ndarray)
-    parts = 1 if n_values <= SUMMED or (in_memory and getattr(X, "format", "") == "csc") else 8
+    values = _by_rows_or_columns(X)
+    n_values = values.nnz if sparse.issparse(values) else n * width
+    in_memory = sparse.issparse(values) or isinstance(values, np.ndarray)
+    parts = 1 if n_values <= SUMMED or (in_memory and getattr(values, "format", "") == "csc") else 8
     rows = n if parts == 1 else max(SUMMED * n // max(n_values, 1) // parts, 1)
     if not in_memory and parts > 1:
         parts, rows = 1, min(rows * parts, 512)  # one stretch on disk
     starts = np.linspace(0, n - rows, parts).astype(np.int64).tolist()
     sums = np.zeros(width)
     for start in starts:
-        sums += _sums_of(X if rows == n else X[start : start + rows])
+        sums += _sums_of(values if rows == n else values[start : start + rows])
     return sums, rows == n
 
 
@@ -119,7 +136,7 @@ def source_of(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def iter_rows(X: Any, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
+def iter_rows(X: CountMatrix, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
     """Blocks of at most `chunk` rows as (first row, CSR block), without ever densifying `X`.
 
     Memory is bounded by the block. The exceptions: CSC, in memory or on disk, is turned into CSR once, and a chunk of a
@@ -192,7 +209,11 @@ def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sp
 
 
 def checked_rows(
-    X: Any, chunk: int = CHUNK, *, source: str = "adata.X", layers: Mapping[str, Any] | Collection[str] = ()
+    X: CountMatrix,
+    chunk: int = CHUNK,
+    *,
+    source: str = "adata.X",
+    layers: Mapping[str, CountMatrix] | Collection[str] = (),
 ) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
     """The blocks of :func:`iter_rows`, each checked to hold raw counts before it is handed out.
 

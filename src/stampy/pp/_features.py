@@ -137,10 +137,14 @@ def _sources(var: pd.DataFrame) -> dict[str, list[str]]:
         columns = [c for c in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG) if c in var]
         return {f"var['{column}']": _texts(var[column]) for column in columns}
     found = {"var_names": [str(name).strip() for name in var.index]}
-    known = [(RANKS.get(re.sub(r"[-. ]", "_", str(column)).lower()), column) for column in var.columns]
-    for _, column in sorted((pair for pair in known if pair[0] is not None), key=lambda pair: pair[0]):
+    known = [(rank, column) for column in var.columns if (rank := _rank(column)) is not None]
+    for _, column in sorted(known, key=lambda pair: pair[0]):
         found[f"var['{column}']"] = _texts(var[column])
     return found
+
+
+def _rank(column: object) -> int | None:
+    return RANKS.get(re.sub(r"[-. ]", "_", str(column)).lower())
 
 
 def _texts(column: pd.Series) -> list[str]:

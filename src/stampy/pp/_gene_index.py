@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 from ._hgnc import HumanGenes, human_genes
@@ -24,12 +24,14 @@ class GeneIndex:
         Know no names but these, and undo nothing that programs do to names.
     """
 
-    def __init__(self, gene_ids: Sequence[str], symbols: Sequence[str], *, exact: bool = False):
+    def __init__(self, gene_ids: Iterable[str], symbols: Iterable[str], *, exact: bool = False):
         self.exact = exact
         self.gene_ids, self.symbols = list(gene_ids), list(symbols)
-        self.first_symbols = [cell.split("|", 1)[0] for cell in symbols]
+        self.first_symbols = [cell.split("|", 1)[0] for cell in self.symbols]
         self._inner = ensembl_ids(self.gene_ids)  # also of CYB561D2-ENSG00000114395, whose id is not its own
-        self._proper = [bool(inner) and name[:3] == "ENS" for name, inner in zip(gene_ids, self._inner, strict=True)]
+        self._proper = [
+            bool(inner) and name[:3] == "ENS" for name, inner in zip(self.gene_ids, self._inner, strict=True)
+        ]
         self.human = self._human_genes()
         self._gene_of_row = self._genes_of_rows()
         self.merged = self._merged()  # row -> row that stands for it
@@ -74,7 +76,7 @@ class GeneIndex:
     @cached_property
     def by_id(self) -> dict[str, int]:
         """Ensembl id, or other `gene_id`, -> row."""
-        rows = {}
+        rows: dict[str, int] = {}
         for names in (self.gene_ids, self._inner):
             for row, name in enumerate(names):
                 if name:
@@ -124,7 +126,7 @@ class GeneIndex:
 
         A row with an id that HGNC does not know, such as a retired one, is found by the gene's approved symbol.
         """
-        if gene < 0:
+        if gene < 0 or self.human is None:
             return -1
         row = self.by_gene.get(gene)
         if row is None:

@@ -63,8 +63,8 @@ class HumanGenes:
         """The gene of a name of any kind, also one that a program changed; -1 where there is none, or doubt."""
         if (gene := self.find(name)) >= 0 or name in self.previous:
             return gene
-        if (gene := self.find_alias(name)) is not None:
-            return gene
+        if (alias := self.find_alias(name)) is not None:
+            return alias
         genes = [gene for _, other in mended(name) if (gene := self.find(other)) >= 0]
         return genes[0] if len(set(genes)) == 1 else -1
 

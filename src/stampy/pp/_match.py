@@ -188,7 +188,7 @@ def _repeated(features: Features, rows: np.ndarray, ways: np.ndarray) -> np.ndar
     repeated = np.zeros(len(rows), dtype=bool)
     named = np.flatnonzero((ways == SYMBOL) | (ways >= MENDED))
     numbers = np.bincount(rows[named], minlength=1)
-    seen = set()
+    seen: set[tuple[int, str]] = set()
     for column in named[numbers[rows[named]] > 1].tolist():
         name = name_of(features, column)
         stem = found[1] if (found := REPEATED.fullmatch(name)) else name

@@ -90,7 +90,7 @@ def _sums(adata: AnnData, layer: str | None) -> np.ndarray | None:
 
 def _lost(features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarray | None) -> str:
     """The message where genes without a token hold a good part of the counts."""
-    if sums is None or found.unmatched_share <= LOST:
+    if sums is None or found.unmatched_share is None or found.unmatched_share <= LOST:
         return ""
     lost = (found.rows < 0) & features.is_gene
     total = sums[features.is_gene].sum()
@@ -110,7 +110,7 @@ def _reason(top: list[int], features: Features, index: GeneIndex, found: GeneMat
     for column in top:
         look = _look(features, index, column, ambiguous)
         weights[look] = weights.get(look, 0.0) + float(sums[column])
-    return max(weights, key=weights.get)
+    return max(weights, key=lambda look: weights[look])
 
 
 def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]) -> str:

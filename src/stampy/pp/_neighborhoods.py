@@ -216,7 +216,16 @@ def _warn_of_dropped(group: np.ndarray, codes: np.ndarray, names: list[str]) -> 
 
 
 @numba.njit(nogil=True, cache=True)
-def _take(xy, near, own, any_spot, reach, limit, row, m):
+def _take(
+    xy: np.ndarray,
+    near: np.ndarray,
+    own: np.ndarray,
+    any_spot: bool,
+    reach: float,
+    limit: float,
+    row: np.ndarray,
+    m: int,
+) -> int:
     """Add the nearest spots to the `m` of `row` till it is full: within `reach` of the seed, no pair beyond `limit`."""
     for c in near:
         if m == len(row):
@@ -236,7 +245,7 @@ def _take(xy, near, own, any_spot, reach, limit, row, m):
 
 
 @numba.njit(nogil=True, cache=True)
-def _grow(xy, near, order, limit, own, size):
+def _grow(xy: np.ndarray, near: np.ndarray, order: np.ndarray, limit: float, own: np.ndarray, size: int) -> np.ndarray:
     """Groups of free spots (g, size), entered in `own`; what is left is not FREE but TRIED."""
     rank = np.empty(len(xy), np.int64)
     rank[order] = np.arange(len(xy))
@@ -261,7 +270,7 @@ def _grow(xy, near, order, limit, own, size):
 
 
 @numba.njit(nogil=True, cache=True)
-def _next_seed(near, own, rank, row):
+def _next_seed(near: np.ndarray, own: np.ndarray, rank: np.ndarray, row: np.ndarray) -> int:
     """The free spot near `row` with the fewest spots without a group around it, or -1; ties in the random order."""
     best, fewest = -1, near.shape[1] + 1
     for spot in row:
@@ -277,7 +286,9 @@ def _next_seed(near, own, rank, row):
 
 
 @numba.njit(nogil=True, cache=True)
-def _borrow(xy, near, left, limit, own, size, n_groups):
+def _borrow(
+    xy: np.ndarray, near: np.ndarray, left: np.ndarray, limit: float, own: np.ndarray, size: int, n_groups: int
+) -> np.ndarray:
     """Groups of left-over spots (g, size), filled up with spots of other groups and entered in `own`."""
     members = np.empty((len(left), size), np.int64)
     row = np.empty(size, np.int64)
@@ -300,7 +311,7 @@ def _borrow(xy, near, left, limit, own, size, n_groups):
 
 
 @numba.njit(nogil=True, cache=True)
-def _put_centre_first(xy, members, own):
+def _put_centre_first(xy: np.ndarray, members: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Sort each row of `members`, put the most central spot first; the most central of each group's own spots (g,)."""
     size = members.shape[1]
     centers = np.empty(len(members), np.int64)
@@ -320,6 +331,6 @@ def _put_centre_first(xy, members, own):
 
 
 @numba.njit(nogil=True, cache=True)
-def _lowest(values):
+def _lowest(values: np.ndarray) -> np.intp:
     """Position of the first value that equals the lowest, rounding aside."""
     return np.argmax(values <= values.min() * (1 + TIE))

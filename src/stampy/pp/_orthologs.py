@@ -117,9 +117,7 @@ def orthologs(
     section = _utils.table_of(adata, table_key)
     _checks.not_empty(section)
     pairs, report = _pairs(table)
-    if same_symbol and not isinstance(vocabulary, Vocabulary):
-        vocabulary = packaged() if vocabulary is None else Vocabulary.load(vocabulary)
-    named = _named(section.var, pairs, vocabulary if same_symbol else None)
+    named = _named(section.var, pairs, _vocabulary(vocabulary) if same_symbol else None)
     by = named[f"{_keys.ORTHOLOG}_by"]
     for column in named:
         section.var[column.replace(_keys.ORTHOLOG, key_added)] = named[column]
@@ -155,6 +153,12 @@ def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None =
         return vocabulary.match(adata, layer=layer)
     var = adata.var.join(_named(adata.var, _pairs(None)[0], vocabulary))
     return checked_match(adata, vocabulary.index, layer, var=var)
+
+
+def _vocabulary(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    return packaged() if vocabulary is None else Vocabulary.load(vocabulary)
 
 
 def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None) -> pd.DataFrame:

@@ -78,7 +78,9 @@ def _rank_spots(
 
 
 @numba.njit(nogil=True, cache=True)
-def _rank(indptr, indices, data, rows, shares, tokens):
+def _rank(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, rows: np.ndarray, shares: np.ndarray, tokens: np.ndarray
+) -> None:
     """Fill the `tokens`, all 0 before."""
     n_genes = len(shares)
     value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
@@ -96,7 +98,7 @@ def _rank(indptr, indices, data, rows, shares, tokens):
 
 
 @numba.njit(nogil=True, cache=True)
-def _sum_genes(indices, data, rows, value, seen):
+def _sum_genes(indices: np.ndarray, data: np.ndarray, rows: np.ndarray, value: np.ndarray, seen: np.ndarray) -> None:
     """Add a spot's counts up by vocabulary row, and mark the rows."""
     for j in range(len(indices)):
         row = rows[indices[j]]
@@ -106,7 +108,7 @@ def _sum_genes(indices, data, rows, value, seen):
 
 
 @numba.njit(nogil=True, cache=True)
-def _collect(value, shares, seen, found):
+def _collect(value: np.ndarray, shares: np.ndarray, seen: np.ndarray, found: np.ndarray) -> int:
     """Scale the counts of the marked rows, list these rows in rising order and clear the marks; their number.
 
     The published tokens come from counts scaled to 10,000 a spot in float32 and multiplied by the reciprocal of the
@@ -135,7 +137,7 @@ def _collect(value, shares, seen, found):
 
 
 @numba.njit(nogil=True, cache=True)
-def _common(a, b):
+def _common(a: float, b: float) -> float:
     """Greatest common divisor of whole numbers (0 and b: b); 1 where `b` is no whole number."""
     if b != np.floor(b):
         return 1.0
@@ -145,7 +147,7 @@ def _common(a, b):
 
 
 @numba.njit(nogil=True, cache=True)
-def _sort(order, keys, value):
+def _sort(order: np.ndarray, keys: np.ndarray, value: np.ndarray) -> None:
     """Sort the rows in `order` by falling value; rows of the same value keep their (rising) order.
 
     The bits of a positive float, read as an integer, rise with it. Two stable counting passes sort by the upper 16 bits
@@ -177,7 +179,7 @@ def _sort(order, keys, value):
 
 
 @numba.njit(nogil=True, cache=True)
-def _counting_pass(keys, out, shift):
+def _counting_pass(keys: np.ndarray, out: np.ndarray, shift: np.uint64) -> None:
     """Write the keys to `out`, sorted stably by the 8 bits from `shift` on."""
     byte = np.uint64(0xFF)
     start = np.zeros(257, np.int64)

@@ -117,7 +117,7 @@ def tokenize(
     return adata if copy else None
 
 
-def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int]:
+def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
     """What `uns` says of where tokens came from, in types that every file format holds."""
     return {
         "stampy": stampy.__version__,

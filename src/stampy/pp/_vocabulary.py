@@ -307,7 +307,7 @@ def _loaded(path: Path, changed: int) -> Vocabulary:
     return vocabulary
 
 
-def _number(text: object) -> float:
+def _number(text: str | float) -> float:
     """The number, to the last bit (pandas' own parser is not exact), NaN where it is none."""
     try:
         return float(text)
