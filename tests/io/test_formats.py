@@ -146,7 +146,7 @@ def test_cytassist_with_antibodies(toy, tmp_path):
 def test_visium_hd_by_bins(toy, tmp_path, bin_um, n):
     for size, part in ((2, toy[:10]), (8, toy), (16, toy[:40])):
         folder = tmp_path / "run" / "outs" / "binned_outputs" / f"square_{size:03d}um"
-        factors = {"microns_per_pixel": 0.27, "bin_size_um": size, "spot_diameter_fullres": size / 0.27} | FACTORS
+        factors = FACTORS | {"microns_per_pixel": 1.6, "bin_size_um": size, "spot_diameter_fullres": 55 / 1.6}
         write_spatial(folder / "spatial", part, "tissue_positions.parquet", factors, images=False)
         write_counts_h5(folder / "filtered_feature_bc_matrix.h5", part)
     shared = tmp_path / "run" / "outs" / "spatial"
@@ -155,14 +155,15 @@ def test_visium_hd_by_bins(toy, tmp_path, bin_um, n):
     found = stampy.read(tmp_path / "run", bin_um=bin_um)
     same(found, toy[:n])
     assert found.uns["spatial"]["run"]["images"]["hires"].shape == (50, 60, 3)
-    assert pp.infer_um_per_px(found.obsm["spatial"], found.uns["spatial"]["run"]["scalefactors"]).um_per_px == 0.27
+    assert pp.infer_um_per_px(found.obsm["spatial"], found.uns["spatial"]["run"]["scalefactors"]).um_per_px == 1.6
     with pytest.raises(ValueError, match=r"No bins of 5 µm .*\[2, 8, 16\]"):
         stampy.read(tmp_path / "run", bin_um=5)
 
 
 def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
-    full = np.full((900, 1300, 3), 90, dtype=np.uint8)
-    full[:, 600:] = [240, 20, 60]
+    library = next(iter(toy.uns["spatial"].values()))
+    full = np.asarray(Image.fromarray(library["images"]["hires"]).resize((1300, 900)))
+    full = np.clip(full + np.random.default_rng(0).normal(0, 25, full.shape), 0, 255).astype(np.uint8)
     tifffile.imwrite(tmp_path / "slide.tif", full, tile=(128, 128), photometric="rgb")
     adata = toy.copy()
     adata.obsm["spatial"] = toy.obsm["spatial"] * (800 / toy.obsm["spatial"].max()) + 20
@@ -172,13 +173,13 @@ def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
     assert found.uns["spatial"]["run"]["metadata"]["source_image_path"] == str((tmp_path / "slide.tif").resolve())
     found.write_h5ad(tmp_path / "a.h5ad")
     again = stampy.read(tmp_path / "a.h5ad")
-    a = tl.embed(again, toy_model, um_per_px=0.5, copy=True, **QUIET)
-    b = tl.embed(adata, toy_model, image=full, um_per_px=0.5, copy=True, **QUIET)
+    a = tl.embed(again, toy_model, um_per_px=1.35, copy=True, **QUIET)
+    b = tl.embed(adata, toy_model, image=full, um_per_px=1.35, copy=True, **QUIET)
     np.testing.assert_allclose(a.obsm["X_stamp_image"], b.obsm["X_stamp_image"], atol=1e-6)
     assert a.uns["stamp"]["X_stamp"]["tiles"]["image"] == ["slide.tif"]
     (tmp_path / "slide.tif").unlink()
     with pytest.raises(KeyError, match="is not there, and there is no other"):
-        tl.embed(again, toy_model, um_per_px=0.5, modality="image", **QUIET)
+        tl.embed(again, toy_model, um_per_px=1.35, modality="image", **QUIET)
 
 
 def test_full_image_gone_but_another_there(toy, toy_model):
@@ -359,23 +360,23 @@ def test_st_without_positions(toy, tmp_path):
 
 def test_hest(toy, toy_model, tmp_path):
     adata = toy.copy()
-    adata.uns["spatial"] = {"ST": {"images": {}, "scalefactors": {"spot_diameter_fullres": 90.0}}}
-    adata.obsm["spatial"] = toy.obsm["spatial"] * (300 / toy.obsm["spatial"].max())
+    adata.uns["spatial"] = {"ST": {"images": {}, "scalefactors": {"spot_diameter_fullres": 38.2}}}
+    adata.obsm["spatial"] = toy.obsm["spatial"] * (750 / toy.obsm["spatial"].max())
     for name in ("st", "wsis", "metadata"):
         (tmp_path / name).mkdir()
     adata.write_h5ad(tmp_path / "st" / "TENX1.h5ad")
     library = next(iter(toy.uns["spatial"].values()))
-    pixels = np.asarray(Image.fromarray(library["images"]["hires"]).resize((400, 400)))
+    pixels = np.asarray(Image.fromarray(library["images"]["hires"]).resize((1000, 1000)))
     tifffile.imwrite(tmp_path / "wsis" / "TENX1.tif", pixels, tile=(64, 64), photometric="rgb")
-    (tmp_path / "metadata" / "TENX1.json").write_text(json.dumps({"pixel_size_um_estimated": 0.9}))
+    (tmp_path / "metadata" / "TENX1.json").write_text(json.dumps({"pixel_size_um_estimated": 1.44}))
     found = stampy.read(tmp_path / "st" / "TENX1.h5ad")
-    assert found.uns["spatial"]["ST"]["scalefactors"]["microns_per_pixel"] == 0.9
+    assert found.uns["spatial"]["ST"]["scalefactors"]["microns_per_pixel"] == 1.44
     tl.embed(found, toy_model, **QUIET)
     record = found.uns["stamp"]["X_stamp"]
     assert (record["modality"], record["tiles"]["image"], record["tiles"]["um_per_px"]) == (
         "fused",
         ["TENX1.tif"],
-        [0.9],
+        [1.44],
     )
 
 

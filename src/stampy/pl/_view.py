@@ -57,9 +57,10 @@ class View:
 
     @cached_property
     def um_per_px(self) -> float | None:
-        """µm per px of the full-resolution image, or None where it can't be told for sure."""
+        """µm per px of the full-resolution image, or None where it is neither given nor sure."""
         pixel = self.section.pixel
-        return None if pixel is None or pixel.doubt else pixel.um_per_px
+        given = self.section.wishes.um_per_px is not None
+        return None if pixel is None or (pixel.doubt and not given) else pixel.um_per_px
 
     def window(self, *, size: float, crop: bool | Window) -> Window:
         """What to show: the spots with a margin, the whole image, or the part asked for (left, right, top, bottom)."""
