@@ -140,6 +140,8 @@ def test_a_loss_that_is_nan_stops_with_step_and_section(toy, tmp_path, monkeypat
 KILLED = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
 import test_train as t
 from stampy.train import _loop, _checkpoints
 
