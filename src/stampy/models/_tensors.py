@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ _TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", to
 # What readers raise for files that are damaged, or made to do harm.
 _DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError,
             TypeError, AttributeError, OverflowError, struct.error)  # fmt: skip
+_SCALAR = import_module("numpy._core.multiarray").scalar
 # What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
 _NUMBERS: list[Any] = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    _SCALAR,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
 ]

@@ -124,7 +124,7 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
         )
         diamond = ax.plot(together, y, "D", color=WHOLE, mec="w", mew=0.6, markersize=6, zorder=4, clip_on=False)
         ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
-    drawn = [bar, dots[0], diamond[0]]
+    drawn: list[Any] = [bar, dots[0], diamond[0]]
     if metric == "balanced_accuracy":
         drawn.append(ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2))
     said = ["mean of the folds", "one fold", "all held-out spots together", "chance"][: len(drawn)]
@@ -133,7 +133,7 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
     ax.set_title(f"{record['label_key']}, held out by {record['folds']}", fontsize="medium", parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right"]].set_visible(False)
-    inches = ax.get_position().height * ax.figure.get_figheight()
+    inches = ax.get_window_extent().height / ax.figure.dpi
     ax.legend(drawn, said, ncols=2, fontsize="x-small", frameon=False, loc="upper center",
               bbox_to_anchor=(0.5, -0.55 / max(inches, 0.5)))  # fmt: skip
 
