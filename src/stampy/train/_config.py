@@ -187,8 +187,8 @@ class PretrainConfig(_Config):
         Train every step on this many positions, drawn at random from ``max_tokens`` (the same ones for the whole
         batch); None for all. Halving them more than halves the cost of a step.
     fused
-        How the cross-entropy over all genes is taken: ``"torch"``, by rows; ``"cut"`` or ``"liger"``, by the kernel of
-        that package (CUDA); ``"auto"``, by one of these where it is installed.
+        How the cross-entropy over all genes is taken: ``"torch"``, by rows; ``"liger"``, by the kernel of
+        liger-kernel (CUDA); ``"auto"``, by that kernel where it is installed.
     lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep, accumulate, \
 checkpoint_activations, compile, prefetch
         Optimiser and loop, see `stampy.train.AlignConfig`.
@@ -223,7 +223,7 @@ checkpoint_activations, compile, prefetch
     cgr_targets: Literal["masked", "all"] = "masked"
     embedding: int = 512
     positions_per_step: int | None = None
-    fused: Literal["torch", "auto", "cut", "liger"] = "torch"
+    fused: Literal["torch", "auto", "liger"] = "torch"
 
     def _check(self) -> None:
         if self.width % self.heads:
