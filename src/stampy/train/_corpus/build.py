@@ -24,6 +24,7 @@ from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy.pp import Vocabulary
 from stampy.pp._corpus_means import add_sums, means_of
+from stampy.train._corpus.arrays import write_group
 from stampy.train._corpus.shards import TILE_FORMATS
 from stampy.train._corpus.write import (
     FAULTS,
@@ -32,7 +33,6 @@ from stampy.train._corpus.write import (
     folder_of,
     record_of,
     sums_of,
-    write_group,
     write_section,
 )
 from stampy.train._sections import Section, as_sections, of_section
