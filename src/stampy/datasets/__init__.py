@@ -7,11 +7,13 @@ from stampy.datasets._sections import load
 from stampy.datasets._slides import gdc_query, slide_manifest
 from stampy.datasets._toy.section import toy
 from stampy.datasets._toy.slide import toy_slide
+from stampy.datasets._toy.spavis import ToySpavis, toy_spavis
 
 __all__ = [
     "Entry",
     "File",
     "Source",
+    "ToySpavis",
     "fetch",
     "gdc_query",
     "info",
@@ -21,4 +23,5 @@ __all__ = [
     "slide_manifest",
     "toy",
     "toy_slide",
+    "toy_spavis",
 ]

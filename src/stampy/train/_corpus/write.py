@@ -31,6 +31,8 @@ from stampy.pp._corpus_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
+from stampy.train._corpus.spavis import Slide
+from stampy.train._corpus.spavis_write import write_slide
 from stampy.train._sections import Section, ranked, several_sections
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 
 
 def write_section(
-    section: Section, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
+    section: Section | Slide, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
 ) -> dict[str, Any]:
     """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
     folder = out / "sections" / folder_of(section.name)
@@ -85,7 +87,10 @@ def write_section(
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
                 record = {"name": section.name, "organ": section.organ, "platform": section.platform, "source": source}
-                record |= _write(section, settings, out, reader, partial)
+                if isinstance(section, Slide):
+                    record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                else:
+                    record |= _write(section, settings, out, reader, partial)
                 notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
                 record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
