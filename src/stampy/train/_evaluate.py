@@ -20,12 +20,11 @@ from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
+from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
-from ._references import references
-from ._ridge import ranks_of_own, ridge_ranks, tile_features
 from ._sections import as_sections, of_section, prepare
 
 __all__ = ["evaluate"]

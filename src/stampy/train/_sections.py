@@ -14,12 +14,12 @@ import pandas as pd
 
 from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
-from stampy._section.looks import doubts_of
-from stampy._section.overlay import SeveralSectionsError
+from stampy._section.image_checks import doubts_of
+from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of, section_sums
 from stampy.pp._counts import counts_of
+from stampy.pp._gene_means import add_sums, means_of, section_sums
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
 

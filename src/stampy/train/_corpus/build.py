@@ -23,9 +23,8 @@ from stampy._files import FolderLock, atomic
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of
-from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.write import (
+from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
@@ -35,6 +34,7 @@ from stampy.train._corpus.write import (
     write_group,
     write_section,
 )
+from stampy.train._corpus.shards import TILE_FORMATS
 from stampy.train._sections import Section, as_sections, of_section
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]

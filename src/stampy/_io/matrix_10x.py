@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from stampy._io.counts import Counts, as_counts, genes_only
+from stampy._io.assemble import Counts, as_counts, genes_only
 from stampy._io.delimited import rows_of
-from stampy._io.parts import hdf5, opened, reading, refuse
+from stampy._io.input_files import hdf5, opened, reading, refuse
 
 if TYPE_CHECKING:
     import h5py

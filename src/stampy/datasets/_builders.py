@@ -19,9 +19,9 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _keys
-from stampy._io import delimited, st, tenx
-from stampy._io.counts import unique_names
-from stampy._io.positions import COLUMNS, positions
+from stampy._io import delimited, matrix_10x, st
+from stampy._io.assemble import unique_names
+from stampy._io.space_ranger import COLUMNS, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -86,9 +86,9 @@ def space_ranger(name: str, paths: Paths) -> AnnData:
     import anndata
 
     if paths["counts"].suffix == ".h5":
-        x, barcodes, var = tenx.counts_h5(paths["counts"])
+        x, barcodes, var = matrix_10x.counts_h5(paths["counts"])
     else:
-        x, barcodes, var = tenx.counts_mtx(paths["counts"], paths["features"], paths["barcodes"])
+        x, barcodes, var = matrix_10x.counts_mtx(paths["counts"], paths["features"], paths["barcodes"])
     spots = positions(paths["positions"])
     missing = [b for b in barcodes if b not in spots.index]
     if missing:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy.datasets._toy.image import Layout, maps, render, waves
+from stampy.datasets._toy.tissue_image import Layout, maps, render, waves
 
 __all__ = ["toy_slide"]
 

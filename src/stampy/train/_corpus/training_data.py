@@ -8,7 +8,7 @@ from stampy.models import StampConfig
 from stampy.pp import Vocabulary
 from stampy.train._config import PretrainConfig
 from stampy.train._corpus.corpus import Corpus
-from stampy.train._corpus.stored import StoredSection
+from stampy.train._corpus.section_reader import StoredSection
 from stampy.train._data import TrainingData
 
 __all__ = ["groups_on_disk", "pairs_on_disk"]

@@ -23,11 +23,11 @@ import numpy as np
 
 from stampy import _checks, _files, _utils
 from stampy._section.boxes import choose_cells
-from stampy._section.looks import warn_of_doubts
-from stampy._section.overlay import SeveralSectionsError
+from stampy._section.image_checks import warn_of_doubts
+from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import section_sums
+from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train._sections import Section, ranked, several_sections

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
-from stampy.datasets._toy.image import TEXTURES, Field, Layout, render, waves
+from stampy.datasets._toy.tissue_image import TEXTURES, Field, Layout, render, waves
 
 if TYPE_CHECKING:
     from anndata import AnnData

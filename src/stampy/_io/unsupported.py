@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 from stampy._io.anndata_files import is_zarr
-from stampy._io.coordinates import is_coordinates, tables_in
-from stampy._io.parts import listed, listing, refuse
+from stampy._io.delimited import is_coordinates, tables_in
+from stampy._io.input_files import listed, listing, refuse
 
 __all__ = ["refused_file", "refused_folder", "refused_zarr"]
 

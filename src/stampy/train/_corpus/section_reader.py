@@ -13,8 +13,8 @@ import numpy as np
 
 from stampy._section.links import leads_out
 from stampy.train._config import PretrainConfig
+from stampy.train._corpus.section_writer import folder_of, record_of
 from stampy.train._corpus.shards import Shards
-from stampy.train._corpus.write import folder_of, record_of
 from stampy.train._data import Groups, MemorySection
 
 __all__ = ["StoredSection", "changed_files", "wrong_sizes"]

@@ -15,7 +15,7 @@ from stampy import _checks
 from stampy._section.links import refuse_links
 
 from ._counts import checked_rows, counts_of
-from ._features import resolved_names
+from ._gene_annotation import resolved_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

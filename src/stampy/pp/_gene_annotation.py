@@ -11,8 +11,7 @@ import pandas as pd
 
 from stampy import _keys
 
-from ._hgnc import human_genes
-from ._names import control_of, cut_genome, ensembl_ids
+from ._gene_names import control_of, cut_genome, ensembl_ids, human_genes
 
 __all__ = ["Features", "features_of", "gene_names", "resolved_names"]
 

@@ -1,4 +1,11 @@
-"""Fitting a linear gene encoder to sections, in closed form and without labels.
+"""A linear gene encoder, solved in closed form: spatial axes, and fitting it to sections without labels.
+
+The covariance between a spot and the mean of its neighbours leaves out what varies from spot to spot by chance. Its
+leading eigenvectors are contextual gene reconstruction (paper, section 3.2) for a linear encoder. This stands in pp
+because both `stampy.train` (start of stage 1, `train.adapt`) and `stampy.tl` (`embed(adapt=True)`) solve it, and these
+two never import each other.
+
+Shapes: n spots, G genes, K axes, L positions, m columns of a basis.
 
 The covariance between spots and their neighbours in the sections is mixed with the model's own. How much, and how
 many axes are kept, is what best tells the genes of the other half of the molecules (`stampy.pp._thinning`). This stands
@@ -15,12 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import linalg, sparse
 
 from stampy import _keys, _utils
+from stampy._section.neighbors import nearest
 from stampy._section.section import places_of, told_apart
 
-from ._axes import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
 from ._counts import CountMatrix, checked_rows, counts_of, source_of
 from ._rank import rank_tokens
 from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
@@ -31,7 +38,77 @@ if TYPE_CHECKING:
 
     from ._match import GeneMatch
 
-__all__ = ["N_AXES", "STRENGTHS", "Adaptation", "LinearEncoder", "Piece", "adapt", "pieces_of"]
+__all__ = [
+    "N_AXES",
+    "STRENGTHS",
+    "Adaptation",
+    "LinearEncoder",
+    "Piece",
+    "SpotGenes",
+    "adapt",
+    "leading_axes",
+    "neighbor_graph",
+    "orthonormal",
+    "pieces_of",
+    "weighted_genes",
+]
+
+NEIGHBORS = 8
+ITERATIONS = 6
+SPARE = 20  # columns of the subspace iteration beyond those kept
+OWN = 0.1  # share of a spot's own covariance: steadies axes that few neighbours support
+
+
+class SpotGenes:
+    """One section: its weighted genes (n, G) and the graph of its neighbours (n, n)."""
+
+    def __init__(self, genes_nG: sparse.csr_matrix, graph_nn: sparse.csr_matrix):
+        self.genes, self.graph = genes_nG, graph_nn
+        self.mean = np.asarray(genes_nG.mean(axis=0)).ravel()
+        self.weight = float(genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12))  # a weak scalar: float32 stays
+
+    def agreement(self, basis: np.ndarray, own: float) -> np.ndarray:
+        """(spot, neighbours)-covariance times `basis` (G, m), scaled to the number of spots."""
+        y = self.genes @ basis - self.mean @ basis
+        y = (self.graph @ y + self.graph.T @ y) / 2 + own * y
+        return (self.genes.T @ y - np.outer(self.mean, y.sum(axis=0))) * self.weight
+
+
+def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) -> sparse.csr_matrix:
+    """Genes of spots (n, G): each of a spot's tokens weighs (gate of its rank) x (level of the gene)."""
+    tokens = np.asarray(tokens)[:, : len(gate_L)].astype(np.int64)
+    rows, ranks = np.nonzero(tokens)
+    genes = tokens[rows, ranks] - _keys.N_SPECIAL
+    values = (gate_L[ranks] * level_G[genes]).astype(np.float32)
+    return sparse.csr_matrix((values, (rows, genes)), (len(tokens), len(level_G)))
+
+
+def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
+    """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
+
+    Sections are centred, and weigh by their number of spots alone. Found by subspace iteration; no (G, G) matrix is
+    made.
+    """
+    n_genes = len(parts[0].mean)
+    basis = orthonormal(rng.standard_normal((n_genes, min(k + SPARE, n_genes)), dtype=np.float32))
+    for _ in range(ITERATIONS):
+        basis = orthonormal(np.sum([p.agreement(basis, OWN) for p in parts], axis=0))
+    small = basis.T @ np.sum([p.agreement(basis, 0.0) for p in parts], axis=0)
+    values, vectors = np.linalg.eigh((small + small.T) / 2)
+    return basis @ vectors[:, np.argsort(-values)[:k]]
+
+
+def orthonormal(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns' span, in their own precision (numpy's would work in double)."""
+    return linalg.qr(columns, mode="economic", overwrite_a=True, check_finite=False)[0]
+
+
+def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
+    """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
+    n = len(xy)
+    columns = nearest(xy, k)[1]
+    return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
+
 
 STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # share of the sections in the covariance; 0 is the model's own axes
 N_AXES = (16, 32, 64)

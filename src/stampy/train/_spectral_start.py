@@ -22,7 +22,7 @@ from stampy import _keys
 from stampy._checks import shortlist
 from stampy._utils import stream
 from stampy.models import GeneEncoder, ImageEncoder
-from stampy.pp._axes import NEIGHBORS, SpotGenes, leading_axes, neighbor_graph, weighted_genes
+from stampy.pp._linear_encoder import NEIGHBORS, SpotGenes, leading_axes, neighbor_graph, weighted_genes
 
 from ._data import MemorySection
 
@@ -74,7 +74,7 @@ def spatial_axes(
 ) -> np.ndarray:
     """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
 
-    A gene of a spot weighs (gate of its rank) x (its own level). See `stampy.pp._axes`.
+    A gene of a spot weighs (gate of its rank) x (its own level). See `stampy.pp._linear_encoder`.
     """
     parts = [
         SpotGenes(weighted_genes(s.tokens, gate_L, level_G), neighbor_graph(s.xy))

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import add_library, placed
-from stampy._io.coordinates import coordinates, is_coordinates, share, tables_in
-from stampy._io.counts import Counts, unique_names
-from stampy._io.delimited import Layout, is_table, wide_counts
-from stampy._io.parts import refuse
+from stampy._io.assemble import Counts, add_library, placed, unique_names
+from stampy._io.delimited import Layout, coordinates, is_coordinates, is_table, share, tables_in, wide_counts
+from stampy._io.input_files import refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData
