@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
+from stampy._io.sections import as_sections, of_section
 from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
@@ -25,7 +26,7 @@ from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
-from ._sections import as_sections, of_section, prepare
+from ._sections import prepare
 
 __all__ = ["evaluate"]
 

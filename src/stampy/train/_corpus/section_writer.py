@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files, _utils
+from stampy._io.sections import Section, several_sections
 from stampy._section.boxes import choose_cells
 from stampy._section.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
@@ -30,7 +31,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
-from stampy.train._sections import Section, ranked, several_sections
+from stampy.train._sections import ranked
 
 if TYPE_CHECKING:
     import pandas as pd
