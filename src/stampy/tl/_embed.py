@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.looks import doubts_of, warn_of_doubts
+from stampy._section.image_checks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
 from ._adapted import adapted_to
-from ._each import each_of, is_several
+from ._arguments import Level, Modality, Organism, Precision, Request, each_of, is_several
 from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
 from ._panels import shared_panel
-from ._request import Level, Modality, Organism, Precision, Request
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
 from ._stream import Tower, stream_images

@@ -12,14 +12,13 @@ from scipy import sparse
 from stampy import _checks, models
 from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, checked_rows, counts_of, source_of
-from stampy.pp._features import features_of
+from stampy.pp._gene_annotation import features_of
 from stampy.pp._tokens import iter_tokens
 
-from ._cluster import smoothed
-from ._encoders import genes_of
-from ._organism import match_genes
+from ._arguments import Request
+from ._clustering import smoothed
+from ._encoders import genes_of, match_genes
 from ._panels import panel_of_table, within
-from ._request import Request
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 

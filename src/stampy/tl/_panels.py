@@ -17,8 +17,8 @@ from stampy._utils import table_of
 from stampy.pp import Vocabulary
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
-from ._each import named
-from ._organism import match_genes
+from ._arguments import named
+from ._encoders import match_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from stampy.pp._match import GeneMatch
 
+    from ._arguments import Request
     from ._embed import Sections
     from ._encoders import Encoder
-    from ._request import Request
 
 __all__ = ["panel_of_table", "shared_panel", "within"]
 

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy.models import GeneSystem, Stamp
-from stampy.pp._bag import weighted_bag
 from stampy.pp._counts import CHUNK
+from stampy.pp._rank import weighted_bag
 
 from ._encoders import Encoder, ImageModel
 from ._resume import Chunk, Parts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
-    from ._request import Level
+    from ._arguments import Level
 
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from stampy import _checks
 
-from ._cluster import smoothed
+from ._clustering import smoothed
 from ._embed_genes import N_NEIGHBORS
-from ._shared_space import unit
+from ._results import unit
 
 __all__ = ["by_key", "centered", "in_context"]
 
