@@ -19,12 +19,13 @@ import torch
 
 from stampy import datasets, models, train
 from stampy._files import FolderLock
+from stampy._io.sections import Section
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.train import _logs, _loop
 from stampy.train._data import TrainingData
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import Section, prepare
+from stampy.train._sections import prepare
 from stampy.train._signals import Signals
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
