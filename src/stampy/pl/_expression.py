@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
 from stampy.pl._paint import Paint, Style, paint_values, without_outliers
-from stampy.pl._results import record_of, shown_of
+from stampy.pl._records import record_of, shown_of
 from stampy.pl._spatial import draw_panels
 from stampy.pl._view import Window, views_of
 

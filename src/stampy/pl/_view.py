@@ -12,8 +12,8 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import scale as _scale
+from stampy._section.choose_image import Wishes
 from stampy._section.image import SlideImage
-from stampy._section.pictures import Wishes
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:

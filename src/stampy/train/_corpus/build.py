@@ -6,26 +6,22 @@ import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
+from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
+from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of
-from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.write import (
+from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
@@ -35,7 +31,7 @@ from stampy.train._corpus.write import (
     write_group,
     write_section,
 )
-from stampy.train._sections import Section, as_sections, of_section
+from stampy.train._corpus.shards import TILE_FORMATS
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -60,14 +56,11 @@ def build(
     """Build, or go on building; see `Corpus.build`."""
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
-    if n_workers is not None:
-        _checks.at_least("n_workers", n_workers, 1)
     chosen = as_sections(sections, all_there=False)
     reader, skip = reader or _default_reader(), on_error == "skip"
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
-    if scheduler is not None and n_workers is not None:
-        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Leave one out.")
+    check_workers(scheduler, n_workers)
     out = _checks.writable(out)
     with FolderLock(out, what="corpus"):
         _build(out, chosen, settings, vocabulary, reader, skip, scheduler, n_workers, progress)
@@ -86,7 +79,7 @@ def _build(
 ) -> None:
     """In a folder that no other process builds in."""
     _begin(out, settings, chosen)
-    with _workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
+    with workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
         skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
         records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
@@ -262,59 +255,3 @@ def _finish(
     for record in records:
         for note in record["notes"] if record["name"] in fresh else ():
             _checks.warn(f"Section {record['name']!r}: {note}")
-
-
-Run = Callable[[Sequence[Callable[[], Any]], str], Iterator[Any]]
-
-
-@contextlib.contextmanager
-def _workers(scheduler: str | None, n_workers: int, progress: bool) -> Iterator[Run]:
-    """Something that runs jobs: in this process, in processes of this machine, or on a dask cluster by its address."""
-    if scheduler is None and n_workers == 1:
-        yield partial(_run_in_turn, progress)
-    elif scheduler is None:
-        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
-        with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield partial(_run_in_pool, pool, progress)
-    else:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
-        with Client(scheduler) as client:
-            yield partial(_run_on_cluster, client, progress)
-
-
-def _run_in_turn(progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
-
-
-def _run_in_pool(pool: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    import dask
-    from dask.callbacks import Callback
-    from dask.multiprocessing import RemoteException
-
-    # the name keeps dask from hashing the sections
-    tasks = [dask.delayed(job, name=f"{what}-{i}", traverse=False)() for i, job in enumerate(jobs)]
-    bar = tqdm(total=len(jobs), desc=what, unit="section", disable=not progress)
-    try:
-        with bar, Callback(posttask=lambda *_: bar.update()):
-            found = dask.compute(*tasks, scheduler="processes", pool=pool, chunksize=1, optimize_graph=False)
-    except RemoteException as error:  # of its message, a worker's traceback would be most
-        raise error.exception from error
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
-            "calls this outside of `if __name__ == '__main__':`. Build again: it goes on from what is there."
-        ) from error
-    yield from found
-
-
-def _run_on_cluster(client: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    from distributed import as_completed
-
-    futures = [client.submit(job, pure=False) for job in jobs]
-    with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
-        for future in as_completed(futures):
-            yield future.result()
-            bar.update()
