@@ -1,8 +1,8 @@
 """Sphinx settings. ``sphinx-build -W --keep-going docs docs/_build/html`` builds the pages, without a network.
 
-The environment variable ``DOCS_EXECUTE`` says whether code cells run: ``force`` (the default), ``cache`` (only those whose
-code changed) or ``off`` (for a quick look at the text). A cell that raises fails the build, so pages assert in hidden
-cells what their text claims.
+The environment variable ``DOCS_EXECUTE`` says whether code cells run: ``force`` (the default), ``cache`` (only those
+whose code changed) or ``off`` (for a quick look at the text). A cell that raises fails the build, so pages assert in
+hidden cells what their text claims.
 """
 
 import os
