@@ -13,7 +13,7 @@ from stampy.cli import main as cli
 from stampy.pp import Vocabulary, tokenize
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
-from stampy.train._corpus.data import groups_on_disk, pairs_on_disk
+from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 
 SMALL = {"max_tokens": 48, "size_px": 64, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}

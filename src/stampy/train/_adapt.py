@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _utils
+from stampy._io.sections import Section, as_sections, of_section
 from stampy.models import Stamp, load
-from stampy.models._linear import check_linear, linear_parts, with_axes
+from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
-from stampy.pp._adaptation import adapt as solve
-
-from ._sections import Section, as_sections, of_section
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, pieces_of
+from stampy.pp._linear_encoder import adapt as solve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,14 +22,14 @@ from stampy.pp import Vocabulary
 from ._alignment import Alignment
 from ._config import AlignConfig
 from ._corpus.corpus import as_corpus
-from ._corpus.data import pairs_on_disk
+from ._corpus.training_data import pairs_on_disk
 from ._logs import check_loggers
 from ._loop import claimed, fit
 from ._ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
 from ._sections import pairs_in_memory
 from ._settings import without_effect
-from ._start import start_spectral_image
+from ._spectral_start import start_spectral_image
 
 __all__ = ["align"]
 

@@ -14,19 +14,19 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
+from stampy._io.sections import as_sections, of_section
 from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
+from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
-from ._references import references
-from ._ridge import ranks_of_own, ridge_ranks, tile_features
-from ._sections import as_sections, of_section, prepare
+from ._sections import prepare
 
 __all__ = ["evaluate"]
 

@@ -6,29 +6,24 @@ import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
+from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
+from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of
+from stampy.pp._gene_means import add_sums, means_of
 from stampy.train._corpus import spavis
 from stampy.train._corpus.arrays import write_group
-from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.spavis import Slide
-from stampy.train._corpus.write import (
+from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
@@ -37,7 +32,8 @@ from stampy.train._corpus.write import (
     sums_of,
     write_section,
 )
-from stampy.train._sections import Section, as_sections, of_section
+from stampy.train._corpus.shards import TILE_FORMATS
+from stampy.train._corpus.spavis import Slide
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -62,8 +58,7 @@ def build(
     """Build, or go on building; see `Corpus.build`."""
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
-    if n_workers is not None:
-        _checks.at_least("n_workers", n_workers, 1)
+    check_workers(scheduler, n_workers)
     skip, skipped, files = on_error == "skip", {}, spavis.files_of(sections)
     chosen: Sequence[Section | Slide]
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
@@ -77,8 +72,6 @@ def build(
         vocabulary = spavis.check_vocabulary(vocabulary)
         chosen, skipped = spavis.slides_of(files, settings, skip=skip)
     reader = reader or _default_reader()
-    if scheduler is not None and n_workers is not None:
-        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Leave one out.")
     out = _checks.writable(out)
     with FolderLock(out, what="corpus"):
         _build(out, chosen, settings, vocabulary, reader, skip, skipped, scheduler, n_workers, progress)
@@ -98,7 +91,7 @@ def _build(
 ) -> None:
     """In a folder that no other process builds in."""
     _begin(out, settings, chosen)
-    with _workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
+    with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
         skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
         records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
@@ -276,59 +269,3 @@ def _finish(
         for note in record["notes"]:
             _checks.warn(f"Section {record['name']!r}: {note}")
     spavis.warn_of_losses(told, settings["max_tokens"])
-
-
-Run = Callable[[Sequence[Callable[[], Any]], str], Iterator[Any]]
-
-
-@contextlib.contextmanager
-def _workers(scheduler: str | None, n_workers: int, progress: bool) -> Iterator[Run]:
-    """Something that runs jobs: in this process, in processes of this machine, or on a dask cluster by its address."""
-    if scheduler is None and n_workers == 1:
-        yield partial(_run_in_turn, progress)
-    elif scheduler is None:
-        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
-        with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield partial(_run_in_pool, pool, progress)
-    else:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
-        with Client(scheduler) as client:
-            yield partial(_run_on_cluster, client, progress)
-
-
-def _run_in_turn(progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
-
-
-def _run_in_pool(pool: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    import dask
-    from dask.callbacks import Callback
-    from dask.multiprocessing import RemoteException
-
-    # the name keeps dask from hashing the sections
-    tasks = [dask.delayed(job, name=f"{what}-{i}", traverse=False)() for i, job in enumerate(jobs)]
-    bar = tqdm(total=len(jobs), desc=what, unit="section", disable=not progress)
-    try:
-        with bar, Callback(posttask=lambda *_: bar.update()):
-            found = dask.compute(*tasks, scheduler="processes", pool=pool, chunksize=1, optimize_graph=False)
-    except RemoteException as error:  # of its message, a worker's traceback would be most
-        raise error.exception from error
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
-            "calls this outside of `if __name__ == '__main__':`. Build again: it goes on from what is there."
-        ) from error
-    yield from found
-
-
-def _run_on_cluster(client: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    from distributed import as_completed
-
-    futures = [client.submit(job, pure=False) for job in jobs]
-    with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
-        for future in as_completed(futures):
-            yield future.result()
-            bar.update()
