@@ -693,3 +693,17 @@ def test_published_vocabulary_of_the_mirror(data_dir, reference_dir, monkeypatch
     assert table["divisor"].isin([1, 2]).mean() == pytest.approx(0.87, abs=0.005)
     assert table.loc[table["gene_id"] == "ENSG00000111640", "symbol"].item() == "GAPDH"
     assert (table["symbol"] != "").sum() > 19_000
+
+
+def test_effect_sets_how_much_the_markers_tell():
+    def ratio(effect):
+        adata = datasets.toy(n_spots=300, image=False, effect=effect)
+        marker = (adata.var["domain"] == "D1").to_numpy()
+        inside = (adata.obs["domain"] == "D1").to_numpy()
+        return adata.X[inside][:, marker].mean() / adata.X[~inside][:, marker].mean()
+
+    assert ratio(8) == pytest.approx(8, rel=0.15)
+    assert ratio(2) == pytest.approx(2, rel=0.15)
+    assert ratio(1) == pytest.approx(1, rel=0.15)
+    with pytest.raises(ValueError, match="effect"):
+        datasets.toy(effect=0.5)

@@ -162,9 +162,11 @@ class Stamp(nn.Module):
         """Gene embeddings (B, E), projected and L2-normalised; zeros for a spot without tokens."""
         return self.project_genes(self.gene_features(tokens))
 
-    def project_genes(self, features: Tensor) -> Tensor:
-        """Gene features -> embeddings (B, E); a spot without tokens (a row of zeros) stays a row of zeros."""
-        return F.normalize(self.gene_head(features), dim=-1) * (features != 0).any(dim=-1, keepdim=True)
+    def project_genes(self, features: Tensor, *, normalize: bool = True) -> Tensor:
+        """Gene features -> embeddings (B, E), by default of L2 norm 1; a spot without tokens stays a row of zeros."""
+        projected = self.gene_head(features)
+        projected = F.normalize(projected, dim=-1) if normalize else projected
+        return projected * (features != 0).any(dim=-1, keepdim=True)
 
     @property
     def size_px(self) -> int:
@@ -188,9 +190,10 @@ class Stamp(nn.Module):
         """Image embeddings (B, E), projected and L2-normalised."""
         return self.project_images(self.image_features(images))
 
-    def project_images(self, features: Tensor) -> Tensor:
-        """Image features -> embeddings (B, E)."""
-        return F.normalize(self.patch_head(features), dim=-1)
+    def project_images(self, features: Tensor, *, normalize: bool = True) -> Tensor:
+        """Image features -> embeddings (B, E), by default of L2 norm 1."""
+        projected = self.patch_head(features)
+        return F.normalize(projected, dim=-1) if normalize else projected
 
     def embed_images(self, tiles: Tensor, *, level: Literal["embedding", "feature"] = "embedding") -> Tensor:
         """uint8 tiles (B, size, size, 3) -> (B, E), or features with `level="feature"`; see `ImageSystem`."""

@@ -45,7 +45,7 @@ ORGANISMS = ("human", "mouse")
 MODALITIES = ("gene", "image", "fused")
 BY_SECTION = ("image", "image_key", "um_per_px")  # may be given by section
 OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
-OF_GENES = ("layer",)
+OF_GENES = ("layer", "genes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class Request:
     spot_um: float | None = None
     level: Level = "embedding"
     context: Literal["neighbors"] | None = None
+    center: Literal["section"] | None = None
+    genes: Literal["shared"] | None = None
+    normalize: bool = True
+    panel: np.ndarray | None = None  # (G,) genes that several sections share; found on the way
     batch_size: int | None = None
     n_workers: int = 1
     precision: Precision | None = None
@@ -84,6 +88,11 @@ class Request:
         _checks.one_of("organism", self.organism, ORGANISMS)
         if self.context is not None:
             _checks.one_of("context", self.context, ("neighbors",))
+        if self.center is not None:
+            _checks.one_of("center", self.center, ("section",))
+        if self.genes is not None:
+            _checks.one_of("genes", self.genes, ("shared",))
+        self._check_norm()
         check_running(self.level, self.precision, self.batch_size, self.n_workers)
         Wishes(self.image, self.image_key, self.um_per_px, self.spot_um)  # checks them
         for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
@@ -91,6 +100,21 @@ class Request:
                 _checks.existing(image, what="image")
         if self.modality is not None:
             self.check_effect(self.modality)
+
+    def _check_norm(self) -> None:
+        if not isinstance(self.normalize, bool | np.bool_):
+            raise TypeError(f"`normalize` must be True or False, found {self.normalize!r}.")
+        if not self.normalize and self.level == "feature":
+            raise ValueError("Features (`level='feature'`) are never normalised: leave `normalize` out.")
+        if not self.normalize and self.modality == "fused":
+            raise ValueError(
+                "Fused vectors are two unit vectors side by side: normalize=False needs modality='gene' or 'image'."
+            )
+
+    @property
+    def normed(self) -> bool:
+        """Whether vectors are brought to L2 norm 1."""
+        return self.normalize and self.level == "embedding"
 
     @property
     def names_image(self) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Modality = Literal["gene", "image", "fused"]
+UNSAID = {"center": "nothing"}  # what a record means that does not say it
 SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
 
 
@@ -93,8 +94,8 @@ def check_same_space(query: Space, reference: Space) -> None:
             f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "
             f"{reference.vectors.shape[1]}: they are not of one space. Embed both with the same model and `level`."
         )
-    for what in ("model", "level"):
-        a, b = ((space.record or {}).get(what) for space in (query, reference))
+    for what in ("model", "level", "center"):
+        a, b = (None if s.record is None else s.record.get(what, UNSAID.get(what)) for s in (query, reference))
         if a is not None and b is not None and a != b:
             raise ValueError(
                 f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
@@ -125,6 +126,11 @@ def check_model(space: Space, model: str, width: int) -> None:
         raise ValueError(
             f"`{space.name}` holds features (`level='feature'`), which genes and images do not share. Embed with "
             "`level='embedding'`."
+        )
+    if record.get("center"):
+        raise ValueError(
+            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes can't be. Embed without "
+            "`center` for this."
         )
     if space.vectors.shape[1] != width:
         raise ValueError(

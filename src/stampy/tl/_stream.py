@@ -66,9 +66,14 @@ class Tower(Generic[M]):
         """`function`, compiled where that pays."""
         return torch.compile(function, dynamic=True) if self._compiled else function
 
-    def projection(self, what: Literal["genes", "images"], level: Level) -> Callable[[Tensor], Tensor]:
+    def projection(
+        self, what: Literal["genes", "images"], level: Level, *, normalize: bool = True
+    ) -> Callable[[Tensor], Tensor]:
         """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
-        return getattr(self.model, f"project_{what}") if level == "embedding" else _same
+        if level == "feature":
+            return _same
+        project = getattr(self.model, f"project_{what}")
+        return project if normalize else partial(project, normalize=False)
 
     def checked(self, values: Tensor) -> np.ndarray:
         """A batch of outputs as float32; ValueError where any is not finite."""

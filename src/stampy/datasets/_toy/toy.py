@@ -56,14 +56,15 @@ def toy(
     n_sections: int = 1,
     grid: str = "visium",
     image: bool = True,
+    effect: float = 8.0,
     rng: int | np.random.Generator | None = 0,
 ) -> AnnData:
     """Make a section whose truth is known: planted domains, genes and matching H&E-like tissue.
 
     The tissue is a blob, its domains are curved bands of (nearly) equally many spots. Each domain is a tissue
     (epithelium, stroma, immune, adipose, muscle, white matter, cortex, liver, in this order) with its own look in the
-    image and its own programme of marker genes, eight times as high there as elsewhere. All other genes are drawn alike
-    everywhere. Counts are negative binomial with a depth of the spot's own.
+    image and its own programme of marker genes, `effect` times as high there as elsewhere. All other genes are drawn
+    alike everywhere. Counts are negative binomial with a depth of the spot's own.
 
     Parameters
     ----------
@@ -79,6 +80,10 @@ def toy(
         `"visium"`: hexagonal, 100 µm apart, spots of 55 µm. `"st"`: square, 200 µm apart, spots of 100 µm.
     image
         Whether to draw the tissue.
+    effect
+        How many times as high the marker genes of a domain are there as elsewhere. With the default, 8, principal
+        components separate the domains without an error. With 2, single spots have too few counts for that. With 1,
+        the genes carry no information about the domains.
     rng
         Seed or generator. The counts are the same with and without `image`.
 
@@ -115,11 +120,11 @@ def toy(
     """
     import anndata
 
-    _validate(n_spots, n_domains, n_genes, n_sections, grid)
+    _validate(n_spots, n_domains, n_genes, n_sections, grid, effect)
     names = ["toy"] if n_sections == 1 else [f"toy_{i + 1}" for i in range(n_sections)]
     random = _utils.generator(rng)
     var = _genes(n_genes, n_domains)
-    means = _means(var, n_domains, random)
+    means = _means(var, n_domains, effect, random)
     sections = [_section(name, n_spots, GRIDS[grid], means, image, random) for name in names]
 
     domains = [f"D{i + 1}" for i in range(n_domains)]
@@ -134,13 +139,14 @@ def toy(
     return adata
 
 
-def _validate(n_spots: int, n_domains: int, n_genes: int, n_sections: int, grid: str) -> None:
+def _validate(n_spots: int, n_domains: int, n_genes: int, n_sections: int, grid: str, effect: float) -> None:
     for name, value in {"n_spots": n_spots, "n_domains": n_domains, "n_sections": n_sections}.items():
         _checks.at_least(name, value, 1)
     _checks.at_least("n_genes", n_genes, 40)
     _checks.at_most("n_domains", n_domains, min(len(TISSUES), n_spots))
     _checks.at_most("n_genes", n_genes, len(_gene_table()))
     _checks.one_of("grid", grid, GRIDS)
+    _checks.at_least("effect", effect, 1, integer=False)
 
 
 @cache
@@ -157,12 +163,12 @@ def _genes(n_genes: int, n_domains: int) -> pd.DataFrame:
     return pd.DataFrame({"gene_ids": table["gene_id"].to_numpy(), "domain": domain}, index=table["symbol"].to_numpy())
 
 
-def _means(var: pd.DataFrame, n_domains: int, random: np.random.Generator) -> np.ndarray:
+def _means(var: pd.DataFrame, n_domains: int, effect: float, random: np.random.Generator) -> np.ndarray:
     """Mean count of each gene in each domain at a depth of one (n_domains, n_genes)."""
     marker = _gene_table()["tissue"].head(len(var)).notna().to_numpy()
     base = np.where(marker, 0.2, 1.0) * random.lognormal(0.0, np.where(marker, 0.5, 1.0))
     planted = var["domain"].cat.codes.to_numpy() == np.arange(n_domains)[:, None]
-    return base * np.where(planted, 8.0, 1.0)
+    return base * np.where(planted, effect, 1.0)
 
 
 def _section(
