@@ -176,7 +176,8 @@ def _settle_vocabulary(
     out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section | Slide], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
     """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
-    path, skipped = out / GENES, {}
+    path = out / GENES
+    skipped: dict[str, str] = {}
     if path.exists():
         if vocabulary is not None and Vocabulary.load(path) != vocabulary:
             raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -87,7 +87,8 @@ def write_section(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
-                record = {"name": section.name, "organ": section.organ, "platform": section.platform, "source": source}
+                record: dict[str, Any] = {"name": section.name, "organ": section.organ, "platform": section.platform}
+                record |= {"source": source}
                 if isinstance(section, Slide):
                     record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
@@ -106,7 +107,7 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
     return issubclass(warning.category, _checks.StampyWarning)
 
 
-def _is_full(error: BaseException) -> bool:
+def _is_full(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -174,7 +175,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     put(group, "xy", xy)
-    record = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    record: dict[str, Any] = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
