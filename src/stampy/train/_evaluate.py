@@ -14,21 +14,20 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
-from stampy._io.sections import as_sections, of_section
+from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
+from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
-from ._corpus.data import check_corpus, pairs_on_disk
+from ._corpus.training_data import check_corpus, pairs_on_disk
 from ._data import MemorySection, TrainingSection
 from ._reconstruction import KINDS, Reconstruction
-from ._references import references
-from ._ridge import ranks_of_own, ridge_ranks, tile_features
 from ._sections import prepare
 
 __all__ = ["evaluate"]
@@ -145,7 +144,7 @@ def _prepared(
     return found
 
 
-def _has_image(section: Any) -> bool:
+def _has_image(section: Section) -> bool:
     if section.image is not None:
         return True
     with of_section(section.name):
@@ -201,9 +200,12 @@ def _stage_2(
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
         images[section.name], genes[section.name], colours[section.name] = _both(model, section, tiled, rows)
     ridge = ridge_ranks(
-        colours, tokens, {s.name: s.xy[chosen[s.name]] for s, _ in sections}, len(model.genes) + _keys.N_SPECIAL
+        colours,
+        tokens,
+        {s.name: s.xy[chosen[s.name]] for s, _ in sections},
+        model.gene.config.n_genes + _keys.N_SPECIAL,
     )
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name, rows in chosen.items():
         n = len(rows)
         ranks = ranks_of_own(images[name], genes[name], np.arange(n))

@@ -14,9 +14,9 @@ import pandas as pd
 from stampy import _checks, _keys
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
+from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
+from stampy.train._corpus.section_writer import Reader, folder_of
 from stampy.train._corpus.shards import damaged
-from stampy.train._corpus.stored import StoredSection, changed_files, wrong_sizes
-from stampy.train._corpus.write import Reader, folder_of
 
 __all__ = ["Corpus", "as_corpus"]
 
