@@ -28,9 +28,9 @@ from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
-from stampy.train._corpus import write as _corpus_write
-from stampy.train._corpus.data import groups_on_disk, pairs_on_disk
+from stampy.train._corpus import section_writer as _corpus_write
 from stampy.train._corpus.shards import Shards
+from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 from stampy.train._samplers import GroupSampler, PairSampler
 from stampy.train._sections import pairs_in_memory, prepare
 
@@ -639,7 +639,7 @@ def test_training_from_a_corpus_needs_no_anndata(corpus, tmp_path):
         "for name in ('anndata', 'scanpy', 'squidpy', 'spatialdata', 'zarr', 'dask', 'h5py', 'numcodecs'):\n"
         "    sys.modules[name] = None\n"
         "from stampy import train\n"
-        "from stampy.train._corpus.data import pairs_on_disk\n"
+        "from stampy.train._corpus.training_data import pairs_on_disk\n"
         "from stampy.train._samplers import PairSampler\n"
         "from stampy import models\n"
         f"corpus = train.Corpus({str(corpus.path)!r})\n"

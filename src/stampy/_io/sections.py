@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _utils
-from stampy._section.overlay import SeveralSectionsError
+from stampy._section.libraries import SeveralSectionsError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -77,7 +77,7 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
     if rule is None:
         yield
         return
-    from stampy._section.sources import named_images
+    from stampy._section.choose_image import named_images
 
     with named_images(rule):
         yield

@@ -134,7 +134,7 @@ def _embed_one(
     from stampy import _checks
     from stampy._io import read as _formats
     from stampy.models._names import check_name
-    from stampy.tl._request import Request
+    from stampy.tl._arguments import Request
 
     place = _checks.existing(source, what="section")
     check_name(options["model"])
@@ -177,7 +177,7 @@ def _embed_many(
     **options: Any,
 ) -> None:
     from stampy import tl
-    from stampy._section.sources import named_images
+    from stampy._section.choose_image import named_images
 
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:

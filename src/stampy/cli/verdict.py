@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from stampy.tl._arguments import Organism
     from stampy.tl._encoders import Encoder
-    from stampy.tl._request import Organism
 
 __all__ = ["Judged", "about_labels", "as_categories", "verdict"]
 

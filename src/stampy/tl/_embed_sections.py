@@ -158,8 +158,8 @@ def _check_options(plan: Plan) -> None:
     """Raise for what `stampy.tl.embed` would refuse in every section, without loading torch."""
     from stampy.models._names import check_name
 
+    from ._arguments import Request
     from ._cohort.plan import EmbedOptions
-    from ._request import Request
 
     for name in plan.options:
         _checks.one_of("argument", name, EmbedOptions.__annotations__)

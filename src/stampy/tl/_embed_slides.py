@@ -17,8 +17,8 @@ from ._cohort.run import run_cohort
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ._arguments import Level, Precision
     from ._encoders import ImageModel
-    from ._request import Level, Precision
 
 __all__ = ["SlideOptions", "embed_slides"]
 
@@ -113,7 +113,7 @@ def embed_slides(
 def _check_settings(plan: Plan) -> None:
     from stampy.models._names import check_name
 
-    from ._request import check_running
+    from ._arguments import check_running
 
     given: Mapping[str, Any] = plan.options
     check_running(given.get("level", "embedding"), given.get("precision"), given.get("batch_size"), 1)

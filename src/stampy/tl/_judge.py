@@ -13,14 +13,14 @@ from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._embed import embed
 from ._evaluate import evaluate
-from ._shared_space import unit
+from ._results import unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ._arguments import Level, Organism
     from ._encoders import Encoder
-    from ._request import Level, Organism
 
 __all__ = ["judge", "stripped"]
 

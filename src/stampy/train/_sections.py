@@ -11,11 +11,11 @@ import numpy as np
 from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
 from stampy._io.sections import Section, as_sections, of_section
-from stampy._section.looks import doubts_of
+from stampy._section.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of, section_sums
 from stampy.pp._counts import counts_of
+from stampy.pp._gene_means import add_sums, means_of, section_sums
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
 
@@ -51,8 +51,10 @@ def prepare(
         _checks.not_empty(table, genes=False)
         source = None
         if tower is not None:
-            said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
-            source = TileSource.open(data, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            source = TileSource.open(
+                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
+                um_per_px=section.um_per_px, spot_um=section.spot_um,
+            )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(
                     f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
-from stampy._section.sources import VARIABLE
+from stampy._section.choose_image import VARIABLE
 
 if TYPE_CHECKING:
+    from stampy.tl._arguments import Level, Modality, Organism, Precision
     from stampy.tl._encoders import Encoder
-    from stampy.tl._request import Level, Modality, Organism, Precision
 
 __all__ = ["COLUMNS", "RECORDS", "TABLE", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
 

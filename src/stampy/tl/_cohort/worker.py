@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stampy._section.sources import VARIABLE
+from stampy._section.choose_image import VARIABLE
 
 from .plan import Plan
 

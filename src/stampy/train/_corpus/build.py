@@ -20,9 +20,8 @@ from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of
-from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.write import (
+from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
@@ -31,6 +30,7 @@ from stampy.train._corpus.write import (
     write_group,
     write_section,
 )
+from stampy.train._corpus.shards import TILE_FORMATS
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -163,7 +163,8 @@ def _settle_vocabulary(
     out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
     """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
-    path, skipped = out / GENES, {}
+    path = out / GENES
+    skipped: dict[str, str] = {}
     if path.exists():
         if vocabulary is not None and Vocabulary.load(path) != vocabulary:
             raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")

@@ -15,9 +15,9 @@ from stampy import _checks, _keys
 from stampy._io.sections import file_name
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
+from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
+from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
-from stampy.train._corpus.stored import StoredSection, changed_files, wrong_sizes
-from stampy.train._corpus.write import Reader
 
 __all__ = ["Corpus", "as_corpus"]
 
