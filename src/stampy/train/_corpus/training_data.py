@@ -24,12 +24,7 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     """
     if vocabulary is not None:
         _check_vocabulary(corpus, vocabulary)
-    for name in ("group_size", "max_distance"):
-        if corpus.settings[name] != getattr(config, name):
-            raise ValueError(
-                f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
-                f"{getattr(config, name)}. Change the settings, or build another corpus."
-            )
+    _check_groups(corpus, config)
     _check_tokens(corpus, config.max_tokens)
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
@@ -73,6 +68,21 @@ def _data(corpus: Corpus, sections: list[StoredSection], max_tokens: int) -> Tra
         sections, corpus.vocabulary, max_tokens, identity, corpus=corpus.path,
         draws=corpus.settings["draws"], regions=corpus.settings["regions"],
     )  # fmt: skip
+
+
+def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
+    kept = corpus.settings["max_distance"] is None
+    if kept and config.max_distance != PretrainConfig().max_distance:
+        raise ValueError(
+            f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
+            "its source. Leave it out."
+        )
+    for name in ("group_size",) if kept else ("group_size", "max_distance"):
+        if corpus.settings[name] != getattr(config, name):
+            raise ValueError(
+                f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
+                f"{getattr(config, name)}. Change the settings, or build another corpus."
+            )
 
 
 def _check_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> None:
