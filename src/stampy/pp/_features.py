@@ -12,7 +12,7 @@ import pandas as pd
 from stampy import _keys
 
 from ._hgnc import human_genes
-from ._names import control_of, cut_genome, ensembl_ids
+from ._names import control_of, cut_genome, ensembl_ids, is_title_case
 
 __all__ = ["Features", "features_of", "gene_names", "resolved_names"]
 
@@ -176,7 +176,7 @@ def _beside(name: str, gene_id: str) -> str:
     """The symbol that stands beside an id in a name such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
     if name == gene_id:
         return ""
-    rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name).strip(" |:;,-_.()[]/")
+    rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name, flags=re.I).strip(" |:;,-_.()[]/")
     return "" if rest.upper() == "DEPRECATED" else rest
 
 
@@ -217,6 +217,9 @@ def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarra
     taken = set(genes.tolist())
     for column in np.flatnonzero((genes < 0) & (ids == "") & (symbols != "") & ~features.foreign).tolist():
         gene = human.guess(symbols[column])
+        if gene < 0 and symbols[column] not in human.aliases and not is_title_case(symbols[column]):
+            gene = human.folded.get(symbols[column].upper(), -1)
+            gene = -1 if gene in taken else gene
         genes[column] = -1 if gene in taken and human.aliases.get(symbols[column]) == gene else gene
     for column in np.flatnonzero(genes >= 0).tolist():
         ids[column] = ids[column] or human.ids[genes[column]]
