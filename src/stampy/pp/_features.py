@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from stampy import _keys
 from ._hgnc import human_genes
 from ._names import control_of, cut_genome, ensembl_ids, is_title_case
 
-__all__ = ["Features", "features_of", "gene_names", "resolved_names"]
+__all__ = ["Features", "features_of", "gene_columns", "gene_names", "resolved_names"]
 
 ID_COLUMNS = (
     *("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "ensembl_gene", "ensemblid"),
@@ -115,6 +116,30 @@ def _read(var: pd.DataFrame) -> Features:
             _fill(ids, id_sources, ensembl_ids(names), source)
     symbols = {source: names for source, names in symbols.items() if any(names)}
     return Features(ids, id_sources, symbols, _left_out(var, written), foreign, written)
+
+
+def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which columns are genes, bool (n_vars,), and what to warn about where some are not (antibodies, guides, peaks).
+
+    Raises
+    ------
+    ValueError
+        Where none is a gene.
+
+    Examples
+    --------
+    >>> var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture"]}, index=["CD4", "CD4_prot"])
+    >>> gene_columns(var)
+    (array([ True, False]), '1 of 2 columns is no gene and is left out: 1 Antibody Capture.')
+    """
+    found = features_of(var)
+    kinds = Counter(kind for kind in found.left_out.tolist() if kind)
+    counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    n = sum(kinds.values())
+    if n == len(found) and n:
+        raise ValueError(f"None of the {n} columns of the section is a gene: {counted}. stampy needs gene expression.")
+    verb = "is no gene and is" if n == 1 else "are no genes and are"
+    return found.is_gene, f"{n} of {len(found)} columns {verb} left out: {counted}." if n else ""
 
 
 def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
