@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
+from stampy._io.sections import Section
 from stampy.datasets._toy.planted import best_loss, planted
 from stampy.pp import Vocabulary
-from stampy.train._ridge import ranks_of_own
-from stampy.train._sections import Section, prepare
+from stampy.train._baselines import ranks_of_own
+from stampy.train._sections import prepare
 
 QUIET = {"device": "cpu", "progress": False}
 

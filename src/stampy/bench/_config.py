@@ -14,7 +14,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._options import TASKS
+from ._task_options import TASKS
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "configs", "read_config"]
 

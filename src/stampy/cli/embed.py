@@ -64,7 +64,7 @@ def _embed(
     from stampy import _checks
     from stampy._io import read as _formats
     from stampy.models._names import check_name
-    from stampy.tl._request import Request
+    from stampy.tl._arguments import Request
 
     place = _checks.existing(source, what="section")
     check_name(options["model"])

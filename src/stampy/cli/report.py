@@ -15,10 +15,9 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
-from stampy._section.sources import without_refused
-from stampy.cli.maps import Maps, maps_of
+from stampy._section.choose_image import without_refused
 from stampy.cli.options import in_options
-from stampy.cli.pages import Picture, picture, render
+from stampy.cli.pages import Maps, Picture, maps_of, picture, render
 from stampy.cli.top_genes import top_genes
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
 
     from stampy.pp import Vocabulary
     from stampy.pp._counts import checked_rows, counts_of
-    from stampy.pp._features import features_of
+    from stampy.pp._gene_annotation import features_of
     from stampy.pp._match import match
 
     vocabulary = Vocabulary(model.genes)

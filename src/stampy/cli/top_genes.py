@@ -34,7 +34,7 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     -------
     Group -> symbols (or ids), best first; empty where there is nothing to compare.
     """
-    from stampy.pp._features import features_of, gene_names
+    from stampy.pp._gene_annotation import features_of, gene_names
 
     groups = adata.obs[column].cat.remove_unused_categories()
     sizes = groups.value_counts()

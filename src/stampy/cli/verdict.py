@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from stampy.tl._arguments import Organism
     from stampy.tl._encoders import Encoder
-    from stampy.tl._request import Organism
 
 __all__ = ["Judged", "about_labels", "as_categories", "verdict"]
 
@@ -73,7 +73,7 @@ def verdict(judged: Judged, seed: int) -> list[str]:
 
 def _without_labels(judged: Judged, copy: AnnData, seed: int) -> str:
     from stampy import tl
-    from stampy.tl._shared_space import unit
+    from stampy.tl._results import unit
 
     pictures = copy.obsm.get(_keys.EMBEDDING + _keys.IMAGE_SUFFIX)
 

@@ -15,12 +15,11 @@ import pandas as pd
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._features import gene_names
-from ._hgnc import FOLDER
-from ._lookup import PREVIOUS, SYMBOL, lookup
+from ._gene_annotation import gene_names
+from ._gene_lookup import PREVIOUS, SYMBOL, lookup
+from ._gene_names import FOLDER, cut_version
 from ._match import GeneMatch
 from ._match_checks import checked_match
-from ._names import cut_version
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:

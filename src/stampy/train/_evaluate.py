@@ -14,19 +14,20 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
+from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
+from stampy.pp._tiles import TileSource
 
+from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
-from ._references import references
-from ._ridge import ranks_of_own, ridge_ranks, tile_features
-from ._sections import as_sections, of_section, prepare
+from ._sections import prepare
 
 __all__ = ["evaluate"]
 
@@ -106,16 +107,14 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
     vocabulary = Vocabulary(model.genes)
     found = []
     for section in as_sections(sections):
-        with_image = model.image is not None and _has_image(section)
-        tower = model.config.image if with_image else None
+        tower = model.config.image if model.config.image is not None and _has_image(section) else None
         found.append(prepare(section, vocabulary, max_tokens=model.gene.config.max_tokens, tower=tower))
     with_genes = [s for s in found if s.tokens.any()]
-    rows = {s.name: {} for s in found}
+    rows: dict[str, dict[str, float]] = {s.name: {} for s in found}
     known = _known(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
-    for section in with_genes:
-        rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
-    pairs = [s for s in with_genes if s.tiles is not None]
-    for name, row in _stage_2(model, pairs, n_spots, seed).items():
+    for prepared in with_genes:
+        rows[prepared.name] |= _stage_1(model, prepared, n_groups, seed) | known[prepared.name]
+    for name, row in _stage_2(model, with_genes, n_spots, seed).items():
         rows[name] |= row
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "section"
@@ -125,7 +124,7 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
     return pd.concat([table, mean.to_frame("all").T.rename_axis("section")])
 
 
-def _has_image(section: Any) -> bool:
+def _has_image(section: Section) -> bool:
     if section.image is not None:
         return True
     with of_section(section.name):
@@ -169,7 +168,9 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
 
 
 def _stage_2(model: Stamp, sections: Sequence[MemorySection], n_spots: int, seed: int) -> dict[str, dict[str, float]]:
-    """Recall from tiles to genes in each section: of the model, a ridge from colours and texture, and chance."""
+    """Recall from tiles to genes in each section with tiles: of the model, a ridge on colours and texture, chance."""
+    tiles = {s.name: s.tiles for s in sections if s.tiles is not None}
+    sections = [s for s in sections if s.name in tiles]
     if not sections:
         return {}
     chosen, images, genes, tokens, colours = {}, {}, {}, {}, {}
@@ -177,11 +178,12 @@ def _stage_2(model: Stamp, sections: Sequence[MemorySection], n_spots: int, seed
         there = np.flatnonzero(section.tokens.any(axis=1))
         rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
-        images[section.name], genes[section.name], colours[section.name] = _both(model, section, rows)
-    ridge = ridge_ranks(
-        colours, tokens, {s.name: s.xy[chosen[s.name]] for s in sections}, len(model.genes) + _keys.N_SPECIAL
-    )
-    found = {}
+        images[section.name], genes[section.name], colours[section.name] = _both(
+            model, section, tiles[section.name], rows
+        )
+    n_tokens = model.gene.config.n_genes + _keys.N_SPECIAL
+    ridge = ridge_ranks(colours, tokens, {s.name: s.xy[chosen[s.name]] for s in sections}, n_tokens)
+    found: dict[str, dict[str, float]] = {}
     for name, rows in chosen.items():
         n = len(rows)
         ranks = ranks_of_own(images[name], genes[name], np.arange(n))
@@ -196,11 +198,13 @@ def _stage_2(model: Stamp, sections: Sequence[MemorySection], n_spots: int, seed
 
 
 @torch.inference_mode()
-def _both(model: Stamp, section: MemorySection, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _both(
+    model: Stamp, section: MemorySection, source: TileSource, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and gene embeddings (n, E) of some spots, and colours and texture of their tiles (n, F)."""
     images, genes, colours = [], [], []
     for part in np.array_split(rows, -(-len(rows) // 32)):
-        tiles = section.tiles.read(part)
+        tiles = source.read(part)
         colours.append(tile_features(tiles))
         images.append(model.embed_images(torch.from_numpy(tiles).to(model.device)).float().cpu().numpy())
         tokens = torch.from_numpy(section.tokens[part].astype(np.int64)).to(model.device)

@@ -26,18 +26,18 @@ from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
+from ._baselines import references
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
-from ._corpus.data import groups_on_disk
+from ._corpus.training_data import groups_on_disk
 from ._data import TrainingData
 from ._logs import check_loggers
 from ._loop import claimed, fit
 from ._ranks import make_fabric
 from ._reconstruction import Reconstruction
-from ._references import references
 from ._samplers import GroupSampler
 from ._sections import groups_in_memory
-from ._start import start_spectral
+from ._spectral_start import start_spectral
 
 __all__ = ["pretrain"]
 
