@@ -17,7 +17,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import Section, as_sections, file_name, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
@@ -29,7 +29,6 @@ from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    folder_of,
     record_of,
     sums_of,
     write_section,
@@ -96,7 +95,7 @@ def _build(
     with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
         skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
+        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
@@ -163,7 +162,7 @@ def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section | Sli
 
 def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
     """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
-    known = {folder_of(s.name) for s in sections}
+    known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
