@@ -119,11 +119,12 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
         print(f"left out, {what}: {len(names)} ({', '.join(names)})")
 
 
-def named_images_option(add: Add) -> None:
-    """Add the option of commands that read files of many people, or of strangers."""
-    add("--named-images", choices=("below", "anywhere"), default="below",
+def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:
+    """Add the option of commands that read files of many people, or of strangers; None: the command decides."""
+    usual = "%(default)s" if default else "below with --out, else anywhere"
+    add("--named-images", choices=("below", "anywhere"), default=default,
         help="open the full-resolution image that a section names only below the section's own folder, or anywhere on "
-        "this machine (default: %(default)s)")  # fmt: skip
+        f"this machine (default: {usual})")  # fmt: skip
 
 
 @contextlib.contextmanager

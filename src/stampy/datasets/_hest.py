@@ -106,9 +106,10 @@ def hest_manifest(
     manifest = pd.DataFrame(list(_rows(chosen, folder)), columns=list(COLUMNS))
     manifest, missing = _those_there(manifest, images)
     if manifest.empty:
+        such = f", such as {next(iter(missing.values()))!r}" if missing else ""
         raise ValueError(
             f"No section is left of the {len(table):,} in {path.name}: {len(chosen) + len(out):,} fit the filters, "
-            f"{len(out)} of these are left out on purpose, {len(missing)} lack files{f', such as {next(iter(missing.values()))!r}' if missing else ''}."
+            f"{len(out)} of these are left out on purpose, {len(missing)} lack files{such}."
         )
     _tell(missing, chosen, out, exclude_evaluation)
     manifest.attrs = {"left_out": out, "spots": _spots(chosen, manifest["name"]), "table": path.name}

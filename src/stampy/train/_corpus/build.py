@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import Section, as_sections, file_name, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
@@ -27,7 +29,6 @@ from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    folder_of,
     record_of,
     sums_of,
     write_section,
@@ -94,7 +95,7 @@ def _build(
     with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
         skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
+        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
@@ -161,7 +162,7 @@ def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section | Sli
 
 def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
     """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
-    known = {folder_of(s.name) for s in sections}
+    known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
@@ -237,17 +238,48 @@ def _fingerprint(section: Section) -> str:
 
 
 def _named_images(path: Path) -> Iterator[Path]:
-    """Full-resolution images that an .h5ad refers to, as far as they are there."""
-    import h5py
+    """Image files that an .h5ad or .zarr refers to, as full-resolution image or in place of pixels, if they are there.
 
-    if path.suffix != ".h5ad":
-        return
-    with contextlib.suppress(OSError, KeyError, AttributeError, TypeError), h5py.File(path) as file:
-        for library in file[f"uns/{_keys.UNS_SPATIAL}"].values():
-            found = library[f"metadata/{_keys.SOURCE_IMAGE}"][()]
-            image = Path(found.decode() if isinstance(found, bytes) else str(found))
-            if image.is_file():
-                yield image
+    Relative paths are taken against the folder of the section, as `stampy.read` does.
+    """
+    with contextlib.suppress(*_UNREADABLE), _root_of(path) as root:
+        libraries = root[f"uns/{_keys.UNS_SPATIAL}"]
+        for library in (libraries[name] for name in _keys_of(libraries)):
+            for entry in (f"metadata/{_keys.SOURCE_IMAGE}", *(f"images/{key}" for key in _keys_of(library, "images"))):
+                if (name := _text_in(library, entry)) and (image := path.parent / Path(name).expanduser()).is_file():
+                    yield image
+
+
+_UNREADABLE = (OSError, KeyError, ValueError)
+
+
+@contextlib.contextmanager
+def _root_of(path: Path) -> Iterator[Any]:
+    """The root of an HDF5 file or Zarr store, not read."""
+    if path.is_dir():
+        import zarr
+
+        yield zarr.open_group(path, mode="r")
+    else:
+        import h5py
+
+        with h5py.File(path) as file:
+            yield file
+
+
+def _keys_of(group: Any, name: str = "") -> list[str]:
+    """What a group, or a group in it, holds; nothing where it is no group."""
+    found = group.get(name) if name and hasattr(group, "keys") else group
+    return list(found) if hasattr(found, "keys") else []
+
+
+def _text_in(library: Any, entry: str) -> str:
+    """The text at a place, or that in an array of one; "" where there is something else."""
+    found = library.get(entry) if hasattr(library, "keys") else None
+    if not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
+        return ""
+    value = np.asarray(found[()]).reshape(-1)[0]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _finish(

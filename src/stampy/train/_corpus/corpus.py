@@ -12,10 +12,11 @@ from typing import Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
+from stampy._io.sections import file_name
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
-from stampy.train._corpus.section_writer import Reader, folder_of
+from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
 
 __all__ = ["Corpus", "as_corpus"]
@@ -194,7 +195,7 @@ class Corpus:
     @cached_property
     def sections(self) -> list[StoredSection]:
         """In the order in which they were given."""
-        return [StoredSection(self.path / "sections" / folder_of(r["name"]), r) for r in self.manifest["sections"]]
+        return [StoredSection(self.path / "sections" / file_name(r["name"]), r) for r in self.manifest["sections"]]
 
     def section(self, name: str) -> StoredSection:
         """The section of that name; KeyError with near names where there is none."""
@@ -205,7 +206,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a section: name, organ, platform and their ids, species, patient, spots, groups, genes, tiles, bytes."""
+        """A row a section: name, organ, platform and their ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)

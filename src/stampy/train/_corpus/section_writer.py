@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from stampy import _checks, _utils
-from stampy._io.sections import Section, several_sections
+from stampy._io.sections import Section, file_name, several_sections
 from stampy._section.boxes import choose_cells
 from stampy._section.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
@@ -39,7 +38,7 @@ from stampy.train._sections import ranked
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Reader", "folder_of", "record_of", "sums_of", "write_section"]
+__all__ = ["Reader", "record_of", "sums_of", "write_section"]
 
 Reader = Callable[[Path], Any]
 
@@ -47,12 +46,6 @@ PARTIAL = ".partial-"
 
 # What may be wrong with a section; anything else is a bug and stops the build.
 FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
-
-
-def folder_of(name: str) -> str:
-    """A folder's name for a section's name."""
-    plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip(".")[:80]
-    return plain if plain and plain == name else f"{plain or 'section'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
@@ -82,7 +75,7 @@ def write_section(
     section: Section | Slide, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
 ) -> dict[str, Any]:
     """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
-    folder = out / "sections" / folder_of(section.name)
+    folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
