@@ -206,7 +206,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a section: name, organ, platform and their ids, species, patient, spots, groups, genes, tiles, bytes."""
+        """A row a section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)
