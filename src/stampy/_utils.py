@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
+    from spatialdata import SpatialData
+
+    Data = TypeVar("Data", AnnData, SpatialData)
 
 __all__ = ["copy_of", "device_of", "generator", "seed_of", "stream", "table_of", "torch_generator"]
 
@@ -47,12 +50,12 @@ def keeping_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def is_spatialdata(data: Any) -> bool:
+def is_spatialdata(data: object) -> TypeGuard[SpatialData]:
     """Whether `data` is a SpatialData, without importing spatialdata."""
     return any(c.__name__ == "SpatialData" and c.__module__.startswith("spatialdata") for c in type(data).__mro__)
 
 
-def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
+def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
     """The AnnData in `data`: itself, or the table `table_key` of a SpatialData."""
     from anndata import AnnData
 
@@ -68,7 +71,7 @@ def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
     raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
 
 
-def copy_of(data: Any, table_key: str = _keys.TABLE) -> Any:
+def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     """A copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
     table = table_of(data, table_key)
     copied = table.to_memory() if table.isbacked else table.copy()

@@ -36,7 +36,7 @@ def workers(
     progress: bool,
     *,
     setup: Callable[..., None] | None = None,
-    setup_args: tuple[Any, ...] = (),
+    setup_args: tuple[object, ...] = (),
 ) -> Iterator[Run]:
     """Something that runs jobs and yields what they return as they end, in any order.
 
@@ -56,7 +56,8 @@ def workers(
     elif scheduler is None:
         # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(n_workers, mp_context=context, initializer=setup, initargs=setup_args) as pool:
+        begin = None if setup is None else partial(setup, *setup_args)
+        with ProcessPoolExecutor(n_workers, mp_context=context, initializer=begin) as pool:
             yield partial(_run_in_pool, pool, progress)
     else:
         try:

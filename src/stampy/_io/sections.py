@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from stampy._section.libraries import SeveralSectionsError
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    Given: TypeAlias = AnnData | SpatialData | str | Path | "Section"
+    Sections: TypeAlias = Given | Iterable[Given]
 
 __all__ = ["Section", "as_sections", "of_section", "several_sections"]
 
@@ -101,7 +104,7 @@ _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, Type
           ArithmeticError)  # fmt: skip
 
 
-def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
+def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
     """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence of these.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.

@@ -193,7 +193,7 @@ def configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob(f"*{PACKAGED}"))}
 
 
-def read_config(source: str | Path | Mapping[str, Any] | Config) -> Config:
+def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
     """A config, checked: names of data sets, systems, tasks and options must be known before anything runs.
 
     Parameters

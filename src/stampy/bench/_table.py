@@ -27,7 +27,7 @@ SEPARATOR = "; "  # names of systems may hold commas
 GROUP = ["dataset", "task", "variant", "metric", "system"]
 
 
-def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def tidy(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Rows with some of the columns -> the table with all of them."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["replicate"] = table["replicate"].fillna(0).astype(int)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from ._data import MemorySection
 from ._reconstruction import KINDS, Reconstruction
 from ._sections import prepare
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["evaluate"]
 
 GROUPS_AT_A_TIME = 4
@@ -37,7 +40,7 @@ RECALL_AT = (1, 10, 50)
 
 def evaluate(
     model: Stamp | str | Path,
-    sections: Any,
+    sections: Sections,
     *,
     n_groups: int = 40,
     n_spots: int = 1000,
@@ -103,7 +106,7 @@ def evaluate(
         model.to(before).train(training)
 
 
-def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
+def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
     vocabulary = Vocabulary(model.genes)
     found = []
     for section in as_sections(sections):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import stampy
 from stampy import _checks, _files, _keys
@@ -21,6 +21,7 @@ from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
 from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus.records import CorpusSettings, Manifest, SectionRecord
 from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
@@ -33,6 +34,9 @@ from stampy.train._corpus.section_writer import (
 )
 from stampy.train._corpus.shards import TILE_FORMATS
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
 logger = logging.getLogger(__name__)
@@ -42,9 +46,9 @@ SETTINGS, MANIFEST, GENES = "corpus.json", "manifest.json", "genes.tsv"
 
 
 def build(
-    sections: Any,
+    sections: Sections,
     out: Path,
-    settings: dict[str, Any],
+    settings: CorpusSettings,
     *,
     vocabulary: Vocabulary | str | Path | None,
     scheduler: str | None,
@@ -69,7 +73,7 @@ def build(
 def _build(
     out: Path,
     chosen: list[Section],
-    settings: dict[str, Any],
+    settings: CorpusSettings,
     vocabulary: Vocabulary | None,
     reader: Reader,
     skip: bool,
@@ -95,14 +99,17 @@ def _build(
     _finish(out, settings, [done[s.name] for s in chosen if s.name in done], skipped, {s.name for s in todo})
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+def check_settings(settings: CorpusSettings) -> None:
     """Raise for settings that can't be used."""
-    for name, least in (("max_tokens", 1), ("group_size", 2), ("draws", 1), ("regions", 1), ("size_px", 1)):
-        _checks.at_least(name, settings[name], least)
+    least: dict[Literal["max_tokens", "group_size", "draws", "regions", "size_px"], int] = {
+        "max_tokens": 1, "group_size": 2, "draws": 1, "regions": 1, "size_px": 1,
+    }  # fmt: skip
+    for name, smallest in least.items():
+        _checks.at_least(name, settings[name], smallest)
     _checks.at_most("max_tokens", settings["max_tokens"], 2**16 - 1)
     _checks.at_least("seed", settings["seed"], 0)
-    for name in ("max_distance", "tile_um"):
-        _checks.positive(name, settings[name])
+    _checks.positive("max_distance", settings["max_distance"])
+    _checks.positive("tile_um", settings["tile_um"])
     _checks.one_of("codec", settings["codec"], TILE_FORMATS)
     _checks.at_least("quality", settings["quality"], 1)
     _checks.at_most("quality", settings["quality"], 100)
@@ -110,7 +117,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise ValueError(f"`images` must be True, False or None, found {settings['images']!r}.")
 
 
-def digest_of(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: Manifest) -> str:
     """What tells corpora apart: settings, vocabulary and the contents of all files, but not where they came from."""
     parts = {
         "settings": manifest["settings"],
@@ -126,7 +133,7 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> None:
+def _begin(out: Path, settings: CorpusSettings, sections: Sequence[Section]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
     if path.exists():
@@ -235,12 +242,12 @@ def _named_images(path: Path) -> Iterator[Path]:
 
 
 def _finish(
-    out: Path, settings: dict[str, Any], records: list[dict[str, Any]], skipped: dict[str, str], fresh: set[str]
+    out: Path, settings: CorpusSettings, records: list[SectionRecord], skipped: dict[str, str], fresh: set[str]
 ) -> None:
     """Write the manifest and tell what was left out."""
     if not records:
         raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in skipped.items())}.")
-    manifest = {
+    manifest: Manifest = {
         "format": FORMAT,
         "stampy": stampy.__version__,
         "settings": settings,

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stampy._section.links import leads_out
 from stampy.train._config import PretrainConfig
+from stampy.train._corpus.records import SectionRecord
 from stampy.train._corpus.section_writer import folder_of, record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import Groups, MemorySection
@@ -25,7 +25,7 @@ class StoredSection:
     """A `TrainingSection` on disk. Rows are spots in the order of the source, unless they are named rows of tokens."""
 
     folder: Path
-    record: dict[str, Any]
+    record: SectionRecord
 
     @property
     def name(self) -> str:
@@ -52,13 +52,16 @@ class StoredSection:
         """Whether there are patches and regions."""
         return self.record["image"] is not None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """A row of `Corpus.table`."""
-        record, genes = self.record, self.record["genes"] or {"n_matched": 0}
+        record, genes = self.record, self.record["genes"]
         return {
-            **{key: record[key] for key in ("name", "organ", "platform", "n_spots")},
+            "name": record["name"],
+            "organ": record["organ"],
+            "platform": record["platform"],
+            "n_spots": record["n_spots"],
             "n_groups": sum(record["n_groups"]),
-            "n_genes": genes["n_matched"],
+            "n_genes": 0 if genes is None else genes["n_matched"],
             "tiles": self.has_tiles,
             "bytes": sum(size for size, _ in record["files"].values()),
         }
@@ -166,7 +169,7 @@ class StoredSection:
         return Shards(self.folder / name)
 
 
-def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]:
     """Files of a section that are missing or of another size, or lead out of the corpus."""
     folder = path / "sections" / folder_of(record["name"])
     linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
@@ -193,7 +196,7 @@ def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
     return known[place]
 
 
-def changed_files(path: Path, record: dict[str, Any]) -> Iterator[str]:
+def changed_files(path: Path, record: SectionRecord) -> Iterator[str]:
     """What is wrong with the files of a section."""
     wrong = dict(wrong_sizes(path, record))
     folder = path / "sections" / folder_of(record["name"])

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -31,10 +31,13 @@ from stampy.pp import Vocabulary
 from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
+from stampy.train._corpus.records import CorpusSettings, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._sections import ranked
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
 __all__ = ["Reader", "folder_of", "record_of", "sums_of", "write_group", "write_section"]
 
@@ -55,7 +58,7 @@ def folder_of(name: str) -> str:
     return plain if plain and plain == name else f"{plain or 'section'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def record_of(folder: Path) -> dict[str, Any] | None:
+def record_of(folder: Path) -> SectionRecord | None:
     """What was written about a section that is complete; None where there is none, or its files are not whole."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
@@ -65,7 +68,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def write_group(folder: Path, attributes: dict[str, Any]) -> None:
+def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
     """The metadata of a zarr group."""
     with _files.atomic(folder / GROUP) as temporary:
         temporary.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}) + "\n")
@@ -85,19 +88,20 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 
 
 def write_section(
-    section: Section, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
-) -> dict[str, Any]:
+    section: Section, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
+) -> SectionRecord | Fault:
     """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
     folder = out / "sections" / folder_of(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
-                record: dict[str, Any] = {"name": section.name, "organ": section.organ, "platform": section.platform}
-                record |= {"source": source}
-                record |= _write(section, settings, out, reader, partial)
-                notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
-                record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
+                written = _write(section, settings, out, reader, partial)
+                notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
+                record: SectionRecord = {
+                    "name": section.name, "organ": section.organ, "platform": section.platform, "source": source,
+                    **written, "notes": list(dict.fromkeys(notes)), "files": _hashes(partial),
+                }  # fmt: skip
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
     except FAULTS as error:
         if not skip or _is_full(error):
@@ -148,13 +152,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _hashes(folder: Path) -> dict[str, list[Any]]:
+def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of every file of the arrays, by path."""
     found = {}
     for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
+        found[path.relative_to(folder).as_posix()] = path.stat().st_size, digest
     return found
 
 
@@ -167,7 +171,7 @@ def _vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader, folder: Path) -> dict[str, Any]:
+def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> Written:
     import zarr
 
     data = _data(section, reader)
@@ -178,7 +182,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     _put(group, "xy", xy)
-    record: dict[str, Any] = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    record: Written = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
@@ -198,7 +202,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     return record
 
 
-def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource | None:
+def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSettings) -> TileSource | None:
     """The section's image, where one is wanted and (unless it is required) there."""
     found = section.image is not None or has_images(data)
     wanted = settings["images"]
@@ -216,7 +220,7 @@ def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource
     return source
 
 
-def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: str) -> tuple[np.ndarray, list[int]]:
+def layout(xy: np.ndarray, codes: np.ndarray, settings: CorpusSettings, name: str) -> tuple[np.ndarray, list[int]]:
     """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
 
     Returns
@@ -255,7 +259,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
         array[start : start + len(rows)] = tokens[rows]
 
 
-def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: str) -> dict[str, Any]:
+def _put_tiles(group: Any, source: TileSource, settings: CorpusSettings, name: str) -> ImageRecord:
     """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
     rng = _utils.stream(settings["seed"], f"cells of {name}")
@@ -282,7 +286,11 @@ def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: s
         rows = np.arange(start, min(start + TILES_PER_SHARD, n * k))
         arrays[1][start : start + len(rows)] = source.read(rows // k, region=True, cells=cells.ravel()[rows])
     record = source.provenance()
-    return {key: record[key] for key in ("um_per_px", "um_per_px_from", "upsampling")}
+    return {
+        "um_per_px": record["um_per_px"],
+        "um_per_px_from": record["um_per_px_from"],
+        "upsampling": record["upsampling"],
+    }
 
 
 def _array(
