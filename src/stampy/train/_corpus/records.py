@@ -13,7 +13,7 @@ class CorpusSettings(TypedDict):
 
     max_tokens: int
     group_size: int
-    max_distance: float
+    max_distance: float | None  # None: the groups of the source are kept
     draws: int
     images: bool | None
     tile_um: float
@@ -22,6 +22,7 @@ class CorpusSettings(TypedDict):
     codec: Literal["jpeg", "jpegxl", "zstd"]
     quality: int
     seed: int
+    layout: NotRequired[str]  # of the source, where it is not sections
 
 
 class GeneRecord(TypedDict):
@@ -35,9 +36,17 @@ class GeneRecord(TypedDict):
 class ImageRecord(TypedDict):
     """What the tiles of a section were cut from."""
 
-    um_per_px: list[float]
-    um_per_px_from: list[str]
-    upsampling: list[float]
+    um_per_px: list[float] | None
+    um_per_px_from: list[str] | str
+    upsampling: list[float] | None
+
+
+class SpavisRecord(TypedDict):
+    """What was read of files of SpaVis-6M."""
+
+    rows: dict[str, int]  # by file
+    n_cut: int
+    n_empty: int
 
 
 class Written(TypedDict):
@@ -48,6 +57,7 @@ class Written(TypedDict):
     genes: GeneRecord | None
     image: ImageRecord | None
     notes: list[str]
+    spavis: NotRequired[SpavisRecord]
 
 
 @final
