@@ -36,7 +36,7 @@ def seen(system: System, data: DataSet) -> str:
 
 def _in_training(data: DataSet) -> bool | None:
     """Whether the packaged models were trained on any of the sections; None where one is not in the registry."""
-    sources = [section.source for section in data.sections]
+    sources = [section.entry or section.source for section in data.sections]
     if sources and all(source.split(":")[0] == "toy" for source in sources):
         return False
     uses = [datasets.info(source).use if source in datasets.names() else None for source in sources]
