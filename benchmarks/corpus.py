@@ -30,8 +30,8 @@ import stampy
 from stampy.pp._tiles import TileSource
 from stampy.pp._vocabulary import packaged
 from stampy.train import Corpus, PretrainConfig, Section
-from stampy.train._corpus.data import groups_on_disk
 from stampy.train._corpus.shards import decode_tile, encode_tile
+from stampy.train._corpus.training_data import groups_on_disk
 from stampy.train._samplers import GroupSampler
 
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", "shared/data"))

@@ -1,4 +1,9 @@
-"""Sphinx settings. ``sphinx-build -W --keep-going docs docs/_build/html`` builds the pages, without a network."""
+"""Sphinx settings. ``sphinx-build -W --keep-going docs docs/_build/html`` builds the pages, without a network.
+
+The environment variable ``DOCS_EXECUTE`` says whether code cells run: ``force`` (the default), ``cache`` (only those
+whose code changed) or ``off`` (for a quick look at the text). A cell that raises fails the build, so pages assert in
+hidden cells what their text claims.
+"""
 
 import os
 import re
@@ -24,6 +29,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
 ]
@@ -44,7 +50,7 @@ _figures.draw(Path(__file__).parent / "generated" / "figures")
 os.environ.pop("MPLBACKEND", None)  # else the notebooks' kernels would draw nowhere, and their pages have no pictures
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
+nb_execution_mode = os.environ.get("DOCS_EXECUTE", "force")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -96,7 +102,16 @@ html_theme = "sphinx_book_theme"
 html_title = f"stampy {version}"
 html_static_path = ["_static"]
 html_css_files = ["stampy.css"]
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_show_sourcelink = False  # the page's own text; the functions link to their code
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "repository_url": "https://github.com/stampy-st/stampy",
+    "use_repository_button": True,
+    "navigation_depth": 3,
+    "show_navbar_depth": 1,
+}
 
 
 def typehints_fixup_module_name(module: str) -> str:

@@ -26,8 +26,8 @@ import stampy
 from stampy import _files, datasets, models, pl, pp, tl
 from stampy._io import read as _formats
 from stampy._section import open as _readers
-from stampy.datasets import _fetch, _origins, _registry, _sections
-from stampy.train._corpus.write import folder_of
+from stampy.datasets import _builders, _fetch, _registry, _sections
+from stampy.train._corpus.section_writer import folder_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -306,10 +306,10 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a_coord.txt", b"0" * 2_000_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 5000
-    monkeypatch.setattr(_origins, "MAX_UNZIPPED", 1_000_000)
+    monkeypatch.setattr(_builders, "MAX_UNZIPPED", 1_000_000)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"unpacks to 2,000,000 bytes"):
-        _origins.spcs("x", {"archive": tmp_path / "bomb.zip"})
+        _builders.spcs("x", {"archive": tmp_path / "bomb.zip"})
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "..", "a/../../b", "a\\..\\b", ".hidden", "", "ß\u202e"])

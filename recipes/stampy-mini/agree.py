@@ -21,11 +21,11 @@ from sklearn.metrics import adjusted_rand_score
 
 import stampy
 from stampy._labels import known_labels
-from stampy.tl._cluster import find_domains, smoothed
+from stampy.tl._clustering import find_domains, smoothed
 from stampy.tl._folds import block_folds
 from stampy.tl._label_free import _tfidf
 from stampy.tl._probe import probe_predictions, probe_scores
-from stampy.tl._shared_space import unit
+from stampy.tl._results import unit
 
 CHOOSE = {f"HER2ST_{name}": "label" for name in ("B1", "C1", "D1", "F1", "G2")}
 FINAL = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}

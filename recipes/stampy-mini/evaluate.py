@@ -20,7 +20,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stampy
 from stampy._labels import known_labels
-from stampy.tl._cluster import find_domains, smoothed
+from stampy.tl._clustering import find_domains, smoothed
 from stampy.tl._folds import block_folds
 from stampy.tl._probe import probe_predictions, probe_scores
 

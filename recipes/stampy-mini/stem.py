@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 import stampy
-from stampy.pp._axes import neighbor_graph
-from stampy.tl._linear import Scaler, solve_ridge
-from stampy.tl._regress import transformed
-from stampy.tl._shared_space import unit
+from stampy.pp._linear_encoder import neighbor_graph
+from stampy.tl._linear_models import Scaler, solve_ridge, transformed
+from stampy.tl._results import unit
 
 SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]
 STRIDES = (1, 2, 1, 2, 1)  # of blocks 0 to 4

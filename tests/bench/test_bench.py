@@ -13,10 +13,10 @@ from stampy import bench, datasets, models
 from stampy._section.identity import digest_of_section
 from stampy.bench import _embeddings, _run, _tasks
 from stampy.bench._config import DataSet, Section, System
-from stampy.bench._overlap import seen
+from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.tl._masked import masked_accuracy
+from stampy.tl._masked_genes import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 
@@ -28,7 +28,7 @@ def _small_toy(monkeypatch, toy):
 
     def small(*, rng=0):
         if rng not in made:
-            made[rng] = datasets._toy.section.toy(n_spots=120, rng=rng)
+            made[rng] = datasets._toy.toy.toy(n_spots=120, rng=rng)
         return made[rng].copy()
 
     monkeypatch.setattr("stampy.datasets.toy", small)

@@ -23,9 +23,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from stampy import datasets
-from stampy.datasets import _fetch, _origins, _published, _registry
-from stampy.datasets._toy import image as _toy_image
-from stampy.datasets._toy import section as _toy
+from stampy.datasets import _builders, _fetch, _published_vocabulary, _registry
+from stampy.datasets._toy import tissue_image as _toy_image
+from stampy.datasets._toy import toy as _toy
 
 UM_PER_PX = 1.6
 
@@ -194,7 +194,7 @@ def test_toy_genes_are_real(data_dir, reference_dir):
     genes = _toy._gene_table()
     real = anndata.read_h5ad(data_dir / "sections/CRC16_human.h5ad", backed="r").var["gene_ids"]
     assert (real[genes["symbol"]].to_numpy() == genes["gene_id"]).all()
-    assert set(genes["gene_id"]) <= set(_published._order(reference_dir / "stamp_vocabulary/model.h5ad"))
+    assert set(genes["gene_id"]) <= set(_published_vocabulary._order(reference_dir / "stamp_vocabulary/model.h5ad"))
     assert set(genes["tissue"].dropna()) == set(_toy_image.TEXTURES)
 
 
@@ -208,7 +208,7 @@ def test_registry_is_whole():
     for name, entry in entries.items():
         assert entry.kind in {"section", "images", "vocabulary", "orthologs"}, name
         assert entry.use in _registry.USES or entry.kind not in _registry.SECTIONS, name
-        assert entry.builder is None or entry.builder in _origins.BUILDERS, name
+        assert entry.builder is None or entry.builder in _builders.BUILDERS, name
         assert entry.builder or entry.kind not in _registry.SECTIONS or set(entry.files) == {"section"}, name
         assert entry.licence, name
         for file in entry.files.values():
@@ -461,9 +461,9 @@ def test_her2st(tmp_path):
     )
     Image.new("RGB", (1200, 1300), (200, 100, 150)).save(tmp_path / "image.jpg")
     paths = {"counts": tmp_path / "A1.tsv.gz", "spots": tmp_path / "spots.tsv"}
-    bare = _origins.her2st("HER2ST_A1", paths)
+    bare = _builders.her2st("HER2ST_A1", paths)
     assert "spatial" not in bare.uns
-    adata = _origins.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
+    adata = _builders.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
     assert adata.obs_names.tolist() == ["10x13", "11x13"]
     assert adata.var_names.tolist() == ["SAMD11", "NOC2L"]
     assert dense(adata) == [[0, 3], [1, 0]]
@@ -481,7 +481,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
     """Geometry and reduced image of the builder are those of the sections in the mirror."""
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     library = datasets.load("HER2ST_C2").uns["spatial"]["HER2ST_C2"]
-    lowres, factor = _origins._reduced(datasets.fetch("HER2ST_C2", file="image"))
+    lowres, factor = _builders._reduced(datasets.fetch("HER2ST_C2", file="image"))
     assert factor == pytest.approx(library["scalefactors"]["tissue_lowres_scalef"])
     assert lowres.shape == library["images"]["lowres"].shape
     assert np.abs(lowres.astype(int) - library["images"]["lowres"]).mean() < 3
@@ -490,7 +490,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
 def test_paste(tmp_path):
     (tmp_path / "slice.csv").write_text(",GAPDH,UBE2G2\n13.064x6.086,1,0\n12.116x7.015,0,2\n")
     (tmp_path / "coor.csv").write_text("1.3064e+01,6.086e+00\n1.2116e+01,7.015e+00\n")
-    adata = _origins.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
+    adata = _builders.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
     assert adata.obs_names.tolist() == ["13.064x6.086", "12.116x7.015"]
     assert dense(adata) == [[1, 0], [0, 2]]
     assert adata.obsm["spatial"].tolist() == [[13.064, 6.086], [12.116, 7.015]]
@@ -498,12 +498,12 @@ def test_paste(tmp_path):
 
 def test_sepal(tmp_path):
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\tDNAH1\n2x9\t1.0\t0.0\n2x10\t0.0\t4.0\n"))
-    adata = _origins.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+    adata = _builders.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
     assert adata.obsm["spatial"].tolist() == [[2, 9], [2, 10]]
     assert dense(adata) == [[1, 0], [0, 4]]
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\n2x9\t0.5\n"))
     with pytest.raises(ValueError, match="raw counts were expected"):
-        _origins.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+        _builders.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
 
 
 def test_spcs_reads_its_archive_without_unpacking(tmp_path):
@@ -513,7 +513,7 @@ def test_spcs_reads_its_archive_without_unpacking(tmp_path):
         archive.writestr("PDACA1/PDACA1_label.txt", '"label"\n"ST2","Duct epithelium"\n"ST1","Interstitium"\n')
         archive.writestr("__MACOSX/PDACA1_coord.txt", "rubbish")
     before = sorted(tmp_path.parent.rglob("*"))
-    adata = _origins.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
+    adata = _builders.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
     assert sorted(tmp_path.parent.rglob("*")) == before
     assert adata.obs_names.tolist() == ["ST1", "ST2"]
     assert adata.var_names.tolist() == ["A1BG", "A2M"]
@@ -545,7 +545,7 @@ def space_ranger_files(tmp_path):
 
 
 def test_space_ranger(space_ranger_files, tmp_path):
-    adata = _origins.space_ranger("crc", space_ranger_files)
+    adata = _builders.space_ranger("crc", space_ranger_files)
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs_names.tolist() == ["B-1", "A-1"]
     assert adata.var_names.tolist() == ["TBCE", "GAPDH", "TBCE-1"]
@@ -560,22 +560,22 @@ def test_space_ranger(space_ranger_files, tmp_path):
     (tmp_path / "features.tsv.gz").write_bytes(gzip.compress(b"ENSG1\tTBCE\nENSG2\tGAPDH\nENSG3\tTBCE\n"))
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress(b"B-1\nA-1\n"))
     mtx = {k: tmp_path / f"{k}.tsv.gz" for k in ("features", "barcodes")} | {"counts": tmp_path / "matrix.mtx.gz"}
-    again = _origins.space_ranger("crc", space_ranger_files | mtx)
+    again = _builders.space_ranger("crc", space_ranger_files | mtx)
     assert dense(again) == dense(adata)
     assert again.var.equals(adata.var)
     assert again.obs.equals(adata.obs)
 
     space_ranger_files["positions"].write_text("A-1,1,0,0,100,50\n")
     with pytest.raises(ValueError, match="1 of 2 barcodes of 'crc' have no position"):
-        _origins.space_ranger("crc", space_ranger_files)
+        _builders.space_ranger("crc", space_ranger_files)
 
 
 def test_dlpfc(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("barcode\tlayer_guess\nA-1\tLayer_3\nB-1\tNA\n")
-    adata = _origins.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _builders.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["NA", "L3"]
     (tmp_path / "metadata.tsv").write_text("layer_guess\tother\nA-1\tL3\t1\nB-1\tWM\t1\n")  # row names, as R has them
-    adata = _origins.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _builders.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["WM", "L3"]
 
 
@@ -584,7 +584,7 @@ def test_images(space_ranger_files, tmp_path):
     files = {k: v for k, v in space_ranger_files.items() if k != "counts"} | {"labels": tmp_path / "metadata.tsv"}
     text = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
     files["positions"].write_text(text + files["positions"].read_text())
-    adata = _origins.images("hbc", files)
+    adata = _builders.images("hbc", files)
     assert adata.shape == (2, 0)
     assert adata.obs["annot_type"].isna().tolist() == [False, True]
     assert adata.obsm["spatial"].tolist() == [[50, 100], [100, 187]]
@@ -592,7 +592,7 @@ def test_images(space_ranger_files, tmp_path):
 
 def test_annotated(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("ID\tfine_annot_type\nA-1\tIDC_1\nC-1\tIDC_2\n")
-    adata = _origins.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _builders.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs["fine_annot_type"].isna().tolist() == [True, False]
 
@@ -601,7 +601,7 @@ def test_the_builder_makes_the_finished_section(data_dir, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     entry = datasets.info("CRC16_human")
     roles = ("counts", "positions", "scalefactors", "lowres")
-    made = _origins.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
+    made = _builders.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
     kept = datasets.load(entry.name)
     assert (made.X != kept.X).nnz == 0
     assert made.obs.equals(kept.obs)
@@ -651,7 +651,7 @@ def test_published_vocabulary_follows_the_rounding_rule(tmp_path, register, monk
         _registry.File(role, None, sha((folder / name).read_bytes()), 0, (f"stamp_vocabulary/{name}",))
         for role, name in {"order": "model.h5ad", "divisors": "means.npy", "symbols": "symbols.json"}.items()
     ]
-    register(files, name=_published.NAME, kind="vocabulary")
+    register(files, name=_published_vocabulary.NAME, kind="vocabulary")
     path = datasets.published_vocabulary()
     table = pd.read_csv(path, sep="\t", keep_default_na=False)
     assert table.columns.tolist() == ["gene_id", "symbol", "divisor"]
@@ -665,7 +665,7 @@ def test_published_vocabulary_follows_the_rounding_rule(tmp_path, register, monk
 @given(st.lists(st.floats(0, 1e6) | st.just(float("nan")), min_size=1))
 def test_divisors_are_whole_near_and_above_zero(means):
     means = np.array(means)
-    result = _published.divisors(means)
+    result = _published_vocabulary.divisors(means)
     assert (result >= 1).all()
     kept = np.isfinite(means) & (means >= 0.5)
     assert (np.abs(result - means)[kept] <= 0.5).all()
@@ -680,7 +680,7 @@ def test_published_vocabulary_refuses_pickles(tmp_path, register, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(tmp_path))
     names = {"order": "model.h5ad", "divisors": "means.npy"}
     files = [_registry.File(r, None, sha((tmp_path / n).read_bytes()), 0, (n,)) for r, n in names.items()]
-    register(files, name=_published.NAME, kind="vocabulary")
+    register(files, name=_published_vocabulary.NAME, kind="vocabulary")
     with pytest.raises(ValueError, match="allow_pickle"):
         datasets.published_vocabulary()
 
@@ -693,3 +693,17 @@ def test_published_vocabulary_of_the_mirror(data_dir, reference_dir, monkeypatch
     assert table["divisor"].isin([1, 2]).mean() == pytest.approx(0.87, abs=0.005)
     assert table.loc[table["gene_id"] == "ENSG00000111640", "symbol"].item() == "GAPDH"
     assert (table["symbol"] != "").sum() > 19_000
+
+
+def test_effect_sets_how_much_the_markers_tell():
+    def ratio(effect):
+        adata = datasets.toy(n_spots=300, image=False, effect=effect)
+        marker = (adata.var["domain"] == "D1").to_numpy()
+        inside = (adata.obs["domain"] == "D1").to_numpy()
+        return adata.X[inside][:, marker].mean() / adata.X[~inside][:, marker].mean()
+
+    assert ratio(8) == pytest.approx(8, rel=0.15)
+    assert ratio(2) == pytest.approx(2, rel=0.15)
+    assert ratio(1) == pytest.approx(1, rel=0.15)
+    with pytest.raises(ValueError, match="effect"):
+        datasets.toy(effect=0.5)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_section import BARCODES, features, h5, mtx, put, spatial
 
 import stampy
-from stampy._io import parts
+from stampy._io import input_files
 from stampy.cli.main import main
 
 
@@ -158,8 +158,8 @@ def read_or_refused(folder):
 
 
 def test_gzip_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "MOST_UNPACKED", 10_000)
-    monkeypatch.setattr(parts, "MOST_RATIO", 2)
+    monkeypatch.setattr(input_files, "MOST_UNPACKED", 10_000)
+    monkeypatch.setattr(input_files, "MOST_RATIO", 2)
     flat(tmp_path)
     put(tmp_path / "scalefactors_json.json.gz", b"{" + b" " * 1_000_000 + b"}")
     with pytest.raises(ValueError, match=r"scalefactors_json\.json\.gz' unpacks to far more"):
@@ -179,11 +179,11 @@ def test_archives_that_unpack_to_too_much_or_elsewhere(tmp_path, monkeypatch):
             member = tarfile.TarInfo(name)
             member.size, member.type, member.linkname = 0, kind, "/etc/passwd"
             archive.addfile(member, io.BytesIO())
-    with pytest.raises(ValueError, match="lies outside of the archive"), parts.unzipped(tmp_path / "b.zip"):
+    with pytest.raises(ValueError, match="lies outside of the archive"), input_files.unzipped(tmp_path / "b.zip"):
         pytest.fail("it was unpacked")
-    with pytest.raises(ValueError, match="lies outside of the archive"), parts.unzipped(tmp_path / "c.tar.gz"):
+    with pytest.raises(ValueError, match="lies outside of the archive"), input_files.unzipped(tmp_path / "c.tar.gz"):
         pytest.fail("it was unpacked")
-    monkeypatch.setattr(parts, "MOST_UNPACKED", 1000)
-    with pytest.raises(ValueError, match="unpacks to far more"), parts.unzipped(tmp_path / "a.zip"):
+    monkeypatch.setattr(input_files, "MOST_UNPACKED", 1000)
+    with pytest.raises(ValueError, match="unpacks to far more"), input_files.unzipped(tmp_path / "a.zip"):
         pytest.fail("it was unpacked")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "b.zip", "c.tar.gz"]

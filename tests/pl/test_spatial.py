@@ -711,3 +711,30 @@ def test_a_few_outliers_do_not_darken_all_other_values():
     assert bar.get_ylim()[1] < adata.n_obs
     bar = pl.spatial(adata, "counts", vmax="p100").child_axes[0]
     assert bar.get_ylim()[1] == 1e6
+    adata.obs.iloc[-1, adata.obs.columns.get_loc("counts")] = -1e6
+    assert pl.spatial(adata, "counts").child_axes[0].get_ylim()[0] >= 0
+    adata.obs["counts"] = 0.0
+    adata.obs.iloc[0, adata.obs.columns.get_loc("counts")] = 7.0  # the only value: all that is to be seen
+    assert pl.spatial(adata, "counts").child_axes[0].get_ylim() == (0, 7)
+
+
+def test_the_image_is_grey_under_values_only():
+    adata = section()
+    library = adata.uns["spatial"]["s1"]
+    library["images"] = {"hires": np.tile(np.uint8([200, 100, 180]), (600, 800, 1))}
+    adata.obs["v"] = np.arange(adata.n_obs, dtype=float)
+
+    def is_grey(color, **more):
+        pixels = np.asarray(pl.spatial(adata, color, **more).images[0].get_array())
+        return bool((pixels[..., 0] == pixels[..., 1]).all())
+
+    assert is_grey("v")
+    assert not is_grey("v", image_grey=False)
+    assert not is_grey("domain")
+    assert not is_grey(None)
+
+
+def test_thirty_labels_can_be_told_apart():
+    seen = simulated(np.vstack([default_colors(30), GREY]), np.eye(3).tolist())
+    distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
+    assert distance.min() > 0.07

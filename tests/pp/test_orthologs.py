@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from stampy import StampyWarning, datasets, pp, tl
-from stampy.pp._hgnc import FOLDER
+from stampy.pp._gene_names import FOLDER
 from stampy.pp._orthologs import human_matched
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
@@ -124,6 +124,12 @@ def test_the_packaged_table_says_where_it_is_from():
     head = [line for line in text.split("\n") if line.startswith("#")]
     assert "Mouse Genome Informatics" in head[0]
     assert any("CC BY 4.0" in line for line in head)
+
+
+def test_symbols_in_another_case(small):
+    adata = section(["APOE", "ptgds", "SNAP25", "Snap25"])
+    pp.orthologs(adata, vocabulary=small)
+    assert of(adata) == [("APOE", "table"), ("PTGDS", "table"), ("", "none"), ("SNAP25", "table")]
 
 
 def test_matching_without_a_trace(small):

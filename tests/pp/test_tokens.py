@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stampy import StampyWarning, _keys, _utils
-from stampy.pp import Vocabulary, _names, _rank, _threads, tokenize
+from stampy.pp import Vocabulary, _gene_names, _rank, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
 from stampy.pp._counts import checked_rows, counts_of, iter_rows
@@ -234,10 +234,10 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     monkeypatch.setattr(_utils, "n_threads", lambda: 3)
     vocabulary, section = vocabulary_of(), section_of(n=200)
     expected = tokens_of(section, vocabulary)
-    before = _threads._helpers(2)
-    _threads._helpers.cache_clear()  # what a fork does in the child
+    before = _rank._helpers(2)
+    _rank._helpers.cache_clear()  # what a fork does in the child
     np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
-    assert _threads._helpers(2) is not before
+    assert _rank._helpers(2) is not before
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     ],
 )
 def test_versions_are_cut_off_of_ids_alone(names, expected):
-    assert _names.cut_version(pd.Index(names, dtype=object)).tolist() == (expected or names)
+    assert _gene_names.cut_version(pd.Index(names, dtype=object)).tolist() == (expected or names)
 
 
 def test_a_spot_without_counts_is_all_padding():

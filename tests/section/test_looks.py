@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from stampy import datasets
 from stampy._section.image import SlideImage
-from stampy._section.looks import doubt_of
+from stampy._section.image_checks import doubt_of
 from stampy._section.scale import infer_um_per_px
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stampy import models, pl, pp, tl
-from stampy.tl._cosine import Nearest, approximate, exact, hit_rates
+from stampy.tl._cosine_neighbors import Nearest, approximate, exact, hit_rates
 
 QUIET = {"show_progress_bar": False}
 INDEX, SCORE = "stamp_retrieve_index", "stamp_retrieve_score"
@@ -364,7 +364,8 @@ def test_retrieve_draws_the_tiles_of_what_was_found(found):
     own = [3 in found.obsm[INDEX][3, :4], 50 in found.obsm[INDEX][50, :4]]
     assert sum(isinstance(patch, Rectangle) for patch in ax.patches) == sum(own) > 0
     assert f"{found.obsm[SCORE][3, 0]:.3f}" in ax.texts[1].get_text()
-    assert "cosine similarity" in ax.texts[-1].get_text()
+    assert "cosine similarity, domain" in ax.texts[-1].get_text()
+    assert "(chance " in ax.texts[-1].get_text()
     drawn = pl.retrieve(tiles, "toy_" + str(found.obs_names[3]).split("_")[1], n_nearest=2)  # by name, tiles from obsm
     np.testing.assert_array_equal(drawn.images[0].get_array(), tiles.obsm["stamp_tiles"][3])
 

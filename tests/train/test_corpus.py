@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets, models, train
+from stampy._io.sections import Section
 from stampy._utils import stream
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
@@ -27,11 +28,12 @@ from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
-from stampy.train._corpus import write as _corpus_write
-from stampy.train._corpus.data import groups_on_disk, pairs_on_disk
+from stampy.train._corpus import section_writer as _corpus_write
+from stampy.train._corpus.arrays import new_array
 from stampy.train._corpus.shards import Shards
+from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import Section, pairs_in_memory, prepare
+from stampy.train._sections import pairs_in_memory, prepare
 
 SMALL = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
@@ -167,7 +169,7 @@ def test_shards_of_any_shape_come_back(rows, chunk, chunks, zeros, codec, tmp_pa
     folder = tmp_path_factory.mktemp("shards")
     values = np.random.default_rng(rows).integers(0, 1 if zeros else 60_000, (rows, 5)).astype(np.uint16)
     group = zarr.open_group(folder, mode="w", zarr_format=3)
-    _corpus_write._array(group, "x", values.shape, values.dtype, chunk, chunks, codec)[:] = values
+    new_array(group, "x", values.shape, values.dtype, chunk, chunks, codec)[:] = values
     shards = Shards(folder / "x")
     assert (shards.all() == values).all()
     assert (shards.row(rows - 1) == values[-1]).all()
@@ -369,6 +371,29 @@ def test_an_image_that_is_only_referred_to_gives_tiles(toy, tmp_path):
         "metadata": {"source_image_path": str(tmp_path / "he.png")},
     }
     assert Corpus.build(section, tmp_path / "corpus", **SMALL).sections[0].has_tiles
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+@pytest.mark.parametrize("ending", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("place", ["source_image_path", "pixels"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_another_image_under_the_same_name_is_noticed(toy, tmp_path, ending, place, relative):
+    image = tmp_path / "he.png"
+    name = image.name if relative else str(image)
+    section = toy.copy()
+    factors = section.uns["spatial"]["toy"]["scalefactors"]
+    section.uns["spatial"]["toy"] = {
+        "images": {"hires": name} if place == "pixels" else {},
+        "scalefactors": factors,
+        "metadata": {} if place == "pixels" else {"source_image_path": name},
+    }
+    path = tmp_path / f"s{ending}"
+    section.write_h5ad(path) if ending == ".h5ad" else section.write_zarr(path)
+    prints = set()
+    for side in (30, 40, 40):
+        Image.new("RGB", (side, side)).save(image)
+        prints.add(_corpus_build._fingerprint(Section(name="s", data=path)))
+    assert len(prints) == 2
 
 
 @pytest.mark.parametrize(
@@ -638,7 +663,7 @@ def test_training_from_a_corpus_needs_no_anndata(corpus, tmp_path):
         "for name in ('anndata', 'scanpy', 'squidpy', 'spatialdata', 'zarr', 'dask', 'h5py', 'numcodecs'):\n"
         "    sys.modules[name] = None\n"
         "from stampy import train\n"
-        "from stampy.train._corpus.data import pairs_on_disk\n"
+        "from stampy.train._corpus.training_data import pairs_on_disk\n"
         "from stampy.train._samplers import PairSampler\n"
         "from stampy import models\n"
         f"corpus = train.Corpus({str(corpus.path)!r})\n"

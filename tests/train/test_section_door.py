@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from stampy import pp, train
+from stampy._io.sections import as_sections
 from stampy._section.section import places_of, side_by_side
 from stampy.pp._neighborhoods import group_spots
-from stampy.train._sections import as_sections, prepare
+from stampy.train._sections import prepare
 
 MATRIX = np.array([[2.0, 0.0, 50.0], [0.0, 2.0, -30.0], [0.0, 0.0, 1.0]])
 CORPUS = {"n_workers": 1, "max_tokens": 32, "size_px": 16, "images": False, "progress": False}

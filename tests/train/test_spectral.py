@@ -6,9 +6,10 @@ import torch
 from scipy import sparse
 
 from stampy import models, train
+from stampy._io.sections import as_sections
 from stampy.train._data import MemorySection
-from stampy.train._sections import as_sections, prepare
-from stampy.train._start import ANCHORS, anomaly_of_rank, neighbor_graph, spatial_axes, start_spectral_image
+from stampy.train._sections import prepare
+from stampy.train._spectral_start import ANCHORS, anomaly_of_rank, neighbor_graph, spatial_axes, start_spectral_image
 
 GENE = {
     "width": 16,
@@ -94,7 +95,7 @@ def test_a_spectral_start_needs_its_architecture(toy, tmp_path):
 
 
 def test_image_tower_sees_colours_at_the_start():
-    kwargs = {"patch_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    kwargs = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
     encoder = models.ImageEncoder(models.ImageConfig(backbone="vit_tiny_patch16_224", backbone_kwargs=kwargs)).eval()
     rng = np.random.default_rng(0)
@@ -116,7 +117,7 @@ def test_a_spectral_image_tower_aligns(toy, model, tmp_path):
         "start": "spectral",
         "epochs": 1,
         "pairs_per_batch": 64,
-        "backbone_kwargs": {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2},
+        "backbone_kwargs": {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2},
     }
     aligned = train.align(toy, tmp_path, model=gene, config=config, device="cpu", progress=False)
     assert aligned.image.width == 32

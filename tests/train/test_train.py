@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
+from stampy._io.sections import Section, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
 from stampy.train import _loop, _reconstruction
@@ -23,7 +24,7 @@ from stampy.train._augment import _turn, augment
 from stampy.train._data import TrainingData
 from stampy.train._reconstruction import mask_tokens
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import Section, as_sections, prepare
+from stampy.train._sections import prepare
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 STAGE1 = GENE | {

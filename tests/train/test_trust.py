@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -18,12 +19,14 @@ import torch
 
 from stampy import datasets, models, train
 from stampy._files import FolderLock
+from stampy._io.sections import Section
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.train import _logs, _loop
 from stampy.train._data import TrainingData
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import Section, prepare
+from stampy.train._sections import prepare
+from stampy.train._signals import Signals
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 STAGE1 = GENE | {"groups_per_batch": 4, "lr": 1e-2, "checkpoint_every": 100, "embedding": 12, "epochs_cgr": 2}
@@ -150,12 +153,22 @@ def pretrained(toy, tmp_path_factory):
 
 
 def signalling(monkeypatch, *numbers, at=3):
-    rate = _loop._learning_rate
+    rate, note, noted = _loop._learning_rate, Signals._note, []
+
+    def noting(self, number, frame):
+        noted.append(number)
+        note(self, number, frame)
 
     def at_a_step(config, step, steps):
-        for number in numbers if step == at else ():
+        for sent, number in enumerate(numbers if step == at else (), start=1):
             signal.raise_signal(number)
+            # Python may call a handler late; two signals that wait together are one
+            end = time.monotonic() + 10
+            while len(noted) < sent and time.monotonic() < end:
+                time.sleep(0.001)
         return rate(config, step, steps)
+
+    monkeypatch.setattr(Signals, "_note", noting)
 
     monkeypatch.setattr(_loop, "_learning_rate", at_a_step)
     return rate

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _keys
-from stampy._io.parts import hdf5, reading
+from stampy._io.input_files import hdf5, reading
 
 if TYPE_CHECKING:
     import h5py

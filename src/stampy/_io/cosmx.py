@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import add_library, placed
-from stampy._io.counts import Counts, unique_names
+from stampy._io.assemble import Counts, add_library, placed, unique_names
 from stampy._io.delimited import layout_of, table, wide_counts
+from stampy._io.input_files import Parts, refuse
 from stampy._io.merscope import without_controls
-from stampy._io.parts import Parts, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,7 +9,7 @@ import numpy as np
 
 from stampy import _keys
 from stampy._io.assemble import refer_to_image
-from stampy._io.parts import json_of, reading
+from stampy._io.input_files import json_of, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData

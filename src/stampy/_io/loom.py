@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys
-from stampy._io.counts import as_counts, unique_names
-from stampy._io.parts import hdf5, refuse
+from stampy._io.assemble import as_counts, unique_names
+from stampy._io.input_files import hdf5, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

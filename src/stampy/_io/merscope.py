@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stampy._io.assemble import add_library, placed
-from stampy._io.counts import Counts, unique_names
+from stampy._io.assemble import Counts, add_library, placed, unique_names
 from stampy._io.delimited import table, wide_counts
-from stampy._io.parts import Parts, listing, refuse
+from stampy._io.input_files import Parts, listing, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

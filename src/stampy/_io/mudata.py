@@ -9,7 +9,7 @@ import numpy as np
 
 from stampy import _checks, _keys
 from stampy._io.anndata_files import read_group
-from stampy._io.parts import hdf5, reading, refuse
+from stampy._io.input_files import hdf5, reading, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys
-from stampy._io import refused
-from stampy._io.anndata_files import hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
+from stampy._io import unsupported
+from stampy._io.anndata_files import MARKS, hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
 from stampy._io.assemble import refer_to_image
 from stampy._io.cosmx import is_cosmx, read_cosmx
-from stampy._io.counts_and_coordinates import is_counts_and_coordinates, read_counts_and_coordinates
 from stampy._io.hest import add_hest
+from stampy._io.input_files import reading, refuse, unzipped
 from stampy._io.loom import read_loom
 from stampy._io.merscope import is_merscope, read_merscope
 from stampy._io.mudata import read_mudata
+from stampy._io.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
 from stampy._io.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
 from stampy._io.spatialdata_stores import read_spatialdata
 from stampy._io.st import is_st, read_st
 from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
 from stampy._io.xenium import is_xenium, read_xenium
-from stampy._io.zarr_zip import read_zipped
+from stampy._section.choose_image import settle_sources
 from stampy._section.links import refuse_links
-from stampy._section.sources import settle_sources
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["append", "checked_target", "format_of", "read", "write", "written_keys"]
+__all__ = [
+    "append",
+    "checked_target",
+    "format_of",
+    "read",
+    "read_zipped",
+    "write",
+    "written_keys",
+]
+
+
+def read_zipped(path: Path) -> AnnData:
+    """The AnnData or MuData of a .zarr.zip; a SpatialData would leave its images in the archive and is refused."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        marks = [PurePosixPath(n) for n in archive.namelist() if PurePosixPath(n).name in MARKS]
+        if not marks:
+            raise refuse(f"{str(path)!r} is a zip without a zarr store in it (zarr.json, .zgroup).")
+        inner = min((m.parent for m in marks), key=lambda p: len(p.parts))
+    with unzipped(path) as folder:
+        store = folder / inner
+        kind = zarr_kind(store)
+        if kind == "zarr":
+            return read_zarr(store, backed=False)
+        if kind == "MuData":
+            return read_mudata(store)
+    what = {"SpatialData": "a SpatialData, whose images are read from the folder", "image": "an OME-Zarr image"}
+    raise refuse(f"{str(path)!r} holds {what.get(kind, 'no section')}. Unzip it and give the folder.")
+
 
 _FOLDERS = (  # the first whose test passes
     ("Space Ranger", is_space_ranger),
@@ -176,12 +204,12 @@ def format_of(path: Path) -> str:
     if is_zarr(path):
         kind = zarr_kind(path)
         if kind in ("", "image"):
-            raise refused.refused_zarr(path, kind)
+            raise unsupported.refused_zarr(path, kind)
         return kind
     for name, test in _FOLDERS:
         if test(path):
             return name
-    raise refused.refused_folder(path, _LOOKED_FOR)
+    raise unsupported.refused_folder(path, _LOOKED_FOR)
 
 
 def _format_of_file(path: Path) -> str:
@@ -193,7 +221,7 @@ def _format_of_file(path: Path) -> str:
         known = {"10x .h5": "Space Ranger", "h5ad": "h5ad", "loom": "loom", "MuData": "MuData"}
         if kind in known:
             return known[kind]
-        raise refused.refused_file(path, kind)
+        raise unsupported.refused_file(path, kind)
     if low.endswith(".h5ad"):
         return "h5ad"  # its reader says what is wrong with it
     if low.endswith(".zarr.zip"):
@@ -203,7 +231,7 @@ def _format_of_file(path: Path) -> str:
     for name, test in (("ST", is_st), ("Stereo-seq", is_gem), ("tables", is_counts_and_coordinates)):
         if test(path):
             return name
-    raise refused.refused_file(path)
+    raise unsupported.refused_file(path)
 
 
 def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stampy import _checks
 from stampy._io.anndata_files import ELEMENTS, is_zarr, read_backed, read_group, zarr_kind
-from stampy._io.parts import reading
+from stampy._io.input_files import reading
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.assemble import add_library, refer_to_image
-from stampy._io.coordinates import tables_in
-from stampy._io.counts import Counts, unique_names
-from stampy._io.delimited import Layout, is_table, layout_of, table, wide_counts
-from stampy._io.parts import listed, listing, reading, refuse
+from stampy._io.assemble import Counts, add_library, refer_to_image, unique_names
+from stampy._io.delimited import Layout, is_table, layout_of, table, tables_in, wide_counts
+from stampy._io.input_files import listed, listing, reading, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,10 +11,9 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _keys
-from stampy._io.assemble import add_library
-from stampy._io.counts import unique_names
+from stampy._io.assemble import add_library, unique_names
 from stampy._io.delimited import Layout, is_table, layout_of
-from stampy._io.parts import listed, opened, reading, refuse
+from stampy._io.input_files import listed, opened, reading, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from stampy import _keys
-from stampy._io.assemble import add_library, placed, refer_to_image
-from stampy._io.counts import Counts
+from stampy._io.assemble import Counts, add_library, placed, refer_to_image
 from stampy._io.delimited import layout_of, table
-from stampy._io.parts import Parts, json_of, listing, opened, reading, refuse, unzipped
+from stampy._io.input_files import Parts, json_of, listing, opened, reading, refuse, unzipped
+from stampy._io.matrix_10x import counts_h5, counts_mtx, counts_zarr
 from stampy._io.space_ranger import outs_of, sample_of
-from stampy._io.tenx import counts_h5, counts_mtx, counts_zarr
 from stampy._section.links import refuse_links_zarr
 
 if TYPE_CHECKING:

@@ -1,15 +1,26 @@
-"""One resolution of an image: where its values are stored, and how a crop of them is read."""
+"""One resolution of an image: where its values are stored, how a crop of them is read, files that cannot be read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ArrayLevel", "Level", "Opened", "OrientedLevel", "windows"]
+__all__ = [
+    "MAX_TILE_PX",
+    "ArrayLevel",
+    "Level",
+    "Opened",
+    "OrientedLevel",
+    "TooLargeError",
+    "check_px",
+    "damaged",
+    "windows",
+]
 
 _WINDOW_ROWS = 1024
 _WINDOW_PX = 2**24  # held at a time
@@ -142,3 +153,26 @@ def windows(level: Level) -> Iterator[np.ndarray]:
     for top in range(0, height, step_y):
         for left in range(0, width, step_x):
             yield level.crop(left, top, min(left + step_x, width), min(top + step_y, height))
+
+
+# Files say how large they are before they are decoded, and a few MB can claim any size.
+_MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
+MAX_TILE_PX = 2**26  # of one tile of a TIFF
+
+
+class TooLargeError(ValueError):
+    """An image that is not decoded."""
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    """The error for a file that is not whole."""
+    return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
+
+
+def check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -> None:
+    """Refuse an image that would take more memory than a sound one does."""
+    if height * width > most:
+        raise TooLargeError(
+            f"The image {str(path)!r} says that it is {height} x {width} px, and it can't be read piece by piece; it "
+            f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
+        )

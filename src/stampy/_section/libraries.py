@@ -1,20 +1,35 @@
-"""The entries of `uns["spatial"]`: which of them are sections, and their images, scale factors and metadata."""
+"""The sections (libraries) of a table: the entries of `uns["spatial"]`, and sections that lie on top of each other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from stampy import _keys
+from stampy import _checks, _keys
+from stampy._section.neighbors import nearest
+from stampy._section.scale import QUERIES, lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["has_image", "is_single", "libraries_of", "library_named", "named_file", "source_of"]
+__all__ = [
+    "SeveralSectionsError",
+    "check_one_section",
+    "has_image",
+    "is_single",
+    "libraries_of",
+    "library_named",
+    "matching_columns",
+    "named_file",
+    "section_column",
+    "source_of",
+    "warn_of_indices",
+]
 
 REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `sources`
 _PARTS = ("images", "scalefactors", "metadata")
@@ -135,3 +150,180 @@ def _laid_out(where: str, found: Any) -> TypeError:
         f"`{where}` must hold images and scale factors by section, a dict of dicts; found {type(found).__name__}. Read "
         "the section anew, or remove the entry."
     )
+
+
+FEWEST = 20  # spots; fewer tell nothing
+COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
+CLOSE = (0.2, 0.6)  # of the median distance of neighbours: pairs so near are rare on one section
+CLOSE_SHARE = 0.015
+RARELY = 0.25  # of the pairs that chance would put in one section
+ENOUGH_PAIRS = 20
+MOST_SECTIONS = 1000
+MOST_INDEX = 700  # of rows and columns: Visium has 128, that of 11 mm 223
+
+
+class SeveralSectionsError(ValueError):
+    """A table is taken for one section and holds several.
+
+    Parameters
+    ----------
+    found
+        What says so.
+    columns
+        Columns of ``obs`` that may tell the sections apart.
+    remedy
+        What to do where the caller takes a `library_key`.
+    """
+
+    def __init__(self, found: str, columns: list[str], remedy: str):
+        super().__init__(f"{found} {remedy}")
+        self.found, self.columns, self.remedy = found, columns, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str], str]]:
+        return type(self), (self.found, self.columns, self.remedy)
+
+
+def check_one_section(
+    table: AnnData,
+    xy: np.ndarray,
+    codes: np.ndarray,
+    libraries: Mapping[str, Any],
+    *,
+    library_key: str | None,
+    given: Any = None,
+) -> None:
+    """Raise SeveralSectionsError where several lie on top of each other and nothing tells them apart.
+
+    That is so where ``uns["spatial"]`` names several (and no image is `given` for the whole table), where more than 1 %
+    of the spots are at the place of another, or where the nearest neighbours are of different values of a column of
+    ``obs`` far more often than by chance. Cells and bins of one section do none of this, however dense they are. Where
+    the sections were told apart, coinciding spots are warned about.
+    """
+    if library_key is not None or codes.any():
+        _warn_of_coincident(table, xy, codes, library_key)
+        return
+    if given is None and (len(libraries) > 1 or is_single(table) is False) and section_column(table, libraries) is None:
+        _raise_several(table, libraries)
+    if len(xy) < FEWEST:
+        return
+    together = _coincident(xy)
+    if together.mean() > COINCIDENT:
+        apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
+        found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
+        raise _overlaid(found, matching_columns(table, libraries) or apart)
+    crowded = _crowded(table, xy)
+    if crowded:
+        raise _overlaid("the spots of several sections lie between each other", crowded)
+
+
+def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
+    """Warn where coordinates are Visium's rows and columns: whole numbers whose sum is even (or odd) at every spot."""
+    first = xy[codes == codes[0]]
+    if len(first) < FEWEST or np.abs(first).max() > MOST_INDEX or not np.array_equal(first, np.rint(first)):
+        return
+    if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
+        _checks.warn(
+            "The coordinates seem to be rows and columns of Visium's array, not px of the image: whole numbers up to "
+            f"{np.abs(first).max():.0f}, of even sum. Neighbours found from them are wrong. Put "
+            "`pxl_col_in_fullres` and `pxl_row_in_fullres` into `adata.obsm['spatial']`."
+        )
+
+
+def section_column(table: AnnData, libraries: Mapping[str, Any]) -> str | None:
+    """The one of several entries of ``uns["spatial"]`` to which the whole table belongs by a column of ``obs``."""
+    named = set()
+    for column in table.obs.columns:
+        values = table.obs[column]
+        first = str(values.iloc[0])
+        if first in libraries and not pd.api.types.is_float_dtype(values) and values.nunique(dropna=False) == 1:
+            named.add(first)
+    return named.pop() if len(named) == 1 else None
+
+
+def _raise_several(table: AnnData, libraries: Mapping[str, Any]) -> None:
+    if len(libraries) > 1:
+        found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
+        rest = ", or give the image by `image=`. Where the table is one of them, remove the others from there"
+    else:
+        found, rest = "`adata.uns['spatial']['is_single']` says that the table holds several sections", ""
+    columns = matching_columns(table, libraries)
+    remedy = f"Name the column of `adata.obs` that tells them apart by `library_key=`{_hint(columns)}{rest}."
+    raise SeveralSectionsError(f"{found}.", columns, remedy)
+
+
+def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
+    if columns:
+        remedy = f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}."
+    else:
+        remedy = (
+            "Put the section of each spot in a column of `adata.obs` and name that by `library_key=`, or drop spots "
+            "that are there twice."
+        )
+    found = f"The table seems to hold several sections that lie on top of each other: {found}."
+    return SeveralSectionsError(found, columns, remedy)
+
+
+def _hint(columns: list[str]) -> str:
+    return f" (would fit: {', '.join(map(repr, columns[:5]))})" if columns else ""
+
+
+def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, library_key: str | None) -> None:
+    together = _coincident(xy, codes)
+    if len(xy) < FEWEST or together.mean() <= COINCIDENT:
+        return
+    apart = [c for c, v in _columns(table) if c != library_key and not _coincident(xy, v, codes).mean() > COINCIDENT]
+    _checks.warn(
+        f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot of the same section: does "
+        f"`library_key={library_key!r}` tell the sections apart{_hint(apart)}?"
+    )
+
+
+def _coincident(xy: np.ndarray, *codes: np.ndarray) -> np.ndarray:
+    """Which spots are at the place of another with the same codes, (n,) bool."""
+    keys = [xy[:, 0], xy[:, 1], *codes]
+    order = np.lexsort(keys)
+    same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
+    together = np.zeros(len(xy), dtype=bool)
+    together[order[1:]] |= same
+    together[order[:-1]] |= same
+    return together
+
+
+def _columns(table: AnnData) -> Iterator[tuple[str, np.ndarray]]:
+    """Columns of ``obs`` that may name sections, as codes: text, categories or whole numbers, of which two or more."""
+    for name in table.obs.columns:
+        values = table.obs[name]
+        if pd.api.types.is_float_dtype(values) or str(name).startswith("array_") or values.isna().any():
+            continue
+        codes, found = pd.factorize(values)
+        if 2 <= len(found) <= min(MOST_SECTIONS, len(values) // 3):
+            yield str(name), codes
+
+
+def matching_columns(table: AnnData, libraries: Mapping[str, Any]) -> list[str]:
+    """Columns whose values are entries of ``uns["spatial"]``."""
+    found = ((name, set(table.obs[name].astype(str).unique())) for name, _ in _columns(table))
+    return [name for name, values in found if values <= set(libraries)]
+
+
+def _crowded(table: AnnData, xy: np.ndarray) -> list[str]:
+    """Columns by which nearest neighbours differ far more often than by chance, the surest first."""
+    some = np.arange(0, len(xy), max(1, len(xy) // QUERIES))
+    distances, others = (found[:, 0] for found in nearest(xy, 1, some=some))
+    pairs = [some] if lattice(xy) is None else []
+    which = [np.ones(len(some), dtype=bool)] if pairs else []
+    for part in CLOSE:
+        close = distances < part * np.median(distances)
+        if close.mean() > CLOSE_SHARE:
+            which.append(close)
+    if not which:
+        return []
+    found = []
+    for name, codes in _columns(table):
+        chance = float((np.bincount(codes) ** 2.0).sum() / len(codes) ** 2)
+        for close in which:
+            same = float((codes[some[close]] == codes[others[close]]).mean())
+            if same < RARELY * chance and close.sum() * chance >= ENOUGH_PAIRS:
+                found.append((same, int(codes.max()), name))
+                break
+    return [name for *_, name in sorted(found)]

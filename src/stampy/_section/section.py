@@ -11,13 +11,8 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section import elements
-from stampy._section.elements import Region
-from stampy._section.image import SlideImage, open_spatialdata_image
-from stampy._section.inside import check_indices, check_inside, doubt_of_axes
-from stampy._section.libraries import libraries_of, library_named
-from stampy._section.overlay import check_one_section, section_column
-from stampy._section.pictures import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
-from stampy._section.places import (
+from stampy._section.choose_image import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.coordinates import (
     Places,
     coordinates_of,
     has_coordinates,
@@ -28,6 +23,10 @@ from stampy._section.places import (
     side_by_side,
     told_apart,
 )
+from stampy._section.elements import Region
+from stampy._section.image import SlideImage, open_spatialdata_image
+from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
+from stampy._section.libraries import check_one_section, libraries_of, library_named, section_column
 from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stampy._section.faults import MAX_TILE_PX, check_px, damaged
-from stampy._section.levels import ArrayLevel, Opened, OrientedLevel
+from stampy._section.levels import MAX_TILE_PX, ArrayLevel, Opened, OrientedLevel, check_px, damaged
 from stampy._section.links import refuse_tiff_references
 from stampy._section.resolution import tiff_um_per_px
 

@@ -1,4 +1,4 @@
-"""Embeddings, made once: a file each, by what the section, the system and its parameters are."""
+"""Sections in memory and their embeddings, made once: a file each, by section, system and parameters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,65 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stampy
-from stampy import _checks, _files, _keys, models, tl
+from stampy import _checks, _files, _keys, datasets, models, tl
+from stampy._section.identity import digest_of_section
+from stampy._section.links import refuse_links
 from stampy._section.section import coordinates_of
-from stampy.tl._cluster import smoothed
+from stampy.tl._clustering import smoothed
 
-from ._config import System
-from ._data import Loaded
+from ._config import DataSet, Section, System
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Cache", "Embedded", "identity", "kind_of"]
+    from anndata import AnnData
+
+__all__ = ["MISSING", "Cache", "Embedded", "Loaded", "identity", "kind_of", "load_section"]
+
+# what may go wrong with data, weights or an embedding of them; the table then says why a cell is empty
+MISSING = (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError)
+LABELS, SECTION, PATIENT = "bench_label", "bench_section", "bench_patient"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A section as it is judged."""
+
+    name: str
+    adata: AnnData
+    digest: str  # of what embeddings depend on
+    labels: str  # digest of the labels, "" where there are none
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether there are genes at all."""
+        return self.adata.n_vars > 0
+
+
+def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverified: bool = False) -> Loaded:
+    """Read a section and give it the columns that the tasks use; raises one of `MISSING` where it can't be had."""
+    adata = _read(section, folder, allow_unverified)
+    adata.obs[SECTION] = section.name
+    adata.obs[PATIENT] = section.patient or section.name
+    labels = ""
+    if data.labels is not None and data.labels in adata.obs:
+        adata.obs[LABELS] = adata.obs[data.labels]
+        labels = hashlib.sha256("\n".join(adata.obs[LABELS].astype(str)).encode()).hexdigest()[:16]
+    return Loaded(section.name, adata, digest_of_section(adata), labels)
+
+
+def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
+    import anndata
+
+    if section.source.split(":")[0] == "toy":
+        seed = section.source.partition(":")[2]
+        return datasets.toy(rng=int(seed or 0))
+    if section.source.endswith(".h5ad"):
+        path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
+        refuse_links(path)
+        return anndata.read_h5ad(path)
+    return datasets.load(section.source, allow_unverified=allow_unverified)
+
 
 logger = logging.getLogger(__name__)
 

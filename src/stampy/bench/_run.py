@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files
+from stampy import _checks, _files, datasets, models
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
+<<<<<<< HEAD
 from ._data import MISSING, PATIENT, Loaded, load_section
 from ._embeddings import Cache, Embedded, identity, kind_of
 from ._names import TABLES
@@ -24,13 +25,20 @@ from ._overlap import seen
 from ._paper.config import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._slides import manifest_of, slide_scores
+=======
+from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
+>>>>>>> main
 from ._table import RESULTS, tidy, write_results
-from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, quietly
+from ._task_options import TASKS
+from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["run"]
+__all__ = [
+    "run",
+    "seen",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -336,3 +344,40 @@ def one_line(error: BaseException) -> str:
     """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
+
+
+ANSWERS = {True: "yes", False: "no", None: "unknown"}
+
+
+def seen(system: System, data: DataSet) -> str:
+    """``"yes"``, ``"no"`` or ``"unknown"``.
+
+    What the config says comes first. For models that come with the package the registry knows which sections were kept
+    out of training; for all others the card answers, as far as it does.
+
+    >>> seen(System(name="PCA", model="pca"), DataSet(name="mine"))
+    'no'
+    """
+    for name in (data.name, data.known_as):
+        if name is not None and name in system.seen:
+            return ANSWERS[bool(system.seen[name])]
+    if system.model in models.packaged():
+        return ANSWERS[_in_training(data)]
+    named = models.split_name(system.model)
+    if named is None:
+        return "unknown"
+    card = models.card(named[0])
+    if card.trained_on.startswith("nothing"):  # fitted to the section, or not at all
+        return "no"
+    return ANSWERS[card.has_seen(data.known_as) if data.known_as else None]
+
+
+def _in_training(data: DataSet) -> bool | None:
+    """Whether the packaged models were trained on any of the sections; None where one is not in the registry."""
+    sources = [section.source for section in data.sections]
+    if sources and all(source.split(":")[0] == "toy" for source in sources):
+        return False
+    uses = [datasets.info(source).use if source in datasets.names() else None for source in sources]
+    if "train" in uses:
+        return True
+    return None if None in uses or not uses else False

@@ -1,4 +1,4 @@
-"""Pages from the templates in this folder: one file each, without scripts; every text is escaped."""
+"""Pages from the templates in this folder, one file each, without scripts; and the maps that they show."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from stampy import _checks, _keys, _utils
+from stampy._section.section import Wishes, has_coordinates, library_key_of, places_of, sections_of, told_apart
+
 if TYPE_CHECKING:
+    from anndata import AnnData
     from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from spatialdata import SpatialData
 
-__all__ = ["Picture", "figure_of", "picture", "render"]
+__all__ = [
+    "Maps",
+    "Picture",
+    "figure_of",
+    "maps_of",
+    "picture",
+    "render",
+]
 
 
 @dataclass(frozen=True)
@@ -61,3 +73,93 @@ def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader
 
     return Environment(loader=PackageLoader("stampy.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+_LINK = "spatialdata_attrs"  # of a table to its elements
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Draws maps of a section; what they show is written into `table`, a light copy."""
+
+    data: AnnData | SpatialData
+    table: AnnData
+    names: list[str]  # of the sections; [""] for a table that is one section
+    placed: bool  # whether the spots have coordinates
+    library_key: str | None
+    table_key: str
+    image: bool
+    image_key: str | None
+
+    def draw(self, color: str | None, caption: str, *, vmax: float | str | None = None) -> Picture:
+        """A map of a column or an embedding of `table`; None: the tissue with outlines of the spots.
+
+        `vmax` is the end of the colour scale, as `stampy.pl.spatial` takes it.
+        """
+        from stampy import pl
+
+        title = None if len(self.names) > 1 else (color or "tissue")
+        axes = pl.spatial(
+            self.data, color, library_key=self.library_key, title=title, image=self.image, image_key=self.image_key,
+            table_key=self.table_key, size=1.0 if color is None else 1.5, vmax=vmax,
+        )  # fmt: skip
+        return picture(figure_of(axes), caption)
+
+
+def maps_of(
+    data: AnnData | SpatialData, *, library_key: str | None, image_key: str | None, table_key: str = _keys.TABLE
+) -> Maps:
+    """What draws the maps. An image that can't be chosen or opened is left out with a warning.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Where coordinates are unusable, sections lie on top of each other, or `image_key` names no image.
+    """
+    placed = has_coordinates(data, table_key)
+    if placed:
+        library_key = told_apart(data, library_key, table_key)
+        names = places_of(data, library_key=library_key, table_key=table_key).names
+    else:
+        names = _checks.libraries(
+            _utils.table_of(data, table_key), library_key_of(data, library_key, table_key)
+        )[1]  # fmt: skip
+    image = placed and _has_usable_image(data, library_key, image_key, table_key)
+    light = _light(data, library_key, table_key)
+    return Maps(light, _utils.table_of(light, table_key), names, placed, library_key, table_key, image,
+                image_key if image else None)  # fmt: skip
+
+
+def _has_usable_image(
+    data: AnnData | SpatialData, library_key: str | None, image_key: str | None, table_key: str
+) -> bool:
+    """Whether the images are drawn: with one that is not clear, or not readable, the spots are drawn alone."""
+    sections = sections_of(data, Wishes(image_key=image_key), library_key=library_key, table_key=table_key)
+    if image_key is not None:
+        for section in sections:
+            section.require_image()
+        return True
+    try:
+        images = [section.image for section in sections]  # each is opened
+    except (KeyError, ValueError, TypeError, OSError, ImportError) as error:
+        _checks.warn(f"The maps are drawn without image. {error.args[0] if isinstance(error, KeyError) else error}")
+        return False
+    return any(image is not None for image in images)
+
+
+def _light(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> AnnData | SpatialData:
+    """Coordinates, images and elements without genes; of obs what tells sections and elements alone."""
+    import anndata
+
+    table = _utils.table_of(data, table_key)
+    link = table.uns.get(_LINK, {}) if data is not table else {}
+    columns = dict.fromkeys(filter(None, (library_key, link.get("region_key"), link.get("instance_key"))))
+    light = anndata.AnnData(
+        obs=table.obs[[c for c in columns if c in table.obs]].copy(),
+        obsm={_keys.SPATIAL: table.obsm[_keys.SPATIAL]} if _keys.SPATIAL in table.obsm else {},
+        uns={key: table.uns[key] for key in (_keys.UNS_SPATIAL, _LINK) if key in table.uns},
+    )
+    if data is table:
+        return light
+    elements = {name: element for kind, name, element in data.gen_elements() if kind != "tables"}
+    return type(data).init_from_elements({**elements, table_key: light}, attrs=data.attrs)

@@ -1,17 +1,19 @@
 """Toy sections with planted truth, and a registry of real ones that are fetched on request and checked by hash."""
 
 from stampy.datasets._fetch import fetch
-from stampy.datasets._published import published_vocabulary
+from stampy.datasets._published_vocabulary import published_vocabulary
 from stampy.datasets._registry import Entry, File, Source, info, names
 from stampy.datasets._sections import load
-from stampy.datasets._slides import gdc_query, slide_manifest
-from stampy.datasets._toy.section import toy
-from stampy.datasets._toy.slide import toy_slide
+from stampy.datasets._slide_manifest import gdc_query, slide_manifest
+from stampy.datasets._toy.toy import toy
+from stampy.datasets._toy.toy_slide import toy_slide
+from stampy.datasets._toy.toy_spavis import ToySpavis, toy_spavis
 
 __all__ = [
     "Entry",
     "File",
     "Source",
+    "ToySpavis",
     "fetch",
     "gdc_query",
     "info",
@@ -21,4 +23,5 @@ __all__ = [
     "slide_manifest",
     "toy",
     "toy_slide",
+    "toy_spavis",
 ]

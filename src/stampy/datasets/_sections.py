@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
-from stampy.datasets import _fetch, _origins, _registry
+from stampy.datasets import _builders, _fetch, _registry
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,7 +84,7 @@ def load(
 def built(builder: str, name: str, paths: Mapping[str, Path]) -> AnnData:
     """The section from its authors' files (role -> path); ValueError where they are not what they should be."""
     try:
-        return _origins.BUILDERS[builder](name, paths)
+        return _builders.BUILDERS[builder](name, paths)
     except _NO_SECTION as error:
         raise ValueError(
             f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) can't be put together as a "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _keys, _utils
 from stampy._section.section import library_key_of
-from stampy.pl._results import record_of
+from stampy.pl._records import record_of
 from stampy.pl._spatial import spatial
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
+COLUMNS = 3  # panels in a row: legible on a phone
 OURS, BASELINE = "#003C5F", "#8A9BA8"
 TITLES = {
-    "score": "score",
+    "score": "score\n(geometric mean of the next two)",
     "own": "genes of the spot\n(held-out correlation)",
     "neighbors": "genes of its neighbours\n(held-out correlation)",
     "coherence": "spatial coherence\n(Moran's I)",
@@ -37,8 +40,8 @@ def evaluate(
 ) -> Axes | list[Axes]:
     """Draw the scores of `stampy.tl.evaluate`: a row for each embedding, a panel for each measure.
 
-    Embeddings are dark, baselines grey; open circles were judged without thinning, which flatters them. Bars are one
-    standard deviation over splits. The verdict stands above.
+    Embeddings are dark, baselines grey. Open circles were judged without thinning, which flatters them. Error bars are
+    one standard deviation over splits. The title is the verdict.
 
     Parameters
     ----------
@@ -90,14 +93,32 @@ def evaluate(
             raise ValueError(f"`ax` takes one measure; name it by `show=`, one of {list(TITLES)}.")
         _draw(ax, scores, shown[0], named=True)
         return ax
-    height = 1.3 + 0.3 * len(scores)
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(1.8 + 1.75 * len(shown), height), sharey=True, squeeze=False, layout="constrained"
-    )
+    rows, columns = -(-len(shown) // COLUMNS), min(len(shown), COLUMNS)
+    size = (2.0 + 2.1 * columns, 1.0 + rows * (0.9 + 0.28 * len(scores)))
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    axes = list(grid.flat)[: len(shown)]
+    for spare in list(grid.flat)[len(shown) :]:
+        spare.remove()
     for i, name in enumerate(shown):
-        _draw(axes[0, i], scores, name, named=i == 0)
-    figure.suptitle(str(record["verdict"]), fontsize="small", wrap=True)
-    return axes[0, 0] if len(shown) == 1 else list(axes[0])
+        _draw(axes[i], scores, name, named=i % columns == 0)
+    figure.suptitle(textwrap.fill(str(record["verdict"]), int(13 * size[0])), fontsize="small", parse_math=False)
+    _legend(figure, scores)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _legend(figure: Figure, scores: pd.DataFrame) -> None:
+    """What the points are, below the panels."""
+    from matplotlib.lines import Line2D
+
+    kinds = [("embedding", OURS, OURS)] if (scores["kind"] == "embedding").any() else []
+    kinds += [("baseline", BASELINE, BASELINE)]
+    if not scores["thinned"].all():
+        kinds += [("judged without thinning: flattered", OURS, "white")]
+    points = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
+        for label, edge, face in kinds
+    ]
+    figure.legend(handles=points, loc="outside lower center", ncols=len(points), fontsize="small", frameon=False)
 
 
 def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._paint import Paint, Style, paint_values
-from stampy.pl._results import record_of, shown_of
+from stampy.pl._paint import Paint, Style, paint_values, without_outliers
+from stampy.pl._records import record_of, shown_of
 from stampy.pl._spatial import draw_panels
 from stampy.pl._view import Window, views_of
 
@@ -33,6 +33,7 @@ def expression(
     image: bool = True,
     image_key: str | None = None,
     image_alpha: float | None = None,
+    image_grey: bool | None = None,
     crop: bool | Window = True,
     alpha: float = 1.0,
     size: float = 1.0,
@@ -48,7 +49,7 @@ def expression(
     """Draw a gene of `stampy.tl.expression`: measured, predicted, and predicted minus measured.
 
     Measured and predicted values share one colour scale, so that a prediction that is too flat looks it. The error's
-    scale has its middle at 0.
+    scale is symmetric about 0. Limits are as in `stampy.pl.spatial`: outliers do not stretch them.
 
     Parameters
     ----------
@@ -60,7 +61,9 @@ def expression(
         `key_added` of the prediction.
     show
         Some of ``"measured"``, ``"predicted"`` and ``"error"``; None: all that there are.
-    library_key, sections, image, image_key, image_alpha, crop, alpha, size, scale_bar, um_per_px, legend, ncols
+    library_key, sections, image, image_key, image_alpha, image_grey, crop, alpha, size
+        As for `stampy.pl.spatial`.
+    scale_bar, um_per_px, legend, ncols
         As for `stampy.pl.spatial`.
     cmap, error_cmap
         Colour maps of the values and of the error.
@@ -111,7 +114,7 @@ def expression(
         raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (panels x sections). Leave out `ax`.")
     return draw_panels(
         panels, titles, per_color=len(drawn), parse_titles=False, size=size, crop=crop, alpha=alpha,
-        image_alpha=image_alpha, scale_bar=scale_bar, legend=legend, ncols=ncols, ax=ax,
+        image_alpha=image_alpha, image_grey=image_grey, scale_bar=scale_bar, legend=legend, ncols=ncols, ax=ax,
     )  # fmt: skip
 
 
@@ -144,11 +147,13 @@ def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: M
            error_cmap: Any) -> Paint:  # fmt: skip
     """Colours of one panel, on limits that belong together."""
     if what == "error":
-        limit = float(np.abs(values["error"][rows]).max()) or 1.0
+        errors = np.abs(values["error"][rows])
+        limit = (without_outliers(errors[np.isfinite(errors)])[1] if np.isfinite(errors).any() else 0.0) or 1.0
         return paint_values(values[what], "error", "predicted − measured", Style(None, error_cmap, -limit, limit), rows)
     both = np.concatenate([values[name][rows] for name in ("measured", "predicted") if name in values])
+    both = both[np.isfinite(both)] if np.isfinite(both).any() else np.zeros(1)
     label = {"log1p_cp10k": "log(1 + counts per 10,000)", "log1p": "log(1 + counts)"}.get(record["transform"], "value")
-    return paint_values(values[what], what, label, Style(None, cmap, float(both.min()), float(both.max())), rows)
+    return paint_values(values[what], what, label, Style(None, cmap, *without_outliers(both)), rows)
 
 
 def _title(gene: str, what: str, section: str, record: Mapping[str, Any]) -> str:

@@ -30,10 +30,16 @@ SAFE = (
     *("#69001E", "#3C0096", "#7800FF", "#A52D69", "#8778FF", "#694B00", "#87C387", "#D200B4"),
     *("#0000D2", "#691E69", "#0FFF96", "#FF3C69"),
 )
+# Ten more for full colour vision, found in the same way: as far from all others as the twenty are from each other.
+MORE = (
+    *("#003C4B", "#FF78FF", "#00F0FF", "#1EC300", "#87784B", "#00695A", "#876996", "#8700B4"),
+    *("#B42DFF", "#3C4B87"),
+)
 
 Palette = str | Sequence | Mapping
-OUTLYING = 2  # range of all values over that of 99 % of them
+OUTLYING = 0.25  # values beyond the 1st or 99th percentile that would take up more of the scale than this are clipped
 LOW, HIGH = 0.05, 0.95  # neither black nor white
+FEW = 20  # values, of which none is called an outlier
 CHUNK = 65_536  # rows at a time: no second copy of a large embedding
 Limit = float | str | None
 
@@ -148,9 +154,9 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     if not finite.size:
         _checks.warn(f"{title!r} has no value at any spot shown: all are drawn in grey.")
         return Paint(title, label, np.tile(to_rgba(MISSING), (len(values), 1)), entries)
-    low, high = _limit("vmin", style.vmin, finite, 0), _limit("vmax", style.vmax, finite, 100)
-    if style.vmax is None:
-        high = _without_outliers(finite, low, high)
+    least, most = without_outliers(finite)
+    low = least if style.vmin is None else _limit("vmin", style.vmin, finite)
+    high = most if style.vmax is None else _limit("vmax", style.vmax, finite)
     if low > high:
         raise ValueError(f"`vmin` must not be above `vmax`, found {low:g} and {high:g} for {title!r}.")
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1), cmap)
@@ -160,20 +166,22 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
 
 
-def _without_outliers(values: np.ndarray, low: float, high: float) -> float:
-    """The 99th percentile, where a few values reach so far beyond it that they would darken all others.
+def without_outliers(values: np.ndarray) -> tuple[float, float]:
+    """Minimum and maximum; instead of either the 1st or 99th percentile, where the few values beyond it reach far.
 
-    >>> _without_outliers(np.r_[np.arange(1000.0), 9000.0], 0.0, 9000.0), _without_outliers(np.arange(9.0), 0.0, 8.0)
-    (990.0, 8.0)
+    >>> without_outliers(np.r_[np.arange(1000.0), 9000.0]), without_outliers(np.arange(9.0))
+    ((0.0, 990.0), (0.0, 8.0))
     """
-    most = float(np.percentile(values, 99, method="lower"))
-    return most if most > low and high - low > OUTLYING * (most - low) else high
+    least, most = float(values.min()), float(values.max())
+    low, high = float(np.percentile(values, 1, method="higher")), float(np.percentile(values, 99, method="lower"))
+    if len(values) < FEW or high <= low:  # a gene that hardly any spot has: its few values are what is to be seen
+        return least, most
+    far = OUTLYING * (high - low)
+    return (low if low - least > far else least), (high if most - high > far else most)
 
 
-def _limit(name: str, limit: Limit, values: np.ndarray, default: float) -> float:
+def _limit(name: str, limit: float | str, values: np.ndarray) -> float:
     """A number as it is; "p99" as the percentile of the values."""
-    if limit is None:
-        return float(np.percentile(values, default))
     if not isinstance(limit, str):
         return float(limit)
     try:
@@ -201,15 +209,15 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
 
 
 def default_colors(n: int) -> np.ndarray:
-    """RGBA (n, 4): the safe colours, or, for more labels than those, hues a golden angle apart in three lightnesses.
+    """RGBA (n, 4): 30 chosen colours, or, for more labels than those, hues a golden angle apart in three lightnesses.
 
     >>> default_colors(2).round(2).tolist()
     [[0.0, 0.45, 0.7, 1.0], [0.9, 0.62, 0.0, 1.0]]
     >>> len(set(map(tuple, default_colors(500))))
     500
     """
-    if n <= len(SAFE):
-        return to_rgba_array(SAFE[:n])
+    if n <= len(SAFE + MORE):
+        return to_rgba_array((SAFE + MORE)[:n])
     golden = (5**0.5 - 1) / 2
     return to_rgba_array([colorsys.hls_to_rgb(i * golden % 1, (0.35, 0.55, 0.75)[i % 3], 0.75) for i in range(n)])
 

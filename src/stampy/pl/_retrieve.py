@@ -45,8 +45,9 @@ def retrieve(
 ) -> Axes:
     """Draw queries and the tiles of the spots that `stampy.tl.retrieve` found for them.
 
-    Whatever was compared, genes or images, a spot is shown by its tile. Below each tile stands the cosine. Where a
-    table was searched itself, the query's own spot has an orange frame if it is among those found.
+    Spots are shown by their tiles, whether genes or images were compared. The number below a tile is the cosine
+    similarity with the query. If the search looked through the queries' own table, the query's own spot has an orange
+    frame where it was found, and the heading gives the recall beside chance.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ def retrieve(
             if other is adata and row == query:
                 _frame(panel, offsets[j + 1], y)
     panel.set_ylim(len(queries) * row_height, 0)
-    _head(panel, offsets, record)
+    _head(panel, offsets, record, label)
     if ax is None:
         fit(panel)
     return panel
@@ -184,10 +185,22 @@ def _frame(ax: Axes, x: float, y: float) -> None:
     ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=OWN, linewidth=2.5))
 
 
-def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any]) -> None:
-    """What was asked with and what was looked through, above the columns."""
+def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: str | None) -> None:
+    """What was asked with, what was looked through and how well that works, above the columns."""
+    below = f"; below: cosine similarity, {label}" if label is not None else "; below: cosine similarity"
     for x, text in (
         (0.5, f"query: {record['query']}"),
-        ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}, with cosine similarity"),
+        ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}{below}{_recall(record)}"),
     ):
-        ax.text(x, -0.06, text, ha="center", va="bottom", fontsize="small")
+        ax.text(x, -0.06, text, ha="center", va="bottom", fontsize="small", parse_math=False)
+
+
+def _recall(record: Mapping[str, Any]) -> str:
+    """Recall of all sections beside chance, for the largest k, or nothing where no pair could be found."""
+    table = record.get("recall")
+    if table is None or not len(table):
+        return ""
+    row = table[table["section"] == "all"].iloc[-1]
+    return (
+        f"\nown spot among the {int(row['k'])} nearest: {row['recall']:.1%} of all queries (chance {row['chance']:.1%})"
+    )

@@ -53,8 +53,8 @@ def score(
     >>> stampy.tl.embed(adata, modality="gene", show_progress_bar=False)
     >>> stampy.tl.score(adata, ["COL1A1", "COL1A2", "COL3A1", "DCN", "LUM"], modality="gene")
     >>> ax = stampy.pl.score(adata)
-    >>> ax.get_title()
-    'COL1A1, COL1A2, COL3A1, ...'
+    >>> ax.get_title().splitlines()
+    ['COL1A1, COL1A2, COL3A1, ...', '(gene embedding, cosine)']
     """
     table = _utils.table_of(adata, table_key)
     needs = f"Score first: `stampy.tl.score(adata, genes, key_added={key!r})`."
@@ -66,5 +66,7 @@ def score(
         look = {"cmap": "RdBu_r", "vmin": -float(most), "vmax": float(most)}
     if len(record.get("genes", ())) and not kwargs.get("library_key"):
         genes = list(record["genes"])
-        look["title"] = ", ".join(genes[:3]) + (", ..." if len(genes) > 3 else "")
+        measure = "z score of the cosine" if record.get("standardize") else "cosine"
+        said = f"{record['modality']} embedding, {measure}" if "modality" in record else measure
+        look["title"] = f"{', '.join(genes[:3])}{', ...' if len(genes) > 3 else ''}\n({said})"
     return spatial(adata, key, table_key=table_key, **(look | kwargs))

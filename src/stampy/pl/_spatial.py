@@ -32,6 +32,7 @@ def spatial(
     image: bool = True,
     image_key: str | None = None,
     image_alpha: float | None = None,
+    image_grey: bool | None = None,
     crop: bool | Window = True,
     alpha: float = 1.0,
     size: float = 1.0,
@@ -79,6 +80,8 @@ def spatial(
         The sections to draw, in this order; all by default.
     image, image_alpha
         Whether to draw the image, and how opaque: by default 0.6 under coloured spots, 1 under outlines.
+    image_grey
+        Draw the image in grey. By default under values: the dark end of viridis is hard to see on purple tissue.
     image_key
         Which image to draw, such as ``"lowres"``, or a name in ``sdata.images``; by default the one that models see.
     crop
@@ -89,14 +92,15 @@ def spatial(
     size
         Diameter of the drawn circles, as a multiple of the spots' diameter.
     palette
-        Colours of labels: a matplotlib colour map's name, a list, or a dict from label to colour. By default 20 colours
-        that colour-blind readers can tell apart, and generated ones for more labels.
+        Colours of labels: a matplotlib colour map's name, a list, or a dict from label to colour. By default 30
+        colours, of which colour-blind readers can tell the first 20 apart; generated ones for more labels.
     cmap
         Colour map of values.
     vmin, vmax
         Limits of the colour map: numbers, or percentiles such as "p1" and "p100". By default the minimum and the
-        maximum; or the 99th percentile, where a few values beyond it would darken all others. An arrow on the colour
-        bar says that there are higher values.
+        maximum of the spots shown. Where outliers would stretch the scale, the 1st or the 99th percentile replaces
+        them: if the values beyond it would take up more than a quarter of the scale. A pointed end of the colour bar
+        marks values beyond a limit.
     scale_bar
         Draw a bar in µm where the scale is known: by `um_per_px`, by `microns_per_pixel` in the scale factors, or from
         the distance of the spots where grid and scale factors are those of Visium (hexagonal, 100 µm) or ST (square,
@@ -160,7 +164,8 @@ def spatial(
         raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (colours x sections). Leave out `ax`.")
     return draw_panels(
         panels, _titles(panels, title), per_color=len(drawn), parse_titles=title is not None, size=size, crop=crop,
-        alpha=alpha, image_alpha=image_alpha, scale_bar=scale_bar, legend=legend, ncols=ncols, ax=ax,
+        alpha=alpha, image_alpha=image_alpha, image_grey=image_grey, scale_bar=scale_bar, legend=legend, ncols=ncols,
+        ax=ax,
     )  # fmt: skip
 
 
@@ -174,6 +179,7 @@ def draw_panels(
     crop: bool | Window,
     alpha: float,
     image_alpha: float | None,
+    image_grey: bool | None = None,
     scale_bar: bool,
     legend: bool,
     ncols: int,
@@ -184,7 +190,9 @@ def draw_panels(
     cells, with_legend = _panel.cells(len(panels), per_color=per_color, ncols=ncols)
     axes = [ax] if ax is not None else _panel.new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
-        _draw(panel, p, section, windows[i], size=size, alpha=alpha, image_alpha=image_alpha)
+        grey = p.scale is not None if image_grey is None else image_grey
+        section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey)
+        _draw(panel, p, section, size=size, alpha=alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))
         panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=parse_titles)
@@ -226,14 +234,16 @@ def _titles(panels: list[tuple[Paint, View]], title: str | Sequence[str] | None)
     return [" · ".join(filter(None, (p.title if len(colors) > 1 else "", s.name))) for p, s in panels]
 
 
-def _draw(
-    ax: Axes, paint: Paint, section: View, window: Window, *, size: float, alpha: float, image_alpha: float | None
-) -> None:
-    """Image and spots."""
+def _image_alpha(paint: Paint, given: float | None) -> float:
+    if given is not None:
+        return given
+    return 1.0 if paint.rgba is None else 0.6
+
+
+def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float) -> None:
+    """The spots."""
     from matplotlib.collections import EllipseCollection
 
-    faded = 1.0 if paint.rgba is None else 0.6
-    section.draw_image(ax, window, faded if image_alpha is None else image_alpha)
     if paint.rgba is None:
         look = {"facecolors": "none", "edgecolors": (0, 0, 0, alpha), "linewidths": 0.25}
     else:

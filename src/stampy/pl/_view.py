@@ -12,8 +12,8 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import scale as _scale
+from stampy._section.choose_image import Wishes
 from stampy._section.image import SlideImage
-from stampy._section.pictures import Wishes
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class View:
             low, high = np.minimum(low, corners.min(axis=0)), np.maximum(high, corners.max(axis=0))
         return float(low[0]), float(high[0]), float(high[1]), float(low[1])
 
-    def draw_image(self, ax: Axes, window: Window, alpha: float | None = None) -> None:
+    def draw_image(self, ax: Axes, window: Window, alpha: float | None = None, *, grey: bool = False) -> None:
         """Draw the image, if there is one: as a whole, or of a large one the part in the window, reduced."""
         from matplotlib.transforms import Affine2D
 
@@ -86,7 +86,7 @@ class View:
         left, top, right, bottom = box = self._box(window)
         if right <= left or bottom <= top:
             return
-        pixels = self._pixels(box)
+        pixels = _in_grey(self._pixels(box)) if grey else self._pixels(box)
         if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:  # pixel i covers [i, i + 1)
             (x0, y0), (x1, y1) = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float)).tolist()
             ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
@@ -111,6 +111,12 @@ class View:
             stored = self.image.levels[0].dtype  # type: ignore[union-attr]
             self._read[box] = pixels if stored == np.uint8 else pixels / np.float32(255)
         return self._read[box]
+
+
+def _in_grey(pixels: np.ndarray) -> np.ndarray:
+    """The luminance of an RGB image, in all three channels."""
+    luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return np.repeat(luminance[..., None].astype(pixels.dtype), 3, axis=-1)
 
 
 def _corners(left: float, top: float, right: float, bottom: float) -> np.ndarray:

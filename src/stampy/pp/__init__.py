@@ -6,7 +6,7 @@ from stampy._section.scale import infer_um_per_px
 from ._bins import bins
 from ._neighborhoods import neighborhoods
 from ._orthologs import orthologs
-from ._slides import slide_tiles
+from ._slide_tiles import slide_tiles
 from ._tiles import tiles
 from ._tokens import tokenize
 from ._vocabulary import Vocabulary

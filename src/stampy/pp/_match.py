@@ -8,10 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from ._features import Features
-from ._gene_index import GeneIndex
-from ._lookup import CASE, ID, MENDED, SYMBOL, WAYS, Found, find
-from ._names import REPEATED
+from ._gene_annotation import Features
+from ._gene_lookup import CASE, ID, MENDED, SYMBOL, WAYS, Found, GeneIndex, find
+from ._gene_names import REPEATED
 
 __all__ = ["GeneMatch", "match"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from stampy import _checks, _keys
 
 from ._counts import column_sums, counts_of, raw_layers, source_of
-from ._features import Features, features_of
-from ._gene_index import GeneIndex
+from ._gene_annotation import Features, features_of
+from ._gene_lookup import GeneIndex
+from ._gene_names import is_title_case
 from ._match import GeneMatch, contradictions, match, name_of
-from ._names import is_title_case
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,8 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
     if 2 * found.n_folded > found.n_columns:
         parts.append(
             f"{found.n_folded} of {found.n_columns} genes matched only in another case, such as "
-            f"{_checks.shortlist(features.names, 3)}. Genes of another species, such as zebrafish, would be wrong."
+            f"{_checks.shortlist(features.names, 3)}. Genes of another species, such as "
+            "zebrafish or mouse, would be wrong."
         )
     if found.repeated_share and found.repeated_share > REPEATED:
         parts.append(

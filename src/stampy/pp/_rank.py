@@ -1,21 +1,71 @@
-"""The compiled ranking of a spot's genes, in time linear in its counts; nothing is densified."""
+"""Compiled loops over a spot's genes: their ranks, in time linear in its counts, and sums of gene vectors by rank."""
 
 from __future__ import annotations
 
-from functools import partial
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 
-from stampy import _keys
-
-from ._threads import share_spots
+from stampy import _keys, _utils
 
 if TYPE_CHECKING:
     from scipy import sparse
 
-__all__ = ["rank_tokens"]
+__all__ = [
+    "rank_tokens",
+    "share_spots",
+    "weighted_bag",
+]
+
+PARTS_PER_THREAD = 8  # spots differ in size: a thread that is done early takes another part
+MIN_SPOTS = 64  # of a part; fewer take less time than to hand them to a thread
+
+
+def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
+    """Call ``function(first, end)`` for parts that cover all spots, in as many threads as torch uses.
+
+    numba's own threads share the spots out beforehand and wait for each other in a loop: on a busy machine two of them
+    took longer than one. Here no thread waits for one that has not begun.
+    """
+    n_threads = _utils.n_threads()
+    n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)
+    if n_threads == 1 or n_parts < 2:
+        function(0, n_spots)
+        return
+    ends = np.linspace(0, n_spots, n_parts + 1).astype(np.int64).tolist()
+    waiting = deque(pairwise(ends))
+
+    def work() -> None:
+        while True:
+            try:
+                first, end = waiting.popleft()
+            except IndexError:
+                return
+            function(first, end)
+
+    helpers = [_helpers(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+
+
+@lru_cache(maxsize=1)
+def _helpers(n: int) -> ThreadPoolExecutor:
+    """Threads that are kept: to start one takes a while on a busy machine."""
+    return ThreadPoolExecutor(n, thread_name_prefix="spots")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads are not inherited by a fork
+
 
 # the place of the only set bit of a 64-bit word: the sequence times that bit has a different top six bits for each
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
@@ -191,3 +241,56 @@ def _counting_pass(keys: np.ndarray, out: np.ndarray, shift: np.uint64) -> None:
         digit = (keys[k] >> shift) & byte
         out[start[digit]] = keys[k]
         start[digit] += 1
+
+
+def weighted_bag(tokens: np.ndarray, table: np.ndarray, gate: np.ndarray | None, share: float) -> np.ndarray:
+    """Sum of the vectors of a spot's tokens, each times the gate of its rank, divided by `share`.
+
+    Parameters
+    ----------
+    tokens
+        (spots, positions) int32, 0 pads on the right.
+    table
+        (tokens, width) float32, the vector of each token.
+    gate
+        (positions or more, width) float32; None: 1.
+    share
+        What sums are divided by.
+
+    Returns
+    -------
+    (spots, width) float32; zeros for a spot without tokens. A spot's sum does not depend on the spots beside it.
+
+    Examples
+    --------
+    >>> table = np.array([[0, 0], [1, 2], [3, 4]], dtype=np.float32)
+    >>> weighted_bag(np.array([[2, 1], [1, 0]], dtype=np.int32), table, None, 2.0)
+    array([[2. , 3. ],
+           [0.5, 1. ]], dtype=float32)
+    """
+    out = np.zeros((len(tokens), table.shape[1]), dtype=np.float32)
+    table = np.ascontiguousarray(table)
+    if gate is None:
+        gate = np.ones((tokens.shape[1], table.shape[1]), dtype=np.float32)
+    add = partial(_add, np.ascontiguousarray(tokens), table, np.ascontiguousarray(gate), np.float32(share), out)
+    share_spots(add, len(tokens))
+    return out
+
+
+# fastmath: the sum runs over positions one after the other for each output, so only multiply and add are contracted
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _add(
+    tokens: np.ndarray, table: np.ndarray, gate: np.ndarray, share: np.float32, out: np.ndarray, first: int, end: int
+) -> None:
+    width = table.shape[1]
+    for spot in range(first, end):
+        row = out[spot]
+        for position in range(tokens.shape[1]):
+            token = tokens[spot, position]
+            if token == 0:  # _keys.PAD, on the right
+                break
+            vector, weight = table[token], gate[position]
+            for d in range(width):
+                row[d] += vector[d] * weight[d]
+        for d in range(width):
+            row[d] /= share

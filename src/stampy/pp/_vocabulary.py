@@ -16,9 +16,8 @@ import pandas as pd
 
 from stampy import _checks, _files, _keys
 
-from ._corpus_means import gene_means
-from ._gene_index import GeneIndex
-from ._lookup import CASE, lookup
+from ._gene_lookup import CASE, GeneIndex, lookup
+from ._gene_means import gene_means
 from ._match import GeneMatch
 from ._match_checks import checked_match
 

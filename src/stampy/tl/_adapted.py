@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 from stampy import _checks, _keys
 from stampy._utils import generator, table_of
 from stampy.models import Stamp
-from stampy.models._linear import check_linear, linear_parts, with_axes
+from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
-from ._each import is_several, named
-from ._encoders import Encoder, genes_of, is_baseline, loaded_model, stamp_of
-from ._organism import match_genes
-from ._request import Organism, Request
+from ._arguments import Organism, Request, is_several, named
+from ._encoders import Encoder, genes_of, is_baseline, loaded_model, match_genes, stamp_of
 
 if TYPE_CHECKING:
     import torch

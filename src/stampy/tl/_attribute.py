@@ -17,14 +17,12 @@ from stampy.pp._counts import counts_of, source_of
 from stampy.pp._match import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
-from ._attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._encoders import genes_of, loaded_stamp
-from ._organism import match_genes
-from ._request import ORGANISMS, Organism
-from ._results import Result, write
+from ._arguments import ORGANISMS, Organism
+from ._encoders import genes_of, loaded_stamp, match_genes
+from ._results import Result, Space, check_model, space_of, unit, write
 from ._score import rows_of_genes, vocabulary_of
-from ._shared_space import Space, check_model, space_of, unit
 from ._stream import Tower
+from ._token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 
 if TYPE_CHECKING:
     from anndata import AnnData

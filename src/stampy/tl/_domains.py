@@ -12,7 +12,7 @@ from stampy._labels import known_labels
 from stampy._section.section import has_coordinates, library_key_of, places_of
 from stampy._utils import table_of
 
-from ._cluster import METHODS, Method, find_domains, smoothed
+from ._clustering import METHODS, Method, find_domains, smoothed
 from ._folds import seed_of
 from ._metrics import domain_scores
 from ._probe import texted

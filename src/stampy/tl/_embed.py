@@ -9,26 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.looks import doubts_of, warn_of_doubts
+from stampy._section.image_checks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of
 from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
 from ._adapted import adapted_to
-from ._cluster import smoothed
-from ._each import each_of, is_several
+from ._arguments import Level, Modality, Organism, Precision, Request, each_of, is_several
 from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
-from ._request import Level, Modality, Organism, Precision, Request
+from ._panels import shared_panel
 from ._results import Result, write
 from ._resume import Parts, digest_of_model
-from ._shared_space import unit
 from ._stream import Tower, stream_images
+from ._vectors import by_key, centered, in_context
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +37,11 @@ if TYPE_CHECKING:
 
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
+    import numpy as np
+
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
-__all__ = ["BASELINES", "embed", "in_context"]
+__all__ = ["BASELINES", "embed"]
 
 MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 
@@ -62,6 +61,9 @@ def embed(
     spot_um: float | None = None,
     level: Level = "embedding",
     context: Literal["neighbors"] | None = None,
+    center: Literal["section"] | None = None,
+    genes: Literal["shared"] | None = None,
+    normalize: bool = True,
     adapt: bool = False,
     batch_size: int | None = None,
     n_workers: int = 1,
@@ -117,6 +119,13 @@ def embed(
         ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section
         (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
         in the model's card. None: a spot's vector depends on that spot alone.
+    center
+        ``"section"``: subtract from each vector the mean of its section (then again L2 norm 1), which takes out what
+        sets donors and batches apart, and what makes sections as a whole differ, too. Before `context`.
+    genes
+        ``"shared"``: genes that all sections of the call measure alone. None: all, with a warning where they differ.
+    normalize
+        False: leave embeddings as long as the projection makes them; their length grows with what a spot's genes tell.
     adapt
         Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
         one study. All sections of the call get one space, which they share with nothing else: search, scores by gene
@@ -186,13 +195,15 @@ def embed(
         modality="gene" if adapt and modality is None else modality, image=image, image_key=image_key,
         library_key=library_key, table_key=table_key, layer=layer, um_per_px=um_per_px, spot_um=spot_um, level=level,
         organism=organism,
-        context=context, batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
+        context=context, center=center, genes=genes, normalize=normalize,
+        batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
     if adapt:
         model = adapted_to(adata, request, model, device)
     if is_several(adata):
         once = model if is_baseline(model) else loaded_model(model, device)
+        request = replace(request, panel=shared_panel(adata, request, once))
         return each_of(partial(_embed_one, model=once, device=device, copy=copy), adata, request, copy=copy)
     return _embed_one(adata, request, model=model, device=device, copy=copy)
 
@@ -207,7 +218,8 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
-    if modality != "gene" or request.context is not None or model == "pca-smoothed":
+    together = request.context is not None or request.center is not None or request.genes is not None
+    if modality != "gene" or together or model == "pca-smoothed":
         request = replace(request, library_key=told_apart(adata, request.library_key, request.table_key))
     places = None
     if request.context is not None or model == "pca-smoothed":
@@ -218,12 +230,17 @@ def _embed_one(
         loaded = loaded_model(model, device)
         modality, tiles = _choose(adata, loaded, request, modality, is_wish=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
+    if request.center is not None:
+        record["center"] = request.center
+        codes, names = _checks.libraries(table, request.library_key)
+        normed = request.normed and not is_baseline(model)
+        found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
     around = None if request.context is None else places
     if around is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
-        normed = request.level == "embedding"
+        normed = request.normed
         found = {name: in_context(v, around.xy, around.codes, normed=normed) for name, v in found.items()}
-    result = Result(request.key_added, record, obsm=_by_key(found, request.key_added))
+    result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
     return write(adata, result, copy=copy, table_key=request.table_key)
 
 
@@ -274,6 +291,9 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
     """The embedding by a baseline, and its record."""
     if request.organism != "human":
         raise ValueError(f"`organism` has no effect with {model!r}, which knows no vocabulary. Leave it out.")
+    if request.genes is not None or not request.normalize:
+        name = "genes" if request.genes is not None else "normalize"
+        raise ValueError(f"`{name}` has no effect with {model!r}. Leave it out.")
     if request.resume is not None:
         raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
@@ -288,6 +308,9 @@ def _by_model(
     """The vectors of a model's towers, and their record."""
     precision = Tower(model, table.n_obs, request.precision).precision
     record = _origin(model, precision, tiles, modality, request.level)
+    if not request.normalize:
+        _check_lengths(model, modality)
+        record["normalize"] = False
     if modality != "image" and request.organism != "human":
         record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
@@ -303,11 +326,22 @@ def _by_model(
                 tiles,
                 batch_size=request.batch_size,
                 n_workers=request.n_workers,
-                project=tower.projection("images", request.level),
+                project=tower.projection("images", request.level, normalize=request.normalize),
                 progress=request.progress,
                 parts=parts,
             )
     return found, record
+
+
+def _check_lengths(model: Encoder, modality: Modality) -> None:
+    """Raise ValueError where vectors have no other length than 1."""
+    if not isinstance(model, models.Stamp):
+        raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are as they come.")
+    if modality == "fused":
+        raise ValueError(
+            "Genes and image are embedded here, and fused vectors are two unit vectors side by side. normalize=False "
+            "needs modality='gene' or 'image'."
+        )
 
 
 def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: str, level: str) -> Record:
@@ -363,15 +397,3 @@ def _no_histology(tiles: TileSource) -> bool:
         f"{apart}modality='fused' takes this one all the same."
     )
     return True
-
-
-def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
-    values = smoothed(values, xy, N_NEIGHBORS, sections)
-    return unit(values) if normed else values
-
-
-def _by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
-    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
-    vectors = list(found.values())
-    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
-    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

@@ -12,13 +12,13 @@ from scipy import sparse
 from stampy import _checks, models
 from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, checked_rows, counts_of, source_of
-from stampy.pp._features import features_of
+from stampy.pp._gene_annotation import features_of
 from stampy.pp._tokens import iter_tokens
 
-from ._cluster import smoothed
-from ._encoders import genes_of
-from ._organism import match_genes
-from ._request import Request
+from ._arguments import Request
+from ._clustering import smoothed
+from ._encoders import genes_of, match_genes
+from ._panels import panel_of_table, within
 from ._resume import Parts
 from ._stream import Tower, stream_counts, stream_genes
 
@@ -45,6 +45,7 @@ def embed_genes(
     vocabulary = Vocabulary(genes_of(model))
     match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
+    match, n_shared = _shared(table, match, len(vocabulary), request)
     values = _streamed(model, table, request, match, vocabulary, parts)
     empty = int((values == 0).all(axis=1).sum())
     if empty:
@@ -59,8 +60,17 @@ def embed_genes(
         "n_vocabulary": len(vocabulary),
         "vocabulary": vocabulary.digest,
         "n_empty_spots": empty,
+        **({} if n_shared is None else {"shared": n_shared}),
     }
     return values, record
+
+
+def _shared(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> tuple[GeneMatch, int | None]:
+    """The match within the genes that all sections measure, and their number, where they were asked for."""
+    panel = request.panel
+    if panel is None and (request.library_key is not None or request.genes is not None):
+        panel = panel_of_table(table, match, n_genes, request)
+    return within(match, panel), None if panel is None else int(panel.sum())
 
 
 def _streamed(
@@ -85,7 +95,8 @@ def _streamed(
     tokens = iter_tokens(counts, match, vocabulary.divisors, most, CHUNK, source=source, layers=table.layers)
     return stream_genes(
         tower, tokens, table.n_obs,
-        batch_size=size, project=tower.projection("genes", request.level), progress=progress, parts=parts,
+        batch_size=size, project=tower.projection("genes", request.level, normalize=request.normalize),
+        progress=progress, parts=parts,
     )  # fmt: skip
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, models
 from stampy._files import atomic
-from stampy.pp._slides import SlideSource, open_slide, slide_tiles
+from stampy.pp._slide_tiles import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
+from ._arguments import Level, check_running
 from ._embed_genes import Record
 from ._encoders import ImageModel, image_model, loaded_model
-from ._request import Level, check_running
 from ._resume import digest_of_model
 from ._stream import Tower, iter_images
 

@@ -1,17 +1,26 @@
-"""The model that embeds: what it embeds, by its name, and the model itself."""
+"""The model that embeds: by its name, what it embeds, and the genes of a section in its vocabulary."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from stampy import models
+import numpy as np
+import pandas as pd
+
+from stampy import _keys, models
+from stampy.pp import Vocabulary, orthologs
+from stampy.pp._orthologs import human_matched
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from anndata import AnnData
 
-    from ._request import Modality
+    from stampy.pp._match import GeneMatch
+
+    from ._arguments import Modality, Organism
 
 __all__ = [
     "BASELINES",
@@ -19,10 +28,12 @@ __all__ = [
     "ImageModel",
     "agreed_modality",
     "genes_of",
+    "human_names",
     "image_model",
     "is_baseline",
     "loaded_model",
     "loaded_stamp",
+    "match_genes",
     "stamp_of",
 ]
 
@@ -102,3 +113,27 @@ def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageM
     if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
         raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
     return model
+
+
+def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
+    """The genes of a section in a vocabulary of human genes.
+
+    Genes of mouse go by their human orthologs: those in `var`, by `stampy.pp.orthologs`, else those that it would find.
+    """
+    if organism == "human":
+        return vocabulary.match(table, layer=layer)
+    return human_matched(table, vocabulary, layer=layer)
+
+
+def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary) -> list[str]:
+    """Names of human genes; a mouse gene without an ortholog keeps its own, which the vocabulary does not have."""
+    names = [str(gene).strip() for gene in genes]
+    if organism == "human":
+        return names
+    from anndata import AnnData
+
+    unique = list(dict.fromkeys(names))
+    named = AnnData(np.ones((1, len(unique)), dtype=np.float32), var=pd.DataFrame(index=unique))
+    orthologs(named, vocabulary=vocabulary)
+    human = dict(zip(unique, named.var[_keys.ORTHOLOG].astype(str), strict=True))
+    return [human[name] or name for name in names]

@@ -15,13 +15,15 @@ from stampy import _checks, _keys
 from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._gene_annotation import gene_columns
 
 from ._adapted import fitted
-from ._embed import embed, in_context
+from ._embed import embed
 from ._encoders import BASELINES as PCA_MODELS
 from ._encoders import Encoder, loaded_model
 from ._label_free import MEASURES, AsItIs, Piece, scores_of_split
 from ._results import Result, write
+from ._vectors import centered, in_context
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,10 +138,13 @@ def evaluate(
     xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     jobs, as_they_are = _jobs(table, keys, library_key)
     rng = generator(rng)
+    is_gene, left_out = gene_columns(table.var)
+    if left_out:
+        _checks.warn(left_out)
     rows = _rows(xy, sections, max_spots, rng)
     _enough(sections[rows], names)
-    counts = _whole_counts(table, layer)[rows]
-    part = Piece(table[rows], counts, xy[rows], sections[rows], library_key, n_genes)
+    counts = _whole_counts(table, layer)[rows][:, is_gene]
+    part = Piece(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
     found = [scores_of_split(part, jobs, r) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
     sentence = _verdict(scores, found)
@@ -203,10 +208,14 @@ def _again(
         return None
     if record.get("modality") != "gene" and key == main:
         return None
-    context = str(record.get("context", "")).partition(",")[0] or None
+    if "shared" in record.get("genes", {}):  # which genes other sections have can't be seen from this table
+        return None
+    context, center = str(record.get("context", "")).partition(",")[0] or None, record.get("center")
+    normalize = bool(record.get("normalize", True))
     organism = record.get("organism", "human")
     level = record.get("level", "embedding")
-    name = f"{record['model']} {level} {organism}"  # embeddings that differ in their context alone are made once
+    normed = normalize and level == "embedding"
+    name = f"{record['model']} {level} {organism} {normalize}"  # what differs in context and centre alone is made once
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
@@ -226,13 +235,13 @@ def _again(
                 )
             embed(
                 table, encoder, modality="gene", level=level, organism=organism, library_key=library_key,
-                show_progress_bar=False, key_added=name,
+                normalize=normalize, show_progress_bar=False, key_added=name,
             )  # fmt: skip
         values = table.obsm[name]
-        if not context:
-            return values
-        sections = _checks.libraries(table, library_key)[0]
-        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=level == "embedding")
+        sections, names = _checks.libraries(table, library_key)
+        if center:
+            values = centered(values, sections, names, normed=normed and record["model"] not in PCA_MODELS)
+        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=normed) if context else values
 
     return run
 

@@ -16,9 +16,9 @@ from stampy import _checks, _keys
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
 
-from ._cluster import smoothed
+from ._clustering import smoothed
 from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
-from ._shared_space import unit
+from ._results import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

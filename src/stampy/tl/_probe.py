@@ -14,7 +14,7 @@ from stampy._section.section import library_key_of, places_of
 from stampy._utils import table_of
 
 from ._folds import Scheme, check_folds, folds_of
-from ._linear import Scaler, balanced_weights, logistic, rotation, solve_ridge
+from ._linear_models import Scaler, balanced_weights, logistic, rotation, solve_ridge
 from ._metrics import confusion, label_scores, summary
 from ._results import Result, write
 

@@ -14,9 +14,8 @@ from stampy._section.neighbors import Tree, nearest
 from stampy._section.section import library_key_of, places_of
 from stampy._utils import generator, table_of
 
-from ._cosine import Nearest, approximate, exact, hit_rates
-from ._results import Result, write
-from ._shared_space import Modality, Space, check_same_space, space_of
+from ._cosine_neighbors import Nearest, approximate, exact, hit_rates
+from ._results import Modality, Result, Space, check_same_space, space_of, write
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,11 +15,9 @@ from stampy._section.section import library_key_of
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 
-from ._encoders import genes_of, loaded_stamp
-from ._organism import human_names
-from ._request import ORGANISMS, Organism
-from ._results import Result, write
-from ._shared_space import check_model, space_of
+from ._arguments import ORGANISMS, Organism
+from ._encoders import genes_of, human_names, loaded_stamp
+from ._results import Result, check_model, space_of, write
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,8 +16,8 @@ from stampy import _checks, _keys
 from stampy._utils import device_of, generator, table_of
 
 from . import _metrics
-from ._mil import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 from ._results import Result, write
+from ._slide_classifiers import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 
 if TYPE_CHECKING:
     import torch

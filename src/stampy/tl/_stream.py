@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy.models import GeneSystem, Stamp
-from stampy.pp._bag import weighted_bag
 from stampy.pp._counts import CHUNK
+from stampy.pp._rank import weighted_bag
 
 from ._encoders import Encoder, ImageModel
 from ._resume import Chunk, Parts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stampy.pp._match import GeneMatch
     from stampy.pp._tiles import TileSource
 
-    from ._request import Level
+    from ._arguments import Level
 
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
@@ -66,9 +66,14 @@ class Tower(Generic[M]):
         """`function`, compiled where that pays."""
         return torch.compile(function, dynamic=True) if self._compiled else function
 
-    def projection(self, what: Literal["genes", "images"], level: Level) -> Callable[[Tensor], Tensor]:
+    def projection(
+        self, what: Literal["genes", "images"], level: Level, *, normalize: bool = True
+    ) -> Callable[[Tensor], Tensor]:
         """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
-        return getattr(self.model, f"project_{what}") if level == "embedding" else _same
+        if level == "feature":
+            return _same
+        project = getattr(self.model, f"project_{what}")
+        return project if normalize else partial(project, normalize=False)
 
     def checked(self, values: Tensor) -> np.ndarray:
         """A batch of outputs as float32; ValueError where any is not finite."""

@@ -1,25 +1,21 @@
-"""Sections on their way into training: where they lie, their tokens, their tiles."""
+"""Sections on their way into training: their tokens, their tiles."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stampy import _checks, _utils
 from stampy._files import digest_of_arrays
-from stampy._section.looks import doubts_of
-from stampy._section.overlay import SeveralSectionsError
+from stampy._io.sections import Section, as_sections, of_section
+from stampy._section.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of, section_sums
 from stampy.pp._counts import counts_of
+from stampy.pp._gene_means import add_sums, means_of, section_sums
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
 
@@ -27,7 +23,6 @@ from ._data import MemorySection, TrainingData
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from stampy.models import ImageConfig, StampConfig
     from stampy.pp._match import GeneMatch
@@ -35,197 +30,15 @@ if TYPE_CHECKING:
     from ._config import PretrainConfig
 
 __all__ = [
-    "Section",
-    "as_sections",
     "groups_in_memory",
     "identity_of",
-    "of_section",
     "pairs_in_memory",
     "prepare",
     "ranked",
-    "several_sections",
     "token_dtype",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """One section to train on.
-
-    Parameters
-    ----------
-    data
-        AnnData with counts and ``obsm["spatial"]``, a SpatialData, or the path of anything that `stampy.read` reads.
-        Without genes (0 columns) it feeds the losses that need an image alone.
-    name
-        For messages and logs.
-    image
-        Image file to use instead of the one in ``uns["spatial"]``.
-    um_per_px, spot_um
-        Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
-    organ, platform
-        What the section is of and by what it was measured, in your own words; a corpus keeps them.
-
-    Examples
-    --------
-    >>> import stampy
-    >>> section = Section(data=stampy.datasets.toy(n_spots=30), name="mine", organ="breast")
-    >>> section.read().n_obs
-    30
-    """
-
-    data: AnnData | SpatialData | Path
-    name: str
-    image: Path | None = None
-    um_per_px: float | None = None
-    spot_um: float | None = None
-    organ: str = ""
-    platform: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("um_per_px", "spot_um"):
-            if getattr(self, name) is not None:
-                with of_section(self.name):
-                    _checks.positive(name, getattr(self, name))
-
-    def read(self) -> AnnData | SpatialData:
-        """The section in memory; the images of a SpatialData stay on disk."""
-        if isinstance(self.data, Path):
-            from stampy._io import read as _formats
-
-            return _formats.read(_checks.existing(self.data, what="section"))
-        return self.data
-
-
-@contextmanager
-def of_section(name: str) -> Iterator[None]:
-    """Errors about a section get its name in front."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
-        if isinstance(error, SeveralSectionsError):
-            raise ValueError(several_sections(error, name)) from error
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        if repr(name) in text or (isinstance(error, OSError) and error.errno is not None):
-            raise  # it is named, or it is the system's and the number must stay
-        kind = next(k for k in _KINDS if isinstance(error, k))
-        raise kind(f"Section {name!r}: {text}") from error
-
-
-def several_sections(error: SeveralSectionsError, name: str) -> str:
-    """What to say, and to do before training, where a section is several."""
-    column = repr(error.columns[0]) if error.columns else "..."
-    which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
-    return (
-        f"Section {name!r}: {error.found} Give each as a section of its own{which}: "
-        f"`[train.Section(data=adata[adata.obs[{column}] == s].copy(), name=str(s)) for s in "
-        f"adata.obs[{column}].unique()]`."
-    )
-
-
-# What an error about a section becomes: the most special first.
-_KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,
-          ArithmeticError)  # fmt: skip
-
-
-def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
-    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence of these.
-
-    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.
-    Paths are of anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
-    """
-    if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
-        sections = [sections]
-    found = list(_expand(sections))
-    if not found:
-        raise ValueError("No sections to train on. Give AnnData objects, paths of files, or a manifest (.tsv).")
-    _check_names(found)
-    if all_there:
-        _check_files(found)
-    return found
-
-
-def _check_names(sections: Sequence[Section]) -> None:
-    by_name: dict[str, list[str]] = {}
-    for section in sections:
-        where = str(section.data) if isinstance(section.data, Path) else "in memory"
-        by_name.setdefault(section.name, []).append(where)
-    twice = [f"{name}: {', '.join(where)}" for name, where in by_name.items() if len(where) > 1]
-    if twice:
-        raise ValueError(
-            f"{len(twice)} names stand for more than one section: {_checks.shortlist(twice)}. Give each its own, by "
-            "a manifest (.tsv) with the columns path and name, or by `train.Section`."
-        )
-
-
-def _check_files(sections: Sequence[Section]) -> None:
-    """Raise FileNotFoundError before anything is read where a file of any section is missing."""
-    for section in sections:
-        with of_section(section.name):
-            if isinstance(section.data, Path):
-                _checks.existing(section.data, what="section")
-            if isinstance(section.image, Path):
-                _checks.existing(section.image, what="image")
-
-
-def _expand(sections: Iterable[Any]) -> Iterator[Section]:
-    from anndata import AnnData
-
-    for number, item in enumerate(sections):
-        if isinstance(item, Section):
-            yield item
-        elif isinstance(item, AnnData) or _utils.is_spatialdata(item):
-            yield Section(data=item, name=f"section {number}")
-        elif isinstance(item, str | Path):
-            path = _checks.existing(item, what="section or manifest")
-            yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
-        else:
-            raise TypeError(f"A section is an AnnData, a SpatialData or a path, found {type(item).__name__}.")
-
-
-def _name(path: Path) -> str:
-    """Of a file its name without the ending; of ``SAMPLE/outs`` the sample's."""
-    path = path.resolve()
-    path = path.parent if path.name == "outs" else path
-    return path.name if path.is_dir() and path.suffix != ".zarr" else path.stem
-
-
-def _manifest(path: Path) -> Iterator[Section]:
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    _checks.has_key(table.columns, "path", slot=path.name, needs="A manifest names one .h5ad per row there.")
-    allowed = {"path", "name", "image", "um_per_px", "spot_um", "organ", "platform"}
-    for column in table.columns:
-        _checks.one_of(f"column of {path.name}", column, allowed)
-    for number, row in enumerate(table.to_dict("records"), start=2):  # as an editor counts lines
-        if not row["path"]:
-            raise ValueError(f"{path.name}, line {number}: `path` is empty.")
-        yield Section(
-            data=path.parent / row["path"],
-            name=row.get("name") or _name(path.parent / row["path"]),
-            image=path.parent / row["image"] if row.get("image") else None,
-            um_per_px=_number(path, number, row, "um_per_px"),
-            spot_um=_number(path, number, row, "spot_um"),
-            organ=row.get("organ", ""),
-            platform=row.get("platform", ""),
-        )
-
-
-def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float | None:
-    """A positive number of a manifest, None where the cell is empty."""
-    text = row.get(column, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(
-            f"{path.name}, line {line} ({row['path']!r}): `{column}` must be a positive number, found {text!r}."
-        )
-    return value
 
 
 def prepare(
@@ -238,8 +51,10 @@ def prepare(
         _checks.not_empty(table, genes=False)
         source = None
         if tower is not None:
-            said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
-            source = TileSource.open(data, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            source = TileSource.open(
+                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
+                um_per_px=section.um_per_px, spot_um=section.spot_um,
+            )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(
                     f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."

@@ -6,36 +6,35 @@ import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+import numpy as np
 
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
+from stampy._io.sections import Section, as_sections, file_name, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
+from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
-from stampy.pp._corpus_means import add_sums, means_of
-from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.write import (
+from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus import spavis
+from stampy.train._corpus.arrays import write_group
+from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    folder_of,
     record_of,
     sums_of,
-    write_group,
     write_section,
 )
-from stampy.train._sections import Section, as_sections, of_section
+from stampy.train._corpus.shards import TILE_FORMATS
+from stampy.train._corpus.spavis import Slide
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -60,36 +59,43 @@ def build(
     """Build, or go on building; see `Corpus.build`."""
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
-    if n_workers is not None:
-        _checks.at_least("n_workers", n_workers, 1)
-    chosen = as_sections(sections, all_there=False)
-    reader, skip = reader or _default_reader(), on_error == "skip"
+    check_workers(scheduler, n_workers)
+    skip, skipped, files = on_error == "skip", {}, spavis.files_of(sections)
+    chosen: Sequence[Section | Slide]
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
-    if scheduler is not None and n_workers is not None:
-        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Leave one out.")
+    if files is None:
+        chosen = as_sections(sections, all_there=False)
+    else:
+        settings = spavis.settings_of(settings | {"reader": reader})
+        if vocabulary is None and (out / GENES).is_file():
+            vocabulary = Vocabulary.load(out / GENES)
+        vocabulary = spavis.check_vocabulary(vocabulary)
+        chosen, skipped = spavis.slides_of(files, settings, skip=skip)
+    reader = reader or _default_reader()
     out = _checks.writable(out)
     with FolderLock(out, what="corpus"):
-        _build(out, chosen, settings, vocabulary, reader, skip, scheduler, n_workers, progress)
+        _build(out, chosen, settings, vocabulary, reader, skip, skipped, scheduler, n_workers, progress)
 
 
 def _build(
     out: Path,
-    chosen: list[Section],
+    chosen: Sequence[Section | Slide],
     settings: dict[str, Any],
     vocabulary: Vocabulary | None,
     reader: Reader,
     skip: bool,
+    skipped: dict[str, str],
     scheduler: str | None,
     n_workers: int | None,
     progress: bool,
 ) -> None:
     """In a folder that no other process builds in."""
     _begin(out, settings, chosen)
-    with _workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
-        skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
+    with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
+        skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
+        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
@@ -133,7 +139,7 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> None:
+def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section | Slide]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
     if path.exists():
@@ -154,9 +160,9 @@ def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> 
     _clear(out / "sections", sections)
 
 
-def _clear(folder: Path, sections: Sequence[Section]) -> None:
+def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
     """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
-    known = {folder_of(s.name) for s in sections}
+    known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
@@ -168,10 +174,11 @@ def _clear(folder: Path, sections: Sequence[Section]) -> None:
 
 
 def _settle_vocabulary(
-    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section], reader: Reader, skip: bool, run: Any
+    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section | Slide], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
     """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
-    path, skipped = out / GENES, {}
+    path = out / GENES
+    skipped: dict[str, str] = {}
     if path.exists():
         if vocabulary is not None and Vocabulary.load(path) != vocabulary:
             raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")
@@ -196,12 +203,12 @@ def _sums_job(section: Section, reader: Reader, skip: bool) -> tuple[str, Any]:
     return section.name, sums_of(section, reader, skip)
 
 
-def _fingerprints(sections: Sequence[Section], skipped: dict[str, str], skip: bool) -> dict[str, str]:
+def _fingerprints(sections: Sequence[Section | Slide], skipped: dict[str, str], skip: bool) -> dict[str, str]:
     """Of the sections by name; those that can't be read go into `skipped`, if they may."""
     found = {}
     for section in sections:
         try:
-            found[section.name] = _fingerprint(section)
+            found[section.name] = section.fingerprint if isinstance(section, Slide) else _fingerprint(section)
         except FAULTS as error:
             if not skip:
                 raise
@@ -227,17 +234,48 @@ def _fingerprint(section: Section) -> str:
 
 
 def _named_images(path: Path) -> Iterator[Path]:
-    """Full-resolution images that an .h5ad refers to, as far as they are there."""
-    import h5py
+    """Image files that an .h5ad or .zarr refers to, as full-resolution image or in place of pixels, if they are there.
 
-    if path.suffix != ".h5ad":
-        return
-    with contextlib.suppress(OSError, KeyError, AttributeError, TypeError), h5py.File(path) as file:
-        for library in file[f"uns/{_keys.UNS_SPATIAL}"].values():
-            found = library[f"metadata/{_keys.SOURCE_IMAGE}"][()]
-            image = Path(found.decode() if isinstance(found, bytes) else str(found))
-            if image.is_file():
-                yield image
+    Relative paths are taken against the folder of the section, as `stampy.read` does.
+    """
+    with contextlib.suppress(*_UNREADABLE), _root_of(path) as root:
+        libraries = root[f"uns/{_keys.UNS_SPATIAL}"]
+        for library in (libraries[name] for name in _keys_of(libraries)):
+            for entry in (f"metadata/{_keys.SOURCE_IMAGE}", *(f"images/{key}" for key in _keys_of(library, "images"))):
+                if (name := _text_in(library, entry)) and (image := path.parent / Path(name).expanduser()).is_file():
+                    yield image
+
+
+_UNREADABLE = (OSError, KeyError, ValueError)
+
+
+@contextlib.contextmanager
+def _root_of(path: Path) -> Iterator[Any]:
+    """The root of an HDF5 file or Zarr store, not read."""
+    if path.is_dir():
+        import zarr
+
+        yield zarr.open_group(path, mode="r")
+    else:
+        import h5py
+
+        with h5py.File(path) as file:
+            yield file
+
+
+def _keys_of(group: Any, name: str = "") -> list[str]:
+    """What a group, or a group in it, holds; nothing where it is no group."""
+    found = group.get(name) if name and hasattr(group, "keys") else group
+    return list(found) if hasattr(found, "keys") else []
+
+
+def _text_in(library: Any, entry: str) -> str:
+    """The text at a place, or that in an array of one; "" where there is something else."""
+    found = library.get(entry) if hasattr(library, "keys") else None
+    if not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
+        return ""
+    value = np.asarray(found[()]).reshape(-1)[0]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _finish(
@@ -259,62 +297,8 @@ def _finish(
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     for name, error in skipped.items():
         _checks.warn(f"Section {name!r} was left out of the corpus: {error}")
-    for record in records:
-        for note in record["notes"] if record["name"] in fresh else ():
+    told = [record for record in records if record["name"] in fresh]
+    for record in told:
+        for note in record["notes"]:
             _checks.warn(f"Section {record['name']!r}: {note}")
-
-
-Run = Callable[[Sequence[Callable[[], Any]], str], Iterator[Any]]
-
-
-@contextlib.contextmanager
-def _workers(scheduler: str | None, n_workers: int, progress: bool) -> Iterator[Run]:
-    """Something that runs jobs: in this process, in processes of this machine, or on a dask cluster by its address."""
-    if scheduler is None and n_workers == 1:
-        yield partial(_run_in_turn, progress)
-    elif scheduler is None:
-        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
-        with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield partial(_run_in_pool, pool, progress)
-    else:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
-        with Client(scheduler) as client:
-            yield partial(_run_on_cluster, client, progress)
-
-
-def _run_in_turn(progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
-
-
-def _run_in_pool(pool: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    import dask
-    from dask.callbacks import Callback
-    from dask.multiprocessing import RemoteException
-
-    # the name keeps dask from hashing the sections
-    tasks = [dask.delayed(job, name=f"{what}-{i}", traverse=False)() for i, job in enumerate(jobs)]
-    bar = tqdm(total=len(jobs), desc=what, unit="section", disable=not progress)
-    try:
-        with bar, Callback(posttask=lambda *_: bar.update()):
-            found = dask.compute(*tasks, scheduler="processes", pool=pool, chunksize=1, optimize_graph=False)
-    except RemoteException as error:  # of its message, a worker's traceback would be most
-        raise error.exception from error
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
-            "calls this outside of `if __name__ == '__main__':`. Build again: it goes on from what is there."
-        ) from error
-    yield from found
-
-
-def _run_on_cluster(client: Any, progress: bool, jobs: Sequence[Callable[[], Any]], what: str) -> Iterator[Any]:
-    from distributed import as_completed
-
-    futures = [client.submit(job, pure=False) for job in jobs]
-    with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
-        for future in as_completed(futures):
-            yield future.result()
-            bar.update()
+    spavis.warn_of_losses(told, settings["max_tokens"])

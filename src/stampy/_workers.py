@@ -1,0 +1,122 @@
+"""Jobs, one for each section, in turn, in processes of this machine, or on a dask cluster by its address."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Run", "check_workers", "workers"]
+
+Job: TypeAlias = Callable[[], Any]
+Run: TypeAlias = Callable[[Sequence[Job], str], Iterator[Any]]
+
+
+def check_workers(scheduler: str | None, n_workers: int | None) -> None:
+    """Raise for a number of workers that can't be, or has no effect."""
+    from stampy import _checks
+
+    if n_workers is not None:
+        _checks.at_least("n_workers", n_workers, 1)
+    if scheduler is not None and n_workers is not None:
+        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Leave one out.")
+
+
+@contextlib.contextmanager
+def workers(
+    scheduler: str | None,
+    n_workers: int,
+    progress: bool,
+    *,
+    setup: Callable[..., None] | None = None,
+    setup_args: tuple[Any, ...] = (),
+) -> Iterator[Run]:
+    """Something that runs jobs and yields what they return as they end, in any order.
+
+    Parameters
+    ----------
+    scheduler
+        Address of a dask cluster; None: this machine.
+    n_workers
+        Processes of this machine; 1: none but this one.
+    progress
+        Show a bar.
+    setup, setup_args
+        Called first in each process that is started here, not on a cluster.
+    """
+    if scheduler is None and n_workers == 1:
+        yield partial(_run_in_turn, progress)
+    elif scheduler is None:
+        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
+        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
+        with ProcessPoolExecutor(n_workers, initargs=(setup, setup_args), **how) as pool:
+            yield partial(_run_in_pool, pool, progress)
+    else:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
+        with Client(scheduler) as client:
+            yield partial(_run_on_cluster, client, progress)
+
+
+def _begin(setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
+    """First in a new process, which ends when the one that started it is gone, also if that was killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if setup is not None:
+        setup(*setup_args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_in_turn(progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
+
+
+def _run_in_pool(pool: ProcessPoolExecutor, progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    futures = [pool.submit(job) for job in jobs]
+    try:
+        with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
+            for future in as_completed(futures):
+                yield future.result()
+                bar.update()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
+            "calls this outside of `if __name__ == '__main__':`. Run it again: it goes on from what is there."
+        ) from error
+    finally:
+        for future in futures:  # after an error nothing new is begun
+            future.cancel()
+
+
+def _run_on_cluster(client: Client, progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:
+    from distributed import as_completed
+    from tqdm.auto import tqdm
+
+    futures = [client.submit(job, pure=False) for job in jobs]
+    try:
+        with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
+            for future in as_completed(futures):
+                yield future.result()
+                bar.update()
+    finally:
+        client.cancel([future for future in futures if not future.done()])

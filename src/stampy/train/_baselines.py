@@ -1,0 +1,224 @@
+"""What a trained model has to beat: guessing genes by frequency, and a linear model of colours and texture.
+
+Shapes: n spots, L positions, G tokens of the vocabulary and special ones.
+
+Shapes: n spots, F features of tiles, K components of the genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import sparse
+
+from stampy import _keys
+from stampy._utils import stream
+
+from ._spectral_start import anomaly_of_rank
+
+__all__ = [
+    "frequencies",
+    "ranks_of_own",
+    "references",
+    "ridge_ranks",
+    "tile_features",
+]
+
+SPOTS = 200  # of a section, on which the share of visible genes is measured
+
+
+def references(
+    tokens: Mapping[str, np.ndarray],
+    n_tokens: int,
+    *,
+    fraction: float,
+    seed: int,
+    positions: int | None = None,
+    corpus: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Cross-entropies (nats) of three guesses that know frequencies alone, at positions drawn for masking.
+
+    Parameters
+    ----------
+    tokens
+        (n, L) by section, 0 pads.
+    n_tokens
+        Classes: genes and special tokens.
+    fraction
+        Share of a spot's tokens that are selected.
+    seed
+        Of the draw for the third.
+    positions
+        A step shows so many positions alone, drawn at random; None: all.
+    corpus
+        (n, L) to count the frequency in the corpus on; None: all of `tokens`.
+
+    Returns
+    -------
+    ``corpus_frequency``: how frequent a gene is among all tokens. ``section_frequency``: among those of the section.
+    ``section_frequency_unseen``: likewise, over the genes that the spot does not show elsewhere. A gene has one token
+    in a spot, so a model that learns nothing but this rule gets there.
+
+    Examples
+    --------
+    >>> tokens = np.array([[30, 31], [30, 32]])
+    >>> found = references({"a": tokens, "b": tokens + 10}, 50, fraction=0.15, seed=0)
+    >>> {k: round(v, 3) for k, v in found.items() if "unseen" not in k}
+    {'corpus_frequency': 1.733, 'section_frequency': 1.04}
+    """
+    counts = {name: frequencies(values, n_tokens) for name, values in tokens.items()}
+    whole = np.sum([*counts.values()], axis=0)
+    total = max(whole.sum(), 1)
+    known = whole if corpus is None else frequencies(corpus, n_tokens)
+    section = sum(_entropy_sum(own, own) for own in counts.values())
+    unseen, n_unseen = 0.0, 0
+    for number, (name, values) in enumerate(tokens.items()):
+        found, n = _unseen_sum(values, counts[name], fraction, positions, stream(seed, "references", number))
+        share = counts[name].sum() / max(n, 1)  # sections weigh by their tokens
+        unseen, n_unseen = unseen + found * share, n_unseen + n * share
+    return {
+        "corpus_frequency": float(_entropy_sum(whole, known) / total),
+        "section_frequency": float(section / total),
+        "section_frequency_unseen": float(unseen / max(n_unseen, 1)),
+    }
+
+
+def frequencies(tokens: np.ndarray, n_tokens: int) -> np.ndarray:
+    """(G,) how often each token occurs; padding does not count."""
+    found = np.bincount(tokens.ravel(), minlength=n_tokens).astype(np.float64)
+    found[: _keys.N_SPECIAL] = 0
+    return found
+
+
+def _entropy_sum(counts: np.ndarray, model: np.ndarray) -> float:
+    """Sum over the counted tokens of -log of their share in `model`."""
+    there = counts > 0
+    return float(-(counts[there] * np.log(model[there] / model.sum())).sum())
+
+
+def _unseen_sum(
+    tokens: np.ndarray, counts: np.ndarray, fraction: float, positions: int | None, rng: np.random.Generator
+) -> tuple[float, int]:
+    """Sum of -log over tokens selected in some spots, and their number, where visible genes are ruled out."""
+    share = counts / max(counts.sum(), 1)
+    total, n = 0.0, 0
+    for row in tokens[rng.permutation(len(tokens))[:SPOTS]]:
+        if positions is not None:
+            row = row[rng.permutation(len(row))[:positions]]
+        own = share[row[row != _keys.PAD]]
+        selected = rng.random(len(own)) < fraction
+        left = max(1.0 - own[~selected].sum(), 1e-12)
+        total -= float(np.log(np.minimum(own[selected] / left, 1.0)).sum())
+        n += int(selected.sum())
+    return total, n
+
+
+COMPONENTS = 32
+ALPHAS = np.logspace(-1, 5, 13)
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def tile_features(tiles: np.ndarray) -> np.ndarray:
+    """Colours and texture (n, F) of tiles (n, px, px, 3) uint8.
+
+    Mean and deviation of the brightness and of the optical density of each channel, quantiles of the latter, and how
+    much its mean over the channels changes from place to place at scales of 1 to 16 px.
+    """
+    density = -np.log((tiles.astype(np.float32) + 1) / 256)
+    flat = density.reshape(len(tiles), -1, 3)
+    bright = tiles.reshape(len(tiles), -1, 3).astype(np.float32) / 255
+    found = [bright.mean(axis=1), bright.std(axis=1), flat.mean(axis=1), flat.std(axis=1)]
+    found += [*np.quantile(flat[:, ::7], QUANTILES, axis=1)]
+    grey = density.mean(axis=3)
+    for _ in range(5):
+        steps = [np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+        found.append(np.stack([sum(steps) / 2, grey.std(axis=(1, 2))], axis=1))
+        h, w = (size // 2 * 2 for size in grey.shape[1:])
+        if min(h, w) < 4:
+            break
+        grey = grey[:, :h, :w].reshape(len(grey), h // 2, 2, w // 2, 2).mean(axis=(2, 4))
+    return np.concatenate(found, axis=1).astype(np.float64)
+
+
+def ridge_ranks(
+    features: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], xy: Mapping[str, np.ndarray], n_tokens: int
+) -> dict[str, np.ndarray]:
+    """Of each spot, how many spots of its section have genes nearer to what its tile predicts than its own genes.
+
+    A section is predicted from the others. Where there is one alone, its left half is predicted from the right one and
+    the other way round; the nearest are sought in the whole section all the same.
+
+    Parameters
+    ----------
+    features
+        (n, F) by section, from `tile_features`.
+    tokens
+        (n, L) by section.
+    xy
+        (n, 2) by section, to part a section by.
+    n_tokens
+        Genes and special tokens.
+    """
+    names = list(features)
+    genes = {name: weighted(tokens[name], n_tokens) for name in names}
+    scaled = {name: _standardised(features[name]) for name in names}
+    found = {}
+    for name in names:
+        others = [other for other in names if other != name]
+        if others:
+            rows = np.ones(len(scaled[name]), dtype=bool)
+            known = np.concatenate([scaled[o] for o in others]), sparse.vstack([genes[o] for o in others])
+            folds = [(rows, *known)]
+        else:
+            left = xy[name][:, 0] <= np.median(xy[name][:, 0])
+            folds = [(part, scaled[name][~part], genes[name][np.flatnonzero(~part)]) for part in (left, ~left)]
+        found[name] = np.empty(len(scaled[name]), dtype=np.int64)
+        for rows, x, y in folds:
+            found[name][rows] = _fold(scaled[name], genes[name], rows, x, y)
+    return found
+
+
+def weighted(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
+    """(n, genes): how far above its usual level a gene of its rank typically is."""
+    rows, ranks = np.nonzero(tokens)
+    gates = np.log1p(anomaly_of_rank(tokens.shape[1])).astype(np.float32)
+    genes = tokens[rows, ranks].astype(np.int64) - _keys.N_SPECIAL
+    return sparse.csr_matrix((gates[ranks], (rows, genes)), (len(tokens), n_tokens - _keys.N_SPECIAL))
+
+
+def ranks_of_own(queries: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of each query (m, K), how many keys (n, K) are nearer, by cosine, than its own, key `rows` (m,).
+
+    Equals count as nearer: a model that says the same of all spots finds none.
+    """
+    cosine = queries @ keys.T
+    at = np.arange(len(rows))
+    own = cosine[at, rows].copy()
+    cosine[at, rows] = -np.inf
+    return (cosine >= own[:, None]).sum(axis=1)
+
+
+def _fold(
+    features: np.ndarray, genes: sparse.csr_matrix, rows: np.ndarray, x: np.ndarray, y: sparse.csr_matrix
+) -> np.ndarray:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.linear_model import RidgeCV
+
+    k = max(min(COMPONENTS, min(y.shape) - 1), 1)
+    svd = TruncatedSVD(k, random_state=0)
+    known = svd.fit_transform(y)
+    spread = np.maximum(known.std(axis=0), 1e-12)
+    model = RidgeCV(ALPHAS, alpha_per_target=True).fit(x, (known - known.mean(axis=0)) / spread)
+    keys = svd.transform(genes)
+    return ranks_of_own(
+        _unit(model.predict(features[rows])), _unit((keys - keys.mean(axis=0)) / spread), np.flatnonzero(rows)
+    )
+
+
+def _standardised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,209 @@
+"""One section of a corpus, read piece by piece, and checked against its record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stampy._io.sections import file_name
+from stampy._section.links import leads_out
+from stampy.train._config import PretrainConfig
+from stampy.train._corpus.section_writer import record_of
+from stampy.train._corpus.shards import Shards
+from stampy.train._data import Groups, MemorySection
+
+__all__ = ["StoredSection", "changed_files", "wrong_sizes"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSection:
+    """A `TrainingSection` on disk. Rows are spots in the order of the source, unless they are named rows of tokens."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As it was given."""
+        return self.record["name"]
+
+    @property
+    def n_spots(self) -> int:
+        """Spots of the source."""
+        return self.record["n_spots"]
+
+    @property
+    def n_groups(self) -> list[int]:
+        """Neighbourhood groups of each draw; empty for a section without genes."""
+        return self.record["n_groups"]
+
+    @property
+    def has_genes(self) -> bool:
+        """Whether there are tokens."""
+        return self.record["genes"] is not None
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether there are patches and regions."""
+        return self.record["image"] is not None
+
+    def summary(self) -> dict[str, Any]:
+        """A row of `Corpus.table`."""
+        record, genes = self.record, self.record["genes"] or {"n_matched": 0}
+        return {
+            **{key: record[key] for key in ("name", "organ", "platform", "n_spots")},
+            "n_groups": sum(record["n_groups"]),
+            "n_genes": genes["n_matched"],
+            "tiles": self.has_tiles,
+            "bytes": sum(size for size, _ in record["files"].values()),
+        }
+
+    @cached_property
+    def xy(self) -> np.ndarray:
+        """(n, 2) float64, px of the full-resolution image."""
+        return self._array("xy").all()
+
+    @cached_property
+    def spots(self) -> np.ndarray:
+        """(R,) int32, the spot of each row of tokens: group after group, draw after draw, then those in no group."""
+        return self._array("spots").all()
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(R,) uint16, tokens of each row."""
+        return self._array("lengths").all()
+
+    @cached_property
+    def first_row(self) -> np.ndarray:
+        """(n,) the first row of tokens of each spot."""
+        return np.unique(self.spots, return_index=True)[1]
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """(n, K) int8, the patch's cell in each of its regions, row by row; -1 where no region fits into the image."""
+        return self._array("cells").all()
+
+    @cached_property
+    def _tokens(self) -> Shards:
+        return self._array("tokens")
+
+    def group(self, number: int) -> np.ndarray:
+        """(group_size, L) tokens of a group, centre first, in one read; numbers count on over the draws."""
+        return self._tokens.chunk(number)
+
+    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> Groups:
+        """Those that were written; `Groups.n_dropped` are the spots in no group of any draw."""
+        size = config.group_size
+        numbers = np.arange(self.n_groups[draw]) + sum(self.n_groups[:draw])
+        of_draw = slice(size * sum(self.n_groups[:draw]), size * sum(self.n_groups[: draw + 1]))
+        members = self.spots[of_draw].reshape(-1, size).astype(np.int64)
+        longest = self.lengths[of_draw].reshape(-1, size).max(axis=1)
+        return Groups(numbers, members, longest, len(self.spots) - size * sum(self.n_groups))
+
+    def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
+        """The tokens of a group, in one read, into `out`."""
+        self._tokens.read_into(number, out)
+
+    @property
+    def tokens_kept(self) -> int:
+        """Tokens that are kept of each spot."""
+        return self._tokens.shape[1]
+
+    def spot_tokens(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """(m, width) tokens of spots; all 0 in a section without genes."""
+        return self.tokens(rows)[:, :width] if self.has_genes else np.zeros((len(rows), width), dtype=np.uint16)
+
+    def load(self, max_tokens: int) -> MemorySection:
+        """The section in memory, without tiles."""
+        return MemorySection(self.name, self.xy, self.spot_tokens(np.arange(self.n_spots), max_tokens), None)
+
+    def ready_tiles(self) -> None:
+        """Read cells and first rows, which all batches with tiles need."""
+        _ = self.cells
+        if self.has_genes:
+            _ = self.first_row
+
+    @property
+    def size_px(self) -> int:
+        """Edge of a tile."""
+        return self._patches.shape[1]
+
+    def tokens(self, rows: np.ndarray) -> np.ndarray:
+        """(m, L) tokens of spots."""
+        return np.stack([self._tokens.row(i) for i in self.first_row[rows]])
+
+    def patches(self, rows: np.ndarray) -> np.ndarray:
+        """(m, px, px, 3) uint8."""
+        return np.concatenate([self._patches.chunk(i) for i in rows])
+
+    def regions(self, rows: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
+        """(m, px, px, 3) uint8: of each spot its region number `which` (the first)."""
+        which = np.zeros(len(rows), dtype=np.int64) if which is None else which
+        return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
+
+    def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(m,) int64, numbers of regions."""
+        return rng.integers(self.cells.shape[1], size=len(rows))
+
+    def cells_of(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """(m,) int8, the patch's cell in its region number `which`."""
+        return self.cells[rows, which]
+
+    @cached_property
+    def _patches(self) -> Shards:
+        return self._array("patches")
+
+    @cached_property
+    def _regions(self) -> Shards:
+        return self._array("regions")
+
+    def _array(self, name: str) -> Shards:
+        return Shards(self.folder / name)
+
+
+def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Files of a section that are missing or of another size, or lead out of the corpus."""
+    folder = path / "sections" / file_name(record["name"])
+    linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
+    for name, (size, _) in record["files"].items():
+        file = folder / name
+        if leads_out(name):
+            raise ValueError(f"The corpus {str(path)!r} is refused: its manifest names {name!r}, outside of it.")
+        if _is_linked(file, linked):
+            yield file, "it is a symbolic link, or lies behind one"
+            continue
+        try:
+            found = file.stat().st_size
+        except FileNotFoundError:
+            yield file, "it is missing"
+            continue
+        if found != size:
+            yield file, f"it has {found} bytes where {size} were expected"
+
+
+def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
+    """Whether a place below those that are known is reached by a symbolic link."""
+    if place not in known:
+        known[place] = place.is_symlink() or _is_linked(place.parent, known)
+    return known[place]
+
+
+def changed_files(path: Path, record: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the files of a section."""
+    wrong = dict(wrong_sizes(path, record))
+    folder = path / "sections" / file_name(record["name"])
+    if record_of(folder) != record and not wrong:
+        wrong[folder / "zarr.json"] = "it is missing or does not say the same as the manifest"
+    for name, (_, digest) in record["files"].items():
+        file = folder / name
+        if file not in wrong:
+            with file.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                    wrong[file] = "its contents changed (SHA-256)"
+    yield from (f"{file.relative_to(path).as_posix()}: {problem}" for file, problem in wrong.items())

@@ -1,0 +1,270 @@
+"""One section of a corpus: read, ranked, grouped, cut into tiles, and written; runs in a worker of its own.
+
+Shapes: n spots, R rows of tokens (R >= n: a spot that fills up a second group has a second row), L positions, K regions
+per spot.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from stampy import _checks, _utils
+from stampy._io.sections import Section, file_name, several_sections
+from stampy._section.boxes import choose_cells
+from stampy._section.image_checks import warn_of_doubts
+from stampy._section.libraries import SeveralSectionsError
+from stampy._section.section import has_images, places_of, side_by_side
+from stampy.pp import Vocabulary
+from stampy.pp._gene_means import section_sums
+from stampy.pp._neighborhoods import group_spots
+from stampy.pp._tiles import TileSource
+from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
+from stampy.train._corpus.spavis import Slide
+from stampy.train._corpus.spavis_writer import write_slide
+from stampy.train._sections import ranked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Reader", "record_of", "sums_of", "write_section"]
+
+Reader = Callable[[Path], Any]
+
+PARTIAL = ".partial-"
+
+# What may be wrong with a section; anything else is a bug and stops the build.
+FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """What was written about a section that is complete; None where there is none, or its files are not whole."""
+    try:
+        record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
+        whole = all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return record if whole else None
+
+
+def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
+    """What the vocabulary needs of a section: sums of its genes; None for one without genes, text for a fault."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the same ones come again when the section is written
+            table = _utils.table_of(_data(section, reader))
+            return section_sums(table, None, repr(section.name)) if table.n_vars else None
+    except FAULTS as error:
+        if not skip or _is_full(error):
+            raise _named(error, section.name) from error
+        return _line(error, section.name)
+
+
+def write_section(
+    section: Section | Slide, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
+) -> dict[str, Any]:
+    """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
+    folder = out / "sections" / file_name(section.name)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            with _whole_folder(folder) as partial:
+                record: dict[str, Any] = {"name": section.name, "organ": section.organ, "platform": section.platform}
+                record |= {"source": source}
+                if isinstance(section, Slide):
+                    record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                else:
+                    record |= _write(section, settings, out, reader, partial)
+                notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
+                record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
+                write_group(partial, {"stampy": record})  # last: a group with a record is complete
+    except FAULTS as error:
+        if not skip or _is_full(error):
+            raise _named(error, section.name) from error
+        return {"name": section.name, "error": _line(error, section.name)}
+    return record
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, _checks.StampyWarning)
+
+
+def _is_full(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _line(error: BaseException, name: str) -> str:
+    if isinstance(error, SeveralSectionsError):
+        return several_sections(error, name).removeprefix(f"Section {name!r}: ")
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+def _named(error: BaseException, name: str) -> Exception:
+    """The error with the section's name; what was written before stays, so the build goes on from there."""
+    if _is_full(error):
+        return OSError(
+            error.errno,
+            f"{error.strerror} while section {name!r} was written. Make room and build again: it goes on from there",
+        )
+    return ValueError(
+        f"Section {name!r} can't be used: {_line(error, name)} Mend it or leave it out and build again (it goes on "
+        "from there), or build with on_error='skip'."
+    )
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that becomes it when the block ends well, and is removed when it does not."""
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hashes(folder: Path) -> dict[str, list[Any]]:
+    """Bytes and SHA-256 of every file of the arrays, by path."""
+    found = {}
+    for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
+    return found
+
+
+def _data(section: Section, reader: Reader) -> Any:
+    return reader(section.data) if isinstance(section.data, Path) else section.data
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(path: Path) -> Vocabulary:
+    return Vocabulary.load(path)
+
+
+def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader, folder: Path) -> dict[str, Any]:
+    import zarr
+
+    data = _data(section, reader)
+    table = _utils.table_of(data)
+    _checks.not_empty(table, genes=False)
+    source = _images(data, section, settings)
+    places = places_of(data, neighbors=source is None)
+    xy, codes = side_by_side(places), places.codes
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    put(group, "xy", xy)
+    record: dict[str, Any] = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    if table.n_vars:
+        vocabulary = _vocabulary(out / "genes.tsv")
+        tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
+        spots, record["n_groups"] = layout(xy, codes, settings, section.name)
+        record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
+        if 0 in record["n_groups"]:
+            record["notes"].append(
+                f"No neighbourhood group: fewer than {settings['group_size']} spots near each other among "
+                f"{len(xy)}. Stage 1 leaves the section out."
+            )
+        _put_tokens(group, tokens, spots, settings["group_size"])
+    if source is not None:
+        record["image"] = _put_tiles(group, source, settings, section.name)
+        source.close()
+    if not table.n_vars and source is None:
+        raise ValueError("It has neither genes nor an image.")
+    return record
+
+
+def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource | None:
+    """The section's image, where one is wanted and (unless it is required) there."""
+    found = section.image is not None or has_images(data)
+    wanted = settings["images"]
+    if wanted is False or (wanted is None and not found):
+        return None
+    source = TileSource.open(
+        data,
+        tile_um=settings["tile_um"],
+        size_px=settings["size_px"],
+        image=section.image,
+        um_per_px=section.um_per_px,
+        spot_um=section.spot_um,
+    )
+    warn_of_doubts(source.sections)
+    return source
+
+
+def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: str) -> tuple[np.ndarray, list[int]]:
+    """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
+
+    Returns
+    -------
+    The order, and the number of groups of each draw.
+    """
+    size, draws = settings["group_size"], []
+    for draw in range(settings["draws"]):
+        # by name: a section keeps its groups whatever stands beside it
+        rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
+        members = [np.empty((0, size), dtype=np.int64)]
+        for code in range(codes.max() + 1):
+            rows = np.flatnonzero(codes == code)
+            if len(rows) >= size:
+                groups = group_spots(xy[rows], size=size, max_distance=settings["max_distance"], rng=rng)
+                members.append(rows[groups.members])
+        draws.append(np.concatenate(members))
+    grouped = np.concatenate(draws).ravel()
+    rest = np.setdiff1d(np.arange(len(xy)), grouped)
+    return np.concatenate([grouped, rest]).astype(np.int32), [len(d) for d in draws]
+
+
+def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) -> None:
+    put(group, "spots", spots)
+    put(group, "lengths", (tokens != 0).sum(axis=1)[spots].astype(np.uint16))
+    per_shard = max(ROWS_PER_SHARD // size, 1)
+    # not compressed: the tokens are a small part of a corpus with tiles, and to unpack them would cost half the speed
+    array = new_array(group, "tokens", (len(spots), tokens.shape[1]), tokens.dtype, size, per_shard, "none")
+    for start in range(0, len(spots), size * per_shard):
+        rows = spots[start : start + size * per_shard]
+        array[start : start + len(rows)] = tokens[rows]
+
+
+def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
+    n, k, px = len(source), settings["regions"], settings["size_px"]
+    rng = _utils.stream(settings["seed"], f"cells of {name}")
+    allowed = source.region_cells()
+    cells = np.stack([choose_cells(allowed, rng) for _ in range(k)], axis=1).astype(np.int8)
+    put(group, "cells", cells)
+    arrays = [
+        new_array(
+            group,
+            what,
+            (rows, px, px, 3),
+            np.dtype(np.uint8),
+            1,
+            TILES_PER_SHARD,
+            settings["codec"],
+            settings["quality"],
+        )
+        for what, rows in (("patches", n), ("regions", n * k))
+    ]
+    for start in range(0, n, TILES_PER_SHARD):
+        rows = np.arange(start, min(start + TILES_PER_SHARD, n))
+        arrays[0][start : start + len(rows)] = source.read(rows)
+    for start in range(0, n * k, TILES_PER_SHARD):
+        rows = np.arange(start, min(start + TILES_PER_SHARD, n * k))
+        arrays[1][start : start + len(rows)] = source.read(rows // k, region=True, cells=cells.ravel()[rows])
+    record = source.provenance()
+    return {key: record[key] for key in ("um_per_px", "um_per_px_from", "upsampling")}

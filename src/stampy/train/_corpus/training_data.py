@@ -1,0 +1,101 @@
+"""What a run trains on, from a corpus; refused where the corpus does not fit settings or model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stampy.models import StampConfig
+from stampy.pp import Vocabulary
+from stampy.train._config import PretrainConfig
+from stampy.train._corpus.corpus import Corpus
+from stampy.train._corpus.section_reader import StoredSection
+from stampy.train._data import TrainingData
+
+__all__ = ["check_corpus", "groups_on_disk", "pairs_on_disk"]
+
+
+def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
+    """For stage 1: the sections that have neighbourhood groups.
+
+    Raises
+    ------
+    ValueError
+        The corpus was built with another vocabulary, other groups or fewer tokens than are asked for.
+    """
+    if vocabulary is not None:
+        _check_vocabulary(corpus, vocabulary)
+    _check_groups(corpus, config)
+    _check_tokens(corpus, config.max_tokens)
+    sections = [s for s in corpus.sections if any(s.n_groups)]
+    if not sections:
+        raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group to train on.")
+    return _data(corpus, sections, config.max_tokens)
+
+
+def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
+    """For stage 2: the sections that have tiles.
+
+    Raises
+    ------
+    ValueError
+        The corpus has no tiles, or its tiles, tokens or vocabulary are not those of the model.
+    """
+    _check_vocabulary(corpus, vocabulary)
+    if model.image is not None:
+        for name in ("tile_um", "size_px"):
+            wanted, found = getattr(model.image, name), corpus.settings[name]
+            if wanted != found:
+                raise ValueError(
+                    f"The corpus {str(corpus.path)!r} has tiles of {name}={found}, the model takes {wanted}. Build one "
+                    f"with {name}={wanted}."
+                )
+    sections = [s for s in corpus.sections if s.has_tiles]
+    if not sections:
+        raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
+    _check_tokens(corpus, model.gene.max_tokens)
+    return _data(corpus, sections, model.gene.max_tokens)
+
+
+def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:
+    """Raise ValueError where a model of this vocabulary and so many tokens can't be measured on the corpus."""
+    _check_vocabulary(corpus, vocabulary)
+    _check_tokens(corpus, max_tokens)
+
+
+def _data(corpus: Corpus, sections: list[StoredSection], max_tokens: int) -> TrainingData:
+    identity: dict[str, Any] = {"corpus": corpus.digest, "vocabulary": corpus.vocabulary.digest}
+    return TrainingData(
+        sections, corpus.vocabulary, max_tokens, identity, corpus=corpus.path,
+        draws=corpus.settings["draws"], regions=corpus.settings["regions"],
+    )  # fmt: skip
+
+
+def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
+    kept = corpus.settings["max_distance"] is None
+    if kept and config.max_distance != PretrainConfig().max_distance:
+        raise ValueError(
+            f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
+            "its source. Leave it out."
+        )
+    for name in ("group_size",) if kept else ("group_size", "max_distance"):
+        if corpus.settings[name] != getattr(config, name):
+            raise ValueError(
+                f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
+                f"{getattr(config, name)}. Change the settings, or build another corpus."
+            )
+
+
+def _check_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> None:
+    if vocabulary.digest != corpus.vocabulary.digest:
+        raise ValueError(
+            f"The corpus {str(corpus.path)!r} was built with another vocabulary ({len(corpus.vocabulary)} genes) than "
+            f"the model's ({len(vocabulary)} genes). Build one with `vocabulary=` the model's genes.tsv."
+        )
+
+
+def _check_tokens(corpus: Corpus, max_tokens: int) -> None:
+    if corpus.settings["max_tokens"] < max_tokens:
+        raise ValueError(
+            f"The corpus {str(corpus.path)!r} keeps {corpus.settings['max_tokens']} tokens of a spot, the model takes "
+            f"{max_tokens}. Lower `max_tokens`, or build another corpus."
+        )
