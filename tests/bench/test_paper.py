@@ -42,7 +42,7 @@ def test_every_form_of_the_cortex_is_found_and_read_alike(folders, form, tmp_pat
     assert {(p.what, p.name) for p in there} == {(w, n) for w in ("counts", "labels") for n in DLPFC[:2]}
     assert [s.name for s in data.sections] == list(DLPFC[:2])
     assert data.n_folds == 2
-    from stampy.bench._data import LABELS, load_section
+    from stampy.bench._embeddings import LABELS, load_section
 
     for section in data.sections:
         loaded = load_section(section, data, tmp_path)
@@ -61,7 +61,7 @@ def test_every_form_of_the_cortex_is_found_and_read_alike(folders, form, tmp_pat
 
 
 def test_sections_of_all_forms_hold_the_same_labels(folders, tmp_path):
-    from stampy.bench._data import LABELS, load_section
+    from stampy.bench._embeddings import LABELS, load_section
 
     known = {}
     for form, folder in folders.items():

@@ -19,10 +19,6 @@ from stampy._io.matrix_10x import counts_h5, counts_mtx
 if TYPE_CHECKING:
     from anndata import AnnData
 
-<<<<<<< HEAD
-__all__ = ["LOOKED_FOR", "has_cells", "is_counts_file", "is_space_ranger", "outs_of", "read_matrix",
-           "read_space_ranger", "sample_of"]  # fmt: skip
-=======
 __all__ = [
     "COLUMNS",
     "LOOKED_FOR",
@@ -32,10 +28,10 @@ __all__ = [
     "is_space_ranger",
     "outs_of",
     "positions",
+    "read_matrix",
     "read_space_ranger",
     "sample_of",
 ]
->>>>>>> main
 
 logger = logging.getLogger(__name__)
 

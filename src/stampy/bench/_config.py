@@ -13,12 +13,8 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-<<<<<<< HEAD
 from ._names import config_path, configs
-from ._options import TASKS
-=======
 from ._task_options import TASKS
->>>>>>> main
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
 

@@ -16,18 +16,10 @@ import stampy
 from stampy import _checks, _files, datasets, models
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
-<<<<<<< HEAD
-from ._data import MISSING, PATIENT, Loaded, load_section
-from ._embeddings import Cache, Embedded, identity, kind_of
+from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
 from ._names import TABLES
-from ._options import TASKS
-from ._overlap import seen
 from ._paper.config import on_folder, with_models
 from ._paper.pieces import Found, look
-from ._slides import manifest_of, slide_scores
-=======
-from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
->>>>>>> main
 from ._table import RESULTS, tidy, write_results
 from ._task_options import TASKS
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
@@ -374,7 +366,7 @@ def seen(system: System, data: DataSet) -> str:
 
 def _in_training(data: DataSet) -> bool | None:
     """Whether the packaged models were trained on any of the sections; None where one is not in the registry."""
-    sources = [section.source for section in data.sections]
+    sources = [section.entry or section.source for section in data.sections]
     if sources and all(source.split(":")[0] == "toy" for source in sources):
         return False
     uses = [datasets.info(source).use if source in datasets.names() else None for source in sources]

@@ -99,6 +99,8 @@ def _check_pieces(table: str, folder: str, systems: Sequence[str] | None, *, qui
 
 def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
     """What is there, by kind, and what is missing with the steps, each step once."""
+    from stampy.bench._paper.pieces import grouped
+
     lines = [f"{table} from {folder}:"]
     for what in dict.fromkeys(piece.what for piece in found):
         mine = [piece for piece in found if piece.what == what]
@@ -109,22 +111,6 @@ def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
     for (what, steps, without), names in grouped(missing).items():
         lines.append(f"  {what} of {', '.join(names)}: {steps} Without: no {without}.")
     return "\n".join(lines)
-
-
-def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
-    """Names of pieces that are got in the same way; the name of a section in the steps becomes NAME.
-
-    >>> from stampy.bench import Piece
-    >>> missing = [Piece(what="image", name=n, steps=f"get {n}.tif", without="tiles") for n in ("a1", "a2")]
-    >>> list(grouped(missing).items())
-    [(('image', 'get NAME.tif.', 'tiles'), ['a1', 'a2'])]
-    """
-    out: dict[tuple[str, str, str], list[str]] = {}
-    for piece in missing:
-        steps = piece.steps.replace(piece.name, "NAME") if piece.what != "weights" else piece.steps
-        without = "such system" if piece.what == "weights" else piece.without
-        out.setdefault((piece.what, steps.rstrip(".") + ".", without), []).append(piece.name)
-    return out
 
 
 def _report(*, folder: str, out: str, title: str) -> None:

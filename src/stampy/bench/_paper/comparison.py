@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy.bench._options import TASKS
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
+from stampy.bench._task_options import TASKS
 
 from .protocol import CHOICES, protocol, verdict
 

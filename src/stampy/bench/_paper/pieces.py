@@ -17,7 +17,7 @@ from .slides import slide_table
 from .steps import COUNTS, IMAGES, LABELS, R_STEPS
 from .weights import weights_of
 
-__all__ = ["Found", "Piece", "look", "pieces"]
+__all__ = ["Found", "Piece", "grouped", "look", "pieces"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,22 @@ def pieces(table: str, folder: str | Path) -> list[Piece]:
     [('counts', 'block A, section 1', ''), ('labels', 'block A, section 1', '')]
     """
     return list(look(table, folder).pieces)
+
+
+def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
+    """Names of pieces that are got in the same way; the name of a section in the steps becomes NAME.
+
+    >>> from stampy.bench import Piece
+    >>> missing = [Piece(what="image", name=n, steps=f"get {n}.tif", without="tiles") for n in ("a1", "a2")]
+    >>> list(grouped(missing).items())
+    [(('image', 'get NAME.tif.', 'tiles'), ['a1', 'a2'])]
+    """
+    out: dict[tuple[str, str, str], list[str]] = {}
+    for piece in missing:
+        steps = piece.steps.replace(piece.name, "NAME") if piece.what != "weights" else piece.steps
+        without = "such system" if piece.what == "weights" else piece.without
+        out.setdefault((piece.what, steps.rstrip(".") + ".", without), []).append(piece.name)
+    return out
 
 
 def look(table: str, folder: str | Path) -> Found:

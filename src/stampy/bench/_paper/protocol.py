@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stampy.bench._table import about_results
 
@@ -21,9 +21,10 @@ FOLDS = {
     "section": "each of {n} sections held out in turn",
     "patient": "patients held out, {n} folds",
 }
-Data, Options = Mapping[str, Any], Mapping[str, Any]
+Data: TypeAlias = Mapping[str, Any]
+Options: TypeAlias = Mapping[str, Any]
 # choice, what is done here, and what is known of the paper: what the summary of it says, nothing else
-Choice = tuple[str, Callable[[Data, Options], str], str, str]
+Choice: TypeAlias = tuple[str, Callable[[Data, Options], str], str, str]
 
 
 def _folds(data: Data, _: Options) -> str:

@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys
-from stampy.datasets._toy.section import toy
-from stampy.datasets._toy.slide import toy_slide
+from stampy.datasets._toy.toy import toy
+from stampy.datasets._toy.toy_slide import toy_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
