@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict, final
 
-__all__ = ["CorpusSettings", "Fault", "GeneRecord", "ImageRecord", "Manifest", "SectionRecord", "Written"]
+__all__ = ["CorpusSettings", "Described", "Fault", "GeneRecord", "ImageRecord", "Manifest", "SectionRecord", "Written"]
 
 
 class CorpusSettings(TypedDict):
@@ -60,8 +60,16 @@ class Written(TypedDict):
     spavis: NotRequired[SpavisRecord]
 
 
+class Described(TypedDict, total=False):
+    """What may be said of a section."""
+
+    species: str
+    patient: str
+    study: str
+
+
 @final
-class SectionRecord(Written):
+class SectionRecord(Written, Described):
     """A section of a corpus."""
 
     name: str

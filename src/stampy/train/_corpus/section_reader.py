@@ -60,6 +60,8 @@ class StoredSection:
             "name": record["name"],
             "organ": record["organ"],
             "platform": record["platform"],
+            "species": record.get("species", ""),
+            "patient": record.get("patient", ""),
             "n_spots": record["n_spots"],
             "n_groups": sum(record["n_groups"]),
             "n_genes": 0 if genes is None else genes["n_matched"],

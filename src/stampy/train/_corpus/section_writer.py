@@ -31,7 +31,7 @@ from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
-from stampy.train._corpus.records import CorpusSettings, Fault, ImageRecord, SectionRecord, Written
+from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_writer import write_slide
 from stampy.train._sections import ranked
@@ -87,17 +87,32 @@ def write_section(
                     written: Written = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
                     written = _write(section, settings, out, reader, partial)
-                notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record: SectionRecord = {
                     "name": section.name, "organ": section.organ, "platform": section.platform, "source": source,
-                    **written, "notes": list(dict.fromkeys(notes)), "files": _hashes(partial),
+                    **written, "notes": [], "files": _hashes(partial),
                 }  # fmt: skip
+                if isinstance(section, Section):
+                    record |= _said(section)
+                notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
+                record["notes"] = list(dict.fromkeys(notes))
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
     except FAULTS as error:
         if not skip or _is_full(error):
             raise _named(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
     return record
+
+
+def _said(section: Section) -> Described:
+    """What was said of a section, as far as something was."""
+    found: Described = {}
+    if section.species:
+        found["species"] = section.species
+    if section.patient:
+        found["patient"] = section.patient
+    if section.study:
+        found["study"] = section.study
+    return found
 
 
 def _is_ours(warning: warnings.WarningMessage) -> bool:
