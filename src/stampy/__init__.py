@@ -1,10 +1,15 @@
 """stampy: histology and spatial gene expression in one embedding."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
 __version__ = "0.2.0"
+
+if sys.platform == "darwin":  # torch reads it when it is loaded: what MPS lacks runs on the CPU, with a warning
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
 __all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]

@@ -16,8 +16,9 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
+    from torch import Tensor
 
-__all__ = ["copy_of", "device_of", "generator", "seed_of", "stream", "table_of", "torch_generator"]
+__all__ = ["copy_of", "device_of", "float64", "generator", "seed_of", "stream", "table_of", "torch_generator"]
 
 
 def n_cores() -> int:
@@ -110,12 +111,19 @@ def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """`device`, or CUDA if there is one, else the CPU."""
+    """`device`, or CUDA if there is one, else an Apple GPU (MPS) if there is one, else the CPU."""
     import torch
 
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' was asked for, but torch sees no CUDA device. Use device=None or 'cpu'.")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device.type in there and not there[device.type]():
+        name = "CUDA device" if device.type == "cuda" else "Apple GPU (MPS)"
+        raise ValueError(f"device={device.type!r} was asked for, but torch sees no {name}. Use device=None or 'cpu'.")
     return device
+
+
+def float64(values: Tensor) -> Tensor:
+    """`values` in double precision; on the CPU where their device, such as MPS, has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -59,7 +59,7 @@ def run(
     seeds
         Instead of those of the config.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     allow_unverified
         Take files whose hash stampy does not know, see `stampy.datasets.load`.
     show_progress_bar

@@ -104,7 +104,7 @@ def attribute(
     batch_size
         Token lists of a batch; None: what suits the device.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     rng
         Seed of the draw of spots.
     show_progress_bar

@@ -96,7 +96,7 @@ def slide(
         Seed or generator: folds, first weights, order, draws. On the CPU the result is the same to the last bit,
         whatever the number of threads.
     device
-        Of the attention pooling; None: CUDA if there is one, else the CPU.
+        Of the attention pooling; None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     show_progress_bar
         Show the folds.
     table_key

@@ -66,7 +66,7 @@ def evaluate(
     n_spots
         Spots of a section for stage 2, drawn at random; all where there are fewer.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     seed
         Of groups, masks and drawn spots.
 

@@ -80,7 +80,7 @@ class Predictor:
     rng
         Decides initial weights, order and flips; the same seed gives the same network on the same device.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     options
         More arguments of `EGN`, such as ``depth``.
 
