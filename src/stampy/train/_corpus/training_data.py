@@ -11,7 +11,7 @@ from stampy.train._corpus.corpus import Corpus
 from stampy.train._corpus.section_reader import StoredSection
 from stampy.train._data import TrainingData
 
-__all__ = ["groups_on_disk", "pairs_on_disk"]
+__all__ = ["check_corpus", "groups_on_disk", "pairs_on_disk"]
 
 
 def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
@@ -54,6 +54,12 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
         raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
     _check_tokens(corpus, model.gene.max_tokens)
     return _data(corpus, sections, model.gene.max_tokens)
+
+
+def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:
+    """Raise ValueError where a model of this vocabulary and so many tokens can't be measured on the corpus."""
+    _check_vocabulary(corpus, vocabulary)
+    _check_tokens(corpus, max_tokens)
 
 
 def _data(corpus: Corpus, sections: list[StoredSection], max_tokens: int) -> TrainingData:
