@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files, datasets, models
+from stampy import _checks, _files, _utils, datasets, models
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
@@ -99,7 +99,7 @@ def run(
     rows: list[dict[str, Any]] = []
     total = len(config.systems) * len(config.tasks)
     for data in config.datasets:
-        with tqdm(total=total, desc=data.name, unit="task", disable=not show_progress_bar) as bar:
+        with tqdm(total=total, desc=data.name, unit="task", disable=_utils.hidden(show_progress_bar)) as bar:
             runner = _DataSetRun(config, data, seeds, out / "tasks", store, device, allow_unverified)
             for found in runner.rows():
                 rows += found

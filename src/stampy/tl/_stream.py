@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from stampy import _checks
 from stampy._files import digest_of_arrays
+from stampy._utils import hidden
 from stampy.models import GeneSystem, Stamp
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank import weighted_bag
@@ -172,7 +173,7 @@ def stream_genes(
     features = _gene_features(tower)
     whole = features.is_bag and batch_size is None
     out = _Output(n_spots)
-    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=hidden(progress)) as bar:
         for start, tokens in blocks:
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
@@ -254,7 +255,7 @@ def stream_counts(
     chosen = sparse.csr_matrix((np.ones(len(columns)), (columns, match.rows[columns])), shape=shape)
     size = batch_size or max(positions_per_batch(tower.device) // 1500, 1)
     out = _Output(n_spots)
-    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=hidden(progress)) as bar:
         for start, block in blocks:
             own = sparse.csr_matrix(block) @ chosen
             own.sort_indices()
@@ -289,7 +290,11 @@ def stream_images(
     run = _image_outputs(tower, project)
     out = _Output(len(tiles))
     saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
-    with saved, tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+    with (
+        saved,
+        tower.running(),
+        tqdm(total=len(tiles), desc="tiles", unit="spot", disable=hidden(progress)) as bar,
+    ):
         batches = _batches(tiles, batch_size or _images_per_batch(tower.device), parts)
         for batch, pixels in _read_ahead(tiles, batches, n_workers):
             saved.pop_all()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stampy import _checks, _keys
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import device_of, generator
 from stampy.models._systems.catalogue import card
 from stampy.models._systems.egn import EGN
@@ -110,7 +111,7 @@ class Predictor:
         *,
         pretrained: bool = False,
         n_exemplars: int = 9,
-        rng: int | np.random.Generator | None = 0,
+        rng: int | np.random.Generator | None = DEFAULT_SEED,
         device: str | torch.device | None = None,
         **options: Any,
     ):
