@@ -21,7 +21,7 @@ MAY_IMPORT = {  # of the rooms below; the files beside them (`_keys`, `_checks`,
     "pl": {"_section"},
     "train": {"_io", "_section", "pp", "models"},
     "tl": {"_io", "_section", "pp", "models"},  # _io: the sections of a cohort lie on disk
-    "bench": {"_section", "pp", "models", "datasets", "tl"},
+    "bench": {"_io", "_section", "pp", "models", "datasets", "tl"},
     "cli": {"_io", "_section", "pp", "models", "datasets", "pl", "train", "tl", "bench"},
 }
 PUBLIC = [room for room in MAY_IMPORT if not room.startswith("_") and room != "cli"]

@@ -221,7 +221,11 @@ def _fingerprint(section: Section) -> str:
 
     Of files above 256 MiB size, time and 64 parts stand for the content.
     """
-    digest = hashlib.sha256(repr((section.um_per_px, section.spot_um, section.organ, section.platform)).encode())
+    said: tuple[object, ...] = (section.um_per_px, section.spot_um, section.organ, section.platform)
+    more = (section.species, section.patient, section.study)
+    digest = hashlib.sha256(
+        repr(said + more if any(more) else said).encode()
+    )  # corpora from before 0.3 have three less
     with of_section(section.name):
         if isinstance(section.data, Path):
             digest.update(_files.digest_of_path(_checks.existing(section.data, what="section")).encode())

@@ -100,10 +100,10 @@ class Corpus:
         ----------
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
-            columns path, name, image, um_per_px, spot_um, organ, platform), AnnData, SpatialData or `Section`; one or
-            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone. Or a folder of
-            SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder itself): a section for each slide id, with
-            the tokens, groups, tiles and regions that the files have.
+            columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
+            AnnData, SpatialData or `Section`; one or a list, of any mix of gene panels. One without genes (0 columns)
+            gives its image alone. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
+            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have.
         out
             Folder of the corpus.
         vocabulary
@@ -208,7 +208,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a section: name, organ and platform with their ids, spots, groups, genes found, tiles, bytes."""
+        """A row a section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)
