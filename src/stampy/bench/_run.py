@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files, datasets, models
+from stampy import _checks, _files, _utils, datasets, models
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
@@ -73,7 +73,7 @@ def run(
     seeds
         Instead of those of the config.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     allow_unverified
         Take files whose hash stampy does not know, see `stampy.datasets.load`.
     show_progress_bar
@@ -113,7 +113,7 @@ def run(
     rows: list[dict[str, Any]] = []
     total = len(config.systems) * len(config.tasks)
     for data in config.datasets:
-        with tqdm(total=total, desc=data.name, unit="task", disable=not show_progress_bar) as bar:
+        with tqdm(total=total, desc=data.name, unit="task", disable=_utils.hidden(show_progress_bar)) as bar:
             runner = _DataSetRun(config, data, seeds, out / "tasks", store, device, allow_unverified)
             for found in runner.rows():
                 rows += found

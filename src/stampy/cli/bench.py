@@ -48,7 +48,7 @@ def add_commands(commands: Commands) -> None:
     add("--cache", metavar="FOLDER", help="of the embeddings, which configs may share (default: OUT/embeddings)")
     add("--seeds", type=int, nargs="+", metavar="N", help="instead of those of the config")
     add("--allow-unverified", action="store_true", help="download files whose hash stampy does not know")
-    add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
     about = "Print the table of a run, or write it into a file."

@@ -13,6 +13,8 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
+from stampy._settings import DEFAULT_SEED
+from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
 from stampy.train._corpus.records import CorpusSettings, Manifest
@@ -85,7 +87,7 @@ class Corpus:
         regions: int = 1,
         codec: Literal["jpeg", "jpegxl", "zstd"] = "jpeg",
         quality: int = 90,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         n_workers: int | None = None,
         scheduler: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -169,7 +171,7 @@ class Corpus:
             "regions": regions,
             "codec": codec,
             "quality": quality,
-            "seed": seed,
+            "seed": chosen_seed(seed),
         }
         out = Path(out).expanduser()
         build(
