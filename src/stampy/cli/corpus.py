@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stampy._settings import settings
 from stampy.cli.options import Add, Commands, command, described
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _build_options(add: Add) -> None:
     add("--images", choices=images, default="auto", help="tiles of which sections (default: of those with an image)")
     add("--codec", choices=("jpeg", "jpegxl", "zstd"), default="jpeg", help="of the tiles (default: %(default)s)")
     add("--quality", type=int, default=90, metavar="Q", help="of the tiles, 1 to 100 (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of groups and cells (default: 0)")
+    add("--seed", type=int, default=settings.seed, help="of groups and cells (default: %(default)s)")
     add("--workers", dest="n_workers", type=int, metavar="N", help="processes (default: one per core)")
     add("--scheduler", metavar="ADDRESS", help="of a dask cluster, instead of processes here")
     add("--on-error", choices=("raise", "skip"), default="raise",

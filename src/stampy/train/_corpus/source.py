@@ -11,6 +11,7 @@ from stampy._io.sections import Section, as_sections
 from stampy.pp import Vocabulary
 from stampy.train._corpus import hub, spavis
 from stampy.train._corpus.hub import HubFolder
+from stampy.train._corpus.records import CorpusSettings
 from stampy.train._corpus.spavis import Slide
 
 __all__ = ["Source", "SourceSection", "source_of"]
@@ -39,7 +40,7 @@ class Source:
     """
 
     sections: Sequence[SourceSection]
-    settings: dict[str, Any]
+    settings: CorpusSettings
     vocabulary: Vocabulary | None
     skipped: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Source:
 
 
 def source_of(
-    sections: Any, out: Path, settings: dict[str, Any], vocabulary: Vocabulary | None, *, reader: Any, skip: bool
+    sections: Any, out: Path, settings: CorpusSettings, vocabulary: Vocabulary | None, *, reader: Any, skip: bool
 ) -> Source:
     """Find out what is meant, and check it as far as that is cheap."""
     remote = hub.hub_folder(sections, out)
@@ -70,7 +71,7 @@ def source_of(
         return _sections_of_hub(remote, settings, vocabulary)
     if remote is None and files is None:
         return Source(as_sections(sections, all_there=False), settings, vocabulary)
-    settings = spavis.settings_of(settings | {"reader": reader})
+    settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
         chosen, skipped = spavis.slides_of(files or [], settings, skip=skip)
@@ -80,7 +81,7 @@ def source_of(
     return Source(chosen, settings, vocabulary, skipped, remote=remote)
 
 
-def _sections_of_hub(remote: HubFolder, settings: dict[str, Any], vocabulary: Vocabulary | None) -> Source:
+def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vocabulary | None) -> Source:
     """A section for each .h5ad."""
     if vocabulary is None:
         raise ValueError(
