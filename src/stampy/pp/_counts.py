@@ -125,7 +125,9 @@ def _sums_of(X: Any) -> np.ndarray:
         data = block.data.astype(np.float64, copy=False)
         data = np.where(np.isfinite(data), data, 0.0) if block.data.dtype.kind == "f" else data
         if block.format == "csc":
-            sums += np.diff(np.append(0.0, np.cumsum(data))[block.indptr])
+            filled = np.flatnonzero(np.diff(block.indptr))
+            with np.errstate(over="ignore"):  # as bincount below; values so large are refused where they are used
+                sums[filled] += np.add.reduceat(data, block.indptr[filled]) if len(filled) else 0.0
         else:
             sums += np.bincount(block.indices, weights=data, minlength=X.shape[1])
     return sums
