@@ -28,6 +28,7 @@ __all__ = [
     "is_space_ranger",
     "outs_of",
     "positions",
+    "read_matrix",
     "read_space_ranger",
     "sample_of",
 ]
@@ -94,7 +95,7 @@ def _is_of_cells(outs: Path) -> bool:
     return bool(Parts(outs).all("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix", *_GEOJSON))
 
 
-def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = None) -> AnnData:
+def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | Path | None = None) -> AnnData:
     """Counts, positions, scale factors and the reduced images of a folder, with or without ``outs/``.
 
     `path` may be the file of counts of a section whose other files lie beside it or in ``spatial/``.
@@ -131,6 +132,13 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = N
     prefix = here.of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
     parts = Parts(outs / "spatial", outs, *shared, prefix=prefix)
     return _section(matrix, parts, name, needs_image=image is None)
+
+
+def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = True) -> AnnData:
+    """A matrix of counts with the positions, scale factors and images of another folder, or of its ``spatial/``."""
+    prefix = Parts(matrix.parent).of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
+    parts = Parts(folder / "spatial", folder, matrix.parent, prefix=prefix)
+    return _section(matrix, parts, name, needs_image=needs_image)
 
 
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
@@ -191,8 +199,6 @@ def _section(matrix: Path, parts: Parts, name: str, *, needs_image: bool) -> Ann
         add_library(adata, name, {}, pictures(parts))
         return adata
     scalefactors = json_of(path)
-    if not isinstance(scalefactors, dict):
-        raise refuse(f"{str(path)!r} must hold the scale factors by name, found {type(scalefactors).__name__}.")
     images = pictures(parts)
     if not images and needs_image:
         seen = ", ".join(f"{folder.name}/" for folder in parts.folders)

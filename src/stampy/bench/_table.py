@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 
@@ -14,9 +15,10 @@ from stampy import _checks, _files
 from ._task_options import TASKS
 
 if TYPE_CHECKING:
-    from ._config import Config
+    from ._config import Config, DataSet, Section
+    from ._paper.pieces import Found
 
-__all__ = ["RESULTS", "read_results", "skipped", "summary", "tidy", "write_results"]
+__all__ = ["RESULTS", "about_results", "read_results", "skipped", "summary", "tidy", "write_results"]
 
 RESULTS = "results.csv"
 COLUMNS = ("dataset", "section", "system", "replicate", "seen", "task", "variant", "metric", "seed", "value", "chance",
@@ -27,7 +29,7 @@ SEPARATOR = "; "  # names of systems may hold commas
 GROUP = ["dataset", "task", "variant", "metric", "system"]
 
 
-def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def tidy(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Rows with some of the columns -> the table with all of them."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["replicate"] = table["replicate"].fillna(0).astype(int)
@@ -40,18 +42,67 @@ def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def write_results(results: pd.DataFrame, path: Path, config: Config) -> None:
+class DataSetAbout(TypedDict):
+    """A data set as the page and the comparison with the paper need it."""
+
+    name: str
+    known_as: str | None
+    folds: str
+    n_folds: int
+    labels: str | None
+    label_columns: list[str]
+    sections: list[str]
+    with_image: list[str]
+    slides: dict[str, str]
+
+
+class ResultsAbout(TypedDict, total=False):
+    """What was compared, beside the table of results."""
+
+    name: str
+    seeds: list[int]
+    systems: list[str]
+    tasks: list[dict[str, Any]]  # `task`, and its options
+    datasets: list[DataSetAbout]
+    pieces: list[dict[str, Any]]  # fields of `Piece`
+
+
+def write_results(results: pd.DataFrame, path: Path, config: Config, found: Found | None = None) -> None:
     """The table as .csv, and beside it what was compared."""
     with _files.atomic(path) as beside:
         results.to_csv(beside, index=False)
-    about = {
+    about: ResultsAbout = {
         "name": config.name,
+        "seeds": list(config.seeds),
         "systems": [s.name for s in config.systems],
         "tasks": [{"task": t.name, **t.options} for t in config.tasks],
-        "datasets": [{"name": d.name, "folds": d.folds, "labels": d.labels} for d in config.datasets],
+        "datasets": [_about(data) for data in config.datasets],
+        "pieces": [asdict(piece) for piece in found.pieces] if found else [],
     }
     with _files.atomic(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(about, indent=1), "utf-8")
+
+
+def _about(data: DataSet) -> DataSetAbout:
+    """A data set as the page and the comparison with the paper need it."""
+    columns = list(dict.fromkeys(_label_source(s, data) for s in data.sections)) if data.labels else []
+    return {
+        "name": data.name, "known_as": data.known_as, "folds": data.folds, "n_folds": data.n_folds,
+        "labels": data.labels, "label_columns": columns, "sections": [s.name for s in data.sections],
+        "with_image": [s.name for s in data.sections if s.image], "slides": dict(data.slides),
+    }  # fmt: skip
+
+
+def _label_source(section: Section, data: DataSet) -> str:
+    column = section.column or str(data.labels)
+    return f"{column} of {Path(section.labels).name}" if section.labels else f"obs[{column!r}]"
+
+
+def about_results(folder: str | Path) -> ResultsAbout:
+    """What `write_results` noted beside the table; empty where there is nothing."""
+    path = Path(folder).expanduser() / RESULTS
+    beside = path.with_suffix(".json")
+    return json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:

@@ -94,7 +94,7 @@ def _by_rows_or_columns(X: Any) -> Any:
 def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
     """Sum of each column as float64, and whether all rows are in it: of a large matrix some rows stand for all.
 
-    None where `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. For shares, not for results.
+    None where `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. For shares, no results.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from scipy import sparse
 import stampy
 from stampy import _checks, _keys
 from stampy._section.section import library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
 from stampy.pp._gene_annotation import gene_columns
@@ -48,7 +49,7 @@ def evaluate(
     n_genes: int = 200,
     max_spots: int | None = 10_000,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.EVALUATE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from stampy import _checks, _keys
 from stampy._section.section import library_key_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
 from stampy.pp._gene_annotation import features_of, gene_columns
@@ -49,7 +50,7 @@ def expression(
     reference: AnnData | None = None,
     reference_rep: str | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.EXPRESSION,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from stampy import _checks, _keys
 from stampy._labels import known_labels
 from stampy._section.section import library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._folds import Scheme, check_folds, folds_of
@@ -122,7 +123,7 @@ def probe(
     method: Literal["logistic", "ridge"] = "logistic",
     penalty: float | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.PROBE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
@@ -294,7 +295,7 @@ def _check_overlap(codes: np.ndarray, folds: np.ndarray, names: Sequence[str], c
             )
 
 
-def spread(values: np.ndarray, rows: np.ndarray, fill: Any) -> np.ndarray:
+def spread(values: np.ndarray, rows: np.ndarray, fill: object) -> np.ndarray:
     """`values` at `rows` (bool), `fill` elsewhere."""
     full = np.full((len(rows), *values.shape[1:]), fill, dtype=values.dtype)
     full[rows] = values

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from stampy._checks import existing, one_of
+from stampy._settings import settings
 
 from ._settings import Range, checked, without_effect
 
@@ -96,7 +97,7 @@ class _Config:
     weight_decay: float = 1e-4
     clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
-    seed: int = 0
+    seed: int = field(default_factory=lambda: settings.seed)
     checkpoint_every: int = 500
     keep: int = 2
     accumulate: int = 1
@@ -116,12 +117,12 @@ class _Config:
     def _check(self) -> None:
         """Raise ValueError for settings that conflict or have no effect."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
         return asdict(self)
 
     @classmethod
-    def of(cls, config: Self | Mapping[str, Any] | str | Path | None) -> Self:
+    def of(cls, config: Self | Mapping[str, object] | str | Path | None) -> Self:
         """A config from itself, a mapping, a JSON file, or None for the defaults; ValueError for an unknown field."""
         if config is None:
             return cls()
@@ -134,7 +135,7 @@ class _Config:
         known = {f.name for f in fields(cls)}
         for name in config:
             one_of(f"field of {cls.__name__}", name, known)
-        return cls(**config)
+        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
 
     def warmup(self, steps: int) -> int:
         """Steps of the rise in a run of so many steps; ValueError where they fill it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import torch
 from stampy import _checks, _keys, _utils
 from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.section import has_images
+from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
@@ -30,6 +31,9 @@ from ._data import MemorySection, TrainingSection
 from ._reconstruction import KINDS, Reconstruction
 from ._sections import prepare
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["evaluate"]
 
 GROUPS_AT_A_TIME = 4
@@ -38,12 +42,12 @@ RECALL_AT = (1, 10, 50)
 
 def evaluate(
     model: Stamp | str | Path,
-    sections: Any,
+    sections: Sections,
     *,
     n_groups: int = 40,
     n_spots: int = 1000,
     device: str | None = None,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
 ) -> pd.DataFrame:
     """Measure both stages of a model on sections that it was not trained on, beside what simple guesses reach.
 
@@ -67,7 +71,7 @@ def evaluate(
     n_spots
         Spots of a section for stage 2, drawn at random; all where there are fewer.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     seed
         Of groups, masks and drawn spots.
 
@@ -99,12 +103,12 @@ def evaluate(
     before, training = model.device, model.training
     model.to(target).eval()
     try:
-        return _evaluated(model, sections, n_groups, n_spots, seed)
+        return _evaluated(model, sections, n_groups, n_spots, _utils.chosen_seed(seed))
     finally:
         model.to(before).train(training)
 
 
-def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
+def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
     vocabulary = Vocabulary(model.genes)
     found = _prepared(model, sections, vocabulary)
     with_genes = [s for s, _ in found if s.tokens.any()]
@@ -124,7 +128,7 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
 
 
 def _prepared(
-    model: Stamp, sections: Any, vocabulary: Vocabulary
+    model: Stamp, sections: Sections, vocabulary: Vocabulary
 ) -> list[tuple[MemorySection, TrainingSection | None]]:
     """Sections in memory, each beside what reads its tiles; None where it or the model has no part for images."""
     width = model.gene.config.max_tokens

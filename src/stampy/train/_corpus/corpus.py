@@ -7,17 +7,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
+from stampy._settings import DEFAULT_SEED
+from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
+from stampy.train._corpus.records import CorpusSettings, Manifest
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
 from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
+
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
 
 __all__ = ["Corpus", "as_corpus"]
 
@@ -67,7 +73,7 @@ class Corpus:
     @classmethod
     def build(
         cls,
-        sections: Any,
+        sections: Sections,
         out: str | Path,
         *,
         vocabulary: Vocabulary | str | Path | None = None,
@@ -81,7 +87,7 @@ class Corpus:
         regions: int = 1,
         codec: Literal["jpeg", "jpegxl", "zstd"] = "jpeg",
         quality: int = 90,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         n_workers: int | None = None,
         scheduler: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -98,10 +104,10 @@ class Corpus:
         ----------
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
-            columns path, name, image, um_per_px, spot_um, organ, platform), AnnData, SpatialData or `Section`; one or
-            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone. Or a folder of
-            SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder itself): a section for each slide id, with
-            the tokens, groups, tiles and regions that the files have.
+            columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
+            AnnData, SpatialData or `Section`; one or a list, of any mix of gene panels. One without genes (0 columns)
+            gives its image alone. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
+            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have.
         out
             Folder of the corpus.
         vocabulary
@@ -154,7 +160,7 @@ class Corpus:
         OSError
             The disk is full.
         """
-        settings = {
+        settings: CorpusSettings = {
             "max_tokens": max_tokens,
             "group_size": group_size,
             "max_distance": max_distance,
@@ -165,7 +171,7 @@ class Corpus:
             "regions": regions,
             "codec": codec,
             "quality": quality,
-            "seed": seed,
+            "seed": chosen_seed(seed),
         }
         out = Path(out).expanduser()
         build(
@@ -175,7 +181,7 @@ class Corpus:
         return cls(out)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> CorpusSettings:
         """With which it was built."""
         return self.manifest["settings"]
 
@@ -206,7 +212,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a section: name, organ and platform with their ids, spots, groups, genes found, tiles, bytes."""
+        """A row a section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)
@@ -238,7 +244,7 @@ class Corpus:
         return problems
 
 
-def as_corpus(sections: Any) -> Corpus | None:
+def as_corpus(sections: object) -> Corpus | None:
     """The corpus that is meant, itself or its path (also alone in a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
@@ -249,7 +255,7 @@ def as_corpus(sections: Any) -> Corpus | None:
     return None
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> Manifest:
     if not (path / SETTINGS).is_file():
         raise FileNotFoundError(f"{str(path)!r} is no corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
     if not (path / MANIFEST).is_file():
