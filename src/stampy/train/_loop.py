@@ -241,11 +241,12 @@ class TrainState(Generic[B, P, C]):
             layer.compile(dynamic=True)
         self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
-        fused = fabric.device.type in ("cpu", "cuda") or None
+        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
+        # A fused step would undo the scale itself, and gradients are clipped before it.
+        fused = (fabric.device.type in ("cpu", "cuda") and not self.scales) or None
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # the same one, stepped in its precision
         self.sharded = is_sharded(fabric)
-        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
 
     def step(
         self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals

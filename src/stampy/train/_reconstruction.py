@@ -99,10 +99,11 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
 
         packing = Packing(piece["queries"], piece["keys"], piece["inputs"].device)
         hidden_TD = encoder.packed(piece["inputs"], packing, piece["positions"])
-        selected_MD = hidden_TD[piece["igr_at"]]
+        selected_MD = hidden_TD.index_select(0, piece["igr_at"])  # its gradient is added up at once, without a sort
         found = {"igr": losses.igr(selected_MD, piece["igr_targets"], None, igr_score)}
         if "cgr" in piece["counts"]:
-            around_1NMD, targets_1M = hidden_TD[piece["cgr_at"]][None], piece["cgr_targets"][None]
+            around_1NMD = hidden_TD.index_select(0, piece["cgr_at"].flatten()).unflatten(0, piece["cgr_at"].shape)[None]
+            targets_1M = piece["cgr_targets"][None]
             found["cgr"] = losses.cgr(around_1NMD, targets_1M, None, partial(score, head="cgr"))
         return found, sums[0] if sums else selected_MD.new_zeros(len(KINDS))
 
