@@ -15,6 +15,7 @@ from scipy import sparse
 
 from stampy import _checks, _keys
 from stampy._io.input_files import Parts, reading, refuse
+from stampy._section.libraries import Library
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +49,7 @@ class Counts(NamedTuple):
     var: pd.DataFrame
 
 
-def unique_names(names: Any) -> pd.Index:
+def unique_names(names: object) -> pd.Index:
     """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
     from anndata.utils import make_index_unique
 
@@ -253,10 +254,10 @@ def pictures(parts: Parts, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> d
 
 
 def add_library(
-    adata: AnnData, name: str, scalefactors: Mapping[str, float], images: dict[str, np.ndarray] | None = None
-) -> dict[str, Any]:
+    adata: AnnData, name: str, scalefactors: Mapping[str, object], images: dict[str, np.ndarray] | None = None
+) -> Library:
     """Write ``uns["spatial"][name]`` and return it."""
-    library: dict[str, Any] = {"images": images or {}, "scalefactors": dict(scalefactors), "metadata": {}}
+    library: Library = {"images": dict(images or {}), "scalefactors": dict(scalefactors), "metadata": {}}
     adata.uns[_keys.UNS_SPATIAL] = {name: library}
     return library
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -114,21 +114,28 @@ def headed(layout: Layout) -> bool:
     return not any(_is_number(v) for v in layout.header[1:]) if len(layout.header) > 1 else True
 
 
-def table(path: Path, **options: Any) -> pd.DataFrame:
+def table(path: Path, *, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
     """A table by its ending and content: .parquet, or text of any layout, with its header."""
     if path.name.lower().endswith(".parquet"):
         with reading(path):
             return pd.read_parquet(path)
     layout = layout_of(path)
-    return read_text(path, layout, names=layout.named, skip=layout.comments + 1, **options)
+    return read_text(path, layout, names=layout.named, skip=layout.comments + 1, dtype=dtype)
 
 
-def read_text(path: Path, layout: Layout, *, names: Sequence[Any] | None, skip: int, **options: Any) -> Any:
+def read_text(
+    path: Path,
+    layout: Layout,
+    *,
+    names: Sequence[str | int] | None,
+    skip: int,
+    dtype: Mapping[str, type] | None = None,
+) -> pd.DataFrame:
     """Pandas' reader with the layout of the table."""
     with reading(path), opened(path) as stream:
         return pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None, skiprows=skip,
                            names=names, decimal=layout.decimal, index_col=False, low_memory=False,
-                           **options)  # fmt: skip
+                           dtype=dtype)  # fmt: skip
 
 
 def rows_of(path: Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from stampy._io.input_files import hdf5, opened, reading, refuse
 
 if TYPE_CHECKING:
     import h5py
+    import zarr
 
 __all__ = ["counts_h5", "counts_mtx", "counts_zarr"]
 
@@ -113,7 +114,7 @@ def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:
     return genes_only(x, spots.tolist(), pd.DataFrame(columns), matrix)
 
 
-def counts_zarr(group: Any, path: Path) -> Counts:
+def counts_zarr(group: zarr.Group, path: Path) -> Counts:
     """Xenium's ``cell_feature_matrix.zarr.zip``: compressed by gene or by cell, cells as pairs of numbers."""
     cells = group["cell_features"]
     names = dict(cells.attrs)

@@ -138,4 +138,7 @@ def _pixel_um(parts: Parts) -> float:
     if path is None:
         return _PIXEL_UM
     with reading(path):
-        return float(json_of(path).get("pixel_size", _PIXEL_UM))
+        found = json_of(path).get("pixel_size", _PIXEL_UM)
+        if not isinstance(found, int | float):
+            raise refuse(f"{str(path)!r} must hold `pixel_size` in µm, found {found!r}.")
+        return float(found)

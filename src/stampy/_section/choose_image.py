@@ -16,13 +16,15 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
-from stampy._section.libraries import REFUSED, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
 from stampy._section.pixels import axes_of
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stampy._section.elements import Element
 
 __all__ = [
     "ImageSource",
@@ -114,7 +116,7 @@ def without_refused(adata: AnnData) -> None:
             )
 
 
-def checked_source(library: Any, of: str) -> tuple[Path | None, str]:
+def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     """The file that an entry of ``uns["spatial"]`` names, and why it is not opened ("" if it is, or none is named).
 
     Opened are regular files of this machine by absolute path. `stampy.read` makes relative ones absolute.
@@ -219,9 +221,7 @@ def open_image(source: ImageSource) -> SlideImage:
     raise TypeError(f"An image must be a path, an array, a SlideImage or a WSIData, found {type(source).__name__}.")
 
 
-def library_image(
-    library: Mapping[str, Any], image_key: str | None, *, where: str, of: str
-) -> tuple[SlideImage | None, str]:
+def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
     """The image `image_key` of a section, or the one of the best resolution: the file that it refers to first.
 
     Parameters
@@ -313,7 +313,7 @@ def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
     return key == _FULL or _scale_name(key) in factors
 
 
-def image_key_of(sdata: SpatialData, image_key: str | None, spots: Any) -> str:
+def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | None) -> str:
     """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
 
     Raises

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from stampy._section.open import open_levels
 from stampy._section.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
 if TYPE_CHECKING:
+    from dask.array import Array as DaskArray
     from xarray import DataArray, DataTree
 
 __all__ = ["WHITE", "SlideImage", "open_spatialdata_image"]
@@ -100,7 +101,7 @@ class SlideImage:
         self.downsamples = tuple(_downsample(first.shape, level.shape) for level in self.levels)
 
     @classmethod
-    def from_array(cls, array: Any, *, scale: float = 1.0, name: str = "array") -> Self:
+    def from_array(cls, array: np.ndarray | DataArray | DaskArray, *, scale: float = 1.0, name: str = "array") -> Self:
         """A picture from an array (h, w), (h, w, 1 to 4) or (1 to 4, h, w); it is neither copied nor changed.
 
         Further axes of length 1 are left out. An xarray with dimensions y, x and c is read by their names.
@@ -108,7 +109,7 @@ class SlideImage:
         if not (hasattr(array, "shape") and hasattr(array, "dtype")):
             raise TypeError(f"Image {name!r} must be an array, found {type(array).__name__}.")
         if hasattr(array, "dims"):
-            return cls([named_level(array, name)], scale=scale, name=name)
+            return cls([named_level(cast("DataArray", array), name)], scale=scale, name=name)
         if len(array.shape) > 3 and hasattr(array, "squeeze"):
             array = array.squeeze()
         return cls([ArrayLevel(array, axes_of(tuple(array.shape), name))], scale=scale, name=name)
@@ -312,7 +313,10 @@ def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0,
     ValueError
         If it has channels that are not grey, RGB or RGBA.
     """
-    arrays = [element] if hasattr(element, "data") else [_only(node) for node in element.children.values()]
+    if hasattr(element, "data"):
+        arrays = [cast("DataArray", element)]
+    else:
+        arrays = [_only(node) for node in element.children.values()]
     levels = sorted((named_level(array, name) for array in arrays), key=lambda level: -level.shape[0])
     return SlideImage(levels, scale=scale, name=name)
 

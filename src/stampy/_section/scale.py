@@ -87,7 +87,7 @@ class PixelSize(NamedTuple):
     doubt: str = ""
 
 
-def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, Any], *, spot_um: float | None = None) -> PixelSize:
+def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_um: float | None = None) -> PixelSize:
     """µm per pixel of the full-resolution image, from the spots' grid and the scale factors.
 
     In this order: `spot_um` over the spot diameter; `microns_per_pixel` of the scale factors; the spots' grid, which
@@ -153,7 +153,7 @@ def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
     )
 
 
-def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, Any]) -> None:
+def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, object]) -> None:
     """Raise ValueError for spots that are wider than they are apart: coordinates and diameter have not one unit."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     if spot_px is None or grid is None or spot_px <= _TOUCHING * grid.pitch:
@@ -165,7 +165,7 @@ def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str,
     )
 
 
-def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, Any]) -> str:
+def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, object]) -> str:
     """Which unit the coordinates seem to have, and what to do; "" where none explains them."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     platform = _PLATFORMS[grid.kind]

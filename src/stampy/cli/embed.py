@@ -185,7 +185,7 @@ def _embed_many(
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
             raise UsageError(f"{name} goes with a single section ({instead}). Leave it out.")
     _check_joined(out, of_many)
-    how = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
+    how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
     with named_images("below"):  # unless --named-images says otherwise
         table = tl.embed_sections(
             inputs, out, verdict=of_many["verdict"], show_progress_bar=show_progress(quiet),

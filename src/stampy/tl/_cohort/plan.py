@@ -78,7 +78,7 @@ class Plan:
         """The file or folder of a section's result."""
         return self.out / (file_name(name) + self.suffix)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What decides a result beside the section and the weights, in types of JSON."""
         return {"contents": self.contents, "suffix": self.suffix, "judged": self.judged, "bin_um": self.bin_um,
                 **self.options}  # fmt: skip
