@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
 
     obsm = {key: np.asarray(value) for key, value in table.obsm.items()}
     obs, var = table.obs.to_memory(), table.var.to_memory()
-    return AnnData(table.X, obs=obs, var=var, obsm=obsm, uns=table.uns, layers=dict(table.layers))
+    return cast("Data", AnnData(table.X, obs=obs, var=var, obsm=obsm, uns=table.uns, layers=dict(table.layers)))
 
 
 def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
