@@ -195,8 +195,7 @@ def embed(
     request = Request(
         modality="gene" if adapt and modality is None else modality, image=image, image_key=image_key,
         library_key=library_key, table_key=table_key, layer=layer, um_per_px=um_per_px, spot_um=spot_um, level=level,
-        organism=organism,
-        context=context, center=center, genes=genes, normalize=normalize,
+        organism=organism, context=context, center=center, genes=genes, normalize=normalize,
         batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
