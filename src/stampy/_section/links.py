@@ -23,6 +23,7 @@ __all__ = [
     "leads_out",
     "refuse_links",
     "refuse_links_h5",
+    "refuse_links_in",
     "refuse_links_zarr",
     "refuse_links_zip",
     "refuse_slide_references",
@@ -93,6 +94,11 @@ def refuse_links_h5(path: str | Path) -> None:
     if len(_SOUND) >= _MOST_SOUND:
         _SOUND.clear()
     _SOUND.add(signature)
+
+
+def refuse_links_in(file: h5py.File, name: str) -> None:
+    """The same for an open file, which has this name in messages."""
+    _walk(file, Path(name))
 
 
 def _walk(file: h5py.File, path: Path) -> None:
