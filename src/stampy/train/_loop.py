@@ -138,7 +138,7 @@ def fit(
     out: Path,
     *,
     fabric: Fabric,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     progress: bool = True,
     loggers: Sequence[str] = (),
 ) -> dict[str, Tensor] | None:
@@ -250,7 +250,7 @@ class TrainState(Generic[B, P, C]):
 
     def step(
         self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals
-    ) -> tuple[dict[str, Any], int]:
+    ) -> tuple[dict[str, float], int]:
         """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
         torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.rank) >> 1)
@@ -267,7 +267,7 @@ class TrainState(Generic[B, P, C]):
         optimizer.zero_grad(set_to_none=True)
         return {"step": step, "loss": loss, **values, "lr": lr, "grad_norm": norm}, caught
 
-    def save(self, name: str, step: int, **more: Any) -> None:
+    def save(self, name: str, step: int, **more: object) -> None:
         """Every rank must call it; rank 0 writes."""
         state = _checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
         state |= {"step": step, "precision": self.fabric.strategy.precision.state_dict(), **more}
