@@ -50,7 +50,7 @@ def test_commands_and_their_options():
 
     walk(_parser(), "stampy")
     old = {name: set(known) for name, known in NAMES if name == "stampy" or name.startswith("stampy ")}
-    assert {name: known - options.get(name, set()) for name, known in old.items()} == dict.fromkeys(old, set())
+    assert {name: known - options.get(name, set()) for name, known in old.items()} == {name: set() for name in old}
 
 
 def test_keys_of_anndata():
