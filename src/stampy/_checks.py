@@ -261,6 +261,10 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
 
 def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> Path:
     """`path` as a Path; FileNotFoundError (with near names) where there is nothing."""
+    if "://" in str(path):
+        raise ValueError(
+            f"{str(path)!r} is an address, where a {what} on this machine was expected. Download it first."
+        )
     path = Path(path).expanduser()
     if not path.exists():
         near = []

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -29,10 +29,12 @@ __all__ = [
     "float64",
     "generator",
     "hidden",
+    "is_lazy",
     "seed_of",
     "stream",
     "table_of",
     "torch_generator",
+    "with_columns",
 ]
 
 
@@ -84,10 +86,27 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
     raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
 
 
+def is_lazy(table: AnnData) -> bool:
+    """Whether a table was opened by ``anndata.experimental.read_lazy``: its names and columns are on disk, too."""
+    return type(table.obs).__name__ == "Dataset2D"
+
+
+def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
+    """`data`, or of a table that was opened lazily one with names, columns and vectors in memory; counts stay."""
+    table = table_of(data, table_key)
+    if table is not data or not is_lazy(table):
+        return data
+    from anndata import AnnData
+
+    obsm = {key: np.asarray(value) for key, value in table.obsm.items()}
+    obs, var = table.obs.to_memory(), table.var.to_memory()
+    return cast("Data", AnnData(table.X, obs=obs, var=var, obsm=obsm, uns=table.uns, layers=dict(table.layers)))
+
+
 def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     """A copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
     table = table_of(data, table_key)
-    copied = table.to_memory() if table.isbacked else table.copy()
+    copied = table.to_memory() if table.isbacked or is_lazy(table) else table.copy()
     if table is data:
         return copied
     elements = {name: element for _, name, element in data.gen_elements()}

@@ -61,12 +61,13 @@ def named_images(rule: Rule) -> Iterator[None]:
         os.environ.pop(VARIABLE, None)
 
 
-def settle_sources(adata: AnnData, file: str | Path) -> None:
+def settle_sources(adata: AnnData, file: str | Path | None) -> None:
     """Take the paths of images that a section was read with against the folder of its file, never the working one.
 
     Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
+    None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
     """
-    folder = Path(file).absolute().parent
+    folder = None if file is None else Path(file).absolute().parent
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     if raw is None:
         return
@@ -90,10 +91,12 @@ def settle_sources(adata: AnnData, file: str | Path) -> None:
             entry["metadata"] = metadata
 
 
-def _settled(source: str, folder: Path, key: str) -> dict[str, str]:
+def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
     """The absolute path by `key`, or the source itself by `REFUSED`."""
     if "://" in source:  # refused where it is opened
         return {key: source}
+    if folder is None:
+        return {key: source} if os.environ.get(VARIABLE) == "anywhere" else {REFUSED: source}
     path = folder / Path(source).expanduser()
     if os.environ.get(VARIABLE) == "below" and not path.resolve().is_relative_to(folder.resolve()):
         return {REFUSED: source}

@@ -136,9 +136,10 @@ def _embed_one(
     from stampy.models._names import check_name
     from stampy.tl._arguments import Request
 
-    place = _checks.existing(source, what="section")
     check_name(options["model"])
-    kind = _formats.format_of(place)
+    remote = _formats.is_address(source)
+    place = source if remote else _checks.existing(source, what="section")
+    kind = "address" if remote else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]

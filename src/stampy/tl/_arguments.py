@@ -13,7 +13,7 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section.choose_image import Wishes
 from stampy._section.section import coordinates_of
-from stampy._utils import table_of
+from stampy._utils import table_of, with_columns
 from stampy.pp._counts import counts_of
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def _check(sections: Mapping[Any, Section], request: Request) -> None:
 
 
 def _check_section(section: Section, request: Request) -> None:
+    section = with_columns(section, request.table_key)
     table = table_of(section, request.table_key)
     _checks.not_empty(table, genes=False)
     if request.modality in ("gene", "fused"):

@@ -43,6 +43,8 @@ class EmbedOptions(TypedDict, total=False):
     spot_um: float | None
     level: Level
     context: Literal["neighbors"] | None
+    center: Literal["section"] | None
+    normalize: bool
     batch_size: int | None
     precision: Precision | None
     key_added: str
