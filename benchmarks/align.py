@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import nn
-from train import LENGTHS, MAX, matmul_peak, measured, table
+from train import LENGTHS, MAX, matmul_peak, measured, run, table
 
 from stampy.models import GeneConfig, ImageConfig, Stamp, StampConfig
 from stampy.train import AlignConfig
@@ -136,6 +134,7 @@ def parsed():
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -152,10 +151,11 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     first = None
-    for variant in VARIANTS:
-        command = [sys.executable, *sys.argv, "--variant", variant]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+    for variant in options.only:
+        found = run(variant)
+        if found is None:
+            print(f"| {variant} | failed, see above | | | | | | |", flush=True)
+            continue
         first = first or found
         share = f"{found['TFLOPS'] / found['peak_TFLOPS']:.0%}" if "TFLOPS" in found else "–"
         print(

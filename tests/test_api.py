@@ -20,7 +20,7 @@ MAY_IMPORT = {  # of the rooms below; the files beside them (`_keys`, `_checks`,
     "datasets": {"_io"},
     "pl": {"_section"},
     "train": {"_io", "_section", "pp", "models"},
-    "tl": {"_section", "pp", "models"},
+    "tl": {"_io", "_section", "pp", "models"},  # _io: the sections of a cohort lie on disk
     "bench": {"_section", "pp", "models", "datasets", "tl"},
     "cli": {"_io", "_section", "pp", "models", "datasets", "pl", "train", "tl", "bench"},
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -55,8 +57,8 @@ def workers(
         yield partial(_run_in_turn, progress)
     elif scheduler is None:
         # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(n_workers, mp_context=context, initializer=setup, initargs=setup_args) as pool:
+        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
+        with ProcessPoolExecutor(n_workers, initargs=(setup, setup_args), **how) as pool:
             yield partial(_run_in_pool, pool, progress)
     else:
         try:
@@ -65,6 +67,20 @@ def workers(
             raise ImportError("A dask cluster needs dask.distributed: `pip install distributed`.") from error
         with Client(scheduler) as client:
             yield partial(_run_on_cluster, client, progress)
+
+
+def _begin(setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
+    """First in a new process, which ends when the one that started it is gone, also if that was killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if setup is not None:
+        setup(*setup_args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_in_turn(progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:

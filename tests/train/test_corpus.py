@@ -29,6 +29,7 @@ from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
 from stampy.train._corpus import section_writer as _corpus_write
+from stampy.train._corpus.arrays import new_array
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 from stampy.train._samplers import GroupSampler, PairSampler
@@ -168,7 +169,7 @@ def test_shards_of_any_shape_come_back(rows, chunk, chunks, zeros, codec, tmp_pa
     folder = tmp_path_factory.mktemp("shards")
     values = np.random.default_rng(rows).integers(0, 1 if zeros else 60_000, (rows, 5)).astype(np.uint16)
     group = zarr.open_group(folder, mode="w", zarr_format=3)
-    _corpus_write._array(group, "x", values.shape, values.dtype, chunk, chunks, codec)[:] = values
+    new_array(group, "x", values.shape, values.dtype, chunk, chunks, codec)[:] = values
     shards = Shards(folder / "x")
     assert (shards.all() == values).all()
     assert (shards.row(rows - 1) == values[-1]).all()

@@ -49,10 +49,10 @@ def test_sixty_four_spots_are_learned_by_heart(tmp_path):
 
 
 @pytest.mark.slow
-def test_most_of_thirty_two_pairs_find_each_other(model, tmp_path):
-    """In 300 steps 29 of 32 tiles are nearest to their own genes; chance is one."""
+def test_all_of_thirty_two_pairs_find_each_other(model, tmp_path):
+    """Every tile is nearest to its own genes after 1,200 steps (after 300 steps 29 are); chance is one."""
     section = datasets.toy(n_spots=32, rng=0)
-    config = {"epochs": 150, "pairs_per_batch": 32, "lr": 2e-3, "losses": ("patch_gene",), "augment": False,
+    config = {"epochs": 600, "pairs_per_batch": 32, "lr": 2e-3, "losses": ("patch_gene",), "augment": False,
               "weight_decay": 0.0, "checkpoint_every": 10**6}  # fmt: skip
     aligned = train.align(section, tmp_path, model=model, config=config, **QUIET)
     prepared = prepare(
@@ -62,7 +62,7 @@ def test_most_of_thirty_two_pairs_find_each_other(model, tmp_path):
     with torch.inference_mode():
         images = aligned.embed_images(torch.from_numpy(prepared.tiles.read(rows))).numpy()
         genes = aligned.gene_embeddings(torch.from_numpy(prepared.tokens.astype(np.int64))).numpy()
-    assert (ranks_of_own(images, genes, rows) == 0).sum() >= 27
+    assert (ranks_of_own(images, genes, rows) == 0).all()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,37 @@ def test_sums_by_kind_are_those_of_the_rows(kernel, monkeypatch):
     linear_cross_entropy(hidden, weight, bias, targets).backward()
     for grad, t in zip(grads, (hidden, weight, bias), strict=True):
         torch.testing.assert_close(grad, t.grad)
+
+
+def test_all_selected_positions_may_be_masked(model):
+    config = train.PretrainConfig.of({**STAGE1, "max_tokens": 64, "mask_share": 1})
+    tokens = torch.arange(4 * 9 * 64).view(4, 9, 64) % 700 + 30
+    batch = {"tokens": tokens, "positions": torch.arange(64)}
+    counts = Reconstruction(model, config, igr_steps=0).pieces(batch, 0)[0]["counts"]
+    assert counts["igr_masked"] == counts["igr"] > 300
+
+
+def test_heads_start_at_the_frequency_of_genes(toy, vocabulary, tmp_path):
+    """From there, the first loss is that of guessing by corpus frequency."""
+    settings = {**STAGE1, "head_bias": "frequency", "lr": 1e-9, "min_lr": 0.0, "mask_share": 1}
+    train.pretrain(toy, tmp_path, vocabulary=vocabulary, config=settings, **QUIET)
+    known = json.loads((tmp_path / "data.json").read_text())["references"]["corpus_frequency"]
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean([step["igr"] for step in steps]) == pytest.approx(known, abs=0.1)
+    assert steps[-1]["cgr"] == pytest.approx(known, abs=0.25)
+
+
+def test_a_corpus_is_measured_as_its_sections_are(toy, vocabulary, model, tmp_path):
+    """Tokens are the same; tiles of a lossless corpus, too."""
+    corpus = train.Corpus.build(
+        toy, tmp_path, vocabulary=vocabulary, max_tokens=64, codec="zstd", n_workers=1, progress=False
+    )
+    expected = train.evaluate(model, toy, n_groups=3, n_spots=40, device="cpu")
+    found = train.evaluate(model, tmp_path, n_groups=3, n_spots=40, device="cpu")
+    assert "recall_at_10" in found
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ValueError, match="was built with another vocabulary"):
+        train.evaluate("stampy-mini", corpus, n_groups=1, device="cpu")
 
 
 def test_what_was_done_to_a_position_is_told_from_its_input(model):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["Section", "as_sections", "of_section", "several_sections"]
+__all__ = ["Section", "as_sections", "file_name", "of_section", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +72,16 @@ class Section:
         return self.data
 
 
+def file_name(name: str) -> str:
+    """A name for the file or folder of a section; of another section another one.
+
+    >>> file_name("HER2ST_A1"), file_name("patient 7/A1")
+    ('HER2ST_A1', 'patient_7_A1-5ad1f22d')
+    """
+    plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip(".")[:80]
+    return plain if plain and plain == name else f"{plain or 'section'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 @contextmanager
 def of_section(name: str) -> Iterator[None]:
     """Errors about a section get its name in front."""
@@ -102,16 +114,21 @@ _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, Type
 
 
 def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
-    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence of these.
+    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence or dict of these.
+
+    The keys of a dict are the sections' names.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.
     Paths are of anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
     """
     if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
-    found = list(_expand(sections))
+    if isinstance(sections, Mapping):
+        found = [_by_key(str(name), item) for name, item in sections.items()]
+    else:
+        found = list(_expand(sections))
     if not found:
-        raise ValueError("No sections to train on. Give AnnData objects, paths of files, or a manifest (.tsv).")
+        raise ValueError("There are no sections. Give AnnData objects, paths of files, or a manifest (.tsv).")
     _check_names(found)
     if all_there:
         _check_files(found)
@@ -141,19 +158,34 @@ def _check_files(sections: Sequence[Section]) -> None:
                 _checks.existing(section.image, what="image")
 
 
-def _expand(sections: Iterable[Any]) -> Iterator[Section]:
-    from anndata import AnnData
+def _by_key(name: str, item: Any) -> Section:
+    """A section of a dict."""
+    if isinstance(item, Section):
+        return replace(item, name=name)
+    data = _checks.existing(item, what="section") if isinstance(item, str | Path) else item
+    return Section(data=_checked(data), name=name)
 
+
+def _expand(sections: Iterable[Any]) -> Iterator[Section]:
     for number, item in enumerate(sections):
         if isinstance(item, Section):
             yield item
-        elif isinstance(item, AnnData) or _utils.is_spatialdata(item):
-            yield Section(data=item, name=f"section {number}")
         elif isinstance(item, str | Path):
             path = _checks.existing(item, what="section or manifest")
             yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
         else:
-            raise TypeError(f"A section is an AnnData, a SpatialData or a path, found {type(item).__name__}.")
+            yield Section(data=_checked(item), name=f"section {number}")
+
+
+def _checked(item: Any) -> Any:
+    """What can be a section; TypeError for the rest. Paths alone need no anndata."""
+    if isinstance(item, Path) or _utils.is_spatialdata(item):
+        return item
+    from anndata import AnnData
+
+    if not isinstance(item, AnnData):
+        raise TypeError(f"A section is an AnnData, a SpatialData or a path, found {type(item).__name__}.")
+    return item
 
 
 def _name(path: Path) -> str:

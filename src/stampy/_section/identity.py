@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["digest_of_section"]
+__all__ = ["digest_of_references", "digest_of_section"]
 
 _ROWS = 4096  # of a matrix that is not in memory
 _WHOLE_VALUES = 2**28  # of a raster that is not in memory
@@ -49,6 +49,15 @@ def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TAB
         for part in _elements(data):
             found.update(part.encode() + b"\n")
     return found.hexdigest()
+
+
+def digest_of_references(table: AnnData) -> str:
+    """A hash of what lies outside of a table's own file or decides its scale: ``uns["spatial"]`` and named images."""
+    libraries = table.uns.get(_keys.UNS_SPATIAL)
+    parts = [_tree(libraries)]
+    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+        parts += _referred(library)
+    return _files.digest(parts)
 
 
 def _table(table: AnnData) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy.cli.options import Add, Commands, command, described
@@ -25,6 +26,7 @@ EXAMPLES = {
         stampy corpus build sections/*.h5ad spaceranger/*/outs visium.zarr --out corpus
         stampy corpus build sections.tsv --out corpus --vocabulary genes.tsv --on-error skip --workers 16
         stampy corpus build sections.tsv --out corpus --scheduler tcp://node1:8786
+        stampy corpus build SpaVis-6M --out corpus                 folders of tokens-N.h5, in train/
         """,
 }
 
@@ -44,9 +46,13 @@ def add_commands(commands: Commands) -> None:
 
 def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
-        help=".h5ad, .zarr, Space Ranger folders, or manifests (.tsv with a column path)")  # fmt: skip
+        help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv), or a folder of SpaVis-6M")  # fmt: skip
     add("--out", required=True, metavar="FOLDER", help="for the corpus; one that was interrupted goes on")
-    add("--vocabulary", metavar="TSV", help="genes.tsv (default: made from the sections)")
+    add(
+        "--vocabulary",
+        metavar="TSV",
+        help="genes.tsv (default: made from the sections; the published one for SpaVis-6M)",
+    )
     add("--max-tokens", type=int, default=1500, metavar="N", help="tokens of a spot (default: %(default)s)")
     add("--draws", type=int, default=1, metavar="N", help="times that groups are drawn (default: %(default)s)")
     add("--regions", type=int, default=1, metavar="N", help="regions of a spot (default: %(default)s)")
@@ -63,11 +69,12 @@ def _build_options(add: Add) -> None:
     named_images_option(add)
 
 
-def named_images_option(add: Add) -> None:
-    """Add the option of commands that read files of many people, or of strangers."""
-    add("--named-images", choices=("below", "anywhere"), default="below",
+def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:
+    """Add the option of commands that read files of many people, or of strangers; None: the command decides."""
+    usual = "%(default)s" if default else "below with --out, else anywhere"
+    add("--named-images", choices=("below", "anywhere"), default=default,
         help="open the full-resolution image that a section names only below the section's own folder, or anywhere on "
-        "this machine (default: %(default)s)")  # fmt: skip
+        f"this machine (default: {usual})")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -82,14 +89,28 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
         yield
 
 
-def _build(*, sections: list[str], out: str, images: str, quiet: bool, **options: Any) -> None:
+def _build(
+    *, sections: list[str], out: str, images: str, vocabulary: str | None, quiet: bool, **options: Any
+) -> None:  # fmt: skip
     from stampy import train
 
     wanted = {"auto": None, "all": True, "none": False}[images]
     progress = not quiet and sys.stderr.isatty()
-    corpus = train.Corpus.build(sections, out, images=wanted, progress=progress, **options)
+    found = vocabulary or _published_vocabulary(sections, out)
+    corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
     if not quiet:
         _tell(corpus)
+
+
+def _published_vocabulary(sections: list[str], out: str) -> Path | None:
+    """The one that files of SpaVis-6M are made with; None where there are none, or the corpus is begun."""
+    from stampy.train._corpus import build, spavis
+
+    if not spavis.files_of(sections) or (Path(out).expanduser() / build.GENES).is_file():
+        return None
+    from stampy import datasets
+
+    return datasets.published_vocabulary()
 
 
 def _info(path: str) -> None:

@@ -1,10 +1,24 @@
-"""`stampy embed` and `stampy slide`."""
+"""`stampy embed` and `stampy slide`: one section or slide into a file, or many into a folder."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stampy.cli.options import Commands, command, common_options, input_options, model_option, show_progress
+from stampy.cli.corpus import named_images_option
+from stampy.cli.options import (
+    Add,
+    Commands,
+    UsageError,
+    command,
+    common_options,
+    input_options,
+    model_option,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["EXAMPLES", "add_commands"]
 
@@ -15,12 +29,17 @@ EXAMPLES = {
         stampy embed spaceranger/outs embedded.h5ad --modality gene --layer counts
         stampy embed visium.zarr visium.zarr --overwrite  only the table is written
         stampy embed hd/outs hd.h5ad --bin-um 16 --resume hd-parts
+        stampy embed sections.tsv --out embedded --on-error skip --workers 8
+        stampy embed a.h5ad b.h5ad spaceranger/outs --out embedded --devices 4 --join
         """,
     "slide": """
         stampy slide slide.svs slide.zarr
         stampy slide slide.tif slide.zarr --um-per-px 0.25 --level feature
+        stampy slide slides/*.svs --out embedded --scheduler tcp://node1:8786
         """,
 }
+
+COHORT = ("workers", "devices", "scheduler", "on_error", "verdict", "join", "format", "contents")  # need --out
 
 
 def add_commands(commands: Commands) -> None:
@@ -30,24 +49,47 @@ def add_commands(commands: Commands) -> None:
 
 
 def _embed_options(commands: Commands) -> None:
-    add = command(commands, "embed", _embed, "Embed every spot of a section.").add_argument
-    add("source", metavar="IN", help=".h5ad, .zarr (AnnData, SpatialData), or a folder: Space Ranger, Xenium, ST, ...")
-    add("target", metavar="OUT", help=".h5ad or .zarr; it gets all that IN has, and the embedding")
+    about = "Embed every spot of a section, or of many sections (--out)."
+    add = command(commands, "embed", _embed, about).add_argument
+    add("inputs", metavar="IN", nargs="+",
+        help="IN OUT: a section (.h5ad, .zarr, or a folder: Space Ranger, Xenium, ST, ...) and "
+        ".h5ad or .zarr, which gets all that IN has, and the embedding. With --out: sections, or manifests "
+        "(.tsv with a column path; on request name, image, um_per_px, spot_um)")  # fmt: skip
+    _cohort_options(add)
+    add("--verdict", action="store_true", help="with --out: judge each embedding without labels")
+    add("--format", choices=("h5ad", "zarr"), help="with --out: of the results (default: h5ad)")
+    add("--contents", choices=("all", "results"),
+        help="with --out: the section with its embedding, or spots and embedding alone (default: all)")  # fmt: skip
     model_option(add)
     input_options(add)
     add("--key-added", default="X_stamp", metavar="KEY", help="key of obsm to write (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace OUT; also needed where OUT is IN")
+    add("--overwrite", action="store_true", help="replace OUT, or files in --out that no such run wrote")
     add("--bin-um", type=float, metavar="UM", help="Visium HD: which bins (default: 8); cells: summed up in such bins")
     add("--table-key", default="table", metavar="NAME", help="table of a SpatialData (default: %(default)s)")
     add("--resume", metavar="FOLDER", help="keep what is done there, and go on from it after an interruption")
     common_options(add)
 
 
+def _cohort_options(add: Add) -> None:
+    """What goes with --out."""
+    add("--out", metavar="FOLDER", help="for many: NAME.h5ad or .zarr for each, and sections.tsv; a run goes on there")
+    add("--workers", type=int, metavar="N", help="with --out: processes (default: one per core, of large models fewer)")
+    add("--devices", type=int, metavar="N", help="with --out: share the work out over so many GPUs")
+    add("--scheduler", metavar="ADDRESS", help="with --out: of a dask cluster, instead of processes here")
+    add("--on-error", choices=("raise", "skip"),
+        help="with --out: stop at an input that can't be used, or skip and name it (default: raise)")  # fmt: skip
+    add("--join", action="store_true", help="with --out: write all embeddings into FOLDER/joined.zarr, too")
+    named_images_option(add, default=None)
+
+
 def _slide_options(commands: Commands) -> None:
-    about = "Embed the tissue of a whole slide, tile by tile; a run that was cut off goes on."
+    about = "Embed the tissue of a whole slide, tile by tile, or of many (--out); a run that was cut off goes on."
     add = command(commands, "slide", _slide, about).add_argument
-    add("source", metavar="IN", help="pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... (OpenSlide)")
-    add("target", metavar="OUT", help=".zarr, an AnnData with a row per tile")
+    add("inputs", metavar="IN", nargs="+",
+        help="IN OUT: a pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... (OpenSlide), and .zarr, an AnnData with a "
+        "row per tile. With --out: slides, or manifests (.tsv with a column path; on request name, "
+        "um_per_px)")  # fmt: skip
+    _cohort_options(add)
     model_option(add)
     add("--level", choices=("embedding", "feature"), default="embedding", help="default: %(default)s")
     add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full resolution (default: the file's)")
@@ -55,11 +97,39 @@ def _slide_options(commands: Commands) -> None:
     add("--min-tissue", type=float, metavar="PART", help="least part of a tile that is tissue (default: 0.5)")
     add("--batch-size", type=int, metavar="N", help="tiles per batch (default: what suits the device)")
     add("--n-workers", type=int, default=1, metavar="N", help="threads that read tiles (default: %(default)s)")
+    add("--overwrite", action="store_true", help="with --out: replace stores there that no such run wrote")
     common_options(add)
 
 
-def _embed(
-    *, source: str, target: str, overwrite: bool, quiet: bool, bin_um: float | None, table_key: str, **options: Any
+def _embed(*, inputs: list[str], out: str | None, **options: Any) -> None:
+    of_many = {name: options.pop(name) for name in COHORT}
+    if out is not None:
+        _embed_many(inputs, out, of_many, **options)
+    else:
+        _embed_one(*_in_and_out(inputs, of_many), **options)
+
+
+def _in_and_out(inputs: list[str], of_many: dict[str, Any]) -> tuple[str, str]:
+    """The one input and its output; UsageError for what needs --out."""
+    given = [f"--{name.replace('_', '-')}" for name, value in of_many.items() if value]
+    if given:
+        raise UsageError(f"{' and '.join(given)} needs --out FOLDER, into which many inputs are written.")
+    if len(inputs) != 2:
+        raise UsageError(
+            f"Expected IN OUT, found {len(inputs)} paths. Name the output, or give --out FOLDER for many inputs."
+        )
+    return inputs[0], inputs[1]
+
+
+def _embed_one(
+    source: str,
+    target: str,
+    *,
+    overwrite: bool,
+    quiet: bool,
+    bin_um: float | None,
+    table_key: str,
+    **options: Any,
 ) -> None:
     from stampy import _checks
     from stampy._io import read as _formats
@@ -96,7 +166,75 @@ def _embed(
         print(f"Written: {path}, obsm[{key!r}] {table.obsm[key].shape}")
 
 
-def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
+def _embed_many(
+    inputs: list[str],
+    out: str,
+    of_many: dict[str, Any],
+    *,
+    image: str | None,
+    resume: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    from stampy import tl
+    from stampy._section.choose_image import named_images
+
+    for name, value in (("--image", image), ("--resume", resume)):
+        if value is not None:
+            instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
+            raise UsageError(f"{name} goes with a single section ({instead}). Leave it out.")
+    _check_joined(out, of_many)
+    how = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
+    with named_images("below"):  # unless --named-images says otherwise
+        table = tl.embed_sections(
+            inputs, out, verdict=of_many["verdict"], show_progress_bar=show_progress(quiet),
+            **how, **_running(of_many), **options,
+        )  # fmt: skip
+    _end(table, out, of_many, quiet, "sections", options["key_added"])
+
+
+def _running(of_many: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run as its function names them."""
+    return {
+        "n_workers": of_many["workers"],
+        "n_devices": of_many["devices"],
+        "scheduler": of_many["scheduler"],
+        "on_error": of_many["on_error"] or "raise",
+    }
+
+
+def _end(table: pd.DataFrame, out: str, of_many: dict[str, Any], quiet: bool, what: str, key: str) -> None:
+    """Join on request; say what was done."""
+    lines = [f"{table['status'].value_counts().get(status, 0)} {status}" for status in ("embedded", "kept", "failed")]
+    lines = [f"{len(table)} {what}: {', '.join(lines)}; {int(table['n_spots'].sum()):,} rows"]
+    lines.append(f"Written: {Path(out) / 'sections.tsv'}")
+    if of_many["join"]:
+        from stampy import tl
+
+        lines.append(f"Written: {tl.collect_sections(out, _joined(out), key=key, overwrite=True)}")
+    if not quiet:
+        print("\n".join(lines))
+
+
+def _joined(out: str) -> Path:
+    return Path(out).expanduser() / "joined.zarr"
+
+
+def _check_joined(out: str, of_many: dict[str, Any]) -> None:
+    """Raise, before anything is done, where the joined store can't be written."""
+    if of_many["join"] and Path(out).expanduser().is_dir():
+        from stampy.tl._collect_sections import checked_store
+
+        checked_store(_joined(out), overwrite=True)
+
+
+def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, n_workers: int, **options: Any) -> None:
+    of_many = {name: options.pop(name, None) for name in COHORT}
+    if out is not None:
+        _slide_many(inputs, out, of_many, quiet=quiet, overwrite=overwrite, n_workers=n_workers, **options)
+        return
+    source, target = _in_and_out(inputs, {**of_many, "overwrite": overwrite})
+
     from stampy import _checks
     from stampy.models._names import check_name
 
@@ -105,7 +243,7 @@ def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
 
     from stampy import tl
 
-    path = tl.embed_slide(source, target, show_progress_bar=show_progress(quiet), **options)
+    path = tl.embed_slide(source, target, n_workers=n_workers, show_progress_bar=show_progress(quiet), **options)
     if not quiet:
         import anndata
 
@@ -113,3 +251,24 @@ def _slide(*, source: str, target: str, quiet: bool, **options: Any) -> None:
         record = adata.uns["stamp"]["slide_tiles"]
         print(f"{adata.n_obs} tiles of {record['tile_um']:.4g} µm, by {options['model']}")
         print(f"Written: {path}, obsm['X_stamp'] {adata.obsm['X_stamp'].shape}")
+
+
+def _slide_many(
+    inputs: list[str],
+    out: str,
+    of_many: dict[str, Any],
+    *,
+    quiet: bool,
+    overwrite: bool,
+    n_workers: int,
+    **options: Any,
+) -> None:
+    from stampy import tl
+
+    if n_workers != 1:
+        raise UsageError("--n-workers goes with a single slide; with --out give --workers, the number of processes.")
+    _check_joined(out, of_many)
+    table = tl.embed_slides(
+        inputs, out, overwrite=overwrite, show_progress_bar=show_progress(quiet), **_running(of_many), **options
+    )
+    _end(table, out, of_many, quiet, "slides", "X_stamp")

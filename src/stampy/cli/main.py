@@ -27,6 +27,7 @@ EXAMPLES = {
         stampy demo                                       the main job on one section, in a minute
         stampy embed section.h5ad embedded.h5ad           obsm["X_stamp"] for each spot
         stampy embed spaceranger/outs embedded.h5ad       from a Space Ranger folder
+        stampy embed sections.tsv --out embedded          a thousand sections, each into a file
         stampy report embedded.h5ad                       a page about a section, to look at and to pass on
         stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
         stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
@@ -44,7 +45,7 @@ options.EXAMPLES.update(EXAMPLES)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     given = vars(_parser().parse_args(argv))
-    run, with_traceback = given.pop("run"), given.pop("traceback")
+    run, wrong_usage, with_traceback = given.pop("run"), given.pop("wrong_usage"), given.pop("traceback")
     try:
         named = given.pop("named_images", None)
         with _warnings_as_lines(), _no_empty_folders(given), where_named_images_may_lie(named):
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except options.UsageError as error:
+        wrong_usage(str(error))
     except EXPECTED as error:
         if with_traceback or os.environ.get("STAMPY_TRACEBACK") == "1":
             traceback.print_exc()
@@ -89,7 +92,8 @@ def _warnings_as_lines() -> Iterator[None]:
 def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     """If the command fails, remove the folders that it made for its output, unless something lies in them."""
     paths = [Path(given["out"]).expanduser()] if given.get("out") else []
-    paths += [Path(given["target"]).expanduser().parent] if given.get("target") else []
+    target = given.get("target") or (given["inputs"][-1] if given.get("inputs") and not given.get("out") else None)
+    paths += [Path(target).expanduser().parent] if target else []
     made = [folder for path in paths for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield

@@ -14,6 +14,7 @@ __all__ = [
     "Commands",
     "InputOptions",
     "Parser",
+    "UsageError",
     "command",
     "common_options",
     "described",
@@ -78,6 +79,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+class UsageError(ValueError):
+    """Arguments that do not go together; told with the usage, exit status 2."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that names the nearest command where there is none of the name that was given."""
 
@@ -104,7 +109,7 @@ def described(
 def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
     parser = described(commands.add_parser, name, about, help=about)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, wrong_usage=parser.error)
     # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
     parser.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error is from"

@@ -11,7 +11,6 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._labels import known_labels
-from stampy._section.section import places_of
 from stampy._utils import table_of
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ __all__ = ["Judged", "about_labels", "as_categories", "verdict"]
 
 PCA = "X_pca"
 FOLLOWS = 0.3  # adjusted Rand index below which clusters do not follow the labels
-N_SPLITS = 2
-MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
 
 
 @dataclass(frozen=True)
@@ -41,18 +38,6 @@ class Judged:
     layer: str | None
     organism: Organism
 
-    def copy(self) -> AnnData:
-        """Counts, places, labels and vectors alone, so that nothing is left in the section."""
-        import anndata
-
-        table = table_of(self.data)
-        wanted = list(dict.fromkeys(c for c in (self.library_key, self.labels) if c is not None))
-        obs = table.obs[wanted].set_axis([str(i) for i in range(table.n_obs)])
-        counts = table.X if self.layer is None else table.layers[self.layer]
-        places = places_of(self.data, library_key=self.library_key).xy
-        vectors = {k: v for k, v in table.obsm.items() if k.startswith(_keys.EMBEDDING)}
-        return anndata.AnnData(counts, obs=obs, var=table.var.copy(), obsm={_keys.SPATIAL: places, **vectors})
-
 
 def verdict(judged: Judged, seed: int) -> list[str]:
     """Paragraphs: is the embedding worth using here, by `tl.evaluate` and, with labels, by `tl.probe` beside PCA.
@@ -62,45 +47,36 @@ def verdict(judged: Judged, seed: int) -> list[str]:
     if table_of(judged.data).uns[_keys.UNS][_keys.EMBEDDING]["modality"] == "image":
         return ["Verdict: none, because no genes were embedded."]
     try:
-        copy = judged.copy()
         with warnings.catch_warnings():  # warnings were shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
-            said = [_without_labels(judged, copy, seed)]
-            return said if judged.labels is None else [*said, _by_probe(judged.labels, judged.library_key, copy, seed)]
+            said = [_without_labels(judged, seed)]
+            return said if judged.labels is None else [*said, _by_probe(judged, judged.labels, seed)]
     except ValueError as error:
         return [f"Verdict: none for this section. {error}"]
 
 
-def _without_labels(judged: Judged, copy: AnnData, seed: int) -> str:
-    from stampy import tl
-    from stampy.tl._results import unit
+def _without_labels(judged: Judged, seed: int) -> str:
+    from stampy.tl._judge import judge
 
-    pictures = copy.obsm.get(_keys.EMBEDDING + _keys.IMAGE_SUFFIX)
-
-    def again(half: AnnData) -> np.ndarray:
-        """Genes from half of the molecules beside the image, which has seen none of them."""
-        tl.embed(
-            half, judged.model, modality="gene", library_key=judged.library_key, organism=judged.organism,
-            show_progress_bar=False,
-        )  # fmt: skip
-        genes = half.obsm[_keys.EMBEDDING]
-        return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
-
-    keys = {_keys.EMBEDDING: again}
-    tl.evaluate(copy, keys, n_splits=N_SPLITS, max_spots=MAX_SPOTS, library_key=judged.library_key, rng=seed)
-    found = copy.uns[_keys.EVALUATE]
+    found = judge(
+        judged.data, judged.model, library_key=judged.library_key, layer=judged.layer, organism=judged.organism,
+        rng=seed,
+    )  # fmt: skip
     rows = [f"  {row['score']:6.3f}  {name}" for name, row in found["scores"].iterrows()]
     n = found["parameters"]["n_spots"]
-    some = f" of {n} spots" if n < copy.n_obs else ""
+    some = f" of {n} spots" if n < table_of(judged.data).n_obs else ""
     about = f"""Verdict, without labels: {found["verdict"]}
    score  correlation of predicted with measured genes in held-out regions, higher is better: one random half of
           the molecules{some} is embedded, and genes of the other half are predicted from that"""
     return "\n".join([about, *rows])
 
 
-def _by_probe(labels: str, sections: str | None, copy: AnnData, seed: int) -> str:
+def _by_probe(judged: Judged, labels: str, seed: int) -> str:
     from stampy import tl
+    from stampy.tl._judge import stripped
 
+    sections = judged.library_key
+    copy = stripped(judged.data, library_key=sections, layer=judged.layer, columns=(labels,))
     tl.embed(copy, "pca", library_key=sections, key_added=PCA, show_progress_bar=False)
     try:
         tl.probe(copy, labels, use_rep=[_keys.EMBEDDING, PCA], library_key=sections, rng=seed)

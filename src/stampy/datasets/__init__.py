@@ -7,11 +7,13 @@ from stampy.datasets._sections import load
 from stampy.datasets._slide_manifest import gdc_query, slide_manifest
 from stampy.datasets._toy.toy import toy
 from stampy.datasets._toy.toy_slide import toy_slide
+from stampy.datasets._toy.toy_spavis import ToySpavis, toy_spavis
 
 __all__ = [
     "Entry",
     "File",
     "Source",
+    "ToySpavis",
     "fetch",
     "gdc_query",
     "info",
@@ -21,4 +23,5 @@ __all__ = [
     "slide_manifest",
     "toy",
     "toy_slide",
+    "toy_spavis",
 ]

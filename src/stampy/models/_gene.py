@@ -236,6 +236,11 @@ class GeneEncoder(nn.Module):
                 x_TD = layer(x_TD, packing)
         return x_TD
 
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The linear layers by which attention and feed-forward blocks add to the residual stream."""
+        layers = [layer for layer in self.layers if isinstance(layer, _Layer)]
+        return [last for layer in layers for last in (layer.self_attn.out_proj, layer.linear2)]
+
     def features(self, tokens: Tensor) -> Tensor:
         """One feature per spot: the pooled outputs of the last layer.
 

@@ -22,17 +22,17 @@ TABLE_STD = 0.05  # of the embedding table, as at the spectral start
 LEAST = 1e-6  # of the largest eigenvalue: directions of the head below are taken for absent
 
 
-def check_linear(model: object) -> None:
-    """Raise ValueError unless the gene tower adds up vectors, each times a number that depends on its rank."""
-    _gate_and_genes(model)
+def check_linear(model: object) -> Stamp:
+    """The model, if its gene tower adds up vectors, each times a number that depends on its rank; ValueError if not."""
+    return _gate_and_genes(model)[0]
 
 
-def _gate_and_genes(model: object) -> tuple[torch.Tensor, pd.DataFrame]:
-    """Gate (L, D) of the ranks and the vocabulary of a gene tower that adds up vectors; ValueError for any other."""
+def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
+    """Model, gate (L, D) of the ranks, and vocabulary, if its gene tower adds up vectors; ValueError if not."""
     if isinstance(model, Stamp) and model.config.gene.pooling == "bag" and model.genes is not None:
         gate_LD = model.gene.rank_gate
         if gate_LD is not None and float((gate_LD - gate_LD[:, :1]).detach().abs().max()) <= 1e-6:
-            return gate_LD.detach(), model.genes
+            return model, gate_LD.detach(), model.genes
     name = getattr(model, "name", type(model).__name__)
     raise ValueError(
         f"The model {name!r} can't be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
@@ -46,7 +46,7 @@ def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     A gene's vector is its level times its row of the axes. The covariance of the training spots' features is read from
     the head, which is their principal components divided by the square root of their deviation.
     """
-    gate_LD, genes = _gate_and_genes(model)
+    _, gate_LD, genes = _gate_and_genes(model)
     gate_L = gate_LD[:, 0].double().cpu().numpy()
     level_G = np.log1p(genes["divisor"].to_numpy(dtype=np.float64))
     rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))

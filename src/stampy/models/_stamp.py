@@ -126,6 +126,7 @@ class Stamp(nn.Module):
 
     name: str = "unnamed"
     adapted: Mapping[str, str | float | int] | None = None
+    image: ImageEncoder | None
 
     def __init__(self, config: StampConfig, genes: pd.DataFrame | None = None):
         super().__init__()
@@ -135,7 +136,7 @@ class Stamp(nn.Module):
         self.genes = genes
         self.gene = GeneEncoder(config.gene)
         self.gene_head = nn.Linear(config.gene.width, config.embedding)
-        self.image: ImageEncoder | None = None
+        self.image = None
         if config.image is not None:
             self.image = ImageEncoder(config.image)
             self.patch_head = nn.Linear(self.image.width, config.embedding)
@@ -170,20 +171,20 @@ class Stamp(nn.Module):
     @property
     def size_px(self) -> int:
         """Edge of the tiles that the image tower sees."""
-        return self._image_tower().config.size_px
+        return self.image_tower().config.size_px
 
     @property
     def tile_um(self) -> float:
         """Edge of the tissue that a tile shows."""
-        return self._image_tower().config.tile_um
+        return self.image_tower().config.tile_um
 
     def normalize(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, size, size, 3) as float input (B, 3, size, size)."""
-        return self._image_tower().normalize(tiles)
+        return self.image_tower().normalize(tiles)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Image features (B, width of the ViT) before the projection; images (B, 3, 224, 224), normalised."""
-        return self._image_tower()(images).feature
+        return self.image_tower()(images).feature
 
     def image_embeddings(self, images: Tensor) -> Tensor:
         """Image embeddings (B, E), projected and L2-normalised."""
@@ -201,11 +202,11 @@ class Stamp(nn.Module):
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
         """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""
-        return self._region(*self._image_tower()(images, references))
+        return self._region(*self.image_tower()(images, references))
 
     def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
         """`image_embeddings` of patches and `regions`, by one pass through the ViT."""
-        found = self._image_tower()(torch.cat([patches, regions]), references)
+        found = self.image_tower()(torch.cat([patches, regions]), references)
         n = len(patches)
         return self.project_images(found.feature[:n]), self._region(*(x[n:] for x in found))
 
@@ -216,7 +217,8 @@ class Stamp(nn.Module):
             self.localization_head(grid_of_nine(patches)),
         )
 
-    def _image_tower(self) -> ImageEncoder:
+    def image_tower(self) -> ImageEncoder:
+        """The image tower; ValueError where the model has none."""
         if self.image is None:
             raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
         return self.image

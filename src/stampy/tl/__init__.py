@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._attribute import attribute
+    from ._collect_sections import collect_sections
     from ._domains import domains
     from ._embed import embed
+    from ._embed_sections import embed_sections
     from ._embed_slide import embed_slide
+    from ._embed_slides import embed_slides
     from ._evaluate import evaluate
     from ._expression import expression
     from ._probe import probe
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attribute",
+    "collect_sections",
     "domains",
     "embed",
+    "embed_sections",
     "embed_slide",
+    "embed_slides",
     "evaluate",
     "expression",
     "probe",

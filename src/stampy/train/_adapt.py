@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    One = AnnData | str | Path | Section
+    One: TypeAlias = AnnData | str | Path | Section
 
 __all__ = ["adapt"]
 
@@ -82,19 +82,18 @@ def adapt(
     (150, 16)
     """
     _check(strength, n_axes, max_spots)
-    model = load(model, device="cpu") if isinstance(model, str | Path) else model
-    check_linear(model)
-    rng, vocabulary = _utils.generator(rng), Vocabulary(model.genes)
+    start = check_linear(load(model, device="cpu") if isinstance(model, str | Path) else model)
+    rng, vocabulary = _utils.generator(rng), Vocabulary(start.genes)
     listed = as_sections(sections)
     pieces = []
     for section in listed:
         share = None if max_spots is None else max(max_spots // len(listed), 1)
         with of_section(section.name):
             pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
-    parts = LinearEncoder(*linear_parts(model))
+    parts = LinearEncoder(*linear_parts(start))
     found = solve(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
-    adapted = with_axes(model, found.axes, found.head, found.bias)
-    adapted.adapted = found.record(model.name)
+    adapted = with_axes(start, found.axes, found.head, found.bias)
+    adapted.adapted = found.record(start.name)
     logger.info("%s: strength %g, %d axes, by %d spots", adapted.name, found.strength, found.n_axes, found.n_spots)
     return adapted
 

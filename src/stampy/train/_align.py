@@ -143,16 +143,16 @@ def _align(
             data = pairs_in_memory(sections, vocabulary, model.config)
         sampler = PairSampler(data, config)
         if config.start == "spectral":
-            start_spectral_image(model.image, torch.from_numpy(data.some_patches(config.seed)), config.seed)
+            start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
         spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
         stage, identity = Alignment(model, config), {"data": data.identity, "start": start}
         whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
         if fabric.is_global_zero:
-            if whole is not None:
+            if whole is not None and spare is not None:
                 model = spare
                 model.load_state_dict(whole)
             if config.image_tower == "lora":
-                merge_lora(model.image)
+                merge_lora(model.image_tower())
             model.requires_grad_(True).eval()
             save(model, out / "model")
         fabric.barrier()
@@ -162,7 +162,7 @@ def _align(
 def _identity_of(start: Stamp, aligned: Stamp | None) -> str:
     """A hash of the model to start from, and of an added tower whose weights are not made from the seed."""
     found = f"{digest_of_tensors(start.state_dict())}-{digest([repr(start.config.to_dict())])}"
-    return found if aligned is None else f"{found}-{digest_of_tensors(aligned.image.state_dict())}"
+    return found if aligned is None else f"{found}-{digest_of_tensors(aligned.image_tower().state_dict())}"
 
 
 def _with_backbone(config: AlignConfig, backbone: str) -> AlignConfig:
@@ -198,12 +198,13 @@ def _choose_trained(model: Stamp, config: AlignConfig) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     if config.image_tower == "frozen":
-        model.image.base_model.requires_grad_(False)
+        model.image_tower().base_model.requires_grad_(False)
     elif config.image_tower == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model.image.base_model.requires_grad_(False)
-            add_lora(model.image.base_model.blocks, config.lora_rank)
+            vit = model.image_tower().base_model
+            vit.requires_grad_(False)
+            add_lora(vit.blocks, config.lora_rank)
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.trainable or ():
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -231,7 +232,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
             image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)
         if tower is not None:
-            model.image.load_state_dict(tower.state_dict())
+            model.image_tower().load_state_dict(tower.state_dict())
     model.gene.load_state_dict(start.gene.state_dict())
     model.gene_head.load_state_dict(start.gene_head.state_dict())
     return model

@@ -5,6 +5,9 @@ Shapes: B spots, P spots that have genes, E size of the shared space.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from lightning.fabric import Fabric
@@ -111,7 +114,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
 
     def _views(self, pieces: list[PairPiece]) -> list[PairPiece]:
         """Turn, mirror and colour; the whole batch at once, so that pieces do not matter."""
-        image, config, ranks = self.model.image, self.config, self.ranks
+        image, config, ranks = self.model.image_tower(), self.config, self.ranks
         sizes = [len(piece["rows"]) for piece in pieces]
         patches, regions = (image.normalize(torch.cat([p[k] for p in pieces])) for k in ("patches", "regions"))
         cells = torch.cat([p["cells"] for p in pieces])
@@ -141,7 +144,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         # In every loss, so that all ranks take part in all exchanges of gradients, whatever spots they have.
         zero = (sum(x.sum() for x in out.values()) + gathered.sum()) * 0
 
-        def with_genes(name: str) -> Tensor:
+        def with_genes(name: Literal["patch", "region"]) -> Tensor:
             if n_paired < 2 or not len(paired):
                 return zero
             value = losses.symmetric_info_nce(
@@ -158,7 +161,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
             share = len(known) * ranks.world_size / max(n_known, 1)
             return losses.localization(out["query"], out["grid"], cells, scale, known=known) * share
 
-        found = {
+        found: dict[str, Callable[[], Tensor]] = {
             "patch_gene": lambda: with_genes("patch"),
             "region_gene": lambda: with_genes("region"),
             "patch_region": patch_region,

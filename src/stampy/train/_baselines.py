@@ -68,7 +68,7 @@ def references(
     {'corpus_frequency': 1.733, 'section_frequency': 1.04}
     """
     counts = {name: frequencies(values, n_tokens) for name, values in tokens.items()}
-    whole = sum(counts.values())
+    whole = np.sum([*counts.values()], axis=0)
     total = max(whole.sum(), 1)
     known = whole if corpus is None else frequencies(corpus, n_tokens)
     section = sum(_entropy_sum(own, own) for own in counts.values())

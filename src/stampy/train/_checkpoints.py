@@ -10,7 +10,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
@@ -129,7 +129,7 @@ def save_state(path: Path, state: State) -> None:
         with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
             writer = _Writer(file)
             try:
-                torch.save(state, writer)
+                torch.save(state, cast("IO[bytes]", writer))  # torch calls `write` and `flush` alone
             except RuntimeError as error:  # what torch makes of a write that failed
                 raise (writer.failed or error) from error
             os.fsync(file.fileno())
@@ -142,7 +142,8 @@ class _Writer:
     """A file for torch, which tells of a failed write, but not why it failed."""
 
     def __init__(self, file: io.RawIOBase):
-        self.file, self.failed = file, None
+        self.file = file
+        self.failed: OSError | None = None
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")

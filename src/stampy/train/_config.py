@@ -45,6 +45,7 @@ RANGES = {
     "group_size": Range(2, 1024),
     "max_distance": Range(0, above=True),
     "mask_fraction": Range(0, 1, above=True, below=True),
+    "mask_share": Range(0, 1, above=True),
     "embedding": _SIZE,
     "positions_per_step": _COUNT,
     "epochs": _COUNT,
@@ -177,7 +178,14 @@ class PretrainConfig(_Config):
         Neighbourhood groups in a device's batch, spots in a group (the centre and its neighbours), and the limit of
         `stampy.pp.neighborhoods`. New groups are drawn for every epoch.
     mask_fraction
-        Share of a spot's tokens that are selected; of these 80 % are masked, 10 % exchanged for a random gene.
+        Share of a spot's tokens that are selected: the loss is taken at these.
+    mask_share
+        Share of the selected tokens that become the mask; half of the others are exchanged for a random gene, half
+        stay. 1: all are masked, so that no part of the loss is won by copying.
+    head_bias
+        Where the biases of the two reconstruction heads start: ``"zero"``, or ``"frequency"``, at the logarithm of how
+        frequent each gene is among the tokens of the sections, which a run from zero learns in its first hundreds of
+        steps.
     cgr_targets
         ``"masked"``: the centre's selected genes (paper). ``"all"``: all its genes (released code).
     embedding
@@ -220,6 +228,8 @@ checkpoint_activations, compile, prefetch
     group_size: int = 9
     max_distance: float = 5.0
     mask_fraction: float = 0.15
+    mask_share: float = 0.8
+    head_bias: Literal["zero", "frequency"] = "zero"
     cgr_targets: Literal["masked", "all"] = "masked"
     embedding: int = 512
     positions_per_step: int | None = None

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
-from stampy._io.sections import as_sections, of_section
+from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.section import has_images
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
@@ -24,7 +24,9 @@ from stampy.pp._neighborhoods import group_spots
 from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
-from ._data import MemorySection
+from ._corpus.corpus import as_corpus
+from ._corpus.training_data import check_corpus, pairs_on_disk
+from ._data import MemorySection, TrainingSection
 from ._reconstruction import KINDS, Reconstruction
 from ._sections import prepare
 
@@ -59,7 +61,7 @@ def evaluate(
     model
         A model, or its name or folder.
     sections
-        As for `pretrain` and `align`. Whether the model has seen them is for you to know.
+        As for `pretrain` and `align`, a corpus too. Whether the model has seen them is for you to know.
     n_groups
         Neighbourhood groups of 9 spots of a section for stage 1.
     n_spots
@@ -104,17 +106,13 @@ def evaluate(
 
 def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
     vocabulary = Vocabulary(model.genes)
-    found = []
-    for section in as_sections(sections):
-        with_image = model.image is not None and _has_image(section)
-        tower = model.config.image if with_image else None
-        found.append(prepare(section, vocabulary, max_tokens=model.gene.config.max_tokens, tower=tower))
-    with_genes = [s for s in found if s.tokens.any()]
-    rows = {s.name: {} for s in found}
+    found = _prepared(model, sections, vocabulary)
+    with_genes = [s for s, _ in found if s.tokens.any()]
+    rows: dict[str, dict[str, float]] = {s.name: {} for s, _ in found}
     known = _known(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
     for section in with_genes:
         rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
-    pairs = [s for s in with_genes if s.tiles is not None]
+    pairs = [(s, tiled) for s, tiled in found if tiled is not None and s.tokens.any()]
     for name, row in _stage_2(model, pairs, n_spots, seed).items():
         rows[name] |= row
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -125,7 +123,28 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
     return pd.concat([table, mean.to_frame("all").T.rename_axis("section")])
 
 
-def _has_image(section: Any) -> bool:
+def _prepared(
+    model: Stamp, sections: Any, vocabulary: Vocabulary
+) -> list[tuple[MemorySection, TrainingSection | None]]:
+    """Sections in memory, each beside what reads its tiles; None where it or the model has no part for images."""
+    width = model.gene.config.max_tokens
+    corpus = as_corpus(sections)
+    if corpus is not None:
+        tiled = set()
+        if model.image is not None and any(s.has_tiles for s in corpus.sections):
+            tiled = {s.name for s in pairs_on_disk(corpus, vocabulary, model.config).sections}
+        check_corpus(corpus, vocabulary, width)
+        return [(s.load(width), s if s.name in tiled else None) for s in corpus.sections]
+    found: list[tuple[MemorySection, TrainingSection | None]] = []
+    for section in as_sections(sections):
+        with_image = model.image is not None and _has_image(section)
+        tower = model.config.image if with_image else None
+        prepared = prepare(section, vocabulary, max_tokens=width, tower=tower)
+        found.append((prepared, prepared if with_image else None))
+    return found
+
+
+def _has_image(section: Section) -> bool:
     if section.image is not None:
         return True
     with of_section(section.name):
@@ -168,20 +187,25 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
     return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
 
 
-def _stage_2(model: Stamp, sections: Sequence[MemorySection], n_spots: int, seed: int) -> dict[str, dict[str, float]]:
+def _stage_2(
+    model: Stamp, sections: Sequence[tuple[MemorySection, TrainingSection]], n_spots: int, seed: int
+) -> dict[str, dict[str, float]]:
     """Recall from tiles to genes in each section: of the model, a ridge from colours and texture, and chance."""
     if not sections:
         return {}
     chosen, images, genes, tokens, colours = {}, {}, {}, {}, {}
-    for section in sections:
+    for section, tiled in sections:
         there = np.flatnonzero(section.tokens.any(axis=1))
         rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
-        images[section.name], genes[section.name], colours[section.name] = _both(model, section, rows)
+        images[section.name], genes[section.name], colours[section.name] = _both(model, section, tiled, rows)
     ridge = ridge_ranks(
-        colours, tokens, {s.name: s.xy[chosen[s.name]] for s in sections}, len(model.genes) + _keys.N_SPECIAL
+        colours,
+        tokens,
+        {s.name: s.xy[chosen[s.name]] for s, _ in sections},
+        model.gene.config.n_genes + _keys.N_SPECIAL,
     )
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name, rows in chosen.items():
         n = len(rows)
         ranks = ranks_of_own(images[name], genes[name], np.arange(n))
@@ -196,11 +220,13 @@ def _stage_2(model: Stamp, sections: Sequence[MemorySection], n_spots: int, seed
 
 
 @torch.inference_mode()
-def _both(model: Stamp, section: MemorySection, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _both(
+    model: Stamp, section: MemorySection, tiled: TrainingSection, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and gene embeddings (n, E) of some spots, and colours and texture of their tiles (n, F)."""
     images, genes, colours = [], [], []
     for part in np.array_split(rows, -(-len(rows) // 32)):
-        tiles = section.tiles.read(part)
+        tiles = tiled.patches(part)
         colours.append(tile_features(tiles))
         images.append(model.embed_images(torch.from_numpy(tiles).to(model.device)).float().cpu().numpy())
         tokens = torch.from_numpy(section.tokens[part].astype(np.int64)).to(model.device)

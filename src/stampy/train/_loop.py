@@ -27,7 +27,7 @@ from . import _checkpoints
 from ._batches import Batch, Losses, moved, pinned
 from ._config import AlignConfig, PretrainConfig
 from ._logs import Logs
-from ._ranks import Ranks, is_sharded
+from ._ranks import Layered, Ranks, is_sharded
 from ._signals import Signals, stop
 
 __all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
@@ -60,7 +60,7 @@ class Sampler(Protocol[B_co]):
         """Sections of some rows."""
 
 
-class Stage(nn.Module, Generic[B, P, C]):
+class Stage(Layered, Generic[B, P, C]):
     """What is trained, and by which losses: on batches B, cut into pieces P.
 
     Parameters
@@ -77,7 +77,8 @@ class Stage(nn.Module, Generic[B, P, C]):
 
     def __init__(self, model: Stamp, config: C, names: Sequence[str], measures: Sequence[str] = ()):
         super().__init__()
-        self.model, self.config, self.names, self.measures = model, config, tuple(names), tuple(measures)
+        self.model, self.names, self.measures = model, tuple(names), tuple(measures)
+        self.config: C = config
         self.ranks = Ranks()
         model.gene.checkpointing = config.checkpoint_activations
         if model.image is not None:
@@ -85,8 +86,10 @@ class Stage(nn.Module, Generic[B, P, C]):
 
     def layers(self) -> list[nn.Module]:
         """The layers of both Transformers, to be compiled or sharded one by one."""
-        image = self.model.image
-        return [*self.model.gene.layers, *(image.base_model.blocks if image is not None else ())]
+        found = [*self.model.gene.layers]
+        if self.model.image is not None:
+            found += self.model.image.base_model.blocks
+        return found
 
     def pieces(self, batch: B, step: int) -> list[P]:
         """Draw what is random in a step, and cut the batch into pieces; runs ahead, in a thread, on the CPU."""
@@ -230,7 +233,9 @@ class TrainState(Generic[B, P, C]):
     """Model, optimizer and precision of a run: what a step makes of them, and their way to and from the disk."""
 
     def __init__(self, out: Path, fabric: Fabric, stage: Stage[B, P, C]):
-        self.out, self.fabric, self.stage, self.model, config = out, fabric, stage, stage.model, stage.config
+        self.out, self.fabric, self.model = out, fabric, stage.model
+        self.stage: Stage[B, P, C] = stage
+        config = stage.config
         stage.train()
         for layer in stage.layers() if config.compile else ():
             layer.compile(dynamic=True)

@@ -26,7 +26,7 @@ from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
-from ._baselines import references
+from ._baselines import frequencies, references
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import groups_on_disk
@@ -150,6 +150,8 @@ def _pretrain(
         model = _new_model(config, data.vocabulary)
         if config.start == "spectral":
             start_spectral(model.gene, data.loaded(config.seed), data.vocabulary.divisors, config.seed)
+        if config.head_bias == "frequency":
+            _start_heads(model, [s.tokens for s in data.loaded(config.seed)])
         _freeze(model, config)
         if fabric.is_global_zero and not (out / DATA).exists():
             _describe_data(out / DATA, data, sampler.dropped(), config)
@@ -241,6 +243,14 @@ def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
     with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is put back
         torch.manual_seed(config.seed)
         return Stamp(StampConfig(gene=gene, embedding=config.embedding), vocabulary.frame)
+
+
+@torch.no_grad()
+def _start_heads(model: Stamp, tokens: list[np.ndarray]) -> None:
+    """Set the biases of both heads to the logarithm of how frequent each token is; one never seen counts as once."""
+    counts = np.maximum(sum(frequencies(section, model.gene.config.n_tokens) for section in tokens), 1)
+    for head in (model.gene.igr_head, model.gene.cgr_head):
+        head.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 
 
 @torch.inference_mode()

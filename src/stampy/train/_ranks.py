@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from stampy._checks import at_least, one_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Ranks", "is_sharded", "make_fabric", "synchronised"]
 
@@ -86,13 +89,22 @@ def _check_devices(target: torch.device, devices: int) -> None:
         raise ValueError(f"device={str(target)!r} names one device, but `devices` is {devices}. Give device='cuda'.")
 
 
-def _shard(stage: nn.Module, mesh: Any) -> nn.Module:
+class Layered(nn.Module):
+    """A module that can list its Transformer layers."""
+
+    def layers(self) -> list[nn.Module]:
+        """To be compiled or sharded one by one."""
+        raise NotImplementedError
+
+
+def _shard(stage: Layered, mesh: DeviceMesh) -> Layered:
     # By Transformer layer; the rest (embeddings, heads) is a unit of its own.
     from torch.distributed.fsdp import fully_shard
 
     for layer in stage.layers():
         fully_shard(layer)
-    return fully_shard(stage)
+    fully_shard(stage)  # in place
+    return stage
 
 
 def is_sharded(fabric: Fabric) -> bool:
@@ -123,15 +135,19 @@ class Ranks:
         return rows if self.world_size == 1 else _Gather.apply(rows, self)
 
 
+class _GatherContext(FunctionCtx):
+    ranks: Ranks
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: _GatherContext, rows: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
         everyone = [torch.empty_like(rows) for _ in range(ranks.world_size)]
         dist.all_gather(everyone, rows.contiguous())
         return torch.cat(everyone)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _GatherContext, grad: Tensor) -> tuple[Tensor, None]:
         # What every rank's loss says about this rank's rows.
         return ctx.ranks.total(grad).chunk(ctx.ranks.world_size)[ctx.ranks.rank], None

@@ -48,6 +48,7 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
                 tokens_SNL[s],
                 self.model.gene.config.n_tokens,
                 fraction=config.mask_fraction,
+                share=config.mask_share,
                 rng=stream(config.seed, "masks", step, first + s),
                 width=width,
             )
@@ -146,6 +147,7 @@ def mask_tokens(
     n_tokens: int,
     *,
     fraction: float = 0.15,
+    share: float = 0.8,
     rng: np.random.Generator,
     width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -159,6 +161,8 @@ def mask_tokens(
         Genes + 30.
     fraction
         Share of a spot's tokens that are selected.
+    share
+        Share of these that become the mask id; the rest is halved between the two others.
     rng
         Of the draw.
     width
@@ -175,6 +179,6 @@ def mask_tokens(
     real = tokens_BL != _keys.PAD
     selected = (draw < fraction) & real
     inputs = tokens_BL.masked_fill(~real, PAD_ID)
-    inputs = inputs.masked_fill(selected & (what < 0.8), MASK_ID)
-    inputs = torch.where(selected & (what >= 0.8) & (what < 0.9), random_gene, inputs)
+    inputs = inputs.masked_fill(selected & (what < share), MASK_ID)
+    inputs = torch.where(selected & (what >= share) & (what < (1 + share) / 2), random_gene, inputs)
     return inputs, selected

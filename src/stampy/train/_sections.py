@@ -51,8 +51,10 @@ def prepare(
         _checks.not_empty(table, genes=False)
         source = None
         if tower is not None:
-            said = {"image": section.image, "um_per_px": section.um_per_px, "spot_um": section.spot_um}
-            source = TileSource.open(data, tile_um=tower.tile_um, size_px=tower.size_px, **said)
+            source = TileSource.open(
+                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
+                um_per_px=section.um_per_px, spot_um=section.spot_um,
+            )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(
                     f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."

@@ -73,7 +73,7 @@ def _number(name: str, value: Any, kind: type, allowed: Range) -> float:
     accepted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise TypeError(f"`{name}` must be a {'whole ' if kind is int else ''}number {allowed}, found {value!r}.")
-    if not allowed.holds(value):
+    if not allowed.holds(float(value)):
         raise ValueError(f"`{name}` must be {allowed}, found {value!r}.")
     return kind(value)
 

@@ -58,10 +58,9 @@ def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divi
         encoder.embeddings.weight.zero_()[_keys.N_SPECIAL : _keys.N_SPECIAL + n, :k] = torch.from_numpy(table_GK)
         encoder.rank_gate.copy_(torch.from_numpy(gate_L / gate_L.mean())[:, None].expand_as(encoder.rank_gate))
         encoder.positional_embedding.weight.zero_()
-        for layer in encoder.layers:
-            for last in (layer.self_attn.out_proj, layer.linear2):
-                last.weight.zero_()
-                last.bias.zero_()
+        for last in encoder.residual_outputs():
+            last.weight.zero_()
+            last.bias.zero_()
 
 
 def anomaly_of_rank(max_tokens: int) -> np.ndarray:

@@ -15,23 +15,24 @@ from typing import Any
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import Section, as_sections, file_name, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
 from stampy.pp._gene_means import add_sums, means_of
+from stampy.train._corpus import spavis
+from stampy.train._corpus.arrays import write_group
 from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    folder_of,
     record_of,
     sums_of,
-    write_group,
     write_section,
 )
 from stampy.train._corpus.shards import TILE_FORMATS
+from stampy.train._corpus.spavis import Slide
 
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
@@ -56,33 +57,43 @@ def build(
     """Build, or go on building; see `Corpus.build`."""
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
-    chosen = as_sections(sections, all_there=False)
-    reader, skip = reader or _default_reader(), on_error == "skip"
+    check_workers(scheduler, n_workers)
+    skip, skipped, files = on_error == "skip", {}, spavis.files_of(sections)
+    chosen: Sequence[Section | Slide]
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
-    check_workers(scheduler, n_workers)
+    if files is None:
+        chosen = as_sections(sections, all_there=False)
+    else:
+        settings = spavis.settings_of(settings | {"reader": reader})
+        if vocabulary is None and (out / GENES).is_file():
+            vocabulary = Vocabulary.load(out / GENES)
+        vocabulary = spavis.check_vocabulary(vocabulary)
+        chosen, skipped = spavis.slides_of(files, settings, skip=skip)
+    reader = reader or _default_reader()
     out = _checks.writable(out)
     with FolderLock(out, what="corpus"):
-        _build(out, chosen, settings, vocabulary, reader, skip, scheduler, n_workers, progress)
+        _build(out, chosen, settings, vocabulary, reader, skip, skipped, scheduler, n_workers, progress)
 
 
 def _build(
     out: Path,
-    chosen: list[Section],
+    chosen: Sequence[Section | Slide],
     settings: dict[str, Any],
     vocabulary: Vocabulary | None,
     reader: Reader,
     skip: bool,
+    skipped: dict[str, str],
     scheduler: str | None,
     n_workers: int | None,
     progress: bool,
 ) -> None:
     """In a folder that no other process builds in."""
     _begin(out, settings, chosen)
-    with workers(scheduler, n_workers or min(len(chosen), n_cores()), progress) as run:
-        skipped = _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
+    with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
+        skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
         sources = _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / folder_of(s.name)) for s in chosen}
+        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
@@ -126,7 +137,7 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> None:
+def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section | Slide]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
     if path.exists():
@@ -147,9 +158,9 @@ def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section]) -> 
     _clear(out / "sections", sections)
 
 
-def _clear(folder: Path, sections: Sequence[Section]) -> None:
+def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
     """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
-    known = {folder_of(s.name) for s in sections}
+    known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
@@ -161,10 +172,11 @@ def _clear(folder: Path, sections: Sequence[Section]) -> None:
 
 
 def _settle_vocabulary(
-    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section], reader: Reader, skip: bool, run: Any
+    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section | Slide], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
     """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
-    path, skipped = out / GENES, {}
+    path = out / GENES
+    skipped: dict[str, str] = {}
     if path.exists():
         if vocabulary is not None and Vocabulary.load(path) != vocabulary:
             raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")
@@ -189,12 +201,12 @@ def _sums_job(section: Section, reader: Reader, skip: bool) -> tuple[str, Any]:
     return section.name, sums_of(section, reader, skip)
 
 
-def _fingerprints(sections: Sequence[Section], skipped: dict[str, str], skip: bool) -> dict[str, str]:
+def _fingerprints(sections: Sequence[Section | Slide], skipped: dict[str, str], skip: bool) -> dict[str, str]:
     """Of the sections by name; those that can't be read go into `skipped`, if they may."""
     found = {}
     for section in sections:
         try:
-            found[section.name] = _fingerprint(section)
+            found[section.name] = section.fingerprint if isinstance(section, Slide) else _fingerprint(section)
         except FAULTS as error:
             if not skip:
                 raise
@@ -252,6 +264,8 @@ def _finish(
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     for name, error in skipped.items():
         _checks.warn(f"Section {name!r} was left out of the corpus: {error}")
-    for record in records:
-        for note in record["notes"] if record["name"] in fresh else ():
+    told = [record for record in records if record["name"] in fresh]
+    for record in told:
+        for note in record["notes"]:
             _checks.warn(f"Section {record['name']!r}: {note}")
+    spavis.warn_of_losses(told, settings["max_tokens"])

@@ -12,10 +12,11 @@ from typing import Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
+from stampy._io.sections import file_name
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
-from stampy.train._corpus.section_writer import Reader, folder_of
+from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
 
 __all__ = ["Corpus", "as_corpus"]
@@ -98,15 +99,19 @@ class Corpus:
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
             columns path, name, image, um_per_px, spot_um, organ, platform), AnnData, SpatialData or `Section`; one or
-            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone.
+            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone. Or a folder of
+            SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder itself): a section for each slide id, with
+            the tokens, groups, tiles and regions that the files have.
         out
             Folder of the corpus.
         vocabulary
-            None: made of the sections' genes, in a pass of its own.
+            None: made of the sections' genes, in a pass of its own. For SpaVis-6M the one whose rows the files' ids
+            are: `stampy.datasets.published_vocabulary()`.
         max_tokens
             Tokens of a spot that are kept.
         group_size, max_distance
-            Of the neighbourhood groups, see `stampy.pp.neighborhoods`.
+            Of the neighbourhood groups, see `stampy.pp.neighborhoods`. Groups of SpaVis-6M are kept: `max_distance`,
+            `draws`, `regions`, `tile_um`, `seed` and `reader` have no effect there, and raise.
         draws
             Times that groups are drawn; an epoch takes the next draw. Each costs the tokens' disk space again.
         images
@@ -190,7 +195,7 @@ class Corpus:
     @cached_property
     def sections(self) -> list[StoredSection]:
         """In the order in which they were given."""
-        return [StoredSection(self.path / "sections" / folder_of(r["name"]), r) for r in self.manifest["sections"]]
+        return [StoredSection(self.path / "sections" / file_name(r["name"]), r) for r in self.manifest["sections"]]
 
     def section(self, name: str) -> StoredSection:
         """The section of that name; KeyError with near names where there is none."""

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from stampy._io.sections import file_name
 from stampy._section.links import leads_out
 from stampy.train._config import PretrainConfig
-from stampy.train._corpus.section_writer import folder_of, record_of
+from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import Groups, MemorySection
 
@@ -168,7 +169,7 @@ class StoredSection:
 
 def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Files of a section that are missing or of another size, or lead out of the corpus."""
-    folder = path / "sections" / folder_of(record["name"])
+    folder = path / "sections" / file_name(record["name"])
     linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
     for name, (size, _) in record["files"].items():
         file = folder / name
@@ -196,7 +197,7 @@ def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
 def changed_files(path: Path, record: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the files of a section."""
     wrong = dict(wrong_sizes(path, record))
-    folder = path / "sections" / folder_of(record["name"])
+    folder = path / "sections" / file_name(record["name"])
     if record_of(folder) != record and not wrong:
         wrong[folder / "zarr.json"] = "it is missing or does not say the same as the manifest"
     for name, (_, digest) in record["files"].items():

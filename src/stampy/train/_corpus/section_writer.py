@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -17,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from stampy import _checks, _files, _utils
-from stampy._io.sections import Section, several_sections
+from stampy import _checks, _utils
+from stampy._io.sections import Section, file_name, several_sections
 from stampy._section.boxes import choose_cells
 from stampy._section.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
@@ -31,28 +30,22 @@ from stampy.pp import Vocabulary
 from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
+from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
+from stampy.train._corpus.spavis import Slide
+from stampy.train._corpus.spavis_writer import write_slide
 from stampy.train._sections import ranked
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Reader", "folder_of", "record_of", "sums_of", "write_group", "write_section"]
+__all__ = ["Reader", "record_of", "sums_of", "write_section"]
 
 Reader = Callable[[Path], Any]
 
-GROUP = "zarr.json"  # of the section's group: its attributes hold the record
 PARTIAL = ".partial-"
-ROWS_PER_SHARD = 4608  # of tokens: 14 MB before compression
-TILES_PER_SHARD = 256  # 39 MB before compression
 
 # What may be wrong with a section; anything else is a bug and stops the build.
 FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
-
-
-def folder_of(name: str) -> str:
-    """A folder's name for a section's name."""
-    plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip(".")[:80]
-    return plain if plain and plain == name else f"{plain or 'section'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
@@ -63,12 +56,6 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return record if whole else None
-
-
-def write_group(folder: Path, attributes: dict[str, Any]) -> None:
-    """The metadata of a zarr group."""
-    with _files.atomic(folder / GROUP) as temporary:
-        temporary.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}) + "\n")
 
 
 def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
@@ -85,16 +72,20 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 
 
 def write_section(
-    section: Section, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
+    section: Section | Slide, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
 ) -> dict[str, Any]:
     """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
-    folder = out / "sections" / folder_of(section.name)
+    folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
-                record = {"name": section.name, "organ": section.organ, "platform": section.platform, "source": source}
-                record |= _write(section, settings, out, reader, partial)
+                record: dict[str, Any] = {"name": section.name, "organ": section.organ, "platform": section.platform}
+                record |= {"source": source}
+                if isinstance(section, Slide):
+                    record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                else:
+                    record |= _write(section, settings, out, reader, partial)
                 notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
                 record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
@@ -109,7 +100,7 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
     return issubclass(warning.category, _checks.StampyWarning)
 
 
-def _is_full(error: BaseException) -> bool:
+def _is_full(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -176,8 +167,8 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     places = places_of(data, neighbors=source is None)
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
-    _put(group, "xy", xy)
-    record = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    put(group, "xy", xy)
+    record: dict[str, Any] = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
@@ -238,17 +229,12 @@ def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: st
     return np.concatenate([grouped, rest]).astype(np.int32), [len(d) for d in draws]
 
 
-def _put(group: Any, name: str, values: np.ndarray) -> None:
-    """A small array in one piece."""
-    _array(group, name, values.shape, values.dtype, len(values), 1)[:] = values
-
-
 def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) -> None:
-    _put(group, "spots", spots)
-    _put(group, "lengths", (tokens != 0).sum(axis=1)[spots].astype(np.uint16))
+    put(group, "spots", spots)
+    put(group, "lengths", (tokens != 0).sum(axis=1)[spots].astype(np.uint16))
     per_shard = max(ROWS_PER_SHARD // size, 1)
     # not compressed: the tokens are a small part of a corpus with tiles, and to unpack them would cost half the speed
-    array = _array(group, "tokens", (len(spots), tokens.shape[1]), tokens.dtype, size, per_shard, "none")
+    array = new_array(group, "tokens", (len(spots), tokens.shape[1]), tokens.dtype, size, per_shard, "none")
     for start in range(0, len(spots), size * per_shard):
         rows = spots[start : start + size * per_shard]
         array[start : start + len(rows)] = tokens[rows]
@@ -260,9 +246,9 @@ def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: s
     rng = _utils.stream(settings["seed"], f"cells of {name}")
     allowed = source.region_cells()
     cells = np.stack([choose_cells(allowed, rng) for _ in range(k)], axis=1).astype(np.int8)
-    _put(group, "cells", cells)
+    put(group, "cells", cells)
     arrays = [
-        _array(
+        new_array(
             group,
             what,
             (rows, px, px, 3),
@@ -282,27 +268,3 @@ def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: s
         arrays[1][start : start + len(rows)] = source.read(rows // k, region=True, cells=cells.ravel()[rows])
     record = source.provenance()
     return {key: record[key] for key in ("um_per_px", "um_per_px_from", "upsampling")}
-
-
-def _array(
-    group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int, chunks: int,
-    codec: str = "zstd", quality: int = 90,
-) -> Any:  # fmt: skip
-    """A new array with `rows` rows in a chunk and `chunks` chunks in a shard."""
-    from zarr.codecs import ZstdCodec
-
-    if codec in ("none", "zstd"):
-        how = {"compressors": None if codec == "none" else ZstdCodec(level=1, checksum=True)}
-    else:
-        from stampy.train._corpus.codec import TileCodec
-
-        how = {"serializer": TileCodec(codec, quality), "compressors": None}
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(rows, *shape[1:]),
-        shards=(rows * chunks, *shape[1:]),
-        config={"write_empty_chunks": True},
-        **how,
-    )

@@ -11,7 +11,7 @@ from stampy.train._corpus.corpus import Corpus
 from stampy.train._corpus.section_reader import StoredSection
 from stampy.train._data import TrainingData
 
-__all__ = ["groups_on_disk", "pairs_on_disk"]
+__all__ = ["check_corpus", "groups_on_disk", "pairs_on_disk"]
 
 
 def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
@@ -24,12 +24,7 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     """
     if vocabulary is not None:
         _check_vocabulary(corpus, vocabulary)
-    for name in ("group_size", "max_distance"):
-        if corpus.settings[name] != getattr(config, name):
-            raise ValueError(
-                f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
-                f"{getattr(config, name)}. Change the settings, or build another corpus."
-            )
+    _check_groups(corpus, config)
     _check_tokens(corpus, config.max_tokens)
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
@@ -61,12 +56,33 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     return _data(corpus, sections, model.gene.max_tokens)
 
 
+def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:
+    """Raise ValueError where a model of this vocabulary and so many tokens can't be measured on the corpus."""
+    _check_vocabulary(corpus, vocabulary)
+    _check_tokens(corpus, max_tokens)
+
+
 def _data(corpus: Corpus, sections: list[StoredSection], max_tokens: int) -> TrainingData:
     identity: dict[str, Any] = {"corpus": corpus.digest, "vocabulary": corpus.vocabulary.digest}
     return TrainingData(
         sections, corpus.vocabulary, max_tokens, identity, corpus=corpus.path,
         draws=corpus.settings["draws"], regions=corpus.settings["regions"],
     )  # fmt: skip
+
+
+def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
+    kept = corpus.settings["max_distance"] is None
+    if kept and config.max_distance != PretrainConfig().max_distance:
+        raise ValueError(
+            f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
+            "its source. Leave it out."
+        )
+    for name in ("group_size",) if kept else ("group_size", "max_distance"):
+        if corpus.settings[name] != getattr(config, name):
+            raise ValueError(
+                f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
+                f"{getattr(config, name)}. Change the settings, or build another corpus."
+            )
 
 
 def _check_vocabulary(corpus: Corpus, vocabulary: Vocabulary) -> None:

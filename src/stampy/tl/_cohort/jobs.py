@@ -1,0 +1,251 @@
+"""One section or slide of a run, in a worker: read, compared with what is there, embedded, judged, written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stampy
+from stampy import _checks, _files, _keys, _utils
+from stampy._io.sections import Section, of_section
+from stampy._section.identity import digest_of_references, digest_of_section
+
+from . import records
+from .plan import Plan, Row
+from .worker import Loaded, loaded, named_images_of, worker_name
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["embed_section_job", "embed_slide_job"]
+
+# What may be wrong with a section; anything else is a bug and stops the run.
+FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
+
+
+_ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
+
+
+def embed_section_job(section: Section, plan: Plan) -> Row:
+    """Embed a section into its file; its row of the table."""
+    with _ONE_AT_A_TIME:
+        return _row_of(section, plan, _embed_section)
+
+
+def embed_slide_job(section: Section, plan: Plan) -> Row:
+    """Embed a slide into its store; its row of the table."""
+    with _ONE_AT_A_TIME:
+        return _row_of(section, plan, _embed_slide)
+
+
+def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded], Row]) -> Row:
+    """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
+    where = str(section.data) if isinstance(section.data, Path) else ""
+    row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
+    model = loaded(plan)
+    began = time.perf_counter()
+    try:
+        with warnings.catch_warnings(record=True) as caught, named_images_of(plan), of_section(section.name):
+            warnings.simplefilter("always", UserWarning)
+            found = work(section, plan, model)
+    except FAULTS as error:
+        if not plan.skip or _is_full(error):
+            raise
+        row |= {"status": "failed", "error": _line(error, section.name)}
+    else:
+        row |= found
+        said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
+        if found["status"] == "embedded":
+            row |= {"warnings": list(said), "seconds": round(time.perf_counter() - began, 3), "worker": worker_name()}
+            records.finish(plan, section.name, row.pop("identity"), row)
+    return row
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _line(error: BaseException, name: str) -> str:
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
+
+
+def _identity(plan: Plan, model: Loaded, source: str) -> dict[str, Any]:
+    """All that decides a result."""
+    name = model.model if isinstance(model.model, str) else model.model.name
+    origin = {"stampy": stampy.__version__, "model": name, "weights": model.weights, "precision": model.precision}
+    return {**origin, "settings": plan.settings(), "source": source}
+
+
+# ---- sections -------------------------------------------------------------------------------------------------------
+
+
+def _embed_section(section: Section, plan: Plan, model: Loaded) -> Row:
+    place = section.data if isinstance(section.data, Path) else None
+    data, kind, source = _opened(section, plan)
+    identity = _identity(plan, model, source)
+    if (done := records.finished(plan, section.name, identity)) is not None:
+        return done | {"status": "kept"}
+    if data is None:
+        data = _read(section, plan, backed=False)
+    records.begin(plan, section.name, identity)
+    from stampy import tl
+
+    said = {"image": None if kind in _PLACED_ON_IMAGE else section.image, **_scale(section, plan)}
+    copied = tl.embed(
+        data, model.model, **{**plan.options, **said}, show_progress_bar=False, copy=place is None,
+    )  # fmt: skip
+    data = copied if place is None else data
+    table = _utils.table_of(data, plan.table_key)
+    row = _about(table, plan) | {"output": plan.target(section.name).name, "identity": identity}
+    if plan.judged:
+        row |= _judgement(data, model, plan)
+    _write(data, place, plan, section.name)
+    return row | {"status": "embedded"}
+
+
+_PLACED_ON_IMAGE = ("Xenium", "ST")  # the reader needs the image
+
+
+def _scale(section: Section, plan: Plan) -> dict[str, float | None]:
+    """A section's own scale, else that of the run."""
+    return {
+        name: plan.options.get(name) if getattr(section, name) is None else getattr(section, name)
+        for name in ("um_per_px", "spot_um")
+    }
+
+
+def _opened(section: Section, plan: Plan) -> tuple[Any, str, str]:
+    """The section, if that costs little; its format; and a hash of all that its result depends on."""
+    found = hashlib.sha256(repr((section.um_per_px, section.spot_um)).encode())
+    kind, data = "", section.data
+    if isinstance(section.data, Path):
+        from stampy._io import read as _formats
+
+        path = _checks.existing(section.data, what="section")
+        found.update(_files.digest_of_path(path).encode())
+        kind, data = _formats.format_of(path), None
+        if kind in ("h5ad", "zarr", "SpatialData") and plan.bin_um is None:
+            data = _read(section, plan, backed=True)
+            found.update(digest_of_references(_utils.table_of(data, plan.table_key)).encode())
+    else:
+        found.update(_digest_in_memory(section.data, plan.table_key).encode())
+    if section.image is not None:
+        found.update(_files.digest_of_path(_checks.existing(section.image, what="image")).encode())
+    return data, kind, found.hexdigest()
+
+
+def _digest_in_memory(data: AnnData | SpatialData, table_key: str) -> str:
+    import pandas as pd
+
+    table = _utils.table_of(data, table_key)
+    obs = pd.util.hash_pandas_object(table.obs).to_numpy()
+    return digest_of_section(data, table_key=table_key) + _files.digest_of_arrays(obs) + _files.digest(table.obs)
+
+
+def _read(section: Section, plan: Plan, *, backed: bool) -> AnnData | SpatialData:
+    from stampy._io import read as _formats
+
+    path = _checks.existing(section.data, what="section")
+    placed = _formats.format_of(path) in _PLACED_ON_IMAGE
+    extra: dict[str, Any] = {"image": section.image} if placed else {}
+    if plan.bin_um is not None:
+        extra["um_per_px"] = _scale(section, plan)["um_per_px"]
+    return _formats.read(path, bin_um=plan.bin_um, backed=backed, **extra)
+
+
+def _about(table: AnnData, plan: Plan) -> Row:
+    """What the table tells of a section."""
+    record = table.uns[_keys.UNS][plan.key]
+    row = {"n_spots": table.n_obs, "n_genes": table.n_vars, "modality": record["modality"], "model": record["model"]}
+    genes = record.get("genes", {})
+    if "n_matched" in genes:
+        n_columns = genes["n_matched"] + genes.get("n_duplicated", 0)
+        row |= {
+            "n_matched": genes["n_matched"],
+            "overlap": round(n_columns / max(genes["n_vars"] - genes.get("n_left_out", 0), 1), 4),
+        }
+    if "unmatched_share" in genes:
+        row["counts_share"] = round(1 - genes["unmatched_share"], 4)
+    return row
+
+
+def _judgement(data: AnnData | SpatialData, model: Loaded, plan: Plan) -> Row:
+    """The verdict without labels; of a section that can't be judged the reason."""
+    from stampy.tl._judge import judge
+
+    of = {n: plan.options[n] for n in ("library_key", "layer", "organism", "level", "context") if n in plan.options}
+    try:
+        with warnings.catch_warnings():  # they were told when the section was embedded
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            found = judge(data, model.model, key=plan.key, table_key=plan.table_key, **of)
+    except ValueError as error:
+        return {"verdict": f"none: {error}"}
+    scores = found["scores"]
+    base = scores.loc[scores["kind"] == "baseline", "score"].max()
+    ours = scores.loc[scores["kind"] == "embedding", "score"].max()
+    return {"verdict": found["verdict"], "score": round(float(ours), 4), "baseline_score": round(float(base), 4)}
+
+
+def _write(data: AnnData | SpatialData, place: Path | None, plan: Plan, name: str) -> None:
+    """The section with its embedding, or the results alone; never half."""
+    from stampy._io import write as _writing
+
+    table, target = _utils.table_of(data, plan.table_key), plan.target(name)
+    keys = _writing.written_keys(table, plan.key)
+    if plan.contents == "results":
+        _writing.write(_results_alone(table, keys), target)
+        return
+    copied = place is not None and plan.bin_um is None
+    if not (copied and _writing.append(table, keys, place, target, table_key=plan.table_key)):
+        if table.isbacked or hasattr(data, "tables") is False:
+            data = table.to_memory() if table.isbacked else data
+        _writing.write(data, target, table_key=plan.table_key)
+
+
+def _results_alone(table: AnnData, keys: list[str]) -> AnnData:
+    """Spots, places, vectors and their origin, without counts and pictures."""
+    import anndata
+
+    kept = [*keys, *([_keys.SPATIAL] if _keys.SPATIAL in table.obsm else [])]
+    libraries = {
+        name: {k: v for k, v in library.items() if k != "images"}
+        for name, library in table.uns.get(_keys.UNS_SPATIAL, {}).items()
+        if hasattr(library, "items")
+    }
+    uns = {_keys.UNS: table.uns[_keys.UNS], **({_keys.UNS_SPATIAL: libraries} if libraries else {})}
+    return anndata.AnnData(obs=table.obs.copy(), obsm={key: table.obsm[key] for key in kept}, uns=uns)
+
+
+# ---- slides ---------------------------------------------------------------------------------------------------------
+
+
+def _embed_slide(section: Section, plan: Plan, model: Loaded) -> Row:
+    import anndata
+
+    from stampy import tl
+
+    path = _checks.existing(section.data, what="image file")
+    source = _files.digest_of_path(path) + repr(section.um_per_px)
+    if path.with_suffix("").is_dir():  # of .mrxs the folder beside the file holds the picture
+        source += _files.digest_of_path(path.with_suffix(""))
+    identity = _identity(plan, model, _files.digest([source]))
+    if (done := records.finished(plan, section.name, identity)) is not None:
+        return done | {"status": "kept"}
+    target = plan.target(section.name)
+    if not records.begin(plan, section.name, identity):  # else the store goes on where it was cut off
+        for old in (target, target.with_name(target.name + ".partial")):
+            shutil.rmtree(old, ignore_errors=True)
+    options = dict(plan.options) | {"um_per_px": _scale(section, plan)["um_per_px"]}
+    tl.embed_slide(path, target, model=model.model, name=section.name, show_progress_bar=False, **options)
+    table = anndata.read_zarr(target)
+    row = _about(table, plan) | {"n_genes": None, "output": target.name}
+    return row | {"identity": identity, "status": "embedded"}

@@ -1,0 +1,180 @@
+"""A run over many sections or slides: names checked, workers started, the table of what was done kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from stampy import _checks, _files, _utils
+from stampy._io.sections import Section, file_name
+from stampy._workers import Run, workers
+
+from . import records, worker
+from .plan import COLUMNS, RECORDS, TABLE, Plan, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["run_cohort"]
+
+logger = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 30.0  # the table; each section's row is kept as soon as it is done
+CORES_PER_MODEL = 8  # of a model that is not packaged, which each process holds
+
+
+def run_cohort(
+    sections: Sequence[Section],
+    plan: Plan,
+    job: Callable[[Section, Plan], Row],
+    *,
+    scheduler: str | None,
+    n_workers: int | None,
+    n_devices: int | None,
+    overwrite: bool,
+    progress: bool,
+) -> pd.DataFrame:
+    """Run a job for each section; the table, which is in ``FOLDER/sections.tsv``, too, however the run ends."""
+    _check_names(sections, plan)
+    fresh = not plan.out.exists()
+    out = _checks.writable(plan.out)
+    with _nothing_left(plan) if fresh else nullcontext(), _files.FolderLock(out, what="run"):
+        (out / RECORDS).mkdir(exist_ok=True)
+        records.check_outputs(plan, [s.name for s in sections], overwrite=overwrite)
+        rows: dict[str, Row] = {}
+        jobs = [partial(job, section, plan) for section in sections]
+        try:
+            with _running(plan, len(sections), scheduler, n_workers, n_devices, progress) as run:
+                written = time.monotonic()
+                for row in run(jobs, "sections"):
+                    rows[row["name"]] = row
+                    if time.monotonic() - written > WRITE_EVERY_S:
+                        _write_table(sections, rows, plan)
+                        written = time.monotonic()
+        finally:
+            table = _write_table(sections, rows, plan)
+    _tell(rows, plan, len(sections))
+    return table
+
+
+@contextmanager
+def _nothing_left(plan: Plan) -> Iterator[None]:
+    """If a run fails before it has any result, the folder that it made is removed."""
+    try:
+        yield
+    except BaseException:
+        own = {RECORDS, TABLE, _files.FolderLock.NAME}
+        if not {path.name for path in plan.out.iterdir()} - own:
+            shutil.rmtree(plan.out, ignore_errors=True)
+        raise
+
+
+def _check_names(sections: Sequence[Section], plan: Plan) -> None:
+    """Raise where two sections would be written to one file, also on a disk that knows no upper case."""
+    by_file: dict[str, list[str]] = {}
+    for section in sections:
+        by_file.setdefault(file_name(section.name).casefold(), []).append(section.name)
+    alike = [" and ".join(map(repr, names)) for names in by_file.values() if len(names) > 1]
+    if alike:
+        raise ValueError(f"Sections must differ in more than upper and lower case: {_checks.shortlist(alike)}.")
+    for section in sections:
+        _checks.nameable(plan.target(section.name))
+
+
+@contextmanager
+def _running(
+    plan: Plan, n: int, scheduler: str | None, n_workers: int | None, n_devices: int | None, progress: bool
+) -> Iterator[Run]:
+    """The runner, with a number of processes that suits model and machine."""
+    n_workers = min(n_workers or _processes(plan, n_devices), n)
+    devices: Any = None
+    if n_devices is not None:
+        _check_devices(n_devices)
+        if n_workers < n_devices <= n:
+            raise ValueError(f"{n_workers} workers can't use {n_devices} devices. Give at least one worker to each.")
+        devices = multiprocessing.get_context("spawn").SimpleQueue()
+        for i in range(n_workers):
+            devices.put(f"cuda:{i % n_devices}")
+    if n_workers == 1 and scheduler is None:
+        worker.prepare(None, devices)
+        with workers(None, 1, progress) as run:
+            yield run
+        return
+    n_threads = max(_utils.n_cores() // n_workers, 1)
+    logger.info("%s", scheduler or f"{n_workers} processes of {n_threads} threads")
+    with workers(scheduler, n_workers, progress, setup=worker.prepare, setup_args=(n_threads, devices)) as run:
+        yield run
+
+
+def _processes(plan: Plan, n_devices: int | None) -> int:
+    """One for each GPU; on the CPU one for each core, or, of a larger model, which each process holds, fewer."""
+    from stampy.models._names import packaged
+
+    if n_devices is not None:
+        return n_devices
+    if not isinstance(plan.model, str) or (plan.device or "").startswith(("cuda", "mps")):
+        return 1
+    small = plan.model in packaged() or plan.model in ("pca", "pca-smoothed", "pixels")
+    if plan.device is None and not small and _has_gpu():
+        return 1
+    return _utils.n_cores() if small else max(_utils.n_cores() // CORES_PER_MODEL, 1)
+
+
+def _has_gpu() -> bool:
+    return _utils.device_of(None).type != "cpu"
+
+
+def _check_devices(n_devices: int) -> None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < n_devices:
+        raise ValueError(f"`n_devices`={n_devices}, but torch sees {found} CUDA devices. Leave it out, or give fewer.")
+
+
+def _write_table(sections: Sequence[Section], rows: dict[str, Row], plan: Plan) -> pd.DataFrame:
+    """The table of all sections, in the order in which they were given; those that are not done are "pending"."""
+    import pandas as pd
+
+    found = []
+    for section in sections:
+        path = section.data if hasattr(section.data, "suffix") else ""
+        row = rows.get(section.name) or {"name": section.name, "status": "pending", "path": str(path)}
+        found.append(row | {"warnings": " | ".join(row.get("warnings") or ())})
+    table = pd.DataFrame(found).reindex(columns=list(COLUMNS))
+    for column in ("n_spots", "n_genes", "n_matched"):
+        table[column] = table[column].astype("Int64")
+    for column in ("verdict", "worker", "output", "modality", "model", "organ", "platform", "warnings", "error"):
+        table[column] = table[column].astype(object).where(table[column].notna(), "")
+    with _files.atomic(plan.out / TABLE) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, lineterminator="\n")
+    return table
+
+
+def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
+    """Warnings about sections, once they are all through; ValueError where none could be used."""
+    failed = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
+    if failed and len(failed) == n:
+        raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in failed.items())}.")
+    for name, error in failed.items():
+        _checks.warn(f"Section {name!r} was skipped: {error}")
+    for name, row in rows.items():
+        for said in row.get("warnings") or () if row["status"] == "embedded" else ():
+            _checks.warn(f"Section {name!r}: {said}")
+    others = _left_over(rows, plan)
+    if others:
+        _checks.warn(
+            f"{str(plan.out)!r} also holds results of earlier runs for {len(others)} sections that are not among those "
+            f"given: {_checks.shortlist(others)}. They are left as they are, and are not in {TABLE}."
+        )
+
+
+def _left_over(rows: dict[str, Row], plan: Plan) -> list[str]:
+    known = {file_name(name) for name in rows}
+    return sorted(p.stem for p in (plan.out / RECORDS).glob("*.json") if p.stem not in known)

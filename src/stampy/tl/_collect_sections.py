@@ -1,0 +1,210 @@
+"""The results of a run over many sections as one: a collection of the files, or one store."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks, _files, _keys
+
+from ._cohort.plan import TABLE
+
+if TYPE_CHECKING:
+    import zarr
+    from anndata.experimental import AnnCollection
+
+__all__ = ["checked_store", "collect_sections"]
+
+MARK = "stampy_joined"  # attribute of the store
+ROWS = 65_536  # a chunk of the joined embedding
+
+
+def collect_sections(
+    out: str | Path, store: str | Path | None = None, *, key: str = _keys.EMBEDDING, overwrite: bool = False
+) -> Any:
+    """All results of `stampy.tl.embed_sections` or `embed_slides` as one.
+
+    Parameters
+    ----------
+    out
+        The folder of the run.
+    store
+        A ``.zarr`` to write; None: an `anndata.experimental.AnnCollection` of the files is returned, with their counts
+        left on disk.
+    key
+        The embedding in obsm.
+    overwrite
+        Replace a store that an earlier call wrote.
+
+    Returns
+    -------
+    The `AnnCollection`, which joins ``obs`` and ``obsm`` and opens all files; or the path of the store. The store is an
+    AnnData without counts, written section by section in bounded memory:
+
+    ``obs["section"]``
+        Name of the section of each spot; and the columns that all sections have.
+    ``obsm[key]``, ``obsm[key + "_gene"]``, ``obsm[key + "_image"]``, ``obsm["spatial"]``
+        As far as all sections have them.
+    ``uns["stamp"][key]``
+        What the sections' records have in common.
+
+    Raises
+    ------
+    FileNotFoundError
+        `out` holds no ``sections.tsv``, or no result.
+    ValueError
+        The sections have no embedding in common: embed all with one `modality`.
+    FileExistsError
+        `store` is there already.
+
+    Warns
+    -----
+    StampyWarning
+        An embedding that some sections lack, or have in another width (some fused, others genes alone), is left out.
+
+    Examples
+    --------
+    >>> import anndata, tempfile, stampy
+    >>> sections = {name: stampy.datasets.toy(n_spots=60, rng=i) for i, name in enumerate(["a", "b"])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = stampy.tl.embed_sections(
+    ...         sections, folder, modality="gene", n_workers=1, show_progress_bar=False
+    ...     )
+    ...     path = stampy.tl.collect_sections(folder, f"{folder}/all.zarr")
+    ...     adata = anndata.read_zarr(path)
+    >>> adata.n_obs, adata.obs["section"].value_counts().to_dict()
+    (120, {'a': 60, 'b': 60})
+    """
+    paths = _results(Path(out).expanduser())
+    if store is None:
+        return _collection(paths)
+    store = checked_store(store, overwrite=overwrite)
+    _write(paths, store, key)
+    return store
+
+
+def checked_store(store: str | Path, *, overwrite: bool) -> Path:
+    """The path; an error where nothing may be written there."""
+    store = Path(store).expanduser()
+    if store.suffix != ".zarr":
+        raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
+    try:
+        ours = MARK in json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    except (OSError, ValueError, LookupError):
+        ours = False
+    _checks.replaceable(store, overwrite=overwrite and ours)
+    return store
+
+
+def _results(out: Path) -> dict[str, Path]:
+    """The files of the sections that are done, by name."""
+    table = _checks.existing(out, what="folder of a run") / TABLE
+    if not table.is_file():
+        raise FileNotFoundError(f"{str(out)!r} has no {TABLE}: give the folder that `embed_sections` wrote.")
+    rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+    done = rows[rows["status"].isin(["embedded", "kept"])]
+    if done.empty:
+        raise FileNotFoundError(f"{str(table)!r} names no section that is done.")
+    if len(done) < len(rows):
+        left = rows.loc[~rows.index.isin(done.index), "name"]
+        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are left out: {_checks.shortlist(left)}.")
+    return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
+
+
+def _collection(paths: Mapping[str, Path]) -> AnnCollection:
+    from anndata.experimental import AnnCollection
+
+    from stampy._io.anndata_files import read_h5ad, read_zarr
+
+    reading = {".h5ad": read_h5ad, ".zarr": read_zarr}
+    parts = {name: reading[path.suffix](path, backed=True) for name, path in paths.items()}
+    return AnnCollection(
+        parts, join_obs="inner", join_obsm="inner", join_vars="inner", label="section", index_unique="-"
+    )
+
+
+def _write(paths: Mapping[str, Path], store: Path, key: str) -> None:
+    import anndata
+    import zarr
+
+    shapes, n = _shapes(paths, key)
+    with _files.atomic_folder(store) as temporary:
+        root = zarr.open_group(temporary, mode="w", zarr_format=3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(Zarr V3 specification|autosharding)")
+            obs, record = _fill(root.require_group("obsm"), paths, shapes, n, key)
+            uns = {_keys.UNS: {key: record}}
+            no_genes = pd.DataFrame(index=pd.Index([], dtype=str))
+            empty: list[tuple[str, Any]] = [(slot, {}) for slot in ("varm", "layers", "obsp", "varp")]
+            for slot, value in [("obs", obs), ("var", no_genes), ("uns", uns), *empty]:
+                anndata.io.write_elem(root, slot, value)
+        root["obsm"].attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0", MARK: True})
+
+
+def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
+    """Each result as an open group, in order."""
+    import h5py
+    import zarr
+
+    for name, path in paths.items():
+        if path.suffix == ".h5ad":
+            with h5py.File(path) as file:
+                yield name, file
+        else:
+            yield name, zarr.open_group(path, mode="r")
+
+
+def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Of each key of obsm that all sections have, its shape beyond the spots; and the number of spots."""
+    wanted = (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX, _keys.SPATIAL)
+    found: dict[str, set[tuple[int, ...] | None]] = {k: set() for k in wanted}
+    n = 0
+    for _, group in _opened(paths):
+        obsm = group["obsm"]
+        n += obsm[key].shape[0] if key in obsm else 0
+        for name in wanted:
+            found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
+    shapes = {name: next(iter(s)) for name, s in found.items() if len(s) == 1 and None not in s}
+    if not set(shapes) - {_keys.SPATIAL}:
+        raise ValueError(
+            f"The sections have no embedding {key!r} in common. Embed all with one `modality`, such as modality='gene'."
+        )
+    if uneven := [name for name, s in found.items() if name not in shapes and s != {None}]:
+        _checks.warn(f"Not all sections have obsm {uneven} in one width: left out. Embed all with one `modality`.")
+    return shapes, n
+
+
+def _fill(
+    obsm: zarr.Group, paths: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], n: int, key: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Write the arrays section by section; returns obs, and what the sections' records have in common."""
+    import anndata
+
+    arrays, start = {}, 0
+    frames: list[pd.DataFrame] = []
+    common: dict[str, Any] | None = None
+    for name, group in _opened(paths):
+        obs = anndata.io.read_elem(group["obs"])
+        for slot, shape in shapes.items():
+            values = np.asarray(group["obsm"][slot][...])
+            if slot not in arrays:
+                chunks = (min(ROWS, n), *shape)
+                arrays[slot] = obsm.create_array(slot, shape=(n, *shape), chunks=chunks, dtype=values.dtype)
+                arrays[slot].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            arrays[slot][start : start + len(values)] = values
+        start += len(obs)
+        frames.append(obs.drop(columns="section", errors="ignore").set_index(f"{name}-" + obs.index.astype(str)))
+        record = anndata.io.read_elem(group["uns"][_keys.UNS][key])
+        plain = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
+        common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
+    joined = pd.concat(frames, join="inner")
+    sizes = [len(frame) for frame in frames]
+    joined.insert(0, "section", pd.Categorical(np.repeat(list(paths), sizes), categories=list(paths)))
+    return joined, common or {}

@@ -1,0 +1,192 @@
+"""One section of SpaVis-6M into a corpus, block by block: what is in memory does not grow with files or sections.
+
+Shapes: b rows of a block, N spots of a group, L positions, n spots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stampy import _keys
+from stampy.train._corpus.arrays import ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put
+from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide, opened
+
+__all__ = ["write_slide"]
+
+READ_BYTES = 2**25  # read at a time
+CACHE_BYTES = 2**28  # at most, for chunks of a file that span more rows than are read at a time
+PADS = (0, 1)
+
+
+class _Piece(NamedTuple):
+    """Rows that were read together."""
+
+    name: str  # of the file
+    start: int
+    values: np.ndarray  # (b, ...)
+
+
+def write_slide(slide: Slide, settings: Mapping[str, Any], n_genes: int, folder: Path) -> dict[str, Any]:
+    """Write the arrays of a section into `folder`; what goes into its record.
+
+    Raises
+    ------
+    ValueError
+        A file is damaged, or has tokens, cells or rows that can't be; it names file and row.
+    """
+    import zarr
+
+    grouped = slide.parts[0].file.grouped
+    size = settings["group_size"] if grouped else 1
+    n_rows = sum(part.n_rows for part in slide.parts)
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    put(group, "xy", np.full((n_rows * size, 2), np.nan))
+    put(group, "spots", np.arange(n_rows * size, dtype=np.int32))
+    n_cut, n_empty = _put_tokens(group, slide, settings["max_tokens"], size, n_rows, n_genes + _keys.N_SPECIAL)
+    record: dict[str, Any] = {"n_spots": n_rows * size, "n_groups": [n_rows if grouped else 0], "image": None}
+    record["genes"] = {"n_vars": n_genes, "n_matched": n_genes, "source": "token ids of SpaVis-6M"}
+    record["spavis"] = {
+        "rows": {part.file.name: part.n_rows for part in slide.parts},
+        "n_cut": n_cut,
+        "n_empty": n_empty,
+    }
+    if slide.parts[0].file.tiles:
+        _put_tiles(group, slide, settings, n_rows)
+        record["image"] = {"um_per_px": None, "um_per_px_from": "tiles of SpaVis-6M, as published", "upsampling": None}
+    return record | {"notes": []}
+
+
+def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Piece]:
+    """The section's rows in order, as many at a time as may be in memory; pieces end where chunks of the file end.
+
+    Of each row the first `width` positions of the last axis.
+    """
+    for part in slide.parts:
+        with opened(part.file.path, part.file.name) as file:
+            chunk = (file[key].chunks or (1,))[0]
+        rows = max(READ_BYTES // row_bytes, 1)
+        rows = rows // chunk * chunk or rows
+        cache = min(max(chunk * row_bytes * 2, 2**20), CACHE_BYTES)
+        with opened(part.file.path, part.file.name, cache_bytes=cache) as file:
+            for start, stop in part.runs.tolist():
+                while start < stop:
+                    end = min((start // rows + 1) * rows, stop)
+                    yield _Piece(
+                        part.file.name, start, file[key][start:end, ..., :width] if width else file[key][start:end]
+                    )
+                    start = end
+
+
+class _Shards:
+    """Fills an array shard by shard from pieces of any size."""
+
+    def __init__(self, array: Any, rows_per_shard: int):
+        self._array, self._done, self._filled = array, 0, 0
+        self._rows = np.empty((min(rows_per_shard, array.shape[0]), *array.shape[1:]), dtype=array.dtype)
+
+    def add(self, values: np.ndarray) -> None:
+        """Rows that follow."""
+        while len(values):
+            n = min(len(self._rows) - self._filled, len(values))
+            self._rows[self._filled : self._filled + n] = values[:n]
+            self._filled, values = self._filled + n, values[n:]
+            if self._filled == len(self._rows):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        self._array[self._done : self._done + self._filled] = self._rows[: self._filled]
+        self._done, self._filled = self._done + self._filled, 0
+
+
+def _put_tokens(group: Any, slide: Slide, max_tokens: int, size: int, n_rows: int, n_tokens: int) -> tuple[int, int]:
+    """Write tokens and their lengths; the spots that have more than are kept, and those that have none."""
+    per_shard = ROWS_PER_SHARD // size
+    dtype = np.dtype(np.uint16 if n_tokens <= 2**16 else np.int32)
+    array = new_array(group, "tokens", (n_rows * size, max_tokens), dtype, size, per_shard, "none")
+    shards, lengths, n_cut = _Shards(array, per_shard * size), [np.empty(0, dtype=np.uint16)], 0
+    wanted = max_tokens + 1  # one more tells whether a spot has more
+    for name, start, values in _pieces(slide, TOKENS, size * wanted * 8, wanted):
+        found = values.reshape(len(values), size, -1)
+        if found.shape[2] > max_tokens:
+            n_cut += int((found[..., max_tokens] > 1).sum())
+            found = found[..., :max_tokens]
+        tokens, own = _cleaned(found, dtype, n_tokens, name, start)
+        wide = np.zeros((len(own), max_tokens), dtype=dtype)
+        wide[:, : tokens.shape[1]] = tokens
+        shards.add(wide)
+        lengths.append(own)
+    shards.flush()
+    joined = np.concatenate(lengths)
+    put(group, "lengths", joined)
+    return n_cut, int((joined == 0).sum())
+
+
+def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (b x N, L), 0 pads, of ids (b, N, L); and how many each spot has (b x N,)."""
+    if found.min() < 0 or found.max() >= n_tokens:
+        _refuse_id(found, (found < 0) | (found >= n_tokens), n_tokens, name, first)
+    tokens = found.astype(dtype)
+    tokens[tokens == PADS[1]] = _keys.PAD
+    there = tokens != _keys.PAD
+    if (there & (tokens < _keys.N_SPECIAL)).any():
+        _refuse_id(found, there & (tokens < _keys.N_SPECIAL), n_tokens, name, first)
+    gaps = (there[..., 1:] & ~there[..., :-1]).any(axis=2)
+    if gaps.any():
+        row, spot = (int(i) for i in np.argwhere(gaps)[0])
+        raise ValueError(
+            f"{name}, row {first + row}{_of_group(found, spot)}: a token stands after padding. Ids are expected in the "
+            "order of their rank, padding (0 or 1) last."
+        )
+    lengths = there.sum(axis=2, dtype=np.uint16)
+    if found.shape[1] > 1 and (lengths.max(axis=1) == 0).any():
+        row = first + int((lengths.max(axis=1) == 0).argmax())
+        raise ValueError(f"{name}, row {row}: no spot of the group has a token. The file ends early: get it again.")
+    return tokens.reshape(-1, tokens.shape[2]), lengths.ravel()
+
+
+def _of_group(found: np.ndarray, spot: int) -> str:
+    return f" (spot {spot} of its group)" if found.shape[1] > 1 else ""
+
+
+def _refuse_id(found: np.ndarray, wrong: np.ndarray, n_tokens: int, name: str, first: int) -> None:
+    row, spot, position = (int(i) for i in np.argwhere(wrong)[0])
+    raise ValueError(
+        f"{name}, row {first + row}{_of_group(found, spot)}: id {found[row, spot, position]} at position {position}, "
+        f"expected {_keys.N_SPECIAL} to {n_tokens - 1} (row of the vocabulary of {n_tokens - _keys.N_SPECIAL:,} genes "
+        f"+ {_keys.N_SPECIAL}), or 0 or 1 for padding. The file is damaged, or was made with another vocabulary."
+    )
+
+
+def _put_tiles(group: Any, slide: Slide, settings: Mapping[str, Any], n_rows: int) -> None:
+    """Write patches, regions, and the cells that the patches have in them."""
+    px, how = settings["size_px"], (settings["codec"], settings["quality"])
+    for key, what in ((PATCHES, "patches"), (REGIONS, "regions")):
+        array = new_array(group, what, (n_rows, px, px, 3), np.dtype(np.uint8), 1, TILES_PER_SHARD, *how)
+        shards = _Shards(array, TILES_PER_SHARD)
+        for name, start, tiles in _pieces(slide, key, 3 * px * px):
+            blank = ~tiles.any(axis=(1, 2, 3))
+            if blank.any():
+                raise ValueError(
+                    f"{name}, row {start + int(blank.argmax())}: {key!r} is 0 throughout. The file ends early: "
+                    "get it again."
+                )
+            shards.add(tiles.transpose(0, 2, 3, 1))
+        shards.flush()
+    put(group, "cells", np.concatenate([_cells(*piece) for piece in _pieces(slide, CELLS, 8)]))
+
+
+def _cells(name: str, start: int, values: np.ndarray) -> np.ndarray:
+    """(b, 1) int8, -1 at borders."""
+    found = values.reshape(-1, 1)
+    wrong = (found < -1) | (found > 8)
+    if wrong.any():
+        row = int(wrong.ravel().argmax())
+        raise ValueError(
+            f"{name}, row {start + row}: {CELLS!r} is {found[row, 0]}, expected 0 to 8 (row by row), or -1 at borders."
+        )
+    return found.astype(np.int8)

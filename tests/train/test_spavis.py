@@ -1,0 +1,379 @@
+"""Files of SpaVis-6M: what is in a corpus is what was in them; what does not fit is named by file and row."""
+
+import json
+import shutil
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+
+from stampy import datasets, models, train
+from stampy.cli import main as cli
+from stampy.pp import Vocabulary, tokenize
+from stampy.train import Corpus
+from stampy.train._corpus import build as _corpus_build
+from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
+
+SMALL = {"max_tokens": 48, "size_px": 64, "codec": "zstd", "n_workers": 1, "progress": False}
+GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
+GENES, SLIDES, REGIONS = "tokenized_gene", "batch_slide_id", "images_aug"
+QUIET = {"device": "cpu", "progress": False}
+pytestmark = pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def written(request, tmp_path_factory):
+    """A small folder of either stage."""
+    return spavis(tmp_path_factory.mktemp("spavis"), request.param)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    return spavis(tmp_path_factory.mktemp("groups"), 1)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return spavis(tmp_path_factory.mktemp("pairs"), 2)
+
+
+def spavis(folder, stage):
+    small = {"n_spots": 40, "n_sections": 3, "n_positions": 48, "size_px": 64, "n_genes": 300}
+    return datasets.toy_spavis(folder / "SpaVis", stage=stage, **small)
+
+
+def build(found, out, **more):
+    return Corpus.build(found.folder, out, vocabulary=found.vocabulary, **SMALL | more)
+
+
+def contents(found, key, split="train"):
+    """A data set of all files, one after the other."""
+    values = []
+    for path in sorted((found.folder / split).glob("*.h5")):
+        with h5py.File(path) as file:
+            values.append(file[key][:])
+    return np.concatenate(values)
+
+
+def changed(found, tmp_path, change, number=1):
+    """A copy of a folder, one of whose files is changed by a function of the open file."""
+    folder = shutil.copytree(found.folder, tmp_path / "changed")
+    with h5py.File(folder / "train" / f"tokens-{number}.h5", "r+") as file:
+        change(file)
+    return found._replace(folder=folder)
+
+
+def replace(key, values):
+    def change(file):
+        found = values(file[key][:])
+        del file[key]
+        file[key] = found
+
+    return change
+
+
+def put(key, at, value):
+    return lambda file: file[key].__setitem__(at, value)
+
+
+# What is written
+
+
+def test_what_goes_in_comes_out(written, tmp_path):
+    corpus = build(written, tmp_path / "corpus")
+    ids, slides = contents(written, "tokenized_gene"), contents(written, "batch_slide_id")
+    assert [s.name for s in corpus.sections] == [f"dataset{i // 2}_slide{i}" for i in range(3)]
+    assert any(len(s.record["spavis"]["rows"]) == 2 for s in corpus.sections)  # one lies in two files
+    for number, section in enumerate(corpus.sections):
+        mine = slides == number
+        expected = np.where(ids[mine] == 1, 0, ids[mine]).reshape(-1, 48)
+        assert section.n_spots == len(expected)
+        assert (section.tokens(np.arange(section.n_spots)) == expected).all()
+        assert (section.lengths == (expected != 0).sum(axis=1)).all()
+        assert np.isnan(section.xy).all()
+        if ids.ndim == 3:
+            assert section.n_groups == [mine.sum()]
+            assert (section.group(2) == expected.reshape(-1, 9, 48)[2]).all()
+        else:
+            rows = np.array([3, 0, 39])
+            for key, found in (("images", section.patches(rows)), ("images_aug", section.regions(rows))):
+                assert (found == contents(written, key)[mine][rows].transpose(0, 2, 3, 1)).all()
+            assert (section.cells[:, 0] == contents(written, "pos_label")[mine]).all()
+    assert corpus.verify() == []
+    assert corpus.settings["layout"] == "spavis"
+
+
+def test_toy_files_have_the_tokens_that_stampy_makes(written):
+    truth = written.truth[written.truth["split"] == "train"]
+    ids = contents(written, "tokenized_gene").reshape(-1, 48)
+    vocabulary = Vocabulary.load(written.vocabulary)
+    for i, section in enumerate(written.sections[:3]):
+        table = section.copy()
+        tokenize(table, vocabulary, max_tokens=48)
+        own = (truth["section"] == f"dataset{i // 2}_slide{i}").to_numpy()
+        rows = section.obs_names.get_indexer(truth["spot"][own])
+        found = np.where(ids[own] == 1, 0, ids[own])
+        assert (found == table.obsm["stamp_tokens"][rows]).all()
+        assert (truth["domain"][own].to_numpy() == section.obs["domain"].astype(str).to_numpy()[rows]).all()
+
+
+def test_published_tokens_are_kept(reference_dir, tmp_path):
+    vocabulary = datasets.published_vocabulary()
+    golden = reference_dir / "golden"
+    grouped = np.load(golden / "pretraining.npz")["tokens"]
+    aligned = np.load(golden / "alignment.npz")
+    real = np.load(golden / "tokens_CRC16_human.npz")["tokens"]
+    singles = np.concatenate([aligned["tokens"], real, np.load(golden / "tokens_HER2ST_C3.npz")["tokens"]])
+    for name, ids in (("groups", grouped), ("singles", singles)):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / "tokens-0.h5", "w") as file:
+            file["tokenized_gene"] = np.where(ids == 0, 1, ids).astype(np.int64)
+            file["batch_slide_id"] = np.zeros(len(ids), dtype=int)
+        corpus = Corpus.build(tmp_path / name, tmp_path / f"{name}-corpus", vocabulary=vocabulary, n_workers=1,
+                              progress=False)  # fmt: skip
+        (section,) = corpus.sections
+        assert section.name == "slide0"
+        found = section.tokens(np.arange(section.n_spots))
+        assert (found.reshape(ids.shape) == ids).all()
+        assert found.dtype == np.uint16
+
+
+def test_images_are_kept_as_they_are_published(reference_dir, tmp_path):
+    golden = np.load(reference_dir / "golden" / "alignment.npz")
+    with h5py.File(tmp_path / "tokens-0.h5", "w") as file:
+        file["tokenized_gene"] = golden["tokens"]
+        file["batch_slide_id"] = np.array(["a", "b"] * 6, dtype="S1")
+        for key, name in (("images", "images"), ("images_aug", "regions")):
+            file[key] = golden[name].transpose(0, 3, 1, 2)
+        file["pos_label"] = golden["positions"]
+    corpus = Corpus.build(tmp_path, tmp_path / "corpus", vocabulary=datasets.published_vocabulary(), codec="zstd",
+                          n_workers=1, progress=False)  # fmt: skip
+    assert [s.name for s in corpus.sections] == ["slidea", "slideb"]  # every second row: read row by row
+    for i, section in enumerate(corpus.sections):
+        assert (section.patches(np.arange(6)) == golden["images"][i::2]).all()
+        assert (section.regions(np.arange(6)) == golden["regions"][i::2]).all()
+        assert (section.cells[:, 0] == golden["positions"][i::2]).all()
+
+
+def test_more_tokens_than_are_kept_are_counted(groups, tmp_path):
+    with pytest.warns(UserWarning, match=r"of 135 spots have more than max_tokens=20 tokens"):
+        corpus = build(groups, tmp_path / "corpus", max_tokens=20)
+    ids = contents(groups, "tokenized_gene")
+    assert sum(s.record["spavis"]["n_cut"] for s in corpus.sections) == (ids[..., 20] > 1).sum()
+    assert (corpus.sections[0].group(0) == ids[0, :, :20]).all()
+
+
+def test_other_forms_of_ids(groups, tmp_path):
+    corpus = build(groups, tmp_path / "corpus")
+    for name, form in {
+        "column": lambda v: v[:, None],
+        "of each spot": lambda v: np.repeat(v[:, None], 9, axis=1),
+        "flat": lambda v: np.repeat(v, 9),
+        "float": lambda v: v.astype(float),
+    }.items():
+        other = changed(groups, tmp_path / name, replace("batch_slide_id", form))
+        found = build(other, tmp_path / name / "corpus")
+        assert found.table.equals(corpus.table)
+
+
+def test_files_without_slide_ids_are_sections(groups, tmp_path):
+    other = changed(
+        groups, tmp_path, lambda file: [file.__delitem__(k) for k in ("batch_slide_id", "batch_dataset_id")]
+    )
+    with pytest.warns(UserWarning, match=r"tokens-1.h5 has no 'batch_slide_id'"):
+        corpus = build(other, tmp_path / "corpus")
+    assert corpus.sections[-1].name == "train_tokens-1"
+
+
+def test_what_has_no_room_is_named(pairs, tmp_path):
+    other = changed(pairs, tmp_path, lambda file: file.__setitem__("spot_label", np.zeros(len(file["images"]))))
+    with pytest.warns(UserWarning, match="no room for it: .*spot_label"):
+        build(other, tmp_path / "corpus")
+
+
+def test_val_is_built_when_it_is_named(groups, tmp_path):
+    val = groups._replace(folder=groups.folder / "val")
+    assert [s.name for s in build(val, tmp_path / "corpus").sections] == ["dataset1_slide3"]
+
+
+# Building
+
+
+def test_building_goes_on(groups, tmp_path, monkeypatch):
+    corpus = build(groups, tmp_path / "corpus")
+    done = []
+    write = _corpus_build.write_section
+    monkeypatch.setattr(_corpus_build, "write_section", lambda s, *a: done.append(s.name) or write(s, *a))
+    assert build(groups, tmp_path / "corpus").digest == corpus.digest
+    assert done == []
+    shutil.rmtree(corpus.sections[1].folder)
+    (corpus.path / "manifest.json").unlink()
+    again = Corpus.build(groups.folder, tmp_path / "corpus", **SMALL)  # its vocabulary is there
+    assert again.digest == corpus.digest
+    assert done == ["dataset0_slide1"]
+    other = changed(groups, tmp_path, put("tokenized_gene", (0, 0, 0), 31))
+    assert build(other, tmp_path / "corpus").digest != corpus.digest
+    assert len(done) > 2
+
+
+def test_workers_give_the_same(pairs, tmp_path):
+    assert build(pairs, tmp_path / "a").digest == build(pairs, tmp_path / "b", n_workers=2).digest
+
+
+BAD_GROUPS = {
+    "an id too high": (put(GENES, (2, 3, 5), 60_000), r"tokens-1.h5, row 2 \(spot 3 of its group\): id 60000"),
+    "a negative id": (put(GENES, (2, 3, 5), -7), r"row 2 \(spot 3 of its group\): id -7 at position 5"),
+    "a reserved id": (put(GENES, (4, 0, 1), 12), r"row 4 \(spot 0 of its group\): id 12 .* expected 30 to"),
+    "padding inside": (put(GENES, (1, 8, 2), 0), r"row 1 \(spot 8 of its group\): a token stands after padding"),
+    "empty rows": (put(GENES, -1, 0), r"tokens-1.h5, row \d+: no spot of the group has a token"),
+    "groups of another size": (replace(GENES, lambda v: v[:, :7]), r"tokens-1.h5: .* groups of 7 spots"),
+    "floats": (replace(GENES, lambda v: v.astype(float)), r"tokens-1.h5: 'tokenized_gene' is float64"),
+    "four axes": (replace(GENES, lambda v: v[None]), r"tokens-1.h5: 'tokenized_gene' is int32 \(1, "),
+    "rows, not groups": (replace(GENES, lambda v: v[:, 0]), r"tokens-0.h5 has groups .*tokens-1.h5 has none"),
+    "no tokens": (lambda f: f.__delitem__(GENES), r"tokens-1.h5 has no data set 'tokenized_gene'. It has"),
+    "ids too few": (replace(SLIDES, lambda v: v[:-1]), r"tokens-1.h5: 'batch_slide_id' is int64 .*expected one"),
+    "a slide that changes": (
+        replace(SLIDES, lambda v: np.repeat(v[:, None], 9, axis=1) + (np.arange(9 * len(v)) == 9 * 2 + 4)
+                .reshape(-1, 9)), r"tokens-1.h5, row 2: 'batch_slide_id' changes within a group: \[\d, \d\]"),
+    "a data set that changes": (
+        replace("batch_dataset_id", lambda v: np.repeat(v, 9) + (np.arange(9 * len(v)) == 9)),
+        r"tokens-1.h5, row 1: 'batch_dataset_id' changes within a group"),
+    "images beside groups": (lambda f: f.__setitem__("images", np.zeros(3)), r"\['images'\] beside groups of spots"),
+}  # fmt: skip
+BAD_PAIRS = {
+    "images of another shape": (
+        replace("images", lambda v: v[:, :, :30]), r"tokens-1.h5: 'images' is uint8 .*30, 64\), expected .*64, 64\)"
+    ),
+    "channels last": (replace(REGIONS, lambda v: v.transpose(0, 2, 3, 1)), r"'images_aug' is uint8 .*64, 64, 3\)"),
+    "floats": (replace("images", lambda v: v / 255), r"'images' is float64"),
+    "images too few": (replace(REGIONS, lambda v: v[1:]), r"tokens-1.h5: 'images_aug' is uint8"),
+    "no regions": (lambda f: f.__delitem__(REGIONS), r"tokens-1.h5 has no data set 'images_aug'.*images=False"),
+    "a blank image": (put("images", 3, 0), r"tokens-1.h5, row 3: 'images' is 0 throughout"),
+    "a cell too high": (put("pos_label", 5, 9), r"tokens-1.h5, row 5: 'pos_label' is 9, expected 0 to 8"),
+    "a token too high": (put(GENES, (6, 0), 20_340), r"tokens-1.h5, row 6: id 20340 at position 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+def test_bad_groups_are_named(case, groups, tmp_path):
+    refused(groups, tmp_path, *BAD_GROUPS[case])
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_bad_pairs_are_named(case, pairs, tmp_path):
+    refused(pairs, tmp_path, *BAD_PAIRS[case])
+
+
+def refused(found, tmp_path, change, message):
+    other = changed(found, tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        build(other, tmp_path / "corpus")
+    nothing_half_written(tmp_path / "corpus")
+
+
+def nothing_half_written(path):
+    assert not (path / "manifest.json").exists()
+    if path.exists():
+        for folder in (path / "sections").iterdir():
+            if folder.is_dir():
+                assert "stampy" in json.loads((folder / "zarr.json").read_text())["attributes"]
+
+
+def test_a_file_that_ends_early_is_named(groups, tmp_path):
+    folder = shutil.copytree(groups.folder, tmp_path / "cut")
+    path = folder / "train" / "tokens-1.h5"
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"train/tokens-1.h5' can't be read: it is truncated"):
+        build(groups._replace(folder=folder), tmp_path / "corpus")
+    nothing_half_written(tmp_path / "corpus")
+    with pytest.warns(UserWarning, match=r"'train/tokens-1.h5' was left out"):
+        corpus = build(groups._replace(folder=folder), tmp_path / "corpus", on_error="skip")
+    assert list(corpus.skipped) == ["train/tokens-1.h5"]
+
+
+def test_a_chunk_that_is_damaged_is_named(groups, tmp_path):
+    def compress(file):
+        found = file["tokenized_gene"][:]
+        del file["tokenized_gene"]
+        file.create_dataset("tokenized_gene", data=found, chunks=(2, 9, 48), compression="gzip", fletcher32=True)
+
+    other = changed(groups, tmp_path, compress)
+    path = other.folder / "train" / "tokens-1.h5"
+    with h5py.File(path) as file:
+        chunk = file["tokenized_gene"].id.get_chunk_info(1)
+    data = bytearray(path.read_bytes())
+    data[chunk.byte_offset + 20] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"tokens-1.h5 is damaged"):
+        build(other, tmp_path / "corpus")
+    nothing_half_written(tmp_path / "corpus")
+
+
+def test_vocabularies(groups, tmp_path):
+    with pytest.raises(ValueError, match=r"vocabulary=stampy.datasets.published_vocabulary\(\)"):
+        Corpus.build(groups.folder, tmp_path / "corpus", **SMALL)
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(groups.vocabulary.read_text().splitlines(keepends=True)[:101]))
+    with (
+        pytest.warns(UserWarning, match=r"not the published one \(100 genes"),
+        pytest.raises(ValueError, match=r"tokens-0.h5, row 0 .*of the vocabulary of 100 genes"),
+    ):
+        build(groups._replace(vocabulary=few), tmp_path / "corpus")
+
+
+def test_settings_without_effect_and_mixtures_are_refused(groups, toy, tmp_path):
+    for name, value in {"draws": 2, "regions": 3, "max_distance": 2.0, "seed": 1, "tile_um": 55.0}.items():
+        with pytest.raises(ValueError, match=rf"{name}=.*no effect on files of SpaVis-6M"):
+            build(groups, tmp_path / "corpus", **{name: value})
+    toy.write_h5ad(tmp_path / "toy.h5ad")
+    with pytest.raises(ValueError, match="can't share a corpus"):
+        Corpus.build([groups.folder, tmp_path / "toy.h5ad"], tmp_path / "corpus")
+    with pytest.raises(ValueError, match="Build a corpus of each"):
+        Corpus.build([groups.folder, groups.folder / "val"], tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+# Training
+
+
+def test_stage_1_trains_on_the_groups(groups, tmp_path):
+    corpus = build(groups, tmp_path / "corpus")
+    settings = GENE | {"groups_per_batch": 3, "embedding": 12}
+    data = groups_on_disk(corpus, None, train.PretrainConfig.of(settings))
+    assert sum(len(s.groups(0, train.PretrainConfig.of(settings), None).numbers) for s in data.sections) == 15
+    model = train.pretrain(corpus, tmp_path / "run", config=settings, **QUIET)
+    assert len(model.genes) == len(corpus.vocabulary)
+    with pytest.raises(ValueError, match=r"max_distance=2.0 has no effect"):
+        train.pretrain(corpus, tmp_path / "other", config=settings | {"max_distance": 2.0}, **QUIET)
+
+
+def test_stage_2_trains_on_the_pairs(pairs, tmp_path):
+    other = changed(pairs, tmp_path, put("pos_label", slice(0, 9), -1))
+    corpus = build(other, tmp_path / "corpus")
+    vocabulary = corpus.vocabulary
+    gene = models.GeneConfig(n_genes=len(vocabulary), **GENE)
+    vit = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    image = models.ImageConfig(backbone="vit_tiny_patch16_224", backbone_kwargs=vit, size_px=64)
+    start = models.Stamp(models.StampConfig(gene=gene, image=image, embedding=12), vocabulary.frame)
+    data = pairs_on_disk(corpus, vocabulary, start.config)
+    assert sum(s.n_spots for s in data.sections) == 120
+    settings = {"epochs": 1, "pairs_per_batch": 20}
+    aligned = train.align(corpus, tmp_path / "run", model=start, config=settings, **QUIET)
+    assert aligned.config.image is not None
+    with pytest.raises(ValueError, match="no neighbourhood group"):
+        train.pretrain(corpus, tmp_path / "other", config=GENE, **QUIET)
+
+
+# The command line
+
+
+def test_the_command_line_takes_the_published_vocabulary(pairs, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(datasets, "published_vocabulary", lambda: asked.append(1) or pairs.vocabulary)
+    command = ["corpus", "build", str(pairs.folder), "--out", str(tmp_path / "corpus"), "--workers", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cli.main([*command, "--max-tokens", "48", "--images", "none"]) == 0
+    assert asked == [1]
+    assert "Corpus(3 sections, 120 spots" in capsys.readouterr().out
