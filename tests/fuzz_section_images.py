@@ -87,10 +87,17 @@ def image_file(case, rng, folder):
     )
 
 
+def halved(picture):
+    """The mean of each 2 x 2 px, as scanners write the levels of a pyramid."""
+    height, width = (side // 2 * 2 for side in picture.shape[:2])
+    blocks = picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
 def write_picture(picture, folder, rng):
     """PNG, TIFF in several layouts, with an orientation tag, gzipped."""
     how = choice(rng, "png", "png.gz", "tif", "tiled", "planar", "oriented", "rgba", "pyramid", "16 bit", "lzw")
-    path = folder / f"image.{how if how in ('png', 'png.gz') else 'tif'}"
+    path = folder / f"image.{how if how in ('png', 'png.gz') else 'pyramid.tif' if how == 'pyramid' else 'tif'}"
     if how in ("png", "png.gz"):
         stream = io.BytesIO()
         Image.fromarray(picture).save(stream, "png")
@@ -117,7 +124,7 @@ def write_picture(picture, folder, rng):
     elif how == "pyramid":
         with tifffile.TiffWriter(path) as tif:
             tif.write(picture, subifds=1, tile=(64, 64), photometric="rgb")
-            tif.write(picture[::2, ::2], subfiletype=1, tile=(64, 64), photometric="rgb")
+            tif.write(halved(picture), subfiletype=1, tile=(64, 64), photometric="rgb")
         return path
     tifffile.imwrite(path, picture, **options)
     return path
@@ -155,10 +162,17 @@ def library_layout(case, rng):
 
 
 def wrong_scale(case, rng):
-    """A scale factor that is missing, none, 0, or another image's."""
-    factors = entry(case)["scalefactors"]
+    """A scale factor that is missing, none, 0, or another image's.
+
+    A factor of the picture that is too small leaves all spots inside of it: that can be told by a second picture alone.
+    """
+    library = entry(case)
+    factors = library["scalefactors"]
     key = choice(rng, "tissue_hires_scalef", "spot_diameter_fullres")
     value = choice(rng, None, np.nan, 0, -1, "x", factors[key] * 5, factors[key] / 5, "gone")
+    if key == "tissue_hires_scalef" and value == factors[key] / 5:
+        library["images"]["lowres"] = library["images"]["hires"][::4, ::4].copy()
+        factors["tissue_lowres_scalef"] = factors[key] / 4
     if value == "gone":
         del factors[key]
     else:

@@ -106,14 +106,54 @@ def spatialdata(case, rng):
     return ""
 
 
+def two_regions(case, rng):
+    """Two sections in one SpatialData: each a region with a picture, a coordinate system and a scale of its own."""
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+
+    one = case.truth
+    other = another(one, rng)
+    case.parts = [one, other]
+    kind = choice(rng, "shapes", "shapes", "labels")
+    parts, tables, told = {"images": {}, kind: {}}, [], []
+    for name, truth in zip("ab", case.parts, strict=True):
+        to_world = similar(rng)
+        how, image = picture_of(truth, rng, to_world, f"of_{name}")
+        ids, spots, unit = element_of(truth, rng, kind, to_world, f"of_{name}")
+        parts["images"][f"he_{name}"], parts[kind][f"spots_{name}"] = image, spots
+        table = plain(truth)
+        del table.uns["spatial"], table.obsm["spatial"]
+        table.obs["region"], table.obs["instance_id"] = f"spots_{name}", ids
+        tables.append(table)
+        told.append(how)
+        case.options.setdefault("um_per_px", {})[f"spots_{name}"] = UM / unit
+    n = len(one.xy)
+    table = concat(tables, index_unique="-", merge="same")
+    order = rng.permutation(2 * n) if rng.random() < 0.3 else np.arange(2 * n)
+    table = table[order].copy()
+    table.obs["region"] = pd.Categorical(table.obs["region"])
+    case.rows, case.shuffled = order, not np.array_equal(order, np.arange(2 * n))
+    table = TableModel.parse(table, region=["spots_a", "spots_b"], region_key="region", instance_key="instance_id")
+    case.data = SpatialData(**parts, tables={"table": table})
+    case.told[-1] += f" ({kind}, {told})"
+    if kind == "shapes" and rng.random() < 0.5:  # the grid tells the size of a pixel
+        del case.options["um_per_px"]
+    return ""
+
+
+def another(one, rng):
+    """A second truth of as many spots and the same genes."""
+    other = draw(rng)
+    other.genes, other.xy, other.picture = one.genes, one.xy.copy(), one.picture[::-1].copy()
+    other.counts = rng.permutation(one.counts)
+    other.counts[:, 0] += 1
+    return other
+
+
 def two_sections(case, rng):
     """Two sections in one table: at the same places, between each other, or apart; told apart by a column or not."""
     one = case.truth
-    other = draw(rng)
-    other.genes, n = one.genes, len(one.xy)
-    other.xy, other.picture = one.xy.copy(), one.picture[::-1].copy()
-    other.counts = rng.permutation(one.counts)
-    other.counts[:, 0] += 1
+    other, n = another(one, rng), len(one.xy)
     case.parts = [one, other]
     where = choice(rng, "same", "same", "between", "beside")
     other.xy = other.xy + {"same": (0, 0), "between": (7, 3), "beside": (1000, 0)}[where]

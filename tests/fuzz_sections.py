@@ -74,6 +74,7 @@ class Case:
     plain: AnnData | None = None  # the truth, where a disguise changes it
     parts: list = dataclasses.field(default_factory=list)  # truths of several sections
     path: Path | None = None  # where the section is to be read from
+    reading: dict = dataclasses.field(default_factory=dict)  # options of `stampy.read`
     names: dict = dataclasses.field(default_factory=dict)  # there: name of a spot -> the true one
     shuffled: bool = False
     spoilt: bool = False
@@ -442,11 +443,13 @@ XY_WORDS = r"coordinates|'x'|x and y|third column|obsm|apart|wide"
 
 def coordinate_storage(case, rng):
     xy = case.data.obsm["spatial"]
-    how = choice(rng, "int", "i2", "f4", "object", "text", "third constant", "third", "fortran", "float128", "u2")
+    how = choice(rng, "int", "i2", "f4", "object", "text", "third constant", "third", "fortran", "f2", "u2")
+    if how == "f2" and not np.array_equal(xy.astype("f2"), xy):  # rounded: another truth, and nothing tells
+        how = "f4"
     made = {
         "int": lambda: xy.astype(np.int64), "i2": lambda: np.rint(xy).astype(np.int16), "f4": lambda: xy.astype("f4"),
         "object": lambda: xy.astype(object), "text": lambda: xy.astype(str), "u2": lambda: xy.astype(np.uint16),
-        "third constant": lambda: np.column_stack([xy, np.zeros(len(xy))]), "float128": lambda: xy.astype("f2"),
+        "third constant": lambda: np.column_stack([xy, np.zeros(len(xy))]), "f2": lambda: xy.astype("f2"),
         "third": lambda: np.column_stack([xy, rng.integers(0, 3, len(xy))]), "fortran": lambda: np.asfortranarray(xy),
     }[how]()  # fmt: skip
     case.data.obsm["spatial"] = made
@@ -487,7 +490,8 @@ def other_units(case, rng):
         xy = xy / case.options.get("unit", 1)
         a.obsm["spatial"] = np.column_stack([np.rint((xy[:, 0] - 40) / 15), np.rint((xy[:, 1] - 40) / ROW)])
     elif how == "hires px":  # the picture is the reduced one of a section five times as large
-        factors["tissue_hires_scalef"], factors["spot_diameter_fullres"] = 0.2, 55 / UM * 5
+        factors["tissue_hires_scalef"] = factors["tissue_hires_scalef"] / 5
+        factors["spot_diameter_fullres"] *= 5
     elif how == "um":
         a.obsm["spatial"] = xy * UM
     elif how == "mm":

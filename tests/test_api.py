@@ -21,7 +21,7 @@ MAY_IMPORT = {  # of the rooms below; the files beside them (`_keys`, `_checks`,
     "pl": {"_section"},
     "train": {"_io", "_section", "pp", "models"},
     "tl": {"_io", "_section", "pp", "models"},  # _io: the sections of a cohort lie on disk
-    "bench": {"_section", "pp", "models", "datasets", "tl"},
+    "bench": {"_io", "_section", "pp", "models", "datasets", "tl"},
     "cli": {"_io", "_section", "pp", "models", "datasets", "pl", "train", "tl", "bench"},
 }
 PUBLIC = [room for room in MAY_IMPORT if not room.startswith("_") and room != "cli"]
@@ -47,7 +47,7 @@ def test_layers(layer):
         assert others <= MAY_IMPORT[layer], path
 
 
-@pytest.mark.parametrize("name", ["_keys", "_checks", "_utils", "_files", "_labels", "_workers"])
+@pytest.mark.parametrize("name", ["_keys", "_checks", "_utils", "_files", "_labels", "_settings", "_workers"])
 def test_the_ground_imports_no_room(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
 

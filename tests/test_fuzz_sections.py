@@ -27,6 +27,7 @@ from types import SimpleNamespace
 
 import anndata
 import fuzz_section_files as files
+import fuzz_section_formats as formats
 import fuzz_section_images as images
 import fuzz_section_stores as stores
 import fuzz_sections as dress
@@ -115,6 +116,11 @@ def settled_of(case):
     return np.concatenate(found)[case.rows]
 
 
+def is_coarse(case):
+    """Whether the picture is read from a level of a pyramid that another program has made."""
+    return any("scales" in told or "pyramid" in told for told in case.told)
+
+
 def is_equal(call, found, expected, settled=None, *, coarse=False):
     if call is spatial:
         return True
@@ -169,19 +175,19 @@ def of_places(rng, world):
 
 def of_stores(rng, world):
     case = dress.new_case(dress.draw(rng))
-    case.do(choice(rng, stores.spatialdata, stores.two_sections, stores.two_sections), rng)
+    case.do(choice(rng, stores.spatialdata, stores.two_sections, stores.two_sections, stores.two_regions), rng)
     calls = (tokenize, tiles, gene, default, context, neighborhoods, spatial)
     return case, choice(rng, *(calls if not case.shuffled else (tokenize, tiles, gene, default)))
 
 
 def of_files(rng, world):
     case = dress.new_case(dress.draw(rng))
-    layout = choice(rng, *files.LAYOUTS)
+    layout = choice(rng, *files.LAYOUTS, *formats.LAYOUTS)
     case.told.append(layout.__name__)
     case.path = layout(case, world.folder, rng)
     files.spoil(case, world.folder, rng)
     calls = (tokenize, tokenize, gene) if case.shuffled else (tokenize, gene, context, neighborhoods)
-    calls += (tiles, default) if layout in files.PICTURED else ()
+    calls += (tiles, default) if layout in files.PICTURED + formats.PICTURED else ()
     return case, choice(rng, *calls)
 
 
@@ -200,7 +206,7 @@ def of_tables(rng, world):
 
 def read(case, call, world):
     """The section in the files, and what was said; the rows of the truth by the names of its spots."""
-    data, said = run(lambda *_: stampy.read(case.path), None, case, world)
+    data, said = run(lambda *_: stampy.read(case.path, **case.reading), None, case, world)
     if isinstance(data, Exception):
         return data, said
     case.data = data
@@ -249,7 +255,7 @@ def of_parts(call, case, world):
     found = [reference(call, part, world) for part in parts]
     if call is neighborhoods:
         found[1] = np.where(found[1] >= 0, found[1] + found[0].max() + 1, -1)
-    return np.concatenate(found)
+    return np.concatenate(found)[case.rows]
 
 
 def judge(call, case, world):
@@ -277,9 +283,9 @@ def judge(call, case, world):
         return refused(found, matter)
     call = gene if call is default and not case.pictured else call
     expected = None if call is spatial else reference(call, case, world)
-    if call is spatial or is_equal(call, found, expected, settled_of(case), coarse="scales" in "".join(case.told[:1])):
+    if call is spatial or is_equal(call, found, expected, settled_of(case), coarse=is_coarse(case)):
         return "equal"
-    turned = [told for told in case.told if told.startswith(("spatialdata", "two_sections (beside", *UNITS))]
+    turned = [told for told in case.told if told.startswith(("spatialdata", "two_", *UNITS))]
     if call is neighborhoods and turned:
         return "equal but for ties"
     if any(matter.search(text) for text in said):

@@ -1,16 +1,27 @@
 """stampy: histology and spatial gene expression in one embedding."""
 
+from __future__ import annotations
+
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stampy._settings import Settings
 
 __version__ = "0.2.0"
 
+if sys.platform == "darwin":  # torch reads it when it is loaded: what MPS lacks runs on the CPU, with a warning
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
 _SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
-__all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", "pp", "read", "tl", "train"]
+__all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", "pp", "read", "settings", "tl", "train"]
 
 
-def __getattr__(name: str) -> ModuleType | Callable | type[Warning]:
+def __getattr__(name: str) -> ModuleType | Callable | type[Warning] | Settings:
     # PEP 562: `import stampy` stays below 0.1 s; a subpackage is imported when it is first named.
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
@@ -18,6 +29,10 @@ def __getattr__(name: str) -> ModuleType | Callable | type[Warning]:
         from stampy._io.read import read
 
         return read
+    if name == "settings":
+        from stampy._settings import settings
+
+        return settings
     if name == "StampyWarning":
         from stampy._checks import StampyWarning
 

@@ -12,12 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy._settings import DefaultSeed, settings
 
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
+    from torch import Tensor
 
-__all__ = ["copy_of", "device_of", "generator", "seed_of", "stream", "table_of", "torch_generator"]
+__all__ = [
+    "chosen_seed",
+    "copy_of",
+    "device_of",
+    "float64",
+    "generator",
+    "hidden",
+    "seed_of",
+    "stream",
+    "table_of",
+    "torch_generator",
+]
 
 
 def n_cores() -> int:
@@ -78,9 +91,19 @@ def copy_of(data: Any, table_key: str = _keys.TABLE) -> Any:
     return type(data).init_from_elements({**elements, table_key: copied}, attrs=data.attrs)
 
 
+def hidden(progress: bool) -> bool:
+    """Whether a progress bar is not shown: it was not asked for, or the settings say so."""
+    return not (progress and settings.progress_bars)
+
+
+def chosen_seed(seed: int) -> int:
+    """`seed`, or that of the settings where none was given."""
+    return settings.seed if isinstance(seed, DefaultSeed) else seed
+
+
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     """A numpy generator from a seed, a generator or None (fresh entropy); the global state is never touched."""
-    return np.random.default_rng(rng)
+    return np.random.default_rng(settings.seed if isinstance(rng, DefaultSeed) else rng)
 
 
 def seed_of(seed: int, name: str, *counters: int) -> int:
@@ -110,12 +133,20 @@ def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """`device`, or CUDA if there is one, else the CPU."""
+    """`device`, or that of the settings; else CUDA or an Apple GPU (MPS) if there is one, else the CPU."""
     import torch
 
+    device = settings.device if device is None else device
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda' was asked for, but torch sees no CUDA device. Use device=None or 'cpu'.")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device.type in there and not there[device.type]():
+        name = "CUDA device" if device.type == "cuda" else "Apple GPU (MPS)"
+        raise ValueError(f"device={device.type!r} was asked for, but torch sees no {name}. Use device=None or 'cpu'.")
     return device
+
+
+def float64(values: Tensor) -> Tensor:
+    """`values` in double precision; on the CPU where their device, such as MPS, has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -12,6 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stampy._settings import settings
+from stampy._utils import hidden
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -58,7 +61,7 @@ def workers(
     elif scheduler is None:
         # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
         how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
-        with ProcessPoolExecutor(n_workers, initargs=(setup, setup_args), **how) as pool:
+        with ProcessPoolExecutor(n_workers, initargs=(settings.as_dict(), setup, setup_args), **how) as pool:
             yield partial(_run_in_pool, pool, progress)
     else:
         try:
@@ -69,8 +72,11 @@ def workers(
             yield partial(_run_on_cluster, client, progress)
 
 
-def _begin(setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
+def _begin(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
     """First in a new process, which ends when the one that started it is gone, also if that was killed."""
+    for name, value in values.items():
+        if getattr(settings, name) != value:
+            setattr(settings, name, value)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:
         setup(*setup_args)
@@ -86,7 +92,7 @@ def _end_with_parent() -> None:
 def _run_in_turn(progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:
     from tqdm.auto import tqdm
 
-    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=not progress))
+    yield from (job() for job in tqdm(jobs, desc=what, unit="section", disable=hidden(progress)))
 
 
 def _run_in_pool(pool: ProcessPoolExecutor, progress: bool, jobs: Sequence[Job], what: str) -> Iterator[Any]:
@@ -94,7 +100,7 @@ def _run_in_pool(pool: ProcessPoolExecutor, progress: bool, jobs: Sequence[Job],
 
     futures = [pool.submit(job) for job in jobs]
     try:
-        with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
+        with tqdm(total=len(jobs), desc=what, unit="section", disable=hidden(progress)) as bar:
             for future in as_completed(futures):
                 yield future.result()
                 bar.update()
@@ -114,7 +120,7 @@ def _run_on_cluster(client: Client, progress: bool, jobs: Sequence[Job], what: s
 
     futures = [client.submit(job, pure=False) for job in jobs]
     try:
-        with tqdm(total=len(jobs), desc=what, unit="section", disable=not progress) as bar:
+        with tqdm(total=len(jobs), desc=what, unit="section", disable=hidden(progress)) as bar:
             for future in as_completed(futures):
                 yield future.result()
                 bar.update()

@@ -28,6 +28,15 @@ def test_planted_genes_are_found():
     }
 
 
+def test_what_is_no_gene_is_no_marker():
+    adata = _section()
+    others = np.where(adata.obs[["g"]] == "1", 5000, 10) * np.ones((1, 2))
+    var = pd.DataFrame({"feature_types": ["Gene Expression"] * adata.n_vars + ["Antibody Capture"] * 2},
+                       index=[*adata.var_names, "CD3", "IgG"])  # fmt: skip
+    both = AnnData(sparse.hstack([adata.X, others], format="csr"), obs=adata.obs, var=var)
+    assert top_genes(both, "g", n=4) == top_genes(adata, "g", n=4)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other packages'
 def test_scores_are_scanpys():

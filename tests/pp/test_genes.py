@@ -1,5 +1,7 @@
 """How the genes of a section are found in a vocabulary: by which names, what is refused, and what is said."""
 
+from contextlib import nullcontext
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -77,6 +79,15 @@ def found(vocabulary, names, **columns):
         ("hg19-GAPDH", "GAPDH"),
         ("HUMAN_GAPDH", "GAPDH"),
         ("gapdh", "GAPDH"),
+        ("hla.a", "HLA-A"),
+        ("hla-a-1", "HLA-A"),
+        ("sept2", "SEPTIN2"),
+        ("ensg00000111640", "GAPDH"),
+        ("Ensg00000111640.15", "GAPDH"),
+        ("gapdh_ensg00000111640", "GAPDH"),
+        ("GRCH38_GAPDH", "GAPDH"),
+        ("grch38_gapdh", "GAPDH"),
+        ("ensmusg00000057666", None),  # mouse
         ("GAPDH.1", "GAPDH"),
         ("GAPDH-1", "GAPDH"),
         ("SEPT2", "SEPTIN2"),
@@ -134,6 +145,20 @@ def test_each_gene_by_itself(human, data):
     assert found(human, written) == names
 
 
+@pytest.mark.parametrize("write", [str.lower, str.upper, lambda name: name.replace("-", ".").lower()])
+def test_names_in_one_case(write):
+    """Every approved symbol of HGNC in one case is its own gene, those of the mitochondria included."""
+    human = packaged()
+    names = [human.index.human.symbols[gene] for gene in human.index.by_gene]
+    rows = list(human.index.by_gene.values())
+    kept = [k for k, name in enumerate(names) if human.index.by_symbol.get(name) == rows[k]][::20]
+    names = [names[k] for k in kept] + ["MT-CO1", "MT-ND4L", "HLA-DRA"]
+    rows = [rows[k] for k in kept] + [human.index.by_symbol[name] for name in names[-3:]]
+    with pytest.warns(StampyWarning, match="only in another case") if write is not str.upper else nullcontext():
+        match = human.match(section([write(name) for name in names]))
+    assert [name for name, row, true in zip(names, match.rows, rows, strict=True) if row != true] == []
+
+
 def test_ids_win_over_symbols(human):
     names = ["GAPDH", "TP53", "CD4"]
     swapped = [GENES["TP53"], GENES["GAPDH"], GENES["CD4"]]
@@ -158,6 +183,12 @@ def test_an_id_that_nobody_knows_is_a_retired_one_or_another_gene(human):
     ids = ["ENSG00009999999", GENES["TP53"], "ENSG00009999998", GENES["CD4"]]
     with pytest.warns(StampyWarning, match="25% of the counts are dropped"):
         assert found(human, names, gene_ids=ids) == ["GAPDH", "TP53", None, "CD4"]
+
+
+def test_names_of_a_new_vocabulary_in_another_case():
+    ids, symbols, _ = resolved_names(pd.DataFrame(index=["TP53", "gapdh", "CD4", "Cd8a", "ensg00000105383"]))
+    assert symbols.tolist() == ["TP53", "GAPDH", "CD4", "Cd8a", "CD33"]  # Cd8a may be of mouse
+    assert ids.tolist() == [GENES["TP53"], GENES["GAPDH"], GENES["CD4"], "", "ENSG00000105383"]
 
 
 def test_duplicates_are_summed(human):

@@ -126,6 +126,12 @@ def test_the_packaged_table_says_where_it_is_from():
     assert any("CC BY 4.0" in line for line in head)
 
 
+def test_symbols_in_another_case(small):
+    adata = section(["APOE", "ptgds", "SNAP25", "Snap25"])
+    pp.orthologs(adata, vocabulary=small)
+    assert of(adata) == [("APOE", "table"), ("PTGDS", "table"), ("", "none"), ("SNAP25", "table")]
+
+
 def test_matching_without_a_trace(small):
     adata = section(["Apoe", "Actb", "Ptgds", "Snap25"])
     with pytest.raises(ValueError, match=r"look like mouse genes.*organism='mouse'"):

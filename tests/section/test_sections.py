@@ -1,5 +1,7 @@
 """What a section is: coordinates of every storage, entries of `uns["spatial"]`, contradictions of scale, overlays."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -157,6 +159,17 @@ def test_fullres_needs_no_scale_factor(one):
     library["images"] = {"lowres": library["images"]["lowres"], "fullres": full}
     (section,) = sections_of(one, needs=("image",))
     assert (section.image.name, section.image.scale) == ("fullres", 1.0)
+
+
+@pytest.mark.parametrize("wrong", ["tissue_hires_scalef", "tissue_lowres_scalef"])
+def test_scale_factors_that_two_sizes_of_a_picture_contradict(one, wrong):
+    factors = one.uns["spatial"]["toy"]["scalefactors"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sections_of(one, needs=("image",))
+    factors[wrong] = factors[wrong] / 5
+    with pytest.warns(stampy.StampyWarning, match="seem to be one picture, but their scale factors"):
+        sections_of(one, needs=("image",))
 
 
 def test_a_label_without_an_entry(one):

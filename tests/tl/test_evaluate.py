@@ -54,6 +54,22 @@ def test_folds_are_compact_regions_of_every_section():
         assert max(spread) < xy.std(axis=0).prod() / 3
 
 
+def test_what_is_no_gene_is_not_judged(section):
+    other = sparse.csr_matrix(np.random.default_rng(0).poisson(900, (section.n_obs, 2)))
+    var = pd.DataFrame({"feature_types": ["Gene Expression"] * section.n_vars + ["Antibody Capture"] * 2},
+                       index=[*section.var_names, "CD3", "IgG"])  # fmt: skip
+    both = ad.AnnData(sparse.hstack([section.X, other], format="csr"), obs=section.obs, var=var,
+                      obsm={"spatial": section.obsm["spatial"]})  # fmt: skip
+    alone = ad.AnnData(section.X, obs=section.obs, obsm=dict(both.obsm), var=var.iloc[:-2])
+    keys = {"xy": lambda table: np.hstack([table.obsm["spatial"], table.X[:, :5].toarray()])}
+    with pytest.warns(
+        stampy.StampyWarning, match=r"2 of \d+ columns are no genes and are left out: 2 Antibody Capture"
+    ):
+        tl.evaluate(both, keys, n_splits=1, rng=0)
+    tl.evaluate(alone, keys, n_splits=1, rng=0)
+    pd.testing.assert_frame_equal(*(a.uns["stamp_evaluate"]["scores"] for a in (both, alone)))
+
+
 def test_bare_position_scores_low(judged):
     scores = judged.uns["stamp_evaluate"]["scores"]["score"]
     assert scores["position alone"] < scores["X_stamp"]

@@ -15,7 +15,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 import stampy
-from stampy import datasets, pl, tl
+from stampy import StampyWarning, datasets, pl, tl
 from stampy.tl import _clustering, _folds, _linear_models, _metrics, _probe
 
 quick = settings(deadline=None, max_examples=25)
@@ -485,6 +485,22 @@ def test_expression_reads_any_storage(one, storage):
         other.X = da.from_array(counts.toarray(), chunks=(50, -1))
     tl.expression(other, use_rep="X_good", n_top_genes=8, layer=layer)
     np.testing.assert_allclose(other.obsm["stamp_expression"], one.obsm["stamp_expression"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Antibody Capture", "CRISPR Guide Capture", "Peaks"])
+def test_what_is_no_gene_is_not_predicted_and_not_depth(one, kind):
+    rng = np.random.default_rng(0)
+    more = rng.poisson(rng.uniform(20, 900, (one.n_obs, 3)))
+    both = ad.AnnData(sparse.hstack([one.X, more], format="csr"), obs=one.obs[[]], obsm=dict(one.obsm))
+    both.var = pd.DataFrame({"feature_types": ["Gene Expression"] * one.n_vars + [kind] * 3},
+                            index=[*one.var_names, "p1", "p2", "p3"])  # fmt: skip
+    with pytest.warns(StampyWarning, match=rf"3 of {both.n_vars} columns are no genes and are left out: 3 {kind}"):
+        tl.expression(both, use_rep="X_good", n_top_genes=20)
+    tl.expression(one, use_rep="X_good", n_top_genes=20)
+    assert list(result(both, "stamp_expression")["genes"]) == list(result(one, "stamp_expression")["genes"])
+    np.testing.assert_array_equal(both.obsm["stamp_expression_measured"], one.obsm["stamp_expression_measured"])
+    tl.expression(both, ["p2"], use_rep="X_good")  # asked for
+    assert list(result(both, "stamp_expression")["genes"]) == ["p2"]
 
 
 def test_expression_from_a_reference(sections):

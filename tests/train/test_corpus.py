@@ -373,6 +373,29 @@ def test_an_image_that_is_only_referred_to_gives_tiles(toy, tmp_path):
     assert Corpus.build(section, tmp_path / "corpus", **SMALL).sections[0].has_tiles
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+@pytest.mark.parametrize("ending", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("place", ["source_image_path", "pixels"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_another_image_under_the_same_name_is_noticed(toy, tmp_path, ending, place, relative):
+    image = tmp_path / "he.png"
+    name = image.name if relative else str(image)
+    section = toy.copy()
+    factors = section.uns["spatial"]["toy"]["scalefactors"]
+    section.uns["spatial"]["toy"] = {
+        "images": {"hires": name} if place == "pixels" else {},
+        "scalefactors": factors,
+        "metadata": {} if place == "pixels" else {"source_image_path": name},
+    }
+    path = tmp_path / f"s{ending}"
+    section.write_h5ad(path) if ending == ".h5ad" else section.write_zarr(path)
+    prints = set()
+    for side in (30, 40, 40):
+        Image.new("RGB", (side, side)).save(image)
+        prints.add(_corpus_build._fingerprint(Section(name="s", data=path)))
+    assert len(prints) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

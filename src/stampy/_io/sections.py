@@ -38,8 +38,8 @@ class Section:
         Image file to use instead of the one in ``uns["spatial"]``.
     um_per_px, spot_um
         Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
-    organ, platform
-        What the section is of and by what it was measured, in your own words; a corpus keeps them.
+    organ, platform, species, patient, study
+        What the section is of, by what it was measured, and whose it is, in your own words; a corpus keeps them.
 
     Examples
     --------
@@ -56,6 +56,9 @@ class Section:
     spot_um: float | None = None
     organ: str = ""
     platform: str = ""
+    species: str = ""
+    patient: str = ""
+    study: str = ""
 
     def __post_init__(self) -> None:
         for name in ("um_per_px", "spot_um"):
@@ -118,10 +121,11 @@ def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
 
     The keys of a dict are the sections' names.
 
-    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ and platform.
-    Paths are of anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
+    A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ, platform,
+    species, patient and study; it may be a DataFrame, too, with paths relative to the working directory. Paths are of
+    anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
     """
-    if isinstance(sections, str | Path) or not isinstance(sections, Iterable | Sequence):
+    if isinstance(sections, str | Path | pd.DataFrame) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
     if isinstance(sections, Mapping):
         found = [_by_key(str(name), item) for name, item in sections.items()]
@@ -173,6 +177,8 @@ def _expand(sections: Iterable[Any]) -> Iterator[Section]:
         elif isinstance(item, str | Path):
             path = _checks.existing(item, what="section or manifest")
             yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
+        elif isinstance(item, pd.DataFrame):
+            yield from _rows_of(item.astype(object).where(item.notna(), "").astype(str), Path("manifest"))
         else:
             yield Section(data=_checked(item), name=f"section {number}")
 
@@ -196,9 +202,13 @@ def _name(path: Path) -> str:
 
 
 def _manifest(path: Path) -> Iterator[Section]:
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    yield from _rows_of(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False), path)
+
+
+def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[Section]:
     _checks.has_key(table.columns, "path", slot=path.name, needs="A manifest names one .h5ad per row there.")
-    allowed = {"path", "name", "image", "um_per_px", "spot_um", "organ", "platform"}
+    words = ("organ", "platform", "species", "patient", "study")
+    allowed = {"path", "name", "image", "um_per_px", "spot_um", *words}
     for column in table.columns:
         _checks.one_of(f"column of {path.name}", column, allowed)
     for number, row in enumerate(table.to_dict("records"), start=2):  # as an editor counts lines
@@ -210,8 +220,7 @@ def _manifest(path: Path) -> Iterator[Section]:
             image=path.parent / row["image"] if row.get("image") else None,
             um_per_px=_number(path, number, row, "um_per_px"),
             spot_um=_number(path, number, row, "spot_um"),
-            organ=row.get("organ", ""),
-            platform=row.get("platform", ""),
+            **{word: row.get(word, "") for word in words},
         )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "is_space_ranger",
     "outs_of",
     "positions",
+    "read_matrix",
     "read_space_ranger",
     "sample_of",
 ]
@@ -131,6 +132,13 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: Any = N
     prefix = here.of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
     parts = Parts(outs / "spatial", outs, *shared, prefix=prefix)
     return _section(matrix, parts, name, needs_image=image is None)
+
+
+def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = True) -> AnnData:
+    """A matrix of counts with the positions, scale factors and images of another folder, or of its ``spatial/``."""
+    prefix = Parts(matrix.parent).of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
+    parts = Parts(folder / "spatial", folder, matrix.parent, prefix=prefix)
+    return _section(matrix, parts, name, needs_image=needs_image)
 
 
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:

@@ -17,6 +17,7 @@ from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
 from stampy._section.libraries import REFUSED, libraries_of, named_file, source_of
+from stampy._section.pixels import axes_of
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
@@ -257,7 +258,38 @@ def library_image(
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
     note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
-    return _opened(images[key], scales[key], key, of), note
+    notes = [note, *(of + doubt for doubt in _doubts_of_scales(images, scales, key))]
+    return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
+
+
+def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], key: str) -> Iterator[str]:
+    """What to warn about where the same picture in two sizes has scale factors of another ratio."""
+    height, width = _size_of(images[key], key)
+    for other in scales:
+        rows, columns = _size_of(images[other], other)
+        if other == key or not (height and rows):
+            continue
+        high, wide = height / rows, width / columns
+        ratio = scales[key] / scales[other]
+        rounding = 1.5 / rows + 1.5 / columns
+        if abs(high / wide - 1) <= rounding < 0.1 and abs(ratio / np.sqrt(high * wide) - 1) > max(0.1, 2 * rounding):
+            yield (
+                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to be one "
+                f"picture, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, and "
+                f"spots may lie beside their tissue. Correct `{_scale_name(key)}` or `{_scale_name(other)}`."
+            )
+
+
+def _size_of(image: Any, name: str) -> tuple[int, int]:
+    """Height and width in px; (0, 0) where they are not known without reading, or it is no picture."""
+    shape = tuple(getattr(image, "shape", ()))
+    if hasattr(image, "dims") or len(shape) not in (2, 3) or 0 in shape:
+        return 0, 0
+    try:
+        axes = axes_of(shape, name)
+    except ValueError:
+        return 0, 0
+    return shape[axes.index("y")], shape[axes.index("x")]
 
 
 def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:

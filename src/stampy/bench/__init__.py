@@ -1,18 +1,30 @@
 """The tables: data sets x systems x tasks, each by the functions of `stampy.tl`, as one tidy DataFrame."""
 
-from ._config import Config, DataSet, Reported, Section, System, Task, configs, read_config
-from ._export import to_html, to_latex, to_markdown
-from ._run import run
-from ._table import read_results, skipped, summary
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._config import Config, DataSet, Reported, Section, System, Task, read_config
+    from ._export import to_html, to_latex, to_markdown
+    from ._names import configs
+    from ._paper.comparison import comparison
+    from ._paper.pieces import Piece, pieces
+    from ._paper.protocol import protocol
+    from ._run import run
+    from ._table import read_results, skipped, summary
 
 __all__ = [
     "Config",
     "DataSet",
+    "Piece",
     "Reported",
     "Section",
     "System",
     "Task",
+    "comparison",
     "configs",
+    "pieces",
+    "protocol",
     "read_config",
     "read_results",
     "run",
@@ -22,3 +34,28 @@ __all__ = [
     "to_latex",
     "to_markdown",
 ]
+
+_WHERE = {
+    "_config": ("Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"),
+    "_export": ("to_html", "to_latex", "to_markdown"),
+    "_names": ("configs",),
+    "_paper.comparison": ("comparison",),
+    "_paper.pieces": ("Piece", "pieces"),
+    "_paper.protocol": ("protocol",),
+    "_run": ("run",),
+    "_table": ("read_results", "skipped", "summary"),
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: an unknown name of a config, or a missing file, is answered before pandas and torch are imported.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

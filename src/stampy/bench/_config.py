@@ -7,20 +7,19 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
+from ._names import config_path, configs
 from ._task_options import TASKS
 
-__all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "configs", "read_config"]
+__all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
 
 MODALITIES = ("gene", "image", "fused")
 SCHEMES = ("blocks", "random", "section", "patient")
-PACKAGED = ".json"
 NOT_FOR_SYSTEMS = {"adata", "model", "modality", "level", "device", "show_progress_bar", "key_added", "copy",
                    "library_key", "table_key"}  # fmt: skip
 
@@ -32,17 +31,35 @@ class Section:
     Parameters
     ----------
     source
-        A name of `stampy.datasets.names`, ``"toy"`` or ``"toy:SEED"``, or a path of an .h5ad, from the config's folder
-        on.
+        A name of `stampy.datasets.names`, ``"toy"`` or ``"toy:SEED"``, or a path of anything that `stampy.read` reads,
+        from the config's folder on: an .h5ad, a zarr store, or a path with a ``/`` in it.
     name
         In the tables; by default the source.
     patient
         Whose it is, for ``folds="patient"``.
+    part
+        ``"COLUMN=VALUE"``: the rows of a store of several sections.
+    image
+        Full-resolution image.
+    positions
+        Folder with the table of spots, where it does not lie beside the matrix of counts.
+    labels
+        Table of labels by barcode (.tsv, .csv, .txt), instead of a column of obs.
+    column
+        Its column, or that of obs, instead of the data set's ``labels``.
+    entry
+        Name of `stampy.datasets.names` that the files stand for; it tells whether a system was trained on them.
     """
 
     source: str
     name: str
     patient: str | None = None
+    part: str | None = None
+    image: str | None = None
+    positions: str | None = None
+    labels: str | None = None
+    column: str | None = None
+    entry: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +197,6 @@ class Config:
     folder: Path = Path()
 
 
-def configs() -> dict[str, Path]:
-    """The configs that come with the package, by name.
-
-    Examples
-    --------
-    >>> import stampy
-    >>> sorted(stampy.bench.configs())
-    ['dlpfc', 'hbc', 'her2', 'hhk', 'psc', 'tcga-luad', 'toy']
-    """
-    folder = Path(str(files("stampy.bench") / "configs"))
-    return {path.stem: path for path in sorted(folder.glob(f"*{PACKAGED}"))}
-
-
 def read_config(source: str | Path | Mapping[str, Any] | Config) -> Config:
     """A config, checked: names of data sets, systems, tasks and options must be known before anything runs.
 
@@ -225,21 +229,14 @@ def read_config(source: str | Path | Mapping[str, Any] | Config) -> Config:
         return source
     if isinstance(source, Mapping):
         return _config(source, Path.cwd())
-    packaged = configs().get(str(source))
-    path = packaged or _existing(source)
+    path = config_path(source)
     try:
         raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
-    return _config({"name": path.stem, **raw}, Path.cwd() if packaged else path.parent.resolve())
-
-
-def _existing(source: str | Path) -> Path:
-    if Path(source).suffix not in (".json", ".toml"):
-        _checks.one_of("config", str(source), [*configs(), "PATH.json", "PATH.toml"])
-    return _checks.existing(source, what="config", suffixes=(".json", ".toml"))
+    return _config({"name": path.stem, **raw}, Path.cwd() if str(source) in configs() else path.parent.resolve())
 
 
 def _config(raw: Mapping[str, Any], folder: Path) -> Config:
@@ -314,10 +311,21 @@ def _section(raw: Any) -> Section:
     raw = {"source": raw} if isinstance(raw, str) else raw
     _known_fields("a section", raw, _fields(Section))
     source = str(raw.get("source", ""))
-    if not source.endswith(".h5ad") and source.split(":")[0] != "toy":
+    if not is_path(source) and source.split(":")[0] != "toy":
         known = [n for n in datasets.names() if datasets.info(n).kind != "vocabulary"]
         _checks.one_of("section", source, [*known, "toy", "PATH.h5ad"])
-    return Section(**{"name": Path(source).stem if source.endswith(".h5ad") else source, **raw})
+    if raw.get("part") is not None and "=" not in str(raw["part"]):
+        raise ValueError(f"`part` of a section must be COLUMN=VALUE, found {raw['part']!r}.")
+    return Section(**{"name": Path(source).stem if is_path(source) else source, **raw})
+
+
+def is_path(source: str) -> bool:
+    """Whether a section is named by its path.
+
+    >>> is_path("a.h5ad"), is_path("./visium"), is_path("HER2ST_A1"), is_path("toy:1")
+    (True, True, False, False)
+    """
+    return source.endswith((".h5ad", ".zarr", ".h5", ".zarr.zip")) or "/" in source
 
 
 def _systems(raw: Any, folder: Path) -> list[System]:

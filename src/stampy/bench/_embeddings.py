@@ -16,11 +16,11 @@ import numpy as np
 import stampy
 from stampy import _checks, _files, _keys, datasets, models, tl
 from stampy._section.identity import digest_of_section
-from stampy._section.links import refuse_links
 from stampy._section.section import coordinates_of
 from stampy.tl._clustering import smoothed
 
-from ._config import DataSet, Section, System
+from ._config import DataSet, Section, System, is_path
+from ._paper.load import labels_of, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,23 +54,20 @@ def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverif
     adata = _read(section, folder, allow_unverified)
     adata.obs[SECTION] = section.name
     adata.obs[PATIENT] = section.patient or section.name
-    labels = ""
-    if data.labels is not None and data.labels in adata.obs:
-        adata.obs[LABELS] = adata.obs[data.labels]
-        labels = hashlib.sha256("\n".join(adata.obs[LABELS].astype(str)).encode()).hexdigest()[:16]
+    found = labels_of(section, data, adata, folder)
+    if found is None:
+        return Loaded(section.name, adata, digest_of_section(adata), "")
+    adata.obs[LABELS] = found
+    labels = hashlib.sha256("\n".join(adata.obs[LABELS].astype(str)).encode()).hexdigest()[:16]
     return Loaded(section.name, adata, digest_of_section(adata), labels)
 
 
 def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
-    import anndata
-
     if section.source.split(":")[0] == "toy":
         seed = section.source.partition(":")[2]
         return datasets.toy(rng=int(seed or 0))
-    if section.source.endswith(".h5ad"):
-        path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
-        refuse_links(path)
-        return anndata.read_h5ad(path)
+    if is_path(section.source):
+        return read_section(section, folder)
     return datasets.load(section.source, allow_unverified=allow_unverified)
 
 

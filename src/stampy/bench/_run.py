@@ -6,17 +6,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files, datasets, models
+from stampy import _checks, _files, _utils, datasets, models
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
+from ._names import TABLES
+from ._paper.config import on_folder, with_models
+from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
 from ._task_options import TASKS
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
@@ -36,6 +39,9 @@ def run(
     config: Config | Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
+    folder: str | Path | None = None,
+    models: Sequence[str] = (),
+    systems: Sequence[str] | None = None,
     cache: str | Path | None = None,
     seeds: Sequence[int] | None = None,
     device: str | None = None,
@@ -54,12 +60,20 @@ def run(
         Path of a .json or .toml file, a name of `stampy.bench.configs`, a dict, or a `stampy.bench.Config`.
     out
         Folder of the results: ``results.csv``, and ``tasks/`` with what is done.
+    folder
+        For the paper's tables (``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"``, ``"tcga-luad"``): where your
+        data are, in any of the forms in which people have them; `stampy.bench.pieces` lists what is there. None: the
+        sections that the config names.
+    models
+        Models of your own (folders of weights, names), added to the systems of the config.
+    systems
+        Only these systems of the config, by name. None: all.
     cache
         Folder of the embeddings, which several configs may share; None: ``out/embeddings``.
     seeds
         Instead of those of the config.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     allow_unverified
         Take files whose hash stampy does not know, see `stampy.datasets.load`.
     show_progress_bar
@@ -89,7 +103,7 @@ def run(
     >>> results.loc[0, ["dataset", "system", "metric", "status"]].tolist()
     ['toy', 'pca', 'balanced_accuracy', 'ok']
     """
-    config = read_config(config)
+    config, there = _chosen(config, folder, models, systems, out)
     seeds = tuple(config.seeds if seeds is None else seeds)
     for seed in seeds:
         _checks.at_least("seeds", seed, 0)
@@ -99,7 +113,7 @@ def run(
     rows: list[dict[str, Any]] = []
     total = len(config.systems) * len(config.tasks)
     for data in config.datasets:
-        with tqdm(total=total, desc=data.name, unit="task", disable=not show_progress_bar) as bar:
+        with tqdm(total=total, desc=data.name, unit="task", disable=_utils.hidden(show_progress_bar)) as bar:
             runner = _DataSetRun(config, data, seeds, out / "tasks", store, device, allow_unverified)
             for found in runner.rows():
                 rows += found
@@ -110,8 +124,33 @@ def run(
     rows.sort(key=lambda row: (sets[row["dataset"]], place[row["system"]], row["replicate"]))
     rows += [_reported_row(figure) for figure in config.reported]
     results = tidy(rows)
-    write_results(results, out / RESULTS, config)
+    write_results(results, out / RESULTS, replace(config, seeds=seeds), there)
     return results
+
+
+def _chosen(
+    config: Config | Mapping[str, Any] | str | Path, folder: str | Path | None, models: Sequence[str],
+    systems: Sequence[str] | None, out: str | Path,
+) -> tuple[Config, Found | None]:  # fmt: skip
+    """The config on the user's folder, with the user's models, and what was found in the folder."""
+    chosen, found = read_config(config), None
+    if folder is not None:
+        name = str(config) if isinstance(config, str | Path) else chosen.name
+        if name not in TABLES:
+            raise ValueError(f"`folder` goes with the paper's tables ({', '.join(TABLES)}), found the config {name!r}.")
+        found = look(name, folder)
+        chosen = on_folder(chosen, found, _checks.writable(out))
+    for name in systems or ():
+        _checks.one_of("systems", name, [system.name for system in chosen.systems])
+    if systems is not None:
+        chosen = replace(chosen, systems=tuple(s for s in chosen.systems if s.name in set(systems)))
+        if found is not None:
+            needed = tuple(p for p in found.pieces if p.what != "weights" or p.name in set(systems))
+            found = replace(found, pieces=needed)
+    chosen = with_models(chosen, models)
+    if not chosen.systems:
+        raise ValueError("There is no system to compare: name some of the config by `systems`, or give `models`.")
+    return chosen, found
 
 
 def _reported_row(figure: Reported) -> dict[str, Any]:
@@ -327,7 +366,7 @@ def seen(system: System, data: DataSet) -> str:
 
 def _in_training(data: DataSet) -> bool | None:
     """Whether the packaged models were trained on any of the sections; None where one is not in the registry."""
-    sources = [section.source for section in data.sections]
+    sources = [section.entry or section.source for section in data.sections]
     if sources and all(source.split(":")[0] == "toy" for source in sources):
         return False
     uses = [datasets.info(source).use if source in datasets.names() else None for source in sources]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from stampy import _checks, _files
 from ._task_options import TASKS
 
 if TYPE_CHECKING:
-    from ._config import Config
+    from ._config import Config, DataSet, Section
+    from ._paper.pieces import Found
 
-__all__ = ["RESULTS", "read_results", "skipped", "summary", "tidy", "write_results"]
+__all__ = ["RESULTS", "about_results", "read_results", "skipped", "summary", "tidy", "write_results"]
 
 RESULTS = "results.csv"
 COLUMNS = ("dataset", "section", "system", "replicate", "seen", "task", "variant", "metric", "seed", "value", "chance",
@@ -40,18 +42,42 @@ def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def write_results(results: pd.DataFrame, path: Path, config: Config) -> None:
+def write_results(results: pd.DataFrame, path: Path, config: Config, found: Found | None = None) -> None:
     """The table as .csv, and beside it what was compared."""
     with _files.atomic(path) as beside:
         results.to_csv(beside, index=False)
     about = {
         "name": config.name,
+        "seeds": list(config.seeds),
         "systems": [s.name for s in config.systems],
         "tasks": [{"task": t.name, **t.options} for t in config.tasks],
-        "datasets": [{"name": d.name, "folds": d.folds, "labels": d.labels} for d in config.datasets],
+        "datasets": [_about(data) for data in config.datasets],
+        "pieces": [asdict(piece) for piece in found.pieces] if found else [],
     }
     with _files.atomic(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(about, indent=1), "utf-8")
+
+
+def _about(data: DataSet) -> dict[str, Any]:
+    """A data set as the page and the comparison with the paper need it."""
+    columns = list(dict.fromkeys(_label_source(s, data) for s in data.sections)) if data.labels else []
+    return {
+        "name": data.name, "known_as": data.known_as, "folds": data.folds, "n_folds": data.n_folds,
+        "labels": data.labels, "label_columns": columns, "sections": [s.name for s in data.sections],
+        "with_image": [s.name for s in data.sections if s.image], "slides": dict(data.slides),
+    }  # fmt: skip
+
+
+def _label_source(section: Section, data: DataSet) -> str:
+    column = section.column or str(data.labels)
+    return f"{column} of {Path(section.labels).name}" if section.labels else f"obs[{column!r}]"
+
+
+def about_results(folder: str | Path) -> dict[str, Any]:
+    """What `write_results` noted beside the table; empty where there is nothing."""
+    path = Path(folder).expanduser() / RESULTS
+    beside = path.with_suffix(".json")
+    return json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:

@@ -97,6 +97,12 @@ def depends_on_seed(task: str, data: DataSet) -> bool:
 
 def probe(case: Case, seed: int) -> Iterator[Score]:
     """Linear probe: scores of the held-out spots of each section."""
+    named = models.split_name(case.system.model)
+    if len(case.sections) > 1 and named and models.card(named[0]).trained_on.startswith("nothing: fitted"):
+        raise NotApplicable(
+            "it is fitted to each section by itself, so its axes are others in each: a probe of some sections says "
+            "nothing about another"
+        )
     table = case.table()
     tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())
     codes, names = known_labels(table.obs[LABELS], warn=False)

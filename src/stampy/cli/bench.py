@@ -1,9 +1,10 @@
-"""`stampy bench run | table`: the options, thin over `stampy.bench`."""
+"""`stampy bench run | table | report`: the options, thin over `stampy.bench`."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,17 @@ from stampy.cli.options import Commands, command, say, show_progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stampy.bench import Piece
+
 __all__ = ["EXAMPLES", "add_commands"]
 
 FORMATS = ("markdown", "latex", "html")
 EXAMPLES = {
     "bench": """
         stampy bench run toy --out compared               a config of the package: see `stampy bench configs`
+        stampy bench run dlpfc data/ --out results/dlpfc  a table of the paper, from the files that you have
+        stampy bench run dlpfc data/ --model both/model --systems PCA Stamp_F
+        stampy bench report results --out tables.html     one page with all tables and pictures
         stampy bench run mine.json --out compared         your own; interrupted, it goes on where it was
         stampy bench table compared                       Markdown
         stampy bench table compared --format html --out compared.html
@@ -32,11 +38,17 @@ def add_commands(commands: Commands) -> None:
 
     add = command(below, "run", _run, "Embed every section once, run every task, write the tidy table.").add_argument
     add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
-    add("--out", required=True, metavar="FOLDER", help="for results.csv and what is done; a run there goes on")
+    add("folder", nargs="?", metavar="FOLDER",
+        help="where your data are, for the paper's tables (default: the sections that the config names)")  # fmt: skip
+    add("--out", metavar="FOLDER",
+        help="for results.csv and what is done; a run there goes on (default: results/CONFIG)")  # fmt: skip
+    add("--model", action="append", default=[], dest="models", metavar="MODEL",
+        help="one more system: a folder of weights, or a name; may be given again")  # fmt: skip
+    add("--systems", nargs="+", metavar="NAME", help="only these of the config")
     add("--cache", metavar="FOLDER", help="of the embeddings, which configs may share (default: OUT/embeddings)")
     add("--seeds", type=int, nargs="+", metavar="N", help="instead of those of the config")
     add("--allow-unverified", action="store_true", help="download files whose hash stampy does not know")
-    add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
     about = "Print the table of a run, or write it into a file."
@@ -48,25 +60,89 @@ def add_commands(commands: Commands) -> None:
     add("--tasks", nargs="+", metavar="TASK", help="only these")
     add("--picture", metavar="PNG", help="also draw the comparison into this file")
     add("--no-reported", action="store_false", dest="reported", help="without the figures that others published")
+    about = "One page of HTML: all tables and pictures of a run, or of all runs in a folder."
+    add = command(below, "report", _report, about).add_argument
+    add("folder", metavar="FOLDER", help="OUT of `stampy bench run`, or a folder with several of them")
+    add("--out", required=True, metavar="HTML", help="the page")
+    add("--title", default="Tables", help="of the page (default: %(default)s)")
     command(below, "configs", _configs, "List the configs that come with the package.")
 
 
-def _run(*, config: str, out: str, quiet: bool, **options: Any) -> None:
+def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **options: Any) -> None:
+    from stampy.bench._names import TABLES, config_path
+
+    path = config_path(config)
+    out = out or str(Path("results") / path.stem)
+    if folder is not None:
+        if config not in TABLES:
+            raise ValueError(f"FOLDER goes with the paper's tables ({', '.join(TABLES)}), found the config {config!r}.")
+        _check_pieces(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
-    results = bench.run(config, out, show_progress_bar=show_progress(quiet), **options)
+    results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
     if not quiet:
         say(_told(results, out))
+
+
+def _check_pieces(table: str, folder: str, systems: Sequence[str] | None, *, quiet: bool) -> None:
+    """Say what is there and what is missing; FileNotFoundError where nothing can be run."""
+    from stampy.bench import pieces
+
+    wanted = None if systems is None else set(systems)
+    found = [p for p in pieces(table, folder) if p.what != "weights" or wanted is None or p.name in wanted]
+    if not quiet:
+        say(pieces_told(table, folder, found))
+    if not any(p.found for p in found if p.what in ("counts", "slides")):
+        steps = next(p.steps for p in found if p.what in ("counts", "slides"))
+        raise FileNotFoundError(f"Nothing of the table {table!r} can be run from {folder!r}. {steps}")
+
+
+def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
+    """What is there, by kind, and what is missing with the steps, each step once."""
+    from stampy.bench._paper.pieces import grouped
+
+    lines = [f"{table} from {folder}:"]
+    for what in dict.fromkeys(piece.what for piece in found):
+        mine = [piece for piece in found if piece.what == what]
+        lines.append(f"  {what}: {sum(bool(p.found) for p in mine)} of {len(mine)}")
+    missing = [piece for piece in found if not piece.found]
+    if missing:
+        lines.append("missing (everything else is run):")
+    for (what, steps, without), names in grouped(missing).items():
+        lines.append(f"  {what} of {', '.join(names)}: {steps} Without: no {without}.")
+    return "\n".join(lines)
+
+
+def _report(*, folder: str, out: str, title: str) -> None:
+    from stampy.cli.tables import report
+
+    say(f"Written: {report(folder, out, title=title)}")
 
 
 def _told(results: pd.DataFrame, out: str) -> str:
     from stampy import bench
 
     n = int((results["status"] == "ok").sum())
-    lines = [f"{n} figures: {Path(out) / 'results.csv'}"]
+    lines = [*_beside_the_paper(out), f"{n} figures: {Path(out) / 'results.csv'}"]
     left = bench.skipped(results)
     lines += [f"Left out: {r.dataset}, {r.sections}; {r.systems}; {r.tasks}: {r.reason}" for r in left.itertuples()]
-    return "\n".join([*lines, f"See it by: stampy bench table {out}"])
+    lines.append(f"See it by: stampy bench table {out}, or stampy bench report {out} --out page.html")
+    return "\n".join(lines)
+
+
+def _beside_the_paper(out: str) -> list[str]:
+    """Own figures beside the paper's, where there are both kinds."""
+    from stampy import bench
+
+    table = bench.comparison(out)
+    table = table[table["own"].notna()]
+    if not len(table):
+        return []
+    shown = table[["dataset", "task", "metric", "variant", "system", "own", "paper", "difference"]]
+    told = [
+        f"{d}, {t}: protocol {p}" for d, t, p in table[["dataset", "task", "protocol"]].drop_duplicates().to_numpy()
+    ]
+    return [shown.to_string(index=False, na_rep="not known", float_format="{:.3f}".format), *told]
 
 
 def _table(*, folder: str, kind: str, out: str | None, picture: str | None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line's part about corpora: `stampy corpus build | info | verify`."""
+"""The command line's part about corpora: `stampy corpus hest | build | info | verify`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stampy._settings import settings
 from stampy.cli.options import Add, Commands, command, described
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ EXAMPLES = {
         stampy corpus info corpus
         stampy corpus verify corpus
         stampy pretrain corpus --out genes
+        """,
+    "hest": """
+        stampy corpus hest hest --out hest.tsv --species human --platform Visium
+        stampy corpus build hest.tsv --out corpus --vocabulary genes.tsv --images all
         """,
     "build": """
         stampy corpus build sections/*.h5ad spaceranger/*/outs visium.zarr --out corpus
@@ -37,6 +42,7 @@ def add_commands(commands: Commands) -> None:
     parser = described(commands.add_parser, "corpus", about, help=about)
     inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _build_options(command(inner, "build", _build, "Build a corpus, or go on building one.").add_argument)
+    _hest_options(command(inner, "hest", _hest, "Make a manifest of a HEST folder, for build.").add_argument)
     for name, run, text in (
         ("info", _info, "Say what is in a corpus."),
         ("verify", _verify, "Compare every file of a corpus with its manifest; the exit status is 1 if one differs."),
@@ -60,13 +66,58 @@ def _build_options(add: Add) -> None:
     add("--images", choices=images, default="auto", help="tiles of which sections (default: of those with an image)")
     add("--codec", choices=("jpeg", "jpegxl", "zstd"), default="jpeg", help="of the tiles (default: %(default)s)")
     add("--quality", type=int, default=90, metavar="Q", help="of the tiles, 1 to 100 (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of groups and cells (default: 0)")
+    add("--seed", type=int, default=settings.seed, help="of groups and cells (default: %(default)s)")
     add("--workers", dest="n_workers", type=int, metavar="N", help="processes (default: one per core)")
     add("--scheduler", metavar="ADDRESS", help="of a dask cluster, instead of processes here")
     add("--on-error", choices=("raise", "skip"), default="raise",
         help="stop at a section that can't be used, or leave it out and say so (default: %(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar, no summary")
     named_images_option(add)
+
+
+def _hest_options(add: Add) -> None:
+    add("folder", metavar="FOLDER", help="with HEST_v*.csv, st/ and wsis/")
+    add("--out", required=True, metavar="TSV", help="the manifest")
+    for name, about in (("species", "human, mouse"), ("platform", "Visium, 'Spatial Transcriptomics', Xenium, ..."),
+                        ("organ", "Breast, Brain, ..."), ("disease", "Healthy, Cancer, ...")):  # fmt: skip
+        add(f"--{name}", nargs="+", metavar="NAME", help=f"only these: {about} (default: all)")
+    add("--exclude", nargs="+", default=[], metavar="ID", help="sections to leave out")
+    add("--keep-evaluation", action="store_true",
+        help="keep the sections that the paper's tables are computed on (default: left out, and listed)")  # fmt: skip
+    add("--without-images", action="store_true", help="keep sections without a whole-slide image, for stage 1")
+    add("--quiet", action="store_true", help="no summary")
+
+
+def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool, quiet: bool, **filters: Any) -> None:
+    from stampy import _checks, datasets
+    from stampy._files import atomic
+    from stampy.datasets._hest import hest_counts
+
+    target = Path(out).expanduser()
+    if target.suffix != ".tsv":
+        raise ValueError(f"--out {out}: a manifest is a .tsv.")
+    manifest = datasets.hest_manifest(
+        folder, exclude_evaluation=not keep_evaluation, images=not without_images, **filters
+    )  # fmt: skip
+    for column in ("path", "image"):
+        manifest[column] = [str(Path(path).resolve()) if path else "" for path in manifest[column]]
+    _checks.writable(target.parent)
+    with atomic(target) as temporary:
+        manifest.to_csv(temporary, sep="\t", index=False)
+    if not quiet:
+        print(f"{manifest.attrs['table']}: {len(manifest):,} sections, {sum(manifest.attrs['spots'].values()):,} spots")
+        print(hest_counts(manifest).to_string())
+        _tell_left_out(manifest.attrs["left_out"])
+        print(f"Manifest: {target}")
+
+
+def _tell_left_out(left_out: dict[str, str]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        what = "as asked for" if why == "as asked for" else f"the paper is compared on {why}"
+        print(f"left out, {what}: {len(names)} ({', '.join(names)})")
 
 
 def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:

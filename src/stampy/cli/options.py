@@ -138,5 +138,5 @@ def input_options(add: Add) -> None:
 
 def common_options(add: Add) -> None:
     """Add `--device` and `--quiet`."""
-    add("--device", help="cpu, cuda, cuda:1 (default: CUDA if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     add("--quiet", action="store_true", help="no progress bar, no summary")

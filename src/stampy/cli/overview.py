@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stampy._settings import settings
 from stampy.cli.corpus import named_images_option
 from stampy.cli.options import Commands, command, common_options, input_options, model_option, say, show_progress
 
@@ -48,7 +49,7 @@ def _demo_options(commands: Commands) -> None:
     model_option(add)
     add("--labels", metavar="COLUMN", help="column of obs to compare the clusters with")
     add("--n-domains", type=int, metavar="N", help="number of clusters (default: what Leiden finds)")
-    add("--seed", type=int, default=0, help="of graph and clustering (default: 0)")
+    add("--seed", type=int, default=settings.seed, help="of graph and clustering (default: %(default)s)")
     input_options(add)
     common_options(add)
 

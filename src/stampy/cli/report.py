@@ -194,8 +194,9 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
     from stampy.pp._match import match
 
     vocabulary = Vocabulary(model.genes)
-    found = match(features_of(adata.var), vocabulary.index)  # no error where few are known: the report is there to tell
-    known = found.rows >= 0
+    features = features_of(adata.var)
+    found = match(features, vocabulary.index)  # no error where few are known: the report is there to tell
+    known, is_gene = found.rows >= 0, features.is_gene
     tokens, total = np.zeros(adata.n_obs, dtype=np.int64), np.zeros(adata.n_obs)
     per_gene = np.zeros(adata.n_vars)
     to_vocabulary = sparse.csr_matrix(
@@ -203,11 +204,11 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
     )
     for start, block in checked_rows(counts_of(adata, layer), source="the counts", layers=adata.layers):
         part = slice(start, start + block.shape[0])
-        total[part] = np.asarray(block.sum(axis=1)).ravel()
+        total[part] = np.asarray(block[:, is_gene].sum(axis=1)).ravel()
         per_gene += np.asarray(block.sum(axis=0)).ravel()
         tokens[part] = ((block > 0).astype(np.float32) @ to_vocabulary).getnnz(axis=1)
-    everything = max(float(per_gene.sum()), 1e-12)
-    outside = np.flatnonzero(~known & (per_gene > 0))
+    everything = max(float(per_gene[is_gene].sum()), 1e-12)
+    outside = np.flatnonzero(~known & is_gene & (per_gene > 0))
     outside = outside[np.argsort(-per_gene[outside], kind="stable")][:10]
     unknown = [(str(adata.var_names[i]), float(per_gene[i]) / everything) for i in outside]
     return Genes(found, tokens, total, float(per_gene[known].sum()) / everything, unknown)
@@ -227,11 +228,13 @@ def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_
 
 def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> dict[str, str]:
     found = genes.match
-    share = found.n_matched / max(found.n_vars, 1)
+    n_genes = found.n_vars - found.n_left_out
+    share = found.n_matched / max(n_genes, 1)
+    others = ", ".join(f"{n:,} {kind}" for kind, n in found.left_out.items())
     return {
-        "text": f"{found.n_matched:,} of the section's {found.n_vars:,} genes ({share:.0%}) are in the vocabulary of "
+        "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
         f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
-        f"{genes.known:.1%} of all counts.",
+        f"{genes.known:.1%} of all counts." + (f" Left out as no genes: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),

@@ -34,7 +34,7 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     -------
     Group -> symbols (or ids), best first; empty where there is nothing to compare.
     """
-    from stampy.pp._gene_annotation import gene_names
+    from stampy.pp._gene_annotation import features_of, gene_names
 
     groups = adata.obs[column].cat.remove_unused_categories()
     sizes = groups.value_counts()
@@ -44,11 +44,12 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     ids, symbols = gene_names(adata.var)
     names = [s.split("|")[0] or i or v for i, s, v in zip(ids, symbols, adata.var_names, strict=True)]
     counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32)
-    counts = counts[groups.notna().to_numpy()]
+    is_gene = features_of(adata.var).is_gene  # without antibodies and control probes, in the depth too
+    counts, names = counts[groups.notna().to_numpy()][:, is_gene], np.array(names, dtype=object)[is_gene]
     seen = counts.getnnz(axis=0) >= min(10, adata.n_obs // 10 + 1)
     if not seen.any():
         return {}
-    names = np.array(names, dtype=object)[seen]
+    names = names[seen]
     scores = _scores(_log_normalised(counts[:, seen]), groups.dropna(), large)
     ranked = {c: np.argsort(-s, kind="stable")[:n] for c, s in scores.items()}
     return {c: [names[g] for g in best if scores[c][g] > 0] for c, best in ranked.items()}

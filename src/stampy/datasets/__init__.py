@@ -1,11 +1,13 @@
 """Toy sections with planted truth, and a registry of real ones that are fetched on request and checked by hash."""
 
 from stampy.datasets._fetch import fetch
+from stampy.datasets._hest import hest_evaluation, hest_manifest
 from stampy.datasets._published_vocabulary import published_vocabulary
 from stampy.datasets._registry import Entry, File, Source, info, names
 from stampy.datasets._sections import load
 from stampy.datasets._slide_manifest import gdc_query, slide_manifest
 from stampy.datasets._toy.toy import toy
+from stampy.datasets._toy.toy_hest import toy_hest
 from stampy.datasets._toy.toy_slide import toy_slide
 from stampy.datasets._toy.toy_spavis import ToySpavis, toy_spavis
 
@@ -16,12 +18,15 @@ __all__ = [
     "ToySpavis",
     "fetch",
     "gdc_query",
+    "hest_evaluation",
+    "hest_manifest",
     "info",
     "load",
     "names",
     "published_vocabulary",
     "slide_manifest",
     "toy",
+    "toy_hest",
     "toy_slide",
     "toy_spavis",
 ]

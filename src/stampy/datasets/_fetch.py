@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from stampy import _checks
 from stampy._files import sha256_of
+from stampy._settings import settings
 from stampy.datasets import _registry
 from stampy.datasets._registry import MIRROR_VARIABLE, Entry, File
 
@@ -120,7 +121,7 @@ def cache_dir() -> Path:
     """The folder of the cache, not made yet."""
     import pooch
 
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("stampy")).expanduser()
+    return settings.cache_dir or Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("stampy")).expanduser()
 
 
 def _cached(target: Path, known: str | None) -> bool:

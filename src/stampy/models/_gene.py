@@ -267,7 +267,7 @@ class GeneEncoder(nn.Module):
             return (genes_BLD * (ids_BL[:, :n_keys, None] != PAD_ID)).sum(dim=1) / self.config.max_tokens
         if self.training and len(ids_BL):
             return self._trained_features(ids_BL, lengths_B)
-        lengths_B = lengths_B.to(ids_BL.device, non_blocking=True)
+        lengths_B = lengths_B.to(ids_BL.device, non_blocking=ids_BL.is_cuda)
         if self.config.pooling == "positions":
             pooled = self(ids_BL, n_keys)[:, _UNPOOLED:].mean(dim=1)
         else:
@@ -282,7 +282,7 @@ class GeneEncoder(nn.Module):
         # As `features`; packed, since a batch of training is not sorted by length.
         every = self.config.pooling == "positions"
         packing = Packing.of(lengths_B, torch.full_like(lengths_B, ids_BL.shape[1]) if every else None, ids_BL.device)
-        lengths_B = lengths_B.to(ids_BL.device, non_blocking=True)
+        lengths_B = lengths_B.to(ids_BL.device, non_blocking=ids_BL.is_cuda)
         x_TD = self.packed(packing.pack(ids_BL, PAD_ID), packing)
         if every:
             weights_T = (packing.column >= _UNPOOLED) / max(ids_BL.shape[1] - _UNPOOLED, 1)

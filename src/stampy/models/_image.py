@@ -151,7 +151,7 @@ class ImageEncoder(nn.Module):
     def normalize(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, size, size, 3), as `stampy.pp.tiles` cuts them, as float input (B, 3, size, size)."""
         mean_3, std_3 = (torch.tensor(x).view(3, 1, 1) for x in (self.config.mean, self.config.std))
-        scale, shift = (x.to(tiles.device, non_blocking=True) for x in (1 / (255 * std_3), mean_3 / std_3))
+        scale, shift = (x.to(tiles.device, non_blocking=tiles.is_cuda) for x in (1 / (255 * std_3), mean_3 / std_3))
         # Memory is what this costs: the channels change place as bytes, and floats are written once.
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
 

@@ -47,11 +47,11 @@ def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     the head, which is their principal components divided by the square root of their deviation.
     """
     _, gate_LD, genes = _gate_and_genes(model)
-    gate_L = gate_LD[:, 0].double().cpu().numpy()
+    gate_L = gate_LD[:, 0].cpu().double().numpy()
     level_G = np.log1p(genes["divisor"].to_numpy(dtype=np.float64))
     rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
-    table_GD = model.gene.embeddings.weight.detach()[rows].double().cpu().numpy() / level_G[:, None]
-    head_ED = model.gene_head.weight.detach().double().cpu().numpy()
+    table_GD = model.gene.embeddings.weight.detach()[rows].cpu().double().numpy() / level_G[:, None]
+    head_ED = model.gene_head.weight.detach().cpu().double().numpy()
     values, vectors = np.linalg.eigh(head_ED.T @ head_ED)
     values = np.where(values > LEAST * values.max(), values, np.inf)  # (H'H)^-2 is the covariance
     axes_GD, mix_DD = np.linalg.qr(table_GD)

@@ -50,7 +50,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
         folder on the Hugging Face hub, ``"stamp"`` for the checkpoint that the authors of the paper published, or one
         of the `systems`, such as ``"uni"`` or ``"uni:/path/to/pytorch_model.bin"`` (see `load_system`).
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def load_system(
         the commit of its card and checked against the card's SHA-256, with the
         token of `hf auth login` or of the environment variable ``HF_TOKEN``.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
 
     Returns
     -------

@@ -90,7 +90,7 @@ class Packing:
 
 
 def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(device, non_blocking=True)
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, non_blocking=device.type == "cuda")
 
 
 def attend(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packing: Packing) -> Tensor:

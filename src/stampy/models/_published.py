@@ -61,7 +61,7 @@ def load_published(
     genes
         The vocabulary (columns gene_id, symbol, divisor), see `stampy.datasets.published_vocabulary`.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
 
     Raises
     ------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys, _utils
+from stampy._settings import DEFAULT_SEED
 from stampy.pl._montage import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def tiles(
     tiles_key: str = _keys.TILES,
     image_key: str | None = None,
     scale_bar: bool = True,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 
 from stampy import _keys
 
-from ._gene_names import control_of, cut_genome, ensembl_ids, human_genes
+from ._gene_names import control_of, cut_genome, ensembl_ids, human_genes, is_title_case
 
-__all__ = ["Features", "features_of", "gene_names", "resolved_names"]
+__all__ = ["Features", "features_of", "gene_columns", "gene_names", "resolved_names"]
 
 ID_COLUMNS = (
     *("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "ensembl_gene", "ensemblid"),
@@ -116,6 +117,30 @@ def _read(var: pd.DataFrame) -> Features:
     return Features(ids, id_sources, symbols, _left_out(var, written), foreign, written)
 
 
+def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which columns are genes, bool (n_vars,), and what to warn about where some are not (antibodies, guides, peaks).
+
+    Raises
+    ------
+    ValueError
+        Where none is a gene.
+
+    Examples
+    --------
+    >>> var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture"]}, index=["CD4", "CD4_prot"])
+    >>> gene_columns(var)
+    (array([ True, False]), '1 of 2 columns is no gene and is left out: 1 Antibody Capture.')
+    """
+    found = features_of(var)
+    kinds = Counter(kind for kind in found.left_out.tolist() if kind)
+    counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    n = sum(kinds.values())
+    if n == len(found) and n:
+        raise ValueError(f"None of the {n} columns of the section is a gene: {counted}. stampy needs gene expression.")
+    verb = "is no gene and is" if n == 1 else "are no genes and are"
+    return found.is_gene, f"{n} of {len(found)} columns {verb} left out: {counted}." if n else ""
+
+
 def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Ensembl id (without version) and symbol of every column, each empty where it is not known."""
     found = features_of(var)
@@ -175,7 +200,7 @@ def _beside(name: str, gene_id: str) -> str:
     """The symbol that stands beside an id in a name such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
     if name == gene_id:
         return ""
-    rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name).strip(" |:;,-_.()[]/")
+    rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name, flags=re.I).strip(" |:;,-_.()[]/")
     return "" if rest.upper() == "DEPRECATED" else rest
 
 
@@ -216,6 +241,9 @@ def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarra
     taken = set(genes.tolist())
     for column in np.flatnonzero((genes < 0) & (ids == "") & (symbols != "") & ~features.foreign).tolist():
         gene = human.guess(symbols[column])
+        if gene < 0 and symbols[column] not in human.aliases and not is_title_case(symbols[column]):
+            gene = human.folded.get(symbols[column].upper(), -1)
+            gene = -1 if gene in taken else gene
         genes[column] = -1 if gene in taken and human.aliases.get(symbols[column]) == gene else gene
     for column in np.flatnonzero(genes >= 0).tolist():
         ids[column] = ids[column] or human.ids[genes[column]]

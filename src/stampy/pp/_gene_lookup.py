@@ -337,17 +337,25 @@ def _fold(source: str, names: Sequence[str], index: GeneIndex, found: Found) -> 
     if not columns:
         return
     folded = Counter(name.upper() for name in set(names))
-    for column in columns:
-        upper = names[column].upper()
-        if folded[upper] > 1:  # in doubt where two names of the section differ by case alone (of two species, say)
-            continue
-        if (row := index.by_folded[upper]) >= 0:
+    for column, row in columns:
+        # in doubt where two names of the section differ by case alone (of two species, say)
+        if row >= 0 and folded[names[column].upper()] == 1:
             found.put(column, row, CASE, source)
 
 
-def _foldable(names: Sequence[str], index: GeneIndex, columns: Sequence[int]) -> Iterator[int]:
+def _foldable(names: Sequence[str], index: GeneIndex, columns: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The columns whose names in capitals, or these without what a program did to them, are a gene's; and its row."""
     for column in columns:
         name = names[column]
-        other_species = name.isupper() if index.title_case else is_title_case(name)
-        if name and not other_species and name.upper() in index.by_folded:
-            yield column
+        if not name or (name.isupper() if index.title_case else is_title_case(name)):
+            continue
+        upper = name.upper()
+        row = index.by_folded.get(upper)
+        if row is None and upper != name and not index.exact:
+            row = next((index.by_folded[other] for how, other in mended(upper) if _is_folded(how, other, index)), None)
+        if row is not None:
+            yield column, row
+
+
+def _is_folded(how: str, name: str, index: GeneIndex) -> bool:
+    return how in ("hyphen", "suffix") and name in index.by_folded

@@ -26,12 +26,13 @@ __all__ = [
     "mended",
 ]
 
+SMALL_ENSEMBL = re.compile(r"(?<![A-Za-z0-9])(?!ENS[A-Z]*G)[Ee][Nn][Ss][A-Za-z]{0,6}[Gg][Rr]?\d{6,}(?![A-Za-z0-9])")
 ENSEMBL = re.compile(r"(?<![A-Za-z0-9])(ENS[A-Z]{0,6}G)(R?)(\d{6,})(?![A-Za-z0-9])")
 VERSION = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+")
 VERSION_IN_LINES = re.compile(rf"\n{VERSION.pattern}\n")
 # of a reference genome in front of a name, as tables of two species have it: GRCh38_, hg19_, mm10___, GRCh38-
 GENOME = re.compile(
-    r"(GRC[a-z]\d+|hg\d\d|mm\d+|rn\d+|human|mouse|HUMAN|MOUSE)(?:[-_.]?(?:20\d\d[-_.]?[A-Z]|premrna))?[-_.:]+(?=[^-_.:])"
+    r"(GRC[a-z]\d+|GRC[HM]\d+|grc[hm]\d+|hg\d\d|HG(?:19|38)|mm\d+|rn\d+|human|mouse|HUMAN|MOUSE)(?:[-_.]?(?:20\d\d[-_.]?[A-Z]|premrna))?[-_.:]+(?=[^-_.:])"
 )
 GENOME_IN_LINES = re.compile(rf"\n(?:{GENOME.pattern})")
 # names that tell what they are: (kind, pattern); none is the name of a gene
@@ -80,10 +81,13 @@ def _cut(name: str) -> str:
 def ensembl_ids(names: Sequence[str]) -> list[str]:
     """The Ensembl gene id in each name, without version, genome and ``_PAR_Y``; empty where there is none, or two.
 
-    >>> ensembl_ids(["ENSG00000182378.15_PAR_Y", "GRCh38_ENSG00000141510", "TP53|ENSG00000141510", "TP53"])
+    >>> ensembl_ids(["ENSG00000182378.15_PAR_Y", "GRCh38_ENSG00000141510", "TP53|ensg00000141510", "TP53"])
     ['ENSG00000182378', 'ENSG00000141510', 'ENSG00000141510', '']
     """
-    if "ENS" not in "\n".join(names):
+    text = "\n".join(names)  # a search in all of them is far faster than one in each
+    if ("ens" in text or "Ens" in text) and SMALL_ENSEMBL.search(text):
+        names = [SMALL_ENSEMBL.sub(lambda found: found[0].upper(), name) for name in names]
+    elif "ENS" not in text:
         return [""] * len(names)
     return [
         name if name[:4] == "ENSG" and len(name) == 15 and name[4:].isdecimal() else "" if "ENS" not in name
@@ -130,10 +134,10 @@ def control_of(names: Sequence[str]) -> list[str]:
 def is_title_case(name: str) -> bool:
     """Whether a name is written as mouse and rat genes are (Gapdh); human C1orf74 is not.
 
-    >>> [is_title_case(name) for name in ("Gapdh", "H2-K1", "GAPDH", "C1orf74", "mt-Co1")]
-    [True, False, False, False, True]
+    >>> [is_title_case(name) for name in ("Gapdh", "H2-K1", "GAPDH", "C1orf74", "mt-Co1", "mt-co1")]
+    [True, False, False, False, True, False]
     """
-    return (TITLE.fullmatch(name) is not None and "orf" not in name) or name.startswith("mt-")
+    return (TITLE.fullmatch(name) is not None and "orf" not in name) or (name[:3] == "mt-" and name[3:4].isupper())
 
 
 def mended(name: str) -> Iterator[tuple[str, str]]:

@@ -155,7 +155,8 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
     if 2 * found.n_folded > found.n_columns:
         parts.append(
             f"{found.n_folded} of {found.n_columns} genes matched only in another case, such as "
-            f"{_checks.shortlist(features.names, 3)}. Genes of another species, such as zebrafish, would be wrong."
+            f"{_checks.shortlist(features.names, 3)}. Genes of another species, such as "
+            "zebrafish or mouse, would be wrong."
         )
     if found.repeated_share and found.repeated_share > REPEATED:
         parts.append(

@@ -12,6 +12,7 @@ import stampy
 from stampy import _checks, _keys, _utils
 from stampy._section.neighbors import Tree, place_distance
 from stampy._section.section import places_of
+from stampy._settings import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +44,7 @@ def neighborhoods(
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
     key_added: str = _keys.GROUP,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
     """Put every spot in one group of near spots, as contextual gene reconstruction needs them.

@@ -246,10 +246,17 @@ def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """Row of the pairs for each gene, by id, else by symbol; -1 where there is none."""
+    """Row of the pairs for each gene, by id, else by symbol, else by symbol in any case; -1 where there is none."""
     rows = np.full(len(ids), -1)
-    for names, column in ((ids, "other_id"), (symbols, "other")):
-        known = pairs[column][(pairs[column] != "") & ~pairs[column].duplicated()]
+    # names that differ by case alone may be of two species: in capitals each name counts once
+    capitals = pd.Series(symbols, dtype=object).str.upper()
+    once = capitals.where(~capitals.duplicated(keep=False), "").to_numpy()
+    in_capitals = pairs["other"].str.upper()
+    for names, column in (
+        (ids, pairs["other_id"]), (symbols, pairs["other"]),
+        (once, in_capitals[~in_capitals.duplicated(keep=False)]),
+    ):  # fmt: skip
+        known = column[(column != "") & ~column.duplicated()]
         where = pd.Index(known).get_indexer(pd.Index(names, dtype=object))
         rows = np.where((rows < 0) & (where >= 0), known.index.to_numpy()[where] if len(known) else -1, rows)
     return rows

@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 
 from stampy import _checks, _keys, models
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_of, source_of
 from stampy.pp._match import GeneMatch
@@ -52,7 +53,7 @@ def attribute(
     table_key: str = _keys.TABLE,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     show_progress_bar: bool = True,
     key_added: str = _keys.ATTRIBUTE,
     copy: bool = False,
@@ -104,7 +105,7 @@ def attribute(
     batch_size
         Token lists of a batch; None: what suits the device.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     rng
         Seed of the draw of spots.
     show_progress_bar

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from stampy._utils import keeping_threads
+from stampy._utils import hidden, keeping_threads
 
 __all__ = ["Nearest", "approximate", "exact", "hit_rates"]
 
@@ -67,7 +67,7 @@ def exact(
     n, m = len(query), len(reference)
     above, tied = (None, None) if pairs is None else (np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
     out = Nearest(np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32), above, tied)
-    with tqdm(total=n, desc="retrieve", unit="spot", disable=not progress) as bar:
+    with tqdm(total=n, desc="retrieve", unit="spot", disable=hidden(progress)) as bar:
         for start in range(0, n, block[0]):
             rows = slice(start, min(start + block[0], n))
             own = None if pairs is None else _pair_scores(query[rows], reference, pairs[rows])

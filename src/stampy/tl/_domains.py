@@ -10,6 +10,7 @@ import pandas as pd
 from stampy import _checks, _keys
 from stampy._labels import known_labels
 from stampy._section.section import has_coordinates, library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._clustering import METHODS, Method, find_domains, smoothed
@@ -39,7 +40,7 @@ def domains(
     labels: str | None = None,
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.DOMAINS,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:

@@ -135,7 +135,7 @@ def embed(
     n_workers
         Threads that read tiles.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     precision
         None: bfloat16 on CUDA, float32 on the CPU.
     show_progress_bar

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 import stampy
-from stampy import _checks, _keys, models
+from stampy import _checks, _keys, _utils, models
 from stampy._files import atomic
 from stampy.pp._slide_tiles import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
@@ -295,7 +295,7 @@ def _fill(job: _Job, partial: Path, done: int, batch_size: int | None, n_workers
     images = iter_images(job.tower, job.tiles, spans, batch_size=batch_size, n_workers=n_workers, project=job.project)
     ends, start = {end for _, end in spans}, done
     held: list[np.ndarray] = []
-    with tqdm(total=n, initial=done, desc="tiles", unit="tile", disable=not progress) as bar:
+    with tqdm(total=n, initial=done, desc="tiles", unit="tile", disable=_utils.hidden(progress)) as bar:
         for rows, values in images:
             held.append(values)
             bar.update(len(rows))

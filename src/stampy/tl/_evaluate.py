@@ -13,8 +13,10 @@ from scipy import sparse
 import stampy
 from stampy import _checks, _keys
 from stampy._section.section import library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._gene_annotation import gene_columns
 
 from ._adapted import fitted
 from ._embed import embed
@@ -47,7 +49,7 @@ def evaluate(
     n_genes: int = 200,
     max_spots: int | None = 10_000,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.EVALUATE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
@@ -137,10 +139,13 @@ def evaluate(
     xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
     jobs, as_they_are = _jobs(table, keys, library_key)
     rng = generator(rng)
+    is_gene, left_out = gene_columns(table.var)
+    if left_out:
+        _checks.warn(left_out)
     rows = _rows(xy, sections, max_spots, rng)
     _enough(sections[rows], names)
-    counts = _whole_counts(table, layer)[rows]
-    part = Piece(table[rows], counts, xy[rows], sections[rows], library_key, n_genes)
+    counts = _whole_counts(table, layer)[rows][:, is_gene]
+    part = Piece(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
     found = [scores_of_split(part, jobs, r) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
     sentence = _verdict(scores, found)

@@ -10,8 +10,10 @@ from scipy import sparse
 
 from stampy import _checks, _keys
 from stampy._section.section import library_key_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
+from stampy.pp._gene_annotation import features_of, gene_columns
 
 from ._folds import Scheme
 from ._linear_models import METHODS, TRANSFORMS, Method, Transform, nearest_mean, predict_folds, top_genes, transformed
@@ -48,7 +50,7 @@ def expression(
     reference: AnnData | None = None,
     reference_rep: str | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.EXPRESSION,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
@@ -63,7 +65,8 @@ def expression(
         prediction is held against if they are there.
     genes
         Names in `var_names`; `adata.var_names` for all. None: the `n_top_genes` most variable ones, chosen as
-        HEST-Bench does: found in a tenth of the spots of every section, most dispersed there.
+        HEST-Bench does: found in a tenth of the spots of every section, most dispersed there. Columns that are no genes
+        (antibodies, guides, control probes) are predicted only if they are named, and never count for the depth.
     use_rep
         Key of obsm; an embedding of the image for the question of the title.
     method
@@ -122,7 +125,7 @@ def expression(
     Warns
     -----
     UserWarning
-        Least squares with fewer training spots than dimensions.
+        Least squares with fewer training spots than dimensions; columns that are no genes are left out.
 
     Raises
     ------
@@ -238,7 +241,12 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
         raise ValueError("`adata.var_names` are not unique. Make them so first: `adata.var_names_make_unique()`.")
     if genes is not None:
         return _named(genes, {"adata.var_names": table.var_names})
-    chosen = top_genes(_logged(table, layer, transform), sections, n)
+    is_gene, left_out = gene_columns(table.var)
+    if left_out:
+        _checks.warn(left_out)
+    numbers = np.flatnonzero(is_gene)
+    logged = _logged(table, layer, transform)
+    chosen = numbers[top_genes(logged if is_gene.all() else logged[:, numbers], sections, n)]
     if not len(chosen):
         raise ValueError(
             "No gene is found in a tenth of the spots of every section, so none can be chosen. Do the sections share "
@@ -305,8 +313,10 @@ def _matrix(table: AnnData, genes: list[str], layer: str | None, transform: Tran
 
 
 def _rows(table: AnnData, layer: str | None, transform: Transform, columns: Any = slice(None)) -> sparse.csr_matrix:
-    """Transformed counts (n, columns), sparse, read block by block; depth is counted over all genes."""
+    """Transformed counts (n, columns), sparse, read block by block; depth is counted over all genes, and them alone."""
     counts = counts_of(table, layer)
+    features = features_of(table.var)
+    is_gene = None if features.is_gene.all() or not features.is_gene.any() else features.is_gene
     source = source_of(layer)
     blocks = iter_rows(counts) if transform == "none" else checked_rows(counts, source=source, layers=table.layers)
-    return sparse.vstack([transformed(block, transform)[:, columns] for _, block in blocks], format="csr")
+    return sparse.vstack([transformed(block, transform, is_gene)[:, columns] for _, block in blocks], format="csr")

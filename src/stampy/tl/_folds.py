@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _utils
+from stampy._settings import DefaultSeed, settings
 
 __all__ = ["block_folds", "folds_of", "group_folds", "random_folds"]
 
@@ -19,6 +20,8 @@ BLOCKS_PER_FOLD = 5
 
 def seed_of(rng: int | np.random.Generator | None) -> int:
     """A seed for scikit-learn, scanpy and the like: an int as it is, else drawn."""
+    if isinstance(rng, DefaultSeed):
+        return settings.seed
     return int(rng) if isinstance(rng, int | np.integer) else int(_utils.generator(rng).integers(2**31 - 1))
 
 

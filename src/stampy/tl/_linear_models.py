@@ -137,14 +137,17 @@ TRANSFORMS = ("log1p_cp10k", "log1p", "none")
 MIN_SHARE = 0.1  # of the spots of every section, in which a gene must be found to be chosen
 
 
-def transformed(block: sparse.csr_matrix, transform: Transform) -> sparse.csr_matrix:
-    """Counts on the scale to predict, as float32: `log1p` of counts, `log1p_cp10k` of counts per 10,000 of the spot."""
+def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Counts on the scale to predict, as float32: `log1p` of counts, `log1p_cp10k` of counts per 10,000 of the spot.
+
+    Where some columns are no genes, `is_gene` (bool) tells which count for the depth of a spot.
+    """
     largest = np.abs(block.data).max(initial=0)
     if largest > np.finfo(np.float32).max:
         raise ValueError(f"The values go up to {largest:.3g}, too large for float32. Correct what is broken.")
     block = sparse.csr_matrix(block, dtype=np.float32, copy=True)
     if transform == "log1p_cp10k":
-        total = np.asarray(block.sum(axis=1)).ravel()
+        total = np.asarray((block if is_gene is None else block[:, is_gene]).sum(axis=1)).ravel()
         block.data *= np.repeat(1e4 / np.where(total > 0, total, 1.0), np.diff(block.indptr)).astype(np.float32)
     return block if transform == "none" else block.log1p()
 

@@ -11,6 +11,7 @@ import pandas as pd
 from stampy import _checks, _keys
 from stampy._labels import known_labels
 from stampy._section.section import library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._folds import Scheme, check_folds, folds_of
@@ -122,7 +123,7 @@ def probe(
     method: Literal["logistic", "ridge"] = "logistic",
     penalty: float | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     key_added: str = _keys.PROBE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:

@@ -12,6 +12,7 @@ from stampy import _checks, _keys
 from stampy._files import digest
 from stampy._section.neighbors import Tree, nearest
 from stampy._section.section import library_key_of, places_of
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 
 from ._cosine_neighbors import Nearest, approximate, exact, hit_rates
@@ -43,7 +44,7 @@ def retrieve(
     embedding_key: str = _keys.EMBEDDING,
     reference_key: str | None = None,
     table_key: str = _keys.TABLE,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     show_progress_bar: bool = True,
     key_added: str = _keys.RETRIEVE,
     copy: bool = False,

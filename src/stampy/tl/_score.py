@@ -71,7 +71,7 @@ def score(
     table_key
         Table of a SpatialData.
     device
-        Of the model. None: CUDA if there is one, else the CPU.
+        Of the model. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     key_added
         Where the scores go.
     copy

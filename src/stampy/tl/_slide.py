@@ -13,7 +13,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from stampy import _checks, _keys
-from stampy._utils import device_of, generator, table_of
+from stampy._settings import DEFAULT_SEED
+from stampy._utils import device_of, generator, hidden, table_of
 
 from . import _metrics
 from ._results import Result, write
@@ -57,7 +58,7 @@ def slide(
     weight_decay: float = 1e-2,
     max_tiles: int = 2048,
     n_bootstrap: int = 1000,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
     device: str | torch.device | None = None,
     show_progress_bar: bool = True,
     table_key: str = _keys.TABLE,
@@ -96,7 +97,7 @@ def slide(
         Seed or generator: folds, first weights, order, draws. On the CPU the result is the same to the last bit,
         whatever the number of threads.
     device
-        Of the attention pooling; None: CUDA if there is one, else the CPU.
+        Of the attention pooling; None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     show_progress_bar
         Show the folds.
     table_key
@@ -288,7 +289,7 @@ def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str
     found = {m: np.empty((len(folds), len(slides.class_names))) for m in methods}
     attention = np.empty(n_tiles, dtype=np.float32) if "abmil" in methods else None
     means = np.array([bag(s).mean(axis=0) for s in range(len(folds))]) if "mean" in methods else None
-    for fold in tqdm(np.unique(folds), desc="folds", disable=not progress):
+    for fold in tqdm(np.unique(folds), desc="folds", disable=hidden(progress)):
         held, seen = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if means is not None:
             found["mean"][held] = MeanPooling().fit(means[seen], slides.classes[seen]).predict(means[held])

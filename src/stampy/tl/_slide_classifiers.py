@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stampy._utils import float64
 from stampy.models import GatedAttentionMIL
 
 __all__ = ["AttentionPooling", "MeanPooling", "Recipe", "one_thread"]
@@ -72,7 +73,7 @@ class AttentionPooling:
         self.model = GatedAttentionMIL(len(self.mean), self.n_classes, hidden=self.recipe.hidden, generator=generator)
         self.model.to(self.device).train()
         weight = len(slides) / (self.n_classes * np.bincount(classes, minlength=self.n_classes))
-        self._weight = torch.tensor(weight, dtype=torch.float32, device=self.device)
+        self._weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
@@ -105,12 +106,12 @@ class AttentionPooling:
             self.model.embed(self._scaled(np.asarray(tiles[i : i + _PREDICT_ROWS], dtype=np.float32)))
             for i in range(0, len(tiles), _PREDICT_ROWS)
         ]
-        attention = torch.cat([score for _, score in parts]).double().softmax(dim=0)
+        attention = float64(torch.cat([score for _, score in parts])).softmax(dim=0)
         starts = range(0, len(tiles), _PREDICT_ROWS)
-        weighed = [attention[i : i + _PREDICT_ROWS] @ h.double() for i, (h, _) in zip(starts, parts, strict=True)]
+        weighed = [attention[i : i + _PREDICT_ROWS] @ float64(h) for i, (h, _) in zip(starts, parts, strict=True)]
         pooled = reduce(torch.add, weighed)
-        logits = self.model.classify(pooled.float())
-        return logits.double().softmax(dim=0).cpu().numpy(), attention.cpu().numpy()
+        logits = self.model.classify(pooled.float().to(self.device))
+        return float64(logits).softmax(dim=0).cpu().numpy(), attention.cpu().numpy()
 
 
 class MeanPooling:

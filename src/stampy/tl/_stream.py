@@ -6,11 +6,12 @@ Shapes: B spots of a batch, L positions, D size of the output.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from stampy import _checks
 from stampy._files import digest_of_arrays
+from stampy._utils import hidden
 from stampy.models import GeneSystem, Stamp
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank import weighted_bag
@@ -85,11 +87,43 @@ class Tower(Generic[M]):
         training = self.model.training
         self.model.eval()
         low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        on_mps = _mps_limits_told() if self.device.type == "mps" else contextlib.nullcontext()
         try:
-            with torch.inference_mode(), low:
+            with torch.inference_mode(), low, on_mps:
                 yield
         finally:
             self.model.train(training)
+
+
+@contextlib.contextmanager
+def _mps_limits_told() -> Iterator[None]:
+    """Say once that an Apple GPU lacks an operation, which then runs on the CPU; RuntimeError where it can't."""
+    with warnings.catch_warnings():
+        # torch says so once in a process, for the first such operation
+        warnings.filterwarnings("always", message=".*not currently supported on the MPS backend")
+        show = warnings.showwarning
+
+        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if "not currently supported on the MPS backend" in str(message):
+                operation = str(message).partition("'")[2].partition("'")[0] or "an operation"
+                _checks.warn(
+                    f"The Apple GPU (MPS) lacks {operation}, and maybe other operations: they run on the CPU, which is "
+                    "slower and gives the same result. device='cpu' may be quicker."
+                )
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = told
+        try:
+            yield
+        except NotImplementedError as error:
+            if "MPS" not in str(error):
+                raise
+            raise RuntimeError(
+                "The Apple GPU (MPS) lacks an operation of this model, and torch was loaded before it was told to run "
+                "such operations on the CPU. Import stampy before torch, set PYTORCH_ENABLE_MPS_FALLBACK=1, or use "
+                f"device='cpu'. ({str(error).partition('.')[0]})"
+            ) from error
 
 
 def _same(values: Tensor) -> Tensor:
@@ -139,7 +173,7 @@ def stream_genes(
     features = _gene_features(tower)
     whole = features.is_bag and batch_size is None
     out = _Output(n_spots)
-    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=hidden(progress)) as bar:
         for start, tokens in blocks:
             lengths = (tokens != 0).sum(axis=1)
             order = np.argsort(lengths, kind="stable")
@@ -221,7 +255,7 @@ def stream_counts(
     chosen = sparse.csr_matrix((np.ones(len(columns)), (columns, match.rows[columns])), shape=shape)
     size = batch_size or max(positions_per_batch(tower.device) // 1500, 1)
     out = _Output(n_spots)
-    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=not progress) as bar:
+    with tower.running(), tqdm(total=n_spots, desc="genes", unit="spot", disable=hidden(progress)) as bar:
         for start, block in blocks:
             own = sparse.csr_matrix(block) @ chosen
             own.sort_indices()
@@ -256,7 +290,11 @@ def stream_images(
     run = _image_outputs(tower, project)
     out = _Output(len(tiles))
     saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
-    with saved, tower.running(), tqdm(total=len(tiles), desc="tiles", unit="spot", disable=not progress) as bar:
+    with (
+        saved,
+        tower.running(),
+        tqdm(total=len(tiles), desc="tiles", unit="spot", disable=hidden(progress)) as bar,
+    ):
         batches = _batches(tiles, batch_size or _images_per_batch(tower.device), parts)
         for batch, pixels in _read_ahead(tiles, batches, n_workers):
             saved.pop_all()
@@ -297,10 +335,11 @@ def _images_per_batch(device: torch.device) -> int:
 def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     """From uint8 tiles (B, H, W, 3) to what is written (B, D), float32."""
     features = tower.compiled(tower.model.image_features)
+    ahead = tower.device.type == "cuda"  # copies to MPS would read memory that is reused
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        images = tower.model.normalize(torch.from_numpy(pixels).to(tower.device, non_blocking=True))
-        return tower.checked(project(features(images)))
+        tiles = torch.from_numpy(pixels).to(tower.device, non_blocking=ahead)
+        return tower.checked(project(features(tower.model.normalize(tiles))))
 
     return run
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stampy._utils import hidden
+
 from ._stream import Tower, positions_per_batch
 
 if TYPE_CHECKING:
@@ -76,7 +78,10 @@ def leave_one_out(
     most = tower.model.gene.config.max_tokens
     base = np.einsum("ne,ne->n", embed_tokens(tower, tokens), weights)
     out = np.zeros(tokens.shape, dtype=np.float32)
-    with tower.running(), tqdm(total=int(ask.sum()), desc="leave one out", unit="gene", disable=not progress) as bar:
+    with (
+        tower.running(),
+        tqdm(total=int(ask.sum()), desc="leave one out", unit="gene", disable=hidden(progress)) as bar,
+    ):
         for i, row in enumerate(tokens):
             length = _length(row)
             asked = np.flatnonzero(ask[i, : min(length, most)])
@@ -160,7 +165,7 @@ def integrated_gradients(
     training = model.training
     model.eval()
     try:
-        for i in tqdm(range(len(tokens)), desc="integrated gradients", unit="spot", disable=not progress):
+        for i in tqdm(range(len(tokens)), desc="integrated gradients", unit="spot", disable=hidden(progress)):
             length = min(_length(tokens[i]), encoder.config.max_tokens)
             if not length:
                 continue

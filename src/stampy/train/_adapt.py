@@ -10,6 +10,7 @@ import numpy as np
 
 from stampy import _checks, _utils
 from stampy._io.sections import Section, as_sections, of_section
+from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp, load
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
@@ -35,7 +36,7 @@ def adapt(
     strength: float | None = None,
     n_axes: int | None = None,
     max_spots: int | None = MAX_SPOTS,
-    rng: int | np.random.Generator | None = 0,
+    rng: int | np.random.Generator | None = DEFAULT_SEED,
 ) -> Stamp:
     """Fit the gene tower of a model to sections, in closed form, without labels.
 

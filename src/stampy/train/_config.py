@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from stampy._checks import existing, one_of
+from stampy._settings import settings
 
 from ._settings import Range, checked, without_effect
 
@@ -96,7 +97,7 @@ class _Config:
     weight_decay: float = 1e-4
     clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
-    seed: int = 0
+    seed: int = field(default_factory=lambda: settings.seed)
     checkpoint_every: int = 500
     keep: int = 2
     accumulate: int = 1

@@ -16,6 +16,7 @@ import torch
 from stampy import _checks, _keys, _utils
 from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.section import has_images
+from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary
@@ -43,7 +44,7 @@ def evaluate(
     n_groups: int = 40,
     n_spots: int = 1000,
     device: str | None = None,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
 ) -> pd.DataFrame:
     """Measure both stages of a model on sections that it was not trained on, beside what simple guesses reach.
 
@@ -67,7 +68,7 @@ def evaluate(
     n_spots
         Spots of a section for stage 2, drawn at random; all where there are fewer.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     seed
         Of groups, masks and drawn spots.
 
@@ -99,7 +100,7 @@ def evaluate(
     before, training = model.device, model.training
     model.to(target).eval()
     try:
-        return _evaluated(model, sections, n_groups, n_spots, seed)
+        return _evaluated(model, sections, n_groups, n_spots, _utils.chosen_seed(seed))
     finally:
         model.to(before).train(training)
 

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from stampy._checks import one_of
 from stampy._files import atomic
+from stampy._utils import hidden
 
 from ._checkpoints import no_space
 
@@ -79,7 +80,7 @@ class Logs:
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
         self._first, self._steps, self._began = first, steps, time.monotonic()
         self._said = self._began if progress and not _is_watched() else math.inf
-        self._bar = tqdm(total=steps, initial=first, disable=not progress or self._said < math.inf, unit="step")
+        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
 
     def write(self, line: dict[str, Any]) -> None:
         """A step."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from stampy._checks import at_least, one_of
+from stampy._settings import settings
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -54,7 +55,7 @@ def make_fabric(
     at_least("num_nodes", num_nodes, 1)
     if strategy is not None:
         one_of("strategy", strategy, STRATEGIES)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device or settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_devices(target, devices)
     if devices * num_nodes == 1 and strategy != "fsdp":
         chosen: Any = "auto"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stampy import _checks, _keys
+from stampy._settings import DEFAULT_SEED
 from stampy._utils import device_of, generator
 from stampy.models._systems.catalogue import card
 from stampy.models._systems.egn import EGN
@@ -80,7 +81,7 @@ class Predictor:
     rng
         Decides initial weights, order and flips; the same seed gives the same network on the same device.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     options
         More arguments of `EGN`, such as ``depth``.
 
@@ -110,7 +111,7 @@ class Predictor:
         *,
         pretrained: bool = False,
         n_exemplars: int = 9,
-        rng: int | np.random.Generator | None = 0,
+        rng: int | np.random.Generator | None = DEFAULT_SEED,
         device: str | torch.device | None = None,
         **options: Any,
     ):

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
@@ -219,7 +221,11 @@ def _fingerprint(section: Section) -> str:
 
     Of files above 256 MiB size, time and 64 parts stand for the content.
     """
-    digest = hashlib.sha256(repr((section.um_per_px, section.spot_um, section.organ, section.platform)).encode())
+    said: tuple[object, ...] = (section.um_per_px, section.spot_um, section.organ, section.platform)
+    more = (section.species, section.patient, section.study)
+    digest = hashlib.sha256(
+        repr(said + more if any(more) else said).encode()
+    )  # corpora from before 0.3 have three less
     with of_section(section.name):
         if isinstance(section.data, Path):
             digest.update(_files.digest_of_path(_checks.existing(section.data, what="section")).encode())
@@ -232,17 +238,48 @@ def _fingerprint(section: Section) -> str:
 
 
 def _named_images(path: Path) -> Iterator[Path]:
-    """Full-resolution images that an .h5ad refers to, as far as they are there."""
-    import h5py
+    """Image files that an .h5ad or .zarr refers to, as full-resolution image or in place of pixels, if they are there.
 
-    if path.suffix != ".h5ad":
-        return
-    with contextlib.suppress(OSError, KeyError, AttributeError, TypeError), h5py.File(path) as file:
-        for library in file[f"uns/{_keys.UNS_SPATIAL}"].values():
-            found = library[f"metadata/{_keys.SOURCE_IMAGE}"][()]
-            image = Path(found.decode() if isinstance(found, bytes) else str(found))
-            if image.is_file():
-                yield image
+    Relative paths are taken against the folder of the section, as `stampy.read` does.
+    """
+    with contextlib.suppress(*_UNREADABLE), _root_of(path) as root:
+        libraries = root[f"uns/{_keys.UNS_SPATIAL}"]
+        for library in (libraries[name] for name in _keys_of(libraries)):
+            for entry in (f"metadata/{_keys.SOURCE_IMAGE}", *(f"images/{key}" for key in _keys_of(library, "images"))):
+                if (name := _text_in(library, entry)) and (image := path.parent / Path(name).expanduser()).is_file():
+                    yield image
+
+
+_UNREADABLE = (OSError, KeyError, ValueError)
+
+
+@contextlib.contextmanager
+def _root_of(path: Path) -> Iterator[Any]:
+    """The root of an HDF5 file or Zarr store, not read."""
+    if path.is_dir():
+        import zarr
+
+        yield zarr.open_group(path, mode="r")
+    else:
+        import h5py
+
+        with h5py.File(path) as file:
+            yield file
+
+
+def _keys_of(group: Any, name: str = "") -> list[str]:
+    """What a group, or a group in it, holds; nothing where it is no group."""
+    found = group.get(name) if name and hasattr(group, "keys") else group
+    return list(found) if hasattr(found, "keys") else []
+
+
+def _text_in(library: Any, entry: str) -> str:
+    """The text at a place, or that in an array of one; "" where there is something else."""
+    found = library.get(entry) if hasattr(library, "keys") else None
+    if not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
+        return ""
+    value = np.asarray(found[()]).reshape(-1)[0]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _finish(

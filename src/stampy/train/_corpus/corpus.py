@@ -13,6 +13,8 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
+from stampy._settings import DEFAULT_SEED
+from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
@@ -81,7 +83,7 @@ class Corpus:
         regions: int = 1,
         codec: Literal["jpeg", "jpegxl", "zstd"] = "jpeg",
         quality: int = 90,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         n_workers: int | None = None,
         scheduler: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -98,10 +100,10 @@ class Corpus:
         ----------
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
-            columns path, name, image, um_per_px, spot_um, organ, platform), AnnData, SpatialData or `Section`; one or
-            a list, of any mix of gene panels. One without genes (0 columns) gives its image alone. Or a folder of
-            SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder itself): a section for each slide id, with
-            the tokens, groups, tiles and regions that the files have.
+            columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
+            AnnData, SpatialData or `Section`; one or a list, of any mix of gene panels. One without genes (0 columns)
+            gives its image alone. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
+            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have.
         out
             Folder of the corpus.
         vocabulary
@@ -165,7 +167,7 @@ class Corpus:
             "regions": regions,
             "codec": codec,
             "quality": quality,
-            "seed": seed,
+            "seed": chosen_seed(seed),
         }
         out = Path(out).expanduser()
         build(
@@ -206,7 +208,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a section: name, organ and platform with their ids, spots, groups, genes found, tiles, bytes."""
+        """A row a section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)

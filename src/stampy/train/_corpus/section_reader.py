@@ -57,7 +57,9 @@ class StoredSection:
         """A row of `Corpus.table`."""
         record, genes = self.record, self.record["genes"] or {"n_matched": 0}
         return {
-            **{key: record[key] for key in ("name", "organ", "platform", "n_spots")},
+            **{key: record[key] for key in ("name", "organ", "platform")},
+            **{key: record.get(key, "") for key in ("species", "patient")},
+            "n_spots": record["n_spots"],
             "n_groups": sum(record["n_groups"]),
             "n_genes": genes["n_matched"],
             "tiles": self.has_tiles,

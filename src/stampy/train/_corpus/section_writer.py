@@ -85,6 +85,8 @@ def write_section(
                 if isinstance(section, Slide):
                     record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
+                    said = {key: getattr(section, key) for key in ("species", "patient", "study")}
+                    record |= {key: value for key, value in said.items() if value}
                     record |= _write(section, settings, out, reader, partial)
                 notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
                 record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}

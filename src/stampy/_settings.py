@@ -1,0 +1,208 @@
+"""`stampy.settings`: what holds for all calls, in the way of ``scanpy.settings``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    Verbosity = Literal["error", "warning", "info", "debug"]
+
+__all__ = ["DEFAULT_SEED", "DefaultSeed", "Settings", "settings"]
+
+LEVELS: Final = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+PREFIX: Final = "STAMPY_"
+
+
+class Settings:
+    """What holds for all calls of stampy in this process.
+
+    Each setting begins with the value of the environment variable that is named here, if it is set, so that worker
+    processes and jobs of a cluster have it, too. An argument of a function goes before the setting.
+
+    Parameters
+    ----------
+    verbosity
+        ``"error"``, ``"warning"`` (default), ``"info"`` or ``"debug"``: which messages of the logger ``stampy`` are
+        shown on stderr (``STAMPY_VERBOSITY``). Warnings of the class `stampy.StampyWarning` are Python warnings and
+        always shown.
+    progress_bars
+        Show progress bars, where a function is not told otherwise (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``: what ``device=None`` means (``STAMPY_DEVICE``). None (default):
+        CUDA if there is one, else an Apple GPU, else the CPU; training takes no Apple GPU by itself.
+    cache_dir
+        Folder for downloads of `stampy.datasets` (``STAMPY_CACHE_DIR``). Default: the operating system's place for
+        caches. Weights from the Hugging Face hub lie in its own cache (``HF_HOME``).
+    seed
+        What `rng` or `seed` is where a function is not told otherwise (``STAMPY_SEED``). Default: 0.
+
+    Raises
+    ------
+    AttributeError
+        There is no setting of that name; the nearest is told.
+    ValueError, TypeError
+        A value that can't be.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> stampy.settings.seed
+    0
+    >>> with stampy.settings.override(seed=3, progress_bars=False):
+    ...     stampy.settings.seed
+    3
+    >>> stampy.settings.sed = 1
+    Traceback (most recent call last):
+        ...
+    AttributeError: There is no setting 'sed'. Did you mean 'seed'?
+    """
+
+    __slots__ = ("_values",)
+    _values: dict[str, Any]
+
+    verbosity: Verbosity
+    progress_bars: bool
+    device: str | None
+    cache_dir: Path | None
+    seed: int
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_values", {})
+        for name, default in DEFAULTS.items():
+            # where downloads go is looked up when it is needed
+            given = os.environ.get(PREFIX + name.upper()) if name != "cache_dir" else None
+            try:
+                if given:
+                    setattr(self, name, _parsed(name, given))
+                else:
+                    self._values[name] = default
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"The environment variable {PREFIX}{name.upper()}={given!r}: {error}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in DEFAULTS:
+            raise _unknown(name)
+        return self._values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in DEFAULTS:
+            raise _unknown(name)
+        self._values[name] = _checked(name, value)
+        if name == "verbosity":
+            _show(LEVELS[self._values[name]])
+
+    def __dir__(self) -> list[str]:
+        return [*DEFAULTS, "override"]
+
+    def __repr__(self) -> str:
+        return "\n".join(["stampy.settings", *(f"    {name} = {value!r}" for name, value in self._values.items())])
+
+    @contextlib.contextmanager
+    def override(self, **values: Any) -> Iterator[Settings]:
+        """Set some of the settings in a block.
+
+        Examples
+        --------
+        >>> import stampy
+        >>> with stampy.settings.override(device="cpu"):
+        ...     stampy.settings.device
+        'cpu'
+        """
+        before = dict(self._values)
+        try:
+            if unknown := [name for name in values if name not in DEFAULTS]:
+                raise _unknown(unknown[0])
+            for name, value in values.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name in values.keys() & before.keys():
+                setattr(self, name, before[name])
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name, e.g. for a worker process."""
+        return dict(self._values)
+
+
+DEFAULTS: Final[dict[str, Any]] = {
+    "verbosity": "warning",
+    "progress_bars": True,
+    "device": None,
+    "cache_dir": None,
+    "seed": 0,
+}
+
+
+def _unknown(name: str) -> AttributeError:
+    import difflib
+
+    near = difflib.get_close_matches(name, DEFAULTS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(DEFAULTS)}."
+    return AttributeError(f"There is no setting {name!r}. {hint}")
+
+
+def _parsed(name: str, text: str) -> Any:
+    """A value from the environment."""
+    if name == "seed":
+        return int(text)
+    if name == "progress_bars":
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in words:
+            raise ValueError("1 or 0 was expected.")
+        return words[text.lower()]
+    return text
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "verbosity":
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 4:  # as scanpy numbers them
+            value = ("error", "warning", "info", "info", "debug")[value]
+        if value not in LEVELS:
+            raise ValueError(f"`verbosity` must be one of {', '.join(LEVELS)}, found {value!r}.")
+    elif name == "progress_bars" and not isinstance(value, bool):
+        raise TypeError(f"`progress_bars` must be True or False, found {value!r}.")
+    elif name == "seed" and (isinstance(value, bool) or not hasattr(value, "__index__") or value < 0):
+        raise TypeError(f"`seed` must be a whole number from 0 on, found {value!r}.")
+    elif name == "cache_dir":
+        return None if value is None else Path(value).expanduser()
+    elif name == "device" and value is not None:
+        kind, _, number = str(value).partition(":")
+        if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+            raise ValueError(f"`device` must be None, 'cpu', 'cuda', 'cuda:N' or 'mps', found {value!r}.")
+        return str(value)
+    return value
+
+
+def _show(level: int) -> None:
+    """Show messages of the logger ``stampy`` from this level on, on stderr unless the program handles them itself."""
+    logger = logging.getLogger("stampy")
+    logger.setLevel(level if level != logging.WARNING else logging.NOTSET)  # then the program's own level counts
+    own = [handler for handler in logger.handlers if isinstance(handler, _Stderr)]
+    if level < logging.WARNING and not own and not logger.hasHandlers():
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    for handler in own if level >= logging.WARNING else ():
+        logger.removeHandler(handler)
+
+
+class _Stderr(logging.StreamHandler):
+    """Ours, to be told from a program's own."""
+
+
+settings = Settings()
+
+
+class DefaultSeed(int):
+    """Stands for ``settings.seed`` where a function is not told otherwise."""
+
+    def __repr__(self) -> str:
+        return "settings.seed"
+
+
+DEFAULT_SEED: Final = DefaultSeed(0)

@@ -1,0 +1,125 @@
+"""What lies in a folder, by names alone: tables of AnnData, matrices of 10x Genomics, ST tables, texts, images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stampy import _checks
+
+__all__ = ["Files", "files_in", "owner"]
+
+MATRICES = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix", "filtered_gene_bc_matrices",
+            "raw_feature_bc_matrix.h5", "raw_feature_bc_matrix", "matrix.mtx", "matrix.mtx.gz")  # fmt: skip
+POSITIONS = re.compile(r"tissue_positions(_list)?\.(csv|txt|tsv|parquet)(\.gz)?$", re.IGNORECASE)
+STORES = (".h5ad", ".zarr", ".zarr.zip")
+TEXTS = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
+R_FILES = (".rda", ".rdata", ".rds")
+PICTURES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png")
+REDUCED = re.compile(r"(hires|lowres|aligned|detected|thumbnail|fiducial|mask)", re.IGNORECASE)
+MOST_FILES, DEEPEST = 200_000, 8
+
+
+@dataclass
+class Files:
+    """Paths by kind, each sorted.
+
+    `stores`: .h5ad and zarr. `matrices`: filtered matrices of Space Ranger, the raw ones where there is none, files or
+    folders. `positions`: folders with a table of spots. `texts`: tables that may hold labels, counts or slides.
+    `images`: large ones; the reduced ones of Space Ranger are left out. `r`: files of R.
+    """
+
+    folder: Path
+    stores: list[Path] = field(default_factory=list)
+    matrices: list[Path] = field(default_factory=list)
+    positions: list[Path] = field(default_factory=list)
+    texts: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    r: list[Path] = field(default_factory=list)
+
+    def inside(self, path: Path) -> Path:
+        """`path` from the folder on."""
+        return path.relative_to(self.folder)
+
+
+def files_in(folder: str | Path) -> Files:
+    """All that may be of use below a folder; links to folders are followed once.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        It holds too many files to be the folder of a data set.
+    """
+    root = _checks.existing(folder, what="folder of data").absolute()
+    if not root.is_dir():
+        raise NotADirectoryError(f"{str(root)!r} is a file; give the folder that it lies in.")
+    found, n = Files(root), 0
+    for place, names in _folders(root):
+        n += len(names)
+        if n > MOST_FILES:
+            raise ValueError(
+                f"{str(root)!r} holds more than {MOST_FILES:,} files. Give the folder of the data set alone."
+            )
+        _sort(found, place, names)
+    for paths in (found.stores, found.matrices, found.positions, found.texts, found.images, found.r):
+        paths.sort()
+    return found
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names in them; stores and matrices are not entered."""
+    waiting, seen = [(root, 0)], set()
+    while waiting:
+        place, depth = waiting.pop()
+        real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        names = sorted(name for name in os.listdir(place) if not name.startswith("."))
+        yield place, names
+        if depth < DEEPEST:
+            deeper = [place / name for name in names if not _is_whole(place / name)]
+            waiting += [(path, depth + 1) for path in deeper if path.is_dir()]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder is one thing: a zarr store, or a matrix."""
+    low = path.name.lower()
+    return low.endswith((".zarr", *(m for m in MATRICES if "." not in m)))
+
+
+def _sort(found: Files, place: Path, names: Sequence[str]) -> None:
+    lows = {name: name.lower() for name in names}
+    matrices = [name for name, low in lows.items() if low.endswith(MATRICES)]
+    filtered = [name for name in matrices if "raw_feature" not in lows[name]]
+    found.matrices += [place / name for name in filtered or matrices]
+    if any(POSITIONS.search(low) for low in lows.values()):
+        found.positions.append(place)
+    for name, low in lows.items():
+        path = place / name
+        if low.endswith(STORES):
+            found.stores.append(path)
+        elif low.endswith(R_FILES):
+            found.r.append(path)
+        elif low.endswith(PICTURES) and not REDUCED.search(low):
+            found.images.append(path)
+        elif low.endswith(TEXTS) and not POSITIONS.search(low) and path.is_file():
+            found.texts.append(path)
+
+
+def owner(path: Path, names: Sequence[str]) -> str | None:
+    """The one of `names` that a path (relative) is of: by its last part that holds one, and no other.
+
+    >>> owner(Path("10X/151507/spatial"), ["151507", "151508"]), owner(Path("151507_151508.h5ad"), ["151507", "151508"])
+    ('151507', None)
+    """
+    for part in reversed(path.parts):
+        held = [name for name in names if re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", part)]
+        if held:
+            return held[0] if len(held) == 1 else None
+    return None

@@ -1,0 +1,159 @@
+"""Every choice behind a table: what stampy did, what is known of the paper, and whether they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from stampy.bench._table import about_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["NOT_KNOWN", "protocol", "verdict"]
+
+NOT_KNOWN = "not known"
+COLUMNS = ("dataset", "task", "choice", "here", "paper", "same")
+FOLDS = {
+    "blocks": "{n} spatial blocks of each section",
+    "random": "{n} random folds of each section",
+    "section": "each of {n} sections held out in turn",
+    "patient": "patients held out, {n} folds",
+}
+Data: TypeAlias = Mapping[str, Any]
+Options: TypeAlias = Mapping[str, Any]
+# choice, what is done here, and what is known of the paper: what the summary of it says, nothing else
+Choice: TypeAlias = tuple[str, Callable[[Data, Options], str], str, str]
+
+
+def _folds(data: Data, _: Options) -> str:
+    n = data.get("n_folds")
+    return FOLDS[data["folds"]].format(n=n) if n else f"{data['folds']} (number not recorded)"
+
+
+def _sections(data: Data, _: Options) -> str:
+    names = data.get("sections")
+    if names is None:
+        return "not recorded"
+    return f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else "whole slides"
+
+
+def _labels(data: Data, _: Options) -> str:
+    return " or ".join(str(c) for c in data.get("label_columns") or [data.get("labels") or "none"])
+
+
+def _images(data: Data, _: Options) -> str:
+    given, names = data.get("with_image"), data.get("sections") or []
+    if given is None or not names:
+        return "not recorded"
+    return f"full resolution for {len(given)} of {len(names)} sections, else what the section holds; tiles of 112 µm"
+
+
+def _methods(_: Data, options: Options) -> str:
+    return ", ".join(options.get("methods", ())) or str(options.get("method", ""))
+
+
+def _as(text: str) -> Callable[[Data, Options], str]:
+    return lambda data, options: text
+
+
+COMMON: tuple[Choice, ...] = (("sections", _sections, NOT_KNOWN, NOT_KNOWN),)
+CHOICES: dict[str, tuple[Choice, ...]] = {
+    "probe": (
+        ("labels", _labels, NOT_KNOWN, NOT_KNOWN),
+        ("spots without a label", _as("left out"), NOT_KNOWN, NOT_KNOWN),
+        ("images", _images, "112 µm squares of the slide", NOT_KNOWN),
+        ("features", _as("frozen, standardised by the training spots"), "frozen", "yes"),
+        ("classifier", _methods, "a linear probe", "yes"),
+        ("penalty, class weights", _as("that of tl.probe; classes weigh the same"), NOT_KNOWN, NOT_KNOWN),
+        ("folds", _folds, NOT_KNOWN, NOT_KNOWN),
+        ("mean", _as("over sections, then over seeds"), NOT_KNOWN, NOT_KNOWN),
+    ),
+    "domains": (
+        ("labels", _labels, NOT_KNOWN, NOT_KNOWN),
+        ("features", _as("as embedded, no reduction"), NOT_KNOWN, NOT_KNOWN),
+        ("clustering", _methods, NOT_KNOWN, NOT_KNOWN),
+        ("number of clusters", _as("that of the labels of the section"), NOT_KNOWN, NOT_KNOWN),
+        ("sections together", _as("each section by itself, then the mean"), NOT_KNOWN, NOT_KNOWN),
+        ("spatial refinement of clusters", _as("none"), NOT_KNOWN, NOT_KNOWN),
+    ),
+    "expression": (
+        ("genes", lambda d, o: f"{o.get('n_top_genes')} most variable of the sections", NOT_KNOWN, NOT_KNOWN),
+        ("normalisation", lambda d, o: str(o.get("transform")), NOT_KNOWN, NOT_KNOWN),
+        ("regressor", _methods, "a linear probe on the frozen image encoder", "yes"),
+        ("penalty, steps", _as("those of tl.expression"), NOT_KNOWN, NOT_KNOWN),
+        ("folds", _folds, NOT_KNOWN, NOT_KNOWN),
+        ("MSE", _as("mean over spots and genes of the normalised values"), NOT_KNOWN, NOT_KNOWN),
+        ("r", _as("over the spots of a section, mean over genes"), NOT_KNOWN, NOT_KNOWN),
+        ("images", _images, "112 µm squares of the slide", NOT_KNOWN),
+    ),
+    "slide": (
+        ("label", lambda d, o: str(d.get("slides", {}).get("label", "label")), NOT_KNOWN, NOT_KNOWN),
+        ("pooling", _methods, "ABMIL on frozen features", "yes"),
+        ("folds", _folds, NOT_KNOWN, NOT_KNOWN),
+        ("tiles", _as("112 µm, those with tissue"), NOT_KNOWN, NOT_KNOWN),
+        ("epochs, learning rate", _as("those of tl.slide"), NOT_KNOWN, NOT_KNOWN),
+    ),
+}
+LIKE = {"classifier": {"logistic", "ridge"}, "regressor": {"linear", "ridge"}, "pooling": {"abmil"}}
+
+
+def protocol(folder: str | Path) -> pd.DataFrame:
+    """Every choice behind the figures of a run, beside what is known of the paper's.
+
+    What stampy's authors know of the paper is a summary of it. A choice that the summary does not tell is "not known":
+    the paper, or its code, may say more.
+
+    Parameters
+    ----------
+    folder
+        `out` of `stampy.bench.run`.
+
+    Returns
+    -------
+    A row for each choice: `dataset`, `task`, `choice`, `here`, `paper`, `same` (``"yes"``, ``"no"``, ``"not known"``).
+    Data sets that the paper has no table of, and tasks that it does not have, are left out.
+
+    Examples
+    --------
+    >>> import stampy, tempfile
+    >>> config = {"datasets": [{"name": "toy", "sections": ["toy"], "labels": "domain", "known_as": "DLPFC"}],
+    ...           "systems": ["pca"], "tasks": ["probe"], "seeds": [0]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = stampy.bench.run(config, folder, show_progress_bar=False)
+    ...     table = stampy.bench.protocol(folder).set_index("choice")
+    >>> table.loc["folds", ["here", "paper"]].tolist()
+    ['5 spatial blocks of each section', 'not known']
+    """
+    import pandas as pd
+
+    about = about_results(folder)
+    rows = [
+        {"dataset": data["name"], "task": task["task"], **row}
+        for data in about.get("datasets", ()) if data.get("known_as")
+        for task in about.get("tasks", ())
+        for row in _rows(data, task)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _rows(data: Data, task: Options) -> list[dict[str, str]]:
+    out = []
+    for choice, here, paper, same in (*COMMON, *CHOICES[task["task"]]) if task["task"] in CHOICES else ():
+        done = here(data, task)
+        if choice in LIKE and not set(done.split(", ")) & LIKE[choice]:
+            same = "no"
+        out.append({"choice": choice, "here": done, "paper": paper, "same": same})
+    return out
+
+
+def verdict(table: pd.DataFrame, dataset: str, task: str) -> str:
+    """Whether the protocol of a task is the paper's, in a few words."""
+    mine = table[(table["dataset"] == dataset) & (table["task"] == task)]
+    if not len(mine):
+        return NOT_KNOWN
+    differ, open_ = (mine["same"] == "no").sum(), (mine["same"] == NOT_KNOWN).sum()
+    if differ:
+        return f"differs in {differ} of {len(mine)} choices"
+    return f"{open_} of {len(mine)} choices not known" if open_ else "the same"

@@ -1,0 +1,294 @@
+"""HEST: from its table to a manifest for a corpus, without the sections that models are compared on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks
+
+__all__ = ["hest_evaluation", "hest_manifest"]
+
+_TABLE = re.compile(r"HEST_v(\d+)_(\d+)_(\d+)\.csv")
+_PLACES = (".", "metadata", "assets")
+REQUIRED = ("id", "species", "organ", "st_technology")
+SPECIES = {"human": "Homo sapiens", "mouse": "Mus musculus"}
+# columns of the manifest -> of HEST's table
+_COLUMNS = {
+    "species": "species",
+    "platform": "st_technology",
+    "organ": "organ",
+    "patient": "patient",
+    "study": "dataset_title",
+}
+COLUMNS = ("path", "name", "image", "um_per_px", *_COLUMNS)
+
+
+def hest_manifest(
+    folder: str | Path,
+    *,
+    species: str | Sequence[str] | None = None,
+    platform: str | Sequence[str] | None = None,
+    organ: str | Sequence[str] | None = None,
+    disease: str | Sequence[str] | None = None,
+    exclude: Iterable[str] = (),
+    exclude_evaluation: bool = True,
+    images: bool = True,
+) -> pd.DataFrame:
+    """Make a manifest of a HEST folder, for `stampy corpus build`.
+
+    The folder is laid out as the data set is on the hub (``MahmoodLab/hest``): ``HEST_v*.csv``, ``st/ID.h5ad``,
+    ``wsis/ID.tif``. Of several tables the newest version is read. A part of the data set is enough: sections of the
+    table whose files are missing are left out with a warning.
+
+    Parameters
+    ----------
+    folder
+        Of HEST.
+    species
+        ``"human"``, ``"mouse"``, or as in the table ("Homo sapiens"); one or several. None: all.
+    platform, organ, disease
+        Values of the table's columns ``st_technology`` ("Visium", "Visium HD", "Xenium", "Spatial Transcriptomics"),
+        ``organ`` and ``disease_state``; one or several, in any case of letters. None: all.
+    exclude
+        Ids of further sections to leave out.
+    exclude_evaluation
+        Leave out the sections that a data set of the paper's tables contains (`hest_evaluation`), so that a model
+        trained on the manifest has not seen them.
+    images
+        Require the whole-slide image. False: sections without one stay, for stage 1.
+
+    Returns
+    -------
+    A row for each section, sorted as in the table: ``path``, ``name`` (HEST's id), ``image``, ``um_per_px`` (estimated
+    from the spots, else as the slide states it), ``species``, ``platform``, ``organ``, ``patient`` and ``study``. Its
+    ``attrs``: ``"left_out"`` (id -> why), ``"spots"`` (id -> spots under tissue by the table), ``"table"`` (file name).
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no table.
+    KeyError
+        The table lacks a column.
+    ValueError
+        A filter names a value that the table does not have, an id stands twice, or no section is left.
+
+    Warns
+    -----
+    StampyWarning
+        Files of sections are missing; or evaluation sections are kept.
+
+    Examples
+    --------
+    >>> import stampy, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = stampy.datasets.toy_hest(folder, n_sections=2, n_spots=20)
+    ...     manifest = stampy.datasets.hest_manifest(folder, species="human")
+    >>> manifest["name"].tolist(), manifest.attrs["left_out"]
+    (['TOY1', 'TOY2'], {'TENX13': 'HBC'})
+    """
+    folder = _checks.existing(folder, what="folder of HEST")
+    path = _newest(folder)
+    table = _read(path)
+    wanted = {"species": species, "st_technology": platform, "organ": organ, "disease_state": disease}
+    chosen = _filtered(table, wanted, path.name)
+    out = _left_out(chosen, set(exclude), exclude_evaluation)
+    _check_ids(table, exclude, path.name)
+    chosen = chosen[~chosen["id"].isin(out)]
+    manifest = pd.DataFrame(list(_rows(chosen, folder)), columns=list(COLUMNS))
+    manifest, missing = _those_there(manifest, images)
+    if manifest.empty:
+        such = f", such as {next(iter(missing.values()))!r}" if missing else ""
+        raise ValueError(
+            f"No section is left of the {len(table):,} in {path.name}: {len(chosen) + len(out):,} fit the filters, "
+            f"{len(out)} of these are left out on purpose, {len(missing)} lack files{such}."
+        )
+    _tell(missing, chosen, out, exclude_evaluation)
+    manifest.attrs = {"left_out": out, "spots": _spots(chosen, manifest["name"]), "table": path.name}
+    return manifest
+
+
+def hest_evaluation() -> pd.DataFrame:
+    """Sections of HEST that are also in a data set of the paper's tables: what a model that is compared must not see.
+
+    Returns
+    -------
+    A row for each: ``id``, ``data_set`` ("DLPFC", "HBC", "HER2+", "PSC", "HHK"), ``known`` ("certain": the same study
+    and sections; "likely": the paper does not name its source), ``how`` and ``source``. TCGA-LUAD has no section in
+    HEST.
+
+    Examples
+    --------
+    >>> hest_evaluation()["data_set"].value_counts().to_dict()
+    {'HER2+': 36, 'HHK': 23, 'DLPFC': 12, 'PSC': 4, 'HBC': 2}
+    """
+    found = _evaluation()
+    rows = [
+        {"id": name, **{key: entry[key] for key in ("data_set", "known", "how")}, "source": found["source"]}
+        for entry in found["data_sets"]
+        for name in entry["ids"]
+    ]
+    return pd.DataFrame(rows)
+
+
+@cache
+def _evaluation() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((files("stampy.datasets") / "hest_evaluation.json").read_text(encoding="utf-8"))
+    for entry in found["data_sets"]:
+        entry["ids"] = [name for text in entry["ids"] for name in _spread(text)]
+    return found
+
+
+def _spread(text: str) -> Iterator[str]:
+    """SPA119-154 is SPA119, SPA120, ..."""
+    match = re.fullmatch(r"([A-Z]+)(\d+)-(\d+)", text)
+    if match is None:
+        yield text
+    else:
+        yield from (f"{match[1]}{i}" for i in range(int(match[2]), int(match[3]) + 1))
+
+
+def _newest(folder: Path) -> Path:
+    found = [
+        (tuple(map(int, match.groups())), path)
+        for place in _PLACES
+        for path in (folder / place).glob("HEST_v*.csv")
+        if (match := _TABLE.fullmatch(path.name))
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no table HEST_v*.csv. It lies at the top of the data set on the hub: `hf download "
+            "MahmoodLab/hest --repo-type dataset --include 'HEST_v*.csv' --local-dir ...`."
+        )
+    return max(found)[1]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    with _checks.readable(path):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    for column in REQUIRED:
+        _checks.has_key(table.columns, column, slot=path.name, needs="HEST's table has it in every version since 1.0.")
+    table = table.apply(lambda column: column.str.strip())
+    twice = table["id"][table["id"].duplicated() | (table["id"] == "")].unique()
+    if len(twice):
+        raise ValueError(f"{path.name}: ids stand twice or are empty: {_checks.shortlist(twice)}.")
+    return table
+
+
+def _filtered(table: pd.DataFrame, wanted: dict[str, str | Sequence[str] | None], name: str) -> pd.DataFrame:
+    chosen = table
+    for column, values in wanted.items():
+        if values is None:
+            continue
+        values = [values] if isinstance(values, str) else list(values)
+        if column == "species":
+            values = [SPECIES.get(value.lower(), value) for value in values]
+        _checks.has_key(table.columns, column, slot=name, needs="The filter looks there.")
+        known = {value.lower(): value for value in table[column].unique()}
+        for value in values:
+            if value.lower() not in known:
+                raise ValueError(
+                    f"{name} has no {column} {value!r}. It has {_checks.shortlist(sorted(known.values()), 40)}."
+                )
+        chosen = chosen[chosen[column].str.lower().isin([value.lower() for value in values])]
+    return chosen
+
+
+def _check_ids(table: pd.DataFrame, exclude: Iterable[str], name: str) -> None:
+    unknown = sorted(set(exclude) - set(table["id"]))
+    if unknown:
+        raise ValueError(f"`exclude` names sections that {name} does not have: {_checks.shortlist(unknown)}.")
+
+
+def _left_out(table: pd.DataFrame, exclude: set[str], evaluation: bool) -> dict[str, str]:
+    """Id -> why, of sections that are left out on purpose."""
+    out = {name: "as asked for" for name in table["id"] if name in exclude}
+    return (_shared(table) if evaluation else {}) | out
+
+
+def _shared(table: pd.DataFrame) -> dict[str, str]:
+    """Id -> data set of the paper, by id or by the title of the study: later versions may have more of its sections."""
+    title = table["dataset_title"] if "dataset_title" in table else pd.Series("", index=table.index)
+    found = {}
+    for entry in _evaluation()["data_sets"]:
+        own = table["id"].isin(entry["ids"]) | title.str.lower().isin([t.lower() for t in entry["titles"]])
+        found |= dict.fromkeys(table["id"][own], entry["data_set"])
+    return found
+
+
+def _rows(table: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
+    for row in table.to_dict("records"):
+        image = row.get("image_filename") or f"{row['id']}.tif"
+        if Path(image).name != image or Path(row["id"]).name != row["id"]:
+            raise ValueError(f"Section {row['id']!r} of HEST's table leads out of the folder (image {image!r}).")
+        yield {
+            "path": str(folder / "st" / f"{row['id']}.h5ad"),
+            "name": row["id"],
+            "image": str(folder / "wsis" / image),
+            "um_per_px": _pixel_um(row),
+            **{ours: row.get(theirs, "") for ours, theirs in _COLUMNS.items()},
+        }
+
+
+def _pixel_um(row: dict[str, str]) -> float:
+    """As HEST estimated it from the spots, else as the slide states it; NaN where neither is known."""
+    for column in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
+        value = pd.to_numeric(row.get(column, ""), errors="coerce")
+        if np.isfinite(value) and value > 0:
+            return float(value)
+    return float("nan")
+
+
+def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Rows whose files are there, and of the others what is missing."""
+    counts = manifest["path"].map(lambda path: Path(path).is_file()).astype(bool)
+    image = manifest["image"].map(lambda path: Path(path).is_file()).astype(bool)
+    wrong = ~counts | (~image if images else False)
+    what = np.where(~counts, manifest["path"], manifest["image"])
+    missing = dict(zip(manifest["name"][wrong], what[wrong], strict=True))
+    found = manifest[~wrong].reset_index(drop=True)
+    found["image"] = found["image"].where(image[~wrong].to_numpy(), "")
+    return found, missing
+
+
+def _tell(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], exclude_evaluation: bool) -> None:
+    if missing:
+        names = list(missing)
+        _checks.warn(
+            f"{len(missing):,} of {len(chosen):,} sections are left out, as a file is missing: "
+            f"{_checks.shortlist(missing.values())}. `hf download MahmoodLab/hest --repo-type dataset --include "
+            f"'*{names[0]}[_.]*' --local-dir ...` gets those of a section."
+        )
+    kept = {} if exclude_evaluation else _shared(chosen)
+    if kept:
+        _checks.warn(
+            f"{len(kept)} sections are kept that the paper's tables are computed on "
+            f"({_checks.shortlist(dict.fromkeys(kept.values()))}): {_checks.shortlist(kept)}. Do not compare a model "
+            "that is trained on them there."
+        )
+
+
+def _spots(table: pd.DataFrame, names: pd.Series) -> dict[str, int]:
+    if "spots_under_tissue" not in table:
+        return {}
+    numbers = pd.to_numeric(table.set_index("id")["spots_under_tissue"].reindex(names), errors="coerce")
+    return {name: int(n) for name, n in numbers.items() if np.isfinite(n)}
+
+
+def hest_counts(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Sections and spots by organ (rows) and platform, with sums; for the command line."""
+    spots = manifest["name"].map(manifest.attrs["spots"]).fillna(0).astype(int)
+    table = manifest.assign(spots=spots, organ=manifest["organ"].replace("", "(not stated)"))
+    shared = {"index": "organ", "columns": "platform", "fill_value": 0, "margins": True, "margins_name": "all"}
+    sections = table.pivot_table(values="name", aggfunc="count", **shared)
+    by_spots = table.pivot_table(values="spots", aggfunc="sum", **shared)
+    sections["spots"] = by_spots["all"]
+    return sections.astype(int).rename_axis(columns=None)
