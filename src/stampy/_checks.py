@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def _is_internal(filename: str) -> bool:
     return filename.startswith(_PACKAGE) or filename.endswith((f"{os.sep}contextlib.py", f"{os.sep}functools.py"))
 
 
-def shortlist(names: Iterable[Any], n: int = 8) -> str:
+def shortlist(names: Iterable[object], n: int = 8) -> str:
     """The first names, for an error message.
 
     >>> shortlist(range(20), 3)
@@ -78,13 +78,13 @@ def shortlist(names: Iterable[Any], n: int = 8) -> str:
     return f"{repr(names[:n])[:-1]}, ... ({len(names)} in all)]"
 
 
-def has_key(mapping: Mapping[str, Any] | Collection[str], key: str, *, slot: str, needs: str) -> None:
+def has_key(mapping: Mapping[str, object] | Collection[str], key: str, *, slot: str, needs: str) -> None:
     """Raise KeyError unless `key` is in `mapping`; `needs` says what stampy needs there."""
     if key not in mapping:
         raise KeyError(f"Key `{key}` not found in `{slot}`. Available: {shortlist(mapping)}. {needs}")
 
 
-def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """Raise ValueError unless `value` is one of `allowed`; the nearest names are given."""
     if value in allowed:
         return
@@ -93,7 +93,7 @@ def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     raise ValueError(f"`{name}` must be one of {shortlist(sorted(allowed, key=str), 40)}, found {value!r}.{hint}")
 
 
-def unknown(name: str, value: Any, pools: Mapping[str, Iterable[Any]]) -> KeyError:
+def unknown(name: str, value: object, pools: Mapping[str, Iterable[object]]) -> KeyError:
     """A KeyError to raise for a name found in none of the pools (place -> its names); the nearest names are given."""
     near = []
     for place, names in pools.items():
@@ -104,14 +104,14 @@ def unknown(name: str, value: Any, pools: Mapping[str, Iterable[Any]]) -> KeyErr
     return KeyError(f"`{name}`={value!r} was found in none of {', '.join(pools)}. {hint}")
 
 
-def positive(name: str, value: Any) -> None:
+def positive(name: str, value: object) -> None:
     """Raise unless `value` is a number above zero."""
     at_least(name, value, 0, integer=False)
     if value == 0:
         raise ValueError(f"`{name}` must be above 0, found {value!r}.")
 
 
-def at_least(name: str, value: Any, minimum: float, *, integer: bool = True) -> None:
+def at_least(name: str, value: object, minimum: float, *, integer: bool = True) -> None:
     """Raise unless `value` is a (whole) number of at least `minimum`."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kinds):
@@ -126,7 +126,7 @@ def at_most(name: str, value: float, maximum: float) -> None:
         raise ValueError(f"`{name}` must be at most {maximum}, found {value!r}.")
 
 
-def window(name: str, value: Any) -> None:
+def window(name: str, value: Iterable[float]) -> None:
     """Raise unless `value` is (left, right, top, bottom), each side below its opposite."""
     try:
         left, right, top, bottom = (float(v) for v in value)
@@ -151,7 +151,7 @@ def not_empty(adata: AnnData, *, genes: bool = True) -> None:
         )
 
 
-def points(xy: Any) -> np.ndarray:
+def points(xy: object) -> np.ndarray:
     """`xy` as (n, 2) float64; ValueError for another shape, NaN or infinity."""
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
@@ -210,7 +210,7 @@ def provenance(adata: AnnData) -> None:
         )
 
 
-def factor(factors: Mapping[str, Any], key: str) -> float:
+def factor(factors: Mapping[str, object], key: str) -> float:
     """A scale factor that is there, also as text or in an array of one; ValueError where it is no positive number."""
     value = float("nan")
     with contextlib.suppress(TypeError, ValueError):
@@ -261,6 +261,10 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
 
 def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> Path:
     """`path` as a Path; FileNotFoundError (with near names) where there is nothing."""
+    if "://" in str(path):
+        raise ValueError(
+            f"{str(path)!r} is an address, where a {what} on this machine was expected. Download it first."
+        )
     path = Path(path).expanduser()
     if not path.exists():
         near = []

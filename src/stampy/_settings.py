@@ -7,15 +7,24 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
-if TYPE_CHECKING:
-    Verbosity = Literal["error", "warning", "info", "debug"]
+Verbosity: TypeAlias = Literal["error", "warning", "info", "debug"]
 
 __all__ = ["DEFAULT_SEED", "DefaultSeed", "Settings", "settings"]
 
 LEVELS: Final = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 PREFIX: Final = "STAMPY_"
+
+
+class SettingValues(TypedDict, total=False):
+    """Some of the `settings` by name."""
+
+    verbosity: Verbosity
+    progress_bars: bool
+    device: str | None
+    cache_dir: str | Path | None
+    seed: int
 
 
 class Settings:
@@ -103,7 +112,7 @@ class Settings:
         return "\n".join(["stampy.settings", *(f"    {name} = {value!r}" for name, value in self._values.items())])
 
     @contextlib.contextmanager
-    def override(self, **values: Any) -> Iterator[Settings]:
+    def override(self, **values: Unpack[SettingValues]) -> Iterator[Settings]:
         """Set some of the settings in a block.
 
         Examples
@@ -124,7 +133,7 @@ class Settings:
             for name in values.keys() & before.keys():
                 setattr(self, name, before[name])
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """All settings by name, e.g. for a worker process."""
         return dict(self._values)
 

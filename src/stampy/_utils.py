@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from stampy._settings import DefaultSeed, settings
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
+    from spatialdata import SpatialData
     from torch import Tensor
+
+    Data = TypeVar("Data", AnnData, SpatialData)
 
 __all__ = [
     "chosen_seed",
@@ -26,10 +29,12 @@ __all__ = [
     "float64",
     "generator",
     "hidden",
+    "is_lazy",
     "seed_of",
     "stream",
     "table_of",
     "torch_generator",
+    "with_columns",
 ]
 
 
@@ -60,12 +65,12 @@ def keeping_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def is_spatialdata(data: Any) -> bool:
+def is_spatialdata(data: object) -> TypeGuard[SpatialData]:
     """Whether `data` is a SpatialData, without importing spatialdata."""
     return any(c.__name__ == "SpatialData" and c.__module__.startswith("spatialdata") for c in type(data).__mro__)
 
 
-def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
+def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
     """The AnnData in `data`: itself, or the table `table_key` of a SpatialData."""
     from anndata import AnnData
 
@@ -81,10 +86,27 @@ def table_of(data: Any, table_key: str = _keys.TABLE) -> AnnData:
     raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
 
 
-def copy_of(data: Any, table_key: str = _keys.TABLE) -> Any:
+def is_lazy(table: AnnData) -> bool:
+    """Whether a table was opened by ``anndata.experimental.read_lazy``: its names and columns are on disk, too."""
+    return type(table.obs).__name__ == "Dataset2D"
+
+
+def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
+    """`data`, or of a table that was opened lazily one with names, columns and vectors in memory; counts stay."""
+    table = table_of(data, table_key)
+    if table is not data or not is_lazy(table):
+        return data
+    from anndata import AnnData
+
+    obsm = {key: np.asarray(value) for key, value in table.obsm.items()}
+    obs, var = table.obs.to_memory(), table.var.to_memory()
+    return cast("Data", AnnData(table.X, obs=obs, var=var, obsm=obsm, uns=table.uns, layers=dict(table.layers)))
+
+
+def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     """A copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
     table = table_of(data, table_key)
-    copied = table.to_memory() if table.isbacked else table.copy()
+    copied = table.to_memory() if table.isbacked or is_lazy(table) else table.copy()
     if table is data:
         return copied
     elements = {name: element for _, name, element in data.gen_elements()}
@@ -140,7 +162,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(device)
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if device.type in there and not there[device.type]():
         name = "CUDA device" if device.type == "cuda" else "Apple GPU (MPS)"
         raise ValueError(f"device={device.type!r} was asked for, but torch sees no {name}. Use device=None or 'cpu'.")

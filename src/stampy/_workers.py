@@ -41,7 +41,7 @@ def workers(
     progress: bool,
     *,
     setup: Callable[..., None] | None = None,
-    setup_args: tuple[Any, ...] = (),
+    setup_args: tuple[object, ...] = (),
 ) -> Iterator[Run]:
     """Something that runs jobs and yields what they return as they end, in any order.
 

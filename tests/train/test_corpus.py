@@ -273,7 +273,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path):
     vocabulary.save(tmp_path / "genes.tsv")
     code = (
         "import sys, time, anndata\n"
-        "from stampy.train import Corpus\nfrom stampy.train._corpus import write as _corpus_write\n"
+        "from stampy.train import Corpus\nfrom stampy.train._corpus import section_writer as _corpus_write\n"
         "put = _corpus_write._put_tokens\n"
         "def slow(*a):\n"
         "    put(*a)\n"

@@ -23,6 +23,7 @@ __all__ = [
     "read_h5ad",
     "read_zarr",
     "zarr_kind",
+    "zarr_kind_of",
 ]
 
 MARKS = ("zarr.json", ".zgroup", ".zattrs")
@@ -48,10 +49,11 @@ def zarr_kind(path: Path) -> str:
         group = zarr.open(path, mode="r")
         if not isinstance(group, zarr.Group):
             return ""
-        return _kind(group, path.name)
+        return zarr_kind_of(group, path.name)
 
 
-def _kind(group: Any, name: str) -> str:
+def zarr_kind_of(group: Any, name: str) -> str:
+    """The same for an open store of that name."""
     keys, attrs = set(group.keys()), dict(group.attrs)
     if "spatialdata_attrs" in attrs or (keys & set(ELEMENTS) and keys & {"tables", "table"} and "obs" not in keys):
         return "SpatialData"  # before 0.2 the root had no attributes
@@ -111,7 +113,7 @@ def read_group(group: h5py.Group | zarr.Group) -> AnnData:
     return anndata.AnnData(parts.pop("X", None), **parts)
 
 
-def read_backed(group: zarr.Group) -> AnnData:
+def read_backed(group: zarr.Group | h5py.Group) -> AnnData:
     """An AnnData whose matrices stay in the store (`raw` is left out: nothing of stampy reads it)."""
     import anndata
 

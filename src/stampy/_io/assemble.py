@@ -15,6 +15,7 @@ from scipy import sparse
 
 from stampy import _checks, _keys
 from stampy._io.input_files import Parts, reading, refuse
+from stampy._section.libraries import Library
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,11 +49,22 @@ class Counts(NamedTuple):
     var: pd.DataFrame
 
 
-def unique_names(names: Any) -> pd.Index:
+def unique_names(names: object) -> pd.Index:
     """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
-    from anndata.utils import make_index_unique
-
-    return make_index_unique(pd.Index(np.asarray(names, dtype=str)))  # a column's name must not become the index's
+    index = pd.Index(np.asarray(names, dtype=str))  # a column's name must not become the index's
+    again = np.flatnonzero(index.duplicated())
+    if not len(again):
+        return index
+    found = index.to_numpy(dtype=object, copy=True)
+    taken, numbers = set(found.tolist()), dict[str, int]()
+    for place in again.tolist():
+        name, number = found[place], numbers.get(found[place], 0) + 1
+        while f"{name}-{number}" in taken:
+            number += 1
+        numbers[name] = number
+        found[place] = f"{name}-{number}"
+        taken.add(found[place])
+    return pd.Index(found, dtype=index.dtype)
 
 
 def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.ndarray:
@@ -92,11 +104,9 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
             _say_left_out(kinds[~is_gene], path)
             kept = np.flatnonzero(is_gene)
             x, features = x[:, kept], features.iloc[kept]
-    var = pd.DataFrame({"gene_ids": features["id"].to_numpy()}, index=unique_names(features["name"]))
-    for column, name in (("feature_type", "feature_types"), ("genome", "genome")):
-        if column in features:
-            var[name] = features[column].to_numpy()
-    return Counts(x, barcodes, var)
+    named = {"id": "gene_ids", "feature_type": "feature_types", "genome": "genome"}
+    columns = {name: features[column].to_numpy() for column, name in named.items() if column in features}
+    return Counts(x, barcodes, pd.DataFrame(columns, index=unique_names(features["name"])))
 
 
 def _counted(kinds: pd.Series) -> str:
@@ -139,7 +149,8 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
             f"{len(rows) - len(kept)} of {len(rows)} spots of {counts_name} have no position in {positions_name} "
             f"(first: {first!r}) and are left out. Are the files of one section?"
         )
-    spots = positions.iloc[rows[kept]]
+    in_order = np.array_equal(rows, np.arange(len(positions)))
+    spots = positions if in_order else positions.iloc[rows[kept]]
     xy = _numbers(spots, positions_name)
     _say_without_counts(positions, rows, counts_name)
     x = counts.x if len(kept) == len(rows) else counts.x[kept]
@@ -160,14 +171,13 @@ def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
 
 
 def _unique(index: pd.Index, name: str) -> pd.Index:
-    n = int(index.duplicated().sum())
-    if n:
-        _checks.warn(
-            f"{n} barcodes of {name} stand there more than once; each row is kept, with -1, -2, ... at its name. Were "
-            "several sections put together?"
-        )
-        return unique_names(index)
-    return index
+    if index.is_unique:
+        return index
+    _checks.warn(
+        f"{int(index.duplicated().sum())} barcodes of {name} stand there more than once; each row is kept, with -1, "
+        "-2, ... at its name. Were several sections put together?"
+    )
+    return unique_names(index)
 
 
 def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -253,10 +263,10 @@ def pictures(parts: Parts, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> d
 
 
 def add_library(
-    adata: AnnData, name: str, scalefactors: Mapping[str, float], images: dict[str, np.ndarray] | None = None
-) -> dict[str, Any]:
+    adata: AnnData, name: str, scalefactors: Mapping[str, object], images: dict[str, np.ndarray] | None = None
+) -> Library:
     """Write ``uns["spatial"][name]`` and return it."""
-    library: dict[str, Any] = {"images": images or {}, "scalefactors": dict(scalefactors), "metadata": {}}
+    library: Library = {"images": dict(images or {}), "scalefactors": dict(scalefactors), "metadata": {}}
     adata.uns[_keys.UNS_SPATIAL] = {name: library}
     return library
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def add_hest(adata: AnnData, path: Path) -> None:
             library["scalefactors"] = {**library.get("scalefactors", {}), "microns_per_pixel": um}
 
 
-def _pixel_um(metadata: dict[str, Any]) -> float | None:
+def _pixel_um(metadata: Mapping[str, object]) -> float | None:
     """The size of a pixel that HEST estimated from the spots, else the one that the slide states."""
     for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
         value = metadata.get(key)

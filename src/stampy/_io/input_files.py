@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from stampy import _checks
 from stampy._section.links import refuse_links_h5, refuse_links_zarr
@@ -118,10 +118,13 @@ def _is_gzip(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def json_of(path: Path) -> Any:
-    """The content of a .json or .json.gz."""
+def json_of(path: Path) -> dict[str, object]:
+    """The content of a .json or .json.gz, which must be an object."""
     with reading(path), opened(path) as stream:
-        return json.loads(stream.read().decode("utf-8-sig"))
+        found = json.loads(stream.read().decode("utf-8-sig"))
+    if not isinstance(found, dict):
+        raise refuse(f"{str(path)!r} must hold values by name, found {type(found).__name__}.")
+    return found
 
 
 @contextlib.contextmanager

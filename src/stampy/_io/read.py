@@ -17,6 +17,7 @@ from stampy._io.input_files import reading, refuse, unzipped
 from stampy._io.loom import read_loom
 from stampy._io.merscope import is_merscope, read_merscope
 from stampy._io.mudata import read_mudata
+from stampy._io.remote import is_address, read_address
 from stampy._io.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
 from stampy._io.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
 from stampy._io.spatialdata_stores import read_spatialdata
@@ -108,7 +109,9 @@ def read(
     Parameters
     ----------
     path
-        File or folder of one section.
+        File or folder of one section; or the address of an .h5ad, .zarr or .zarr.zip with AnnData that fsspec opens
+        (``"https://..."``, ``"s3://..."``). With `backed` its counts are read from there block by block. Images on this
+        machine that such a section names are not opened.
     bin_um
         Visium HD: which of the bins, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells and
         beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with coordinates
@@ -127,8 +130,8 @@ def read(
 
     Raises
     ------
-    FileNotFoundError
-        Nothing is there, or a file of the format is missing.
+    FileNotFoundError, ConnectionError
+        Nothing is there, a file of the format is missing, or the address does not answer.
     ValueError
         No format that is known, a damaged file, or an argument that does not go with the format.
 
@@ -146,6 +149,10 @@ def read(
     >>> stampy.read(path).shape
     (60, 800)
     """
+    if is_address(path):
+        if given := [name for name, value in (("bin_um", bin_um), ("image", image)) if value is not None]:
+            raise ValueError(f"`{given[0]}` has no effect on a section that is read from an address. Leave it out.")
+        return read_address(str(path), backed=backed)
     _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
     refuse_links(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from stampy._section.libraries import SeveralSectionsError
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    Given: TypeAlias = AnnData | SpatialData | str | Path | "Section"
+    Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
 __all__ = ["Section", "as_sections", "file_name", "of_section", "several_sections"]
 
@@ -116,7 +119,7 @@ _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, Type
           ArithmeticError)  # fmt: skip
 
 
-def as_sections(sections: Any, *, all_there: bool = True) -> list[Section]:
+def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
     """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence or dict of these.
 
     The keys of a dict are the sections' names.

@@ -16,13 +16,15 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
-from stampy._section.libraries import REFUSED, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
 from stampy._section.pixels import axes_of
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stampy._section.elements import Element
 
 __all__ = [
     "ImageSource",
@@ -59,12 +61,13 @@ def named_images(rule: Rule) -> Iterator[None]:
         os.environ.pop(VARIABLE, None)
 
 
-def settle_sources(adata: AnnData, file: str | Path) -> None:
+def settle_sources(adata: AnnData, file: str | Path | None) -> None:
     """Take the paths of images that a section was read with against the folder of its file, never the working one.
 
     Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
+    None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
     """
-    folder = Path(file).absolute().parent
+    folder = None if file is None else Path(file).absolute().parent
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     if raw is None:
         return
@@ -88,10 +91,12 @@ def settle_sources(adata: AnnData, file: str | Path) -> None:
             entry["metadata"] = metadata
 
 
-def _settled(source: str, folder: Path, key: str) -> dict[str, str]:
+def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
     """The absolute path by `key`, or the source itself by `REFUSED`."""
     if "://" in source:  # refused where it is opened
         return {key: source}
+    if folder is None:
+        return {key: source} if os.environ.get(VARIABLE) == "anywhere" else {REFUSED: source}
     path = folder / Path(source).expanduser()
     if os.environ.get(VARIABLE) == "below" and not path.resolve().is_relative_to(folder.resolve()):
         return {REFUSED: source}
@@ -111,7 +116,7 @@ def without_refused(adata: AnnData) -> None:
             )
 
 
-def checked_source(library: Any, of: str) -> tuple[Path | None, str]:
+def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     """The file that an entry of ``uns["spatial"]`` names, and why it is not opened ("" if it is, or none is named).
 
     Opened are regular files of this machine by absolute path. `stampy.read` makes relative ones absolute.
@@ -216,9 +221,7 @@ def open_image(source: ImageSource) -> SlideImage:
     raise TypeError(f"An image must be a path, an array, a SlideImage or a WSIData, found {type(source).__name__}.")
 
 
-def library_image(
-    library: Mapping[str, Any], image_key: str | None, *, where: str, of: str
-) -> tuple[SlideImage | None, str]:
+def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
     """The image `image_key` of a section, or the one of the best resolution: the file that it refers to first.
 
     Parameters
@@ -310,7 +313,7 @@ def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
     return key == _FULL or _scale_name(key) in factors
 
 
-def image_key_of(sdata: SpatialData, image_key: str | None, spots: Any) -> str:
+def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | None) -> str:
     """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
 
     Raises

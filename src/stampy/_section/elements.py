@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,12 @@ from stampy import _checks
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from dask.dataframe import DataFrame as DaskFrame
+    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
+
+    Element: TypeAlias = GeoDataFrame | DaskFrame | DataArray | DataTree
 
 __all__ = ["Region", "affine", "apply", "regions_of", "shared_systems"]
 
@@ -79,7 +84,7 @@ def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:
     return found
 
 
-def shared_systems(*elements: Any) -> list[str]:
+def shared_systems(*elements: Element) -> list[str]:
     """Coordinate systems that all elements know, `global` first."""
     from spatialdata.transformations import get_transformation
 
@@ -87,7 +92,7 @@ def shared_systems(*elements: Any) -> list[str]:
     return sorted(shared, key=lambda system: (system != "global", system))
 
 
-def affine(element: Any, system: str) -> np.ndarray:
+def affine(element: Element, system: str) -> np.ndarray:
     """From the x and y of an element to those of a coordinate system, (3, 3)."""
     from spatialdata.models import get_axes_names
     from spatialdata.transformations import get_transformation
@@ -171,7 +176,7 @@ def _of_labels(labels: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, No
 _CENTRES = {"shapes": _of_shapes, "labels": _of_labels, "points": _of_points}
 
 
-def label_centroids(labels: Any, where: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Labels of a raster but for the background 0, in rising order, and their centroids (k, 2), x and y.
 
     A block is in memory at a time. The result is kept as long as the element lives and its pixels stay the same.

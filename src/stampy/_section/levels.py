@@ -112,7 +112,7 @@ class OrientedLevel(Level):
         self.shape = (width, height) if self.swapped else (height, width)
 
     @classmethod
-    def of(cls, level: Level, orientation: Any) -> Level:
+    def of(cls, level: Level, orientation: object) -> Level:
         """The level as it is to be shown; itself where it is stored upright or the orientation is not a known one."""
         return cls(level, orientation) if orientation in _ORIENTATIONS else level
 

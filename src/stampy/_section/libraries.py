@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,15 @@ _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 
 
-def libraries_of(adata: AnnData) -> dict[str, dict[str, Any]]:
+class Library(TypedDict, total=False):
+    """An entry of ``uns["spatial"]`` as Space Ranger's readers write it; what stands in it is the user's, unchecked."""
+
+    images: dict[str, Any]  # pixels (h, w, channels), or the path of a file
+    scalefactors: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def libraries_of(adata: AnnData) -> dict[str, Library]:
     """The sections in ``uns["spatial"]`` by name, each a dict whose images, scale factors and metadata are dicts.
 
     Keys that are no text become text. Flags and texts beside the sections (`is_single` of CELLxGENE) are left aside. A
@@ -56,7 +64,7 @@ def libraries_of(adata: AnnData) -> dict[str, dict[str, Any]]:
         raise _laid_out(where, found)
     if any(isinstance(found.get(part), Mapping) and not _is_library(found[part]) for part in _PARTS[:2]):
         return {_keys.UNS_SPATIAL: _parts(found, where)}
-    sections = {}
+    sections: dict[str, Library] = {}
     for key, entry in found.items():
         if isinstance(entry, Mapping):
             sections[str(key)] = _parts(entry, f"{where}[{key!r}]")
@@ -76,7 +84,7 @@ def is_single(adata: AnnData) -> bool | None:
     return bool(flag) if isinstance(flag, bool | np.bool_) else None
 
 
-def library_named(libraries: Mapping[str, Any], name: str) -> str | None:
+def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
     """The key of a section: its name, or the same whole number written in another way (1 and 1.0)."""
     if name in libraries:
         return name
@@ -87,18 +95,18 @@ def library_named(libraries: Mapping[str, Any], name: str) -> str | None:
     return str(int(number)) if number.is_integer() and str(int(number)) in libraries else None
 
 
-def has_image(library: Mapping[str, Any]) -> bool:
+def has_image(library: Library) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
     return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
-def named_file(image: Any) -> str:
+def named_file(image: object) -> str:
     """The path that stands in the place of an image's pixels, or ""."""
     image = _lone(image)
     return str(image) if isinstance(image, str | Path) else ""
 
 
-def source_of(library: Mapping[str, Any]) -> str:
+def source_of(library: Library) -> str:
     """Path of the full-resolution image, or ""."""
     path = _lone(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
     if isinstance(path, bytes):
@@ -115,8 +123,9 @@ def _is_library(entry: Mapping[str, Any]) -> bool:
     return any(isinstance(entry.get(part), Mapping) for part in _PARTS)
 
 
-def _parts(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {**entry, **{part: _part(entry[part], f"{where}['{part}']") for part in _PARTS if part in entry}}
+def _parts(entry: Mapping[str, Any], where: str) -> Library:
+    parts = {part: _part(entry[part], f"{where}['{part}']") for part in _PARTS if part in entry}
+    return cast("Library", {**entry, **parts})
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
@@ -187,10 +196,10 @@ def check_one_section(
     table: AnnData,
     xy: np.ndarray,
     codes: np.ndarray,
-    libraries: Mapping[str, Any],
+    libraries: Mapping[str, Library],
     *,
     library_key: str | None,
-    given: Any = None,
+    given: object = None,
 ) -> None:
     """Raise SeveralSectionsError where several lie on top of each other and nothing tells them apart.
 
@@ -229,7 +238,7 @@ def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
         )
 
 
-def section_column(table: AnnData, libraries: Mapping[str, Any]) -> str | None:
+def section_column(table: AnnData, libraries: Mapping[str, Library]) -> str | None:
     """The one of several entries of ``uns["spatial"]`` to which the whole table belongs by a column of ``obs``."""
     named = set()
     for column in table.obs.columns:
@@ -240,7 +249,7 @@ def section_column(table: AnnData, libraries: Mapping[str, Any]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _raise_several(table: AnnData, libraries: Mapping[str, Any]) -> None:
+def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     if len(libraries) > 1:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
         rest = ", or give the image by `image=`. Where the table is one of them, remove the others from there"
@@ -300,7 +309,7 @@ def _columns(table: AnnData) -> Iterator[tuple[str, np.ndarray]]:
             yield str(name), codes
 
 
-def matching_columns(table: AnnData, libraries: Mapping[str, Any]) -> list[str]:
+def matching_columns(table: AnnData, libraries: Mapping[str, Library]) -> list[str]:
     """Columns whose values are entries of ``uns["spatial"]``."""
     found = ((name, set(table.obs[name].astype(str).unique())) for name, _ in _columns(table))
     return [name for name, values in found if values <= set(libraries)]

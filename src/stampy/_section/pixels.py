@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from stampy._section.levels import ArrayLevel, Level, windows
+
+if TYPE_CHECKING:
+    from xarray import DataArray
 
 __all__ = ["Range", "axes_of", "channels_of", "colours_of", "range_of", "rgb_of", "stored_axes"]
 
@@ -201,7 +204,7 @@ def axes_of(shape: Sequence[int], name: str) -> str:
     )
 
 
-def stored_axes(dims: Sequence[Any], name: str) -> tuple[str, str, str]:
+def stored_axes(dims: Sequence[object], name: str) -> tuple[str, str, str]:
     """Which of an array's named dimensions are y, x and (or "") the channels."""
     found = {"y": "", "x": "", "c": ""}
     for dim in map(str, dims):
@@ -213,7 +216,7 @@ def stored_axes(dims: Sequence[Any], name: str) -> tuple[str, str, str]:
     return found["y"], found["x"], found["c"]
 
 
-def channels_of(names: Sequence[Any], name: str) -> tuple[int, ...]:
+def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
     """Positions of red, green, blue (and opacity); numbered channels are taken as they stand.
 
     Examples
@@ -238,7 +241,7 @@ def channels_of(names: Sequence[Any], name: str) -> tuple[int, ...]:
     )
 
 
-def named_level(array: Any, name: str) -> ArrayLevel:
+def named_level(array: DataArray, name: str) -> ArrayLevel:
     """A level of an xarray, whose dimensions and channels have names."""
     y, x, c = stored_axes(array.dims, name)
     others = [d for d in array.dims if d not in (y, x, c)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -59,6 +60,22 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     >>> lattice(50.0 * np.stack(np.meshgrid(range(5), range(5)), axis=-1).reshape(-1, 2))
     Lattice(kind='square', pitch=50.0)
     """
+    key = hashlib.blake2b(np.ascontiguousarray(xy), digest_size=16).digest()
+    try:
+        return _LATTICES[key]
+    except KeyError:
+        found = _lattice(xy)
+    if len(_LATTICES) >= _MOST_LATTICES:
+        _LATTICES.clear()
+    _LATTICES[key] = found
+    return found
+
+
+_LATTICES: dict[bytes, Lattice | None] = {}  # of the sections seen last: checks of one section ask more than once
+_MOST_LATTICES = 4
+
+
+def _lattice(xy: np.ndarray) -> Lattice | None:
     if len(xy) < 5:
         return None
     some = xy[:: max(1, len(xy) // QUERIES)]
@@ -87,7 +104,7 @@ class PixelSize(NamedTuple):
     doubt: str = ""
 
 
-def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, Any], *, spot_um: float | None = None) -> PixelSize:
+def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_um: float | None = None) -> PixelSize:
     """µm per pixel of the full-resolution image, from the spots' grid and the scale factors.
 
     In this order: `spot_um` over the spot diameter; `microns_per_pixel` of the scale factors; the spots' grid, which
@@ -153,7 +170,7 @@ def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
     )
 
 
-def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, Any]) -> None:
+def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, object]) -> None:
     """Raise ValueError for spots that are wider than they are apart: coordinates and diameter have not one unit."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     if spot_px is None or grid is None or spot_px <= _TOUCHING * grid.pitch:
@@ -165,7 +182,7 @@ def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str,
     )
 
 
-def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, Any]) -> str:
+def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, object]) -> str:
     """Which unit the coordinates seem to have, and what to do; "" where none explains them."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     platform = _PLATFORMS[grid.kind]

@@ -26,7 +26,7 @@ from stampy._section.coordinates import (
 from stampy._section.elements import Region
 from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
-from stampy._section.libraries import check_one_section, libraries_of, library_named, section_column
+from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
 from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def sections_of(
     found = []
     for code, name in enumerate(places.names):
         rows = np.flatnonzero(places.codes == code)
-        library = libraries.get(named[name] or "", {})
+        library: Library = libraries.get(named[name] or "", {})
         region = regions.get(name)
         factors = dict(library.get("scalefactors", {}))
         if region is not None and region.diameter is not None:
@@ -281,7 +281,7 @@ def sections_of(
 
 
 def _library_names(
-    table: AnnData, libraries: Mapping[str, Any], names: list[str], library_key: str | None
+    table: AnnData, libraries: Mapping[str, Library], names: list[str], library_key: str | None
 ) -> dict[str, str | None]:
     """The entry of `uns["spatial"]` for each section: that with its name, or the only one for the only section."""
     found = {name: library_named(libraries, name) for name in names}
@@ -291,7 +291,9 @@ def _library_names(
     return found
 
 
-def _satisfy(section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Any]) -> Iterator[str]:
+def _satisfy(
+    section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
+) -> Iterator[str]:
     """Find what is needed; yield what is doubtful."""
     if "image" in needs:
         if section.wishes.image is None and section.sdata is None and section.library_name is None:
@@ -306,19 +308,18 @@ def _satisfy(section: Section, needs: Collection[Need], table: AnnData, librarie
         yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
 
-def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Any]) -> None:
+def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
     )
     if not libraries:
-        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in table.uns[_keys.UNS_SPATIAL].items())
+        held = table.uns[_keys.UNS_SPATIAL] or {}  # None, or a dict of what is no section
+        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in held.items())
         raise KeyError(
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
             f"{entries or 'an empty dict'}. Give the image by `image=`."
         )
-    if not libraries:
-        raise KeyError(f"{section.prefix}There is no image: `adata.uns['spatial']` has no section. {GIVE}")
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +11,13 @@ from stampy import _checks
 from stampy._section.image import SlideImage
 from stampy._section.levels import Level
 
+if TYPE_CHECKING:
+    from wsidata import WSIData
+
 __all__ = ["is_wsidata", "open_wsidata", "tile_table"]
 
 
-def is_wsidata(data: Any) -> bool:
+def is_wsidata(data: object) -> bool:
     """Whether `data` is a WSIData."""
     return any(c.__name__ == "WSIData" and c.__module__.startswith("wsidata") for c in type(data).__mro__)
 
@@ -25,7 +28,7 @@ class _WsiLevel(Level):
     n_channels = 3
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, wsi: Any, level: int):
+    def __init__(self, wsi: WSIData, level: int):
         self.wsi, self.level = wsi, level
         height, width = wsi.properties.level_shape[level]
         self.shape = int(height), int(width)
@@ -38,14 +41,14 @@ class _WsiLevel(Level):
         return np.asarray(region)[:, :, :3]
 
 
-def open_wsidata(wsi: Any) -> SlideImage:
+def open_wsidata(wsi: WSIData) -> SlideImage:
     """The slide behind a WSIData; it stays the WSIData's to close."""
     levels = [_WsiLevel(wsi, i) for i in range(int(wsi.properties.n_level))]
     mpp = wsi.properties.mpp
     return SlideImage(levels, name=Path(str(wsi.reader.file)).name, um_per_px=None if mpp is None else float(mpp))
 
 
-def tile_table(wsi: Any, tile_key: str) -> np.ndarray:
+def tile_table(wsi: WSIData, tile_key: str) -> np.ndarray:
     """Boxes of the tiles (n, 4): left, top, right, bottom in px of level 0.
 
     Raises

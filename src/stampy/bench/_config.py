@@ -197,7 +197,7 @@ class Config:
     folder: Path = Path()
 
 
-def read_config(source: str | Path | Mapping[str, Any] | Config) -> Config:
+def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
     """A config, checked: names of data sets, systems, tasks and options must be known before anything runs.
 
     Parameters

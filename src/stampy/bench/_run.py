@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, object] | str | Path,
     out: str | Path,
     *,
     folder: str | Path | None = None,
@@ -170,7 +170,7 @@ class _DataSetRun:
     allow_unverified: bool
     memory: dict[str, Embedded] = field(default_factory=dict)  # of the system at work
 
-    def rows(self) -> Iterator[list[dict[str, Any]]]:
+    def rows(self) -> Iterator[list[dict[str, object]]]:
         """The rows of one system and task after the other."""
         if self.data.slides:
             yield from self._slides()

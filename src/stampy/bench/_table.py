@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 
@@ -29,7 +29,7 @@ SEPARATOR = "; "  # names of systems may hold commas
 GROUP = ["dataset", "task", "variant", "metric", "system"]
 
 
-def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def tidy(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Rows with some of the columns -> the table with all of them."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["replicate"] = table["replicate"].fillna(0).astype(int)
@@ -42,11 +42,36 @@ def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
+class DataSetAbout(TypedDict):
+    """A data set as the page and the comparison with the paper need it."""
+
+    name: str
+    known_as: str | None
+    folds: str
+    n_folds: int
+    labels: str | None
+    label_columns: list[str]
+    sections: list[str]
+    with_image: list[str]
+    slides: dict[str, str]
+
+
+class ResultsAbout(TypedDict, total=False):
+    """What was compared, beside the table of results."""
+
+    name: str
+    seeds: list[int]
+    systems: list[str]
+    tasks: list[dict[str, Any]]  # `task`, and its options
+    datasets: list[DataSetAbout]
+    pieces: list[dict[str, Any]]  # fields of `Piece`
+
+
 def write_results(results: pd.DataFrame, path: Path, config: Config, found: Found | None = None) -> None:
     """The table as .csv, and beside it what was compared."""
     with _files.atomic(path) as beside:
         results.to_csv(beside, index=False)
-    about = {
+    about: ResultsAbout = {
         "name": config.name,
         "seeds": list(config.seeds),
         "systems": [s.name for s in config.systems],
@@ -58,7 +83,7 @@ def write_results(results: pd.DataFrame, path: Path, config: Config, found: Foun
         beside.write_text(json.dumps(about, indent=1), "utf-8")
 
 
-def _about(data: DataSet) -> dict[str, Any]:
+def _about(data: DataSet) -> DataSetAbout:
     """A data set as the page and the comparison with the paper need it."""
     columns = list(dict.fromkeys(_label_source(s, data) for s in data.sections)) if data.labels else []
     return {
@@ -73,7 +98,7 @@ def _label_source(section: Section, data: DataSet) -> str:
     return f"{column} of {Path(section.labels).name}" if section.labels else f"obs[{column!r}]"
 
 
-def about_results(folder: str | Path) -> dict[str, Any]:
+def about_results(folder: str | Path) -> ResultsAbout:
     """What `write_results` noted beside the table; empty where there is nothing."""
     path = Path(folder).expanduser() / RESULTS
     beside = path.with_suffix(".json")

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -50,6 +50,15 @@ class Score:
     chance: float = math.nan
 
 
+class HeldOut(TypedDict):
+    """What `stampy.tl.probe` and `stampy.tl.expression` are told to hold out."""
+
+    folds: Literal["blocks", "random", "section", "patient"]
+    n_folds: int
+    library_key: NotRequired[str]
+    patient_key: NotRequired[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """What is judged together: sections of a data set, and their embeddings by one system."""
@@ -78,10 +87,12 @@ class Case:
             tables.append(table)
         return tables[0] if len(tables) == 1 else anndata.concat(tables, join="inner")
 
-    def folds(self) -> dict[str, Any]:
+    def folds(self) -> HeldOut:
         """How `stampy.tl` is told what to hold out."""
-        several = {"library_key": SECTION, "patient_key": PATIENT} if len(self.sections) > 1 else {}
-        return {"folds": self.data.folds, "n_folds": self.data.n_folds, **several}
+        found: HeldOut = {"folds": self.data.folds, "n_folds": self.data.n_folds}
+        if len(self.sections) > 1:
+            found["library_key"], found["patient_key"] = SECTION, PATIENT
+        return found
 
 
 def depends_on_seed(task: str, data: DataSet) -> bool:

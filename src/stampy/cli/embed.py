@@ -136,9 +136,10 @@ def _embed_one(
     from stampy.models._names import check_name
     from stampy.tl._arguments import Request
 
-    place = _checks.existing(source, what="section")
     check_name(options["model"])
-    kind = _formats.format_of(place)
+    remote = _formats.is_address(source)
+    place = source if remote else _checks.existing(source, what="section")
+    kind = "address" if remote else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
@@ -184,7 +185,7 @@ def _embed_many(
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
             raise UsageError(f"{name} goes with a single section ({instead}). Leave it out.")
     _check_joined(out, of_many)
-    how = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
+    how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
     with named_images("below"):  # unless --named-images says otherwise
         table = tl.embed_sections(
             inputs, out, verdict=of_many["verdict"], show_progress_bar=show_progress(quiet),

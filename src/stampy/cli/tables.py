@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _files, bench, pl
 from stampy.bench._export import NOTHING, Sheet, sheets
 from stampy.bench._paper.pieces import grouped
-from stampy.bench._table import RESULTS, about_results
+from stampy.bench._table import RESULTS, ResultsAbout, about_results
 from stampy.bench._task_options import TASKS
 from stampy.cli.pages import Picture, figure_of, picture, render
 
@@ -172,7 +172,7 @@ def _file(path: Path) -> Picture:
     return Picture(f"data:image/png;base64,{data}", path.stem.replace("_", " ").replace("-", " "), min(width, 1040))
 
 
-def _missing(about: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _missing(about: ResultsAbout) -> list[tuple[str, str, str]]:
     pieces = [bench.Piece(**piece) for piece in about.get("pieces", ())]
     return [
         (what, ", ".join(names), steps)

@@ -217,7 +217,7 @@ def _left_out(table: pd.DataFrame, exclude: set[str], evaluation: bool) -> dict[
 def _shared(table: pd.DataFrame) -> dict[str, str]:
     """Id -> data set of the paper, by id or by the title of the study: later versions may have more of its sections."""
     title = table["dataset_title"] if "dataset_title" in table else pd.Series("", index=table.index)
-    found = {}
+    found: dict[str, str] = {}
     for entry in _evaluation()["data_sets"]:
         own = table["id"].isin(entry["ids"]) | title.str.lower().isin([t.lower() for t in entry["titles"]])
         found |= dict.fromkeys(table["id"][own], entry["data_set"])

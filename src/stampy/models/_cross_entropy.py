@@ -6,7 +6,7 @@ Shapes: M scored positions, D width, C classes.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -120,14 +120,20 @@ def _liger(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tens
     return LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)(weight_CD, hidden_MD, targets_M, bias_C)
 
 
+class _Context(FunctionCtx):
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, low: torch.dtype
+        ctx: _Context, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, low: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         kind = hidden_MD.device.type
         wide = torch.promote_types(low, torch.float32)
-        n, wanted = len(hidden_MD), any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        n, wanted = len(hidden_MD), any(ctx.needs_input_grad)
         with torch.autocast(kind, enabled=False):
             hidden, weight = hidden_MD.to(low), weight_CD.to(low)
             grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias_C)] if wanted else []
@@ -151,10 +157,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grads[1] += share.T @ hidden[rows]
         if wanted:
             ctx.save_for_backward(*(g.div_(n) for g in grads))
-            ctx.dtypes = tuple(t.dtype for t in (hidden_MD, weight_CD, bias_C))  # type: ignore[attr-defined]
+            ctx.dtypes = tuple(t.dtype for t in (hidden_MD, weight_CD, bias_C))
         ctx.mark_non_differentiable(rows_M)
         return total / n, rows_M
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (*((grad * g).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None)

@@ -51,20 +51,21 @@ class StampConfig:
     image: ImageConfig | None = None
     embedding: int = 512
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StampConfig:
+    def from_dict(cls, values: dict[str, object]) -> StampConfig:
         """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
         gene = _build(GeneConfig, values["gene"])
         check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
         if image is not None:
             check_image(image)
-        _check_field("embedding", values["embedding"], 512)
-        return cls(gene=gene, image=image, embedding=values["embedding"])
+        embedding: Any = values["embedding"]
+        _check_field("embedding", embedding, 512)
+        return cls(gene=gene, image=image, embedding=embedding)
 
 
 def _build(kind: type, values: Any) -> Any:

@@ -129,7 +129,7 @@ def info_nce(
     partners_B = torch.arange(first, first + len(logits_BK), device=logits_BK.device)
     if query_ids is not None:
         same = query_ids[:, None] == (query_ids if key_ids is None else key_ids)[None, :]
-        same[torch.arange(len(same), device=same.device), partners_B] = False
+        same = same.scatter(1, partners_B[:, None], False)  # a number put by index would make the CPU wait for a GPU
         logits_BK = logits_BK.masked_fill(same, float("-inf"))
     return F.cross_entropy(logits_BK, partners_B)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _keys, _utils
 from stampy._section.section import library_key_of
-from stampy.pl._records import record_of
-from stampy.pl._spatial import spatial
+from stampy.pl._records import DomainsRecord, record_of
+from stampy.pl._spatial import SpatialLook, spatial
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +25,7 @@ def domains(
     sections: str | Sequence[str] | None = None,
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
-    **looks: Any,
+    **looks: Unpack[SpatialLook],
 ) -> Axes | list[Axes]:
     """Draw the domains of `stampy.tl.domains`, beside the labels that they were compared with.
 
@@ -91,7 +91,7 @@ def domains(
     )
 
 
-def _title(name: str, record: Mapping[str, Any] | None, section: str) -> str:
+def _title(name: str, record: DomainsRecord | None, section: str) -> str:
     title = f"{name} · {section}" if section else name
     if record is None or "label_key" not in record:
         return title

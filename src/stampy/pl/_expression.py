@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
 from stampy.pl._paint import Paint, Style, paint_values, without_outliers
-from stampy.pl._records import record_of, shown_of
+from stampy.pl._records import ExpressionRecord, record_of, shown_of
 from stampy.pl._spatial import draw_panels
 from stampy.pl._view import Window, views_of
 
@@ -118,7 +118,7 @@ def expression(
     )  # fmt: skip
 
 
-def _pooled(record: Mapping[str, Any]) -> Any:
+def _pooled(record: ExpressionRecord) -> Any:
     """Pooled r of each gene, or None where nothing was measured."""
     if "scores" not in record:
         return None
@@ -126,12 +126,12 @@ def _pooled(record: Mapping[str, Any]) -> Any:
     return scores[scores["level"] == "pooled"].set_index("gene")["pearson"]
 
 
-def _best(record: Mapping[str, Any]) -> str:
+def _best(record: ExpressionRecord) -> str:
     pooled = _pooled(record)
     return str(record["genes"][0] if pooled is None or pooled.isna().all() else pooled.idxmax())
 
 
-def _values(table: AnnData, record: Mapping[str, Any], key: str, gene: str, measured: bool) -> dict[str, np.ndarray]:
+def _values(table: AnnData, record: ExpressionRecord, key: str, gene: str, measured: bool) -> dict[str, np.ndarray]:
     names = [str(name) for name in record["genes"]]
     if gene not in names:
         raise _checks.unknown("gene", gene, {f"the genes predicted under '{key}'": names})
@@ -143,7 +143,7 @@ def _values(table: AnnData, record: Mapping[str, Any], key: str, gene: str, meas
     return values
 
 
-def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: Mapping[str, Any], cmap: Any,
+def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: ExpressionRecord, cmap: Any,
            error_cmap: Any) -> Paint:  # fmt: skip
     """Colours of one panel, on limits that belong together."""
     if what == "error":
@@ -156,7 +156,7 @@ def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: M
     return paint_values(values[what], what, label, Style(None, cmap, *without_outliers(both)), rows)
 
 
-def _title(gene: str, what: str, section: str, record: Mapping[str, Any]) -> str:
+def _title(gene: str, what: str, section: str, record: ExpressionRecord) -> str:
     title = f"{gene} {what}" + (f" · {section}" if section else "")
     if what != "predicted" or "scores" not in record:
         return title

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def _cut(view: View, wanted: np.ndarray, edge_um: float) -> list[np.ndarray]:
     return [view.section.require_image().tile(box, SIZE_PX) for box in boxes]
 
 
-def rows_of_spots(adata: AnnData, spots: Any) -> np.ndarray:
+def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.ndarray:
     """Row numbers of spots given by name or by row number; one or several."""
     spots = [spots] if isinstance(spots, str | int | np.integer) else list(spots)
     if not spots:

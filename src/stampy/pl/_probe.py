@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._records import record_of, shown_of
+from stampy.pl._records import ProbeRecord, record_of, shown_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,7 +110,7 @@ def probe(
     return panels[0] if len(panels) == 1 else panels
 
 
-def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) -> None:
+def _bars(ax: Axes, record: ProbeRecord, names: list[str], metric: str) -> None:
     scores = record["scores"]
     whole = scores["fold"] == "all"
     for y, name in enumerate(names):
@@ -138,7 +138,7 @@ def _bars(ax: Axes, record: Mapping[str, Any], names: list[str], metric: str) ->
               bbox_to_anchor=(0.5, -0.55 / max(inches, 0.5)))  # fmt: skip
 
 
-def _confusion(ax: Axes, record: Mapping[str, Any], embedding: str, cmap: Any) -> None:
+def _confusion(ax: Axes, record: ProbeRecord, embedding: str, cmap: Any) -> None:
     classes = [str(name) for name in record["classes"]]
     counts = np.asarray(record["confusion"][embedding])
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, overload
 
 from stampy import _checks, _keys
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     from anndata import AnnData
+    from matplotlib.axes import Axes
 
 
-def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> Mapping[str, Any]:
+class DomainsRecord(TypedDict):
+    """Of `stampy.tl.domains`, as far as plots use it."""
+
+    scores: pd.DataFrame
+    label_key: NotRequired[str]
+
+
+class ProbeRecord(TypedDict):
+    """Of `stampy.tl.probe`, as far as plots use it."""
+
+    embeddings: Sequence[str]
+    classes: Sequence[str]
+    scores: pd.DataFrame
+    confusion: Mapping[str, np.ndarray]
+    label_key: str
+    folds: str
+
+
+class ExpressionRecord(TypedDict):
+    """Of `stampy.tl.expression`, as far as plots use it."""
+
+    genes: Sequence[str]
+    transform: str
+    scores: pd.DataFrame
+
+
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["domains"], holds: str) -> DomainsRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["probe"], holds: str) -> ProbeRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["expression"], holds: str) -> ExpressionRecord: ...
+def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
     """The record of a tool under `key`; KeyError, with those that are there, if it is none of that tool's."""
     records = adata.uns.get(_keys.UNS, {})
     fitting = [name for name, record in records.items() if isinstance(record, Mapping) and holds in record]
@@ -23,7 +58,7 @@ def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> Mapping[str
     return records[key]
 
 
-def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Any) -> list[str]:
+def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | None) -> list[str]:
     """The panels asked for; ValueError for an unknown one, or for several into one `ax`."""
     shown = [show] if isinstance(show, str) else list(show)
     if not shown:

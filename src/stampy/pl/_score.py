@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._spatial import spatial
+from stampy.pl._spatial import SpatialOptions, spatial
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +20,7 @@ def score(
     key: str = _keys.SCORE,
     *,
     table_key: str = _keys.TABLE,
-    **kwargs: Any,
+    **kwargs: Unpack[SpatialOptions],
 ) -> Axes | list[Axes]:
     """Draw how near each spot comes to a gene programme, over the tissue.
 
@@ -60,7 +60,7 @@ def score(
     needs = f"Score first: `stampy.tl.score(adata, genes, key_added={key!r})`."
     _checks.has_key(table.obs, key, slot="adata.obs", needs=needs)
     record = table.uns.get(_keys.UNS, {}).get(key, {})
-    look: dict[str, Any] = {"vmin": "p1", "vmax": "p99"}
+    look: SpatialOptions = {"vmin": "p1", "vmax": "p99"}
     if record.get("standardize"):
         most = np.nanpercentile(np.abs(table.obs[key].to_numpy(dtype=float)), 99)
         look = {"cmap": "RdBu_r", "vmin": -float(most), "vmax": float(most)}
@@ -69,4 +69,5 @@ def score(
         measure = "z score of the cosine" if record.get("standardize") else "cosine"
         said = f"{record['modality']} embedding, {measure}" if "modality" in record else measure
         look["title"] = f"{', '.join(genes[:3])}{', ...' if len(genes) > 3 else ''}\n({said})"
-    return spatial(adata, key, table_key=table_key, **(look | kwargs))
+    look.update(kwargs)
+    return spatial(adata, key, table_key=table_key, **look)

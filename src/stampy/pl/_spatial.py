@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
+
+
+class SpatialLook(TypedDict, total=False):
+    """How `spatial` draws, for the plots that pass it on."""
+
+    image: bool
+    image_key: str | None
+    image_alpha: float | None
+    image_grey: bool | None
+    crop: bool | Window
+    alpha: float
+    size: float
+    palette: Palette | None
+    cmap: str | Colormap
+    vmin: Limit
+    vmax: Limit
+    scale_bar: bool
+    um_per_px: float | None
+    legend: bool
+    title: str | Sequence[str] | None
+    ncols: int
+    layer: str | None
+    gene_symbols: str | None
+
+
+class SpatialOptions(SpatialLook, total=False):
+    """Likewise, with the choice of sections and the axes."""
+
+    library_key: str | None
+    sections: str | Sequence[str] | None
+    ax: Axes | None
+
 
 RASTER_ABOVE = 50_000  # spots; a PDF of more vector shapes than that is slow to open
 TOUCHING = 1.13  # diameter over distance at which circles of a square grid cover as much as the squares would

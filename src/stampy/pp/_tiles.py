@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["TileSource", "tiles"]
 
 _MAX_UPSAMPLING = 4.0
+
+
+class TileProvenance(TypedDict):
+    """What tiles were read from and how; lists have a value per section."""
+
+    tile_um: float
+    size_px: int
+    fill: list[int]
+    section: list[str]
+    image: list[str]
+    um_per_px: list[float]
+    um_per_px_from: list[str]
+    upsampling: list[float]
 
 
 class TileSource:
@@ -177,7 +190,7 @@ class TileSource:
             out[s.rows] = region_cells(s.image_xy, s.require_image().shape, s.um_per_image_px, self.tile_um)
         return out
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> TileProvenance:
         """What was read and how, in types that every AnnData writer takes."""
         return {
             "tile_um": self.tile_um,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from ._vocabulary import Vocabulary, packaged
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ._counts import CountMatrix
 
 __all__ = ["iter_tokens", "tokenize"]
 
@@ -142,14 +144,14 @@ def _vocabulary_of(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
 
 
 def iter_tokens(
-    X: Any,
+    X: CountMatrix,
     match: GeneMatch,
     divisors: np.ndarray,
     max_tokens: int = _keys.MAX_TOKENS,
     chunk: int = CHUNK,
     *,
     source: str = "adata.X",
-    layers: Mapping[str, Any] | Collection[str] = (),
+    layers: Mapping[str, object] | Collection[str] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)), one at a time.
 

@@ -6,17 +6,19 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
 from stampy import _checks, _keys
 from stampy._section.choose_image import Wishes
 from stampy._section.section import coordinates_of
-from stampy._utils import table_of
+from stampy._utils import table_of, with_columns
 from stampy.pp._counts import counts_of
 
 if TYPE_CHECKING:
+    from anndata.experimental import AnnCollection
+
     from stampy._section.section import ImageSource
 
     from ._embed import Section, Sections
@@ -162,12 +164,12 @@ def _pick(value: Value | Mapping[Any, Value], section: object) -> Value | None:
 logger = logging.getLogger(__name__)
 
 
-def is_collection(data: Any) -> bool:
+def is_collection(data: object) -> TypeGuard[AnnCollection]:
     """Whether `data` is an `anndata.experimental.AnnCollection`, without importing it."""
     return any(c.__name__ == "AnnCollection" and c.__module__.startswith("anndata") for c in type(data).__mro__)
 
 
-def is_several(data: Any) -> bool:
+def is_several(data: object) -> bool:
     """Whether `data` is a list, tuple, dict or AnnCollection of sections."""
     return isinstance(data, list | tuple | Mapping) or is_collection(data)
 
@@ -186,19 +188,19 @@ def each_of(
         )
     sections = named(data)
     _check(sections, request)
-    copies: dict[str, Section] = {}
+    copies = []
     for i, (name, section) in enumerate(sections.items()):
         logger.info("Section %r, %d of %d", name, i + 1, len(sections))
         folder = None if request.resume is None else request.resume / f"{i:04d}"
-        copies[name] = function(section, request.of(name, folder))
+        copies.append(function(section, request.of(name, folder)))
     if is_collection(data):
         _join(data, request.key_added)
     if not copy:
         return None
-    return copies if isinstance(data, Mapping) else list(copies.values())
+    return dict(zip(data, copies, strict=True)) if isinstance(data, Mapping) else copies
 
 
-def named(data: Any) -> dict[Any, Any]:
+def named(data: Sections) -> Mapping[str, Section] | Mapping[int, Section]:
     """Sections by the keys of a dict, else by 0, 1, ..."""
     if isinstance(data, Mapping):
         return dict(data)
@@ -226,6 +228,7 @@ def _check(sections: Mapping[Any, Section], request: Request) -> None:
 
 
 def _check_section(section: Section, request: Request) -> None:
+    section = with_columns(section, request.table_key)
     table = table_of(section, request.table_key)
     _checks.not_empty(table, genes=False)
     if request.modality in ("gene", "fused"):

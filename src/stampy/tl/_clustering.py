@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from scipy import sparse
@@ -84,6 +84,23 @@ def by_size(codes: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
+class ChosenBy(TypedDict):
+    """How the number of domains was chosen, and what it was chosen from."""
+
+    chosen_by: str
+    resolution: NotRequired[float]
+    silhouettes: NotRequired[dict[str, float]]
+    covariance: NotRequired[str]
+    bics: NotRequired[dict[str, float]]
+
+
+class FoundBy(ChosenBy):
+    """How domains were found."""
+
+    n_domains: int
+    n_dims: int
+
+
 def find_domains(
     values: np.ndarray,
     n_domains: int | None = None,
@@ -94,7 +111,7 @@ def find_domains(
     max_domains: int = 15,
     n_pcs: int | None = None,
     rng: int | np.random.Generator | None = 0,
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, FoundBy]:
     """Domains (n,) int64, the largest is 0, and how they were found. See `stampy.tl.domains`.
 
     Examples
@@ -124,7 +141,7 @@ def _components(values: np.ndarray, n_pcs: int | None, seed: int) -> np.ndarray:
     return PCA(n_pcs, random_state=seed).fit_transform(values)
 
 
-def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
     """Number by the highest silhouette."""
     from sklearn.cluster import KMeans
 
@@ -139,7 +156,7 @@ def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> t
     return tried[best], {"chosen_by": "silhouette", "silhouettes": {str(k): s for k, s in scores.items()}}
 
 
-def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
     """Covariance, and number where none is given, by the lowest BIC."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -156,14 +173,14 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
             bics[f"{covariance}, {k}"] = bic = float(model.bic(values))
             if best[2] is None or bic < best[0]:
                 best = bic, covariance, model
-    how = {"chosen_by": "given" if n is not None else "BIC", "covariance": best[1], "bics": bics}
+    how: ChosenBy = {"chosen_by": "given" if n is not None else "BIC", "covariance": best[1], "bics": bics}
     return best[2].predict(values), how
 
 
 @keeping_threads()
 def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, ChosenBy]:
     """Number by the resolution; a number that is given by bisection of the resolution."""
     around = connectivities(values, min(n_neighbors, len(values) - 1), seed)
 

@@ -27,7 +27,7 @@ ROWS = 65_536  # a chunk of the joined embedding
 
 def collect_sections(
     out: str | Path, store: str | Path | None = None, *, key: str = _keys.EMBEDDING, overwrite: bool = False
-) -> Any:
+) -> AnnCollection | Path:
     """All results of `stampy.tl.embed_sections` or `embed_slides` as one.
 
     Parameters
@@ -171,7 +171,8 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[int, .
         n += obsm[key].shape[0] if key in obsm else 0
         for name in wanted:
             found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
-    shapes = {name: next(iter(s)) for name, s in found.items() if len(s) == 1 and None not in s}
+    alone = {name: next(iter(s)) for name, s in found.items() if len(s) == 1}
+    shapes = {name: shape for name, shape in alone.items() if shape is not None}
     if not set(shapes) - {_keys.SPATIAL}:
         raise ValueError(
             f"The sections have no embedding {key!r} in common. Embed all with one `modality`, such as modality='gene'."

@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _keys, models
 from stampy._section.image_checks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
-from stampy._utils import table_of
+from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
@@ -82,10 +82,11 @@ def embed(
     Parameters
     ----------
     adata
-        Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. It may be backed. Several: one table with
-        `library_key`, or a list, a dict or an `anndata.experimental.AnnCollection` of sections. Each section has its
-        result as soon as it is done; so has the ``obsm`` of a collection that joins it (``join_obsm="inner"``).
-        Another collection is to be made anew to see it: it fixes its keys when it is made.
+        Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. Counts may be backed, dask arrays, or
+        opened by ``anndata.experimental.read_lazy``, also from a remote store: they are read block by block. Several:
+        one table with `library_key`, or a list, a dict or an `anndata.experimental.AnnCollection` of sections. Each
+        section has its result as soon as it is done; so has the ``obsm`` of a collection that joins it
+        (``join_obsm="inner"``). Another collection is to be made anew to see it: it fixes its keys when it is made.
     model
         A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``; one of
         `stampy.models.systems`, such as ``"uni"`` (from the hub, with your token), ``"uni:/path/to/pytorch_model.bin"``
@@ -194,8 +195,7 @@ def embed(
     request = Request(
         modality="gene" if adapt and modality is None else modality, image=image, image_key=image_key,
         library_key=library_key, table_key=table_key, layer=layer, um_per_px=um_per_px, spot_um=spot_um, level=level,
-        organism=organism,
-        context=context, center=center, genes=genes, normalize=normalize,
+        organism=organism, context=context, center=center, genes=genes, normalize=normalize,
         batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
@@ -212,6 +212,7 @@ def _embed_one(
     adata: Section, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
 ) -> Section | None:
     """One section, from arguments to result. What can be checked without the model comes before it is loaded."""
+    written, adata = adata, with_columns(adata, request.table_key)
     table = table_of(adata, request.table_key)
     _checks.not_empty(table, genes=False)
     wanted = agreed_modality(request.modality, model)
@@ -241,7 +242,7 @@ def _embed_one(
         normed = request.normed
         found = {name: in_context(v, around.xy, around.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
-    return write(adata, result, copy=copy, table_key=request.table_key)
+    return write(written, result, copy=copy, table_key=request.table_key)
 
 
 def _available(adata: Section, table: AnnData, request: Request) -> Modality:

@@ -89,8 +89,8 @@ def embed_sections(
         Show how far the run is.
     options
         As for `stampy.tl.embed`: ``modality``, ``image_key``, ``library_key``, ``table_key``, ``layer``, ``organism``,
-        ``um_per_px``, ``spot_um``, ``level``, ``context``, ``batch_size``, ``precision``, ``key_added``. A scale in the
-        manifest goes before these.
+        ``um_per_px``, ``spot_um``, ``level``, ``context``, ``center``, ``normalize``, ``batch_size``, ``precision``,
+        ``key_added``. A scale in the manifest goes before these.
 
     Returns
     -------

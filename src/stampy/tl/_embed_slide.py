@@ -46,7 +46,7 @@ def embed_slide(
     slide: SlideSource,
     store: str | Path,
     *,
-    model: str | Path | models.Stamp = "stampy-mini",
+    model: str | Path | ImageModel = "stampy-mini",
     level: Level = "embedding",
     tile_um: float | None = None,
     stride_um: float | None = None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ._evaluate import evaluate
 from ._results import unit
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -26,6 +28,14 @@ __all__ = ["judge", "stripped"]
 
 N_SPLITS = 2
 MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
+
+
+class Judgement(TypedDict):
+    """Of `stampy.tl.evaluate`, as far as it is used."""
+
+    scores: pd.DataFrame
+    verdict: str
+    parameters: Mapping[str, object]
 
 
 def judge(
@@ -40,7 +50,7 @@ def judge(
     level: Level = "embedding",
     context: Literal["neighbors"] | None = None,
     rng: int = 0,
-) -> dict[str, Any]:
+) -> Judgement:
     """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key` that `model` has just made.
 
     Half of the molecules are embedded anew; vectors of the image, which has seen none of them, stay. Nothing is written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import linalg, optimize, sparse
@@ -152,7 +152,9 @@ def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndar
     return block if transform == "none" else block.log1p()
 
 
-def top_genes(logged: Any, sections: np.ndarray, n_top: int = 50, *, min_share: float = MIN_SHARE) -> np.ndarray:
+def top_genes(
+    logged: sparse.csr_matrix, sections: np.ndarray, n_top: int = 50, *, min_share: float = MIN_SHARE
+) -> np.ndarray:
     """Numbers of the most variable genes, as HEST-Bench chooses them: sorted, at most `n_top`.
 
     Genes found in a tenth of the spots of every section; among them the highest dispersions, normalised by mean

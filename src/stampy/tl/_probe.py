@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -295,7 +295,7 @@ def _check_overlap(codes: np.ndarray, folds: np.ndarray, names: Sequence[str], c
             )
 
 
-def spread(values: np.ndarray, rows: np.ndarray, fill: Any) -> np.ndarray:
+def spread(values: np.ndarray, rows: np.ndarray, fill: object) -> np.ndarray:
     """`values` at `rows` (bool), `fill` elsewhere."""
     full = np.full((len(rows), *values.shape[1:]), fill, dtype=values.dtype)
     full[rows] = values

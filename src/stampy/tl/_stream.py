@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -103,7 +103,14 @@ def _mps_limits_told() -> Iterator[None]:
         warnings.filterwarnings("always", message=".*not currently supported on the MPS backend")
         show = warnings.showwarning
 
-        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def told(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if "not currently supported on the MPS backend" in str(message):
                 operation = str(message).partition("'")[2].partition("'")[0] or "an operation"
                 _checks.warn(
@@ -111,7 +118,7 @@ def _mps_limits_told() -> Iterator[None]:
                     "slower and gives the same result. device='cpu' may be quicker."
                 )
             else:
-                show(message, category, *where, **more)
+                show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = told
         try:

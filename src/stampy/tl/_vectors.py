@@ -20,7 +20,7 @@ def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, 
     found, known = np.zeros_like(values), values.any(axis=1)
     n_known = np.bincount(sections[known], minlength=len(names))
     if (n_known == 1).any():
-        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1))
+        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
         raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
     for section in np.flatnonzero(n_known):
         rows = known & (sections == section)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stampy import _checks, _utils
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import as_sections, of_section
 from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp, load
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
@@ -18,11 +18,8 @@ from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, pieces_of
 from stampy.pp._linear_encoder import adapt as solve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from stampy._io.sections import Sections
 
-    from anndata import AnnData
-
-    One: TypeAlias = AnnData | str | Path | Section
 
 __all__ = ["adapt"]
 
@@ -31,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def adapt(
     model: str | Path | Stamp,
-    sections: One | Sequence[One],
+    sections: Sections,
     *,
     strength: float | None = None,
     n_axes: int | None = None,

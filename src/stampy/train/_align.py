@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric import Fabric
@@ -31,16 +31,19 @@ from ._sections import pairs_in_memory
 from ._settings import without_effect
 from ._spectral_start import start_spectral_image
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["align"]
 
 
 def align(
-    sections: Any,
+    sections: Sections,
     out: str | Path,
     *,
     model: Stamp | str | Path = "stampy-mini",
     backbone: str | None = None,
-    config: AlignConfig | Mapping[str, Any] | str | Path | None = None,
+    config: AlignConfig | Mapping[str, object] | str | Path | None = None,
     device: str | None = None,
     devices: int | None = None,
     num_nodes: int | None = None,
@@ -125,7 +128,7 @@ def align(
 
 def _align(
     fabric: Fabric,
-    sections: Any,
+    sections: Sections,
     out: Path,
     model: Stamp,
     config: AlignConfig,

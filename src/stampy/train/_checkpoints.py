@@ -10,7 +10,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from stampy import _checks
 from stampy._files import DAMAGED, atomic, seal, sealed
 
 from ._config import FREE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["check", "describe", "load_state", "newest", "no_space", "prune", "save_state", "state_of"]
 
@@ -145,7 +148,7 @@ class _Writer:
         self.file = file
         self.failed: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:

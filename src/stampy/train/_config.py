@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from stampy._checks import existing, one_of
 from stampy._settings import settings
@@ -117,12 +117,12 @@ class _Config:
     def _check(self) -> None:
         """Raise ValueError for settings that conflict or have no effect."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
         return asdict(self)
 
     @classmethod
-    def of(cls, config: Self | Mapping[str, Any] | str | Path | None) -> Self:
+    def of(cls, config: Self | Mapping[str, object] | str | Path | None) -> Self:
         """A config from itself, a mapping, a JSON file, or None for the defaults; ValueError for an unknown field."""
         if config is None:
             return cls()
@@ -135,7 +135,7 @@ class _Config:
         known = {f.name for f in fields(cls)}
         for name in config:
             one_of(f"field of {cls.__name__}", name, known)
-        return cls(**config)
+        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
 
     def warmup(self, steps: int) -> int:
         """Steps of the rise in a run of so many steps; ValueError where they fill it."""

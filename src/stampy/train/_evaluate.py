@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from ._data import MemorySection, TrainingSection
 from ._reconstruction import KINDS, Reconstruction
 from ._sections import prepare
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["evaluate"]
 
 GROUPS_AT_A_TIME = 4
@@ -39,7 +42,7 @@ RECALL_AT = (1, 10, 50)
 
 def evaluate(
     model: Stamp | str | Path,
-    sections: Any,
+    sections: Sections,
     *,
     n_groups: int = 40,
     n_spots: int = 1000,
@@ -105,7 +108,7 @@ def evaluate(
         model.to(before).train(training)
 
 
-def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
+def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, seed: int) -> pd.DataFrame:
     vocabulary = Vocabulary(model.genes)
     found = _prepared(model, sections, vocabulary)
     with_genes = [s for s, _ in found if s.tokens.any()]
@@ -125,7 +128,7 @@ def _evaluated(model: Stamp, sections: Any, n_groups: int, n_spots: int, seed: i
 
 
 def _prepared(
-    model: Stamp, sections: Any, vocabulary: Vocabulary
+    model: Stamp, sections: Sections, vocabulary: Vocabulary
 ) -> list[tuple[MemorySection, TrainingSection | None]]:
     """Sections in memory, each beside what reads its tiles; None where it or the model has no part for images."""
     width = model.gene.config.max_tokens

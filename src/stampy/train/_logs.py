@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -82,7 +82,7 @@ class Logs:
         self._said = self._began if progress and not _is_watched() else math.inf
         self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: Mapping[str, float]) -> None:
         """A step."""
         line = {k: _short(v) for k, v in line.items()}
         try:
@@ -97,7 +97,7 @@ class Logs:
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
         self._bar.update()
 
-    def _say(self, line: dict[str, Any]) -> None:
+    def _say(self, line: Mapping[str, float]) -> None:
         """A line for a log file: at the first step and the last, and every minute between."""
         now, done = time.monotonic(), line["step"] + 1
         if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):

@@ -138,7 +138,7 @@ def fit(
     out: Path,
     *,
     fabric: Fabric,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     progress: bool = True,
     loggers: Sequence[str] = (),
 ) -> dict[str, Tensor] | None:
@@ -241,15 +241,16 @@ class TrainState(Generic[B, P, C]):
             layer.compile(dynamic=True)
         self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
-        fused = fabric.device.type in ("cpu", "cuda") or None
+        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
+        # A fused step would undo the scale itself, and gradients are clipped before it.
+        fused = (fabric.device.type in ("cpu", "cuda") and not self.scales) or None
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # the same one, stepped in its precision
         self.sharded = is_sharded(fabric)
-        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
 
     def step(
         self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals
-    ) -> tuple[dict[str, Any], int]:
+    ) -> tuple[dict[str, float], int]:
         """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
         torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.rank) >> 1)
@@ -266,7 +267,7 @@ class TrainState(Generic[B, P, C]):
         optimizer.zero_grad(set_to_none=True)
         return {"step": step, "loss": loss, **values, "lr": lr, "grad_norm": norm}, caught
 
-    def save(self, name: str, step: int, **more: Any) -> None:
+    def save(self, name: str, step: int, **more: object) -> None:
         """Every rank must call it; rank 0 writes."""
         state = _checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
         state |= {"step": step, "precision": self.fabric.strategy.precision.state_dict(), **more}

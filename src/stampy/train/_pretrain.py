@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from ._samplers import GroupSampler
 from ._sections import groups_in_memory
 from ._spectral_start import start_spectral
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["pretrain"]
 
 logger = logging.getLogger(__name__)
@@ -47,11 +50,11 @@ DATA = "data.json"
 
 
 def pretrain(
-    sections: Any,
+    sections: Sections,
     out: str | Path,
     *,
     vocabulary: Vocabulary | str | Path | None = None,
-    config: PretrainConfig | Mapping[str, Any] | str | Path | None = None,
+    config: PretrainConfig | Mapping[str, object] | str | Path | None = None,
     device: str | None = None,
     devices: int | None = None,
     num_nodes: int | None = None,
@@ -133,7 +136,7 @@ def pretrain(
 
 def _pretrain(
     fabric: Fabric,
-    sections: Any,
+    sections: Sections,
     out: Path,
     vocabulary: Vocabulary | str | Path | None,
     config: PretrainConfig,
@@ -171,7 +174,7 @@ def _pretrain(
     return model if fabric.world_size == 1 else None
 
 
-def _data(sections: Any, vocabulary: Vocabulary | str | Path | None, config: PretrainConfig) -> TrainingData:
+def _data(sections: Sections, vocabulary: Vocabulary | str | Path | None, config: PretrainConfig) -> TrainingData:
     """From a corpus, or in memory."""
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)

@@ -24,6 +24,7 @@ from ._data import MemorySection, TrainingData
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stampy._io.sections import Sections
     from stampy.models import ImageConfig, StampConfig
     from stampy.pp._match import GeneMatch
 
@@ -101,7 +102,7 @@ def token_dtype(vocabulary: Vocabulary) -> type[np.generic]:
     return np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32
 
 
-def groups_in_memory(sections: Any, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
+def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
     """What stage 1 trains on: the sections that have genes; None: a vocabulary of all of them.
 
     Raises
@@ -128,7 +129,7 @@ def groups_in_memory(sections: Any, vocabulary: Vocabulary | None, config: Pretr
     return TrainingData(with_genes, vocabulary, config.max_tokens, _identity_of(with_genes, vocabulary))
 
 
-def pairs_in_memory(sections: Any, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
+def pairs_in_memory(sections: Sections, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
     """What stage 2 trains on: all sections, with tiles as the model's image tower sees them."""
     width = model.gene.max_tokens
     found = [prepare(s, vocabulary, max_tokens=width, tower=model.image) for s in as_sections(sections)]

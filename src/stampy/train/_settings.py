@@ -7,9 +7,12 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from stampy._checks import one_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["Range", "checked", "without_effect"]
 
@@ -34,7 +37,7 @@ class Range(NamedTuple):
         return math.isfinite(value) and low and (value < self.most if self.below else value <= self.most)
 
 
-def checked(settings: Any, ranges: Mapping[str, Range]) -> dict[str, Any]:
+def checked(settings: DataclassInstance, ranges: Mapping[str, Range]) -> dict[str, object]:
     """The values of a dataclass in its own kinds: whole numbers as int, lists as tuples.
 
     Raises

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stampy.models import Card
@@ -15,7 +15,7 @@ __all__ = ["weights_of"]
 _ENDINGS = ("", ".bin", ".safetensors", ".pt", ".pth", ".ckpt")
 
 
-def weights_of(systems: Sequence[Any], folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def weights_of(systems: Sequence[str | Mapping[str, str]], folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """For each system that needs weights: its name, and `found` or `steps`; `named`: take it from `found`."""
     from stampy import models
 

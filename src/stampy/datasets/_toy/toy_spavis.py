@@ -139,7 +139,7 @@ class _Rows(NamedTuple):
         members = _groups(xy, random) if stage == 1 else np.arange(len(xy))[:, None]
         slide, dataset = number, number // 2
         chosen = tokens[members] if stage == 1 else tokens
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "tokenized_gene": np.where(chosen == _keys.PAD, PAD[stage], chosen).astype(np.int32),
             "batch_slide_id": np.full(len(members), slide, dtype=np.int64),
             "batch_dataset_id": np.full(len(members), dataset, dtype=np.int64),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from stampy import _checks, _keys
 
@@ -106,11 +106,20 @@ class Card:
         return f"hf-hub:{self.repository}" if self.repository else self.address
 
 
+class ImageInput(TypedDict):
+    """The fields of a `Card` that say what an image encoder takes."""
+
+    size_px: int
+    tile_um: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 def image_input(
     size_px: int = _keys.TILE_PX,
     tile_um: float = _keys.TILE_UM,
     mean: tuple[float, float, float] = _keys.IMAGENET_MEAN,
     std: tuple[float, float, float] = _keys.IMAGENET_STD,
-) -> dict[str, Any]:
+) -> ImageInput:
     """The fields of a card that say what an image encoder wants to see."""
     return {"size_px": size_px, "tile_um": tile_um, "mean": mean, "std": std}

@@ -49,7 +49,7 @@ def embed_slide_job(section: Section, plan: Plan) -> Row:
 def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded], Row]) -> Row:
     """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
     where = str(section.data) if isinstance(section.data, Path) else ""
-    row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
+    row: Row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
     model = loaded(plan)
     began = time.perf_counter()
     try:
@@ -204,8 +204,11 @@ def _write(data: AnnData | SpatialData, place: Path | None, plan: Plan, name: st
     if plan.contents == "results":
         _writing.write(_results_alone(table, keys), target)
         return
-    copied = place is not None and plan.bin_um is None
-    if not (copied and _writing.append(table, keys, place, target, table_key=plan.table_key)):
+    if (
+        place is None
+        or plan.bin_um is not None
+        or not _writing.append(table, keys, place, target, table_key=plan.table_key)
+    ):
         if table.isbacked or hasattr(data, "tables") is False:
             data = table.to_memory() if table.isbacked else data
         _writing.write(data, target, table_key=plan.table_key)
@@ -232,6 +235,7 @@ def _embed_slide(section: Section, plan: Plan, model: Loaded) -> Row:
     import anndata
 
     from stampy import tl
+    from stampy.tl._encoders import image_model
 
     path = _checks.existing(section.data, what="image file")
     source = _files.digest_of_path(path) + repr(section.um_per_px)
@@ -245,7 +249,8 @@ def _embed_slide(section: Section, plan: Plan, model: Loaded) -> Row:
         for old in (target, target.with_name(target.name + ".partial")):
             shutil.rmtree(old, ignore_errors=True)
     options = dict(plan.options) | {"um_per_px": _scale(section, plan)["um_per_px"]}
-    tl.embed_slide(path, target, model=model.model, name=section.name, show_progress_bar=False, **options)
+    tower = model.model if isinstance(model.model, str) else image_model(model.model)
+    tl.embed_slide(path, target, model=tower, name=section.name, show_progress_bar=False, **options)
     table = anndata.read_zarr(target)
     row = _about(table, plan) | {"n_genes": None, "output": target.name}
     return row | {"identity": identity, "status": "embedded"}

@@ -43,6 +43,8 @@ class EmbedOptions(TypedDict, total=False):
     spot_um: float | None
     level: Level
     context: Literal["neighbors"] | None
+    center: Literal["section"] | None
+    normalize: bool
     batch_size: int | None
     precision: Precision | None
     key_added: str
@@ -78,7 +80,7 @@ class Plan:
         """The file or folder of a section's result."""
         return self.out / (file_name(name) + self.suffix)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What decides a result beside the section and the weights, in types of JSON."""
         return {"contents": self.contents, "suffix": self.suffix, "judged": self.judged, "bin_um": self.bin_um,
                 **self.options}  # fmt: skip

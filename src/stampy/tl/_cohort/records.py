@@ -8,7 +8,7 @@ an output without such a file is somebody else's.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def _write(plan: Plan, name: str, record: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def begin(plan: Plan, name: str, identity: dict[str, Any]) -> bool:
+def begin(plan: Plan, name: str, identity: Mapping[str, object]) -> bool:
     """Note that a section is being worked on; whether its output on disk was begun from the very same before."""
     identity = json.loads(json.dumps(identity))
     same = _read(plan, name).get("identity") == identity
@@ -50,14 +50,14 @@ def begin(plan: Plan, name: str, identity: dict[str, Any]) -> bool:
     return same
 
 
-def finish(plan: Plan, name: str, identity: dict[str, Any], row: Row) -> None:
+def finish(plan: Plan, name: str, identity: Mapping[str, object], row: Row) -> None:
     """Note that a section's output is there."""
     target = plan.target(name)
     output = {"stat": _stat(target), "digest": _files.digest_of_path(target)}
     _write(plan, name, {"state": DONE, "identity": identity, "output": output, "row": row})
 
 
-def finished(plan: Plan, name: str, identity: dict[str, Any]) -> Row | None:
+def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | None:
     """The row of a section that is done, made from the very same; else None."""
     record = _read(plan, name)
     if record.get("state") != DONE or record.get("identity") != json.loads(json.dumps(identity)):

@@ -7,13 +7,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stampy._section.choose_image import VARIABLE
 
 from .plan import Plan
 
 if TYPE_CHECKING:
+    from queue import Queue
+
     from stampy.tl._encoders import Encoder
 
 __all__ = ["Loaded", "loaded", "named_images_of", "prepare", "worker_name"]
@@ -32,7 +34,7 @@ class Loaded:
     precision: str
 
 
-def prepare(n_threads: int | None, devices: Any) -> None:
+def prepare(n_threads: int | None, devices: Queue[str] | None) -> None:
     """In a new process: take a device from the queue, and compute with so many threads."""
     global _device, _n_threads
     _n_threads = n_threads

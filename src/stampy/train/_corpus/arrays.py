@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stampy import _files
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = ["GROUP", "ROWS_PER_SHARD", "TILES_PER_SHARD", "new_array", "put", "write_group"]
 
@@ -17,21 +21,21 @@ ROWS_PER_SHARD = 4608  # of tokens: 14 MB before compression
 TILES_PER_SHARD = 256  # 39 MB before compression
 
 
-def write_group(folder: Path, attributes: dict[str, Any]) -> None:
+def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
     """The metadata of a zarr group."""
     with _files.atomic(folder / GROUP) as temporary:
         temporary.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}) + "\n")
 
 
-def put(group: Any, name: str, values: np.ndarray) -> None:
+def put(group: zarr.Group, name: str, values: np.ndarray) -> None:
     """A small array in one piece."""
     new_array(group, name, values.shape, values.dtype, len(values), 1)[:] = values
 
 
 def new_array(
-    group: Any, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int, chunks: int,
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int, chunks: int,
     codec: str = "zstd", quality: int = 90,
-) -> Any:  # fmt: skip
+) -> zarr.Array:  # fmt: skip
     """A new array with `rows` rows in a chunk and `chunks` chunks in a shard."""
     from zarr.codecs import ZstdCodec
 

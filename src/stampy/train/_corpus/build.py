@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._gene_means import add_sums, means_of
 from stampy.train._corpus import spavis
 from stampy.train._corpus.arrays import write_group
+from stampy.train._corpus.records import CorpusSettings, Manifest, SectionRecord
 from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
@@ -36,6 +37,9 @@ from stampy.train._corpus.section_writer import (
 from stampy.train._corpus.shards import TILE_FORMATS
 from stampy.train._corpus.spavis import Slide
 
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
+
 __all__ = ["FORMAT", "MANIFEST", "SETTINGS", "build", "digest_of"]
 
 logger = logging.getLogger(__name__)
@@ -45,9 +49,9 @@ SETTINGS, MANIFEST, GENES = "corpus.json", "manifest.json", "genes.tsv"
 
 
 def build(
-    sections: Any,
+    sections: Sections,
     out: Path,
-    settings: dict[str, Any],
+    settings: CorpusSettings,
     *,
     vocabulary: Vocabulary | str | Path | None,
     scheduler: str | None,
@@ -60,14 +64,15 @@ def build(
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     check_workers(scheduler, n_workers)
-    skip, skipped, files = on_error == "skip", {}, spavis.files_of(sections)
+    skip, files = on_error == "skip", spavis.files_of(sections)
+    skipped: dict[str, str] = {}
     chosen: Sequence[Section | Slide]
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
     if files is None:
         chosen = as_sections(sections, all_there=False)
     else:
-        settings = spavis.settings_of(settings | {"reader": reader})
+        settings = spavis.settings_of(settings, reader)
         if vocabulary is None and (out / GENES).is_file():
             vocabulary = Vocabulary.load(out / GENES)
         vocabulary = spavis.check_vocabulary(vocabulary)
@@ -81,7 +86,7 @@ def build(
 def _build(
     out: Path,
     chosen: Sequence[Section | Slide],
-    settings: dict[str, Any],
+    settings: CorpusSettings,
     vocabulary: Vocabulary | None,
     reader: Reader,
     skip: bool,
@@ -108,14 +113,17 @@ def _build(
     _finish(out, settings, [done[s.name] for s in chosen if s.name in done], skipped, {s.name for s in todo})
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+def check_settings(settings: CorpusSettings) -> None:
     """Raise for settings that can't be used."""
-    for name, least in (("max_tokens", 1), ("group_size", 2), ("draws", 1), ("regions", 1), ("size_px", 1)):
-        _checks.at_least(name, settings[name], least)
+    least: dict[Literal["max_tokens", "group_size", "draws", "regions", "size_px"], int] = {
+        "max_tokens": 1, "group_size": 2, "draws": 1, "regions": 1, "size_px": 1,
+    }  # fmt: skip
+    for name, smallest in least.items():
+        _checks.at_least(name, settings[name], smallest)
     _checks.at_most("max_tokens", settings["max_tokens"], 2**16 - 1)
     _checks.at_least("seed", settings["seed"], 0)
-    for name in ("max_distance", "tile_um"):
-        _checks.positive(name, settings[name])
+    _checks.positive("max_distance", settings["max_distance"])
+    _checks.positive("tile_um", settings["tile_um"])
     _checks.one_of("codec", settings["codec"], TILE_FORMATS)
     _checks.at_least("quality", settings["quality"], 1)
     _checks.at_most("quality", settings["quality"], 100)
@@ -123,7 +131,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise ValueError(f"`images` must be True, False or None, found {settings['images']!r}.")
 
 
-def digest_of(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: Manifest) -> str:
     """What tells corpora apart: settings, vocabulary and the contents of all files, but not where they came from."""
     parts = {
         "settings": manifest["settings"],
@@ -139,7 +147,7 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _begin(out: Path, settings: dict[str, Any], sections: Sequence[Section | Slide]) -> None:
+def _begin(out: Path, settings: CorpusSettings, sections: Sequence[Section | Slide]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
     if path.exists():
@@ -199,7 +207,9 @@ def _settle_vocabulary(
     return skipped
 
 
-def _sums_job(section: Section, reader: Reader, skip: bool) -> tuple[str, Any]:
+def _sums_job(section: Section | Slide, reader: Reader, skip: bool) -> tuple[str, Any]:
+    if isinstance(section, Slide):  # its vocabulary is the published one
+        raise TypeError(f"{section.name!r} has tokens, no genes to make a vocabulary of.")
     return section.name, sums_of(section, reader, skip)
 
 
@@ -276,19 +286,19 @@ def _keys_of(group: Any, name: str = "") -> list[str]:
 def _text_in(library: Any, entry: str) -> str:
     """The text at a place, or that in an array of one; "" where there is something else."""
     found = library.get(entry) if hasattr(library, "keys") else None
-    if not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
+    if found is None or not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
         return ""
     value = np.asarray(found[()]).reshape(-1)[0]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _finish(
-    out: Path, settings: dict[str, Any], records: list[dict[str, Any]], skipped: dict[str, str], fresh: set[str]
+    out: Path, settings: CorpusSettings, records: list[SectionRecord], skipped: dict[str, str], fresh: set[str]
 ) -> None:
     """Write the manifest and tell what was left out."""
     if not records:
         raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in skipped.items())}.")
-    manifest = {
+    manifest: Manifest = {
         "format": FORMAT,
         "stampy": stampy.__version__,
         "settings": settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from zarr.abc.codec import ArrayBytesCodec
@@ -11,6 +11,10 @@ from zarr.core.common import parse_named_configuration
 from zarr.registry import register_codec
 
 from stampy.train._corpus.shards import TILE_CODEC, decode_tile, encode_tile
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.common import JSON
 
 __all__ = ["TileCodec"]
 
@@ -32,16 +36,16 @@ class TileCodec(ArrayBytesCodec):
     is_fixed_size = False
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
         """From what stands in zarr.json."""
         _, configuration = parse_named_configuration(data, TILE_CODEC)
         return cls(**configuration)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JSON]:
         """What stands in zarr.json."""
         return {"name": TILE_CODEC, "configuration": asdict(self)}
 
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """Not known before."""
         raise NotImplementedError
 

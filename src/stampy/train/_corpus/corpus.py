@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
@@ -17,9 +17,13 @@ from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
+from stampy.train._corpus.records import CorpusSettings, Manifest
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
 from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
+
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
 
 __all__ = ["Corpus", "as_corpus"]
 
@@ -69,7 +73,7 @@ class Corpus:
     @classmethod
     def build(
         cls,
-        sections: Any,
+        sections: Sections,
         out: str | Path,
         *,
         vocabulary: Vocabulary | str | Path | None = None,
@@ -156,7 +160,7 @@ class Corpus:
         OSError
             The disk is full.
         """
-        settings = {
+        settings: CorpusSettings = {
             "max_tokens": max_tokens,
             "group_size": group_size,
             "max_distance": max_distance,
@@ -177,7 +181,7 @@ class Corpus:
         return cls(out)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> CorpusSettings:
         """With which it was built."""
         return self.manifest["settings"]
 
@@ -240,7 +244,7 @@ class Corpus:
         return problems
 
 
-def as_corpus(sections: Any) -> Corpus | None:
+def as_corpus(sections: object) -> Corpus | None:
     """The corpus that is meant, itself or its path (also alone in a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
@@ -251,7 +255,7 @@ def as_corpus(sections: Any) -> Corpus | None:
     return None
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> Manifest:
     if not (path / SETTINGS).is_file():
         raise FileNotFoundError(f"{str(path)!r} is no corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
     if not (path / MANIFEST).is_file():

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stampy._io.sections import file_name
 from stampy._section.links import leads_out
 from stampy.train._config import PretrainConfig
+from stampy.train._corpus.records import SectionRecord
 from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import Groups, MemorySection
@@ -26,7 +26,7 @@ class StoredSection:
     """A `TrainingSection` on disk. Rows are spots in the order of the source, unless they are named rows of tokens."""
 
     folder: Path
-    record: dict[str, Any]
+    record: SectionRecord
 
     @property
     def name(self) -> str:
@@ -53,15 +53,18 @@ class StoredSection:
         """Whether there are patches and regions."""
         return self.record["image"] is not None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """A row of `Corpus.table`."""
-        record, genes = self.record, self.record["genes"] or {"n_matched": 0}
+        record, genes = self.record, self.record["genes"]
         return {
-            **{key: record[key] for key in ("name", "organ", "platform")},
-            **{key: record.get(key, "") for key in ("species", "patient")},
+            "name": record["name"],
+            "organ": record["organ"],
+            "platform": record["platform"],
+            "species": record.get("species", ""),
+            "patient": record.get("patient", ""),
             "n_spots": record["n_spots"],
             "n_groups": sum(record["n_groups"]),
-            "n_genes": genes["n_matched"],
+            "n_genes": 0 if genes is None else genes["n_matched"],
             "tiles": self.has_tiles,
             "bytes": sum(size for size, _ in record["files"].values()),
         }
@@ -169,7 +172,7 @@ class StoredSection:
         return Shards(self.folder / name)
 
 
-def wrong_sizes(path: Path, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]:
     """Files of a section that are missing or of another size, or lead out of the corpus."""
     folder = path / "sections" / file_name(record["name"])
     linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
@@ -196,7 +199,7 @@ def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
     return known[place]
 
 
-def changed_files(path: Path, record: dict[str, Any]) -> Iterator[str]:
+def changed_files(path: Path, record: SectionRecord) -> Iterator[str]:
     """What is wrong with the files of a section."""
     wrong = dict(wrong_sizes(path, record))
     folder = path / "sections" / file_name(record["name"])

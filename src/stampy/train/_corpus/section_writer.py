@@ -31,12 +31,15 @@ from stampy.pp._gene_means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
+from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_writer import write_slide
 from stampy.train._sections import ranked
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
 __all__ = ["Reader", "record_of", "sums_of", "write_section"]
 
@@ -48,7 +51,7 @@ PARTIAL = ".partial-"
 FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 
-def record_of(folder: Path) -> dict[str, Any] | None:
+def record_of(folder: Path) -> SectionRecord | None:
     """What was written about a section that is complete; None where there is none, or its files are not whole."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
@@ -72,30 +75,44 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 
 
 def write_section(
-    section: Section | Slide, settings: dict[str, Any], out: Path, reader: Reader, source: str, skip: bool
-) -> dict[str, Any]:
+    section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
+) -> SectionRecord | Fault:
     """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
     folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
-                record: dict[str, Any] = {"name": section.name, "organ": section.organ, "platform": section.platform}
-                record |= {"source": source}
                 if isinstance(section, Slide):
-                    record |= write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                    written: Written = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
-                    said = {key: getattr(section, key) for key in ("species", "patient", "study")}
-                    record |= {key: value for key, value in said.items() if value}
-                    record |= _write(section, settings, out, reader, partial)
-                notes = [*record.pop("notes"), *(str(w.message) for w in caught if _is_ours(w))]
-                record |= {"notes": list(dict.fromkeys(notes)), "files": _hashes(partial)}
+                    written = _write(section, settings, out, reader, partial)
+                record: SectionRecord = {
+                    "name": section.name, "organ": section.organ, "platform": section.platform, "source": source,
+                    **written, "notes": [], "files": _hashes(partial),
+                }  # fmt: skip
+                if isinstance(section, Section):
+                    record |= _said(section)
+                notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
+                record["notes"] = list(dict.fromkeys(notes))
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
     except FAULTS as error:
         if not skip or _is_full(error):
             raise _named(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
     return record
+
+
+def _said(section: Section) -> Described:
+    """What was said of a section, as far as something was."""
+    found: Described = {}
+    if section.species:
+        found["species"] = section.species
+    if section.patient:
+        found["patient"] = section.patient
+    if section.study:
+        found["study"] = section.study
+    return found
 
 
 def _is_ours(warning: warnings.WarningMessage) -> bool:
@@ -140,13 +157,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _hashes(folder: Path) -> dict[str, list[Any]]:
+def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of every file of the arrays, by path."""
     found = {}
     for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
+        found[path.relative_to(folder).as_posix()] = path.stat().st_size, digest
     return found
 
 
@@ -159,7 +176,7 @@ def _vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader, folder: Path) -> dict[str, Any]:
+def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> Written:
     import zarr
 
     data = _data(section, reader)
@@ -170,7 +187,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     put(group, "xy", xy)
-    record: dict[str, Any] = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    record: Written = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
@@ -190,7 +207,7 @@ def _write(section: Section, settings: dict[str, Any], out: Path, reader: Reader
     return record
 
 
-def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource | None:
+def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSettings) -> TileSource | None:
     """The section's image, where one is wanted and (unless it is required) there."""
     found = section.image is not None or has_images(data)
     wanted = settings["images"]
@@ -208,14 +225,16 @@ def _images(data: Any, section: Section, settings: dict[str, Any]) -> TileSource
     return source
 
 
-def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: str) -> tuple[np.ndarray, list[int]]:
+def layout(xy: np.ndarray, codes: np.ndarray, settings: CorpusSettings, name: str) -> tuple[np.ndarray, list[int]]:
     """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
 
     Returns
     -------
     The order, and the number of groups of each draw.
     """
-    size, draws = settings["group_size"], []
+    size, farthest, draws = settings["group_size"], settings["max_distance"], []
+    if farthest is None:  # for sources that have groups of their own
+        raise ValueError("`max_distance` must be a number, found None.")
     for draw in range(settings["draws"]):
         # by name: a section keeps its groups whatever stands beside it
         rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
@@ -223,7 +242,7 @@ def layout(xy: np.ndarray, codes: np.ndarray, settings: dict[str, Any], name: st
         for code in range(codes.max() + 1):
             rows = np.flatnonzero(codes == code)
             if len(rows) >= size:
-                groups = group_spots(xy[rows], size=size, max_distance=settings["max_distance"], rng=rng)
+                groups = group_spots(xy[rows], size=size, max_distance=farthest, rng=rng)
                 members.append(rows[groups.members])
         draws.append(np.concatenate(members))
     grouped = np.concatenate(draws).ravel()
@@ -242,7 +261,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
         array[start : start + len(rows)] = tokens[rows]
 
 
-def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: str) -> dict[str, Any]:
+def _put_tiles(group: Any, source: TileSource, settings: CorpusSettings, name: str) -> ImageRecord:
     """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
     rng = _utils.stream(settings["seed"], f"cells of {name}")
@@ -269,4 +288,8 @@ def _put_tiles(group: Any, source: TileSource, settings: dict[str, Any], name: s
         rows = np.arange(start, min(start + TILES_PER_SHARD, n * k))
         arrays[1][start : start + len(rows)] = source.read(rows // k, region=True, cells=cells.ravel()[rows])
     record = source.provenance()
-    return {key: record[key] for key in ("um_per_px", "um_per_px_from", "upsampling")}
+    return {
+        "um_per_px": record["um_per_px"],
+        "um_per_px_from": record["um_per_px_from"],
+        "upsampling": record["upsampling"],
+    }

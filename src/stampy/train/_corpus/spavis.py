@@ -24,6 +24,9 @@ from stampy.pp._vocabulary import PUBLISHED
 if TYPE_CHECKING:
     import h5py
 
+    from stampy._io.sections import Sections
+    from stampy.train._corpus.records import CorpusSettings, SectionRecord
+
 __all__ = ["LAYOUT", "Part", "Slide", "TokenFile", "check_vocabulary", "files_of", "opened", "settings_of",
            "slides_of", "warn_of_losses"]  # fmt: skip
 
@@ -82,7 +85,7 @@ class Slide:
         return found.hexdigest()[:16]
 
 
-def files_of(sections: Any) -> list[Path] | None:
+def files_of(sections: Sections) -> list[Path] | None:
     """The files in the order of their numbers where folders of SpaVis-6M, or such files, are meant; None otherwise.
 
     Of a folder those in ``train/``, else those in ``val/``, else those in itself.
@@ -127,23 +130,25 @@ def _files_in(path: Path) -> list[Path]:
 def _numbered(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = {path: _NAME.fullmatch(path.name) for path in folder.iterdir()}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]))
+    matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
+    numbers = {path: int(match[1]) for path, match in matches if match}
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 # What says how groups and regions are drawn, with the values that it has where nothing is said.
 _WITHOUT_EFFECT = {"draws": 1, "regions": 1, "max_distance": 5.0, "tile_um": _keys.TILE_UM, "seed": 0, "reader": None}
 
 
-def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(settings: CorpusSettings, reader: object) -> CorpusSettings:
     """Settings of the corpus; ValueError for those that have no effect here."""
-    useless = [f"{k}={settings[k]!r}" for k, default in _WITHOUT_EFFECT.items() if settings[k] != default]
+    given = {**settings, "reader": reader}
+    useless = [f"{k}={given[k]!r}" for k, default in _WITHOUT_EFFECT.items() if given[k] != default]
     if useless:
         raise ValueError(
             f"{', '.join(useless)}: no effect on files of SpaVis-6M, whose groups and regions are kept as they are. "
             "Leave it out."
         )
-    return {k: v for k, v in settings.items() if k != "reader"} | {"layout": LAYOUT, "max_distance": None}
+    return {**settings, "layout": LAYOUT, "max_distance": None}
 
 
 def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
@@ -187,7 +192,7 @@ def _line(error: BaseException) -> str:
 
 
 def slides_of(
-    files: Sequence[Path], settings: Mapping[str, Any], *, skip: bool = False, names: Sequence[str] | None = None,
+    files: Sequence[Path], settings: CorpusSettings, *, skip: bool = False, names: Sequence[str] | None = None,
     identities: Sequence[str] | None = None,
 ) -> tuple[list[Slide], dict[str, str]]:  # fmt: skip
     """The sections that the files hold, in the order in which they begin, and files that can't be used, with why.
@@ -236,7 +241,7 @@ def _tell_ignored(files: Sequence[TokenFile]) -> None:
 
 
 def _read_index(
-    path: Path, name: str, identity: str, settings: Mapping[str, Any]
+    path: Path, name: str, identity: str, settings: CorpusSettings
 ) -> tuple[TokenFile, dict[str, np.ndarray]]:
     """What a file is, and the runs of rows of each of its sections."""
     with opened(path, name) as file:
@@ -339,11 +344,11 @@ def _section_name(slide: str, dataset: str | None) -> str:
     return f"slide{slide}" if dataset is None else f"dataset{dataset}_slide{slide}"
 
 
-def warn_of_losses(records: Sequence[Mapping[str, Any]], max_tokens: int) -> None:
+def warn_of_losses(records: Sequence[SectionRecord], max_tokens: int) -> None:
     """Tell once, for all sections that were written, what of them is cut or empty."""
-    own = [record for record in records if "spavis" in record]
-    n_spots = sum(record["n_spots"] for record in own)
-    n_cut, n_empty = (sum(record["spavis"][key] for record in own) for key in ("n_cut", "n_empty"))
+    n_spots = sum(record["n_spots"] for record in records if "spavis" in record)
+    own = [record["spavis"] for record in records if "spavis" in record]
+    n_cut, n_empty = sum(record["n_cut"] for record in own), sum(record["n_empty"] for record in own)
     if n_cut:
         _checks.warn(
             f"{n_cut:,} of {n_spots:,} spots have more than max_tokens={max_tokens:,} tokens and keep the highest "

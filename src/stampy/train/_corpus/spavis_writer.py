@@ -13,6 +13,7 @@ import numpy as np
 
 from stampy import _keys
 from stampy.train._corpus.arrays import ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put
+from stampy.train._corpus.records import CorpusSettings, Written
 from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide, opened
 
 __all__ = ["write_slide"]
@@ -30,7 +31,7 @@ class _Piece(NamedTuple):
     values: np.ndarray  # (b, ...)
 
 
-def write_slide(slide: Slide, settings: Mapping[str, Any], n_genes: int, folder: Path) -> dict[str, Any]:
+def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Path) -> Written:
     """Write the arrays of a section into `folder`; what goes into its record.
 
     Raises
@@ -47,17 +48,19 @@ def write_slide(slide: Slide, settings: Mapping[str, Any], n_genes: int, folder:
     put(group, "xy", np.full((n_rows * size, 2), np.nan))
     put(group, "spots", np.arange(n_rows * size, dtype=np.int32))
     n_cut, n_empty = _put_tokens(group, slide, settings["max_tokens"], size, n_rows, n_genes + _keys.N_SPECIAL)
-    record: dict[str, Any] = {"n_spots": n_rows * size, "n_groups": [n_rows if grouped else 0], "image": None}
-    record["genes"] = {"n_vars": n_genes, "n_matched": n_genes, "source": "token ids of SpaVis-6M"}
-    record["spavis"] = {
-        "rows": {part.file.name: part.n_rows for part in slide.parts},
-        "n_cut": n_cut,
-        "n_empty": n_empty,
+    rows = {part.file.name: part.n_rows for part in slide.parts}
+    record: Written = {
+        "n_spots": n_rows * size,
+        "n_groups": [n_rows if grouped else 0],
+        "genes": {"n_vars": n_genes, "n_matched": n_genes, "source": "token ids of SpaVis-6M"},
+        "image": None,
+        "notes": [],
+        "spavis": {"rows": rows, "n_cut": n_cut, "n_empty": n_empty},
     }
     if slide.parts[0].file.tiles:
         _put_tiles(group, slide, settings, n_rows)
         record["image"] = {"um_per_px": None, "um_per_px_from": "tiles of SpaVis-6M, as published", "upsampling": None}
-    return record | {"notes": []}
+    return record
 
 
 def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Piece]:

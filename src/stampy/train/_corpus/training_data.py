@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from stampy.models import StampConfig
 from stampy.pp import Vocabulary
@@ -77,7 +77,8 @@ def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
             f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
             "its source. Leave it out."
         )
-    for name in ("group_size",) if kept else ("group_size", "max_distance"):
+    names: tuple[Literal["group_size", "max_distance"], ...] = ("group_size", "max_distance")
+    for name in names[:1] if kept else names:
         if corpus.settings[name] != getattr(config, name):
             raise ValueError(
                 f"The corpus {str(corpus.path)!r} was built with {name}={corpus.settings[name]}, the settings have "
