@@ -98,8 +98,26 @@ def bench(
             data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
             ha="right", va="bottom", parse_math=False,
         )  # fmt: skip
+    _legend(axes[0, 0].figure, table)
     shown = [a for a in axes.ravel() if a.get_visible()]
     return shown[0] if len(shown) == 1 else shown
+
+
+def _legend(figure: Any, table: pd.DataFrame) -> None:
+    """What the marks are, below the panels."""
+    from matplotlib.lines import Line2D
+
+    ours, points = table[table["status"] == "ok"], {"linestyle": "", "markersize": 5}
+    marks = []
+    if len(ours):
+        marks.append(Line2D([], [], marker="o", color=OURS, label="mean ± 1 SD over seeds", **points))
+    if (ours["section"] != "all").any():
+        marks.append(Line2D([], [], marker="o", color=SECTION, label="one section", **points))
+    if (table["status"] == "reported").any():
+        marks.append(Line2D([], [], marker="D", color=OTHERS, markerfacecolor="none", label="reported", **points))
+    if ours["chance"].notna().any():
+        marks.append(Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="chance"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize="small", frameon=False)
 
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
