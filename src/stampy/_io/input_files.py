@@ -144,7 +144,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unzipped(path: Path) -> Iterator[Path]:
-    """A temporary folder with the files of a .zip or .tar.gz: limited in size, regular files only, none outside of it."""
+    """A temporary folder with the files of a .zip or .tar.gz: limited in size, regular files only."""
     with tempfile.TemporaryDirectory(prefix="stampy-") as folder:
         target = Path(folder)
         with reading(path):
