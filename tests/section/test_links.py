@@ -287,5 +287,5 @@ def test_a_sound_file_that_is_changed_is_looked_through_again(tmp_path):
     time.sleep(0.02)  # file systems tell times by ticks of some milliseconds
     with h5py.File(path, "r+") as file:
         file["group/y"] = h5py.ExternalLink("other.h5", "/x")
-    with pytest.raises(LinkError, match="`/group/y` is an external link to '/x' in the file 'other.h5'"):
+    with pytest.raises(LinkError, match=r"`/group/y` is an external link to '/x' in the file 'other\.h5'"):
         refuse_links_h5(path)
