@@ -122,7 +122,7 @@ def _say_left_out(kinds: pd.Series, path: Path) -> None:
 
 IN_TISSUE = "in_tissue"
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_SUFFIX = re.compile(r"-\d+$")  # of the GEM well
+_SUFFIX = re.compile(r"[-_](?:\d+|[A-Za-z]\w?)$")  # of the GEM well, or what a merge of sections added
 _SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
 
 

@@ -61,7 +61,8 @@ def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
     """The file's matrix transposed to spots by genes."""
     n_genes, n_spots = (int(n) for n in group["shape"][:])
     indices, indptr = _whole(group["indices"][:], path), _whole(group["indptr"][:], path)
-    if indices.size and not 0 <= indices.min() <= indices.max() < n_genes:
+    # unsigned, a negative index is a huge one: one look is enough
+    if indices.size and indices.view(f"u{indices.dtype.itemsize}").max() >= n_genes:
         raise refuse(f"{str(path)!r} is damaged: it names gene {int(indices.max())}, but has {n_genes} genes.")
     x = sparse.csr_matrix((as_counts(group["data"][:], path), indices, indptr), shape=(n_spots, n_genes))
     x.sort_indices()
@@ -87,7 +88,7 @@ def _text(dataset: h5py.Dataset) -> np.ndarray:
     raw = dataset[:]
     if raw.dtype.kind != "S":
         return dataset.asstr()[:]
-    if raw.size and (raw == raw[0]).all():
+    if raw.size and raw[0] == raw[-1] and (raw == raw[0]).all():
         return np.full(raw.shape, raw[0].decode(), dtype=object)
     joined = b"\n".join(raw.tolist())
     if joined.count(b"\n") != max(raw.size - 1, 0):  # a name holds the mark
