@@ -1,4 +1,4 @@
-"""What a corpus is built from: sections, files of SpaVis-6M, or a data set of the hub."""
+"""Sources of a corpus: sections, files of SpaVis-6M, or a data set of the hub."""
 
 from __future__ import annotations
 
