@@ -21,7 +21,7 @@ __all__ = ["counts_h5", "counts_mtx", "counts_zarr"]
 
 
 def counts_h5(path: Path) -> Counts:
-    """Counts of an HDF5 file of any version; what is no gene, such as antibodies, is left out with a warning."""
+    """Counts of an HDF5 file of any version; features that are not genes are left out with a warning."""
     with hdf5(path) as file:
         if "matrix" in file:
             group = file["matrix"]
@@ -58,7 +58,7 @@ def _of_genomes(groups: list[tuple[str, h5py.Group]], path: Path) -> Counts:
 
 
 def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
-    """Compressed by spot: the columns of the file's matrix are the rows of ours."""
+    """The file's matrix transposed to spots by genes."""
     n_genes, n_spots = (int(n) for n in group["shape"][:])
     indices, indptr = _whole(group["indices"][:], path), _whole(group["indptr"][:], path)
     # unsigned, a negative index is a huge one: one look is enough

@@ -1,4 +1,4 @@
-"""Expression from embeddings of images: how much of a gene's map can be read off the tissue."""
+"""Prediction of gene expression from image embeddings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["expression"]
 
 LARGEST = 1e15  # of a value; squares of larger ones leave float32
-LARGEST_LOG = 20.0  # what goes beyond is no logarithm of counts
+LARGEST_LOG = 20.0  # larger values are not logarithms of counts
 
 
 def expression(
