@@ -329,10 +329,10 @@ def test_a_chunk_that_is_damaged_is_named(groups, tmp_path):
     nothing_half_written(tmp_path / "corpus")
 
 
-@given(
-    damage=st.lists(st.tuples(st.integers(0, 6_000), st.integers(0, 255)), min_size=1, max_size=8),
-    end=st.floats(0.5, 2),
-)
+DAMAGE = st.lists(st.tuples(st.integers(0, 6_000), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@given(damage=DAMAGE, end=st.floats(0.5, 2))
 @settings(max_examples=12, deadline=None)
 @pytest.mark.filterwarnings("ignore")
 def test_any_damage_is_named_or_harmless(damage, end, pairs, tmp_path_factory):
@@ -342,10 +342,13 @@ def test_any_damage_is_named_or_harmless(damage, end, pairs, tmp_path_factory):
     for place, value in damage:
         data[place] = value
     path.write_bytes(data[: int(end * len(data))])
+    message = None
     try:
         build(pairs._replace(folder=folder), folder.parent / "corpus")
     except ValueError as error:
-        assert "tokens-1.h5" in str(error)
+        message = str(error)
+    if message is not None:
+        assert "tokens-1.h5" in message
         nothing_half_written(folder.parent / "corpus")
 
 
