@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Given: TypeAlias = AnnData | SpatialData | str | Path | "Section"
+    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | "Section"
     Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
 __all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
