@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
-SAME = {"yes": "same", "no": "differs", "not known": "not known"}
+SAME = {"yes": "same", "no": "differs", "not known": "unknown"}
 NEVER = "not known"
 
 
@@ -89,7 +89,7 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
     each = [sheet for sheet in sheets(results, sections=True, reported=False) if sheet.header[0] == "section"]
     compared, choices = bench.comparison(path), bench.protocol(path)
     return {
-        "name": path.relative_to(root).as_posix() if path != root else about.get("name", path.name),
+        "name": about.get("name") or path.name,
         "anchor": f"run-{path.relative_to(root).as_posix().replace('/', '-') if path != root else path.name}",
         "datasets": list(dict.fromkeys(results["dataset"])),
         "systems": list(dict.fromkeys(ok["system"])),
@@ -156,10 +156,7 @@ def _drawn(results: pd.DataFrame) -> Iterator[Picture]:
     summary = bench.summary(results)
     for dataset in dict.fromkeys(summary.loc[summary["status"] == "ok", "dataset"]):
         axes = pl.bench(summary, datasets=dataset)
-        yield picture(
-            figure_of(axes), f"{dataset}: mean of the sections with one standard deviation over seeds (dark), sections "
-            "(pale), chance (dashed), figures of the paper (open)."
-        )  # fmt: skip
+        yield picture(figure_of(axes), f"{dataset}: every system and task.")
 
 
 def _file(path: Path) -> Picture:
