@@ -110,7 +110,7 @@ def _shown(sheet: Sheet) -> dict[str, Any]:
 
 
 def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
-    for (dataset, task), part in table.groupby(["dataset", "task"], sort=False):
+    for (dataset, task, metric), part in table.groupby(["dataset", "task", "metric"], sort=False):
         keys = list(dict.fromkeys(zip(part["variant"], part["metric"], strict=True)))
         keys = [k for k in keys if k[0]] or keys  # figures of the paper name no variant
         kind = TASKS[str(task)]
@@ -118,7 +118,7 @@ def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
         heads = [(f"{kind.metrics[m]}{f' ({v})' if several else ''}", 3) for v, m in keys]
         rows = [(str(s), _cells(part[part["system"] == s], keys)) for s in dict.fromkeys(part["system"])]
         mine = choices[(choices["dataset"] == dataset) & (choices["task"] == task)]
-        notes = [f"Lower is better: {kind.metrics[m]}." for m in kind.lower_is_better if m in set(part["metric"])]
+        notes = ["Lower is better."] if metric in kind.lower_is_better else []
         yield Beside(
             title=f"{dataset}: {kind.about}", heads=heads, rows=rows, protocol=str(part["protocol"].iloc[0]),
             n_open=int((mine["same"] == "not known").sum()), notes=notes,
