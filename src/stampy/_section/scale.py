@@ -60,7 +60,7 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     >>> lattice(50.0 * np.stack(np.meshgrid(range(5), range(5)), axis=-1).reshape(-1, 2))
     Lattice(kind='square', pitch=50.0)
     """
-    key = hashlib.blake2b(np.ascontiguousarray(xy), digest_size=16).digest()
+    key = hashlib.blake2b(np.ascontiguousarray(xy).data, digest_size=16).digest()
     try:
         return _LATTICES[key]
     except KeyError:

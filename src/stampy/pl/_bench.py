@@ -173,8 +173,6 @@ def _title(column: tuple[str, str]) -> str:
 
 
 def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: bool, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if not len(part):
         ax.set_visible(False)
         if not first:
@@ -208,10 +206,16 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
     if len(part):
-        values = part["value"].to_numpy(dtype=float)
-        low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
-        ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
-        ax.xaxis.set_major_locator(MaxNLocator(3))
+        _limit(ax, part["value"].to_numpy(dtype=float), chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _limit(ax: Axes, values: np.ndarray, chance: float) -> None:
+    """From 0, or below, to the highest value or chance, with a margin."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+    ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
+    ax.xaxis.set_major_locator(MaxNLocator(3))
