@@ -124,7 +124,10 @@ def typehints_fixup_module_name(module: str) -> str:
 
 def _returns_as_prose(self: NumpyDocstring, section: str) -> list[str]:
     # Napoleon takes every line for a type; here "Returns" is a sentence, often with a list of what is written where.
-    lines = self._format_block(":returns: ", self._dedent(self._consume_to_next_section()))
+    prose = self._dedent(self._consume_to_next_section())
+    if prose and prose[0].strip() == ":":  # put there by sphinx_autodoc_typehints, for an entry without a name
+        prose = self._dedent(prose[1:])
+    lines = self._format_block(":returns: ", prose)
     return [*lines, ""] if lines and lines[-1] else lines
 
 
