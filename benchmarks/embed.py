@@ -1,6 +1,7 @@
 """Gene features of the published architecture: the plain path against ours, same numbers.
 
     python benchmarks/embed.py [LAYERS]
+    python benchmarks/embed.py 12 --device cuda      spots and tiles a second of both published towers, bfloat16
 
 The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32: once as PyTorch runs it in
 inference, once without the layer's "fast path". Seconds a spot are those of LAYERS layers (default 2; the published
@@ -9,15 +10,15 @@ encoder has 12 of the same size).
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import time
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from stampy.models import GeneConfig, GeneEncoder
+from stampy.models import GeneConfig, GeneEncoder, ImageConfig, Stamp, StampConfig
 
 N_SPOTS = 4
 LENGTHS = (473, 1000, 1500)  # tokens a spot; 473 is the mean of the CRC16 section
@@ -35,9 +36,9 @@ def encoders(depth: int):
     return ours, plain
 
 
-def tokens_of(length: int) -> torch.Tensor:
-    tokens = torch.zeros(N_SPOTS, 1500, dtype=torch.long)
-    tokens[:, :length] = torch.randint(30, 20_000, (N_SPOTS, length))
+def tokens_of(length: int, n: int = N_SPOTS) -> torch.Tensor:
+    tokens = torch.zeros(n, 1500, dtype=torch.long)
+    tokens[:, :length] = torch.randint(30, 20_000, (n, length))
     return tokens
 
 
@@ -82,6 +83,29 @@ def rows(depth: int):
         yield length, *times, error
 
 
+@torch.inference_mode()
+def on_card(depth: int, n: int = 256) -> None:
+    """Spots and tiles a second of `gene_features` and `image_features`, as `tl.embed` calls them on CUDA."""
+    image = ImageConfig()
+    model = Stamp(StampConfig(gene=GeneConfig(depth=depth), image=image)).cuda().eval()
+    tiles = torch.randint(256, (n, image.size_px, image.size_px, 3), dtype=torch.uint8, device="cuda")
+    print(f"{depth} layers, {image.backbone}, bfloat16, {torch.cuda.get_device_name()}\n")
+    print("| of a batch of 256 | a second | GB at most |\n|---|---|---|")
+    cases = {f"spots of {k} tokens": partial(model.gene_features, tokens_of(k, n).cuda()) for k in LENGTHS}
+    cases["tiles of 224 px"] = partial(model.embed_images, tiles)
+    for title, function in cases.items():
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            for repeats in (2, 5):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                for _ in range(repeats):
+                    function()
+                torch.cuda.synchronize()
+        took = (time.perf_counter() - began) / repeats
+        print(f"| {title} | {n / took:,.0f} | {torch.cuda.max_memory_allocated() / 1e9:.1f} |", flush=True)
+
+
 def main(depth: int = 2) -> None:
     print(f"{depth} layers, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print()
@@ -93,4 +117,8 @@ def main(depth: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layers", type=int, nargs="?", default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args()
+    (on_card if options.device == "cuda" else main)(options.layers)

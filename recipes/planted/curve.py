@@ -1,13 +1,13 @@
 """Does stage 1 learn? A planted corpus, whose best possible loss is known, at several sizes and lengths of run.
 
     python recipes/planted/curve.py --spots 500 2000 --steps 300 1000 --out curve.csv
-    python recipes/planted/curve.py --spots 100000 --steps 10000 --groups 64 --width 128 --depth 3 --device cuda --cgr
+    python recipes/planted/curve.py --spots 100000 --steps 10000 --groups 64 --losses igr both --device cuda
 
 Every row is a run: spots in training, steps, the loss at masked positions of sections that were left out, beside that
 of in-section frequency among unseen genes and the best that the simulator allows; and how well features tell planted
 domains (shared by neighbours) from the states (each spot's own): adjusted Rand index of k-means, and the accuracy of a
-linear probe that is fitted on one left-out section and measured on another. Losses are IGR alone, and with --cgr IGR +
-CGR, too; ``--start spectral`` is the linear start that a Transformer has to beat.
+linear probe that is fitted on one left-out section and measured on another. ``--start spectral`` is the linear start
+that a Transformer has to beat.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, nargs="+", default=[500, 2000, 8000])
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000])
-    parser.add_argument("--cgr", action="store_true", help="IGR and CGR together, too")
+    parser.add_argument("--losses", choices=("igr", "both"), nargs="+", default=["igr"], help="both: IGR + CGR")
     parser.add_argument("--start", choices=("random", "spectral"), default="random")
     parser.add_argument("--groups", type=int, default=4, help="of 9 spots, in a step")
     parser.add_argument("--width", type=int, default=64)
@@ -111,7 +111,7 @@ def main() -> None:
     rows = pd.read_csv(options.out).to_dict("records") if options.out and options.out.exists() else []
     for spots in options.spots:
         for steps in options.steps:
-            for cgr in (False, True) if options.cgr else (False,):
+            for cgr in (losses == "both" for losses in options.losses):
                 key = {"spots": spots, "asked": steps, "cgr": cgr, "width": options.width, "groups": options.groups}
                 if any(all(row[k] == v for k, v in key.items()) for row in rows):
                     continue

@@ -16,6 +16,7 @@ from stampy.bench._config import DataSet, Section, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
+from stampy.models._trained_on import write_trained_on
 from stampy.tl._masked_genes import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
@@ -329,6 +330,24 @@ def test_replicates_make_the_spread(tmp_path, weights):
     row = bench.summary(results).query("metric == 'accuracy' and section == 'all'").iloc[0]
     assert row["n_draws"] == 2
     assert row["value"] == pytest.approx(results.query("metric == 'accuracy'")["value"].mean())
+
+
+@pytest.mark.parametrize(
+    ("names", "before", "answers"),
+    [
+        (["TENX1", "SPA120"], [], {"HER2+": "yes", "DLPFC": "no", "TCGA-LUAD": "unknown"}),
+        (["TENX1"], ["MISC3"], {"DLPFC": "yes", "HER2+": "no"}),
+        (["TENX1"], None, {"HER2+": "unknown"}),  # it started from a model of which nothing is known
+        (["mine"], [], {"HER2+": "unknown", "DLPFC": "unknown"}),
+        (["TENX1"], [], {"PSC": "unknown"}),  # the paper does not name its source
+    ],
+)
+def test_what_a_run_has_seen(names, before, answers, tmp_path):
+    write_trained_on(tmp_path, dict.fromkeys(names, 10), before)
+    for name, answer in answers.items():
+        data = DataSet(name="D", known_as=name)
+        assert seen(System(name="mine", model=str(tmp_path / "model")), data) == answer
+    assert seen(System(name="mine", model=str(tmp_path / "elsewhere" / "model")), data) == "unknown"
 
 
 def test_seen():

@@ -573,6 +573,14 @@ def test_global_style_is_left_alone(tmp_path):
 # --- input
 
 
+def test_an_embedding_that_holds_no_numbers():
+    adata = two_sections()
+    for values in (adata.obsm["X_e"].astype(complex), adata.obsm["X_e"].astype(str)):
+        adata.obsm["X_odd"] = values
+        with pytest.raises(TypeError, match=r"`adata.obsm\['X_odd'\]` must hold numbers, found dtype"):
+            pl.spatial(adata, "X_odd", library_key="section")
+
+
 def test_input_is_not_changed():
     adata = two_sections()
     adata.obs["text"] = ["a", "b"] * 54

@@ -443,3 +443,10 @@ def test_what_is_remembered_is_not_mixed_up():
         assert rows(["a", "b"], gene_ids=["ENSG00000141510", "ENSG00000111640"]) == [1, 0]
         assert rows(["GAPDH", "TP53"], feature_types=["Gene Expression", "Antibody Capture"]) == [0, -1]
         assert rows(["GAPDH", "TP53"], note=["x", "y"]) == [0, 1]
+
+
+@pytest.mark.parametrize("storage", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_sums_of_columns_beside_huge_ones(storage):
+    """A column's sum does not depend on its neighbours', however large these are."""
+    x = np.array([[1e300, 0, 3, 1e308, 0], [0, 0, 4, 1e308, 5]])
+    assert column_sums(storage(x))[0].tolist() == [1e300, 0, 7, 1e300, 5]

@@ -153,6 +153,12 @@ def test_uns_laid_out_in_another_way_is_refused(one, found):
         sections_of(one)
 
 
+def test_an_entry_that_is_none_has_no_section(one):
+    one.uns["spatial"] = None
+    with pytest.raises(KeyError, match=r"`adata.uns\['spatial'\]` has no section.*found an empty dict"):
+        sections_of(one, needs=("image",))
+
+
 def test_fullres_needs_no_scale_factor(one):
     library = one.uns["spatial"]["toy"]
     full = library["images"].pop("hires")

@@ -18,6 +18,7 @@ from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 SMALL = {"max_tokens": 48, "size_px": 64, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 GENES, SLIDES, REGIONS = "tokenized_gene", "batch_slide_id", "images_aug"
+SPECTRAL = {"start": "spectral", "norm": "pre", "rank_gate": True, "pooling": "sum"}
 QUIET = {"device": "cpu", "progress": False}
 pytestmark = pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
 
@@ -344,6 +345,10 @@ def test_stage_1_trains_on_the_groups(groups, tmp_path):
     assert sum(len(s.groups(0, train.PretrainConfig.of(settings), None).numbers) for s in data.sections) == 15
     model = train.pretrain(corpus, tmp_path / "run", config=settings, **QUIET)
     assert len(model.genes) == len(corpus.vocabulary)
+    table = train.evaluate(model, corpus)  # in the groups of the files, as there are no coordinates
+    assert np.isfinite(table["cgr"]).all()
+    with pytest.raises(ValueError, match=r"coordinates \(files of SpaVis-6M have none\)"):
+        train.pretrain(corpus, tmp_path / "spectral", config=settings | SPECTRAL, **QUIET)
     with pytest.raises(ValueError, match=r"max_distance=2.0 has no effect"):
         train.pretrain(corpus, tmp_path / "other", config=settings | {"max_distance": 2.0}, **QUIET)
 
@@ -361,6 +366,11 @@ def test_stage_2_trains_on_the_pairs(pairs, tmp_path):
     settings = {"epochs": 1, "pairs_per_batch": 20}
     aligned = train.align(corpus, tmp_path / "run", model=start, config=settings, **QUIET)
     assert aligned.config.image is not None
+    known = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert known == {"spots": {f"dataset{i // 2}_slide{i}": 40 for i in range(3)}, "before": None}
+    with pytest.warns(UserWarning, match="neither coordinates nor groups"):
+        table = train.evaluate(aligned, corpus)
+    assert np.isfinite(table.filter(like="recall").to_numpy()).all()
     with pytest.raises(ValueError, match="no neighbourhood group"):
         train.pretrain(corpus, tmp_path / "other", config=GENE, **QUIET)
 

@@ -52,7 +52,7 @@ def zarr_kind(path: Path) -> str:
         return zarr_kind_of(group, path.name)
 
 
-def zarr_kind_of(group: Any, name: str) -> str:
+def zarr_kind_of(group: zarr.Group, name: str) -> str:
     """The same for an open store of that name."""
     keys, attrs = set(group.keys()), dict(group.attrs)
     if "spatialdata_attrs" in attrs or (keys & set(ELEMENTS) and keys & {"tables", "table"} and "obs" not in keys):

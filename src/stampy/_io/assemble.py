@@ -51,9 +51,20 @@ class Counts(NamedTuple):
 
 def unique_names(names: object) -> pd.Index:
     """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
-    from anndata.utils import make_index_unique
-
-    return make_index_unique(pd.Index(np.asarray(names, dtype=str)))  # a column's name must not become the index's
+    index = pd.Index(np.asarray(names, dtype=str))  # a column's name must not become the index's
+    again = np.flatnonzero(index.duplicated())
+    if not len(again):
+        return index
+    found = index.to_numpy(dtype=object, copy=True)
+    taken, numbers = set(found.tolist()), dict[str, int]()
+    for place in again.tolist():
+        name, number = found[place], numbers.get(found[place], 0) + 1
+        while f"{name}-{number}" in taken:
+            number += 1
+        numbers[name] = number
+        found[place] = f"{name}-{number}"
+        taken.add(found[place])
+    return pd.Index(found, dtype=index.dtype)
 
 
 def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.ndarray:
@@ -93,11 +104,9 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
             _say_left_out(kinds[~is_gene], path)
             kept = np.flatnonzero(is_gene)
             x, features = x[:, kept], features.iloc[kept]
-    var = pd.DataFrame({"gene_ids": features["id"].to_numpy()}, index=unique_names(features["name"]))
-    for column, name in (("feature_type", "feature_types"), ("genome", "genome")):
-        if column in features:
-            var[name] = features[column].to_numpy()
-    return Counts(x, barcodes, var)
+    named = {"id": "gene_ids", "feature_type": "feature_types", "genome": "genome"}
+    columns = {name: features[column].to_numpy() for column, name in named.items() if column in features}
+    return Counts(x, barcodes, pd.DataFrame(columns, index=unique_names(features["name"])))
 
 
 def _counted(kinds: pd.Series) -> str:
@@ -140,7 +149,8 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
             f"{len(rows) - len(kept)} of {len(rows)} spots of {counts_name} have no position in {positions_name} "
             f"(first: {first!r}) and are left out. Are the files of one section?"
         )
-    spots = positions.iloc[rows[kept]]
+    in_order = np.array_equal(rows, np.arange(len(positions)))
+    spots = positions if in_order else positions.iloc[rows[kept]]
     xy = _numbers(spots, positions_name)
     _say_without_counts(positions, rows, counts_name)
     x = counts.x if len(kept) == len(rows) else counts.x[kept]
@@ -161,14 +171,13 @@ def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
 
 
 def _unique(index: pd.Index, name: str) -> pd.Index:
-    n = int(index.duplicated().sum())
-    if n:
-        _checks.warn(
-            f"{n} barcodes of {name} stand there more than once; each row is kept, with -1, -2, ... at its name. Were "
-            "several sections put together?"
-        )
-        return unique_names(index)
-    return index
+    if index.is_unique:
+        return index
+    _checks.warn(
+        f"{int(index.duplicated().sum())} barcodes of {name} stand there more than once; each row is kept, with -1, "
+        "-2, ... at its name. Were several sections put together?"
+    )
+    return unique_names(index)
 
 
 def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:

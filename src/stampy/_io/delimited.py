@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
 
 ENDINGS = (".csv", ".tsv", ".txt", ".tab")
 _HEAD = 2**16
+_SMALL = 2**21  # bytes of a table that is held as a whole
 _BLOCK = 2**25  # values of a table of counts that are dense at a time
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -65,9 +67,12 @@ def is_table(path: Path) -> bool:
     return path.is_file() and name.endswith(ENDINGS)
 
 
-def layout_of(path: Path, *, comment: str = "#") -> Layout:
-    """Separator, encoding, header and first line of a table; ValueError where it is no text or empty."""
-    with reading(path), opened(path) as stream:
+def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -> Layout:
+    """Separator, encoding, header and first line of a table; ValueError where it is no text or empty.
+
+    `content` is that of the file where it was read already.
+    """
+    with reading(path), opened(path) if content is None else io.BytesIO(content) as stream:
         head = stream.read(_HEAD)
         while head and b"\n" not in head and (more := stream.read(2**20)):  # a header of 20,000 genes is long
             head += more
@@ -119,8 +124,11 @@ def table(path: Path, *, dtype: Mapping[str, type] | None = None) -> pd.DataFram
     if path.name.lower().endswith(".parquet"):
         with reading(path):
             return pd.read_parquet(path)
-    layout = layout_of(path)
-    return read_text(path, layout, names=layout.named, skip=layout.comments + 1, dtype=dtype)
+    with reading(path), opened(path) as stream:
+        content = stream.read(_SMALL)
+        whole = content if not stream.read(1) else None  # a large one is opened twice
+    layout = layout_of(path, content=whole)
+    return read_text(path, layout, names=layout.named, skip=layout.comments + 1, dtype=dtype, content=whole)
 
 
 def read_text(
@@ -130,9 +138,10 @@ def read_text(
     names: Sequence[str | int] | None,
     skip: int,
     dtype: Mapping[str, type] | None = None,
+    content: bytes | None = None,
 ) -> pd.DataFrame:
-    """Pandas' reader with the layout of the table."""
-    with reading(path), opened(path) as stream:
+    """Pandas' reader with the layout of the table; `content` is that of the file where it was read already."""
+    with reading(path), opened(path) if content is None else io.BytesIO(content) as stream:
         return pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None, skiprows=skip,
                            names=names, decimal=layout.decimal, index_col=False, low_memory=False,
                            dtype=dtype)  # fmt: skip

@@ -65,7 +65,7 @@ def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
         raise refuse(f"{str(path)!r} is damaged: it names gene {int(indices.max())}, but has {n_genes} genes.")
     x = sparse.csr_matrix((as_counts(group["data"][:], path), indices, indptr), shape=(n_spots, n_genes))
     x.sort_indices()
-    return x, list(group["barcodes"].asstr()[:])
+    return x, _text(group["barcodes"]).tolist()
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
@@ -85,9 +85,14 @@ def _features(columns: dict[str, Any]) -> pd.DataFrame:
 def _text(dataset: h5py.Dataset) -> np.ndarray:
     """Text, decoded once where every value is the same, as types and genomes mostly are."""
     raw = dataset[:]
-    if raw.dtype.kind == "S" and raw.size and (raw == raw[0]).all():
+    if raw.dtype.kind != "S":
+        return dataset.asstr()[:]
+    if raw.size and (raw == raw[0]).all():
         return np.full(raw.shape, raw[0].decode(), dtype=object)
-    return dataset.asstr()[:]
+    joined = b"\n".join(raw.tolist())
+    if joined.count(b"\n") != max(raw.size - 1, 0):  # a name holds the mark
+        return dataset.asstr()[:]
+    return np.array(joined.decode().split("\n") if raw.size else [], dtype=object)
 
 
 def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:

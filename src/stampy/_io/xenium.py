@@ -69,9 +69,11 @@ def _cells(path: Path) -> pd.DataFrame:
     ids = cells["cell_id"]
     first = ids.iloc[0] if len(ids) else ""
     index = ids if isinstance(first, str) else [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
-    unnamed = [c for c in cells.columns if not str(c)]  # R's row numbers
-    cells = cells.drop(columns=["cell_id", *unnamed]).set_axis(pd.Index(index, dtype=object, name=None), axis=0)
-    return cells.rename(columns={"x_centroid": "x", "y_centroid": "y"})
+    kept = [c for c in cells.columns if str(c) and c != "cell_id"]  # R's row numbers have no name
+    cells = cells[kept]
+    cells.index = pd.Index(index, dtype=object, name=None)
+    cells.columns = pd.Index([{"x_centroid": "x", "y_centroid": "y"}.get(c, c) for c in kept])
+    return cells
 
 
 def _counts(parts: Parts) -> tuple[Path, Counts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -202,12 +203,12 @@ class SlideImage:
         (height, width, 3) uint8.
         """
         source = self.levels[level]
-        inside_y = np.clip([top, top + height], 0, source.shape[0])
-        inside_x = np.clip([left, left + width], 0, source.shape[1])
+        y0, y1 = max(top, 0), min(top + height, source.shape[0])
+        x0, x1 = max(left, 0), min(left + width, source.shape[1])
         out = np.empty((height, width, 3), dtype=np.uint8)
-        out[:] = fill
-        if inside_y[0] < inside_y[1] and inside_x[0] < inside_x[1]:
-            (y0, y1), (x0, x1) = inside_y.tolist(), inside_x.tolist()
+        if (y1 - y0, x1 - x0) != (height, width):
+            out[:] = fill
+        if y0 < y1 and x0 < x1:
             out[y0 - top : y1 - top, x0 - left : x1 - left] = rgb_of(source.crop(x0, y0, x1, y1), self._range, fill)
         return out
 
@@ -223,10 +224,10 @@ class SlideImage:
         """
         level = self._level_for((box[2] - box[0]) / size_px)
         fx, fy = self.downsamples[level]
-        x0, y0, x1, y1 = box[0] / fx, box[1] / fy, box[2] / fx, box[3] / fy
-        margin = int(np.ceil(_MARGIN * max(1.0, (x1 - x0) / size_px))) + 1
-        left, top = int(np.floor(x0)) - margin, int(np.floor(y0)) - margin
-        width, height = int(np.ceil(x1)) + margin - left, int(np.ceil(y1)) + margin - top
+        x0, y0, x1, y1 = float(box[0]) / fx, float(box[1]) / fy, float(box[2]) / fx, float(box[3]) / fy
+        margin = math.ceil(_MARGIN * max(1.0, (x1 - x0) / size_px)) + 1
+        left, top = math.floor(x0) - margin, math.floor(y0) - margin
+        width, height = math.ceil(x1) + margin - left, math.ceil(y1) + margin - top
         crop = Image.fromarray(self.read(left, top, width, height, level=level, fill=fill))
         inner = (x0 - left, y0 - top, x1 - left, y1 - top)
         return np.asarray(crop.resize((size_px, size_px), Image.Resampling.BICUBIC, box=inner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -59,6 +60,22 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     >>> lattice(50.0 * np.stack(np.meshgrid(range(5), range(5)), axis=-1).reshape(-1, 2))
     Lattice(kind='square', pitch=50.0)
     """
+    key = hashlib.blake2b(np.ascontiguousarray(xy).data, digest_size=16).digest()
+    try:
+        return _LATTICES[key]
+    except KeyError:
+        found = _lattice(xy)
+    if len(_LATTICES) >= _MOST_LATTICES:
+        _LATTICES.clear()
+    _LATTICES[key] = found
+    return found
+
+
+_LATTICES: dict[bytes, Lattice | None] = {}  # of the sections seen last: checks of one section ask more than once
+_MOST_LATTICES = 4
+
+
+def _lattice(xy: np.ndarray) -> Lattice | None:
     if len(xy) < 5:
         return None
     some = xy[:: max(1, len(xy) // QUERIES)]

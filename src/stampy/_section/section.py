@@ -314,13 +314,12 @@ def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Librar
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
     )
     if not libraries:
-        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in table.uns[_keys.UNS_SPATIAL].items())
+        held = table.uns[_keys.UNS_SPATIAL] or {}  # None, or a dict of what is no section
+        entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in held.items())
         raise KeyError(
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
             f"{entries or 'an empty dict'}. Give the image by `image=`."
         )
-    if not libraries:
-        raise KeyError(f"{section.prefix}There is no image: `adata.uns['spatial']` has no section. {GIVE}")
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "

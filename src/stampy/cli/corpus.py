@@ -32,6 +32,7 @@ EXAMPLES = {
         stampy corpus build sections.tsv --out corpus --vocabulary genes.tsv --on-error skip --workers 16
         stampy corpus build sections.tsv --out corpus --scheduler tcp://node1:8786
         stampy corpus build SpaVis-6M --out corpus                 folders of tokens-N.h5, in train/
+        stampy corpus build hf:minghaofdu/SpaVis-6M@COMMIT --out corpus
         """,
 }
 
@@ -52,7 +53,8 @@ def add_commands(commands: Commands) -> None:
 
 def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
-        help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv), or a folder of SpaVis-6M")  # fmt: skip
+        help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv); SpaVis-6M: its folder, or hf:org/name@COMMIT",
+    )  # fmt: skip
     add("--out", required=True, metavar="FOLDER", help="for the corpus; one that was interrupted goes on")
     add(
         "--vocabulary",
@@ -154,10 +156,11 @@ def _build(
 
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
-    """The one that files of SpaVis-6M are made with; None where there are none, or the corpus is begun."""
-    from stampy.train._corpus import build, spavis
+    """The one that SpaVis-6M is made with, also for the hub; None for others, or where the corpus has one."""
+    from stampy.train._corpus import build, hub, spavis
 
-    if not spavis.files_of(sections) or (Path(out).expanduser() / build.GENES).is_file():
+    meant = any(text.startswith(hub.PREFIX) for text in sections) or spavis.files_of(sections)
+    if not meant or (Path(out).expanduser() / build.GENES).is_file():
         return None
     from stampy import datasets
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -142,10 +142,14 @@ def demo(
     with clock.of("writing"):
         _formats.write(adata, out / SECTION)
         pictures = _draw(adata, out, labels, library_key)
+    say(_about_files(out, pictures))
+    say(f"Time: {clock}")
+
+
+def _about_files(out: Path, pictures: Mapping[str, str]) -> str:
     files = {SECTION: f"the section with obsm['{_keys.EMBEDDING}'] and obs['{CLUSTER}']", **pictures}
     width = max(map(len, files))
-    say("\n".join([f"Files in {out}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in files.items())]))
-    say(f"Time: {clock}")
+    return "\n".join([f"Files in {out}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in files.items())])
 
 
 def _checked_folder(out: str | Path, section: str | Path | None) -> Path:

@@ -198,6 +198,8 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
         raise ValueError(
             f"`adata.obsm['{name}']` must have at least 3 columns to be drawn as RGB, found shape {embedding.shape}."
         )
+    if embedding.dtype.kind not in "buif":
+        raise TypeError(f"`adata.obsm['{name}']` must hold numbers, found dtype {embedding.dtype}.")
     rgba = np.tile(to_rgba(MISSING), (len(embedding), 1))
     use = np.zeros(len(embedding), dtype=bool)
     use[shown] = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
 
 CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
+LARGEST_SUM = 1e300  # differences and shares of sums stay finite
 SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
 
@@ -93,7 +94,7 @@ def _by_rows_or_columns(X: Any) -> Any:
 def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
     """Sum of each column as float64, and whether all rows are in it: of a large matrix some rows stand for all.
 
-    None where `X` holds no numbers; NaN and infinity count as 0. For shares, not for results.
+    None where `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. For shares, no results.
 
     Examples
     --------
@@ -114,7 +115,7 @@ def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
     sums = np.zeros(width)
     for start in starts:
         sums += _sums_of(values if rows == n else values[start : start + rows])
-    return sums, rows == n
+    return np.minimum(sums, LARGEST_SUM), rows == n
 
 
 def _sums_of(X: Any) -> np.ndarray:
@@ -125,7 +126,9 @@ def _sums_of(X: Any) -> np.ndarray:
         data = block.data.astype(np.float64, copy=False)
         data = np.where(np.isfinite(data), data, 0.0) if block.data.dtype.kind == "f" else data
         if block.format == "csc":
-            sums += np.diff(np.append(0.0, np.cumsum(data))[block.indptr])
+            filled = np.flatnonzero(np.diff(block.indptr))
+            with np.errstate(over="ignore"):  # as bincount below; values so large are refused where they are used
+                sums[filled] += np.add.reduceat(data, block.indptr[filled]) if len(filled) else 0.0
         else:
             sums += np.bincount(block.indices, weights=data, minlength=X.shape[1])
     return sums

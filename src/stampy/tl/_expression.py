@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ._probe import folds_in, texted
 from ._results import Result, write
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -155,17 +156,10 @@ def expression(
     fold, scheme = None, "reference"
     fold_names: list[str] = []
     if reference is None:
-        everyone = np.ones(table.n_obs, dtype=bool)
         fold, fold_names, scheme = folds_in(
-            adata,
-            everyone,
-            folds,
-            n_folds=n_folds,
-            library_key=library_key,
-            patient_key=patient_key,
-            rng=rng,
-            table_key=table_key,
-        )
+            adata, np.ones(table.n_obs, dtype=bool), folds, n_folds=n_folds, library_key=library_key,
+            patient_key=patient_key, rng=rng, table_key=table_key,
+        )  # fmt: skip
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
         known = _matrix(table, chosen, layer, transform)
         measured: np.ndarray | None = known
@@ -189,11 +183,18 @@ def expression(
     if measured is not None:
         groups = {} if library_key is None else {"slide": np.array(names, dtype=object)[sections]}
         groups |= {} if fold is None else {"fold": np.array(fold_names, dtype=object)[fold]}
-        scores = gene_scores(measured, predicted, chosen, groups)
-        record |= {"scores": texted(scores), "summary": texted(gene_summary(scores))}
+        record |= _scored(measured, predicted, chosen, groups)
     obsm = {key_added: predicted} | ({} if measured is None else {f"{key_added}{_keys.MEASURED_SUFFIX}": measured})
     obs = {} if fold is None else {f"{key_added}{_keys.FOLD_SUFFIX}": fold.astype(np.int32)}
     return write(adata, Result(key_added, record, obs=obs, obsm=obsm), copy=copy, table_key=table_key)
+
+
+def _scored(
+    measured: np.ndarray, predicted: np.ndarray, genes: list[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, pd.DataFrame]:
+    """Scores of each gene in each group, and their summary."""
+    scores = gene_scores(measured, predicted, genes, groups)
+    return {"scores": texted(scores), "summary": texted(gene_summary(scores))}
 
 
 def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,

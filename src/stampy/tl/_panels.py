@@ -14,7 +14,7 @@ from scipy import sparse
 
 from stampy import _checks, models
 from stampy._utils import table_of
-from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._counts import LARGEST_SUM, checked_rows, counts_of, source_of
 
 from ._arguments import named
 from ._encoders import match_genes, vocabulary_of
@@ -91,7 +91,7 @@ def _sums(
         here = codes[start : start + block.shape[0]]
         spots = sparse.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (n_sections, len(here)))
         total += (spots @ sparse.csr_matrix(block, dtype=np.float64)).toarray()
-    return np.asarray(total @ to_gene)
+    return np.asarray(np.minimum(total, LARGEST_SUM) @ to_gene)  # differences and shares of sums stay finite
 
 
 def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], request: Request) -> np.ndarray | None:

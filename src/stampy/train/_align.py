@@ -17,6 +17,7 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
+from stampy.models._trained_on import DATA, TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._alignment import Alignment
@@ -64,7 +65,8 @@ def align(
         with tiles, or the path of one.
         Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
     out
-        Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
+        Folder for config.json, data.json (the sections, also those of the run to start from), metrics.jsonl,
+        checkpoints, and the result in ``out/model``.
     model
         What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, such as
         ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. It is left as it is.
@@ -122,7 +124,8 @@ def align(
     aligned = _both_towers(start, config, afresh=backbone is not None)
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
-    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity)
+    before = trained_on(model)
+    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity, before)
     return load_stamp(Path(out) / "model", device="cpu") if found is None else found
 
 
@@ -135,6 +138,7 @@ def _align(
     loggers: tuple[str, ...],
     progress: bool,
     start: str,
+    before: TrainedOn | None,
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
     vocabulary = Vocabulary(model.genes)
@@ -147,6 +151,9 @@ def _align(
         sampler = PairSampler(data, config)
         if config.start == "spectral":
             start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
+        if fabric.is_global_zero and not (out / DATA).exists():
+            earlier = before.sections if before is not None and before.complete else None
+            write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)
         spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
         stage, identity = Alignment(model, config), {"data": data.identity, "start": start}
         whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)

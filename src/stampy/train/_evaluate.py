@@ -172,7 +172,12 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
     _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
     stage = Reconstruction(model, config, igr_steps=0)
     rng = _utils.stream(seed, "evaluate")
-    members = group_spots(section.xy, size=config.group_size, max_distance=config.max_distance, rng=rng).members
+    members = section.kept_groups
+    if members is None and not np.isfinite(section.xy).all():
+        _checks.warn(f"Section {section.name!r} has neither coordinates nor groups: stage 1 is not measured on it.")
+        return dict.fromkeys((*KINDS, "cgr"), np.nan)
+    if members is None:
+        members = group_spots(section.xy, size=config.group_size, max_distance=config.max_distance, rng=rng).members
     members = members[rng.permutation(len(members))[:n_groups]]
     sums, counts = dict.fromkeys((*KINDS, "cgr"), 0.0), dict.fromkeys((*KINDS, "cgr"), 0)
     for step, start in enumerate(range(0, len(members), GROUPS_AT_A_TIME)):

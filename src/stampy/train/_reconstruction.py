@@ -6,6 +6,7 @@ positions, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -40,22 +41,18 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
     def pieces(self, batch: GroupBatch, step: int) -> list[GroupPiece]:
         """Mask the tokens, group by group, so that a group is masked alike whichever rank has it."""
         config, tokens_SNL = self.config, batch["tokens"].long()
-        S, first = len(tokens_SNL), self.ranks.rank * len(tokens_SNL)
+        first = self.ranks.rank * len(tokens_SNL)
         width = config.positions_per_step or config.max_tokens
-        inputs, selected = torch.empty_like(tokens_SNL), torch.empty_like(tokens_SNL, dtype=torch.bool)
-        for s in range(S):
-            inputs[s], selected[s] = mask_tokens(
-                tokens_SNL[s],
-                self.model.gene.config.n_tokens,
-                fraction=config.mask_fraction,
-                share=config.mask_share,
-                rng=stream(config.seed, "masks", step, first + s),
-                width=width,
-            )
+        draws = [
+            _draw(stream(config.seed, "masks", step, first + s), tokens.shape, self.model.gene.config.n_tokens, width)
+            for s, tokens in enumerate(tokens_SNL)
+        ]
+        drawn = (torch.from_numpy(np.stack(parts)) for parts in zip(*draws, strict=True))
+        inputs, selected = _masked(tokens_SNL, *drawn, fraction=config.mask_fraction, share=config.mask_share)
         centre_SL = tokens_SNL[:, 0]
         scored_SL = selected[:, 0] if config.cgr_targets == "masked" else centre_SL != _keys.PAD
         scored_SL = scored_SL & (step >= self.igr_steps)
-        n = min(config.accumulate, S)
+        n = min(config.accumulate, len(tokens_SNL))
         cut = zip(*(x.tensor_split(n) for x in (tokens_SNL, inputs, selected, scored_SL)), strict=True)
         cgr = step >= self.igr_steps
         return [_piece(t, i, chosen, scored, batch["positions"], cgr=cgr) for t, i, chosen, scored in cut]
@@ -173,13 +170,27 @@ def mask_tokens(
     -------
     Ids for the encoder (padding is 1, mask 0), and where the loss is taken (bool).
     """
-    B, L = tokens_BL.shape
-    width = max(width or L, L)
-    draw, what = (torch.from_numpy(rng.random((B, width), dtype=np.float32)[:, :L]) for _ in range(2))
-    random_gene = torch.from_numpy(rng.integers(_keys.N_SPECIAL, n_tokens, (B, width))[:, :L])
-    real = tokens_BL != _keys.PAD
+    shape = tokens_BL.shape
+    drawn = (torch.from_numpy(part) for part in _draw(rng, shape, n_tokens, max(width or 0, shape[1])))
+    return _masked(tokens_BL, *drawn, fraction=fraction, share=share)
+
+
+def _draw(
+    rng: np.random.Generator, shape: Sequence[int], n_tokens: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What decides for each of (B, L) tokens: whether it is selected, what then becomes of it, and a random gene."""
+    B, L = shape
+    width = max(width, L)
+    draw, what = (rng.random((B, width), dtype=np.float32)[:, :L] for _ in range(2))
+    return draw, what, rng.integers(_keys.N_SPECIAL, n_tokens, (B, width))[:, :L]
+
+
+def _masked(
+    tokens: Tensor, draw: Tensor, what: Tensor, random_gene: Tensor, *, fraction: float, share: float
+) -> tuple[Tensor, Tensor]:
+    real = tokens != _keys.PAD
     selected = (draw < fraction) & real
-    inputs = tokens_BL.masked_fill(~real, PAD_ID)
+    inputs = tokens.masked_fill(~real, PAD_ID)
     inputs = inputs.masked_fill(selected & (what < share), MASK_ID)
     inputs = torch.where(selected & (what >= share) & (what < (1 + share) / 2), random_gene, inputs)
     return inputs, selected

@@ -78,12 +78,13 @@ def spatial_axes(
     parts = [
         SpotGenes(weighted_genes(s.tokens, gate_L, level_G), neighbor_graph(s.xy))
         for s in sections
-        if len(s.xy) > NEIGHBORS and s.tokens.any()
+        if len(s.xy) > NEIGHBORS and s.tokens.any() and np.isfinite(s.xy).all()
     ]
     if not parts:
         raise ValueError(
-            f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes, found sections of "
-            f"{shortlist(len(s.xy) for s in sections)} spots. Use start='random'."
+            f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes and coordinates (files of "
+            f"SpaVis-6M have none), found sections of {shortlist(len(s.xy) for s in sections)} spots. Use "
+            "start='random'."
         )
     return leading_axes(parts, k, stream(seed, "spectral axes"))
 

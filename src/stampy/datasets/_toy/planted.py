@@ -16,7 +16,10 @@ from stampy import _keys, _utils
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Planted", "best_loss", "planted"]
+__all__ = ["TILE_PX", "UM_PER_PX", "Planted", "best_loss", "planted"]
+
+TILE_PX = 64
+UM_PER_PX = _keys.TILE_UM / TILE_PX
 
 
 class Planted(NamedTuple):
@@ -38,6 +41,7 @@ def planted(
     domain_effect: float = 1.5,
     state_effect: float = 2.5,
     batch_effect: float = 0.5,
+    texture_effect: float = 0.0,
     rng: int | np.random.Generator | None = 0,
 ) -> Planted:
     """Draw sections in which each spot shows each gene independently, with odds that are known.
@@ -46,14 +50,17 @@ def planted(
     neighbours share), the programme of the spot's state (drawn for each spot alone: what neighbours do not share), and
     a batch effect of the section along two directions. Genes stand in random order, so that a rank says nothing.
 
+    With a `texture_effect` each spot has besides a direction of its own: fibres of this direction fill its tile of
+    `TILE_PX`, in a colour and brightness that say nothing, and a programme of genes turns with it.
+
     Parameters
     ----------
     n_spots, n_sections, n_genes, n_domains, n_states
         Sizes; spots are those of a section, on a square grid.
     shown
         Genes that a spot shows on average.
-    domain_effect, state_effect, batch_effect
-        Deviation of the programmes' log odds.
+    domain_effect, state_effect, batch_effect, texture_effect
+        Deviation of the programmes' log odds; without a `texture_effect` there are no images.
     rng
         Seed or generator.
 
@@ -68,6 +75,7 @@ def planted(
     domains = random.normal(0, domain_effect, (n_domains, n_genes))
     states = random.normal(0, state_effect, (n_states, n_genes))
     batches = random.normal(0, batch_effect, (2, n_genes))
+    turning = random.normal(0, texture_effect, (2, n_genes)) if texture_effect else None
     names = [f"G{i}" for i in range(n_genes)]
     genes = pd.DataFrame({"gene_id": names, "symbol": names, "divisor": 1.0})
     sections, odds = [], []
@@ -76,8 +84,15 @@ def planted(
         domain = _patches(xy, n_domains, random)
         state = random.integers(n_states, size=n_spots)
         logits = level + domains[domain] + states[state] + random.normal(0, 1, 2) @ batches
+        angle = None
+        if turning is not None:  # a direction comes back after half a turn
+            angle = random.uniform(0, np.pi, n_spots)
+            logits += np.stack([np.cos(2 * angle), np.sin(2 * angle)], axis=1) @ turning
         logits += _offset(logits, shown)[:, None]
-        sections.append(_section(xy, logits, domain, state, names, random))
+        section = _section(xy, logits, domain, state, names, random)
+        if angle is not None:
+            _add_image(section, xy, angle, random)
+        sections.append(section)
         odds.append(np.exp(logits))
     return Planted(sections, genes, odds)
 
@@ -117,6 +132,23 @@ def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rn
         total -= np.log(share[hidden]).sum()
         n += m
     return total / max(n, 1)
+
+
+def _add_image(section: AnnData, xy: np.ndarray, angle: np.ndarray, random: np.random.Generator) -> None:
+    """Beside the counts, an image of `TILE_PX` for each spot, with `UM_PER_PX`: fibres of the spot's direction."""
+    side = TILE_PX * (int(xy.max()) + 1)
+    image = np.zeros((side, side, 3), np.uint8)
+    y, x = np.mgrid[:TILE_PX, :TILE_PX]
+    for (column, row), own in zip(xy.astype(int) * TILE_PX, angle, strict=True):
+        along = x * np.cos(own) + y * np.sin(own)
+        fibres = np.cos(2 * np.pi * along / random.uniform(7, 11) + random.uniform(0, 2 * np.pi))
+        colour = random.uniform(90, 200, 3) + random.uniform(10, 40, 3) * fibres[..., None]
+        noisy = colour + random.normal(0, 12, (TILE_PX, TILE_PX, 1))
+        image[row : row + TILE_PX, column : column + TILE_PX] = np.clip(noisy, 0, 255)
+    section.obsm[_keys.SPATIAL] = (xy + 0.5) * TILE_PX
+    diameter = TILE_PX / 2
+    scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": diameter, "fiducial_diameter_fullres": 2 * diameter}
+    section.uns[_keys.SPATIAL] = {"planted": {"images": {"hires": image}, "scalefactors": scales}}
 
 
 def _grid(n: int) -> np.ndarray:

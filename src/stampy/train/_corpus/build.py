@@ -17,7 +17,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import FolderLock, atomic
-from stampy._io.sections import Section, as_sections, file_name, of_section
+from stampy._io.sections import Section, file_name, of_section
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
@@ -35,6 +35,7 @@ from stampy.train._corpus.section_writer import (
     write_section,
 )
 from stampy.train._corpus.shards import TILE_FORMATS
+from stampy.train._corpus.source import Source, SourceSection, source_of
 from stampy.train._corpus.spavis import Slide
 
 if TYPE_CHECKING:
@@ -64,52 +65,45 @@ def build(
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     check_workers(scheduler, n_workers)
-    skip, files = on_error == "skip", spavis.files_of(sections)
-    skipped: dict[str, str] = {}
-    chosen: Sequence[Section | Slide]
+    skip = on_error == "skip"
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
-    if files is None:
-        chosen = as_sections(sections, all_there=False)
-    else:
-        settings = spavis.settings_of(settings, reader)
-        if vocabulary is None and (out / GENES).is_file():
-            vocabulary = Vocabulary.load(out / GENES)
-        vocabulary = spavis.check_vocabulary(vocabulary)
-        chosen, skipped = spavis.slides_of(files, settings, skip=skip)
-    reader = reader or _default_reader()
+    if vocabulary is None and (out / GENES).is_file():
+        vocabulary = Vocabulary.load(out / GENES)
+    source = source_of(sections, out, settings, vocabulary, reader=reader, skip=skip)
     out = _checks.writable(out)
     with FolderLock(out, what="corpus"):
-        _build(out, chosen, settings, vocabulary, reader, skip, skipped, scheduler, n_workers, progress)
+        _build(out, source, reader or _default_reader(), skip, scheduler, n_workers, progress)
+        source.clear()
 
 
 def _build(
     out: Path,
-    chosen: Sequence[Section | Slide],
-    settings: CorpusSettings,
-    vocabulary: Vocabulary | None,
+    source: Source,
     reader: Reader,
     skip: bool,
-    skipped: dict[str, str],
     scheduler: str | None,
     n_workers: int | None,
     progress: bool,
 ) -> None:
     """In a folder that no other process builds in."""
+    chosen, settings, skipped = source.sections, source.settings, dict(source.skipped)
     _begin(out, settings, chosen)
-    with workers(scheduler, n_workers or max(min(len(chosen), n_cores()), 1), progress) as run:
-        skipped |= _settle_vocabulary(out, vocabulary, chosen, reader, skip, run)
-        sources = _fingerprints(chosen, skipped, skip)
+    n_workers = n_workers or max(min(len(chosen), n_cores()), 1)
+    with workers(scheduler, n_workers, progress) as run:
+        skipped |= _settle_vocabulary(out, source.vocabulary, chosen, reader, skip, run)
+        sources = source.digests or _fingerprints(chosen, skipped, skip)
         records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections are there already", len(done), len(chosen))
-        jobs = [partial(write_section, s, settings, out, reader, sources[s.name], skip) for s in todo]
-        for record in run(jobs, "sections"):
-            if "error" in record:
-                skipped[record["name"]] = record["error"]
-            else:
-                done[record["name"]] = record
+        for batch in source.batches(todo, n_workers):
+            jobs = [partial(write_section, s, settings, out, reader, sources[s.name], skip) for s in batch]
+            for record in run(jobs, "sections"):
+                if "error" in record:
+                    skipped[record["name"]] = record["error"]
+                else:
+                    done[record["name"]] = record
     _finish(out, settings, [done[s.name] for s in chosen if s.name in done], skipped, {s.name for s in todo})
 
 
@@ -147,7 +141,7 @@ def _default_reader() -> Reader:
     return _formats.read
 
 
-def _begin(out: Path, settings: CorpusSettings, sections: Sequence[Section | Slide]) -> None:
+def _begin(out: Path, settings: CorpusSettings, sections: Sequence[SourceSection]) -> None:
     """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
     path = out / SETTINGS
     if path.exists():
@@ -168,7 +162,7 @@ def _begin(out: Path, settings: CorpusSettings, sections: Sequence[Section | Sli
     _clear(out / "sections", sections)
 
 
-def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
+def _clear(folder: Path, sections: Sequence[SourceSection]) -> None:
     """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
     known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
@@ -182,7 +176,7 @@ def _clear(folder: Path, sections: Sequence[Section | Slide]) -> None:
 
 
 def _settle_vocabulary(
-    out: Path, vocabulary: Vocabulary | None, sections: Sequence[Section | Slide], reader: Reader, skip: bool, run: Any
+    out: Path, vocabulary: Vocabulary | None, sections: Sequence[SourceSection], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
     """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
     path = out / GENES
@@ -207,13 +201,13 @@ def _settle_vocabulary(
     return skipped
 
 
-def _sums_job(section: Section | Slide, reader: Reader, skip: bool) -> tuple[str, Any]:
+def _sums_job(section: SourceSection, reader: Reader, skip: bool) -> tuple[str, Any]:
     if isinstance(section, Slide):  # its vocabulary is the published one
         raise TypeError(f"{section.name!r} has tokens, no genes to make a vocabulary of.")
     return section.name, sums_of(section, reader, skip)
 
 
-def _fingerprints(sections: Sequence[Section | Slide], skipped: dict[str, str], skip: bool) -> dict[str, str]:
+def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], skip: bool) -> dict[str, str]:
     """Of the sections by name; those that can't be read go into `skipped`, if they may."""
     found = {}
     for section in sections:

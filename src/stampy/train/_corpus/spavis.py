@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from stampy._io.sections import Sections
     from stampy.train._corpus.records import CorpusSettings, SectionRecord
 
-__all__ = ["LAYOUT", "Part", "Slide", "TokenFile", "check_vocabulary", "files_of", "opened", "settings_of",
-           "slides_of", "warn_of_losses"]  # fmt: skip
+__all__ = ["FAULTS", "LAYOUT", "Part", "Slide", "TokenFile", "check_vocabulary", "damaged_file", "files_of",
+           "is_token_file", "number_of", "open_file", "settings_of", "slides_of", "warn_of_losses"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ TOKENS, SLIDES, DATASETS = "tokenized_gene", "batch_slide_id", "batch_dataset_id
 PATCHES, REGIONS, CELLS = TILES = ("images", "images_aug", "pos_label")
 _NAME = re.compile(r"tokens-(\d+)\.h5")
 _FOLDERS = ("train", "val")
-_FAULTS = (OSError, RuntimeError, KeyError)  # what h5py raises for a damaged file
+FAULTS = (OSError, RuntimeError, KeyError)  # what h5py raises for a damaged file
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,17 @@ def files_of(sections: Sections) -> list[Path] | None:
     return files
 
 
+def is_token_file(name: str) -> bool:
+    """Whether a path ends in tokens-N.h5."""
+    return _NAME.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def number_of(name: str) -> int:
+    """N of tokens-N.h5."""
+    match = _NAME.fullmatch(name.rpartition("/")[2])
+    return int(match[1]) if match else -1
+
+
 def _files_in(path: Path) -> list[Path]:
     if _NAME.fullmatch(path.name) and path.is_file():
         return [path]
@@ -130,9 +141,9 @@ def _files_in(path: Path) -> list[Path]:
 def _numbered(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
-    numbers = {path: int(match[1]) for path, match in matches if match}
-    return sorted(numbers, key=numbers.__getitem__)
+    return sorted(
+        (path for path in folder.iterdir() if is_token_file(path.name)), key=lambda path: number_of(path.name)
+    )
 
 
 # What says how groups and regions are drawn, with the values that it has where nothing is said.
@@ -168,8 +179,11 @@ def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
     return vocabulary
 
 
+Opener = Callable[[Path, str], AbstractContextManager["h5py.File"]]
+
+
 @contextmanager
-def opened(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5py.File]:
+def open_file(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5py.File]:
     """A file that is open; errors of HDF5 name it."""
     import h5py
 
@@ -179,23 +193,37 @@ def opened(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5py.
         refuse_links_h5(path)
         with h5py.File(path, rdcc_nbytes=cache_bytes) as file:
             yield file
-    except _FAULTS as error:
+    except FAULTS as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(
-            f"{name} is damaged, ends early, or is no HDF5 file ({_line(error)}). Get it again."
-        ) from error
+        raise damaged_file(name, error) from error
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+def damaged_file(name: str, error: BaseException) -> ValueError:
+    """An error to raise for a file that HDF5 can't read."""
+    line = " ".join(str(error.args[0] if error.args else error).split())
+    return ValueError(f"{name} is damaged, ends early, or is no HDF5 file ({line}). Get it again.")
 
 
 def slides_of(
-    files: Sequence[Path], settings: CorpusSettings, *, skip: bool = False, names: Sequence[str] | None = None,
-    identities: Sequence[str] | None = None,
-) -> tuple[list[Slide], dict[str, str]]:  # fmt: skip
+    files: Sequence[Path] | Sequence[tuple[Path, str, str]],
+    settings: CorpusSettings,
+    *,
+    skip: bool = False,
+    opened: Opener | None = None,
+) -> tuple[list[Slide], dict[str, str]]:
     """The sections that the files hold, in the order in which they begin, and files that can't be used, with why.
+
+    Parameters
+    ----------
+    files
+        Paths; of files that are elsewhere the path to come, a name for messages, and a hash.
+    settings
+        Of the corpus.
+    skip
+        Go on where a file can't be used.
+    opened
+        Opens files that are elsewhere.
 
     Raises
     ------
@@ -205,11 +233,10 @@ def slides_of(
     parts: dict[str, list[Part]] = {}
     faults: dict[str, str] = {}
     known: list[TokenFile] = []
-    for i, path in enumerate(files):
-        name = names[i] if names else f"{path.parent.name}/{path.name}"
+    for given in files:
+        path, name, identity = given if isinstance(given, tuple) else (given, f"{given.parent.name}/{given.name}", "")
         try:
-            identity = identities[i] if identities else _files.digest_of_file(path)
-            file, of_file = _read_index(path, name, identity, settings)
+            file, of_file = _read_index(path, name, identity, settings, opened or open_file)
         except (ValueError, FileNotFoundError) as error:
             if not skip:
                 raise
@@ -241,7 +268,7 @@ def _tell_ignored(files: Sequence[TokenFile]) -> None:
 
 
 def _read_index(
-    path: Path, name: str, identity: str, settings: CorpusSettings
+    path: Path, name: str, identity: str, settings: CorpusSettings, opened: Opener
 ) -> tuple[TokenFile, dict[str, np.ndarray]]:
     """What a file is, and the runs of rows of each of its sections."""
     with opened(path, name) as file:
@@ -249,7 +276,7 @@ def _read_index(
         tiles = _check_tiles(file, name, n_rows, grouped, settings)
         used = {TOKENS, SLIDES, DATASETS, *(TILES if tiles else ())}
         ignored = tuple(sorted(set(file) - used - (set(TILES) if settings["images"] is False else set())))
-        found = TokenFile(path, name, n_rows, grouped, tiles, identity, ignored)
+        found = TokenFile(path, name, n_rows, grouped, tiles, identity or _files.digest_of_file(path), ignored)
         group_size = settings["group_size"] if grouped else 1
         slide, dataset = (_ids(file, name, key, n_rows, group_size) for key in (SLIDES, DATASETS))
     if slide is None:
@@ -296,9 +323,11 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
 def _dataset(file: h5py.File, name: str, key: str, remedy: str = "") -> h5py.Dataset:
     import h5py
 
-    if not isinstance(file.get(key), h5py.Dataset):
+    link = file.get(key, getlink=True)
+    found = file.get(key) if isinstance(link, h5py.HardLink) else None  # another kind may lead out of the file
+    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} has no data set {key!r}. It has {_checks.shortlist(file)}. {remedy}".rstrip())
-    return file[key]
+    return found
 
 
 def _ids(file: h5py.File, name: str, key: str, n_rows: int, group_size: int) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import numpy as np
 from stampy import _keys
 from stampy.train._corpus.arrays import ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put
 from stampy.train._corpus.records import CorpusSettings, Written
-from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide, opened
+from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide, open_file
 
 __all__ = ["write_slide"]
 
@@ -69,12 +69,12 @@ def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) ->
     Of each row the first `width` positions of the last axis.
     """
     for part in slide.parts:
-        with opened(part.file.path, part.file.name) as file:
+        with open_file(part.file.path, part.file.name) as file:
             chunk = (file[key].chunks or (1,))[0]
         rows = max(READ_BYTES // row_bytes, 1)
         rows = rows // chunk * chunk or rows
         cache = min(max(chunk * row_bytes * 2, 2**20), CACHE_BYTES)
-        with opened(part.file.path, part.file.name, cache_bytes=cache) as file:
+        with open_file(part.file.path, part.file.name, cache_bytes=cache) as file:
             for start, stop in part.runs.tolist():
                 while start < stop:
                     end = min((start // rows + 1) * rows, stop)
