@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -457,3 +458,10 @@ def test_command_line(tmp_path, capsys):
 def test_depends_on_seed():
     assert _tasks.depends_on_seed("probe", DataSet(name="x"))
     assert not _tasks.depends_on_seed("probe", DataSet(name="x", folds="section"))
+
+
+def test_what_is_no_gene_is_not_predicted():
+    var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture", "Gene Expression"]}, index=list("aPb"))
+    counts, names = _tasks._genes_of(ad.AnnData(np.arange(6.0).reshape(2, 3), var=var))
+    assert counts.tolist() == [[0, 2], [3, 5]]
+    assert (names.index.tolist(), names.columns.tolist()) == (["a", "b"], [])

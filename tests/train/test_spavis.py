@@ -193,6 +193,22 @@ def test_what_has_no_room_is_named(pairs, tmp_path):
         build(other, tmp_path / "corpus")
 
 
+def test_mixed_rows_in_large_chunks_are_told(groups, tmp_path):
+    def mix(file):
+        n = len(file[GENES])
+        order = np.argsort(np.arange(n) % 3, kind="stable")
+        for key in (GENES, SLIDES, "batch_dataset_id"):
+            values = file[key][:][order]
+            del file[key]
+            file.create_dataset(key, data=values, chunks=(n, *values.shape[1:]))
+        file[SLIDES][:] = np.arange(n)
+
+    other = changed(groups, tmp_path, mix)
+    with pytest.warns(UserWarning, match=r"tokens-1.h5: rows of \d sections share chunks of \d rows, .* \d times"):
+        corpus = build(other, tmp_path / "corpus")
+    assert corpus.verify() == []
+
+
 def test_val_is_built_when_it_is_named(groups, tmp_path):
     val = groups._replace(folder=groups.folder / "val")
     assert [s.name for s in build(val, tmp_path / "corpus").sections] == ["dataset1_slide3"]

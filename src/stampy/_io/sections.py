@@ -1,4 +1,4 @@
-"""Sections as they are given to a run over many: objects, paths, manifests; each has a name that errors tell."""
+"""Sections as given to a run over many: objects, paths, manifests. Each has a name, which errors tell."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Section:
 
 
 def file_name(name: str) -> str:
-    """A name for the file or folder of a section; of another section another one.
+    """A file name for a section, different for every section name.
 
     >>> file_name("HER2ST_A1"), file_name("patient 7/A1")
     ('HER2ST_A1', 'patient_7_A1-5ad1f22d')
@@ -90,7 +90,7 @@ def file_name(name: str) -> str:
 
 @contextmanager
 def of_section(name: str) -> Iterator[None]:
-    """Errors about a section get its name in front."""
+    """Put the section's name in front of errors raised in the block."""
     try:
         yield
     except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:

@@ -245,7 +245,11 @@ def _size(adata: AnnData) -> str:
         for library in adata.uns.get(_keys.UNS_SPATIAL, {}).values()
         for key, picture in library.get("images", {}).items()
     ]
-    return ", ".join([f"{adata.n_obs} spots x {adata.n_vars} genes", *shapes])
+    from stampy.pp._gene_annotation import features_of
+
+    n_genes = int(features_of(adata.var).is_gene.sum())
+    others = [f"{adata.n_vars - n_genes} features that are no genes"] if n_genes < adata.n_vars else []
+    return ", ".join([f"{adata.n_obs} spots x {n_genes} genes", *others, *shapes])
 
 
 def _about_embedding(adata: AnnData) -> str:

@@ -246,7 +246,8 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
 
 
 def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_sections: int) -> dict[str, str]:
-    facts = {"spots": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}
+    n_genes = adata.n_vars if genes is None else adata.n_vars - genes.match.n_left_out
+    facts = {"spots": f"{adata.n_obs:,}", "genes": f"{n_genes:,}"}
     if n_sections > 1:
         facts["sections"] = str(n_sections)
     if genes is not None:

@@ -1,4 +1,4 @@
-"""Models, pure torch: both towers, their losses, weights on disk, and other people's encoders behind the same door."""
+"""Models in pure torch: both towers, their losses, weights on disk, and encoders of other groups."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Which genes make an embedding what it is."""
+"""Genes that drive an embedding."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
 
-LEVEL = 0.005  # differences of the score below this are of no use to anyone
+LEVEL = 0.005  # smaller differences of the score are of no practical use
 
 
 def evaluate(
@@ -216,7 +216,7 @@ def _again(
     organism = record.get("organism", "human")
     level = record.get("level", "embedding")
     normed = normalize and level == "embedding"
-    name = f"{record['model']} {level} {organism} {normalize}"  # what differs in context and centre alone is made once
+    name = f"{record['model']} {level} {organism} {normalize}"  # not of context and centre
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:

@@ -1,4 +1,4 @@
-"""Expression from embeddings of images: how much of a gene's map can be read off the tissue."""
+"""Prediction of gene expression from image embeddings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["expression"]
 
 LARGEST = 1e15  # of a value; squares of larger ones leave float32
-LARGEST_LOG = 20.0  # what goes beyond is no logarithm of counts
+LARGEST_LOG = 20.0  # larger values are not logarithms of counts
 
 
 def expression(
@@ -150,7 +150,6 @@ def expression(
     table = table_of(adata, table_key)
     _check(method, transform, n_top_genes, n_components, n_neighbors, penalty, reference, reference_rep, folds)
     transform = transform or ("log1p" if method == "hest" else "log1p_cp10k")
-    values = _checks.embedding(table, use_rep)
     library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
     fold, scheme = None, "reference"
@@ -160,6 +159,7 @@ def expression(
             adata, np.ones(table.n_obs, dtype=bool), folds, n_folds=n_folds, library_key=library_key,
             patient_key=patient_key, rng=rng, table_key=table_key,
         )  # fmt: skip
+        values = _checks.embedding(table, use_rep)
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
         known = _matrix(table, chosen, layer, transform)
         measured: np.ndarray | None = known
@@ -171,6 +171,7 @@ def expression(
             n_neighbors=n_neighbors, reference=keys, rng=rng,
         )  # fmt: skip
     else:
+        values = _checks.embedding(table, use_rep)
         keys = _checks.embedding(reference, reference_rep or use_rep)
         _same_space(values, keys, use_rep, reference_rep or use_rep)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)

@@ -1,4 +1,4 @@
-"""Linear probing: how well a straight cut through an embedding tells labels apart that it never saw."""
+"""Linear probing: labels predicted from an embedding by a linear model, each spot held out once."""
 
 from __future__ import annotations
 

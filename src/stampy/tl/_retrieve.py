@@ -1,4 +1,4 @@
-"""Look up spots by what they look like, or by what they express."""
+"""Retrieval of spots by their image or their genes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def retrieve(
     key_added: str = _keys.RETRIEVE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Find for every spot the spots whose genes or tissue are nearest, in the same table or in another.
+    """Find for every spot the nearest spots by genes or image, in the same table or another.
 
     From image to gene, from gene to image, or within one modality: nearness is the cosine of the two embeddings. Where
     every query has its own spot in the reference, it is counted how often that one is among the first (recall).

@@ -154,7 +154,7 @@ def _align(
         if fabric.is_global_zero and not (out / DATA).exists():
             earlier = before.sections if before is not None and before.complete else None
             write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)
-        spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
+        spare = deepcopy(model) if is_sharded(fabric) else None  # sharding replaces the parameters of `model`
         stage, identity = Alignment(model, config), {"data": data.identity, "start": start}
         whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
         if fabric.is_global_zero:
@@ -198,7 +198,7 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
 
 
 def _choose_trained(model: Stamp, config: AlignConfig) -> None:
-    """Say of every parameter whether it is trained."""
+    """Set `requires_grad` of every parameter."""
     # The reconstruction heads of stage 1 have no target here.
     frozen = (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
     names = [name for name, _ in model.named_parameters()]
@@ -237,7 +237,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
-        if tower is not None:  # it wants to see what it has seen
+        if tower is not None:  # its input is normalised as in its own training
             known = tower.base_model.pretrained_cfg
             image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)

@@ -1,4 +1,4 @@
-"""What training reads: sections in memory or on disk, behind one interface.
+"""The training data of a run: sections in memory or on disk behind one interface.
 
 Shapes: n spots of a section, m of them, G groups of a section, N spots per group, L positions.
 """

@@ -1,4 +1,4 @@
-"""What a model knows about sections, beside what simple guesses know.
+"""Evaluation of both training stages on held-out sections, beside simple baselines.
 
 Shapes: n spots, L positions, S groups, K components, F features of tiles.
 """
@@ -49,7 +49,7 @@ def evaluate(
     device: str | None = None,
     seed: int = DEFAULT_SEED,
 ) -> pd.DataFrame:
-    """Measure both stages of a model on sections that it was not trained on, beside what simple guesses reach.
+    """Measure both stages of a model on sections that it was not trained on, beside simple baselines.
 
     Stage 1: the cross-entropy (nats) of the gene tower's guesses, with inputs masked as in training. The tower has
     learned what a spot is made of where ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is of genes

@@ -1,4 +1,4 @@
-"""Spectral starts: a small gene encoder at the axes along which neighbouring spots agree, a small ViT at colours.
+"""Spectral initialisation: a gene encoder at the axes shared by neighbouring spots, a ViT at colours.
 
 Before any step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the covariance
 between spots and the mean of their neighbours. That is contextual gene reconstruction (paper, section 3.2) for a linear

@@ -245,7 +245,7 @@ class Corpus:
 
 
 def as_corpus(sections: object) -> Corpus | None:
-    """The corpus that is meant, itself or its path (also alone in a list); None for anything else."""
+    """The corpus, given itself or by its path (also alone in a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
     if isinstance(sections, Corpus):

@@ -65,7 +65,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
     """What the vocabulary needs of a section: sums of its genes; None for one without genes, text for a fault."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same ones come again when the section is written
+            warnings.simplefilter("ignore")  # they are given again when the section is written
             table = _utils.table_of(_data(section, reader))
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
     except FAULTS as error:

@@ -1,4 +1,4 @@
-"""What a corpus is built from: sections, files of SpaVis-6M, or a data set of the hub."""
+"""Sources of a corpus: sections, files of SpaVis-6M, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stampy._io.sections import Section, as_sections
 from stampy.pp import Vocabulary
-from stampy.train._corpus import hub, spavis
+from stampy.train._corpus import hub, spavis, spavis_index
 from stampy.train._corpus.hub import HubFolder
 from stampy.train._corpus.records import CorpusSettings
 from stampy.train._corpus.spavis import Slide
@@ -87,10 +87,10 @@ def source_of(
     settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
-        chosen, skipped = spavis.slides_of(files or [], settings, skip=skip)
+        chosen, skipped = spavis_index.slides_of(files or [], settings, skip=skip)
         return Source(chosen, settings, vocabulary, skipped)
     given = [(remote.path(file), file.name, file.digest) for file in remote.files]
-    chosen, skipped = spavis.slides_of(given, settings, skip=skip, opened=remote.opened)
+    chosen, skipped = spavis_index.slides_of(given, settings, skip=skip, opened=remote.opened)
     return Source(chosen, settings, vocabulary, skipped, remote=remote)
 
 
