@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import pickle
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeGuard
 
 import numpy as np
 
@@ -207,6 +208,11 @@ def digest(names: Iterable[str]) -> str:
     False
     """
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Given: TypeAlias = AnnData | SpatialData | str | Path | "Section"
+    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | "Section"
     Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
-__all__ = ["Section", "as_sections", "file_name", "of_section", "several_sections"]
+__all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +113,15 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
         f"adata.obs[{column}].unique()]`."
     )
 
+
+def one_line(error: BaseException, name: str) -> str:
+    """The message of an error about a section, in one line and without its name."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
+
+
+# What may be wrong with a section in a run over many; anything else is a bug and stops the run.
+FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 # What an error about a section becomes: the most special first.
 _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,

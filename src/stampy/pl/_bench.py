@@ -107,7 +107,8 @@ def _legend(figure: Any, table: pd.DataFrame) -> None:
     """What the marks are, below the panels."""
     from matplotlib.lines import Line2D
 
-    ours, points = table[table["status"] == "ok"], {"linestyle": "", "markersize": 5}
+    ours = table[table["status"] == "ok"]
+    points: dict[str, Any] = {"linestyle": "", "markersize": 5}
     marks = []
     if len(ours):
         marks.append(Line2D([], [], marker="o", color=OURS, label="mean ± 1 SD over seeds", **points))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 
 import stampy
 from stampy import _checks
-from stampy._files import DAMAGED, atomic, seal, sealed
+from stampy._files import DAMAGED, atomic, is_full, seal, sealed
 
 from ._config import FREE
 
@@ -165,7 +164,7 @@ class _Writer:
 
 def no_space(error: OSError, path: Path) -> OSError:
     """`error` with a clearer message if the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not is_full(error):
         return error
     whole = sorted(path.parent.glob("checkpoint-*.ckpt"))
     return OSError(

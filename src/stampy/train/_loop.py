@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import signal
 import sys
@@ -19,7 +18,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy._files import FolderLock, remove_leftovers
+from stampy._files import FolderLock, is_full, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 from stampy.models._gene import ready_to_compile
@@ -127,7 +126,7 @@ def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
         try:
             yield out
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and "No space left on the disk" not in str(error):
+            if is_full(error) and "No space left on the disk" not in str(error):
                 raise _checkpoints.no_space(error, out / "a file") from error
             raise
 
