@@ -55,6 +55,9 @@ PARAMETER = re.compile(
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
+# Values that have another name here.
+VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
+
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
 
 
@@ -65,9 +68,13 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
     'Give `--um-per-px`, or --modality gene.'
     >>> in_options(ValueError("`max_tokens` must be at least 1, found 0."), {"max_tokens": "--max-tokens"})
     '--max-tokens must be at least 1, found 0.'
+    >>> in_options(ValueError("Build with images=False."))
+    'Build with --images none.'
     """
     plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
     line = " ".join(str(plain).split()) or type(message).__name__
+    for value, option in VALUES.items():
+        line = line.replace(value, option)
     line = re.sub(r"`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
