@@ -17,7 +17,7 @@ from stampy.pp._tokens import iter_tokens
 
 from ._arguments import Request
 from ._clustering import smoothed
-from ._encoders import genes_of, match_genes
+from ._encoders import match_genes, vocabulary_of
 from ._panels import panel_of_table, within
 from ._resume import Chunks
 from ._stream import Tower, stream_counts, stream_genes
@@ -42,7 +42,7 @@ def embed_genes(
 ) -> tuple[np.ndarray, Record]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
-    vocabulary = Vocabulary(genes_of(model))
+    vocabulary = vocabulary_of(model)
     match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
     match, n_shared = _shared(table, match, len(vocabulary), request)

@@ -23,6 +23,7 @@ from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy._utils import hidden
 from stampy.models import GeneSystem, Stamp
+from stampy.models._gene import ready_to_compile
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank import weighted_bag
 
@@ -66,7 +67,10 @@ class Tower(Generic[M]):
 
     def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`function`, compiled where that pays."""
-        return torch.compile(function, dynamic=True) if self._compiled else function
+        if not self._compiled:
+            return function
+        ready_to_compile()
+        return torch.compile(function, dynamic=True)
 
     def projection(
         self, what: Literal["genes", "images"], level: Level, *, normalize: bool = True

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from stampy._checks import existing, one_of
+from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
 
 from ._settings import NumberRange, checked, without_effect
@@ -128,13 +128,13 @@ class _StageConfig:
             return cls()
         if isinstance(config, cls):
             return config
+        where = repr(str(config)) if isinstance(config, str | Path) else cls.__name__
         if isinstance(config, str | Path):
             config = _read(existing(config, what="config", suffixes=(".json",)))
         if not isinstance(config, Mapping):
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
-        known = {f.name for f in fields(cls)}
         for name in config:
-            one_of(f"field of {cls.__name__}", name, known)
+            known_field(name, {f.name for f in fields(cls)}, where=where)
         return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
 
     def warmup(self, steps: int) -> int:
