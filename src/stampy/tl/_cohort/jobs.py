@@ -44,7 +44,7 @@ def embed_slide_job(section: Section, plan: Plan) -> Row:
 def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded], Row]) -> Row:
     """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
     where = str(section.data) if isinstance(section.data, Path) else ""
-    row: Row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
+    row: Row = {"name": section.name, "path": where, **{word: getattr(section, word) for word in WORDS}}
     model = loaded(plan)
     began = time.perf_counter()
     try:
