@@ -17,7 +17,7 @@ from stampy._io.sections import FAULTS, Section, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
 
 from . import records
-from .plan import Plan, Row
+from .plan import WORDS, Plan, Row
 from .worker import Loaded, loaded, named_images_of, worker_name
 
 if TYPE_CHECKING:

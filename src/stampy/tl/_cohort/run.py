@@ -186,8 +186,8 @@ def _compare_panels(rows: dict[str, Row]) -> None:
     if found[most] > PANELS_ALIKE * found[fewest]:
         _checks.warn(
             f"The sections measure between {found[fewest]} ({fewest!r}) and {found[most]} ({most!r}) of the model's "
-            "genes: vectors of different panels differ by that, too. See `n_matched` in the table; to compare sections, embed "
-            "those with alike panels, or a list of sections by `tl.embed(..., genes='shared')`."
+            "genes: vectors of different panels differ by that, too. See `n_matched` in the table. To compare them, "
+            "embed those with alike panels, or a list of sections by `tl.embed(..., genes='shared')`."
         )
 
 
