@@ -28,7 +28,7 @@ from stampy.pp._counts import CHUNK
 from stampy.pp._rank import weighted_bag
 
 from ._encoders import Encoder, ImageModel
-from ._resume import Chunk, Parts
+from ._resume import Chunk, Chunks
 
 if TYPE_CHECKING:
     from stampy.models import GeneConfig
@@ -174,7 +174,7 @@ def stream_genes(
     batch_size: int | None,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of blocks of tokens as (first spot, (m, L)); zeros for a spot without tokens.
 
@@ -254,7 +254,7 @@ def stream_counts(
     batch_size: int | None,
     level: Level,
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary.
 
@@ -292,7 +292,7 @@ def stream_images(
     n_workers: int,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
 
@@ -355,7 +355,7 @@ def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]
     return run
 
 
-class _Batch(NamedTuple):
+class _TileBatch(NamedTuple):
     """Tiles that run together; all of one chunk."""
 
     chunk: Chunk
@@ -363,7 +363,7 @@ class _Batch(NamedTuple):
     rows: np.ndarray  # of the section
 
 
-def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[_Batch, np.ndarray]]:
+def _batches(tiles: TileSource, size: int, parts: Chunks) -> Iterator[tuple[_TileBatch, np.ndarray]]:
     """Batches in order, each with the rows to read: all of them, or none where the chunk has them."""
     for start in range(0, len(tiles), CHUNK):
         n = min(CHUNK, len(tiles) - start)
@@ -371,7 +371,7 @@ def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[_Batc
         for first in range(0, n, size):
             within = np.arange(first, min(first + size, n))
             rows = start + within
-            yield _Batch(chunk, within, rows), rows[:0] if chunk.has(within) else rows
+            yield _TileBatch(chunk, within, rows), rows[:0] if chunk.has(within) else rows
 
 
 def _read_ahead(
