@@ -139,7 +139,8 @@ def fit(options) -> None:
             n: np.hstack([alone[n], standard(around[n] @ alone[n])]).astype(np.float32) for n in SECTIONS
         }
     found = {}
-    for title, images in sources.items():
+    for title in options.only or sources:
+        images = sources[title]
         linear = ridge_ranks({n: x.astype(float) for n, x in images.items()}, own["tokens"], own["xy"], N_TOKENS)
         for name in SECTIONS:
             found["ridge", title, name] = linear[name]
@@ -165,6 +166,7 @@ def main() -> None:
     making.add_argument("--out", type=Path, required=True)
     fitting.add_argument("features", type=Path)
     fitting.add_argument("--device", default="cpu")
+    fitting.add_argument("--only", nargs="+", help="features, by their name in the table")
     fitting.add_argument("--out", type=Path)
     options = parser.parse_args()
     features(options) if options.part == "features" else fit(options)
