@@ -307,7 +307,9 @@ class FolderLock:
     """At most one process works in a folder. The system lets go of the lock when the process ends, however it ends.
 
     The lock is ``flock`` on a file in the folder. Linux passes it on to the server of a network file system (NFSv4
-    always, NFSv3 with its lock daemon); where the file system knows no locks, a warning says so.
+    always, NFSv3 with its lock daemon); where the file system knows no locks, a warning says so. A mount that keeps
+    locks to one machine (NFS with ``nolock`` or ``local_lock``) can't be told from others. So the file names the
+    holder, who removes the name in the end; a name of another machine that is still there gives a warning.
 
     Parameters
     ----------
@@ -334,7 +336,7 @@ class FolderLock:
     NAME = ".stampy.lock"
 
     def __init__(self, folder: Path, *, what: str):
-        self._file = (folder / self.NAME).open("a+")
+        self._file, self._held = (folder / self.NAME).open("a+"), False
         try:
             self._lock(folder, what)
         except BaseException:
@@ -359,12 +361,23 @@ class FolderLock:
                 f"process from working in it. Start no other {what} there."
             )
             return
+        self._file.seek(0)
+        before, host = self._file.read().strip(), socket.gethostname()
+        if " on " in before and not before.endswith(f" on {host}"):
+            _checks.warn(
+                f"The last process in {str(folder)!r}, {before}, did not let go of it. Either it was killed, or it is "
+                "still at work there and this file system keeps locks to one machine: make sure that it has ended."
+            )
+        self._held = True
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             os.truncate(self._file.fileno(), 0)
-            os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
+            os.write(self._file.fileno(), f"{os.getpid()} on {host}\n".encode())
 
     def close(self) -> None:
         """Let go of the lock."""
+        if self._held and not self._file.closed:
+            with contextlib.suppress(OSError):
+                os.truncate(self._file.fileno(), 0)
         self._file.close()
 
     def __enter__(self) -> Self:
