@@ -39,9 +39,10 @@ def published():
     import stampy
     from stampy import models
 
-    model = models.Stamp(models.StampConfig()).eval()
+    gene, image = models.GeneConfig(pooling="positions"), models.ImageConfig()
+    model = models.Stamp(models.StampConfig(gene=gene, image=image)).eval()
     genes = stampy.models.load("stampy-mini").genes
-    n = model.config.gene.n_genes
+    n = gene.n_genes
     model.genes = genes.head(n) if len(genes) >= n else padded(genes, n)
     adata = load()
     adata = adata[np.linspace(0, adata.n_obs - 1, SOME).astype(int)].copy()

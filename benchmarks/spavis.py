@@ -94,6 +94,14 @@ def main() -> None:
         rows = [f"G{i}\tG{i}\t1.0" for i in range(N_GENES)]
         genes.write_text("\n".join(["gene_id\tsymbol\tdivisor", *rows, ""]))
         folder.mkdir()
+        pairs(folder, min(sizes[0], 1.0))
+        tiles = measured(folder, Path(place) / "corpus", genes)
+        print(
+            "stage 2, tiles\n" + pd.DataFrame([tiles]).to_string(index=False, float_format="{:.2f}".format), flush=True
+        )
+        shutil.rmtree(folder)
+        folder.mkdir()
+        print("\nstage 1, groups")
         found, done = [], 0.0
         for size in sizes:
             while size - done > 1e-9:
@@ -101,14 +109,8 @@ def main() -> None:
                 groups(folder, step, len(list(folder.iterdir())))
                 done += step
             found.append(measured(folder, Path(place) / "corpus", genes))
-            print(pd.DataFrame(found[-1:]).to_string(index=False, header=len(found) == 1), flush=True)
-        shutil.rmtree(folder)
-        folder.mkdir()
-        pairs(folder, min(sizes[0], 1.0))
-        tiles = measured(folder, Path(place) / "corpus", genes)
+            print(pd.DataFrame(found[-1:]).to_string(index=False, float_format="{:.2f}".format), flush=True)
     table = pd.DataFrame(found)
-    print("\nstage 1, groups\n" + table.to_string(index=False, float_format="{:.2f}".format))
-    print("\nstage 2, tiles\n" + pd.DataFrame([tiles]).to_string(index=False, float_format="{:.2f}".format))
     if len(table) > 1:
         print(f"\nextrapolated to {WHOLE_GB} GB:")
         for column in ("GB out", "core s", "wall s", "peak MB"):

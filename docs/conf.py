@@ -51,6 +51,8 @@ os.environ.pop("MPLBACKEND", None)  # else the notebooks' kernels would draw now
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = os.environ.get("DOCS_EXECUTE", "force")
+if nb_execution_mode == "off":
+    suppress_warnings.append("myst-nb.lexer")  # known only once a cell has run
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -81,6 +83,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
     (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?StoredSection"),  # the same
     (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
+    (r"py:class", r"stampy\.tl\.(_\w+\.)*(EmbedOptions|SlideOptions)"),
     (r"py:class", r"stampy\._section\.(levels\.Level|scale\.PixelSize)"),
 ]
 

@@ -81,6 +81,13 @@ def test_no_file_is_too_long():
     assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
 
 
+def test_no_any_in_public_signatures():
+    script, found = house(), []
+    for path in SOURCE.rglob("*.py"):
+        found += [f"{path.name}: {f.name}" for f in script.functions(path) if script.anys_in_signature(f)]
+    assert found == []  # write what it is, or `object` where it may be anything
+
+
 def test_import_is_light():
     code = (
         "import sys, stampy; heavy = {'torch', 'scanpy', 'anndata', 'numpy', 'pandas'} & set(sys.modules); print(heavy)"

@@ -53,7 +53,7 @@ class StampyWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn with `message`, as `StampyWarning`, at the line outside of stampy that led here."""
+    """Emit a `StampyWarning` that points to the line of the user's code."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
@@ -134,7 +134,7 @@ def window(name: str, value: Iterable[float]) -> None:
         raise TypeError(
             f"`{name}` must be True, False or four numbers (left, right, top, bottom), found {value!r}."
         ) from error
-    if not (left < right and top < bottom):  # NaN, too, is not below
+    if not (left < right and top < bottom):  # also catches NaN
         raise ValueError(
             f"`{name}` must have left < right and top < bottom (y runs down), found {(left, right, top, bottom)}."
         )
@@ -201,7 +201,7 @@ def single(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def provenance(adata: AnnData) -> None:
-    """Raise TypeError, before any work is done, where ``uns["stamp"]`` can't take what stampy writes there."""
+    """Raise TypeError early if ``uns["stamp"]`` can't hold what stampy writes there."""
     found = adata.uns.get(_keys.UNS, {})
     if not isinstance(found, Mapping):
         raise TypeError(
@@ -279,7 +279,7 @@ def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> 
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """ValueError that names the file instead of what the reader of its format says."""
+    """Turn the errors of a format's reader into a ValueError that names the file."""
     try:
         yield
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError) as error:
@@ -316,7 +316,7 @@ def replaceable(path: Path, *, overwrite: bool) -> None:
 
 
 def writable(folder: str | Path) -> Path:
-    """`folder`, made if needed; PermissionError or NotADirectoryError, before any work is done, if it is no use."""
+    """`folder`, made if needed; PermissionError or NotADirectoryError if nothing can be written there."""
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

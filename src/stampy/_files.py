@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import pickle
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeGuard
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: str | Path, *, beside: Path | None = None) -> None:
-    """End what processes left that were killed while they wrote `path`; what a live process writes is left alone.
+    """Finish or remove what killed processes left while writing `path`; files of live processes are left alone.
 
     A folder that was taken away but not yet replaced comes back: the new one where it was complete, else the old one.
     """
@@ -160,7 +161,7 @@ def _prefix(path: Path) -> str:
 
 @cache
 def _machine() -> str:
-    """Where numbers of processes mean the same: the machine since it was started, and the container on it."""
+    """Where process ids are comparable: the machine since it was started, and the container on it."""
     parts = [socket.gethostname()]
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):
@@ -169,7 +170,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int:
-    """When a process began, in ticks since the machine did; -1 where there is none, 0 where that can't be told."""
+    """Start of a process in ticks since the machine's; -1 if there is no such process, 0 if that is not known."""
     if not Path("/proc/self/stat").is_file():
         with contextlib.suppress(PermissionError):
             try:
@@ -185,7 +186,7 @@ def _started(process: int) -> int:
 
 
 def _is_dead(owner_and_rest: str) -> bool:
-    """Whether the process that a temporary file's name tells of ended; False for one of another machine."""
+    """Whether the process in a temporary file's name has ended; False for one of another machine."""
     owner = _OWNER.match(owner_and_rest)
     return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
 
@@ -201,12 +202,17 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def digest(names: Iterable[str]) -> str:
-    """The first 16 characters of a SHA-256: tells whether rows are still those that they were.
+    """The first 16 characters of a SHA-256: shows whether rows have changed.
 
     >>> digest(["a", "b"]) == digest(["b", "a"])
     False
     """
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -216,7 +222,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def seal(path: str | Path) -> None:
-    """Write the SHA-256 of a file behind its content, to the disk; readers of ZIP archives pass over it."""
+    """Append the SHA-256 of a file's content to the file, and sync it; readers of ZIP archives ignore it."""
     found = sha256_of(path)
     with Path(path).open("ab") as file:
         file.write(_SEAL + found.encode())
@@ -225,7 +231,7 @@ def seal(path: str | Path) -> None:
 
 
 def sealed(path: str | Path) -> bool | None:
-    """Whether a file is what it was when it was sealed; None where it was never sealed.
+    """Whether a file is unchanged since it was sealed; None if it never was.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "a")
@@ -304,7 +310,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 class FolderLock:
-    """At most one process works in a folder. The system lets go of the lock when the process ends, however it ends.
+    """A lock that admits one process to a folder. The system releases it when the process ends, however it ends.
 
     The lock is ``flock`` on a file in the folder. Linux passes it on to the server of a network file system (NFSv4
     always, NFSv3 with its lock daemon); where the file system knows no locks, a warning says so. A mount that keeps
@@ -374,7 +380,7 @@ class FolderLock:
             os.write(self._file.fileno(), f"{os.getpid()} on {host}\n".encode())
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._held and not self._file.closed:
             with contextlib.suppress(OSError):
                 os.truncate(self._file.fileno(), 0)

@@ -12,7 +12,7 @@ GENE_SUFFIX: Final = "_gene"  # appended to the key: gene embedding (n, d) float
 IMAGE_SUFFIX: Final = "_image"  # appended to the key: image embedding (n, d) float32, L2 norm 1
 TILES: Final = "stamp_tiles"  # (n, size, size, 3) uint8 RGB, one tile a spot (obsm, only on request)
 
-RETRIEVE: Final = "stamp_retrieve"  # uns; the two below hang on it
+RETRIEVE: Final = "stamp_retrieve"  # uns; the next two are suffixes of it
 INDEX_SUFFIX: Final = "_index"  # appended to the key: (n, k) int64, rows of the reference, best first, -1 for none
 SCORE_SUFFIX: Final = "_score"  # appended to the key: (n, k) float32, cosine, NaN for none
 
@@ -32,7 +32,7 @@ FOLD_SUFFIX: Final = "_fold"  # appended to the key, obs: int32, fold that the s
 MEASURED_SUFFIX: Final = (
     "_measured"  # appended to the key, obsm: (n, genes) float32, what the prediction is held against
 )
-# These words are not labels, in any case of letters. "other", "background" and the like are: they say what a spot is.
+# Words for missing labels, whatever their case. "other", "background" and the like are labels of a spot.
 NO_LABELS: Final = frozenset(
     {"", "na", "n/a", "#n/a", "nan", "<na>", "null", "none", "unknown", "undetermined", "unassigned", "unlabelled",
      "unlabeled", "unannotated", "not annotated"}

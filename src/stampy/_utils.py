@@ -56,7 +56,7 @@ def n_threads() -> int:
 
 @contextlib.contextmanager
 def keeping_threads() -> Iterator[None]:
-    """Give torch back the number of threads that it had; numba, in the packages called here, sets it anew."""
+    """Restore torch's number of threads at the end; numba, used by packages called in the block, changes it."""
     before = n_threads()
     try:
         yield

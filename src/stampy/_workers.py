@@ -43,7 +43,7 @@ def workers(
     setup: Callable[..., None] | None = None,
     setup_args: tuple[object, ...] = (),
 ) -> Iterator[Run]:
-    """Something that runs jobs and yields what they return as they end, in any order.
+    """A function that runs jobs and yields their results as they finish, in any order.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from stampy.bench._config import DataSet, Section, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
+from stampy.models._trained_on import write_trained_on
 from stampy.tl._masked_genes import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
@@ -331,6 +333,24 @@ def test_replicates_make_the_spread(tmp_path, weights):
     assert row["value"] == pytest.approx(results.query("metric == 'accuracy'")["value"].mean())
 
 
+@pytest.mark.parametrize(
+    ("names", "before", "answers"),
+    [
+        (["TENX1", "SPA120"], [], {"HER2+": "yes", "DLPFC": "no", "TCGA-LUAD": "unknown"}),
+        (["TENX1"], ["MISC3"], {"DLPFC": "yes", "HER2+": "no"}),
+        (["TENX1"], None, {"HER2+": "unknown"}),  # it started from a model of which nothing is known
+        (["mine"], [], {"HER2+": "unknown", "DLPFC": "unknown"}),
+        (["TENX1"], [], {"PSC": "unknown"}),  # the paper does not name its source
+    ],
+)
+def test_what_a_run_has_seen(names, before, answers, tmp_path):
+    write_trained_on(tmp_path, dict.fromkeys(names, 10), before)
+    for name, answer in answers.items():
+        data = DataSet(name="D", known_as=name)
+        assert seen(System(name="mine", model=str(tmp_path / "model")), data) == answer
+    assert seen(System(name="mine", model=str(tmp_path / "elsewhere" / "model")), data) == "unknown"
+
+
 def test_seen():
     def data(*sources, **more):
         return DataSet(name="D", sections=tuple(Section(source=s, name=s) for s in sources), **more)
@@ -438,3 +458,10 @@ def test_command_line(tmp_path, capsys):
 def test_depends_on_seed():
     assert _tasks.depends_on_seed("probe", DataSet(name="x"))
     assert not _tasks.depends_on_seed("probe", DataSet(name="x", folds="section"))
+
+
+def test_what_is_no_gene_is_not_predicted():
+    var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture", "Gene Expression"]}, index=list("aPb"))
+    counts, names = _tasks._genes_of(ad.AnnData(np.arange(6.0).reshape(2, 3), var=var))
+    assert counts.tolist() == [[0, 2], [3, 5]]
+    assert (names.index.tolist(), names.columns.tolist()) == (["a", "b"], [])

@@ -205,3 +205,16 @@ def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, wor
         _report.report(source, target, **options)
     assert (tmp_path / "taken.html").read_text() == "mine"
     assert not (tmp_path / "a.html").exists()
+
+
+def test_the_verdict_is_stored_computed_or_refused(toy, embedded, report_of):
+    page = report_of(embedded)
+    assert any("Not judged: 'elsewhere' made the embedding" in text for text in page.text)
+    assert "details" in page.tags  # the provenance is folded up
+    judged = toy.copy()
+    stampy.tl.embed(judged, modality="gene", show_progress_bar=False)
+    text = " ".join(report_of(judged, overwrite=True).text)
+    assert "correlation of predicted with measured genes" in text
+    assert "position alone" in text
+    stampy.tl.evaluate(judged, n_splits=1)
+    assert judged.uns["stamp_evaluate"]["verdict"] in " ".join(report_of(judged, overwrite=True).text)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 import warnings
 import zipfile
 
@@ -275,3 +276,16 @@ def test_a_slide_whose_index_leads_elsewhere(tmp_path):
     (tmp_path / "a" / "Slidedat.ini").write_text("[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = ../../private.dat\n")
     with pytest.raises(LinkError, match="FILE_0"):
         refuse_slide_references(tmp_path / "a.mrxs")
+
+
+def test_a_sound_file_that_is_changed_is_looked_through_again(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["group/x"] = np.arange(4)
+    refuse_links_h5(path)
+    refuse_links_h5(path)
+    time.sleep(0.02)  # file systems tell times by ticks of some milliseconds
+    with h5py.File(path, "r+") as file:
+        file["group/y"] = h5py.ExternalLink("other.h5", "/x")
+    with pytest.raises(LinkError, match=r"`/group/y` is an external link to '/x' in the file 'other\.h5'"):
+        refuse_links_h5(path)

@@ -141,6 +141,46 @@ def test_domains_of_several_regions_have_a_panel_each(toy, make_sdata):
     plt.close("all")
 
 
+def test_regions_of_two_transformations_are_two_sections():
+    """Each region of a table has a picture, a coordinate system and a transformation of its own."""
+    import spatialdata as sd
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Affine
+
+    alone = [datasets.toy(n_spots=80, rng=i) for i in (0, 1)]
+    elements_of, tables = {}, []
+    for name, adata, matrix in zip("ab", alone, (np.eye(3), [[0, -2, 400], [2, 0, 30], [0, 0, 1]]), strict=True):
+        library = next(iter(adata.uns["spatial"].values()))
+        factor, matrix = library["scalefactors"]["tissue_hires_scalef"], np.array(matrix, dtype=float)
+        way = {name: Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))}
+        here = np.column_stack([adata.obsm["spatial"] * factor, np.ones(80)]) @ matrix.T
+        unit = factor * np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+        radius = library["scalefactors"]["spot_diameter_fullres"] / 2 * unit
+        elements_of[f"he_{name}"] = Image2DModel.parse(
+            library["images"]["hires"], dims=("y", "x", "c"), transformations=way
+        )
+        elements_of[f"spots_{name}"] = ShapesModel.parse(
+            here[:, :2], geometry=0, radius=radius,
+            transformations={name: Affine(np.eye(3), input_axes=("x", "y"), output_axes=("x", "y"))},
+        )  # fmt: skip
+        table = ad.AnnData(adata.X, obs=pd.DataFrame(index=adata.obs_names), var=adata.var)
+        table.obs["region"], table.obs["id"] = f"spots_{name}", np.arange(80)
+        tables.append(table)
+    table = ad.concat(tables, index_unique="-", merge="same")
+    table.obs["region"] = pd.Categorical(table.obs["region"])
+    regions = ["spots_a", "spots_b"]
+    elements_of["table"] = TableModel.parse(table, region=regions, region_key="region", instance_key="id")
+    both = sd.SpatialData.init_from_elements(elements_of)
+    pp.tiles(both, size_px=16)
+    for adata in alone:
+        pp.tiles(adata, size_px=16)
+    expected = np.concatenate([adata.obsm["stamp_tiles"] for adata in alone]).astype(int)
+    assert np.abs(both["table"].obsm["stamp_tiles"] - expected).max() <= 2
+    pp.neighborhoods(both, size=5)
+    groups = both["table"].obs["stamp_group"].to_numpy()
+    assert not set(groups[:80]) & set(groups[80:]) - {-1}
+
+
 def test_labels_are_read_once(toy, make_sdata, monkeypatch):
     sdata = make_sdata(toy, "labels", MATRIX)
     read = []

@@ -7,6 +7,8 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stampy import datasets, models, train
 from stampy.cli import main as cli
@@ -18,6 +20,7 @@ from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 SMALL = {"max_tokens": 48, "size_px": 64, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 GENES, SLIDES, REGIONS = "tokenized_gene", "batch_slide_id", "images_aug"
+SPECTRAL = {"start": "spectral", "norm": "pre", "rank_gate": True, "pooling": "sum"}
 QUIET = {"device": "cpu", "progress": False}
 pytestmark = pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
 
@@ -192,6 +195,22 @@ def test_what_has_no_room_is_named(pairs, tmp_path):
         build(other, tmp_path / "corpus")
 
 
+def test_mixed_rows_in_large_chunks_are_told(groups, tmp_path):
+    def mix(file):
+        n = len(file[GENES])
+        order = np.argsort(np.arange(n) % 3, kind="stable")
+        for key in (GENES, SLIDES, "batch_dataset_id"):
+            values = file[key][:][order]
+            del file[key]
+            file.create_dataset(key, data=values, chunks=(n, *values.shape[1:]))
+        file[SLIDES][:] = np.arange(n)
+
+    other = changed(groups, tmp_path, mix)
+    with pytest.warns(UserWarning, match=r"tokens-1.h5: rows of \d sections share chunks of \d rows, .* \d times"):
+        corpus = build(other, tmp_path / "corpus")
+    assert corpus.verify() == []
+
+
 def test_val_is_built_when_it_is_named(groups, tmp_path):
     val = groups._replace(folder=groups.folder / "val")
     assert [s.name for s in build(val, tmp_path / "corpus").sections] == ["dataset1_slide3"]
@@ -310,6 +329,29 @@ def test_a_chunk_that_is_damaged_is_named(groups, tmp_path):
     nothing_half_written(tmp_path / "corpus")
 
 
+DAMAGE = st.lists(st.tuples(st.integers(0, 6_000), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@given(damage=DAMAGE, end=st.floats(0.5, 2))
+@settings(max_examples=12, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_any_damage_is_named_or_harmless(damage, end, pairs, tmp_path_factory):
+    folder = shutil.copytree(pairs.folder, tmp_path_factory.mktemp("damaged") / "SpaVis")
+    path = folder / "train" / "tokens-1.h5"
+    data = bytearray(path.read_bytes())
+    for place, value in damage:
+        data[place] = value
+    path.write_bytes(data[: int(end * len(data))])
+    message = None
+    try:
+        build(pairs._replace(folder=folder), folder.parent / "corpus")
+    except ValueError as error:
+        message = str(error)
+    if message is not None:
+        assert "tokens-1.h5" in message
+        nothing_half_written(folder.parent / "corpus")
+
+
 def test_vocabularies(groups, tmp_path):
     with pytest.raises(ValueError, match=r"vocabulary=stampy.datasets.published_vocabulary\(\)"):
         Corpus.build(groups.folder, tmp_path / "corpus", **SMALL)
@@ -339,13 +381,17 @@ def test_settings_without_effect_and_mixtures_are_refused(groups, toy, tmp_path)
 
 def test_stage_1_trains_on_the_groups(groups, tmp_path):
     corpus = build(groups, tmp_path / "corpus")
-    settings = GENE | {"groups_per_batch": 3, "embedding": 12}
-    data = groups_on_disk(corpus, None, train.PretrainConfig.of(settings))
-    assert sum(len(s.groups(0, train.PretrainConfig.of(settings), None).numbers) for s in data.sections) == 15
-    model = train.pretrain(corpus, tmp_path / "run", config=settings, **QUIET)
+    wanted = GENE | {"groups_per_batch": 3, "embedding": 12}
+    data = groups_on_disk(corpus, None, train.PretrainConfig.of(wanted))
+    assert sum(len(s.groups(0, train.PretrainConfig.of(wanted), None).numbers) for s in data.sections) == 15
+    model = train.pretrain(corpus, tmp_path / "run", config=wanted, **QUIET)
     assert len(model.genes) == len(corpus.vocabulary)
+    table = train.evaluate(model, corpus)  # in the groups of the files, as there are no coordinates
+    assert np.isfinite(table["cgr"]).all()
+    with pytest.raises(ValueError, match=r"coordinates \(files of SpaVis-6M have none\)"):
+        train.pretrain(corpus, tmp_path / "spectral", config=wanted | SPECTRAL, **QUIET)
     with pytest.raises(ValueError, match=r"max_distance=2.0 has no effect"):
-        train.pretrain(corpus, tmp_path / "other", config=settings | {"max_distance": 2.0}, **QUIET)
+        train.pretrain(corpus, tmp_path / "other", config=wanted | {"max_distance": 2.0}, **QUIET)
 
 
 def test_stage_2_trains_on_the_pairs(pairs, tmp_path):
@@ -358,9 +404,14 @@ def test_stage_2_trains_on_the_pairs(pairs, tmp_path):
     start = models.Stamp(models.StampConfig(gene=gene, image=image, embedding=12), vocabulary.frame)
     data = pairs_on_disk(corpus, vocabulary, start.config)
     assert sum(s.n_spots for s in data.sections) == 120
-    settings = {"epochs": 1, "pairs_per_batch": 20}
-    aligned = train.align(corpus, tmp_path / "run", model=start, config=settings, **QUIET)
+    wanted = {"epochs": 1, "pairs_per_batch": 20}
+    aligned = train.align(corpus, tmp_path / "run", model=start, config=wanted, **QUIET)
     assert aligned.config.image is not None
+    known = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert known == {"spots": {f"dataset{i // 2}_slide{i}": 40 for i in range(3)}, "before": None}
+    with pytest.warns(UserWarning, match="neither coordinates nor groups"):
+        table = train.evaluate(aligned, corpus)
+    assert np.isfinite(table.filter(like="recall").to_numpy()).all()
     with pytest.raises(ValueError, match="no neighbourhood group"):
         train.pretrain(corpus, tmp_path / "other", config=GENE, **QUIET)
 

@@ -1,1 +1,1 @@
-"""Readers of the formats in which users have sections, behind `stampy.read`, and the writer of the command line."""
+"""Readers of all formats behind `stampy.read`, one file per format, and the writer of the command line."""

@@ -52,7 +52,7 @@ def zarr_kind(path: Path) -> str:
         return zarr_kind_of(group, path.name)
 
 
-def zarr_kind_of(group: Any, name: str) -> str:
+def zarr_kind_of(group: zarr.Group, name: str) -> str:
     """The same for an open store of that name."""
     keys, attrs = set(group.keys()), dict(group.attrs)
     if "spatialdata_attrs" in attrs or (keys & set(ELEMENTS) and keys & {"tables", "table"} and "obs" not in keys):
@@ -114,7 +114,7 @@ def read_group(group: h5py.Group | zarr.Group) -> AnnData:
 
 
 def read_backed(group: zarr.Group | h5py.Group) -> AnnData:
-    """An AnnData whose matrices stay in the store (`raw` is left out: nothing of stampy reads it)."""
+    """An AnnData whose matrices stay in the store, without `raw`, which stampy never reads."""
     import anndata
 
     parts = {key: anndata.io.read_elem(group[key]) for key in _SMALL if key in group}
@@ -133,7 +133,7 @@ def _on_disk(element: Any) -> Any:
 
 
 def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
-    """A table without ``obsm["spatial"]`` may have coordinates elsewhere; which are right, the user knows."""
+    """Name other places of coordinates in a table without ``obsm["spatial"]``; the user must choose."""
     if _keys.SPATIAL in adata.obsm:
         return
     found = [f"adata.obsm[{key!r}]" for key in _IN_OBSM if key in adata.obsm]

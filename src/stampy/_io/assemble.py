@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 GENES = "Gene Expression"  # beside it: antibodies, control probes, codewords
 _GENES = {"gene expression", "gene", "genes", "rna"}
-_CONTROLS = ("control", "codeword", "blank")  # of every Xenium panel: no user misses them
+_CONTROLS = ("control", "codeword", "blank")  # in every Xenium panel: removed without a message
 _INT32 = np.iinfo(np.int32).max
 
 
@@ -92,7 +92,7 @@ def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.n
 
 
 def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame, path: Path) -> Counts:
-    """Leave out what is no gene; say how many features of which type."""
+    """Remove features that are not genes; a message tells how many of which type."""
     kinds = features.get("feature_type")
     if kinds is not None:
         is_gene = kinds.isin([kind for kind in kinds.unique() if str(kind).lower() in _GENES]).to_numpy()
@@ -122,7 +122,7 @@ def _say_left_out(kinds: pd.Series, path: Path) -> None:
 
 IN_TISSUE = "in_tissue"
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_SUFFIX = re.compile(r"-\d+$")  # of the GEM well
+_SUFFIX = re.compile(r"[-_](?:\d+|[A-Za-z]\w?)$")  # of the GEM well, or what a merge of sections added
 _SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
 
 
@@ -181,7 +181,7 @@ def _unique(index: pd.Index, name: str) -> pd.Index:
 
 
 def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One position for each barcode: a line that is there twice counts once."""
+    """One position for each barcode; repeated lines count once."""
     if positions.index.is_unique:
         return positions
     once = positions[~positions.reset_index().duplicated().to_numpy()]

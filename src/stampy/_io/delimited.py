@@ -33,7 +33,7 @@ __all__ = [
 ENDINGS = (".csv", ".tsv", ".txt", ".tab")
 _HEAD = 2**16
 _SMALL = 2**21  # bytes of a table that is held as a whole
-_BLOCK = 2**25  # values of a table of counts that are dense at a time
+_BLOCK = 2**25  # values of a table of counts that are held dense at a time
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
 
     @property
     def decimal(self) -> str:
-        """The decimal mark: a comma only where columns are parted by semicolons."""
+        """The decimal mark: a comma only where semicolons separate the columns."""
         return (
             ","
             if self.separator == ";" and any(_is_number(v.replace(",", ".")) and "," in v for v in self.row)
@@ -196,7 +196,7 @@ def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True)
 
 
 def _sparse(dense: np.ndarray) -> sparse.csr_matrix:
-    """As CSR: faster than scipy, which looks twice for what is not 0."""
+    """As CSR: faster than scipy, which searches the non-zero values twice."""
     by_row = np.ascontiguousarray(dense)
     places = np.flatnonzero(by_row)
     indptr = np.searchsorted(places, np.arange(dense.shape[0] + 1) * dense.shape[1])

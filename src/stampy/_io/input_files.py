@@ -1,4 +1,4 @@
-"""Every file that a reader touches is found, listed and opened here: any prefix, .gz, bounds, errors of one kind."""
+"""Finding, listing and opening the input files of all readers: any prefix, .gz, size limits, errors of one kind."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _LONGEST = 300  # of another package's message in ours
 
 
 def refuse(message: str) -> ValueError:
-    """An error in stampy's own words, which `reading` passes on as it is."""
+    """A ValueError that `reading` passes on unchanged."""
     error = ValueError(message)
     error.stampy = True  # type: ignore[attr-defined]
     return error
 
 
 class reading:
-    """A context in which one ValueError names the file, whatever the package that reads its format raises."""
+    """A context that turns any error of the package that reads a format into a ValueError with the file's name."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -47,7 +47,7 @@ class reading:
         """Nothing to do."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Put an error of another package into words that name the file; stampy's own are passed on."""
+        """Turn an error of another package into one that names the file; pass on stampy's own."""
         if not isinstance(error, Exception) or isinstance(error, Warning):
             return
         worded = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
@@ -75,7 +75,7 @@ def listing(folder: Path, n: int = 12) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that unpacks; it ends with an error where a small file becomes a huge one."""
+    """A decompressed stream that raises if a small file unpacks to a huge one."""
 
     def __init__(self, stream: gzip.GzipFile, path: Path):
         self._stream, self._path, self._left = stream, path, _most(path.stat().st_size)
@@ -107,7 +107,7 @@ def _too_large(path: Path) -> ValueError:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A file to be read as bytes; what is gzipped, is unpacked (also without .gz at its end)."""
+    """A file as a stream of bytes; gzip is recognised by content and unpacked."""
     if not _is_gzip(path):
         return path.open("rb")
     return io.BufferedReader(_Bounded(gzip.open(path), path), 2**20)
@@ -129,7 +129,7 @@ def json_of(path: Path) -> dict[str, object]:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """The file, or where it is gzipped a temporary copy that is not; for packages that want a path."""
+    """The file, or a decompressed temporary copy if it is gzipped, for packages that need a path."""
     if not _is_gzip(path):
         yield path
         return
@@ -144,7 +144,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unzipped(path: Path) -> Iterator[Path]:
-    """A temporary folder with what a .zip or .tar.gz holds: bounded, ordinary files only, none outside of it."""
+    """A temporary folder with the files of a .zip or .tar.gz: limited in size, regular files only."""
     with tempfile.TemporaryDirectory(prefix="stampy-") as folder:
         target = Path(folder)
         with reading(path):
@@ -214,7 +214,7 @@ class Parts:
         return list(dict.fromkeys(found))
 
     def find(self, *names: str) -> Path | None:
-        """The first that fits; ValueError where it can't be told which section is meant."""
+        """The first that matches; ValueError if files of several sections do."""
         for name in names:
             for entries in self._entries:
                 hits: dict[str, list[Path]] = {}

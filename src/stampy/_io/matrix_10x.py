@@ -21,7 +21,7 @@ __all__ = ["counts_h5", "counts_mtx", "counts_zarr"]
 
 
 def counts_h5(path: Path) -> Counts:
-    """Counts of an HDF5 file of any version; what is no gene, such as antibodies, is left out with a warning."""
+    """Counts of an HDF5 file of any version; features that are not genes are left out with a warning."""
     with hdf5(path) as file:
         if "matrix" in file:
             group = file["matrix"]
@@ -58,10 +58,11 @@ def _of_genomes(groups: list[tuple[str, h5py.Group]], path: Path) -> Counts:
 
 
 def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
-    """Compressed by spot: the columns of the file's matrix are the rows of ours."""
+    """The file's matrix transposed to spots by genes."""
     n_genes, n_spots = (int(n) for n in group["shape"][:])
     indices, indptr = _whole(group["indices"][:], path), _whole(group["indptr"][:], path)
-    if indices.size and not 0 <= indices.min() <= indices.max() < n_genes:
+    # unsigned, a negative index is a huge one: one look is enough
+    if indices.size and indices.view(f"u{indices.dtype.itemsize}").max() >= n_genes:
         raise refuse(f"{str(path)!r} is damaged: it names gene {int(indices.max())}, but has {n_genes} genes.")
     x = sparse.csr_matrix((as_counts(group["data"][:], path), indices, indptr), shape=(n_spots, n_genes))
     x.sort_indices()
@@ -87,7 +88,7 @@ def _text(dataset: h5py.Dataset) -> np.ndarray:
     raw = dataset[:]
     if raw.dtype.kind != "S":
         return dataset.asstr()[:]
-    if raw.size and (raw == raw[0]).all():
+    if raw.size and raw[0] == raw[-1] and (raw == raw[0]).all():
         return np.full(raw.shape, raw[0].decode(), dtype=object)
     joined = b"\n".join(raw.tolist())
     if joined.count(b"\n") != max(raw.size - 1, 0):  # a name holds the mark

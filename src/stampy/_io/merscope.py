@@ -72,5 +72,5 @@ def _cells(path: Path) -> pd.DataFrame:
 
 
 def without_controls(genes: list[str], controls: tuple[str, ...]) -> np.ndarray:
-    """Columns that are genes and no control probes, told by how their names begin."""
+    """Columns that are genes, without control probes, which have known prefixes."""
     return np.flatnonzero([not gene.lower().startswith(controls) for gene in genes])

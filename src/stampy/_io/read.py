@@ -1,4 +1,4 @@
-"""`stampy.read`: a section in any of the formats that users have; which one it is, is seen from the files."""
+"""`stampy.read`: a section in any known format, which is recognised from its files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def read(
     um_per_px: float | None = None,
     backed: bool = False,
 ) -> AnnData | SpatialData:
-    """Read a section, whatever format it has; which one that is, is seen from the files.
+    """Read a section; its format is recognised from its files.
 
     Known are .h5ad (also of HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData (its RNA), loom,
     Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's flat files and a

@@ -1,4 +1,4 @@
-"""Sections as they are given to a run over many: objects, paths, manifests; each has a name that errors tell."""
+"""Sections as given to a run over many: objects, paths, manifests. Each has a name, which errors tell."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Given: TypeAlias = AnnData | SpatialData | str | Path | "Section"
+    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | "Section"
     Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
-__all__ = ["Section", "as_sections", "file_name", "of_section", "several_sections"]
+__all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class Section:
 
 
 def file_name(name: str) -> str:
-    """A name for the file or folder of a section; of another section another one.
+    """A file name for a section, different for every section name.
 
     >>> file_name("HER2ST_A1"), file_name("patient 7/A1")
     ('HER2ST_A1', 'patient_7_A1-5ad1f22d')
@@ -90,7 +90,7 @@ def file_name(name: str) -> str:
 
 @contextmanager
 def of_section(name: str) -> Iterator[None]:
-    """Errors about a section get its name in front."""
+    """Put the section's name in front of errors raised in the block."""
     try:
         yield
     except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
@@ -113,6 +113,15 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
         f"adata.obs[{column}].unique()]`."
     )
 
+
+def one_line(error: BaseException, name: str) -> str:
+    """The message of an error about a section, in one line and without its name."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
+
+
+# What may be wrong with a section in a run over many; anything else is a bug and stops the run.
+FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 # What an error about a section becomes: the most special first.
 _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,

@@ -1,4 +1,4 @@
-"""A table of counts and one of coordinates, of any platform (Slide-seq and others), turned either way."""
+"""Slide-seq, and any platform that gives a table of counts and one of coordinates; either may be transposed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_counts_and_coordinates(path: Path) -> bool:
 
 
 def read_counts_and_coordinates(path: Path) -> AnnData:
-    """The spots that have counts and a position; which table is which, and how it is turned, is told by its content."""
+    """The spots that have counts and a position. Content tells which table is which, and its orientation."""
     folder = path if path.is_dir() else path.parent
     tables = tables_in(folder)
     places = {p: layout for p, layout in tables.items() if is_coordinates(layout) and p != path}

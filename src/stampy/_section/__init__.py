@@ -1,1 +1,1 @@
-"""The ground floor: what a section is. Spots, coordinates, image and size of a pixel, by one set of rules."""
+"""Spots, coordinates, image and pixel size of a section, by one set of rules for all packages."""

@@ -46,7 +46,7 @@ Rule = Literal["anywhere", "below"]
 
 @contextlib.contextmanager
 def named_images(rule: Rule) -> Iterator[None]:
-    """Say, also to the processes that are started in the block, where an image that a section names may lie.
+    """Set where images named by a section may lie, for this process and those started in the block.
 
     ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: that, too, but on this machine. What
     the environment variable ``STAMPY_NAMED_IMAGES`` says already stays.
@@ -62,7 +62,7 @@ def named_images(rule: Rule) -> Iterator[None]:
 
 
 def settle_sources(adata: AnnData, file: str | Path | None) -> None:
-    """Take the paths of images that a section was read with against the folder of its file, never the working one.
+    """Resolve the image paths of a section against the folder of its file, never the working directory.
 
     Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
     None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
@@ -92,7 +92,7 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
 
 
 def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
-    """The absolute path by `key`, or the source itself by `REFUSED`."""
+    """The absolute path under `key`, or the source itself under `REFUSED`."""
     if "://" in source:  # refused where it is opened
         return {key: source}
     if folder is None:
@@ -104,7 +104,7 @@ def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
 
 
 def without_refused(adata: AnnData) -> None:
-    """Forget the images that are refused, with a warning: what has another image is shown on that one."""
+    """Remove refused image paths, with a warning; a section with another image is shown on that one."""
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     for name, library in libraries_of(adata).items() if isinstance(raw, dict) else ():
         if refused := library.get("metadata", {}).get(REFUSED):
@@ -222,7 +222,7 @@ def open_image(source: ImageSource) -> SlideImage:
 
 
 def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
-    """The image `image_key` of a section, or the one of the best resolution: the file that it refers to first.
+    """The image `image_key` of a section; by default the full-resolution file it names, else its finest image.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
 
 
 def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], key: str) -> Iterator[str]:
-    """What to warn about where the same picture in two sizes has scale factors of another ratio."""
+    """What to warn about if two sizes of the same image contradict the ratio of their scale factors."""
     height, width = _size_of(images[key], key)
     for other in scales:
         rows, columns = _size_of(images[other], other)

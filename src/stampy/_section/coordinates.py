@@ -186,7 +186,7 @@ def places_of(
 
 
 def side_by_side(places: Places) -> np.ndarray:
-    """Coordinates (n, 2) with the sections beside each other, far enough that spots of two are never neighbours.
+    """Coordinates (n, 2) with the sections shifted apart, so that spots of two sections are never neighbours.
 
     The first section stays where it is.
     """
@@ -238,7 +238,7 @@ def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: 
 
 
 def has_coordinates(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> bool:
-    """Whether the spots have coordinates, of whatever worth."""
+    """Whether the spots have coordinates; their values are not checked."""
     table = _utils.table_of(data, table_key)
     return _keys.SPATIAL in table.obsm or (data is not table and elements.is_linked(data, table))
 

@@ -177,7 +177,7 @@ _CENTRES = {"shapes": _of_shapes, "labels": _of_labels, "points": _of_points}
 
 
 def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tuple[np.ndarray, np.ndarray]:
-    """Labels of a raster but for the background 0, in rising order, and their centroids (k, 2), x and y.
+    """Labels of a raster except the background 0, ascending, and their centroids (k, 2), x and y.
 
     A block is in memory at a time. The result is kept as long as the element lives and its pixels stay the same.
     """
@@ -201,7 +201,7 @@ def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tupl
     return found
 
 
-# Centroids by the identity of an element. A dask array is told apart by its name: a change of its pixels changes that.
+# Cache of centroids by the identity of an element. The name of a dask array changes with its pixels.
 _computed: dict[int, tuple[weakref.ref[Any], tuple[Any, ...], tuple[np.ndarray, np.ndarray]]] = {}
 
 

@@ -1,4 +1,4 @@
-"""A hash of all that a result about a section depends on, so that what was kept of it is never taken for another's."""
+"""A hash of everything in a section that decides a result. Resume, caches and corpora compare it."""
 
 from __future__ import annotations
 

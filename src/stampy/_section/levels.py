@@ -155,7 +155,7 @@ def windows(level: Level) -> Iterator[np.ndarray]:
             yield level.crop(left, top, min(left + step_x, width), min(top + step_y, height))
 
 
-# Files say how large they are before they are decoded, and a few MB can claim any size.
+# A file of a few MB can claim any image size; this is checked before it is decoded.
 _MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
 MAX_TILE_PX = 2**26  # of one tile of a TIFF
 
@@ -170,7 +170,7 @@ def damaged(path: Path, why: object) -> ValueError:
 
 
 def check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -> None:
-    """Refuse an image that would take more memory than a sound one does."""
+    """Refuse an image that claims more pixels than real ones have."""
     if height * width > most:
         raise TooLargeError(
             f"The image {str(path)!r} says that it is {height} x {width} px, and it can't be read piece by piece; it "

@@ -31,7 +31,7 @@ __all__ = [
     "warn_of_indices",
 ]
 
-REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `sources`
+REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `choose_image`
 _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 

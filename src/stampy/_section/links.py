@@ -1,4 +1,4 @@
-"""An input names no other file: links in HDF5, zarr, ZIP and TIFF are found, without following them, and refused."""
+"""Refuse inputs that link to other files: links in HDF5, zarr, ZIP and TIFF are found without following them."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = [
 _ZARR_METADATA = ("zarr.json", ".zattrs")
 _ZARR_MARKS = (*_ZARR_METADATA, ".zgroup")
 _MAX_METADATA_BYTES = 2**28
-# An AnnData has each group once; a few more ways to the same group are harmless, doubling them at each level is not.
+# An AnnData reaches each group once. A few more paths to a group are harmless; doubling them per level is not.
 _MAX_WAYS = 10
-_SOUND: set[tuple[int, ...]] = set()  # files that were looked through: a section is checked at more than one door
+_SOUND: set[tuple[int, ...]] = set()  # files that were checked already: a section passes several checks
 _MOST_SOUND = 256
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _INDEX_ENTRY = re.compile(r"^\s*(\w*FILE\w*)\s*=\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 class LinkError(ValueError):
-    """A file leads out of itself, or round in a circle."""
+    """A file links outside of itself, or in a circle."""
 
 
 def refuse_links(path: str | Path) -> None:
@@ -102,7 +102,7 @@ def refuse_links_in(file: h5py.File, name: str) -> None:
 
 
 def _walk(file: h5py.File, path: Path) -> None:
-    """Depth first, with the number of ways that lead into each group, so that doubled links can't multiply.
+    """Depth first, counting the paths into each group, so that doubled links can't multiply.
 
     By identifiers of HDF5: the objects that h5py makes of them take ten times as long.
     """

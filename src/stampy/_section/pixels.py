@@ -141,9 +141,9 @@ def _full(top: float, kind: np.dtype) -> float:
 
 
 def _check_not_mask(level: Level, n: int, name: str) -> None:
-    """ValueError for bytes in memory that are 0 or 1 alone. The middle is looked at first: mostly that is enough."""
+    """ValueError for an 8-bit array in memory that holds only 0 and 1, a mask. The middle is checked first."""
     if not isinstance(getattr(level, "array", None), np.ndarray):
-        return  # to open a lazy image reads nothing of it
+        return  # a lazy image is not read when it is opened
     (height, width), half = level.shape, _PROBE_PX // 2
     top, left = max(0, height // 2 - half), max(0, width // 2 - half)
     middle = level.crop(left, top, min(left + _PROBE_PX, width), min(top + _PROBE_PX, height))

@@ -14,7 +14,7 @@ from stampy._section.neighbors import neighbour_distances
 
 __all__ = ["Lattice", "PixelSize", "infer_um_per_px", "lattice"]
 
-QUERIES = 5_000  # spots that are asked for their neighbours; more tell no more about the grid
+QUERIES = 5_000  # spots sampled to find the grid; more do not change the result
 
 
 class Platform(NamedTuple):
@@ -60,7 +60,7 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     >>> lattice(50.0 * np.stack(np.meshgrid(range(5), range(5)), axis=-1).reshape(-1, 2))
     Lattice(kind='square', pitch=50.0)
     """
-    key = hashlib.blake2b(np.ascontiguousarray(xy), digest_size=16).digest()
+    key = hashlib.blake2b(np.ascontiguousarray(xy).data, digest_size=16).digest()
     try:
         return _LATTICES[key]
     except KeyError:
@@ -171,7 +171,7 @@ def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
 
 
 def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str, object]) -> None:
-    """Raise ValueError for spots that are wider than they are apart: coordinates and diameter have not one unit."""
+    """Raise ValueError if spots are wider than their distance: coordinates and diameter have different units."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     if spot_px is None or grid is None or spot_px <= _TOUCHING * grid.pitch:
         return

@@ -1,4 +1,4 @@
-"""What a section is: from AnnData or SpatialData to its spots, its image and the size of its pixels. The one door."""
+"""Spots, image and pixel size of the sections in an AnnData or SpatialData. All packages take them from here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Need = Literal["image", "scale", "neighbors"]
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One section: its spots, and (looked for when they are first asked for) its image and the size of its pixels.
+    """One section: its spots, and its image and pixel size, which are found when first used.
 
     Coordinates are in px of the full-resolution image, the unit in which `adata.obsm["spatial"]` and the shapes of a
     SpatialData are given. In a SpatialData they lie in the axes of the coordinate system (`global` where there is one),

@@ -55,7 +55,7 @@ def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """ValueError that names the file instead of what tifffile says of one that is not whole."""
+    """Turn tifffile's errors about a damaged file into a ValueError that names the file."""
     try:
         yield
     except _ERRORS as error:

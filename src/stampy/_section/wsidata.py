@@ -42,7 +42,7 @@ class _WsiLevel(Level):
 
 
 def open_wsidata(wsi: WSIData) -> SlideImage:
-    """The slide behind a WSIData; it stays the WSIData's to close."""
+    """The slide behind a WSIData, which remains responsible for closing it."""
     levels = [_WsiLevel(wsi, i) for i in range(int(wsi.properties.n_level))]
     mpp = wsi.properties.mpp
     return SlideImage(levels, name=Path(str(wsi.reader.file)).name, um_per_px=None if mpp is None else float(mpp))

@@ -132,7 +132,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A question, with its options.
+    """A task, with its options.
 
     Parameters
     ----------

@@ -80,7 +80,7 @@ TOWERS = {"": KEY, "gene": KEY + _keys.GENE_SUFFIX, "image": KEY + _keys.IMAGE_S
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A section in a system's eyes: ``""`` is what is judged, ``"gene"`` and ``"image"`` are its parts."""
+    """Embeddings of a section by a system: ``""`` is judged, ``"gene"`` and ``"image"`` are its parts."""
 
     vectors: Mapping[str, np.ndarray]
     modality: str
@@ -122,7 +122,7 @@ def _named_files(options: Mapping[str, Any]) -> list[str]:
 
 
 class Cache:
-    """A folder of embeddings. Files are written beside and renamed; a damaged one is made anew.
+    """A folder of embeddings. Files are written atomically; a damaged one is computed again.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tables for people: Markdown, LaTeX, HTML, all from the same sheets."""
+"""Export of tables as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks, _files, _utils, datasets, models
+from stampy.models._trained_on import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_HEST_ID = re.compile(r"(TENX|NCBI|SPA|MEND|MISC|INT|ZEN)\d+")  # prefixes of its table
 
 
 def run(
@@ -345,7 +349,8 @@ def seen(system: System, data: DataSet) -> str:
     """``"yes"``, ``"no"`` or ``"unknown"``.
 
     What the config says comes first. For models that come with the package the registry knows which sections were kept
-    out of training; for all others the card answers, as far as it does.
+    out of training; for a run's folder its data.json, if sections have HEST's ids; for all others the card answers, as
+    far as it does.
 
     >>> seen(System(name="PCA", model="pca"), DataSet(name="mine"))
     'no'
@@ -357,11 +362,23 @@ def seen(system: System, data: DataSet) -> str:
         return ANSWERS[_in_training(data)]
     named = models.split_name(system.model)
     if named is None:
-        return "unknown"
+        return ANSWERS[_seen_in_run(system, data)]
     card = models.card(named[0])
     if card.trained_on.startswith("nothing"):  # fitted to the section, or not at all
         return "no"
     return ANSWERS[card.has_seen(data.known_as) if data.known_as else None]
+
+
+def _seen_in_run(system: System, data: DataSet) -> bool | None:
+    """By the sections that a run names, compared with those that HEST shares with the data set."""
+    found, known = trained_on(system.model), datasets.hest_evaluation()
+    shared = known[known["data_set"] == data.known_as]
+    if found is None or shared.empty:
+        return None
+    if found.sections & set(shared["id"]):
+        return True
+    of_hest = all(_HEST_ID.fullmatch(name) for name in found.sections)
+    return False if found.complete and of_hest and (shared["known"] == "certain").all() else None
 
 
 def _in_training(data: DataSet) -> bool | None:

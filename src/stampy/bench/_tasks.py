@@ -19,6 +19,7 @@ from stampy import _keys, datasets, models, tl
 from stampy._files import digest_of_path
 from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
+from stampy.pp._gene_annotation import gene_columns
 from stampy.tl._masked_genes import masked_accuracy
 from stampy.tl._metrics import confusion, label_scores
 
@@ -78,7 +79,7 @@ class Case:
         for section, found in zip(self.sections, self.embedded, strict=True):
             adata = section.adata
             columns = [c for c in (LABELS, SECTION, PATIENT) if c in adata.obs]
-            x, var = (adata.X, adata.var[[]]) if counts else (None, None)
+            x, var = _genes_of(adata) if counts else (None, None)
             table = anndata.AnnData(x, obs=adata.obs[columns].copy(), var=var)
             table.obs_names = section.name + ":" + table.obs_names  # barcodes recur in every section
             table.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
@@ -93,6 +94,12 @@ class Case:
         if len(self.sections) > 1:
             found["library_key"], found["patient_key"] = SECTION, PATIENT
         return found
+
+
+def _genes_of(adata: AnnData) -> tuple[Any, pd.DataFrame]:
+    """Counts and names of the genes alone: antibodies, guides and control probes are not judged."""
+    is_gene, _ = gene_columns(adata.var)
+    return (adata.X if is_gene.all() else adata.X[:, np.flatnonzero(is_gene)]), adata.var.loc[is_gene, []]
 
 
 def depends_on_seed(task: str, data: DataSet) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -142,10 +142,14 @@ def demo(
     with clock.of("writing"):
         _formats.write(adata, out / SECTION)
         pictures = _draw(adata, out, labels, library_key)
+    say(_about_files(out, pictures))
+    say(f"Time: {clock}")
+
+
+def _about_files(out: Path, pictures: Mapping[str, str]) -> str:
     files = {SECTION: f"the section with obsm['{_keys.EMBEDDING}'] and obs['{CLUSTER}']", **pictures}
     width = max(map(len, files))
-    say("\n".join([f"Files in {out}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in files.items())]))
-    say(f"Time: {clock}")
+    return "\n".join([f"Files in {out}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in files.items())])
 
 
 def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
@@ -241,7 +245,11 @@ def _size(adata: AnnData) -> str:
         for library in adata.uns.get(_keys.UNS_SPATIAL, {}).values()
         for key, picture in library.get("images", {}).items()
     ]
-    return ", ".join([f"{adata.n_obs} spots x {adata.n_vars} genes", *shapes])
+    from stampy.pp._gene_annotation import features_of
+
+    n_genes = int(features_of(adata.var).is_gene.sum())
+    others = [f"{adata.n_vars - n_genes} features that are no genes"] if n_genes < adata.n_vars else []
+    return ", ".join([f"{adata.n_obs} spots x {n_genes} genes", *others, *shapes])
 
 
 def _about_embedding(adata: AnnData) -> str:

@@ -137,9 +137,8 @@ def _embed_one(
     from stampy.tl._arguments import Request
 
     check_name(options["model"])
-    remote = _formats.is_address(source)
-    place = source if remote else _checks.existing(source, what="section")
-    kind = "address" if remote else _formats.format_of(place)
+    place = None if _formats.is_address(source) else _checks.existing(source, what="section")
+    kind = "address" if place is None else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
@@ -150,14 +149,14 @@ def _embed_one(
     path = _formats.checked_target(target, overwrite=overwrite)
     # of like formats only the results are written, into a copy; the counts stay on disk
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
-    data = _formats.read(place, bin_um=bin_um, backed=alike, **extra)
+    data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
 
     from stampy import _utils, tl
 
     tl.embed(data, show_progress_bar=show_progress(quiet), table_key=table_key, **options)
     table, key = _utils.table_of(data, table_key), options["key_added"]
     keys = _formats.written_keys(table, key)
-    if not (alike and _formats.append(table, keys, place, path, table_key=table_key)):
+    if not (alike and place is not None and _formats.append(table, keys, place, path, table_key=table_key)):
         _formats.write(data, path, table_key=table_key)
     if not quiet:
         record = table.uns["stamp"][key]

@@ -23,6 +23,7 @@ from stampy.cli.top_genes import top_genes
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
+    from spatialdata import SpatialData
 
     from stampy.models import Stamp
     from stampy.pp._match import GeneMatch
@@ -119,6 +120,7 @@ def report(
         without_refused(adata)
         maps = maps_of(data, library_key=library_key, image_key=image_key, table_key=table_key)
         found = _contents(adata, maps, Path(source), model, embedding, domains, layer, n_genes)
+        found["verdict"] = _about_verdict(data, adata, model, embedding, library_key, layer)
     notes = dict.fromkeys(in_options(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     text = render(
         "report.html.j2", title=Path(source).name, version=stampy.__version__, notes=list(notes), **found
@@ -171,6 +173,35 @@ def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None
     }
 
 
+def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path | None, embedding: str,
+                   library_key: str | None, layer: str | None) -> dict[str, object]:  # fmt: skip
+    """Whether the embedding is worth using: as it was judged before, else judged now."""
+    stored = adata.uns.get(_keys.EVALUATE, {})
+    record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
+    if "verdict" in stored:
+        return _verdict(stored)
+    if embedding != _keys.EMBEDDING or embedding not in adata.obsm or record.get("modality", "image") == "image":
+        return {"text": "Not judged: the section has no embedding of genes by stampy."}
+    name, _ = _model_of(model, record)
+    if model is None and name != record["model"]:
+        return {"text": f"Not judged: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."}
+    from stampy.models._load import load_stamp
+    from stampy.tl._judge import judge
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            return _verdict(judge(data, load_stamp(name, device="cpu"), library_key=library_key, layer=layer,
+                                  organism=record.get("organism", "human"), rng=0))  # fmt: skip
+    except ValueError as error:  # too small, or counts that can't be split
+        return {"text": f"Not judged: {error}"}
+
+
+def _verdict(found: Mapping[str, Any]) -> dict[str, object]:
+    rows = [(str(name), f"{row['score']:.3f}") for name, row in found["scores"].iterrows()]
+    return {"text": str(found["verdict"]), "rows": rows}
+
+
 def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str | Path, str]:
     """Whose vocabulary to use, and why."""
     from stampy import models
@@ -215,7 +246,8 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
 
 
 def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_sections: int) -> dict[str, str]:
-    facts = {"spots": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}
+    n_genes = adata.n_vars if genes is None else adata.n_vars - genes.match.n_left_out
+    facts = {"spots": f"{adata.n_obs:,}", "genes": f"{n_genes:,}"}
     if n_sections > 1:
         facts["sections"] = str(n_sections)
     if genes is not None:

@@ -1,4 +1,4 @@
-"""Models, pure torch: both towers, their losses, weights on disk, and other people's encoders behind the same door."""
+"""Models in pure torch: both towers, their losses, weights on disk, and encoders of other groups."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._mil import GatedAttentionMIL, MILOutput
     from ._names import packaged
     from ._published import load_published, load_published_gene_encoder
+    from ._push import push
     from ._stamp import RegionOutput, Stamp, StampConfig
     from ._weights import save
 
@@ -45,6 +46,7 @@ __all__ = [
     "load_system",
     "losses",
     "packaged",
+    "push",
     "save",
     "split_name",
     "systems",
@@ -63,6 +65,7 @@ _WHERE = {
     "_published": ("load_published", "load_published_gene_encoder"),
     "_stamp": ("RegionOutput", "Stamp", "StampConfig"),
     "_names": ("packaged",),
+    "_push": ("push",),
     "_weights": ("save",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names} | {"losses": "losses"}

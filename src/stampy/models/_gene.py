@@ -81,7 +81,7 @@ class GeneConfig:
         return self.n_genes + _keys.N_SPECIAL
 
 
-# Lengths differ from batch to batch; a compiled layer leaves this call alone rather than being compiled for each.
+# Not compiled: lengths differ from batch to batch, and each would be compiled anew.
 _attend = torch.compiler.disable(attend)
 
 
@@ -106,7 +106,7 @@ class _Attention(nn.Module):
         D = x_BLD.shape[-1]
         if n_keys == x_BLD.shape[1]:
             q, k, v = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        else:  # padding asks but is never asked: it needs no keys and no values
+        else:  # padding positions are queries only, never keys or values
             q = F.linear(x_BLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
             kv = F.linear(x_BLD[:, :n_keys], self.in_proj_weight[D:], self.in_proj_bias[D:])
             k, v = kv.chunk(2, dim=-1)
@@ -135,7 +135,7 @@ class _Layer(nn.Module):
         return self.norm2(x_BLD + self._drop(self.linear2(self._relu(self.linear1(x_BLD)))))
 
     def _relu(self, x: Tensor) -> Tensor:
-        # Its gradient needs the result alone; who looks into a layer by hooks finds it as it was.
+        # In place only where no hook could see the input: the gradient needs the result alone.
         return F.relu(x, inplace=self.training or not torch.is_grad_enabled())
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class GeneEncoder(nn.Module):
         super().__init__()
         check_gene(config)
         self.config = config
-        self.checkpointing = False  # in training, keep the inputs of layers alone and compute the rest once more
+        self.checkpointing = False  # activation checkpointing: keep the inputs of layers only, recompute the rest
         self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)
         self.positional_embedding = nn.Embedding(config.max_tokens, config.width)
         if config.rank_gate:

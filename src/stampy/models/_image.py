@@ -19,13 +19,13 @@ from ._limits import check_image
 
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
 
-# What timm says of settings that do not go together; a failed download is an OSError and keeps its name.
+# What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """A ViT and what it wants to see; the defaults are those of the paper (UNI's architecture).
+    """Settings of a ViT and its input; the defaults are those of the paper (UNI's architecture).
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class ImageEncoder(nn.Module):
         source = config.backbone if pretrained else None
         config = _resolved(config) if ":" in config.backbone else config
         self.config = config
-        self.checkpointing = False  # in training, keep the inputs of blocks alone and compute the rest once more
+        self.checkpointing = False  # activation checkpointing: keep the inputs of blocks only, recompute the rest
         self.base_model: Any = _create(config, source=source)  # timm types what a ViT holds as tensors or modules
         width = self.base_model.embed_dim
         self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -152,7 +152,7 @@ class ImageEncoder(nn.Module):
         """uint8 tiles (B, size, size, 3), as `stampy.pp.tiles` cuts them, as float input (B, 3, size, size)."""
         mean_3, std_3 = (torch.tensor(x).view(3, 1, 1) for x in (self.config.mean, self.config.std))
         scale, shift = (x.to(tiles.device, non_blocking=tiles.is_cuda) for x in (1 / (255 * std_3), mean_3 / std_3))
-        # Memory is what this costs: the channels change place as bytes, and floats are written once.
+        # Channels are moved as bytes, and floats are written once: memory limits this step.
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
 
 

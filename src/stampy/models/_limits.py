@@ -1,4 +1,4 @@
-"""What the settings of a model may be: checked before anything is built, fetched or allocated."""
+"""Limits of model settings, checked before anything is built, downloaded or allocated."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
 
 
 def _choices(config: GeneConfig) -> None:
-    """What is spelled out as a choice, or is a switch, in the class of the settings."""
+    """The allowed values of fields that are choices or switches."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):

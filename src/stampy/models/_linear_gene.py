@@ -1,4 +1,4 @@
-"""A gene tower that adds up vectors, taken apart and put together: what adapting in closed form needs.
+"""A gene tower that is a weighted sum of gene vectors: its parts, for adaptation in closed form.
 
 Shapes: G genes, L positions, D width, K axes.
 """

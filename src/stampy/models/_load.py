@@ -1,4 +1,4 @@
-"""`load`, the one door to every model: stampy's own weights, the published checkpoint, other people's systems."""
+"""`load` for every model: stampy's own weights, the published checkpoint, systems of other groups."""
 
 from __future__ import annotations
 

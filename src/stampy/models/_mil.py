@@ -1,4 +1,4 @@
-"""A slide from its tiles: attention pooling, gated (Ilse, Tomczak, Welling, ICML 2018, section 2.4).
+"""Slide classification from tiles by gated attention pooling (Ilse, Tomczak, Welling, ICML 2018, section 2.4).
 
 Shapes: B slides, N tiles (padded), D size of a tile's feature, H hidden size, C classes.
 """

@@ -1,4 +1,4 @@
-"""Names of models: what `load` knows, without loading anything heavy, so that a wrong name is answered at once."""
+"""Names that `load` knows, checked without importing torch, so that a wrong name fails at once."""
 
 from __future__ import annotations
 

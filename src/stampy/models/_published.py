@@ -33,7 +33,7 @@ RENAMED = {
     "positioning_projection.": "localization_head.",
 }
 RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
-# What comes of tensors that have not the shapes to read sizes off.
+# What is raised for tensors whose shapes do not give the sizes.
 _ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
 TEMPLATE_LAYER = "encoder_layer."  # the template from which the published code clones its layers

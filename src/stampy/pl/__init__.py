@@ -1,4 +1,4 @@
-"""Pictures of finished results; nothing here computes or writes any."""
+"""Plots of results. Nothing is computed or written here."""
 
 from stampy.pl._attribute import attribute
 from stampy.pl._bench import bench

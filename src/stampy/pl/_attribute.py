@@ -89,7 +89,9 @@ def attribute(
         _checks.one_of("groups", name, list(table.columns))
     if ax is not None and len(names) > 1:
         raise ValueError(f"`ax` takes one panel, but there are {len(names)} groups. Leave out `ax`, or name a group.")
-    titles = names if title is None else [title] if isinstance(title, str) else list(title)
+    by = str(record.get("groupby", ""))
+    said = [f"{by} {name}" if by and name.isdigit() else name for name in names]  # a bare number says nothing
+    titles = said if title is None else [title] if isinstance(title, str) else list(title)
     if len(titles) != len(names):
         raise ValueError(f"`title` must have one title for each of {len(names)} panels, found {len(titles)}.")
     axes = [ax] if ax is not None else _new_axes(len(names), min(n_genes, len(table)), ncols)

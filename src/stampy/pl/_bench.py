@@ -98,8 +98,27 @@ def bench(
             data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
             ha="right", va="bottom", parse_math=False,
         )  # fmt: skip
+    _legend(axes[0, 0].figure, table)
     shown = [a for a in axes.ravel() if a.get_visible()]
     return shown[0] if len(shown) == 1 else shown
+
+
+def _legend(figure: Any, table: pd.DataFrame) -> None:
+    """What the marks are, below the panels."""
+    from matplotlib.lines import Line2D
+
+    ours = table[table["status"] == "ok"]
+    points: dict[str, Any] = {"linestyle": "", "markersize": 5}
+    marks = []
+    if len(ours):
+        marks.append(Line2D([], [], marker="o", color=OURS, label="mean ± 1 SD over seeds", **points))
+    if (ours["section"] != "all").any():
+        marks.append(Line2D([], [], marker="o", color=SECTION, label="one section", **points))
+    if (table["status"] == "reported").any():
+        marks.append(Line2D([], [], marker="D", color=OTHERS, markerfacecolor="none", label="reported", **points))
+    if ours["chance"].notna().any():
+        marks.append(Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="chance"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize="small", frameon=False)
 
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
@@ -155,8 +174,6 @@ def _title(column: tuple[str, str]) -> str:
 
 
 def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: bool, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if not len(part):
         ax.set_visible(False)
         if not first:
@@ -190,10 +207,16 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
     if len(part):
-        values = part["value"].to_numpy(dtype=float)
-        low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
-        ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
-        ax.xaxis.set_major_locator(MaxNLocator(3))
+        _limit(ax, part["value"].to_numpy(dtype=float), chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _limit(ax: Axes, values: np.ndarray, chance: float) -> None:
+    """From 0, or below, to the highest value or chance, with a margin."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+    ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
+    ax.xaxis.set_major_locator(MaxNLocator(3))

@@ -1,4 +1,4 @@
-"""What colours the spots: labels, values or an embedding, found by name in obs, genes or obsm."""
+"""Colours of spots by labels, values or an embedding, found by name in obs, genes or obsm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MORE = (
 Palette = str | Sequence | Mapping
 OUTLYING = 0.25  # values beyond the 1st or 99th percentile that would take up more of the scale than this are clipped
 LOW, HIGH = 0.05, 0.95  # neither black nor white
-FEW = 20  # values, of which none is called an outlier
+FEW = 20  # with fewer values, none is called an outlier
 CHUNK = 65_536  # rows at a time: no second copy of a large embedding
 Limit = float | str | None
 
@@ -167,14 +167,14 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
 
 
 def without_outliers(values: np.ndarray) -> tuple[float, float]:
-    """Minimum and maximum; instead of either the 1st or 99th percentile, where the few values beyond it reach far.
+    """Minimum and maximum, or the 1st or 99th percentile if few values lie far beyond it.
 
     >>> without_outliers(np.r_[np.arange(1000.0), 9000.0]), without_outliers(np.arange(9.0))
     ((0.0, 990.0), (0.0, 8.0))
     """
     least, most = float(values.min()), float(values.max())
     low, high = float(np.percentile(values, 1, method="higher")), float(np.percentile(values, 99, method="lower"))
-    if len(values) < FEW or high <= low:  # a gene that hardly any spot has: its few values are what is to be seen
+    if len(values) < FEW or high <= low:  # a gene that few spots express: its few values must stay visible
         return least, most
     far = OUTLYING * (high - low)
     return (low if low - least > far else least), (high if most - high > far else most)

@@ -1,4 +1,4 @@
-"""Panels: their size and place, and what stands beside them. Legends and bars lie outside: they never hide a spot."""
+"""Layout of panels, legends and colour bars. Legends lie outside the axes and never cover spots."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _legend(ax: Axes, paint: Paint, **place: Any) -> Legend:
         **place,
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a label is no formula, whatever `$` it has
+        text.set_parse_math(False)  # a `$` in a label does not begin a formula
     return legend
 
 

@@ -1,4 +1,4 @@
-"""Where plots find what a tool has left in `uns["stamp"]`."""
+"""The records of tools in `uns["stamp"]`, as plots read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries and what was found for them."""
+"""Queries and the tiles of the spots that were found for them."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _frame(ax: Axes, x: float, y: float) -> None:
 
 
 def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: str | None) -> None:
-    """What was asked with, what was looked through and how well that works, above the columns."""
+    """Titles above the columns: query, target and recall."""
     below = f"; below: cosine similarity, {label}" if label is not None else "; below: cosine similarity"
     for x, text in (
         (0.5, f"query: {record['query']}"),

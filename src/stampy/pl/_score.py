@@ -22,7 +22,7 @@ def score(
     table_key: str = _keys.TABLE,
     **kwargs: Unpack[SpatialOptions],
 ) -> Axes | list[Axes]:
-    """Draw how near each spot comes to a gene programme, over the tissue.
+    """Draw the score of each spot for a gene programme, over the tissue.
 
     Limits are the 1st and 99th percentile; standardised scores are centred on 0, blue below and red above.
 

@@ -153,7 +153,7 @@ def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -
             list(section.xy[:, None] + corners),
             facecolors=paint.rgba[section.rows] * (1, 1, 1, alpha),
             linewidths=0,
-            antialiased=False,  # else seams show between the tiles
+            antialiased=False,  # otherwise seams show between the tiles
             rasterized=len(section.xy) > RASTER_ABOVE,
         )
         ax.add_collection(squares, autolim=False)

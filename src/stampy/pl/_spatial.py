@@ -297,7 +297,7 @@ def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float) -
 
 
 def _drawn_diameter(section: View) -> float:
-    """The spots' diameter; of very many spots at least such that they touch, else the white between them bleaches."""
+    """The spots' diameter; very many spots at least touch, so that the white between them does not dominate."""
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter
     return max(section.diameter, TOUCHING * spot_distance(section.xy))

@@ -1,4 +1,4 @@
-"""What the spots of a group look like."""
+"""Galleries of tiles by group."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _new_axes(n: int) -> list[Axes]:
 
 
 def _draw(ax: Axes, xy: np.ndarray, p: Paint, size: float, alpha: float) -> None:
-    """The points, and short axes' names instead of numbers that mean nothing."""
+    """The points, and axis labels without ticks."""
     order = _order(p, len(xy))
     colors: Any = "0.6" if p.rgba is None else p.rgba[order]
     ax.scatter(
@@ -154,7 +154,7 @@ def _draw(ax: Axes, xy: np.ndarray, p: Paint, size: float, alpha: float) -> None
 
 
 def _order(p: Paint, n: int) -> np.ndarray:
-    """Who lies on whom: spots without a value at the bottom, then labels mixed and values rising."""
+    """Drawing order: spots without a value first, then labels in random order or values in rising order."""
     if p.rgba is None:
         return np.arange(n)
     mixed = np.random.default_rng(0).permutation(n)

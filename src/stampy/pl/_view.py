@@ -63,7 +63,7 @@ class View:
         return None if pixel is None or (pixel.doubt and not given) else pixel.um_per_px
 
     def window(self, *, size: float, crop: bool | Window) -> Window:
-        """What to show: the spots with a margin, the whole image, or the part asked for (left, right, top, bottom)."""
+        """The part to show: the spots with a margin, the whole image, or (left, right, top, bottom)."""
         if not isinstance(crop, bool):
             left, right, top, bottom = map(float, crop)
             return left, right, bottom, top
@@ -94,7 +94,7 @@ class View:
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
 
     def _box(self, window: Window) -> tuple[int, int, int, int]:
-        """What is read of the image: left, top, right, bottom in its px."""
+        """The box of the image that is read: left, top, right, bottom in its px."""
         height, width = self.image.shape  # type: ignore[union-attr]
         if max(height, width) <= MAX_PX:
             return 0, 0, width, height

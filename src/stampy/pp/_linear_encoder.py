@@ -338,7 +338,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def _cut(piece: Piece) -> Piece:
-    """A compact part of a large piece: to choose between a few settings it is enough."""
+    """A compact part of a large piece, enough to choose between a few settings."""
     if len(piece.xy) <= MAX_JUDGED:
         return piece
     near = np.argsort(np.linalg.norm(piece.xy - np.median(piece.xy, axis=0), axis=1), kind="stable")[:MAX_JUDGED]

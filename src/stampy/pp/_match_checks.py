@@ -1,4 +1,4 @@
-"""Judging a match: errors where it is too small to be right, warnings where counts are lost or names are in doubt."""
+"""Checks of a match: errors if it is too small to be right, warnings if counts are lost or names are ambiguous."""
 
 from __future__ import annotations
 

@@ -265,14 +265,14 @@ def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.n
 def _by_symbol(
     vocabulary: Vocabulary, symbols: np.ndarray, human: np.ndarray, human_id: np.ndarray, by: np.ndarray
 ) -> None:
-    """Fill in, in place, what has the same symbol in capitals; never a human gene that another gene has already."""
+    """Fill in, in place, genes with the same symbol in capitals, unless the human gene is taken already."""
     index = vocabulary.index
     taken = set()
     for kind, names in (("gene_id", human_id), ("symbol", human)):
         taken |= set(lookup([name for name in names if name], kind, index).rows.tolist())
     rest = np.flatnonzero((by == "none") & (symbols != ""))
     found = lookup([str(s).upper() for s in symbols[rest]], "symbol", index)
-    exact = (found.ways == SYMBOL) | (found.ways == PREVIOUS)  # an alias in capitals says little of a mouse gene
+    exact = (found.ways == SYMBOL) | (found.ways == PREVIOUS)  # the capitals of a mouse alias need not be the same gene
     for place, row in zip(rest[exact].tolist(), found.rows[exact].tolist(), strict=True):
         symbol = index.first_symbols[row]
         if symbol and row not in taken:

@@ -24,8 +24,8 @@ __all__ = [
     "weighted_bag",
 ]
 
-PARTS_PER_THREAD = 8  # spots differ in size: a thread that is done early takes another part
-MIN_SPOTS = 64  # of a part; fewer take less time than to hand them to a thread
+PARTS_PER_THREAD = 8  # spots differ in size: a thread that finishes early takes another part
+MIN_SPOTS = 64  # spots of a part; fewer are quicker without a thread
 
 
 def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
@@ -59,7 +59,7 @@ def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
 
 @lru_cache(maxsize=1)
 def _helpers(n: int) -> ThreadPoolExecutor:
-    """Threads that are kept: to start one takes a while on a busy machine."""
+    """A pool of threads that is kept, since starting threads is slow on a busy machine."""
     return ThreadPoolExecutor(n, thread_name_prefix="spots")
 
 
@@ -131,10 +131,10 @@ def _rank_spots(
 def _rank(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, rows: np.ndarray, shares: np.ndarray, tokens: np.ndarray
 ) -> None:
-    """Fill the `tokens`, all 0 before."""
+    """Fill `tokens`, which must be all 0."""
     n_genes = len(shares)
     value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
-    seen = np.zeros(n_genes // 64 + 1, np.uint64)  # a bit a vocabulary row; all zero between spots
+    seen = np.zeros(n_genes // 64 + 1, np.uint64)  # one bit per vocabulary row; all zero between spots
     keys = np.empty((2, n_genes), np.uint64)
     for i in range(len(tokens)):
         low, high = indptr[i], indptr[i + 1]

@@ -140,7 +140,7 @@ def slide_tiles(
 
 
 def open_slide(slide: SlideSource) -> tuple[SlideImage, bool]:
-    """The slide as a `SlideImage`, and whether it was opened here and is to be closed."""
+    """The slide as a `SlideImage`, and whether the caller must close it."""
     return open_image(slide), not isinstance(slide, SlideImage) and not is_wsidata(slide)
 
 

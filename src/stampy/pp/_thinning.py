@@ -1,4 +1,4 @@
-"""Data thinning: molecules in two independent halves, and how well one half tells the genes of the other.
+"""Data thinning: molecules are split in two independent halves, and one half predicts the genes of the other.
 
 This measure needs no labels. It stands here because both `stampy.tl` (to judge embeddings) and `stampy.train` (to
 choose how far a model is adapted) use it, and these two never import each other.

@@ -172,7 +172,7 @@ class TileSource:
         return out
 
     def digest(self, rows: np.ndarray) -> str:
-        """A hash of all that the tiles of some spots depend on: where they lie, on what images, of what pixels."""
+        """A hash of everything that decides the tiles of some spots: positions, images and pixels."""
         found = hashlib.blake2b(digest_size=16)
         rows = np.asarray(rows, dtype=np.int64)
         images = [s.require_image() for s in self.sections]

@@ -1,4 +1,4 @@
-"""Tissue and glass: a reduced picture of a slide, a mask of its tissue, and how much of a tile is tissue."""
+"""Tissue detection: a reduced image of a slide, its tissue mask, and the tissue fraction of tiles."""
 
 from __future__ import annotations
 

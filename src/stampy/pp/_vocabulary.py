@@ -299,7 +299,7 @@ def packaged() -> Vocabulary:
 
 @lru_cache(maxsize=1)
 def _loaded(path: Path, changed: int) -> Vocabulary:
-    """The vocabulary of a file, read once as long as the file stays as it is; it is immutable, and so is its index."""
+    """The vocabulary of a file, cached until the file changes; it and its index are immutable."""
     vocabulary = Vocabulary.load(path)
     if merged := vocabulary.merged:
         logger.info("%d entries of the packaged vocabulary are genes of other entries and were merged", len(merged))

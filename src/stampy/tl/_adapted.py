@@ -1,4 +1,4 @@
-"""A model fitted to the very sections that it embeds."""
+"""`adapt=True`: a model that is fitted to the sections before it embeds them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def adapted_to(
     for section in sections:
         _checks.not_empty(table_of(section, request.table_key))
     loaded = loaded_model(model, device)
-    with warnings.catch_warnings():  # what is to be said of a section is said when it is embedded
+    with warnings.catch_warnings():  # warnings about a section are given when it is embedded
         warnings.simplefilter("ignore", _checks.StampyWarning)
         return fitted(
             loaded,

@@ -1,4 +1,4 @@
-"""What `tl.embed` was asked for, typed and checked without the model; several sections at once."""
+"""Arguments of `tl.embed`, typed and checked before the model is loaded; calls with several sections."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def check_running(level: str, precision: str | None, batch_size: int | None, n_w
 
 
 def _pick(value: Value | Mapping[Any, Value], section: object) -> Value | None:
-    """The section's own value, or that of all; sections without one keep the default."""
+    """The value of a section: its own, the common one, or None for the default."""
     return value.get(section) if isinstance(value, Mapping) else value
 
 
@@ -208,7 +208,7 @@ def named(data: Sections) -> Mapping[str, Section] | Mapping[int, Section]:
 
 
 def _check(sections: Mapping[Any, Section], request: Request) -> None:
-    """Raise for what would fail after hours only."""
+    """Check all sections first, so that none fails after hours."""
     if not sections:
         raise ValueError("There is no section: the list or dict is empty.")
     for key in BY_SECTION:
@@ -239,7 +239,7 @@ def _check_section(section: Section, request: Request) -> None:
 
 
 def _join(collection: Any, key: str) -> None:
-    """Into the joined ``obsm``, where the collection has one; else its parts alone have the result."""
+    """Write into the joined ``obsm`` of a collection, if it has one."""
     if getattr(collection, "obsm", None) is None:
         return
     for name in (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX):

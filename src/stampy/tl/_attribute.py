@@ -1,4 +1,4 @@
-"""Which genes make an embedding what it is."""
+"""Genes that drive an embedding."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from ._token_attribution import N_STEPS, captum, embed_tokens, integrated_gradie
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stampy.pp import Vocabulary
 
 __all__ = ["attribute"]
 
@@ -158,21 +160,15 @@ def attribute(
     loaded = loaded_stamp(model, device)
     if target == "match" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
-    space = None
-    if target != "embedding":
-        space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
-        check_model(space, loaded.name, loaded.config.embedding)
+    space = _space(table, target, embedding_key, loaded)
     counts_of(table, layer)
     vocabulary = vocabulary_of(loaded)
     match = match_genes(table, vocabulary, organism, layer)
     asked = _asked(genes, loaded, match, organism)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
-    source = source_of(layer)
-    counts = counts_of(table[spots], layer)
     most = loaded.gene.config.max_tokens
-    blocks = iter_tokens(counts, match, vocabulary.divisors, most + 1, source=source, layers=table.layers)
-    tokens = np.concatenate([block for _, block in blocks])
+    tokens = _tokens(table, spots, layer, match, vocabulary, most + 1)
     ask = (tokens > 0) & asked[np.maximum(tokens - _keys.N_SPECIAL, 0)]
     ask[:, most if max_rank is None else min(max_rank, most) :] = False
     tower = Tower(loaded, 0, "float32")
@@ -196,6 +192,24 @@ def attribute(
     }
     layers = {key_added: _spread(found, spots, table.n_obs)} if per_spot else {}
     return write(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
+
+
+def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp) -> Space | None:
+    """The stored embeddings that a target needs, which must be those of the model."""
+    if target == "embedding":
+        return None
+    space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
+    check_model(space, model.name, model.config.embedding)
+    return space
+
+
+def _tokens(
+    table: AnnData, spots: np.ndarray, layer: str | None, match: GeneMatch, vocabulary: Vocabulary, most: int
+) -> np.ndarray:
+    """Tokens (n, most) of some spots."""
+    counts, source = counts_of(table[spots], layer), source_of(layer)
+    blocks = iter_tokens(counts, match, vocabulary.divisors, most, source=source, layers=table.layers)
+    return np.concatenate([block for _, block in blocks])
 
 
 def _check_arguments(target: Any, groupby: Any, groups: Any, method: Any, n_spots: Any, max_rank: Any, n_steps: Any,

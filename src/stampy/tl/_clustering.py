@@ -142,7 +142,7 @@ def _components(values: np.ndarray, n_pcs: int | None, seed: int) -> np.ndarray:
 
 
 def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
-    """Number by the highest silhouette."""
+    """K-means; the number of domains with the highest silhouette unless it is given."""
     from sklearn.cluster import KMeans
 
     def fit(k: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> t
 
 
 def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
-    """Covariance, and number where none is given, by the lowest BIC."""
+    """Gaussian mixture; covariance, and the number of domains unless it is given, by the lowest BIC."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
@@ -181,7 +181,7 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
 def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
 ) -> tuple[np.ndarray, ChosenBy]:
-    """Number by the resolution; a number that is given by bisection of the resolution."""
+    """Leiden at a resolution; a given number of domains is found by bisection of the resolution."""
     around = connectivities(values, min(n_neighbors, len(values) - 1), seed)
 
     def fit(at: float, with_seed: int = seed) -> np.ndarray:
@@ -194,7 +194,7 @@ def _leiden(
     nearest = np.zeros(0, dtype=np.int64), 1.0
     for step in range(STEPS + SEEDS):
         at = float(np.exp((low + high) / 2))
-        codes = fit(at, seed + max(0, step - STEPS))  # at the end of the bisection other seeds at its resolution
+        codes = fit(at, seed + max(0, step - STEPS))  # after the bisection, other seeds at its last resolution
         found = int(codes.max()) + 1
         if step == 0 or abs(found - n) < abs(int(nearest[0].max()) + 1 - n):
             nearest = codes, at
@@ -211,7 +211,7 @@ def _leiden(
     return codes, {"chosen_by": "given", "resolution": at}
 
 
-EXACT_BELOW = 8192  # spots; from here on scanpy searches approximately, which its compiling is worth
+EXACT_BELOW = 8192  # spots; from here on scanpy searches approximately
 TOLERANCE, MIN_SCALE, BISECTIONS = 1e-5, 1e-3, 64  # umap's
 
 
@@ -314,7 +314,7 @@ def leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> np.ndarray
 
 
 class _Seeded:
-    """What igraph asks of a random number generator, so that the global one is left alone; scanpy's stream."""
+    """A random number generator for igraph that leaves the global one alone; the same stream as scanpy's."""
 
     def __init__(self, seed: int):
         self._rng = np.random.RandomState(seed)

@@ -17,7 +17,7 @@ from stampy._utils import hidden, keeping_threads
 __all__ = ["Nearest", "approximate", "exact", "hit_rates"]
 
 QUERIES, REFERENCES = 1024, 16_384  # of a block: its cosines take 64 MB, the search about 200 MB in all
-TIE = 1e-6  # cosines nearer than that are the same but for rounding
+TIE = 1e-6  # cosines that differ by less are equal up to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def _exclude(cosines: np.ndarray, rows: slice, columns: slice, excluded: sparse.
 
 
 def _count(cosines: np.ndarray, own: np.ndarray, place: np.ndarray, above: np.ndarray, tied: np.ndarray) -> None:
-    """Add up the candidates above and level with the pair; `place` is the pair's own column, if it is in the block."""
+    """Count the candidates above the pair and level with it; `place` is the pair's own column, if in the block."""
     above += (cosines > own[:, None] + TIE).sum(axis=1)
     tied += (np.abs(cosines - own[:, None]) <= TIE).sum(axis=1)
     tied -= (place >= 0) & (place < cosines.shape[1])
@@ -126,7 +126,7 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
 
 @keeping_threads()
 def approximate(query: np.ndarray, reference: np.ndarray, k: int, *, rng: np.random.Generator) -> Nearest:
-    """The `k` nearest of each query, or nearly: by nearest-neighbour descent (pynndescent)."""
+    """Approximately the `k` nearest of each query, by nearest-neighbour descent (pynndescent)."""
     from pynndescent import NNDescent
 
     with warnings.catch_warnings():

@@ -44,7 +44,7 @@ def domains(
     key_added: str = _keys.DOMAINS,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Cut tissue into domains by an embedding; with labels, say how well they agree.
+    """Find spatial domains in an embedding, and compare them with labels where given.
 
     Several sections are clustered together, so that a domain means the same in all of them.
 
@@ -161,7 +161,7 @@ def domains(
 
 
 def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:
-    """Coordinates (n, 2); None, with a warning where they are no use, if only the coherence needs them."""
+    """Coordinates (n, 2). If only the coherence needs them and they can't be used: None, with a warning."""
     if not needed and not has_coordinates(data, table_key):
         return None
     try:

@@ -1,4 +1,4 @@
-"""A section in, an embedding out: arguments, section, what to embed, towers, result."""
+"""`tl.embed`: arguments, section, what to embed, towers, result, in this order."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def embed(
     copy: bool = False,
     resume: str | Path | None = None,
 ) -> Sections | None:
-    """Embed every spot: its genes, the tissue that it lies on, or both in one vector.
+    """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut on the way, piece by piece, so memory does not grow with the section but for the
     result. The result is the same for every `batch_size` and `n_workers`.
@@ -265,7 +265,7 @@ def _available(adata: Section, table: AnnData, request: Request) -> Modality:
 def _choose(
     adata: Section, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
 ) -> tuple[Modality, TileSource | None]:
-    """The modality for good, and its tiles. Without a request for it, an image of no use is ignored with a warning."""
+    """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_wish and model.image is None and request.image is None:
         _checks.warn(f"The model {model.name!r} has no image tower: genes alone are embedded.")
         modality = "gene"
@@ -346,7 +346,7 @@ def _check_lengths(model: Encoder, modality: Modality) -> None:
 
 
 def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: str, level: str) -> Record:
-    """What of a record is known before the work; a run that goes on must have the same."""
+    """The part of a record that is known before the work; a resumed run must have the same."""
     record: Record = {"stampy": stampy.__version__, "modality": modality, "level": level}
     record |= {"model": model.name, "precision": precision}
     if source := getattr(model, "source", ""):
@@ -373,7 +373,7 @@ def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -
 
 
 def _too_coarse(tiles: TileSource) -> bool:
-    """Whether an image is left out, with a warning: enlarged so far, it blurs what the genes say."""
+    """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
     across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
     if across >= MIN_ACROSS:
         return False
@@ -386,7 +386,7 @@ def _too_coarse(tiles: TileSource) -> bool:
 
 
 def _no_histology(tiles: TileSource) -> bool:
-    """Whether an image without an explicit wish for it is left out, with a warning: it does not look like H&E."""
+    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
     doubts = doubts_of(tiles.sections)
     if not doubts:
         return False

@@ -1,4 +1,4 @@
-"""A whole slide in, an AnnData on disk out: chunk by chunk, in bounded memory, and a cut run goes on."""
+"""`tl.embed_slide`: a whole slide to an AnnData on disk, in chunks and bounded memory; resumable."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def embed_slide(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is to be written, and the mark by which a run knows its own unfinished work."""
+    """What is to be written, and the fingerprint by which a run recognises its own unfinished store."""
 
     adata: AnnData
     tiles: TileSource
@@ -236,7 +236,7 @@ def _check_same(folder: Path, found: str | None, mark: str) -> None:
 
 
 def _finished_mark(store: Path) -> str | None:
-    """The mark in a whole store, None where it is something else."""
+    """The fingerprint of a finished store, None for anything else."""
     try:
         return json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(MARK)
     except (OSError, ValueError, KeyError):
@@ -257,7 +257,7 @@ def _save_progress(folder: Path, mark: str, rows: int) -> None:
 
 
 def _begin(job: _Job, partial: Path) -> int:
-    """The unfinished store, made where there is none or only a stump; returns the rows that are done."""
+    """Open the unfinished store, or begin a new one; returns the rows that are done."""
     import anndata
     import zarr
 

@@ -1,4 +1,4 @@
-"""The model that embeds: by its name, what it embeds, and the genes of a section in its vocabulary."""
+"""The model of a tool: loaded by name, what it embeds, and the genes of a section in its vocabulary."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Encoder: TypeAlias = ImageModel | models.GeneSystem
 
 
 def is_baseline(model: str | Path | Encoder) -> bool:
-    """Whether `model` names what is fitted to the section itself."""
+    """Whether `model` is a baseline such as PCA, which is fitted to the section itself."""
     return isinstance(model, str) and model in BASELINES
 
 

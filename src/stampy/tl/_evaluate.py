@@ -36,7 +36,7 @@ __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
 
-LEVEL = 0.005  # differences of the score below this are of no use to anyone
+LEVEL = 0.005  # smaller differences of the score are of no practical use
 
 
 def evaluate(
@@ -216,24 +216,11 @@ def _again(
     organism = record.get("organism", "human")
     level = record.get("level", "embedding")
     normed = normalize and level == "embedding"
-    name = f"{record['model']} {level} {organism} {normalize}"  # what differs in context and centre alone is made once
+    name = f"{record['model']} {level} {organism} {normalize}"  # not of context and centre
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
-            fit = record.get("adapted")
-            model = fit["model"] if fit else record["model"]
-            if model not in loaded:
-                loaded[model] = model if model in PCA_MODELS else loaded_model(model, None)
-            encoder = loaded[model]
-            if fit:  # to the half, by the settings that were chosen on the whole
-                encoder = fitted(
-                    loaded_model(encoder, None),
-                    [table],
-                    library_key=library_key,
-                    organism=organism,
-                    strength=float(fit["strength"]),
-                    n_axes=int(fit["n_axes"]),
-                )
+            encoder = _encoder(record, table, library_key, loaded)
             embed(
                 table, encoder, modality="gene", level=level, organism=organism, library_key=library_key,
                 normalize=normalize, show_progress_bar=False, key_added=name,
@@ -245,6 +232,22 @@ def _again(
         return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=normed) if context else values
 
     return run
+
+
+def _encoder(
+    record: Mapping[str, Any], table: AnnData, library_key: str | None, loaded: dict[str, Encoder | str]
+) -> Encoder | str:
+    """The model of a record; one that was adapted is fitted to the table by the settings that were chosen then."""
+    fit = record.get("adapted")
+    model = fit["model"] if fit else record["model"]
+    if model not in loaded:
+        loaded[model] = model if model in PCA_MODELS else loaded_model(model, None)
+    if not fit:
+        return loaded[model]
+    return fitted(
+        loaded_model(loaded[model], None), [table], library_key=library_key,
+        organism=record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
+    )  # fmt: skip
 
 
 def _rows(xy: np.ndarray, sections: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Expression from embeddings of images: how much of a gene's map can be read off the tissue."""
+"""Prediction of gene expression from image embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from ._probe import folds_in, texted
 from ._results import Result, write
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
 __all__ = ["expression"]
 
 LARGEST = 1e15  # of a value; squares of larger ones leave float32
-LARGEST_LOG = 20.0  # what goes beyond is no logarithm of counts
+LARGEST_LOG = 20.0  # larger values are not logarithms of counts
 
 
 def expression(
@@ -149,23 +150,16 @@ def expression(
     table = table_of(adata, table_key)
     _check(method, transform, n_top_genes, n_components, n_neighbors, penalty, reference, reference_rep, folds)
     transform = transform or ("log1p" if method == "hest" else "log1p_cp10k")
-    values = _checks.embedding(table, use_rep)
     library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
     fold, scheme = None, "reference"
     fold_names: list[str] = []
     if reference is None:
-        everyone = np.ones(table.n_obs, dtype=bool)
         fold, fold_names, scheme = folds_in(
-            adata,
-            everyone,
-            folds,
-            n_folds=n_folds,
-            library_key=library_key,
-            patient_key=patient_key,
-            rng=rng,
-            table_key=table_key,
-        )
+            adata, np.ones(table.n_obs, dtype=bool), folds, n_folds=n_folds, library_key=library_key,
+            patient_key=patient_key, rng=rng, table_key=table_key,
+        )  # fmt: skip
+        values = _checks.embedding(table, use_rep)
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
         known = _matrix(table, chosen, layer, transform)
         measured: np.ndarray | None = known
@@ -177,6 +171,7 @@ def expression(
             n_neighbors=n_neighbors, reference=keys, rng=rng,
         )  # fmt: skip
     else:
+        values = _checks.embedding(table, use_rep)
         keys = _checks.embedding(reference, reference_rep or use_rep)
         _same_space(values, keys, use_rep, reference_rep or use_rep)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
@@ -189,11 +184,18 @@ def expression(
     if measured is not None:
         groups = {} if library_key is None else {"slide": np.array(names, dtype=object)[sections]}
         groups |= {} if fold is None else {"fold": np.array(fold_names, dtype=object)[fold]}
-        scores = gene_scores(measured, predicted, chosen, groups)
-        record |= {"scores": texted(scores), "summary": texted(gene_summary(scores))}
+        record |= _scored(measured, predicted, chosen, groups)
     obsm = {key_added: predicted} | ({} if measured is None else {f"{key_added}{_keys.MEASURED_SUFFIX}": measured})
     obs = {} if fold is None else {f"{key_added}{_keys.FOLD_SUFFIX}": fold.astype(np.int32)}
     return write(adata, Result(key_added, record, obs=obs, obsm=obsm), copy=copy, table_key=table_key)
+
+
+def _scored(
+    measured: np.ndarray, predicted: np.ndarray, genes: list[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, pd.DataFrame]:
+    """Scores of each gene in each group, and their summary."""
+    scores = gene_scores(measured, predicted, genes, groups)
+    return {"scores": texted(scores), "summary": texted(gene_summary(scores))}
 
 
 def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,

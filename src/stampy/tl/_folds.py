@@ -1,4 +1,4 @@
-"""Folds: who is held out with whom. Plain arrays, no AnnData."""
+"""Folds of cross-validation: by blocks, sections, patients or at random. Plain arrays, no AnnData."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _blocks(xy: np.ndarray, n_folds: int, per_fold: int, seed: int) -> np.ndarra
 
 
 def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
-    """Fold of each group: the largest first, each to the fold that holds least."""
+    """Fold of each group: in order of size, each to the smallest fold so far."""
     fold, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(n_folds)
     for group in np.argsort(-sizes):
         fold[group] = np.argmin(filled)

@@ -114,7 +114,7 @@ def _embedded(
 
 
 def _waves(xy: np.ndarray, sections: np.ndarray, k: int = 24) -> np.ndarray:
-    """Where a spot lies, and nothing else: waves (n, 2 k) of random directions over each section."""
+    """A baseline of position alone: waves (n, 2 k) of random directions over each section."""
     place = np.empty_like(xy)
     for section in np.unique(sections):
         mine = sections == section

@@ -1,4 +1,4 @@
-"""Linear probing: how well a straight cut through an embedding tells labels apart that it never saw."""
+"""Linear probing: labels predicted from an embedding by a linear model, each spot held out once."""
 
 from __future__ import annotations
 
@@ -214,15 +214,9 @@ def probe(
         raise ValueError("`use_rep` is empty. Name an embedding in `adata.obsm`, or several.")
     library_key = library_key_of(adata, library_key, table_key)
     fold, names, scheme = folds_in(
-        adata,
-        known,
-        folds,
-        n_folds=n_folds,
-        library_key=library_key,
-        patient_key=patient_key,
-        rng=rng,
+        adata, known, folds, n_folds=n_folds, library_key=library_key, patient_key=patient_key, rng=rng,
         table_key=table_key,
-    )
+    )  # fmt: skip
     _check_overlap(codes[known], fold, names, classes)
     tables, matrices, columns = [], {}, {}
     for rep, x in values.items():

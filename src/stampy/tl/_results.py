@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Modality = Literal["gene", "image", "fused"]
-UNSAID = {"center": "nothing"}  # what a record means that does not say it
+UNSAID = {"center": "nothing"}  # defaults of records that lack a field
 SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
 
 
@@ -75,7 +75,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
             f"`{slot}['{name}']` has NaN or infinite values for {bad} of {len(values)} spots. Drop those spots first."
         )
     values = _checks.single(values, f"{slot}['{name}']")
-    largest = np.abs(values).max(axis=1, keepdims=True)  # else squares of large or tiny numbers leave float32
+    largest = np.abs(values).max(axis=1, keepdims=True)  # squares of large or tiny numbers would leave float32
     values = values / np.where(largest == 0, 1, largest)
     norm = np.linalg.norm(values, axis=1, keepdims=True)
     return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
@@ -88,7 +88,7 @@ def _record(adata: AnnData, key: str, modality: Modality) -> Mapping[str, Any] |
 
 
 def check_same_space(query: Space, reference: Space) -> None:
-    """Raise ValueError unless cosines between the two mean something; warn where that is not known."""
+    """Raise ValueError unless the two share a space; warn if that is not known."""
     if query.vectors.shape[1] != reference.vectors.shape[1]:
         raise ValueError(
             f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "

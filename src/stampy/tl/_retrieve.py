@@ -1,4 +1,4 @@
-"""Look up spots by what they look like, or by what they express."""
+"""Retrieval of spots by their image or their genes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def retrieve(
     key_added: str = _keys.RETRIEVE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Find for every spot the spots whose genes or tissue are nearest, in the same table or in another.
+    """Find for every spot the nearest spots by genes or image, in the same table or another.
 
     From image to gene, from gene to image, or within one modality: nearness is the cosine of the two embeddings. Where
     every query has its own spot in the reference, it is counted how often that one is among the first (recall).
@@ -137,13 +137,7 @@ def retrieve(
     table = table_of(adata, table_key)
     other = table if reference is None else table_of(reference, table_key)
     _check_arguments(query, target, k, exclude, radius, paired, method, reference)
-    _checks.not_empty(table, genes=False)
-    _checks.not_empty(other, genes=False)
-    sought = space_of(table, embedding_key, query)
-    slot = "adata.obsm" if reference is None else "reference.obsm"
-    given = space_of(other, reference_key or embedding_key, target, slot=slot)
-    check_same_space(sought, given)
-    _warn_of_unknown(sought, given)
+    sought, given = _spaces(table, other, (embedding_key, reference_key or embedding_key), query, target)
     if exclude is None:
         exclude = "spot" if reference is None and query == target else "nothing"
     library_key = library_key_of(adata, library_key, table_key)
@@ -177,6 +171,19 @@ def retrieve(
     }
     result = Result(key_added, record, obsm=obsm, blank=~sought.known)
     return write(adata, result, copy=copy, table_key=table_key)
+
+
+def _spaces(
+    table: AnnData, other: AnnData, keys: tuple[str, str], query: Modality, target: Modality
+) -> tuple[Space, Space]:
+    """The embeddings of the queries and of what is searched; they must share a space."""
+    _checks.not_empty(table, genes=False)
+    _checks.not_empty(other, genes=False)
+    sought = space_of(table, keys[0], query)
+    given = space_of(other, keys[1], target, slot="adata.obsm" if other is table else "reference.obsm")
+    check_same_space(sought, given)
+    _warn_of_unknown(sought, given)
+    return sought, given
 
 
 def _check_arguments(query: Any, target: Any, k: Any, exclude: Any, radius: Any, paired: Any, method: Any,

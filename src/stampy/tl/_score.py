@@ -1,4 +1,4 @@
-"""How much a spot looks like a gene programme."""
+"""Score of every spot for a gene programme."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def score(
     key_added: str = _keys.SCORE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Score every spot by how near its tissue comes to a gene programme: a map of markers from H&E alone.
+    """Score every spot by the cosine of its embedding with a gene programme, such as markers on H&E alone.
 
     The ranked list of genes goes through the gene tower as if it were a spot; the score is the cosine of that vector
     and the spot's embedding. No counts are needed, nor any training on labels (zero-shot).

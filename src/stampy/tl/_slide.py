@@ -65,7 +65,7 @@ def slide(
     key_added: str = _keys.SLIDE_RESULT,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Tell slides' labels from their embedded tiles: attention pooling beside the mean of the tiles.
+    """Predict slide labels from embedded tiles, by attention pooling and by the mean of the tiles.
 
     ``"abmil"`` is gated attention pooling (Ilse et al. 2018) over frozen embeddings, ``"mean"`` logistic regression on
     the mean of a slide's tiles. Both are cross-validated by patient: a patient's slides are all in one fold, folds are

@@ -1,4 +1,4 @@
-"""A section through a tower, piece by piece: memory does not grow with the section.
+"""Streaming a section through a tower in batches, so that memory does not grow with the section.
 
 Shapes: B spots of a batch, L positions, D size of the output.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Encoder, covariant=True)  # a tower of one kind of model goes where one of several is taken
+M = TypeVar("M", bound=Encoder, covariant=True)  # a tower of one kind is accepted for several
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}

@@ -51,7 +51,7 @@ def leave_one_out(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """What e · w loses when the gene of a token is left out; all that rank below it move up by one.
+    """Loss of e · w when the gene of a token is left out and all lower ranks move up by one.
 
     That is the embedding of the spot with that gene never counted, exactly: where a list is longer than the model
     takes, the next gene of the spot comes in at its end.

@@ -17,6 +17,7 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
+from stampy.models._trained_on import DATA, TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._alignment import Alignment
@@ -64,7 +65,8 @@ def align(
         with tiles, or the path of one.
         Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
     out
-        Folder for config.json, metrics.jsonl, checkpoints, and the result in ``out/model``.
+        Folder for config.json, data.json (the sections, also those of the run to start from), metrics.jsonl,
+        checkpoints, and the result in ``out/model``.
     model
         What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, such as
         ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. It is left as it is.
@@ -122,7 +124,8 @@ def align(
     aligned = _both_towers(start, config, afresh=backbone is not None)
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
-    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity)
+    before = trained_on(model)
+    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity, before)
     return load_stamp(Path(out) / "model", device="cpu") if found is None else found
 
 
@@ -135,6 +138,7 @@ def _align(
     loggers: tuple[str, ...],
     progress: bool,
     start: str,
+    before: TrainedOn | None,
 ) -> Stamp | None:
     """In each process; the model where there is one process."""
     vocabulary = Vocabulary(model.genes)
@@ -147,7 +151,10 @@ def _align(
         sampler = PairSampler(data, config)
         if config.start == "spectral":
             start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
-        spare = deepcopy(model) if is_sharded(fabric) else None  # sharding takes `model` to pieces
+        if fabric.is_global_zero and not (out / DATA).exists():
+            earlier = before.sections if before is not None and before.complete else None
+            write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)
+        spare = deepcopy(model) if is_sharded(fabric) else None  # sharding replaces the parameters of `model`
         stage, identity = Alignment(model, config), {"data": data.identity, "start": start}
         whole = fit(stage, sampler, config, out, fabric=fabric, identity=identity, progress=progress, loggers=loggers)
         if fabric.is_global_zero:
@@ -191,7 +198,7 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
 
 
 def _choose_trained(model: Stamp, config: AlignConfig) -> None:
-    """Say of every parameter whether it is trained."""
+    """Set `requires_grad` of every parameter."""
     # The reconstruction heads of stage 1 have no target here.
     frozen = (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
     names = [name for name, _ in model.named_parameters()]
@@ -230,7 +237,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
-        if tower is not None:  # it wants to see what it has seen
+        if tower is not None:  # its input is normalised as in its own training
             known = tower.base_model.pretrained_cfg
             image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)

@@ -44,7 +44,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         n = min(self.config.accumulate, len(batch["rows"]))
         ids, lengths = self.model.gene.ids(batch["tokens"])
         tensors = (ids, batch["patches"], batch["regions"], batch["cells"], batch["rows"])
-        # What decides about shapes stays on the CPU, as arrays: to ask a GPU is to wait for it.
+        # Values that decide shapes stay on the CPU, as arrays: reading them from a GPU would block.
         paired, known = (batch["tokens"] != _keys.PAD).any(dim=1), batch["cells"] >= 0
         arrays = ([x.numpy() for x in whole.tensor_split(n)] for whole in (lengths, paired, known))
         cut = zip(*(whole.tensor_split(n) for whole in tensors), *arrays, strict=True)
@@ -90,7 +90,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         return {k: v.detach() for k, v in found.items()}
 
     def forward(self, piece: PairPiece) -> dict[str, Tensor]:
-        """Embeddings of a piece, as far as the losses want them."""
+        """Embeddings of a piece that the losses need."""
         model, found = self.model, {"scale": self.model.scale}
         if self.has_patch and self.has_region:
             found["patch"], region = model.patches_and_regions(piece["patches"], piece["regions"], piece["references"])
@@ -112,11 +112,11 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
         if self.ranks.world_size == 1:
             return there
-        # The one wait for other ranks' spots, before the GPU has anything to do in this step.
+        # The only synchronisation of this kind, before the GPU has work in this step.
         return self.ranks.gather(there.T.long().to(device)).cpu().bool().T
 
     def _views(self, pieces: list[PairPiece]) -> list[PairPiece]:
-        """Turn, mirror and colour; the whole batch at once, so that pieces do not matter."""
+        """Rotate, flip and recolour the whole batch at once, so that the result does not depend on the pieces."""
         image, config, ranks = self.model.image_tower(), self.config, self.ranks
         sizes = [len(piece["rows"]) for piece in pieces]
         patches, regions = (image.normalize(torch.cat([p[k] for p in pieces])) for k in ("patches", "regions"))

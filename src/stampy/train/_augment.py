@@ -1,4 +1,4 @@
-"""Views of tiles: turned, mirrored, coarser, stained a little otherwise.
+"""Augmentation of tiles: rotation, reflection, resolution and stain.
 
 Shapes: B spots.
 """
@@ -18,7 +18,7 @@ _COARSEST_PX = 24  # edge of a patch in the reduced image of a Visium section
 def augment(
     patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator, *, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, ...]:
-    """Turn and mirror each patch and its region alike, vary resolution and colours, and move the cell number along.
+    """Rotate and flip each patch with its region and cell number; vary resolution and colours.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def augment(
 
 
 def _places(chosen: Tensor, images: Tensor) -> Tensor:
-    # Indices, found on the CPU: for a mask on a GPU, torch would wait until all before is computed to count it.
+    # Indices from the CPU: torch would block to count a mask on a GPU.
     return chosen.nonzero()[:, 0].to(images.device, non_blocking=True)
 
 

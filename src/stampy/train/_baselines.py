@@ -171,7 +171,11 @@ def ridge_ranks(
             known = np.concatenate([scaled[o] for o in others]), sparse.vstack([genes[o] for o in others])
             folds = [(rows, *known)]
         else:
-            left = xy[name][:, 0] <= np.median(xy[name][:, 0])
+            x = xy[name][:, 0]
+            x = (
+                x if np.isfinite(x).all() else np.arange(len(x))
+            )  # without coordinates by rows: neighbours stand together
+            left = x <= np.median(x)
             folds = [(part, scaled[name][~part], genes[name][np.flatnonzero(~part)]) for part in (left, ~left)]
         found[name] = np.empty(len(scaled[name]), dtype=np.int64)
         for rows, x, y in folds:

@@ -59,7 +59,7 @@ class PairPiece(TypedDict):
     """Some spots of a `PairBatch`."""
 
     ids: Tensor  # (B, L) int64, ids for the encoder
-    lengths: np.ndarray  # (B,) int64; what decides about shapes stays on the CPU: to ask a GPU is to wait for it
+    lengths: np.ndarray  # (B,) int64; values that decide shapes stay on the CPU: reading them from a GPU would block
     paired: np.ndarray  # (B,) bool, has genes
     known: np.ndarray  # (B,) bool, has a region
     patches: Tensor  # (B, px, px, 3) uint8, after augmentation (B, 3, px, px) float

@@ -1,8 +1,7 @@
-"""A run's folder: what it is about, and the states it can go on from."""
+"""Checkpoints of a run, sealed by a SHA-256, and the identity that resuming compares."""
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 
 import stampy
 from stampy import _checks
-from stampy._files import DAMAGED, atomic, seal, sealed
+from stampy._files import DAMAGED, atomic, is_full, seal, sealed
 
 from ._config import FREE
 
@@ -121,7 +120,7 @@ def load_state(state: State, model: nn.Module, optimizer: Optimizer, *, sharded:
     partial = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=partial)
     saved = state["optimizer"]["state"]
-    for name, parameter in model.named_parameters():  # torch made up a state for these
+    for name, parameter in model.named_parameters():  # torch initialised a state for these
         if name not in saved:
             optimizer.state.pop(parameter, None)
 
@@ -133,7 +132,7 @@ def save_state(path: Path, state: State) -> None:
             writer = _Writer(file)
             try:
                 torch.save(state, cast("IO[bytes]", writer))  # torch calls `write` and `flush` alone
-            except RuntimeError as error:  # what torch makes of a write that failed
+            except RuntimeError as error:  # torch's error for a failed write
                 raise (writer.failed or error) from error
             os.fsync(file.fileno())
             seal(temporary)
@@ -142,7 +141,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 class _Writer:
-    """A file for torch, which tells of a failed write, but not why it failed."""
+    """A file for torch that keeps the OSError of a failed write, which torch hides."""
 
     def __init__(self, file: io.RawIOBase):
         self.file = file
@@ -152,7 +151,7 @@ class _Writer:
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
-            while len(rest):  # a raw file may take less than all, and a disk that fills up does
+            while len(rest):  # a raw file may write fewer bytes than given, as on a full disk
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             self.failed = error
@@ -164,8 +163,8 @@ class _Writer:
 
 
 def no_space(error: OSError, path: Path) -> OSError:
-    """`error`, said better where the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    """`error` with a clearer message if the disk is full."""
+    if not is_full(error):
         return error
     whole = sorted(path.parent.glob("checkpoint-*.ckpt"))
     return OSError(

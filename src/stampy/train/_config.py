@@ -15,7 +15,7 @@ from ._settings import Range, checked, without_effect
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
-# Of no consequence for the result: a run may go on with other values.
+# These do not affect the result: a run may resume with other values.
 FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
 
 
@@ -57,7 +57,7 @@ RANGES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Config:
-    """What both stages have.
+    """Settings that both stages share.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What training reads: sections in memory or on disk, behind one interface.
+"""The training data of a run: sections in memory or on disk behind one interface.
 
 Shapes: n spots of a section, m of them, G groups of a section, N spots per group, L positions.
 """
@@ -88,6 +88,7 @@ class MemorySection:
     xy: np.ndarray  # (n, 2) float64, px
     tokens: np.ndarray  # (n, max_tokens) uint16 or int32, 0 pads; all 0 for a section without genes
     tiles: TileSource | None
+    kept_groups: np.ndarray | None = None  # (G, N) spots, where groups are given and coordinates are not
 
     @property
     def n_spots(self) -> int:

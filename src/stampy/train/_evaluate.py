@@ -1,4 +1,4 @@
-"""What a model knows about sections, beside what simple guesses know.
+"""Evaluation of both training stages on held-out sections, beside simple baselines.
 
 Shapes: n spots, L positions, S groups, K components, F features of tiles.
 """
@@ -49,7 +49,7 @@ def evaluate(
     device: str | None = None,
     seed: int = DEFAULT_SEED,
 ) -> pd.DataFrame:
-    """Measure both stages of a model on sections that it was not trained on, beside what simple guesses reach.
+    """Measure both stages of a model on sections that it was not trained on, beside simple baselines.
 
     Stage 1: the cross-entropy (nats) of the gene tower's guesses, with inputs masked as in training. The tower has
     learned what a spot is made of where ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is of genes
@@ -172,7 +172,12 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
     _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
     stage = Reconstruction(model, config, igr_steps=0)
     rng = _utils.stream(seed, "evaluate")
-    members = group_spots(section.xy, size=config.group_size, max_distance=config.max_distance, rng=rng).members
+    members = section.kept_groups
+    if members is None and not np.isfinite(section.xy).all():
+        _checks.warn(f"Section {section.name!r} has neither coordinates nor groups: stage 1 is not measured on it.")
+        return dict.fromkeys((*KINDS, "cgr"), np.nan)
+    if members is None:
+        members = group_spots(section.xy, size=config.group_size, max_distance=config.max_distance, rng=rng).members
     members = members[rng.permutation(len(members))[:n_groups]]
     sums, counts = dict.fromkeys((*KINDS, "cgr"), 0.0), dict.fromkeys((*KINDS, "cgr"), 0)
     for step, start in enumerate(range(0, len(members), GROUPS_AT_A_TIME)):

@@ -1,4 +1,4 @@
-"""What a run writes down at every step: metrics.jsonl always, others on request."""
+"""Logs of every step of a run: metrics.jsonl always, others on request."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Logs:
 
 
 def _is_watched() -> bool:
-    """Whether someone sees a bar move: in a terminal or a notebook."""
+    """Whether a progress bar is visible: in a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
@@ -137,7 +137,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cut(path: Path, first: int) -> None:
-    """Leave out the lines of steps that will be made again, and one that was not finished."""
+    """Remove lines of steps that will be repeated, and an unfinished last line."""
     if path.exists():
         kept = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < first]
         with atomic(path) as temporary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import signal
 import sys
@@ -19,7 +18,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy._files import FolderLock, remove_leftovers
+from stampy._files import FolderLock, is_full, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 
@@ -32,7 +31,7 @@ from ._signals import Signals, stop
 
 __all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
 
-# Version of what a run's identity and random streams are made of; a run of another one can't go on.
+# Version of a run's identity and random streams; runs of another version can't be resumed.
 IDENTITY = 2
 _TERM = 2**20  # stands for SIGTERM in a sum over ranks, in which each SIGINT counts 1
 TEMPORARY = ("checkpoint-", "failed-", "config.json", "data.json", "metrics.", "stampy-")
@@ -44,7 +43,7 @@ C = TypeVar("C", PretrainConfig, AlignConfig)
 
 
 class Sampler(Protocol[B_co]):
-    """Where batches come from. A batch is a function of the step, so that any thread may make any of them."""
+    """A source of batches. A batch is a function of the step, so that any thread can make any of them."""
 
     @property
     def steps(self) -> int:
@@ -102,7 +101,7 @@ class Stage(Layered, Generic[B, P, C]):
 
 @contextlib.contextmanager
 def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
-    """The run's folder, which no other process works in meanwhile; files left by killed ones are removed.
+    """Lock the run's folder, and remove files left by killed processes.
 
     Raises
     ------
@@ -126,7 +125,7 @@ def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
         try:
             yield out
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and "No space left on the disk" not in str(error):
+            if is_full(error) and "No space left on the disk" not in str(error):
                 raise _checkpoints.no_space(error, out / "a file") from error
             raise
 
@@ -230,7 +229,7 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
 
 
 class TrainState(Generic[B, P, C]):
-    """Model, optimizer and precision of a run: what a step makes of them, and their way to and from the disk."""
+    """Model, optimizer and precision of a run: a training step, and saving and loading."""
 
     def __init__(self, out: Path, fabric: Fabric, stage: Stage[B, P, C]):
         self.out, self.fabric, self.model = out, fabric, stage.model
@@ -251,7 +250,7 @@ class TrainState(Generic[B, P, C]):
     def step(
         self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals
     ) -> tuple[dict[str, float], int]:
-        """Change the weights by a batch; what there is to log of it, and the signal that came to any rank, or 0."""
+        """Train on a batch; returns what to log, and the signal that any rank received, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
         torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.rank) >> 1)
         lr = _learning_rate(config, step, sampler.steps)
@@ -345,7 +344,7 @@ def _values(losses: Losses, norm: Tensor, ranks: Ranks, caught: int) -> tuple[di
     """
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-    if ranks.world_size > 1:  # ranks stop together: one that waits for another would wait for ever
+    if ranks.world_size > 1:  # ranks stop together, as one would otherwise wait for another for ever
         flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
         total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
         local, flags = total[:-1] / ranks.world_size, total[-1:]

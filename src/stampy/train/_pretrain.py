@@ -23,6 +23,7 @@ from stampy._utils import stream
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, save
 from stampy.models._cross_entropy import kernel_for
 from stampy.models._load import load_stamp
+from stampy.models._trained_on import DATA
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["pretrain"]
 
 logger = logging.getLogger(__name__)
-
-DATA = "data.json"
 
 
 def pretrain(

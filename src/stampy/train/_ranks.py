@@ -1,4 +1,4 @@
-"""The processes of a run: how they are started, and what they tell each other."""
+"""Distributed training: starting the ranks, and sums and rows over all of them."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def _shard(stage: Layered, mesh: DeviceMesh) -> Layered:
 
 
 def is_sharded(fabric: Fabric) -> bool:
-    """Whether each process holds a part of the weights alone."""
+    """Whether each rank holds only a shard of the weights."""
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def synchronised(fabric: Fabric, module: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Leave the exchange of gradients for later unless `now`."""
+    """Synchronise gradients only if `now`, as in the last piece of a batch."""
     return nullcontext() if now or fabric.world_size == 1 else fabric.no_backward_sync(module)
 
 
@@ -150,5 +150,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _GatherContext, grad: Tensor) -> tuple[Tensor, None]:
-        # What every rank's loss says about this rank's rows.
+        # The gradient of every rank's loss with respect to this rank's rows.
         return ctx.ranks.total(grad).chunk(ctx.ranks.world_size)[ctx.ranks.rank], None

@@ -27,7 +27,7 @@ from ._ranks import synchronised
 
 __all__ = ["KINDS", "Reconstruction", "mask_tokens"]
 
-# What was done to a selected position. Where the gene was kept, a model may copy it.
+# Kinds of selected positions. Where the gene was kept, a model can copy it.
 KINDS = ("igr_masked", "igr_replaced", "igr_kept")
 
 
@@ -110,7 +110,7 @@ def _piece(
 ) -> GroupPiece:
     """Spots end to end, those of equal length side by side; where the losses are taken, as places in that row."""
     lengths_SN = (tokens_SNL != _keys.PAD).sum(dim=2)
-    # A neighbour speaks at every scored position of its centre, with padding where its own tokens have ended.
+    # A neighbour predicts at every scored position of its centre; past its own tokens it is padded.
     last_S = (scored_SL * torch.arange(1, scored_SL.shape[1] + 1)).amax(dim=1)
     wanted_SN = torch.maximum(lengths_SN, last_S[:, None].expand_as(lengths_SN))
     lengths_B, wanted_B = lengths_SN.flatten(), wanted_SN.flatten()
@@ -149,7 +149,7 @@ def mask_tokens(
     rng: np.random.Generator,
     width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Select tokens and spoil most of them: 80 % become the mask id, 10 % a random gene, 10 % stay (section 3.2).
+    """Select tokens: 80 % become the mask id, 10 % a random gene, and 10 % are kept (section 3.2).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is in a batch. A batch is a function of (seed, step), so a run that goes on equals one that never stopped.
+"""Samplers. A batch is a function of (seed, step), so that a resumed run equals one that never stopped.
 
 Any thread may make any batch: the loop has the next ones made while the device works. Several ranks share a batch: it
 is as many times as large, and rank r takes the r-th consecutive slice of it. All ranks draw for the whole batch.
@@ -60,7 +60,7 @@ class _Sampler:
         return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
-        """The tokens as int64; a damaged one would stop a GPU without a word of where it came from."""
+        """The tokens as int64, checked: on a GPU an invalid token would fail without naming its section."""
         if tokens.max(initial=0) >= self._n_tokens:
             where = "A section" if self.data.corpus is None else f"The corpus {str(self.data.corpus)!r}"
             raise ValueError(

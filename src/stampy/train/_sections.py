@@ -1,4 +1,4 @@
-"""Sections on their way into training: their tokens, their tiles."""
+"""Preparing sections for training: their tokens and tiles."""
 
 from __future__ import annotations
 

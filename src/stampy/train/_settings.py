@@ -18,7 +18,7 @@ __all__ = ["Range", "checked", "without_effect"]
 
 
 class Range(NamedTuple):
-    """What a number may be."""
+    """The range of a number."""
 
     least: float
     most: float = math.inf

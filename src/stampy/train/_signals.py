@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in the middle of a run: the step ends, a checkpoint is saved, then the run stops."""
+"""SIGTERM and Ctrl-C: the current step ends, a checkpoint is saved, then the run stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """Notes the first SIGINT or SIGTERM within the block; a second one acts as if this were not here.
+    """Notes the first SIGINT or SIGTERM within the block; a second one has its usual effect.
 
     Handlers belong to the main thread: in another one, nothing is changed. The former handlers come back at the end.
 

@@ -1,4 +1,4 @@
-"""Spectral starts: a small gene encoder at the axes along which neighbouring spots agree, a small ViT at colours.
+"""Spectral initialisation: a gene encoder at the axes shared by neighbouring spots, a ViT at colours.
 
 Before any step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the covariance
 between spots and the mean of their neighbours. That is contextual gene reconstruction (paper, section 3.2) for a linear
@@ -78,12 +78,13 @@ def spatial_axes(
     parts = [
         SpotGenes(weighted_genes(s.tokens, gate_L, level_G), neighbor_graph(s.xy))
         for s in sections
-        if len(s.xy) > NEIGHBORS and s.tokens.any()
+        if len(s.xy) > NEIGHBORS and s.tokens.any() and np.isfinite(s.xy).all()
     ]
     if not parts:
         raise ValueError(
-            f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes, found sections of "
-            f"{shortlist(len(s.xy) for s in sections)} spots. Use start='random'."
+            f"start='spectral' needs a section of more than {NEIGHBORS} spots with genes and coordinates (files of "
+            f"SpaVis-6M have none), found sections of {shortlist(len(s.xy) for s in sections)} spots. Use "
+            "start='random'."
         )
     return leading_axes(parts, k, stream(seed, "spectral axes"))
 

@@ -1,4 +1,4 @@
-"""What other people's encoders have in common: the interfaces of image, gene and slide systems.
+"""Interfaces of other groups' image, gene and slide encoders.
 
 Shapes: B spots, H and W px, D size of the output, N tiles of a slide, V genes of the vocabulary.
 """

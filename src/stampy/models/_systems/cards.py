@@ -1,4 +1,4 @@
-"""What is known of every system that stampy can run: where its weights are, what it sees, what it was trained on."""
+"""Cards of the systems that stampy runs: where their weights are, their input, their training data."""
 
 from __future__ import annotations
 
@@ -121,5 +121,5 @@ def image_input(
     mean: tuple[float, float, float] = _keys.IMAGENET_MEAN,
     std: tuple[float, float, float] = _keys.IMAGENET_STD,
 ) -> ImageInput:
-    """The fields of a card that say what an image encoder wants to see."""
+    """The fields of a card that describe the input of an image encoder."""
     return {"size_px": size_px, "tile_um": tile_um, "mean": mean, "std": std}

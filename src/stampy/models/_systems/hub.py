@@ -142,7 +142,7 @@ def _by_hand(card: Card) -> str:
 
 
 def require(module: str, card: Card) -> None:
-    """ImportError with the command that mends it, unless the library that builds the system is there."""
+    """ImportError with the command to install the library that builds the system, unless it is there."""
     import importlib.util
 
     if importlib.util.find_spec(module) is None:

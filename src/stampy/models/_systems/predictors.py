@@ -171,7 +171,7 @@ class Predictor:
         self._check_features(features, len(tiles))
         _check_edge(tiles, self._size)
         seed = int(self._rng.integers(2**63))
-        with torch.random.fork_rng(devices=[]):  # initial weights by our seed, without a trace in the global state
+        with torch.random.fork_rng(devices=[]):  # initial weights by our seed; the global state is not changed
             torch.manual_seed(seed)
             network = self._build(targets, features).to(self.device)
         self.network = network
@@ -290,7 +290,7 @@ class Predictor:
 
 
 def _turned(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """A batch flipped and turned by quarters at random; tissue has no up."""
+    """A batch flipped and rotated by multiples of 90° at random."""
     images = torch.rot90(images, int(rng.integers(4)), dims=(2, 3))
     return images.flip(3) if rng.integers(2) else images
 

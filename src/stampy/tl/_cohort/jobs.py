@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import threading
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.sections import Section, of_section
+from stampy._io.sections import FAULTS, Section, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
 
 from . import records
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 __all__ = ["embed_section_job", "embed_slide_job"]
-
-# What may be wrong with a section; anything else is a bug and stops the run.
-FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
-
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
 
@@ -57,9 +52,9 @@ def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded]
             warnings.simplefilter("always", UserWarning)
             found = work(section, plan, model)
     except FAULTS as error:
-        if not plan.skip or _is_full(error):
+        if not plan.skip or _files.is_full(error):
             raise
-        row |= {"status": "failed", "error": _line(error, section.name)}
+        row |= {"status": "failed", "error": one_line(error, section.name)}
     else:
         row |= found
         said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
@@ -67,15 +62,6 @@ def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded]
             row |= {"warnings": list(said), "seconds": round(time.perf_counter() - began, 3), "worker": worker_name()}
             records.finish(plan, section.name, row.pop("identity"), row)
     return row
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _line(error: BaseException, name: str) -> str:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
 
 
 def _identity(plan: Plan, model: Loaded, source: str) -> dict[str, Any]:

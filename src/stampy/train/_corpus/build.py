@@ -158,12 +158,12 @@ def _begin(out: Path, settings: CorpusSettings, sections: Sequence[SourceSection
         with atomic(path) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "settings": settings}, indent=1) + "\n")
     (out / "sections").mkdir(exist_ok=True)
-    write_group(out / "sections", {})  # zarr opens it all as one hierarchy
+    write_group(out / "sections", {})  # so that zarr opens the corpus as one hierarchy
     _clear(out / "sections", sections)
 
 
 def _clear(folder: Path, sections: Sequence[SourceSection]) -> None:
-    """Remove what a killed build left half-written; ValueError for sections that nobody asks for."""
+    """Remove what a killed build left unfinished; ValueError for sections that are not among those given."""
     known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):

@@ -107,7 +107,8 @@ class Corpus:
             columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
             AnnData, SpatialData or `Section`; one or a list, of any mix of gene panels. One without genes (0 columns)
             gives its image alone. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
-            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have.
+            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have. Or
+            ``"hf:org/name@COMMIT"``, a data set on the hub with such files or with .h5ad files, one after the other.
         out
             Folder of the corpus.
         vocabulary
@@ -245,7 +246,7 @@ class Corpus:
 
 
 def as_corpus(sections: object) -> Corpus | None:
-    """The corpus that is meant, itself or its path (also alone in a list); None for anything else."""
+    """The corpus, given itself or by its path (also alone in a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
     if isinstance(sections, Corpus):

@@ -10,18 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from stampy import _checks
 from stampy._files import sha256_of
 from stampy._section.links import leads_out
-from stampy.train._corpus.spavis import FAULTS, damaged_file, is_token_file, number_of
+from stampy.train._corpus.spavis import is_token_file, number_of
+from stampy.train._corpus.spavis_index import FAULTS, damaged_file
 
 if TYPE_CHECKING:
     import h5py
 
+    from stampy._io.sections import Sections
+
 __all__ = ["DOWNLOADS", "HubFile", "HubFolder", "hub_folder"]
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PREFIX = "hf:"
@@ -94,7 +98,7 @@ class HubFolder:
             )
         return path
 
-    def batches(self, todo: Sequence[Any], files_of: Callable[[Any], set[Path]], at_once: int) -> Iterator[list[Any]]:
+    def batches(self, todo: Sequence[T], files_of: Callable[[T], set[Path]], at_once: int) -> Iterator[list[T]]:
         """Sections whose files are on the disk; a file is removed as soon as no section that is left needs it.
 
         Parameters
@@ -122,7 +126,7 @@ class HubFolder:
         shutil.rmtree(self.place, ignore_errors=True)
 
 
-def hub_folder(sections: Any, out: Path) -> HubFolder | None:
+def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
     """What ``hf:org/name@COMMIT`` (``/folder``) means; None for anything else.
 
     Raises

@@ -126,7 +126,11 @@ class StoredSection:
 
     def load(self, max_tokens: int) -> MemorySection:
         """The section in memory, without tiles."""
-        return MemorySection(self.name, self.xy, self.spot_tokens(np.arange(self.n_spots), max_tokens), None)
+        tokens, kept = self.spot_tokens(np.arange(self.n_spots), max_tokens), None
+        if not np.isfinite(self.xy).all():  # groups came with the source
+            n = sum(self.n_groups)
+            kept = self.spots.reshape(n, -1).astype(np.int64) if n else None
+        return MemorySection(self.name, self.xy, tokens, None, kept)
 
     def ready_tiles(self) -> None:
         """Read cells and first rows, which all batches with tiles need."""

@@ -6,7 +6,6 @@ per spot.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
@@ -16,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy import _checks, _utils
-from stampy._io.sections import Section, file_name, several_sections
+from stampy import _checks, _files, _utils
+from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
 from stampy._section.boxes import choose_cells
 from stampy._section.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
@@ -47,9 +46,6 @@ Reader = Callable[[Path], Any]
 
 PARTIAL = ".partial-"
 
-# What may be wrong with a section; anything else is a bug and stops the build.
-FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
-
 
 def record_of(folder: Path) -> SectionRecord | None:
     """What was written about a section that is complete; None where there is none, or its files are not whole."""
@@ -65,11 +61,11 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
     """What the vocabulary needs of a section: sums of its genes; None for one without genes, text for a fault."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same ones come again when the section is written
+            warnings.simplefilter("ignore")  # they are given again when the section is written
             table = _utils.table_of(_data(section, reader))
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
     except FAULTS as error:
-        if not skip or _is_full(error):
+        if not skip or _files.is_full(error):
             raise _named(error, section.name) from error
         return _line(error, section.name)
 
@@ -97,7 +93,7 @@ def write_section(
                 record["notes"] = list(dict.fromkeys(notes))
                 write_group(partial, {"stampy": record})  # last: a group with a record is complete
     except FAULTS as error:
-        if not skip or _is_full(error):
+        if not skip or _files.is_full(error):
             raise _named(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
     return record
@@ -119,20 +115,15 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
     return issubclass(warning.category, _checks.StampyWarning)
 
 
-def _is_full(error: BaseException) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 def _line(error: BaseException, name: str) -> str:
     if isinstance(error, SeveralSectionsError):
         return several_sections(error, name).removeprefix(f"Section {name!r}: ")
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split()) or type(error).__name__
+    return one_line(error, name)
 
 
 def _named(error: BaseException, name: str) -> Exception:
     """The error with the section's name; what was written before stays, so the build goes on from there."""
-    if _is_full(error):
+    if _files.is_full(error):
         return OSError(
             error.errno,
             f"{error.strerror} while section {name!r} was written. Make room and build again: it goes on from there",

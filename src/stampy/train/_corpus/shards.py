@@ -140,7 +140,7 @@ def damaged(path: str | Path, why: str) -> ValueError:
 
 
 class _File:
-    """A file that is open as long as anyone has it: one that another thread drops meanwhile is not closed under us."""
+    """An open file that is closed with its last reference, so that no thread loses it while reading."""
 
     def __init__(self, number: int):
         self._number = number

@@ -1,18 +1,21 @@
-"""What a corpus is built from: sections, files of SpaVis-6M, or a data set of the hub."""
+"""Sources of a corpus: sections, files of SpaVis-6M, or a data set of the hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from stampy._io.sections import Section, as_sections
 from stampy.pp import Vocabulary
-from stampy.train._corpus import hub, spavis
+from stampy.train._corpus import hub, spavis, spavis_index
 from stampy.train._corpus.hub import HubFolder
 from stampy.train._corpus.records import CorpusSettings
 from stampy.train._corpus.spavis import Slide
+
+if TYPE_CHECKING:
+    from stampy._io.sections import Sections
 
 __all__ = ["Source", "SourceSection", "source_of"]
 
@@ -50,10 +53,8 @@ class Source:
         """Sections that can be read now; what they were read from may be gone when the next ones are asked for."""
         if self.remote is None:
             yield todo
-        elif self.remote.tokens:
-            yield from self.remote.batches(todo, lambda slide: {part.file.path for part in slide.parts}, 1)
         else:
-            yield from self.remote.batches(todo, lambda section: {section.data}, n_workers)
+            yield from self.remote.batches(todo, _files_of, 1 if self.remote.tokens else n_workers)
 
     def clear(self) -> None:
         """Remove downloads."""
@@ -61,8 +62,20 @@ class Source:
             self.remote.clear()
 
 
+def _files_of(section: SourceSection) -> set[Path]:
+    if isinstance(section, Slide):
+        return {part.file.path for part in section.parts}
+    return {section.data} if isinstance(section.data, Path) else set()
+
+
 def source_of(
-    sections: Any, out: Path, settings: CorpusSettings, vocabulary: Vocabulary | None, *, reader: Any, skip: bool
+    sections: Sections,
+    out: Path,
+    settings: CorpusSettings,
+    vocabulary: Vocabulary | None,
+    *,
+    reader: object,
+    skip: bool,
 ) -> Source:
     """Find out what is meant, and check it as far as that is cheap."""
     remote = hub.hub_folder(sections, out)
@@ -74,10 +87,10 @@ def source_of(
     settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
-        chosen, skipped = spavis.slides_of(files or [], settings, skip=skip)
+        chosen, skipped = spavis_index.slides_of(files or [], settings, skip=skip)
         return Source(chosen, settings, vocabulary, skipped)
     given = [(remote.path(file), file.name, file.digest) for file in remote.files]
-    chosen, skipped = spavis.slides_of(given, settings, skip=skip, opened=remote.opened)
+    chosen, skipped = spavis_index.slides_of(given, settings, skip=skip, opened=remote.opened)
     return Source(chosen, settings, vocabulary, skipped, remote=remote)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from stampy import _keys
 from stampy.train._corpus.arrays import ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put
 from stampy.train._corpus.records import CorpusSettings, Written
-from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide, open_file
+from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide
+from stampy.train._corpus.spavis_index import open_file
 
 __all__ = ["write_slide"]
 

@@ -1,4 +1,4 @@
-"""What a run trains on, from a corpus; refused where the corpus does not fit settings or model."""
+"""The training data of a run from a corpus, checked against settings and model."""
 
 from __future__ import annotations
 

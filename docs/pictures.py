@@ -1,0 +1,91 @@
+"""Pictures of real tissue for the pages: ``python docs/pictures.py`` writes them into ``docs/_static``.
+
+Not part of the build: the section is downloaded, or read from ``STAMPY_DATA_DIR``. It is CRC_16 of Galeano Niño et al.,
+Nature 611, 810 (2022), from github.com/bedapub/microbiome10XVisium (MIT licence), so its pictures may be shown. Needs
+squidpy for the picture of its statistics.
+"""
+
+import warnings
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import scanpy as sc
+from PIL import Image
+
+import stampy
+from stampy.pl._paint import default_colors
+
+HERE = Path(__file__).parent / "_static"
+DPI = 110
+
+
+def section():
+    adata = stampy.datasets.load("CRC16_human")
+    adata.layers["counts"] = adata.X.copy()
+    stampy.tl.embed(adata, modality="gene", context="neighbors", show_progress_bar=False)
+    stampy.tl.domains(adata, 6, method="kmeans")
+    return adata
+
+
+def front(adata):
+    """Tissue, domains, and the embedding as colours."""
+    axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=["H&E", "domains", "embedding as colours"])
+    axes[0].collections[0].remove()  # the outlines of the spots, which hide the tissue
+    save("front")
+
+
+def domains_and_graph(adata):
+    """What squidpy makes of the domains."""
+    import squidpy as sq
+
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    sq.gr.spatial_neighbors(adata, coord_type="grid", n_neighs=6)
+    sq.gr.nhood_enrichment(adata, cluster_key="stamp_domain", seed=0, show_progress_bar=False)
+    sq.gr.co_occurrence(adata, cluster_key="stamp_domain", show_progress_bar=False)
+    z = adata.uns["stamp_domain_nhood_enrichment"]["zscore"]
+    ratio, distance = (adata.uns["stamp_domain_co_occurrence"][k] for k in ("occ", "interval"))
+    names = list(adata.obs["stamp_domain"].cat.categories)
+    um = adata.uns["stamp"]["X_stamp"].get("um_per_px") or 100 / pitch(adata)
+    colours = dict(zip(names, default_colors(len(names)), strict=True))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
+    limit = float(np.abs(z).max())
+    image = left.imshow(z, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    left.set_xticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), names)
+    left.set(xlabel="domain", ylabel="domain", title="neighbourhood enrichment")
+    figure.colorbar(image, ax=left, label="z score")
+    for i, name in enumerate(names):
+        right.plot(distance[1:] * um / 1000, ratio[i, 0], label=name, color=colours[name])
+    right.axhline(1, color="0.6", linewidth=0.8)
+    right.set(xlabel="distance (mm)", ylabel="co-occurrence ratio", title="co-occurrence with domain 0")
+    right.legend(title="domain", frameon=False, fontsize="small")
+    save("squidpy")
+
+
+def pitch(adata):
+    """Median distance of nearest spots, which is 100 µm on Visium."""
+    from sklearn.neighbors import NearestNeighbors
+
+    xy = adata.obsm["spatial"]
+    return float(np.median(NearestNeighbors(n_neighbors=2).fit(xy).kneighbors(xy)[0][:, 1]))
+
+
+def save(name):
+    """As a palette PNG: a third of the size."""
+    path = HERE / f"{name}.png"
+    plt.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.close("all")
+    Image.open(path).convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    adata = section()
+    front(adata)
+    domains_and_graph(adata)

@@ -1,0 +1,141 @@
+"""The parts of rehearse.sh that are no command of stampy: `python rehearse.py generate | killed | whole | ... OUT`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+N_SPOTS, SEED = 150, 0
+KEPT_OUT = ("TOY4", "TENX13")  # of the HEST-like folder
+TABLES = {"dlpfc": 3, "hbc": 1, "her2": 4, "psc": 2, "hhk": 2, "tcga-luad": 6}  # sections, or slides
+# (system before, system after, task, metric, variant): each must be better after than before
+STEPS = {
+    "stage 1": [
+        ("genes, untrained", "genes, after stage 1", "domains", "ari", "kmeans"),
+        ("genes, untrained", "genes, after stage 1", "probe", "balanced_accuracy", "logistic"),
+    ],
+    "stage 2": [
+        ("image, before stage 2", "image, after stage 2", "domains", "ari", "kmeans"),
+        ("image, before stage 2", "image, after stage 2", "probe", "balanced_accuracy", "logistic"),
+        ("both, before stage 2", "both, after stage 2", "retrieve", "recall@10", "image to gene"),
+    ],
+}
+
+
+def generate(out: Path) -> None:
+    """The folders, and the sections that are kept out with their truth."""
+    from stampy import datasets
+
+    # The same seed: the same domains and genes in both folders. Toy sections are drawn one after the other, so the
+    # three of stage 1 are other draws than the fourth and fifth, which are judged on.
+    datasets.toy_spavis(out / "spavis", n_spots=2 * N_SPOTS, n_sections=3, n_val=0, n_positions=64, rng=SEED)
+    sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=4, rng=SEED)
+    (out / "truth").mkdir()
+    for section, name in zip(sections[-2:], KEPT_OUT, strict=True):
+        section.write_h5ad(out / "truth" / f"{name}.h5ad")
+
+
+def killed(name: str, steps: str, run: Path, command: list[str]) -> None:
+    """Start a training, and kill it with all its processes once it has done so many steps."""
+    log = run / "metrics.jsonl"
+    process = subprocess.Popen(command, start_new_session=True)
+    while not log.is_file() or len(log.read_text().splitlines()) < int(steps):
+        if process.poll() is not None:
+            raise SystemExit(f"The run ended by itself with status {process.returncode} before it could be killed.")
+        time.sleep(0.2)
+    os.killpg(process.pid, getattr(signal, f"SIG{name}"))
+    status = process.wait(timeout=300)
+    if status == 0 or (run / "model").exists():
+        raise SystemExit(f"The run was to be killed by SIG{name}, but it went to its end.")
+    print(f"killed by SIG{name} after step {len(log.read_text().splitlines())}: status {status}")
+
+
+def whole(run: Path) -> None:
+    """Every step of a run that went on was logged, and there is a model."""
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if sorted(set(steps)) != list(range(max(steps) + 1)) or not (run / "model").is_dir():
+        raise SystemExit(f"{run} is no whole run: {len(steps)} steps are logged, the last is {max(steps)}.")
+    print(f"{len(set(steps))} steps, none missing; model: {run / 'model'}")
+
+
+def start(out: Path) -> None:
+    """Models as they were before each stage, and the config that compares them on the sections kept out."""
+    import torch
+
+    from stampy import models
+
+    after = models.load(out / "both" / "model")
+    genes = models.load(out / "genes" / "model")
+    torch.manual_seed(SEED)
+    untrained = models.Stamp(after.config)
+    untrained.genes = after.genes
+    models.save(untrained, out / "untrained")
+    untrained.load_state_dict(genes.state_dict(), strict=False)  # the gene tower of stage 1, the image tower untrained
+    models.save(untrained, out / "before-2")
+    systems = [
+        ("genes, untrained", "untrained", "gene"), ("genes, after stage 1", "genes/model", "gene"),
+        ("genes, after stage 2", "both/model", "gene"), ("image, before stage 2", "before-2", "image"),
+        ("image, after stage 2", "both/model", "image"), ("both, before stage 2", "before-2", "fused"),
+        ("both, after stage 2", "both/model", "fused"),
+    ]  # fmt: skip
+    sections = [{"source": f"{name}.h5ad", "name": name} for name in KEPT_OUT]
+    config = {
+        "datasets": [{"name": "planted sections, kept out", "sections": sections, "labels": "domain"}],
+        "systems": [{"name": n, "model": str(out / path), "modality": kind} for n, path, kind in systems],
+        "tasks": ["probe", {"task": "domains", "methods": ["kmeans"]}, "retrieve"],
+        "seeds": [0, 1, 2],
+    }
+    (out / "truth" / "planted.json").write_text(json.dumps(config, indent=1))
+
+
+def tables(out: Path) -> None:
+    """Every table of the paper on a generated folder, and the curves of both stages."""
+    import matplotlib.pyplot as plt
+
+    from stampy import bench, pl
+    from stampy.datasets._toy.folders import toy_folder
+
+    systems = {"tcga-luad": []}
+    for table, n in TABLES.items():
+        folder = toy_folder(table, out / "tables" / table, n_sections=n, n_spots=60)
+        chosen = systems.get(table, ["pixels"] if table in ("her2", "psc", "hhk") else ["PCA", "pixels"])
+        bench.run(table, out / "results" / table, folder=folder, models=[str(out / "both" / "model")], systems=chosen,
+                  seeds=[0], device="cpu", show_progress_bar=False)  # fmt: skip
+        print(f"{table}: done", flush=True)
+    for stage, run in (("Stage 1", "genes"), ("Stage 2", "both")):
+        axes = pl.training(out / run)
+        figure = (axes[0] if isinstance(axes, list) else axes).figure
+        figure.savefig(out / "results" / f"{stage}, loss by step.png", dpi=110)
+        plt.close(figure)
+
+
+def check(out: Path) -> None:
+    """Fail unless each stage made the planted truth easier to find, and every table has figures."""
+    from stampy import bench
+
+    table = bench.summary(bench.read_results(out / "results" / "00-planted-truth"))
+    table = table[table["section"] == "all"].set_index(["system", "task", "metric", "variant"])
+    failed = []
+    for stage, steps in STEPS.items():
+        for before, after, *what in steps:
+            first, last = table.loc[(before, *what)], table.loc[(after, *what)]
+            better = last["value"] > max(first["value"], 0 if first["chance"] != first["chance"] else first["chance"])
+            print(f"{stage}: {what[0]}, {what[1]}: {first['value']:.3f} -> {last['value']:.3f}"
+                  f" (chance {last['chance']:.3f}){'' if better else '  NOT BETTER'}")  # fmt: skip
+            failed += [] if better else [f"{stage}, {what[1]}"]
+    empty = [name for name in TABLES if not (bench.read_results(out / "results" / name)["status"] == "ok").any()]
+    if failed or empty:
+        raise SystemExit(f"Not better after than before: {failed}. Tables without a figure: {empty}.")
+
+
+if __name__ == "__main__":
+    what, *given = sys.argv[1:]
+    if what == "killed":
+        killed(given[0], given[1], Path(given[2]), given[4:])
+    else:
+        {"generate": generate, "whole": whole, "start": start, "tables": tables, "check": check}[what](Path(given[0]))
