@@ -199,6 +199,8 @@ def test_slides_that_are_absent_or_unlabelled_are_listed(tmp_path):
     assert "TCGA-00-DX1.tif" in steps["slides without a label"]
     table = pd.read_csv(data.slides["path"], sep="\t")
     assert table["patient"].tolist() == ["TCGA-01", "TCGA-02"]
+    assert table[data.slides["label"]].tolist() == ["Stage II", "Stage I"]
+    assert data.slides["label"] == "cases.0.diagnoses.0.ajcc_pathologic_stage"
 
 
 def test_figures_stand_beside_the_papers(folders, tmp_path, capsys):
@@ -268,3 +270,16 @@ def test_axes_of_one_section_are_not_probed_on_another(tmp_path):
     results = bench.run(config, tmp_path, show_progress_bar=False, device="cpu")
     assert set(results.loc[results["status"] == "ok", "system"]) == {"pixels"}
     assert "fitted to each section" in results.loc[results["system"] == "pca", "reason"].iloc[0]
+
+
+def test_a_file_that_leads_out_of_itself_is_not_opened(tmp_path):
+    import h5py
+
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
+        file.create_group("obs")
+    with h5py.File(tmp_path / "data" / "151507.h5ad", "w") as file:
+        file["obs"] = h5py.ExternalLink(str(tmp_path / "elsewhere.h5"), "obs")
+    (piece,) = [p for p in bench.pieces("dlpfc", tmp_path / "data") if (p.what, p.name) == ("counts", "151507")]
+    assert not piece.found
+    assert "151507.h5ad" in piece.steps

@@ -55,6 +55,9 @@ PARAMETER = re.compile(
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
+# Values that have another name here.
+VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
+
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
 
 
@@ -63,9 +66,13 @@ def in_options(message: BaseException | str) -> str:
 
     >>> in_options(KeyError("Give `um_per_px=`, or modality='gene'."))
     'Give `--um-per-px`, or --modality gene.'
+    >>> in_options(ValueError("Build with images=False."))
+    'Build with --images none.'
     """
     plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
     line = " ".join(str(plain).split()) or type(message).__name__
+    for value, option in VALUES.items():
+        line = line.replace(value, option)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 

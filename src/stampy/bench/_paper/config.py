@@ -71,11 +71,13 @@ def _slides(data: DataSet, found: Found, out: Path) -> DataSet:
         first = next(piece for piece in found.pieces if piece.what == "slides")
         raise FileNotFoundError(f"No slide of {data.name} can be used: {first.steps}")
     columns = list(found.slides[0])
-    lines = ["\t".join(columns), *("\t".join(row[c] for c in columns) for row in found.slides)]
+    named = [found.label if c == "label" else c for c in columns]
+    lines = ["\t".join(named), *("\t".join(row[c] for c in columns) for row in found.slides)]
     path = out / "slides.tsv"
     with _files.atomic(path) as beside:
         beside.write_text("\n".join(lines) + "\n", "utf-8")
-    return replace(data, slides={"path": str(path), **({"md5": "md5"} if "md5" in columns else {})})
+    md5 = {"md5": "md5"} if "md5" in columns else {}
+    return replace(data, slides={"path": str(path), "label": found.label, **md5})
 
 
 def _with_weights(system: System, found: Found) -> System:

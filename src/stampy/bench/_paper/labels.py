@@ -49,7 +49,9 @@ def word(value: object) -> str | None:
 def obs_of(path: Path) -> pd.DataFrame:
     """`obs` of an .h5ad or of a zarr store, nothing else of it; ValueError where it has none that can be read."""
     from stampy._io.input_files import hdf5, reading
+    from stampy._section.links import refuse_links
 
+    refuse_links(path)
     if path.is_file() and path.name.lower().endswith(".h5ad"):
         with hdf5(path) as file:
             return _frame(file, path)
@@ -165,12 +167,14 @@ def _rows(path: Path) -> list[list[str]] | None:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opened(path, "rt", encoding="utf-8", newline="") as stream:
-            first = stream.readline()
+            first = stream.readline(LARGEST)
             delimiter = "\t" if "\t" in first else "," if "," in first else " "
             if len(first.split(delimiter)) > 200:  # a matrix
                 return None
-            stream.seek(0)
-            rows = [row for row in csv.reader(stream, delimiter=delimiter) if row]
+            text = first + stream.read(LARGEST + 1)
+            if len(text) > LARGEST:  # packed small
+                return None
+            rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile):
         return None
     return rows if len(rows) > 1 else None

@@ -52,6 +52,7 @@ class Found:
     pieces: tuple[Piece, ...]
     places: tuple[Place, ...] = ()
     slides: tuple[Mapping[str, str], ...] = ()
+    label: str = "label"  # column of the user's table that the slides' labels are from
     weights: Mapping[str, str] = ()  # type: ignore[assignment]
 
 
@@ -115,8 +116,8 @@ def look(table: str, folder: str | Path) -> Found:
     needed = [Piece(what="weights", name=n, **_texts(w)) for n, w in weights.items()]
     found = {name: w["found"] for name, w in weights.items() if w.get("named")}
     if "slides" in data:
-        slides, first = _slides(table, data, files)
-        return Found(pieces=(*first, *needed), slides=slides, weights=found)
+        slides, label, first = _slides(table, data, files)
+        return Found(pieces=(*first, *needed), slides=slides, label=label, weights=found)
     names = [section["name"] if isinstance(section, dict) else section for section in data["sections"]]
     where = places(KINDS[table], names, files)
     of_sections = [piece for place in where for piece in _of_section(table, place, files)]
@@ -182,10 +183,17 @@ def _own_image(place: Place) -> str:
     return ""
 
 
-def _slides(table: str, data: Mapping[str, Any], files: Files) -> tuple[tuple[Mapping[str, str], ...], Sequence[Piece]]:
+def _slides(
+    table: str, data: Mapping[str, Any], files: Files
+) -> tuple[tuple[Mapping[str, str], ...], str, Sequence[Piece]]:
+    """The slides that are there, the column of their labels, and the pieces."""
     found = slide_table(files, data["slides"])
     if isinstance(found, str):
-        return (), [Piece(what="slides", name=data["name"], steps=f"{found}. {COUNTS[table]}", without="everything")]
+        return (
+            (),
+            "label",
+            [Piece(what="slides", name=data["name"], steps=f"{found}. {COUNTS[table]}", without="everything")],
+        )
     name = files.inside(found.path).as_posix()
     out = []
     if found.rows:
@@ -199,4 +207,4 @@ def _slides(table: str, data: Mapping[str, Any], files: Files) -> tuple[tuple[Ma
         first = _checks.shortlist(found.unlabelled, 3)
         text = f"{len(found.unlabelled)} slides have no label or patient in {name}: {first}."
         out.append(Piece(what="slides", name="slides without a label", steps=text, without="these slides"))
-    return found.rows, out
+    return found.rows, found.columns["label"], out

@@ -58,17 +58,17 @@ def _first(names: Sequence[str], head: Sequence[str]) -> str | None:
     return next((name for name in names if name in head), None)
 
 
-def _open(path: Path) -> csv.DictReader[str]:
+def _open(path: Path, *, head: bool = False) -> csv.DictReader[str]:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8", newline="") as stream:
-        lines = stream.read().splitlines()
+        lines = [stream.readline(2**20)] if head else stream.read(2**28).splitlines()
     delimiter = "\t" if lines and "\t" in lines[0] else ","
     return csv.DictReader(lines, delimiter=delimiter)
 
 
 def _head(path: Path) -> list[str]:
     try:
-        return list(_open(path).fieldnames or [])
+        return list(_open(path, head=True).fieldnames or [])
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile):
         return []
 
