@@ -312,10 +312,8 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 class FolderLock:
     """A lock that admits one process to a folder. The system releases it when the process ends, however it ends.
 
-    The lock is ``flock`` on a file in the folder. Linux passes it on to the server of a network file system (NFSv4
-    always, NFSv3 with its lock daemon); where the file system knows no locks, a warning says so. A mount that keeps
-    locks to one machine (NFS with ``nolock`` or ``local_lock``) can't be told from others. So the file names the
-    holder, who removes the name in the end; a name of another machine that is still there gives a warning.
+    The lock is ``flock``. Linux passes it on to the server of a network file system (NFSv4 always, NFSv3 with its lock
+    daemon); one without locks, and a name of another machine that a holder left in the file, give a warning.
 
     Parameters
     ----------
@@ -342,7 +340,8 @@ class FolderLock:
     NAME = ".stampy.lock"
 
     def __init__(self, folder: Path, *, what: str):
-        self._file, self._held = (folder / self.NAME).open("a+"), False
+        self._file = (folder / self.NAME).open("a+")
+        self._file.seek(0)
         try:
             self._lock(folder, what)
         except BaseException:
@@ -355,7 +354,6 @@ class FolderLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             raise RuntimeError(
                 f"Another process is at work in {str(folder)!r} (process {holder}). Two of them would spoil the "
@@ -367,23 +365,16 @@ class FolderLock:
                 f"process from working in it. Start no other {what} there."
             )
             return
-        self._file.seek(0)
-        before, host = self._file.read().strip(), socket.gethostname()
-        if " on " in before and not before.endswith(f" on {host}"):
-            _checks.warn(
-                f"The last process in {str(folder)!r}, {before}, did not let go of it. Either it was killed, or it is "
-                "still at work there and this file system keeps locks to one machine: make sure that it has ended."
-            )
-        self._held = True
+        if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
+            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that it has ended.")
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             os.truncate(self._file.fileno(), 0)
-            os.write(self._file.fileno(), f"{os.getpid()} on {host}\n".encode())
+            os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def close(self) -> None:
         """Release the lock."""
-        if self._held and not self._file.closed:
-            with contextlib.suppress(OSError):
-                os.truncate(self._file.fileno(), 0)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            os.truncate(self._file.fileno(), 0)
         self._file.close()
 
     def __enter__(self) -> Self:
