@@ -74,7 +74,7 @@ def tiles() -> plt.Figure:
         ax.text(*(at + px * 0.16), str(i), ha="center", va="center", fontsize=11, color=RED if mine else "k",
                 bbox={"boxstyle": "circle,pad=0.12", "fc": "w", "ec": "none", "alpha": 0.8}, zorder=6)  # fmt: skip
     ax.collections[0].set(linewidth=1.5, edgecolor=RED)
-    ax.set_title("patch, 112 µm (red), in its region, 336 µm", fontsize=12)
+    ax.set_title("patch, 112 µm (orange), in its region, 336 µm", fontsize=12)
     return ax.figure
 
 
@@ -112,7 +112,7 @@ def stages() -> plt.Figure:
         one.add_patch(Circle((7 + 4.6 * dx, 18 + 4.6 * dy), 1.5, color=BLUE if i == 0 else ORANGE))
     one.text(7, 8.3, "nine\nspots", ha="center", va="center")
     _box(one, (17, 12), (12, 12), "tokens,\n15 %\nhidden", "w", GREY)
-    _box(one, (34, 12), (10, 12), "gene\ntower", BLUE)
+    _box(one, (34, 12), (10, 12), "gene\nencoder", BLUE)
     _box(one, (49, 20), (15, 9), "IGR: a spot's\nhidden genes", "w", BLUE)
     _box(one, (49, 7), (15, 9), "CGR: genes of\nthe centre from\nits neighbours", "w", ORANGE)
     for start, end in (((12.5, 18), (17, 18)), ((29, 18), (34, 18)), ((44, 20), (49, 24)), ((44, 16), (49, 11.5))):
@@ -123,8 +123,8 @@ def stages() -> plt.Figure:
                    y - side / 2, y + side / 2), vmin=0, vmax=1, zorder=1)  # fmt: skip
         two.text(7, y - side / 2 - 1.4, what, ha="center", va="center")
     _box(two, (2, 2.5), (10, 6), "tokens", "w", GREY)
-    _box(two, (19, 14.5), (12, 13), "image\ntower", GREEN)
-    _box(two, (19, 1), (12, 9), "gene\ntower", BLUE)
+    _box(two, (19, 14.5), (12, 13), "image\nencoder", GREEN)
+    _box(two, (19, 1), (12, 9), "gene\nencoder", BLUE)
     for start, end in (((10.7, 26), (19, 24)), ((9.4, 16), (19, 18)), ((12, 5.5), (19, 5.5)), ((31, 24), (39, 26)),
                        ((31, 18), (39, 16)), ((31, 5.5), (39, 5.5))):  # fmt: skip
         _arrow(two, start, end)

@@ -81,9 +81,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
     (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
-    (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?StoredSection"),  # the same
+    (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?(StoredSection|CorpusSettings)"),  # the same
     (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
-    (r"py:class", r"stampy\.tl\.(_\w+\.)*(EmbedOptions|SlideOptions)"),
+    (r"py:class", r"stampy\.tl\.(\w+\.)*(EmbedOptions|SlideOptions)"),
+    (r"py:class", r"stampy\.pl\.(\w+\.)*(SpatialLook|SpatialOptions)"),
     (r"py:class", r"stampy\._section\.(levels\.Level|scale\.PixelSize)"),
 ]
 
@@ -124,7 +125,10 @@ def typehints_fixup_module_name(module: str) -> str:
 
 def _returns_as_prose(self: NumpyDocstring, section: str) -> list[str]:
     # Napoleon takes every line for a type; here "Returns" is a sentence, often with a list of what is written where.
-    lines = self._format_block(":returns: ", self._dedent(self._consume_to_next_section()))
+    prose = self._dedent(self._consume_to_next_section())
+    if prose and prose[0].strip() == ":":  # put there by sphinx_autodoc_typehints, for an entry without a name
+        prose = self._dedent(prose[1:])
+    lines = self._format_block(":returns: ", prose)
     return [*lines, ""] if lines and lines[-1] else lines
 
 

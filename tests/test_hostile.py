@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 import stampy
 from stampy import _files, datasets, models, pl, pp, tl
 from stampy._io import read as _formats
+from stampy._io.sections import file_name
 from stampy._section import open as _readers
 from stampy.datasets import _builders, _fetch, _registry, _sections
-from stampy.train._corpus.section_writer import folder_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -314,7 +314,7 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "..", "a/../../b", "a\\..\\b", ".hidden", "", "ß\u202e"])
 def test_names_of_sections_stay_in_their_folder(name, tmp_path):
-    place = (tmp_path / folder_of(name)).resolve()
+    place = (tmp_path / file_name(name)).resolve()
     assert place.parent == tmp_path.resolve()
     assert not place.name.startswith(".")
 

@@ -207,10 +207,10 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
     ("options", "words"),
     [
         (["--section", "HER2ST_A11"], "Near names: ['HER2ST_A1'"),
-        (["--section", "nowhere/section.h5ad"], "`section`='nowhere/section.h5ad' was found in none of"),
+        (["--section", "nowhere/section.h5ad"], "--section nowhere/section.h5ad was found in none of"),
         (["--labels", "domains"], "Key `domains` not found in `adata.obs`"),
-        (["--n-domains", "0"], "`n_domains` must be at least 2"),
-        (["--n-domains", "1000"], "`n_domains` must be at most 119"),
+        (["--n-domains", "0"], "--n-domains must be at least 2"),
+        (["--n-domains", "1000"], "--n-domains must be at most 119"),
         (["--model", "stampy-mino"], "stampy-mini"),
         (["--layer", "counts"], "Key `counts` not found in `adata.layers`"),
         (["--image", "slide.tif"], "slide.tif"),

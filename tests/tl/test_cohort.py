@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -369,6 +371,35 @@ def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, argum
     with pytest.raises(SystemExit, match="2"):
         main(["embed", *arguments])
     assert message in capsys.readouterr().err
+    assert not (folder / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "a.h5ad", "b.h5ad", "--out", "o", "--workers", "0"], "--workers must be at least 1"),
+        (["corpus", "build", "a.h5ad", "--out", "o", "--max-tokens", "0"], "--max-tokens must be at least 1"),
+        (["corpus", "info", "a.h5ad"], "'a.h5ad' is no corpus: it has no corpus.json"),
+        (["pretrain", "a.h5ad", "--out", "o", "--config", "bad.json"], "'bad.json' is no JSON file"),
+        (["pretrain", "a.h5ad", "--out", "o", "--config", "unknown.json"],
+         "There is no setting 'lrr' in 'unknown.json'. Did you mean 'lr'?"),
+        (["align", "a.h5ad", "--model", "stampy-mimi", "--out", "o"], "Did you mean 'stampy-mini'?"),
+        (["evaluate", "stampy-mimi", "a.h5ad"], "Did you mean 'stampy-mini'?"),
+        (["slide", "a.h5ad", "o.h5ad"], "OUT must end in .zarr"),
+        (["demo", "--section", "HER2ST_A11", "--out", "o"], "HER2ST_A1"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_torch_is_loaded(folder, arguments, message):
+    """In the words of the command line, and without a folder left behind."""
+    (folder / "bad.json").write_text("{,}")
+    (folder / "unknown.json").write_text('{"lrr": 1}')
+    code = (
+        "import sys; from stampy.cli.main import main; status = main(sys.argv[1:]); "
+        "sys.exit(99 if 'torch' in sys.modules else status)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
+    assert message in ran.stderr
+    assert ran.returncode == 1
     assert not (folder / "o").exists()
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys
-from stampy._io.input_files import Parts, reading, refuse
+from stampy._io.input_files import SectionFiles, reading, refuse
 from stampy._section.libraries import Library
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def picture(path: Path) -> np.ndarray:
         return image.read(0, 0, width, height)
 
 
-def pictures(parts: Parts, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
+def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
     """The reduced images of Space Ranger that are there."""
     paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
     return {kind: picture(path) for kind, path in paths.items() if path is not None}

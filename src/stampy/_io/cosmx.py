@@ -12,7 +12,7 @@ import pandas as pd
 from stampy import _checks
 from stampy._io.assemble import Counts, add_library, placed, unique_names
 from stampy._io.delimited import layout_of, table, wide_counts
-from stampy._io.input_files import Parts, refuse
+from stampy._io.input_files import SectionFiles, refuse
 from stampy._io.merscope import without_controls
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CELL_UM = 10.0  # across; for drawing
 
 def is_cosmx(folder: Path) -> bool:
     """Whether the folder holds CosMx flat files."""
-    return bool(Parts(folder).all(_COUNTS, _CELLS))
+    return bool(SectionFiles(folder).all(_COUNTS, _CELLS))
 
 
 def read_cosmx(folder: Path) -> AnnData:
@@ -40,7 +40,7 @@ def read_cosmx(folder: Path) -> AnnData:
     µm per px are worked out from areas that stand there in px and in µm², or from fields of view in px and in mm;
     without either they stay unknown, with a warning.
     """
-    parts = Parts(folder)
+    parts = SectionFiles(folder)
     counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)
     parts = parts.of(counts_path, _COUNTS)
     cells_path = parts.need(_CELLS, looked_for=LOOKED_FOR)
@@ -86,7 +86,7 @@ def _cells(path: Path) -> pd.DataFrame:
     return cells.rename(columns={"CenterX_global_px": "x", "CenterY_global_px": "y"})
 
 
-def _um_per_px(cells: pd.DataFrame, parts: Parts) -> float | None:
+def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
     if {"Area", "Area.um2"} <= set(cells.columns) and (cells["Area"] > 0).any():
         ratio = float(np.sqrt((cells["Area.um2"] / cells["Area"])[cells["Area"] > 0].median()))
         if np.isfinite(ratio) and ratio > 0:

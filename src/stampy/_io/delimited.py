@@ -18,7 +18,7 @@ from stampy._io.input_files import listed, opened, reading, refuse
 
 __all__ = [
     "ENDINGS",
-    "Layout",
+    "TableLayout",
     "Wide",
     "coordinates",
     "is_coordinates",
@@ -37,7 +37,7 @@ _BLOCK = 2**25  # values of a table of counts that are held dense at a time
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
-class Layout(NamedTuple):
+class TableLayout(NamedTuple):
     """How a table is written, seen from its first lines."""
 
     separator: str
@@ -67,7 +67,7 @@ def is_table(path: Path) -> bool:
     return path.is_file() and name.endswith(ENDINGS)
 
 
-def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -> Layout:
+def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -> TableLayout:
     """Separator, encoding, header and first line of a table; ValueError where it is no text or empty.
 
     `content` is that of the file where it was read already.
@@ -89,7 +89,7 @@ def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -
     rows = [_split(line, separator) for line in lines]
     if len(rows) == 2 and len(rows[1]) == len(rows[0]) + 1 and not rows[1][-1]:
         rows[1].pop()  # lines end with a separator
-    return Layout(separator, encoding, comments, rows[0], rows[1] if len(rows) == 2 else [])
+    return TableLayout(separator, encoding, comments, rows[0], rows[1] if len(rows) == 2 else [])
 
 
 def _separator(line: str) -> str:
@@ -114,7 +114,7 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def headed(layout: Layout) -> bool:
+def headed(layout: TableLayout) -> bool:
     """Whether the first line is a header: it has no number where the second has one."""
     return not any(_is_number(v) for v in layout.header[1:]) if len(layout.header) > 1 else True
 
@@ -133,7 +133,7 @@ def table(path: Path, *, dtype: Mapping[str, type] | None = None) -> pd.DataFram
 
 def read_text(
     path: Path,
-    layout: Layout,
+    layout: TableLayout,
     *,
     names: Sequence[str | int] | None,
     skip: int,
@@ -217,7 +217,7 @@ _BARCODES = ("barcode", "barcodes", "cell_id", "cellid", "cell", "spot", "spot_i
 _MOST_COLUMNS = 200  # of a table of coordinates; one of counts has a column for each gene or spot
 
 
-def tables_in(folder: Path) -> dict[Path, Layout]:
+def tables_in(folder: Path) -> dict[Path, TableLayout]:
     """The tables of a folder that can be read, with their layouts."""
     found = {}
     for path in listed(folder):
@@ -236,7 +236,7 @@ def xy_of(columns: list[str]) -> tuple[str, str] | None:
     return next(((names[x], names[y]) for x, y in _XY if x in names and y in names), None)
 
 
-def is_coordinates(layout: Layout) -> bool:
+def is_coordinates(layout: TableLayout) -> bool:
     """Whether a table has a position in each line: named columns, or a name and two numbers."""
     if len(layout.named) > _MOST_COLUMNS or not layout.row:
         return False
@@ -245,7 +245,7 @@ def is_coordinates(layout: Layout) -> bool:
     return len(layout.header) == 3
 
 
-def coordinates(path: Path, layout: Layout | None = None) -> pd.DataFrame:
+def coordinates(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
     """Spots by name, with the columns x and y and whatever else the table has."""
     layout = layout or layout_of(path)
     if not headed(layout):

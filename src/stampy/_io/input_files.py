@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     import h5py
     from _typeshed import WriteableBuffer
 
-__all__ = ["Parts", "hdf5", "json_of", "listed", "listing", "opened", "reading", "refuse", "unpacked", "unzipped"]
+__all__ = [
+    "SectionFiles",
+    "hdf5",
+    "json_of",
+    "listed",
+    "listing",
+    "opened",
+    "reading",
+    "refuse",
+    "unpacked",
+    "unzipped",
+]
 
 MOST_UNPACKED = 2**30  # bytes that any compressed file may unpack to ...
 MOST_RATIO = 500  # ... and more only in this proportion to its size: tables of counts are mostly zeros
@@ -191,7 +202,7 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
 
 
-class Parts:
+class SectionFiles:
     """The files of one section, by the names that their platform gives them.
 
     A part is found whatever stands in front of its name (``GSM123_S1_``), gzipped or not, in the order of names and
@@ -248,10 +259,10 @@ class Parts:
             )
         return found
 
-    def of(self, path: Path, *names: str) -> Parts:
+    def of(self, path: Path, *names: str) -> SectionFiles:
         """The parts that belong to `path`, one of `names`."""
         prefix = next((p for name in names if (p := _prefix(path.name, name)) is not None), None)
-        return Parts(*self.folders, prefix=prefix)
+        return SectionFiles(*self.folders, prefix=prefix)
 
 
 def _prefix(filename: str, name: str) -> str | None:

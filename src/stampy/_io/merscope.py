@@ -10,7 +10,7 @@ import pandas as pd
 
 from stampy._io.assemble import Counts, add_library, placed, unique_names
 from stampy._io.delimited import table, wide_counts
-from stampy._io.input_files import Parts, listing, refuse
+from stampy._io.input_files import SectionFiles, listing, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +30,7 @@ def is_merscope(folder: Path) -> bool:
 
 def _find(folder: Path, what: str) -> Path | None:
     """``cell_by_gene.csv``, with anything in front or behind (``_S1R1``), gzipped or not."""
-    parts = Parts(folder)
+    parts = SectionFiles(folder)
     if (exact := parts.find(f"{what}.csv")) is not None:
         return exact
     found = [p for p in parts.folders and sorted(folder.glob(f"*{what}*.csv*")) if not p.name.startswith(".")]

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | "Section"
-    Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
-
 __all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
@@ -76,6 +73,11 @@ class Section:
 
             return _formats.read(_checks.existing(self.data, what="section"))
         return self.data
+
+
+if TYPE_CHECKING:  # below the class: documentation tools evaluate the aliases
+    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | Section
+    Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
 
 def file_name(name: str) -> str:

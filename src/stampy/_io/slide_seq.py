@@ -10,7 +10,7 @@ import pandas as pd
 
 from stampy import _checks
 from stampy._io.assemble import Counts, add_library, placed, unique_names
-from stampy._io.delimited import Layout, coordinates, is_coordinates, is_table, share, tables_in, wide_counts
+from stampy._io.delimited import TableLayout, coordinates, is_coordinates, is_table, share, tables_in, wide_counts
 from stampy._io.input_files import refuse
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
     return adata
 
 
-def _looks_like_counts(layout: Layout) -> bool:
+def _looks_like_counts(layout: TableLayout) -> bool:
     """Whether the first line below the header is a name and whole numbers."""
     return len(layout.row) > 2 and all(v.replace(".", "", 1).isdigit() for v in layout.row[1:50])
 
 
 def _that_fits(
-    places: dict[Path, Layout], rows: list[str], columns: list[str], counts: Path
+    places: dict[Path, TableLayout], rows: list[str], columns: list[str], counts: Path
 ) -> tuple[Path, pd.DataFrame, bool]:
     """The table of coordinates that names the spots, and whether spots are the columns of the counts."""
     best, found = 0.0, None

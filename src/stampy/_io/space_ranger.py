@@ -13,7 +13,7 @@ import pandas as pd
 from stampy import _checks
 from stampy._io.assemble import IN_TISSUE, Counts, add_library, pictures, placed, unplaced
 from stampy._io.delimited import coordinates, headed, is_coordinates, layout_of, read_text, tables_in
-from stampy._io.input_files import Parts, json_of, listing, reading, refuse
+from stampy._io.input_files import SectionFiles, json_of, listing, reading, refuse
 from stampy._io.matrix_10x import counts_h5, counts_mtx
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def is_space_ranger(folder: Path) -> bool:
     outs = outs_of(folder)
     if any((outs / name).is_dir() for name in (HD, CELLS)):
         return True
-    parts = Parts(outs, outs / "spatial")
+    parts = SectionFiles(outs, outs / "spatial")
     return bool(parts.all(*_FILTERED, *_RAW, *_FILTERED_FOLDERS, *_RAW_FOLDERS, *POSITIONS, *_MTX))
 
 
@@ -92,7 +92,7 @@ def has_cells(path: Path) -> bool:
 
 
 def _is_of_cells(outs: Path) -> bool:
-    return bool(Parts(outs).all("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix", *_GEOJSON))
+    return bool(SectionFiles(outs).all("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix", *_GEOJSON))
 
 
 def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | Path | None = None) -> AnnData:
@@ -125,19 +125,19 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
             f"`bin_um` was given, but {str(folder)!r} holds spots, not bins of Visium HD. Leave it out: spots of 55 µm "
             "can't be divided."
         )
-    here = Parts(outs)
+    here = SectionFiles(outs)
     matrix = _matrix(path, here)
     if here.of(matrix, *_FILTERED, *_RAW, *_MTX).prefix and path.is_file():
         name = here.of(matrix, *_FILTERED, *_RAW, *_MTX).prefix or name
     prefix = here.of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
-    parts = Parts(outs / "spatial", outs, *shared, prefix=prefix)
+    parts = SectionFiles(outs / "spatial", outs, *shared, prefix=prefix)
     return _section(matrix, parts, name, needs_image=image is None)
 
 
 def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = True) -> AnnData:
     """A matrix of counts with the positions, scale factors and images of another folder, or of its ``spatial/``."""
-    prefix = Parts(matrix.parent).of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
-    parts = Parts(folder / "spatial", folder, matrix.parent, prefix=prefix)
+    prefix = SectionFiles(matrix.parent).of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
+    parts = SectionFiles(folder / "spatial", folder, matrix.parent, prefix=prefix)
     return _section(matrix, parts, name, needs_image=needs_image)
 
 
@@ -154,7 +154,7 @@ def _bin_folder(folder: Path, bin_um: float | None) -> Path:
     return found[int(wanted)]
 
 
-def _matrix(path: Path, here: Parts) -> Path:
+def _matrix(path: Path, here: SectionFiles) -> Path:
     """The file or folder of counts: filtered before raw, .h5 before folders, folders before GEO's flat files."""
     if path.is_file() or path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
         return path
@@ -167,22 +167,22 @@ def _matrix(path: Path, here: Parts) -> Path:
     raise FileNotFoundError(f"{str(folder)!r} has no matrix of counts.{hint} {LOOKED_FOR} Found: {listing(folder)}.")
 
 
-def _counts(matrix: Path, parts: Parts) -> Counts:
+def _counts(matrix: Path, parts: SectionFiles) -> Counts:
     if matrix.is_file() and not matrix.name.lower().removesuffix(".gz").endswith(_MTX):
         return counts_h5(matrix)
     if matrix.is_dir():
-        inside = Parts(matrix)
+        inside = SectionFiles(matrix)
         if not inside.all(*_MTX) and len(deeper := [p for p in matrix.iterdir() if p.is_dir()]) == 1:
-            inside = Parts(deeper[0])  # Cell Ranger 2: a folder for the genome
+            inside = SectionFiles(deeper[0])  # Cell Ranger 2: a folder for the genome
         matrix = inside.need(*_MTX, looked_for=LOOKED_FOR)
     else:
-        inside = Parts(matrix.parent).of(matrix, *_MTX)
+        inside = SectionFiles(matrix.parent).of(matrix, *_MTX)
     return counts_mtx(
         matrix, inside.need(*_FEATURES, looked_for=LOOKED_FOR), inside.need(*_BARCODES, looked_for=LOOKED_FOR)
     )
 
 
-def _section(matrix: Path, parts: Parts, name: str, *, needs_image: bool) -> AnnData:
+def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool) -> AnnData:
     counts = _counts(matrix, parts)
     where, spots = _spots(parts)
     if spots is None or where is None:
@@ -207,7 +207,7 @@ def _section(matrix: Path, parts: Parts, name: str, *, needs_image: bool) -> Ann
     return adata
 
 
-def _spots(parts: Parts) -> tuple[Path | None, pd.DataFrame | None]:
+def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
     """Positions of spots or bins, or centroids of segmented cells."""
     if (found := parts.find(*POSITIONS)) is not None:
         with reading(found):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _checks, _keys
 from stampy._io.assemble import Counts, add_library, refer_to_image, unique_names
-from stampy._io.delimited import Layout, is_table, layout_of, table, tables_in, wide_counts
+from stampy._io.delimited import TableLayout, is_table, layout_of, table, tables_in, wide_counts
 from stampy._io.input_files import listed, listing, reading, refuse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def is_st(path: Path) -> bool:
         return False
 
 
-def _is_counts(layout: Layout) -> bool:
+def _is_counts(layout: TableLayout) -> bool:
     by_spots = len(layout.named) > 2 and bool(layout.row) and _NAME.fullmatch(layout.row[0]) is not None
     return by_spots or (all(_NAME.fullmatch(c) for c in layout.named[1:4]) and len(layout.named) > 3)
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stampy import _keys
 from stampy._io.assemble import add_library, unique_names
-from stampy._io.delimited import Layout, is_table, layout_of
+from stampy._io.delimited import TableLayout, is_table, layout_of
 from stampy._io.input_files import listed, opened, reading, refuse
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def is_gem(path: Path) -> bool:
         return False
 
 
-def _columns(layout: Layout) -> dict[str, int] | None:
+def _columns(layout: TableLayout) -> dict[str, int] | None:
     """The places of gene, name, x, y and count; None where one is lacking."""
     if len(layout.header) > 12:
         return None
@@ -77,7 +77,7 @@ def _one(folder: Path) -> Path:
 
 
 def _summed(
-    path: Path, layout: Layout, columns: dict[str, int], edge: int
+    path: Path, layout: TableLayout, columns: dict[str, int], edge: int
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Bins as (column, row) and gene of each sum, the sums, and the genes; read in blocks."""
     used = {columns[what]: what for what in columns}

@@ -11,7 +11,7 @@ import pandas as pd
 from stampy import _keys
 from stampy._io.assemble import Counts, add_library, placed, refer_to_image
 from stampy._io.delimited import layout_of, table
-from stampy._io.input_files import Parts, json_of, listing, opened, reading, refuse, unzipped
+from stampy._io.input_files import SectionFiles, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.matrix_10x import counts_h5, counts_mtx, counts_zarr
 from stampy._io.space_ranger import outs_of, sample_of
 from stampy._section.links import refuse_links_zarr
@@ -35,7 +35,7 @@ CELL_UM = 10.0  # across; for drawing
 
 def is_xenium(folder: Path) -> bool:
     """Whether the folder holds Xenium's cells."""
-    parts = Parts(outs_of(folder))
+    parts = SectionFiles(outs_of(folder))
     if parts.all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, "cells.parquet", "experiment.xenium"):
         return True
     return any("x_centroid" in layout_of(path).named for _, path in parts.all("cells.csv"))
@@ -48,7 +48,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     coordinates are px of that image, and it is referred to; otherwise they are µm.
     """
     outs = outs_of(folder)
-    parts = Parts(outs)
+    parts = SectionFiles(outs)
     cells_path = parts.find(*_CELLS)
     if cells_path is None:
         raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {LOOKED_FOR} Found: {listing(outs)}.")
@@ -76,7 +76,7 @@ def _cells(path: Path) -> pd.DataFrame:
     return cells
 
 
-def _counts(parts: Parts) -> tuple[Path, Counts]:
+def _counts(parts: SectionFiles) -> tuple[Path, Counts]:
     if (path := parts.find(_H5)) is not None:
         return path, counts_h5(path)
     if (path := parts.find(_FOLDER)) is not None and path.is_dir():
@@ -92,7 +92,7 @@ def _counts(parts: Parts) -> tuple[Path, Counts]:
 
 
 def _of_folder(folder: Path) -> Counts:
-    inside = Parts(folder)
+    inside = SectionFiles(folder)
     names = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
     return counts_mtx(*(inside.need(*n, looked_for=LOOKED_FOR) for n in names))
 
@@ -109,7 +109,7 @@ def _of_zarr(path: Path) -> Counts:
             return counts_zarr(zarr.open_group(root, mode="r"), path)
 
 
-def _place(adata: AnnData, outs: Path, parts: Parts, image: str | Path | None) -> None:
+def _place(adata: AnnData, outs: Path, parts: SectionFiles, image: str | Path | None) -> None:
     """Coordinates in µm, or through the alignment of the H&E image in its px."""
     name = sample_of(outs)
     he = image or parts.find("he_image.ome.tif", "he_image.tif", "he_image.ome.tiff", "he_image.tiff")
@@ -135,7 +135,7 @@ def _place(adata: AnnData, outs: Path, parts: Parts, image: str | Path | None) -
     refer_to_image(adata, he, name)
 
 
-def _pixel_um(parts: Parts) -> float:
+def _pixel_um(parts: SectionFiles) -> float:
     path = parts.find("experiment.xenium")
     if path is None:
         return _PIXEL_UM

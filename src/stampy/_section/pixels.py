@@ -13,7 +13,7 @@ from stampy._section.levels import ArrayLevel, Level, windows
 if TYPE_CHECKING:
     from xarray import DataArray
 
-__all__ = ["Range", "axes_of", "channels_of", "colours_of", "range_of", "rgb_of", "stored_axes"]
+__all__ = ["ValueRange", "axes_of", "channels_of", "colours_of", "range_of", "rgb_of", "stored_axes"]
 
 CHANNELS = (1, 2, 3, 4)  # grey, grey and opacity, RGB, RGBA
 _BITS = (8, 12, 16)
@@ -25,7 +25,7 @@ _NUMBERED = re.compile(r"(?:c|ch|channel)?[ _:-]?(\d+)", re.IGNORECASE)
 _REMEDY = "Convert it first: to uint8 with 0 for black and 255 for white, or to floats in [0, 1]"
 
 
-class Range(NamedTuple):
+class ValueRange(NamedTuple):
     """The stored values that stand for white and for full opacity."""
 
     white: float
@@ -37,7 +37,7 @@ def colours_of(n_channels: int) -> int:
     return n_channels - (n_channels in (2, 4))
 
 
-def rgb_of(pixels: np.ndarray, found: Range, fill: tuple[int, int, int]) -> np.ndarray:
+def rgb_of(pixels: np.ndarray, found: ValueRange, fill: tuple[int, int, int]) -> np.ndarray:
     """Values as stored (h, w, 1 to 4) as 8-bit grey or RGB (h, w, 1 | 3), laid on `fill` where they are transparent."""
     n = colours_of(pixels.shape[2])
     if n == pixels.shape[2]:
@@ -55,7 +55,7 @@ def _bytes(values: np.ndarray, white: float) -> np.ndarray:
     return np.rint(np.clip(values * (255.0 / white), 0, 255)).astype(np.uint8)
 
 
-def range_of(level: Level, name: str) -> Range:
+def range_of(level: Level, name: str) -> ValueRange:
     """Which stored values are white and opaque, decided once for the whole image.
 
     Raises
@@ -67,7 +67,7 @@ def range_of(level: Level, name: str) -> Range:
     """
     kind = level.dtype
     if kind == np.bool_:
-        return Range(1.0, 1.0)
+        return ValueRange(1.0, 1.0)
     if kind.kind not in "uif" or kind == np.int8:
         raise TypeError(
             f"Image {name!r} has dtype {kind}; whole numbers from 0, bool or floats were expected. {_REMEDY}."
@@ -75,11 +75,11 @@ def range_of(level: Level, name: str) -> Range:
     n = colours_of(level.n_channels)
     if kind == np.uint8:
         _check_not_mask(level, n, name)
-        found = Range(255.0, 255.0)
+        found = ValueRange(255.0, 255.0)
     else:
         low, top, opacity = _extremes(level, n)
         white = _white_of_floats(low, top, name) if kind.kind == "f" else _white_of_integers(low, top, name)
-        found = Range(white, _full(opacity, kind))
+        found = ValueRange(white, _full(opacity, kind))
     if level.n_channels == 2:
         _check_opacity(level, found.opaque, name)
     return found

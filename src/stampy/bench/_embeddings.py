@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["MISSING", "Cache", "Embedded", "Loaded", "identity", "kind_of", "load_section"]
+__all__ = ["MISSING", "Cache", "Embedded", "LoadedSection", "identity", "kind_of", "load_section"]
 
 # what may go wrong with data, weights or an embedding of them; the table then says why a cell is empty
 MISSING = (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError)
@@ -35,7 +35,7 @@ LABELS, SECTION, PATIENT = "bench_label", "bench_section", "bench_patient"
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedSection:
     """A section as it is judged."""
 
     name: str
@@ -49,17 +49,17 @@ class Loaded:
         return self.adata.n_vars > 0
 
 
-def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverified: bool = False) -> Loaded:
+def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverified: bool = False) -> LoadedSection:
     """Read a section and give it the columns that the tasks use; raises one of `MISSING` where it can't be had."""
     adata = _read(section, folder, allow_unverified)
     adata.obs[SECTION] = section.name
     adata.obs[PATIENT] = section.patient or section.name
     found = labels_of(section, data, adata, folder)
     if found is None:
-        return Loaded(section.name, adata, digest_of_section(adata), "")
+        return LoadedSection(section.name, adata, digest_of_section(adata), "")
     adata.obs[LABELS] = found
     labels = hashlib.sha256("\n".join(adata.obs[LABELS].astype(str)).encode()).hexdigest()[:16]
-    return Loaded(section.name, adata, digest_of_section(adata), labels)
+    return LoadedSection(section.name, adata, digest_of_section(adata), labels)
 
 
 def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
@@ -139,7 +139,7 @@ class Cache:
         self.device, self.progress = device, progress
         self.made = 0
 
-    def embedded(self, section: Loaded, system: System) -> Embedded:
+    def embedded(self, section: LoadedSection, system: System) -> Embedded:
         """The section's embeddings by the system, smoothed where it says so; raises what `stampy.tl.embed` raises."""
         found = self._found(section, system)
         if found is None:
@@ -149,7 +149,7 @@ class Cache:
         xy = coordinates_of(section.adata)
         return Embedded({k: smoothed(v, xy, system.smooth) for k, v in found.vectors.items()}, found.modality)
 
-    def path(self, section: Loaded, system: System, modality: str | None) -> Path:
+    def path(self, section: LoadedSection, system: System, modality: str | None) -> Path:
         """Where an embedding is, or will be."""
         column = section.adata.obs.get(system.embed.get("library_key"))
         columns = None if column is None else _files.digest(column.astype(str))
@@ -159,7 +159,7 @@ class Cache:
         key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return self.folder / f"{key}.safetensors"
 
-    def _found(self, section: Loaded, system: System) -> Embedded | None:
+    def _found(self, section: LoadedSection, system: System) -> Embedded | None:
         found = self._read(self.path(section, system, system.modality))
         if found is None and system.modality in ("gene", "image"):
             both = self._read(self.path(section, system, "fused"))  # the towers are the same, alone or together
@@ -181,7 +181,7 @@ class Cache:
             logger.warning("%s is damaged (%s) and made anew.", path, error)
             return None
 
-    def _make(self, section: Loaded, system: System) -> Embedded:
+    def _make(self, section: LoadedSection, system: System) -> Embedded:
         from safetensors.numpy import save_file
 
         options: dict[str, Any] = {**system.embed, "modality": system.modality, "level": system.level}

@@ -18,7 +18,7 @@ from stampy import _checks, _files, _utils, datasets, models
 from stampy.models._trained_on import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
-from ._embeddings import MISSING, PATIENT, Cache, Embedded, Loaded, identity, kind_of, load_section
+from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
 from ._names import TABLES
 from ._paper.config import on_folder, with_models
 from ._paper.pieces import Found, look
@@ -190,7 +190,7 @@ class _DataSetRun:
                     rows += self._unit(system, task, unit, failed)
                 yield rows
 
-    def _sections(self) -> tuple[dict[str, Loaded], dict[str, str]]:
+    def _sections(self) -> tuple[dict[str, LoadedSection], dict[str, str]]:
         """What could be loaded, and why the rest could not."""
         found, absent = {}, {}
         for section in self.data.sections:
@@ -234,13 +234,15 @@ class _DataSetRun:
             return [self._skipped(system, task, OVERALL, one_line(error))]
         return [{**self._head(system, task), "status": "ok", **score} for score in done]
 
-    def _units(self, task: Task, sections: list[Loaded]) -> list[list[Loaded]]:
+    def _units(self, task: Task, sections: list[LoadedSection]) -> list[list[LoadedSection]]:
         """What is judged together."""
         if TASKS[task.name].jointly and self.data.folds in ("section", "patient"):
             return [sections] if sections else []
         return [[section] for section in sections]
 
-    def _unit(self, system: System, task: Task, unit: list[Loaded], failed: dict[str, str]) -> list[dict[str, Any]]:
+    def _unit(
+        self, system: System, task: Task, unit: list[LoadedSection], failed: dict[str, str]
+    ) -> list[dict[str, Any]]:
         """Rows of one task on sections that are judged together: from disk, or computed and kept."""
         reasons = {s.name: self._obstacle(system, task, s) or failed.get(s.name) for s in unit}
         unit = [section for section in unit if reasons[section.name] is None]
@@ -260,12 +262,12 @@ class _DataSetRun:
                 return [*rows, self._skipped(system, task, name, one_line(error))]
         return rows + [{**self._head(system, task), "status": "ok", **score} for score in done]
 
-    def _done(self, system: System, task: Task, unit: list[Loaded]) -> list[dict[str, Any]] | None:
+    def _done(self, system: System, task: Task, unit: list[LoadedSection]) -> list[dict[str, Any]] | None:
         """Scores that an earlier run left."""
         path = self._path(system, task, unit)
         return json.loads(path.read_text("utf-8")) if unit and path.is_file() else None
 
-    def _embedded(self, system: System, unit: list[Loaded], failed: dict[str, str]) -> list[Embedded]:
+    def _embedded(self, system: System, unit: list[LoadedSection], failed: dict[str, str]) -> list[Embedded]:
         """Embeddings of the sections that can be embedded; the others go into `failed`."""
         found = []
         for section in unit:
@@ -291,7 +293,7 @@ class _DataSetRun:
         with _files.atomic(path) as beside:
             beside.write_text(json.dumps(scores), "utf-8")
 
-    def _obstacle(self, system: System, task: Task, section: Loaded) -> str | None:
+    def _obstacle(self, system: System, task: Task, section: LoadedSection) -> str | None:
         """Why a question can't be asked, as far as that is known without embedding anything."""
         kind, needs = kind_of(system), TASKS[task.name].needs
         for modality in ("image", "gene"):
@@ -307,7 +309,7 @@ class _DataSetRun:
             return "it is asked of whole slides"
         return None
 
-    def _path(self, system: System, task: Task, unit: Sequence[Loaded], **more: Any) -> Path:
+    def _path(self, system: System, task: Task, unit: Sequence[LoadedSection], **more: Any) -> Path:
         """Where the scores are kept, by all that they depend on."""
         what = {
             "stampy": stampy.__version__, "data": [(s.name, s.digest, s.labels) for s in unit],

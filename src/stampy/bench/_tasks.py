@@ -24,7 +24,7 @@ from stampy.tl._masked_genes import masked_accuracy
 from stampy.tl._metrics import confusion, label_scores
 
 from ._config import Config, DataSet, System, Task
-from ._embeddings import KEY, LABELS, PATIENT, SECTION, TOWERS, Cache, Embedded, Loaded, identity
+from ._embeddings import KEY, LABELS, PATIENT, SECTION, TOWERS, Cache, Embedded, LoadedSection, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ class Case:
     data: DataSet
     system: System
     task: Task
-    sections: Sequence[Loaded]
+    sections: Sequence[LoadedSection]
     embedded: Sequence[Embedded]
     device: str | None = None
 

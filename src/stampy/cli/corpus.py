@@ -145,6 +145,7 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
 def _build(
     *, sections: list[str], out: str, images: str, vocabulary: str | None, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
+    _check_build(sections, vocabulary, options)
     from stampy import train
 
     wanted = {"auto": None, "all": True, "none": False}[images]
@@ -153,6 +154,31 @@ def _build(
     corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
     if not quiet:
         _tell(corpus)
+
+
+def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
+    """Raise for what is not there or can't be, before torch is imported."""
+    from stampy import _checks
+    from stampy._workers import check_workers
+
+    for path in sections:
+        if not path.startswith("hf:"):
+            _checks.existing(path, what="section or manifest")
+    if vocabulary is not None:
+        _checks.existing(vocabulary, what="vocabulary")
+    for name, least in (("max_tokens", 1), ("draws", 1), ("regions", 1), ("quality", 1), ("seed", 0)):
+        _checks.at_least(name, options[name], least)
+    _checks.at_most("quality", options["quality"], 100)
+    check_workers(options["scheduler"], options["n_workers"])
+
+
+def _check_corpus(path: str) -> None:
+    """Raise where there is no corpus, before torch is imported."""
+    from stampy import _checks
+
+    folder = _checks.existing(path, what="corpus")
+    if not (folder / "corpus.json").is_file():
+        raise FileNotFoundError(f"{path!r} is no corpus: it has no corpus.json. `stampy corpus build` makes one.")
 
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
@@ -168,6 +194,7 @@ def _published_vocabulary(sections: list[str], out: str) -> Path | None:
 
 
 def _info(path: str) -> None:
+    _check_corpus(path)
     from stampy import train
 
     corpus = train.Corpus(path)
@@ -190,6 +217,7 @@ def _tell(corpus: Corpus) -> None:
 
 
 def _verify(path: str) -> None:
+    _check_corpus(path)
     from stampy import train
 
     corpus = train.Corpus(path)

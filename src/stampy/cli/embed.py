@@ -240,6 +240,11 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
 
     _checks.existing(source, what="image file")
     check_name(options["model"])
+    if not target.rstrip("/").endswith(".zarr"):
+        raise ValueError(f"OUT must end in .zarr, found {target!r}.")
+    for name in ("um_per_px", "tile_um"):
+        if options[name] is not None:
+            _checks.positive(name, options[name])
 
     from stampy import tl
 

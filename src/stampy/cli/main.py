@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     given = vars(_parser().parse_args(argv))
     run, wrong_usage, with_traceback = given.pop("run"), given.pop("wrong_usage"), given.pop("traceback")
+    names = given.pop("names")
     try:
         named = given.pop("named_images", None)
         with _warnings_as_lines(), _no_empty_folders(given), where_named_images_may_lie(named):
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if with_traceback or os.environ.get("STAMPY_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"stampy: error: {in_options(error)}", file=sys.stderr)
+        print(f"stampy: error: {in_options(error, names())}", file=sys.stderr)
         return 1
     return 0
 

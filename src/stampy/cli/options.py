@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypedDict
 
 __all__ = [
@@ -61,11 +61,13 @@ VALUES = {"images=False": "--images none", "images=True": "--images all", "on_er
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
 
 
-def in_options(message: BaseException | str) -> str:
-    """The message of an error or a warning, with options named as they are here.
+def in_options(message: BaseException | str, names: Mapping[str, str] | None = None) -> str:
+    """The message of an error or a warning, with options named as they are here; `names`: parameter -> option.
 
     >>> in_options(KeyError("Give `um_per_px=`, or modality='gene'."))
     'Give `--um-per-px`, or --modality gene.'
+    >>> in_options(ValueError("`max_tokens` must be at least 1, found 0."), {"max_tokens": "--max-tokens"})
+    '--max-tokens must be at least 1, found 0.'
     >>> in_options(ValueError("Build with images=False."))
     'Build with --images none.'
     """
@@ -73,7 +75,15 @@ def in_options(message: BaseException | str) -> str:
     line = " ".join(str(plain).split()) or type(message).__name__
     for value, option in VALUES.items():
         line = line.replace(value, option)
+    line = re.sub(r"`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
+
+
+def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
+    """The option that a parameter in backticks is, with its value; others stay as they are."""
+    if found[1] not in names:
+        return found[0]
+    return f"{names[found[1]]} {(found[2] or '').strip(chr(39))}".rstrip()
 
 
 def show_progress(quiet: bool) -> bool:
@@ -116,12 +126,18 @@ def described(
 def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
     parser = described(commands.add_parser, name, about, help=about)
-    parser.set_defaults(run=run, wrong_usage=parser.error)
+    parser.set_defaults(run=run, wrong_usage=parser.error, names=lambda: _names(parser))
     # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
     parser.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error is from"
     )
     return parser
+
+
+def _names(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Option by the name of its parameter."""
+    names = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    return {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
 
 
 def model_option(add: Add) -> None:

@@ -77,9 +77,23 @@ def _report_options(commands: Commands) -> None:
 
 
 def _demo(*, quiet: bool, **options: Any) -> None:
+    _check_demo(options["model"], options["section"])
     from stampy.cli.demo import demo
 
     demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
+
+
+def _check_demo(model: str, section: str | None) -> None:
+    """Raise for a model or section that there is not, before torch is imported or a folder made."""
+    from stampy import _checks
+    from stampy.datasets import _registry
+    from stampy.models._names import check_name
+
+    check_name(model)
+    if section is None or section == "toy" or section in _registry.names() or Path(section).expanduser().exists():
+        return
+    here = [p.name for p in Path(section).expanduser().parent.glob("*")]
+    raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), "toy"], "that folder": here})
 
 
 def _silent(text: str) -> None:

@@ -38,7 +38,7 @@ MAX_ROWS = 40  # of a table
 
 
 @dataclass(frozen=True)
-class Genes:
+class GeneFacts:
     """What the model sees of the counts."""
 
     match: GeneMatch
@@ -215,7 +215,7 @@ def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str 
     return MINI, f"not {made_by!r}, which made the embedding: name it by --model" if made_by else "the packaged model"
 
 
-def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
+def _genes(adata: AnnData, model: Stamp, layer: str | None) -> GeneFacts:
     """Overlap and token counts, a block of rows at a time."""
     from scipy import sparse
 
@@ -242,10 +242,10 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> Genes:
     outside = np.flatnonzero(~known & is_gene & (per_gene > 0))
     outside = outside[np.argsort(-per_gene[outside], kind="stable")][:10]
     unknown = [(str(adata.var_names[i]), float(per_gene[i]) / everything) for i in outside]
-    return Genes(found, tokens, total, float(per_gene[known].sum()) / everything, unknown)
+    return GeneFacts(found, tokens, total, float(per_gene[known].sum()) / everything, unknown)
 
 
-def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_sections: int) -> dict[str, str]:
+def _facts(adata: AnnData, genes: GeneFacts | None, record: Mapping[str, object], n_sections: int) -> dict[str, str]:
     n_genes = adata.n_vars if genes is None else adata.n_vars - genes.match.n_left_out
     facts = {"spots": f"{adata.n_obs:,}", "genes": f"{n_genes:,}"}
     if n_sections > 1:
@@ -258,7 +258,7 @@ def _facts(adata: AnnData, genes: Genes | None, record: Mapping[str, object], n_
     return facts
 
 
-def _about_vocabulary(genes: Genes, model: Stamp, why: str) -> dict[str, str]:
+def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str]:
     found = genes.match
     n_genes = found.n_vars - found.n_left_out
     share = found.n_matched / max(n_genes, 1)
@@ -282,7 +282,7 @@ def _percent(part: float) -> str:
     return f"{part:.2%}" if part >= 0.0001 else "< 0.01%"
 
 
-def _about_tokens(genes: Genes, max_tokens: int) -> dict[str, object]:
+def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
     marks = np.percentile(genes.tokens, [0, 5, 25, 50, 75, 95, 100])
     cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
     return {
@@ -312,7 +312,7 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     return figure
 
 
-def _maps(adata: AnnData, maps: Maps, genes: Genes | None, embedding: str) -> list[Picture]:
+def _maps(adata: AnnData, maps: Maps, genes: GeneFacts | None, embedding: str) -> list[Picture]:
     if not maps.placed:
         return []
     wanted: dict[str | None, tuple[str, str | None]] = {None: ("Tissue and spots", None)}

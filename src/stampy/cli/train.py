@@ -93,14 +93,15 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
            quiet: bool, **options: Any) -> None:  # fmt: skip
     from dataclasses import replace
 
-    from stampy import _checks
+    from stampy import _checks, train
+    from stampy.models._names import check_name
 
     _check_paths(sections, config)
-    _checks.writable(out)
-    from stampy import train
-
+    if options.get("model") is not None:
+        check_name(str(options["model"]))
     chosen = getattr(train, settings).of(config)
     chosen = chosen if seed is None else replace(chosen, seed=seed)
+    _checks.writable(out)
     getattr(train, stage)(sections, out, config=chosen, progress=not quiet, **options)
     if not quiet and _is_first_rank():
         print(f"Model: {Path(out).expanduser() / 'model'}")
@@ -111,7 +112,8 @@ def _check_paths(sections: list[str], config: str | None) -> None:
     from stampy import _checks
 
     for path in sections:
-        _checks.existing(path, what="section or manifest")
+        if not path.startswith("hf:"):
+            _checks.existing(path, what="section or manifest")
     if config is not None:
         _checks.existing(config, what="config")
 
@@ -126,8 +128,11 @@ def _is_first_rank() -> bool:
 def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, **options: Any) -> None:
     from stampy import _checks
     from stampy._files import atomic
+    from stampy.models._names import check_name
 
     target = None if out is None else Path(out).expanduser()
+    check_name(model)
+    _check_paths(sections, None)
     if target is not None:
         _checks.writable(target.parent)
     from stampy import train

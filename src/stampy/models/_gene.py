@@ -81,8 +81,16 @@ class GeneConfig:
         return self.n_genes + _keys.N_SPECIAL
 
 
-# Not compiled: lengths differ from batch to batch, and each would be compiled anew.
-_attend = torch.compiler.disable(attend)
+def ready_to_compile() -> None:
+    """Call before layers are compiled: they leave `attend` alone, since lengths differ from batch to batch.
+
+    Not done when this file is imported: it loads torch's compiler, which takes a second.
+    """
+    global _attend
+    _attend = torch.compiler.disable(attend)
+
+
+_attend = attend
 
 
 class _Attention(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from ._gene_annotation import Features
 from ._gene_names import HumanGenes, cut_genome, ensembl_ids, human_genes, is_title_case, mended
 
-__all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "Found", "GeneIndex", "find", "lookup"]
+__all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "GeneIndex", "find", "lookup"]
 
 
 class GeneIndex:
@@ -167,7 +167,7 @@ WAYS = ("none", "Ensembl id", "symbol", "previous symbol", "alias", "mended name
 
 
 @dataclass(eq=False)
-class Found:
+class FoundRows:
     """Rows of the vocabulary for the columns of a section, and by which way each was found."""
 
     rows: np.ndarray  # int32 (n,), -1 for none
@@ -193,7 +193,7 @@ class Found:
         return np.flatnonzero(~self.settled).tolist()
 
 
-def find(features: Features, index: GeneIndex) -> Found:
+def find(features: Features, index: GeneIndex) -> FoundRows:
     """The rows of a section's columns in a vocabulary.
 
     Examples
@@ -207,7 +207,7 @@ def find(features: Features, index: GeneIndex) -> Found:
     """
     n = len(features)
     settled = ~features.is_gene | (features.foreign if index.human else False)
-    found = Found(np.full(n, -1, np.int32), np.zeros(n, np.int8), np.full(n, "", dtype=object), settled)
+    found = FoundRows(np.full(n, -1, np.int32), np.zeros(n, np.int8), np.full(n, "", dtype=object), settled)
     _by_ids(features, index, found)
     by_id = set(found.rows[found.ways == ID].tolist())
     _by_names(features, index, found)
@@ -220,7 +220,7 @@ def find(features: Features, index: GeneIndex) -> Found:
     return found
 
 
-def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> Found:
+def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> FoundRows:
     """The rows of names that stand for themselves: ``gene_id`` (an id or whatever stands for one) or ``symbol``."""
     texts = [str(name).strip() for name in names]
     n, none = len(texts), [""] * len(texts)
@@ -230,14 +230,16 @@ def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> Found:
     features = Features(ids, np.array(none, dtype=object), names_of, np.array(none, dtype=object), foreign, texts)
     if kind == "symbol":
         return find(features, index)
-    found = Found(np.full(n, -1, np.int32), np.zeros(n, np.int8), np.full(n, "", dtype=object), np.zeros(n, dtype=bool))
+    found = FoundRows(
+        np.full(n, -1, np.int32), np.zeros(n, np.int8), np.full(n, "", dtype=object), np.zeros(n, dtype=bool)
+    )
     _by_ids(features, index, found)
     for column in found.open():
         found.put(column, index.by_id.get(texts[column], -1), ID, "names")
     return found
 
 
-def _by_ids(features: Features, index: GeneIndex, found: Found) -> None:
+def _by_ids(features: Features, index: GeneIndex, found: FoundRows) -> None:
     by_id = index.by_id
     for column in np.flatnonzero((features.ids != "") & ~found.settled).tolist():
         row = by_id.get(gene_id := features.ids[column])
@@ -247,7 +249,7 @@ def _by_ids(features: Features, index: GeneIndex, found: Found) -> None:
             found.put(column, row, ID, features.id_sources[column])
 
 
-def _by_names(features: Features, index: GeneIndex, found: Found) -> None:
+def _by_names(features: Features, index: GeneIndex, found: FoundRows) -> None:
     """Exact names: the vocabulary's own, then approved and previous symbols of HGNC."""
     for source, names in features.symbols.items():
         for column in found.open():
@@ -266,7 +268,7 @@ def _by_names(features: Features, index: GeneIndex, found: Found) -> None:
                     found.put(column, index.row_of_gene(gene), way, source)
 
 
-def _by_guess(features: Features, index: GeneIndex, found: Found) -> None:
+def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
     """Aliases, then names that a program changed, then names in another case."""
     taken = set(found.rows[found.rows >= 0].tolist())
     if index.human is not None:
@@ -296,7 +298,7 @@ def _undated(name: str) -> str:
 
 
 def _mend(
-    column: int, name: str, source: str, index: GeneIndex, found: Found, taken: set[int], repeated: Counter[str]
+    column: int, name: str, source: str, index: GeneIndex, found: FoundRows, taken: set[int], repeated: Counter[str]
 ) -> None:
     """Put the row of a name that a program changed, if undoing that leads to a gene."""
     rows: dict[int, str] = {}
@@ -331,7 +333,7 @@ def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
     return row
 
 
-def _fold(source: str, names: Sequence[str], index: GeneIndex, found: Found) -> None:
+def _fold(source: str, names: Sequence[str], index: GeneIndex, found: FoundRows) -> None:
     """Find names in another case, but neither those of mouse among human genes nor those of human among mouse genes."""
     columns = list(_foldable(names, index, found.open()))
     if not columns:

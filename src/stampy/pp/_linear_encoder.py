@@ -43,7 +43,7 @@ __all__ = [
     "STRENGTHS",
     "Adaptation",
     "LinearEncoder",
-    "Piece",
+    "SectionPart",
     "SpotGenes",
     "adapt",
     "leading_axes",
@@ -127,7 +127,7 @@ class LinearEncoder(NamedTuple):
     covariance: np.ndarray  # (K, K) of the model's training spots along these axes
 
 
-class Piece(NamedTuple):
+class SectionPart(NamedTuple):
     """Spots of one section: counts, how genes are found in the vocabulary, coordinates."""
 
     counts: sparse.csr_matrix  # (n, v)
@@ -165,7 +165,7 @@ def pieces_of(
     table_key: str = _keys.TABLE,
     max_spots: int | None = MAX_SPOTS,
     rng: np.random.Generator,
-) -> list[Piece]:
+) -> list[SectionPart]:
     """The sections of a table; of a large one a compact piece of each, so that memory stays bounded.
 
     `match` finds the genes of the table, such as ``Vocabulary.match``.
@@ -189,7 +189,7 @@ def pieces_of(
             n = max(round(share * len(mine)), MIN_SPOTS)
             distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
             mine = np.sort(mine[np.argsort(distance, kind="stable")[:n]])
-        pieces.append(Piece(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
+        pieces.append(SectionPart(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
     return pieces
 
 
@@ -206,7 +206,7 @@ def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_m
 
 
 def adapt(
-    pieces: Sequence[Piece],
+    pieces: Sequence[SectionPart],
     model: LinearEncoder,
     divisors: np.ndarray,
     *,
@@ -296,7 +296,7 @@ def _head(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(
-    pieces: Sequence[Piece],
+    pieces: Sequence[SectionPart],
     model: LinearEncoder,
     divisors: np.ndarray,
     tried: Sequence[tuple[float, int]],
@@ -337,10 +337,10 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
-def _cut(piece: Piece) -> Piece:
+def _cut(piece: SectionPart) -> SectionPart:
     """A compact part of a large piece, enough to choose between a few settings."""
     if len(piece.xy) <= MAX_JUDGED:
         return piece
     near = np.argsort(np.linalg.norm(piece.xy - np.median(piece.xy, axis=0), axis=1), kind="stable")[:MAX_JUDGED]
     near = np.sort(near)
-    return Piece(piece.counts[near], piece.rows, piece.xy[near])
+    return SectionPart(piece.counts[near], piece.rows, piece.xy[near])

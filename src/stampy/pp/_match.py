@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from ._gene_annotation import Features
-from ._gene_lookup import CASE, ID, MENDED, SYMBOL, WAYS, Found, GeneIndex, find
+from ._gene_lookup import CASE, ID, MENDED, SYMBOL, WAYS, FoundRows, GeneIndex, find
 from ._gene_names import REPEATED
 
 __all__ = ["GeneMatch", "match"]
@@ -156,7 +156,7 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
 
 
 @lru_cache(maxsize=4)  # of sections with the same names, such as those of a cohort, only the first is looked up
-def _found(features: Features, index: GeneIndex) -> tuple[Found, int]:
+def _found(features: Features, index: GeneIndex) -> tuple[FoundRows, int]:
     """What was found, read-only, and the number of contradictions."""
     found = find(features, index)
     found.rows.setflags(write=False)

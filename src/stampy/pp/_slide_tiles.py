@@ -26,7 +26,7 @@ MASK_UM = 8.0  # edge of a pixel of the tissue mask: 14 across a tile
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """Tiles of a slide in px of its finest level."""
 
     boxes: np.ndarray  # (n, 4) left, top, right, bottom
@@ -155,7 +155,7 @@ def pixel_size(image: SlideImage, um_per_px: float | None) -> float:
     return float(found)
 
 
-def lay_grid(image: SlideImage, edge: float, stride: float) -> Grid:
+def lay_grid(image: SlideImage, edge: float, stride: float) -> TileGrid:
     """All tiles whose centre lies in the image, in rows from the top left; edge and stride in px."""
     height, width = image.shape
     if edge > 2 * max(height, width):
@@ -166,7 +166,7 @@ def lay_grid(image: SlideImage, edge: float, stride: float) -> Grid:
     n_rows, n_cols = (max(1, int(np.floor((size - edge / 2) / stride)) + 1) for size in (height, width))
     row, col = (a.ravel() for a in np.mgrid[:n_rows, :n_cols])
     left, top = col * stride, row * stride
-    return Grid(np.column_stack([left, top, left + edge, top + edge]), row, col)
+    return TileGrid(np.column_stack([left, top, left + edge, top + edge]), row, col)
 
 
 def _check_arguments(tile_um: Any, stride_um: Any, min_tissue: Any, um_per_px: Any, thumbnail_px: Any) -> None:
@@ -190,13 +190,13 @@ def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> No
         raise ValueError(f"Give `tile_key` or {given}, not both: the tile table is taken as it is.")
 
 
-def _tabled(boxes: np.ndarray) -> Grid:
+def _tabled(boxes: np.ndarray) -> TileGrid:
     """The boxes of a tile table with their places in it, as far as they lie on a grid."""
     row, col = (np.unique(boxes[:, axis].round(), return_inverse=True)[1] for axis in (1, 0))
-    return Grid(boxes, row, col)
+    return TileGrid(boxes, row, col)
 
 
-def _tissue_of(image: SlideImage, grid: Grid, um: float) -> np.ndarray:
+def _tissue_of(image: SlideImage, grid: TileGrid, um: float) -> np.ndarray:
     """Part of each tile that is tissue (n,)."""
     picture = overview(image, max(1.0, MASK_UM / um))
     height, width = image.shape
@@ -217,7 +217,7 @@ def _thumbnail(image: SlideImage, longest: int) -> tuple[np.ndarray, float]:
     return picture, max(picture.shape[:2]) / max(image.shape)
 
 
-def _table(grid: Grid, tissue: np.ndarray, kept: np.ndarray, name: str) -> AnnData:
+def _table(grid: TileGrid, tissue: np.ndarray, kept: np.ndarray, name: str) -> AnnData:
     import anndata
 
     boxes, row, col = grid.boxes[kept], grid.row[kept], grid.col[kept]

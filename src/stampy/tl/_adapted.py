@@ -11,11 +11,10 @@ from stampy import _checks, _keys
 from stampy._utils import generator, table_of
 from stampy.models import Stamp
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
-from stampy.pp import Vocabulary
 from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 
 from ._arguments import Organism, Request, is_several, named
-from ._encoders import Encoder, genes_of, is_baseline, loaded_model, match_genes, stamp_of
+from ._encoders import Encoder, is_baseline, loaded_model, match_genes, stamp_of, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +67,7 @@ def fitted(
     """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
     stamp = stamp_of(model)
-    sections, rng, vocabulary = list(sections), generator(SEED), Vocabulary(genes_of(stamp))
+    sections, rng, vocabulary = list(sections), generator(SEED), vocabulary_of(stamp)
     share, pieces = MAX_SPOTS // max(len(sections), 1), []
 
     def match(table: AnnData) -> GeneMatch:

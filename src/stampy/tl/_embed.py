@@ -23,7 +23,7 @@ from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
 from ._panels import shared_panel
 from ._results import Result, write
-from ._resume import Parts, digest_of_model
+from ._resume import Chunks, digest_of_model
 from ._stream import Tower, stream_images
 from ._vectors import by_key, centered, in_context
 
@@ -315,7 +315,7 @@ def _by_model(
     if modality != "image" and request.organism != "human":
         record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
-    parts = Parts(request.resume, identity)
+    parts = Chunks(request.resume, identity)
     found: Vectors = {}
     if modality != "image" and not isinstance(model, models.ImageSystem):
         found["gene"], record["genes"] = embed_genes(model, table, request, parts)

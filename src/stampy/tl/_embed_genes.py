@@ -17,9 +17,9 @@ from stampy.pp._tokens import iter_tokens
 
 from ._arguments import Request
 from ._clustering import smoothed
-from ._encoders import genes_of, match_genes
+from ._encoders import match_genes, vocabulary_of
 from ._panels import panel_of_table, within
-from ._resume import Parts
+from ._resume import Chunks
 from ._stream import Tower, stream_counts, stream_genes
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ N_GENES, N_COMPONENTS, N_NEIGHBORS = 2000, 50, 6  # of the baselines
 
 
 def embed_genes(
-    model: models.Stamp | models.GeneSystem, table: AnnData, request: Request, parts: Parts
+    model: models.Stamp | models.GeneSystem, table: AnnData, request: Request, parts: Chunks
 ) -> tuple[np.ndarray, Record]:
     """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
     _checks.not_empty(table)
-    vocabulary = Vocabulary(genes_of(model))
+    vocabulary = vocabulary_of(model)
     match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
     match, n_shared = _shared(table, match, len(vocabulary), request)
@@ -79,7 +79,7 @@ def _streamed(
     request: Request,
     match: GeneMatch,
     vocabulary: Vocabulary,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """The outputs (n, D) of the gene tower, block by block."""
     counts, source = counts_of(table, request.layer), source_of(request.layer)

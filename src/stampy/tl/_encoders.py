@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from stampy import _keys, models
+from stampy._utils import device_of
+from stampy.models import packaged
 from stampy.pp import Vocabulary, orthologs
 from stampy.pp._orthologs import human_matched
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from anndata import AnnData
 
@@ -35,6 +38,7 @@ __all__ = [
     "loaded_stamp",
     "match_genes",
     "stamp_of",
+    "vocabulary_of",
 ]
 
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
@@ -75,11 +79,18 @@ def _only_modality(model: str | Path | Encoder) -> Modality | None:
 
 
 def loaded_model(model: str | Path | Encoder, device: str | torch.device | None) -> Encoder:
-    """`model`, loaded where it is a name or a path, on the device."""
+    """`model`, loaded where it is a name or a path, on the device. A packaged one is shared: leave it as it is."""
+    if isinstance(model, str) and model in packaged():
+        return _packaged_model(model, str(device_of(device)))
     found = models.load(model, device=device) if isinstance(model, str | Path) else model
     if not isinstance(found, Encoder):
         raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(found).__qualname__}.")
     return found if device is None else found.to(device)
+
+
+@lru_cache(maxsize=2)
+def _packaged_model(name: str, device: str) -> Encoder:
+    return models.load(name, device=device)
 
 
 def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
@@ -106,6 +117,21 @@ def genes_of(model: models.Stamp | models.GeneSystem) -> pd.DataFrame:
             "`stampy.datasets.published_vocabulary()` (sep='\\t')."
         )
     return model.genes
+
+
+_VOCABULARIES: OrderedDict[bytes, Vocabulary] = OrderedDict()  # by the hash of their tables; the latest last
+_N_VOCABULARIES = 4
+
+
+def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
+    """The model's vocabulary, whose index of names is made once; ValueError where it has none."""
+    genes = genes_of(model)
+    key = pd.util.hash_pandas_object(genes).to_numpy().tobytes() + repr(list(genes)).encode()
+    vocabulary = _VOCABULARIES.pop(key, None) or Vocabulary(genes)
+    _VOCABULARIES[key] = vocabulary
+    while len(_VOCABULARIES) > _N_VOCABULARIES:
+        _VOCABULARIES.popitem(last=False)
+    return vocabulary
 
 
 def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:

@@ -22,7 +22,7 @@ from ._adapted import fitted
 from ._embed import embed
 from ._encoders import BASELINES as PCA_MODELS
 from ._encoders import Encoder, loaded_model
-from ._label_free import MEASURES, AsItIs, Piece, scores_of_split
+from ._label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
 from ._results import Result, write
 from ._vectors import centered, in_context
 
@@ -145,7 +145,7 @@ def evaluate(
     rows = _rows(xy, sections, max_spots, rng)
     _enough(sections[rows], names)
     counts = _whole_counts(table, layer)[rows][:, is_gene]
-    part = Piece(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
+    part = JudgedSpots(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
     found = [scores_of_split(part, jobs, r) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
     sentence = _verdict(scores, found)

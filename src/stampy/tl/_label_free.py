@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Embedder = Callable[[AnnData], np.ndarray]
     Scores = dict[str, dict[str, float]]  # by embedding and measure
 
-__all__ = ["BASELINES", "MEASURES", "AsItIs", "Piece", "scores_of_split"]
+__all__ = ["BASELINES", "MEASURES", "AsItIs", "JudgedSpots", "scores_of_split"]
 
 N_NEAREST = 15  # of the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
@@ -44,7 +44,7 @@ class AsItIs:
     key: str
 
 
-class Piece:
+class JudgedSpots:
     """The spots that are judged, and what all embeddings share."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Piece:
         return AnnData(counts, obs=obs, var=self.table.var.copy(), obsm={_keys.SPATIAL: self.xy})
 
 
-def scores_of_split(part: Piece, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator) -> Scores:
+def scores_of_split(part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator) -> Scores:
     """All measures of all embeddings for one split, each half predicting the other once."""
     pair = halves(part.counts, rng)
     targets = [gene_targets(half, part.genes) for half in pair]
@@ -91,7 +91,7 @@ def scores_of_split(part: Piece, jobs: Mapping[str, Embedder | AsItIs], rng: np.
 
 
 def _embedded(
-    part: Piece, jobs: Mapping[str, Embedder | AsItIs], pair: Sequence[sparse.csr_matrix]
+    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], pair: Sequence[sparse.csr_matrix]
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Names and embeddings of both halves; warnings were given when the whole was embedded."""
     found, tables = {}, [part.with_counts(half) for half in pair]
@@ -145,7 +145,7 @@ def _tfidf(counts: sparse.csr_matrix) -> np.ndarray:
     return (u * s).astype(np.float32)
 
 
-def _side(part: Piece, values: np.ndarray, targets: np.ndarray, around: np.ndarray) -> dict[str, float]:
+def _side(part: JudgedSpots, values: np.ndarray, targets: np.ndarray, around: np.ndarray) -> dict[str, float]:
     joint = np.hstack([targets, around, part.log_depth[:, None]])
     r = heldout_correlation(values, joint, part.folds)
     g = targets.shape[1]

@@ -14,11 +14,10 @@ from scipy import sparse
 
 from stampy import _checks, models
 from stampy._utils import table_of
-from stampy.pp import Vocabulary
 from stampy.pp._counts import LARGEST_SUM, checked_rows, counts_of, source_of
 
 from ._arguments import named
-from ._encoders import match_genes
+from ._encoders import match_genes, vocabulary_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +55,7 @@ def shared_panel(data: Sections, request: Request, model: str | Path | Encoder) 
         return None
     if not isinstance(model, models.Stamp | models.GeneSystem) or model.genes is None:
         return None
-    vocabulary = Vocabulary(model.genes)
+    vocabulary = vocabulary_of(model)
     measured, sums = np.zeros((len(tables), len(vocabulary)), dtype=bool), np.zeros((len(tables), len(vocabulary)))
     for i, table in enumerate(tables.values()):
         rows = match_genes(table, vocabulary, request.organism, request.layer).rows

@@ -23,7 +23,7 @@ from stampy.models import Stamp
 if TYPE_CHECKING:
     from ._encoders import Encoder
 
-__all__ = ["Chunk", "Parts", "digest_of_model"]
+__all__ = ["Chunk", "Chunks", "digest_of_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Chunk:
         self.save()
 
 
-class Parts:
+class Chunks:
     """The chunks of a run in a folder; with no folder nothing is kept.
 
     Parameters

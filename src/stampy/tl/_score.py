@@ -13,10 +13,9 @@ import torch
 from stampy import _checks, _keys, models
 from stampy._section.section import library_key_of
 from stampy._utils import table_of
-from stampy.pp import Vocabulary
 
 from ._arguments import ORGANISMS, Organism
-from ._encoders import genes_of, human_names, loaded_stamp
+from ._encoders import genes_of, human_names, loaded_stamp, vocabulary_of
 from ._results import Result, check_model, space_of, write
 
 if TYPE_CHECKING:
@@ -167,11 +166,6 @@ def rows_of_genes(
             f"{_checks.shortlist(_names(model)[:3])}."
         )
     return known, unknown
-
-
-def vocabulary_of(model: models.Stamp) -> Vocabulary:
-    """The model's vocabulary; ValueError where it has none."""
-    return Vocabulary(genes_of(model))
 
 
 def _names(model: models.Stamp) -> np.ndarray:

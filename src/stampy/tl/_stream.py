@@ -23,11 +23,12 @@ from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy._utils import hidden
 from stampy.models import GeneSystem, Stamp
+from stampy.models._gene import ready_to_compile
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank import weighted_bag
 
 from ._encoders import Encoder, ImageModel
-from ._resume import Chunk, Parts
+from ._resume import Chunk, Chunks
 
 if TYPE_CHECKING:
     from stampy.models import GeneConfig
@@ -66,7 +67,10 @@ class Tower(Generic[M]):
 
     def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """`function`, compiled where that pays."""
-        return torch.compile(function, dynamic=True) if self._compiled else function
+        if not self._compiled:
+            return function
+        ready_to_compile()
+        return torch.compile(function, dynamic=True)
 
     def projection(
         self, what: Literal["genes", "images"], level: Level, *, normalize: bool = True
@@ -170,7 +174,7 @@ def stream_genes(
     batch_size: int | None,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of blocks of tokens as (first spot, (m, L)); zeros for a spot without tokens.
 
@@ -250,7 +254,7 @@ def stream_counts(
     batch_size: int | None,
     level: Level,
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary.
 
@@ -288,7 +292,7 @@ def stream_images(
     n_workers: int,
     project: Callable[[Tensor], Tensor],
     progress: bool,
-    parts: Parts,
+    parts: Chunks,
 ) -> np.ndarray:
     """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
 
@@ -351,7 +355,7 @@ def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]
     return run
 
 
-class _Batch(NamedTuple):
+class _TileBatch(NamedTuple):
     """Tiles that run together; all of one chunk."""
 
     chunk: Chunk
@@ -359,7 +363,7 @@ class _Batch(NamedTuple):
     rows: np.ndarray  # of the section
 
 
-def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[_Batch, np.ndarray]]:
+def _batches(tiles: TileSource, size: int, parts: Chunks) -> Iterator[tuple[_TileBatch, np.ndarray]]:
     """Batches in order, each with the rows to read: all of them, or none where the chunk has them."""
     for start in range(0, len(tiles), CHUNK):
         n = min(CHUNK, len(tiles) - start)
@@ -367,7 +371,7 @@ def _batches(tiles: TileSource, size: int, parts: Parts) -> Iterator[tuple[_Batc
         for first in range(0, n, size):
             within = np.arange(first, min(first + size, n))
             rows = start + within
-            yield _Batch(chunk, within, rows), rows[:0] if chunk.has(within) else rows
+            yield _TileBatch(chunk, within, rows), rows[:0] if chunk.has(within) else rows
 
 
 def _read_ahead(

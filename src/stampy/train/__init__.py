@@ -1,12 +1,40 @@
 """Training: stage 1 (`pretrain`) and stage 2 (`align`); `adapt` fits a model to sections in closed form."""
 
-from stampy._io.sections import Section
-from stampy.train._corpus.corpus import Corpus
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ._adapt import adapt
-from ._align import align
-from ._config import AlignConfig, PretrainConfig
-from ._evaluate import evaluate
-from ._pretrain import pretrain
+if TYPE_CHECKING:
+    from stampy._io.sections import Section
+    from stampy.train._corpus.corpus import Corpus
+
+    from ._adapt import adapt
+    from ._align import align
+    from ._config import AlignConfig, PretrainConfig
+    from ._evaluate import evaluate
+    from ._pretrain import pretrain
 
 __all__ = ["AlignConfig", "Corpus", "PretrainConfig", "Section", "adapt", "align", "evaluate", "pretrain"]
+
+_MODULES = {
+    "AlignConfig": "stampy.train._config",
+    "Corpus": "stampy.train._corpus.corpus",
+    "PretrainConfig": "stampy.train._config",
+    "Section": "stampy._io.sections",
+    "adapt": "stampy.train._adapt",
+    "align": "stampy.train._align",
+    "evaluate": "stampy.train._evaluate",
+    "pretrain": "stampy.train._pretrain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: torch is imported when something is trained; settings are checked without it.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

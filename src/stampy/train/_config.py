@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from stampy._checks import existing, one_of
+from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
 
-from ._settings import Range, checked, without_effect
+from ._settings import NumberRange, checked, without_effect
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
@@ -22,41 +22,41 @@ FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "com
 LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
 _LORA_RANK = 8
 
-_SIZE, _COUNT = Range(1, 2**20), Range(1)
+_SIZE, _COUNT = NumberRange(1, 2**20), NumberRange(1)
 RANGES = {
-    "lr": Range(0, above=True),
-    "min_lr": Range(0),
-    "warmup_steps": Range(0),
-    "weight_decay": Range(0),
-    "clip": Range(0, above=True),
-    "seed": Range(0, 2**63 - 1),
+    "lr": NumberRange(0, above=True),
+    "min_lr": NumberRange(0),
+    "warmup_steps": NumberRange(0),
+    "weight_decay": NumberRange(0),
+    "clip": NumberRange(0, above=True),
+    "seed": NumberRange(0, 2**63 - 1),
     "checkpoint_every": _COUNT,
     "keep": _COUNT,
     "accumulate": _COUNT,
-    "prefetch": Range(1, 64),
+    "prefetch": NumberRange(1, 64),
     "width": _SIZE,
-    "depth": Range(1, 1000),
-    "heads": Range(1, 1024),
+    "depth": NumberRange(1, 1000),
+    "heads": NumberRange(1, 1024),
     "feedforward": _SIZE,
-    "max_tokens": Range(1, 2**16 - 1),
-    "dropout": Range(0, 1, below=True),
-    "epochs_igr": Range(0),
-    "epochs_cgr": Range(0),
+    "max_tokens": NumberRange(1, 2**16 - 1),
+    "dropout": NumberRange(0, 1, below=True),
+    "epochs_igr": NumberRange(0),
+    "epochs_cgr": NumberRange(0),
     "groups_per_batch": _COUNT,
-    "group_size": Range(2, 1024),
-    "max_distance": Range(0, above=True),
-    "mask_fraction": Range(0, 1, above=True, below=True),
-    "mask_share": Range(0, 1, above=True),
+    "group_size": NumberRange(2, 1024),
+    "max_distance": NumberRange(0, above=True),
+    "mask_fraction": NumberRange(0, 1, above=True, below=True),
+    "mask_share": NumberRange(0, 1, above=True),
     "embedding": _SIZE,
     "positions_per_step": _COUNT,
     "epochs": _COUNT,
-    "pairs_per_batch": Range(4),
+    "pairs_per_batch": NumberRange(4),
     "lora_rank": _SIZE,
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Config:
+class _StageConfig:
     """Settings that both stages share.
 
     Parameters
@@ -128,13 +128,13 @@ class _Config:
             return cls()
         if isinstance(config, cls):
             return config
+        where = repr(str(config)) if isinstance(config, str | Path) else cls.__name__
         if isinstance(config, str | Path):
             config = _read(existing(config, what="config", suffixes=(".json",)))
         if not isinstance(config, Mapping):
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
-        known = {f.name for f in fields(cls)}
         for name in config:
-            one_of(f"field of {cls.__name__}", name, known)
+            known_field(name, {f.name for f in fields(cls)}, where=where)
         return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
 
     def warmup(self, steps: int) -> int:
@@ -157,7 +157,7 @@ def _read(path: Path) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(_Config):
+class PretrainConfig(_StageConfig):
     """Stage 1: the gene encoder learns to reconstruct genes from a spot's own and from its neighbours' (section 3.2).
 
     Parameters
@@ -260,7 +260,7 @@ checkpoint_activations, compile, prefetch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AlignConfig(_Config):
+class AlignConfig(_StageConfig):
     """Stage 2: image and gene embeddings are aligned by four losses of equal weight (section 3.3).
 
     Parameters

@@ -21,10 +21,10 @@ from stampy.pp._tiles import TileSource
 
 from ._config import PretrainConfig
 
-__all__ = ["Groups", "MemorySection", "TrainingData", "TrainingSection"]
+__all__ = ["MemorySection", "SectionGroups", "TrainingData", "TrainingSection"]
 
 
-class Groups(NamedTuple):
+class SectionGroups(NamedTuple):
     """Neighbourhood groups of a section."""
 
     numbers: np.ndarray  # (G,) int64, by which `read_group` finds them
@@ -44,7 +44,7 @@ class TrainingSection(Protocol):
     def n_spots(self) -> int:
         """Rows."""
 
-    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> Groups:
+    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
         """Groups of a draw. Those in memory are drawn from `rng`; those on disk were drawn when they were written."""
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
@@ -104,11 +104,11 @@ class MemorySection:
     def _lengths(self) -> np.ndarray:
         return (self.tokens != 0).sum(axis=1)
 
-    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> Groups:
+    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
         """Drawn anew."""
         found = group_spots(self.xy, size=config.group_size, max_distance=config.max_distance, rng=rng)
         longest = self._lengths[found.members].max(axis=1, initial=0)
-        return Groups(np.arange(len(found.members)), found.members, longest, int((found.own < 0).sum()))
+        return SectionGroups(np.arange(len(found.members)), found.members, longest, int((found.own < 0).sum()))
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
         """The tokens of a group."""

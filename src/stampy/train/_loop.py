@@ -21,6 +21,7 @@ from stampy import _checks
 from stampy._files import FolderLock, is_full, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
+from stampy.models._gene import ready_to_compile
 
 from . import _checkpoints
 from ._batches import Batch, Losses, moved, pinned
@@ -236,6 +237,8 @@ class TrainState(Generic[B, P, C]):
         self.stage: Stage[B, P, C] = stage
         config = stage.config
         stage.train()
+        if config.compile:
+            ready_to_compile()
         for layer in stage.layers() if config.compile else ():
             layer.compile(dynamic=True)
         self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters

@@ -27,7 +27,7 @@ from ._sections import token_dtype
 __all__ = ["GroupSampler", "PairSampler"]
 
 
-class _Sampler:
+class _BaseSampler:
     """What both samplers have: sections one after the other, and a place among the ranks."""
 
     def __init__(self, data: TrainingData):
@@ -80,7 +80,7 @@ class _Table(NamedTuple):
     dropped: dict[str, tuple[int, int]]  # by section: spots that are in no group, and all spots
 
 
-class GroupSampler(_Sampler):
+class GroupSampler(_BaseSampler):
     """Batches of neighbourhood groups for stage 1: groups of all sections in shuffled order, drawn anew every epoch.
 
     Raises
@@ -161,7 +161,7 @@ class GroupSampler(_Sampler):
         return out
 
 
-class PairSampler(_Sampler):
+class PairSampler(_BaseSampler):
     """Batches of spots with their tokens, patches and regions for stage 2."""
 
     def __init__(self, data: TrainingData, config: AlignConfig):

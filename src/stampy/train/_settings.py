@@ -14,10 +14,10 @@ from stampy._checks import one_of
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Range", "checked", "without_effect"]
+__all__ = ["NumberRange", "checked", "without_effect"]
 
 
-class Range(NamedTuple):
+class NumberRange(NamedTuple):
     """The range of a number."""
 
     least: float
@@ -37,7 +37,7 @@ class Range(NamedTuple):
         return math.isfinite(value) and low and (value < self.most if self.below else value <= self.most)
 
 
-def checked(settings: DataclassInstance, ranges: Mapping[str, Range]) -> dict[str, object]:
+def checked(settings: DataclassInstance, ranges: Mapping[str, NumberRange]) -> dict[str, object]:
     """The values of a dataclass in its own kinds: whole numbers as int, lists as tuples.
 
     Raises
@@ -51,7 +51,7 @@ def checked(settings: DataclassInstance, ranges: Mapping[str, Range]) -> dict[st
     return {f.name: _value(f.name, getattr(settings, f.name), hints[f.name], ranges) for f in fields(settings)}
 
 
-def _value(name: str, value: Any, hint: Any, ranges: Mapping[str, Range]) -> Any:
+def _value(name: str, value: Any, hint: Any, ranges: Mapping[str, NumberRange]) -> Any:
     if get_origin(hint) is UnionType:
         if value is None:
             return None
@@ -72,7 +72,7 @@ def _value(name: str, value: Any, hint: Any, ranges: Mapping[str, Range]) -> Any
     return value
 
 
-def _number(name: str, value: Any, kind: type, allowed: Range) -> float:
+def _number(name: str, value: Any, kind: type, allowed: NumberRange) -> float:
     accepted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise TypeError(f"`{name}` must be a {'whole ' if kind is int else ''}number {allowed}, found {value!r}.")

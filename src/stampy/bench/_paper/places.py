@@ -70,11 +70,11 @@ def places(kind: Kind, names: Sequence[str], files: Files) -> list[Place]:
     """Where the sections `names` are; of a kind with `any_section` those that are there, whatever they are called."""
     if kind.any_section:
         return [_with_image(place, files, []) for place in _all(files)]
-    search = _Search(kind, tuple(names), files)
+    search = _FolderSearch(kind, tuple(names), files)
     return [search.place(name) for name in names]
 
 
-class _Search:
+class _FolderSearch:
     """One folder, looked through once."""
 
     def __init__(self, kind: Kind, names: tuple[str, ...], files: Files):

@@ -49,7 +49,7 @@ TEXTURES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class TissueLayout:
     """Where the tissue is and which domain lies where."""
 
     depth: Field  # the domains are bands of it
@@ -71,7 +71,7 @@ def waves(random: np.random.Generator, *, wavelength: float, n: int) -> Field:
 
 
 def render(
-    layout: Layout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float, random: np.random.Generator
+    layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float, random: np.random.Generator
 ) -> np.ndarray:
     """The section's image (height, width, 3) uint8, white outside the tissue; `size_px` is (width, height)."""
     depth, outside, along = maps(layout, origin_um, size_px, um_per_px)
@@ -90,7 +90,7 @@ def render(
     return _stain(eosin, hematoxylin, random)
 
 
-def maps(layout: Layout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float) -> list[np.ndarray]:
+def maps(layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float) -> list[np.ndarray]:
     """Depth, distance outside and way along the bands of every pixel, in µm; linear between every eighth."""
     step = 8
     width, height = size_px

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
-from stampy.datasets._toy.tissue_image import TEXTURES, Field, Layout, render, waves
+from stampy.datasets._toy.tissue_image import TEXTURES, Field, TissueLayout, render, waves
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,7 +27,7 @@ EDGE_UM = 70.0  # tissue reaches this much farther than its spots' outline
 
 
 @dataclass(frozen=True)
-class Grid:
+class SpotGrid:
     """How a platform lays out its spots."""
 
     distance_um: float
@@ -45,7 +45,7 @@ class Grid:
         return xy_um, row, col
 
 
-GRIDS = {"visium": Grid(100.0, 55.0, hexagonal=True), "st": Grid(200.0, 100.0, hexagonal=False)}
+GRIDS = {"visium": SpotGrid(100.0, 55.0, hexagonal=True), "st": SpotGrid(200.0, 100.0, hexagonal=False)}
 
 
 def toy(
@@ -172,7 +172,7 @@ def _means(var: pd.DataFrame, n_domains: int, effect: float, random: np.random.G
 
 
 def _section(
-    name: str, n_spots: int, grid: Grid, means: np.ndarray, image: bool, random: np.random.Generator
+    name: str, n_spots: int, grid: SpotGrid, means: np.ndarray, image: bool, random: np.random.Generator
 ) -> tuple[sparse.csr_matrix, pd.DataFrame, np.ndarray, dict[str, dict]]:
     """Counts, obs, pixel coordinates and the entry of `uns["spatial"]` of one section."""
     # Each part has a generator of its own, so that leaving out the image changes nothing else.
@@ -196,7 +196,7 @@ def _section(
     return counts, obs, (xy_um - origin) / UM_PER_PX, library
 
 
-def _outline(n_spots: int, grid: Grid, random: np.random.Generator) -> Field:
+def _outline(n_spots: int, grid: SpotGrid, random: np.random.Generator) -> Field:
     """A bumpy distance from the middle; the tissue is where it is small."""
     extent = np.sqrt(n_spots) * grid.distance_um
     bumps = waves(random, wavelength=extent, n=6)
@@ -204,7 +204,7 @@ def _outline(n_spots: int, grid: Grid, random: np.random.Generator) -> Field:
     return lambda xy: np.hypot(*(xy * squeeze).T) * (1 + 0.12 * bumps(xy))
 
 
-def _layout(xy_um: np.ndarray, outline: Field, n_domains: int, random: np.random.Generator) -> Layout:
+def _layout(xy_um: np.ndarray, outline: Field, n_domains: int, random: np.random.Generator) -> TissueLayout:
     """Curved bands about a point outside, bent by waves, cut so that the domains hold equally many spots."""
     extent = float(np.hypot(*np.ptp(xy_um, axis=0))) + EDGE_UM
     angle = random.uniform(0, 2 * np.pi)
@@ -217,7 +217,7 @@ def _layout(xy_um: np.ndarray, outline: Field, n_domains: int, random: np.random
     parts = np.array_split(np.sort(depth(xy_um)), n_domains)
     cuts = np.array([(a[-1] + b[0]) / 2 for a, b in itertools.pairwise(parts)])
     edge = float(outline(xy_um).max()) + EDGE_UM
-    return Layout(depth, cuts, focus, outside=lambda xy: outline(xy) - edge)
+    return TissueLayout(depth, cuts, focus, outside=lambda xy: outline(xy) - edge)
 
 
 def _counts(means: np.ndarray, domain: np.ndarray, random: np.random.Generator) -> sparse.csr_matrix:
@@ -233,7 +233,7 @@ def _counts(means: np.ndarray, domain: np.ndarray, random: np.random.Generator) 
     return sparse.vstack(blocks, format="csr")
 
 
-def _library(hires: np.ndarray, grid: Grid) -> dict[str, dict]:
+def _library(hires: np.ndarray, grid: SpotGrid) -> dict[str, dict]:
     """The entry of `uns["spatial"]`, as Space Ranger's readers write it."""
     from PIL import Image
 

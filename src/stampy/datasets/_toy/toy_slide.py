@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy.datasets._toy.tissue_image import Layout, maps, render, waves
+from stampy.datasets._toy.tissue_image import TissueLayout, maps, render, waves
 
 __all__ = ["toy_slide"]
 
@@ -76,7 +76,7 @@ def toy_slide(
     return _truth(layout, origin, size_px, um_per_px)
 
 
-def _layout(size_um: float, tumor: float, random: np.random.Generator) -> Layout:
+def _layout(size_um: float, tumor: float, random: np.random.Generator) -> TissueLayout:
     """A blob in the middle; tumour around a place near its rim, the infiltrate on the far side."""
     radius = (0.5 - _GLASS) * size_um
     bumps = waves(random, wavelength=size_um, n=6)
@@ -93,10 +93,10 @@ def _layout(size_um: float, tumor: float, random: np.random.Generator) -> Layout
     sample = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 60) * size_um] * 2), axis=-1).reshape(-1, 2)
     tissue = depth(sample[outside(sample) < 0])
     near = np.quantile(tissue, tumor) if tumor else -np.inf
-    return Layout(depth, np.array([near, np.quantile(tissue, 1 - _IMMUNE)]), focus, outside)
+    return TissueLayout(depth, np.array([near, np.quantile(tissue, 1 - _IMMUNE)]), focus, outside)
 
 
-def _truth(layout: Layout, origin: np.ndarray, size_px: np.ndarray, um_per_px: float) -> np.ndarray:
+def _truth(layout: TissueLayout, origin: np.ndarray, size_px: np.ndarray, um_per_px: float) -> np.ndarray:
     depth, outside, _ = maps(layout, origin, size_px, um_per_px)
     return (depth < layout.cuts[0]) & (outside < 0)
 

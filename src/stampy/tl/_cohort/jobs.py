@@ -18,7 +18,7 @@ from stampy._section.identity import digest_of_references, digest_of_section
 
 from . import records
 from .plan import Plan, Row
-from .worker import Loaded, loaded, named_images_of, worker_name
+from .worker import LoadedModel, loaded, named_images_of, worker_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,7 +41,7 @@ def embed_slide_job(section: Section, plan: Plan) -> Row:
         return _row_of(section, plan, _embed_slide)
 
 
-def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded], Row]) -> Row:
+def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, LoadedModel], Row]) -> Row:
     """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
     where = str(section.data) if isinstance(section.data, Path) else ""
     row: Row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
@@ -64,7 +64,7 @@ def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, Loaded]
     return row
 
 
-def _identity(plan: Plan, model: Loaded, source: str) -> dict[str, Any]:
+def _identity(plan: Plan, model: LoadedModel, source: str) -> dict[str, Any]:
     """All that decides a result."""
     name = model.model if isinstance(model.model, str) else model.model.name
     origin = {"stampy": stampy.__version__, "model": name, "weights": model.weights, "precision": model.precision}
@@ -74,7 +74,7 @@ def _identity(plan: Plan, model: Loaded, source: str) -> dict[str, Any]:
 # ---- sections -------------------------------------------------------------------------------------------------------
 
 
-def _embed_section(section: Section, plan: Plan, model: Loaded) -> Row:
+def _embed_section(section: Section, plan: Plan, model: LoadedModel) -> Row:
     place = section.data if isinstance(section.data, Path) else None
     data, kind, source = _opened(section, plan)
     identity = _identity(plan, model, source)
@@ -164,7 +164,7 @@ def _about(table: AnnData, plan: Plan) -> Row:
     return row
 
 
-def _judgement(data: AnnData | SpatialData, model: Loaded, plan: Plan) -> Row:
+def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> Row:
     """The verdict without labels; of a section that can't be judged the reason."""
     from stampy.tl._judge import judge
 
@@ -217,7 +217,7 @@ def _results_alone(table: AnnData, keys: list[str]) -> AnnData:
 # ---- slides ---------------------------------------------------------------------------------------------------------
 
 
-def _embed_slide(section: Section, plan: Plan, model: Loaded) -> Row:
+def _embed_slide(section: Section, plan: Plan, model: LoadedModel) -> Row:
     import anndata
 
     from stampy import tl

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     from stampy.tl._encoders import Encoder
 
-__all__ = ["Loaded", "loaded", "named_images_of", "prepare", "worker_name"]
+__all__ = ["LoadedModel", "loaded", "named_images_of", "prepare", "worker_name"]
 
 _device: str | None = None  # of this process, where several share the GPUs of a machine
 _n_threads: int | None = None
-_held: dict[str, Loaded] = {}  # of the latest run alone: workers of a cluster outlive runs
+_held: dict[str, LoadedModel] = {}  # of the latest run alone: workers of a cluster outlive runs
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model, or the name of a baseline, with the hash of its weights."""
 
     model: Encoder | str
@@ -47,7 +47,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def loaded(plan: Plan) -> Loaded:
+def loaded(plan: Plan) -> LoadedModel:
     """The model of a run; the first job of a process loads it."""
     if plan.run not in _held:
         _held.clear()
@@ -55,7 +55,7 @@ def loaded(plan: Plan) -> Loaded:
     return _held[plan.run]
 
 
-def _load(plan: Plan) -> Loaded:
+def _load(plan: Plan) -> LoadedModel:
     import torch
 
     from stampy.tl._encoders import is_baseline, loaded_model
@@ -64,10 +64,12 @@ def _load(plan: Plan) -> Loaded:
     if _n_threads is not None:
         torch.set_num_threads(_n_threads)
     if is_baseline(plan.model):
-        return Loaded(str(plan.model), "", "float32")
+        return LoadedModel(str(plan.model), "", "float32")
     model = loaded_model(plan.model, plan.device or _device)
     asked = plan.options.get("precision")
-    return Loaded(model, digest_of_model(model), asked or ("bfloat16" if model.device.type == "cuda" else "float32"))
+    return LoadedModel(
+        model, digest_of_model(model), asked or ("bfloat16" if model.device.type == "cuda" else "float32")
+    )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from stampy.train._corpus.section_writer import (
     write_section,
 )
 from stampy.train._corpus.shards import TILE_FORMATS
-from stampy.train._corpus.source import Source, SourceSection, source_of
+from stampy.train._corpus.source import CorpusSource, SourceSection, source_of
 from stampy.train._corpus.spavis import Slide
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def build(
 
 def _build(
     out: Path,
-    source: Source,
+    source: CorpusSource,
     reader: Reader,
     skip: bool,
     scheduler: str | None,

@@ -16,7 +16,7 @@ from stampy.train._config import PretrainConfig
 from stampy.train._corpus.records import SectionRecord
 from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
-from stampy.train._data import Groups, MemorySection
+from stampy.train._data import MemorySection, SectionGroups
 
 __all__ = ["StoredSection", "changed_files", "wrong_sizes"]
 
@@ -102,14 +102,14 @@ class StoredSection:
         """(group_size, L) tokens of a group, centre first, in one read; numbers count on over the draws."""
         return self._tokens.chunk(number)
 
-    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> Groups:
-        """Those that were written; `Groups.n_dropped` are the spots in no group of any draw."""
+    def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
+        """Those that were written; `SectionGroups.n_dropped` are the spots in no group of any draw."""
         size = config.group_size
         numbers = np.arange(self.n_groups[draw]) + sum(self.n_groups[:draw])
         of_draw = slice(size * sum(self.n_groups[:draw]), size * sum(self.n_groups[: draw + 1]))
         members = self.spots[of_draw].reshape(-1, size).astype(np.int64)
         longest = self.lengths[of_draw].reshape(-1, size).max(axis=1)
-        return Groups(numbers, members, longest, len(self.spots) - size * sum(self.n_groups))
+        return SectionGroups(numbers, members, longest, len(self.spots) - size * sum(self.n_groups))
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
         """The tokens of a group, in one read, into `out`."""

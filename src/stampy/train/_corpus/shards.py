@@ -139,7 +139,7 @@ def damaged(path: str | Path, why: str) -> ValueError:
     )
 
 
-class _File:
+class _OpenFile:
     """An open file that is closed with its last reference, so that no thread loses it while reading."""
 
     def __init__(self, number: int):
@@ -159,11 +159,11 @@ class _File:
 
 
 @lru_cache(maxsize=256)  # a corpus has more shards than a process may have files open
-def _open_again(path: str, key: int) -> _File:
-    return _File(os.open(path, os.O_RDONLY))
+def _open_again(path: str, key: int) -> _OpenFile:
+    return _OpenFile(os.open(path, os.O_RDONLY))
 
 
-def _open(path: str, key: int) -> _File:
+def _open(path: str, key: int) -> _OpenFile:
     try:
         return _open_again(path, key)
     except FileNotFoundError as error:

@@ -17,13 +17,13 @@ from stampy.train._corpus.spavis import Slide
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
 
-__all__ = ["Source", "SourceSection", "source_of"]
+__all__ = ["CorpusSource", "SourceSection", "source_of"]
 
 SourceSection: TypeAlias = Section | Slide
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """The sections and all that is known before they are read.
 
     Parameters
@@ -76,25 +76,25 @@ def source_of(
     *,
     reader: object,
     skip: bool,
-) -> Source:
+) -> CorpusSource:
     """Find out what is meant, and check it as far as that is cheap."""
     remote = hub.hub_folder(sections, out)
     files = None if remote is not None else spavis.files_of(sections)
     if remote is not None and not remote.tokens:
         return _sections_of_hub(remote, settings, vocabulary)
     if remote is None and files is None:
-        return Source(as_sections(sections, all_there=False), settings, vocabulary)
+        return CorpusSource(as_sections(sections, all_there=False), settings, vocabulary)
     settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
         chosen, skipped = spavis_index.slides_of(files or [], settings, skip=skip)
-        return Source(chosen, settings, vocabulary, skipped)
+        return CorpusSource(chosen, settings, vocabulary, skipped)
     given = [(remote.path(file), file.name, file.digest) for file in remote.files]
     chosen, skipped = spavis_index.slides_of(given, settings, skip=skip, opened=remote.opened)
-    return Source(chosen, settings, vocabulary, skipped, remote=remote)
+    return CorpusSource(chosen, settings, vocabulary, skipped, remote=remote)
 
 
-def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vocabulary | None) -> Source:
+def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vocabulary | None) -> CorpusSource:
     """A section for each .h5ad."""
     if vocabulary is None:
         raise ValueError(
@@ -104,7 +104,7 @@ def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vo
     names = _names(file.name for file in remote.files)
     found = [Section(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
     digests = {name: f"{remote.repository} {file.digest}" for file, name in zip(remote.files, names, strict=True)}
-    return Source(found, settings, vocabulary, digests=digests, remote=remote)
+    return CorpusSource(found, settings, vocabulary, digests=digests, remote=remote)
 
 
 def _names(files: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ CACHE_BYTES = 2**28  # at most, for chunks of a file that span more rows than ar
 PADS = (0, 1)
 
 
-class _Piece(NamedTuple):
+class _Rows(NamedTuple):
     """Rows that were read together."""
 
     name: str  # of the file
@@ -64,7 +64,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
     return record
 
 
-def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Piece]:
+def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Rows]:
     """The section's rows in order, as many at a time as may be in memory; pieces end where chunks of the file end.
 
     Of each row the first `width` positions of the last axis.
@@ -79,13 +79,13 @@ def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) ->
             for start, stop in part.runs.tolist():
                 while start < stop:
                     end = min((start // rows + 1) * rows, stop)
-                    yield _Piece(
+                    yield _Rows(
                         part.file.name, start, file[key][start:end, ..., :width] if width else file[key][start:end]
                     )
                     start = end
 
 
-class _Shards:
+class _ShardWriter:
     """Fills an array shard by shard from pieces of any size."""
 
     def __init__(self, array: Any, rows_per_shard: int):
@@ -112,7 +112,7 @@ def _put_tokens(group: Any, slide: Slide, max_tokens: int, size: int, n_rows: in
     per_shard = ROWS_PER_SHARD // size
     dtype = np.dtype(np.uint16 if n_tokens <= 2**16 else np.int32)
     array = new_array(group, "tokens", (n_rows * size, max_tokens), dtype, size, per_shard, "none")
-    shards, lengths, n_cut = _Shards(array, per_shard * size), [np.empty(0, dtype=np.uint16)], 0
+    shards, lengths, n_cut = _ShardWriter(array, per_shard * size), [np.empty(0, dtype=np.uint16)], 0
     wanted = max_tokens + 1  # one more tells whether a spot has more
     for name, start, values in _pieces(slide, TOKENS, size * wanted * 8, wanted):
         found = values.reshape(len(values), size, -1)
@@ -171,7 +171,7 @@ def _put_tiles(group: Any, slide: Slide, settings: Mapping[str, Any], n_rows: in
     px, how = settings["size_px"], (settings["codec"], settings["quality"])
     for key, what in ((PATCHES, "patches"), (REGIONS, "regions")):
         array = new_array(group, what, (n_rows, px, px, 3), np.dtype(np.uint8), 1, TILES_PER_SHARD, *how)
-        shards = _Shards(array, TILES_PER_SHARD)
+        shards = _ShardWriter(array, TILES_PER_SHARD)
         for name, start, tiles in _pieces(slide, key, 3 * px * px):
             blank = ~tiles.any(axis=(1, 2, 3))
             if blank.any():
