@@ -13,6 +13,7 @@ import argparse
 import warnings
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import scanpy as sc
 from sklearn.decomposition import PCA
@@ -20,13 +21,19 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import stampy
 from stampy._labels import known_labels
+from stampy.pp._linear_encoder import neighbor_graph
+from stampy.pp._thinning import heldout_correlation, regions
 from stampy.tl._clustering import find_domains, smoothed
 from stampy.tl._folds import block_folds
+from stampy.tl._label_free import _mixing, _tfidf
 from stampy.tl._probe import probe_predictions, probe_scores
+from stampy.tl._results import unit
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 PAIRED = ["HER2ST_A1", "HER2ST_A2"]
 IMAGED = "hbc_blockA"
+CHOOSE = [f"HER2ST_{name}" for name in ("B1", "C1", "D1", "F1", "G2")]  # for what is about several patients
+NEIGHBORS, N_AXES, BANKSY = 6, 50, 0.8  # of the baselines; BANKSY's share of the neighbourhood, as for domains
 WITH_IMAGE = {"HER2ST_A1"}  # the images of the DLPFC sections have 600 px, too few for tiles
 
 
@@ -43,31 +50,54 @@ def log_counts(adata):
 
 
 def clusters(values, codes):
-    """ARI and NMI of k-means at the number of labels, mean over three seeds."""
+    """ARI and NMI of k-means at the number of labels, mean over three seeds, and the deviation of the ARI."""
     found = [find_domains(values, len(np.unique(codes)), method="kmeans", rng=seed)[0] for seed in range(3)]
-    return (
-        np.mean([adjusted_rand_score(codes, f) for f in found]),
-        np.mean([normalized_mutual_info_score(codes, f) for f in found]),
-    )
+    ari = [adjusted_rand_score(codes, f) for f in found]
+    return np.mean(ari), np.mean([normalized_mutual_info_score(codes, f) for f in found]), np.std(ari)
 
 
-def row(section, name, values, codes, xy):
+def depth_explained(values, depth, folds):
+    """Held-out R² of log depth by ridge, on pieces of tissue; 0 where it is worse than the mean."""
+    r = heldout_correlation(values, depth[:, None], folds)[0]
+    return max(r, 0.0) ** 2
+
+
+def baselines(adata, pca, xy):
+    """Embeddings that are fitted to the section itself, all smoothed: what a model in context must beat."""
+    logged = log_counts(adata)
+    logged = logged - logged.mean(axis=0)
+    standard = logged / np.maximum(logged.std(axis=0), 1e-6)
+    around = neighbor_graph(xy, NEIGHBORS)
+    banksy = np.hstack([np.sqrt(1 - BANKSY) * standard, np.sqrt(BANKSY) * (around @ standard)])
+    agreement = logged.T @ (around @ logged)
+    spatial = logged @ np.linalg.eigh(agreement + agreement.T)[1][:, -N_AXES:]
+    return {
+        "PCA, smoothed": smoothed(pca, xy),
+        "PCA, L2, smoothed": unit(smoothed(unit(pca), xy)),
+        "tf-idf SVD, L2, smoothed": unit(smoothed(unit(_tfidf(adata.X)), xy)),
+        "spatially weighted PCA, L2, smoothed": unit(smoothed(unit(spatial), xy)),
+        "BANKSY-like": PCA(20, random_state=0).fit_transform(banksy),
+    }
+
+
+def row(section, name, values, codes, xy, depth=None):
     """One line of the table; the probe's score is that of all held-out predictions together."""
     folds = block_folds(xy)
     scores = probe_scores(codes, probe_predictions(values, codes, folds), folds)
-    ari, nmi = clusters(values, codes)
-    return f"| {section} | {name} | {scores['balanced_accuracy'].iloc[-1]:.3f} | {ari:.3f} | {nmi:.3f} |"
+    ari, nmi, spread = clusters(values, codes)
+    deep = "" if depth is None else f"{depth_explained(values, depth, regions(xy)):.2f}"
+    probe = scores["balanced_accuracy"].iloc[-1]
+    return f"| {section} | {name} | {probe:.3f} | {ari:.3f} ± {spread:.3f} | {nmi:.3f} | {deep} |"
 
 
 def labelled(model):
     """Linear probe and clustering on the labelled sections."""
-    yield "| section | embedding | balanced accuracy | ARI | NMI |"
-    yield "|---|---|---|---|---|"
+    yield "| section | embedding | balanced accuracy | ARI | NMI | depth R² |"
+    yield "|---|---|---|---|---|---|"
     for name, key in LABELLED.items():
         adata = stampy.datasets.load(name)
         modality = "fused" if name in WITH_IMAGE else "gene"
-        for title, context in (("X_stamp", None), ("X_context", "neighbors")):
-            stampy.tl.embed(adata, model, modality=modality, context=context, key_added=title, show_progress_bar=False)
+        stampy.tl.embed(adata, model, modality=modality, show_progress_bar=False)
         pca = PCA(50, random_state=0).fit_transform(log_counts(adata))
         found = {"PCA": pca, "gene": adata.obsm["X_stamp_gene"]}
         if modality == "fused":
@@ -77,13 +107,76 @@ def labelled(model):
                 "mean colour": colours(adata),
             }
         xy = adata.obsm["spatial"].astype(float)
-        found |= {"PCA, smoothed": smoothed(pca, xy), "gene, in context": adata.obsm["X_context_gene"]}
+        around = {
+            k: unit(smoothed(adata.obsm[f"X_stamp_{k}"], xy)) for k in ("gene", "image")[: 1 + (modality != "gene")]
+        }
+        found |= baselines(adata, pca, xy) | {"gene, in context": around["gene"]}
         if modality == "fused":
-            found |= {"image, in context": adata.obsm["X_context_image"], "fused, in context": adata.obsm["X_context"]}
+            found |= {"image, in context": around["image"], "fused, in context": np.hstack(list(around.values()))}
         codes, _ = known_labels(adata.obs[key])
-        known = codes >= 0
+        known, depth = codes >= 0, np.log1p(np.asarray(adata.X.sum(axis=1), dtype=float).ravel())
         for title, values in found.items():
-            yield row(name, title, values[known], codes[known], xy[known])
+            yield row(name, title, values[known], codes[known], xy[known], depth[known])
+
+
+def mixing(model):
+    """Two halves of a section, one by a panel of half the genes: are they mixed? And labels from patient to patient."""
+    yield '| | as it is | `genes="shared"` or `center="section"` |'
+    yield "|---|---|---|"
+    found = [panels_mixed(model, name) for name in CHOOSE]
+    yield "| mixing of panels (1: chance) | " + " | ".join(spread(x) for x in zip(*found, strict=True)) + " |"
+    for title, context in (("per spot", None), ("in context", "neighbors")):
+        sides = [transfer(embedded_patients(model, context, center)) for center in (None, "section")]
+        yield f"| labels from four patients to the fifth, {title} | " + " | ".join(spread(x) for x in sides) + " |"
+    sides = [transfer(embedded_patients("pca", None, None))]
+    yield f"| the same by PCA of all five together | {spread(sides[0])} | |"
+
+
+def spread(values):
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def panels_mixed(model, name):
+    """Mixing of both halves of a section whose second half lacks every other gene; all genes, and those shared."""
+    adata, rng = stampy.datasets.load(name), np.random.default_rng(0)
+    half = rng.permutation(adata.n_obs) % 2
+    genes = np.sort(rng.permutation(adata.n_vars)[: adata.n_vars // 2])
+    for options in ({}, {"genes": "shared"}):
+        sections = [adata[half == 0].copy(), adata[half == 1][:, genes].copy()]
+        stampy.tl.embed(sections, model, modality="gene", key_added="X", show_progress_bar=False, **options)
+        values = np.vstack([s.obsm["X"] for s in sections])
+        yield _mixing(values, np.repeat([0, 1], [s.n_obs for s in sections]))
+
+
+def embedded_patients(model, context, center):
+    """Vectors and labels of a section of each patient, in one space."""
+    sections = {name: stampy.datasets.load(name) for name in CHOOSE}
+    if model == "pca":
+        joined = ad.concat(sections, label="section", index_unique="-", join="inner")
+        stampy.tl.embed(joined, "pca", modality="gene", key_added="X", show_progress_bar=False)
+        sections = {name: joined[joined.obs["section"] == name] for name in sections}
+    else:
+        options = {"context": context, "center": center, "show_progress_bar": False}
+        stampy.tl.embed(sections, model, modality="gene", key_added="X", **options)
+    found = {}
+    for name, section in sections.items():
+        labels = section.obs["label"].astype(str).to_numpy()
+        known = known_labels(section.obs["label"], warn=False)[0] >= 0
+        found[name] = unit(np.asarray(section.obsm["X"]))[known], labels[known]
+    return found
+
+
+def transfer(found):
+    """Balanced accuracy for each patient: labels of the 15 nearest spots of the four others."""
+    scores = []
+    for name, (query, truth) in found.items():
+        rest = [pair for other, pair in found.items() if other != name]
+        classes, codes = np.unique(np.concatenate([labels for _, labels in rest]), return_inverse=True)
+        near = np.argsort(-(query @ np.vstack([values for values, _ in rest]).T), axis=1)[:, :15]
+        guess = classes[np.stack([(codes[near] == c).sum(axis=1) for c in range(len(classes))], axis=1).argmax(axis=1)]
+        shared = np.isin(truth, classes)
+        scores.append(np.mean([(guess == c)[shared & (truth == c)].mean() for c in np.unique(truth[shared])]))
+    return scores
 
 
 def colours(adata):
@@ -95,6 +188,8 @@ def colours(adata):
 
 def image_only(model):
     """A section with an image and labels, without counts."""
+    yield "| section | embedding | balanced accuracy | ARI | NMI | |"
+    yield "|---|---|---|---|---|---|"
     adata = stampy.datasets.load(IMAGED)
     key = next(k for k in ("annot_type", "label") if k in adata.obs)
     stampy.tl.embed(adata, model, modality="image", show_progress_bar=False)
@@ -125,11 +220,14 @@ def main():
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # coarse images are known here
     model = stampy.models.load(arguments.model)
-    lines = [*labelled(model), *image_only(model), "", *retrieval(model)]
-    text = "\n".join(lines) + "\n"
-    print(text)
+    lines = []
+    for table in (labelled, retrieval, mixing, image_only):
+        for line in table(model):
+            print(line, flush=True)
+            lines.append(line)
+        lines.append("")
     if arguments.out:
-        arguments.out.write_text(text)
+        arguments.out.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
