@@ -1,4 +1,4 @@
-"""The drawings of the page *Concepts*, made anew at each build from the functions that they explain."""
+"""The drawings of the pages *Concepts* and *Training*, made anew at each build from functions and from measurements."""
 
 from pathlib import Path
 
@@ -7,10 +7,18 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import stampy
 
+# Of the sections of recipes/real/h100.csv: groups of 9 spots, 24 a step; and what data.json of these runs says.
+STEPS_A_PASS = 97
+REFERENCES = {
+    "frequency in all sections": 9.165,
+    "in-section frequency": 8.153,
+    "the same, unseen genes": 7.909,
+}
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B7480"
 STYLE = {"font.size": 12, "svg.hashsalt": "stampy", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -21,6 +29,7 @@ def draw(folder: Path) -> None:
     with plt.rc_context(STYLE):
         for name, figure in {
             "tokens": tokens(), "tiles": tiles(), "neighborhoods": neighborhoods(), "stages": stages(), "gvf": gvf(),
+            "learning": learning(),
         }.items():  # fmt: skip
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
             plt.close(figure)
@@ -161,3 +170,20 @@ def _box(ax, corner, size, text, face, edge=None):
 
 def _arrow(ax, start, end, style="-|>"):
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=12, color=GREY, shrinkA=0, shrinkB=0))
+
+
+def learning() -> plt.Figure:
+    """The loss at masked positions along two runs on real sections, beside what frequencies tell."""
+    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "real" / "h100.csv")
+    figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for (width, run), color in zip(runs.groupby("width", sort=False), (BLUE, ORANGE), strict=True):
+        ax.plot(run["step"] / STEPS_A_PASS, run["igr_masked"], color=color, label=f"width {width}")
+    for title, value in REFERENCES.items():
+        ax.axhline(value, color=GREY, linestyle=":")
+        below = "unseen" in title  # two of the lines are close
+        ax.text(
+            31.5, value + (-0.05 if below else 0.05), title, ha="right", va="top" if below else "bottom", fontsize=10
+        )
+    ax.set(xlabel="passes over 20,161 spots", ylabel="loss at masked positions, nats", xlim=(0, 32), ylim=(4, 9.6))
+    ax.legend(frameon=False, loc="lower left")
+    return figure

@@ -35,6 +35,15 @@ def test_a_lock_dies_with_its_process(number, tmp_path):
         assert f"{os.getpid()} on" in (tmp_path / ".stampy.lock").read_text()
 
 
+def test_a_holder_on_another_machine_is_told_of(tmp_path):
+    """Where locks stay on one machine, the name in the file is all that can be seen of a process on another."""
+    (tmp_path / ".stampy.lock").write_text("123 on elsewhere\n")
+    with pytest.warns(UserWarning, match="still marked by process 123 on elsewhere"):
+        _files.FolderLock(tmp_path, what="run").close()
+    assert (tmp_path / ".stampy.lock").read_text() == ""
+    _files.FolderLock(tmp_path, what="run").close()  # without a warning
+
+
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
     import fcntl
 

@@ -24,7 +24,7 @@ from stampy.pp import Vocabulary
 
 N_KEPT, N_SPOTS = 2, 256
 GENE = {"width": 64, "depth": 2, "heads": 4, "feedforward": 128, "max_tokens": 80}
-VIT = {"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
+VIT = {"patch_size": 16, "embed_dim": 96, "depth": 2, "num_heads": 3}
 
 
 def both_towers(world, seed: int) -> models.Stamp:

@@ -31,7 +31,7 @@ SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)  # of blocks 0 to 10
 TAPPED = (0, 2, 4, 7, 10)  # blocks whose channels' mean and deviation are features
 N_TOKENS, COMPONENTS = 20_030, 128
-GRID = {"width": (0, 256), "dropout": (0.3, 0.6), "steps": (100, 300), "weight_decay": (0.01, 1.0)}
+GRID = {"width": (0, 256), "dropout": (0.6,), "steps": (300,), "weight_decay": (0.01, 1.0)}
 
 
 def features(options) -> None:
@@ -139,7 +139,8 @@ def fit(options) -> None:
             n: np.hstack([alone[n], standard(around[n] @ alone[n])]).astype(np.float32) for n in SECTIONS
         }
     found = {}
-    for title, images in sources.items():
+    for title in options.only or sources:
+        images = sources[title]
         linear = ridge_ranks({n: x.astype(float) for n, x in images.items()}, own["tokens"], own["xy"], N_TOKENS)
         for name in SECTIONS:
             found["ridge", title, name] = linear[name]
@@ -165,6 +166,7 @@ def main() -> None:
     making.add_argument("--out", type=Path, required=True)
     fitting.add_argument("features", type=Path)
     fitting.add_argument("--device", default="cpu")
+    fitting.add_argument("--only", nargs="+", help="features, by their name in the table")
     fitting.add_argument("--out", type=Path)
     options = parser.parse_args()
     features(options) if options.part == "features" else fit(options)

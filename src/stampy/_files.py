@@ -312,8 +312,8 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 class FolderLock:
     """A lock that admits one process to a folder. The system releases it when the process ends, however it ends.
 
-    The lock is ``flock`` on a file in the folder. Linux passes it on to the server of a network file system (NFSv4
-    always, NFSv3 with its lock daemon); where the file system knows no locks, a warning says so.
+    The lock is ``flock``. Linux passes it on to the server of a network file system (NFSv4 always, NFSv3 with its lock
+    daemon); one without locks, and a name of another machine that a holder left in the file, give a warning.
 
     Parameters
     ----------
@@ -341,6 +341,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, what: str):
         self._file = (folder / self.NAME).open("a+")
+        self._file.seek(0)
         try:
             self._lock(folder, what)
         except BaseException:
@@ -353,7 +354,6 @@ class FolderLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             raise RuntimeError(
                 f"Another process is at work in {str(folder)!r} (process {holder}). Two of them would spoil the "
@@ -365,12 +365,16 @@ class FolderLock:
                 f"process from working in it. Start no other {what} there."
             )
             return
+        if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
+            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that it has ended.")
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             os.truncate(self._file.fileno(), 0)
             os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def close(self) -> None:
         """Release the lock."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            os.truncate(self._file.fileno(), 0)
         self._file.close()
 
     def __enter__(self) -> Self:

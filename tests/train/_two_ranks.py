@@ -1,8 +1,11 @@
 """What test_distributed.py runs in each of two processes: ``python -m torch.distributed.run ... _two_ranks.py OUT``."""
 
+import json
 import os
+import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 
@@ -19,6 +22,34 @@ def main(out: Path) -> None:
     if os.environ["RANK"] == "0":
         (out / "fsdp1" / "checkpoint-00000004.ckpt").unlink()
     train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)  # goes on from step 2
+
+    stopped(out, halved(STAGE1))
+
+
+def stopped(out: Path, config: dict) -> None:
+    """A run in which SIGTERM comes to the second process alone, in its third step, and that then goes on."""
+    from test_distributed import section
+
+    from stampy import train
+    from stampy.train import _loop
+
+    rank, rate, code = os.environ["RANK"], _loop._learning_rate, None
+
+    def signalling(config, step, steps):
+        if step == 2 and rank == "1":
+            signal.raise_signal(signal.SIGTERM)
+        return rate(config, step, steps)
+
+    run = partial(train.pretrain, section(), out / "stopped", config=config, device="cpu", progress=False)
+    _loop._learning_rate = signalling
+    try:
+        run()
+    except SystemExit as error:
+        code = error.code
+    _loop._learning_rate = rate
+    there = sorted(path.name for path in (out / "stopped").glob("checkpoint-*"))
+    (out / f"stopped-{rank}.json").write_text(json.dumps({"code": code, "checkpoints": there}))
+    run()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stampy import models, train
 from stampy.models import losses
 from stampy.models._packed import Packing
 from stampy.train._alignment import Alignment
+from stampy.train._batches import moved
 from stampy.train._config import LOSSES
 
 SMALL = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -118,6 +120,39 @@ def test_attended_places_are_not_counted():
         assert found.attended is not None
     assert not waits.found
     assert torch.equal(found.attended, expected)
+
+
+def gradients(precision, accumulate, device="cpu"):
+    """Of a step, by name; in float16 without the scale of the loss."""
+    found = stage(accumulate=accumulate, precision=precision, augment=False)
+    fabric = Fabric(accelerator=device, devices=1, precision=precision)
+    module = fabric.setup_module(found)
+    data = batch([True, False, True, True, True, True], [True, True, False, True, True, True])
+    losses = found.run(fabric, module, [moved(piece, fabric.device) for piece in found.pieces(data, 0)])
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    scale = 1 if scaler is None else scaler.get_scale()
+    grads = {k: (p.grad / scale).cpu() for k, p in found.named_parameters() if p.grad is not None}
+    return sum(float(v.detach()) for v in losses.values()), grads
+
+
+def same_in_pieces(precision, device="cpu"):
+    loss, whole = gradients(precision, 1, device)
+    again, pieces = gradients(precision, 3, device)
+    assert again == pytest.approx(loss, rel=1e-2)
+    assert whole.keys() == pieces.keys()
+    for name, grad in whole.items():
+        assert (pieces[name] - grad).norm() <= 0.05 * grad.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_of_a_batch_in_pieces_are_those_of_the_whole(precision):
+    same_in_pieces(precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_gradients_of_a_batch_in_pieces_on_cuda(precision):
+    same_in_pieces(precision, "cuda")
 
 
 @pytest.mark.gpu

@@ -98,6 +98,13 @@ def test_stage_2_on_two_ranks_is_one_of_twice_the_batch(two, accumulate, tmp_pat
     assert_alike(two / "ddp2", tmp_path, rtol=1e-3, atol=1e-4)  # Fabric hands embeddings over as float32
 
 
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(two):
+    for rank in range(2):
+        found = json.loads((two / f"stopped-{rank}.json").read_text())
+        assert found == {"code": 143, "checkpoints": ["checkpoint-00000003.ckpt"]}
+    assert_alike(two / "stopped", two / "ddp1", rtol=1e-12, atol=1e-12)
+
+
 def test_one_rank_needs_no_processes():
     rows = torch.ones(2, 3, requires_grad=True)
     assert Ranks().gather(rows) is rows

@@ -39,7 +39,7 @@ MAX_ROWS = 40  # of a table
 
 @dataclass(frozen=True)
 class GeneFacts:
-    """What the model sees of the counts."""
+    """Genes that the model knows, and their counts."""
 
     match: GeneMatch
     tokens: np.ndarray  # (n,) distinct genes of the vocabulary that a spot has

@@ -74,6 +74,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         found = self.losses(joint, pieces, there)
         fabric.backward(torch.stack(list(found.values())).sum())
         _restore(state, fabric.device)
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
         start = 0
         for number, piece in enumerate(pieces, start=1):
             rows = slice(start, start := start + len(piece["rows"]))
@@ -83,7 +84,9 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
                     grad = joint[name].grad
                     if grad is not None and value.requires_grad:
                         passed.append((value * (grad[rows] if value.ndim else grad / len(pieces))).sum())
-                torch.stack(passed).sum().backward()
+                total = torch.stack(passed).sum()
+                # The gradients at the embeddings are scaled already where float16 needs it, and Fabric scales again.
+                fabric.backward(total if scaler is None else total / scaler.get_scale())
         return {k: v.detach() for k, v in found.items()}
 
     def forward(self, piece: PairPiece) -> dict[str, Tensor]:
