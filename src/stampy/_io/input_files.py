@@ -104,7 +104,7 @@ class _Bounded(io.RawIOBase):
         return n
 
     def close(self) -> None:
-        """Close the file, too."""
+        """Close the underlying file as well."""
         self._stream.close()
         super().close()
 
@@ -266,7 +266,7 @@ class SectionFiles:
 
 
 def _prefix(filename: str, name: str) -> str | None:
-    """What stands in front of `name` in a file's name; None where it is another part."""
+    """What stands in front of `name` in a file's name; None if the file is not that part."""
     low = filename.lower()
     for end in (name.lower(), name.lower() + ".gz"):
         if low.endswith(end):

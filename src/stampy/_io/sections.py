@@ -136,8 +136,8 @@ def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
     The keys of a dict are the sections' names.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ, platform,
-    species, patient and study; it may be a DataFrame, too, with paths relative to the working directory. Paths are of
-    anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
+    species, patient and study; it may also be a DataFrame, with paths relative to the working directory. Paths are
+    anything that `stampy.read` reads; with `all_there` a missing file raises at once.
     """
     if isinstance(sections, str | Path | pd.DataFrame) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]

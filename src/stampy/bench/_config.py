@@ -177,11 +177,11 @@ class Config:
     Parameters
     ----------
     name
-        Of the comparison.
+        Name of the comparison.
     datasets, systems, tasks
         What is combined with what.
     seeds
-        Of folds, clusterings and masks; the spread is over these (and over replicates).
+        Seeds of folds, clusterings and masks; the spread is over seeds (and replicates).
     reported
         Published figures.
     folder

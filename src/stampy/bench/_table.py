@@ -148,7 +148,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     results
-        Of `run`.
+        Table from `run`.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def skipped(results: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     results
-        Of `run`.
+        Table from `run`.
 
     Returns
     -------

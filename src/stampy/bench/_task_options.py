@@ -26,7 +26,7 @@ class TaskKind:
     jointly
         Whether the sections of a data set are judged together where its folds say so; else each by itself.
     lower_is_better
-        Of these metrics.
+        Metrics for which lower is better.
     chance
         What the row of chance is called in tables.
     options, choices

@@ -173,7 +173,9 @@ def expression(case: Case, seed: int) -> Iterator[Score]:
     """Genes of held-out spots from their images."""
     modality = case.embedded[0].modality
     if modality != "image":
-        raise NotApplicable(f"it embeds {'genes' if modality == 'gene' else 'genes, too'}; they are what is predicted")
+        raise NotApplicable(
+            f"it embeds {'genes' if modality == 'gene' else 'genes as well'}; they are what is predicted"
+        )
     table = case.table(counts=True)
     options = case.task.options
     several = len(case.sections) > 1

@@ -38,7 +38,7 @@ class GeneConfig:
     n_genes
         Genes in the vocabulary; gene i has token i + 30.
     width, depth, heads, feedforward
-        Of the Transformer.
+        Size of the Transformer.
     max_tokens
         Positions; longer token lists are cut to their best ranked genes.
     pooling

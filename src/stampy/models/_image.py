@@ -37,7 +37,7 @@ class ImageConfig:
     size_px
         Edge of the input.
     mean, std
-        Of the three channels, for input scaled to 0..1.
+        Mean and standard deviation of the three channels, for input scaled to 0..1.
     tile_um
         Edge of the tissue that a patch shows; a region shows three times that.
 
@@ -78,7 +78,7 @@ class ImageEncoder(nn.Module):
     Raises
     ------
     ValueError
-        The backbone is unknown to timm or is no ViT with a class token, or a setting can't be.
+        The backbone is unknown to timm or is no ViT with a class token, or a setting is invalid.
 
     Examples
     --------

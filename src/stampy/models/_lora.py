@@ -17,7 +17,7 @@ class LoRALinear(nn.Module):
     linear
         Is kept as it is.
     rank
-        Of the update.
+        Rank of the update.
     """
 
     def __init__(self, linear: nn.Linear, rank: int):

@@ -30,7 +30,7 @@ class Packing:
     queries, keys
         Positions of each spot, and how many of them are attended to; 1 <= keys <= queries.
     device
-        Of the tensors.
+        Device of the tensors.
 
     Examples
     --------

@@ -58,7 +58,7 @@ class StampConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> StampConfig:
-        """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
+        """The inverse of `to_dict`; ValueError for an unknown field, or an invalid value."""
         gene = _build(GeneConfig, values["gene"])
         check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])

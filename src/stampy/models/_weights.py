@@ -49,7 +49,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     path
         The folder; one that holds weights already is replaced.
     dtype
-        Of the tensors on disk; ``torch.float16`` halves them.
+        Type of the tensors on disk; ``torch.float16`` halves them.
     card
         Text of a model card, written as ``README.md``.
 

@@ -222,8 +222,8 @@ def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
 def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ensembl id and symbol of every column as HGNC has them now, and which columns are genes (bool).
 
-    Of a table of human genes a symbol, previous symbol, alias or mended name gets its gene's id, and every gene HGNC's
-    symbol for it. Names of tables of other species, and names that HGNC does not know, stay what they are.
+    In a table of human genes, a symbol, previous symbol, alias or mended name gets its gene's id, and every gene gets
+    HGNC's symbol. Names in tables of other species, and names that HGNC does not know, are left unchanged.
 
     Examples
     --------

@@ -18,14 +18,14 @@ __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "G
 class GeneIndex:
     """The names of a vocabulary's genes, and of HGNC's for one of human genes.
 
-    Rows that are the same gene are one: that with an Ensembl id is used, the others (`merged`) are never found.
+    Rows of the same gene count as one: the row with an Ensembl id is used, the others (`merged`) are never found.
 
     Parameters
     ----------
     gene_ids, symbols
         Columns of the vocabulary.
     exact
-        Know no names but these, and undo nothing that programs do to names.
+        Accept only these names, exactly as written: no aliases, and no repair of names that programs changed.
     """
 
     def __init__(self, gene_ids: Iterable[str], symbols: Iterable[str], *, exact: bool = False):
@@ -136,7 +136,7 @@ class GeneIndex:
         if row is None:
             row = self.by_symbol.get(self.human.symbols[gene], -1)
             if row >= 0 and self._gene_of_row[row] >= 0:
-                return -1  # the symbol is another gene's there
+                return -1  # there the symbol belongs to a different gene
         return row
 
     @cached_property
@@ -211,7 +211,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
     _by_ids(features, index, found)
     by_id = set(found.rows[found.ways == ID].tolist())
     _by_names(features, index, found)
-    # an id that nobody knows may be a retired one; but where its symbol's gene has its own id here, it is another gene
+    # An unknown id may be retired. But if its symbol's gene has an id of its own here, it is a different gene.
     doubtful = np.flatnonzero((features.ids != "") & (found.ways > ID))
     for column in doubtful[[row in by_id for row in found.rows[doubtful].tolist()]] if len(doubtful) else ():
         found.rows[column], found.ways[column], found.sources[column] = -1, NONE, ""
@@ -278,7 +278,9 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
                 if gene is None:
                     continue
                 row = index.row_of_gene(gene)
-                if gene < 0 or row in taken:  # a table calls a gene by one name: the alias is another gene's here
+                if (
+                    gene < 0 or row in taken
+                ):  # a table has one name per gene: here the alias belongs to a different gene
                     found.refuse(column, names[column])
                 else:
                     found.put(column, row, ALIAS, source)

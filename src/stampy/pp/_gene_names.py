@@ -163,7 +163,7 @@ def mended(name: str) -> Iterator[tuple[str, str]]:
 def hyphens(name: str) -> Iterator[str]:
     """The name before R wrote dots for hyphens (HLA.A), or Seurat hyphens for underscores (GTF2H2C-2).
 
-    Of the dots in RP11.34P13.7 the last was one before.
+    In RP11.34P13.7 the last dot is original, the other was a hyphen.
     """
     if "." in name:
         yield name.replace(".", "-")

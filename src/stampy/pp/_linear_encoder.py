@@ -219,7 +219,7 @@ def adapt(
     Parameters
     ----------
     pieces
-        Of the sections.
+        Pieces of the sections.
     model
         To be adapted.
     divisors
@@ -229,7 +229,7 @@ def adapt(
     n_axes
         Columns of the embedding. None: chosen likewise.
     rng
-        Of splits and of the subspace iteration.
+        Generator for the splits and the subspace iteration.
     """
     strengths = STRENGTHS if strength is None else (float(strength),)
     numbers = N_AXES if n_axes is None else (n_axes,)

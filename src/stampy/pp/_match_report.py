@@ -100,7 +100,7 @@ class GeneMatch:
         if self.left_out:
             text += f"; left out as no genes: {', '.join(f'{n} {kind}' for kind, n in self.left_out.items())}"
         if self.n_contradictions:
-            text += f"; for {self.n_contradictions} the symbol is another gene's than the id, which was taken"
+            text += f"; for {self.n_contradictions} the symbol belongs to a different gene than the id; the id was used"
         if self.ambiguous:
             text += f"; {len(self.ambiguous)} names may be several genes, e.g.: {', '.join(self.ambiguous[:5])}"
         if self.guessed:

@@ -80,7 +80,7 @@ def neighborhoods(
 
     Returns
     -------
-    None, or the copy. Written are
+    None, or the copy. Fields written:
 
     ``obs[key_added]``
         int32, the group's number: 0, 1, ... across all sections; -1 if the spot was dropped.

@@ -36,7 +36,7 @@ class Card:
     address
         Where the weights are described, or to be had where there is no hub repository.
     licence
-        Of the weights, as far as it is known.
+        Licence of the weights, as far as it is known.
     gate
         ``"gated"``: access must be asked for. ``"open"``. ``"unclear"``. ``"none"``: there are no weights to fetch.
     dim, feature_dim
@@ -45,7 +45,7 @@ class Card:
         Edge of the input in px and in µm of tissue; mean and standard deviation of the channels, scaled to 0..1. None
         for systems that see no image.
     parameters
-        Of the part that makes the embedding; None where it depends on the file.
+        Number of parameters of the part that makes the embedding; None where it depends on the file.
     citation
         DOI or arXiv number.
     trained_on

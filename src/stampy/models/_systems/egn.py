@@ -87,9 +87,9 @@ class EGN(nn.Module):
     size_px, patch_px
         Edge of a tile and of the ViT's patches.
     width, depth, heads, feedforward
-        Of the ViT.
+        Size of the ViT.
     bridge_heads, bridge_channels, bridge_every
-        Of the exchange with the exemplars, and after how many layers it comes.
+        Heads and channels of the exchange with the exemplars, and after how many layers each exchange comes.
     projector_depth
         Feed-forward blocks that bring features to the width of the ViT.
 

@@ -158,7 +158,7 @@ class Predictor:
             EGN: (N,) section or patient of each spot. Exemplars of a training spot come from other groups, as they will
             when it predicts; without `groups`, from all other spots.
         epochs, batch_size, learning_rate, weight_decay
-            Of the training; the rate is 1e-4 for ST-Net and 5e-4 for EGN unless it is given.
+            Settings of the training; the default learning rate is 1e-4 for ST-Net and 5e-4 for EGN.
 
         Raises
         ------

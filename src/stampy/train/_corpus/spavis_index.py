@@ -66,7 +66,7 @@ def slides_of(
     files
         Paths; of files that are elsewhere the path to come, a name for messages, and a hash.
     settings
-        Of the corpus.
+        Settings of the corpus.
     skip
         Go on where a file can't be used.
     opened
