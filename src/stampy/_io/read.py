@@ -120,7 +120,7 @@ def read(
     image
         Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
     um_per_px
-        With `bin_um`: µm per unit of the coordinates, where the scale factors do not tell.
+        With `bin_um`: µm per unit of the coordinates, if the scale factors do not give it.
     backed
         Leave the counts of an .h5ad or .zarr on disk: memory does not grow with them.
 

@@ -24,7 +24,7 @@ SUFFIXES = (".h5ad", ".zarr")
 
 
 def checked_target(path: str | Path, *, overwrite: bool) -> Path:
-    """`path`, its folder made if needed; an error, before any work is done, if nothing can or may be written there.
+    """`path`, its folder made if needed; raises, before any work is done, if the path cannot or must not be written.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
 
 
 def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TABLE) -> None:
-    """Write beside `path` and rename; into an .h5ad goes the table of a SpatialData."""
+    """Write a temporary file and rename it to `path`; for .h5ad, only the table of a SpatialData is written."""
     if path.suffix == ".h5ad":
         with _files.atomic(path) as temporary:
             _utils.table_of(data, table_key).write_h5ad(temporary, compression="gzip")

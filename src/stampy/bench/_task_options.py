@@ -16,11 +16,11 @@ class TaskKind:
     Parameters
     ----------
     about
-        In tables.
+        Description in tables.
     metrics
-        What it measures -> its heading.
+        Metric -> its heading.
     shown
-        Those that tables show.
+        Metrics that tables show.
     needs
         ``"labels"``, ``"counts"``: what a section must have.
     jointly

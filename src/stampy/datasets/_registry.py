@@ -41,7 +41,7 @@ class File:
     mirror_sha256: str | None = None  # if the mirror's copy is a different edition of the file
 
     def in_mirror(self) -> Path | None:
-        """Its path in the mirror that STAMPY_DATA_DIR names, None where there is none; not verified."""
+        """Its path in the mirror that STAMPY_DATA_DIR names, None if there is none; not verified."""
         folder = mirror()
         if folder is None:
             return None

@@ -16,7 +16,7 @@ __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "G
 
 
 class GeneIndex:
-    """The names of a vocabulary's genes, and of HGNC's for one of human genes.
+    """The names of a vocabulary's genes; for human genes also the names that HGNC lists.
 
     Rows of the same gene count as one: the row with an Ensembl id is used, the others (`merged`) are never found.
 
@@ -63,7 +63,7 @@ class GeneIndex:
         return genes
 
     def _merged(self) -> dict[int, int]:
-        """Rows without an Ensembl id of their own that are the gene of another row, and that row."""
+        """Rows without an Ensembl id that are the same gene as another row -> that row."""
         by_id = {inner: row for row, inner in reversed(list(enumerate(self._inner))) if self._proper[row]}
         by_gene: dict[int, int] = {}
         for proper in (True, False):
@@ -89,7 +89,7 @@ class GeneIndex:
 
     @cached_property
     def by_symbol(self) -> dict[str, int]:
-        """Symbol -> row; one of several rows belongs to the row that names it first, then to the lower row."""
+        """Symbol -> row; a symbol of several rows belongs to the row that names it first, then to the lower row."""
         rows: dict[str, int] = {}
         for row, name in enumerate(self.first_symbols):
             if name:
@@ -105,7 +105,7 @@ class GeneIndex:
 
     @cached_property
     def by_folded(self) -> dict[str, int]:
-        """Symbol in capitals -> row, -1 where symbols that differ by case alone are of several rows."""
+        """Symbol in capitals -> row, -1 if symbols that differ only by case belong to several rows."""
         rows: dict[str, int] = {}
         for name, row in self.by_symbol.items():
             upper = name.upper()
@@ -146,7 +146,7 @@ class GeneIndex:
         return 2 * sum(map(is_title_case, names)) > len(names)
 
     def row_of_id(self, gene_id: str) -> int | None:
-        """Row of an Ensembl id; -1 where it is known that there is none, None where the id says nothing."""
+        """Row of an Ensembl id; -1 if it is known to have none, None if the id is unknown."""
         row = self.by_id.get(gene_id)
         if row is not None:
             return row
@@ -178,7 +178,7 @@ class FoundRows:
     guessed: list[str] = field(default_factory=list)  # "1-Mar as MARCH1, not MARC1"
 
     def put(self, column: int, row: int, way: int, source: str) -> None:
-        """Settle a column; a row of -1 says that its gene is known, or must not be guessed, and has no row."""
+        """Settle a column; row -1: its gene is known but not in the vocabulary, or must not be guessed."""
         self.settled[column] = True
         if row >= 0:
             self.rows[column], self.ways[column], self.sources[column] = row, way, source
@@ -221,7 +221,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
 
 
 def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> FoundRows:
-    """The rows of names that stand for themselves: ``gene_id`` (an id or whatever stands for one) or ``symbol``."""
+    """The rows of plain names of one kind: ``gene_id`` (an id, or the name used as one) or ``symbol``."""
     texts = [str(name).strip() for name in names]
     n, none = len(texts), [""] * len(texts)
     ids = np.array(ensembl_ids(texts) if kind == "gene_id" else none, dtype=object)
@@ -294,7 +294,7 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
 
 
 def _undated(name: str) -> str:
-    """The name without what make.unique adds to a second 1-Mar."""
+    """The name without the suffix that make.unique adds to a second 1-Mar."""
     head, _, tail = name.rpartition(".")
     return head if tail.isdecimal() and "-" in head else name
 
@@ -326,7 +326,7 @@ def _mend(
 
 
 def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
-    """Row of a symbol (or alias) as it stands; -1 where its gene is known and has none, None where it is no gene's."""
+    """Row of a symbol (or alias) as it stands; -1 if its gene is known and has no row, None if no gene has it."""
     row = index.by_symbol.get(name)
     if row is None and index.human is not None:
         gene = index.human.find(name)
@@ -336,7 +336,7 @@ def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
 
 
 def _fold(source: str, names: Sequence[str], index: GeneIndex, found: FoundRows) -> None:
-    """Find names in another case, but neither those of mouse among human genes nor those of human among mouse genes."""
+    """Find names regardless of case, but not mouse names among human genes or human names among mouse genes."""
     columns = list(_foldable(names, index, found.open()))
     if not columns:
         return

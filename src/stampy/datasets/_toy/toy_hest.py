@@ -51,7 +51,7 @@ def toy_hest(
     folder
         Where to write.
     n_sections, n_spots, n_domains, n_genes
-        As `stampy.datasets.toy` takes them.
+        As for `stampy.datasets.toy`.
     leak
         Add a section with the id of one that the paper's tables are computed on, TENX13.
     rng

@@ -132,7 +132,7 @@ class _Rows(NamedTuple):
     def of(
         cls, section: AnnData, number: int, genes: pd.DataFrame, n_positions: int, stage: int, px: int, rng: int
     ) -> _Rows:
-        """Of a toy section."""
+        """Record of a toy section."""
         random = _utils.stream(rng, "spavis", number)
         tokens = _tokens(section, genes, n_positions)
         xy = np.asarray(section.obsm[_keys.SPATIAL])

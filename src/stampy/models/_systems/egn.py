@@ -74,14 +74,14 @@ class EGN(nn.Module):
     """Exemplar-guided network.
 
     The defaults are its authors' widths. With 5,000 genes and features of 2,048 numbers (a ResNet-50's) it has
-    144.96 M trainable parameters. The paper of STAMP states 146.02 M, but not its settings: these are some that agree
-    (tiles of 224 px, bridges of eight heads of 32) once the 1.05 M are added that the published code declares in its
-    bridges (an output layer each) and never uses.
+    144.96 M trainable parameters. The paper of STAMP states 146.02 M, but not its settings: the settings used here
+    (tiles of 224 px, bridges of eight heads of 32) agree with it after adding the 1.05 M parameters that the published
+    code declares in its bridges (an output layer each) and never uses.
 
     Parameters
     ----------
     n_genes
-        To predict.
+        Number of genes to predict.
     feature_dim
         Size of the features by which exemplars are found.
     size_px, patch_px
