@@ -193,7 +193,9 @@ def test_slides_that_are_absent_or_unlabelled_are_listed(tmp_path):
     lines = (folder / "gdc.tsv").read_text().splitlines()
     lines[1] = lines[1].replace("Stage I", "'--")
     (folder / "gdc.tsv").write_text("\n".join([*lines, "TCGA-99.svs\tTCGA-99\tStage I"]) + "\n")
+    lines = (folder / "gdc.tsv").read_text().splitlines()
     data, found = chosen("tcga-luad", folder, tmp_path)
+    assert data.n_folds == 5  # a label of one patient: the tool says so
     steps = {p.name: p.steps for p in found.pieces if p.what == "slides"}
     assert "TCGA-99.svs" in steps["slides that are absent"]
     assert "TCGA-00-DX1.tif" in steps["slides without a label"]
@@ -283,3 +285,10 @@ def test_a_file_that_leads_out_of_itself_is_not_opened(tmp_path):
     (piece,) = [p for p in bench.pieces("dlpfc", tmp_path / "data") if (p.what, p.name) == ("counts", "151507")]
     assert not piece.found
     assert "151507.h5ad" in piece.steps
+
+
+def test_folds_of_few_slides_are_told(tmp_path):
+    folder = toy_folder("tcga-luad", tmp_path / "data", n_sections=4)
+    with pytest.warns(UserWarning, match="2 patients, so there are 2 folds, not 5"):
+        data, _ = chosen("tcga-luad", folder, tmp_path)
+    assert data.n_folds == 2

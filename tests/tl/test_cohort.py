@@ -45,7 +45,7 @@ def folder(made, tmp_path):
 @pytest.fixture
 def manifest(folder):
     path = folder / "sections.tsv"
-    path.write_text("path\tname\torgan\na.h5ad\tone\tbreast\nb.h5ad\ttwo\t\nc.h5ad\t\tlung\n")
+    path.write_text("path\tname\torgan\tpatient\na.h5ad\tone\tbreast\tP1\nb.h5ad\ttwo\t\t\nc.h5ad\t\tlung\tP2\n")
     return path
 
 
@@ -58,6 +58,7 @@ def test_each_section_has_its_file_and_its_row(manifest, weights, tmp_path):
     assert status(table) == {"one": "embedded", "two": "embedded", "c": "embedded"}
     assert table["n_spots"].tolist() == [40, 41, 42]
     assert table["organ"].tolist() == ["breast", "", "lung"]
+    assert table["patient"].tolist() == ["P1", "", "P2"]
     written = anndata.read_h5ad(tmp_path / "out" / "two.h5ad")
     alone = anndata.read_h5ad(manifest.parent / "b.h5ad")
     tl.embed(alone, weights, modality="gene", show_progress_bar=False)
@@ -287,6 +288,13 @@ def test_vectors_of_two_kinds_are_not_joined(toy, folder, model, tmp_path):
     assert set(anndata.read_zarr(store).obsm) == {"X_stamp_gene", "spatial"}
 
 
+def test_panels_that_differ_are_told(folder, weights, tmp_path):
+    whole = anndata.read_h5ad(folder / "a.h5ad")
+    whole[:, :500].copy().write_h5ad(folder / "b.h5ad")
+    with pytest.warns(StampyWarning, match=r"measure between \d+ \('b'\) and \d+ \('a'\) of the model's genes"):
+        tl.embed_sections([folder / "a.h5ad", folder / "b.h5ad"], tmp_path / "out", model=weights, **GENES)
+
+
 @pytest.mark.slow
 def test_processes_write_the_same(manifest, weights, tmp_path):
     here = tl.embed_sections(manifest, tmp_path / "here", model=weights, **GENES)
@@ -383,8 +391,8 @@ def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, argum
         (["pretrain", "a.h5ad", "--out", "o", "--config", "bad.json"], "'bad.json' is no JSON file"),
         (["pretrain", "a.h5ad", "--out", "o", "--config", "unknown.json"],
          "There is no setting 'lrr' in 'unknown.json'. Did you mean 'lr'?"),
-        (["align", "a.h5ad", "--model", "stampy-mimi", "--out", "o"], "Did you mean 'stampy-mini'?"),
-        (["evaluate", "stampy-mimi", "a.h5ad"], "Did you mean 'stampy-mini'?"),
+        (["align", "a.h5ad", "--model", "stampy-mimi", "--out", "o"], "Did you mean 'stampy-mini'"),
+        (["evaluate", "stampy-mimi", "a.h5ad"], "Did you mean 'stampy-mini'"),
         (["slide", "a.h5ad", "o.h5ad"], "OUT must end in .zarr"),
         (["demo", "--section", "HER2ST_A11", "--out", "o"], "HER2ST_A1"),
     ],

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from stampy import _checks
-from stampy._section.links import refuse_links_h5, refuse_links_zarr
+from stampy._section.outside_links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
     import h5py

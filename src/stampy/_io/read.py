@@ -26,7 +26,7 @@ from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
 from stampy._io.xenium import is_xenium, read_xenium
 from stampy._section.choose_image import settle_sources
-from stampy._section.links import refuse_links
+from stampy._section.outside_links import refuse_links
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stampy._io.anndata_files import MARKS, read_backed, read_group, zarr_kind_of
 from stampy._section.choose_image import settle_sources
-from stampy._section.links import refuse_links_in
+from stampy._section.outside_links import refuse_links_in
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,7 +14,7 @@ from stampy._io.delimited import layout_of, table
 from stampy._io.input_files import SectionFiles, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.matrix_10x import counts_h5, counts_mtx, counts_zarr
 from stampy._io.space_ranger import outs_of, sample_of
-from stampy._section.links import refuse_links_zarr
+from stampy._section.outside_links import refuse_links_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData

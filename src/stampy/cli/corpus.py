@@ -1,4 +1,4 @@
-"""The command line's part about corpora: `stampy corpus hest | build | info | verify`."""
+"""`stampy corpus hest | build | info | verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job from end to end on one section: embed, cluster, draw, and tell what was found."""
+"""`stampy demo`: embed one section, cluster it, draw it, and report what was found."""
 
 from __future__ import annotations
 

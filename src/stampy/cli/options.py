@@ -1,4 +1,4 @@
-"""What the commands share: how one is added to the parser, and the options that several have."""
+"""Shared by the commands: adding one to the parser, and options that several have."""
 
 from __future__ import annotations
 

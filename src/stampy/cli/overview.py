@@ -1,4 +1,4 @@
-"""`stampy demo | report | models | datasets`: a section, and what there is, to look at."""
+"""`stampy demo | report | models | datasets`."""
 
 from __future__ import annotations
 

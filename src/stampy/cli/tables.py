@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
-SAME = {"yes": "same", "no": "differs", "not known": "not known"}
+SAME = {"yes": "same", "no": "differs", "not known": "unknown"}
 NEVER = "not known"
 
 
@@ -89,7 +89,7 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
     each = [sheet for sheet in sheets(results, sections=True, reported=False) if sheet.header[0] == "section"]
     compared, choices = bench.comparison(path), bench.protocol(path)
     return {
-        "name": path.relative_to(root).as_posix() if path != root else about.get("name", path.name),
+        "name": about.get("name") or path.name,
         "anchor": f"run-{path.relative_to(root).as_posix().replace('/', '-') if path != root else path.name}",
         "datasets": list(dict.fromkeys(results["dataset"])),
         "systems": list(dict.fromkeys(ok["system"])),
@@ -110,7 +110,7 @@ def _shown(sheet: Sheet) -> dict[str, Any]:
 
 
 def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
-    for (dataset, task), part in table.groupby(["dataset", "task"], sort=False):
+    for (dataset, task, metric), part in table.groupby(["dataset", "task", "metric"], sort=False):
         keys = list(dict.fromkeys(zip(part["variant"], part["metric"], strict=True)))
         keys = [k for k in keys if k[0]] or keys  # figures of the paper name no variant
         kind = TASKS[str(task)]
@@ -118,7 +118,7 @@ def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
         heads = [(f"{kind.metrics[m]}{f' ({v})' if several else ''}", 3) for v, m in keys]
         rows = [(str(s), _cells(part[part["system"] == s], keys)) for s in dict.fromkeys(part["system"])]
         mine = choices[(choices["dataset"] == dataset) & (choices["task"] == task)]
-        notes = [f"Lower is better: {kind.metrics[m]}." for m in kind.lower_is_better if m in set(part["metric"])]
+        notes = ["Lower is better."] if metric in kind.lower_is_better else []
         yield Beside(
             title=f"{dataset}: {kind.about}", heads=heads, rows=rows, protocol=str(part["protocol"].iloc[0]),
             n_open=int((mine["same"] == "not known").sum()), notes=notes,
@@ -156,10 +156,7 @@ def _drawn(results: pd.DataFrame) -> Iterator[Picture]:
     summary = bench.summary(results)
     for dataset in dict.fromkeys(summary.loc[summary["status"] == "ok", "dataset"]):
         axes = pl.bench(summary, datasets=dataset)
-        yield picture(
-            figure_of(axes), f"{dataset}: mean of the sections with one standard deviation over seeds (dark), sections "
-            "(pale), chance (dashed), figures of the paper (open)."
-        )  # fmt: skip
+        yield picture(figure_of(axes), f"{dataset}: every system and task.")
 
 
 def _file(path: Path) -> Picture:

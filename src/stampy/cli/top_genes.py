@@ -1,4 +1,4 @@
-"""Genes that stand out in each domain: for the demo and the report, not a test of anything."""
+"""Marker genes of each domain, for the demo and the report; not a statistical test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's part about training: `stampy pretrain | align | evaluate`."""
+"""`stampy pretrain | align | evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures of the demo mean: the verdict without labels, and the labels where there are some."""
+"""The verdict of the demo: without labels, and against labels where there are some."""
 
 from __future__ import annotations
 

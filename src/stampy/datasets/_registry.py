@@ -1,4 +1,4 @@
-"""What stampy knows about real data: `registry.json` as frozen records."""
+"""The registry of real data: `registry.json` as frozen records."""
 
 from __future__ import annotations
 

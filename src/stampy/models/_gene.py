@@ -6,6 +6,7 @@ M selected positions, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,7 +91,7 @@ def ready_to_compile() -> None:
     _attend = torch.compiler.disable(attend)
 
 
-_attend = attend
+_attend: Callable[..., Tensor] = attend
 
 
 class _Attention(nn.Module):

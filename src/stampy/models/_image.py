@@ -156,17 +156,6 @@ class ImageEncoder(nn.Module):
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
 
 
-def grid_of_nine(patches_BPD: Tensor) -> Tensor:
-    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
-
-    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
-    """
-    side = round(patches_BPD.shape[1] ** 0.5)
-    stride = side * 2 // 7
-    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
-    return pooled.flatten(2).transpose(1, 2)
-
-
 def _resolved(config: ImageConfig) -> ImageConfig:
     """Settings that name the architecture of a backbone on the hub or on the disk instead of the place."""
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path

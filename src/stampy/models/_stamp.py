@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._gene import GeneConfig, GeneEncoder
-from ._image import ImageConfig, ImageEncoder, grid_of_nine
+from ._image import ImageConfig, ImageEncoder
 from ._limits import check_gene, check_image
+from ._regions import pool_3x3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -215,7 +216,7 @@ class Stamp(nn.Module):
         return RegionOutput(
             F.normalize(self.region_head(feature), dim=-1),
             self.localization_head(query),
-            self.localization_head(grid_of_nine(patches)),
+            self.localization_head(pool_3x3(patches)),
         )
 
     def image_tower(self) -> ImageEncoder:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks
-from stampy._section.links import refuse_links
+from stampy._section.outside_links import refuse_links
 
 from ._counts import checked_rows, counts_of
 from ._gene_annotation import resolved_names

@@ -29,14 +29,14 @@ from stampy._section.neighbors import nearest
 from stampy._section.section import places_of, told_apart
 
 from ._counts import CountMatrix, checked_rows, counts_of, source_of
-from ._rank import rank_tokens
+from ._rank_tokens import rank_tokens
 from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ._match import GeneMatch
+    from ._match_report import GeneMatch
 
 __all__ = [
     "N_AXES",

@@ -11,9 +11,9 @@ from stampy import _checks, _keys
 
 from ._counts import column_sums, counts_of, raw_layers, source_of
 from ._gene_annotation import Features, features_of
-from ._gene_lookup import GeneIndex
+from ._gene_matching import GeneIndex
 from ._gene_names import is_title_case
-from ._match import GeneMatch, contradictions, match, name_of
+from ._match_report import GeneMatch, contradictions, match, name_of
 
 if TYPE_CHECKING:
     import pandas as pd

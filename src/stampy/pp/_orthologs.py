@@ -16,10 +16,10 @@ import stampy
 from stampy import _checks, _keys, _utils
 
 from ._gene_annotation import gene_names
-from ._gene_lookup import PREVIOUS, SYMBOL, lookup
+from ._gene_matching import PREVIOUS, SYMBOL, lookup
 from ._gene_names import FOLDER, cut_version
-from ._match import GeneMatch
 from ._match_checks import checked_match
+from ._match_report import GeneMatch
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:

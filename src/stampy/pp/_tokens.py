@@ -13,8 +13,8 @@ import stampy
 from stampy import _checks, _keys, _utils
 
 from ._counts import CHUNK, checked_rows, counts_of, source_of
-from ._match import GeneMatch
-from ._rank import rank_tokens
+from ._match_report import GeneMatch
+from ._rank_tokens import rank_tokens
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import pandas as pd
 
 from stampy import _checks, _files, _keys
 
-from ._gene_lookup import CASE, GeneIndex, lookup
+from ._gene_matching import CASE, GeneIndex, lookup
 from ._gene_means import gene_means
-from ._match import GeneMatch
 from ._match_checks import checked_match
+from ._match_report import GeneMatch
 
 if TYPE_CHECKING:
     from anndata import AnnData

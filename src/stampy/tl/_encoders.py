@@ -14,6 +14,7 @@ import pandas as pd
 from stampy import _keys, models
 from stampy._utils import device_of
 from stampy.models import packaged
+from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
 from stampy.pp._orthologs import human_matched
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
     from ._arguments import Modality, Organism
 
@@ -89,8 +90,8 @@ def loaded_model(model: str | Path | Encoder, device: str | torch.device | None)
 
 
 @lru_cache(maxsize=2)
-def _packaged_model(name: str, device: str) -> Encoder:
-    return models.load(name, device=device)
+def _packaged_model(name: str, device: str) -> models.Stamp:
+    return load_stamp(name, device=device)
 
 
 def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:

@@ -152,8 +152,7 @@ def expression(
     transform = transform or ("log1p" if method == "hest" else "log1p_cp10k")
     library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
-    fold, scheme = None, "reference"
-    fold_names: list[str] = []
+    fold, scheme, fold_names = None, "reference", list[str]()
     if reference is None:
         fold, fold_names, scheme = folds_in(
             adata, np.ones(table.n_obs, dtype=bool), folds, n_folds=n_folds, library_key=library_key,

@@ -31,14 +31,14 @@ from ._config import FREE
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["check", "describe", "load_state", "newest", "no_space", "prune", "save_state", "state_of"]
+__all__ = ["check_same_run", "load_state", "newest", "no_space", "prune", "save_state", "state_of", "write_config"]
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
 
-def check(out: Path, described: State) -> None:
+def check_same_run(out: Path, described: State) -> None:
     """Refuse a folder that holds another run."""
     path = out / "config.json"
     if not path.exists():
@@ -90,7 +90,7 @@ def _difference(found: State, described: State) -> str:
     return f"data: counts, coordinates or images of the sections {_checks.shortlist(changed)}" if changed else ""
 
 
-def describe(out: Path, described: State) -> None:
+def write_config(out: Path, described: State) -> None:
     """Write config.json, before the first step."""
     if not (out / "config.json").exists():
         with atomic(out / "config.json") as temporary:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
 
-from ._settings import NumberRange, checked, without_effect
+from ._setting_checks import NumberRange, checked, without_effect
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 

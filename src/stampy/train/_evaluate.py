@@ -28,7 +28,7 @@ from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import check_corpus, pairs_on_disk
 from ._data import MemorySection, TrainingSection
-from ._reconstruction import KINDS, Reconstruction
+from ._pretrain_step import KINDS, Reconstruction
 from ._sections import prepare
 
 if TYPE_CHECKING:

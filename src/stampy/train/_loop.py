@@ -214,10 +214,10 @@ def _claim(
     """Write into the folder what the run is about, or refuse one that holds another run."""
     described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.world_size}
     described["config"] = config.to_dict()
-    _checkpoints.check(out, described)
+    _checkpoints.check_same_run(out, described)
     fabric.barrier()
     if fabric.is_global_zero:
-        _checkpoints.describe(out, described)
+        _checkpoints.write_config(out, described)
 
 
 def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:

@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
 from stampy.bench._task_options import TASKS
 
-from .protocol import CHOICES, protocol, verdict
+from .protocol import TASKS_OF, protocol, verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,12 +55,11 @@ def comparison(folder: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     results = read_results(folder)
-    choices, known = (
-        protocol(folder),
-        {d["name"] for d in about_results(folder).get("datasets", ()) if d.get("known_as")},
-    )
-    whole = summary(results)
-    whole = whole[(whole["section"] == OVERALL) & whole["dataset"].isin(known) & whole["task"].isin(CHOICES)]
+    choices, whole = protocol(folder), summary(results)
+    known = {d["name"]: d["known_as"] for d in about_results(folder).get("datasets", ()) if d.get("known_as")}
+    pairs = zip(whole["dataset"], whole["task"], strict=True)
+    asked = np.array([d in known and t in TASKS_OF[known[d]] for d, t in pairs], dtype=bool)
+    whole = whole[(whole["section"] == OVERALL).to_numpy() & asked]
     left = skipped(results)
     rows = []
     for (dataset, task), part in whole.groupby(["dataset", "task"], sort=False):

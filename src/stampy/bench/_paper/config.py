@@ -77,7 +77,22 @@ def _slides(data: DataSet, found: Found, out: Path) -> DataSet:
     with _files.atomic(path) as beside:
         beside.write_text("\n".join(lines) + "\n", "utf-8")
     md5 = {"md5": "md5"} if "md5" in columns else {}
-    return replace(data, slides={"path": str(path), "label": found.label, **md5})
+    return replace(data, slides={"path": str(path), "label": found.label, **md5}, n_folds=_n_folds(data, found))
+
+
+def _n_folds(data: DataSet, found: Found) -> int:
+    """As many folds as the rarest label has patients, if these are fewer than the config's."""
+    patients: dict[str, set[str]] = {}
+    for row in found.slides:
+        patients.setdefault(row["label"], set()).add(row["patient"])
+    rarest = min(patients, key=lambda label: len(patients[label]))
+    fewest = len(patients[rarest])
+    if fewest >= data.n_folds or fewest < 2:  # of one patient `tl.slide` says what to do
+        return data.n_folds
+    _checks.warn(
+        f"{data.name}: label {rarest!r} has {fewest} patients, so there are {fewest} folds, not {data.n_folds}."
+    )
+    return fewest
 
 
 def _with_weights(system: System, found: Found) -> System:

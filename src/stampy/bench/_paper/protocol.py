@@ -96,6 +96,10 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
         ("epochs, learning rate", _as("those of tl.slide"), NOT_KNOWN, NOT_KNOWN),
     ),
 }
+TASKS_OF = {  # the paper's tables
+    "DLPFC": ("probe", "domains"), "HBC": ("probe", "domains"), "PSC": ("expression",), "HHK": ("expression",),
+    "HER2+": ("expression",), "TCGA-LUAD": ("slide",),
+}  # fmt: skip
 LIKE = {"classifier": {"logistic", "ridge"}, "regressor": {"linear", "ridge"}, "pooling": {"abmil"}}
 
 
@@ -132,7 +136,7 @@ def protocol(folder: str | Path) -> pd.DataFrame:
     rows = [
         {"dataset": data["name"], "task": task["task"], **row}
         for data in about.get("datasets", ()) if data.get("known_as")
-        for task in about.get("tasks", ())
+        for task in about.get("tasks", ()) if task["task"] in TASKS_OF[data["known_as"]]
         for row in _rows(data, task)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -140,7 +144,7 @@ def protocol(folder: str | Path) -> pd.DataFrame:
 
 def _rows(data: Data, task: Options) -> list[dict[str, str]]:
     out = []
-    for choice, here, paper, same in (*COMMON, *CHOICES[task["task"]]) if task["task"] in CHOICES else ():
+    for choice, here, paper, same in (*COMMON, *CHOICES[task["task"]]):
         done = here(data, task)
         if choice in LIKE and not set(done.split(", ")) & LIKE[choice]:
             same = "no"

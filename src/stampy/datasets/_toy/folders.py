@@ -78,7 +78,8 @@ def toy_folder(
     names = {"dlpfc": DLPFC, "hbc": ("hbc",), "her2": ("A1", "A2", "B1", "B2", "C1", "C2")}.get(table)
     names = (names or tuple(f"{table}_{i + 1}" for i in range(4)))[:n_sections]
     grid, n_domains = ("st" if table == "her2" else "visium"), {"dlpfc": 7, "hbc": 5}.get(table, 4)
-    made = {n: _section(n, n_spots, n_domains, grid, rng + i) for i, n in enumerate(names)}
+    first = rng + 100 * list(FORMS).index(table)  # other sections in every table
+    made = {n: _section(n, n_spots, n_domains, grid, first + i) for i, n in enumerate(names)}
     _WRITERS[form](folder, made, table)
     return folder
 

@@ -17,7 +17,7 @@ from stampy._io.sections import FAULTS, Section, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
 
 from . import records
-from .plan import Plan, Row
+from .plan import WORDS, Plan, Row
 from .worker import LoadedModel, loaded, named_images_of, worker_name
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def embed_slide_job(section: Section, plan: Plan) -> Row:
 def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, LoadedModel], Row]) -> Row:
     """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
     where = str(section.data) if isinstance(section.data, Path) else ""
-    row: Row = {"name": section.name, "path": where, "organ": section.organ, "platform": section.platform}
+    row: Row = {"name": section.name, "path": where, **{word: getattr(section, word) for word in WORDS}}
     model = loaded(plan)
     began = time.perf_counter()
     try:

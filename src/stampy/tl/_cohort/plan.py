@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stampy.tl._arguments import Level, Modality, Organism, Precision
     from stampy.tl._encoders import Encoder
 
-__all__ = ["COLUMNS", "RECORDS", "TABLE", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
+__all__ = ["COLUMNS", "RECORDS", "TABLE", "WORDS", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
 
 RECORDS = ".stampy"  # folder in the output's: what was made of what
 TABLE = "sections.tsv"
@@ -24,9 +24,10 @@ SUFFIXES = (".h5ad", ".zarr")
 
 Contents = Literal["all", "results"]
 Row = dict[str, Any]  # of sections.tsv, by column
+WORDS = ("organ", "platform", "species", "patient", "study")  # of a manifest, copied
 COLUMNS = (
     "name", "status", "n_spots", "n_genes", "n_matched", "overlap", "counts_share", "modality", "model", "score",
-    "baseline_score", "verdict", "seconds", "worker", "path", "output", "organ", "platform", "warnings", "error",
+    "baseline_score", "verdict", "seconds", "worker", "path", "output", *WORDS, "warnings", "error",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from stampy._io.sections import Section, file_name
 from stampy._workers import Run, workers
 
 from . import records, worker
-from .plan import COLUMNS, RECORDS, TABLE, Plan, Row
+from .plan import COLUMNS, RECORDS, TABLE, WORDS, Plan, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,7 @@ __all__ = ["run_cohort"]
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 30.0  # the table; each section's row is kept as soon as it is done
+PANELS_ALIKE = 1.1
 CORES_PER_MODEL = 8  # of a model that is not packaged, which each process holds
 
 
@@ -150,7 +151,7 @@ def _write_table(sections: Sequence[Section], rows: dict[str, Row], plan: Plan) 
     table = pd.DataFrame(found).reindex(columns=list(COLUMNS))
     for column in ("n_spots", "n_genes", "n_matched"):
         table[column] = table[column].astype("Int64")
-    for column in ("verdict", "worker", "output", "modality", "model", "organ", "platform", "warnings", "error"):
+    for column in ("verdict", "worker", "output", "modality", "model", *WORDS, "warnings", "error"):
         table[column] = table[column].astype(object).where(table[column].notna(), "")
     with _files.atomic(plan.out / TABLE) as temporary:
         table.to_csv(temporary, sep="\t", index=False, lineterminator="\n")
@@ -167,11 +168,26 @@ def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
     for name, row in rows.items():
         for said in row.get("warnings") or () if row["status"] == "embedded" else ():
             _checks.warn(f"Section {name!r}: {said}")
+    _compare_panels(rows)
     others = _left_over(rows, plan)
     if others:
         _checks.warn(
             f"{str(plan.out)!r} also holds results of earlier runs for {len(others)} sections that are not among those "
             f"given: {_checks.shortlist(others)}. They are left as they are, and are not in {TABLE}."
+        )
+
+
+def _compare_panels(rows: dict[str, Row]) -> None:
+    """Warn where sections measure different numbers of the model's genes: their vectors differ by that, too."""
+    found = {name: int(row["n_matched"]) for name, row in rows.items() if row.get("n_matched")}
+    if not found:
+        return
+    fewest, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    if found[most] > PANELS_ALIKE * found[fewest]:
+        _checks.warn(
+            f"The sections measure between {found[fewest]} ({fewest!r}) and {found[most]} ({most!r}) of the model's "
+            "genes: vectors of different panels differ by that, too. See `n_matched` in the table. To compare them, "
+            "embed those with alike panels, or a list of sections by `tl.embed(..., genes='shared')`."
         )
 
 

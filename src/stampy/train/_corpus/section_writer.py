@@ -32,7 +32,7 @@ from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
 from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._corpus.spavis import Slide
-from stampy.train._corpus.spavis_writer import write_slide
+from stampy.train._corpus.spavis_convert import write_slide
 from stampy.train._sections import ranked
 
 if TYPE_CHECKING:

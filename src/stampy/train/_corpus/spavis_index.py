@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files
-from stampy._section.links import refuse_links_h5
+from stampy._section.outside_links import refuse_links_h5
 from stampy.train._corpus.spavis import CELLS, DATASETS, SLIDES, TILES, TOKENS, Part, Slide, TokenFile
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""From the names of a section's columns to rows of a vocabulary: exact names before guesses."""
+"""Match the names of a section's columns to genes of a vocabulary: exact names before guesses."""
 
 from __future__ import annotations
 

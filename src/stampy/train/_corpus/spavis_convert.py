@@ -1,4 +1,4 @@
-"""One section of SpaVis-6M into a corpus, block by block: what is in memory does not grow with files or sections.
+"""Convert one section of SpaVis-6M into a corpus, block by block: memory use does not grow with files or sections.
 
 Shapes: b rows of a block, N spots of a group, L positions, n spots.
 """

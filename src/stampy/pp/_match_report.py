@@ -1,4 +1,4 @@
-"""Which gene of a vocabulary each column of a section is, and a report of the overlap."""
+"""Count and report how the genes of a section match a vocabulary (`_gene_matching` matches them)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from ._gene_annotation import Features
-from ._gene_lookup import CASE, ID, MENDED, SYMBOL, WAYS, FoundRows, GeneIndex, find
+from ._gene_matching import CASE, ID, MENDED, SYMBOL, WAYS, FoundRows, GeneIndex, find
 from ._gene_names import REPEATED
 
 __all__ = ["GeneMatch", "match"]
