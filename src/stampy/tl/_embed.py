@@ -122,8 +122,7 @@ def embed(
         in the model's card. None: a spot's vector depends on that spot alone.
     center
         ``"section"``: subtract from each vector the mean of its section (then again L2 norm 1), which takes out what
-        sets donors and batches apart, together with any real difference between whole sections. Applied before
-        `context`.
+        sets donors and batches apart, and any real difference between whole sections. Applied before `context`.
     genes
         ``"shared"``: genes that all sections of the call measure alone. None: all, with a warning where they differ.
     normalize
