@@ -155,7 +155,7 @@ def _stem(path: Path) -> str:
 
 
 def _prefix(path: Path) -> str:
-    """Of temporary files for `path`: they say which process makes them, and on which machine."""
+    """Prefix of temporary files for `path`, with the process and the machine that write them."""
     return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
 
 

@@ -175,8 +175,8 @@ def _unique(index: pd.Index, name: str) -> pd.Index:
     if index.is_unique:
         return index
     _checks.warn(
-        f"{int(index.duplicated().sum())} barcodes of {name} stand there more than once; each row is kept, with -1, "
-        "-2, ... at its name. Were several sections put together?"
+        f"{int(index.duplicated().sum())} barcodes of {name} occur more than once; each row is kept, with -1, "
+        "-2, ... appended to its name. Were several sections combined?"
     )
     return unique_names(index)
 

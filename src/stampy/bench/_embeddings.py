@@ -178,7 +178,7 @@ class Cache:
                 vectors = {name.removeprefix("vectors"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return Embedded(vectors, file.metadata()["modality"])
         except (SafetensorError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s) and made anew.", path, error)
+            logger.warning("%s is damaged (%s) and is computed again.", path, error)
             return None
 
     def _make(self, section: LoadedSection, system: System) -> Embedded:

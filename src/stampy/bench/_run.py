@@ -1,4 +1,4 @@
-"""Data sets x systems x tasks -> a tidy table; what is there already is not done again."""
+"""Data sets x systems x tasks -> a tidy table; finished parts are not repeated."""
 
 from __future__ import annotations
 

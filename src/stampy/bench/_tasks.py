@@ -118,8 +118,8 @@ def probe(case: Case, seed: int) -> Iterator[Score]:
     named = models.split_name(case.system.model)
     if len(case.sections) > 1 and named and models.card(named[0]).trained_on.startswith("nothing: fitted"):
         raise NotApplicable(
-            "it is fitted to each section by itself, so its axes are others in each: a probe of some sections says "
-            "nothing about another"
+            "it is fitted to each section by itself, so its axes differ between sections: a probe fitted on some "
+            "sections says nothing about others"
         )
     table = case.table()
     tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())

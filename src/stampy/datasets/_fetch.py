@@ -130,7 +130,7 @@ def _cached(target: Path, known: str | None) -> bool:
         return False
     if known is None or sha256_of(target) == known.lower():
         return True
-    logger.warning("%s has a wrong hash: removed, to be fetched anew.", target)
+    logger.warning("%s has a wrong hash: removed; it will be downloaded again.", target)
     target.unlink(missing_ok=True)
     return False
 

@@ -179,7 +179,7 @@ def _read(path: Path) -> pd.DataFrame:
     table = table.apply(lambda column: column.str.strip())
     twice = table["id"][table["id"].duplicated() | (table["id"] == "")].unique()
     if len(twice):
-        raise ValueError(f"{path.name}: ids stand twice or are empty: {_checks.shortlist(twice)}.")
+        raise ValueError(f"{path.name}: ids occur twice or are empty: {_checks.shortlist(twice)}.")
     return table
 
 

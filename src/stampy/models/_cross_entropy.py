@@ -98,7 +98,7 @@ def _fused(
 
 
 def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
-    """The kernel that is meant on a kind of device; ImportError or ValueError if the named kernel cannot run."""
+    """The kernel to use on a type of device; ImportError or ValueError if the named kernel cannot run."""
     if kernel == "torch":
         return kernel
     installed = find_spec(_LIGER) is not None

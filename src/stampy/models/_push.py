@@ -109,7 +109,7 @@ def _upload(folder: Path, card: str, repository: str, private: bool, tag: str | 
 
 
 def _commit(api: HfApi, folder: Path, card: str, repository: str) -> str:
-    """One commit with all files, so that nobody loads half of them."""
+    """One commit with all files, so that no partial upload can be loaded."""
     from huggingface_hub import CommitOperationAdd
 
     files: list[tuple[str, Path | bytes]] = [(name, folder / name) for name in (CONFIG, GENES, TENSORS)]

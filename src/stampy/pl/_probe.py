@@ -44,7 +44,7 @@ def probe(
     adata
         With results of `stampy.tl.probe`.
     embedding
-        Whose confusion to show; None: that with the best score.
+        Embedding whose confusion to show; None: the one with the best score.
     key
         `key_added` of the probe.
     metric

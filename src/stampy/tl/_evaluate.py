@@ -151,8 +151,8 @@ def evaluate(
     sentence = _verdict(scores, found)
     if as_they_are:
         _checks.warn(
-            f"{_checks.shortlist(as_they_are)}: not embeddings that stampy can make anew from half of the molecules, "
-            "so they are judged as they are. They have seen what they predict: their scores flatter them. Give a "
+            f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the molecules, "
+            "so they are scored as given. They have seen what they predict: their scores are too high. Give a "
             "function that embeds a table for a fair comparison (`keys={'name': function}`)."
         )
     parameters = {
@@ -314,7 +314,8 @@ def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
     base = scores.loc[scores["kind"] == "baseline", "score"].idxmax()
     if fair.empty:
         return (
-            f"No embedding here could be made anew from half of the molecules, so none can be compared fairly with the "
+            f"No embedding here could be recomputed from half of the molecules, so none can be compared fairly with "
+            f"the "
             f"best baseline ({base}, {scores.loc[base, 'score']:.3f})."
         )
     best = fair["score"].idxmax()

@@ -31,7 +31,7 @@ MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
 
 
 class Judgement(TypedDict):
-    """Of `stampy.tl.evaluate`, as far as it is used."""
+    """Record of `stampy.tl.evaluate`, the fields used here."""
 
     scores: pd.DataFrame
     verdict: str

@@ -61,7 +61,7 @@ class Chunk:
             if len(values) != len(done) or not np.isfinite(values).all():
                 raise ValueError("values that no model gave")
         except DAMAGED as error:
-            _checks.warn(f"{str(path)!r} is damaged ({str(error) or type(error).__name__:.200}) and made anew.")
+            _checks.warn(f"{str(path)!r} is damaged ({str(error) or type(error).__name__:.200}) and is computed again.")
             return
         if key != self.key or len(done) != n:
             raise ValueError(

@@ -68,7 +68,7 @@ class _StageConfig:
         has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
         than half of it gives a warning.
     weight_decay
-        Of AdamW.
+        Weight decay of AdamW.
     clip
         Largest norm of the gradient.
     precision
@@ -301,7 +301,7 @@ class AlignConfig(_StageConfig):
         has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
         than half of it gives a warning.
     weight_decay
-        Of AdamW.
+        Weight decay of AdamW.
     clip
         Largest norm of the gradient.
     precision

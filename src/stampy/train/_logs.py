@@ -47,7 +47,7 @@ class Logs:
     names
         Names of the losses that a line may have.
     loggers
-        Of "csv", "tensorboard", "wandb".
+        Any of "csv", "tensorboard", "wandb".
     first, steps
         Where the run goes on, and where it ends.
     config

@@ -147,7 +147,7 @@ def fit(
     Parameters
     ----------
     stage
-        Its model is changed.
+        The stage; its model is changed.
     sampler
         Source of batches.
     config
@@ -155,9 +155,9 @@ def fit(
     out
         Folder of config.json, metrics.jsonl and the checkpoints, from `claimed`.
     fabric
-        Launched.
+        Launched Fabric.
     identity
-        Says what the run is about, beside its settings; a checkpoint of another run is refused.
+        Describes the run beside its settings; a checkpoint of a different run is refused.
     progress
         Show a bar, or without a terminal a line now and then.
     loggers

@@ -208,7 +208,7 @@ def _sums_job(section: SourceSection, reader: Reader, skip: bool) -> tuple[str, 
 
 
 def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], skip: bool) -> dict[str, str]:
-    """Of the sections by name; those that can't be read go into `skipped`, if they may."""
+    """Fingerprints of the sections by name; with `skip`, unreadable sections go into `skipped`."""
     found = {}
     for section in sections:
         try:

@@ -194,7 +194,7 @@ class Corpus:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Of its tokens."""
+        """Vocabulary of its tokens."""
         found = Vocabulary.load(self.path / GENES)
         if found.digest != self.manifest["vocabulary"]:
             raise damaged(self.path / GENES, "it is not the vocabulary of the manifest")

@@ -143,7 +143,7 @@ def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first
     if gaps.any():
         row, spot = (int(i) for i in np.argwhere(gaps)[0])
         raise ValueError(
-            f"{name}, row {first + row}{_of_group(found, spot)}: a token stands after padding. Ids are expected in the "
+            f"{name}, row {first + row}{_of_group(found, spot)}: a token follows padding. Ids are expected in the "
             "order of their rank, padding (0 or 1) last."
         )
     lengths = there.sum(axis=2, dtype=np.uint16)
