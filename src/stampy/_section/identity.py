@@ -111,7 +111,7 @@ def _matrix(matrix: Any) -> str:
 
 
 def _tree(value: Any) -> str:
-    """Digest of nested dicts, lists, arrays and plain values."""
+    """A text that identifies nested dicts, lists, arrays and plain values."""
     if isinstance(value, Mapping):
         return repr(sorted((str(k), _tree(v)) for k, v in value.items()))
     if isinstance(value, np.ndarray):

@@ -315,8 +315,7 @@ def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
     if fair.empty:
         return (
             f"No embedding here could be recomputed from half of the molecules, so none can be compared fairly with "
-            f"the "
-            f"best baseline ({base}, {scores.loc[base, 'score']:.3f})."
+            f"the best baseline ({base}, {scores.loc[base, 'score']:.3f})."
         )
     best = fair["score"].idxmax()
     gains = np.array([split[best]["score"] - split[base]["score"] for split in found])
