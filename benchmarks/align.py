@@ -24,7 +24,7 @@ from train import LENGTHS, MAX, matmul_peak, measured, run, table
 
 from stampy.models import GeneConfig, ImageConfig, Stamp, StampConfig
 from stampy.train import AlignConfig
-from stampy.train._alignment import Alignment
+from stampy.train._align_step import Alignment
 
 VARIANTS = ("plain", "ours", "checkpointed", "in 4 pieces")
 

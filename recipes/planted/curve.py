@@ -30,8 +30,7 @@ from stampy.datasets._toy.planted import best_loss, planted
 from stampy.pp import Vocabulary
 from stampy.train._sections import prepare
 
-COMMON = {"max_tokens": 80, "tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6,
-          "mask_share": 1.0, "head_bias": "frequency"}  # fmt: skip
+COMMON = {"max_tokens": 80, "tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6}  # fmt: skip
 SPECTRAL = {"start": "spectral", "rank_gate": True, "pooling": "bag", "frozen": ("embeddings.", "rank_gate")}
 N_KEPT = 2
 
@@ -47,6 +46,7 @@ def run(n_spots: int, steps: int, options, *, cgr: bool) -> dict[str, float]:
     config = COMMON | {
         "width": options.width, "depth": options.depth, "heads": 4, "feedforward": 2 * options.width,
         "groups_per_batch": options.groups, "lr": options.lr, "precision": options.precision, "prefetch": 4,
+        "mask_share": options.mask_share, "head_bias": options.head_bias,
         "epochs_igr": 0 if cgr else epochs, "epochs_cgr": epochs if cgr else 0, "seed": options.seed,
     }  # fmt: skip
     config |= SPECTRAL if options.start == "spectral" else {}
@@ -96,6 +96,8 @@ def parsed():
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--mask-share", type=float, default=1.0)
+    parser.add_argument("--head-bias", default="frequency")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--per-section", type=int, default=250)
     parser.add_argument("--domain-effect", type=float, default=1.5)

@@ -28,7 +28,7 @@ from stampy.models._linear_gene import TABLE_STD
 from stampy.pp._gene_means import gene_means
 from stampy.pp._gene_names import human_genes
 from stampy.pp._linear_encoder import neighbor_graph, weighted_genes
-from stampy.pp._rank import rank_tokens
+from stampy.pp._rank_tokens import rank_tokens
 from stampy.pp._thinning import halves
 from stampy.train._spectral_start import anomaly_of_rank
 

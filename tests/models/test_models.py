@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stampy import models
 from stampy.models import _cross_entropy, losses
 from stampy.models._cross_entropy import linear_cross_entropy
-from stampy.models._image import grid_of_nine
+from stampy.models._regions import pool_3x3
 
 QUICK = settings(deadline=None, max_examples=25)
 
@@ -120,9 +120,9 @@ def test_localization_leaves_out_spots_without_a_region():
 
 
 @pytest.mark.parametrize(("side", "width"), [(14, 6), (16, 8), (7, 3)])
-def test_grid_of_nine_covers_the_image_row_by_row(side, width):
+def test_pool_3x3_covers_the_image_row_by_row(side, width):
     x = torch.arange(side * side).float().view(1, -1, 1)
-    grid = grid_of_nine(x)[0, :, 0].view(3, 3)
+    grid = pool_3x3(x)[0, :, 0].view(3, 3)
     image = x.view(side, side)
     torch.testing.assert_close(grid[0, 0], image[:width, :width].mean())
     torch.testing.assert_close(grid[0, 2], image[:width, -width:].mean())

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stampy import models
-from stampy.pp import _rank
-from stampy.pp._rank import weighted_bag
+from stampy.pp import _rank_tokens
+from stampy.pp._rank_tokens import weighted_bag
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,21 +36,21 @@ def test_equals_the_encoder(n, length, gated, seed):
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_threads_share_all_spots_once(monkeypatch, n_threads):
-    monkeypatch.setattr(_rank._utils, "n_threads", lambda: n_threads)
+    monkeypatch.setattr(_rank_tokens._utils, "n_threads", lambda: n_threads)
     seen = np.zeros(1000, dtype=int)
 
     def count(first, end):
         seen[first:end] += 1
 
-    _rank.share_spots(count, len(seen))
+    _rank_tokens.share_spots(count, len(seen))
     assert (seen == 1).all()
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):
-    monkeypatch.setattr(_rank._utils, "n_threads", lambda: 2)
+    monkeypatch.setattr(_rank_tokens._utils, "n_threads", lambda: 2)
 
     def fail(first, end):
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        _rank.share_spots(fail, 1000)
+        _rank_tokens.share_spots(fail, 1000)

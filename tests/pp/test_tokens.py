@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stampy import StampyWarning, _keys, _utils
-from stampy.pp import Vocabulary, _gene_names, _rank, tokenize
+from stampy.pp import Vocabulary, _gene_names, _rank_tokens, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
 from stampy.pp._counts import checked_rows, counts_of, iter_rows
-from stampy.pp._rank import rank_tokens
+from stampy.pp._rank_tokens import rank_tokens
 from stampy.pp._tokens import iter_tokens
 
 KEY = _keys.TOKENS
@@ -225,7 +225,7 @@ def test_a_fault_in_a_thread_is_raised(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(_utils, "n_threads", lambda: 2)
-    monkeypatch.setattr(_rank, "_rank", broken)
+    monkeypatch.setattr(_rank_tokens, "_rank", broken)
     with pytest.raises(MemoryError):
         tokens_of(section_of(n=200), vocabulary_of())
 
@@ -234,10 +234,10 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     monkeypatch.setattr(_utils, "n_threads", lambda: 3)
     vocabulary, section = vocabulary_of(), section_of(n=200)
     expected = tokens_of(section, vocabulary)
-    before = _rank._helpers(2)
-    _rank._helpers.cache_clear()  # what a fork does in the child
+    before = _rank_tokens._helpers(2)
+    _rank_tokens._helpers.cache_clear()  # what a fork does in the child
     np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
-    assert _rank._helpers(2) is not before
+    assert _rank_tokens._helpers(2) is not before
 
 
 @pytest.mark.parametrize(

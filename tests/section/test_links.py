@@ -14,7 +14,13 @@ import tifffile
 
 import stampy
 from stampy._io import read as formats
-from stampy._section.links import LinkError, refuse_links, refuse_links_h5, refuse_links_zip, refuse_slide_references
+from stampy._section.outside_links import (
+    LinkError,
+    refuse_links,
+    refuse_links_h5,
+    refuse_links_zip,
+    refuse_slide_references,
+)
 from stampy.cli.main import main
 from stampy.pp import Vocabulary
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stampy import _utils, datasets, pl, pp, tl
-from stampy._section import elements
+from stampy._section import spatialdata_elements as elements
 from stampy._section.section import coordinates_of, sections_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

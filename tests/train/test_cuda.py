@@ -13,8 +13,8 @@ from stampy.train import PretrainConfig
 from stampy.train._batches import moved, pinned
 from stampy.train._data import MemorySection, TrainingData
 from stampy.train._loop import claimed, fit
+from stampy.train._pretrain_step import Reconstruction
 from stampy.train._ranks import make_fabric
-from stampy.train._reconstruction import Reconstruction
 from stampy.train._samplers import GroupSampler
 
 # torch's own compiler and process groups warn of what they do themselves

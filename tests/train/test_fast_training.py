@@ -21,8 +21,8 @@ from stampy.models._cross_entropy import kernel_for, linear_cross_entropy
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._lora import LoRALinear, add_lora, merge_lora
 from stampy.models._packed import Packing, attend
+from stampy.train._pretrain_step import KINDS, Reconstruction
 from stampy.train._ranks import make_fabric
-from stampy.train._reconstruction import KINDS, Reconstruction
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GENE = models.GeneConfig(n_genes=60, width=16, depth=2, heads=2, feedforward=24, max_tokens=12)
@@ -57,7 +57,7 @@ def test_packed_spots_give_the_losses_of_padded_ones(cgr_targets, positions):
     other = stage(cgr_targets=cgr_targets, mask_fraction=0.4)
     encoder, tokens = other.model.gene, data["tokens"]
     rows = [
-        train._reconstruction.mask_tokens(t, 90, fraction=0.4, rng=stream(0, "masks", 3, i))
+        train._pretrain_step.mask_tokens(t, 90, fraction=0.4, rng=stream(0, "masks", 3, i))
         for i, t in enumerate(tokens)
     ]
     inputs, selected = torch.stack([a for a, _ in rows]), torch.stack([b for _, b in rows])

@@ -19,10 +19,10 @@ from stampy import datasets, models, train
 from stampy._io.sections import Section, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
-from stampy.train import _loop, _reconstruction
+from stampy.train import _loop, _pretrain_step
 from stampy.train._augment import _turn, augment
 from stampy.train._data import TrainingData
-from stampy.train._reconstruction import mask_tokens
+from stampy.train._pretrain_step import mask_tokens
 from stampy.train._samplers import GroupSampler, PairSampler
 from stampy.train._sections import prepare
 
@@ -133,7 +133,7 @@ def test_a_folder_of_another_run_is_refused(pretrained, toy):
 
 
 def test_a_loss_that_is_nan_stops_with_step_and_section(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(_reconstruction.losses, "igr", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(_pretrain_step.losses, "igr", lambda *a: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(FloatingPointError, match=r"at step 0, sections \['section 0'\]"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
 
@@ -208,9 +208,9 @@ def test_a_damaged_checkpoint_is_left_out(damage, pretrained, toy, tmp_path):
 
 
 def test_a_state_that_failed_is_kept(toy, tmp_path, monkeypatch):
-    igr = _reconstruction.losses.igr
+    igr = _pretrain_step.losses.igr
     count = iter(range(100))
-    monkeypatch.setattr(_reconstruction.losses, "igr", lambda *a: igr(*a) * (float("inf") if next(count) == 2 else 1))
+    monkeypatch.setattr(_pretrain_step.losses, "igr", lambda *a: igr(*a) * (float("inf") if next(count) == 2 else 1))
     with pytest.raises(FloatingPointError, match=r"at step 2, sections \['section 0'\].*failed-00000002.ckpt"):
         train.pretrain(toy, tmp_path, config=STAGE1 | {"checkpoint_every": 1}, **QUIET)
     state = torch.load(tmp_path / "failed-00000002.ckpt", weights_only=True)

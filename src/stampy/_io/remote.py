@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stampy._io.anndata_files import MARKS, read_backed, read_group, zarr_kind_of
 from stampy._section.choose_image import settle_sources
-from stampy._section.links import refuse_links_in
+from stampy._section.outside_links import refuse_links_in
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,7 +66,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
 
 
 def _root_of_zip(address: str) -> str:
-    """Where in the archive the store begins."""
+    """Path of the store inside the archive."""
     import fsspec
 
     system, _ = fsspec.url_to_fs(address)

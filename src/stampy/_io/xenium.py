@@ -14,7 +14,7 @@ from stampy._io.delimited import layout_of, table
 from stampy._io.input_files import SectionFiles, json_of, listing, opened, reading, refuse, unzipped
 from stampy._io.matrix_10x import counts_h5, counts_mtx, counts_zarr
 from stampy._io.space_ranger import outs_of, sample_of
-from stampy._section.links import refuse_links_zarr
+from stampy._section.outside_links import refuse_links_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,7 +45,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     """Cells of a Xenium folder.
 
     Where the folder has the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
-    coordinates are px of that image, and it is referred to; otherwise they are µm.
+    coordinates are px of that image, and its path is recorded; otherwise coordinates are µm.
     """
     outs = outs_of(folder)
     parts = SectionFiles(outs)

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.elements import shared_systems
 from stampy._section.image import SlideImage
 from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
 from stampy._section.pixels import axes_of
+from stampy._section.spatialdata_elements import shared_systems
 from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy._section.elements import Element
+    from stampy._section.spatialdata_elements import Element
 
 __all__ = [
     "ImageSource",
@@ -48,8 +48,8 @@ Rule = Literal["anywhere", "below"]
 def named_images(rule: Rule) -> Iterator[None]:
     """Set where images named by a section may lie, for this process and those started in the block.
 
-    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: that, too, but on this machine. What
-    the environment variable ``STAMPY_NAMED_IMAGES`` says already stays.
+    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
+    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
     """
     if VARIABLE in os.environ:
         yield

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy._section import elements
-from stampy._section.elements import Region
+from stampy._section import spatialdata_elements as elements
 from stampy._section.libraries import (
     check_one_section,
     has_image,
@@ -17,6 +16,7 @@ from stampy._section.libraries import (
     section_column,
     warn_of_indices,
 )
+from stampy._section.spatialdata_elements import Region
 
 if TYPE_CHECKING:
     import pandas as pd

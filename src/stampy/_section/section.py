@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy._section import elements
+from stampy._section import spatialdata_elements as elements
 from stampy._section.choose_image import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.coordinates import (
     Places,
@@ -23,11 +23,11 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.elements import Region
 from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
 from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
+from stampy._section.spatialdata_elements import Region
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,4 +1,4 @@
-"""The configs of the package by name, and whether a name is one: answered without pandas or torch."""
+"""Names and paths of the packaged configs, found without importing pandas or torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FIELDS", "TABLES", "config_path", "configs", "raw_config"]
 
 PACKAGED = ".json"
 FIELDS = ("name", "about", "datasets", "systems", "tasks", "seeds", "reported")
-TABLES = ("dlpfc", "hbc", "her2", "psc", "hhk", "tcga-luad")  # those of the paper
+TABLES = ("dlpfc", "hbc", "her2", "psc", "hhk", "tcga-luad")  # the tables of the paper
 
 
 def configs() -> dict[str, Path]:
@@ -30,12 +30,12 @@ def configs() -> dict[str, Path]:
 
 
 def config_path(source: str | Path) -> Path:
-    """The file of a config: a packaged one by its name, else a .json or .toml that must be there.
+    """The file of a config: a packaged one by its name, else the path of an existing .json or .toml.
 
     Raises
     ------
     ValueError
-        The name is none of the package's (the nearest are given), or the file is of another kind.
+        No packaged config has that name (the nearest are given), or the file is neither .json nor .toml.
     FileNotFoundError
         There is no such file.
     """

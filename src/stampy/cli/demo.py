@@ -97,7 +97,7 @@ def demo(
     n_domains
         Number of clusters wanted; None: as many as Leiden finds at resolution 1.
     seed
-        Of the neighbour graph and the clustering.
+        Seed of the neighbour graph and the clustering.
     device
         As for `stampy.models.load`.
     progress

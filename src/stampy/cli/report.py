@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy.models import Stamp
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
 __all__ = ["report"]
 
@@ -222,7 +222,7 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> GeneFacts:
     from stampy.pp import Vocabulary
     from stampy.pp._counts import checked_rows, counts_of
     from stampy.pp._gene_annotation import features_of
-    from stampy.pp._match import match
+    from stampy.pp._match_report import match
 
     vocabulary = Vocabulary(model.genes)
     features = features_of(adata.var)

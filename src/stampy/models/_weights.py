@@ -40,16 +40,16 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
     """Write a model as a folder that `load` reads.
 
-    The folder is written beside `path` and renamed, so that no half-written one is ever found there.
+    The folder is written beside `path` and renamed, so that the folder is never incomplete.
 
     Parameters
     ----------
     model
-        With its vocabulary in ``model.genes``.
+        The model, with its vocabulary in ``model.genes``.
     path
-        The folder; one that holds weights already is replaced.
+        The folder; an existing folder of weights is replaced.
     dtype
-        Of the tensors on disk; ``torch.float16`` halves them.
+        Type of the tensors on disk; ``torch.float16`` halves them.
     card
         Text of a model card, written as ``README.md``.
 
@@ -58,7 +58,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     ValueError
         The model has no vocabulary.
     FileExistsError
-        `path` is something else than a folder of weights.
+        `path` exists and is not a folder of weights.
 
     Examples
     --------

@@ -48,7 +48,7 @@ def probe(
     key
         `key_added` of the probe.
     metric
-        Of the bars: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
+        What the bars show: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
     show
         ``"bars"``, ``"confusion"``, or both.
     cmap

@@ -13,8 +13,8 @@ import stampy
 from stampy import _checks, _keys, _utils
 
 from ._counts import CHUNK, checked_rows, counts_of, source_of
-from ._match import GeneMatch
-from ._rank import rank_tokens
+from ._match_report import GeneMatch
+from ._rank_tokens import rank_tokens
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def tokenize(
 
     Returns
     -------
-    None, or the copy. Written are
+    None, or the copy. Fields written:
 
     ``obsm[key_added]``
         int32 (n, max_tokens): a gene is its vocabulary row + 30, 0 pads on the right.

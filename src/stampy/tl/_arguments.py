@@ -56,7 +56,7 @@ class Request:
     Raises
     ------
     TypeError, ValueError
-        A value that can't be, arguments that conflict or have no effect.
+        A value is invalid, or arguments conflict or have no effect.
     FileNotFoundError
         There is no such image.
     """
@@ -146,7 +146,7 @@ class Request:
 
 
 def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
-    """Raise for arguments, shared with whole slides, that can't be."""
+    """Raise for invalid arguments, of those shared with whole slides."""
     _checks.one_of("level", level, ("embedding", "feature"))
     if precision is not None:
         _checks.one_of("precision", precision, ("float32", "bfloat16"))

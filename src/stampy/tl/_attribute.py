@@ -15,7 +15,7 @@ from stampy import _checks, _keys, models
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_of, source_of
-from stampy.pp._match import GeneMatch
+from stampy.pp._match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._arguments import ORGANISMS, Organism
@@ -97,11 +97,11 @@ def attribute(
     layer
         Layer with raw counts; None: ``adata.X``.
     organism
-        Of the section's genes and of `genes`: see `stampy.tl.embed`.
+        Organism of the section's genes and of `genes`: see `stampy.tl.embed`.
     embedding_key
         ``obsm[key + "_gene"]`` for clusters and ``obsm[key + "_image"]`` for the match, by `stampy.tl.embed`.
     per_spot
-        Write the attributions of the single spots, too.
+        Also write the attributions of each spot.
     table_key
         Table of a SpatialData.
     batch_size

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy._section.section import Places
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
 __all__ = ["embed_genes", "embed_pca"]
 

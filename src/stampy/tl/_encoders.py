@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
     from ._arguments import Modality, Organism
 

@@ -90,7 +90,7 @@ def evaluate(
     table_key
         Table of a SpatialData.
     rng
-        Of the splits.
+        Seed or generator for the splits.
     key_added
         Where results go.
     copy

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
     from ._arguments import Request
     from ._embed import Sections

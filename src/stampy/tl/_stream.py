@@ -25,14 +25,14 @@ from stampy._utils import hidden
 from stampy.models import GeneSystem, Stamp
 from stampy.models._gene import ready_to_compile
 from stampy.pp._counts import CHUNK
-from stampy.pp._rank import weighted_bag
+from stampy.pp._rank_tokens import weighted_bag
 
 from ._encoders import Encoder, ImageModel
 from ._resume import Chunk, Chunks
 
 if TYPE_CHECKING:
     from stampy.models import GeneConfig
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
     from stampy.pp._tiles import TileSource
 
     from ._arguments import Level

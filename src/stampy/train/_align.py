@@ -20,7 +20,7 @@ from stampy.models._lora import add_lora, merge_lora
 from stampy.models._trained_on import DATA, TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
-from ._alignment import Alignment
+from ._align_step import Alignment
 from ._config import AlignConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import pairs_on_disk
@@ -29,7 +29,7 @@ from ._loop import claimed, fit
 from ._ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
 from ._sections import pairs_in_memory
-from ._settings import without_effect
+from ._setting_checks import without_effect
 from ._spectral_start import start_spectral_image
 
 if TYPE_CHECKING:

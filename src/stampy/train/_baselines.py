@@ -48,7 +48,7 @@ def references(
     fraction
         Share of a spot's tokens that are selected.
     seed
-        Of the draw for the third.
+        Seed of the draw for the third.
     positions
         A step shows so many positions alone, drawn at random; None: all.
     corpus

@@ -167,7 +167,7 @@ class TrainingData:
     sections
         Those that have a part in the stage; row i of all is row ``i - start`` of its section.
     vocabulary
-        Of the tokens.
+        Genes that the tokens stand for.
     max_tokens
         Tokens of a spot that the model sees.
     identity
@@ -175,8 +175,8 @@ class TrainingData:
     corpus
         Folder of the corpus that the sections are in; None: they are in memory.
     draws, regions
-        Of a corpus: draws of groups, and regions of a spot. None, in memory: a new draw for every epoch, and any region
-        that fits into the image.
+        How many draws of groups and regions of a spot the corpus holds. None, for data in memory: a new draw for every
+        epoch, and any region that fits into the image.
     """
 
     sections: Sequence[TrainingSection]

@@ -28,7 +28,7 @@ from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import check_corpus, pairs_on_disk
 from ._data import MemorySection, TrainingSection
-from ._reconstruction import KINDS, Reconstruction
+from ._pretrain_step import KINDS, Reconstruction
 from ._sections import prepare
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def evaluate(
     device
         None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     seed
-        Of groups, masks and drawn spots.
+        Seed for groups, masks and drawn spots.
 
     Returns
     -------

@@ -45,7 +45,7 @@ class Logs:
     out
         The run's folder.
     names
-        Of the losses that a line may have.
+        Names of the losses that a line may have.
     loggers
         Of "csv", "tensorboard", "wandb".
     first, steps

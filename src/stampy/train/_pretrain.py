@@ -34,8 +34,8 @@ from ._corpus.training_data import groups_on_disk
 from ._data import TrainingData
 from ._logs import check_loggers
 from ._loop import claimed, fit
+from ._pretrain_step import Reconstruction
 from ._ranks import make_fabric
-from ._reconstruction import Reconstruction
 from ._samplers import GroupSampler
 from ._sections import groups_in_memory
 from ._spectral_start import start_spectral

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stampy._io.sections import Sections
     from stampy.models import ImageConfig, StampConfig
-    from stampy.pp._match import GeneMatch
+    from stampy.pp._match_report import GeneMatch
 
     from ._config import PretrainConfig
 

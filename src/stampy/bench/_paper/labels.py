@@ -49,7 +49,7 @@ def word(value: object) -> str | None:
 def obs_of(path: Path) -> pd.DataFrame:
     """`obs` of an .h5ad or of a zarr store, nothing else of it; ValueError where it has none that can be read."""
     from stampy._io.input_files import hdf5, reading
-    from stampy._section.links import refuse_links
+    from stampy._section.outside_links import refuse_links
 
     refuse_links(path)
     if path.is_file() and path.name.lower().endswith(".h5ad"):

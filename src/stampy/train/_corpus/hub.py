@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stampy import _checks
 from stampy._files import sha256_of
-from stampy._section.links import leads_out
+from stampy._section.outside_links import leads_out
 from stampy.train._corpus.spavis import is_token_file, number_of
 from stampy.train._corpus.spavis_index import FAULTS, damaged_file
 

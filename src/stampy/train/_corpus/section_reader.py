@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stampy._io.sections import file_name
-from stampy._section.links import leads_out
+from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
 from stampy.train._corpus.records import SectionRecord
 from stampy.train._corpus.section_writer import record_of

@@ -32,7 +32,7 @@ from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
 from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._corpus.spavis import Slide
-from stampy.train._corpus.spavis_writer import write_slide
+from stampy.train._corpus.spavis_convert import write_slide
 from stampy.train._sections import ranked
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 def write_section(
     section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
 ) -> SectionRecord | Fault:
-    """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
+    """Write a section into ``out/sections``; its record, or with `skip` ``{"name", "error"}`` if it is unusable."""
     folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files
-from stampy._section.links import refuse_links_h5
+from stampy._section.outside_links import refuse_links_h5
 from stampy.train._corpus.spavis import CELLS, DATASETS, SLIDES, TILES, TOKENS, Part, Slide, TokenFile
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def slides_of(
     files
         Paths; of files that are elsewhere the path to come, a name for messages, and a hash.
     settings
-        Of the corpus.
+        Settings of the corpus.
     skip
         Go on where a file can't be used.
     opened

@@ -1,4 +1,4 @@
-"""One section of SpaVis-6M into a corpus, block by block: what is in memory does not grow with files or sections.
+"""Convert one section of SpaVis-6M into a corpus, block by block: memory use does not grow with files or sections.
 
 Shapes: b rows of a block, N spots of a group, L positions, n spots.
 """
@@ -38,7 +38,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
     Raises
     ------
     ValueError
-        A file is damaged, or has tokens, cells or rows that can't be; it names file and row.
+        A file is damaged, or has impossible tokens, cells or rows; the message names file and row.
     """
     import zarr
 
@@ -67,7 +67,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
 def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Rows]:
     """The section's rows in order, as many at a time as may be in memory; pieces end where chunks of the file end.
 
-    Of each row the first `width` positions of the last axis.
+    Only the first `width` positions of the last axis of each row are read.
     """
     for part in slide.parts:
         with open_file(part.file.path, part.file.name) as file:
