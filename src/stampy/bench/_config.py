@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import config_path, configs
+from ._names import FIELDS, config_path, configs, raw_config
 from ._task_options import TASKS
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
@@ -230,17 +228,13 @@ def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
     if isinstance(source, Mapping):
         return _config(source, Path.cwd())
     path = config_path(source)
-    try:
-        raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
-    return _config({"name": path.stem, **raw}, Path.cwd() if str(source) in configs() else path.parent.resolve())
+    return _config(
+        {"name": path.stem, **raw_config(path)}, Path.cwd() if str(source) in configs() else path.parent.resolve()
+    )
 
 
 def _config(raw: Mapping[str, Any], folder: Path) -> Config:
-    _known_fields("the config", raw, {"name", "about", "datasets", "systems", "tasks", "seeds", "reported"})
+    _known_fields("the config", raw, set(FIELDS))
     lists = {key: _listed(raw, key) for key in ("datasets", "systems", "tasks")}
     seeds = tuple(raw.get("seeds", (0, 1, 2)))
     if not seeds:

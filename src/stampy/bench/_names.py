@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
 from stampy import _checks
 
-__all__ = ["TABLES", "config_path", "configs"]
+__all__ = ["FIELDS", "TABLES", "config_path", "configs", "raw_config"]
 
 PACKAGED = ".json"
+FIELDS = ("name", "about", "datasets", "systems", "tasks", "seeds", "reported")
 TABLES = ("dlpfc", "hbc", "her2", "psc", "hhk", "tcga-luad")  # the tables of the paper
 
 
@@ -42,3 +45,22 @@ def config_path(source: str | Path) -> Path:
     if Path(source).suffix not in (".json", ".toml"):
         _checks.one_of("config", str(source), [*configs(), "PATH.json", "PATH.toml"])
     return _checks.existing(source, what="config", suffixes=(".json", ".toml"))
+
+
+def raw_config(path: Path) -> dict[str, object]:
+    """What a config's file holds, of which only the names of its first level are checked.
+
+    Raises
+    ------
+    ValueError
+        The file is no JSON or TOML, no object, or has a field of another name (the nearest is given).
+    """
+    try:
+        raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
+    for key in raw:
+        _checks.one_of(f"field of the config {str(path)!r}", key, FIELDS)
+    return raw

@@ -69,9 +69,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **options: Any) -> None:
-    from stampy.bench._names import TABLES, config_path
+    from stampy.bench._names import TABLES, config_path, raw_config
 
     path = config_path(config)
+    raw_config(path)  # a damaged file is told before anything heavy is imported
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:

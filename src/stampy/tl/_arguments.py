@@ -14,7 +14,6 @@ from stampy import _checks, _keys
 from stampy._section.choose_image import Wishes
 from stampy._section.section import coordinates_of
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import counts_of
 
 if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
@@ -228,6 +227,8 @@ def _check(sections: Mapping[Any, Section], request: Request) -> None:
 
 
 def _check_section(section: Section, request: Request) -> None:
+    from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
+
     section = with_columns(section, request.table_key)
     table = table_of(section, request.table_key)
     _checks.not_empty(table, genes=False)
