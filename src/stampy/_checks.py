@@ -221,7 +221,7 @@ def provenance(adata: AnnData) -> None:
 
 
 def factor(factors: Mapping[str, object], key: str) -> float:
-    """A scale factor that is there, also as text or in an array of one; ValueError where it is no positive number."""
+    """A scale factor as float, from a number, text or an array of one value; ValueError unless it is positive."""
     value = float("nan")
     with contextlib.suppress(TypeError, ValueError):
         found = np.asarray(factors[key])

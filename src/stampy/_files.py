@@ -83,8 +83,8 @@ def make_ordinary(path: Path) -> None:
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
 
-    Of a symbolic link the link is replaced, not the file behind it. What killed processes left of earlier calls for
-    `path` is removed.
+    A symbolic link is itself replaced, not the file that it points to. Temporary files for `path` left behind by killed
+    processes are removed.
     """
     path = Path(path)
     recover(path)
@@ -155,7 +155,7 @@ def _stem(path: Path) -> str:
 
 
 def _prefix(path: Path) -> str:
-    """Of temporary files for `path`: they say which process makes them, and on which machine."""
+    """Prefix of temporary files for `path`, with the process and the machine that write them."""
     return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
 
 

@@ -1,4 +1,4 @@
-"""Labels of spots: which words mean that there is none. The one place, for tools, plots, pages and benchmarks."""
+"""Labels of spots, and which words mean that a spot has none; used by tools, plots, pages and benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["known_labels", "means_none"]
 
-MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"})  # as pandas, R and spreadsheets write no value
+MISSING = frozenset(
+    {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"}
+)  # how pandas, R and spreadsheets write a missing value
 
 
 def means_none(word: object) -> bool:
@@ -31,14 +33,14 @@ def means_none(word: object) -> bool:
 def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> tuple[np.ndarray, list[str]]:
     """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
 
-    Missing values, also as files spell them, and the words of `stampy._keys.NO_LABELS` are not labels. A warning says
-    how many spots a word such as "unknown" leaves out, in case it is a real label after all. The order is that of the
-    categories, else alphabetical.
+    Missing values (including the words that files use for them) and the words in `stampy._keys.NO_LABELS` are not
+    labels. A warning says how many spots are left out because of a word such as "unknown", in case the word is a real
+    label. Names are in the order of the categories, else alphabetical.
 
     Raises
     ------
     ValueError
-        For infinite numbers and those with fractions, which are values, not labels.
+        The labels are infinite numbers or numbers with fractions.
 
     Examples
     --------
@@ -61,7 +63,7 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
 
 
 def _whole(column: pd.Series, name: str) -> pd.Series:
-    """Whole numbers, which may be names of clusters, as such."""
+    """Whole numbers, such as clusters, as integers; ValueError for other numbers."""
     found = column.dropna().to_numpy(float)
     if not (np.abs(found) < 2**53).all():
         raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend or drop it.")
@@ -77,5 +79,5 @@ def _warn_of_words(text: pd.Series, present: set[str], name: str) -> None:
     words = ", ".join(f"{word!r} ({n})" for word, n in counts.items())
     _checks.warn(
         f"{int(counts.sum())} of {len(text)} spots take no part: in `{name}` {words} is read as no label. "
-        "Rename it where it is a real one."
+        "Rename it if it is a real label."
     )

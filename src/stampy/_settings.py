@@ -31,7 +31,7 @@ class Settings:
     """What holds for all calls of stampy in this process.
 
     Each setting begins with the value of the environment variable that is named here, if it is set, so that worker
-    processes and jobs of a cluster have it, too. An argument of a function goes before the setting.
+    processes and cluster jobs inherit it. An argument of a function takes precedence over the setting.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Settings:
         shown on stderr (``STAMPY_VERBOSITY``). Warnings of the class `stampy.StampyWarning` are Python warnings and
         always shown.
     progress_bars
-        Show progress bars, where a function is not told otherwise (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
+        Show progress bars, unless a function call says otherwise (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``: what ``device=None`` means (``STAMPY_DEVICE``). None (default):
         CUDA if there is one, else an Apple GPU, else the CPU; training takes no Apple GPU by itself.
@@ -48,14 +48,14 @@ class Settings:
         Folder for downloads of `stampy.datasets` (``STAMPY_CACHE_DIR``). Default: the operating system's place for
         caches. Weights from the Hugging Face hub lie in its own cache (``HF_HOME``).
     seed
-        What `rng` or `seed` is where a function is not told otherwise (``STAMPY_SEED``). Default: 0.
+        Default of `rng` and `seed` in all functions (``STAMPY_SEED``). Default: 0.
 
     Raises
     ------
     AttributeError
-        There is no setting of that name; the nearest is told.
+        There is no setting of that name; the message names the nearest.
     ValueError, TypeError
-        A value that can't be.
+        The value is not valid for the setting.
 
     Examples
     --------

@@ -87,7 +87,7 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
 
 
 def is_lazy(table: AnnData) -> bool:
-    """Whether a table was opened by ``anndata.experimental.read_lazy``: its names and columns are on disk, too."""
+    """Whether a table was opened by ``anndata.experimental.read_lazy``: its names and columns are on disk as well."""
     return type(table.obs).__name__ == "Dataset2D"
 
 

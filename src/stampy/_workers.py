@@ -1,4 +1,4 @@
-"""Jobs, one for each section, in turn, in processes of this machine, or on a dask cluster by its address."""
+"""Run one job per section: in this process, in several processes on this machine, or on a dask cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Run: TypeAlias = Callable[[Sequence[Job], str], Iterator[Any]]
 
 
 def check_workers(scheduler: str | None, n_workers: int | None) -> None:
-    """Raise for a number of workers that can't be, or has no effect."""
+    """Raise for a number of workers below 1, or one that has no effect."""
     from stampy import _checks
 
     if n_workers is not None:
@@ -48,18 +48,18 @@ def workers(
     Parameters
     ----------
     scheduler
-        Address of a dask cluster; None: this machine.
+        Address of a dask cluster; None: use this machine.
     n_workers
-        Processes of this machine; 1: none but this one.
+        Processes on this machine; 1: run in this process.
     progress
         Show a bar.
     setup, setup_args
-        Called first in each process that is started here, not on a cluster.
+        Function, and its arguments, called first in each new process on this machine; not called on a cluster.
     """
     if scheduler is None and n_workers == 1:
         yield partial(_run_in_turn, progress)
     elif scheduler is None:
-        # one pool for all: to start a process costs seconds, to fork one that has threads may hang it
+        # One pool for all jobs, since starting a process takes seconds; spawned, since a fork with threads may hang.
         how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
         with ProcessPoolExecutor(n_workers, initargs=(settings.as_dict(), setup, setup_args), **how) as pool:
             yield partial(_run_in_pool, pool, progress)
@@ -73,7 +73,7 @@ def workers(
 
 
 def _begin(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
-    """First in a new process, which ends when the one that started it is gone, also if that was killed."""
+    """Initialise a worker process, which ends when its parent process ends, even if the parent was killed."""
     for name, value in values.items():
         if getattr(settings, name) != value:
             setattr(settings, name, value)
@@ -107,10 +107,10 @@ def _run_in_pool(pool: ProcessPoolExecutor, progress: bool, jobs: Sequence[Job],
     except BrokenProcessPool as error:
         raise RuntimeError(
             "A worker process died: for lack of memory (then take fewer `n_workers`), or because a script "
-            "calls this outside of `if __name__ == '__main__':`. Run it again: it goes on from what is there."
+            "calls this outside of `if __name__ == '__main__':`. Run it again: finished sections are kept."
         ) from error
     finally:
-        for future in futures:  # after an error nothing new is begun
+        for future in futures:  # after an error, start no further jobs
             future.cancel()
 
 

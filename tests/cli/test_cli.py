@@ -680,14 +680,30 @@ def test_an_error_leaves_no_folder(run, section, argv):
     assert not Path("new").exists()
 
 
-def test_wrong_names_are_answered_without_torch(section):
+def test_wrong_names_are_answered_without_torch(section, tmp_path):
+    bad, unknown = tmp_path / "bad.json", tmp_path / "unknown.json"
+    bad.write_text("{")
+    unknown.write_text('{"dataset": []}')
+    zarr = tmp_path / "section.zarr"
+    (zarr / "obs").mkdir(parents=True)
+    (zarr / "obs" / "zarr.json").write_text('{"attributes": {"column-order": ["domain"]}}')
+    embed = ["embed", str(section), "o.h5ad"]
+    wrong = [
+        [*embed, "--model", "stampy-mimi"],
+        [*embed, "--modality", "gene", "--image-key", "hires"],
+        ["demo", "--section", str(section), "--labels", "domains"],
+        ["demo", "--section", str(zarr), "--labels", "domains"],
+        ["bench", "run", str(bad)],
+        ["bench", "run", str(unknown)],
+    ]
     code = (
-        "import sys; from stampy.cli.main import main; "
-        f"print([main(['embed', {str(section)!r}, 'o.h5ad', *more]) for more in "
-        "(['--model', 'stampy-mimi'], ['--modality', 'gene', '--image-key', 'hires'])], 'torch' in sys.modules)"
+        f"import sys; from stampy.cli.main import main; print([main(argv) for argv in {wrong!r}], "
+        "sorted({'torch', 'numba', 'anndata'} & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[1, 1] False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[1, 1, 1, 1, 1, 1] []", done.stderr
+    assert done.stderr.count("Key `domains` not found in `adata.obs`") == 2
+    assert "Did you mean 'datasets'" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["pretrain", "align"])

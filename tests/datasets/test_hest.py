@@ -127,7 +127,7 @@ def test_pixel_sizes(tmp_path):
 def test_bad_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no table HEST_v\*.csv"):
         datasets.hest_manifest(tmp_path)
-    with pytest.raises(ValueError, match=r"ids stand twice or are empty: \['A'\]"):
+    with pytest.raises(ValueError, match=r"ids occur twice or are empty: \['A'\]"):
         datasets.hest_manifest(table_only(tmp_path / "twice", [row("A"), row("A")]))
     with pytest.raises(ValueError, match="leads out of the folder"):
         datasets.hest_manifest(table_only(tmp_path / "out", [row("A", image_filename="../../a.tif")]))

@@ -231,7 +231,7 @@ def test_barcodes_that_stand_there_twice(tmp_path):
     put(tmp_path / "filtered_feature_bc_matrix.h5", h5(barcodes=[BARCODES[0], *BARCODES[:-1]]))
     with pytest.warns(stampy.StampyWarning) as said:
         found = stampy.read(tmp_path)
-    assert "1 barcodes of filtered_feature_bc_matrix.h5 stand there more than once" in str([w.message for w in said])
+    assert "1 barcodes of filtered_feature_bc_matrix.h5 occur more than once" in str([w.message for w in said])
     assert found.obs_names.is_unique
     table = positions() + f"{BARCODES[0]},1,9,9,9,9\n"
     put(tmp_path / "spatial" / "tissue_positions.csv", table)

@@ -166,7 +166,7 @@ def test_ids_win_over_symbols(human):
         match = human.match(section(names, **{column: swapped}))
         assert [NAMES[row] for row in match.rows] == ["TP53", "GAPDH", "CD4"]
         assert match.n_contradictions == 2
-        assert "for 2 the symbol is another gene's than the id" in str(match)
+        assert "for 2 the symbol belongs to a different gene than the id" in str(match)
     with pytest.warns(StampyWarning, match=r"For 12 of 14 genes the symbol is that of another gene"):
         human.match(section(NAMES, gene_ids=[*list(GENES.values())[1:12], GENES["GAPDH"], *list(GENES.values())[12:]]))
 

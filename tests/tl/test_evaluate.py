@@ -9,6 +9,7 @@ from scipy import sparse
 import stampy
 from stampy import datasets, pl, tl
 from stampy.pp import _thinning
+from stampy.tl._evaluate import judged as evaluated
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -140,6 +141,19 @@ def test_what_is_written(judged, tmp_path):
 def test_the_same_seed_the_same_scores(section):
     a, b = (tl.evaluate(section, "X_stamp", n_splits=1, rng=3, copy=True).uns["stamp_evaluate"] for _ in range(2))
     pd.testing.assert_frame_equal(a["scores"], b["scores"])
+
+
+def first_genes(table):
+    return table.X[:, :20].toarray()
+
+
+def test_without_stability_all_else_is_the_same(section):
+    how = {"library_key": None, "layer": None, "n_splits": 2, "n_genes": 50, "max_spots": None, "table_key": "table"}
+    full, short = (evaluated(section, {"genes": first_genes}, rng=0, stability=s, **how) for s in (True, False))
+    assert short["verdict"] == full["verdict"]
+    assert full["scores"].loc["genes", "stability"] > 0
+    assert short["scores"]["stability"].isna().all()
+    pd.testing.assert_frame_equal(*(found["scores"].drop(columns="stability") for found in (full, short)))
 
 
 def test_unknown_vectors_are_taken_as_they_are_with_a_warning(section):

@@ -139,7 +139,7 @@ def test_a_damaged_chunk_is_made_anew(toy, model, tmp_path):
             path.write_bytes(content)
         else:
             np.savez(path, **content)
-        with pytest.warns(UserWarning, match="made anew"):
+        with pytest.warns(UserWarning, match="computed again"):
             b = tl.embed(toy, model, resume=tmp_path, modality="gene", copy=True, **QUIET)
         np.testing.assert_array_equal(a.obsm["X_stamp"], b.obsm["X_stamp"])
 

@@ -244,7 +244,7 @@ BAD_GROUPS = {
     "an id too high": (put(GENES, (2, 3, 5), 60_000), r"tokens-1.h5, row 2 \(spot 3 of its group\): id 60000"),
     "a negative id": (put(GENES, (2, 3, 5), -7), r"row 2 \(spot 3 of its group\): id -7 at position 5"),
     "a reserved id": (put(GENES, (4, 0, 1), 12), r"row 4 \(spot 0 of its group\): id 12 .* expected 30 to"),
-    "padding inside": (put(GENES, (1, 8, 2), 0), r"row 1 \(spot 8 of its group\): a token stands after padding"),
+    "padding inside": (put(GENES, (1, 8, 2), 0), r"row 1 \(spot 8 of its group\): a token follows padding"),
     "empty rows": (put(GENES, -1, 0), r"tokens-1.h5, row \d+: no spot of the group has a token"),
     "groups of another size": (replace(GENES, lambda v: v[:, :7]), r"tokens-1.h5: .* groups of 7 spots"),
     "floats": (replace(GENES, lambda v: v.astype(float)), r"tokens-1.h5: 'tokenized_gene' is float64"),

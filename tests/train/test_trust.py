@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["identity"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"holds a run of stampy .*, which this version can't go on with"):
+    with pytest.raises(ValueError, match=r"holds a run of stampy .*, which this version cannot resume"):
         train.align(_own(toy), tmp_path, model=model, config=STAGE2, **QUIET)
 
 

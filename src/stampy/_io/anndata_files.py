@@ -42,7 +42,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def zarr_kind(path: Path) -> str:
-    """What a zarr store holds: "SpatialData", "MuData", "zarr" (AnnData), "image", or "" where it is none of these."""
+    """What a zarr store holds: "SpatialData", "MuData", "zarr" (AnnData), "image", or "" for anything else."""
     import zarr
 
     with reading(path):
@@ -66,7 +66,7 @@ def zarr_kind_of(group: zarr.Group, name: str) -> str:
 
 
 def hdf5_kind(path: Path) -> str:
-    """What an HDF5 file holds, whatever its name; "" where it is none that is known."""
+    """What an HDF5 file holds, whatever its name; "" for an unknown kind."""
     with hdf5(path) as file:
         keys = set(file)
         if "matrix" in keys:
@@ -123,7 +123,7 @@ def read_backed(group: zarr.Group | h5py.Group) -> AnnData:
 
 
 def _on_disk(element: Any) -> Any:
-    """A matrix that is read by rows."""
+    """A matrix on disk, read by rows."""
     import anndata
     import zarr
 
@@ -133,7 +133,7 @@ def _on_disk(element: Any) -> Any:
 
 
 def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
-    """Name other places of coordinates in a table without ``obsm["spatial"]``; the user must choose."""
+    """Warn of other coordinates in a table without ``obsm["spatial"]``; the user must choose one."""
     if _keys.SPATIAL in adata.obsm:
         return
     found = [f"adata.obsm[{key!r}]" for key in _IN_OBSM if key in adata.obsm]

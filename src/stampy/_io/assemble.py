@@ -1,4 +1,4 @@
-"""Counts and positions put together as a section: whole counts, genes only, barcodes matched."""
+"""Assemble a section from counts and positions: check counts, keep genes only, match barcodes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _INT32 = np.iinfo(np.int32).max
 
 
 class Counts(NamedTuple):
-    """Spots by genes, with the spots' barcodes and what is known of the genes."""
+    """Spots by genes, with the spots' barcodes and the table of genes."""
 
     x: sparse.csr_matrix
     barcodes: list[str]
@@ -92,7 +92,7 @@ def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.n
 
 
 def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame, path: Path) -> Counts:
-    """Remove features that are not genes; a message tells how many of which type."""
+    """Remove features that are not genes; a warning says how many of which type."""
     kinds = features.get("feature_type")
     if kinds is not None:
         is_gene = kinds.isin([kind for kind in kinds.unique() if str(kind).lower() in _GENES]).to_numpy()
@@ -129,8 +129,9 @@ _SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
 def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positions_name: str) -> AnnData:
     """An AnnData of the spots that have counts and a position (`positions`: by barcode, with columns ``x`` and ``y``).
 
-    Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots of one table that the
-    other lacks are left out, with their number. The columns of `positions` but x and y become ``obs``.
+    Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots that are in only one of
+    the two tables are left out, and a warning gives their number. The columns of `positions` but x and y become
+    ``obs``.
     """
     import anndata
 
@@ -162,7 +163,7 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
 
 
 def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
-    """An AnnData of counts alone, with a warning that says what its lack of positions means."""
+    """An AnnData of counts alone, with a warning that it has no positions and what that implies."""
     import anndata
 
     _checks.warn(f"{name}: {why} The section has genes, but no positions and no image.")
@@ -174,8 +175,8 @@ def _unique(index: pd.Index, name: str) -> pd.Index:
     if index.is_unique:
         return index
     _checks.warn(
-        f"{int(index.duplicated().sum())} barcodes of {name} stand there more than once; each row is kept, with -1, "
-        "-2, ... at its name. Were several sections put together?"
+        f"{int(index.duplicated().sum())} barcodes of {name} occur more than once; each row is kept, with -1, "
+        "-2, ... appended to its name. Were several sections combined?"
     )
     return unique_names(index)
 
@@ -257,7 +258,7 @@ def picture(path: Path) -> np.ndarray:
 
 
 def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
-    """The reduced images of Space Ranger that are there."""
+    """The reduced images of Space Ranger that exist."""
     paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
     return {kind: picture(path) for kind, path in paths.items() if path is not None}
 

@@ -37,8 +37,8 @@ def is_cosmx(folder: Path) -> bool:
 def read_cosmx(folder: Path) -> AnnData:
     """Cells with their genes at the global centres, in px; control probes are left out.
 
-    µm per px are worked out from areas that stand there in px and in µm², or from fields of view in px and in mm;
-    without either they stay unknown, with a warning.
+    µm per px are computed from areas given in px and in µm², or from fields of view given in px and in mm; without
+    either the scale is unknown, with a warning.
     """
     parts = SectionFiles(folder)
     counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)

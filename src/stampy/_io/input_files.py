@@ -58,7 +58,7 @@ class reading:
         """Nothing to do."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Turn an error of another package into one that names the file; pass on stampy's own."""
+        """Turn an error of another package into a ValueError that names the file; pass on stampy's own."""
         if not isinstance(error, Exception) or isinstance(error, Warning):
             return
         worded = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
@@ -104,7 +104,7 @@ class _Bounded(io.RawIOBase):
         return n
 
     def close(self) -> None:
-        """Close the file, too."""
+        """Close the underlying file as well."""
         self._stream.close()
         super().close()
 
@@ -205,9 +205,8 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
 class SectionFiles:
     """The files of one section, by the names that their platform gives them.
 
-    A part is found whatever stands in front of its name (``GSM123_S1_``), gzipped or not, in the order of names and
-    folders; a name without anything in front wins. Where the files of several sections lie in one folder, `prefix`
-    tells whose are wanted.
+    A part is found with any prefix (``GSM123_S1_``), gzipped or not, in the order of names and folders; a name without
+    prefix is preferred. If a folder holds the files of several sections, `prefix` selects one section.
     """
 
     def __init__(self, *folders: Path, prefix: str | None = None):
@@ -225,7 +224,7 @@ class SectionFiles:
         return list(dict.fromkeys(found))
 
     def find(self, *names: str) -> Path | None:
-        """The first that matches; ValueError if files of several sections do."""
+        """The first matching file; ValueError if files of several sections match."""
         for name in names:
             for entries in self._entries:
                 hits: dict[str, list[Path]] = {}
@@ -266,7 +265,7 @@ class SectionFiles:
 
 
 def _prefix(filename: str, name: str) -> str | None:
-    """What stands in front of `name` in a file's name; None where it is another part."""
+    """The prefix before `name` in a file's name; None if the file is not that part."""
     low = filename.lower()
     for end in (name.lower(), name.lower() + ".gz"):
         if low.endswith(end):

@@ -84,7 +84,7 @@ def _features(columns: dict[str, Any]) -> pd.DataFrame:
 
 
 def _text(dataset: h5py.Dataset) -> np.ndarray:
-    """Text, decoded once where every value is the same, as types and genomes mostly are."""
+    """Text; a column of one repeated value, such as types and genomes mostly are, is decoded once."""
     raw = dataset[:]
     if raw.dtype.kind != "S":
         return dataset.asstr()[:]
@@ -97,7 +97,7 @@ def _text(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:
-    """The same of a matrix folder: ``features.tsv`` with three columns, or ``genes.tsv`` with two."""
+    """Counts of a matrix folder: ``features.tsv`` with three columns, or ``genes.tsv`` with two."""
     from scipy.io import mmread
 
     with reading(matrix), opened(matrix) as stream:

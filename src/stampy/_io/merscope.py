@@ -29,7 +29,7 @@ def is_merscope(folder: Path) -> bool:
 
 
 def _find(folder: Path, what: str) -> Path | None:
-    """``cell_by_gene.csv``, with anything in front or behind (``_S1R1``), gzipped or not."""
+    """``cell_by_gene.csv``, with any prefix or suffix (``_S1R1``), gzipped or not."""
     parts = SectionFiles(folder)
     if (exact := parts.find(f"{what}.csv")) is not None:
         return exact

@@ -100,11 +100,12 @@ def read(
 ) -> AnnData | SpatialData:
     """Read a section; its format is recognised from its files.
 
-    Known are .h5ad (also of HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData (its RNA), loom,
-    Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's flat files and a
-    single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts beside a table of
-    coordinates. Names may have a prefix and end in .gz. A full-resolution image is referred to, not read: its path is
-    in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads its tiles from there.
+    Supported formats are .h5ad (including HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData
+    (its RNA), loom, Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's
+    flat files and a single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts
+    beside a table of coordinates. Names may have a prefix and end in .gz. The path of a full-resolution image is
+    recorded in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads its tiles from
+    there.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def read(
     image
         Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
     um_per_px
-        With `bin_um`: µm per unit of the coordinates, where the scale factors do not tell.
+        With `bin_um`: µm per unit of the coordinates, if the scale factors do not give it.
     backed
         Leave the counts of an .h5ad or .zarr on disk: memory does not grow with them.
 
@@ -131,9 +132,9 @@ def read(
     Raises
     ------
     FileNotFoundError, ConnectionError
-        Nothing is there, a file of the format is missing, or the address does not answer.
+        The path does not exist, a file of the format is missing, or the address does not answer.
     ValueError
-        No format that is known, a damaged file, or an argument that does not go with the format.
+        The format is unknown, a file is damaged, or an argument does not apply to the format.
 
     Warns
     -----
@@ -162,7 +163,7 @@ def read(
     if kind in ("h5ad", "zarr", "MuData", "SpatialData"):  # other formats name no images
         for table in data.tables.values() if kind == "SpatialData" else [data]:
             settle_sources(table, path)
-    if image is not None and kind not in ("Xenium", "ST"):  # these place their spots on it
+    if image is not None and kind not in ("Xenium", "ST"):  # the readers of these formats place the spots on the image
         if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
             raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
         refer_to_image(data, image, path.resolve().stem)
@@ -174,7 +175,7 @@ def read(
 
 
 def _read(path: Path, kind: str, *, bin_um: float | None, image: Any, backed: bool) -> Any:
-    """One reader a format."""
+    """Call the reader of the format."""
     if kind == "h5ad":
         adata = read_h5ad(path, backed=backed)
         libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
@@ -205,7 +206,7 @@ _WITHOUT_OPTIONS = {
 
 
 def format_of(path: Path) -> str:
-    """The name of the format; ValueError that says what is nearest, and what is missing."""
+    """The name of the format; ValueError names the nearest format and what is missing."""
     if path.is_file():
         return _format_of_file(path)
     if is_zarr(path):
@@ -230,7 +231,7 @@ def _format_of_file(path: Path) -> str:
             return known[kind]
         raise unsupported.refused_file(path, kind)
     if low.endswith(".h5ad"):
-        return "h5ad"  # its reader says what is wrong with it
+        return "h5ad"  # its reader reports what is wrong with the file
     if low.endswith(".zarr.zip"):
         return "zarr.zip"
     if is_counts_file(path):

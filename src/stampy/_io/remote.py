@@ -66,7 +66,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
 
 
 def _root_of_zip(address: str) -> str:
-    """Where in the archive the store begins."""
+    """Path of the store inside the archive."""
     import fsspec
 
     system, _ = fsspec.url_to_fs(address)

@@ -1,4 +1,4 @@
-"""Sections as given to a run over many: objects, paths, manifests. Each has a name, which errors tell."""
+"""Sections given to a run over many: objects, paths, manifests. Each has a name, which errors mention."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Section:
     ----------
     data
         AnnData with counts and ``obsm["spatial"]``, a SpatialData, or the path of anything that `stampy.read` reads.
-        Without genes (0 columns) it feeds the losses that need an image alone.
+        Without genes (0 columns) it is used only in the losses that need no genes.
     name
         For messages and logs.
     image
         Image file to use instead of the one in ``uns["spatial"]``.
     um_per_px, spot_um
-        Scale of the full-resolution image where the scale factors do not tell, see `stampy.pp.tiles`.
+        Scale of the full-resolution image if the scale factors do not give it, see `stampy.pp.tiles`.
     organ, platform, species, patient, study
-        What the section is of, by what it was measured, and whose it is, in your own words; a corpus keeps them.
+        Description of the section in your own words; a corpus keeps it.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def of_section(name: str) -> Iterator[None]:
 
 
 def several_sections(error: SeveralSectionsError, name: str) -> str:
-    """What to say, and to do before training, where a section is several."""
+    """The error message, with the remedy, for an object that holds several sections."""
     column = repr(error.columns[0]) if error.columns else "..."
     which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
     return (
@@ -136,8 +136,8 @@ def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
     The keys of a dict are the sections' names.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ, platform,
-    species, patient and study; it may be a DataFrame, too, with paths relative to the working directory. Paths are of
-    anything that `stampy.read` reads; with `all_there` a file that is missing is an error at once.
+    species, patient and study; it may also be a DataFrame, with paths relative to the working directory. Paths are
+    anything that `stampy.read` reads; with `all_there` a missing file raises at once.
     """
     if isinstance(sections, str | Path | pd.DataFrame) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
@@ -198,7 +198,7 @@ def _expand(sections: Iterable[Any]) -> Iterator[Section]:
 
 
 def _checked(item: Any) -> Any:
-    """What can be a section; TypeError for the rest. Paths alone need no anndata."""
+    """Check the type of a section; TypeError if invalid. For paths, anndata is not imported."""
     if isinstance(item, Path) or _utils.is_spatialdata(item):
         return item
     from anndata import AnnData
@@ -209,7 +209,7 @@ def _checked(item: Any) -> Any:
 
 
 def _name(path: Path) -> str:
-    """Of a file its name without the ending; of ``SAMPLE/outs`` the sample's."""
+    """Name of a path: a file's name without the suffix; for ``SAMPLE/outs`` the sample's name."""
     path = path.resolve()
     path = path.parent if path.name == "outs" else path
     return path.name if path.is_dir() and path.suffix != ".zarr" else path.stem

@@ -63,7 +63,7 @@ def outs_of(folder: Path) -> Path:
 
 
 def sample_of(outs: Path) -> str:
-    """The sample's name: that of the folder of results, or of the one that ``outs`` is in."""
+    """The sample's name: the name of the results folder, or of the folder that contains ``outs``."""
     outs = outs.resolve()
     return outs.parent.name if outs.name == "outs" else outs.name
 
@@ -84,7 +84,7 @@ def is_space_ranger(folder: Path) -> bool:
 
 
 def has_cells(path: Path) -> bool:
-    """Whether a folder holds cells rather than spots or bins: their sums in squares make sense."""
+    """Whether a folder holds cells, which can be summed in square bins, rather than spots or bins."""
     outs = outs_of(path)
     return (
         outs.is_dir() and not (outs / HD).is_dir() and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
@@ -105,7 +105,7 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
     FileNotFoundError
         A file is missing.
     ValueError
-        No such bin, no barcode with a position, damaged files, or `bin_um` for a section of spots.
+        There is no such bin, no barcode has a position, files are damaged, or `bin_um` is given for a section of spots.
     """
     if path.is_dir() and path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
         folder = path.parent
@@ -142,7 +142,7 @@ def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = Tr
 
 
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
-    """The folder of the bins asked for; those of 8 µm by default."""
+    """The folder of the requested bins, by default of 8 µm."""
     found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name))}
     if not found:
         raise FileNotFoundError(f"{str(folder)!r} has no square_008um/ and the like. Found: {listing(folder)}.")
@@ -227,7 +227,7 @@ def _is_raw(matrix: Path) -> bool:
 
 
 def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path) -> tuple[Counts, pd.DataFrame]:
-    """Of a raw matrix the spots under tissue."""
+    """The spots under tissue of a raw matrix."""
     spots = spots[spots[IN_TISSUE] == 1] if IN_TISSUE in spots else spots
     if not len(spots):
         raise refuse(f"{matrix.name} holds every spot, and none is under tissue (in_tissue 1) in {where.name}.")
@@ -313,7 +313,7 @@ def _frame(path: Path) -> pd.DataFrame:
 
 
 def _by_name(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The columns that are known, by whichever name; barcodes may be the index."""
+    """The known columns, under any of their names; barcodes may be the index."""
     names = {str(c).lower(): c for c in frame.columns}
     found = {ours: next((names[n] for n in theirs if n in names), None) for ours, theirs in _OTHER_NAMES.items()}
     if found["barcode"] is None and frame.index.dtype.kind == "O":

@@ -1,4 +1,4 @@
-"""Stores of SpatialData of every version; images stay on disk, the counts on request."""
+"""Stores of SpatialData of every version; images stay on disk, counts do on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_spatialdata(path: Path) -> bool:
 
 
 def read_spatialdata(path: Path, *, backed: bool) -> SpatialData:
-    """The SpatialData of a store; with `backed` the counts of its tables stay there."""
+    """The SpatialData of a store; with `backed` the counts of its tables stay on disk."""
     import spatialdata
     import zarr
 

@@ -53,7 +53,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     """An ST section from its table of counts, or the folder of one section.
 
     The table of the spots is looked for beside the counts by its columns, and in ``ST-spotfiles`` beside their folder;
-    the image likewise in ``ST-imgs``. Without it coordinates are the spots' numbers, 200 µm apart.
+    the image likewise in ``ST-imgs``. Without a table of spots, coordinates are the spots' array indices, 200 µm apart.
     """
     path = path if path.is_file() else _one_table(path)
     name = path.name.split(".")[0].removesuffix("_stdata")
@@ -94,7 +94,7 @@ def numbers_of(spots: list[str]) -> np.ndarray:
 
 
 def _by_numbers(counts: Counts) -> AnnData:
-    """A section whose coordinates are the spots' numbers."""
+    """A section whose coordinates are the spots' array indices."""
     import anndata
 
     numbers = numbers_of(counts.barcodes)
@@ -105,7 +105,7 @@ def _by_numbers(counts: Counts) -> AnnData:
 
 
 def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
-    """The spots under tissue (``selected``, where the table tells), in px of the image."""
+    """The spots under tissue (column ``selected``, if the table has it), in px of the image."""
     for column in sorted(_ALIGNED):
         _checks.has_key(spots, column, slot=table_name, needs=LOOKED_FOR)
     listed_spots = spots.dropna(subset=sorted(_ALIGNED))

@@ -44,7 +44,7 @@ def is_gem(path: Path) -> bool:
 
 
 def _columns(layout: TableLayout) -> dict[str, int] | None:
-    """The places of gene, name, x, y and count; None where one is lacking."""
+    """The places of gene, name, x, y and count; None if one is missing."""
     if len(layout.header) > 12:
         return None
     low = [c.lower() for c in layout.header]

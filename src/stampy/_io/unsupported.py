@@ -1,4 +1,4 @@
-"""What is no section that stampy reads: a short line with the nearest format, what is missing, and what to do."""
+"""Errors for inputs that are no section: the nearest format, what is missing, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line writes: a whole section, or only the results into a section that is on disk. Never half."""
+"""Output of the command line: a whole section, or results added to a section on disk. Never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ SUFFIXES = (".h5ad", ".zarr")
 
 
 def checked_target(path: str | Path, *, overwrite: bool) -> Path:
-    """`path`, its folder made if needed; an error, before any work is done, if nothing can or may be written there.
+    """`path`, its folder made if needed; raises, before any work is done, if the path cannot or must not be written.
 
     Raises
     ------
     ValueError
         It ends neither in .h5ad nor in .zarr.
     FileExistsError
-        There is something (a symbolic link counts, wherever it leads), and `overwrite` is not set, or it isn't a
-        section.
+        The path exists (as a file, folder or symbolic link), and `overwrite` is not set or it is no section.
     NotADirectoryError, PermissionError
-        Its folder is no use.
+        Its folder is not a directory, or cannot be written to.
     """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
@@ -49,7 +48,7 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
 
 
 def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TABLE) -> None:
-    """Write beside `path` and rename; into an .h5ad goes the table of a SpatialData."""
+    """Write a temporary file and rename it to `path`; for .h5ad, only the table of a SpatialData is written."""
     if path.suffix == ".h5ad":
         with _files.atomic(path) as temporary:
             _utils.table_of(data, table_key).write_h5ad(temporary, compression="gzip")
@@ -61,12 +60,12 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TAB
 def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, table_key: str = _keys.TABLE) -> bool:
     """Write ``obsm[keys]`` and ``uns["stamp"]`` of `table` into a copy of the store `source` that becomes `target`.
 
-    All else is copied as it is, bit by bit, and not read. Where both are the same SpatialData, only its table is
-    replaced and nothing else is touched. False, and nothing is done, where the two are of different formats.
+    Everything else is copied byte by byte, without being read. If both are the same SpatialData, only its table is
+    replaced. Returns False, without writing, if the two have different formats.
     """
     if source.is_dir() != (target.suffix == ".zarr") or source.suffix.lower() != target.suffix:
         return False
-    if not table.isbacked:  # a backed one is open, and an .h5ad for certain
+    if not table.isbacked:  # a backed table was opened from an .h5ad, so its format is known
         kind = hdf5_kind(source) if source.is_file() else zarr_kind(source)
         if kind not in ("h5ad", "zarr", "SpatialData"):
             return False  # a MuData, or another format under this name
@@ -87,15 +86,15 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
     with _files.atomic(target) as temporary:
         shutil.copyfile(source, temporary)
-        refuse_links_h5(temporary)  # the copy: what is written to can't change after it was looked at
+        refuse_links_h5(temporary)  # the copy is checked: nobody else can change it between the check and writing
         with h5py.File(temporary, "r+") as file:
             _put(file, table, keys)
-        if table.isbacked:  # its file may be the one that is replaced
+        if table.isbacked:  # its file may be the target, which is about to be replaced
             table.file.close()
 
 
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:
-    if target.is_symlink() or source.resolve() != target.resolve():  # of a link the link is replaced, not what it names
+    if target.is_symlink() or source.resolve() != target.resolve():  # a link is itself replaced, not its target
         with _files.atomic_folder(target) as temporary:
             _copy_store(source, temporary)
             _put_zarr(temporary / _tables_of(source) / table_key, table, keys)
@@ -109,12 +108,12 @@ def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, targe
 
 
 def _tables_of(store: Path) -> str:
-    """The folder of the tables; before spatialdata 0.1 it was called otherwise."""
+    """The folder of the tables; before spatialdata 0.1 it was named ``table``."""
     return "tables" if (store / "tables").is_dir() else "table"
 
 
 def _copy_store(source: Path, target: Path) -> None:
-    """Copy a store; a link in it is not followed but refused."""
+    """Copy a store; raise if it contains links, which are not followed."""
     shutil.copytree(source, target, symlinks=True)
     refuse_links_zarr(target)
 
@@ -126,7 +125,7 @@ def _put_zarr(path: Path, table: AnnData, keys: Sequence[str]) -> None:
 
 
 def _put(group: h5py.File | zarr.Group, table: AnnData, keys: Sequence[str]) -> None:
-    """The results into an open AnnData store."""
+    """Write the results into an open AnnData store."""
     import anndata
 
     for slot, key, value in [
@@ -141,7 +140,7 @@ def _put(group: h5py.File | zarr.Group, table: AnnData, keys: Sequence[str]) -> 
 
 
 def _consolidate(path: Path) -> None:
-    """Renew the summary of a store's metadata, where it has one; readers take it for what is there."""
+    """Update the consolidated metadata of a store that has it: readers rely on it to list the contents."""
     import warnings
 
     import zarr
@@ -153,6 +152,6 @@ def _consolidate(path: Path) -> None:
 
 
 def written_keys(table: AnnData, key: str) -> list[str]:
-    """Keys of obsm that `stampy.tl.embed` writes for `key_added`, as far as they are there."""
+    """Keys of obsm that `stampy.tl.embed` writes for `key_added`, if they are present."""
     names: list[Any] = [key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX]
     return [name for name in names if name in table.obsm]

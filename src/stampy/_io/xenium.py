@@ -45,7 +45,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     """Cells of a Xenium folder.
 
     Where the folder has the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
-    coordinates are px of that image, and it is referred to; otherwise they are µm.
+    coordinates are px of that image, and its path is recorded; otherwise coordinates are µm.
     """
     outs = outs_of(folder)
     parts = SectionFiles(outs)

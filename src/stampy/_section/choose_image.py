@@ -48,8 +48,8 @@ Rule = Literal["anywhere", "below"]
 def named_images(rule: Rule) -> Iterator[None]:
     """Set where images named by a section may lie, for this process and those started in the block.
 
-    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: that, too, but on this machine. What
-    the environment variable ``STAMPY_NAMED_IMAGES`` says already stays.
+    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
+    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
     """
     if VARIABLE in os.environ:
         yield

@@ -111,7 +111,7 @@ def _matrix(matrix: Any) -> str:
 
 
 def _tree(value: Any) -> str:
-    """Of nested dicts, lists, arrays and plain values."""
+    """A text that identifies nested dicts, lists, arrays and plain values."""
     if isinstance(value, Mapping):
         return repr(sorted((str(k), _tree(v)) for k, v in value.items()))
     if isinstance(value, np.ndarray):
@@ -144,7 +144,7 @@ def _elements(data: SpatialData) -> Iterator[str]:
 
 
 def _raster(element: Any) -> str:
-    """Of labels: the finest scale, all of it where it has not too many values, else bands spread over it."""
+    """The finest scale of labels: all of it if small, else bands spread over it."""
     array = element.data if hasattr(element, "data") else next(iter(element.children.values()))["image"].data
     rows = array.shape[0]
     if array.size <= _WHOLE_VALUES:

@@ -61,7 +61,7 @@ class SlideImage:
     TypeError
         For values that are no numbers.
     ValueError
-        For a layout that is not grey, RGB or RGBA, an empty image, or values whose range can't be told.
+        For a layout that is not grey, RGB or RGBA, an empty image, or values whose range is unclear.
 
     Examples
     --------

@@ -57,11 +57,11 @@ def check_indices(section: Section, table: AnnData) -> None:
 
 
 def doubt_of_axes(section: Section, table: AnnData) -> str:
-    """What to warn about where x and y seem to be swapped: Visium's array would be seen in a mirror."""
+    """The warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < FEWEST or section.region is not None:
         return ""
-    odd = (indices.sum(axis=1) % 2 != 0).any()  # of Visium's rows and columns both are even, or both odd
+    odd = (indices.sum(axis=1) % 2 != 0).any()  # on Visium's array, row and column are both even or both odd
     design = np.column_stack([indices, np.ones(len(indices))])
     if odd or np.linalg.matrix_rank(design) < 3:
         return ""
@@ -71,12 +71,12 @@ def doubt_of_axes(section: Section, table: AnnData) -> str:
         return ""
     return (
         f"{section.prefix}x and y of the spots seem to be swapped: against `array_col` and `array_row` the section is "
-        "mirrored. `obsm['spatial']` must be x (column), y (row); where the image is mirrored, too, this is fine."
+        "mirrored. `obsm['spatial']` must be x (column), y (row); if the image is also mirrored, ignore this warning."
     )
 
 
 def check_inside(section: Section) -> str:
-    """Raise if most spots lie outside the image; what to warn about if some do, or ""."""
+    """Raise if most spots lie outside the image; return a warning if some do, else ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
     if not outside.any():
@@ -111,7 +111,7 @@ def _likely_cause(section: Section) -> str:
     )
 
 
-# Thresholds in 8-bit values. Beside them, what 30 real pictures of H&E have at least (reduced, dark, pale, recoloured).
+# Thresholds in 8-bit values. After each, the lowest value in 30 real H&E images (reduced, dark, pale, recoloured).
 _SPOTS = 64
 _ACROSS_PX = 16  # pixels across a tile: cells are seen as texture
 _LEAST_OPACITY = 0.5  # mean
@@ -123,11 +123,11 @@ _LEAST_CHROMA = 8  # brightest less darkest channel, 90th percentile: 32
 
 
 class Pictured(Protocol):
-    """A section with an image, as far as it matters here."""
+    """The parts of a section with an image that the checks use."""
 
     @property
     def name(self) -> str:
-        """What it is called in messages; "" where there is one section alone."""
+        """Name of the section in messages; "" if there is only one section."""
 
     @property
     def image(self) -> SlideImage | None:
@@ -135,11 +135,11 @@ class Pictured(Protocol):
 
     @property
     def image_xy(self) -> np.ndarray:
-        """Centres of the spots (m, 2) in its px."""
+        """Centres of the spots (m, 2) in px of the image."""
 
     @property
     def um_per_image_px(self) -> float:
-        """The size of a px."""
+        """Size of a px of the image in µm."""
 
 
 def warn_of_doubts(sections: Iterable[Pictured]) -> None:
@@ -159,22 +159,22 @@ def doubts_of(sections: Iterable[Pictured]) -> list[str]:
 
 
 def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_um: float = _keys.TILE_UM) -> str:
-    """Why a picture can't be H&E, or "" where it may be.
+    """Why an image does not look like H&E; "" if it does.
 
-    Noticed are pictures that are transparent, black, of one colour, blurred until no cell is left, dark with bright
-    signal (fluorescence), or without colour (one channel repeated, a mask). A grey picture of H&E is among them: a
-    model that was trained in colour tells nuclei from cytoplasm by it.
+    Detects images that are transparent, black, of one colour, too blurred to show cells, dark with bright signal
+    (fluorescence), or without colour (one channel repeated, a mask). A grey image of H&E counts as without colour: a
+    model that was trained on colour needs it to tell nuclei from cytoplasm.
 
     Parameters
     ----------
     image
         The picture.
     xy
-        Centres of the spots, (n, 2) in its px.
+        Centres of the spots, (n, 2), in px of the image.
     um_per_image_px
-        Size of its px.
+        Size of a px of the image.
     tile_um
-        Edge of what is looked at around a spot.
+        Edge of the area that is checked around a spot.
 
     Examples
     --------
@@ -198,12 +198,12 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
     if np.percentile(brightest - tiles.min(axis=3), 90) < _LEAST_CHROMA:
         return "it has no colour (a grey picture, a mask, or one channel of fluorescence)"
     if np.percentile(_texture(light), 75) < _LEAST_TEXTURE:
-        return "it is blurred or enlarged until nothing but colour is left at the spots"
+        return "it is blurred or enlarged until only colour is left at the spots"
     return ""
 
 
 def _some_boxes(image: SlideImage, xy: np.ndarray, um_per_image_px: float, tile_um: float) -> np.ndarray:
-    """Tiles of some spots spread over the section, of those that lie inside the image where any do."""
+    """Boxes around some spots spread over the section, inside the image if possible."""
     boxes = tile_boxes(xy, um_per_image_px, tile_um)
     height, width = image.shape
     inside = ((boxes[:, :2] >= 0) & (boxes[:, 2:] <= (width, height))).all(axis=1)

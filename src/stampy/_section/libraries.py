@@ -37,7 +37,7 @@ _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 
 
 class Library(TypedDict, total=False):
-    """An entry of ``uns["spatial"]`` as Space Ranger's readers write it; what stands in it is the user's, unchecked."""
+    """An entry of ``uns["spatial"]`` as Space Ranger's readers write it; its contents are unchecked."""
 
     images: dict[str, Any]  # pixels (h, w, channels), or the path of a file
     scalefactors: dict[str, Any]
@@ -101,7 +101,7 @@ def has_image(library: Library) -> bool:
 
 
 def named_file(image: object) -> str:
-    """The path that stands in the place of an image's pixels, or ""."""
+    """The path that is stored in place of an image's pixels, or ""."""
     image = _lone(image)
     return str(image) if isinstance(image, str | Path) else ""
 
@@ -157,7 +157,7 @@ def _lone(value: Any) -> Any:
 def _laid_out(where: str, found: Any) -> TypeError:
     return TypeError(
         f"`{where}` must hold images and scale factors by section, a dict of dicts; found {type(found).__name__}. Read "
-        "the section anew, or remove the entry."
+        "the section again, or remove the entry."
     )
 
 

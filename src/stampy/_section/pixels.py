@@ -1,4 +1,4 @@
-"""What stored values mean: which axis holds the channels, which channel is which colour, which value is white."""
+"""Interpret stored pixels: which axis holds the channels, the colour of each channel, and the value of white."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ValueRange", "axes_of", "channels_of", "colours_of", "range_of", "rg
 CHANNELS = (1, 2, 3, 4)  # grey, grey and opacity, RGB, RGBA
 _BITS = (8, 12, 16)
 _ROUNDING = 1e-3  # how far floats may lie outside their range, as a share of it
-_LEAST = 1 / 4  # of the range: a picture of tissue on glass reaches further than this
+_LEAST = 1 / 4  # of the range: the brightest value of an image of tissue on glass is above this
 _PROBE_PX = 64
 _COLOUR = {"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b", "a": "a", "alpha": "a"}
 _NUMBERED = re.compile(r"(?:c|ch|channel)?[ _:-]?(\d+)", re.IGNORECASE)
@@ -33,12 +33,12 @@ class ValueRange(NamedTuple):
 
 
 def colours_of(n_channels: int) -> int:
-    """How many of the channels are colours; the one that is left holds the opacity."""
+    """How many of the channels are colours; of 2 or 4 channels, the last is the opacity."""
     return n_channels - (n_channels in (2, 4))
 
 
 def rgb_of(pixels: np.ndarray, found: ValueRange, fill: tuple[int, int, int]) -> np.ndarray:
-    """Values as stored (h, w, 1 to 4) as 8-bit grey or RGB (h, w, 1 | 3), laid on `fill` where they are transparent."""
+    """Stored values (h, w, 1 to 4) as 8-bit grey or RGB (h, w, 1 | 3), blended with `fill` where transparent."""
     n = colours_of(pixels.shape[2])
     if n == pixels.shape[2]:
         return _bytes(pixels, found.white)
@@ -61,9 +61,9 @@ def range_of(level: Level, name: str) -> ValueRange:
     Raises
     ------
     TypeError
-        For values that are no numbers, or of int8.
+        The values are not numbers, or are of dtype int8.
     ValueError
-        Where the values do not tell which of them is white.
+        The value of white cannot be inferred from the values.
     """
     kind = level.dtype
     if kind == np.bool_:
@@ -86,7 +86,7 @@ def range_of(level: Level, name: str) -> ValueRange:
 
 
 def _extremes(level: Level, n: int) -> tuple[float, float, float]:
-    """Smallest and largest value of the colours, largest value of the opacity; NaN where there are any."""
+    """Smallest and largest value of the colours, largest value of the opacity; NaN if any value is NaN."""
     found = []
     for part in windows(level):
         colours, opacity = part[:, :, :n], part[:, :, n:]
@@ -141,9 +141,9 @@ def _full(top: float, kind: np.dtype) -> float:
 
 
 def _check_not_mask(level: Level, n: int, name: str) -> None:
-    """ValueError for an 8-bit array in memory that holds only 0 and 1, a mask. The middle is checked first."""
+    """Raise ValueError for a mask: an 8-bit array in memory that holds only 0 and 1. Checks the middle first."""
     if not isinstance(getattr(level, "array", None), np.ndarray):
-        return  # a lazy image is not read when it is opened
+        return  # opening a lazy image must not read it
     (height, width), half = level.shape, _PROBE_PX // 2
     top, left = max(0, height // 2 - half), max(0, width // 2 - half)
     middle = level.crop(left, top, min(left + _PROBE_PX, width), min(top + _PROBE_PX, height))
@@ -160,8 +160,8 @@ def _check_not_mask(level: Level, n: int, name: str) -> None:
 
 def _is_mask(name: str) -> ValueError:
     return ValueError(
-        f"Image {name!r} holds whole numbers, 0 and 1 alone: a mask, or a picture in [0, 1] that was cut to whole "
-        "numbers. Give a mask as bool (`.astype(bool)`), and a picture before it was cut."
+        f"Image {name!r} holds whole numbers, 0 and 1 alone: a mask, or an image in [0, 1] that was cast to "
+        "integers. Give a mask as bool (`.astype(bool)`), and an image before the cast."
     )
 
 
@@ -182,7 +182,7 @@ def _check_opacity(level: Level, opaque: float, name: str) -> None:
 
 
 def axes_of(shape: Sequence[int], name: str) -> str:
-    """Where an array has its channels, from its shape; ValueError where that can't be told.
+    """Where an array has its channels, from its shape; ValueError if the shape is ambiguous.
 
     >>> axes_of((3, 200, 300), "he"), axes_of((200, 300), "he")
     ('cyx', 'yx')
@@ -217,7 +217,7 @@ def stored_axes(dims: Sequence[object], name: str) -> tuple[str, str, str]:
 
 
 def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
-    """Positions of red, green, blue (and opacity); numbered channels are taken as they stand.
+    """Positions of red, green, blue (and opacity); numbered channels keep their order.
 
     Examples
     --------

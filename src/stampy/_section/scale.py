@@ -245,7 +245,7 @@ def _unknown(grid: Lattice | None, scalefactors: Mapping[str, Any]) -> str:
 
 
 def _from_grid(grid: Lattice | None, spot_px: float | None, fiducial_px: float | None) -> PixelSize | None:
-    """From the distance of neighbours; a known diameter, too, must be that of the platform."""
+    """From the distance of neighbours; a known diameter must also match the platform."""
     if grid is None:
         return None
     platform = _PLATFORMS[grid.kind]

@@ -140,11 +140,11 @@ def _finite(xy: np.ndarray, where: str) -> np.ndarray:
 
 
 def _places(index: pd.Index, ids: np.ndarray, where: str) -> np.ndarray:
-    """Position of each spot in its element; ValueError where one is missing or stands there twice."""
+    """Position of each spot in its element; ValueError if a spot is missing or occurs twice."""
     if not index.is_unique:
         raise ValueError(
-            f"{int(index.duplicated().sum())} of {len(index)} names in `{where}` stand there twice "
-            f"(first: {_checks.shortlist(index[index.duplicated()], 3)}); the table can't tell which is meant."
+            f"{int(index.duplicated().sum())} of {len(index)} names in `{where}` occur twice "
+            f"(first: {_checks.shortlist(index[index.duplicated()], 3)}), so that spots of the table are ambiguous."
         )
     places = index.get_indexer(pd.Index(ids))
     if (places < 0).any():

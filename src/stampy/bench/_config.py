@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import config_path, configs
+from ._names import FIELDS, config_path, configs, raw_config
 from ._task_options import TASKS
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
@@ -34,9 +32,9 @@ class Section:
         A name of `stampy.datasets.names`, ``"toy"`` or ``"toy:SEED"``, or a path of anything that `stampy.read` reads,
         from the config's folder on: an .h5ad, a zarr store, or a path with a ``/`` in it.
     name
-        In the tables; by default the source.
+        Name in the tables; by default the source.
     patient
-        Whose it is, for ``folds="patient"``.
+        Patient of the section, for ``folds="patient"``.
     part
         ``"COLUMN=VALUE"``: the rows of a store of several sections.
     image
@@ -46,7 +44,7 @@ class Section:
     labels
         Table of labels by barcode (.tsv, .csv, .txt), instead of a column of obs.
     column
-        Its column, or that of obs, instead of the data set's ``labels``.
+        Column of that table or of obs, instead of the data set's ``labels``.
     entry
         Name of `stampy.datasets.names` that the files stand for; it tells whether a system was trained on them.
     """
@@ -69,21 +67,21 @@ class DataSet:
     Parameters
     ----------
     name
-        In the tables.
+        Name in the tables.
     sections
-        What it consists of.
+        Sections of the data set.
     labels
         Column of obs; None: tasks that need labels are left out.
     folds
         ``"blocks"`` and ``"random"``: each section by itself. ``"section"``, ``"patient"``: held out from the others.
     n_folds
-        How many.
+        Number of folds.
     known_as
         Its name on the systems' cards, which say whether they were trained on it.
     without
-        Modality -> why it isn't judged here, such as an image too small for tiles.
+        Modality -> why it is not evaluated here, such as an image too small for tiles.
     steps
-        How to get it, shown where it is missing.
+        How to get the data, shown if they are missing.
     slides
         Whole slides instead of sections: the arguments of `stampy.datasets.slide_manifest`, with ``path`` from the
         config's folder on. Patients are held out.
@@ -107,11 +105,11 @@ class System:
     Parameters
     ----------
     name
-        In the tables.
+        Name in the tables.
     model, modality, level
         As `stampy.tl.embed` takes them.
     smooth
-        Average each spot with so many nearest spots of its section; 0: not.
+        Number of nearest spots of its section to average each spot with; 0: no smoothing.
     replicate
         Number of the model among several of one name, such as trainings with other seeds.
     embed
@@ -140,7 +138,7 @@ class Task:
         ``"probe"`` (``method``), ``"domains"`` (``methods``), ``"retrieve"`` (``directions``), ``"expression"``
         (``methods``, ``n_top_genes``, ``transform``), ``"masked"`` (``fraction``, ``n_spots``) or ``"slide"``.
     options
-        What is not named has its default.
+        Options of the task; others have their defaults.
     """
 
     name: str
@@ -154,7 +152,7 @@ class Reported:
     Parameters
     ----------
     dataset, system, task, metric, variant
-        Where it belongs; the system needs not be one of the config's.
+        Place of the figure in the tables; the system need not be one of the config's.
     value
         The figure.
     source
@@ -177,11 +175,11 @@ class Config:
     Parameters
     ----------
     name
-        Of the comparison.
+        Name of the comparison.
     datasets, systems, tasks
-        What is combined with what.
+        What to compare: each system is run on each data set for each task.
     seeds
-        Of folds, clusterings and masks; the spread is over these (and over replicates).
+        Seeds of folds, clusterings and masks; the spread is over seeds (and replicates).
     reported
         Published figures.
     folder
@@ -230,17 +228,13 @@ def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
     if isinstance(source, Mapping):
         return _config(source, Path.cwd())
     path = config_path(source)
-    try:
-        raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
-    return _config({"name": path.stem, **raw}, Path.cwd() if str(source) in configs() else path.parent.resolve())
+    return _config(
+        {"name": path.stem, **raw_config(path)}, Path.cwd() if str(source) in configs() else path.parent.resolve()
+    )
 
 
 def _config(raw: Mapping[str, Any], folder: Path) -> Config:
-    _known_fields("the config", raw, {"name", "about", "datasets", "systems", "tasks", "seeds", "reported"})
+    _known_fields("the config", raw, set(FIELDS))
     lists = {key: _listed(raw, key) for key in ("datasets", "systems", "tasks")}
     seeds = tuple(raw.get("seeds", (0, 1, 2)))
     if not seeds:

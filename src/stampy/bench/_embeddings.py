@@ -36,7 +36,7 @@ LABELS, SECTION, PATIENT = "bench_label", "bench_section", "bench_patient"
 
 @dataclass(frozen=True, eq=False)
 class LoadedSection:
-    """A section as it is judged."""
+    """A section as it is evaluated."""
 
     name: str
     adata: AnnData
@@ -50,7 +50,7 @@ class LoadedSection:
 
 
 def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverified: bool = False) -> LoadedSection:
-    """Read a section and give it the columns that the tasks use; raises one of `MISSING` where it can't be had."""
+    """Read a section and give it the columns that the tasks use; raises one of `MISSING` if it is not available."""
     adata = _read(section, folder, allow_unverified)
     adata.obs[SECTION] = section.name
     adata.obs[PATIENT] = section.patient or section.name
@@ -127,11 +127,11 @@ class Cache:
     Parameters
     ----------
     folder
-        Made if needed.
+        Folder of the embeddings, created if needed.
     device
-        For `stampy.tl.embed`.
+        Device for `stampy.tl.embed`.
     progress
-        Show how far it is.
+        Show a progress bar.
     """
 
     def __init__(self, folder: str | Path, device: str | None = None, *, progress: bool = False):
@@ -178,7 +178,7 @@ class Cache:
                 vectors = {name.removeprefix("vectors"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return Embedded(vectors, file.metadata()["modality"])
         except (SafetensorError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s) and made anew.", path, error)
+            logger.warning("%s is damaged (%s) and is computed again.", path, error)
             return None
 
     def _make(self, section: LoadedSection, system: System) -> Embedded:

@@ -44,7 +44,7 @@ class Sheet:
 def sheets(
     results: pd.DataFrame, *, sections: bool = False, tasks: Sequence[str] | None = None, reported: bool = True
 ) -> list[Sheet]:
-    """A table for each data set and task, one with published figures beside it, and one of what was left out."""
+    """A table for each data set and task, one with published figures beside it, and one table of what was left out."""
     for task in tasks or ():
         _checks.one_of("tasks", task, TASKS)
     found = summary(results)
@@ -138,20 +138,20 @@ def to_markdown(
     Parameters
     ----------
     results
-        Of `run` or `read_results`.
+        Table from `run` or `read_results`.
     sections
-        A row for each section, too, not the mean over sections alone.
+        Also show a row for each section, below the mean over sections.
     tasks
-        Only these.
+        Names of the tasks to show; None: all.
     reported
         Show published figures, each in a table of its own below ours.
     level
-        Of the headings.
+        Level of the headings.
 
     Returns
     -------
-    Text. Best figures are bold, ``†`` marks a system that was trained on the data, ``?`` one of which that isn't known.
-    What was left out stands at the end, with the reasons.
+    Text. The best figures are bold. ``†`` marks a system that was trained on the data, ``?`` one for which this is
+    unknown. Combinations that were left out are listed at the end, with the reasons.
 
     Examples
     --------
@@ -247,16 +247,16 @@ def to_html(
     tasks: Sequence[str] | None = None,
     reported: bool = True,
 ) -> str:
-    """The results as one HTML page without anything outside of it; further parameters as for `to_markdown`.
+    """The results as one self-contained HTML page; further parameters as for `to_markdown`.
 
     Parameters
     ----------
     results
-        Of `run` or `read_results`.
+        Table from `run` or `read_results`.
     picture
         A .png to show above the tables, such as that of `stampy.pl.bench`.
     title
-        Of the page.
+        Title of the page.
     sections, tasks, reported
         As for `to_markdown`.
 

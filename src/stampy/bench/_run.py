@@ -1,4 +1,4 @@
-"""Data sets x systems x tasks -> a tidy table; what is there already is not done again."""
+"""Data sets x systems x tasks -> a tidy table; finished parts are not repeated."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def run(
 ) -> pd.DataFrame:
     """Compare systems: embed every section once, run every task on every embedding, over seeds.
 
-    A run that was interrupted goes on where it was when it is called again: embeddings and finished tasks are kept, by
-    a digest of the data, the weights and all parameters. What can't be run (a data set that isn't here, weights behind
-    a gate, a section without labels) is left out, and the table says so and why.
+    An interrupted run is resumed when it is called again: embeddings and finished tasks are kept, by
+    a digest of the data, the weights and all parameters. Combinations that cannot be run (a missing data set, gated
+    weights, a section without labels) are left out, and the table gives the reason.
 
     Parameters
     ----------
     config
         Path of a .json or .toml file, a name of `stampy.bench.configs`, a dict, or a `stampy.bench.Config`.
     out
-        Folder of the results: ``results.csv``, and ``tasks/`` with what is done.
+        Folder of the results: ``results.csv``, and ``tasks/`` with the finished tasks.
     folder
-        For the paper's tables (``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"``, ``"tcga-luad"``): where your
-        data are, in any of the forms in which people have them; `stampy.bench.pieces` lists what is there. None: the
+        For the paper's tables (``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"``, ``"tcga-luad"``): folder of
+        your data, in any of the usual layouts; `stampy.bench.pieces` lists what is there. None: the
         sections that the config names.
     models
         Models of your own (folders of weights, names), added to the systems of the config.
@@ -75,18 +75,18 @@ def run(
     cache
         Folder of the embeddings, which several configs may share; None: ``out/embeddings``.
     seeds
-        Instead of those of the config.
+        Seeds to use instead of those in the config.
     device
         None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     allow_unverified
         Take files whose hash stampy does not know, see `stampy.datasets.load`.
     show_progress_bar
-        Show how far it is.
+        Show a progress bar.
 
     Returns
     -------
-    A row a figure: `dataset`, `section` (``"all"``: of all sections together), `system`, `replicate`, `seen` ("yes",
-    "no", "unknown": whether the system was trained on the data), `task`, `variant`, `metric`, `seed`, `value`,
+    One row per figure: `dataset`, `section` (``"all"``: of all sections together), `system`, `replicate`, `seen`
+    ("yes", "no", "unknown": whether the system was trained on the data), `task`, `variant`, `metric`, `seed`, `value`,
     `chance`, `n_spots`, `status` ("ok", "skipped", "reported"), `reason` (why skipped), `source` ("stampy" and its
     version, or where a reported figure was published). Also written to ``results.csv``.
 
@@ -95,7 +95,7 @@ def run(
     ValueError, TypeError
         Something in the config is unknown or of a wrong type, before anything runs.
     FileNotFoundError, PermissionError
-        There is no such config; `out` can't be written to.
+        There is no such config; `out` cannot be written to.
 
     Examples
     --------

@@ -148,7 +148,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     results
-        Of `run`.
+        Table from `run`.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def _mean(part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _in_order(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """As the config had it, not as things were run."""
+    """In the order of the config, not of the run."""
     place = {name: i for i, name in enumerate(dict.fromkeys(results["dataset"]))}
     tasks = {name: i for i, name in enumerate(TASKS)}
     keys = pd.DataFrame({"d": table["dataset"].map(place), "t": table["task"].map(tasks)})
@@ -216,7 +216,7 @@ def skipped(results: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     results
-        Of `run`.
+        Table from `run`.
 
     Returns
     -------

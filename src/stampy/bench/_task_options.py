@@ -16,17 +16,17 @@ class TaskKind:
     Parameters
     ----------
     about
-        In tables.
+        Description in tables.
     metrics
-        What it measures -> its heading.
+        Metric -> its heading.
     shown
-        Those that tables show.
+        Metrics that tables show.
     needs
         ``"labels"``, ``"counts"``: what a section must have.
     jointly
         Whether the sections of a data set are judged together where its folds say so; else each by itself.
     lower_is_better
-        Of these metrics.
+        Metrics for which lower is better.
     chance
         What the row of chance is called in tables.
     options, choices

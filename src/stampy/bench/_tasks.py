@@ -1,6 +1,6 @@
 """Every task on sections or slides and their embeddings, by the functions of `stampy.tl`.
 
-A task takes a `Case` and a seed and yields scores; what it can't judge raises `NotApplicable` with the reason.
+A task takes a `Case` and a seed and yields scores; it raises `NotApplicable` with the reason if it does not apply.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Case:
 
 
 def _genes_of(adata: AnnData) -> tuple[Any, pd.DataFrame]:
-    """Counts and names of the genes alone: antibodies, guides and control probes are not judged."""
+    """Counts and names of the genes alone: antibodies, guides and control probes are left out."""
     is_gene, _ = gene_columns(adata.var)
     return (adata.X if is_gene.all() else adata.X[:, np.flatnonzero(is_gene)]), adata.var.loc[is_gene, []]
 
@@ -118,8 +118,8 @@ def probe(case: Case, seed: int) -> Iterator[Score]:
     named = models.split_name(case.system.model)
     if len(case.sections) > 1 and named and models.card(named[0]).trained_on.startswith("nothing: fitted"):
         raise NotApplicable(
-            "it is fitted to each section by itself, so its axes are others in each: a probe of some sections says "
-            "nothing about another"
+            "it is fitted to each section by itself, so its axes differ between sections: a probe fitted on some "
+            "sections says nothing about others"
         )
     table = case.table()
     tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())
@@ -173,7 +173,9 @@ def expression(case: Case, seed: int) -> Iterator[Score]:
     """Genes of held-out spots from their images."""
     modality = case.embedded[0].modality
     if modality != "image":
-        raise NotApplicable(f"it embeds {'genes' if modality == 'gene' else 'genes, too'}; they are what is predicted")
+        raise NotApplicable(
+            f"it embeds {'genes' if modality == 'gene' else 'genes as well'}; they are what is predicted"
+        )
     table = case.table(counts=True)
     options = case.task.options
     several = len(case.sections) > 1
@@ -215,7 +217,7 @@ def masked(case: Case, seed: int) -> Iterator[Score]:
 
 
 def quietly(runner: Callable[[Case, int], Iterator[Score]], case: Case, seed: int) -> list[Score]:
-    """All scores of a task; what it warns of is in the log, a table has no place for it."""
+    """All scores of a task; its warnings go to the log, since tables cannot hold them."""
     import logging
 
     with warnings.catch_warnings(record=True) as caught:
@@ -265,7 +267,7 @@ def slide_scores(
 
 
 def _tiles(manifest: pd.DataFrame, system: System, cache: Cache) -> AnnData:
-    """Tiles of all slides with their embeddings, from disk where they are there."""
+    """Tiles of all slides with their embeddings, read from disk if already computed."""
     import anndata
 
     tables = []

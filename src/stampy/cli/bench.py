@@ -56,7 +56,7 @@ def add_commands(commands: Commands) -> None:
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
     add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html has a picture")
     add("--out", metavar="FILE", help="instead of the screen")
-    add("--sections", action="store_true", help="a row for each section, too")
+    add("--sections", action="store_true", help="also show a row for each section")
     add("--tasks", nargs="+", metavar="TASK", help="only these")
     add("--picture", metavar="PNG", help="also draw the comparison into this file")
     add("--no-reported", action="store_false", dest="reported", help="without the figures that others published")
@@ -69,9 +69,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **options: Any) -> None:
-    from stampy.bench._names import TABLES, config_path
+    from stampy.bench._names import TABLES, config_path, raw_config
 
     path = config_path(config)
+    raw_config(path)  # a damaged file is told before anything heavy is imported
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:

@@ -157,7 +157,7 @@ def _build(
 
 
 def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
-    """Raise for what is not there or can't be, before torch is imported."""
+    """Raise for missing files and invalid values, before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
+from stampy.cli.obs_columns import offline_section
 from stampy.cli.pages import figure_of
 from stampy.cli.top_genes import MIN_SPOTS, top_genes
 from stampy.cli.verdict import Judged, about_labels, as_categories, verdict
@@ -30,7 +31,6 @@ __all__ = ["demo"]
 CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
 SECTION = "section.h5ad"
 TOY = "toy"
-OFFLINE = "HER2ST_A1"  # preferred from a mirror: it has an image and labels
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
 PROBE_S = 4.0  # how long the network may take to answer
 SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
@@ -97,7 +97,7 @@ def demo(
     n_domains
         Number of clusters wanted; None: as many as Leiden finds at resolution 1.
     seed
-        Of the neighbour graph and the clustering.
+        Seed of the neighbour graph and the clustering.
     device
         As for `stampy.models.load`.
     progress
@@ -105,21 +105,22 @@ def demo(
     image, library_key, layer, options
         As for `stampy.tl.embed`.
     """
-    from stampy import tl
-    from stampy.tl._encoders import agreed_modality, loaded_model
-
     check_name(model)
     clock = Clock()
     out = _checked_folder(out, section)
     with clock.of("loading"):
-        agreed_modality(options.get("modality"), model)
-        loaded = loaded_model(model, device)
         subject = _find(section)
         adata = _utils.table_of(subject.data)
         labels = labels or subject.labels
         if labels is not None:
             _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
         _check_size(adata, n_domains)
+
+        from stampy import tl  # torch, once section and labels are there
+        from stampy.tl._encoders import agreed_modality, loaded_model
+
+        agreed_modality(options.get("modality"), model)
+        loaded = loaded_model(model, device)
     say(f"Section: {subject.words}\n  {_size(adata)}")
     with clock.of("embedding"):
         tl.embed(
@@ -180,9 +181,8 @@ def _find(section: str | Path | None) -> Subject:
 
 def _best() -> Subject:
     """A real section from the mirror or by download, else the toy section and the reason."""
-    offline = [name for name in datasets.names(in_mirror=True) if datasets.info(name).kind == "section"]
-    if offline:
-        return _named(OFFLINE if OFFLINE in offline else offline[0])
+    if (offline := offline_section()) is not None:
+        return _named(offline)
     mirror = os.environ.get("STAMPY_DATA_DIR")
     reason = f"STAMPY_DATA_DIR ({mirror}) holds no real section" if mirror else "STAMPY_DATA_DIR is not set"
     try:

@@ -78,7 +78,7 @@ def _cohort_options(add: Add) -> None:
     add("--scheduler", metavar="ADDRESS", help="with --out: of a dask cluster, instead of processes here")
     add("--on-error", choices=("raise", "skip"),
         help="with --out: stop at an input that can't be used, or skip and name it (default: raise)")  # fmt: skip
-    add("--join", action="store_true", help="with --out: write all embeddings into FOLDER/joined.zarr, too")
+    add("--join", action="store_true", help="with --out: also write all embeddings into FOLDER/joined.zarr")
     named_images_option(add, default=None)
 
 
@@ -142,12 +142,12 @@ def _embed_one(
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
-        if options["modality"] == "gene":  # it is the scale of the bins then
+        if options["modality"] == "gene":  # then `um_per_px` is the scale of the bins
             options["um_per_px"] = None
     asked = {name: value for name, value in options.items() if name not in ("model", "device")}
-    Request(**asked, table_key=table_key)  # conflicts are told before anything is read
+    Request(**asked, table_key=table_key)  # report conflicts before anything is read
     path = _formats.checked_target(target, overwrite=overwrite)
-    # of like formats only the results are written, into a copy; the counts stay on disk
+    # Where input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
 

@@ -77,23 +77,25 @@ def _report_options(commands: Commands) -> None:
 
 
 def _demo(*, quiet: bool, **options: Any) -> None:
-    _check_demo(options["model"], options["section"])
+    _check_demo(options["model"], options["section"], options["labels"])
     from stampy.cli.demo import demo
 
     demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
 
 
-def _check_demo(model: str, section: str | None) -> None:
-    """Raise for a model or section that there is not, before torch is imported or a folder made."""
+def _check_demo(model: str, section: str | None, labels: str | None) -> None:
+    """Raise for a model, section or column that there is not, before torch is imported or a folder made."""
     from stampy import _checks
+    from stampy.cli.obs_columns import check_labels
     from stampy.datasets import _registry
     from stampy.models._names import check_name
 
     check_name(model)
-    if section is None or section == "toy" or section in _registry.names() or Path(section).expanduser().exists():
-        return
-    here = [p.name for p in Path(section).expanduser().parent.glob("*")]
-    raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), "toy"], "that folder": here})
+    if not (section is None or section in ("toy", *_registry.names()) or Path(section).expanduser().exists()):
+        here = [p.name for p in Path(section).expanduser().parent.glob("*")]
+        raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), "toy"], "that folder": here})
+    if labels is not None and section != "toy":
+        check_labels(section, labels)
 
 
 def _silent(text: str) -> None:

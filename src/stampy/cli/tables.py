@@ -44,11 +44,11 @@ def report(folder: str | Path, target: str | Path, *, title: str = "Tables") -> 
     Parameters
     ----------
     folder
-        `out` of `stampy.bench.run`, or a folder with several of them. Their own .png files are shown, too.
+        `out` of `stampy.bench.run`, or a folder with several of them. Their .png files are shown as well.
     target
         The .html to write.
     title
-        Of the page.
+        Title of the page.
 
     Returns
     -------

@@ -56,7 +56,7 @@ def _evaluate_options(commands: Commands) -> None:
     add = command(commands, "evaluate", _evaluate, about).add_argument
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
     add("sections", nargs="+", metavar="SECTIONS", help="files or manifests (.tsv) that were kept out of training")
-    add("--out", metavar="CSV", help="write the table, too")
+    add("--out", metavar="CSV", help="also write the table to a file")
     add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots of a section (default: %(default)s)")
     add("--n-spots", type=int, default=1000, metavar="N", help="tiles of a section (default: %(default)s)")
     add("--seed", type=int, default=0, help="of groups, masks and tiles (default: 0)")

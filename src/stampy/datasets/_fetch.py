@@ -27,12 +27,12 @@ def fetch(
     allow_unverified: bool = False,
     progressbar: bool = False,
 ) -> Path | dict[str, Path]:
-    """Get the files of a data set, downloading what is not there.
+    """Get the files of a data set, and download the missing ones.
 
     Looked for in this order: the offline mirror that the environment variable `STAMPY_DATA_DIR` names (used in place,
     never changed), the cache (`STAMPY_CACHE_DIR`, else the operating system's place for caches), the address at a
     pinned commit. Every file is checked against its SHA-256, each time. A wrong one is refused; it is removed from the
-    cache, never from the mirror. A file gets its name when it is complete, so several processes may fetch at once.
+    cache, never from the mirror. A file is renamed when it is complete, so several processes may fetch at once.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def _cached(target: Path, known: str | None) -> bool:
         return False
     if known is None or sha256_of(target) == known.lower():
         return True
-    logger.warning("%s has a wrong hash: removed, to be fetched anew.", target)
+    logger.warning("%s has a wrong hash: removed; it will be downloaded again.", target)
     target.unlink(missing_ok=True)
     return False
 

@@ -46,13 +46,13 @@ def hest_manifest(
     """Make a manifest of a HEST folder, for `stampy corpus build`.
 
     The folder is laid out as the data set is on the hub (``MahmoodLab/hest``): ``HEST_v*.csv``, ``st/ID.h5ad``,
-    ``wsis/ID.tif``. Of several tables the newest version is read. A part of the data set is enough: sections of the
-    table whose files are missing are left out with a warning.
+    ``wsis/ID.tif``. If there are several tables, the newest version is read. A part of the data set is enough: sections
+    of the table whose files are missing are left out with a warning.
 
     Parameters
     ----------
     folder
-        Of HEST.
+        Folder of HEST.
     species
         ``"human"``, ``"mouse"``, or as in the table ("Homo sapiens"); one or several. None: all.
     platform, organ, disease
@@ -179,7 +179,7 @@ def _read(path: Path) -> pd.DataFrame:
     table = table.apply(lambda column: column.str.strip())
     twice = table["id"][table["id"].duplicated() | (table["id"] == "")].unique()
     if len(twice):
-        raise ValueError(f"{path.name}: ids stand twice or are empty: {_checks.shortlist(twice)}.")
+        raise ValueError(f"{path.name}: ids occur twice or are empty: {_checks.shortlist(twice)}.")
     return table
 
 

@@ -32,7 +32,7 @@ def published_vocabulary() -> Path:
     ValueError
         If a file has a wrong hash, or order and divisors differ in length.
     ConnectionError
-        If a file must be downloaded and can't be.
+        A file must be downloaded, and the download fails.
 
     References
     ----------

@@ -38,10 +38,10 @@ class File:
     sha256: str | None  # None: stampy could not verify it
     n_bytes: int | None
     mirror: tuple[str, ...] = ()  # relative to STAMPY_DATA_DIR
-    mirror_sha256: str | None = None  # where the mirror's copy is another edition of the file
+    mirror_sha256: str | None = None  # if the mirror's copy is a different edition of the file
 
     def in_mirror(self) -> Path | None:
-        """Its path in the mirror that STAMPY_DATA_DIR names, None where there is none; not verified."""
+        """Its path in the mirror that STAMPY_DATA_DIR names, None if there is none; not verified."""
         folder = mirror()
         if folder is None:
             return None

@@ -23,16 +23,16 @@ _LIGER = "liger_kernel"
 def linear_cross_entropy(
     hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, *, kernel: Kernel = "torch"
 ) -> Tensor:
-    """The mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, by rows that fit the cache.
+    """The mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, in blocks of rows that fit the cache.
 
-    The gradient is made along with the loss, so the (M, C) logits exist one block of rows at a time: with 20,000 genes
-    they would be the largest tensor of a training step by far. Under autocast the products run in its lower precision
-    and the rest in float32, as those of the two functions above would.
+    The gradient is computed together with the loss, so the (M, C) logits exist one block of rows at a time: with 20,000
+    genes they would be the largest tensor of a training step by far. Under autocast the products run in its lower
+    precision and the rest in float32, as those of the two functions above would.
 
     Parameters
     ----------
     kernel
-        ``"torch"`` is the above. ``"liger"`` (liger-kernel) never writes logits to memory at all, on CUDA alone.
+        ``"torch"`` works as above. ``"liger"`` (liger-kernel) never writes logits to memory, and runs on CUDA only.
         ``"auto"``: liger where it is installed and the tensors are on CUDA in half precision.
 
     Examples
@@ -98,7 +98,7 @@ def _fused(
 
 
 def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
-    """The kernel that is meant on a kind of device; ImportError or ValueError where one that is named can't run."""
+    """The kernel to use on a type of device; ImportError or ValueError if the named kernel cannot run."""
     if kernel == "torch":
         return kernel
     installed = find_spec(_LIGER) is not None

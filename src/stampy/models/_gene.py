@@ -38,25 +38,25 @@ class GeneConfig:
     n_genes
         Genes in the vocabulary; gene i has token i + 30.
     width, depth, heads, feedforward
-        Of the Transformer.
+        Size of the Transformer.
     max_tokens
         Positions; longer token lists are cut to their best ranked genes.
     pooling
         ``"tokens"`` averages the outputs of the spot's own tokens. ``"positions"`` averages positions 3 to
         ``max_tokens - 1``, padding included, which the published weights need. ``"sum"`` adds up the outputs of the
         spot's own tokens, divided by ``max_tokens``: how many genes a spot has stays visible. ``"bag"`` is that sum of
-        what enters the first layer, without the position embedding: each gene says the same in all company, and a
-        feature costs next to nothing. The layers then serve the reconstruction of genes alone.
+        what enters the first layer, without the position embedding: the contribution of a gene does not depend on the
+        other genes, and a feature costs little. The layers then serve only the reconstruction of genes.
     tied_heads
         Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
     dropout
         In training, after the attention and the feed-forward block.
     norm
-        ``"post"``: layer norm after each block, as published. ``"pre"``: before it, so that what the embeddings say
-        reaches the pooling unchanged.
+        ``"post"``: layer norm after each block, as published. ``"pre"``: before each block, so that the embeddings
+        reach the pooling unchanged.
     rank_gate
-        Multiply a gene's embedding by a learned vector of its rank, before the rank's position embedding is added: how
-        much a gene says depends on how far above its usual level it is.
+        Multiply a gene's embedding by a learned vector of its rank, before the rank's position embedding is added: the
+        weight of a gene depends on how far above its usual level it is.
 
     Examples
     --------
@@ -192,14 +192,14 @@ class GeneEncoder(nn.Module):
         ids_BL
             (B, L) ids of the encoder, L at most ``max_tokens``: `PAD_ID` pads, `MASK_ID` masks.
         n_keys
-            Positions from here on are padding in every row (found from the ids where it is not given).
+            Positions from here on are padding in every row (found from the ids if not given).
         positions
             (L,) where the columns of `ids_BL` stand in the ranking; None: at 0, 1, 2, ...
 
         Returns
         -------
         (B, L, D). Padding is never attended to. A row of nothing but padding attends to its own padding: its output
-        is finite and means nothing.
+        is finite but meaningless.
         """
         pad_BL = ids_BL == PAD_ID
         lengths_B = (~pad_BL).sum(dim=1)
@@ -225,7 +225,7 @@ class GeneEncoder(nn.Module):
         return x_BLD * self.rank_gate[slice(ids_BL.shape[1]) if positions is None else positions]
 
     def packed(self, ids_T: Tensor, packing: Packing, positions: Tensor | None = None) -> Tensor:
-        """`forward` for spots end to end: the same outputs (T, D), and no padding but what `packing` asks for.
+        """`forward` for spots end to end: the same outputs (T, D), padded only where `packing` requests it.
 
         Parameters
         ----------
@@ -267,8 +267,7 @@ class GeneEncoder(nn.Module):
     def pooled(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """`features` of ids of the encoder (B, L) and the number of tokens (B,), as `ids` makes them.
 
-        Apart from `features`, for what looks into the encoder: here a token may be the mask. Lengths on the CPU spare
-        training the wait for a GPU.
+        Separate from `features` for callers that mask tokens. Lengths on the CPU spare training a wait for the GPU.
         """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
         if self.config.pooling == "bag":

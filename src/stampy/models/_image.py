@@ -30,14 +30,14 @@ class ImageConfig:
     Parameters
     ----------
     backbone
-        Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model then
-        notes the architecture that was found there.
+        Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model's
+        config then names the architecture found there.
     backbone_kwargs
         More arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, rates of dropout and switches of a ViT.
     size_px
         Edge of the input.
     mean, std
-        Of the three channels, for input scaled to 0..1.
+        Mean and standard deviation of the three channels, for input scaled to 0..1.
     tile_um
         Edge of the tissue that a patch shows; a region shows three times that.
 
@@ -73,12 +73,12 @@ class ImageEncoder(nn.Module):
     config
         The ViT.
     pretrained
-        Fetch the backbone's own weights (through timm, from the hub or the local folder that the name says).
+        Fetch the backbone's own weights (through timm, from the hub or the local folder in the name).
 
     Raises
     ------
     ValueError
-        The backbone is unknown to timm or is no ViT with a class token, or a setting can't be.
+        The backbone is unknown to timm or is no ViT with a class token, or a setting is invalid.
 
     Examples
     --------
@@ -119,8 +119,8 @@ class ImageEncoder(nn.Module):
         images
             (B, 3, size, size), normalised.
         references
-            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and these the patches to be found
-            in them, shrunk (`shrink`). None: all images are patches.
+            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the
+            patches to be found in these, shrunk (`shrink`). None: all images are patches.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
@@ -157,7 +157,7 @@ class ImageEncoder(nn.Module):
 
 
 def _resolved(config: ImageConfig) -> ImageConfig:
-    """Settings that name the architecture of a backbone on the hub or on the disk instead of the place."""
+    """Settings with the architecture of a backbone on the hub or on disk in place of its address."""
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
     source, _, place = config.backbone.partition(":")

@@ -59,7 +59,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     Raises
     ------
     ValueError
-        Unknown name; weights that are damaged, of a newer format, or not those that config.json describes.
+        The name is unknown; or weights are damaged, of a newer format, or do not match config.json.
     FileNotFoundError
         The folder or one of its files is missing.
 
@@ -112,12 +112,12 @@ def load_system(
     Raises
     ------
     ValueError
-        No system of that name; a predictor or a baseline, which have no weights to load; weights that are damaged or of
-        something else: every tensor must be there, of the right shape, and none may be left over unexplained.
+        There is no system of that name; it is a predictor or a baseline, which have no weights to load; or weights are
+        damaged or belong to another model: every tensor must exist with the right shape, and no other may be there.
     ImportError
         The library that builds it is missing.
     FileNotFoundError, PermissionError, ConnectionError
-        The weights can't be had; the message says what to do.
+        The weights are not available; the message says what to do.
 
     Examples
     --------
@@ -170,7 +170,7 @@ def _published(card: Card, weights: str | Path | None, device: torch.device, rev
 
 
 def load_stamp(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Stamp:
-    """`load` where only a STAMP model will do; TypeError for one of the other systems."""
+    """`load` for STAMP models only; TypeError for one of the other systems."""
     model = load(name_or_path, device=device)
     if not isinstance(model, Stamp):
         raise TypeError(f"A STAMP model was expected, found the system {str(name_or_path)!r} ({type(model).__name__}).")

@@ -15,9 +15,9 @@ class LoRALinear(nn.Module):
     Parameters
     ----------
     linear
-        Is kept as it is.
+        The layer; it is not changed.
     rank
-        Of the update.
+        Rank of the update.
     """
 
     def __init__(self, linear: nn.Linear, rank: int):
@@ -33,23 +33,23 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """That of a plain layer that does the same, for blocks that take it out of the layer."""
+        """Weight of the equivalent plain layer, for blocks that read it directly."""
         return self.linear.weight + self.up @ self.down
 
     @property
     def bias(self) -> Tensor | None:
-        """That of the layer."""
+        """Bias of the layer."""
         return self.linear.bias
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain layer that does the same."""
+        """The equivalent plain layer."""
         self.linear.weight += self.up @ self.down
         return self.linear.requires_grad_(True)
 
 
 def add_lora(module: nn.Module, rank: int) -> int:
-    """Freeze `module` and put a `LoRALinear` in place of every linear layer in it; how many there are.
+    """Freeze `module` and put a `LoRALinear` in place of every linear layer in it. Returns their number.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def add_lora(module: nn.Module, rank: int) -> int:
 
 
 def merge_lora(module: nn.Module) -> int:
-    """Undo `add_lora`, with the updates merged into the layers; how many there were."""
+    """Undo `add_lora`, with the updates merged into the layers. Returns their number."""
     places = [
         (m, name) for m in module.modules() for name, child in m.named_children() if isinstance(child, LoRALinear)
     ]

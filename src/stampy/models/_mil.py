@@ -55,7 +55,7 @@ class GatedAttentionMIL(nn.Module):
         self.reset(generator)
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew."""
+        """Redraw all weights."""
         generator = generator or torch.Generator().manual_seed(0)
         for module in (self.project, self.tanh, self.gate, self.score, self.classify):
             nn.init.xavier_uniform_(module.weight, generator=generator)

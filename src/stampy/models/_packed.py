@@ -22,15 +22,15 @@ __all__ = ["Packing", "attend"]
 class Packing:
     """Where the positions of B spots lie in a row of T.
 
-    The first ``keys`` positions of a spot are attended to; those behind them, up to ``queries``, ask but are never
-    asked: padding whose output somebody wants.
+    The first ``keys`` positions of a spot are attended to. Positions after these, up to ``queries``, attend but are not
+    attended to: padding whose output is needed.
 
     Parameters
     ----------
     queries, keys
         Positions of each spot, and how many of them are attended to; 1 <= keys <= queries.
     device
-        Of the tensors.
+        Device of the tensors.
 
     Examples
     --------
@@ -45,7 +45,7 @@ class Packing:
 
     @classmethod
     def of(cls, lengths_B: Tensor, wanted_B: Tensor | None, device: torch.device | str) -> Self:
-        """Of spots with so many tokens (an empty one gets one position), and outputs wanted up to another number."""
+        """Packing for spots of `lengths_B` tokens (an empty spot gets one position) and `wanted_B` outputs."""
         keys_B = lengths_B.cpu().clamp(min=1)
         queries_B = keys_B if wanted_B is None else torch.maximum(keys_B, wanted_B.cpu())
         return cls(tuple(queries_B.tolist()), tuple(keys_B.tolist()), torch.device(device))
@@ -70,7 +70,7 @@ class Packing:
 
     @cached_property
     def column(self) -> Tensor:
-        """(T,) its place in the spot."""
+        """(T,) the place of each position in its spot."""
         return torch.arange(sum(self.queries), device=self.device) - self.starts[self.spot]
 
     @cached_property
@@ -97,7 +97,7 @@ def attend(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packing: Packing) -> Ten
     """Attention of each spot to itself: (T, H, d).
 
     On CUDA in one call over all spots (PyTorch's kernels for sequences of any length); on the CPU one call for each run
-    of spots of equal length, which is what such a kernel would do there.
+    of spots of equal length, as such a kernel would do on a CPU.
     """
     if packing.attended is not None:
         k_THd, v_THd = k_THd[packing.attended], v_THd[packing.attended]

@@ -49,13 +49,13 @@ def load_published(
 ) -> Stamp:
     """Load a checkpoint in the format of the published implementation, strictly.
 
-    Every size is read off the tensors, but for the numbers of attention heads, which leave no trace there.
+    Every size is inferred from the tensors, except the numbers of attention heads, which cannot be.
 
     Parameters
     ----------
     path
-        ``pytorch_model.bin`` or the like: a state dict, also under ``state_dict`` and with a ``module.`` prefix. It is
-        read with ``weights_only=True``; ``.safetensors`` is read too.
+        ``pytorch_model.bin`` or the like: a state dict, optionally under ``state_dict`` or with a ``module.`` prefix.
+        It is read with ``weights_only=True``; ``.safetensors`` is also read.
     gene_heads, image_heads
         Attention heads of the gene encoder and of the ViT.
     genes

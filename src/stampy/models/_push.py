@@ -29,18 +29,18 @@ def push(
 ) -> str:
     """Upload weights and their card to the Hugging Face Hub, for `stampy.models.load`.
 
-    The weights are read and checked first, as `load` would do, so that nothing is uploaded that others cannot use.
+    The weights are read and checked first, as `load` would do, so that unusable weights are not uploaded.
 
     Parameters
     ----------
     model
         A folder that `save` or training wrote, or a loaded model.
     repository
-        Name on the hub, ``"organisation/name"``. It is made if it does not exist.
+        Name on the hub, ``"organisation/name"``. It is created if it does not exist.
     card
         Text of the model card (Markdown): training data, results, limits and licence. None: the folder's ``README.md``.
     private
-        Whether a new repository is private. An existing one stays as it is.
+        Whether a new repository is private. An existing repository is not changed.
     tag
         Name for this version, such as ``"v1.0"``.
     token
@@ -53,9 +53,9 @@ def push(
     Raises
     ------
     ValueError
-        No card, a repository that is not named ``organisation/name``, or weights that can't be loaded.
+        There is no card, the repository is not named ``organisation/name``, or the weights cannot be loaded.
     ConnectionError
-        The hub can't be reached or refuses.
+        The hub cannot be reached or refuses the upload.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def _upload(folder: Path, card: str, repository: str, private: bool, tag: str | 
 
 
 def _commit(api: HfApi, folder: Path, card: str, repository: str) -> str:
-    """One commit with all files, so that nobody loads half of them."""
+    """One commit with all files, so that no partial upload can be loaded."""
     from huggingface_hub import CommitOperationAdd
 
     files: list[tuple[str, Path | bytes]] = [(name, folder / name) for name in (CONFIG, GENES, TENSORS)]

@@ -58,7 +58,7 @@ class StampConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> StampConfig:
-        """The inverse of `to_dict`; ValueError for an unknown field, or a value that can't be."""
+        """The inverse of `to_dict`; ValueError for an unknown field, or an invalid value."""
         gene = _build(GeneConfig, values["gene"])
         check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
@@ -82,7 +82,7 @@ def _build(kind: type, values: Any) -> Any:
 
 
 def _check_field(name: str, value: Any, usual: Any) -> None:
-    """Raise ValueError for a value of another kind than the `usual` one, or a size that no model has."""
+    """Raise ValueError for a value of a different type than the `usual` one, or an impossible size."""
     kinds = (int, float) if isinstance(usual, float) else type(usual)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
         raise ValueError(f"`{name}` must be like {usual!r}, found {value!r}.")
@@ -114,7 +114,7 @@ class Stamp(nn.Module):
     Attributes
     ----------
     name
-        What the model was loaded as; written into the provenance of embeddings.
+        Name under which the model was loaded; written into the provenance of embeddings.
     adapted
         How `stampy.train.adapt` made it: model, strength, n_axes, n_spots. None for all other models.
 

@@ -98,7 +98,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str
     Raises
     ------
     ValueError
-        Names, shapes or types are not those of the model, or there are values that are not finite.
+        Names, shapes or types differ from the model's, or values are not finite.
     """
     found = {k: (tuple(v.shape), _TYPES.get(v.dtype, str(v.dtype))) for k, v in tensors.items()}
     check_shapes(model, found, where=where)

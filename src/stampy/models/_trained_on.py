@@ -1,4 +1,4 @@
-"""On which sections a run of training has trained its model, as its folder says."""
+"""The sections that a model was trained on, as recorded in the folder of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TrainedOn(NamedTuple):
 
 
 def trained_on(model: object) -> TrainedOn | None:
-    """Of a run's folder, or the folder ``model`` in it; None for anything else."""
+    """The record of a run's folder, or of the folder ``model`` in it; None for anything else."""
     if not isinstance(model, str | Path):
         return None
     folder = Path(model).expanduser()

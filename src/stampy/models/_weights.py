@@ -40,16 +40,16 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
     """Write a model as a folder that `load` reads.
 
-    The folder is written beside `path` and renamed, so that no half-written one is ever found there.
+    The folder is written beside `path` and renamed, so that the folder is never incomplete.
 
     Parameters
     ----------
     model
-        With its vocabulary in ``model.genes``.
+        The model, with its vocabulary in ``model.genes``.
     path
-        The folder; one that holds weights already is replaced.
+        The folder; an existing folder of weights is replaced.
     dtype
-        Of the tensors on disk; ``torch.float16`` halves them.
+        Type of the tensors on disk; ``torch.float16`` halves them.
     card
         Text of a model card, written as ``README.md``.
 
@@ -58,7 +58,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     ValueError
         The model has no vocabulary.
     FileExistsError
-        `path` is something else than a folder of weights.
+        `path` exists and is not a folder of weights.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     """
     StampConfig.from_dict(model.config.to_dict())  # what could not be loaded again is not written
     if model.genes is None:
-        raise ValueError("The model has no vocabulary (`model.genes`): without it nobody could use the weights.")
+        raise ValueError("The model has no vocabulary (`model.genes`): without it the weights cannot be used.")
     path = Path(path).expanduser()
     recover(path)
     if os.path.lexists(path) and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
@@ -186,8 +186,8 @@ def from_hub(name: str) -> Path:
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     if not revision:
         raise ValueError(
-            f"{name!r} names no revision: what is there may change at any time. Name a commit, {name}@<commit>, or, to "
-            f"take whatever is there now, a branch: {name}@main."
+            f"{name!r} names no revision, so its contents may change. Name a commit, {name}@<commit>, or, to "
+            f"take the newest weights, a branch: {name}@main."
         )
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, GENES, TENSORS])

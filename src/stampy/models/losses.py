@@ -31,8 +31,8 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, scor
     targets_BL
         The tokens before masking.
     selected_BL
-        bool, where the loss is taken. The head runs at these positions only. None: everywhere; outputs and tokens are
-        those of selected positions already, (M, D) and (M,).
+        bool, where the loss is taken. The head runs at these positions only. None: everywhere; outputs (M, D) and
+        tokens (M,) are already those of the selected positions.
     score
         Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "igr".
 
@@ -112,7 +112,7 @@ def info_nce(
         Factor of the cosine (the exponentiated learned scale).
     query_ids
         (B,), the same number for rows that show the same thing (one spot drawn twice); such rows are not used as each
-        other's negatives. All differ where it is None.
+        other's negatives. None: all rows differ.
     key_ids
         (K,), likewise; None: those of the queries.
     first
@@ -178,7 +178,7 @@ def localization(
     scale
         Factor of the cosine.
     known
-        Rows of the spots that have a region, where the caller knows them; None: found from the cells.
+        Rows of the spots that have a region, if known; None: found from the cells.
 
     Returns
     -------

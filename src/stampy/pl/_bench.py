@@ -45,7 +45,7 @@ def bench(
     Parameters
     ----------
     summary
-        Of `stampy.bench.summary`.
+        Table from `stampy.bench.summary`.
     datasets, tasks
         Only these.
     metric

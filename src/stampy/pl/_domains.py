@@ -38,7 +38,7 @@ def domains(
     key
         `key_added` of the domains, or several, to compare them.
     labels
-        Draw the labels, too, where the domains were compared with some.
+        Also draw the labels that the domains were compared with, if any.
     library_key, sections
         Column of obs that names the section of each spot, and which sections to draw: as for `stampy.pl.spatial`.
     ax

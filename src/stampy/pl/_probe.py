@@ -44,11 +44,11 @@ def probe(
     adata
         With results of `stampy.tl.probe`.
     embedding
-        Whose confusion to show; None: that with the best score.
+        Embedding whose confusion to show; None: the one with the best score.
     key
         `key_added` of the probe.
     metric
-        Of the bars: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
+        What the bars show: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
     show
         ``"bars"``, ``"confusion"``, or both.
     cmap

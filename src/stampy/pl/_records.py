@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class DomainsRecord(TypedDict):
-    """Of `stampy.tl.domains`, as far as plots use it."""
+    """Record of `stampy.tl.domains`, the fields that plots use."""
 
     scores: pd.DataFrame
     label_key: NotRequired[str]
 
 
 class ProbeRecord(TypedDict):
-    """Of `stampy.tl.probe`, as far as plots use it."""
+    """Record of `stampy.tl.probe`, the fields that plots use."""
 
     embeddings: Sequence[str]
     classes: Sequence[str]
@@ -33,7 +33,7 @@ class ProbeRecord(TypedDict):
 
 
 class ExpressionRecord(TypedDict):
-    """Of `stampy.tl.expression`, as far as plots use it."""
+    """Record of `stampy.tl.expression`, the fields that plots use."""
 
     genes: Sequence[str]
     transform: str

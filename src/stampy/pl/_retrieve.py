@@ -146,7 +146,7 @@ def _record(adata: AnnData, key: str) -> Mapping[str, Any]:
 
 
 def _reference(adata: AnnData, reference: Any, record: Mapping[str, Any], table_key: str) -> AnnData:
-    """The table that the results point into; ValueError if it is another now."""
+    """The table that the results point into; ValueError if the table has changed since."""
     if reference is None and record["reference"] != "self":
         raise ValueError("The results are spots of another table. Give it by `reference=`.")
     other = adata if reference is None else _utils.table_of(reference, table_key)

@@ -58,7 +58,7 @@ def slide(
     library_key
         Column of obs with the slide of each tile.
     tissue
-        Show each slide's tissue alone, too.
+        Also show each slide's tissue without tiles.
     alpha
         Opacity of the tiles, 0 to 1.
     cmap, vmin, vmax

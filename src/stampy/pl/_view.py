@@ -52,7 +52,7 @@ class View:
 
     @cached_property
     def diameter(self) -> float:
-        """Of a spot; where it is not known, most of the distance to the next."""
+        """Diameter of a spot; if unknown, most of the distance to the next."""
         return self.section.spot_px or FILL * spot_distance(self.xy) or 1.0
 
     @cached_property

@@ -92,9 +92,9 @@ def _by_rows_or_columns(X: Any) -> Any:
 
 
 def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
-    """Sum of each column as float64, and whether all rows are in it: of a large matrix some rows stand for all.
+    """Sum of each column as float64, and whether all rows were summed: only some rows of a large matrix are.
 
-    None where `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. For shares, no results.
+    None if `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. Only for shares in messages.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
 
 
 def _sums_of(X: Any) -> np.ndarray:
-    """Sums of columns in float64, whatever small integers they are of."""
+    """Sums of columns in float64, also for small integer types."""
     sums = np.zeros(X.shape[1])
     blocks = [(0, X)] if sparse.issparse(X) else iter_rows(X)
     for _, block in blocks:
@@ -202,7 +202,7 @@ def _sliceable(X: Any) -> Any:
 
 
 def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
-    """The same for a dask array, one of its rows of chunks at a time, so that none is computed twice."""
+    """The same for a dask array, one of its rows of chunks at a time, so that no chunk is computed twice."""
     offset = 0
     for i in range(X.numblocks[0]):
         part = X.blocks[i].compute()
@@ -249,7 +249,7 @@ def checked_rows(
 
 
 def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
-    """ValueError with number and place of negative, NaN and infinite values of a block."""
+    """Raise ValueError with number and place of the negative, NaN and infinite values of a block."""
     data = block.data
     if data.size == 0 or (data.min() >= 0 and data.max() < np.inf):  # NaN makes both comparisons false
         return

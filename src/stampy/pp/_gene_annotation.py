@@ -1,4 +1,4 @@
-"""What the table `var` says of each column of a section: Ensembl id, symbols, and whether it is a gene at all."""
+"""Read the table `var` of a section: Ensembl id and symbols of each column, and whether the column is a gene."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OF_OTHER_GENES = re.compile(r"ortho|homolog|paralog|mouse|transcript|protein|tar
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The columns of a section, by what `var` says; every array has an entry a column."""
+    """The columns of a section as `var` describes them; every array has one entry per column."""
 
     ids: np.ndarray
     """Ensembl id without version, empty where there is none."""
@@ -58,14 +58,14 @@ class Features:
 
     @property
     def is_gene(self) -> np.ndarray:
-        """(n,) bool: what is not left out."""
+        """(n,) bool: columns that are kept as genes."""
         return self.left_out == ""
 
 
 def features_of(var: pd.DataFrame) -> Features:
     """Read `var`: its index, columns that usually hold names, and ids in any column of text.
 
-    Where `stampy.pp.orthologs` has named human genes, these alone count.
+    If `stampy.pp.orthologs` has written human genes, only these are used.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def _texts(column: pd.Series) -> list[str]:
 
 
 def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Columns of text with other names, as (source, names), but those that name other things than the gene itself."""
+    """Other text columns, as (source, names), except columns that do not name the gene itself."""
     return [
         (f"var['{column}']", _texts(var[column]))
         for column in var.columns
@@ -190,7 +190,7 @@ def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:
 
 
 def _fill(ids: np.ndarray, id_sources: np.ndarray, found: list[str], source: str) -> None:
-    """Take ids, in place, where there is none yet."""
+    """Fill in missing ids, in place."""
     new = np.array(found, dtype=object)
     here = (ids == "") & (new != "")
     ids[here], id_sources[here] = new[here], source
@@ -205,7 +205,7 @@ def _beside(name: str, gene_id: str) -> str:
 
 
 def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """What each column is where it is no gene: by a column of kinds, else by its own name."""
+    """What each column is if it is no gene: from a column of feature types, else from its name."""
     kinds = np.array(control_of(names), dtype=object)
     for column in var.columns:
         if str(column).lower().replace(" ", "_") not in KIND_COLUMNS:
@@ -222,8 +222,8 @@ def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
 def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ensembl id and symbol of every column as HGNC has them now, and which columns are genes (bool).
 
-    Of a table of human genes a symbol, previous symbol, alias or mended name gets its gene's id, and every gene HGNC's
-    symbol for it. Names of tables of other species, and names that HGNC does not know, stay what they are.
+    In a table of human genes, a symbol, previous symbol, alias or mended name gets its gene's id, and every gene gets
+    HGNC's symbol. Names in tables of other species, and names that HGNC does not know, are left unchanged.
 
     Examples
     --------

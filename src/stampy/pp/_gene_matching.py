@@ -16,16 +16,16 @@ __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "G
 
 
 class GeneIndex:
-    """The names of a vocabulary's genes, and of HGNC's for one of human genes.
+    """The names of a vocabulary's genes; for human genes also the names that HGNC lists.
 
-    Rows that are the same gene are one: that with an Ensembl id is used, the others (`merged`) are never found.
+    Rows of the same gene count as one: the row with an Ensembl id is used, the others (`merged`) are never found.
 
     Parameters
     ----------
     gene_ids, symbols
         Columns of the vocabulary.
     exact
-        Know no names but these, and undo nothing that programs do to names.
+        Accept only these names, exactly as written: no aliases, and no repair of names that programs changed.
     """
 
     def __init__(self, gene_ids: Iterable[str], symbols: Iterable[str], *, exact: bool = False):
@@ -63,7 +63,7 @@ class GeneIndex:
         return genes
 
     def _merged(self) -> dict[int, int]:
-        """Rows without an Ensembl id of their own that are the gene of another row, and that row."""
+        """Rows without an Ensembl id that are the same gene as another row -> that row."""
         by_id = {inner: row for row, inner in reversed(list(enumerate(self._inner))) if self._proper[row]}
         by_gene: dict[int, int] = {}
         for proper in (True, False):
@@ -89,7 +89,7 @@ class GeneIndex:
 
     @cached_property
     def by_symbol(self) -> dict[str, int]:
-        """Symbol -> row; one of several rows belongs to the row that names it first, then to the lower row."""
+        """Symbol -> row; a symbol of several rows belongs to the row that names it first, then to the lower row."""
         rows: dict[str, int] = {}
         for row, name in enumerate(self.first_symbols):
             if name:
@@ -105,7 +105,7 @@ class GeneIndex:
 
     @cached_property
     def by_folded(self) -> dict[str, int]:
-        """Symbol in capitals -> row, -1 where symbols that differ by case alone are of several rows."""
+        """Symbol in capitals -> row, -1 if symbols that differ only by case belong to several rows."""
         rows: dict[str, int] = {}
         for name, row in self.by_symbol.items():
             upper = name.upper()
@@ -136,7 +136,7 @@ class GeneIndex:
         if row is None:
             row = self.by_symbol.get(self.human.symbols[gene], -1)
             if row >= 0 and self._gene_of_row[row] >= 0:
-                return -1  # the symbol is another gene's there
+                return -1  # there the symbol belongs to a different gene
         return row
 
     @cached_property
@@ -146,7 +146,7 @@ class GeneIndex:
         return 2 * sum(map(is_title_case, names)) > len(names)
 
     def row_of_id(self, gene_id: str) -> int | None:
-        """Row of an Ensembl id; -1 where it is known that there is none, None where the id says nothing."""
+        """Row of an Ensembl id; -1 if it is known to have none, None if the id is unknown."""
         row = self.by_id.get(gene_id)
         if row is not None:
             return row
@@ -178,7 +178,7 @@ class FoundRows:
     guessed: list[str] = field(default_factory=list)  # "1-Mar as MARCH1, not MARC1"
 
     def put(self, column: int, row: int, way: int, source: str) -> None:
-        """Settle a column; a row of -1 says that its gene is known, or must not be guessed, and has no row."""
+        """Settle a column; row -1: its gene is known but not in the vocabulary, or must not be guessed."""
         self.settled[column] = True
         if row >= 0:
             self.rows[column], self.ways[column], self.sources[column] = row, way, source
@@ -211,7 +211,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
     _by_ids(features, index, found)
     by_id = set(found.rows[found.ways == ID].tolist())
     _by_names(features, index, found)
-    # an id that nobody knows may be a retired one; but where its symbol's gene has its own id here, it is another gene
+    # An unknown id may be retired. But if its symbol's gene has an id of its own here, it is a different gene.
     doubtful = np.flatnonzero((features.ids != "") & (found.ways > ID))
     for column in doubtful[[row in by_id for row in found.rows[doubtful].tolist()]] if len(doubtful) else ():
         found.rows[column], found.ways[column], found.sources[column] = -1, NONE, ""
@@ -221,7 +221,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
 
 
 def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> FoundRows:
-    """The rows of names that stand for themselves: ``gene_id`` (an id or whatever stands for one) or ``symbol``."""
+    """The rows of plain names of one kind: ``gene_id`` (an id, or the name used as one) or ``symbol``."""
     texts = [str(name).strip() for name in names]
     n, none = len(texts), [""] * len(texts)
     ids = np.array(ensembl_ids(texts) if kind == "gene_id" else none, dtype=object)
@@ -278,7 +278,9 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
                 if gene is None:
                     continue
                 row = index.row_of_gene(gene)
-                if gene < 0 or row in taken:  # a table calls a gene by one name: the alias is another gene's here
+                if (
+                    gene < 0 or row in taken
+                ):  # a table has one name per gene: here the alias belongs to a different gene
                     found.refuse(column, names[column])
                 else:
                     found.put(column, row, ALIAS, source)
@@ -292,7 +294,7 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
 
 
 def _undated(name: str) -> str:
-    """The name without what make.unique adds to a second 1-Mar."""
+    """The name without the suffix that make.unique adds to a second 1-Mar."""
     head, _, tail = name.rpartition(".")
     return head if tail.isdecimal() and "-" in head else name
 
@@ -324,7 +326,7 @@ def _mend(
 
 
 def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
-    """Row of a symbol (or alias) as it stands; -1 where its gene is known and has none, None where it is no gene's."""
+    """Row of a symbol (or alias) as it stands; -1 if its gene is known and has no row, None if no gene has it."""
     row = index.by_symbol.get(name)
     if row is None and index.human is not None:
         gene = index.human.find(name)
@@ -334,7 +336,7 @@ def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
 
 
 def _fold(source: str, names: Sequence[str], index: GeneIndex, found: FoundRows) -> None:
-    """Find names in another case, but neither those of mouse among human genes nor those of human among mouse genes."""
+    """Find names regardless of case, but not mouse names among human genes or human names among mouse genes."""
     columns = list(_foldable(names, index, found.open()))
     if not columns:
         return

@@ -26,7 +26,7 @@ DEPTH = 10_000.0  # counts a spot that all spots are scaled to
 
 
 def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = None) -> pd.DataFrame:
-    """One row a gene: gene_id, symbol, divisor (mean of the depth-scaled counts that are not zero), n_spots.
+    """One row per gene: gene_id, symbol, divisor (mean of the depth-scaled counts that are not zero), n_spots.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = 
 
 
 def add_sums(sums: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
-    """The sums of two parts of a corpus together, a row a pair of id and symbol."""
+    """Add the sums of two parts of a corpus; one row per pair of id and symbol."""
     sums = new if sums is None else pd.concat([sums, new])
     return sums.groupby(["gene_id", "symbol"], as_index=False, sort=False).sum()
 
@@ -63,7 +63,7 @@ def means_of(sums: pd.DataFrame) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnData, str]]:
-    """The section and what to call it; a file is opened backed, and closed."""
+    """The section and its name for messages; a file is opened backed, and closed at the end."""
     import anndata
 
     if isinstance(section, anndata.AnnData):
@@ -120,7 +120,7 @@ def _resolved(sums: pd.DataFrame) -> pd.DataFrame:
 
 
 def _merged(sums: pd.DataFrame) -> pd.DataFrame:
-    """One row a gene, its symbols joined by ``|``, the one in most spots first."""
+    """One row per gene, its symbols joined by ``|``, the one in most spots first."""
     sums = sums.sort_values(["n_spots", "symbol"], ascending=[False, True])
     symbols: dict[str, list[str]] = {}
     for gene_id, symbol in zip(sums["gene_id"], sums["symbol"], strict=True):

@@ -103,7 +103,7 @@ def _ensembl_id(name: str) -> str:
 
 
 def cut_genome(names: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
-    """Names without the genome in front, and which of them (bool) had that of another species than human.
+    """Names without the genome in front, and which of them (bool) had a genome other than human.
 
     >>> cut_genome(["GRCh38_____TP53", "mm10___Trp53", "TP53"])
     (['TP53', 'Trp53', 'TP53'], array([False,  True, False]))
@@ -118,7 +118,7 @@ def cut_genome(names: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
 
 
 def control_of(names: Sequence[str]) -> list[str]:
-    """What each name is by itself where it is no gene, such as ``blank`` or ``control probe``; else empty.
+    """What a name that is no gene stands for, such as ``blank`` or ``control probe``; empty for genes.
 
     >>> control_of(["BLANK_0012", "NegControlProbe_00042", "antisense_PROKR2", "CD3_TotalSeqB", "NEGR1", "CD3E"])
     ['blank', 'control probe', 'antisense control', 'antibody', '', '']
@@ -163,7 +163,7 @@ def mended(name: str) -> Iterator[tuple[str, str]]:
 def hyphens(name: str) -> Iterator[str]:
     """The name before R wrote dots for hyphens (HLA.A), or Seurat hyphens for underscores (GTF2H2C-2).
 
-    Of the dots in RP11.34P13.7 the last was one before.
+    In RP11.34P13.7 the last dot is original, the other was a hyphen.
     """
     if "." in name:
         yield name.replace(".", "-")
@@ -219,7 +219,7 @@ class HumanGenes:
 
     @cached_property
     def folded(self) -> dict[str, int]:
-        """Approved or previous symbol in capitals -> gene, -1 where that is one of several genes."""
+        """Approved or previous symbol in capitals -> gene, -1 if several genes have it."""
         genes: dict[str, int] = {name.upper(): gene for name, gene in self.approved.items()}
         for name, gene in self.previous.items():
             genes.setdefault(name.upper(), gene)
@@ -231,9 +231,9 @@ class HumanGenes:
         return self.previous.get(name, -1) if gene is None else gene
 
     def find_alias(self, name: str) -> int | None:
-        """The gene of an alias, -1 where it is one of several; None where it is none.
+        """The gene of an alias; -1 if several genes have it, None if it is no alias.
 
-        NKX6.1 is no alias of NKX6-2 here, as HGNC has it, but NKX6-1 as R writes it.
+        NKX6.1 is read as NKX6-1 written by R, although HGNC lists it as an alias of NKX6-2.
         """
         gene = self.aliases.get(name)
         if gene is not None and "." in name and any(other in self.approved for other in hyphens(name)):
@@ -241,7 +241,7 @@ class HumanGenes:
         return gene
 
     def guess(self, name: str) -> int:
-        """The gene of a name of any kind, also one that a program changed; -1 where there is none, or doubt."""
+        """The gene of a name of any kind, including names that programs changed; -1 if none or ambiguous."""
         if (gene := self.find(name)) >= 0 or name in self.previous:
             return gene
         if (alias := self.find_alias(name)) is not None:

@@ -1,17 +1,15 @@
 """A linear gene encoder, solved in closed form: spatial axes, and fitting it to sections without labels.
 
 The covariance between a spot and the mean of its neighbours leaves out what varies from spot to spot by chance. Its
-leading eigenvectors are contextual gene reconstruction (paper, section 3.2) for a linear encoder. This stands in pp
-because both `stampy.train` (start of stage 1, `train.adapt`) and `stampy.tl` (`embed(adapt=True)`) solve it, and these
-two never import each other.
+leading eigenvectors are contextual gene reconstruction (paper, section 3.2) for a linear encoder. The covariance
+between spots and their neighbours in the sections is mixed with the model's own. The share of the sections and the
+number of axes are chosen to predict best the genes of the other half of the molecules (`stampy.pp._thinning`).
 
-Shapes: n spots, G genes, K axes, L positions, m columns of a basis.
+The module is in pp because both `stampy.train` (start of stage 1, `train.adapt`) and `stampy.tl` (`embed(adapt=True)`)
+need it, and these two never import each other.
 
-The covariance between spots and their neighbours in the sections is mixed with the model's own. How much, and how
-many axes are kept, is what best tells the genes of the other half of the molecules (`stampy.pp._thinning`). This stands
-in pp since `stampy.train.adapt` and `stampy.tl.embed(adapt=True)` both need it, and these two never import each other.
-
-Shapes: n spots, v genes of a section, G genes of the vocabulary, K axes, Q axes of model and sections together.
+Shapes: n spots, v genes of a section, G genes of the vocabulary, K axes, L positions, m columns of a basis, Q axes of
+model and sections together.
 """
 
 from __future__ import annotations
@@ -119,7 +117,7 @@ MIN_SPOTS = 50
 
 
 class LinearEncoder(NamedTuple):
-    """A gene encoder that adds up vectors: what of a model the closed form needs."""
+    """The parts of a gene encoder that the closed form needs; the encoder must add up gene vectors."""
 
     gate: np.ndarray  # (L,) weight of each rank
     level: np.ndarray  # (G,) weight of each gene
@@ -152,7 +150,7 @@ class Adaptation:
         return self.axes.shape[1]
 
     def record(self, model: str) -> dict[str, str | float | int]:
-        """What to keep of it, in types that every file format holds."""
+        """The fit as a record for ``uns``, in types that every file format holds."""
         return {"model": model, "strength": self.strength, "n_axes": self.n_axes, "n_spots": self.n_spots}
 
 
@@ -166,7 +164,7 @@ def pieces_of(
     max_spots: int | None = MAX_SPOTS,
     rng: np.random.Generator,
 ) -> list[SectionPart]:
-    """The sections of a table; of a large one a compact piece of each, so that memory stays bounded.
+    """The sections of a table; a large section is reduced to a compact piece, so that memory stays bounded.
 
     `match` finds the genes of the table, such as ``Vocabulary.match``.
 
@@ -219,17 +217,17 @@ def adapt(
     Parameters
     ----------
     pieces
-        Of the sections.
+        Pieces of the sections.
     model
-        To be adapted.
+        Model to adapt.
     divisors
-        (G,) of the vocabulary.
+        Divisors (G,) of the vocabulary.
     strength
         Share of the sections in the covariance, 0 to 1. None: chosen by the label-free measure.
     n_axes
         Columns of the embedding. None: chosen likewise.
     rng
-        Of splits and of the subspace iteration.
+        Generator for the splits and the subspace iteration.
     """
     strengths = STRENGTHS if strength is None else (float(strength),)
     numbers = N_AXES if n_axes is None else (n_axes,)
@@ -284,8 +282,8 @@ class _Joint:
 def _head(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of the features, scaled by the square root of their deviation; (K, K) and (K,).
 
-    As of a trained model: between leaving components alone, where a few count, and whitening, where noise counts as
-    much as signal.
+    As in a trained model. The scaling is between none, where a few components dominate, and whitening, where noise
+    counts as much as signal.
     """
     stacked = np.vstack(features).astype(np.float64)
     mean = stacked.mean(axis=0)
@@ -305,9 +303,9 @@ def _scores(
     """Mean held-out correlation with a spot's own genes of the other half, for each of `tried`.
 
     Genes of neighbours would mislead here. A section has far more genes than spots, so axes fitted to its
-    neighbourhoods can spell out where each spot lies: that predicts the neighbours' mean and means nothing. On four
-    patients with labels (HER2+ B, C, D, G) a spot's own genes ranked the settings as a linear probe does; neighbours'
-    genes did not.
+    neighbourhoods can spell out where each spot lies: that predicts the neighbours' mean without any biological
+    meaning. On four patients with labels (HER2+ B, C, D, G) a spot's own genes ranked the settings as a linear probe
+    does; neighbours' genes did not.
     """
     pieces = [_cut(p) for p in pieces]
     pairs = [halves(p.counts, rng) for p in pieces]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["checked_match"]
 
-MINIMUM = 0.1  # of the smaller of the two gene lists; even a section of another platform has more in common
-LOST = 0.05  # of the counts: more in genes without a token is said
-REPEATED = 0.1  # of the counts: more in columns that repeat a gene by name is said
+MINIMUM = 0.1  # of the smaller of the two gene lists; sections of any platform have more in common
+LOST = 0.05  # of the counts: warn if genes without a token hold more
+REPEATED = 0.1  # of the counts: warn if columns that repeat a gene by name hold more
 MOUSE = (
     "map them by `stampy.pp.orthologs(adata)` or, in one call, `stampy.tl.embed(adata, organism='mouse')`; "
     "or use a mouse vocabulary"
@@ -55,14 +55,14 @@ def checked_match(
     index
         Names of the vocabulary.
     layer
-        Layer with the counts that the shares are of; None: ``X``, if there is one.
+        Layer whose counts are used for the shares; None: ``X``, if there is one.
     var
         Names to use instead of ``adata.var``.
 
     Raises
     ------
     ValueError
-        Too few genes match to be right, or there are no counts where they were looked for.
+        Too few genes match to be right, or the layer (or ``X``) holds no counts.
     """
     features = features_of(adata.var if var is None else var)
     sums = _sums(adata, layer)
@@ -89,7 +89,7 @@ def _sums(adata: AnnData, layer: str | None) -> np.ndarray | None:
 
 
 def _lost(features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarray | None) -> str:
-    """The message where genes without a token hold a good part of the counts."""
+    """The message if genes without a token hold a large part of the counts."""
     if sums is None or found.unmatched_share is None or found.unmatched_share <= LOST:
         return ""
     lost = (found.rows < 0) & features.is_gene

@@ -22,9 +22,9 @@ class GeneMatch:
     rows: np.ndarray
     """int32 (n_vars,): row of the vocabulary, -1 where the gene is not in it, or the column is no gene."""
     source: str
-    """Where most of the names that were found are, e.g. ``var['gene_ids']`` or ``var_names``."""
+    """Source of most of the matched names, e.g. ``var['gene_ids']`` or ``var_names``."""
     kind: str
-    """What most of them are: ``gene_id`` or ``symbol``."""
+    """Kind of most of the matched names: ``gene_id`` or ``symbol``."""
     n_matched: int
     """Genes of the vocabulary that the section has."""
     n_vocabulary: int
@@ -68,7 +68,7 @@ class GeneMatch:
         return self.n_columns - self.n_matched
 
     def record(self) -> dict[str, str | int | float]:
-        """What to keep of the match in ``uns``, in types that every file format holds."""
+        """The match as a record for ``uns``, in types that every file format holds."""
         numbers = {f"n_by_{way.replace(' ', '_')}": n for way, n in self.by.items()}
         share = {} if self.unmatched_share is None else {"unmatched_share": round(self.unmatched_share, 6)}
         return {
@@ -100,7 +100,7 @@ class GeneMatch:
         if self.left_out:
             text += f"; left out as no genes: {', '.join(f'{n} {kind}' for kind, n in self.left_out.items())}"
         if self.n_contradictions:
-            text += f"; for {self.n_contradictions} the symbol is another gene's than the id, which was taken"
+            text += f"; for {self.n_contradictions} the symbol belongs to a different gene than the id; the id was used"
         if self.ambiguous:
             text += f"; {len(self.ambiguous)} names may be several genes, e.g.: {', '.join(self.ambiguous[:5])}"
         if self.guessed:
@@ -120,7 +120,7 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
     index
         Names of the vocabulary.
     sums
-        (n_vars,) counts of each column, for the shares; None: not read.
+        Counts of each column (n_vars,), for the shares; None: no shares are reported.
     """
     found, n_contradictions = _found(features, index)
     ways, rows = found.ways.tolist(), found.rows
@@ -183,7 +183,7 @@ def contradictions(features: Features, index: GeneIndex) -> list[int]:
 
 
 def _repeated(features: Features, rows: np.ndarray, ways: np.ndarray) -> np.ndarray:
-    """Bool (n,): columns that have the gene of an earlier column by the same name, as CD4 and CD4-1."""
+    """Bool (n,): columns whose gene an earlier column has by the same name, such as CD4 and CD4-1."""
     repeated = np.zeros(len(rows), dtype=bool)
     named = np.flatnonzero((ways == SYMBOL) | (ways >= MENDED))
     numbers = np.bincount(rows[named], minlength=1)

@@ -49,9 +49,9 @@ def neighborhoods(
 ) -> AnnData | SpatialData | None:
     """Put every spot in one group of near spots, as contextual gene reconstruction needs them.
 
-    A group grows from a free spot by the nearest free spots. Near the end, spots that can't fill a group any more form
-    smaller ones (and in training borrow spots near by that already have a group). No group spans two sections, and a
-    section gets the same groups alone as beside others.
+    A group grows from a free spot by the nearest free spots. Near the end, spots that can no longer fill a group form
+    smaller groups (and in training borrow nearby spots that already have a group). No group spans two sections, and the
+    groups of a section do not depend on other sections.
 
     Parameters
     ----------
@@ -63,12 +63,12 @@ def neighborhoods(
     max_distance
         The widest pair of a group may be this many spot distances apart; a spot without enough others so near is
         dropped. The spot distance is the median distance of the section's spots to their nearest neighbour, in real
-        coordinates, so the limit means the same on a hexagonal grid, a square one and none at all. (The published code
-        takes 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more than 8 across
+        coordinates, so the limit means the same on a hexagonal grid, a square one and without a grid. (The published
+        code takes 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more than 8 across
         rows.) A section from which spots are missing at random needs a larger one.
     library_key
-        Column of ``obs`` that names the section of each spot; None: all spots are of one section, in a SpatialData
-        those of one region.
+        Column of ``obs`` that names the section of each spot; None: all spots belong to one section; in a
+        SpatialData, the spots of each region do.
     table_key
         The table of a SpatialData.
     key_added
@@ -80,7 +80,7 @@ def neighborhoods(
 
     Returns
     -------
-    None, or the copy. Written are
+    None, or the copy. Fields written:
 
     ``obs[key_added]``
         int32, the group's number: 0, 1, ... across all sections; -1 if the spot was dropped.

@@ -59,22 +59,23 @@ def orthologs(
     """Name the human ortholog of each gene of a mouse section, so that human models can read it.
 
     Afterwards `stampy.tl.embed` and everything else match genes by this column. Only one-to-one pairs count. Counts are
-    not changed. A human model sees mouse tissue through these pairs: results are as good as that equation.
+    not changed. A human model sees mouse tissue through these pairs: results are only as good as the assumption that
+    orthologs behave alike.
 
     Parameters
     ----------
     adata
         Section of mouse genes: Ensembl ids (ENSMUSG...) or symbols in ``var_names`` or a column.
     table
-        Orthologs: a table or the path of one (tab- or comma-separated) as Ensembl's BioMart or MGI give it, or with the
-        columns mouse, mouse_id, human, human_id (what is there of them).
+        Orthologs: a table or the path of one (tab- or comma-separated) as downloaded from Ensembl's BioMart or MGI, or
+        with some of the columns mouse, mouse_id, human, human_id.
         ``stampy.datasets.fetch("mouse_human_orthologs", file="ensembl", allow_unverified=True)`` downloads one. None:
         the packaged table of MGI (CC BY 4.0), 20,120 mouse genes.
     same_symbol
         Take a gene that the table does not have for the human gene of the same symbol in capitals, where the vocabulary
         has one (Actb for ACTB). That holds for most genes, not for all; the report tells how many were mapped so.
     vocabulary
-        Human genes for that rule; None: those of the packaged model.
+        Human genes for `same_symbol`; None: those of the packaged model.
     table_key
         Table of a SpatialData.
     key_added
@@ -84,7 +85,7 @@ def orthologs(
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Fields written:
 
     ``var[key_added]``
         Symbol of the human ortholog, empty where there is none.
@@ -93,7 +94,8 @@ def orthologs(
     ``var[key_added + "_by"]``
         ``"table"``, ``"same symbol"`` or ``"none"``.
     ``uns["stamp"][key_added]``
-        The report: numbers of genes mapped by each, pairs of the table, how many were not one-to-one, its hash.
+        The report: number of genes mapped by each rule, pairs in the table, how many were not one-to-one, and the hash
+        of the table.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def _vocabulary(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
 
 
 def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None) -> pd.DataFrame:
-    """The columns that `orthologs` writes; with a vocabulary also by the rule of the same symbol."""
+    """The columns that `orthologs` writes; with a vocabulary, genes of the same symbol are mapped as well."""
     var = var.drop(columns=[c for c in var if str(c).startswith(_keys.ORTHOLOG)])
     ids, symbols = gene_names(var)
     rows = _by_table(pairs, ids, symbols)
@@ -238,7 +240,7 @@ def _normalised(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """MGI's layout: a line a gene, genes of one class are orthologs of each other."""
+    """Pairs from MGI's layout: one line per gene; genes of the same class are orthologs."""
     organism = table["Common Organism Name"].astype(str)
     genes = table[["DB Class Key", "Symbol"]]
     mouse = genes[organism.str.startswith("mouse")].rename(columns={"Symbol": "other"})
@@ -248,7 +250,7 @@ def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
 def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """Row of the pairs for each gene, by id, else by symbol, else by symbol in any case; -1 where there is none."""
     rows = np.full(len(ids), -1)
-    # names that differ by case alone may be of two species: in capitals each name counts once
+    # names that differ only by case may belong to two species: only names that are unique in capitals count
     capitals = pd.Series(symbols, dtype=object).str.upper()
     once = capitals.where(~capitals.duplicated(keep=False), "").to_numpy()
     in_capitals = pairs["other"].str.upper()
@@ -284,5 +286,5 @@ def _nothing(ids: np.ndarray, symbols: np.ndarray) -> str:
     seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
     return (
         f"No gene was mapped: the section has {seen}, none of which the table or the vocabulary has. "
-        "Are they mouse genes? Of rat and other species give `table=`."
+        "Are they mouse genes? For rat and other species give `table=`."
     )

@@ -31,8 +31,8 @@ MIN_SPOTS = 64  # spots of a part; fewer are quicker without a thread
 def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
     """Call ``function(first, end)`` for parts that cover all spots, in as many threads as torch uses.
 
-    numba's own threads share the spots out beforehand and wait for each other in a loop: on a busy machine two of them
-    took longer than one. Here no thread waits for one that has not begun.
+    numba's own threads divide the spots beforehand and wait for each other in a busy loop: on a busy machine two
+    threads took longer than one. Here no thread waits for another that has not started.
     """
     n_threads = _utils.n_threads()
     n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)
@@ -83,7 +83,8 @@ def rank_tokens(
     Parameters
     ----------
     block
-        (spots, genes) CSR, finite and not negative; it may hold a place twice, zeros, and columns in any order.
+        (spots, genes) CSR, finite and not negative; duplicate entries, explicit zeros and columns in any order are
+        allowed.
     rows
         int32 (genes,): row of the vocabulary, -1 for a gene that is not in it.
     divisors
@@ -159,10 +160,10 @@ def _sum_genes(indices: np.ndarray, data: np.ndarray, rows: np.ndarray, value: n
 
 @numba.njit(nogil=True, cache=True)
 def _collect(value: np.ndarray, shares: np.ndarray, seen: np.ndarray, found: np.ndarray) -> int:
-    """Scale the counts of the marked rows, list these rows in rising order and clear the marks; their number.
+    """Scale the counts of the marked rows, list these rows in rising order and clear the marks. Returns their number.
 
     The published tokens come from counts scaled to 10,000 a spot in float32 and multiplied by the reciprocal of the
-    divisor, which decides what counts as a tie: so it is done here. Counts are first divided by their greatest common
+    divisor, which decides what counts as a tie; this does the same. Counts are first divided by their greatest common
     divisor, so that a spot sequenced twice as deep has the same tokens to the last one.
     """
     n = 0
@@ -201,7 +202,7 @@ def _sort(order: np.ndarray, keys: np.ndarray, value: np.ndarray) -> None:
     """Sort the rows in `order` by falling value; rows of the same value keep their (rising) order.
 
     The bits of a positive float, read as an integer, rise with it. Two stable counting passes sort by the upper 16 bits
-    of the distance from the highest; one insertion pass, with next to nothing to do, puts right what differs below.
+    of the distance from the highest; an insertion pass, with few moves, sorts by the lower bits.
     """
     if len(order) < 2:
         return
@@ -255,7 +256,7 @@ def weighted_bag(tokens: np.ndarray, table: np.ndarray, gate: np.ndarray | None,
     gate
         (positions or more, width) float32; None: 1.
     share
-        What sums are divided by.
+        Number that sums are divided by.
 
     Returns
     -------

@@ -47,10 +47,10 @@ def slide_tiles(
 ) -> AnnData:
     """Lay a grid of tiles over a whole slide and keep those on tissue.
 
-    Tissue is told from glass on a reduced picture (8 µm a pixel) by Otsu's threshold on the saturation. No tile is read
-    here: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them as it goes, and
-    `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial`
-    and `stampy.tl.embed` take it; slides are put together by `anndata.concat(..., uns_merge="unique")`.
+    Tissue is separated from glass on a reduced image (8 µm per pixel) by Otsu's threshold on the saturation. No tile is
+    read here: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them as it goes, and
+    `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial` and
+    `stampy.tl.embed` take it; combine slides by `anndata.concat(..., uns_merge="unique")`.
 
     Parameters
     ----------
@@ -60,13 +60,13 @@ def slide_tiles(
     tile_um
         Edge of a tile in µm; None: 112, what stampy's models see.
     stride_um
-        From tile to tile in µm; None: `tile_um`, tiles side by side.
+        Distance between tiles in µm; None: `tile_um`, so that tiles do not overlap.
     min_tissue
-        Least part of a tile that is tissue, 0 to 1; None: 0.5.
+        Minimum fraction of a tile that is tissue, 0 to 1; None: 0.5.
     um_per_px
         µm per pixel of the full resolution; None: as the file says.
     tile_key
-        For a WSIData: take its tile table of this name, such as "tiles", as it is, instead of a grid.
+        For a WSIData: use its tile table of this name, such as "tiles", instead of a grid.
     thumbnail_px
         Longer side of the picture that is kept for plots.
     name
@@ -86,11 +86,11 @@ def slide_tiles(
     Raises
     ------
     FileNotFoundError, ImportError
-        If there is no such file, or OpenSlide is needed for it.
+        If there is no such file, or reading it needs OpenSlide.
     KeyError
         If the WSIData has no such tile table.
     ValueError
-        If the size of a pixel is not known, no tissue is found, the file is damaged, or arguments conflict.
+        If the size of a pixel is unknown, no tissue is found, the file is damaged, or arguments conflict.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """Data thinning: molecules are split in two independent halves, and one half predicts the genes of the other.
 
-This measure needs no labels. It stands here because both `stampy.tl` (to judge embeddings) and `stampy.train` (to
+This measure needs no labels. The module is in pp because both `stampy.tl` (to judge embeddings) and `stampy.train` (to
 choose how far a model is adapted) use it, and these two never import each other.
 
 Shapes: n spots, G genes of the section, g target genes, d columns of an embedding.
@@ -21,7 +21,7 @@ def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.
     """Split the molecules (n, G) at random: each goes to either half with probability one half.
 
     Given their means, the counts of the two halves are independent where counts are Poisson. What an embedding of one
-    half says of the other is therefore about the tissue, not about the noise.
+    half predicts of the other half therefore reflects the tissue, not the noise.
 
     Examples
     --------
@@ -41,11 +41,11 @@ def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.
 
 
 def regions(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N_FOLDS) -> np.ndarray:
-    """Folds (n,) of one compact region each: every section is cut in `n_folds` regions of like size.
+    """Folds (n,) of one compact region each: every section is cut into `n_folds` regions of similar size.
 
-    Small blocks that lie scattered would not do here: where a spot lies, and nothing else, then predicts the genes of
-    its neighbours well (correlation 0.34 on a section of 295 spots), and an embedding that is fitted to the section may
-    hold just that. From region to region it predicts little.
+    Small scattered blocks are unsuitable: with them the position of a spot alone predicts the genes of its neighbours
+    well (correlation 0.34 on a section of 295 spots), and an embedding that is fitted to the section may encode just
+    the position. Between regions, position predicts little.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def regions(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N
 
 
 def _cut(xy: np.ndarray, rows: np.ndarray, names: np.ndarray, folds: np.ndarray) -> None:
-    """Halve the rows, across their longer side, until each part has one name."""
+    """Halve the rows across their longer side until there is one part per name."""
     if len(names) == 1 or not len(rows):
         folds[rows] = names[0]
         return
@@ -94,10 +94,10 @@ def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
 
 
 def gene_targets(counts: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
-    """What is to be predicted, (n, g) float32: log1p of counts per 10,000, without what log depth explains.
+    """The targets, (n, g) float32: log1p of counts per 10,000, with the effect of log depth removed.
 
-    Log-normalised counts of sparse spots still follow depth. It is taken out by a parabola of each gene over log depth,
-    so that an embedding gains nothing by knowing how deeply a spot was sequenced.
+    Log-normalised counts of sparse spots still follow depth. The effect is removed by fitting a parabola of each gene
+    over log depth, so that an embedding gains nothing by knowing how deeply a spot was sequenced.
     """
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     part = np.asarray(counts[:, genes].todense(), dtype=np.float64)
@@ -111,8 +111,8 @@ def gene_targets(counts: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
 def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Pearson correlation (g,) between targets and their prediction by ridge from `values`, each fold held out once.
 
-    Columns are standardised; the penalty is their number `d`: so strong that all columns together are expected to
-    explain as much variance as they leave. The mean of the training spots is left out of a prediction: it is low where
+    Columns are standardised; the penalty is the number of columns `d`, so that all columns together are expected to
+    explain half of the variance. The mean of the training spots is left out of a prediction: it is low where
     the held-out region is high, so that noise would score below 0. NaN for a target that doesn't vary.
     """
     x = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
@@ -134,7 +134,7 @@ def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarr
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of like columns; NaN where one of them is constant."""
+    """Pearson correlation of corresponding columns; NaN where one of them is constant."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     return np.where(norm > 1e-12, (a * b).sum(axis=0) / np.where(norm > 1e-12, norm, 1.0), np.nan)

@@ -24,7 +24,7 @@ _MAX_UPSAMPLING = 4.0
 
 
 class TileProvenance(TypedDict):
-    """What tiles were read from and how; lists have a value per section."""
+    """How tiles were read and from which images; lists have one value per section."""
 
     tile_um: float
     size_px: int
@@ -37,7 +37,7 @@ class TileProvenance(TypedDict):
 
 
 class TileSource:
-    """Tiles of a section (or several), read when asked for: row i is spot i.
+    """Tiles of one or several sections, read on request: row i is spot i.
 
     It holds the spots' coordinates and open images, no tiles. Reading is safe from several threads.
 
@@ -103,7 +103,7 @@ class TileSource:
     ) -> Self:
         """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`.
 
-        With a list as `notes`, what is doubtful is put there instead of being warned about.
+        With a list as `notes`, warnings are appended to it instead of being issued.
         """
         wishes = Wishes(image, image_key, um_per_px, spot_um)
         sections = sections_of(
@@ -184,14 +184,14 @@ class TileSource:
         return found.hexdigest()
 
     def region_cells(self) -> np.ndarray:
-        """For which cells a spot's region lies wholly inside the image, (n, 9) bool; see `choose_cells`."""
+        """Whether a spot's region lies wholly inside the image, for each cell, (n, 9) bool; see `choose_cells`."""
         out = np.empty((len(self), 9), dtype=bool)
         for s in self.sections:
             out[s.rows] = region_cells(s.image_xy, s.require_image().shape, s.um_per_image_px, self.tile_um)
         return out
 
     def provenance(self) -> TileProvenance:
-        """What was read and how, in types that every AnnData writer takes."""
+        """Record of what was read and how, in types that every AnnData writer takes."""
         return {
             "tile_um": self.tile_um,
             "size_px": self.size_px,
@@ -206,7 +206,7 @@ class TileSource:
     def image_paths(self) -> list[str]:
         """The file that the tiles of each section come from, "" for pixels in memory.
 
-        Apart from `provenance`: where a file lies does not decide what is computed.
+        Not part of `provenance`, since the place of a file does not affect the results.
         """
         paths = (getattr(s.require_image(), "path", None) for s in self.sections)
         return [os.path.realpath(path) if path else "" for path in paths]
@@ -266,8 +266,8 @@ def tiles(
     """Cut a tile of a physical size around every spot (method, geometry of the alignment).
 
     A tile at the border is padded with `fill`; it is never shifted or left out, so row i is always spot i. Tiles of
-    224 px take 150 KB each, 600 MB for a Visium section: :func:`stampy.tl.embed` and training need none of this, they
-    read tiles through :class:`TileSource` as they go.
+    224 px take 150 KB each, 600 MB for a Visium section: :func:`stampy.tl.embed` and training do not need
+    this function: they read tiles on request through :class:`TileSource`.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def tiles(
         :class:`SlideImage`. A path or an array is the full-resolution image. For several sections, by section.
     image_key
         Which of the images in `adata` to use: `"hires"` or `"lowres"`, or a name in `sdata.images`; the finest by
-        default. One for all sections, or by section.
+        default. One name for all sections, or one per section.
     library_key
         Column of `adata.obs` that names the section of each spot, as in `uns["spatial"]`. In a SpatialData the
         sections are the regions of the table.
@@ -299,16 +299,16 @@ def tiles(
     table_key
         Table of a SpatialData.
     key_added
-        Where the tiles go.
+        Name of the tiles in ``obsm``.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Fields written:
 
     - `obsm[key_added]`: (n, size_px, size_px, 3) uint8 RGB
-    - `uns["stamp"][key_added]`: parameters, and µm per px of each section with where it comes from
+    - `uns["stamp"][key_added]`: parameters, and µm per px of each section and its source
 
     Warns
     -----
@@ -321,8 +321,8 @@ def tiles(
     KeyError
         Without coordinates or image.
     ValueError
-        If most spots lie outside the image, coordinates are NaN, the size of a pixel can't be inferred, or it is not
-        clear which image is meant.
+        If most spots lie outside the image, coordinates are NaN, the size of a pixel cannot be inferred, or the
+        image is ambiguous.
 
     Examples
     --------

@@ -19,12 +19,12 @@ _SMOOTH_PX = 5
 
 
 def overview(image: SlideImage, factor: float) -> np.ndarray:
-    """The whole picture reduced `factor` times, piece by piece: memory does not grow with the slide, time is bounded.
+    """The whole image reduced `factor` times, read in pieces: memory does not grow with the slide, time is bounded.
 
     Returns
     -------
-    (h, w, 3) uint8; each pixel is the mean of the area that it covers. Of a level of more than `_MAX_READ_PX` pixels
-    one block in each square of several is read and stands for all of it, with a warning.
+    (h, w, 3) uint8; each pixel is the mean of the area that it covers. For a level of more than `_MAX_READ_PX` pixels,
+    only one block in each square of blocks is read and represents the square, with a warning.
     """
     level = image._level_for(factor)
     height, width = image.levels[level].shape
@@ -70,13 +70,13 @@ def _block_px(image: SlideImage, level: int) -> int:
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
     """Where there is tissue: saturation above Otsu's threshold, smoothed.
 
-    The threshold is kept within 0.05 to 0.15: on a slide without tissue Otsu would part noise from noise, and on one
-    that is all tissue the darker half from the lighter. Black places (no scan, pen) are no tissue.
+    The threshold is kept within 0.05 to 0.15: Otsu's threshold would separate noise from noise on a slide without
+    tissue, and dark from light tissue on a slide full of tissue. Black places (no scan, pen) are no tissue.
 
     Parameters
     ----------
     rgb
-        (h, w, 3) uint8, reduced to some µm a pixel.
+        Reduced image (h, w, 3) uint8, at some µm per pixel.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
 
 
 def covered(mask: np.ndarray, boxes: np.ndarray, px_per_mask_px: tuple[float, float]) -> np.ndarray:
-    """How much of each box is tissue (n,) float64, 0 to 1, exact for fractions of mask pixels.
+    """Fraction of each box that is tissue, (n,) float64, exact for fractions of mask pixels.
 
     Parameters
     ----------

@@ -65,7 +65,7 @@ def tokenize(
 
     Returns
     -------
-    None, or the copy. Written are
+    None, or the copy. Fields written:
 
     ``obsm[key_added]``
         int32 (n, max_tokens): a gene is its vocabulary row + 30, 0 pads on the right.

@@ -44,8 +44,8 @@ class Vocabulary:
     Parameters
     ----------
     frame
-        One row a gene, in the order of the tokens: `gene_id` (Ensembl id, or any unique name), `symbol` (may be empty;
-        several, the usual one first, are parted by ``|``) and `divisor` (finite, above 0).
+        One row per gene, in the order of the tokens: `gene_id` (Ensembl id, or any unique name), `symbol` (may be
+        empty; several are separated by ``|``, the usual one first) and `divisor` (finite, above 0).
 
     Raises
     ------
@@ -80,7 +80,7 @@ class Vocabulary:
 
     @property
     def symbols(self) -> np.ndarray:
-        """(n,) str, read-only; empty where there is none, several parted by ``|``."""
+        """(n,) str, read-only; empty where there is none, several separated by ``|``."""
         return self._symbols
 
     @property
@@ -100,7 +100,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 characters of the SHA-256 of the file that `save` writes: tells vocabularies apart."""
+        """The first 16 characters of the SHA-256 of the file that `save` writes; identifies the vocabulary."""
         return hashlib.sha256(self._text().encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -137,9 +137,9 @@ class Vocabulary:
             raise ValueError(f"{str(path)!r} is not a vocabulary: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write `genes.tsv`: tab-separated with a header, a row a gene, divisors exact.
+        """Write `genes.tsv`: tab-separated with a header, one row per gene, divisors exact.
 
-        A folder gets a file of that name; a file that is there is replaced at once or not at all.
+        A folder gets a file of that name; an existing file is replaced atomically.
         """
         path = Path(path).expanduser()
         path = path / FILE if path.is_dir() else path
@@ -162,16 +162,16 @@ class Vocabulary:
         """The genes of a corpus, each with its mean over the spots that have it, in the order of their ids.
 
         Counts are scaled to 10,000 a spot; the mean of a gene is over all spots with a count of it in the sections that
-        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Of human genes
-        names are resolved first: each gene has its Ensembl id and approved symbol of HGNC, whatever a section calls it.
-        Other genes are put together by Ensembl id; symbols of sections without ids through the sections that have both
-        (a symbol of several ids belongs to the one in most spots). Symbols that nobody resolves are their own id.
+        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Names of human
+        genes are resolved first: each gene has its Ensembl id and approved symbol of HGNC, whatever a section calls it.
+        Other genes are combined by Ensembl id; symbols in sections without ids are resolved by the sections that have
+        both (a symbol of several ids belongs to the id in most spots). An unresolved symbol is used as the id.
         Features that are no genes, such as antibodies and control probes, are left out.
 
         Parameters
         ----------
         sections
-            Sections with raw counts, or paths of .h5ad files (opened backed); a generator will do.
+            Sections with raw counts, or paths of .h5ad files (opened backed); or a generator of these.
         layer
             The layer with raw counts; None is `X`.
         min_spots
@@ -215,16 +215,16 @@ class Vocabulary:
 
         A gene is found by its Ensembl id, in ``var_names`` or any column of ``var`` (its version and a genome in front,
         such as ``GRCh38_``, are cut off); else by its symbol, a previous symbol or an alias of HGNC; else by undoing
-        what programs do to names: dates of spreadsheets, dots for hyphens, numbers that make names unique, other case.
-        Where an id and a symbol contradict each other, the id counts. Names of several genes are not matched. Features
-        that are no genes (antibodies, control probes) are left out.
+        changes that programs make to names: dates of spreadsheets, dots for hyphens, numbers that make names unique,
+        case. Where an id and a symbol contradict each other, the id counts. Names of several genes are not matched.
+        Features that are no genes (antibodies, control probes) are left out.
 
         Parameters
         ----------
         adata
             The section.
         layer
-            Layer with the counts that shares are of; None is `X`.
+            Layer whose counts are used for the shares; None is `X`.
 
         Returns
         -------
@@ -263,12 +263,12 @@ class Vocabulary:
 
         A vocabulary made before stampy resolved names may have a gene twice, by an old symbol and by its id. The row
         with the Ensembl id is used for both names, and their counts are summed; the other row's token never occurs.
-        Tokens of all other genes are what they were.
+        Tokens of all other genes do not change.
         """
         return {self.gene_ids[row]: self.gene_ids[kept] for row, kept in self.index.merged.items()}
 
     def token_of(self, gene: str) -> int:
-        """The token of a gene, given its id or symbol; KeyError with near names where there is none."""
+        """The token of a gene, given its id or symbol; KeyError with similar names if there is none."""
         for kind in ("gene_id", "symbol"):
             row = int(self.rows_of(pd.Index([gene], dtype=object), kind)[0][0])
             if row >= 0:

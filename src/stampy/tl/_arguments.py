@@ -14,7 +14,6 @@ from stampy import _checks, _keys
 from stampy._section.choose_image import Wishes
 from stampy._section.section import coordinates_of
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import counts_of
 
 if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
@@ -57,7 +56,7 @@ class Request:
     Raises
     ------
     TypeError, ValueError
-        A value that can't be, arguments that conflict or have no effect.
+        A value is invalid, or arguments conflict or have no effect.
     FileNotFoundError
         There is no such image.
     """
@@ -147,7 +146,7 @@ class Request:
 
 
 def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
-    """Raise for arguments, shared with whole slides, that can't be."""
+    """Raise for invalid arguments, of those shared with whole slides."""
     _checks.one_of("level", level, ("embedding", "feature"))
     if precision is not None:
         _checks.one_of("precision", precision, ("float32", "bfloat16"))
@@ -228,6 +227,8 @@ def _check(sections: Mapping[Any, Section], request: Request) -> None:
 
 
 def _check_section(section: Section, request: Request) -> None:
+    from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
+
     section = with_columns(section, request.table_key)
     table = table_of(section, request.table_key)
     _checks.not_empty(table, genes=False)

@@ -97,11 +97,11 @@ def attribute(
     layer
         Layer with raw counts; None: ``adata.X``.
     organism
-        Of the section's genes and of `genes`: see `stampy.tl.embed`.
+        Organism of the section's genes and of `genes`: see `stampy.tl.embed`.
     embedding_key
         ``obsm[key + "_gene"]`` for clusters and ``obsm[key + "_image"]`` for the match, by `stampy.tl.embed`.
     per_spot
-        Write the attributions of the single spots, too.
+        Also write the attributions of each spot.
     table_key
         Table of a SpatialData.
     batch_size

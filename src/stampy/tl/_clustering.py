@@ -225,7 +225,7 @@ def connectivities(values: np.ndarray, n_neighbors: int, seed: int = 0) -> spars
     n_neighbors
         Nearest spots of each, itself counted; at most n.
     seed
-        Of the approximate search, which tables of 8,192 spots and more get.
+        Seed of the approximate search, which is used for 8,192 spots and more.
 
     Returns
     -------

@@ -162,7 +162,7 @@ def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Of each key of obsm that all sections have, its shape beyond the spots; and the number of spots."""
+    """The shape beyond the spots of each key of obsm that all sections have, and the number of spots."""
     wanted = (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX, _keys.SPATIAL)
     found: dict[str, set[tuple[int, ...] | None]] = {k: set() for k in wanted}
     n = 0

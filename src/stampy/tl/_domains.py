@@ -66,9 +66,9 @@ def domains(
         - ``"gmm"``: Gaussian mixture. Its covariance (spherical, diag, tied or full, which are mclust's VII, VVI, EEE
           and VVV), and with None the number of 1 to `max_domains`, has the lowest BIC.
     resolution
-        Of leiden, where `n_domains` is None; None: 1.
+        Resolution of Leiden, where `n_domains` is None; None: 1.
     n_neighbors
-        Of the graph for leiden.
+        Neighbours of each spot in the graph for Leiden.
     max_domains
         Up to how many k-means and mixtures are tried.
     n_pcs

@@ -95,7 +95,7 @@ def embed(
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
         fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
         tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
-        blurred, fluorescence, grey) is left out with a warning. On request it is used, with a warning, too.
+        blurred, fluorescence, grey) is left out with a warning. If requested, it is used with a warning.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -122,7 +122,7 @@ def embed(
         in the model's card. None: a spot's vector depends on that spot alone.
     center
         ``"section"``: subtract from each vector the mean of its section (then again L2 norm 1), which takes out what
-        sets donors and batches apart, and what makes sections as a whole differ, too. Before `context`.
+        sets donors and batches apart, and any real difference between whole sections. Applied before `context`.
     genes
         ``"shared"``: genes that all sections of the call measure alone. None: all, with a warning where they differ.
     normalize

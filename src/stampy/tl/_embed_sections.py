@@ -94,9 +94,9 @@ def embed_sections(
 
     Returns
     -------
-    The table that is in ``sections.tsv``, too, a row per section: ``status`` (embedded, kept: done by an earlier run,
-    failed, pending), spots, genes, ``overlap`` (share of the section's genes that the model knows), ``counts_share``
-    (share of its counts in those genes), modality, model, verdict, seconds, worker, warnings, error.
+    The table that is written to ``sections.tsv``, a row per section: ``status`` (embedded, kept: done by an earlier
+    run, failed, pending), spots, genes, ``overlap`` (share of the section's genes that the model knows),
+    ``counts_share`` (share of its counts in those genes), modality, model, verdict, seconds, worker, warnings, error.
 
     Written into `out`:
 

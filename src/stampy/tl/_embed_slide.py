@@ -107,7 +107,7 @@ def embed_slide(
     FileNotFoundError, KeyError, ImportError
         As `stampy.pp.slide_tiles`.
     FileExistsError
-        If the store, or its unfinished part, is of another slide, model or parameters.
+        If the store, or its unfinished part, was written for a different slide, model or parameters.
     ValueError
         As `stampy.pp.slide_tiles`; or if the model has no image tower.
 

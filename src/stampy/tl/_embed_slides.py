@@ -71,8 +71,8 @@ def embed_slides(
 
     Returns
     -------
-    The table that is in ``sections.tsv``, too, as of `stampy.tl.embed_sections`; ``n_spots`` counts tiles. Written into
-    `out`: ``NAME.zarr`` for each slide, as `stampy.tl.embed_slide` describes, and ``sections.tsv``.
+    The table that is written to ``sections.tsv``, as by `stampy.tl.embed_sections`; ``n_spots`` counts tiles. Written
+    into `out`: ``NAME.zarr`` for each slide, as `stampy.tl.embed_slide` describes, and ``sections.tsv``.
 
     Raises
     ------

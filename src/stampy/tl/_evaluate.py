@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -32,11 +32,19 @@ if TYPE_CHECKING:
 
     from ._label_free import Embedder, Scores
 
-__all__ = ["evaluate"]
+__all__ = ["Judgement", "evaluate", "judged"]
 
 logger = logging.getLogger(__name__)
 
 LEVEL = 0.005  # smaller differences of the score are of no practical use
+
+
+class Judgement(TypedDict):
+    """What `evaluate` writes into uns."""
+
+    scores: pd.DataFrame
+    verdict: str
+    parameters: Mapping[str, object]
 
 
 def evaluate(
@@ -82,7 +90,7 @@ def evaluate(
     table_key
         Table of a SpatialData.
     rng
-        Of the splits.
+        Seed or generator for the splits.
     key_added
         Where results go.
     copy
@@ -133,6 +141,29 @@ def evaluate(
     >>> adata.uns["stamp_evaluate"]["scores"].index.tolist()
     ['X_stamp', 'PCA', 'PCA, L2, smoothed', 'tf-idf SVD, L2, smoothed', 'position alone']
     """
+    found = judged(
+        adata, keys, library_key=library_key, layer=layer, n_splits=n_splits, n_genes=n_genes, max_spots=max_spots,
+        table_key=table_key, rng=rng, stability=True,
+    )  # fmt: skip
+    ours = found["scores"].index[found["scores"]["kind"] == "embedding"].tolist()
+    result = Result(key_added, {"embeddings": ours}, uns={key_added: found})
+    return write(adata, result, copy=copy, table_key=table_key)
+
+
+def judged(
+    adata: AnnData | SpatialData,
+    keys: str | Sequence[str] | Mapping[str, Embedder] | None,
+    *,
+    library_key: str | None,
+    layer: str | None,
+    n_splits: int,
+    n_genes: int,
+    max_spots: int | None,
+    table_key: str,
+    rng: int | np.random.Generator | None,
+    stability: bool,
+) -> Judgement:
+    """What `evaluate` writes; without `stability`, half of whose cost it is, where only the verdict is wanted."""
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
     library_key = library_key_of(adata, library_key, table_key)
@@ -146,13 +177,13 @@ def evaluate(
     _enough(sections[rows], names)
     counts = _whole_counts(table, layer)[rows][:, is_gene]
     part = JudgedSpots(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
-    found = [scores_of_split(part, jobs, r) for r in rng.spawn(n_splits)]
+    found = [scores_of_split(part, jobs, r, stability=stability) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
     sentence = _verdict(scores, found)
     if as_they_are:
         _checks.warn(
-            f"{_checks.shortlist(as_they_are)}: not embeddings that stampy can make anew from half of the molecules, "
-            "so they are judged as they are. They have seen what they predict: their scores flatter them. Give a "
+            f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the molecules, "
+            "so they are scored as given. They have seen what they predict: their scores are too high. Give a "
             "function that embeds a table for a fair comparison (`keys={'name': function}`)."
         )
     parameters = {
@@ -160,9 +191,7 @@ def evaluate(
         "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
     logger.info("%s", sentence)
-    judged = {"scores": scores, "verdict": sentence, "parameters": parameters}
-    result = Result(key_added, {"embeddings": list(jobs)}, uns={key_added: judged})
-    return write(adata, result, copy=copy, table_key=table_key)
+    return {"scores": scores, "verdict": sentence, "parameters": parameters}
 
 
 def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -> None:
@@ -314,8 +343,8 @@ def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
     base = scores.loc[scores["kind"] == "baseline", "score"].idxmax()
     if fair.empty:
         return (
-            f"No embedding here could be made anew from half of the molecules, so none can be compared fairly with the "
-            f"best baseline ({base}, {scores.loc[base, 'score']:.3f})."
+            f"No embedding here could be recomputed from half of the molecules, so none can be compared fairly with "
+            f"the best baseline ({base}, {scores.loc[base, 'score']:.3f})."
         )
     best = fair["score"].idxmax()
     gains = np.array([split[best]["score"] - split[base]["score"] for split in found])

@@ -102,7 +102,7 @@ def expression(
     table_key
         Table of a SpatialData.
     rng
-        Of blocks and random folds.
+        Seed or generator for blocks and random folds.
     key_added
         Where results go.
     copy
@@ -286,7 +286,7 @@ def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:
 
 def _shared_genes(table: AnnData, reference: AnnData, genes: Sequence[str] | None, n: int, layer: Any,
                   transform: Transform) -> list[str]:  # fmt: skip
-    """Genes of the reference to predict; where these spots have genes, too, those that both have."""
+    """Genes of the reference to predict; if these spots also have genes, the genes that both have."""
     if genes is not None:
         return _genes(reference, genes, n, layer, transform, np.zeros(reference.n_obs))
     if table.n_vars:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,11 +12,10 @@ from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
 
 from ._embed import embed
-from ._evaluate import evaluate
+from ._evaluate import Judgement, judged
 from ._results import unit
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -26,16 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["judge", "stripped"]
 
-N_SPLITS = 2
+N_SPLITS, N_GENES = 2, 200
 MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
-
-
-class Judgement(TypedDict):
-    """Of `stampy.tl.evaluate`, as far as it is used."""
-
-    scores: pd.DataFrame
-    verdict: str
-    parameters: Mapping[str, object]
 
 
 def judge(
@@ -75,8 +65,10 @@ def judge(
         genes = half.obsm[_keys.EMBEDDING]
         return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
 
-    evaluate(copy, {key: again}, n_splits=N_SPLITS, max_spots=MAX_SPOTS, library_key=library_key, rng=rng)
-    return copy.uns[_keys.EVALUATE]
+    return judged(
+        copy, {key: again}, library_key=library_key, layer=None, n_splits=N_SPLITS, n_genes=N_GENES,
+        max_spots=MAX_SPOTS, table_key=_keys.TABLE, rng=rng, stability=False,
+    )  # fmt: skip
 
 
 def stripped(

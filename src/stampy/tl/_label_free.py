@@ -73,8 +73,13 @@ class JudgedSpots:
         return AnnData(counts, obs=obs, var=self.table.var.copy(), obsm={_keys.SPATIAL: self.xy})
 
 
-def scores_of_split(part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator) -> Scores:
-    """All measures of all embeddings for one split, each half predicting the other once."""
+def scores_of_split(
+    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator, *, stability: bool = True
+) -> Scores:
+    """All measures of all embeddings for one split, each half predicting the other once.
+
+    Without `stability`, which is half of the cost, that measure is NaN.
+    """
     pair = halves(part.counts, rng)
     targets = [gene_targets(half, part.genes) for half in pair]
     around = [np.asarray(part.graph @ t, dtype=np.float32) for t in targets]
@@ -82,7 +87,7 @@ def scores_of_split(part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rn
     for name, values in _embedded(part, jobs, pair):
         sides = [_side(part, values[i], targets[1 - i], around[1 - i]) for i in (0, 1)]
         row = {k: float(np.mean([side[k] for side in sides])) for k in sides[0]}
-        row["stability"] = _stability(*values) if values[0] is not values[1] else np.nan
+        row["stability"] = _stability(*values) if stability and values[0] is not values[1] else np.nan
         found[name] = row | {
             "score": (max(row["own"], 0.0) * max(row["neighbors"], 0.0)) ** 0.5,
             "n_dims": values[0].shape[1],

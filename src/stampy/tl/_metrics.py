@@ -101,7 +101,7 @@ def gene_scores(
     Returns
     -------
     A row per gene, level and group: `gene`, `level`, `group`, `n_spots`, `mse`, `pearson`. r over pooled spots counts
-    differences between slides, too, and is the higher one as a rule; r within slides is what a map of one slide shows.
+    differences between slides as well, and is usually higher; r within slides is what a map of one slide shows.
     """
     parts: list[tuple[str, str, slice | np.ndarray]] = [("pooled", "all", slice(None))]
     for level, names in groups.items():

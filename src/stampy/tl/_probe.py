@@ -162,7 +162,7 @@ def probe(
     table_key
         Table of a SpatialData.
     rng
-        Of blocks and of random folds.
+        Seed or generator for blocks and random folds.
     key_added
         Where results go.
     copy

@@ -1,7 +1,7 @@
-"""Results of a long run in a folder, chunk by chunk, so that it can be interrupted and go on.
+"""Results of a long run, saved in a folder chunk by chunk, so that the run can be interrupted and resumed.
 
 A chunk's file holds the hash of what it was made from, which rows are done, and their values. Files are written beside
-and renamed: whatever ends the process, what is there is whole.
+and renamed: if the process is killed, no file is incomplete.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def digest_of_model(model: Encoder, *, below: tuple[str, ...] = ("",)) -> str:
 
 
 class Chunk:
-    """Values (n, D) of the rows of a chunk, as far as they are done. Leaving the block saves, also by an exception."""
+    """Values (n, D) of the rows of a chunk that are done so far. Leaving the block saves, even after an exception."""
 
     def __init__(self, path: Path | None, key: str, n: int):
         self.path, self.key = path, key
@@ -61,7 +61,7 @@ class Chunk:
             if len(values) != len(done) or not np.isfinite(values).all():
                 raise ValueError("values that no model gave")
         except DAMAGED as error:
-            _checks.warn(f"{str(path)!r} is damaged ({str(error) or type(error).__name__:.200}) and made anew.")
+            _checks.warn(f"{str(path)!r} is damaged ({str(error) or type(error).__name__:.200}) and is computed again.")
             return
         if key != self.key or len(done) != n:
             raise ValueError(
@@ -107,19 +107,19 @@ class Chunk:
 
 
 class Chunks:
-    """The chunks of a run in a folder; with no folder nothing is kept.
+    """The chunks of a run in a folder; without a folder, nothing is kept.
 
     Parameters
     ----------
     folder
-        Made if needed; None: nothing is kept.
+        Created if needed; None: nothing is kept.
     settings
-        What all chunks depend on; a folder of other settings is refused.
+        Settings that all chunks depend on; a folder with other settings is refused.
 
     Raises
     ------
     ValueError
-        The folder is of other settings, or has files of something else.
+        The folder has other settings, or unrelated files.
     """
 
     def __init__(self, folder: str | Path | None = None, settings: Mapping[str, object] | None = None):

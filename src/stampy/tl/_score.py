@@ -64,13 +64,13 @@ def score(
     library_key
         Column of obs that names the section of each spot, for `standardize`.
     organism
-        Of the names in `genes`: ``"mouse"`` takes their human orthologs.
+        Organism of the names in `genes`: ``"mouse"`` takes their human orthologs.
     embedding_key
         Where the embeddings are: ``obsm[key + "_image"]`` or ``obsm[key + "_gene"]``.
     table_key
         Table of a SpatialData.
     device
-        Of the model. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        Device of the model. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     key_added
         Where the scores go.
     copy

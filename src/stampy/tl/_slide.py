@@ -88,7 +88,7 @@ def slide(
     n_folds
         Folds, at least 2; each label needs as many patients.
     hidden, n_epochs, learning_rate, weight_decay
-        Of the attention pooling: its size, AdamW's settings (cosine schedule). They are never tuned on the data.
+        Size of the attention pooling, and AdamW's settings (cosine schedule). They are never tuned on the data.
     max_tiles
         Tiles of a slide that a training step sees, drawn anew in each epoch; predictions use all.
     n_bootstrap
@@ -97,7 +97,7 @@ def slide(
         Seed or generator: folds, first weights, order, draws. On the CPU the result is the same to the last bit,
         whatever the number of threads.
     device
-        Of the attention pooling; None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        Device for the attention pooling. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     show_progress_bar
         Show the folds.
     table_key

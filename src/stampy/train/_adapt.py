@@ -57,7 +57,7 @@ def adapt(
     max_spots
         In all, a compact piece of each section, where there are more: memory stays bounded. None: all.
     rng
-        Of pieces, splits and the solver.
+        Seed or generator for pieces, splits and the solver.
 
     Returns
     -------

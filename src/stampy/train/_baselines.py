@@ -48,7 +48,7 @@ def references(
     fraction
         Share of a spot's tokens that are selected.
     seed
-        Of the draw for the third.
+        Seed of the draw for the third.
     positions
         A step shows so many positions alone, drawn at random; None: all.
     corpus
@@ -144,7 +144,7 @@ def tile_features(tiles: np.ndarray) -> np.ndarray:
 def ridge_ranks(
     features: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], xy: Mapping[str, np.ndarray], n_tokens: int
 ) -> dict[str, np.ndarray]:
-    """Of each spot, how many spots of its section have genes nearer to what its tile predicts than its own genes.
+    """For each spot, how many spots of its section have genes nearer to its tile's prediction than its own genes.
 
     A section is predicted from the others. Where there is one alone, its left half is predicted from the right one and
     the other way round; the nearest are sought in the whole section all the same.
@@ -192,7 +192,7 @@ def weighted(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
 
 
 def ranks_of_own(queries: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of each query (m, K), how many keys (n, K) are nearer, by cosine, than its own, key `rows` (m,).
+    """For each query (m, K), how many keys (n, K) are nearer, by cosine, than its own key, `rows` (m,).
 
     Equals count as nearer: a model that says the same of all spots finds none.
     """

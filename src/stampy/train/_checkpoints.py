@@ -48,15 +48,15 @@ def check_same_run(out: Path, described: State) -> None:
         what = f"stage: {found.get('stage')}"
     elif found.get("identity") != described["identity"]:
         raise ValueError(
-            f"{str(out)!r} holds a run of stampy {found.get('stampy')}, which this version can't go on with: it draws "
-            "other batches and compares start weights and images, too. Choose another folder, or that version."
+            f"{str(out)!r} holds a run of stampy {found.get('stampy')}, which this version cannot resume: it draws "
+            "different batches and also compares start weights and images. Choose another folder, or use that version."
         )
     else:
         what = _difference(found, described)
     if what:
         raise ValueError(
-            f"{str(out)!r} holds a run with other {what}. Choose another folder, or go on with what its config.json "
-            "says."
+            f"{str(out)!r} holds a run with other {what}. Choose another folder, or use the settings in "
+            "its config.json."
         )
 
 
@@ -69,7 +69,7 @@ def _described(path: Path) -> State:
 
 
 def _difference(found: State, described: State) -> str:
-    """What of a run differs, "" for the same run."""
+    """What differs between two runs; "" for the same run."""
     before, now = found.get("config", {}), described["config"]
     differs = [k for k in now if k not in FREE and (k not in before or before[k] != now[k])]
     if differs:
@@ -91,7 +91,7 @@ def _difference(found: State, described: State) -> str:
 
 
 def write_config(out: Path, described: State) -> None:
-    """Write config.json, before the first step."""
+    """Write config.json, before the first step; an existing one is kept."""
     if not (out / "config.json").exists():
         with atomic(out / "config.json") as temporary:
             temporary.write_text(json.dumps({"stampy": stampy.__version__, **described}, indent=2) + "\n")
@@ -126,7 +126,7 @@ def load_state(state: State, model: nn.Module, optimizer: Optimizer, *, sharded:
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write beside `path`, to the disk, and rename; where the disk is full, what was written of it is removed."""
+    """Write beside `path`, to the disk, and rename; if the disk is full, the partial file is removed."""
     try:
         with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
             writer = _Writer(file)
@@ -176,7 +176,7 @@ def no_space(error: OSError, path: Path) -> OSError:
 
 
 def newest(out: Path) -> State | None:
-    """The newest state that is whole; one that is damaged is left out with a warning."""
+    """The newest intact state; damaged checkpoints are skipped with a warning."""
     paths = sorted(out.glob("checkpoint-*.ckpt"), reverse=True)
     for left, path in zip(reversed(range(len(paths))), paths, strict=True):
         try:
@@ -191,10 +191,10 @@ def newest(out: Path) -> State | None:
 
 
 def _read(path: Path) -> State:
-    """A checkpoint, every byte compared with its SHA-256 or, where it is from before these, with its checksums."""
+    """A checkpoint, every byte checked against its SHA-256, or in older checkpoints against the archive's checksums."""
     whole = sealed(path)
     if whole is False:
-        raise ValueError("its SHA-256 is another")
+        raise ValueError("its SHA-256 does not match")
     if whole is None:
         _check_archive(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -206,11 +206,11 @@ def _read(path: Path) -> State:
 def _check_archive(path: Path) -> None:
     """Raise unless the ZIP archive is whole: its members by their checksums, its directory by their own headers.
 
-    torch believes the directory, and takes memory that it never fills where the directory names other sizes.
+    torch trusts the directory: where it gives wrong sizes, torch allocates memory that it never fills.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         if (bad := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of {bad!r} is another")
+            raise ValueError(f"the checksum of {bad!r} does not match")
         for member in archive.infolist():
             file.seek(member.header_offset)
             header = file.read(30)

@@ -68,7 +68,7 @@ class _StageConfig:
         has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
         than half of it gives a warning.
     weight_decay
-        Of AdamW.
+        Weight decay of AdamW.
     clip
         Largest norm of the gradient.
     precision
@@ -163,7 +163,7 @@ class PretrainConfig(_StageConfig):
     Parameters
     ----------
     width, depth, heads, feedforward, max_tokens, pooling, tied_heads, dropout, norm, rank_gate
-        Of the gene encoder, see `stampy.models.GeneConfig`.
+        Architecture of the gene encoder, see `stampy.models.GeneConfig`.
     start
         ``"random"`` weights, or ``"spectral"``: features are at first the axes along which neighbouring spots agree,
         found from the sections in seconds. A small model on few sections gets further from there. It needs
@@ -272,13 +272,13 @@ class AlignConfig(_StageConfig):
     pretrained
         Start an added tower from the backbone's own weights.
     start
-        Of an image tower that is added: ``"random"``, or ``"spectral"``: it sees at first the principal components of
-        a tile's pieces, its colours among them. For a small ViT that learns from few sections.
+        How an added image tower starts: ``"random"``, or ``"spectral"``, where its first features are the principal
+        components of a tile's pieces, including its colours. For a small ViT that learns from few sections.
     epochs
         Passes over the spots.
     pairs_per_batch
-        Of a device, an even number; the losses compare those of all devices. Half of them are drawn in shuffled
-        order, the other half are one more spot of the same section each.
+        Pairs in a device's batch, an even number; the losses compare the pairs of all devices. Half of the pairs are
+        drawn in shuffled order; for each of these, the other half holds one more spot of the same section.
     losses
         Those used, of patch_gene (L_P-S), region_gene (L_R-S), patch_region (L_P-R), localization (L_CSP).
     augment
@@ -293,7 +293,7 @@ class AlignConfig(_StageConfig):
         ``"full"``: train the ViT. ``"lora"``: low-rank updates of its linear layers, merged into them at the end.
         ``"frozen"``: only the pretext token and the heads learn.
     lora_rank
-        Of the updates.
+        Rank of the low-rank updates.
     lr, min_lr
         Largest and last learning rate of AdamW: it rises linearly, then falls along a cosine.
     warmup_steps
@@ -301,7 +301,7 @@ class AlignConfig(_StageConfig):
         has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
         than half of it gives a warning.
     weight_decay
-        Of AdamW.
+        Weight decay of AdamW.
     clip
         Largest norm of the gradient.
     precision

@@ -105,7 +105,7 @@ class MemorySection:
         return (self.tokens != 0).sum(axis=1)
 
     def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
-        """Drawn anew."""
+        """Neighbourhood groups, newly drawn."""
         found = group_spots(self.xy, size=config.group_size, max_distance=config.max_distance, rng=rng)
         longest = self._lengths[found.members].max(axis=1, initial=0)
         return SectionGroups(np.arange(len(found.members)), found.members, longest, int((found.own < 0).sum()))
@@ -165,18 +165,18 @@ class TrainingData:
     Parameters
     ----------
     sections
-        Those that have a part in the stage; row i of all is row ``i - start`` of its section.
+        Sections used in the stage; row i of all is row ``i - start`` of its section.
     vocabulary
-        Of the tokens.
+        Genes that the tokens stand for.
     max_tokens
         Tokens of a spot that the model sees.
     identity
-        Says what data a run is about.
+        Describes the data of a run; compared when a run is resumed.
     corpus
         Folder of the corpus that the sections are in; None: they are in memory.
     draws, regions
-        Of a corpus: draws of groups, and regions of a spot. None, in memory: a new draw for every epoch, and any region
-        that fits into the image.
+        How many draws of groups and regions of a spot the corpus holds. None, for data in memory: a new draw for every
+        epoch, and any region that fits into the image.
     """
 
     sections: Sequence[TrainingSection]

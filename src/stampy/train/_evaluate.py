@@ -73,7 +73,7 @@ def evaluate(
     device
         None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     seed
-        Of groups, masks and drawn spots.
+        Seed for groups, masks and drawn spots.
 
     Returns
     -------

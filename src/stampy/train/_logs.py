@@ -45,9 +45,9 @@ class Logs:
     out
         The run's folder.
     names
-        Of the losses that a line may have.
+        Names of the losses that a line may have.
     loggers
-        Of "csv", "tensorboard", "wandb".
+        Any of "csv", "tensorboard", "wandb".
     first, steps
         Where the run goes on, and where it ends.
     config

@@ -44,35 +44,35 @@ C = TypeVar("C", PretrainConfig, AlignConfig)
 
 
 class Sampler(Protocol[B_co]):
-    """A source of batches. A batch is a function of the step, so that any thread can make any of them."""
+    """A source of batches. A batch depends only on its step, so that any thread can make it."""
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
 
     def place(self, rank: int, world_size: int) -> None:
-        """Give rank `rank` of `world_size` its share of every batch from now on: the rank-th consecutive slice."""
+        """From now on, give rank `rank` of `world_size` its share of every batch: the rank-th consecutive slice."""
 
     def batch(self, step: int) -> B_co:
         """The rank's share of the batch of a step."""
 
     def names(self, rows: Tensor) -> list[str]:
-        """Sections of some rows."""
+        """Names of the sections that the rows belong to."""
 
 
 class Stage(Layered, Generic[B, P, C]):
-    """What is trained, and by which losses: on batches B, cut into pieces P.
+    """A model and its losses, trained on batches B that are cut into pieces P.
 
     Parameters
     ----------
     model
         Both towers.
     config
-        Of the stage.
+        Settings of the stage.
     names
-        Of the losses.
+        Names of the losses.
     measures
-        Of what is logged beside them.
+        Names of the measures that are logged with the losses.
     """
 
     def __init__(self, model: Stamp, config: C, names: Sequence[str], measures: Sequence[str] = ()):
@@ -147,17 +147,17 @@ def fit(
     Parameters
     ----------
     stage
-        Its model is changed.
+        The stage; its model is changed.
     sampler
-        Of batches.
+        Source of batches.
     config
-        Of the stage.
+        Settings of the stage.
     out
         Folder of config.json, metrics.jsonl and the checkpoints, from `claimed`.
     fabric
-        Launched.
+        Launched Fabric.
     identity
-        Says what the run is about, beside its settings; a checkpoint of another run is refused.
+        Describes the run beside its settings; a checkpoint of a different run is refused.
     progress
         Show a bar, or without a terminal a line now and then.
     loggers
@@ -343,11 +343,11 @@ def _prefetched(sampler: Sampler[B], stage: Stage[B, P, C], first: int) -> Itera
 def _values(losses: Losses, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dict[str, float], float, int]:
     """Losses over all ranks, the gradient's norm, and the signal that any rank got, or 0.
 
-    The one moment of a step when the CPU waits for the device.
+    The CPU waits for the device only here in a step.
     """
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-    if ranks.world_size > 1:  # ranks stop together, as one would otherwise wait for another for ever
+    if ranks.world_size > 1:  # ranks must stop together: one that goes on alone would wait forever for the others
         flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
         total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
         local, flags = total[:-1] / ranks.world_size, total[-1:]
@@ -360,7 +360,7 @@ def _values(losses: Losses, norm: Tensor, ranks: Ranks, caught: int) -> tuple[di
 def _stop(
     run: TrainState[B, P, C], sampler: Sampler[B], batch: B, step: int, values: dict[str, float], norm: float
 ) -> NoReturn:
-    """Save what there is, and say where it went wrong."""
+    """Save the state, and raise FloatingPointError with the step and the sections of the batch."""
     rows = run.fabric.all_gather(batch["rows"].to(run.fabric.device)).cpu().flatten()
     name = f"failed-{step:08d}.ckpt"
     run.save(name, step, rows=rows, losses=values)

@@ -162,7 +162,7 @@ def mask_tokens(
     share
         Share of these that become the mask id; the rest is halved between the two others.
     rng
-        Of the draw.
+        Generator for the draw.
     width
         Draw for so many positions, whatever L is; None: L.
 

@@ -105,7 +105,7 @@ class GroupSampler(_BaseSampler):
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
         return self.steps_per_epoch * (self.config.epochs_igr + self.config.epochs_cgr)
 
     def dropped(self) -> dict[str, tuple[int, int]]:
@@ -183,7 +183,7 @@ class PairSampler(_BaseSampler):
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
     def _draw_order(self, epoch: int) -> np.ndarray:

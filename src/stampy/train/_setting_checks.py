@@ -43,7 +43,7 @@ def checked(settings: DataclassInstance, ranges: Mapping[str, NumberRange]) -> d
     Raises
     ------
     TypeError
-        A value is of another kind than its annotation says.
+        A value does not have the annotated type.
     ValueError
         A value is not one of the choices, or out of its range.
     """

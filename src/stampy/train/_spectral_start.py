@@ -2,7 +2,7 @@
 
 Before any step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the covariance
 between spots and the mean of their neighbours. That is contextual gene reconstruction (paper, section 3.2) for a linear
-encoder, solved in seconds instead of learned in days; what varies from spot to spot by chance alone is left out.
+encoder, solved in seconds instead of learned in days; variation between spots by chance alone is left out.
 
 A small image tower starts at the mean of a tile's principal components, its colours among them.
 
@@ -28,25 +28,25 @@ from ._data import MemorySection
 
 __all__ = ["spatial_axes", "start_spectral", "start_spectral_image"]
 
-TABLE_STD = 0.05  # of the embedding table where the encoder starts
-ANCHORS = 16  # columns of the width that hold a constant, so that layer norm keeps the length of what is in the others
+TABLE_STD = 0.05  # standard deviation of the embedding table at the start
+ANCHORS = 16  # columns held constant, so that layer norm preserves the length of the vector in the other columns
 ANCHOR = 3.0
 PIECES = 20_000
 
 
 def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divisors: np.ndarray, seed: int) -> None:
-    """Set embeddings and rank gates so that `encoder.features` are the spatial axes; its layers add nothing yet.
+    """Set embeddings and rank gates so that `encoder.features` are the spatial axes; its layers start without effect.
 
     Parameters
     ----------
     encoder
-        With ``norm="pre"``, ``rank_gate=True`` and ``pooling`` "sum" or "bag"; is changed.
+        With ``norm="pre"``, ``rank_gate=True`` and ``pooling`` "sum" or "bag"; changed in place.
     sections
-        With tokens and coordinates.
+        Sections with tokens and coordinates.
     divisors
-        (G,) usual level of each gene, as in the vocabulary.
+        Usual level (G,) of each gene, as in the vocabulary.
     seed
-        Of the subspace iteration.
+        Seed of the subspace iteration.
     """
     config = encoder.config
     gate_L, level_G = np.log1p(anomaly_of_rank(config.max_tokens)), np.log1p(divisors)
@@ -93,17 +93,17 @@ def spatial_axes(
 def start_spectral_image(encoder: ImageEncoder, patches: Tensor, seed: int) -> None:
     """Set a ViT so that its class token is the mean over a tile of the principal components of small pieces.
 
-    A ViT from random weights needs millions of tiles to see more than a tile's mean colour; from here it sees that at
-    once, and learns what to add. The pretext token of a region starts as its patch's own components.
+    A ViT from random weights needs millions of tiles to see more than a tile's mean colour; from here it sees more at
+    once. The pretext token of a region starts as its patch's own components.
 
     Parameters
     ----------
     encoder
-        A plain timm ViT; is changed.
+        A plain timm ViT; changed in place.
     patches
-        (B, size, size, 3) uint8, of all sections.
+        Tiles of all sections, uint8 (B, size, size, 3).
     seed
-        Of the draw of pieces.
+        Seed of the draw of pieces.
     """
     vit, width, size = encoder.base_model, encoder.width, encoder.patch_px
     k = min(width - ANCHORS, 3 * size**2)

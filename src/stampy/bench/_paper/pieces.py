@@ -29,7 +29,7 @@ class Piece:
     what
         ``"counts"``, ``"labels"``, ``"image"``, ``"slides"`` or ``"weights"``.
     name
-        Of the section, or of the system.
+        Name of the section or of the system.
     found
         Where it is; empty where it is missing.
     steps
@@ -91,7 +91,7 @@ def pieces(table: str, folder: str | Path) -> list[Piece]:
 
 
 def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
-    """Names of pieces that are got in the same way; the name of a section in the steps becomes NAME.
+    """Names of pieces grouped by how to obtain them; in the steps, NAME stands for the name of the section.
 
     >>> from stampy.bench import Piece
     >>> missing = [Piece(what="image", name=n, steps=f"get {n}.tif", without="tiles") for n in ("a1", "a2")]
@@ -107,7 +107,7 @@ def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
 
 
 def look(table: str, folder: str | Path) -> Found:
-    """As `pieces`, with the places."""
+    """Like `pieces`, with the places of the files."""
     _checks.one_of("table", table, TABLES)
     raw = json.loads(config_path(table).read_text("utf-8"))
     data = raw["datasets"][0]

@@ -22,7 +22,7 @@ COUNTS = {
     ),
     "her2": (
         "git clone https://github.com/almaan/her2st: data/ST-cnts/{name}.tsv.gz and data/ST-spotfiles/"
-        "{name}_selection.tsv. An .h5ad whose name has {name} in it will do, too."
+        "{name}_selection.tsv. An .h5ad with {name} in its file name also works."
     ),
     "psc": (
         "Which accession the paper used is not known. Livers with primary sclerosing cholangitis: GEO GSE243977. Put "

@@ -55,7 +55,7 @@ def toy_folder(
     n_sections
         The first so many; None: 12 of the cortex, 1 of breast cancer, 4 others. Of slides: patients.
     n_spots, rng
-        Of `stampy.datasets.toy`; every section has another seed.
+        As for `stampy.datasets.toy`; each section gets its own seed.
 
     Returns
     -------

@@ -42,7 +42,7 @@ def toy_hest(
 ) -> list[AnnData]:
     """Write a folder like HEST from toy sections.
 
-    Written are ``HEST_v1_1_0.csv`` with the columns of the real table, and of each section ``st/ID.h5ad``,
+    Files written: ``HEST_v1_1_0.csv`` with the columns of the real table, and for each section ``st/ID.h5ad``,
     ``wsis/ID.tif`` (tiled, with its pixel size) and ``metadata/ID.json``. Ids are TOY1, TOY2, ...; two sections make a
     patient.
 
@@ -51,7 +51,7 @@ def toy_hest(
     folder
         Where to write.
     n_sections, n_spots, n_domains, n_genes
-        As `stampy.datasets.toy` takes them.
+        As for `stampy.datasets.toy`.
     leak
         Add a section with the id of one that the paper's tables are computed on, TENX13.
     rng

@@ -31,7 +31,7 @@ def toy_slide(
         File to write, ending in .tif or .tiff: tiled, JPEG, levels of 1, 1/2, 1/4, ..., with its µm per
         pixel in the resolution tags.
     tumor
-        Part of the tissue that is tumour, 0 to 0.7; 0: a slide without.
+        Part of the tissue that is tumour, 0 to 0.7; 0: a slide without tumour.
     size_um
         Edge of the slide.
     um_per_px

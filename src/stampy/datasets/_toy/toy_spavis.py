@@ -52,8 +52,8 @@ def toy_spavis(
 ) -> ToySpavis:
     """Write a folder like SpaVis-6M, the published training files of STAMP, from toy sections.
 
-    Written are ``train/tokens-0.h5``, ..., ``val/tokens-0.h5``, and beside these folders ``genes.tsv`` (the vocabulary)
-    and ``truth.tsv``. The last section of a file of ``train/`` goes on in the next one.
+    Files written: ``train/tokens-0.h5``, ..., ``val/tokens-0.h5``, and beside these folders ``genes.tsv`` (the
+    vocabulary) and ``truth.tsv``. The last section of a file of ``train/`` goes on in the next one.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def toy_spavis(
         padded with 0, with ``images`` and ``images_aug`` (spots, 3, `size_px`, `size_px`), the patch of 112 µm and a
         region of 336 µm, and ``pos_label``, the patch's cell in its region, row by row.
     n_spots, n_domains, n_genes
-        Of each section, as `stampy.datasets.toy` takes them.
+        Size of each section, as for `stampy.datasets.toy`.
     n_sections, n_val
         Sections of ``train/`` and of ``val/``. They share domains and their genes.
     n_files
@@ -132,7 +132,7 @@ class _Rows(NamedTuple):
     def of(
         cls, section: AnnData, number: int, genes: pd.DataFrame, n_positions: int, stage: int, px: int, rng: int
     ) -> _Rows:
-        """Of a toy section."""
+        """Record of a toy section."""
         random = _utils.stream(rng, "spavis", number)
         tokens = _tokens(section, genes, n_positions)
         xy = np.asarray(section.obsm[_keys.SPATIAL])

@@ -43,7 +43,7 @@ class ImageSystem(_System):
     Parameters
     ----------
     card
-        What it is and what it wants to see.
+        Card of the system, with the input that it needs.
     """
 
     @property
@@ -83,9 +83,9 @@ class GeneSystem(_System):
     Parameters
     ----------
     card
-        What it is.
+        Card of the system.
     genes
-        Its vocabulary: columns gene_id, symbol and divisor, one row a gene. The columns of the counts are these rows.
+        Its vocabulary: columns gene_id, symbol and divisor, one row per gene. The columns of the counts are these rows.
     """
 
     def __init__(self, card: Card, genes: pd.DataFrame):

@@ -29,31 +29,32 @@ class Card:
     loader
         Library that builds it; ``"stampy"`` where stampy does.
     repository, files
-        On the Hugging Face hub, and the names under which weights may lie there (the first that exists is taken).
+        Repository on the Hugging Face hub, and possible names of its weight files (the first that exists is used).
     revision, sha256
         The commit of the repository that is downloaded, and the hash of each of its files (`files`), where they are
         known; nothing else is downloaded unless a revision is given in the name (``"uni@..."``).
     address
-        Where the weights are described, or to be had where there is no hub repository.
+        Where the weights are described, or available if there is no hub repository.
     licence
-        Of the weights, as far as it is known.
+        Licence of the weights, as far as it is known.
     gate
-        ``"gated"``: access must be asked for. ``"open"``. ``"unclear"``. ``"none"``: there are no weights to fetch.
+        ``"gated"``: access must be requested. ``"open"``. ``"unclear"``. ``"none"``: there are no weights to fetch.
     dim, feature_dim
         Size of the embedding, and of the feature before a projection (the same where there is none).
     size_px, tile_um, mean, std
         Edge of the input in px and in µm of tissue; mean and standard deviation of the channels, scaled to 0..1. None
         for systems that see no image.
     parameters
-        Of the part that makes the embedding; None where it depends on the file.
+        Number of parameters of the part that makes the embedding; None where it depends on the file.
     citation
         DOI or arXiv number.
     trained_on
-        In words.
+        Training data, in words.
     seen
-        For data sets of the paper's tables: True if it was trained on them, False if not. What is not named is unknown.
+        For data sets of the paper's tables: True if it was trained on them, False if not. Missing data sets are
+        unknown.
     note
-        What else to know.
+        Further remarks.
     architecture
         Arguments of the constructor; replace it for a variant of another size.
 

@@ -1,4 +1,4 @@
-"""The cards. Facts are those of the systems' own publications and public loaders; what is not known is said so.
+"""The cards. Facts are those of the systems' own publications and public loaders; unknown facts are marked as unknown.
 
 Access and licences change: the address on the card decides.
 """
@@ -206,7 +206,7 @@ def card(name: str) -> Card:
     Parameters
     ----------
     name
-        As in the table `systems`, also with a path: ``"uni:/path/to/pytorch_model.bin"``.
+        Name as in the table `systems`, optionally with a path: ``"uni:/path/to/pytorch_model.bin"``.
 
     Raises
     ------
@@ -253,13 +253,13 @@ def systems(modality: str | None = None) -> pd.DataFrame:
     Parameters
     ----------
     modality
-        Only those of this modality.
+        Only systems of this modality.
 
     Returns
     -------
-    One row a system, its name as index: title, modality, loader, licence, gate, dim, feature_dim, size_px, tile_um,
-    mean, std, parameters, weights, citation, trained_on, and for each data set of the paper's tables whether the system
-    was trained on it: ``"yes"``, ``"no"`` or ``"unknown"``.
+    One row per system, with its name as index: title, modality, loader, licence, gate, dim, feature_dim, size_px,
+    tile_um, mean, std, parameters, weights, citation, trained_on, and for each data set of the paper's tables whether
+    the system was trained on it: ``"yes"``, ``"no"`` or ``"unknown"``.
 
     Examples
     --------

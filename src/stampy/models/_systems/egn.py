@@ -74,22 +74,22 @@ class EGN(nn.Module):
     """Exemplar-guided network.
 
     The defaults are its authors' widths. With 5,000 genes and features of 2,048 numbers (a ResNet-50's) it has
-    144.96 M trainable parameters. The paper of STAMP states 146.02 M, but not its settings: these are some that agree
-    (tiles of 224 px, bridges of eight heads of 32) once the 1.05 M are added that the published code declares in its
-    bridges (an output layer each) and never uses.
+    144.96 M trainable parameters. The paper of STAMP states 146.02 M, but not its settings: the settings used here
+    (tiles of 224 px, bridges of eight heads of 32) agree with it after adding the 1.05 M parameters that the published
+    code declares in its bridges (an output layer each) and never uses.
 
     Parameters
     ----------
     n_genes
-        To predict.
+        Number of genes to predict.
     feature_dim
         Size of the features by which exemplars are found.
     size_px, patch_px
         Edge of a tile and of the ViT's patches.
     width, depth, heads, feedforward
-        Of the ViT.
+        Size of the ViT.
     bridge_heads, bridge_channels, bridge_every
-        Of the exchange with the exemplars, and after how many layers it comes.
+        Heads and channels of the exchange with the exemplars, and after how many layers each exchange comes.
     projector_depth
         Feed-forward blocks that bring features to the width of the ViT.
 

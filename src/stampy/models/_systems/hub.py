@@ -55,7 +55,7 @@ def _in_folder(card: Card, folder: Path) -> Path:
 def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
     """A file of weights from the hub: at the commit of the card, with the hash that the card knows.
 
-    With a `revision` of the user's own, that one, with a warning that nobody vouches for it.
+    With a `revision` given by the user, that commit is downloaded, with a warning that it is unverified.
     """
     wanted = revision or card.revision
     if wanted is None or (revision is None and not card.sha256):

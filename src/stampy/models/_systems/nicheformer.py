@@ -43,7 +43,7 @@ class Nicheformer(GeneSystem):
     Parameters
     ----------
     card
-        What it is.
+        Card of the system.
     genes
         Its vocabulary with the technology's means as divisors.
     config

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tiles(Protocol):
-    """Tiles on request, as a source of stampy's own gives them. An array of tiles will do as well."""
+    """Tiles on request, as a source of stampy's own gives them. An array of tiles is accepted as well."""
 
     size_px: int
 
@@ -44,7 +44,7 @@ class STNet(nn.Module):
     Parameters
     ----------
     n_genes
-        To predict.
+        Number of genes to predict.
     pretrained
         Start from ImageNet, as its authors do; timm fetches those weights from the hub.
     """
@@ -79,7 +79,7 @@ class Predictor:
     n_exemplars
         EGN: similar spots to look at.
     rng
-        Decides initial weights, order and flips; the same seed gives the same network on the same device.
+        Seed or generator for initial weights, order and flips; the same seed gives the same network on the same device.
     device
         None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
     options
@@ -155,15 +155,15 @@ class Predictor:
             EGN: (N, M), the embedding by which similar spots are found, such as ``obsm["X_uni"]``. Its authors
             use a ResNet-50 of ImageNet.
         groups
-            EGN: (N,) section or patient of each spot. Exemplars of a training spot come from other groups, as they will
-            when it predicts; without `groups`, from all other spots.
+            EGN: (N,) section or patient of each spot. Exemplars of a training spot come from other groups, as in
+            prediction; without `groups`, from all other spots.
         epochs, batch_size, learning_rate, weight_decay
-            Of the training; the rate is 1e-4 for ST-Net and 5e-4 for EGN unless it is given.
+            Settings of the training; the default learning rate is 1e-4 for ST-Net and 5e-4 for EGN.
 
         Raises
         ------
         ValueError
-            Lengths differ, targets are not finite, features are missing or not wanted.
+            Lengths differ, targets are not finite, features are missing, or given to ST-Net.
         """
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             _checks.at_least(name, value, 1)

@@ -59,9 +59,9 @@ class ScGpt(GeneSystem):
     Parameters
     ----------
     card
-        What it is.
+        Card of the system.
     genes
-        Its vocabulary, as far as it knows the genes' means.
+        The genes of its vocabulary whose means are known.
     ids
         (V,) token of each of these genes.
     tokens

@@ -42,11 +42,11 @@ class Tangle(SlideSystem):
     Parameters
     ----------
     card
-        What it is.
+        Card of the system.
     in_dim, width, hidden, heads
         Size of the tile features, of the embedding, of the attention, and its heads.
     activation
-        How scores become weights.
+        Function that turns scores into weights.
     """
 
     def __init__(self, card: Card, *, in_dim: int, width: int, hidden: int, heads: int | None, activation: str):

@@ -88,7 +88,7 @@ class Plan:
 
 
 def check_plan(plan: Plan, on_error: str, n_workers: int | None, n_devices: int | None, scheduler: str | None) -> None:
-    """Raise for settings that can't be, before anything is read or a folder is made."""
+    """Raise for invalid settings, before anything is read or a folder is made."""
     from stampy._workers import check_workers
 
     _checks.one_of("on_error", on_error, ("raise", "skip"))

@@ -41,7 +41,7 @@ def run_cohort(
     overwrite: bool,
     progress: bool,
 ) -> pd.DataFrame:
-    """Run a job for each section; the table, which is in ``FOLDER/sections.tsv``, too, however the run ends."""
+    """Run a job for each section; return the table, which is always written to ``FOLDER/sections.tsv`` as well."""
     _check_names(sections, plan)
     fresh = not plan.out.exists()
     out = _checks.writable(plan.out)
@@ -178,7 +178,7 @@ def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
 
 
 def _compare_panels(rows: dict[str, Row]) -> None:
-    """Warn where sections measure different numbers of the model's genes: their vectors differ by that, too."""
+    """Warn where sections measure different numbers of the model's genes: which makes their vectors differ."""
     found = {name: int(row["n_matched"]) for name, row in rows.items() if row.get("n_matched")}
     if not found:
         return
@@ -186,7 +186,7 @@ def _compare_panels(rows: dict[str, Row]) -> None:
     if found[most] > PANELS_ALIKE * found[fewest]:
         _checks.warn(
             f"The sections measure between {found[fewest]} ({fewest!r}) and {found[most]} ({most!r}) of the model's "
-            "genes: vectors of different panels differ by that, too. See `n_matched` in the table. To compare them, "
+            "genes: vectors also differ because the panels do. See `n_matched` in the table. To compare them, "
             "embed those with alike panels, or a list of sections by `tl.embed(..., genes='shared')`."
         )
 

@@ -208,7 +208,7 @@ def _sums_job(section: SourceSection, reader: Reader, skip: bool) -> tuple[str, 
 
 
 def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], skip: bool) -> dict[str, str]:
-    """Of the sections by name; those that can't be read go into `skipped`, if they may."""
+    """Fingerprints of the sections by name; with `skip`, unreadable sections go into `skipped`."""
     found = {}
     for section in sections:
         try:
@@ -223,7 +223,7 @@ def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], sk
 def _fingerprint(section: Section) -> str:
     """Tells whether a section's source changed: by the contents of files, or by all values in memory.
 
-    Of files above 256 MiB size, time and 64 parts stand for the content.
+    For files above 256 MiB, the size, the time and 64 parts of the file stand for its contents.
     """
     said: tuple[object, ...] = (section.um_per_px, section.spot_um, section.organ, section.platform)
     more = (section.species, section.patient, section.study)

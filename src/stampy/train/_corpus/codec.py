@@ -37,12 +37,12 @@ class TileCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """From what stands in zarr.json."""
+        """Read the codec from its entry in zarr.json."""
         _, configuration = parse_named_configuration(data, TILE_CODEC)
         return cls(**configuration)
 
     def to_dict(self) -> dict[str, JSON]:
-        """What stands in zarr.json."""
+        """The codec's entry in zarr.json."""
         return {"name": TILE_CODEC, "configuration": asdict(self)}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:

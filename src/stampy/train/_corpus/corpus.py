@@ -45,7 +45,7 @@ class Corpus:
     FileNotFoundError
         There is no corpus, or its build has not ended.
     ValueError
-        It is of another format, or files are missing or cut off.
+        It has a different format version, or files are missing or truncated.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class Corpus:
         max_tokens
             Tokens of a spot that are kept.
         group_size, max_distance
-            Of the neighbourhood groups, see `stampy.pp.neighborhoods`. Groups of SpaVis-6M are kept: `max_distance`,
+            As for `stampy.pp.neighborhoods`. Groups of SpaVis-6M are kept: `max_distance`,
             `draws`, `regions`, `tile_um`, `seed` and `reader` have no effect there, and raise.
         draws
             Times that groups are drawn; an epoch takes the next draw. Each costs the tokens' disk space again.
@@ -128,9 +128,10 @@ class Corpus:
         regions
             Regions of a spot, each with the patch in a random one of its nine cells.
         codec, quality
-            Of the tiles: JPEG, JPEG XL (a quality of 100 is lossless) or zstd (lossless, `quality` has no effect).
+            Compression of the tiles: JPEG, JPEG XL (a quality of 100 is lossless) or zstd (lossless, `quality` has no
+            effect).
         seed
-            Of groups and cells.
+            Seed for groups and cells.
         n_workers
             Processes of this machine; None: one per core. 1 stays in this process. With more, a script must call this
             under ``if __name__ == "__main__":``.
@@ -193,7 +194,7 @@ class Corpus:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Of its tokens."""
+        """Vocabulary of its tokens."""
         found = Vocabulary.load(self.path / GENES)
         if found.digest != self.manifest["vocabulary"]:
             raise damaged(self.path / GENES, "it is not the vocabulary of the manifest")

@@ -163,7 +163,7 @@ def _listed(repository: str, commit: str) -> list[HubFile]:
 
 
 def _chosen(files: Sequence[HubFile], folder: str, repository: str) -> list[HubFile]:
-    """Of the folder the token files in train/, val/ or itself, else all .h5ad."""
+    """The token files in train/, val/ or the folder itself, else all .h5ad."""
     by_parent: dict[str, list[HubFile]] = {}
     for file in files:
         if is_token_file(file.name):

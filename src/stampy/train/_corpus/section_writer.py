@@ -73,7 +73,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 def write_section(
     section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
 ) -> SectionRecord | Fault:
-    """Write a section into ``out/sections``; its record, or on request ``{"name", "error"}`` for one that is no use."""
+    """Write a section into ``out/sections``; its record, or with `skip` ``{"name", "error"}`` if it is unusable."""
     folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -52,7 +52,7 @@ class Shards:
     Parameters
     ----------
     folder
-        Of the array.
+        Folder of the array.
 
     Raises
     ------

@@ -31,7 +31,7 @@ class CorpusSource:
     sections
         In the order of the corpus.
     settings
-        Of the corpus.
+        Settings of the corpus.
     vocabulary
         None: to be made of the sections.
     skipped

@@ -1,4 +1,4 @@
-"""The files of SpaVis-6M: where they are, and what is said about them."""
+"""The files of SpaVis-6M: where they are, and what their names and tables say."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Slide:
 def files_of(sections: Sections) -> list[Path] | None:
     """The files in the order of their numbers where folders of SpaVis-6M, or such files, are meant; None otherwise.
 
-    Of a folder those in ``train/``, else those in ``val/``, else those in itself.
+    In a folder: the files in ``train/``, else those in ``val/``, else those in the folder itself.
     """
     items = [sections] if isinstance(sections, str | Path) else sections
     if not isinstance(items, Sequence):

@@ -38,7 +38,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
     Raises
     ------
     ValueError
-        A file is damaged, or has tokens, cells or rows that can't be; it names file and row.
+        A file is damaged, or has impossible tokens, cells or rows; the message names file and row.
     """
     import zarr
 
@@ -67,7 +67,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
 def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Rows]:
     """The section's rows in order, as many at a time as may be in memory; pieces end where chunks of the file end.
 
-    Of each row the first `width` positions of the last axis.
+    Only the first `width` positions of the last axis of each row are read.
     """
     for part in slide.parts:
         with open_file(part.file.path, part.file.name) as file:
@@ -143,7 +143,7 @@ def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first
     if gaps.any():
         row, spot = (int(i) for i in np.argwhere(gaps)[0])
         raise ValueError(
-            f"{name}, row {first + row}{_of_group(found, spot)}: a token stands after padding. Ids are expected in the "
+            f"{name}, row {first + row}{_of_group(found, spot)}: a token follows padding. Ids are expected in the "
             "order of their rank, padding (0 or 1) last."
         )
     lengths = there.sum(axis=2, dtype=np.uint16)

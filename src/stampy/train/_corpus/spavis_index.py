@@ -66,7 +66,7 @@ def slides_of(
     files
         Paths; of files that are elsewhere the path to come, a name for messages, and a hash.
     settings
-        Of the corpus.
+        Settings of the corpus.
     skip
         Go on where a file can't be used.
     opened
@@ -221,7 +221,7 @@ def _ids(file: h5py.File, name: str, key: str, n_rows: int, group_size: int) -> 
 
 
 def _runs(slide: np.ndarray, dataset: np.ndarray | None) -> Iterator[tuple[tuple[str, str | None], np.ndarray]]:
-    """Of each section its key and its runs of rows (m, 2), in the order in which sections begin."""
+    """The key and the runs of rows (m, 2) of each section, in the order in which sections begin."""
     own = [np.unique(ids, return_inverse=True) for ids in ([slide] if dataset is None else [slide, dataset])]
     codes = own[0][1] if dataset is None else own[0][1] + own[1][1] * len(own[0][0])
     changes = np.flatnonzero(np.diff(codes)) + 1
