@@ -104,7 +104,7 @@ def _decoded_jpeg(path: Path, unpacked: BytesIO | None, mode: str) -> np.ndarray
     import imagecodecs
 
     data = path.read_bytes() if unpacked is None else unpacked.getvalue()
-    if mode not in ("L", "RGB") or not data.endswith(b"\xff\xd9"):
+    if mode not in ("L", "RGB") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # some are padded
         return None
     try:
         return np.asarray(imagecodecs.jpeg8_decode(data))

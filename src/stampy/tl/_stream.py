@@ -28,6 +28,7 @@ from stampy.pp._counts import CHUNK
 from stampy.pp._rank_tokens import weighted_bag
 
 from ._encoders import Encoder, ImageModel
+from ._precision_hint import hint_bfloat16
 from ._resume import Chunk, Chunks
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Tower(Generic[M]):
     """
 
     def __init__(self, model: M, n_spots: int, precision: str | None):
-        self.model, self.device = model, model.device
+        self.model, self.device, self.asked = model, model.device, precision
         self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         self._compiled = self.device.type == "cuda" and n_spots >= _COMPILED_FROM
 
@@ -298,6 +299,7 @@ def stream_images(
 
     What `parts` has is not read and run again.
     """
+    hint_bfloat16(tower.model, len(tiles), tower.asked)
     run = _image_outputs(tower, project)
     out = _Output(len(tiles))
     saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
@@ -330,6 +332,7 @@ def iter_images(
     project: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (B,) and their image outputs (B, D) float32, in order; a batch never lies in two of the spans of rows."""
+    hint_bfloat16(tower.model, len(tiles), tower.asked)
     run = _image_outputs(tower, project)
     size = batch_size or _images_per_batch(tower.device)
     batches = (np.arange(i, min(i + size, end)) for start, end in spans for i in range(start, end, size))

@@ -1,0 +1,42 @@
+"""The hint that bfloat16 would be faster."""
+
+import logging
+
+import pytest
+from torch import nn
+
+from stampy.tl import _precision_hint
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    monkeypatch.setattr(_precision_hint, "_hinted", False)
+    monkeypatch.setattr(_precision_hint, "MIN_PARAMETERS", 10)
+    monkeypatch.setattr(_precision_hint, "_cpu_has_bfloat16", lambda: True)
+
+
+def told(caplog, *calls):
+    with caplog.at_level(logging.WARNING, logger="stampy"):
+        for call in calls:
+            _precision_hint.hint_bfloat16(*call)
+    return [record.getMessage() for record in caplog.records if record.name == _precision_hint.__name__]
+
+
+def test_it_is_given_once(caplog):
+    large = nn.Linear(4, 4), 500, None
+    (message,) = told(caplog, large, large)
+    assert 'precision="bfloat16"' in message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [(nn.Linear(2, 2), 500, None), (nn.Linear(4, 4), 499, None), (nn.Linear(4, 4), 500, "float32")],
+    ids=["small model", "few tiles", "asked for"],
+)
+def test_it_is_not_given_where_it_does_not_help(caplog, call):
+    assert told(caplog, call) == []
+
+
+def test_nor_where_the_cpu_lacks_the_instructions(caplog, monkeypatch):
+    monkeypatch.setattr(_precision_hint, "_cpu_has_bfloat16", lambda: False)
+    assert told(caplog, (nn.Linear(4, 4), 500, None)) == []
