@@ -30,6 +30,7 @@ __all__ = [
     "Precision",
     "Request",
     "check_running",
+    "check_sections",
     "each_of",
     "is_several",
     "named",
@@ -178,16 +179,13 @@ def each_of(
 ) -> list[Section] | dict[str, Section] | None:
     """Run `function` on each section, in order; each has its result as soon as it is done.
 
-    Sections are named by the keys of a dict, else 0, 1, ...; what the request has by section goes by those names. All
-    sections are checked before the first is run.
+    Sections are named by the keys of a dict, else 0, 1, ...; what the request has by section goes by those names.
     """
     if is_collection(data) and copy:
         raise ValueError(
             "`copy=True` does not go with an AnnCollection, which holds no data itself. Copy its sections."
         )
-    sections = named(data)
-    _check(sections, request)
-    copies = []
+    sections, copies = named(data), []
     for i, (name, section) in enumerate(sections.items()):
         logger.info("Section %r, %d of %d", name, i + 1, len(sections))
         folder = None if request.resume is None else request.resume / f"{i:04d}"
@@ -206,8 +204,9 @@ def named(data: Sections) -> Mapping[str, Section] | Mapping[int, Section]:
     return dict(enumerate(data.adatas if is_collection(data) else data))
 
 
-def _check(sections: Mapping[Any, Section], request: Request) -> None:
-    """Check all sections first, so that none fails after hours."""
+def check_sections(data: Sections, request: Request) -> None:
+    """Check all sections before the first is read, so that none fails after hours."""
+    sections: Mapping[Any, Section] = named(data)
     if not sections:
         raise ValueError("There is no section: the list or dict is empty.")
     for key in BY_SECTION:

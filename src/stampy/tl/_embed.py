@@ -18,7 +18,7 @@ from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
 from ._adapted import adapted_to
-from ._arguments import Level, Modality, Organism, Precision, Request, each_of, is_several
+from ._arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
 from ._panels import shared_panel
@@ -202,6 +202,7 @@ def embed(
     if adapt:
         model = adapted_to(adata, request, model, device)
     if is_several(adata):
+        check_sections(adata, request)
         once = model if is_baseline(model) else loaded_model(model, device)
         request = replace(request, panel=shared_panel(adata, request, once))
         return each_of(partial(_embed_one, model=once, device=device, copy=copy), adata, request, copy=copy)
@@ -236,11 +237,10 @@ def _embed_one(
         codes, names = _checks.libraries(table, request.library_key)
         normed = request.normed and not is_baseline(model)
         found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
-    around = None if request.context is None else places
-    if around is not None:
+    if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed
-        found = {name: in_context(v, around.xy, around.codes, normed=normed) for name, v in found.items()}
+        found = {name: in_context(v, places.xy, places.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
     return write(written, result, copy=copy, table_key=request.table_key)
 

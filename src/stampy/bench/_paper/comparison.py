@@ -56,7 +56,7 @@ def comparison(folder: str | Path) -> pd.DataFrame:
 
     results = read_results(folder)
     choices, whole = protocol(folder), summary(results)
-    known = {d["name"]: d["known_as"] for d in about_results(folder).get("datasets", ()) if d.get("known_as")}
+    known = {d["name"]: name for d in about_results(folder).get("datasets", ()) if (name := d.get("known_as"))}
     pairs = zip(whole["dataset"], whole["task"], strict=True)
     asked = np.array([d in known and t in TASKS_OF[known[d]] for d, t in pairs], dtype=bool)
     whole = whole[(whole["section"] == OVERALL).to_numpy() & asked]

@@ -135,8 +135,8 @@ def protocol(folder: str | Path) -> pd.DataFrame:
     about = about_results(folder)
     rows = [
         {"dataset": data["name"], "task": task["task"], **row}
-        for data in about.get("datasets", ()) if data.get("known_as")
-        for task in about.get("tasks", ()) if task["task"] in TASKS_OF[data["known_as"]]
+        for data in about.get("datasets", ()) if (known := data.get("known_as"))
+        for task in about.get("tasks", ()) if task["task"] in TASKS_OF[known]
         for row in _rows(data, task)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
