@@ -150,7 +150,8 @@ def library_layout(case, rng):
     elif how == "extra":
         libraries |= choice(rng, {"note": "text"}, {"version": 2}, {"crs": None}, {"names": ["a", "b"]})
     elif how == "no metadata":
-        library.pop("metadata", None)
+        if "source_image_path" not in library.get("metadata", {}):  # without the path, the image would be lost
+            library.pop("metadata", None)
     elif how == "many factors":
         factors |= {"regist_target_img_scalef": 0.1, "bin_size_um": None}
     elif how == "nameless":

@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+import stampy
+
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "howto").glob("*.md"))
 BLOCK = re.compile(r"(% no-test\n\n)?```python\n(.*?)```", re.DOTALL)
 HEAVY = ("squidpy", "view")  # packages that take long to import
@@ -37,9 +39,10 @@ def test_there_are_pages():
 def test_the_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    for code in blocks(page):
-        for name in imported(code):
-            if importlib.util.find_spec(name) is None:
-                pytest.skip(f"{page.stem}: {name} is not installed")
-        exec(compile(code, f"{page.name}", "exec"), namespace)
+    with stampy.settings.override(**stampy.settings.as_dict()):  # pages may change them
+        for code in blocks(page):
+            for name in imported(code):
+                if importlib.util.find_spec(name) is None:
+                    pytest.skip(f"{page.stem}: {name} is not installed")
+            exec(compile(code, f"{page.name}", "exec"), namespace)
     plt.close("all")

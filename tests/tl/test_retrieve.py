@@ -425,7 +425,7 @@ def test_score_map(aligned):
     adata = adata.copy()
     tl.score(adata, ["COL1A1", "DCN", "LUM", "COL1A2", "COL3A1"], model=model, standardize=True)
     ax = pl.score(adata)
-    assert ax.get_title() == "COL1A1, DCN, LUM, ..."
+    assert ax.get_title() == "COL1A1, DCN, LUM, ...\n(image embedding, z score of the cosine)"
     with pytest.raises(KeyError, match="Score first"):
         pl.score(adata, "other")
 

@@ -402,7 +402,7 @@ def test_align_needs_an_image(toy, pretrained, tmp_path):
 
 
 def test_no_sections(tmp_path):
-    with pytest.raises(ValueError, match="No sections"):
+    with pytest.raises(ValueError, match=r"There are no sections\. Give AnnData objects"):
         train.pretrain([], tmp_path)
     with pytest.raises(TypeError, match="found int"):
         train.pretrain([3], tmp_path)

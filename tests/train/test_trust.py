@@ -190,6 +190,15 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pre
     assert steps_of(tmp_path) == list(range(len(steps_of(tmp_path))))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where what runs the tests ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_stops_at_once(toy, tmp_path, monkeypatch):
     signalling(monkeypatch, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

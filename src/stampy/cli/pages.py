@@ -62,7 +62,8 @@ def picture(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
 def render(template: str, **values: object) -> str:
     """A page by the template of that name.
 
-    >>> "<h1>a &lt; b</h1>" in render("report.html.j2", title="a < b", facts={}, domains={}, provenance=[])
+    >>> page = render("report.html.j2", title="a < b", facts={}, verdict={}, domains={}, provenance=[])
+    >>> "<h1>a &lt; b</h1>" in page
     True
     """
     return _templates().get_template(template).render(**values)
