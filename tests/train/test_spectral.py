@@ -148,7 +148,5 @@ def test_axes_need_a_section_with_neighbours(section, vocabulary):
     few = MemorySection("few", section.xy[:8], section.tokens[:8], None)
     empty = MemorySection("empty", section.xy, np.zeros_like(section.tokens), None)
     gate, level = np.log1p(anomaly_of_rank(64)), np.log1p(vocabulary.divisors)
-    with pytest.raises(
-        ValueError, match=r"more than 8 spots with genes and coord.* of \[8, \d+\] spots"
-    ):
+    with pytest.raises(ValueError, match=r"more than 8 spots with genes and coord.* of \[8, \d+\] spots"):
         spatial_axes([few, empty], gate, level, 4, seed=0)
