@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from stampy import datasets, pl, pp, tl
-from stampy._section.resolution import openslide_um_per_px
+from stampy._section.stated_um_per_px import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
 from stampy.pp._tissue import covered, overview, tissue_mask

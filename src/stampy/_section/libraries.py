@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys
+from stampy._section.grid_scale import QUERIES, lattice
 from stampy._section.neighbors import nearest
-from stampy._section.scale import QUERIES, lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData

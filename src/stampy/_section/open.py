@@ -13,7 +13,7 @@ import numpy as np
 
 from stampy._section.levels import ArrayLevel, Level, Opened, OrientedLevel, TooLargeError, check_px, damaged
 from stampy._section.outside_links import refuse_slide_references
-from stampy._section.resolution import openslide_um_per_px
+from stampy._section.stated_um_per_px import openslide_um_per_px
 from stampy._section.tiff import TIFF_MAGIC, open_tiff
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
+from stampy._section.grid_scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.image import SlideImage, open_spatialdata_image
 from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
-from stampy._section.scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
 
 if TYPE_CHECKING:

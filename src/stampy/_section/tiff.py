@@ -14,7 +14,7 @@ import numpy as np
 
 from stampy._section.levels import MAX_TILE_PX, ArrayLevel, Opened, OrientedLevel, check_px, damaged
 from stampy._section.outside_links import refuse_tiff_references
-from stampy._section.resolution import tiff_um_per_px
+from stampy._section.stated_um_per_px import tiff_um_per_px
 
 if TYPE_CHECKING:
     import tifffile
