@@ -145,6 +145,17 @@ def test_tables_of_labels(tmp_path, text, column):
     assert [KINDS["dlpfc"].means(word) for word in found.labels] == ["L3", "WM"]
 
 
+def test_one_text_of_sections_that_share_barcodes(tmp_path):
+    path, barcodes = tmp_path / "labels.tsv", ["AAACAAGTATCTCCCA-1", "AAACACCAATAACTGC-1"]
+    rows = [(b, s, w) for s, words in {"151507": ("L3", "WM"), "151508": ("L1", "L2")}.items()
+            for b, w in zip(barcodes, words, strict=True)]  # fmt: skip
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    for name in ("151507", "151508"):
+        found = label_table(path, KINDS["dlpfc"].columns, [name], KINDS["dlpfc"].means)
+        assert found.sections == ("151507", "151507", "151508", "151508")
+        assert found.labels == ("L3", "WM", "L1", "L2")
+
+
 def test_texts_that_are_no_labels(tmp_path):
     for name, text in {"a.txt": "hello\nworld\n", "b.csv": "x,y\n1,2\n", "c.tsv": "gene\tn\nACTB\t3\n"}.items():
         (tmp_path / name).write_text(text)

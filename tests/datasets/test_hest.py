@@ -91,7 +91,7 @@ def test_filters(tmp_path):
     with pytest.raises(ValueError, match=r"has no organ 'Brian'. It has \['Brain', 'Breast'\]"):
         names(organ="Brian")
     with pytest.raises(ValueError, match=r"`exclude` names sections that .* does not have: \['E'\]"):
-        names(exclude=["E"])
+        names(exclude=iter(["E"]))
     with pytest.raises(ValueError, match=r"No section is left of the 4 .*: 0 fit the filters"):
         names(species="mouse", organ="Brain")
 

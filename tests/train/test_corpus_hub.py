@@ -157,6 +157,20 @@ def test_spavis_comes_file_by_file(server, tmp_path):
     assert len(whole) == 3  # each once, for the killed run and the one that went on
 
 
+@pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
+def test_a_relative_folder_and_no_network(server, tmp_path):
+    toy = datasets.toy_spavis(tmp_path / "SpaVis", n_spots=40, n_sections=2, n_files=1, n_positions=48, n_genes=300)
+    server.files = {p.relative_to(toy.folder).as_posix(): p.read_bytes() for p in toy.folder.rglob("*.h5")}
+    address, options = f"hf:{REPOSITORY}@{COMMIT}", {"vocabulary": str(toy.vocabulary)}
+    found = server.run(address, os.path.relpath(tmp_path / "corpus"), **options)
+    assert found[1] == ["dataset0_slide0", "dataset0_slide1"]
+    server.shutdown()
+    server.server_close()
+    found = server.run(address, tmp_path / "other", **options)
+    assert found[0] == "ConnectionError"
+    assert "can't be reached" in found[1]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_a_section(server, toy, vocabulary, tmp_path):
     for name in ("a", "b"):

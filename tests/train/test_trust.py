@@ -190,6 +190,14 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pre
     assert steps_of(tmp_path) == list(range(len(steps_of(tmp_path))))
 
 
+def test_a_refused_run_leaves_the_record_of_the_data_alone(toy, tmp_path):
+    train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
+    (tmp_path / "data.json").unlink()
+    with pytest.raises(ValueError, match=r"another run|other settings|lr"):
+        train.pretrain(toy, tmp_path, config=STAGE1 | {"lr": 2e-2}, **QUIET)
+    assert not (tmp_path / "data.json").exists()
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C interrupts, also where what runs the tests ignores it."""

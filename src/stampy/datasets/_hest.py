@@ -95,12 +95,12 @@ def hest_manifest(
     >>> manifest["name"].tolist(), manifest.attrs["left_out"]
     (['TOY1', 'TOY2'], {'TENX13': 'HBC'})
     """
-    folder = _checks.existing(folder, what="folder of HEST")
+    folder, exclude = _checks.existing(folder, what="folder of HEST"), set(exclude)
     path = _newest(folder)
     table = _read(path)
     wanted = {"species": species, "st_technology": platform, "organ": organ, "disease_state": disease}
     chosen = _filtered(table, wanted, path.name)
-    out = _left_out(chosen, set(exclude), exclude_evaluation)
+    out = _left_out(chosen, exclude, exclude_evaluation)
     _check_ids(table, exclude, path.name)
     chosen = chosen[~chosen["id"].isin(out)]
     manifest = pd.DataFrame(list(_rows(chosen, folder)), columns=list(COLUMNS))

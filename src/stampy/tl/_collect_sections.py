@@ -161,18 +161,21 @@ def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
             yield name, zarr.open_group(path, mode="r")
 
 
-def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shape beyond the spots of each key of obsm that all sections have, and the number of spots."""
+def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], int]:
+    """Shape beyond the spots, and type, of each key of obsm that all sections have, and the number of spots."""
     wanted = (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX, _keys.SPATIAL)
     found: dict[str, set[tuple[int, ...] | None]] = {k: set() for k in wanted}
+    types: dict[str, list[np.dtype]] = {k: [] for k in wanted}
     n = 0
     for _, group in _opened(paths):
         obsm = group["obsm"]
         n += obsm[key].shape[0] if key in obsm else 0
         for name in wanted:
             found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
+            types[name] += [obsm[name].dtype] if name in obsm else []
     alone = {name: next(iter(s)) for name, s in found.items() if len(s) == 1}
-    shapes = {name: shape for name, shape in alone.items() if shape is not None}
+    # of whole numbers in one section and fractions in another, all become fractions
+    shapes = {name: (shape, np.result_type(*types[name])) for name, shape in alone.items() if shape is not None}
     if not set(shapes) - {_keys.SPATIAL}:
         raise ValueError(
             f"The sections have no embedding {key!r} in common. Embed all with one `modality`, such as modality='gene'."
@@ -183,7 +186,11 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[int, .
 
 
 def _fill(
-    obsm: zarr.Group, paths: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], n: int, key: str
+    obsm: zarr.Group,
+    paths: Mapping[str, Path],
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    n: int,
+    key: str,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Write the arrays section by section; returns obs, and what the sections' records have in common."""
     import anndata
@@ -193,11 +200,11 @@ def _fill(
     common: dict[str, Any] | None = None
     for name, group in _opened(paths):
         obs = anndata.io.read_elem(group["obs"])
-        for slot, shape in shapes.items():
+        for slot, (shape, dtype) in shapes.items():
             values = np.asarray(group["obsm"][slot][...])
             if slot not in arrays:
                 chunks = (min(ROWS, n), *shape)
-                arrays[slot] = obsm.create_array(slot, shape=(n, *shape), chunks=chunks, dtype=values.dtype)
+                arrays[slot] = obsm.create_array(slot, shape=(n, *shape), chunks=chunks, dtype=dtype)
                 arrays[slot].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             arrays[slot][start : start + len(values)] = values
         start += len(obs)
@@ -206,6 +213,8 @@ def _fill(
         plain = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
         common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
     joined = pd.concat(frames, join="inner")
+    for column in joined.select_dtypes(object).columns:  # as categories, so that a missing label stays missing
+        joined[column] = pd.Categorical(joined[column])
     sizes = [len(frame) for frame in frames]
     joined.insert(0, "section", pd.Categorical(np.repeat(list(paths), sizes), categories=list(paths)))
     return joined, common or {}

@@ -52,7 +52,8 @@ def judge(
         No genes were embedded, or as `stampy.tl.evaluate`: the section can't be judged.
     """
     table = table_of(data, table_key)
-    if table.uns[_keys.UNS][key]["modality"] == "image":
+    record = table.uns[_keys.UNS][key]
+    if record["modality"] == "image":
         raise ValueError("No genes were embedded.")
     copy = stripped(data, key=key, table_key=table_key, library_key=library_key, layer=layer)
     pictures = copy.obsm.get(key + _keys.IMAGE_SUFFIX)
@@ -60,7 +61,7 @@ def judge(
     def again(half: AnnData) -> np.ndarray:
         embed(
             half, model, modality="gene", library_key=library_key, organism=organism, level=level, context=context,
-            show_progress_bar=False,
+            center=record.get("center"), normalize=bool(record.get("normalize", True)), show_progress_bar=False,
         )  # fmt: skip
         genes = half.obsm[_keys.EMBEDDING]
         return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])

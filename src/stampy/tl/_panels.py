@@ -49,9 +49,13 @@ def shared_panel(data: Sections, request: Request, model: str | Path | Encoder) 
 
     Warns where sections differ and all genes are used.
     """
-    tables = {str(name): table_of(section, request.table_key) for name, section in named(data).items()}
-    counted = all(t.n_vars and (t.X is not None or request.layer is not None) for t in tables.values())
-    if len(tables) < 2 or request.modality == "image" or not counted:
+    everything = {str(name): table_of(section, request.table_key) for name, section in named(data).items()}
+    tables = {k: t for k, t in everything.items() if t.n_vars and (t.X is not None or request.layer is not None)}
+    if len(everything) < 2 or request.modality == "image":
+        return None
+    if len(tables) < 2:
+        if request.genes is not None:
+            raise ValueError(f"genes={request.genes!r} needs two sections with counts, found {len(tables)}.")
         return None
     if not isinstance(model, models.Stamp | models.GeneSystem) or model.genes is None:
         return None

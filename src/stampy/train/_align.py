@@ -17,10 +17,11 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
-from stampy.models._trained_on import DATA, TrainedOn, trained_on, write_trained_on
+from stampy.models._trained_on import TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._align_step import Alignment
+from ._checkpoints import CONFIG
 from ._config import AlignConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import pairs_on_disk
@@ -151,7 +152,8 @@ def _align(
         sampler = PairSampler(data, config)
         if config.start == "spectral":
             start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
-        if fabric.is_global_zero and not (out / DATA).exists():
+        # a folder that holds a run keeps its record: this run may be refused
+        if fabric.is_global_zero and not (out / CONFIG).exists():
             earlier = before.sections if before is not None and before.complete else None
             write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)
         spare = deepcopy(model) if is_sharded(fabric) else None  # sharding replaces the parameters of `model`

@@ -31,7 +31,19 @@ from ._config import FREE
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["check_same_run", "load_state", "newest", "no_space", "prune", "save_state", "state_of", "write_config"]
+__all__ = [
+    "CONFIG",
+    "check_same_run",
+    "load_state",
+    "newest",
+    "no_space",
+    "prune",
+    "save_state",
+    "state_of",
+    "write_config",
+]
+
+CONFIG = "config.json"  # of a run
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +52,7 @@ State = dict[str, Any]
 
 def check_same_run(out: Path, described: State) -> None:
     """Refuse a folder that holds another run."""
-    path = out / "config.json"
+    path = out / CONFIG
     if not path.exists():
         return
     found, described = _described(path), json.loads(json.dumps(described))
@@ -92,8 +104,8 @@ def _difference(found: State, described: State) -> str:
 
 def write_config(out: Path, described: State) -> None:
     """Write config.json, before the first step; an existing one is kept."""
-    if not (out / "config.json").exists():
-        with atomic(out / "config.json") as temporary:
+    if not (out / CONFIG).exists():
+        with atomic(out / CONFIG) as temporary:
             temporary.write_text(json.dumps({"stampy": stampy.__version__, **described}, indent=2) + "\n")
 
 

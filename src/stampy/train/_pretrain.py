@@ -28,6 +28,7 @@ from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._baselines import frequencies, references
+from ._checkpoints import CONFIG
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import groups_on_disk
@@ -155,7 +156,8 @@ def _pretrain(
         if config.head_bias == "frequency":
             _start_heads(model, [s.tokens for s in data.loaded(config.seed)])
         _freeze(model, config)
-        if fabric.is_global_zero and not (out / DATA).exists():
+        # a folder that holds a run keeps its record: this run may be refused
+        if fabric.is_global_zero and not (out / CONFIG).exists():
             _describe_data(out / DATA, data, sampler.dropped(), config)
         stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
         whole = fit(

@@ -72,7 +72,7 @@ def _slides(data: DataSet, found: Found, out: Path) -> DataSet:
         raise FileNotFoundError(f"No slide of {data.name} can be used: {first.steps}")
     columns = list(found.slides[0])
     named = [found.label if c == "label" else c for c in columns]
-    lines = ["\t".join(named), *("\t".join(row[c] for c in columns) for row in found.slides)]
+    lines = ["\t".join(named), *("\t".join(row[c] or "" for c in columns) for row in found.slides)]
     path = out / "slides.tsv"
     with _files.atomic(path) as beside:
         beside.write_text("\n".join(lines) + "\n", "utf-8")

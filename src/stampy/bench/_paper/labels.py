@@ -132,13 +132,21 @@ def label_table(
     if max(at) < 0.9 * len(rows):
         return None
     barcode = at.index(max(at))
-    section = next((i for i, c in enumerate(values) if i != barcode and set(c) <= set(names)), None)
+    section = next((i for i, c in enumerate(values) if i != barcode and _names_sections(c, set(names), means)), None)
     label = _label_column(head, values, columns, means, {barcode, section})
     if label is None:
         return None
     sections = None if section is None else tuple(values[section])
     name = head[label] if head is not None else f"column {label + 1}"
     return LabelTable(path, name, tuple(values[barcode]), sections, tuple(values[label]))
+
+
+def _names_sections(column: Sequence[str], names: set[str], means: Callable[[object], str | None]) -> bool:
+    """Whether a column tells the section of each row: all are among `names`, or some are and others could be."""
+    words = set(column)
+    if words <= names:
+        return True
+    return bool(words & names) and all(len(w) > 2 for w in words) and not _meaningful(column, means)
 
 
 def _label_column(head: Any, values: Any, columns: Any, means: Any, taken: set[int | None]) -> int | None:

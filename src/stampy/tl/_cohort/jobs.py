@@ -56,7 +56,7 @@ def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, LoadedM
             raise
         row |= {"status": "failed", "error": one_line(error, section.name)}
     else:
-        row |= found
+        row = found | row  # a kept row may have older words of the manifest
         said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
         if found["status"] == "embedded":
             row |= {"warnings": list(said), "seconds": round(time.perf_counter() - began, 3), "worker": worker_name()}
@@ -99,14 +99,13 @@ def _embed_section(section: Section, plan: Plan, model: LoadedModel) -> Row:
 
 
 _PLACED_ON_IMAGE = ("Xenium", "ST")  # the reader needs the image
+_WHOLE = ("h5ad", "zarr", "SpatialData")  # other formats may have files beside the path
 
 
 def _scale(section: Section, plan: Plan) -> dict[str, float | None]:
     """A section's own scale, else that of the run."""
-    return {
-        name: plan.options.get(name) if getattr(section, name) is None else getattr(section, name)
-        for name in ("um_per_px", "spot_um")
-    }
+    own = {"um_per_px": section.um_per_px, "spot_um": section.spot_um}
+    return own if any(v is not None for v in own.values()) else {name: plan.options.get(name) for name in own}
 
 
 def _opened(section: Section, plan: Plan) -> tuple[Any, str, str]:
@@ -119,7 +118,10 @@ def _opened(section: Section, plan: Plan) -> tuple[Any, str, str]:
         path = _checks.existing(section.data, what="section")
         found.update(_files.digest_of_path(path).encode())
         kind, data = _formats.format_of(path), None
-        if kind in ("h5ad", "zarr", "SpatialData") and plan.bin_um is None:
+        if kind not in _WHOLE:
+            data = _read(section, plan, backed=False)
+            found.update(_digest_in_memory(data, plan.table_key).encode())
+        elif plan.bin_um is None:
             data = _read(section, plan, backed=True)
             found.update(digest_of_references(_utils.table_of(data, plan.table_key)).encode())
     else:
@@ -195,9 +197,22 @@ def _write(data: AnnData | SpatialData, place: Path | None, plan: Plan, name: st
         or plan.bin_um is not None
         or not _writing.append(table, keys, place, target, table_key=plan.table_key)
     ):
-        if table.isbacked or hasattr(data, "tables") is False:
-            data = table.to_memory() if table.isbacked else data
+        if place is not None and plan.bin_um is None and not hasattr(data, "tables"):
+            data = _with_results(place, table, keys)
         _writing.write(data, target, table_key=plan.table_key)
+
+
+def _with_results(place: Path, table: AnnData, keys: list[str]) -> AnnData:
+    """The section read in full, with its results: a table that was opened lazily lacks `raw`."""
+    from stampy._io import read as _formats
+
+    if not table.isbacked and place.suffix not in (".h5ad", ".zarr"):
+        return table
+    full = _formats.read(place)
+    for key in keys:
+        full.obsm[key] = table.obsm[key]
+    full.uns[_keys.UNS] = table.uns[_keys.UNS]
+    return full
 
 
 def _results_alone(table: AnnData, keys: list[str]) -> AnnData:

@@ -58,11 +58,11 @@ def finish(plan: Plan, name: str, identity: Mapping[str, object], row: Row) -> N
 
 
 def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | None:
-    """The row of a section that is done, made from the very same; else None."""
+    """The row of a section that is done, made from the very same, and whose output is as it was left; else None."""
     record = _read(plan, name)
     if record.get("state") != DONE or record.get("identity") != json.loads(json.dumps(identity)):
         return None
-    return dict(record["row"]) if plan.target(name).exists() else None
+    return dict(record["row"]) if _is_as_left(plan.target(name), record.get("output")) else None
 
 
 def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
@@ -85,7 +85,7 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
 
 
 def _is_as_left(target: Path, output: dict[str, Any] | None) -> bool:
-    if not output:
+    if not output or not target.exists():
         return False
     return output["stat"] == _stat(target) or output["digest"] == _files.digest_of_path(target)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _utils
@@ -85,7 +86,14 @@ def _check_names(sections: Sequence[Section], plan: Plan) -> None:
     if alike:
         raise ValueError(f"Sections must differ in more than upper and lower case: {_checks.shortlist(alike)}.")
     for section in sections:
-        _checks.nameable(plan.target(section.name))
+        target = plan.target(section.name)
+        _checks.nameable(target)
+        less = plan.contents != "all" or plan.bin_um is not None
+        if less and isinstance(section.data, Path) and target.resolve() == section.data.resolve():
+            raise ValueError(
+                f"Section {section.name!r}: the result, which does not hold all of the section, would replace the "
+                f"section itself, {str(section.data)!r}. Choose another folder."
+            )
 
 
 @contextmanager

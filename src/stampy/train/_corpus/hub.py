@@ -120,6 +120,11 @@ class HubFolder:
             for path in here - {path for _, paths in waiting.values() for path in paths}:
                 path.unlink()
                 here.discard(path)
+        if waiting:
+            raise RuntimeError(
+                f"{len(waiting)} sections of {self.repository!r} found no files among those that were downloaded to "
+                f"{str(self.place)!r}. Build again; if it stays so, please report it."
+            )
 
     def clear(self) -> None:
         """Remove what is left of the downloads."""
@@ -149,7 +154,7 @@ def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
         )
     repository, commit, folder = match[1], match[2], (match[3] or "").strip("/")
     files = _chosen(_listed(repository, commit), folder, repository)
-    return HubFolder(repository, commit, tuple(files), out / DOWNLOADS)
+    return HubFolder(repository, commit, tuple(files), (out / DOWNLOADS).resolve())  # as the hub returns paths
 
 
 def _listed(repository: str, commit: str) -> list[HubFile]:
@@ -193,6 +198,9 @@ def _git_hash(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
+_CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # of the hub's client, by version
+
+
 @contextmanager
 def _answers(repository: str) -> Iterator[None]:
     """Errors of the hub say what to do."""
@@ -218,7 +226,11 @@ def _answers(repository: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise ConnectionError(f"The hub did not answer for {repository!r}: {_first_line(error)} Try again.") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise ConnectionError(f"The hub can't be reached for {repository!r}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

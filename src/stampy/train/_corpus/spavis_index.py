@@ -94,6 +94,11 @@ def slides_of(
             parts.setdefault(section, []).append(Part(file, runs))
     _check_alike(known)
     _tell_ignored(known)
+    if faults:
+        _checks.warn(
+            f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
+            "rows in them are incomplete. Mend or remove the files and build again: what has changed is written anew."
+        )
     return [Slide(name, tuple(found)) for name, found in parts.items()], faults
 
 

@@ -1,0 +1,118 @@
+"""Runs over many sections: nothing stale is kept, nothing of a section is lost."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import io as sio
+
+from stampy import datasets, tl
+
+GENES = {"n_workers": 1, "show_progress_bar": False, "modality": "gene"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "in"
+    path.mkdir()
+    for i, name in enumerate("ab"):
+        datasets.toy(n_spots=40 + i, rng=i, image=False).write_h5ad(path / f"{name}.h5ad")
+    return path
+
+
+def status(table):
+    return table["status"].tolist()
+
+
+def test_an_output_that_was_changed_is_made_anew(folder, model, tmp_path):
+    out = tmp_path / "out"
+    tl.embed_sections([folder / "a.h5ad"], out, model=model, **GENES)
+    (out / "a.h5ad").write_bytes(b"something else")
+    assert status(tl.embed_sections([folder / "a.h5ad"], out, model=model, overwrite=True, **GENES)) == ["embedded"]
+    assert "X_stamp" in anndata.read_h5ad(out / "a.h5ad").obsm
+
+
+def test_words_of_the_manifest_are_those_of_today(folder, model, tmp_path):
+    manifest, found = folder / "sections.tsv", []
+    for organ in ("breast", "kidney"):
+        manifest.write_text(f"path\tname\torgan\na.h5ad\ta\t{organ}\n")
+        table = tl.embed_sections(manifest, tmp_path / "out", model=model, **GENES)
+        found.append((*status(table), table["organ"][0]))
+    assert found == [("embedded", "breast"), ("kept", "kidney")]
+
+
+@pytest.mark.filterwarnings("ignore:.*it has no image")
+def test_files_beside_a_path_count(model, tmp_path):
+    adata = datasets.toy(n_spots=40, rng=0, image=False)
+    outs = tmp_path / "outs"
+    matrix, spatial = outs / "filtered_feature_bc_matrix", outs / "spatial"
+    matrix.mkdir(parents=True)
+    spatial.mkdir()
+    sio.mmwrite(matrix / "matrix.mtx", adata.X.T.astype(int))
+    barcodes = [f"{'ACGT'[i % 4] * 8}{i:08d}-1" for i in range(40)]
+    (matrix / "barcodes.tsv").write_text("\n".join(barcodes) + "\n")
+    features = [f"{i}\t{n}\tGene Expression" for i, n in zip(adata.var["gene_ids"], adata.var_names, strict=True)]
+    (matrix / "features.tsv").write_text("\n".join(features) + "\n")
+    places = pd.DataFrame({"barcode": barcodes, "in_tissue": 1, "array_row": adata.obs["array_row"].to_numpy(),
+                           "array_col": adata.obs["array_col"].to_numpy()})  # fmt: skip
+    places[["pxl_row_in_fullres", "pxl_col_in_fullres"]] = adata.obsm["spatial"][:, ::-1]
+    places.to_csv(spatial / "tissue_positions.csv", index=False)
+    (spatial / "scalefactors_json.json").write_text('{"spot_diameter_fullres": 60.0}')
+
+    def run():
+        return status(tl.embed_sections([matrix], tmp_path / "out", model=model, **GENES))
+
+    assert [*run(), *run()] == ["embedded", "kept"]
+    places["pxl_row_in_fullres"] += 100
+    places.to_csv(spatial / "tissue_positions.csv", index=False)
+    assert run() == ["embedded"]
+
+
+def test_the_scale_of_a_section_stands_alone(toy, model, tmp_path):
+    toy.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "sections.tsv").write_text("path\tum_per_px\na.h5ad\t1.6\n")
+    options = GENES | {"modality": "fused", "spot_um": 55}
+    tl.embed_sections(tmp_path / "sections.tsv", tmp_path / "out", model=model, **options)
+    record = anndata.read_h5ad(tmp_path / "out" / "a.h5ad").uns["stamp"]["X_stamp"]
+    assert "1.6" in str(record)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_raw_is_kept_in_another_format(folder, model, tmp_path):
+    adata = anndata.read_h5ad(folder / "a.h5ad")
+    adata.raw = adata
+    adata.write_zarr(tmp_path / "a.zarr")
+    tl.embed_sections([tmp_path / "a.zarr"], tmp_path / "out", model=model, suffix=".h5ad", **GENES)
+    written = anndata.read_h5ad(tmp_path / "out" / "a.h5ad")
+    assert (written.raw.X != adata.X).nnz == 0
+    assert "X_stamp" in written.obsm
+
+
+def test_results_never_replace_their_section(folder, model):
+    with pytest.raises(ValueError, match=r"Section 'a': the result, which does not hold all .* Choose another folder"):
+        tl.embed_sections([folder / "a.h5ad"], folder, model=model, contents="results", overwrite=True, **GENES)
+    assert anndata.read_h5ad(folder / "a.h5ad").n_vars > 0
+
+
+def test_one_store_keeps_fractions_and_missing_labels(folder, model, tmp_path):
+    a, b = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in "ab")
+    a.obsm["spatial"] = np.round(a.obsm["spatial"]).astype(np.int64)
+    b.obsm["spatial"] = b.obsm["spatial"] + 0.25
+    for adata, labels in ((a, ["x", None]), (b, ["y", None])):
+        adata.obs["label"] = pd.Categorical(np.resize(np.array(labels, dtype=object), adata.n_obs))
+    tl.embed_sections({"a": a, "b": b}, tmp_path / "out", model=model, **GENES)
+    tl.collect_sections(tmp_path / "out", store=tmp_path / "all.zarr")
+    joined = anndata.read_zarr(tmp_path / "all.zarr")
+    np.testing.assert_array_equal(joined.obsm["spatial"][a.n_obs :], b.obsm["spatial"])
+    assert joined.obs["label"].isna().sum() == a.obs["label"].isna().sum() + b.obs["label"].isna().sum()
+    assert set(joined.obs["label"].cat.categories) == {"x", "y"}
+
+
+def test_shared_genes_are_those_of_sections_with_counts(toy, model):
+    a, b, c = toy.copy(), toy[:, :400].copy(), toy.copy()
+    c.X = None
+    found = tl.embed({"a": a, "b": b, "c": c}, model, genes="shared", copy=True, show_progress_bar=False)
+    alone = tl.embed({"a": a, "b": b}, model, genes="shared", copy=True, show_progress_bar=False)
+    np.testing.assert_allclose(found["a"].obsm["X_stamp_gene"], alone["a"].obsm["X_stamp_gene"], atol=1e-6)
+    with pytest.raises(ValueError, match="genes='shared' needs two sections with counts, found 1"):
+        tl.embed({"a": a, "c": c}, model, genes="shared", copy=True, show_progress_bar=False)
