@@ -85,7 +85,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
     (r"py:class", r"stampy\.tl\.(\w+\.)*(EmbedOptions|SlideOptions)"),
     (r"py:class", r"stampy\.pl\.(\w+\.)*(SpatialLook|SpatialOptions)"),
-    (r"py:class", r"stampy\._section\.(levels\.Level|scale\.PixelSize)"),
+    (r"py:class", r"stampy\._section\.(levels\.Level|grid_scale\.PixelSize)"),
 ]
 
 # Links into other projects need their inventories, hence a network: DOCS_ONLINE=1.
