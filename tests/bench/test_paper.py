@@ -145,6 +145,13 @@ def test_tables_of_labels(tmp_path, text, column):
     assert [KINDS["dlpfc"].means(word) for word in found.labels] == ["L3", "WM"]
 
 
+def test_a_column_with_an_unknown_word_is_no_column_of_labels(tmp_path):
+    path = tmp_path / "labels.txt"
+    for word in map("unknown{}".format, range(20)):  # words in a set come in any order
+        path.write_text(f"AAACAAGTATCTCCCA-1\tLayer_3\nAAACACCAATAACTGC-1\t{word}\n")
+        assert label_table(path, KINDS["dlpfc"].columns, ["151507"], KINDS["dlpfc"].means) is None
+
+
 def test_one_text_of_sections_that_share_barcodes(tmp_path):
     path, barcodes = tmp_path / "labels.tsv", ["AAACAAGTATCTCCCA-1", "AAACACCAATAACTGC-1"]
     rows = [(b, s, w) for s, words in {"151507": ("L3", "WM"), "151508": ("L1", "L2")}.items()

@@ -174,7 +174,7 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[
             found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
             types[name] += [obsm[name].dtype] if name in obsm else []
     alone = {name: next(iter(s)) for name, s in found.items() if len(s) == 1}
-    # of whole numbers in one section and fractions in another, all become fractions
+    # integers in one section and floats in another are stored as floats
     shapes = {name: (shape, np.result_type(*types[name])) for name, shape in alone.items() if shape is not None}
     if not set(shapes) - {_keys.SPATIAL}:
         raise ValueError(
@@ -213,8 +213,10 @@ def _fill(
         plain = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
         common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
     joined = pd.concat(frames, join="inner")
-    for column in joined.select_dtypes(object).columns:  # as categories, so that a missing label stays missing
-        joined[column] = pd.Categorical(joined[column])
+    for column in joined:  # as categories, so that a missing label stays missing
+        labels = all(isinstance(frame[column].dtype, pd.CategoricalDtype) for frame in frames)
+        if labels or pd.api.types.is_object_dtype(joined[column]):
+            joined[column] = pd.Categorical(joined[column])
     sizes = [len(frame) for frame in frames]
     joined.insert(0, "section", pd.Categorical(np.repeat(list(paths), sizes), categories=list(paths)))
     return joined, common or {}

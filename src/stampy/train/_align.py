@@ -152,7 +152,7 @@ def _align(
         sampler = PairSampler(data, config)
         if config.start == "spectral":
             start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
-        # a folder that holds a run keeps its record: this run may be refused
+        # an existing run keeps its record, since this one may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             earlier = before.sections if before is not None and before.complete else None
             write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)

@@ -156,7 +156,7 @@ def _pretrain(
         if config.head_bias == "frequency":
             _start_heads(model, [s.tokens for s in data.loaded(config.seed)])
         _freeze(model, config)
-        # a folder that holds a run keeps its record: this run may be refused
+        # an existing run keeps its record, since this one may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             _describe_data(out / DATA, data, sampler.dropped(), config)
         stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)

@@ -163,7 +163,8 @@ def _meaningful(values: Sequence[str], means: Callable[[object], str | None]) ->
     if len(words) > 100:
         return False
     try:
-        return any(means(value) is not None for value in words)
+        # all words are looked up: their order in a set differs between processes
+        return {means(value) for value in words} != {None}
     except KeyError:
         return False
 

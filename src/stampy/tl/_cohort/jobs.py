@@ -56,7 +56,7 @@ def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, LoadedM
             raise
         row |= {"status": "failed", "error": one_line(error, section.name)}
     else:
-        row = found | row  # a kept row may have older words of the manifest
+        row = found | row  # the present manifest outranks the row of an earlier run
         said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
         if found["status"] == "embedded":
             row |= {"warnings": list(said), "seconds": round(time.perf_counter() - began, 3), "worker": worker_name()}

@@ -123,7 +123,7 @@ class HubFolder:
         if waiting:
             raise RuntimeError(
                 f"{len(waiting)} sections of {self.repository!r} found no files among those that were downloaded to "
-                f"{str(self.place)!r}. Build again; if it stays so, please report it."
+                f"{str(self.place)!r}. Build again. If the error persists, report it."
             )
 
     def clear(self) -> None:

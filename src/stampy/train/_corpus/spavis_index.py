@@ -97,7 +97,7 @@ def slides_of(
     if faults:
         _checks.warn(
             f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
-            "rows in them are incomplete. Mend or remove the files and build again: what has changed is written anew."
+            "rows in them are incomplete. Repair or remove the files and build again; changed sections are rebuilt."
         )
     return [Slide(name, tuple(found)) for name, found in parts.items()], faults
 
