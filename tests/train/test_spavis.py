@@ -121,8 +121,14 @@ def test_toy_files_have_the_tokens_that_stampy_makes(written):
         assert (truth["domain"][own].to_numpy() == section.obs["domain"].astype(str).to_numpy()[rows]).all()
 
 
-def test_published_tokens_are_kept(reference_dir, tmp_path):
-    vocabulary = datasets.published_vocabulary()
+@pytest.fixture
+def published_vocabulary(data_dir, monkeypatch):
+    """The published vocabulary's file, read from the folder of real data and never downloaded."""
+    monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
+    return datasets.published_vocabulary()
+
+
+def test_published_tokens_are_kept(reference_dir, published_vocabulary, tmp_path):
     golden = reference_dir / "golden"
     grouped = np.load(golden / "pretraining.npz")["tokens"]
     aligned = np.load(golden / "alignment.npz")
@@ -133,8 +139,8 @@ def test_published_tokens_are_kept(reference_dir, tmp_path):
         with h5py.File(tmp_path / name / "tokens-0.h5", "w") as file:
             file["tokenized_gene"] = np.where(ids == 0, 1, ids).astype(np.int64)
             file["batch_slide_id"] = np.zeros(len(ids), dtype=int)
-        corpus = Corpus.build(tmp_path / name, tmp_path / f"{name}-corpus", vocabulary=vocabulary, n_workers=1,
-                              progress=False)  # fmt: skip
+        corpus = Corpus.build(tmp_path / name, tmp_path / f"{name}-corpus", vocabulary=published_vocabulary,
+                              n_workers=1, progress=False)  # fmt: skip
         (section,) = corpus.sections
         assert section.name == "slide0"
         found = section.tokens(np.arange(section.n_spots))
@@ -142,7 +148,7 @@ def test_published_tokens_are_kept(reference_dir, tmp_path):
         assert found.dtype == np.uint16
 
 
-def test_images_are_kept_as_they_are_published(reference_dir, tmp_path):
+def test_images_are_kept_as_they_are_published(reference_dir, published_vocabulary, tmp_path):
     golden = np.load(reference_dir / "golden" / "alignment.npz")
     with h5py.File(tmp_path / "tokens-0.h5", "w") as file:
         file["tokenized_gene"] = golden["tokens"]
@@ -150,7 +156,7 @@ def test_images_are_kept_as_they_are_published(reference_dir, tmp_path):
         for key, name in (("images", "images"), ("images_aug", "regions")):
             file[key] = golden[name].transpose(0, 3, 1, 2)
         file["pos_label"] = golden["positions"]
-    corpus = Corpus.build(tmp_path, tmp_path / "corpus", vocabulary=datasets.published_vocabulary(), codec="zstd",
+    corpus = Corpus.build(tmp_path, tmp_path / "corpus", vocabulary=published_vocabulary, codec="zstd",
                           n_workers=1, progress=False)  # fmt: skip
     assert [s.name for s in corpus.sections] == ["slidea", "slideb"]  # every second row: read row by row
     for i, section in enumerate(corpus.sections):
