@@ -18,7 +18,8 @@ from stampy._section.stated_um_per_px import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
 from stampy.pp._tissue import covered, overview, tissue_mask
-from stampy.tl import _embed_slide, _metrics
+from stampy.tl import _embed_slide
+from stampy.tl._evaluation import metrics as _metrics
 
 quick = settings(deadline=None, max_examples=25)
 QUIET = {"show_progress_bar": False}

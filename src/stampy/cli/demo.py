@@ -117,7 +117,7 @@ def demo(
         _check_size(adata, n_domains)
 
         from stampy import tl  # torch, once section and labels are there
-        from stampy.tl._encoders import agreed_modality, loaded_model
+        from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 
         agreed_modality(options.get("modality"), model)
         loaded = loaded_model(model, device)

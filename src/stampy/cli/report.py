@@ -186,7 +186,7 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
     if model is None and name != record["model"]:
         return {"text": f"Not judged: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."}
     from stampy.models._load import load_stamp
-    from stampy.tl._judge import judge
+    from stampy.tl._evaluation.judge import judge
 
     try:
         with warnings.catch_warnings():

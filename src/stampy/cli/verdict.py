@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy.tl._arguments import Organism
-    from stampy.tl._encoders import Encoder
+    from stampy.tl._embedding.arguments import Organism
+    from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["Judged", "about_labels", "as_categories", "verdict"]
 
@@ -56,7 +56,7 @@ def verdict(judged: Judged, seed: int) -> list[str]:
 
 
 def _without_labels(judged: Judged, seed: int) -> str:
-    from stampy.tl._judge import judge
+    from stampy.tl._evaluation.judge import judge
 
     found = judge(
         judged.data, judged.model, library_key=judged.library_key, layer=judged.layer, organism=judged.organism,
@@ -73,7 +73,7 @@ def _without_labels(judged: Judged, seed: int) -> str:
 
 def _by_probe(judged: Judged, labels: str, seed: int) -> str:
     from stampy import tl
-    from stampy.tl._judge import stripped
+    from stampy.tl._evaluation.judge import stripped
 
     sections = judged.library_key
     copy = stripped(judged.data, library_key=sections, layer=judged.layer, columns=(labels,))
