@@ -32,7 +32,7 @@ from .resume import Chunk, Chunks
 
 if TYPE_CHECKING:
     from stampy.models import GeneConfig
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
     from stampy.pp._tiles import TileSource
 
     from .arguments import Level
