@@ -134,7 +134,7 @@ def _embed_one(
     from stampy import _checks
     from stampy._io import read as _formats
     from stampy.models._names import check_name
-    from stampy.tl._arguments import Request
+    from stampy.tl._embedding.arguments import Request
 
     check_name(options["model"])
     place = None if _formats.is_address(source) else _checks.existing(source, what="section")

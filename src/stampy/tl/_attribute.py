@@ -15,15 +15,15 @@ from stampy import _checks, _keys, models
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_of, source_of
-from stampy.pp._match_report import GeneMatch
+from stampy.pp._genes.match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
-from ._arguments import ORGANISMS, Organism
-from ._encoders import genes_of, loaded_stamp, match_genes
+from ._embedding.arguments import ORGANISMS, Organism
+from ._embedding.encoders import genes_of, loaded_stamp, match_genes
+from ._embedding.stream import Tower
+from ._methods.token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 from ._results import Result, Space, check_model, space_of, unit, write
 from ._score import rows_of_genes, vocabulary_of
-from ._stream import Tower
-from ._token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -17,15 +17,13 @@ from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
 from stampy.pp._tiles import TileSource
 
-from ._adapted import adapted_to
-from ._arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
-from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
-from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
-from ._panels import shared_panel
+from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
+from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
+from ._embedding.genes import N_NEIGHBORS, Record, embed_genes, embed_pca, shared_panel
+from ._embedding.resume import Chunks, digest_of_model
+from ._embedding.stream import Tower, stream_images
+from ._embedding.vectors import by_key, centered, in_context
 from ._results import Result, write
-from ._resume import Chunks, digest_of_model
-from ._stream import Tower, stream_images
-from ._vectors import by_key, centered, in_context
 
 if TYPE_CHECKING:
     import torch

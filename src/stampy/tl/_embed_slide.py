@@ -21,11 +21,11 @@ from stampy._files import atomic
 from stampy.pp._slide_tiles import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
-from ._arguments import Level, check_running
-from ._embed_genes import Record
-from ._encoders import ImageModel, image_model, loaded_model
-from ._resume import digest_of_model
-from ._stream import Tower, iter_images
+from ._embedding.arguments import Level, check_running
+from ._embedding.encoders import ImageModel, image_model, loaded_model
+from ._embedding.genes import Record
+from ._embedding.resume import digest_of_model
+from ._embedding.stream import Tower, iter_images
 
 if TYPE_CHECKING:
     import torch

@@ -16,21 +16,20 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
-from stampy.pp._gene_annotation import gene_columns
+from stampy.pp._genes.annotation import gene_columns
 
-from ._adapted import fitted
 from ._embed import embed
-from ._encoders import BASELINES as PCA_MODELS
-from ._encoders import Encoder, loaded_model
-from ._label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
+from ._embedding.encoders import BASELINES as PCA_MODELS
+from ._embedding.encoders import Encoder, fitted, loaded_model
+from ._embedding.vectors import centered, in_context
+from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
 from ._results import Result, write
-from ._vectors import centered, in_context
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ._label_free import Embedder, Scores
+    from ._evaluation.label_free import Embedder, Scores
 
 __all__ = ["Judgement", "evaluate", "judged"]
 

@@ -14,9 +14,9 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
-from ._folds import Scheme, check_folds, folds_of
-from ._linear_models import Scaler, balanced_weights, logistic, rotation, solve_ridge
-from ._metrics import confusion, label_scores, summary
+from ._evaluation.folds import Scheme, check_folds, folds_of
+from ._evaluation.metrics import confusion, label_scores, summary
+from ._methods.linear_models import Scaler, balanced_weights, logistic, rotation, solve_ridge
 from ._results import Result, write
 
 if TYPE_CHECKING:

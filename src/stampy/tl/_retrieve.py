@@ -15,7 +15,7 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 
-from ._cosine_neighbors import Nearest, approximate, exact, hit_rates
+from ._methods.cosine_neighbors import Nearest, approximate, exact, hit_rates
 from ._results import Modality, Result, Space, check_same_space, space_of, write
 
 if TYPE_CHECKING:

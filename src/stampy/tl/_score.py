@@ -14,8 +14,8 @@ from stampy import _checks, _keys, models
 from stampy._section.section import library_key_of
 from stampy._utils import table_of
 
-from ._arguments import ORGANISMS, Organism
-from ._encoders import genes_of, human_names, loaded_stamp, vocabulary_of
+from ._embedding.arguments import ORGANISMS, Organism
+from ._embedding.encoders import genes_of, human_names, loaded_stamp, vocabulary_of
 from ._results import Result, check_model, space_of, write
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from stampy import _checks, _keys
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import device_of, generator, hidden, table_of
 
-from . import _metrics
+from ._evaluation import metrics
+from ._methods.slide_classifiers import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 from ._results import Result, write
-from ._slide_classifiers import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -306,13 +306,13 @@ def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str
 def _metric_table(
     slides: Slides, found: dict[str, np.ndarray], n_bootstrap: int, random: np.random.Generator
 ) -> pd.DataFrame:
-    weights = _metrics.draws(slides.patients, n_bootstrap, random)
+    weights = metrics.draws(slides.patients, n_bootstrap, random)
     rows: dict[str, dict[str, Any]] = {}
     for method, scores in found.items():
         row: dict[str, Any] = {}
-        for name, measure in {"auc": _metrics.auc, "balanced_accuracy": _metrics.balanced_accuracy}.items():
+        for name, measure in {"auc": metrics.auc, "balanced_accuracy": metrics.balanced_accuracy}.items():
             row[name] = float(measure(slides.classes, scores)[0])
-            row[f"{name}_low"], row[f"{name}_high"] = _metrics.interval(measure(slides.classes, scores, weights))
+            row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(measure(slides.classes, scores, weights))
         rows[method] = {**row, "n_slides": len(slides.names), "n_patients": len(np.unique(slides.patients))}
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -15,7 +15,7 @@ from stampy._section.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
-from stampy.pp._gene_means import add_sums, means_of, section_sums
+from stampy.pp._genes.means import add_sums, means_of, section_sums
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stampy._io.sections import Sections
     from stampy.models import ImageConfig, StampConfig
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
 
     from ._config import PretrainConfig
 

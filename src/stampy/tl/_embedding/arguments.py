@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
 
     from stampy._section.section import ImageSource
-
-    from ._embed import Section, Sections
+    from stampy.tl._embed import Section, Sections
 
 __all__ = [
     "ORGANISMS",

@@ -14,8 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stampy._utils import hidden
-
-from ._stream import Tower, positions_per_batch
+from stampy.tl._embedding.stream import Tower, positions_per_batch
 
 if TYPE_CHECKING:
     from stampy.models import Stamp

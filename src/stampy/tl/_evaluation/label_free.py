@@ -15,10 +15,9 @@ from scipy import sparse
 from stampy import _checks, _keys
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
-
-from ._clustering import smoothed
-from ._embed_genes import N_COMPONENTS, N_NEIGHBORS, principal_components
-from ._results import unit
+from stampy.tl._embedding.genes import N_COMPONENTS, N_NEIGHBORS, principal_components
+from stampy.tl._methods.clustering import smoothed
+from stampy.tl._results import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,17 +10,16 @@ from stampy import _keys
 from stampy._section.section import places_of
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
-
-from ._embed import embed
-from ._evaluate import Judgement, judged
-from ._results import unit
+from stampy.tl._embed import embed
+from stampy.tl._evaluate import Judgement, judged
+from stampy.tl._results import unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ._arguments import Level, Organism
-    from ._encoders import Encoder
+    from stampy.tl._embedding.arguments import Level, Organism
+    from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["judge", "stripped"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from stampy import _checks
+from stampy.tl._methods.clustering import smoothed
+from stampy.tl._results import unit
 
-from ._clustering import smoothed
-from ._embed_genes import N_NEIGHBORS
-from ._results import unit
+from .genes import N_NEIGHBORS
 
 __all__ = ["by_key", "centered", "in_context"]
 

@@ -1,37 +1,48 @@
-"""The model of a tool: loaded by name, what it embeds, and the genes of a section in its vocabulary."""
+"""The model of a tool: loaded by name or adapted to the sections; what it embeds; genes as it knows them."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 
-from stampy import _keys, models
-from stampy._utils import device_of
-from stampy.models import packaged
+from stampy import _checks, _keys, models
+from stampy._utils import device_of, generator, table_of
+from stampy.models import Stamp, packaged
+from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 from stampy.pp._orthologs import human_matched
 
+from .arguments import Organism, Request, is_several, named
+
 if TYPE_CHECKING:
-    import torch
     from anndata import AnnData
+    from torch import nn
 
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
+    from stampy.tl._embed import Section, Sections
 
-    from ._arguments import Modality, Organism
+    from .arguments import Modality
 
 __all__ = [
     "BASELINES",
     "Encoder",
     "ImageModel",
+    "adapted_to",
     "agreed_modality",
+    "fitted",
     "genes_of",
+    "hint_bfloat16",
     "human_names",
     "image_model",
     "is_baseline",
@@ -41,6 +52,8 @@ __all__ = [
     "stamp_of",
     "vocabulary_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
 ImageModel: TypeAlias = models.Stamp | models.ImageSystem
@@ -164,3 +177,95 @@ def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary
     orthologs(named, vocabulary=vocabulary)
     human = dict(zip(unique, named.var[_keys.ORTHOLOG].astype(str), strict=True))
     return [human[name] or name for name in names]
+
+
+SEED = 0
+
+
+def adapted_to(
+    data: Sections, request: Request, model: str | Path | Encoder, device: str | torch.device | None
+) -> Stamp:
+    """The model fitted to all sections of a call of `stampy.tl.embed` together."""
+    if request.modality != "gene":
+        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+    if is_baseline(model):
+        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+    sections = list(named(data).values()) if is_several(data) else [data]
+    for section in sections:
+        _checks.not_empty(table_of(section, request.table_key))
+    loaded = loaded_model(model, device)
+    with warnings.catch_warnings():  # warnings about a section are given when it is embedded
+        warnings.simplefilter("ignore", _checks.StampyWarning)
+        return fitted(
+            loaded,
+            sections,
+            layer=request.layer,
+            library_key=request.library_key,
+            table_key=request.table_key,
+            organism=request.organism,
+        )
+
+
+def fitted(
+    model: Encoder,
+    sections: Iterable[Section],
+    *,
+    layer: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    organism: Organism = "human",
+    strength: float | None = None,
+    n_axes: int | None = None,
+) -> Stamp:
+    """The model adapted to all these sections; see `stampy.train.adapt`."""
+    check_linear(model)
+    stamp = stamp_of(model)
+    sections, rng, vocabulary = list(sections), generator(SEED), vocabulary_of(stamp)
+    share, pieces = MAX_SPOTS // max(len(sections), 1), []
+
+    def match(table: AnnData) -> GeneMatch:
+        return match_genes(table, vocabulary, organism, layer)
+
+    for section in sections:
+        pieces += pieces_of(
+            section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
+        )
+    parts = LinearEncoder(*linear_parts(stamp))
+    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    made = with_axes(stamp, found.axes, found.head, found.bias)
+    made.adapted = found.record(stamp.name)
+    return made
+
+
+MIN_TILES, MIN_PARAMETERS = 500, 50_000_000  # minutes of float32 on a core: ViT-B/16 has 86 million parameters
+_FLAGS = ("avx512_bf16", "amx_bf16")
+_hinted = False
+
+
+def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None:
+    """Log that bfloat16 is faster, for many tiles, a large encoder and a CPU with instructions for it.
+
+    Parameters
+    ----------
+    model
+        The encoder.
+    n_tiles
+        To come.
+    precision
+        As the user asked; who named one gets no hint.
+    """
+    global _hinted
+    if _hinted or precision is not None or n_tiles < MIN_TILES or next(model.parameters()).device.type != "cpu":
+        return
+    if sum(p.numel() for p in model.parameters()) < MIN_PARAMETERS or not _cpu_has_bfloat16():
+        return
+    _hinted = True
+    logger.warning(
+        "This CPU multiplies in bfloat16 (AVX512-BF16 or AMX), which is about twice as fast for large image encoders "
+        'and changes vectors by about 1 %. Use precision="bfloat16" for it, or "float32" to hide this hint.'
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    return any(capabilities.get(flag, False) for flag in _FLAGS)

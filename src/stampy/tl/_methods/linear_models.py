@@ -8,9 +8,8 @@ import numpy as np
 from scipy import linalg, optimize, sparse
 
 from stampy import _checks
-
-from ._folds import seed_of
-from ._results import unit
+from stampy.tl._evaluation.folds import seed_of
+from stampy.tl._results import unit
 
 __all__ = [
     "Scaler",

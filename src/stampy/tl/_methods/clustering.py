@@ -12,9 +12,8 @@ from scipy import sparse
 from stampy import _checks
 from stampy._section.neighbors import graph
 from stampy._utils import keeping_threads
-
-from ._folds import seed_of
-from ._metrics import silhouette
+from stampy.tl._evaluation.folds import seed_of
+from stampy.tl._evaluation.metrics import silhouette
 
 __all__ = [
     "by_size",

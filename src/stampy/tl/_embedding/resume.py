@@ -21,7 +21,7 @@ from stampy._files import DAMAGED, digest_of_tensors
 from stampy.models import Stamp
 
 if TYPE_CHECKING:
-    from ._encoders import Encoder
+    from .encoders import Encoder
 
 __all__ = ["Chunk", "Chunks", "digest_of_model"]
 

@@ -27,16 +27,15 @@ from stampy.models._gene import ready_to_compile
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank_tokens import weighted_bag
 
-from ._encoders import Encoder, ImageModel
-from ._precision_hint import hint_bfloat16
-from ._resume import Chunk, Chunks
+from .encoders import Encoder, ImageModel, hint_bfloat16
+from .resume import Chunk, Chunks
 
 if TYPE_CHECKING:
     from stampy.models import GeneConfig
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
     from stampy.pp._tiles import TileSource
 
-    from ._arguments import Level
+    from .arguments import Level
 
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
