@@ -9,7 +9,7 @@ from matplotlib.collections import EllipseCollection
 from PIL import Image
 
 from stampy import pl, pp, tl
-from stampy.pl import _view
+from stampy.pl._drawing import view
 from stampy.pp._tiles import TileSource
 
 EDGE = 24  # px of the image across a tile
@@ -120,7 +120,7 @@ def test_the_finest_image_is_drawn_or_the_one_asked_for(tmp_path):
 
 
 def test_a_large_image_is_read_where_it_is_shown_and_reduced(monkeypatch):
-    monkeypatch.setattr(_view, "MAX_PX", 50)
+    monkeypatch.setattr(view, "MAX_PX", 50)
     adata = section(picture())
     whole = pl.spatial(adata, crop=False).images[0]
     assert whole.get_array().shape == (42, 50, 3)

@@ -17,7 +17,7 @@ from stampy import datasets, pl, pp, tl
 from stampy._section.stated_um_per_px import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
-from stampy.pp._tissue import covered, overview, tissue_mask
+from stampy.pp._slide_tiles import covered, overview, tissue_mask
 from stampy.tl import _embed_slide
 from stampy.tl._evaluation import metrics as _metrics
 
@@ -119,8 +119,8 @@ def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile
     pixels[((y - 900) / 600) ** 2 + ((x - 1200) / 800) ** 2 < 1] = (190, 110, 170)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=tile, compression="zlib" if tile else None)
     exact = pp.slide_tiles(tmp_path / "a.tif", um_per_px=2.0)
-    monkeypatch.setattr("stampy.pp._tissue._MAX_READ_PX", 2000 * 2400 // 8)
-    monkeypatch.setattr("stampy.pp._tissue._BLOCK_PX", 64)
+    monkeypatch.setattr("stampy.pp._slide_tiles._MAX_READ_PX", 2000 * 2400 // 8)
+    monkeypatch.setattr("stampy.pp._slide_tiles._BLOCK_PX", 64)
     read, crop = [], SlideImage.read
 
     def counted(self, left, top, width, height, **more):

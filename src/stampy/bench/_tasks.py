@@ -19,7 +19,7 @@ from stampy import _keys, datasets, models, tl
 from stampy._files import digest_of_path
 from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
-from stampy.pp._gene_annotation import gene_columns
+from stampy.pp._genes.annotation import gene_columns
 from stampy.tl._evaluation.masked_genes import masked_accuracy
 from stampy.tl._evaluation.metrics import confusion, label_scores
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._paint import SAFE
+from stampy.pl._drawing.paint import SAFE
 
 if TYPE_CHECKING:
     from anndata import AnnData

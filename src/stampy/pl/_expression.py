@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._paint import Paint, Style, paint_values, without_outliers
-from stampy.pl._records import ExpressionRecord, record_of, shown_of
+from stampy.pl._drawing.paint import Paint, Style, paint_values, without_outliers
+from stampy.pl._drawing.records import ExpressionRecord, record_of, shown_of
+from stampy.pl._drawing.view import Window, views_of
 from stampy.pl._spatial import draw_panels
-from stampy.pl._view import Window, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

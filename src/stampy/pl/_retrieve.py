@@ -11,8 +11,8 @@ import numpy as np
 
 from stampy import _checks, _files, _keys, _utils
 from stampy._settings import DEFAULT_SEED
-from stampy.pl._montage import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
-from stampy.pl._paint import SAFE
+from stampy.pl._drawing.paint import SAFE
+from stampy.pl._tiles import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
-from stampy.pl import _panel
-from stampy.pl._paint import Limit, Paint, Style, paint
+from stampy.pl._drawing import panel
+from stampy.pl._drawing.paint import Limit, Paint, Style, paint
+from stampy.pl._drawing.view import View, Window, views_of
 from stampy.pl._spatial import RASTER_ABOVE
-from stampy.pl._view import View, Window, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -105,7 +105,7 @@ def slide(
     colours = paint(adata, color, style=Style(None, cmap, vmin, vmax), shown=shown)
     panels = [(s, p) for s in drawn for p in ((Paint("", "", None), colours) if tissue else (colours,))]
     windows = [s.window(size=1.0, crop=False) for s, _ in panels]
-    axes = _panel.new_axes(windows)
+    axes = panel.new_axes(windows)
     titles = _titles(adata, drawn, key)
     for i, (ax, (section, p)) in enumerate(zip(axes, panels, strict=True)):
         _draw(ax, section, p, alpha, windows[i])
@@ -114,12 +114,12 @@ def slide(
         if not tissue or p.rgba is None:
             ax.set_title(titles[section.name], fontsize="medium", parse_math=False)
         if scale_bar and section.um_per_px is not None and (not tissue or p.rgba is not None):
-            _panel.scale_bar(ax, section.um_per_px)
+            panel.scale_bar(ax, section.um_per_px)
     per_slide = 1 + tissue
     if legend:
         last = min(ncols, len(drawn)) * per_slide - 1  # the end of the first row
-        _panel.side(axes[last], colours, titled=True)
-    _panel.arrange(axes, _cells(len(drawn), per_slide, ncols))
+        panel.side(axes[last], colours, titled=True)
+    panel.arrange(axes, _cells(len(drawn), per_slide, ncols))
     return axes
 
 

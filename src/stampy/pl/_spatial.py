@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl import _panel
-from stampy.pl._paint import Limit, Paint, Palette, Style, paint
-from stampy.pl._view import View, Window, spot_distance, views_of
+from stampy.pl._drawing import panel as _panel
+from stampy.pl._drawing.paint import Limit, Paint, Palette, Style, paint
+from stampy.pl._drawing.view import View, Window, spot_distance, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks
-from stampy.pl._paint import SAFE
+from stampy.pl._drawing.paint import SAFE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

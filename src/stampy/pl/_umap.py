@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl import _panel
-from stampy.pl._paint import Limit, Paint, Palette, Style, paint
+from stampy.pl._drawing import panel as _panel
+from stampy.pl._drawing.paint import Limit, Paint, Palette, Style, paint
 from stampy.pl._spatial import RASTER_ABOVE
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import pandas as pd
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._gene_annotation import gene_names
-from ._gene_matching import PREVIOUS, SYMBOL, lookup
-from ._gene_names import FOLDER, cut_version
-from ._match_checks import checked_match
-from ._match_report import GeneMatch
+from ._genes.annotation import gene_names
+from ._genes.match_checks import checked_match
+from ._genes.match_report import GeneMatch
+from ._genes.matching import PREVIOUS, SYMBOL, lookup
+from ._genes.names import FOLDER, cut_version
 from ._vocabulary import Vocabulary, packaged
 
 if TYPE_CHECKING:

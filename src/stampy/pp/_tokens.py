@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _keys, _utils
 
 from ._counts import CHUNK, checked_rows, counts_of, source_of
-from ._match_report import GeneMatch
+from ._genes.match_report import GeneMatch
 from ._rank_tokens import rank_tokens
 from ._vocabulary import Vocabulary, packaged
 

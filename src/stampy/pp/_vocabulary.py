@@ -16,10 +16,10 @@ import pandas as pd
 
 from stampy import _checks, _files, _keys
 
-from ._gene_matching import CASE, GeneIndex, lookup
-from ._gene_means import gene_means
-from ._match_checks import checked_match
-from ._match_report import GeneMatch
+from ._genes.match_checks import checked_match
+from ._genes.match_report import GeneMatch
+from ._genes.matching import CASE, GeneIndex, lookup
+from ._genes.means import gene_means
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,7 +15,7 @@ from stampy import _checks, _keys, models
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_of, source_of
-from stampy.pp._match_report import GeneMatch
+from stampy.pp._genes.match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._embedding.arguments import ORGANISMS, Organism

@@ -16,7 +16,7 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_of, source_of
-from stampy.pp._gene_annotation import gene_columns
+from stampy.pp._genes.annotation import gene_columns
 
 from ._embed import embed
 from ._embedding.encoders import BASELINES as PCA_MODELS

@@ -13,7 +13,7 @@ from stampy._section.section import library_key_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
-from stampy.pp._gene_annotation import features_of, gene_columns
+from stampy.pp._genes.annotation import features_of, gene_columns
 
 from ._evaluation.folds import Scheme
 from ._evaluation.metrics import gene_scores, gene_summary

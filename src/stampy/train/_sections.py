@@ -15,7 +15,7 @@ from stampy._section.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
-from stampy.pp._gene_means import add_sums, means_of, section_sums
+from stampy.pp._genes.means import add_sums, means_of, section_sums
 from stampy.pp._tiles import TileSource
 from stampy.pp._tokens import iter_tokens
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stampy._io.sections import Sections
     from stampy.models import ImageConfig, StampConfig
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
 
     from ._config import PretrainConfig
 
@@ -53,8 +53,8 @@ def prepare(
         source = None
         if tower is not None:
             source = TileSource.open(
-                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
-                um_per_px=section.um_per_px, spot_um=section.spot_um,
+                data, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings,
+                image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(

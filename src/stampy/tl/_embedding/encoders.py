@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import nn
 
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
     from stampy.tl._embed import Section, Sections
 
     from .arguments import Modality

@@ -15,7 +15,7 @@ from stampy import _checks, models
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, source_of
-from stampy.pp._gene_annotation import features_of
+from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.clustering import smoothed
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy._section.section import Places
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
     from stampy.tl._embed import Sections
 
     from .encoders import Encoder

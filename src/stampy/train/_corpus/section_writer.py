@@ -26,7 +26,7 @@ from stampy._section.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._gene_means import section_sums
+from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
 from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ._gene_annotation import Features
-from ._gene_names import HumanGenes, cut_genome, ensembl_ids, human_genes, is_title_case, mended
+from .annotation import Features
+from .names import HumanGenes, cut_genome, ensembl_ids, human_genes, is_title_case, mended
 
 __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "GeneIndex", "find", "lookup"]
 
@@ -199,7 +199,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
     Examples
     --------
     >>> import pandas as pd
-    >>> from stampy.pp._gene_annotation import features_of
+    >>> from stampy.pp._genes.annotation import features_of
     >>> index = GeneIndex(["ENSG00000168385", "ENSG00000206503"], ["SEPTIN2", "HLA-A"])
     >>> found = find(features_of(pd.DataFrame(index=["SEPT2", "HLA.A", "2-Sep", "XIST"])), index)
     >>> found.rows.tolist(), [WAYS[way] for way in found.ways]

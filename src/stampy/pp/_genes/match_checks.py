@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy.pp._counts import column_sums, counts_of, raw_layers, source_of
 
-from ._counts import column_sums, counts_of, raw_layers, source_of
-from ._gene_annotation import Features, features_of
-from ._gene_matching import GeneIndex
-from ._gene_names import is_title_case
-from ._match_report import GeneMatch, contradictions, match, name_of
+from .annotation import Features, features_of
+from .match_report import GeneMatch, contradictions, match, name_of
+from .matching import GeneIndex
+from .names import is_title_case
 
 if TYPE_CHECKING:
     import pandas as pd

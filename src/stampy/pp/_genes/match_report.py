@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from ._gene_annotation import Features
-from ._gene_matching import CASE, ID, MENDED, SYMBOL, WAYS, FoundRows, GeneIndex, find
-from ._gene_names import REPEATED
+from .annotation import Features
+from .matching import CASE, ID, MENDED, SYMBOL, WAYS, FoundRows, GeneIndex, find
+from .names import REPEATED
 
 __all__ = ["GeneMatch", "match"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _keys
 
-from ._gene_names import control_of, cut_genome, ensembl_ids, human_genes, is_title_case
+from .names import control_of, cut_genome, ensembl_ids, human_genes, is_title_case
 
 __all__ = ["Features", "features_of", "gene_columns", "gene_names", "resolved_names"]
 

@@ -193,7 +193,7 @@ def _of_date(name: str) -> list[str]:
     return [gene for gene in genes if gene not in {"SEP1", "SEP2", "SEP3"}]
 
 
-FOLDER = Path(str(resources.files("stampy") / "pp" / "genes"))
+FOLDER = Path(str(resources.files("stampy") / "pp" / "_genes"))
 
 
 @dataclass(frozen=True)

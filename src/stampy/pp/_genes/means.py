@@ -13,9 +13,9 @@ from scipy import sparse
 
 from stampy import _checks
 from stampy._section.outside_links import refuse_links
+from stampy.pp._counts import checked_rows, counts_of
 
-from ._counts import checked_rows, counts_of
-from ._gene_annotation import resolved_names
+from .annotation import resolved_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks
-from stampy.pl._paint import Paint
-from stampy.pl._view import Window
+from stampy.pl._drawing.paint import Paint
+from stampy.pl._drawing.view import Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
