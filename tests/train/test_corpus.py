@@ -692,7 +692,7 @@ def test_command_line(toy, tmp_path, capsys):
     assert cli.main([*given, "--on-error", "skip"]) == 0
     printed = capsys.readouterr()
     assert "Corpus(1 section, 120 spots" in printed.out
-    assert "left out: bad:" in printed.out
+    assert "skipped: bad:" in printed.out
     assert "was left out of the corpus" in printed.err
     assert cli.main(["corpus", "info", out]) == 0
     assert "bytes a spot" in capsys.readouterr().out
