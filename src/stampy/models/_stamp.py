@@ -1,6 +1,6 @@
-"""Both towers in one model.
+"""Both towers in one model; a region's patch tokens are pooled to 3 x 3 cells (paper, section 3.3).
 
-Shapes: B spots, L positions, E size of the shared space.
+Shapes: B spots or images, L positions, P patch tokens, D width, E size of the shared space.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig, ImageEncoder
 from ._limits import check_gene, check_image
-from ._regions import pool_3x3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
 
-__all__ = ["RegionOutput", "Stamp", "StampConfig"]
-
+__all__ = ["RegionOutput", "Stamp", "StampConfig", "pool_3x3"]
 
 _LARGEST_SIZE = 2**20
 
@@ -224,3 +222,14 @@ class Stamp(nn.Module):
         if self.image is None:
             raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
         return self.image
+
+
+def pool_3x3(patches_BPD: Tensor) -> Tensor:
+    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+
+    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    """
+    side = round(patches_BPD.shape[1] ** 0.5)
+    stride = side * 2 // 7
+    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
+    return pooled.flatten(2).transpose(1, 2)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section import grid_scale as _scale
 from stampy._section import neighbors
-from stampy._section.choose_image import Wishes
-from stampy._section.image import SlideImage
+from stampy._section import pixel_size as _scale
+from stampy._section.image.choose import Wishes
+from stampy._section.image.slide_image import SlideImage
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
