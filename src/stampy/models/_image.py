@@ -1,4 +1,4 @@
-"""The image encoder: a timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
+"""Image encoders: settings, and the timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
 
 Shapes: B images, P patch tokens, D width, E size of the shared space.
 """
@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
+from ._regions import pool_3x3
+from ._stem import STEM, RegionFeatures, StemEncoder
 
-__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
+__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder"]
 
 # What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
@@ -25,15 +27,17 @@ _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, Runti
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """Settings of a ViT and its input; the defaults are those of the paper (UNI's architecture).
+    """Settings of an image tower and its input; the defaults are those of the paper (UNI's architecture).
 
     Parameters
     ----------
     backbone
         Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model's
-        config then names the architecture found there.
+        config then names the architecture found there. Or ``"efficientnet_lite0_stem"``: the first blocks of that
+        convolutional network, over a tile and its surroundings, as ``"stampy-mini"`` has them.
     backbone_kwargs
         More arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, rates of dropout and switches of a ViT.
+        Of the convolutional stem: ``{"n_blocks": 5}``, and nothing else.
     size_px
         Edge of the input.
     mean, std
@@ -53,6 +57,11 @@ class ImageConfig:
     mean: tuple[float, float, float] = _keys.IMAGENET_MEAN
     std: tuple[float, float, float] = _keys.IMAGENET_STD
     tile_um: float = _keys.TILE_UM
+
+    @property
+    def surroundings(self) -> bool:
+        """Whether the tower sees each tile together with the region of three times its edge about it."""
+        return self.backbone == STEM
 
 
 class ImageOutput(NamedTuple):
@@ -91,6 +100,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ImageConfig, *, pretrained: bool = False):
         super().__init__()
+        if config.surroundings:
+            raise ValueError(
+                f"The backbone {STEM!r} is no ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
+                "trained weights are those of 'stampy-mini'."
+            )
         check_image(config, fetched=pretrained)
         source = config.backbone if pretrained else None
         config = _resolved(config) if ":" in config.backbone else config
@@ -135,6 +149,20 @@ class ImageEncoder(nn.Module):
         x_BTD = vit.norm(x_BTD)
         return ImageOutput(x_BTD[:, 0], x_BTD[:, 1], x_BTD[:, vit.num_prefix_tokens + 1 :])
 
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D) of patches (B, 3, size, size), normalised."""
+        return self(images).feature
+
+    def regions(self, images: Tensor, references: Tensor) -> RegionFeatures:
+        """Regions (B, 3, size, size) and the patches to be found in them (B, 3, patch_px, patch_px), normalised."""
+        return _of_regions(self(images, references))
+
+    def with_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionFeatures]:
+        """`features` of patches and `regions`, by one pass through the ViT."""
+        found = self(torch.cat([patches, regions]), references)
+        n = len(patches)
+        return found.feature[:n], _of_regions(ImageOutput(*(x[n:] for x in found)))
+
     def _pretext(self, images: Tensor, references: Tensor | None) -> Tensor:
         n_regions = 0 if references is None else len(references)
         patches = self.p_visual.expand(len(images) - n_regions, -1, -1)
@@ -154,6 +182,18 @@ class ImageEncoder(nn.Module):
         scale, shift = (x.to(tiles.device, non_blocking=tiles.is_cuda) for x in (1 / (255 * std_3), mean_3 / std_3))
         # Channels are moved as bytes, and floats are written once: memory limits this step.
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
+
+
+def _of_regions(found: ImageOutput) -> RegionFeatures:
+    return RegionFeatures(found.feature, found.query, pool_3x3(found.patches))
+
+
+def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
+    """The image tower of these settings, with new weights; ValueError for those that can't be built."""
+    if not config.surroundings:
+        return ImageEncoder(config)
+    check_image(config)
+    return StemEncoder(config)
 
 
 def _resolved(config: ImageConfig) -> ImageConfig:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._gene import GeneConfig, GeneEncoder
-from ._image import ImageConfig, ImageEncoder
+from ._image import ImageConfig, ImageEncoder, image_encoder
 from ._limits import check_gene, check_image
-from ._regions import pool_3x3
+from ._stem import RegionFeatures, StemEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +128,7 @@ class Stamp(nn.Module):
 
     name: str = "unnamed"
     adapted: Mapping[str, str | float | int] | None = None
-    image: ImageEncoder | None
+    image: ImageEncoder | StemEncoder | None
 
     def __init__(self, config: StampConfig, genes: pd.DataFrame | None = None):
         super().__init__()
@@ -140,7 +140,7 @@ class Stamp(nn.Module):
         self.gene_head = nn.Linear(config.gene.width, config.embedding)
         self.image = None
         if config.image is not None:
-            self.image = ImageEncoder(config.image)
+            self.image = image_encoder(config.image)
             self.patch_head = nn.Linear(self.image.width, config.embedding)
             self.region_head = nn.Linear(self.image.width, config.embedding)
             self.localization_head = nn.Linear(self.image.width, config.embedding)
@@ -180,16 +180,27 @@ class Stamp(nn.Module):
         """Edge of the tissue that a tile shows."""
         return self.image_tower().config.tile_um
 
+    @property
+    def surroundings(self) -> bool:
+        """Whether the image tower sees each tile together with the region of three times its edge about it."""
+        return self.image_tower().config.surroundings
+
     def normalize(self, tiles: Tensor) -> Tensor:
-        """uint8 tiles (B, size, size, 3) as float input (B, 3, size, size)."""
+        """uint8 tiles (..., size, size, 3) as float input (..., 3, size, size)."""
         return self.image_tower().normalize(tiles)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Image features (B, width of the ViT) before the projection; images (B, 3, 224, 224), normalised."""
-        return self.image_tower()(images).feature
+        """Image features (B, D) before the projection.
+
+        Parameters
+        ----------
+        images
+            Normalised: (B, 3, size, size); with `surroundings` (B, 2, 3, size, size), the tile and the region.
+        """
+        return self.image_tower().features(images)
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, E), projected and L2-normalised."""
+        """Image embeddings (B, E), projected and L2-normalised; images as for `image_features`."""
         return self.project_images(self.image_features(images))
 
     def project_images(self, features: Tensor, *, normalize: bool = True) -> Tensor:
@@ -198,28 +209,33 @@ class Stamp(nn.Module):
         return F.normalize(projected, dim=-1) if normalize else projected
 
     def embed_images(self, tiles: Tensor, *, level: Literal["embedding", "feature"] = "embedding") -> Tensor:
-        """uint8 tiles (B, size, size, 3) -> (B, E), or features with `level="feature"`; see `ImageSystem`."""
+        """uint8 tiles -> (B, E), or features with `level="feature"`; see `ImageSystem`.
+
+        Tiles are (B, size, size, 3); with `surroundings` (B, 2, size, size, 3), the tile and the region.
+        """
         features = self.image_features(self.normalize(tiles))
         return self.project_images(features) if level == "embedding" else features
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
-        """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""
-        return self._region(*self.image_tower()(images, references))
+        """Regions (B, 3, size, size) and the patches to be found in them, shrunk, both normalised."""
+        return self._region(self.image_tower().regions(images, references))
 
     def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
-        """`image_embeddings` of patches and `regions`, by one pass through the ViT."""
-        found = self.image_tower()(torch.cat([patches, regions]), references)
-        n = len(patches)
-        return self.project_images(found.feature[:n]), self._region(*(x[n:] for x in found))
+        """Embeddings of patches (B, 3, size, size), and `regions`, at once.
 
-    def _region(self, feature: Tensor, query: Tensor, patches: Tensor) -> RegionOutput:
+        A tower that sees surroundings takes the regions for them.
+        """
+        features, region = self.image_tower().with_regions(patches, regions, references)
+        return self.project_images(features), self._region(region)
+
+    def _region(self, found: RegionFeatures) -> RegionOutput:
         return RegionOutput(
-            F.normalize(self.region_head(feature), dim=-1),
-            self.localization_head(query),
-            self.localization_head(pool_3x3(patches)),
+            F.normalize(self.region_head(found.feature), dim=-1),
+            self.localization_head(found.query),
+            self.localization_head(found.grid),
         )
 
-    def image_tower(self) -> ImageEncoder:
+    def image_tower(self) -> ImageEncoder | StemEncoder:
         """The image tower; ValueError where the model has none."""
         if self.image is None:
             raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")

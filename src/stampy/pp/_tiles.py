@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class TileProvenance(TypedDict):
     um_per_px: list[float]
     um_per_px_from: list[str]
     upsampling: list[float]
+    surroundings_um: NotRequired[float]  # edge of the region that a model sees beside each tile
 
 
 class TileSource:
@@ -51,6 +52,8 @@ class TileSource:
         Edge to which tiles are resampled.
     fill
         RGB beyond the border of the image.
+    surroundings
+        `inputs` has the region of three times the edge beside each tile, for models that see both.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class TileSource:
         tile_um: float = _keys.TILE_UM,
         size_px: int = _keys.TILE_PX,
         fill: tuple[int, int, int] = WHITE,
+        surroundings: bool = False,
     ):
         _checks.positive("tile_um", tile_um)
         _checks.at_least("size_px", size_px, 1)
@@ -77,6 +81,7 @@ class TileSource:
         self.tile_um = float(tile_um)
         self.size_px = int(size_px)
         self.fill = _colour(fill)
+        self.surroundings = surroundings
         n = sum(len(s.rows) for s in sections)
         self._section = np.empty(n, dtype=np.int64)
         self._xy = np.empty((n, 2))
@@ -98,18 +103,19 @@ class TileSource:
         um_per_px: float | Mapping[str, float] | None = None,
         spot_um: float | None = None,
         fill: tuple[int, int, int] = WHITE,
+        surroundings: bool = False,
         table_key: str = _keys.TABLE,
         notes: list[str] | None = None,
     ) -> Self:
         """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`.
 
-        With a list as `notes`, warnings are appended to it instead of being issued.
+        `surroundings` is that of the class. With a list as `notes`, warnings are appended to it instead of issued.
         """
         wishes = Wishes(image, image_key, um_per_px, spot_um)
         sections = sections_of(
             data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
         )
-        source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill)
+        source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill, surroundings=surroundings)
         if note := source._enlarged():
             _checks.warn(note) if notes is None else notes.append(note)
         return source
@@ -171,6 +177,17 @@ class TileSource:
                 out[place] = section.require_image().tile(box, self.size_px, fill=self.fill)
         return out
 
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """What a model sees of some spots: their tiles, with `surroundings` each with the region about it.
+
+        Returns
+        -------
+        (m, size_px, size_px, 3) uint8 RGB; with `surroundings` (m, 2, size_px, size_px, 3), the tile first.
+        """
+        if not self.surroundings:
+            return self.read(rows)
+        return np.stack([self.read(rows), self.read(rows, region=True)], axis=1)
+
     def digest(self, rows: np.ndarray) -> str:
         """A hash of everything that decides the tiles of some spots: positions, images and pixels."""
         found = hashlib.blake2b(digest_size=16)
@@ -178,7 +195,8 @@ class TileSource:
         images = [s.require_image() for s in self.sections]
         scales = [s.um_per_image_px for s in self.sections]
         where = [(um, i.scale, i.shape, i.digest) for um, i in zip(scales, images, strict=True)]
-        found.update(repr((where, self.tile_um, self.size_px, self.fill)).encode())
+        how = (where, self.tile_um, self.size_px, self.fill)
+        found.update(repr((*how, "surroundings") if self.surroundings else how).encode())
         found.update(self._section[rows].tobytes())
         found.update(self._xy[rows].tobytes())
         return found.hexdigest()
@@ -192,7 +210,7 @@ class TileSource:
 
     def provenance(self) -> TileProvenance:
         """Record of what was read and how, in types that every AnnData writer takes."""
-        return {
+        found: TileProvenance = {
             "tile_um": self.tile_um,
             "size_px": self.size_px,
             "fill": list(self.fill),
@@ -202,6 +220,9 @@ class TileSource:
             "um_per_px_from": [s.require_pixel().source for s in self.sections],
             "upsampling": list(self.upsampling.values()),
         }
+        if self.surroundings:
+            found["surroundings_um"] = 3 * self.tile_um
+        return found
 
     def image_paths(self) -> list[str]:
         """The file that the tiles of each section come from, "" for pixels in memory.

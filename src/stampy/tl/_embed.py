@@ -355,19 +355,12 @@ def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: 
 
 
 def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    pictured = image_model(model, "Use modality='gene' or another model.")
+    tower = image_model(model, "Use modality='gene' or another model.")
     return TileSource.open(
-        adata,
-        tile_um=pictured.tile_um,
-        size_px=pictured.size_px,
-        image=request.image,
-        image_key=request.image_key,
-        library_key=request.library_key,
-        um_per_px=request.um_per_px,
-        spot_um=request.spot_um,
-        table_key=request.table_key,
-        notes=notes,
-    )
+        adata, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings, image=request.image,
+        image_key=request.image_key, library_key=request.library_key, um_per_px=request.um_per_px,
+        spot_um=request.spot_um, table_key=request.table_key, notes=notes,
+    )  # fmt: skip
 
 
 def _too_coarse(tiles: TileSource) -> bool:

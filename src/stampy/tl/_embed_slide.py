@@ -170,7 +170,9 @@ class _Job:
     @classmethod
     def of(cls, adata: AnnData, image: SlideImage, model: ImageModel, level: Level, precision: str | None,
            chunk_size: int, key: str) -> _Job:  # fmt: skip
-        tiles = TileSource.open(adata, tile_um=model.tile_um, size_px=model.size_px, image=image)
+        tiles = TileSource.open(
+            adata, tile_um=model.tile_um, size_px=model.size_px, image=image, surroundings=model.surroundings
+        )
         tower = Tower(model, len(tiles), precision)
         origin = tiles.provenance()
         record: Record = {
@@ -196,8 +198,9 @@ class _Job:
         import torch
 
         model = self.tower.model
+        shape = (1, *((2,) if model.surroundings else ()), model.size_px, model.size_px, 3)
         with self.tower.running():
-            black = torch.zeros((1, model.size_px, model.size_px, 3), dtype=torch.uint8, device=self.tower.device)
+            black = torch.zeros(shape, dtype=torch.uint8, device=self.tower.device)
             return self.project(model.image_features(model.normalize(black))).shape[1]
 
 

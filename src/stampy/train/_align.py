@@ -123,6 +123,8 @@ def align(
     if start.config.image is not None and backbone is None:
         _check_own_tower(start.config.image, config)
     aligned = _both_towers(start, config, afresh=backbone is not None)
+    if aligned.image_tower().config.surroundings:
+        _check_stem(config)
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
     before = trained_on(model)
@@ -150,8 +152,9 @@ def _align(
         else:
             data = pairs_in_memory(sections, vocabulary, model.config)
         sampler = PairSampler(data, config)
-        if config.start == "spectral":
-            start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
+        tower = model.image_tower()
+        if config.start == "spectral" and isinstance(tower, ImageEncoder):
+            start_spectral_image(tower, torch.from_numpy(data.some_patches(config.seed)), config.seed)
         # an existing run keeps its record, since this one may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             earlier = before.sections if before is not None and before.complete else None
@@ -196,6 +199,18 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
             "Leave it out, or exchange the tower by the argument `backbone=` (`--backbone`).",
+        )
+
+
+def _check_stem(config: AlignConfig) -> None:
+    """Raise ValueError for settings that only a ViT has."""
+    useless = ["image_tower='lora'"] if config.image_tower == "lora" else []
+    useless += ["start='spectral'"] if config.start == "spectral" else []
+    if useless:
+        raise without_effect(
+            ", ".join(useless),
+            "the image tower is a convolutional stem, and no ViT",
+            "Leave it out ('full' and 'frozen' work), or exchange the tower by `backbone=` (`--backbone`).",
         )
 
 

@@ -92,7 +92,8 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
     def forward(self, piece: PairPiece) -> dict[str, Tensor]:
         """Embeddings of a piece that the losses need."""
         model, found = self.model, {"scale": self.model.scale}
-        if self.has_patch and self.has_region:
+        surroundings = self.has_patch and model.surroundings
+        if self.has_patch and (self.has_region or surroundings):
             found["patch"], region = model.patches_and_regions(piece["patches"], piece["regions"], piece["references"])
         elif self.has_region:
             region = model.regions(piece["regions"], piece["references"])

@@ -50,7 +50,7 @@ def augment(
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
-    coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
+    coarse_px = int(torch.randint(_COARSEST_PX, max(size // 2, _COARSEST_PX + 1), (), generator=generator))
     chosen = _places((torch.rand(n * world_size, generator=generator) < 0.5)[own], patches)
     _coarsen(new_patches, coarse_px, chosen)
     _coarsen(new_regions, 3 * coarse_px, chosen)

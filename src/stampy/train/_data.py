@@ -67,6 +67,9 @@ class TrainingSection(Protocol):
     def patches(self, rows: np.ndarray) -> np.ndarray:
         """(m, size_px, size_px, 3) uint8."""
 
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, size_px, size_px, 3) uint8, for towers that see surroundings: each patch, and a region about it."""
+
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, for each spot the number of one of its regions."""
 
@@ -140,6 +143,10 @@ class MemorySection:
     def patches(self, rows: np.ndarray) -> np.ndarray:
         """(m, size_px, size_px, 3) uint8."""
         return self._opened.read(rows)
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, size_px, size_px, 3) uint8: what the tower sees of spots, the patch in the middle of its region."""
+        return self._opened.inputs(rows)
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Those of random cells."""

@@ -237,7 +237,8 @@ def _both(
     for part in np.array_split(rows, -(-len(rows) // 32)):
         tiles = tiled.patches(part)
         colours.append(tile_features(tiles))
-        images.append(model.embed_images(torch.from_numpy(tiles).to(model.device)).float().cpu().numpy())
+        seen = torch.from_numpy(tiled.inputs(part) if model.surroundings else tiles).to(model.device)
+        images.append(model.embed_images(seen).float().cpu().numpy())
         tokens = torch.from_numpy(section.tokens[part].astype(np.int64)).to(model.device)
         genes.append(model.gene_embeddings(tokens).float().cpu().numpy())
     return np.concatenate(images), np.concatenate(genes), np.concatenate(colours)

@@ -53,8 +53,8 @@ def prepare(
         source = None
         if tower is not None:
             source = TileSource.open(
-                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
-                um_per_px=section.um_per_px, spot_um=section.spot_um,
+                data, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings,
+                image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(

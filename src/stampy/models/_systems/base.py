@@ -56,6 +56,11 @@ class ImageSystem(_System):
         """Edge of the tissue that a tile shows."""
         return self.card.tile_um or _keys.TILE_UM
 
+    @property
+    def surroundings(self) -> bool:
+        """Whether it sees each tile together with the region about it: no such system does."""
+        return False
+
     def normalize(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, H, W, 3) as float input (B, 3, H, W)."""
         mean = torch.tensor(self.card.mean, device=tiles.device)
