@@ -128,7 +128,7 @@ def test_a_large_image_is_read_where_it_is_shown_and_reduced(monkeypatch):
     part = pl.spatial(adata, crop=(100, 140, 60, 90)).images[0]
     np.testing.assert_array_equal(part.get_array(), picture()[60:90, 100:140])
     assert part.get_extent() == [100, 140, 90, 60]
-    figure, ax = plt.subplots(layout="constrained")  # its size is not known here: more is kept
+    _, ax = plt.subplots(layout="constrained")  # its size is not known here: more is kept
     assert pl.spatial(adata, ax=ax).images[0].get_array().shape == (200, 240, 3)
     monkeypatch.setattr(view, "MAX_PX", 120)
     assert pl.spatial(adata, crop=False, ax=ax).images[-1].get_array().shape == (100, 120, 3)
