@@ -16,16 +16,16 @@ NAME = "stamp_vocabulary"
 
 
 def published_vocabulary() -> Path:
-    """Make `genes.tsv` of the published STAMP model: 20,310 genes in its order with its divisors.
+    """Create the `genes.tsv` of the published STAMP model: 20,310 genes in its order with its divisors.
 
-    The order is that of Nicheformer's model file, the divisors are the published non-zero means of a Visium corpus,
-    rounded half-up to whole numbers; NaN and 0 become 1. Symbols are filled in where a mirror has them
-    (`stamp_vocabulary/symbol_to_ensembl.json`); they are empty otherwise, and genes match by Ensembl id.
+    The order is that of Nicheformer's model file. The divisors are the published non-zero means of a Visium corpus,
+    rounded half-up to integers; NaN and 0 become 1. Symbols are added if a mirror has them
+    (`stamp_vocabulary/symbol_to_ensembl.json`). Otherwise they are empty, and genes match by Ensembl id.
 
     Returns
     -------
-    Path of a tab-separated file in the cache with columns `gene_id`, `symbol` (several parted by ``|``), `divisor`, for
-    `stampy.pp.Vocabulary.load`.
+    Path of a tab-separated file in the cache with columns `gene_id`, `symbol` (several separated by ``|``) and
+    `divisor`, for `stampy.pp.Vocabulary.load`.
 
     Raises
     ------

@@ -29,12 +29,12 @@ def push(
 ) -> str:
     """Upload weights and their card to the Hugging Face Hub, for `stampy.models.load`.
 
-    The weights are read and checked first, as `load` would do, so that unusable weights are not uploaded.
+    The weights are first read and checked as in `load`, so unusable weights are not uploaded.
 
     Parameters
     ----------
     model
-        A folder that `save` or training wrote, or a loaded model.
+        A folder written by `save` or training, or a loaded model.
     repository
         Name on the hub, ``"organisation/name"``. It is created if it does not exist.
     card
@@ -48,12 +48,12 @@ def push(
 
     Returns
     -------
-    The name to load exactly these weights by, ``"hf-hub:organisation/name@commit"``.
+    The name to load exactly these weights, ``"hf-hub:organisation/name@commit"``.
 
     Raises
     ------
     ValueError
-        There is no card, the repository is not named ``organisation/name``, or the weights cannot be loaded.
+        The card is missing, the repository is not named ``organisation/name``, or the weights cannot be loaded.
     ConnectionError
         The hub cannot be reached or refuses the upload.
 

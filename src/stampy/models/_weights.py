@@ -38,9 +38,9 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
-    """Write a model as a folder that `load` reads.
+    """Write a model to a folder that `load` reads.
 
-    The folder is written beside `path` and renamed, so that the folder is never incomplete.
+    The folder is written under a temporary name and renamed, so it is never incomplete.
 
     Parameters
     ----------

@@ -34,11 +34,11 @@ class SectionGroups(NamedTuple):
 
 
 class TrainingSection(Protocol):
-    """One section to train on. Any thread may read from it."""
+    """One section for training. Any thread may read from it."""
 
     @property
     def name(self) -> str:
-        """For messages and logs."""
+        """Name for messages and logs."""
 
     @property
     def n_spots(self) -> int:

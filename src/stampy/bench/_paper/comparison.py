@@ -24,7 +24,7 @@ PAPER = "Han et al."
 
 
 def comparison(folder: str | Path) -> pd.DataFrame:
-    """The paper's figures beside those of a run, with the difference.
+    """Compare the figures of a run with those of the paper.
 
     Parameters
     ----------
@@ -33,11 +33,10 @@ def comparison(folder: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each `dataset`, `task`, `metric`, `variant` (of the method) and `system`: `own` (mean over sections and
-    seeds), `std` (over seeds), `paper`, `difference` (own - paper), `n_sections`, `protocol` (whether it is the
-    paper's; `stampy.bench.protocol` has every choice), `reason` (why there is no figure of one's own). NaN where a
-    figure is not known or was not computed. Metrics are those that the paper is known to report,
-    or, where none is, those that tables show.
+    One row for each `dataset`, `task`, `metric`, `variant` (of the method) and `system`: `own` (mean over sections and
+    seeds), `std` (over seeds), `paper`, `difference` (own - paper), `n_sections`, `protocol` (whether it is that of the
+    paper; `stampy.bench.protocol` lists all choices), `reason` (why `own` is missing). NaN if a figure is not known or
+    was not computed. Metrics are those that the paper is known to report, otherwise those of the tables.
 
     Examples
     --------

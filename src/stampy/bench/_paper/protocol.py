@@ -104,10 +104,10 @@ LIKE = {"classifier": {"logistic", "ridge"}, "regressor": {"linear", "ridge"}, "
 
 
 def protocol(folder: str | Path) -> pd.DataFrame:
-    """Every choice behind the figures of a run, beside what is known of the paper's.
+    """List every choice behind the figures of a run, and what is known of the paper.
 
-    What stampy's authors know of the paper is a summary of it. A choice that the summary does not tell is "not known":
-    the paper, or its code, may say more.
+    stampy's authors know a summary of the paper. A choice that the summary does not state is "not known"; the paper or
+    its code may state it.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def protocol(folder: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each choice: `dataset`, `task`, `choice`, `here`, `paper`, `same` (``"yes"``, ``"no"``, ``"not known"``).
-    Data sets that the paper has no table of, and tasks that it does not have, are left out.
+    One row per choice: `dataset`, `task`, `choice`, `here`, `paper`, `same` (``"yes"``, ``"no"``, ``"not known"``).
+    Data sets and tasks that are not in the paper are omitted.
 
     Examples
     --------
