@@ -108,12 +108,12 @@ def read(
     um_per_px: float | None = None,
     backed: bool = False,
 ) -> AnnData | SpatialData:
-    """Read a section; its format is recognised from its files.
+    """Read a section, and detect its format from the files.
 
     Supported formats are .h5ad (including HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData
-    (its RNA), loom, Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's
-    flat files and a single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts
-    beside a table of coordinates. Names may have a prefix and end in .gz. The path of a full-resolution image is
+    (its RNA), loom, Space Ranger of every version (Visium v1, v2, CytAssist, HD in bins or segmented cells; also flat
+    GEO folders and a single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts
+    together with a table of coordinates. Names may have a prefix and end in .gz. The path of a full-resolution image is
     recorded in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads its tiles from
     there.
 
@@ -121,23 +121,25 @@ def read(
     ----------
     path
         File or folder of one section; or the address of an .h5ad, .zarr or .zarr.zip with AnnData that fsspec opens
-        (``"https://..."``, ``"s3://..."``). With `backed` its counts are read from there block by block. Images on this
-        machine that such a section names are not opened.
+        (``"https://..."``, ``"s3://..."``). With `backed`, its counts are read from there block by block. If such a
+        section names an image on this machine, the image is not opened.
     bin_um
-        Visium HD: which of the bins, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells and
-        beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with coordinates
-        in µm): sum them up in square bins of this edge; None: as they are. See `stampy.pp.bins`.
+        Visium HD: size of the bins to read, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells
+        and beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with
+        coordinates in µm): sum their counts in square bins of this edge; None: do not bin. See `stampy.pp.bins`.
     image
-        Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
+        Full-resolution H&E image (TIFF, whole slide, PNG, JPEG). Coordinates are in px of this image. Only its path is
+        kept.
     um_per_px
-        With `bin_um`: µm per unit of the coordinates, if the scale factors do not give it.
+        With `bin_um`: µm per unit of the coordinates, if the scale factors do not state it.
     backed
-        Leave the counts of an .h5ad or .zarr on disk: memory does not grow with them.
+        Leave the counts of an .h5ad or .zarr on disk, so memory does not grow with them.
 
     Returns
     -------
-    A SpatialData where `path` is one, else an AnnData: raw counts in ``X``, ``obsm["spatial"]`` in px of the
-    full-resolution image (cells without H&E image: in µm), ``uns["spatial"]`` with images and scale factors.
+    A SpatialData if `path` is a SpatialData store, otherwise an AnnData with raw counts in ``X``, ``obsm["spatial"]``
+    in px of the full-resolution image (cells without H&E image: in µm), and ``uns["spatial"]`` with images and scale
+    factors.
 
     Raises
     ------
@@ -149,8 +151,8 @@ def read(
     Warns
     -----
     StampyWarning
-        Spots without a position or without counts are left out, features that are no genes are left out, barcodes match
-        only without their suffix, counts are fractions, or there are no positions or no image.
+        Spots without a position or without counts are dropped, features that are not genes are dropped, barcodes match
+        only without their suffix, counts are fractional, or positions or image are missing.
 
     Examples
     --------

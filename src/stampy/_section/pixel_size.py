@@ -108,14 +108,15 @@ class PixelSize(NamedTuple):
 
 
 def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_um: float | None = None) -> PixelSize:
-    """µm per pixel of the full-resolution image, from the spots' grid and the scale factors.
+    """Infer the µm per pixel of the full-resolution image from the grid of spots and the scale factors.
 
-    In this order: `spot_um` over the spot diameter; `microns_per_pixel` of the scale factors; the spots' grid, which
-    tells the platform; the diameter of Visium's fiducials (105 µm), where the spots are too few for a grid. What is
-    known besides is held against the result: a contradiction is refused, or named in `doubt`. On the
-    hexagonal grid of Visium spots are 100 µm apart and 55 µm wide, on the square one of ST 200 µm apart and 100 µm
-    wide. The diameter counts where it agrees with the distance. Where it doesn't, the distance does: Space Ranger
-    writes the diameter of a theoretical spot of 60 to 70 µm (by version), which would make tiles a fifth too large.
+    Sources in this order: `spot_um` divided by the spot diameter; `microns_per_pixel` of the scale factors; the grid of
+    spots, which identifies the platform; the diameter of Visium's fiducials (105 µm), if there are too few spots for a
+    grid. The result is compared with the other sources: a contradiction raises an error or is stated in `doubt`. Spots
+    are 100 µm apart and 55 µm wide on the hexagonal grid of Visium, and 200 µm apart and 100 µm wide on the square grid
+    of ST. The spot diameter is used if it agrees with the distance, otherwise the distance is used: Space Ranger writes
+    the diameter of a theoretical spot of 60 to 70 µm (depending on the version), which would make tiles a fifth too
+    large.
 
     Parameters
     ----------
@@ -124,14 +125,14 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_
     scalefactors
         `uns["spatial"][library]["scalefactors"]`.
     spot_um
-        Diameter of a spot in µm that `spot_diameter_fullres` spans, where it is known.
+        Diameter of a spot in µm, corresponding to `spot_diameter_fullres`, if known.
 
     Raises
     ------
     ValueError
-        Without a spot diameter, where the grid is that of no platform that is known here, where the spots would be
-        wider than they are apart (coordinates in rows and columns of the array, px of the reduced image, or µm), or
-        where `microns_per_pixel` contradicts a grid of Visium.
+        Without a spot diameter, if the grid matches no known platform, if spots would be wider than their distance
+        (coordinates in array rows and columns, px of the reduced image, or µm), or if `microns_per_pixel` contradicts a
+        Visium grid.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The tables: data sets x systems x tasks, each by the functions of `stampy.tl`, as one tidy DataFrame."""
+"""Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Toy sections with planted truth, and a registry of real ones that are fetched on request and checked by hash."""
+"""Toy sections with known ground truth, and a registry of real sections, downloaded on request and checked by hash."""
 
 from stampy.datasets._fetch import fetch, published_vocabulary
 from stampy.datasets._hest import hest_evaluation, hest_manifest

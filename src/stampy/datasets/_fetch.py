@@ -32,27 +32,27 @@ def fetch(
     allow_unverified: bool = False,
     progressbar: bool = False,
 ) -> Path | dict[str, Path]:
-    """Get the files of a data set, and download the missing ones.
+    """Return the files of a data set, and download missing files.
 
-    Looked for in this order: the offline mirror that the environment variable `STAMPY_DATA_DIR` names (used in place,
-    never changed), the cache (`STAMPY_CACHE_DIR`, else the operating system's place for caches), the address at a
-    pinned commit. Every file is checked against its SHA-256, each time. A wrong one is refused; it is removed from the
-    cache, never from the mirror. A file is renamed when it is complete, so several processes may fetch at once.
+    Files are searched in the offline mirror named by the environment variable `STAMPY_DATA_DIR` (never changed), then
+    in the cache (`STAMPY_CACHE_DIR`, by default the cache folder of the operating system), and otherwise downloaded
+    from the address at a pinned commit. The SHA-256 of every file is checked each time. A wrong file raises an error
+    and is removed from the cache, never from the mirror. Several processes may download at the same time.
 
     Parameters
     ----------
     name
         One of `names()`.
     file
-        The file wanted, e.g. `"image"`; None for all: where the mirror has the finished section, that and what else
-        the mirror has, otherwise the origin's files. Files that only a mirror could have are then left out.
+        Name of the file, e.g. `"image"`. None: all files. If the mirror has the finished section, these are the files
+        of the mirror, otherwise the files of the origin without those that only a mirror can have.
     sha256
-        The hash of a file whose hash stampy does not know: the counts of the `spatialLIBD_` sections, which lie outside
-        any repository with commits.
+        Hash of a file whose hash stampy does not know: the counts of the `spatialLIBD_` sections, which are not in a
+        repository with commits.
     allow_unverified
-        Take such a file without a hash; a warning tells the hash found.
+        Accept such a file without a hash; a warning states its hash.
     progressbar
-        Show one for each download.
+        Show a progress bar for each download.
 
     Returns
     -------
@@ -61,9 +61,9 @@ def fetch(
     Raises
     ------
     ValueError
-        If the name or file is unknown, a hash is wrong, or a hash is neither known nor given.
+        If the name or file is unknown, a hash is wrong, or a hash is neither known nor passed.
     FileNotFoundError
-        If only a mirror has the file and there is none, or it lacks it.
+        If the file is only available from a mirror, and there is no mirror or it lacks the file.
     ConnectionError
         If the download fails.
 
@@ -183,16 +183,16 @@ NAME = "stamp_vocabulary"
 
 
 def published_vocabulary() -> Path:
-    """Make `genes.tsv` of the published STAMP model: 20,310 genes in its order with its divisors.
+    """Create the `genes.tsv` of the published STAMP model: 20,310 genes in its order with its divisors.
 
-    The order is that of Nicheformer's model file, the divisors are the published non-zero means of a Visium corpus,
-    rounded half-up to whole numbers; NaN and 0 become 1. Symbols are filled in where a mirror has them
-    (`stamp_vocabulary/symbol_to_ensembl.json`); they are empty otherwise, and genes match by Ensembl id.
+    The order is that of Nicheformer's model file. The divisors are the published non-zero means of a Visium corpus,
+    rounded half-up to integers; NaN and 0 become 1. Symbols are added if a mirror has them
+    (`stamp_vocabulary/symbol_to_ensembl.json`). Otherwise they are empty, and genes match by Ensembl id.
 
     Returns
     -------
-    Path of a tab-separated file in the cache with columns `gene_id`, `symbol` (several parted by ``|``), `divisor`, for
-    `stampy.pp.Vocabulary.load`.
+    Path of a tab-separated file in the cache with columns `gene_id`, `symbol` (several separated by ``|``) and
+    `divisor`, for `stampy.pp.Vocabulary.load`.
 
     Raises
     ------

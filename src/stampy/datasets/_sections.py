@@ -43,12 +43,12 @@ def load(
 ) -> AnnData:
     """Load a real section.
 
-    The finished section is read where the mirror that `STAMPY_DATA_DIR` names has it; otherwise its authors' files are
-    fetched (see `fetch`) and put together. Cite the authors: `info(name).citation`.
+    The section is read from the mirror `STAMPY_DATA_DIR`, if it is there; otherwise the files of its authors are
+    downloaded (see `fetch`) and assembled. Cite the authors: `info(name).citation`.
 
-    The 12 sections of the dorsolateral prefrontal cortex with all their genes are `spatialLIBD_151507` and so on. Their
-    counts lie at an address without versions, and stampy does not know their hashes: pass `sha256=` or
-    `allow_unverified=True`. `DLPFC_151673` and `DLPFC_151674` are smaller: the most variable genes only.
+    The 12 sections of the dorsolateral prefrontal cortex with all genes are `spatialLIBD_151507` and so on. Their
+    counts are at an address without versions, and stampy does not know their hashes: pass `sha256=` or
+    `allow_unverified=True`. `DLPFC_151673` and `DLPFC_151674` are smaller and have only the most variable genes.
 
     Parameters
     ----------
@@ -61,18 +61,18 @@ def load(
     -------
     AnnData (spots, genes) with
 
-    - `X`: raw counts, CSR; no genes where there is only an image (`info(name).kind == "images"`)
+    - `X`: raw counts, CSR; no genes if there is only an image (`info(name).kind == "images"`)
     - `obs`: array position, and labels in the columns `info(name).labels`; "NA" and "undetermined" are not labels
     - `var["gene_ids"]`: Ensembl ids where known; `var_names` are symbols
-    - `obsm["spatial"]`: x and y in px of the full-resolution image, or in spot distances where there never was one
-    - `uns["spatial"][name]`: images and scale factors where there is an image; `uns["source"]`: where it is from
+    - `obsm["spatial"]`: x and y in px of the full-resolution image, or in spot distances if the study has no image
+    - `uns["spatial"][name]`: images and scale factors, if there is an image; `uns["source"]`: origin of the data
 
     Raises
     ------
     ValueError
         If the name is unknown, or a file has a wrong or no known hash.
     FileNotFoundError
-        If only a mirror has the section, and there is none.
+        If the section is only available from a mirror, and there is no mirror.
     ConnectionError
         If a download fails.
 

@@ -50,9 +50,9 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
-    """Write a model as a folder that `load` reads.
+    """Write a model to a folder that `load` reads.
 
-    The folder is written beside `path` and renamed, so that the folder is never incomplete.
+    The folder is written under a temporary name and renamed, so it is never incomplete.
 
     Parameters
     ----------
@@ -230,12 +230,12 @@ def push(
 ) -> str:
     """Upload weights and their card to the Hugging Face Hub, for `stampy.models.load`.
 
-    The weights are read and checked first, as `load` would do, so that unusable weights are not uploaded.
+    The weights are first read and checked as in `load`, so unusable weights are not uploaded.
 
     Parameters
     ----------
     model
-        A folder that `save` or training wrote, or a loaded model.
+        A folder written by `save` or training, or a loaded model.
     repository
         Name on the hub, ``"organisation/name"``. It is created if it does not exist.
     card
@@ -249,12 +249,12 @@ def push(
 
     Returns
     -------
-    The name to load exactly these weights by, ``"hf-hub:organisation/name@commit"``.
+    The name to load exactly these weights, ``"hf-hub:organisation/name@commit"``.
 
     Raises
     ------
     ValueError
-        There is no card, the repository is not named ``organisation/name``, or the weights cannot be loaded.
+        The card is missing, the repository is not named ``organisation/name``, or the weights cannot be loaded.
     ConnectionError
         The hub cannot be reached or refuses the upload.
 

@@ -92,7 +92,8 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
     def forward(self, piece: PairPiece) -> dict[str, Tensor]:
         """Embeddings of a piece that the losses need."""
         model, found = self.model, {"scale": self.model.scale}
-        if self.has_patch and self.has_region:
+        surroundings = self.has_patch and model.surroundings
+        if self.has_patch and (self.has_region or surroundings):
             found["patch"], region = model.patches_and_regions(piece["patches"], piece["regions"], piece["references"])
         elif self.has_region:
             region = model.regions(piece["regions"], piece["references"])
@@ -222,7 +223,7 @@ def augment(
             old = cells_B[chosen]
             new_cells[chosen] = torch.where(old >= 0, where[old.clamp(min=0)], old)
     size = patches.shape[-1]
-    coarse_px = int(torch.randint(_COARSEST_PX, size // 2, (), generator=generator))
+    coarse_px = int(torch.randint(_COARSEST_PX, max(size // 2, _COARSEST_PX + 1), (), generator=generator))
     chosen = _places((torch.rand(n * world_size, generator=generator) < 0.5)[own], patches)
     _coarsen(new_patches, coarse_px, chosen)
     _coarsen(new_regions, 3 * coarse_px, chosen)

@@ -63,11 +63,11 @@ class SectionGroups(NamedTuple):
 
 
 class TrainingSection(Protocol):
-    """One section to train on. Any thread may read from it."""
+    """One section for training. Any thread may read from it."""
 
     @property
     def name(self) -> str:
-        """For messages and logs."""
+        """Name for messages and logs."""
 
     @property
     def n_spots(self) -> int:
@@ -95,6 +95,9 @@ class TrainingSection(Protocol):
 
     def patches(self, rows: np.ndarray) -> np.ndarray:
         """(m, size_px, size_px, 3) uint8."""
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, size_px, size_px, 3) uint8, for towers that see surroundings: each patch, and a region about it."""
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, for each spot the number of one of its regions."""
@@ -169,6 +172,10 @@ class MemorySection:
     def patches(self, rows: np.ndarray) -> np.ndarray:
         """(m, size_px, size_px, 3) uint8."""
         return self._opened.read(rows)
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, size_px, size_px, 3) uint8: what the tower sees of spots, the patch in the middle of its region."""
+        return self._opened.inputs(rows)
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Those of random cells."""
@@ -246,8 +253,8 @@ def prepare(
         source = None
         if tower is not None:
             source = TileSource.open(
-                data, tile_um=tower.tile_um, size_px=tower.size_px, image=section.image,
-                um_per_px=section.um_per_px, spot_um=section.spot_um,
+                data, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings,
+                image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
                 _checks.warn(

@@ -34,32 +34,33 @@ _SAMPLED_BANDS, _BAND_ROWS = 64, 64  # of a larger one that is not in memory
 
 
 class SlideImage:
-    """A picture of a section, read piece by piece as 8-bit RGB.
+    """Image of a section, read in pieces as 8-bit RGB.
 
-    Values are mapped to 8 bit by one rule for the whole image. uint8 stays. Other whole numbers are divided so that the
-    largest value of the 8, 12 or 16 bits that hold the image's brightest pixel becomes 255 (16 bits: divided by 257).
-    Floats lie in [0, 1], or in the range of 8, 12 or 16 bits, give or take errors of rounding. bool becomes black and
-    white. A picture whose brightest pixel does not reach a quarter of its range is refused, since the range can't be
-    told; so are negative values, NaN, and whole numbers of 0 and 1 alone. Grey is repeated in three channels. A second
-    or fourth channel is opacity: the picture is laid on the fill colour. Other layouts are refused.
+    Values are mapped to 8 bit by one rule for the entire image. uint8 is unchanged. Other integers are divided so that
+    the largest value of the range (8, 12 or 16 bits) that contains the brightest pixel becomes 255 (16 bits: divided by
+    257). Floats must be in [0, 1] or in the range of 8, 12 or 16 bits, up to rounding errors. bool becomes black and
+    white. An image raises an error if its brightest pixel is below a quarter of its range, because the range is then
+    ambiguous, and for negative values, NaN, and integers that are only 0 and 1. Greyscale is repeated in three
+    channels. A second or fourth channel is opacity, and the image is blended with the fill colour. Other layouts raise
+    an error.
 
     Parameters
     ----------
     levels
-        The resolutions, finest first.
+        Resolutions, finest first.
     scale
         Pixels of the first level per pixel of the image to which the spots' coordinates refer (1 for that image).
     name
-        What error messages call it.
+        Name in error messages.
     close
-        Called once the image is closed or garbage-collected.
+        Function to call when the image is closed or garbage-collected.
     um_per_px
-        µm per pixel of the first level, as the file says it; None where it doesn't.
+        µm per pixel of the first level as stated by the file; None if unknown.
 
     Raises
     ------
     TypeError
-        For values that are no numbers.
+        For values that are not numbers.
     ValueError
         For a layout that is not grey, RGB or RGBA, an empty image, or values whose range is unclear.
 
@@ -103,9 +104,9 @@ class SlideImage:
 
     @classmethod
     def from_array(cls, array: np.ndarray | DataArray | DaskArray, *, scale: float = 1.0, name: str = "array") -> Self:
-        """A picture from an array (h, w), (h, w, 1 to 4) or (1 to 4, h, w); it is neither copied nor changed.
+        """Image from an array (h, w), (h, w, 1 to 4) or (1 to 4, h, w); it is neither copied nor changed.
 
-        Further axes of length 1 are left out. An xarray with dimensions y, x and c is read by their names.
+        Further axes of length 1 are dropped. The axes of an xarray are identified by the names y, x and c.
         """
         if not (hasattr(array, "shape") and hasattr(array, "dtype")):
             raise TypeError(f"Image {name!r} must be an array, found {type(array).__name__}.")
@@ -119,17 +120,18 @@ class SlideImage:
     def open(path: str | Path, *, scale: float = 1.0) -> SlideImage:
         """Open an image file.
 
-        TIFF, OME-TIFF and BigTIFF are read tile by tile, at the level of the pyramid that is asked for; only a
-        compressed TIFF *without* tiles comes into memory as a whole. PNG and JPEG have no tiles and are decoded wholly
-        (3 bytes a pixel), of any size. Any of these may be gzipped (.gz). Pictures are turned as their orientation tag
-        (TIFF or EXIF) says. Whole-slide formats (.svs, .ndpi, .mrxs, DICOM, ...) need OpenSlide.
+        TIFF, OME-TIFF and BigTIFF are read tile by tile at the requested level of the pyramid; only a compressed TIFF
+        *without* tiles is read into memory in full. PNG and JPEG of any size are decoded in full (3 bytes per pixel).
+        Any of these may be gzipped (.gz). The orientation tag (TIFF or EXIF) is applied. Whole-slide formats (.svs,
+        .ndpi, .mrxs, DICOM, ...) need OpenSlide.
 
         Parameters
         ----------
         path
             The file.
         scale
-            Pixels of the file per pixel of the image to which the spots' coordinates refer: below 1 for a reduced one.
+            Pixels of the file per pixel of the image to which the spots' coordinates refer: below 1 for a reduced
+            image.
 
         Raises
         ------
@@ -156,7 +158,7 @@ class SlideImage:
 
     @property
     def has_opacity(self) -> bool:
-        """Whether its last channel is opacity."""
+        """Whether the last channel is opacity."""
         n = self.levels[0].n_channels
         return colours_of(n) < n
 
@@ -196,7 +198,7 @@ class SlideImage:
     def read(
         self, left: int, top: int, width: int, height: int, *, level: int = 0, fill: tuple[int, int, int] = WHITE
     ) -> np.ndarray:
-        """A crop in whole pixels of a level; what lies outside the image has the colour `fill`.
+        """Crop in whole pixels of a level; pixels outside the image have the colour `fill`.
 
         Returns
         -------
@@ -215,8 +217,8 @@ class SlideImage:
     def tile(self, box: Sequence[float], size_px: int, *, fill: tuple[int, int, int] = WHITE) -> np.ndarray:
         """The square `box` (left, top, right, bottom; px of the finest level, fractions count) at `size_px`.
 
-        It is read from the coarsest level that still has `size_px` pixels across the box, and resampled with an
-        antialiased bicubic filter. A box of whole pixels and of `size_px` pixels comes back unchanged.
+        It is read from the coarsest level with at least `size_px` pixels across the box, and resampled with an
+        antialiased bicubic filter. A box of exactly `size_px` whole pixels is returned unchanged.
 
         Returns
         -------
@@ -233,10 +235,10 @@ class SlideImage:
         return np.asarray(crop.resize((size_px, size_px), Image.Resampling.BICUBIC, box=inner))
 
     def thumbnail(self, max_px: int, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """The picture, or the part `box` (left, top, right, bottom; px of the finest level), reduced to `max_px`.
+        """The image, or the part `box` (left, top, right, bottom; px of the finest level), reduced to `max_px`.
 
-        The longer side has at most `max_px` pixels; a smaller picture comes back unchanged. It is read band by band
-        from the level that fits: memory does not grow with the slide. White beyond the border.
+        The longer side has at most `max_px` pixels; a smaller image is returned unchanged. It is read in bands from a
+        suitable level, so memory does not grow with the slide. White beyond the border.
 
         Returns
         -------
@@ -246,7 +248,7 @@ class SlideImage:
         return self.reduced(max(1.0, max(right - left, bottom - top) / max_px), box)
 
     def reduced(self, factor: float, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """The picture, or the part `box`, reduced `factor` times; see `thumbnail`."""
+        """The image, or the part `box`, reduced `factor` times; see `thumbnail`."""
         x0, y0, x1, y1 = map(float, box or (0, 0, self.shape[1], self.shape[0]))
         out_h, out_w = max(1, round((y1 - y0) / factor)), max(1, round((x1 - x0) / factor))
         level = self._level_for(factor)
@@ -307,7 +309,7 @@ def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0,
     scale
         Pixels of its finest scale per unit of the spots' coordinates.
     name
-        What error messages call it.
+        Name in error messages.
 
     Raises
     ------

@@ -23,7 +23,7 @@ __all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "grouped",
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One thing that a table needs.
+    """One input of a table.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ class Piece:
     name
         Name of the section or of the system.
     found
-        Where it is; empty where it is missing.
+        Its path; empty if missing.
     steps
-        How to get it; empty where it is there.
+        Instructions to get it; empty if available.
     without
-        What is left out without it.
+        What is skipped without it.
     """
 
     what: str
@@ -58,25 +58,25 @@ class Found:
 
 
 def pieces(table: str, folder: str | Path) -> list[Piece]:
-    """What a table of the paper needs, and whether it is in a folder. Nothing is computed or downloaded.
+    """List the inputs of a table of the paper, and whether they are in a folder, without computing or downloading.
 
     Parameters
     ----------
     table
         ``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"`` or ``"tcga-luad"``.
     folder
-        Where the data are, however deep. Weights are looked for in its ``weights/``, by the names of the systems
-        (``weights/uni.bin``, ``weights/stamp-f/``).
+        Folder of the data, which may be in subfolders. Weights are searched in its ``weights/``, by the names of the
+        systems (``weights/uni.bin``, ``weights/stamp-f/``).
 
     Returns
     -------
     A `Piece` for the counts, labels and image of each section, for the slides, and for the weights of each system.
-    `Piece.steps` says how to get what is missing.
+    `Piece.steps` states how to get missing inputs.
 
     Raises
     ------
     ValueError
-        `table` is none of the paper's; the nearest name is given.
+        `table` is not a table of the paper; the nearest name is given.
     FileNotFoundError
         There is no such folder.
 

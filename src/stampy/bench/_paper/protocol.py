@@ -108,10 +108,10 @@ LIKE = {"classifier": {"logistic", "ridge"}, "regressor": {"linear", "ridge"}, "
 
 
 def protocol(folder: str | Path) -> pd.DataFrame:
-    """Every choice behind the figures of a run, beside what is known of the paper's.
+    """List every choice behind the figures of a run, and what is known of the paper.
 
-    What stampy's authors know of the paper is a summary of it. A choice that the summary does not tell is "not known":
-    the paper, or its code, may say more.
+    stampy's authors know a summary of the paper. A choice that the summary does not state is "not known"; the paper or
+    its code may state it.
 
     Parameters
     ----------
@@ -120,8 +120,8 @@ def protocol(folder: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each choice: `dataset`, `task`, `choice`, `here`, `paper`, `same` (``"yes"``, ``"no"``, ``"not known"``).
-    Data sets that the paper has no table of, and tasks that it does not have, are left out.
+    One row per choice: `dataset`, `task`, `choice`, `here`, `paper`, `same` (``"yes"``, ``"no"``, ``"not known"``).
+    Data sets and tasks that are not in the paper are omitted.
 
     Examples
     --------
@@ -173,7 +173,7 @@ PAPER = "Han et al."
 
 
 def comparison(folder: str | Path) -> pd.DataFrame:
-    """The paper's figures beside those of a run, with the difference.
+    """Compare the figures of a run with those of the paper.
 
     Parameters
     ----------
@@ -182,11 +182,10 @@ def comparison(folder: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each `dataset`, `task`, `metric`, `variant` (of the method) and `system`: `own` (mean over sections and
-    seeds), `std` (over seeds), `paper`, `difference` (own - paper), `n_sections`, `protocol` (whether it is the
-    paper's; `stampy.bench.protocol` has every choice), `reason` (why there is no figure of one's own). NaN where a
-    figure is not known or was not computed. Metrics are those that the paper is known to report,
-    or, where none is, those that tables show.
+    One row for each `dataset`, `task`, `metric`, `variant` (of the method) and `system`: `own` (mean over sections and
+    seeds), `std` (over seeds), `paper`, `difference` (own - paper), `n_sections`, `protocol` (whether it is that of the
+    paper; `stampy.bench.protocol` lists all choices), `reason` (why `own` is missing). NaN if a figure is not known or
+    was not computed. Metrics are those that the paper is known to report, otherwise those of the tables.
 
     Examples
     --------

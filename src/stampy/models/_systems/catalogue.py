@@ -204,7 +204,7 @@ CARDS = {card.name: replace(card, **_PINNED.get(card.name, {})) for card in _ALL
 
 
 def card(name: str) -> Card:
-    """The card of a system.
+    """Return the card of a system.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def split_name(name: str) -> tuple[str, str | None] | None:
-    """Name of a system and path of its weights, if one is given; None for anything that names no system.
+    """Split a name into the name of a system and the path of its weights; None if it is not a system.
 
     >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
     (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
@@ -251,7 +251,7 @@ def split_name(name: str) -> tuple[str, str | None] | None:
 
 
 def systems(modality: str | None = None) -> pd.DataFrame:
-    """Every system that stampy can run, as a table.
+    """List all systems that stampy can run, as a table.
 
     Parameters
     ----------

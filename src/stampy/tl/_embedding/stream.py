@@ -346,7 +346,7 @@ def _images_per_batch(device: torch.device) -> int:
 
 
 def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-    """From uint8 tiles (B, H, W, 3) to what is written (B, D), float32."""
+    """From uint8 tiles, as `TileSource.inputs` reads them, to what is written (B, D), float32."""
     features = tower.compiled(tower.model.image_features)
     ahead = tower.device.type == "cuda"  # copies to MPS would read memory that is reused
 
@@ -383,7 +383,7 @@ def _read_ahead(
     with ThreadPoolExecutor(n_workers) as pool:
         waiting: deque[tuple[T, Future[np.ndarray]]] = deque()
         for batch, rows in batches:
-            waiting.append((batch, pool.submit(tiles.read, rows)))
+            waiting.append((batch, pool.submit(tiles.inputs, rows)))
             if len(waiting) > n_workers:
                 done, future = waiting.popleft()
                 yield done, future.result()

@@ -42,7 +42,7 @@ def make_fabric(
     precision
         As Fabric names it.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if available, else the CPU.
     devices, num_nodes
         Devices of a node, and nodes. None: as many as processes that torchrun or SLURM started, else one.
     strategy
