@@ -32,8 +32,8 @@ from stampy.train._corpus import section_writer as _corpus_write
 from stampy.train._corpus.arrays import new_array
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
+from stampy.train._data import pairs_in_memory, prepare
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import pairs_in_memory, prepare
 
 SMALL = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}

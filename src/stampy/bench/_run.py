@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks, _files, _utils, datasets, models
-from stampy.models._trained_on import trained_on
+from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section

@@ -142,7 +142,7 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
     if rule is None:
         yield
         return
-    from stampy._section.choose_image import named_images
+    from stampy._section.image.choose import named_images
 
     with named_images(rule):
         yield
@@ -189,9 +189,9 @@ def _check_corpus(path: str) -> None:
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
     """The one that SpaVis-6M is made with, also for the hub; None for others, or where the corpus has one."""
-    from stampy.train._corpus import build, hub, spavis
+    from stampy.train._corpus import build, source, spavis
 
-    meant = any(text.startswith(hub.PREFIX) for text in sections) or spavis.files_of(sections)
+    meant = any(text.startswith(source.PREFIX) for text in sections) or spavis.files_of(sections)
     if not meant or (Path(out).expanduser() / build.GENES).is_file():
         return None
     from stampy import datasets

@@ -149,7 +149,7 @@ def _embed_one(
 ) -> None:
     from stampy import _checks
     from stampy._io import read as _formats
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
     from stampy.tl._embedding.arguments import Request
 
     check_name(options["model"])
@@ -193,7 +193,7 @@ def _embed_many(
     **options: Any,
 ) -> None:
     from stampy import tl
-    from stampy._section.choose_image import named_images
+    from stampy._section.image.choose import named_images
 
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
@@ -252,7 +252,7 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
     source, target = _in_and_out(inputs, {**of_many, "overwrite": overwrite})
 
     from stampy import _checks
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     _checks.existing(source, what="image file")
     check_name(options["model"])

@@ -88,7 +88,7 @@ def _check_demo(model: str, section: str | None, labels: str | None) -> None:
     from stampy import _checks
     from stampy.cli.obs_columns import check_labels
     from stampy.datasets import _registry
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     check_name(model)
     if not (section is None or section in ("toy", *_registry.names()) or Path(section).expanduser().exists()):

@@ -103,7 +103,7 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     from dataclasses import replace
 
     from stampy import _checks, train
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     _check_paths(sections, config)
     if options.get("model") is not None:
@@ -137,7 +137,7 @@ def _is_first_rank() -> bool:
 def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, **options: Any) -> None:
     from stampy import _checks
     from stampy._files import atomic
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     target = None if out is None else Path(out).expanduser()
     check_name(model)

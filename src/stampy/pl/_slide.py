@@ -145,7 +145,7 @@ def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -
     """The picture, and the tiles on it."""
     from matplotlib.collections import PolyCollection
 
-    section.draw_image(ax, window)
+    section.draw_image(ax, window, max_px=panel.PANEL_PX)
     if paint.rgba is not None:
         half = section.diameter / 2
         corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])

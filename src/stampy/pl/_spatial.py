@@ -222,7 +222,8 @@ def draw_panels(
     axes = [ax] if ax is not None else _panel.new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
         grey = p.scale is not None if image_grey is None else image_grey
-        section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey)
+        max_px = _panel.PANEL_PX if ax is None else None
+        section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey, max_px=max_px)
         _draw(panel, p, section, size=size, alpha=alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy import ndimage, sparse
 
 from stampy import _checks, _keys
-from stampy._section.image import SlideImage
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wsidata import is_wsidata, tile_table
 from stampy._section.section import ImageSource, open_image
-from stampy._section.wsidata import is_wsidata, tile_table
 
 if TYPE_CHECKING:
     from anndata import AnnData

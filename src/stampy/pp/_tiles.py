@@ -11,7 +11,7 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import region_boxes, region_cells, tile_boxes
-from stampy._section.image import WHITE
+from stampy._section.image.slide_image import WHITE
 from stampy._section.section import ImageSource, Section, Wishes, sections_of
 
 if TYPE_CHECKING:

@@ -121,7 +121,7 @@ def _results(out: Path) -> dict[str, Path]:
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
     from anndata.experimental import AnnCollection
 
-    from stampy._io.anndata_files import read_h5ad, read_zarr
+    from stampy._io.formats.anndata_mudata_spatialdata import read_h5ad, read_zarr
 
     reading = {".h5ad": read_h5ad, ".zarr": read_zarr}
     parts = {name: reading[path.suffix](path, backed=True) for name, path in paths.items()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image_checks import doubts_of, warn_of_doubts
+from stampy._section.image.checks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers

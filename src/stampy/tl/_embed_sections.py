@@ -157,7 +157,7 @@ def embed_sections(
 
 def _check_options(plan: Plan) -> None:
     """Raise for what `stampy.tl.embed` would refuse in every section, without loading torch."""
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._cohort.plan import EmbedOptions
     from ._embedding.arguments import Request
@@ -259,7 +259,7 @@ def embed_slides(
 
 
 def _check_settings(plan: Plan) -> None:
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._embedding.arguments import check_running
 

@@ -17,19 +17,19 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
-from stampy.models._trained_on import TrainedOn, trained_on, write_trained_on
+from stampy.models._weights import TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._align_step import Alignment
-from ._checkpoints import CONFIG
 from ._config import AlignConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import pairs_on_disk
-from ._logs import check_loggers
-from ._loop import claimed, fit
-from ._ranks import is_sharded, make_fabric
+from ._data import pairs_in_memory
+from ._loop.checkpoints import CONFIG
+from ._loop.logs import check_loggers
+from ._loop.loop import claimed, fit
+from ._loop.ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._sections import pairs_in_memory
 from ._setting_checks import without_effect
 from ._spectral_start import start_spectral_image
 

@@ -23,13 +23,12 @@ from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
 from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
-from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import check_corpus, pairs_on_disk
-from ._data import MemorySection, TrainingSection
+from ._data import MemorySection, TrainingSection, prepare
 from ._pretrain_step import KINDS, Reconstruction
-from ._sections import prepare
+from ._samplers import GroupBatch, moved
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections

@@ -23,22 +23,21 @@ from stampy._utils import stream
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, save
 from stampy.models._cross_entropy import kernel_for
 from stampy.models._load import load_stamp
-from stampy.models._trained_on import DATA
+from stampy.models._weights import DATA
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._baselines import frequencies, references
-from ._checkpoints import CONFIG
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import groups_on_disk
-from ._data import TrainingData
-from ._logs import check_loggers
-from ._loop import claimed, fit
+from ._data import TrainingData, groups_in_memory
+from ._loop.checkpoints import CONFIG
+from ._loop.logs import check_loggers
+from ._loop.loop import claimed, fit
+from ._loop.ranks import make_fabric
 from ._pretrain_step import Reconstruction
-from ._ranks import make_fabric
 from ._samplers import GroupSampler
-from ._sections import groups_in_memory
 from ._spectral_start import start_spectral
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image import SlideImage
+from stampy._section.image.pixels import axes_of
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wsidata import is_wsidata, open_wsidata
 from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
-from stampy._section.pixels import axes_of
 from stampy._section.spatialdata_elements import shared_systems
-from stampy._section.wsidata import is_wsidata, open_wsidata
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from stampy import _checks, _files
-from stampy._section.levels import ArrayLevel, Level
-from stampy._section.open import open_levels
-from stampy._section.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
+from stampy._section.image.files import open_levels
+from stampy._section.image.levels import ArrayLevel, Level
+from stampy._section.image.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray

@@ -18,7 +18,7 @@ from stampy._checks import one_of
 from stampy._files import atomic
 from stampy._utils import hidden
 
-from ._checkpoints import no_space
+from .checkpoints import no_space
 
 __all__ = ["Logs", "check_loggers"]
 

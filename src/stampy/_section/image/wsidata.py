@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks
-from stampy._section.image import SlideImage
-from stampy._section.levels import Level
+from stampy._section.image.levels import Level
+from stampy._section.image.slide_image import SlideImage
 
 if TYPE_CHECKING:
     from wsidata import WSIData

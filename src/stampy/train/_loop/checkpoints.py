@@ -25,8 +25,7 @@ from torch.optim import Optimizer
 import stampy
 from stampy import _checks
 from stampy._files import DAMAGED, atomic, is_full, seal, sealed
-
-from ._config import FREE
+from stampy.train._config import FREE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

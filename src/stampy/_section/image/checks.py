@@ -9,7 +9,7 @@ import numpy as np
 
 from stampy import _checks, _keys
 from stampy._section.boxes import tile_boxes
-from stampy._section.image import WHITE, SlideImage
+from stampy._section.image.slide_image import WHITE, SlideImage
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -22,13 +22,13 @@ from stampy._files import FolderLock, is_full, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 from stampy.models._gene import ready_to_compile
+from stampy.train._config import AlignConfig, PretrainConfig
+from stampy.train._samplers import Batch, Losses, moved, pinned
 
-from . import _checkpoints
-from ._batches import Batch, Losses, moved, pinned
-from ._config import AlignConfig, PretrainConfig
-from ._logs import Logs
-from ._ranks import Layered, Ranks, is_sharded
-from ._signals import Signals, stop
+from . import checkpoints
+from .logs import Logs
+from .ranks import Layered, Ranks, is_sharded
+from .signals import Signals, stop
 
 __all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
 
@@ -127,7 +127,7 @@ def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
             yield out
         except OSError as error:
             if is_full(error) and "No space left on the disk" not in str(error):
-                raise _checkpoints.no_space(error, out / "a file") from error
+                raise checkpoints.no_space(error, out / "a file") from error
             raise
 
 
@@ -202,7 +202,7 @@ def fit(
             if (step + 1) % config.checkpoint_every == 0 or last or caught:
                 run.save(f"checkpoint-{step + 1:08d}.ckpt", step + 1)
                 if fabric.is_global_zero:
-                    _checkpoints.prune(out, config.keep)
+                    checkpoints.prune(out, config.keep)
             if caught and not last:
                 run.stop(caught, step + 1, sampler.steps)
     return run.whole()
@@ -214,10 +214,10 @@ def _claim(
     """Write into the folder what the run is about, or refuse one that holds another run."""
     described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.world_size}
     described["config"] = config.to_dict()
-    _checkpoints.check_same_run(out, described)
+    checkpoints.check_same_run(out, described)
     fabric.barrier()
     if fabric.is_global_zero:
-        _checkpoints.write_config(out, described)
+        checkpoints.write_config(out, described)
 
 
 def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
@@ -271,17 +271,17 @@ class TrainState(Generic[B, P, C]):
 
     def save(self, name: str, step: int, **more: object) -> None:
         """Every rank must call it; rank 0 writes."""
-        state = _checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
+        state = checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
         state |= {"step": step, "precision": self.fabric.strategy.precision.state_dict(), **more}
         if self.fabric.is_global_zero:
-            _checkpoints.save_state(self.out / name, state)
+            checkpoints.save_state(self.out / name, state)
         self.fabric.barrier()
 
     def resume(self) -> int:
         """Load the newest whole checkpoint; the step to go on with."""
-        state = _checkpoints.newest(self.out)
+        state = checkpoints.newest(self.out)
         if state is not None:
-            _checkpoints.load_state(state, self.model, self.optimizer, sharded=self.sharded)
+            checkpoints.load_state(state, self.model, self.optimizer, sharded=self.sharded)
             if state.get("precision"):
                 self.fabric.strategy.precision.load_state_dict(state["precision"])
         step = 0 if state is None else state["step"]
@@ -302,7 +302,7 @@ class TrainState(Generic[B, P, C]):
 
     def whole(self) -> dict[str, Tensor] | None:
         """Weights of the model on rank 0, where no rank has them all."""
-        return _checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
+        return checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
 
 
 def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) -> float:

@@ -13,8 +13,8 @@ import pandas as pd
 from stampy import _checks
 from stampy._io.assemble import IN_TISSUE, Counts, add_library, pictures, placed, unplaced
 from stampy._io.delimited import coordinates, headed, is_coordinates, layout_of, read_text, tables_in
+from stampy._io.formats.matrix_10x import counts_h5, counts_mtx
 from stampy._io.input_files import SectionFiles, json_of, listing, reading, refuse
-from stampy._io.matrix_10x import counts_h5, counts_mtx
 
 if TYPE_CHECKING:
     from anndata import AnnData

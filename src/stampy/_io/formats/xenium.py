@@ -11,9 +11,9 @@ import pandas as pd
 from stampy import _keys
 from stampy._io.assemble import Counts, add_library, placed, refer_to_image
 from stampy._io.delimited import layout_of, table
+from stampy._io.formats.matrix_10x import counts_h5, counts_mtx, counts_zarr
+from stampy._io.formats.space_ranger import outs_of, sample_of
 from stampy._io.input_files import SectionFiles, json_of, listing, opened, reading, refuse, unzipped
-from stampy._io.matrix_10x import counts_h5, counts_mtx, counts_zarr
-from stampy._io.space_ranger import outs_of, sample_of
 from stampy._section.outside_links import refuse_links_zarr
 
 if TYPE_CHECKING:

@@ -1,26 +1,32 @@
-"""Files and stores of AnnData: .h5ad, .zarr, .zarr.zip, with the counts in memory or left on disk."""
+"""AnnData (.h5ad, .zarr, .zarr.zip), with the counts in memory or left on disk; MuData; stores of SpatialData."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stampy import _checks, _keys
-from stampy._io.input_files import hdf5, reading
+from stampy._io.input_files import hdf5, reading, refuse
 
 if TYPE_CHECKING:
     import h5py
     import zarr
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 __all__ = [
     "ELEMENTS",
     "MARKS",
     "hdf5_kind",
+    "is_spatialdata",
     "is_zarr",
     "read_backed",
     "read_group",
     "read_h5ad",
+    "read_mudata",
+    "read_spatialdata",
     "read_zarr",
     "zarr_kind",
     "zarr_kind_of",
@@ -143,3 +149,72 @@ def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
             f"{path.name!r} has no obsm['spatial']. If these are px of the full-resolution image, set "
             f"`adata.obsm['spatial'] = {found[0]}`."
         )
+
+
+_RNA = ("rna", "gex", "gene expression", "gene_expression", "mrna", "transcriptome", "transcriptomics", "spatial", "st")
+
+
+def read_mudata(path: Path) -> AnnData:
+    """The modality with RNA; the others are named in a warning."""
+    if path.is_dir():
+        import zarr
+
+        with reading(path):
+            return _read(zarr.open_group(path, mode="r"), path)
+    with hdf5(path) as file:
+        return _read(file, path)
+
+
+def _read(root: Any, path: Path) -> AnnData:
+    import anndata
+
+    names = sorted(root["mod"].keys())
+    rna = next((n for wanted in _RNA for n in names if n.lower() == wanted), names[0] if len(names) == 1 else None)
+    if rna is None:
+        raise refuse(f"{str(path)!r} is a MuData without a modality `rna`, found {names}. Write that one alone.")
+    adata = read_group(root["mod"][rna])
+    others = [n for n in names if n != rna]
+    if others:
+        _checks.warn(f"{path.name!r} is a MuData: its modality {rna!r} was read, {others} were left out.")
+    if _keys.SPATIAL not in adata.obsm and "obsm" in root and _keys.SPATIAL in root["obsm"]:
+        adata.obsm[_keys.SPATIAL] = _own_rows(root, rna, adata.n_obs)
+    uns = anndata.io.read_elem(root["uns"]) if "uns" in root else {}
+    if _keys.UNS_SPATIAL in uns:
+        adata.uns.setdefault(_keys.UNS_SPATIAL, uns[_keys.UNS_SPATIAL])
+    return adata
+
+
+def _own_rows(root: Any, rna: str, n: int) -> np.ndarray:
+    """Coordinates of the whole MuData for the rows of one modality (obsmap: its row + 1, 0 where it has none)."""
+    import anndata
+
+    xy = np.asarray(anndata.io.read_elem(root["obsm"][_keys.SPATIAL]), dtype=np.float64)
+    rows = np.asarray(anndata.io.read_elem(root["obsmap"][rna])).reshape(-1).astype(np.int64)
+    found = np.full((n, xy.shape[1]), np.nan)
+    found[rows[rows > 0] - 1] = xy[rows > 0]
+    return found
+
+
+def is_spatialdata(path: Path) -> bool:
+    """Whether the folder is the zarr store of a SpatialData."""
+    return is_zarr(path) and zarr_kind(path) == "SpatialData"
+
+
+def read_spatialdata(path: Path, *, backed: bool) -> SpatialData:
+    """The SpatialData of a store; with `backed` the counts of its tables stay on disk."""
+    import spatialdata
+    import zarr
+
+    with reading(path):
+        group = zarr.open_group(path, mode="r")
+        data = spatialdata.read_zarr(path, selection=ELEMENTS) if backed else spatialdata.read_zarr(path)
+        stored = {name: part for key in ("tables", "table") if key in group for name, part in group[key].groups()}
+        for name in sorted(set(stored) - set(data.tables)):  # where not `backed`: of old stores
+            table = read_backed(stored[name]) if backed else read_group(stored[name])
+            link = table.uns.get("spatialdata_attrs", {})
+            if hasattr(link.get("region"), "tolist"):  # as spatialdata's reader does
+                link["region"] = link["region"].tolist()
+            data.tables[name] = table
+        if not stored:
+            _checks.warn(f"{path.name!r} is a SpatialData without a table: it has no genes.")
+        return data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stampy._section.levels import ArrayLevel, Level, windows
+from stampy._section.image.levels import ArrayLevel, Level, windows
 
 if TYPE_CHECKING:
     from xarray import DataArray
