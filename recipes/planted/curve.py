@@ -41,7 +41,7 @@ from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, 
 from stampy.models._gene import MASK_ID
 from stampy.pp import Vocabulary
 from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
-from stampy.train._sections import prepare
+from stampy.train._data import prepare
 
 COMMON = {"tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6}
 SPECTRAL = {"start": "spectral", "rank_gate": True, "pooling": "bag", "frozen": ("embeddings.", "rank_gate")}
