@@ -47,8 +47,8 @@ COMMON = {"tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every"
 SPECTRAL = {"start": "spectral", "rank_gate": True, "pooling": "bag", "frozen": ("embeddings.", "rank_gate")}
 N_KEPT = 2
 WORLD = {
-    "genes": "n_genes", "shown": "shown", "states": "n_states", "domain_effect": "domain_effect",
-    "state_effect": "state_effect", "batch_effect": "batch_effect",
+    "genes": "n_genes", "shown": "shown", "domains": "n_domains", "states": "n_states",
+    "domain_effect": "domain_effect", "state_effect": "state_effect", "batch_effect": "batch_effect",
 }  # fmt: skip
 
 
@@ -78,8 +78,9 @@ def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]
         model = train.pretrain(
             world.sections[N_KEPT:], folder, vocabulary=vocabulary, config=config, device=options.device, progress=False
         )
-        done = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
-    found = {"steps": done, "cpu_s": time.process_time() - began}
+        lines = pd.read_json(Path(folder) / "metrics.jsonl", lines=True)
+    last = lines["igr_masked"].tail(max(len(lines) // 20, 1)).mean()
+    found = {"steps": len(lines), "cpu_s": time.process_time() - began, "masked_in_training": last}
     kept = world.sections[:N_KEPT]
     table = train.evaluate(model, kept, n_groups=40, device=options.device)
     if options.table:
@@ -220,7 +221,7 @@ def parsed():
     parser.add_argument("--mask-share", type=float, default=1.0)
     parser.add_argument("--head-bias", default="frequency")
     parser.add_argument("--precision", default="32-true")
-    for name, value in {"genes": 80, "shown": 20, "states": 8}.items():
+    for name, value in {"genes": 80, "shown": 20, "domains": 4, "states": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in {"domain": 1.5, "state": 2.0, "batch": 0.0}.items():
         parser.add_argument(f"--{name}-effect", type=float, default=value)
@@ -241,7 +242,7 @@ def main() -> None:
             for steps in options.steps:
                 for losses in options.losses:
                     key = {"spots": spots, "asked": steps, "losses": losses, "seed": seed, **settings}
-                    if any(all(row[k] == v for k, v in key.items()) for row in rows):
+                    if any(all(row.get(k) == v for k, v in key.items()) for row in rows):
                         continue
                     baselines = baselines or known(world, seed)
                     rows.append({**key, **run(world, steps, seed, options, cgr=losses == "both"), **baselines})
