@@ -112,7 +112,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_run_with_any_other_input_is_refused(change, toy, model, aligned):
     sections, start, config = change(toy, model)
-    with pytest.raises(ValueError, match=f"holds a run with other .*({CHANGES[change]})"):
+    with pytest.raises(ValueError, match=f"contains a run with other .*({CHANGES[change]})"):
         train.align(sections, aligned, model=start, config=config, **QUIET)
 
 
@@ -129,7 +129,7 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["identity"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"holds a run of stampy .*, which this version cannot resume"):
+    with pytest.raises(ValueError, match=r"contains a run of stampy .*, which this version cannot resume"):
         train.align(_own(toy), tmp_path, model=model, config=STAGE2, **QUIET)
 
 
@@ -137,9 +137,9 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
 
 
 def test_two_runs_into_one_folder(toy, tmp_path):
-    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is using"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
-    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is using"):
         train.Corpus.build(toy, tmp_path, n_workers=1, progress=False)
 
 
@@ -265,7 +265,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(toy, pretrained, small_disk):
     config = STAGE1 | {"checkpoint_every": 3, "keep": 100}
-    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it goes on from checkpoint-"):
+    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it continues from checkpoint-"):
         train.pretrain(toy, small_disk, config=config, **QUIET)
     left = sorted(p.name for p in small_disk.iterdir() if p.name.startswith((".checkpoint", "checkpoint")))
     assert left
@@ -373,7 +373,7 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
     section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
     sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
-    with pytest.warns(UserWarning, match=r"leaves out 40 of 120 spots.*'section 0: 40 of 120'"):
+    with pytest.warns(UserWarning, match=r"skips 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(

@@ -60,7 +60,7 @@ def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
         layers = raw_layers(adata.layers)
         hint = f" Raw counts are in {_checks.shortlist(layers)}: use layer={layers[0]!r}." if layers else ""
         raise KeyError(
-            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them by `layer=`. "
+            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them with `layer=`. "
             f"Available: {_checks.shortlist(adata.layers)}.{hint}"
         )
     return adata.X
@@ -256,7 +256,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
     for what, bad, hint in (
         ("NaN", np.isnan(data), "Missing counts must be 0."),
         ("infinite", np.isinf(data), "Counts must be finite."),
-        ("negative", data < 0, "That is no count; were the values scaled (z-scores)?"),
+        ("negative", data < 0, "Counts cannot be negative; were the values scaled (z-scores)?"),
     ):
         where = np.flatnonzero(bad)
         if where.size:
@@ -264,7 +264,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
             raise ValueError(
                 f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
                 f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
-                "stampy needs raw counts: give them in X or name a layer by `layer=`."
+                "stampy needs raw counts: store them in X or name a layer with `layer=`."
             )
 
 
@@ -273,19 +273,19 @@ def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None
     if _is_depth_normalised(block):
         _checks.warn(
             f"`{source}` seems to be depth-normalised (each spot's values are multiples of its smallest). "
-            "That changes the order of genes of equal value at most, so it is used as it is."
+            "This can only change the order of genes with equal values, so it is used unchanged."
         )
     elif block.data.max() < LOG_MAXIMUM:
         raw = raw_layers(layers) if isinstance(layers, Mapping) else [name for name in layers if name == "counts"]
         counts = f"layer={raw[0]!r}" if raw else "`layer=`"
         raise ValueError(
-            f"`{source}` looks log-normalised: its values are not whole and none is above {block.data.max():.3g}. "
-            f"stampy needs raw counts: name them by {counts}, or use those in `adata.raw` "
+            f"`{source}` looks log-normalised: its values are not integers and none is above {block.data.max():.3g}. "
+            f"stampy needs raw counts: pass {counts}, or use those in `adata.raw` "
             f"(layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )
     else:
         _checks.warn(
-            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are taken as corrected counts, "
+            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are used as corrected counts, "
             "e.g. after removal of ambient RNA; normalised values would give wrong tokens."
         )
 

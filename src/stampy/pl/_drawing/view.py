@@ -143,7 +143,7 @@ def views_of(
 ) -> list[View]:
     """The sections asked for, in that order."""
     if image_key is not None and not image:
-        raise ValueError("`image_key` names an image, but `image=False` draws none. Leave one of them out.")
+        raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
     wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
@@ -172,7 +172,7 @@ def _wanted(names: list[str], sections: str | Sequence[str] | None) -> list[str]
         raise ValueError("`sections` needs `library_key`, the column of obs that tells the spots' sections.")
     wanted = [sections] if isinstance(sections, str) else [str(s) for s in sections]
     if not wanted:
-        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or leave it out for all.")
+        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or omit it for all.")
     for name in wanted:
         _checks.one_of("sections", name, names)
     return wanted
