@@ -209,7 +209,9 @@ def test_space_ranger_errors(toy, tmp_path):
 
 def test_unknown(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no section .*Nearest: an image; it lacks the counts\..*\['holiday\.jpg'\]"):
+    with pytest.raises(
+        ValueError, match=r"not a section .*Nearest: an image; it lacks the counts\..*\['holiday\.jpg'\]"
+    ):
         stampy.read(tmp_path)
     with pytest.raises(ValueError, match=r"'holiday\.jpg' is an image"):
         stampy.read(tmp_path / "holiday.jpg")

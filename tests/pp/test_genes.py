@@ -288,7 +288,7 @@ def test_antibodies_that_look_like_repeated_genes(human):
         (["mm10_Xkr4", "mm10_Rp1"], "another species"),
         (["ENSMUSG00000051951", "ENSMUSG00000025900"], "mouse"),
         (["ENSDARG00000051951", "ENSDARG00000025900"], "another species"),
-        (["AKT1", "AKT2"], "does not have"),
+        (["AKT1", "AKT2"], "not in the model's vocabulary"),
         (["foo1x", "foo2x"], "not in HGNC"),
     ],
 )

@@ -398,7 +398,7 @@ def test_averaging_twice_is_warned_of(one, record):
     [
         ({"n_domains": 1}, ValueError, "at least 2"),
         ({"n_domains": 150}, ValueError, "at most 149"),
-        ({"n_domains": 4.5}, TypeError, "whole"),
+        ({"n_domains": 4.5}, TypeError, "integer"),
         ({"n_domains": 4, "resolution": 1.0}, ValueError, "without `n_domains`"),
         ({"method": "kmeans", "resolution": 1.0}, ValueError, "Omit one"),
         ({"method": "mclust"}, ValueError, "must be one of"),

@@ -145,7 +145,7 @@ def test_what_is_refused(mini, model, section):
         train.adapt(mini, section, strength=1.5)
     with pytest.raises(ValueError, match="n_axes"):
         train.adapt(mini, section, n_axes=1)
-    with pytest.raises(ValueError, match="genes alone"):
+    with pytest.raises(ValueError, match="only genes"):
         tl.embed(section, adapt=True, modality="fused", **QUIET)
     with pytest.raises(ValueError, match="always fitted to the section"):
         tl.embed(section, "pca", adapt=True, **QUIET)

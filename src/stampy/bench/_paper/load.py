@@ -263,7 +263,7 @@ def with_models(config: Config, names: Sequence[str]) -> Config:
     keys = [(system.name, system.replicate) for system in systems]
     twice = sorted({name for name, replicate in keys if keys.count((name, replicate)) > 1})
     if twice:
-        raise ValueError(f"Systems must have names of their own, found twice: {_checks.shortlist(twice)}.")
+        raise ValueError(f"Systems must have unique names, found twice: {_checks.shortlist(twice)}.")
     return replace(config, systems=tuple(systems))
 
 

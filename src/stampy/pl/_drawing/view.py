@@ -273,7 +273,7 @@ def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
     if key not in fitting:
         raise KeyError(
             f"No result of `stampy.tl.{tool}` in `adata.uns['stamp']['{key}']`. Found: {_checks.shortlist(fitting)}. "
-            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` by `key=`."
+            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` with `key=`."
         )
     return records[key]
 
@@ -286,5 +286,5 @@ def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | Non
     for name in shown:
         _checks.one_of("show", name, allowed)
     if ax is not None and len(shown) > 1:
-        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or omit `ax`.")
     return shown

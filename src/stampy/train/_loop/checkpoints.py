@@ -182,8 +182,7 @@ def no_space(error: OSError, path: Path) -> OSError:
         error.errno,
         f"No space left on the disk of {str(path.parent)!r} for {path.name} "
         f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Free space and run the same command again; it "
-        "goes "
-        f"on from {whole[-1].name if whole else 'the start'}.",
+        f"continues from {whole[-1].name if whole else 'the start'}.",
     )
 
 
