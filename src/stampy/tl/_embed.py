@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image_checks import doubts_of, warn_of_doubts
+from stampy._section.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
-from stampy.pp._tiles import TileSource
 
 from ._adapted import adapted_to
 from ._arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
+from ._image_choice import no_histology, open_tiles, too_coarse
 from ._panels import shared_panel
 from ._results import Result, write
 from ._resume import Chunks, digest_of_model
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy._section.section import ImageSource, Places
+    from stampy.pp._tiles import TileSource
 
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed"]
-
-MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 
 
 def embed(
@@ -272,9 +271,9 @@ def _choose(
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        tiles = _tiles(adata, model, request, notes)
+        tiles = open_tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
-        if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
+        if by_default and (too_coarse(tiles) or no_histology(tiles)):
             tiles.close()
             modality, tiles = "gene", None
         else:
@@ -354,47 +353,3 @@ def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: 
     if isinstance(model, models.Stamp) and model.adapted:
         record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
-
-
-def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    pictured = image_model(model, "Use modality='gene' or another model.")
-    return TileSource.open(
-        adata,
-        tile_um=pictured.tile_um,
-        size_px=pictured.size_px,
-        image=request.image,
-        image_key=request.image_key,
-        library_key=request.library_key,
-        um_per_px=request.um_per_px,
-        spot_um=request.spot_um,
-        table_key=request.table_key,
-        notes=notes,
-    )
-
-
-def _too_coarse(tiles: TileSource) -> bool:
-    """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
-    across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
-    if across >= MIN_ACROSS:
-        return False
-    _checks.warn(
-        f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
-        "same."
-    )
-    return True
-
-
-def _no_histology(tiles: TileSource) -> bool:
-    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
-    doubts = doubts_of(tiles.sections)
-    if not doubts:
-        return False
-    n = len(tiles.sections)
-    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
-    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
-    _checks.warn(
-        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        f"{apart}modality='fused' takes this one all the same."
-    )
-    return True

@@ -1,0 +1,63 @@
+"""The image that `tl.embed` uses: its tiles, and whether it is fused when no `modality` asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stampy import _checks
+from stampy._section.image_checks import doubts_of
+from stampy.pp._tiles import TileSource
+
+from ._encoders import Encoder, image_model
+
+if TYPE_CHECKING:
+    from ._arguments import Request
+    from ._embed import Section
+
+__all__ = ["no_histology", "open_tiles", "too_coarse"]
+
+MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
+
+
+def open_tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
+    pictured = image_model(model, "Use modality='gene' or another model.")
+    return TileSource.open(
+        adata,
+        tile_um=pictured.tile_um,
+        size_px=pictured.size_px,
+        image=request.image,
+        image_key=request.image_key,
+        library_key=request.library_key,
+        um_per_px=request.um_per_px,
+        spot_um=request.spot_um,
+        table_key=request.table_key,
+        notes=notes,
+    )
+
+
+def too_coarse(tiles: TileSource) -> bool:
+    """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
+    across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
+    if across >= MIN_ACROSS:
+        return False
+    _checks.warn(
+        f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
+        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
+        "same."
+    )
+    return True
+
+
+def no_histology(tiles: TileSource) -> bool:
+    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
+    doubts = doubts_of(tiles.sections)
+    if not doubts:
+        return False
+    n = len(tiles.sections)
+    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
+    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
+    _checks.warn(
+        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
+        f"{apart}modality='fused' takes this one all the same."
+    )
+    return True
