@@ -21,6 +21,7 @@ __all__ = [
     "SeveralSectionsError",
     "check_one_section",
     "has_image",
+    "images_of",
     "is_single",
     "libraries_of",
     "library_named",
@@ -97,7 +98,13 @@ def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
 
 def has_image(library: Library) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
-    return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
+    return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
+
+
+def images_of(library: Library) -> dict[str, Any]:
+    """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
+    images = library.get("images", {})
+    return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
 
 
 def named_file(image: object) -> str:

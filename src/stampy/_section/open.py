@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stampy._section.levels import ArrayLevel, Level, Opened, OrientedLevel, TooLargeError, check_px, damaged
+from stampy._section.levels import (
+    ArrayLevel,
+    Level,
+    Opened,
+    OrientedLevel,
+    TooLargeError,
+    UnusableImageError,
+    check_px,
+    damaged,
+)
 from stampy._section.outside_links import refuse_slide_references
 from stampy._section.stated_um_per_px import openslide_um_per_px
 from stampy._section.tiff import TIFF_MAGIC, open_tiff
@@ -47,7 +56,7 @@ def open_levels(path: Path) -> Opened:
         return open_tiff(path, unpacked)
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
-    raise ValueError(
+    raise UnusableImageError(
         f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )

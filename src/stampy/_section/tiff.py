@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stampy._section.levels import MAX_TILE_PX, ArrayLevel, Opened, OrientedLevel, check_px, damaged
+from stampy._section.levels import (
+    MAX_TILE_PX,
+    ArrayLevel,
+    Opened,
+    OrientedLevel,
+    UnusableImageError,
+    check_px,
+    damaged,
+)
 from stampy._section.outside_links import refuse_tiff_references
 from stampy._section.stated_um_per_px import tiff_um_per_px
 
@@ -81,19 +89,23 @@ def _area(series: tifffile.TiffPageSeries) -> int:
 
 
 def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Layout of a series in the words of `ArrayLevel`; ValueError where it is no H&E picture."""
+    """Layout of a series in the words of `ArrayLevel`; UnusableImageError where it is no H&E picture."""
     axes, shape = _squeezed(series)
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _AXES:
-        raise ValueError(
+        raise UnusableImageError(
             f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
             "Export a single plane first."
         )
     if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
-        raise ValueError(f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first."
+        )
     if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
-        raise ValueError(f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected."
+        )
     return _AXES[axes]
 
 

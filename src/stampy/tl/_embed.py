@@ -20,7 +20,7 @@ from ._adapted import adapted_to
 from ._arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embed_genes import N_NEIGHBORS, Record, embed_genes, embed_pca
 from ._encoders import BASELINES, Encoder, agreed_modality, image_model, is_baseline, loaded_model
-from ._image_choice import no_histology, open_tiles, too_coarse
+from ._image_choice import open_tiles, usable_tiles
 from ._panels import shared_panel
 from ._results import Result, write
 from ._resume import Chunks, digest_of_model
@@ -94,7 +94,8 @@ def embed(
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
         fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
         tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
-        blurred, fluorescence, grey) is left out with a warning. If requested, it is used with a warning.
+        blurred, fluorescence, grey) is left out with a warning. If requested, it is used with a warning. Pixels that
+        are no picture at all (a mask of 0 and 1, channels such as DAPI, negative values) are refused if requested.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -271,11 +272,10 @@ def _choose(
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        tiles = open_tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
-        if by_default and (too_coarse(tiles) or no_histology(tiles)):
-            tiles.close()
-            modality, tiles = "gene", None
+        tiles = usable_tiles(adata, model, request, notes) if by_default else open_tiles(adata, model, request, notes)
+        if tiles is None:
+            modality = "gene"
         else:
             for note in notes:
                 _checks.warn(note)

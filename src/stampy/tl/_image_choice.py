@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stampy import _checks
 from stampy._section.image_checks import doubts_of
+from stampy._section.levels import UnusableImageError
 from stampy.pp._tiles import TileSource
 
 from ._encoders import Encoder, image_model
@@ -14,9 +15,22 @@ if TYPE_CHECKING:
     from ._arguments import Request
     from ._embed import Section
 
-__all__ = ["no_histology", "open_tiles", "too_coarse"]
+__all__ = ["open_tiles", "usable_tiles"]
 
 MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
+
+
+def usable_tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource | None:
+    """The tiles of an image that nobody asked for; None where it is ignored, with a warning."""
+    try:
+        tiles = open_tiles(adata, model, request, notes)
+    except UnusableImageError as error:
+        _checks.warn(f"Genes alone are embedded, since the image can't be used. {error}")
+        return None
+    if _too_coarse(tiles) or _no_histology(tiles):
+        tiles.close()
+        return None
+    return tiles
 
 
 def open_tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
@@ -35,7 +49,7 @@ def open_tiles(adata: Section, model: Encoder, request: Request, notes: list[str
     )
 
 
-def too_coarse(tiles: TileSource) -> bool:
+def _too_coarse(tiles: TileSource) -> bool:
     """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
     across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
     if across >= MIN_ACROSS:
@@ -48,7 +62,7 @@ def too_coarse(tiles: TileSource) -> bool:
     return True
 
 
-def no_histology(tiles: TileSource) -> bool:
+def _no_histology(tiles: TileSource) -> bool:
     """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
     doubts = doubts_of(tiles.sections)
     if not doubts:
