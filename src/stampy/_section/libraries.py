@@ -170,6 +170,7 @@ def _laid_out(where: str, found: Any) -> TypeError:
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
+PLACELESS = 3  # spots at one place, where no other spots coincide
 CLOSE = (0.2, 0.6)  # of the median distance of neighbours: pairs so near are rare on one section
 CLOSE_SHARE = 0.015
 RARELY = 0.25  # of the pairs that chance would put in one section
@@ -223,6 +224,7 @@ def check_one_section(
     if len(xy) < FEWEST:
         return
     together = _coincident(xy)
+    _check_placeless(xy, together)
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
@@ -269,7 +271,10 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
 
 def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
-        remedy = f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}."
+        remedy = (
+            f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}. If it is "
+            "one section, say so by a column with one value."
+        )
     else:
         remedy = (
             "Put the section of each spot in a column of `adata.obs` and name that by `library_key=`, or drop spots "
@@ -277,6 +282,22 @@ def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
         )
     found = f"The table seems to hold several sections that lie on top of each other: {found}."
     return SeveralSectionsError(found, columns, remedy)
+
+
+def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
+    """Raise (or warn, of few) where all coinciding spots are at one place, such as (0, 0): they have no position."""
+    places = np.unique(xy[together], axis=0)
+    n = int(together.sum())
+    if n < PLACELESS or len(places) > 1:
+        return
+    x, y = map(float, places[0])
+    says = (
+        f"{n} of {len(xy)} spots have the same coordinates, ({x:g}, {y:g}): they seem to have no position. Leave them "
+        f"out, e.g. `adata = adata[(adata.obsm['spatial'] != [{x:g}, {y:g}]).any(axis=1)].copy()`."
+    )
+    if together.mean() > COINCIDENT:
+        raise ValueError(says)
+    _checks.warn(says)
 
 
 def _hint(columns: list[str]) -> str:
