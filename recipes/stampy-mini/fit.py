@@ -25,8 +25,8 @@ from scipy import linalg, sparse
 
 from stampy import _keys, models, pp
 from stampy.models._linear_gene import TABLE_STD
-from stampy.pp._gene_means import gene_means
-from stampy.pp._gene_names import human_genes
+from stampy.pp._genes.means import gene_means
+from stampy.pp._genes.names import human_genes
 from stampy.pp._linear_encoder import neighbor_graph, weighted_genes
 from stampy.pp._rank_tokens import rank_tokens
 from stampy.pp._thinning import halves

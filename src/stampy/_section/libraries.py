@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._section.grid_scale import QUERIES, lattice
 from stampy._section.neighbors import nearest
+from stampy._section.pixel_size import QUERIES, lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +32,7 @@ __all__ = [
     "warn_of_indices",
 ]
 
-REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `choose_image`
+REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `image.choose`
 _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 
@@ -101,7 +101,7 @@ def has_image(library: Library) -> bool:
     return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
-def images_of(library: Library) -> dict[str, Any]:
+def images_of(library: Library) -> dict[str, object]:
     """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
     images = library.get("images", {})
     return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}

@@ -17,7 +17,7 @@ TABLES = ("dlpfc", "hbc", "her2", "psc", "hhk", "tcga-luad")  # the tables of th
 
 
 def configs() -> dict[str, Path]:
-    """The configs that come with the package, by name.
+    """List the configs that come with the package, by name.
 
     Examples
     --------

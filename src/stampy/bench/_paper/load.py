@@ -11,8 +11,8 @@ import numpy as np
 
 from stampy import _checks, _keys
 from stampy._io.assemble import refer_to_image
+from stampy._io.formats.space_ranger import read_matrix
 from stampy._io.read import read
-from stampy._io.space_ranger import read_matrix
 
 from .labels import BARCODE, LabelTable, cortical_layer, label_table, plain, word
 

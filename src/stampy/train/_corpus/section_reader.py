@@ -156,6 +156,10 @@ class StoredSection:
         which = np.zeros(len(rows), dtype=np.int64) if which is None else which
         return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
 
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, px, px, 3) uint8: patches, and the first region of each, in which it may lie in any cell."""
+        return np.stack([self.patches(rows), self.regions(rows)], axis=1)
+
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, numbers of regions."""
         return rng.integers(self.cells.shape[1], size=len(rows))
