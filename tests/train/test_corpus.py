@@ -29,7 +29,7 @@ from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
 from stampy.train._corpus import section_writer as _corpus_write
-from stampy.train._corpus.arrays import new_array
+from stampy.train._corpus.layout import new_array
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 from stampy.train._data import pairs_in_memory, prepare

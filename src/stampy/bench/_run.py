@@ -19,11 +19,10 @@ from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
-from ._names import TABLES
-from ._paper.config import on_folder, with_models
+from ._names import TABLES, TASKS
+from ._paper.load import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
-from ._task_options import TASKS
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
 from stampy.pl._drawing.paint import Paint, Style, paint_values, without_outliers
-from stampy.pl._drawing.records import ExpressionRecord, record_of, shown_of
-from stampy.pl._drawing.view import Window, views_of
+from stampy.pl._drawing.view import ExpressionRecord, Window, record_of, shown_of, views_of
 from stampy.pl._spatial import draw_panels
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from stampy.bench._names import TASKS
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
-from stampy.bench._task_options import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd

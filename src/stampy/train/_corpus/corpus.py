@@ -17,7 +17,7 @@ from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
-from stampy.train._corpus.records import CorpusSettings, Manifest
+from stampy.train._corpus.layout import CorpusSettings, Manifest
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
 from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged

@@ -29,8 +29,20 @@ from stampy.pp import Vocabulary
 from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
-from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
-from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
+from stampy.train._corpus.layout import (
+    GROUP,
+    ROWS_PER_SHARD,
+    TILES_PER_SHARD,
+    CorpusSettings,
+    Described,
+    Fault,
+    ImageRecord,
+    SectionRecord,
+    Written,
+    new_array,
+    put,
+    write_group,
+)
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
 from stampy.train._data import ranked

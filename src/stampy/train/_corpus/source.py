@@ -18,7 +18,7 @@ from stampy._io.sections import Section, as_sections
 from stampy._section.outside_links import leads_out
 from stampy.pp import Vocabulary
 from stampy.train._corpus import spavis, spavis_index
-from stampy.train._corpus.records import CorpusSettings
+from stampy.train._corpus.layout import CorpusSettings
 from stampy.train._corpus.spavis import Slide, is_token_file, number_of
 from stampy.train._corpus.spavis_index import FAULTS, damaged_file
 
