@@ -33,7 +33,7 @@ from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, 
 from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._sections import ranked
+from stampy.train._sections import ranked, without_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +183,8 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
         spots, record["n_groups"] = layout(xy, codes, settings, section.name)
+        if missing := without_tokens(tokens):
+            record["notes"].append(missing)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:
             record["notes"].append(
