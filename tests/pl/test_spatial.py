@@ -672,8 +672,10 @@ def test_bad_images():
     assert len(pl.spatial(unscaled, "domain", image=False).images) == 0
     planes = section()
     planes.uns["spatial"]["s1"]["images"]["hires"] = np.zeros((5, 20, 20), dtype=np.uint8)
+    with pytest.warns(UserWarning, match="1, 3 or 4 channels.*drawn without image"):
+        assert not pl.spatial(planes, "domain").images
     with pytest.raises(ValueError, match="1, 3 or 4 channels"):
-        pl.spatial(planes, "domain")
+        pl.spatial(planes, "domain", image_key="hires")
     far = section()
     far.obsm["spatial"] += 1e5
     with pytest.warns(UserWarning, match="outside its image") as caught:

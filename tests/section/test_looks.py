@@ -52,6 +52,8 @@ NO_HISTOLOGY = {
     "one channel": (lambda p, um: 255 - grey(p), "has no colour"),
     "grey": (lambda p, um: np.dstack([grey(p)] * 3), "has no colour"),
     "mask": (lambda p, um: grey(p) > 150, "has no colour"),
+    "negative": (lambda p, um: 255 - p, "green is its brightest colour"),
+    "black in part": (lambda p, um: p * (np.arange(p.shape[1]) > 300)[:, None].astype(np.uint8), r"black at \d+%"),
 }
 
 

@@ -77,8 +77,13 @@ def test_only_regular_files_that_are_pictures_are_opened(section, tmp_path):
         with pytest.raises(ValueError, match="which is not a file"):
             tiles(stampy.read(section(name)))
     (tmp_path / "key.png").write_text("a secret key")
+    with pytest.warns(UserWarning, match="is not read .*not an image that stampy reads.*; the one in .* is used"):
+        record = tiles(stampy.read(section(tmp_path / "key.png")))
+    assert list(record["image"]) == ["hires"]
+    adata = stampy.read(section(tmp_path / "key.png"))
+    adata.uns["spatial"]["toy"]["images"] = {}
     with pytest.raises(ValueError, match="not an image that stampy reads"):
-        tiles(stampy.read(section(tmp_path / "key.png")))
+        tiles(adata)
 
 
 @pytest.mark.parametrize("name", ["../private.png", "{outside}/private.png"])

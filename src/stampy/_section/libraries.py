@@ -21,6 +21,7 @@ __all__ = [
     "SeveralSectionsError",
     "check_one_section",
     "has_image",
+    "images_of",
     "is_single",
     "libraries_of",
     "library_named",
@@ -97,7 +98,13 @@ def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
 
 def has_image(library: Library) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
-    return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
+    return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
+
+
+def images_of(library: Library) -> dict[str, object]:
+    """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
+    images = library.get("images", {})
+    return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
 
 
 def named_file(image: object) -> str:
@@ -164,6 +171,7 @@ def _laid_out(where: str, found: Any) -> TypeError:
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
+PLACELESS = 3  # spots at one place, where no other spots coincide
 CLOSE = (0.2, 0.6)  # of the median distance of neighbours: pairs so near are rare on one section
 CLOSE_SHARE = 0.015
 RARELY = 0.25  # of the pairs that chance would put in one section
@@ -217,6 +225,7 @@ def check_one_section(
     if len(xy) < FEWEST:
         return
     together = _coincident(xy)
+    _check_placeless(xy, together)
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
@@ -263,7 +272,10 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
 
 def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
-        remedy = f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}."
+        remedy = (
+            f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it is "
+            "one section, say so by a column with one value."
+        )
     else:
         remedy = (
             "Put the section of each spot in a column of `adata.obs` and name that with `library_key=`, or drop "
@@ -271,6 +283,22 @@ def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
         )
     found = f"The table seems to hold several sections that overlap: {found}."
     return SeveralSectionsError(found, columns, remedy)
+
+
+def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
+    """Raise (or warn, of few) where all coinciding spots are at one place, such as (0, 0): they have no position."""
+    places = np.unique(xy[together], axis=0)
+    n = int(together.sum())
+    if n < PLACELESS or len(places) > 1:
+        return
+    x, y = map(float, places[0])
+    says = (
+        f"{n} of {len(xy)} spots have the same coordinates, ({x:g}, {y:g}): they seem to have no position. Leave them "
+        f"out, e.g. `adata = adata[(adata.obsm['spatial'] != [{x:g}, {y:g}]).any(axis=1)].copy()`."
+    )
+    if together.mean() > COINCIDENT:
+        raise ValueError(says)
+    _checks.warn(says)
 
 
 def _hint(columns: list[str]) -> str:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image.checks import doubts_of, warn_of_doubts
+from stampy._section.image.checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
-from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
 from ._embedding.genes import N_NEIGHBORS, Record, by_key, centered, embed_genes, embed_pca, in_context, shared_panel
+from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
 from ._results import Result, write
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy._section.section import ImageSource, Places
+    from stampy.pp._tiles import TileSource
 
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed"]
-
-MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 
 
 def embed(
@@ -93,7 +92,8 @@ def embed(
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: all modalities that the model embeds and the
         section has. In this case, stampy ignores an image with a warning if it has fewer than 16 px per tile, such as
         Space Ranger's "lowres", or does not look like H&E (black, transparent, one colour, blurred, fluorescence,
-        grey). With an explicit `modality`, such an image is used with a warning.
+        grey). With an explicit `modality`, such an image is used with a warning. Pixels that are no picture (a mask of
+        0 and 1, channels such as DAPI, negative values) are ignored likewise, and refused with an explicit `modality`.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -275,11 +275,10 @@ def _choose(
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        tiles = _tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
-        if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
-            tiles.close()
-            modality, tiles = "gene", None
+        tiles = usable_tiles(adata, model, request, notes) if by_default else open_tiles(adata, model, request, notes)
+        if tiles is None:
+            modality = "gene"
         else:
             for note in notes:
                 _checks.warn(note)
@@ -356,40 +355,3 @@ def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: 
     if isinstance(model, models.Stamp) and model.adapted:
         record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
-
-
-def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    tower = image_model(model, "Use modality='gene' or another model.")
-    return TileSource.open(
-        adata, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings, image=request.image,
-        image_key=request.image_key, library_key=request.library_key, um_per_px=request.um_per_px,
-        spot_um=request.spot_um, table_key=request.table_key, notes=notes,
-    )  # fmt: skip
-
-
-def _too_coarse(tiles: TileSource) -> bool:
-    """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
-    across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
-    if across >= MIN_ACROSS:
-        return False
-    _checks.warn(
-        f"Only genes are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. Pass the full-resolution image with `image=`; modality='fused' uses this image "
-        "anyway."
-    )
-    return True
-
-
-def _no_histology(tiles: TileSource) -> bool:
-    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
-    doubts = doubts_of(tiles.sections)
-    if not doubts:
-        return False
-    n = len(tiles.sections)
-    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
-    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
-    _checks.warn(
-        f"Only genes are embedded{everywhere}. {' '.join(doubts)} Name another image with `image_key=` or `image=`; "
-        f"{apart}modality='fused' uses this image anyway."
-    )
-    return True

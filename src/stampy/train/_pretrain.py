@@ -29,7 +29,7 @@ from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._baselines import frequencies, references
 from ._config import PretrainConfig
-from ._corpus.corpus import as_corpus
+from ._corpus.corpus import as_corpus, corpus_or_sections
 from ._corpus.training_data import groups_on_disk
 from ._data import TrainingData, groups_in_memory
 from ._loop.checkpoints import CONFIG
@@ -126,10 +126,11 @@ def pretrain(
     """
     config = PretrainConfig.of(config)
     check_loggers(loggers)
+    chosen = corpus_or_sections(sections)
     _check_frozen(config)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     kernel_for(config.fused, fabric.device.type, torch.float32)
-    model = fabric.launch(_pretrain, sections, Path(out), vocabulary, config, tuple(loggers), progress)
+    model = fabric.launch(_pretrain, chosen, Path(out), vocabulary, config, tuple(loggers), progress)
     return load_stamp(Path(out) / "model", device="cpu") if model is None else model
 
 

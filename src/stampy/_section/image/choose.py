@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image.pixels import axes_of
+from stampy._section.image.levels import UnusableImageError
+from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
-from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, images_of, libraries_of, named_file, source_of
 from stampy._section.spatialdata_elements import shared_systems
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
 
     from stampy._section.spatialdata_elements import Element
 
@@ -244,11 +246,16 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
     KeyError
         Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
     """
-    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    images, factors = images_of(library), library.get("scalefactors", {})
     source = source_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
-        return SlideImage.open(path), ""
+        try:
+            return SlideImage.open(path), ""
+        except UnusableImageError as error:
+            if not any(_has_scale(key, factors) for key in images):
+                raise
+            why_not = f"is not read ({error})"
     if image_key is not None:
         if image_key not in images:  # it may be one that is refused
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
@@ -263,7 +270,8 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
     note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
-    notes = [note, *(of + doubt for doubt in _doubts_of_scales(images, scales, key))]
+    doubts = (*_doubts_of_scales(images, scales, key), "" if image_key else _without_scale(images, scales, key, where))
+    notes = [note, *(of + doubt for doubt in doubts if doubt)]
     return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
 
 
@@ -284,6 +292,18 @@ def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], ke
                 f"and spots may be shifted against the tissue. Correct `{_scale_name(key)}` or "
                 f"`{_scale_name(other)}`."
             )
+
+
+def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: str, where: str) -> str:
+    """What to warn about if a larger image is not used, since it has no scale factor; else ""."""
+    px = np.prod(_size_of(images[key], key))
+    larger = [other for other in images if other not in scales and np.prod(_size_of(images[other], other)) > px > 0]
+    if not larger:
+        return ""
+    return (
+        f"The larger image {larger[0]!r} of `{where}` has no scale factor `{_scale_name(larger[0])}`, which places it, "
+        f"so {key!r} is used."
+    )
 
 
 def _size_of(image: Any, name: str) -> tuple[int, int]:
@@ -331,7 +351,10 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
     keys = [image_key] if image_key is not None else list(sdata.images)
     near = [k for k in keys if spots is None or shared_systems(spots, sdata.images[k])]
     if not near:
-        raise ValueError(f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one.")
+        raise UnusableImageError(
+            f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one."
+        )
+    near = near if image_key is not None else _coloured(sdata, near)
     if len(near) == 1:
         return near[0]
     for ending in _BY_RESOLUTION:
@@ -341,3 +364,19 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
     raise ValueError(
         f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E image with `image_key=`."
     )
+
+
+def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:
+    """The images with red, green and blue, where some have them: the others are stains beside the H&E picture."""
+    found = [key for key in keys if len(_channels(sdata.images[key], key)) >= 3]
+    return found or keys
+
+
+def _channels(image: DataArray | DataTree, name: str) -> tuple[int, ...]:
+    """Positions of the colours; () where the channels are none."""
+    array = image if hasattr(image, "data") else next(iter(next(iter(image.children.values())).data_vars.values()))
+    try:
+        _, _, c = stored_axes(list(array.dims), name)
+        return channels_of(list(array.coords[c].values) if c in array.coords else range(array.sizes[c]), name)
+    except (UnusableImageError, KeyError):
+        return ()

@@ -17,6 +17,7 @@ __all__ = [
     "Opened",
     "OrientedLevel",
     "TooLargeError",
+    "UnusableImageError",
     "check_px",
     "damaged",
     "windows",
@@ -162,6 +163,10 @@ MAX_TILE_PX = 2**26  # of one tile of a TIFF
 
 class TooLargeError(ValueError):
     """An image that is not decoded."""
+
+
+class UnusableImageError(ValueError):
+    """An image whose values, channels or format are not those of a picture, or that does not share the spots' axes."""
 
 
 def damaged(path: Path, why: object) -> ValueError:

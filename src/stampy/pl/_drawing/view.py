@@ -13,7 +13,9 @@ from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import pixel_size as _scale
 from stampy._section.image.choose import Wishes
+from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.slide_image import SlideImage
+from stampy._section.libraries import images_of
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
@@ -198,13 +200,13 @@ def _image_of(section: Section) -> SlideImage | None:
         return section.require_image()
     try:
         found = section.image
-    except KeyError as error:  # the file of the full-resolution image is gone, and there is no other
+    except (KeyError, UnusableImageError) as error:  # its file is gone and there is no other, or it is no picture
         _checks.warn(f"{error.args[0]} The spots are drawn without image.")
         return None
-    if found is None and section.library.get("images"):
+    if found is None and (images := images_of(section.library)):  # type: ignore[arg-type]
         raise KeyError(
             f"{section.prefix}No image has a scale factor, which places it: images "
-            f"{_checks.shortlist(section.library['images'])}, scale factors {_checks.shortlist(section.factors)}. For "
+            f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. For "
             "the spots alone use `image=False`."
         )
     return found

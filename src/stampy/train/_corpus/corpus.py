@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.sections import file_name
+from stampy._io.sections import Section, as_sections, file_name
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
@@ -25,7 +25,7 @@ from stampy.train._corpus.shards import damaged
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
 
-__all__ = ["Corpus", "as_corpus"]
+__all__ = ["Corpus", "as_corpus", "corpus_or_sections"]
 
 
 class Corpus:
@@ -258,6 +258,11 @@ def as_corpus(sections: object) -> Corpus | None:
     if isinstance(sections, str | Path) and (Path(sections).expanduser() / SETTINGS).is_file():
         return Corpus(sections)
     return None
+
+
+def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
+    """What to train on, its names and files checked, before anything is read or made."""
+    return as_corpus(sections) or as_sections(sections)
 
 
 def _manifest(path: Path) -> Manifest:

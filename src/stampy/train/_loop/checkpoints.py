@@ -90,13 +90,19 @@ def _difference(found: State, described: State) -> str:
     if found.get("start") != described.get("start"):
         return f"start model: its weights or settings (hash {found.get('start')}, found now {described.get('start')})"
     before, now = found.get("data", {}), described["data"]
+    names, names_now = list(before.get("sections") or {}), list(now.get("sections") or {})
+    if names != names_now and sorted(names) != sorted(names_now):
+        return f"data: sections {_checks.shortlist(names)}, found now {_checks.shortlist(names_now)}"
+    if names != names_now:
+        return f"data: sections in another order: {_checks.shortlist(names)}, found now {_checks.shortlist(names_now)}"
     if before.get("vocabulary") != now.get("vocabulary"):
-        return "data: the vocabulary (its genes or their usual levels)"
+        return (
+            "data: the vocabulary (its genes or their usual levels). One that is made from the sections changes with "
+            "their counts"
+        )
     if before.get("corpus") != now.get("corpus"):
         return "data: the corpus (by the digest of its contents)"
     before, now = before.get("sections") or {}, now.get("sections") or {}
-    if list(before) != list(now):
-        return f"data: sections {_checks.shortlist(before)}, found now {_checks.shortlist(now)}"
     changed = [name for name in now if before[name] != now[name]]
     return f"data: counts, coordinates or images of the sections {_checks.shortlist(changed)}" if changed else ""
 
