@@ -325,7 +325,7 @@ def test_bad_files_and_types(tmp_path):
     with pytest.raises(FileNotFoundError, match="No config"):
         bench.read_config(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="no valid JSON"):
+    with pytest.raises(ValueError, match="not a valid JSON"):
         bench.read_config(tmp_path / "bad.json")
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns"):

@@ -577,7 +577,7 @@ def test_an_embedding_that_holds_no_numbers():
     adata = two_sections()
     for values in (adata.obsm["X_e"].astype(complex), adata.obsm["X_e"].astype(str)):
         adata.obsm["X_odd"] = values
-        with pytest.raises(TypeError, match=r"`adata.obsm\['X_odd'\]` must hold numbers, found dtype"):
+        with pytest.raises(TypeError, match=r"`adata.obsm\['X_odd'\]` must contain numbers, found dtype"):
             pl.spatial(adata, "X_odd", library_key="section")
 
 
@@ -610,7 +610,7 @@ def test_spatialdata_gives_its_table():
 
 @pytest.mark.parametrize(
     ("color", "near"),
-    [("domains", "domain"), ("SCORE", "score"), ("g1", "G1"), ("x_E", "X_e"), ("zzzz", "no near names")],
+    [("domains", "domain"), ("SCORE", "score"), ("g1", "G1"), ("x_E", "X_e"), ("zzzz", "no similar names")],
 )
 def test_unknown_colour_gets_near_names(color, near):
     with pytest.raises(KeyError, match=near):

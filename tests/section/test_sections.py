@@ -83,7 +83,7 @@ def test_other_columns_do_no_harm():
     [
         ({"a": 1.0, "b": 2.0}, ValueError, "not clear which are x and y"),
         ({"x": 1.0, "y": 2.0, "imagecol": 3.0, "imagerow": 4.0}, ValueError, "that differ"),
-        ({"x": "left", "y": 2.0}, TypeError, "must hold numbers"),
+        ({"x": "left", "y": 2.0}, TypeError, "must contain numbers"),
     ],
 )
 def test_tables_that_are_not_clear(columns, error, message):
@@ -149,7 +149,7 @@ def test_a_section_without_a_name_in_uns(one):
 @pytest.mark.parametrize("found", ["text", {"toy": np.zeros((9, 9, 3))}, {"toy": {"images": np.zeros((9, 9))}}])
 def test_uns_laid_out_in_another_way_is_refused(one, found):
     one.uns["spatial"] = found
-    with pytest.raises(TypeError, match="must hold images and scale factors by section"):
+    with pytest.raises(TypeError, match="must contain images and scale factors by section"):
         sections_of(one)
 
 
@@ -174,7 +174,7 @@ def test_scale_factors_that_two_sizes_of_a_picture_contradict(one, wrong):
         warnings.simplefilter("error")
         sections_of(one, needs=("image",))
     factors[wrong] = factors[wrong] / 5
-    with pytest.warns(stampy.StampyWarning, match="seem to be one picture, but their scale factors"):
+    with pytest.warns(stampy.StampyWarning, match="seem to show the same image, but their scale factors"):
         sections_of(one, needs=("image",))
 
 
@@ -268,7 +268,7 @@ def overlaid(n=2, shift=0.0, **columns):
 @pytest.mark.parametrize("n", [2, 9])
 def test_overlaid_spots_are_refused_and_the_column_is_named(n, shift):
     adata = overlaid(n, shift, cluster=np.random.default_rng(0).integers(0, 7, n * 144).astype(str))
-    with pytest.raises(ValueError, match=r"several sections that lie on top of each other.*would fit: 'sample'\)"):
+    with pytest.raises(ValueError, match=r"several sections that overlap.*would fit: 'sample'\)"):
         pp.neighborhoods(adata)
     pp.neighborhoods(adata, library_key="sample")
 
@@ -299,7 +299,7 @@ def test_everything_that_uses_neighbours_or_folds_refuses(one):
         lambda: tl.embed(both, modality="gene", context="neighbors", **QUIET),
         lambda: pp.bins(both, 250, um_per_px=1.6),
     ):
-        with pytest.raises(ValueError, match=r"lie on top of each other.*would fit: 'sample'"):
+        with pytest.raises(ValueError, match=r"overlap.*would fit: 'sample'"):
             call()
     with pytest.warns(stampy.StampyWarning, match="coherence of the domains is left out"):
         tl.domains(both, 2, use_rep="X_e", method="kmeans")

@@ -260,7 +260,7 @@ def test_log_normalised(toy, model):
         ({"modality": "gene", "image_key": "hires"}, ValueError, "uses no image"),
         ({"level": "logits"}, ValueError, "`level` must be one of"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
-        ({"n_workers": 1.5}, TypeError, "`n_workers` must be a whole number"),
+        ({"n_workers": 1.5}, TypeError, "`n_workers` must be an integer"),
         ({"layer": "counts"}, KeyError, "counts"),
         ({"library_key": "donor"}, KeyError, "`donor` not found in `adata.obs`"),
         ({"precision": "float8"}, ValueError, "`precision` must be one of"),
@@ -293,7 +293,7 @@ def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
     lowres = adata.uns["spatial"]["toy"]["images"]["lowres"]
     adata.uns["spatial"]["toy"]["images"]["lowres"] = lowres[::8, ::8]
     scales["tissue_lowres_scalef"] /= 8
-    alone_says = r"Genes alone are embedded: a tile would be \d+ px across in \['lowres'\]"
+    alone_says = r"Only genes are embedded: a tile would be \d+ px across in \['lowres'\]"
     with pytest.warns(UserWarning, match=alone_says) as caught:
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert len(caught) == 1  # not another that speaks of tiles that are cut
@@ -311,7 +311,7 @@ def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
     adata = toy.copy()
     library = adata.uns["spatial"]["toy"]
     library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
-    says = r"Genes alone are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
+    says = r"Only genes are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
     with pytest.warns(UserWarning, match=says):
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
@@ -339,9 +339,7 @@ def test_pixels_that_are_no_picture_are_left_out_unless_asked_for(toy, model, na
     library = adata.uns["spatial"]["toy"]
     change, reason = NO_PICTURES[name]
     library["images"] = {"hires": change(library["images"]["hires"])}
-    with pytest.warns(
-        UserWarning, match=f"Genes alone are embedded, since the image can't be used.*{reason}"
-    ) as caught:
+    with pytest.warns(UserWarning, match=f"Only genes are embedded, since the image can't be used.*{reason}") as caught:
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert len(caught) == 1
     assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"

@@ -121,8 +121,8 @@ def _by_position(values: np.ndarray, where: str) -> np.ndarray:
         raise ValueError(f"`{where}` must have shape (n, 2), x and y, found {values.shape}.")
     if values.shape[1] == 3 and (depths := len(np.unique(values[:, 2].astype(str)))) > 1:
         _checks.warn(
-            f"`{where}` has a third column with {depths} different values: x and y alone are used. Where it tells "
-            "sections or planes apart, put it in a column of `obs` and name that by `library_key=`."
+            f"`{where}` has a third column with {depths} different values: only x and y are used. If it separates "
+            "sections or planes, put it in a column of `obs` and name this column with `library_key=`."
         )
     return values[:, :2]
 
@@ -135,7 +135,8 @@ def _by_name(table: pd.DataFrame, where: str) -> tuple[np.ndarray, str]:
         found = _pairs(columns, _IN_ORDER)
         if not found and (found := _pairs(columns, _INDICES)):
             _checks.warn(
-                f"`{where}` holds {list(table.columns)}: rows and columns of the array, not px. On Visium, neighbours "
+                f"`{where}` contains {list(table.columns)}: rows and columns of the array, not px. On Visium, "
+                "neighbours "
                 "found from them are wrong. Put `pxl_col_in_fullres` and `pxl_row_in_fullres` there."
             )
     values = [(x, y, _numbers(table[[x, y]].to_numpy(), where)) for x, y in found]
@@ -165,7 +166,7 @@ def _numbers(values: np.ndarray, where: str) -> np.ndarray:
             raise TypeError("complex numbers are no coordinates")
         return values.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{where}` must hold numbers, found dtype {values.dtype}.") from error
+        raise TypeError(f"`{where}` must contain numbers, found dtype {values.dtype}.") from error
 
 
 class Places(NamedTuple):
@@ -243,7 +244,7 @@ def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: 
         return None
     _checks.warn(
         f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
-        f"by `adata.obs[{columns[0]!r}]`. Give `library_key={columns[0]!r}` if that is right, or the right column."
+        f"by `adata.obs[{columns[0]!r}]`. Pass `library_key={columns[0]!r}` if that is right, or the right column."
     )
     return columns[0]
 

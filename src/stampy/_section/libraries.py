@@ -163,7 +163,8 @@ def _lone(value: Any) -> Any:
 
 def _laid_out(where: str, found: Any) -> TypeError:
     return TypeError(
-        f"`{where}` must hold images and scale factors by section, a dict of dicts; found {type(found).__name__}. Read "
+        f"`{where}` must contain images and scale factors by section, a dict of dicts; found "
+        f"{type(found).__name__}. Read "
         "the section again, or remove the entry."
     )
 
@@ -231,7 +232,7 @@ def check_one_section(
         raise _overlaid(found, matching_columns(table, libraries) or apart)
     crowded = _crowded(table, xy)
     if crowded:
-        raise _overlaid("the spots of several sections lie between each other", crowded)
+        raise _overlaid("the spots of several sections are interleaved", crowded)
 
 
 def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
@@ -241,7 +242,7 @@ def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
         return
     if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
         _checks.warn(
-            "The coordinates seem to be rows and columns of Visium's array, not px of the image: whole numbers up to "
+            "The coordinates seem to be rows and columns of Visium's array, not px of the image: integers up to "
             f"{np.abs(first).max():.0f}, of even sum. Neighbours found from them are wrong. Put "
             "`pxl_col_in_fullres` and `pxl_row_in_fullres` into `adata.obsm['spatial']`."
         )
@@ -261,26 +262,26 @@ def section_column(table: AnnData, libraries: Mapping[str, Library]) -> str | No
 def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     if len(libraries) > 1:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
-        rest = ", or give the image by `image=`. Where the table is one of them, remove the others from there"
+        rest = ", or pass the image with `image=`. Where the table is one of them, remove the others from there"
     else:
-        found, rest = "`adata.uns['spatial']['is_single']` says that the table holds several sections", ""
+        found, rest = "`adata.uns['spatial']['is_single']` says that the table contains several sections", ""
     columns = matching_columns(table, libraries)
-    remedy = f"Name the column of `adata.obs` that tells them apart by `library_key=`{_hint(columns)}{rest}."
+    remedy = f"Name the column of `adata.obs` that separates them with `library_key=`{_hint(columns)}{rest}."
     raise SeveralSectionsError(f"{found}.", columns, remedy)
 
 
 def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
         remedy = (
-            f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}. If it is "
+            f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it is "
             "one section, say so by a column with one value."
         )
     else:
         remedy = (
-            "Put the section of each spot in a column of `adata.obs` and name that by `library_key=`, or drop spots "
-            "that are there twice."
+            "Put the section of each spot in a column of `adata.obs` and name that with `library_key=`, or drop "
+            "duplicate spots."
         )
-    found = f"The table seems to hold several sections that lie on top of each other: {found}."
+    found = f"The table seems to hold several sections that overlap: {found}."
     return SeveralSectionsError(found, columns, remedy)
 
 
@@ -311,7 +312,7 @@ def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, libra
     apart = [c for c, v in _columns(table) if c != library_key and not _coincident(xy, v, codes).mean() > COINCIDENT]
     _checks.warn(
         f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot of the same section: does "
-        f"`library_key={library_key!r}` tell the sections apart{_hint(apart)}?"
+        f"`library_key={library_key!r}` separate the sections{_hint(apart)}?"
     )
 
 

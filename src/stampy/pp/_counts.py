@@ -62,7 +62,7 @@ def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
         layers = raw_layers(adata.layers)
         hint = f" Raw counts are in {_checks.shortlist(layers)}: use layer={layers[0]!r}." if layers else ""
         raise KeyError(
-            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them by `layer=`. "
+            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them with `layer=`. "
             f"Available: {_checks.shortlist(adata.layers)}.{hint}"
         )
     return adata.X
@@ -259,7 +259,7 @@ def checked_rows(
         _checks.warn(
             f"All values of `{source}` are 0 or 1, although {n_values / X.shape[0]:.0f} genes a spot are 1: it seems "
             "to tell which genes are present, not their counts. The genes of a spot then have no order, so tokens are "
-            "wrong. Give raw counts in X or name a layer by `layer=`."
+            "wrong. Give raw counts in X or name a layer with `layer=`."
         )
 
 
@@ -271,7 +271,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
     for what, bad, hint in (
         ("NaN", np.isnan(data), "Missing counts must be 0."),
         ("infinite", np.isinf(data), "Counts must be finite."),
-        ("negative", data < 0, "That is no count; were the values scaled (z-scores)?"),
+        ("negative", data < 0, "Counts cannot be negative; were the values scaled (z-scores)?"),
     ):
         where = np.flatnonzero(bad)
         if where.size:
@@ -279,7 +279,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
             raise ValueError(
                 f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
                 f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
-                "stampy needs raw counts: give them in X or name a layer by `layer=`."
+                "stampy needs raw counts: store them in X or name a layer with `layer=`."
             )
     return float(data.max())
 
@@ -294,7 +294,7 @@ def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: 
     if _is_depth_normalised(block):
         _checks.warn(
             f"`{source}` seems to be depth-normalised (each spot's values are multiples of its smallest). "
-            "That changes the order of genes of equal value at most, so it is used as it is."
+            "This can only change the order of genes with equal values, so it is used unchanged."
         )
     elif block.data.max() < LOG_MAXIMUM:
         raw = raw_layers(layers) if isinstance(layers, Mapping) else [name for name in layers if name == "counts"]
@@ -302,12 +302,12 @@ def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: 
         part = "" if len(rows) == n_spots else f" in {len(rows)} of {n_spots} spots (first: spot {start + rows[0]})"
         raise ValueError(
             f"`{source}` looks log-normalised{part}: values are not whole and none is above {block.data.max():.3g}. "
-            f"stampy needs raw counts: name them by {counts} (in training, put them into X), or use those in "
+            f"stampy needs raw counts: pass {counts} (in training, put them into X), or use those in "
             f"`adata.raw` (layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )
     else:
         _checks.warn(
-            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are taken as corrected counts, "
+            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are used as corrected counts, "
             "e.g. after removal of ambient RNA; normalised values would give wrong tokens."
         )
 

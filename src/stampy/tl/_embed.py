@@ -254,13 +254,14 @@ def _available(adata: Section, table: AnnData, request: Request) -> Modality:
     if pictured:
         if not has_counts and (layers := raw_layers(table.layers)):
             _checks.warn(
-                "`adata.X` is empty (None), so the image alone is embedded. Raw counts are in "
-                f"{_checks.shortlist(layers)}: use layer={layers[0]!r}, or modality='image' if that is what you want."
+                "`adata.X` is empty (None), so only the image is embedded. Raw counts are in "
+                f"{_checks.shortlist(layers)}: use layer={layers[0]!r}, or pass modality='image' to embed only the "
+                "image."
             )
         return "fused" if has_counts else "image"
     _checks.not_empty(table)
     if request.image_key is not None:
-        raise ValueError("`image_key` was given, but the section has no image. Leave it out, or give `image=`.")
+        raise ValueError("`image_key` was given, but the section has no image. Omit it, or pass `image=`.")
     return "gene"
 
 
@@ -269,7 +270,7 @@ def _choose(
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_wish and model.image is None and request.image is None:
-        _checks.warn(f"The model {model.name!r} has no image tower: genes alone are embedded.")
+        _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
@@ -285,19 +286,19 @@ def _choose(
                 warn_of_doubts(tiles.sections)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
-        _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
+        _checks.warn(f"`{unused[0]}` has no effect: only genes are embedded.")
     return modality, tiles
 
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
     """The embedding by a baseline, and its record."""
     if request.organism != "human":
-        raise ValueError(f"`organism` has no effect with {model!r}, which knows no vocabulary. Leave it out.")
+        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
     if request.genes is not None or not request.normalize:
         name = "genes" if request.genes is not None else "normalize"
-        raise ValueError(f"`{name}` has no effect with {model!r}. Leave it out.")
+        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
     if request.resume is not None:
-        raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
+        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
     record: Record = {"model": model, "precision": "float32", "genes": genes}
     record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
@@ -338,11 +339,10 @@ def _by_model(
 def _check_lengths(model: Encoder, modality: Modality) -> None:
     """Raise ValueError where vectors have no other length than 1."""
     if not isinstance(model, models.Stamp):
-        raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are as they come.")
+        raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are not normalised.")
     if modality == "fused":
         raise ValueError(
-            "Genes and image are embedded here, and fused vectors are two unit vectors side by side. normalize=False "
-            "needs modality='gene' or 'image'."
+            "Fused vectors are two concatenated unit vectors. normalize=False needs modality='gene' or 'image'."
         )
 
 

@@ -50,7 +50,8 @@ def check_indices(section: Section, table: AnnData) -> None:
         return
     if np.array_equal(section.xy, indices) or np.array_equal(section.xy, indices[:, ::-1]):
         raise ValueError(
-            f"{section.prefix}`{section.source}` holds `array_col` and `array_row`, places on the array, where x and y "
+            f"{section.prefix}`{section.source}` contains `array_col` and `array_row`, places on the array, where x "
+            "and y "
             "in px of the full-resolution image are needed (`pxl_col_in_fullres` and `pxl_row_in_fullres` of Space "
             "Ranger's tissue_positions)."
         )
@@ -107,7 +108,7 @@ def _likely_cause(section: Section) -> str:
         return "They would fit without the scale factor, which must be image px per full-resolution px."
     return (
         "Likely causes: a wrong scale factor, coordinates of another image, or a reduced image given as the full one "
-        "(then give `image=SlideImage.open(path, scale=image px per full-resolution px)`)."
+        "(then pass `image=SlideImage.open(path, scale=image px per full-resolution px)`)."
     )
 
 
@@ -147,7 +148,7 @@ class Pictured(Protocol):
 def warn_of_doubts(sections: Iterable[Pictured]) -> None:
     """Warn of each picture that does not look like H&E."""
     for doubt in doubts_of(sections):
-        _checks.warn(f"{doubt} Check that it is the right image; others are given by `image=` or `image_key=`.")
+        _checks.warn(f"{doubt} Make sure that it is the right image; choose another one with `image=` or `image_key=`.")
 
 
 def doubts_of(sections: Iterable[Pictured]) -> list[str]:
@@ -196,9 +197,9 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
     if tiles.std(axis=(0, 1, 2)).max() < _ONE_COLOUR:
         return f"it has one colour at the spots, RGB {tuple(np.rint(tiles.mean(axis=(0, 1, 2))).astype(int).tolist())}"
     if np.median(light) < _DARK:
-        return "it is dark with bright signal, as fluorescence is"
+        return "it is dark with bright signal, as in fluorescence"
     if np.percentile(brightest - tiles.min(axis=3), 90) < _LEAST_CHROMA:
-        return "it has no colour (a grey picture, a mask, or one channel of fluorescence)"
+        return "it has no colour (a greyscale image, a mask, or one channel of fluorescence)"
     black = float((brightest.max(axis=(1, 2)) <= _BLACK).mean())
     if black >= _MOST_BLACK:
         return f"it is black at {black:.0%} of the spots"
@@ -206,7 +207,7 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
     if green - max(red, blue) > _GREEN:
         return "green is its brightest colour at the spots, as in a negative"
     if np.percentile(_texture(light), 75) < _LEAST_TEXTURE:
-        return "it is blurred or enlarged until only colour is left at the spots"
+        return "it is so blurred or enlarged that only colour remains at the spots"
     return ""
 
 

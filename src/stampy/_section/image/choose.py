@@ -113,8 +113,8 @@ def without_refused(adata: AnnData) -> None:
             entry = raw.get(name, raw)
             entry["metadata"] = {key: value for key, value in library["metadata"].items() if key != REFUSED}
             _checks.warn(
-                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow it "
-                "by --named-images anywhere."
+                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow "
+                "it with --named-images anywhere."
             )
 
 
@@ -132,31 +132,33 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     refused = library.get("metadata", {}).get(REFUSED)
     if refused:
         raise ValueError(
-            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not open "
-            "it unasked. Give the image yourself (`image`, or the column of a manifest), or allow it by "
+            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not "
+            "open it by default. Pass the image (`image`, or the column of a manifest), or allow it with "
             f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
         )
     source = source_of(library)
     if not source:
         return None, ""
     if "://" in source:
-        raise ValueError(f"{of}The section names the image {source!r}; no address is fetched. Give a file by `image`.")
+        raise ValueError(
+            f"{of}The section names the image {source!r}; addresses are not downloaded. Give a file by `image`."
+        )
     path = Path(source).expanduser()
     if not path.is_absolute():
         return None, "is a relative path (`stampy.read` takes it against the folder of the section's file)"
     try:
         mode = path.stat().st_mode
     except OSError:
-        return None, "is not there"
+        return None, "does not exist"
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{of}The section names the image {source!r}, which is no file (a folder, pipe or device).")
+        raise ValueError(f"{of}The section names the image {source!r}, which is not a file (a folder, pipe or device).")
     logger.info("%sreading the image that the section names: %s", of, path.resolve())
     return path, ""
 
 
 ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
 
-GIVE = "Give an image by `image=` (an array or a file in full resolution)."
+GIVE = "Give an image with `image=` (an array or a file in full resolution)."
 _BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
 _FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
 
@@ -172,9 +174,9 @@ class Wishes:
 
     def __post_init__(self) -> None:
         if self.um_per_px is not None and self.spot_um is not None:
-            raise ValueError("Give `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
+            raise ValueError("Pass `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
         if self.image is not None and self.image_key is not None:
-            raise ValueError("Give `image` or `image_key`, not both: either names the image.")
+            raise ValueError("Pass `image` or `image_key`, not both: either names the image.")
         values = self.um_per_px.values() if isinstance(self.um_per_px, Mapping) else [self.um_per_px]
         for name, value in [*(("um_per_px", v) for v in values), ("spot_um", self.spot_um)]:
             if value is not None:
@@ -285,9 +287,10 @@ def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], ke
         rounding = 1.5 / rows + 1.5 / columns
         if abs(high / wide - 1) <= rounding < 0.1 and abs(ratio / np.sqrt(high * wide) - 1) > max(0.1, 2 * rounding):
             yield (
-                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to be one "
-                f"picture, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, and "
-                f"spots may lie beside their tissue. Correct `{_scale_name(key)}` or `{_scale_name(other)}`."
+                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to show the "
+                f"same image, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, "
+                f"and spots may be shifted against the tissue. Correct `{_scale_name(key)}` or "
+                f"`{_scale_name(other)}`."
             )
 
 
@@ -344,7 +347,7 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
         Where none shares a coordinate system with the spots, or it is not clear which is meant.
     """
     if image_key is not None:
-        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image by `image_key=`.")
+        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image with `image_key=`.")
     keys = [image_key] if image_key is not None else list(sdata.images)
     near = [k for k in keys if spots is None or shared_systems(spots, sdata.images[k])]
     if not near:
@@ -358,7 +361,9 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
         matches = [k for k in near if k.endswith(ending)]
         if len(matches) == 1:
             return matches[0]
-    raise ValueError(f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E one by `image_key=`.")
+    raise ValueError(
+        f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E image with `image_key=`."
+    )
 
 
 def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:

@@ -61,7 +61,7 @@ def open_levels(path: Path) -> Opened:
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
     raise UnusableImageError(
-        f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
+        f"{str(path)!r} is not an image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )
 
@@ -180,7 +180,7 @@ def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueErro
     version = getattr(openslide, "__library_version__", "")
     dicom = "DICOM needs OpenSlide 4.0 or later, and must be a slide (VL Whole Slide Microscopy). "
     return ValueError(
-        f"{str(path)!r} is no whole slide that OpenSlide {version} reads. "
+        f"{str(path)!r} is not a whole slide that OpenSlide {version} reads. "
         f"{dicom if path.suffix.lower() == '.dcm' else ''}Convert it to a tiled TIFF, or give the slide as a WSIData."
     )
 

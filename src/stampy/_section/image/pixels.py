@@ -69,9 +69,7 @@ def range_of(level: Level, name: str) -> ValueRange:
     if kind == np.bool_:
         return ValueRange(1.0, 1.0)
     if kind.kind not in "uif" or kind == np.int8:
-        raise TypeError(
-            f"Image {name!r} has dtype {kind}; whole numbers from 0, bool or floats were expected. {_REMEDY}."
-        )
+        raise TypeError(f"Image {name!r} has dtype {kind}; integers from 0, bool or floats were expected. {_REMEDY}.")
     n = colours_of(level.n_channels)
     if kind == np.uint8:
         _check_not_mask(level, n, name)
@@ -107,7 +105,7 @@ def _white_of_floats(low: float, top: float, name: str) -> float:
     if not np.isfinite([low, top]).all():
         raise UnusableImageError(
             f"Image {name!r} has NaN or infinite values; floats must lie in [0, 1], or in the range of 8, 12 or 16 "
-            "bits. Fill them first, e.g. by `np.nan_to_num(image)`."
+            "bits. Fill them first, e.g. with `np.nan_to_num(image)`."
         )
     white = 1.0 if top <= 1 + _ROUNDING else _white(top, name, least_8_bit=_LEAST)
     if low < -_ROUNDING * white:
@@ -129,7 +127,7 @@ def _white(top: float, name: str, *, least_8_bit: float = 0.0) -> float:
             break
     floats = "floats must lie in [0, 1], or " if least_8_bit else ""
     raise UnusableImageError(
-        f"Image {name!r} has values up to {top:.6g}, which do not tell its range: {floats}white must be 255 (8 bit), "
+        f"Image {name!r} has values up to {top:.6g}, so its range is ambiguous: {floats}white must be 255 (8 bit), "
         f"4,095 (12 bit) or 65,535 (16 bit), and the brightest value a quarter of that or more. {_REMEDY}."
     )
 
@@ -160,8 +158,8 @@ def _check_not_mask(level: Level, n: int, name: str) -> None:
 
 def _is_mask(name: str) -> UnusableImageError:
     return UnusableImageError(
-        f"Image {name!r} holds whole numbers, 0 and 1 alone: a mask, or an image in [0, 1] that was cast to "
-        "integers. Give a mask as bool (`.astype(bool)`), and an image before the cast."
+        f"Image {name!r} contains only the integers 0 and 1: a mask, or an image in [0, 1] that was cast to "
+        "integers. Pass a mask as bool (`.astype(bool)`), or the image before the cast."
     )
 
 
@@ -177,7 +175,7 @@ def _check_opacity(level: Level, opaque: float, name: str) -> None:
     if not seen:
         raise UnusableImageError(
             f"Image {name!r} has 2 channels; stampy reads 1, 3 or 4 channels (grey, RGB, RGBA), and 2 where the second "
-            "is opacity, 0 or full. Pick the channels that make the H&E picture first."
+            "is opacity, 0 or full. First select the channels of the H&E image."
         )
 
 
@@ -239,7 +237,7 @@ def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
             return tuple(letters.index(letter) for letter in "rgba" if letter in letters)
     raise UnusableImageError(
         f"Image {name!r} has the channels {[str(n) for n in names]}; stampy reads grey, r, g, b (and a for opacity) in "
-        "any order, or channels numbered in rising order. Pick the H&E picture by `image_key=`, or name its channels."
+        "any order, or channels numbered in rising order. Select the H&E image with `image_key=`, or name its channels."
     )
 
 

@@ -97,7 +97,7 @@ class SlideImage:
         if first.n_channels not in CHANNELS:
             raise UnusableImageError(
                 f"Image {name!r} has {first.n_channels} channels; stampy reads grey (1), RGB (3) and RGBA (4). "
-                "Pick the channels that make the H&E picture first."
+                "First select the channels of the H&E image."
             )
         self._range = range_of(self.levels[-1], name)
         self.downsamples = tuple(_downsample(first.shape, level.shape) for level in self.levels)

@@ -146,7 +146,7 @@ def views_of(
 ) -> list[View]:
     """The sections asked for, in that order."""
     if image_key is not None and not image:
-        raise ValueError("`image_key` names an image, but `image=False` draws none. Leave one of them out.")
+        raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
     wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
@@ -175,7 +175,7 @@ def _wanted(names: list[str], sections: str | Sequence[str] | None) -> list[str]
         raise ValueError("`sections` needs `library_key`, the column of obs that tells the spots' sections.")
     wanted = [sections] if isinstance(sections, str) else [str(s) for s in sections]
     if not wanted:
-        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or leave it out for all.")
+        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or omit it for all.")
     for name in wanted:
         _checks.one_of("sections", name, names)
     return wanted
@@ -275,7 +275,7 @@ def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
     if key not in fitting:
         raise KeyError(
             f"No result of `stampy.tl.{tool}` in `adata.uns['stamp']['{key}']`. Found: {_checks.shortlist(fitting)}. "
-            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` by `key=`."
+            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` with `key=`."
         )
     return records[key]
 
@@ -288,5 +288,5 @@ def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | Non
     for name in shown:
         _checks.one_of("show", name, allowed)
     if ax is not None and len(shown) > 1:
-        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or omit `ax`.")
     return shown

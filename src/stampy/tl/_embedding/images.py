@@ -26,7 +26,7 @@ def usable_tiles(adata: Section, model: Encoder, request: Request, notes: list[s
     try:
         tiles = open_tiles(adata, model, request, notes)
     except UnusableImageError as error:
-        _checks.warn(f"Genes alone are embedded, since the image can't be used. {error}")
+        _checks.warn(f"Only genes are embedded, since the image can't be used. {error}")
         return None
     if _too_coarse(tiles) or _no_histology(tiles):
         tiles.close()
@@ -50,9 +50,9 @@ def _too_coarse(tiles: TileSource) -> bool:
     if across >= MIN_ACROSS:
         return False
     _checks.warn(
-        f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
-        "same."
+        f"Only genes are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
+        f"fewer than {MIN_ACROSS}. Pass the full-resolution image with `image=`; modality='fused' uses this image "
+        "anyway."
     )
     return True
 
@@ -66,7 +66,7 @@ def _no_histology(tiles: TileSource) -> bool:
     everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
     apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
     _checks.warn(
-        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        f"{apart}modality='fused' takes this one all the same."
+        f"Only genes are embedded{everywhere}. {' '.join(doubts)} Name another image with `image_key=` or `image=`; "
+        f"{apart}modality='fused' uses this image anyway."
     )
     return True
