@@ -38,6 +38,7 @@ __all__ = [
     "digest_of_path",
     "digest_of_tensors",
     "make_ordinary",
+    "no_space",
     "recover",
     "remove_leftovers",
     "seal",
@@ -95,6 +96,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         make_ordinary(temporary)  # mkstemp makes it private
         os.replace(temporary, path)
+    except OSError as error:
+        if is_full(error) and NO_SPACE not in str(error):
+            raise no_space(error, path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,6 +125,10 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
             except OSError:
                 os.replace(old, path)
                 raise
+    except OSError as error:
+        if is_full(error) and NO_SPACE not in str(error):
+            raise no_space(error, path) from error
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -213,6 +222,15 @@ def digest(names: Iterable[str]) -> str:
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error says that the disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+NO_SPACE = "No space left on the disk"
+
+
+def no_space(error: OSError, path: Path) -> OSError:
+    """An error for a full disk that names the file, not the temporary one."""
+    free = shutil.disk_usage(path.parent).free / 1e6
+    return OSError(error.errno, f"{NO_SPACE} of {str(path.parent)!r} for {path.name} ({free:.1f} MB free).")
 
 
 def sha256_of(path: str | Path) -> str:
