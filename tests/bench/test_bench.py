@@ -92,7 +92,7 @@ def test_every_task_and_kind_of_system(full, tmp_path):
     text = bench.to_markdown(results, sections=True)
     assert "| section | system | balanced accuracy |" in text
     assert "| toy:1 | pixels |" in text
-    assert "### Left out, and why" in text
+    assert "### Skipped combinations" in text
     assert text.count("**") % 2 == 0
     for axes in (stampy.pl.bench(whole), [stampy.pl.bench(whole, tasks="masked")]):
         assert all(ax.get_title() for ax in axes)

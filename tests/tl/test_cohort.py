@@ -181,7 +181,7 @@ def test_names_are_unique_before_anything_is_read(folder, tmp_path):
     for path in folder.glob("*.h5ad"):
         path.write_bytes(b"no section")
     (folder / "m.tsv").write_text("path\tname\na.h5ad\tx\nb.h5ad\tx\n")
-    with pytest.raises(ValueError, match=r"more than one section: \['x"):
+    with pytest.raises(ValueError, match=r"different names, found \['x"):
         tl.embed_sections(folder / "m.tsv", tmp_path / "out", **GENES)
     (folder / "m.tsv").write_text("path\tname\na.h5ad\tx\nb.h5ad\tX\n")
     with pytest.raises(ValueError, match=r"differ in more than upper and lower case: .*'x' and 'X'"):

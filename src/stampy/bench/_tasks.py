@@ -199,7 +199,7 @@ def masked(case: Case, seed: int) -> Iterator[Score]:
     """Masked genes of some spots of a section."""
     (section,), system = case.sections, case.system
     if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
-        raise NotApplicable("asked of the gene tower alone, as it is")
+        raise NotApplicable("this task is for gene towers without smoothing or image")
     if models.split_name(system.model) is not None and system.model not in models.packaged():
         raise NotApplicable("it has no head for its spots' own genes (IGR)")
     model = models.load(system.model, device=case.device)
@@ -250,7 +250,7 @@ def slide_scores(
     if system.smooth:
         raise NotApplicable("tiles of whole slides are not smoothed")
     if system.modality not in (None, "image"):
-        raise NotApplicable(f"a whole slide has an image alone, and it embeds {system.modality}")
+        raise NotApplicable(f"a whole slide has only an image, and it embeds {system.modality}")
     table = _tiles(manifest, system, cache)
     scores = []
     for seed in seeds:
