@@ -181,7 +181,7 @@ def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
     assert "toy, made up" in said
     assert "STAMPY_DATA_DIR is not set" in said
     assert "no network in tests" in said
-    assert "Embedding: genes alone" in said
+    assert "Embedding: genes only" in said
     assert "agree with `domain`" in said
     assert os.path.exists("stampy-demo/section.h5ad")
 

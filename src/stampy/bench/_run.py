@@ -199,7 +199,7 @@ class _DataSetRun:
                 )
             except MISSING as error:
                 absent[section.name] = self._missing(error)
-                logger.warning("%s, %s is left out: %s", self.data.name, section.name, absent[section.name])
+                logger.warning("%s, %s is skipped: %s", self.data.name, section.name, absent[section.name])
         return found, absent
 
     def _missing(self, error: BaseException) -> str:
@@ -212,7 +212,7 @@ class _DataSetRun:
             manifest = manifest_of(self.data, self.config)
         except MISSING as error:
             absent = self._missing(error)
-            logger.warning("%s is left out: %s", self.data.name, absent)
+            logger.warning("%s is skipped: %s", self.data.name, absent)
         for system in self.config.systems:
             for task in self.config.tasks:
                 reason = absent or ("" if task.name == "slide" else "this task is for spots, not for whole slides")
