@@ -468,7 +468,7 @@ def test_whole_slides(tmp_path, weights):
     assert done["value"].between(0, 1).all()
     reasons = results[results["status"] == "skipped"].set_index(["dataset", "system", "task"])["reason"]
     assert "only an image" in reasons["W", "genes", "slide"]
-    assert "of spots" in reasons["W", "image", "probe"]
+    assert "for spots" in reasons["W", "image", "probe"]
     assert reasons["gone", "image", "slide"].endswith("Ask the GDC.")
     pd.testing.assert_frame_equal(go(config, tmp_path / "out"), results)
     with pytest.raises(ValueError, match="needs the `path`"):

@@ -156,7 +156,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
                             "--out", out, "--seed", 1)  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
-                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp tells",
+                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp is ",
                   "Probe: balanced accuracy", "chance, of 4 labels", str(out), "Time: loading "):  # fmt: skip
         assert words in said
     pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]

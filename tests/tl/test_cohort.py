@@ -253,7 +253,7 @@ def test_verdict_on_request(toy, weights, tmp_path):
     toy[:30].copy().write_h5ad(tmp_path / "few.h5ad")
     paths = [tmp_path / "a.h5ad", tmp_path / "few.h5ad"]
     table = tl.embed_sections(paths[:1], tmp_path / "out", model=weights, verdict=True, **GENES)
-    assert table["verdict"][0].startswith("X_stamp tells")
+    assert table["verdict"][0].startswith("X_stamp is ")
     assert 0 < table["score"][0] < 1
     assert 0 < table["baseline_score"][0] < 1
 

@@ -131,7 +131,7 @@ def demo(
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
-    with clock.of("judging"):
+    with clock.of("evaluating"):
         organism = options.get("organism", "human")
         judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
         said = verdict(judged, seed)
