@@ -289,7 +289,8 @@ def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
     cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
     return {
         "text": "The tokens of a spot are its genes in the vocabulary, sorted by how far they exceed their usual "
-        f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer than "
+        f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer "
+        "than "
         f"{SHORT}{'; their embedding is unreliable' if short else ''}.",
         "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
         "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
