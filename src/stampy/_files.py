@@ -38,7 +38,6 @@ __all__ = [
     "digest_of_path",
     "digest_of_tensors",
     "make_ordinary",
-    "no_space",
     "recover",
     "remove_leftovers",
     "seal",
@@ -68,7 +67,6 @@ DAMAGED = (
 )
 _SEAL = b"\nstampy-sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
-
 WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
 _PARTS, _PART_BYTES = 64, 2**20  # of a larger one
 
@@ -93,13 +91,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        make_ordinary(temporary)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except OSError as error:
-        if is_full(error) and NO_SPACE not in str(error):
-            raise no_space(error, path) from error
-        raise
+        with _checks.space_for(path):
+            yield temporary
+            make_ordinary(temporary)  # mkstemp makes it private
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,7 +110,8 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
         new, old = work / _NEW, work / _OLD
-        yield new
+        with _checks.space_for(path):
+            yield new
         if not os.path.lexists(path):
             os.replace(new, path)
         elif not _exchange(new, path):
@@ -125,10 +121,6 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
             except OSError:
                 os.replace(old, path)
                 raise
-    except OSError as error:
-        if is_full(error) and NO_SPACE not in str(error):
-            raise no_space(error, path) from error
-        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -206,8 +198,7 @@ def _exchange(a: Path, b: Path) -> bool:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    here = -100  # AT_FDCWD
-    return call(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # RENAME_EXCHANGE
+    return call(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
 
 
 def digest(names: Iterable[str]) -> str:
@@ -222,15 +213,6 @@ def digest(names: Iterable[str]) -> str:
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error says that the disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-NO_SPACE = "No space left on the disk"
-
-
-def no_space(error: OSError, path: Path) -> OSError:
-    """An error for a full disk that names the file, not the temporary one."""
-    free = shutil.disk_usage(path.parent).free / 1e6
-    return OSError(error.errno, f"{NO_SPACE} of {str(path.parent)!r} for {path.name} ({free:.1f} MB free).")
 
 
 def sha256_of(path: str | Path) -> str:
