@@ -296,7 +296,7 @@ def test_spatialdata():
 def test_many_dropped_spots_warn():
     far = square(3, 3) * 1000
     adata = section(np.vstack([square(6, 6), far + 50, square(9, 9)]), library=["thin"] * 45 + ["whole"] * 81)
-    with pytest.warns(UserWarning, match=r"\['thin: 9 of 45'\]. Raise `max_distance=`") as caught:
+    with pytest.warns(UserWarning, match=r"\['thin: 9 of 45'\]. Increase `max_distance=`") as caught:
         neighborhoods(adata, library_key="library")
     assert caught[0].filename == __file__
     assert (adata.obs["stamp_group"] < 0).sum() == 9
