@@ -19,6 +19,8 @@ from stampy.cli.options import in_options
 
 # Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
 
+LOCK = ".stampy.lock"  # left in its folder by a run that did not begin
+
 # What may go wrong with a user's input, files, memory or network; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         named = given.pop("named_images", None)
         with _warnings_as_lines(), _no_empty_folders(given), where_named_images_may_lie(named):
+            options.check_values(given)
             run(**given)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -101,6 +104,8 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     except BaseException:
         for folder in made:  # the deepest first
             with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
                 folder.rmdir()
         raise
 
