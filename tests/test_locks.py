@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from stampy import _files
-from stampy._section.image import SlideImage
-from stampy._section.levels import ArrayLevel
+from stampy._section.image.levels import ArrayLevel
+from stampy._section.image.slide_image import SlideImage
 
 HOLDER = """
 import sys, time
@@ -27,7 +27,7 @@ time.sleep(60)
 def test_a_lock_dies_with_its_process(number, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match=rf"process {holder.pid} on .*would spoil the run"):
+        with pytest.raises(RuntimeError, match=rf"process {holder.pid} on .*would damage the run"):
             _files.FolderLock(tmp_path, what="run")
         holder.send_signal(number)
         holder.wait()
@@ -105,7 +105,7 @@ def test_a_large_image_on_disk_is_hashed_in_bands(monkeypatch):
         def __getitem__(self, window):
             return self.array[window]
 
-    monkeypatch.setattr("stampy._section.image._WHOLE_PX", 1000)
+    monkeypatch.setattr("stampy._section.image.slide_image._WHOLE_PX", 1000)
     pixels = np.zeros((6000, 30, 3), dtype=np.uint8)
 
     def digest_of(finest):

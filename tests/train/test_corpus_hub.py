@@ -12,7 +12,7 @@ import pytest
 
 from stampy import datasets
 from stampy.train import Corpus
-from stampy.train._corpus import hub
+from stampy.train._corpus import source
 
 COMMIT = "c" * 40
 REPOSITORY = "minghaofdu/SpaVis-6M"
@@ -184,7 +184,7 @@ def test_a_file_a_section(server, toy, vocabulary, tmp_path):
     assert (names, there, left) == (["a", "b"], [[], []], False)
     paths = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
     assert Corpus.build(paths, tmp_path / "local", vocabulary=tmp_path / "genes.tsv", **SMALL).digest == digest
-    assert "Say the vocabulary" in server.run(address, tmp_path / "other")[1]
+    assert "Pass the vocabulary" in server.run(address, tmp_path / "other")[1]
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
@@ -216,6 +216,6 @@ def test_the_hub_stands_alone(tmp_path):
 
 
 def test_only_addresses_of_the_hub_are_meant(tmp_path):
-    assert hub.hub_folder("hf", tmp_path) is None
-    assert hub.hub_folder([tmp_path], tmp_path) is None
-    assert hub.hub_folder(None, tmp_path) is None
+    assert source.hub_folder("hf", tmp_path) is None
+    assert source.hub_folder([tmp_path], tmp_path) is None
+    assert source.hub_folder(None, tmp_path) is None

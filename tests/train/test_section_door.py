@@ -8,7 +8,7 @@ from stampy import pp, train
 from stampy._io.sections import as_sections
 from stampy._section.section import places_of, side_by_side
 from stampy.pp._neighborhoods import group_spots
-from stampy.train._sections import prepare
+from stampy.train._data import prepare
 
 MATRIX = np.array([[2.0, 0.0, 50.0], [0.0, 2.0, -30.0], [0.0, 0.0, 1.0]])
 CORPUS = {"n_workers": 1, "max_tokens": 32, "size_px": 16, "images": False, "progress": False}
@@ -67,7 +67,7 @@ def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary,
         lambda: train.adapt("stampy-mini", section, n_axes=4),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"'heart'.*lie on top of each other.*own.*obs\['sample'\]") as error:
+        with pytest.raises(ValueError, match=r"'heart'.*overlap.*own.*obs\['sample'\]") as error:
             call()
         assert "library_key" not in str(error.value)
     apart = [train.Section(data=both[both.obs["sample"] == s].copy(), name=str(s)) for s in both.obs["sample"].unique()]

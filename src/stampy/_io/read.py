@@ -1,4 +1,4 @@
-"""`stampy.read`: a section in any known format, which is recognised from its files."""
+"""`stampy.read`: a section in any known format, recognised from its files; what is no section is told what it lacks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys
-from stampy._io import unsupported
-from stampy._io.anndata_files import MARKS, hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
 from stampy._io.assemble import refer_to_image
-from stampy._io.cosmx import is_cosmx, read_cosmx
-from stampy._io.hest import add_hest
-from stampy._io.input_files import reading, refuse, unzipped
-from stampy._io.loom import read_loom
-from stampy._io.merscope import is_merscope, read_merscope
-from stampy._io.mudata import read_mudata
+from stampy._io.delimited import is_coordinates, tables_in
+from stampy._io.formats.anndata_mudata_spatialdata import (
+    MARKS,
+    hdf5_kind,
+    is_zarr,
+    read_h5ad,
+    read_mudata,
+    read_spatialdata,
+    read_zarr,
+    zarr_kind,
+)
+from stampy._io.formats.cosmx import is_cosmx, read_cosmx
+from stampy._io.formats.hest import add_hest
+from stampy._io.formats.loom import read_loom
+from stampy._io.formats.merscope import is_merscope, read_merscope
+from stampy._io.formats.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
+from stampy._io.formats.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
+from stampy._io.formats.st import is_st, read_st
+from stampy._io.formats.stereo_seq import is_gem, read_gem
+from stampy._io.formats.xenium import is_xenium, read_xenium
+from stampy._io.input_files import listed, listing, reading, refuse, unzipped
 from stampy._io.remote import is_address, read_address
-from stampy._io.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
-from stampy._io.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
-from stampy._io.spatialdata_stores import read_spatialdata
-from stampy._io.st import is_st, read_st
-from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
-from stampy._io.xenium import is_xenium, read_xenium
-from stampy._section.choose_image import settle_sources
+from stampy._section.image.choose import settle_sources
 from stampy._section.outside_links import refuse_links
 
 if TYPE_CHECKING:
@@ -38,6 +45,9 @@ __all__ = [
     "format_of",
     "read",
     "read_zipped",
+    "refused_file",
+    "refused_folder",
+    "refused_zarr",
     "write",
     "written_keys",
 ]
@@ -58,7 +68,7 @@ def read_zipped(path: Path) -> AnnData:
         if kind == "MuData":
             return read_mudata(store)
     what = {"SpatialData": "a SpatialData, whose images are read from the folder", "image": "an OME-Zarr image"}
-    raise refuse(f"{str(path)!r} holds {what.get(kind, 'no section')}. Unzip it and give the folder.")
+    raise refuse(f"{str(path)!r} contains {what.get(kind, 'no section')}. Unzip it and give the folder.")
 
 
 _FOLDERS = (  # the first whose test passes
@@ -154,7 +164,7 @@ def read(
     """
     if is_address(path):
         if given := [name for name, value in (("bin_um", bin_um), ("image", image)) if value is not None]:
-            raise ValueError(f"`{given[0]}` has no effect on a section that is read from an address. Leave it out.")
+            raise ValueError(f"`{given[0]}` has no effect on a section that is read from an address. Omit it.")
         return read_address(str(path), backed=backed)
     _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
@@ -214,12 +224,12 @@ def format_of(path: Path) -> str:
     if is_zarr(path):
         kind = zarr_kind(path)
         if kind in ("", "image"):
-            raise unsupported.refused_zarr(path, kind)
+            raise refused_zarr(path, kind)
         return kind
     for name, test in _FOLDERS:
         if test(path):
             return name
-    raise unsupported.refused_folder(path, _LOOKED_FOR)
+    raise refused_folder(path, _LOOKED_FOR)
 
 
 def _format_of_file(path: Path) -> str:
@@ -231,7 +241,7 @@ def _format_of_file(path: Path) -> str:
         known = {"10x .h5": "Space Ranger", "h5ad": "h5ad", "loom": "loom", "MuData": "MuData"}
         if kind in known:
             return known[kind]
-        raise unsupported.refused_file(path, kind)
+        raise refused_file(path, kind)
     if low.endswith(".h5ad"):
         return "h5ad"  # its reader reports what is wrong with the file
     if low.endswith(".zarr.zip"):
@@ -241,23 +251,108 @@ def _format_of_file(path: Path) -> str:
     for name, test in (("ST", is_st), ("Stereo-seq", is_gem), ("tables", is_counts_and_coordinates)):
         if test(path):
             return name
-    raise unsupported.refused_file(path)
+    raise refused_file(path)
 
 
 def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:
     if bin_um is not None:
         _checks.positive("bin_um", bin_um)
         if kind not in (*_CELLS, "Space Ranger", "Stereo-seq"):
-            raise ValueError(f"`bin_um` is for cells, beads and for Visium HD, not for {kind}. Leave it out.")
+            raise ValueError(f"`bin_um` is for cells, beads and for Visium HD, not for {kind}. Omit it.")
     if um_per_px is not None:
         if bin_um is None:
             raise ValueError("`um_per_px` is used with `bin_um` here. For tiles give it to `stampy.tl.embed`.")
         _checks.positive("um_per_px", um_per_px)
         if kind == "Stereo-seq":
-            raise ValueError("`um_per_px` is known for Stereo-seq (0.5). Leave it out.")
+            raise ValueError("`um_per_px` is known for Stereo-seq (0.5). Omit it.")
     if image is not None:
         _checks.existing(image, what="image file")
         if kind in _IN_OTHER_UNITS:
             raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")
+
+
+_R = {
+    ".rds": 'x <- readRDS("{name}")',
+    ".qs": 'x <- qs::qread("{name}")',
+    ".h5seurat": 'x <- SeuratDisk::LoadH5Seurat("{name}")',
+    ".rdata": 'x <- get(load("{name}"))',
+    ".rda": 'x <- get(load("{name}"))',
+}
+_IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
+_SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zarr.zip")
+
+
+def refused_file(path: Path, kind: str = "") -> ValueError:
+    """The error for a file that is no section."""
+    name, low = path.name, path.name.lower()
+    plain = low.removesuffix(".gz")
+    r = next((line for end, line in _R.items() if plain.endswith(end)), _R[".h5seurat"] if kind == "h5Seurat" else None)
+    if r is not None:
+        return refuse(
+            f"{name!r} is a file of R, which stampy does not read. Convert it in R: "
+            f"`{r.format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and then "
+            f'`anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
+        )
+    if low.endswith(".h5ad.gz"):
+        return refuse(f"{name!r} is gzipped, and HDF5 is read in pieces. Unpack it first: `gunzip {name}`.")
+    if kind == "Stereo-seq .gef":
+        return refuse(
+            f"{name!r} is a Stereo-seq .gef. Give the .gem, or write an .h5ad with stereopy: "
+            "`st.io.stereo_to_anndata(st.io.read_gef(path))`."
+        )
+    if low.endswith(_ARCHIVES) or zipfile.is_zipfile(path):
+        return refuse(f"{name!r} is an archive. Unpack it, and give the folder of the section.")
+    if low.endswith(_IMAGES):
+        return refuse(
+            f"{name!r} is an image; a section has counts. Give the counts, and this as `image=`; slides without counts "
+            "are for `stampy.tl.embed_slide`."
+        )
+    return refuse(
+        f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
+        "Of a "
+        "Space Ranger run or other platform give the folder, not one of its files."
+    )
+
+
+def refused_zarr(path: Path, kind: str) -> ValueError:
+    """The error for a zarr store that is no section."""
+    if kind == "image":
+        return refuse(
+            f"{path.name!r} is an OME-Zarr image, no section: it has no table of counts. A SpatialData with this image "
+            "and a table would be read."
+        )
+    inside = [p.name for p in listed(path) if p.name != "zarr.json"]
+    return refuse(
+        f"{path.name!r} is a zarr store, but neither of AnnData (obs, var and X), of SpatialData (tables) nor of "
+        f"MuData (mod); it contains {inside or 'nothing'}."
+    )
+
+
+def refused_folder(path: Path, looked_for: str) -> ValueError:
+    """The error for a folder in which no format was found."""
+    where = repr(str(path))
+    entries = listed(path)
+    if not entries:
+        return refuse(f"{where} is not a section in a format that stampy knows: it is empty.")
+    sections = [p.name for p in entries if p.name.lower().endswith(_SECTIONS) or (p.is_dir() and is_zarr(p))]
+    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
+    if sections:
+        return refuse(
+            f"{where} is not a section itself, but contains {sections[:4]}. Pass one of them to `stampy.read`."
+        )
+    if in_r:
+        return refused_file(in_r[0])
+    found = f"Found there: {listing(path)}."
+    tables = tables_in(path)
+    places = [p.name for p, layout in tables.items() if is_coordinates(layout)]
+    if tables:
+        lacking = "the counts" if places else "the coordinates (columns x and y)"
+        nearest = f"counts and coordinates as tables; it lacks {lacking}"
+    elif any(p.name.lower().endswith((*_IMAGES, ".png.gz", ".jpg.gz")) for p in entries):
+        nearest = "an image; it lacks the counts"
+    else:
+        return refuse(f"{where} is not a section in a format that stampy knows. {found} Looked for: {looked_for}")
+    return refuse(f"{where} is not a section in a format that stampy knows. Nearest: {nearest}. {found}")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.anndata_files import hdf5_kind, is_zarr, zarr_kind
-from stampy._io.spatialdata_stores import is_spatialdata
+from stampy._io.formats.anndata_mudata_spatialdata import hdf5_kind, is_spatialdata, is_zarr, zarr_kind
 from stampy._section.outside_links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
     if not path.exists() or path.is_symlink():
         return path
     if path.is_dir() != (path.suffix == ".zarr") or (path.is_dir() and not is_zarr(path)):
-        raise FileExistsError(f"{str(path)!r} exists and is no {path.suffix}; it is left alone. Choose another.")
+        raise FileExistsError(f"{str(path)!r} exists and is not a {path.suffix}; it is not changed. Choose another.")
     return path
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section import spatialdata_elements as elements
-from stampy._section.choose_image import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.coordinates import (
     Places,
     coordinates_of,
@@ -23,10 +22,11 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.grid_scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
-from stampy._section.image import SlideImage, open_spatialdata_image
-from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
+from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
+from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
+from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
 
 if TYPE_CHECKING:
@@ -311,21 +311,21 @@ def _satisfy(
 def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
-        table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
+        table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."
     )
     if not libraries:
         held = table.uns[_keys.UNS_SPATIAL] or {}  # None, or a dict of what is no section
         entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in held.items())
         raise KeyError(
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
-            f"{entries or 'an empty dict'}. Give the image by `image=`."
+            f"{entries or 'an empty dict'}. Pass the image with `image=`."
         )
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "
-            "of `adata.obs` that tells them apart by `library_key=`, or give the image by `image=`."
+            "of `adata.obs` that separates them with `library_key=`, or pass the image with `image=`."
         )
     raise KeyError(
         f"Section {section.name!r} not found in `adata.uns['spatial']`. Available: {_checks.shortlist(libraries)}. "
-        "Give its image by `image=`."
+        "Pass its image with `image=`."
     )

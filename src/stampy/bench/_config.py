@@ -11,8 +11,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import FIELDS, config_path, configs, raw_config
-from ._task_options import TASKS
+from ._names import FIELDS, TASKS, config_path, configs, raw_config
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
 
@@ -271,7 +270,7 @@ def _known_fields(where: str, raw: Mapping[str, Any], known: set[str]) -> None:
 def _unlike(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"`{what}` must have names of their own, found twice: {_checks.shortlist(twice)}.")
+        raise ValueError(f"`{what}` must have unique names, found twice: {_checks.shortlist(twice)}.")
 
 
 def _fields(kind: type) -> set[str]:

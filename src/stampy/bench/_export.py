@@ -13,8 +13,8 @@ import pandas as pd
 
 from stampy import _checks
 
+from ._names import TASKS, TaskKind
 from ._table import OVERALL, SEPARATOR, skipped, summary
-from ._task_options import TASKS, TaskKind
 
 __all__ = ["Sheet", "sheets", "to_html", "to_latex", "to_markdown"]
 

@@ -15,15 +15,14 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks, _files, _utils, datasets, models
-from stampy.models._trained_on import trained_on
+from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
-from ._names import TABLES
-from ._paper.config import on_folder, with_models
+from ._names import TABLES, TASKS
+from ._paper.load import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
-from ._task_options import TASKS
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _chosen(
             found = replace(found, pieces=needed)
     chosen = with_models(chosen, models)
     if not chosen.systems:
-        raise ValueError("There is no system to compare: name some of the config by `systems`, or give `models`.")
+        raise ValueError("There is no system to compare: name some of the config by `systems`, or pass `models`.")
     return chosen, found
 
 

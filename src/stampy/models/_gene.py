@@ -307,9 +307,7 @@ class GeneEncoder(nn.Module):
     def ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) as in ``obsm["stamp_tokens"]`` -> ids of the encoder (B, L), number of tokens (B,)."""
         if tokens.ndim != 2 or tokens.is_floating_point():
-            raise TypeError(
-                f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}."
-            )
+            raise TypeError(f"Tokens must be integers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}.")
         tokens = tokens[:, : self.config.max_tokens].long()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.n_tokens:
             raise ValueError(

@@ -16,10 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
-from ._regions import pool_3x3
 from ._stem import STEM, RegionFeatures, StemEncoder
 
-__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder"]
+__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_3x3"]
 
 # What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
@@ -102,7 +101,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         if config.surroundings:
             raise ValueError(
-                f"The backbone {STEM!r} is no ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
+                f"The backbone {STEM!r} is not a ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
                 "trained weights are those of 'stampy-mini'."
             )
         check_image(config, fetched=pretrained)
@@ -228,10 +227,22 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
         lacks = ["positions that are added once"]
     if lacks:
         raise ValueError(
-            f"The backbone {config.backbone!r} is no plain ViT with a class token (lacks {lacks}); stampy needs one to "
+            f"The backbone {config.backbone!r} is not a plain ViT with a class token (lacks {lacks}); stampy needs "
+            "one to "
             "add its pretext token."
         )
     size = (config.size_px, config.size_px)
     if not getattr(vit, "dynamic_img_size", False) and tuple(vit.patch_embed.img_size) != size:
         vit.set_input_size(img_size=size)  # positions of another grid are interpolated
     return vit
+
+
+def pool_3x3(patches_BPD: Tensor) -> Tensor:
+    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+
+    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    """
+    side = round(patches_BPD.shape[1] ** 0.5)
+    stride = side * 2 // 7
+    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
+    return pooled.flatten(2).transpose(1, 2)

@@ -14,15 +14,13 @@ from stampy.models._systems import hub
 from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
 from stampy.models._systems.cards import Card
 from stampy.models._systems.catalogue import CARDS, card, split_name, split_revision
-from stampy.models._systems.language import load_conch, load_omiclip, load_plip
-from stampy.models._systems.nicheformer import load_nicheformer
-from stampy.models._systems.scgpt import load_scgpt
+from stampy.models._systems.genes import load_nicheformer, load_scgpt
 from stampy.models._systems.tangle import load_tangle
-from stampy.models._systems.vision import Pixels, load_vit
+from stampy.models._systems.vision import Pixels, load_conch, load_omiclip, load_plip, load_vit
 
-from ._names import packaged, unknown_model
 from ._published import load_published
 from ._stamp import Stamp
+from ._systems.catalogue import packaged, unknown_model
 from ._weights import from_hub, read_folder, read_genes
 
 __all__ = ["load", "load_stamp", "load_system"]

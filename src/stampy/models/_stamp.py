@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 
-
 _LARGEST_SIZE = 2**20
 
 

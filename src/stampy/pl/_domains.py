@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _keys, _utils
 from stampy._section.section import library_key_of
-from stampy.pl._drawing.records import DomainsRecord, record_of
+from stampy.pl._drawing.view import DomainsRecord, record_of
 from stampy.pl._spatial import SpatialLook, spatial
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._drawing.records import ProbeRecord, record_of, shown_of
+from stampy.pl._drawing.view import ProbeRecord, record_of, shown_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

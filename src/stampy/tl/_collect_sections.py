@@ -114,14 +114,14 @@ def _results(out: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{str(table)!r} names no section that is done.")
     if len(done) < len(rows):
         left = rows.loc[~rows.index.isin(done.index), "name"]
-        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are left out: {_checks.shortlist(left)}.")
+        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are skipped: {_checks.shortlist(left)}.")
     return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
 
 
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
     from anndata.experimental import AnnCollection
 
-    from stampy._io.anndata_files import read_h5ad, read_zarr
+    from stampy._io.formats.anndata_mudata_spatialdata import read_h5ad, read_zarr
 
     reading = {".h5ad": read_h5ad, ".zarr": read_zarr}
     parts = {name: reading[path.suffix](path, backed=True) for name, path in paths.items()}

@@ -157,7 +157,7 @@ def embed_sections(
 
 def _check_options(plan: Plan) -> None:
     """Raise for what `stampy.tl.embed` would refuse in every section, without loading torch."""
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._cohort.plan import EmbedOptions
     from ._embedding.arguments import Request
@@ -259,7 +259,7 @@ def embed_slides(
 
 
 def _check_settings(plan: Plan) -> None:
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._embedding.arguments import check_running
 
@@ -279,4 +279,4 @@ def _check_slide(section: Section) -> None:
         raise TypeError(f"Slide {section.name!r}: a path was expected, found {type(section.data).__name__}.")
     for name in ("image", "spot_um"):
         if getattr(section, name) is not None:
-            raise ValueError(f"Slide {section.name!r}: `{name}` has no effect, the slide is the image. Leave it out.")
+            raise ValueError(f"Slide {section.name!r}: `{name}` has no effect, the slide is the image. Omit it.")

@@ -23,13 +23,12 @@ from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
 from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
-from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import check_corpus, pairs_on_disk
-from ._data import MemorySection, TrainingSection
+from ._data import MemorySection, TrainingSection, prepare
 from ._pretrain_step import KINDS, Reconstruction
-from ._sections import prepare
+from ._samplers import GroupBatch, moved
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
@@ -169,7 +168,7 @@ def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[
 def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> dict[str, float]:
     """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
     config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
-    _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
+    _checks.enough_spots({section.name: len(section.xy)}, config.group_size, setting="group_size")
     stage = Reconstruction(model, config, igr_steps=0)
     rng = _utils.stream(seed, "evaluate")
     members = section.kept_groups

@@ -1,22 +1,25 @@
-"""A section as it is drawn: the spots, image and scale that the models see."""
+"""What is drawn: a section with the spots, image and scale that the models see, and the records of tools."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, overload
 
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section import grid_scale as _scale
 from stampy._section import neighbors
-from stampy._section.choose_image import Wishes
-from stampy._section.image import SlideImage
+from stampy._section import pixel_size as _scale
+from stampy._section.image.choose import Wishes
+from stampy._section.image.levels import UnusableImageError
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.libraries import images_of
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -143,7 +146,7 @@ def views_of(
 ) -> list[View]:
     """The sections asked for, in that order."""
     if image_key is not None and not image:
-        raise ValueError("`image_key` names an image, but `image=False` draws none. Leave one of them out.")
+        raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
     wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
@@ -172,7 +175,7 @@ def _wanted(names: list[str], sections: str | Sequence[str] | None) -> list[str]
         raise ValueError("`sections` needs `library_key`, the column of obs that tells the spots' sections.")
     wanted = [sections] if isinstance(sections, str) else [str(s) for s in sections]
     if not wanted:
-        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or leave it out for all.")
+        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or omit it for all.")
     for name in wanted:
         _checks.one_of("sections", name, names)
     return wanted
@@ -197,13 +200,13 @@ def _image_of(section: Section) -> SlideImage | None:
         return section.require_image()
     try:
         found = section.image
-    except KeyError as error:  # the file of the full-resolution image is gone, and there is no other
+    except (KeyError, UnusableImageError) as error:  # its file is gone and there is no other, or it is no picture
         _checks.warn(f"{error.args[0]} The spots are drawn without image.")
         return None
-    if found is None and section.library.get("images"):
+    if found is None and (images := images_of(section.library)):  # type: ignore[arg-type]
         raise KeyError(
             f"{section.prefix}No image has a scale factor, which places it: images "
-            f"{_checks.shortlist(section.library['images'])}, scale factors {_checks.shortlist(section.factors)}. For "
+            f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. For "
             "the spots alone use `image=False`."
         )
     return found
@@ -231,3 +234,59 @@ def spot_distance(xy: np.ndarray) -> float:
     if not distances.size:
         return 0.0
     return float(np.median(np.nanmax(distances[:, : max(1, min(4, len(xy) // 2))], axis=1)))
+
+
+class DomainsRecord(TypedDict):
+    """Record of `stampy.tl.domains`, the fields that plots use."""
+
+    scores: pd.DataFrame
+    label_key: NotRequired[str]
+
+
+class ProbeRecord(TypedDict):
+    """Record of `stampy.tl.probe`, the fields that plots use."""
+
+    embeddings: Sequence[str]
+    classes: Sequence[str]
+    scores: pd.DataFrame
+    confusion: Mapping[str, np.ndarray]
+    label_key: str
+    folds: str
+
+
+class ExpressionRecord(TypedDict):
+    """Record of `stampy.tl.expression`, the fields that plots use."""
+
+    genes: Sequence[str]
+    transform: str
+    scores: pd.DataFrame
+
+
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["domains"], holds: str) -> DomainsRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["probe"], holds: str) -> ProbeRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["expression"], holds: str) -> ExpressionRecord: ...
+def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
+    """The record of a tool under `key`; KeyError, with those that are there, if it is none of that tool's."""
+    records = adata.uns.get(_keys.UNS, {})
+    fitting = [name for name, record in records.items() if isinstance(record, Mapping) and holds in record]
+    if key not in fitting:
+        raise KeyError(
+            f"No result of `stampy.tl.{tool}` in `adata.uns['stamp']['{key}']`. Found: {_checks.shortlist(fitting)}. "
+            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` with `key=`."
+        )
+    return records[key]
+
+
+def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | None) -> list[str]:
+    """The panels asked for; ValueError for an unknown one, or for several into one `ax`."""
+    shown = [show] if isinstance(show, str) else list(show)
+    if not shown:
+        raise ValueError(f"`show` is empty. Name some of {list(allowed)}.")
+    for name in shown:
+        _checks.one_of("show", name, allowed)
+    if ax is not None and len(shown) > 1:
+        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or omit `ax`.")
+    return shown

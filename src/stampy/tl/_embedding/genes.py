@@ -1,4 +1,7 @@
-"""The genes of a section as embeddings: by tokens, counts or principal components; and of unequal panels."""
+"""The genes of a section as embeddings, sections with unequal panels, and the vectors as they are written.
+
+Shapes: s sections, G genes of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.clustering import smoothed
 from stampy.tl._methods.components import principal_components
+from stampy.tl._results import unit
 
 from .arguments import Request, named
 from .encoders import match_genes, vocabulary_of
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-__all__ = ["embed_genes", "embed_pca", "panel_of_table", "shared_panel", "within"]
+__all__ = ["by_key", "centered", "embed_genes", "embed_pca", "in_context", "panel_of_table", "shared_panel", "within"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def embed_genes(
     if empty:
         _checks.warn(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
-            "Leave them out before clustering."
+            "Remove them before clustering."
         )
     record: Record = {
         "counts": source_of(request.layer),
@@ -200,7 +204,7 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         if not shared.any():
             raise ValueError(
                 f"genes='shared' leaves no gene: none is measured by all {len(names)} sections "
-                f"({_checks.shortlist(names)}). Leave out the section with another panel."
+                f"({_checks.shortlist(names)}). Remove the section with another panel."
             )
         return np.asarray(shared)
     apart = 1 - sums[:, shared].sum(axis=1) / np.maximum(sums.sum(axis=1), 1)
@@ -209,7 +213,33 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         _checks.warn(
             f"The {len(names)} sections measure different genes: {apart[most]:.0%} of the counts of section "
             f"{names[most]!r} are in genes that not all sections measure ({int(shared.sum())} of "
-            f"{int(measured.any(axis=0).sum())} genes are shared). That alone sets sections apart in the embedding. "
-            "Use genes='shared' to embed all by the genes that they share."
+            f"{int(measured.any(axis=0).sum())} genes are shared). This alone separates the sections in the "
+            "embedding. Use genes='shared' to embed all of them with their shared genes."
         )
     return None
+
+
+def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
+    """Vectors (n, d) minus the mean of their section; empty spots, all zeros, stay so and count for nothing."""
+    found, known = np.zeros_like(values), values.any(axis=1)
+    n_known = np.bincount(sections[known], minlength=len(names))
+    if (n_known == 1).any():
+        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
+        raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
+    for section in np.flatnonzero(n_known):
+        rows = known & (sections == section)
+        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
+    return unit(found) if normed else found
+
+
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+    """Mean over each spot and its nearest of the same section."""
+    values = smoothed(values, xy, N_NEIGHBORS, sections)
+    return unit(values) if normed else values
+
+
+def by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    vectors = list(found.values())
+    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
+    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

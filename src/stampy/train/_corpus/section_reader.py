@@ -13,7 +13,7 @@ import numpy as np
 from stampy._io.sections import file_name
 from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
-from stampy.train._corpus.records import SectionRecord
+from stampy.train._corpus.layout import SectionRecord
 from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import MemorySection, SectionGroups
@@ -187,7 +187,7 @@ def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]
     for name, (size, _) in record["files"].items():
         file = folder / name
         if leads_out(name):
-            raise ValueError(f"The corpus {str(path)!r} is refused: its manifest names {name!r}, outside of it.")
+            raise ValueError(f"The corpus {str(path)!r} is rejected: its manifest names {name!r}, outside of it.")
         if _is_linked(file, linked):
             yield file, "it is a symbolic link, or lies behind one"
             continue
