@@ -101,7 +101,7 @@ def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
     return f"{names[found[1]]} {(found[2] or '').strip(chr(39))}".rstrip()
 
 
-def check_values(given: Mapping[str, Any]) -> None:
+def check_values(given: Mapping[str, object]) -> None:
     """Raise for a number out of its range or a device of no known kind, before torch is imported or a folder made."""
     from stampy import _checks
 
@@ -110,10 +110,10 @@ def check_values(given: Mapping[str, Any]) -> None:
         _checks.at_least(name, given[name], LEAST[name])
     for name in given.keys() & set(ABOVE_ZERO):
         _checks.positive(name, given[name])
-    if (share := given.get("min_tissue")) is not None:
+    if isinstance(share := given.get("min_tissue"), float):
         _checks.at_least("min_tissue", share, 0, integer=False)
         _checks.at_most("min_tissue", share, 1)
-    if (device := given.get("device")) is not None:
+    if isinstance(device := given.get("device"), str):
         kind, colon, number = device.partition(":")
         _checks.one_of("device", kind if number.isdecimal() or not colon else device, DEVICES)
 
