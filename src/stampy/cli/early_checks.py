@@ -52,11 +52,12 @@ def check_names(
     table_key
         Table of a SpatialData.
     """
-    for slot, wanted in (("obs", obs), ("layers", layers or {})):
-        wanted = {option: name for option, name in wanted.items() if name is not None}
+    for slot, given in (("obs", obs), ("layers", layers or {})):
+        wanted = {option: name for option, name in given.items() if name is not None}
         there = _listed_in(Path(path).expanduser(), slot, table_key) if wanted else None
-        for option, name in wanted.items() if there is not None else ():
-            _check(there or (), slot, name, option)
+        for option, name in wanted.items():
+            if there is not None:
+                _check(there, slot, name, option)
 
 
 def _check(there: Collection[str], slot: str, name: str, option: str) -> None:

@@ -123,9 +123,9 @@ def _check_paths(sections: list[str], config: str | None = None, vocabulary: str
     for path in sections:
         if not path.startswith("hf:"):
             _checks.existing(path, what="section or manifest")
-    for path, what in ((config, "config"), (vocabulary, "vocabulary")):
-        if path is not None:
-            _checks.existing(path, what=what)
+    for file, what in ((config, "config"), (vocabulary, "vocabulary")):
+        if file is not None:
+            _checks.existing(file, what=what)
 
 
 def _is_first_rank() -> bool:
