@@ -295,6 +295,8 @@ def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> 
         )
     path = Path(path).expanduser()
     if not path.exists():
+        if path.is_symlink():
+            raise FileNotFoundError(f"No {what} at {str(path)!r}: it is a link to {os.readlink(path)!r}.")
         near = []
         if path.parent.is_dir():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)

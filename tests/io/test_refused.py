@@ -66,9 +66,19 @@ def test_folders(tmp_path):
     put(tmp_path / "notes.pdf", b"x")
     with pytest.raises(ValueError, match=r"Found there: \['notes\.pdf'\]\. Looked for: \.h5ad, \.zarr, Space Ranger"):
         stampy.read(tmp_path)
+    put(tmp_path / "Brain_feature_slice.h5", b"x")  # of a download of Visium HD
+    put(tmp_path / "Brain_binned_outputs.tar.gz", b"x")
+    with pytest.raises(ValueError, match=r"unpack \['Brain_binned_outputs\.tar\.gz'\] there first"):
+        stampy.read(tmp_path)
     put(tmp_path / "s.h5ad", b"x")
     with pytest.raises(ValueError, match=r"contains \['s\.h5ad'\]\. Pass one of them to `stampy\.read`"):
         stampy.read(tmp_path)
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "s.h5ad").symlink_to(tmp_path / "moved.h5ad")
+    with pytest.raises(FileNotFoundError, match=r"it is a link to '.*moved\.h5ad'"):
+        stampy.read(tmp_path / "s.h5ad")
 
 
 @pytest.mark.parametrize(

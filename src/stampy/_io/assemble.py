@@ -259,9 +259,26 @@ def picture(path: Path) -> np.ndarray:
 
 
 def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
-    """The reduced images of Space Ranger that exist."""
-    paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
-    return {kind: picture(path) for kind, path in paths.items() if path is not None}
+    """The reduced images of Space Ranger that exist; one that can't be read is left out, with a warning, beside others.
+
+    Raises
+    ------
+    ValueError
+        None can be read.
+    """
+    found: dict[str, np.ndarray] = {}
+    failed: dict[str, ValueError] = {}
+    for kind in kinds:
+        path = parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES))
+        try:
+            found |= {} if path is None else {kind: picture(path)}
+        except ValueError as error:
+            failed[kind] = error
+    for kind, error in failed.items():
+        if not found:
+            raise error
+        _checks.warn(f"The {kind} image is left out; {_checks.shortlist(found)} is used. {error}")
+    return found
 
 
 def add_library(
