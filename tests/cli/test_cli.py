@@ -157,7 +157,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
                             "--out", out, "--seed", 1)  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
-                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp tells",
+                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp is ",
                   "Probe: balanced accuracy", "chance, of 4 labels", str(out), "Time: loading "):  # fmt: skip
         assert words in said
     pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]
@@ -182,7 +182,7 @@ def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
     assert "toy, made up" in said
     assert "STAMPY_DATA_DIR is not set" in said
     assert "no network in tests" in said
-    assert "Embedding: genes alone" in said
+    assert "Embedding: genes only" in said
     assert "agree with `domain`" in said
     assert os.path.exists("stampy-demo/section.h5ad")
 

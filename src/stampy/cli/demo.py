@@ -130,7 +130,7 @@ def demo(
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
-    with clock.of("judging"):
+    with clock.of("evaluating"):
         organism = options.get("organism", "human")
         judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
         said = verdict(judged, seed)
@@ -189,7 +189,7 @@ def _best() -> Subject:
         _check_network(datasets.info(DOWNLOAD).files["counts"].url)
         return _named(DOWNLOAD)
     except ConnectionError as error:
-        return _toy(f"no real one, because {reason} and none can be downloaded ({error})")
+        return _toy(f"no real section, because {reason} and no section can be downloaded ({error})")
 
 
 def _toy(reason: str) -> Subject:
@@ -254,12 +254,14 @@ def _size(adata: AnnData) -> str:
 
 def _about_embedding(adata: AnnData) -> str:
     record = adata.uns[_keys.UNS][_keys.EMBEDDING]
-    kind = {"fused": "fused (genes and image)", "gene": "genes alone", "image": "image alone"}[record["modality"]]
-    lines = [f"Embedding: {kind} by {record['model']}, {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot"]
+    kind = {"fused": "fused (genes and image)", "gene": "genes only", "image": "image only"}[record["modality"]]
+    lines = [f"Embedding: {kind} by {record['model']}, {adata.obsm[_keys.EMBEDDING].shape[1]} numbers per spot"]
     if "genes" in record:
         genes = record["genes"]
-        lines.append(f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
-                     f"{genes['n_vocabulary']} (matched by {genes['matched_by']})")  # fmt: skip
+        lines.append(
+            f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
+            f"{genes['n_vocabulary']} (matched by {genes['matched_by']})"
+        )
     return "\n  ".join(lines)
 
 

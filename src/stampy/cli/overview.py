@@ -133,7 +133,7 @@ def _models() -> None:
         size = sum(p.stat().st_size for p in Path(str(folder)).iterdir())
         print(f"{name:14} {size / 1e6:7.1f} MB  packaged")
     print(f"{'stamp':14} {'':10}  the checkpoint published with the paper: stamp@main downloads it, unverified")
-    print("\nSystems of others, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
+    print("\nSystems of other groups, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
     for card in (models.card(name) for name in models.systems().index):
         if card.modality != "predictor" and not card.name.startswith("stamp"):
             print(f"{card.name:14} {card.modality:6} {card.gate:8} {card.licence}")

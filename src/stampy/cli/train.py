@@ -161,7 +161,7 @@ def _print_evaluation(table: Any) -> None:
     recall = [c for c in table if c == "n_spots" or c.startswith("recall_")]
     for title, columns in (
         ("Stage 1: cross-entropy in nats (masked: hidden genes; kept: visible ones)", losses),
-        ("Guesses by frequency, at the same kind of position", known),
+        ("Guesses by frequency, at the same positions", known),
         ("Stage 2: share of tiles whose own genes are among the nearest", recall),
     ):
         there = [c for c in columns if c in table]
