@@ -201,7 +201,7 @@ def test_threads_do_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("xy", "arguments", "error", "message"),
     [
-        (square(4, 2), {}, ValueError, r"at least 9 spots .* found \['8 spots'\]\. Choose a smaller `size=`"),
+        (square(4, 2), {}, ValueError, r"at least 9 spots .* found \['8 spots'\]\. Choose a smaller `size`"),
         (np.empty((0, 2)), {}, ValueError, "found .'0 spots'."),
         (square(5, 5), {"size": 1}, ValueError, "`size` must be at least 2, found 1"),
         (square(5, 5), {"size": 2.0}, TypeError, "`size` must be an integer"),
