@@ -218,8 +218,8 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
-            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Leave those out, "
-            f"e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
+            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Remove these "
+            f"spots, e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
         )
     return single(values, f"adata.obsm['{key}']")
 
@@ -284,7 +284,7 @@ def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size")
     found = shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
     raise ValueError(
         f"A section needs at least {size} spots to form a neighbourhood group, found {found}. "
-        f"Choose a smaller `{setting}` or leave the section out."
+        f"Choose a smaller `{setting}` or remove the section."
     )
 
 

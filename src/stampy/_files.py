@@ -361,8 +361,8 @@ class FolderLock:
             ) from error
         except OSError as error:
             _checks.warn(
-                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): nothing keeps a second "
-                f"process from working in it. Start no other {what} there."
+                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): stampy cannot prevent a "
+                f"second process from using it. Start no other {what} there."
             )
             return
         if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
 from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
-from stampy.cli.obs_columns import offline_section
+from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
 from stampy.models._systems.catalogue import check_name
@@ -29,7 +29,6 @@ __all__ = ["demo"]
 
 CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
 SECTION = "section.h5ad"
-TOY = "toy"
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
 PROBE_S = 4.0  # how long the network may take to answer
 SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare

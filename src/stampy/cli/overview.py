@@ -77,25 +77,27 @@ def _report_options(commands: Commands) -> None:
 
 
 def _demo(*, quiet: bool, **options: Any) -> None:
-    _check_demo(options["model"], options["section"], options["labels"])
+    _check_demo(options["model"], options["section"], options["labels"], options["image"])
     from stampy.cli.demo import demo
 
     demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
 
 
-def _check_demo(model: str, section: str | None, labels: str | None) -> None:
-    """Raise for a model, section or column that there is not, before torch is imported or a folder made."""
+def _check_demo(model: str, section: str | None, labels: str | None, image: str | None) -> None:
+    """Raise for a model, section, column or image that there is not, before torch is imported or a folder made."""
     from stampy import _checks
-    from stampy.cli.obs_columns import check_labels
+    from stampy.cli.early_checks import TOY, check_section_names
     from stampy.datasets import _registry
     from stampy.models._systems.catalogue import check_name
 
     check_name(model)
-    if not (section is None or section in ("toy", *_registry.names()) or Path(section).expanduser().exists()):
+    if not (section is None or section in (TOY, *_registry.names()) or Path(section).expanduser().exists()):
         here = [p.name for p in Path(section).expanduser().parent.glob("*")]
-        raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), "toy"], "that folder": here})
-    if labels is not None and section != "toy":
-        check_labels(section, labels)
+        raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), TOY], "that folder": here})
+    if image is not None:
+        _checks.existing(image, what="image")
+    if labels is not None:
+        check_section_names(section, labels)
 
 
 def _silent(text: str) -> None:
@@ -103,6 +105,17 @@ def _silent(text: str) -> None:
 
 
 def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+    from stampy.cli.early_checks import check_names
+    from stampy.models._systems.catalogue import check_name
+
+    if options["model"] is not None:
+        check_name(options["model"])
+    check_names(
+        source,
+        obs={name: options[name] for name in ("domains", "library_key")},
+        layers={"layer": options["layer"]},
+        table_key=options["table_key"],
+    )
     from stampy.cli.report import report
 
     path = report(source, target or f"{Path(source).resolve().stem}.html", **options)
