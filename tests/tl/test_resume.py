@@ -148,8 +148,8 @@ SCRIPT = """
 import sys, time
 import anndata
 from stampy import tl, models
-from stampy.tl import _embed_genes, _resume, _stream
-_stream.CHUNK, _embed_genes.CHUNK, _resume.SAVE_EVERY_S = 32, 32, 0.0
+from stampy.tl._embedding import genes, resume, stream
+stream.CHUNK, genes.CHUNK, resume.SAVE_EVERY_S = 32, 32, 0.0
 model = models.load(sys.argv[2])
 real = model.image_features
 def slow(x):

@@ -144,10 +144,10 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 import test_train as t
-from stampy.train import _loop, _checkpoints
+from stampy.train._loop import checkpoints, loop
 
 out, step, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-rate, save = _loop._learning_rate, _checkpoints.torch.save
+rate, save = loop._learning_rate, checkpoints.torch.save
 
 def at_a_step(config, now, steps):
     return os.kill(os.getpid(), signal.SIGKILL) if now == step else rate(config, now, steps)
@@ -160,9 +160,9 @@ def while_writing(state, file):
     save(state, file)
 
 if where == "step":
-    _loop._learning_rate = at_a_step
+    loop._learning_rate = at_a_step
 else:
-    _checkpoints.torch.save = while_writing
+    checkpoints.torch.save = while_writing
 t.train.pretrain(t.datasets.toy(n_spots=120, rng=0), out, config=t.LONG, **t.QUIET)
 """
 LONG = STAGE1 | {"epochs_cgr": 4, "dropout": 0.1, "checkpoint_every": 3}
