@@ -206,7 +206,7 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--section", "HER2ST_A11"], "Near names: ['HER2ST_A1'"),
+        (["--section", "HER2ST_A11"], "Similar names: ['HER2ST_A1'"),
         (["--section", "nowhere/section.h5ad"], "--section nowhere/section.h5ad was found in none of"),
         (["--labels", "domains"], "Key `domains` not found in `adata.obs`"),
         (["--n-domains", "0"], "--n-domains must be at least 2"),
@@ -363,17 +363,17 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
 @pytest.mark.parametrize(
     ("source", "target", "words"),
     [
-        ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Near names there: ['toy.h5ad']"),
+        ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Similar names there: ['toy.h5ad']"),
         ("toy.h5ad", "out.csv", "must end in .h5ad or .zarr, found 'out.csv'"),
         ("toy.h5ad", "taken.zarr", "'taken.zarr' exists"),
         ("toy.h5ad", "file/out.h5ad", "'file' can't be a folder to write into"),
         (
             "notes.txt",
             "out.h5ad",
-            "'notes.txt' is no section",
+            "'notes.txt' is not a section",
         ),
         ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
-        ("empty", "out.h5ad", "'empty' is no section in a format that stampy knows"),
+        ("empty", "out.h5ad", "'empty' is not a section in a format that stampy knows"),
     ],
 )
 def test_embed_refuses_bad_paths(fails, section, weights, source, target, words):
@@ -568,8 +568,8 @@ def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        ("Give it by `image=`.", "Give it by `--image`."),
-        ("Give `um_per_px=` or\n `spot_um=`.", "Give `--um-per-px` or `--spot-um`."),
+        ("Pass it with `image=`.", "Pass it with `--image`."),
+        ("Pass `um_per_px=` or\n `spot_um=`.", "Pass `--um-per-px` or `--spot-um`."),
         ("use modality='gene', or layer='counts'", "use --modality gene, or --layer counts"),
         ('use modality="gene"', "use --modality gene"),
         ("leave image=False", "leave image=False"),  # no option says that

@@ -36,8 +36,8 @@ def test_files_of_r(tmp_path, name, line):
 @pytest.mark.parametrize(
     ("name", "words"),
     [("s.h5ad.gz", "gunzip s.h5ad.gz"), ("he.svs", "is an image"), ("he.png", "is an image"), ("run.7z", "an archive"),
-     ("run.tar.gz", "an archive"), ("notes.txt", "is no section"), ("tissue_positions.parquet", "give the folder"),
-     ("counts.csv", "is no section")],
+     ("run.tar.gz", "an archive"), ("notes.txt", "is not a section"), ("tissue_positions.parquet", "give the folder"),
+     ("counts.csv", "is not a section")],
 )  # fmt: skip
 def test_other_files(tmp_path, name, words):
     put(tmp_path / name, b"a,b\n1,2\n")
@@ -67,7 +67,7 @@ def test_folders(tmp_path):
     with pytest.raises(ValueError, match=r"Found there: \['notes\.pdf'\]\. Looked for: \.h5ad, \.zarr, Space Ranger"):
         stampy.read(tmp_path)
     put(tmp_path / "s.h5ad", b"x")
-    with pytest.raises(ValueError, match=r"holds \['s\.h5ad'\]\. Give `stampy\.read` one of them"):
+    with pytest.raises(ValueError, match=r"contains \['s\.h5ad'\]\. Pass one of them to `stampy\.read`"):
         stampy.read(tmp_path)
 
 

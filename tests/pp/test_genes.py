@@ -213,7 +213,7 @@ def test_dates_of_two_genes(human):
 
 
 def test_an_alias_of_a_gene_that_is_there(human):
-    with pytest.warns(StampyWarning, match="may be one of several genes"):
+    with pytest.warns(StampyWarning, match="are ambiguous"):
         assert found(human, ["ADGRE5", "TP53", "p53"]) == ["ADGRE5", "TP53", None]
 
 
@@ -288,8 +288,8 @@ def test_antibodies_that_look_like_repeated_genes(human):
         (["mm10_Xkr4", "mm10_Rp1"], "another species"),
         (["ENSMUSG00000051951", "ENSMUSG00000025900"], "mouse"),
         (["ENSDARG00000051951", "ENSDARG00000025900"], "another species"),
-        (["AKT1", "AKT2"], "does not have"),
-        (["foo1x", "foo2x"], "HGNC does not know"),
+        (["AKT1", "AKT2"], "not in the model's vocabulary"),
+        (["foo1x", "foo2x"], "not in HGNC"),
     ],
 )
 def test_the_likely_reason(human, names, reason):
@@ -315,7 +315,7 @@ def test_the_layer_is_named(toy, model):
     adata.layers["log"] = adata.X.astype(np.float32).log1p()
     adata.X = adata.layers["log"].copy()
     for run in (lambda: tl.embed(adata, model, modality="gene", **QUIET), lambda: tokenize(adata)):
-        with pytest.raises(ValueError, match=r"`adata\.X` looks log-normalised.*name them by layer='umi'"):
+        with pytest.raises(ValueError, match=r"`adata\.X` looks log-normalised.*pass layer='umi'"):
             run()
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     with pytest.raises(ValueError, match=r"`adata\.X` has no counts: .*use layer='umi'"):

@@ -388,8 +388,8 @@ def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, argum
     [
         (["embed", "a.h5ad", "b.h5ad", "--out", "o", "--workers", "0"], "--workers must be at least 1"),
         (["corpus", "build", "a.h5ad", "--out", "o", "--max-tokens", "0"], "--max-tokens must be at least 1"),
-        (["corpus", "info", "a.h5ad"], "'a.h5ad' is no corpus: it has no corpus.json"),
-        (["pretrain", "a.h5ad", "--out", "o", "--config", "bad.json"], "'bad.json' is no JSON file"),
+        (["corpus", "info", "a.h5ad"], "'a.h5ad' is not a corpus: it has no corpus.json"),
+        (["pretrain", "a.h5ad", "--out", "o", "--config", "bad.json"], "'bad.json' is not a JSON file"),
         (["pretrain", "a.h5ad", "--out", "o", "--config", "unknown.json"],
          "There is no setting 'lrr' in 'unknown.json'. Did you mean 'lr'?"),
         (["align", "a.h5ad", "--model", "stampy-mimi", "--out", "o"], "Did you mean 'stampy-mini'"),

@@ -61,9 +61,9 @@ def raw_config(path: Path) -> dict[str, object]:
     try:
         raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a valid {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
+        raise ValueError(f"{str(path)!r} must contain an object with datasets, systems and tasks.")
     for key in raw:
         _checks.one_of(f"field of the config {str(path)!r}", key, FIELDS)
     return raw

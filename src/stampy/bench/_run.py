@@ -152,7 +152,7 @@ def _chosen(
             found = replace(found, pieces=needed)
     chosen = with_models(chosen, models)
     if not chosen.systems:
-        raise ValueError("There is no system to compare: name some of the config by `systems`, or give `models`.")
+        raise ValueError("There is no system to compare: name some of the config by `systems`, or pass `models`.")
     return chosen, found
 
 

@@ -157,7 +157,9 @@ def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
     out = _checks.writable(out)
     target = out / SECTION
     if target.exists() and not (out / "embedding.png").exists():
-        raise FileExistsError(f"{str(target)!r} exists and is not from a demo; it is left alone. Choose another --out.")
+        raise FileExistsError(
+            f"{str(target)!r} exists and is not from a demo; it is not changed. Choose another --out."
+        )
     if section is not None and target.exists() and target.resolve() == Path(section).expanduser().resolve():
         raise ValueError(f"{str(target)!r} is the section itself and would be replaced. Choose another --out.")
     return out
@@ -183,7 +185,7 @@ def _best() -> Subject:
     if (offline := offline_section()) is not None:
         return _named(offline)
     mirror = os.environ.get("STAMPY_DATA_DIR")
-    reason = f"STAMPY_DATA_DIR ({mirror}) holds no real section" if mirror else "STAMPY_DATA_DIR is not set"
+    reason = f"STAMPY_DATA_DIR ({mirror}) contains no real section" if mirror else "STAMPY_DATA_DIR is not set"
     try:
         _check_network(datasets.info(DOWNLOAD).files["counts"].url)
         return _named(DOWNLOAD)
@@ -247,7 +249,7 @@ def _size(adata: AnnData) -> str:
     from stampy.pp._genes.annotation import features_of
 
     n_genes = int(features_of(adata.var).is_gene.sum())
-    others = [f"{adata.n_vars - n_genes} features that are no genes"] if n_genes < adata.n_vars else []
+    others = [f"{adata.n_vars - n_genes} features that are not genes"] if n_genes < adata.n_vars else []
     return ", ".join([f"{adata.n_obs} spots x {n_genes} genes", *others, *shapes])
 
 

@@ -99,7 +99,7 @@ def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
     column = as_categories(adata, labels)
     known = column.notna()
     if not known.any():
-        return f"Labels: `{labels}` holds none."
+        return f"Labels: `{labels}` contains none."
     score = adjusted_rand_score(column[known].astype(str), adata.obs[clusters][known])
     sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
     listed = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -198,7 +198,7 @@ def _embed_many(
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
-            raise UsageError(f"{name} goes with a single section ({instead}). Leave it out.")
+            raise UsageError(f"{name} goes with a single section ({instead}). Omit it.")
     _check_joined(out, of_many)
     how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
     with named_images("below"):  # unless --named-images says otherwise

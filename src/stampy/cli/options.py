@@ -55,6 +55,9 @@ PARAMETER = re.compile(
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
+# What a manifest may say of a section.
+_COLUMN = re.compile(r"`(image|um_per_px|spot_um)=`")
+
 # Values that have another name here.
 VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
 
@@ -70,11 +73,15 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
     '--max-tokens must be at least 1, found 0.'
     >>> in_options(ValueError("Build with images=False."))
     'Build with --images none.'
+    >>> in_options(ValueError("Give `um_per_px=`."), {"sections": "SECTIONS"})
+    'Give `um_per_px` in a manifest.'
     """
     plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
     line = " ".join(str(plain).split()) or type(message).__name__
     for value, option in VALUES.items():
         line = line.replace(value, option)
+    if names and "sections" in names:  # what has no option here can be said for each section
+        line = _COLUMN.sub(lambda m: m[0] if m[1] in names else f"`{m[1]}` in a manifest", line)
     line = re.sub(r"`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
@@ -138,7 +145,8 @@ def command(commands: Commands, name: str, run: Callable[..., None] | None, abou
 def _names(parser: argparse.ArgumentParser) -> dict[str, str]:
     """Option by the name of its parameter."""
     names = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
-    return {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
+    names = {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
+    return names | {a.dest: str(a.metavar) for a in parser._actions if a.dest == "sections"}
 
 
 def model_option(add: Add) -> None:

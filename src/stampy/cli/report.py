@@ -137,7 +137,7 @@ def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
     _checks.at_least("n_genes", n_genes, 1)
     _checks.replaceable(path, overwrite=overwrite)
     if path.is_dir() and not path.is_symlink():
-        raise FileExistsError(f"{str(path)!r} is a folder; it is left alone. Choose another name.")
+        raise FileExistsError(f"{str(path)!r} is a folder; it is not changed. Choose another name.")
     return path
 
 
@@ -181,10 +181,12 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
     if "verdict" in stored:
         return _verdict(stored)
     if embedding != _keys.EMBEDDING or embedding not in adata.obsm or record.get("modality", "image") == "image":
-        return {"text": "Not judged: the section has no embedding of genes by stampy."}
+        return {"text": "Not evaluated: the section has no embedding of genes by stampy."}
     name, _ = _model_of(model, record)
     if model is None and name != record["model"]:
-        return {"text": f"Not judged: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."}
+        return {
+            "text": f"Not evaluated: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."
+        }
     from stampy.models._load import load_stamp
     from stampy.tl._evaluation.judge import judge
 
@@ -194,7 +196,7 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
             return _verdict(judge(data, load_stamp(name, device="cpu"), library_key=library_key, layer=layer,
                                   organism=record.get("organism", "human"), rng=0))  # fmt: skip
     except ValueError as error:  # too small, or counts that can't be split
-        return {"text": f"Not judged: {error}"}
+        return {"text": f"Not evaluated: {error}"}
 
 
 def _verdict(found: Mapping[str, Any]) -> dict[str, object]:

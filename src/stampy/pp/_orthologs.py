@@ -218,7 +218,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", dtype=str, keep_default_na=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is no table of text ({error}); expected {TABLES}.") from error
+        raise ValueError(f"{str(path)!r} is not a table of text ({error}); expected {TABLES}.") from error
 
 
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:
@@ -286,5 +286,5 @@ def _nothing(ids: np.ndarray, symbols: np.ndarray) -> str:
     seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
     return (
         f"No gene was mapped: the section has {seen}, none of which the table or the vocabulary has. "
-        "Are they mouse genes? For rat and other species give `table=`."
+        "Are they mouse genes? For rat and other species pass `table=`."
     )

@@ -122,7 +122,7 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
         outs = outs / CELLS
     elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
         raise ValueError(
-            f"`bin_um` was given, but {str(folder)!r} holds spots, not bins of Visium HD. Leave it out: spots of 55 µm "
+            f"`bin_um` was given, but {str(folder)!r} contains spots, not bins of Visium HD. Omit it: spots of 55 µm "
             "can't be divided."
         )
     here = SectionFiles(outs)
@@ -149,7 +149,7 @@ def _bin_folder(folder: Path, bin_um: float | None) -> Path:
     wanted = DEFAULT_BIN_UM if bin_um is None else bin_um
     if wanted not in found:
         raise ValueError(
-            f"No bins of {wanted:g} µm in {str(folder)!r}. Available: {sorted(found)}; choose by `bin_um=`."
+            f"No bins of {wanted:g} µm in {str(folder)!r}. Available: {sorted(found)}; choose with `bin_um=`."
         )
     return found[int(wanted)]
 
@@ -230,7 +230,7 @@ def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path
     """The spots under tissue of a raw matrix."""
     spots = spots[spots[IN_TISSUE] == 1] if IN_TISSUE in spots else spots
     if not len(spots):
-        raise refuse(f"{matrix.name} holds every spot, and none is under tissue (in_tissue 1) in {where.name}.")
+        raise refuse(f"{matrix.name} contains every spot, and none is under tissue (in_tissue 1) in {where.name}.")
     inside = np.flatnonzero(pd.Index(counts.barcodes).isin(spots.index))
     if not len(inside):
         return counts, spots
@@ -290,7 +290,7 @@ def positions(path: Path) -> pd.DataFrame:
     if spots["in_tissue"].dtype.kind not in "iu":
         spots["in_tissue"] = spots["in_tissue"].astype(str).str.lower().map(_TRUE)
         if spots["in_tissue"].isna().any():
-            raise refuse(f"The column in_tissue of {str(path)!r} must hold 0 and 1.")
+            raise refuse(f"The column in_tissue of {str(path)!r} must contain 0 and 1.")
         spots["in_tissue"] = spots["in_tissue"].astype(np.int64)
     return spots
 

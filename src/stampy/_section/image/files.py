@@ -21,6 +21,7 @@ from stampy._section.image.levels import (
     Opened,
     OrientedLevel,
     TooLargeError,
+    UnusableImageError,
     check_px,
     damaged,
 )
@@ -59,8 +60,8 @@ def open_levels(path: Path) -> Opened:
         return open_tiff(path, unpacked)
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
-    raise ValueError(
-        f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
+    raise UnusableImageError(
+        f"{str(path)!r} is not an image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )
 
@@ -179,7 +180,7 @@ def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueErro
     version = getattr(openslide, "__library_version__", "")
     dicom = "DICOM needs OpenSlide 4.0 or later, and must be a slide (VL Whole Slide Microscopy). "
     return ValueError(
-        f"{str(path)!r} is no whole slide that OpenSlide {version} reads. "
+        f"{str(path)!r} is not a whole slide that OpenSlide {version} reads. "
         f"{dicom if path.suffix.lower() == '.dcm' else ''}Convert it to a tiled TIFF, or give the slide as a WSIData."
     )
 
@@ -244,19 +245,23 @@ def _area(series: tifffile.TiffPageSeries) -> int:
 
 
 def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Layout of a series in the words of `ArrayLevel`; ValueError where it is no H&E picture."""
+    """Layout of a series in the words of `ArrayLevel`; UnusableImageError where it is no H&E picture."""
     axes, shape = _squeezed(series)
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _AXES:
-        raise ValueError(
+        raise UnusableImageError(
             f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
             "Export a single plane first."
         )
     if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
-        raise ValueError(f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first."
+        )
     if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
-        raise ValueError(f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected."
+        )
     return _AXES[axes]
 
 

@@ -137,8 +137,8 @@ def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
     n = sum(kinds.values())
     if n == len(found) and n:
         raise ValueError(f"None of the {n} columns of the section is a gene: {counted}. stampy needs gene expression.")
-    verb = "is no gene and is" if n == 1 else "are no genes and are"
-    return found.is_gene, f"{n} of {len(found)} columns {verb} left out: {counted}." if n else ""
+    verb = "is not a gene and is" if n == 1 else "are not genes and are"
+    return found.is_gene, f"{n} of {len(found)} columns {verb} dropped: {counted}." if n else ""
 
 
 def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
