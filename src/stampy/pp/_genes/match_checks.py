@@ -128,7 +128,7 @@ def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]
         return "These names are ambiguous: put Ensembl ids into `adata.var['gene_ids']`."
     if index.exact:
         return (
-            "The published vocabulary is matched by its own names alone: put Ensembl ids into `adata.var['gene_ids']`."
+            "The published vocabulary is matched only by its own names: put Ensembl ids into `adata.var['gene_ids']`."
         )
     if index.human is not None and (gene_id in index.human.of_id or index.human.find(name) >= 0):
         return "They are human genes that are not in the model's vocabulary."
