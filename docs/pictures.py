@@ -17,7 +17,7 @@ import scanpy as sc
 from PIL import Image
 
 import stampy
-from stampy.pl._paint import default_colors
+from stampy.pl._drawing.paint import default_colors
 
 HERE = Path(__file__).parent / "_static"
 DPI = 110

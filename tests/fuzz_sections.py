@@ -16,7 +16,7 @@ from fuzz_common import choice, dense
 from scipy import sparse
 
 from stampy import pp
-from stampy.pp._gene_names import FOLDER, human_genes
+from stampy.pp._genes.names import FOLDER, human_genes
 
 PITCH, ROW, UM = 30, 26, 100 / 30
 SPECIAL = ["SEPTIN2", "SEPTIN7", "MARCHF6", "MTARC1", "HLA-A", "HLA-DRA", "NKX2-1", "H2AZ1", "RPL22", "DELEC1"]

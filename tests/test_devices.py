@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from stampy import StampyWarning, _utils, models, pp, tl
-from stampy.tl import _slide_classifiers, _stream
+from stampy.tl._embedding import stream
+from stampy.tl._methods import slide_classifiers
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def no_float64(monkeypatch):
         with _disable_current_modes():
             return double(values).float()  # stays in what the device knows
 
-    monkeypatch.setattr(_slide_classifiers, "float64", exempt)
+    monkeypatch.setattr(slide_classifiers, "float64", exempt)
     monkeypatch.setattr(_utils, "float64", exempt)
     return NoFloat64()
 
@@ -85,9 +86,9 @@ def test_the_packaged_model_uses_no_float64(toy, no_float64):
 def test_slide_classifiers_use_no_float64(no_float64):
     random = np.random.default_rng(0)
     bags = [random.normal(size=(20, 4)).astype(np.float32) for _ in range(6)]
-    recipe = _slide_classifiers.Recipe(n_epochs=2)
+    recipe = slide_classifiers.Recipe(n_epochs=2)
     with no_float64:
-        fitted = _slide_classifiers.AttentionPooling(2, recipe, random, torch.device("cpu"))
+        fitted = slide_classifiers.AttentionPooling(2, recipe, random, torch.device("cpu"))
         fitted.fit(lambda i: bags[i], np.arange(6), np.array([0, 1, 0, 1, 0, 1]))
         probabilities, attention = fitted.predict(bags[0])
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
@@ -101,13 +102,13 @@ def test_what_an_apple_gpu_lacks_is_told_once():
     )
     with (
         pytest.warns(StampyWarning, match="lacks aten::nonsense, and maybe other operations") as caught,
-        _stream._mps_limits_told(),
+        stream._mps_limits_told(),
     ):
         warnings.warn(said, UserWarning, stacklevel=1)
     assert len([w for w in caught if "MPS" in str(w.message)]) == 1
-    with pytest.raises(RuntimeError, match="Import stampy before torch"), _stream._mps_limits_told():
+    with pytest.raises(RuntimeError, match="Import stampy before torch"), stream._mps_limits_told():
         raise NotImplementedError("The operator 'aten::nonsense' is not currently implemented for the MPS device.")
-    with pytest.raises(NotImplementedError, match="other"), _stream._mps_limits_told():
+    with pytest.raises(NotImplementedError, match="other"), stream._mps_limits_told():
         raise NotImplementedError("other")
 
 

@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(built):
         sizes
     )
     large = {name for name, size in sizes.items() if size > 500_000}
-    assert large == {f"{WEIGHTS}/model.safetensors", f"{WEIGHTS}/genes.tsv", "stampy/pp/genes/hgnc.tsv.gz"}
+    assert large == {f"{WEIGHTS}/model.safetensors", f"{WEIGHTS}/genes.tsv", "stampy/pp/_genes/hgnc.tsv.gz"}
     source = ROOT / "src"
     here = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     information = f"stampy_st-{stampy.__version__}.dist-info"

@@ -62,11 +62,11 @@ def test_the_seed_counts_where_none_is_given(toy):
 
 def test_the_seed_reaches_tools_and_training(toy, monkeypatch):
     from stampy import train
-    from stampy.tl import _folds
+    from stampy.tl._evaluation import folds
 
     with settings.override(seed=5):
         assert train.PretrainConfig().seed == 5
-        assert _folds.seed_of(_settings.DEFAULT_SEED) == 5
+        assert folds.seed_of(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(0) == 0
     adata = toy.copy()

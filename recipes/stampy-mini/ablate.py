@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import IMAGED, LABELLED, clusters
 
 from stampy._labels import known_labels
-from stampy.tl._folds import block_folds
+from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._probe import probe_predictions, probe_scores
 
 GENE = {

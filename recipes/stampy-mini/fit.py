@@ -30,8 +30,8 @@ from scipy import linalg, sparse
 import stampy
 from stampy import _keys, models, pp
 from stampy.models._linear_gene import TABLE_STD
-from stampy.pp._gene_means import gene_means
-from stampy.pp._gene_names import human_genes
+from stampy.pp._genes.means import gene_means
+from stampy.pp._genes.names import human_genes
 from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph, weighted_genes
 from stampy.pp._rank_tokens import rank_tokens
 from stampy.train._spectral_start import anomaly_of_rank

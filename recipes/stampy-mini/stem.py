@@ -21,7 +21,7 @@ from scipy import ndimage
 
 import stampy
 from stampy.pp._linear_encoder import neighbor_graph
-from stampy.tl._linear_models import Scaler, solve_ridge, transformed
+from stampy.tl._methods.linear_models import Scaler, solve_ridge, transformed
 from stampy.tl._results import unit
 
 SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]

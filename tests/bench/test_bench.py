@@ -17,8 +17,8 @@ from stampy.bench._config import DataSet, Section, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.models._trained_on import write_trained_on
-from stampy.tl._masked_genes import masked_accuracy
+from stampy.models._weights import write_trained_on
+from stampy.tl._evaluation.label_free import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 

@@ -13,9 +13,9 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
 
 from stampy import datasets, pl
-from stampy._section.grid_scale import lattice
-from stampy.pl._paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
-from stampy.pl._view import spot_distance
+from stampy._section.pixel_size import lattice
+from stampy.pl._drawing.paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
+from stampy.pl._drawing.view import spot_distance
 
 GREY = to_rgba(MISSING)
 quick = settings(deadline=None, max_examples=30)

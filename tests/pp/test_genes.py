@@ -14,8 +14,8 @@ from scipy import sparse
 from stampy import StampyWarning, pp, tl
 from stampy.pp import Vocabulary, tokenize
 from stampy.pp._counts import column_sums, raw_layers
-from stampy.pp._gene_annotation import features_of, resolved_names
-from stampy.pp._gene_names import control_of, human_genes
+from stampy.pp._genes.annotation import features_of, resolved_names
+from stampy.pp._genes.names import control_of, human_genes
 from stampy.pp._vocabulary import packaged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from stampy import StampyWarning, datasets, pp, tl
-from stampy.pp._gene_names import FOLDER
+from stampy.pp._genes.names import FOLDER
 from stampy.pp._orthologs import human_matched
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}

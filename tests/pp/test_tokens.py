@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stampy import StampyWarning, _keys, _utils
-from stampy.pp import Vocabulary, _gene_names, _rank_tokens, tokenize
+from stampy.pp import Vocabulary, _rank_tokens, tokenize
 from stampy.pp import _tokens as tokens_module
 from stampy.pp import _vocabulary as vocabulary_module
 from stampy.pp._counts import checked_rows, counts_of, iter_rows
+from stampy.pp._genes import names as _gene_names
 from stampy.pp._rank_tokens import rank_tokens
 from stampy.pp._tokens import iter_tokens
 

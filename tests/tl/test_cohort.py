@@ -13,7 +13,8 @@ import tifffile
 
 from stampy import StampyWarning, datasets, models, tl
 from stampy.cli.main import main
-from stampy.tl._cohort import jobs, records, worker
+from stampy.tl._cohort import jobs, records
+from stampy.tl._cohort import jobs as worker
 
 HERE = {"n_workers": 1, "show_progress_bar": False}
 GENES = HERE | {"modality": "gene"}
@@ -214,11 +215,11 @@ def test_a_copied_folder_is_still_that_of_the_run(folder, weights, tmp_path):
 
 
 def test_the_model_is_loaded_once(manifest, weights, tmp_path, monkeypatch):
-    from stampy.tl import _encoders
+    from stampy.tl._embedding import encoders
 
     loads = []
-    load = _encoders.loaded_model
-    monkeypatch.setattr(_encoders, "loaded_model", lambda m, d: loads.append(str(m)) or load(m, d))
+    load = encoders.loaded_model
+    monkeypatch.setattr(encoders, "loaded_model", lambda m, d: loads.append(str(m)) or load(m, d))
     tl.embed_sections(manifest, tmp_path / "out", model=weights, **GENES)
     assert loads == [weights]
     assert len(worker._held) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stampy.tl._clustering import connectivities, leiden
+from stampy.tl._methods.clustering import connectivities, leiden
 
 
 @pytest.mark.slow

@@ -5,21 +5,21 @@ import logging
 import pytest
 from torch import nn
 
-from stampy.tl import _precision_hint
+from stampy.tl._embedding import encoders
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    monkeypatch.setattr(_precision_hint, "_hinted", False)
-    monkeypatch.setattr(_precision_hint, "MIN_PARAMETERS", 10)
-    monkeypatch.setattr(_precision_hint, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(encoders, "_hinted", False)
+    monkeypatch.setattr(encoders, "MIN_PARAMETERS", 10)
+    monkeypatch.setattr(encoders, "_cpu_has_bfloat16", lambda: True)
 
 
 def told(caplog, *calls):
     with caplog.at_level(logging.WARNING, logger="stampy"):
         for call in calls:
-            _precision_hint.hint_bfloat16(*call)
-    return [record.getMessage() for record in caplog.records if record.name == _precision_hint.__name__]
+            encoders.hint_bfloat16(*call)
+    return [record.getMessage() for record in caplog.records if record.name == encoders.__name__]
 
 
 def test_it_is_given_once(caplog):
@@ -38,5 +38,5 @@ def test_it_is_not_given_where_it_does_not_help(caplog, call):
 
 
 def test_nor_where_the_cpu_lacks_the_instructions(caplog, monkeypatch):
-    monkeypatch.setattr(_precision_hint, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(encoders, "_cpu_has_bfloat16", lambda: False)
     assert told(caplog, (nn.Linear(4, 4), 500, None)) == []

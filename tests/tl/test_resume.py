@@ -16,14 +16,14 @@ from scipy import sparse
 
 from stampy import datasets, models, pp, tl
 from stampy._files import digest_of_arrays
-from stampy.tl import _embed_genes, _stream
+from stampy.tl._embedding import genes, stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    for module in (_embed_genes, _stream):
+    for module in (genes, stream):
         monkeypatch.setattr(module, "CHUNK", 32)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stampy import models, pl, pp, tl
-from stampy.tl._cosine_neighbors import Nearest, approximate, exact, hit_rates
+from stampy.tl._methods.cosine_neighbors import Nearest, approximate, exact, hit_rates
 
 QUIET = {"show_progress_bar": False}
 INDEX, SCORE = "stamp_retrieve_index", "stamp_retrieve_score"

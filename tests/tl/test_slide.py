@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from stampy import datasets, pl, pp, tl
-from stampy._section.stated_um_per_px import openslide_um_per_px
+from stampy._section.pixel_size import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
-from stampy.pp._tissue import covered, overview, tissue_mask
-from stampy.tl import _embed_slide, _metrics
+from stampy.pp._slide_tiles import covered, overview, tissue_mask
+from stampy.tl import _embed_slide
+from stampy.tl._evaluation import metrics as _metrics
 
 quick = settings(deadline=None, max_examples=25)
 QUIET = {"show_progress_bar": False}
@@ -101,7 +102,7 @@ def test_overview_is_the_mean_of_areas_whatever_the_bands(size, factor, band):
     y, x = np.mgrid[: size[0], : size[1]]
     image = SlideImage.from_array(np.stack([x * 255 // size[1], y * 255 // size[0], 0 * x], axis=-1).astype(np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stampy._section.image._BAND_PX", band)
+        patch.setattr("stampy._section.image.slide_image._BAND_PX", band)
         small = overview(image, factor)
     for axis in (0, 1):  # a ramp stays a ramp
         n = small.shape[1 - axis]
@@ -118,8 +119,8 @@ def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile
     pixels[((y - 900) / 600) ** 2 + ((x - 1200) / 800) ** 2 < 1] = (190, 110, 170)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=tile, compression="zlib" if tile else None)
     exact = pp.slide_tiles(tmp_path / "a.tif", um_per_px=2.0)
-    monkeypatch.setattr("stampy.pp._tissue._MAX_READ_PX", 2000 * 2400 // 8)
-    monkeypatch.setattr("stampy.pp._tissue._BLOCK_PX", 64)
+    monkeypatch.setattr("stampy.pp._slide_tiles._MAX_READ_PX", 2000 * 2400 // 8)
+    monkeypatch.setattr("stampy.pp._slide_tiles._BLOCK_PX", 64)
     read, crop = [], SlideImage.read
 
     def counted(self, left, top, width, height, **more):

@@ -16,7 +16,10 @@ from sklearn.preprocessing import StandardScaler
 
 import stampy
 from stampy import StampyWarning, datasets, pl, tl
-from stampy.tl import _clustering, _folds, _linear_models, _metrics, _probe
+from stampy.tl import _probe
+from stampy.tl._evaluation import folds as _folds
+from stampy.tl._evaluation import metrics as _metrics
+from stampy.tl._methods import clustering, linear_models
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -112,7 +115,7 @@ def test_logistic_is_scikit_learns(d):
     random = np.random.default_rng(0)
     codes = random.integers(3, size=90)
     x = StandardScaler().fit_transform(random.normal(size=(90, d)) + codes[:, None] * 0.4)
-    w, b = _linear_models.logistic(x, codes, 3, 10.0, _linear_models.balanced_weights(codes, 3))
+    w, b = linear_models.logistic(x, codes, 3, 10.0, linear_models.balanced_weights(codes, 3))
     other = LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000, tol=1e-8).fit(x, codes)
     scores = x @ w + b
     np.testing.assert_allclose(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), other.predict_proba(x), atol=2e-3)
@@ -123,7 +126,7 @@ def test_logistic_is_scikit_learns(d):
 def test_ridge_is_scikit_learns_for_all_targets(d, penalty):
     random = np.random.default_rng(1)
     x, y, weights = random.normal(size=(40, d)) + 3, random.normal(size=(40, 7)) + 5, random.uniform(0.5, 2, 40)
-    w, b = _linear_models.solve_ridge(x, y, penalty, weights)
+    w, b = linear_models.solve_ridge(x, y, penalty, weights)
     model = Ridge(penalty, solver="svd") if penalty else LinearRegression()
     np.testing.assert_allclose(x @ w + b, model.fit(x, y, sample_weight=weights).predict(x), atol=1e-6)
 
@@ -347,11 +350,11 @@ def test_smoothing_is_the_mean_over_nearest_spots_of_the_section(sections):
 
     values, xy = sections.obsm["X_noise"], sections.obsm["spatial"] + np.random.default_rng(0).normal(size=(300, 2))
     codes = (sections.obs["section"] == "toy_2").to_numpy()
-    found = _clustering.smoothed(values, xy, 6, codes)
+    found = clustering.smoothed(values, xy, 6, codes)
     for part in (codes, ~codes):
         near = NearestNeighbors(n_neighbors=7).fit(xy[part]).kneighbors(xy[part], return_distance=False)
         np.testing.assert_allclose(found[part], values[part][near].mean(axis=1), atol=1e-5)
-    assert _clustering.smoothed(values, xy, 0) is values
+    assert clustering.smoothed(values, xy, 0) is values
 
 
 def test_smoothing_makes_domains_coherent(sections):
@@ -439,7 +442,7 @@ def test_hest_is_its_published_recipe():
     random = np.random.default_rng(0)
     x, folds = random.normal(size=(200, 40)), np.arange(200) % 4
     y = (x[:, :6] + random.normal(size=(200, 6)) + 2).astype(np.float32)
-    found = _linear_models.predict_folds(x, y, folds, method="hest", n_components=10)
+    found = linear_models.predict_folds(x, y, folds, method="hest", n_components=10)
     test = folds == 2
     scaler = StandardScaler().fit(x[~test])
     pca = PCA(10, random_state=0).fit(scaler.transform(x[~test]))
@@ -452,15 +455,15 @@ def test_expression_holds_out():
     random = np.random.default_rng(0)
     x, y, folds = random.normal(size=(90, 4)), random.normal(size=(90, 3)), np.arange(90) % 3
     changed = np.where((folds == 1)[:, None], 99.0, y)
-    for method in _linear_models.METHODS:
-        first, second = (_linear_models.predict_folds(x, t, folds, method=method) for t in (y, changed))
+    for method in linear_models.METHODS:
+        first, second = (linear_models.predict_folds(x, t, folds, method=method) for t in (y, changed))
         np.testing.assert_allclose(first[folds == 1], second[folds == 1])
 
 
 def test_genes_are_chosen_among_those_of_every_section(sections):
     dense = sections.X.toarray()
     dense[:150, 5] = 0  # absent in one section
-    found = _linear_models.top_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
+    found = linear_models.top_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
     assert len(found) == 20
     assert 5 not in found
     markers = sections.var["domain"].notna().to_numpy()
@@ -668,7 +671,7 @@ def test_plots_write_nothing(one):
 
 
 def test_random_folds_flatter_on_a_real_section(data_dir):
-    from stampy.tl._clustering import smoothed
+    from stampy.tl._methods.clustering import smoothed
 
     adata = ad.read_h5ad(data_dir / "sections" / "DLPFC_151673.h5ad")
     counts = adata.X[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:200]]
@@ -689,6 +692,6 @@ def test_empty_spots_are_named_and_stay_out_of_the_means_of_others(one):
         tl.domains(one, 3, use_rep="X_e", method="kmeans", smooth=6)
     ones = np.ones((150, 2), np.float32)
     ones[:5] = 0
-    smooth = _clustering.smoothed(ones, one.obsm["spatial"], 6)
+    smooth = clustering.smoothed(ones, one.obsm["spatial"], 6)
     assert (smooth[5:] == 1).all()
     assert not smooth[:5].any()

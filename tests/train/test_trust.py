@@ -22,11 +22,10 @@ from stampy._files import FolderLock
 from stampy._io.sections import Section
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
-from stampy.train import _logs, _loop
-from stampy.train._data import TrainingData
+from stampy.train._data import TrainingData, prepare
+from stampy.train._loop import logs, loop
+from stampy.train._loop.signals import Signals
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import prepare
-from stampy.train._signals import Signals
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 STAGE1 = GENE | {"groups_per_batch": 4, "lr": 1e-2, "checkpoint_every": 100, "embedding": 12, "epochs_cgr": 2}
@@ -153,7 +152,7 @@ def pretrained(toy, tmp_path_factory):
 
 
 def signalling(monkeypatch, *numbers, at=3):
-    rate, note, noted = _loop._learning_rate, Signals._note, []
+    rate, note, noted = loop._learning_rate, Signals._note, []
 
     def noting(self, number, frame):
         noted.append(number)
@@ -170,7 +169,7 @@ def signalling(monkeypatch, *numbers, at=3):
 
     monkeypatch.setattr(Signals, "_note", noting)
 
-    monkeypatch.setattr(_loop, "_learning_rate", at_a_step)
+    monkeypatch.setattr(loop, "_learning_rate", at_a_step)
     return rate
 
 
@@ -185,7 +184,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pre
     assert (tmp_path / "checkpoint-00000004.ckpt").is_file()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert f"stampy: {number.name}: saving a checkpoint" in capfd.readouterr().err
-    monkeypatch.setattr(_loop, "_learning_rate", rate)
+    monkeypatch.setattr(loop, "_learning_rate", rate)
     assert equal(train.pretrain(toy, tmp_path, config=STAGE1, **QUIET), pretrained)
     assert steps_of(tmp_path) == list(range(len(steps_of(tmp_path))))
 
@@ -238,8 +237,8 @@ def test_the_command_line_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys):
     assert cli.main([*command, "--device", "cpu"]) == 130
     err = capsys.readouterr().err
     assert err.count("Give the same command again") == 1
-    monkeypatch.setattr(_loop, "_learning_rate", rate)
-    monkeypatch.setattr(_logs, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "_learning_rate", rate)
+    monkeypatch.setattr(logs, "LINE_EVERY_S", 0.0)
     assert cli.main([*command, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert out.count("Model: ") == 1

@@ -25,7 +25,7 @@ __all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """One section to train on.
+    """One section for training.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ class Section:
         AnnData with counts and ``obsm["spatial"]``, a SpatialData, or the path of anything that `stampy.read` reads.
         Without genes (0 columns) it is used only in the losses that need no genes.
     name
-        For messages and logs.
+        Name for messages and logs.
     image
         Image file to use instead of the one in ``uns["spatial"]``.
     um_per_px, spot_um
-        Scale of the full-resolution image if the scale factors do not give it, see `stampy.pp.tiles`.
+        Scale of the full-resolution image, if the scale factors do not state it; see `stampy.pp.tiles`.
     organ, platform, species, patient, study
-        Description of the section in your own words; a corpus keeps it.
+        Metadata of the section as free text; stored in a corpus.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class Section:
                     _checks.positive(name, getattr(self, name))
 
     def read(self) -> AnnData | SpatialData:
-        """The section in memory; the images of a SpatialData stay on disk."""
+        """Read the section into memory; the images of a SpatialData stay on disk."""
         if isinstance(self.data, Path):
             from stampy._io import read as _formats
 

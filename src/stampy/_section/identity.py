@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _files, _keys, _utils
-from stampy._section.image import SlideImage, open_spatialdata_image
+from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 
 if TYPE_CHECKING:
     import pandas as pd

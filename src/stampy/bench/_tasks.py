@@ -19,9 +19,9 @@ from stampy import _keys, datasets, models, tl
 from stampy._files import digest_of_path
 from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
-from stampy.pp._gene_annotation import gene_columns
-from stampy.tl._masked_genes import masked_accuracy
-from stampy.tl._metrics import confusion, label_scores
+from stampy.pp._genes.annotation import gene_columns
+from stampy.tl._evaluation.label_free import masked_accuracy
+from stampy.tl._evaluation.metrics import confusion, label_scores
 
 from ._config import Config, DataSet, System, Task
 from ._embeddings import KEY, LABELS, PATIENT, SECTION, TOWERS, Cache, Embedded, LoadedSection, identity

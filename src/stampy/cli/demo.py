@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
+from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
 from stampy.cli.obs_columns import offline_section
 from stampy.cli.pages import figure_of
-from stampy.cli.top_genes import MIN_SPOTS, top_genes
-from stampy.cli.verdict import Judged, about_labels, as_categories, verdict
 from stampy.datasets._fetch import fetch_file
-from stampy.models._names import check_name
+from stampy.models._systems.catalogue import check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -117,7 +116,7 @@ def demo(
         _check_size(adata, n_domains)
 
         from stampy import tl  # torch, once section and labels are there
-        from stampy.tl._encoders import agreed_modality, loaded_model
+        from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 
         agreed_modality(options.get("modality"), model)
         loaded = loaded_model(model, device)
@@ -245,7 +244,7 @@ def _size(adata: AnnData) -> str:
         for library in adata.uns.get(_keys.UNS_SPATIAL, {}).values()
         for key, picture in library.get("images", {}).items()
     ]
-    from stampy.pp._gene_annotation import features_of
+    from stampy.pp._genes.annotation import features_of
 
     n_genes = int(features_of(adata.var).is_gene.sum())
     others = [f"{adata.n_vars - n_genes} features that are no genes"] if n_genes < adata.n_vars else []

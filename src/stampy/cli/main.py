@@ -24,11 +24,11 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 EXAMPLES = {
     "stampy": """
-        stampy demo                                       the main job on one section, in a minute
+        stampy demo                                       embed and cluster one section
         stampy embed section.h5ad embedded.h5ad           obsm["X_stamp"] for each spot
         stampy embed spaceranger/outs embedded.h5ad       from a Space Ranger folder
-        stampy embed sections.tsv --out embedded          a thousand sections, each into a file
-        stampy report embedded.h5ad                       a page about a section, to look at and to pass on
+        stampy embed sections.tsv --out embedded          many sections, one file each
+        stampy report embedded.h5ad                       an HTML report of a section
         stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
         stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
         stampy align a.h5ad b.h5ad --model genes/model --out both
@@ -108,7 +108,9 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = options.described(options.Parser, "stampy", "Histology and spatial gene expression in one embedding.")
     parser.add_argument("--version", action="version", version=f"stampy {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error is from (or STAMPY_TRACEBACK=1)")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error was raised (or STAMPY_TRACEBACK=1)"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     overview.add_commands(commands)
     embed.add_commands(commands)

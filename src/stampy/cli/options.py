@@ -115,21 +115,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def described(
-    make: Callable[..., argparse.ArgumentParser], name: str, about: str, **more: str
+    make: Callable[..., argparse.ArgumentParser], name: str, about: str, *, examples: str | None = None, **more: str
 ) -> argparse.ArgumentParser:
-    """A parser with the examples of its command."""
-    lines = [line.strip() for line in EXAMPLES.get(name.split()[-1], "").strip().splitlines()]
+    """A parser with the examples of its command, by default those of `name`."""
+    lines = [line.strip() for line in EXAMPLES.get(examples or name, "").strip().splitlines()]
     epilog = "\n  ".join(["examples:", *lines]) if lines else None
     return make(name, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
 
 def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
-    parser = described(commands.add_parser, name, about, help=about)
+    above = commands._prog_prefix.split()[1:]  # "stampy bench" has another `report` than "stampy"
+    parser = described(commands.add_parser, name, about, examples=" ".join([*above, name]), help=about)
     parser.set_defaults(run=run, wrong_usage=parser.error, names=lambda: _names(parser))
     # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
     parser.add_argument(
-        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error is from"
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error was raised"
     )
     return parser
 
@@ -147,19 +148,24 @@ def model_option(add: Add) -> None:
 
 def input_options(add: Add) -> None:
     """Add what says how a section is to be read and embedded."""
-    add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
+    add("--modality", choices=("gene", "image", "fused"), help="default: fused if there are counts and an image")
     add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
-    add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
+    add("--image-key", metavar="NAME", help="name of the image in the section, such as hires")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
-    add("--organism", choices=("human", "mouse"), default="human", help="of the genes; mouse: by their human orthologs")
-    add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
-    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
-    add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
-    add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
+    add(
+        "--organism",
+        choices=("human", "mouse"),
+        default="human",
+        help="organism of the genes; mouse: match by human orthologs",
+    )
+    add("--context", choices=("neighbors",), help="average over the six nearest spots (default: no averaging)")
+    add("--um-per-px", type=float, metavar="UM", help="µm per pixel of the full-resolution image")
+    add("--spot-um", type=float, metavar="UM", help="spot diameter in µm, if the scale factors do not state the scale")
+    add("--batch-size", type=int, metavar="N", help="spots per batch (default: chosen for the device)")
 
 
 def common_options(add: Add) -> None:
     """Add `--device` and `--quiet`."""
-    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if available)")
     add("--quiet", action="store_true", help="no progress bar, no summary")

@@ -15,10 +15,10 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
-from stampy._section.choose_image import without_refused
+from stampy._section.image.choose import without_refused
+from stampy.cli.domains import top_genes
 from stampy.cli.options import in_options
 from stampy.cli.pages import Maps, Picture, maps_of, picture, render
-from stampy.cli.top_genes import top_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy.models import Stamp
-    from stampy.pp._match_report import GeneMatch
+    from stampy.pp._genes.match_report import GeneMatch
 
 __all__ = ["report"]
 
@@ -186,7 +186,7 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
     if model is None and name != record["model"]:
         return {"text": f"Not judged: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."}
     from stampy.models._load import load_stamp
-    from stampy.tl._judge import judge
+    from stampy.tl._evaluation.judge import judge
 
     try:
         with warnings.catch_warnings():
@@ -221,8 +221,8 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> GeneFacts:
 
     from stampy.pp import Vocabulary
     from stampy.pp._counts import checked_rows, counts_of
-    from stampy.pp._gene_annotation import features_of
-    from stampy.pp._match_report import match
+    from stampy.pp._genes.annotation import features_of
+    from stampy.pp._genes.match_report import match
 
     vocabulary = Vocabulary(model.genes)
     features = features_of(adata.var)

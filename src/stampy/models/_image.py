@@ -1,4 +1,4 @@
-"""The image encoder: a timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
+"""Image encoders: settings, and the timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
 
 Shapes: B images, P patch tokens, D width, E size of the shared space.
 """
@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
+from ._stem import STEM, RegionFeatures, StemEncoder
 
-__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput"]
+__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_3x3"]
 
 # What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
@@ -25,21 +26,23 @@ _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, Runti
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """Settings of a ViT and its input; the defaults are those of the paper (UNI's architecture).
+    """Settings of an image tower and its input; the defaults are those of the paper (UNI's architecture).
 
     Parameters
     ----------
     backbone
         Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model's
-        config then names the architecture found there.
+        config then names the architecture found there. Or ``"efficientnet_lite0_stem"``: the first blocks of this
+        convolutional network, for a tile and its surroundings, as in ``"stampy-mini"``.
     backbone_kwargs
-        More arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, rates of dropout and switches of a ViT.
+        Further arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, dropout rates and options of a ViT.
+        For the convolutional stem only ``{"n_blocks": 5}``.
     size_px
         Edge of the input.
     mean, std
         Mean and standard deviation of the three channels, for input scaled to 0..1.
     tile_um
-        Edge of the tissue that a patch shows; a region shows three times that.
+        Edge of the tissue in a patch, in µm; a region covers three times this width.
 
     Examples
     --------
@@ -54,9 +57,14 @@ class ImageConfig:
     std: tuple[float, float, float] = _keys.IMAGENET_STD
     tile_um: float = _keys.TILE_UM
 
+    @property
+    def surroundings(self) -> bool:
+        """Whether the input of the tower is each tile with the surrounding region of three times its edge."""
+        return self.backbone == STEM
+
 
 class ImageOutput(NamedTuple):
-    """What the ViT gives for a batch of images."""
+    """Output of the ViT for a batch of images."""
 
     feature: Tensor  # (B, D) class token
     query: Tensor  # (B, D) pretext token
@@ -66,19 +74,19 @@ class ImageOutput(NamedTuple):
 class ImageEncoder(nn.Module):
     """A timm ViT over the tokens [CLS, pretext, patches].
 
-    For a patch the pretext token is a learned vector; for a region it is made from the patch to be found in it.
+    For a patch, the pretext token is a learned vector; for a region, it is computed from the patch to be located in it.
 
     Parameters
     ----------
     config
         The ViT.
     pretrained
-        Fetch the backbone's own weights (through timm, from the hub or the local folder in the name).
+        Load the backbone's own weights (with timm, from the hub or the local folder in the name).
 
     Raises
     ------
     ValueError
-        The backbone is unknown to timm or is no ViT with a class token, or a setting is invalid.
+        The backbone is unknown to timm or is not a ViT with a class token, or a setting is invalid.
 
     Examples
     --------
@@ -91,6 +99,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ImageConfig, *, pretrained: bool = False):
         super().__init__()
+        if config.surroundings:
+            raise ValueError(
+                f"The backbone {STEM!r} is no ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
+                "trained weights are those of 'stampy-mini'."
+            )
         check_image(config, fetched=pretrained)
         source = config.backbone if pretrained else None
         config = _resolved(config) if ":" in config.backbone else config
@@ -119,8 +132,8 @@ class ImageEncoder(nn.Module):
         images
             (B, 3, size, size), normalised.
         references
-            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the
-            patches to be found in these, shrunk (`shrink`). None: all images are patches.
+            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the patches to
+            be located in these, shrunk (`shrink`). None: all images are patches.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
@@ -134,6 +147,20 @@ class ImageEncoder(nn.Module):
             x_BTD = checkpoint(block, x_BTD, use_reentrant=False) if again else block(x_BTD)
         x_BTD = vit.norm(x_BTD)
         return ImageOutput(x_BTD[:, 0], x_BTD[:, 1], x_BTD[:, vit.num_prefix_tokens + 1 :])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D) of patches (B, 3, size, size), normalised."""
+        return self(images).feature
+
+    def regions(self, images: Tensor, references: Tensor) -> RegionFeatures:
+        """Regions (B, 3, size, size) and the patches to be found in them (B, 3, patch_px, patch_px), normalised."""
+        return _of_regions(self(images, references))
+
+    def with_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionFeatures]:
+        """`features` of patches and `regions`, by one pass through the ViT."""
+        found = self(torch.cat([patches, regions]), references)
+        n = len(patches)
+        return found.feature[:n], _of_regions(ImageOutput(*(x[n:] for x in found)))
 
     def _pretext(self, images: Tensor, references: Tensor | None) -> Tensor:
         n_regions = 0 if references is None else len(references)
@@ -154,6 +181,18 @@ class ImageEncoder(nn.Module):
         scale, shift = (x.to(tiles.device, non_blocking=tiles.is_cuda) for x in (1 / (255 * std_3), mean_3 / std_3))
         # Channels are moved as bytes, and floats are written once: memory limits this step.
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
+
+
+def _of_regions(found: ImageOutput) -> RegionFeatures:
+    return RegionFeatures(found.feature, found.query, pool_3x3(found.patches))
+
+
+def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
+    """The image tower of these settings, with new weights; ValueError for those that can't be built."""
+    if not config.surroundings:
+        return ImageEncoder(config)
+    check_image(config)
+    return StemEncoder(config)
 
 
 def _resolved(config: ImageConfig) -> ImageConfig:
@@ -195,3 +234,14 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
     if not getattr(vit, "dynamic_img_size", False) and tuple(vit.patch_embed.img_size) != size:
         vit.set_input_size(img_size=size)  # positions of another grid are interpolated
     return vit
+
+
+def pool_3x3(patches_BPD: Tensor) -> Tensor:
+    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+
+    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    """
+    side = round(patches_BPD.shape[1] ** 0.5)
+    stride = side * 2 // 7
+    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
+    return pooled.flatten(2).transpose(1, 2)

@@ -7,6 +7,8 @@ import re
 import typing
 from typing import TYPE_CHECKING, Any
 
+from ._stem import BLOCKS, STEM
+
 if TYPE_CHECKING:
     from ._gene import GeneConfig
     from ._image import ImageConfig
@@ -19,6 +21,7 @@ _MAX_SIZE = 2**20
 _MAX_POSITIONS = 2**16  # patch tokens of an image; attention grows with their square
 _LARGEST = {"depth": 1000, "heads": 1024, "num_heads": 1024, "size_px": 8192, "img_size": 8192, "patch_size": 1024,
             "reg_tokens": 64, "mlp_ratio": 64.0, "tile_um": 1e6}  # fmt: skip
+_LEAST_STEM_PX = 48  # 3 x 3 cells of the maps of all blocks
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens", "mlp_ratio")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _SWITCHES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "qkv_bias", "qk_norm", "class_token",
@@ -53,7 +56,7 @@ def check_gene(config: GeneConfig) -> None:
 
 def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
     """Raise ValueError unless an image tower of these settings can be built; `fetched`: the user named its source."""
-    if not fetched:
+    if not fetched and config.backbone != STEM:
         check_architecture(config.backbone)
     _size("size_px", config.size_px)
     _number("tile_um", config.tile_um, 0, _LARGEST["tile_um"], open_low=True)
@@ -65,6 +68,9 @@ def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
             _number(name, value, low, 10, open_low=name == "std")
     if not isinstance(config.backbone_kwargs, typing.Mapping):
         raise ValueError(f"`backbone_kwargs` must be names with values, found {config.backbone_kwargs!r:.120}.")
+    if config.backbone == STEM:
+        _check_stem(config)
+        return
     for name, value in config.backbone_kwargs.items():
         _keyword(name, value)
     patch, edge = config.backbone_kwargs.get("patch_size"), config.backbone_kwargs.get("img_size", config.size_px)
@@ -77,6 +83,19 @@ def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
     width, heads = (config.backbone_kwargs.get(key) for key in ("embed_dim", "num_heads"))
     if width is not None and heads is not None and width % heads:
         raise ValueError(f"`num_heads` must divide `embed_dim`, found {heads} and {width}.")
+
+
+def _check_stem(config: ImageConfig) -> None:
+    """The settings of a convolutional stem."""
+    if set(config.backbone_kwargs) != {"n_blocks"}:
+        raise ValueError(
+            f"`backbone_kwargs` of {STEM!r} must be {{'n_blocks': ...}}, found {dict(config.backbone_kwargs)!r:.120}."
+        )
+    n = config.backbone_kwargs["n_blocks"]
+    if type(n) is not int or not 1 <= n <= len(BLOCKS):
+        raise ValueError(f"`n_blocks` must be a whole number between 1 and {len(BLOCKS)}, found {n!r:.120}.")
+    if config.size_px < _LEAST_STEM_PX:
+        raise ValueError(f"`size_px` of {STEM!r} must be at least {_LEAST_STEM_PX}, found {config.size_px}.")
 
 
 def _keyword(name: str, value: Any) -> None:

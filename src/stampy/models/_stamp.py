@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._gene import GeneConfig, GeneEncoder
-from ._image import ImageConfig, ImageEncoder
+from ._image import ImageConfig, ImageEncoder, image_encoder
 from ._limits import check_gene, check_image
-from ._regions import pool_3x3
+from ._stem import RegionFeatures, StemEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 
-
 _LARGEST_SIZE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StampConfig:
-    """A `Stamp`: its towers and the size of the space that they share.
+    """Settings of a `Stamp`: its towers and the size of their shared space.
 
     Parameters
     ----------
     gene
         The gene tower.
     image
-        The image tower; None for a gene encoder alone, as `stampy.train.pretrain` makes it.
+        The image tower; None for a gene encoder only, as from `stampy.train.pretrain`.
     embedding
         Size of the shared space.
 
@@ -58,7 +57,7 @@ class StampConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> StampConfig:
-        """The inverse of `to_dict`; ValueError for an unknown field, or an invalid value."""
+        """Inverse of `to_dict`; ValueError for an unknown field or an invalid value."""
         gene = _build(GeneConfig, values["gene"])
         check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
@@ -93,7 +92,7 @@ def _check_field(name: str, value: Any, usual: Any) -> None:
 
 
 class RegionOutput(NamedTuple):
-    """What the image tower says about regions."""
+    """Output of the image tower for regions."""
 
     embeddings: Tensor  # (B, E), L2 norm 1
     query: Tensor  # (B, E), localisation query, not normalised
@@ -101,7 +100,7 @@ class RegionOutput(NamedTuple):
 
 
 class Stamp(nn.Module):
-    """Gene tower, image tower, and the heads into the space that they share.
+    """Gene tower, image tower, and the heads into their shared space.
 
     Parameters
     ----------
@@ -109,14 +108,14 @@ class Stamp(nn.Module):
         Sizes.
     genes
         The vocabulary as a table with the columns gene_id, symbol and divisor, one row per gene in token order
-        (`stampy.pp.Vocabulary` reads it). It travels with the weights.
+        (`stampy.pp.Vocabulary` reads it). It is stored with the weights.
 
     Attributes
     ----------
     name
         Name under which the model was loaded; written into the provenance of embeddings.
     adapted
-        How `stampy.train.adapt` made it: model, strength, n_axes, n_spots. None for all other models.
+        Settings of `stampy.train.adapt`: model, strength, n_axes, n_spots. None for all other models.
 
     Examples
     --------
@@ -128,7 +127,7 @@ class Stamp(nn.Module):
 
     name: str = "unnamed"
     adapted: Mapping[str, str | float | int] | None = None
-    image: ImageEncoder | None
+    image: ImageEncoder | StemEncoder | None
 
     def __init__(self, config: StampConfig, genes: pd.DataFrame | None = None):
         super().__init__()
@@ -140,7 +139,7 @@ class Stamp(nn.Module):
         self.gene_head = nn.Linear(config.gene.width, config.embedding)
         self.image = None
         if config.image is not None:
-            self.image = ImageEncoder(config.image)
+            self.image = image_encoder(config.image)
             self.patch_head = nn.Linear(self.image.width, config.embedding)
             self.region_head = nn.Linear(self.image.width, config.embedding)
             self.localization_head = nn.Linear(self.image.width, config.embedding)
@@ -172,24 +171,35 @@ class Stamp(nn.Module):
 
     @property
     def size_px(self) -> int:
-        """Edge of the tiles that the image tower sees."""
+        """Edge of the input tiles of the image tower."""
         return self.image_tower().config.size_px
 
     @property
     def tile_um(self) -> float:
-        """Edge of the tissue that a tile shows."""
+        """Edge of the tissue in a tile, in µm."""
         return self.image_tower().config.tile_um
 
+    @property
+    def surroundings(self) -> bool:
+        """Whether the input of the image tower is each tile with the surrounding region of three times its edge."""
+        return self.image_tower().config.surroundings
+
     def normalize(self, tiles: Tensor) -> Tensor:
-        """uint8 tiles (B, size, size, 3) as float input (B, 3, size, size)."""
+        """uint8 tiles (..., size, size, 3) as float input (..., 3, size, size)."""
         return self.image_tower().normalize(tiles)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Image features (B, width of the ViT) before the projection; images (B, 3, 224, 224), normalised."""
-        return self.image_tower()(images).feature
+        """Image features (B, D) before the projection.
+
+        Parameters
+        ----------
+        images
+            Normalised: (B, 3, size, size); with `surroundings` (B, 2, 3, size, size), the tile and the region.
+        """
+        return self.image_tower().features(images)
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Image embeddings (B, E), projected and L2-normalised."""
+        """Image embeddings (B, E), projected and L2-normalised; images as for `image_features`."""
         return self.project_images(self.image_features(images))
 
     def project_images(self, features: Tensor, *, normalize: bool = True) -> Tensor:
@@ -198,29 +208,34 @@ class Stamp(nn.Module):
         return F.normalize(projected, dim=-1) if normalize else projected
 
     def embed_images(self, tiles: Tensor, *, level: Literal["embedding", "feature"] = "embedding") -> Tensor:
-        """uint8 tiles (B, size, size, 3) -> (B, E), or features with `level="feature"`; see `ImageSystem`."""
+        """uint8 tiles -> (B, E), or features with `level="feature"`; see `ImageSystem`.
+
+        Tiles are (B, size, size, 3); with `surroundings` (B, 2, size, size, 3), the tile and the region.
+        """
         features = self.image_features(self.normalize(tiles))
         return self.project_images(features) if level == "embedding" else features
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
-        """Regions (B, 3, 224, 224) and the patches to be found in them (B, 3, 16, 16), both normalised."""
-        return self._region(*self.image_tower()(images, references))
+        """Embed regions (B, 3, size, size) and the patches to be located in them, shrunk, both normalised."""
+        return self._region(self.image_tower().regions(images, references))
 
     def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
-        """`image_embeddings` of patches and `regions`, by one pass through the ViT."""
-        found = self.image_tower()(torch.cat([patches, regions]), references)
-        n = len(patches)
-        return self.project_images(found.feature[:n]), self._region(*(x[n:] for x in found))
+        """Embed patches (B, 3, size, size) and `regions` together.
 
-    def _region(self, feature: Tensor, query: Tensor, patches: Tensor) -> RegionOutput:
+        A tower with surroundings uses the regions as surroundings.
+        """
+        features, region = self.image_tower().with_regions(patches, regions, references)
+        return self.project_images(features), self._region(region)
+
+    def _region(self, found: RegionFeatures) -> RegionOutput:
         return RegionOutput(
-            F.normalize(self.region_head(feature), dim=-1),
-            self.localization_head(query),
-            self.localization_head(pool_3x3(patches)),
+            F.normalize(self.region_head(found.feature), dim=-1),
+            self.localization_head(found.query),
+            self.localization_head(found.grid),
         )
 
-    def image_tower(self) -> ImageEncoder:
-        """The image tower; ValueError where the model has none."""
+    def image_tower(self) -> ImageEncoder | StemEncoder:
+        """The image tower; ValueError if the model has none."""
         if self.image is None:
             raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
         return self.image

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ._match_report import GeneMatch
+    from ._genes.match_report import GeneMatch
 
 __all__ = [
     "N_AXES",

@@ -1,4 +1,4 @@
-"""Whole slides as AnnData: a row per tile of tissue, no genes, the picture reduced for plots."""
+"""Whole slides as AnnData: a row per tile of tissue, which is found on a reduced image; no genes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from PIL import Image
+from scipy import ndimage, sparse
 
 from stampy import _checks, _keys
-from stampy._section.image import SlideImage
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wsidata import is_wsidata, tile_table
 from stampy._section.section import ImageSource, open_image
-from stampy._section.wsidata import is_wsidata, tile_table
-from stampy.pp._tissue import covered, overview, tissue_mask
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["SlideSource", "open_slide", "slide_tiles"]
+__all__ = ["SlideSource", "covered", "open_slide", "overview", "slide_tiles", "tissue_mask"]
 
 SlideSource: TypeAlias = ImageSource | Any  # or a WSIData
 
@@ -45,12 +45,12 @@ def slide_tiles(
     thumbnail_px: int = 1000,
     name: str | None = None,
 ) -> AnnData:
-    """Lay a grid of tiles over a whole slide and keep those on tissue.
+    """Place a grid of tiles on a whole slide and keep the tiles on tissue.
 
-    Tissue is separated from glass on a reduced image (8 µm per pixel) by Otsu's threshold on the saturation. No tile is
-    read here: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them as it goes, and
+    Tissue is separated from glass on a reduced image (8 µm per pixel) by Otsu's threshold on the saturation. This
+    function reads no tiles: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them, and
     `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial` and
-    `stampy.tl.embed` take it; combine slides by `anndata.concat(..., uns_merge="unique")`.
+    `stampy.tl.embed` accept it; combine slides with `anndata.concat(..., uns_merge="unique")`.
 
     Parameters
     ----------
@@ -58,19 +58,19 @@ def slide_tiles(
         A path (pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... by OpenSlide), an array, a `SlideImage`, or a
         WSIData of wsidata or LazySlide.
     tile_um
-        Edge of a tile in µm; None: 112, what stampy's models see.
+        Edge of a tile in µm; None: 112, the tile size of stampy's models.
     stride_um
         Distance between tiles in µm; None: `tile_um`, so that tiles do not overlap.
     min_tissue
         Minimum fraction of a tile that is tissue, 0 to 1; None: 0.5.
     um_per_px
-        µm per pixel of the full resolution; None: as the file says.
+        µm per pixel of the full resolution; None: as stated by the file.
     tile_key
-        For a WSIData: use its tile table of this name, such as "tiles", instead of a grid.
+        For a WSIData: name of a tile table to use instead of a grid, such as "tiles".
     thumbnail_px
-        Longer side of the picture that is kept for plots.
+        Longer side of the reduced image for plots.
     name
-        Name of the slide; None: the file's, without its ending.
+        Name of the slide; None: the file name without extension.
 
     Returns
     -------
@@ -234,3 +234,114 @@ def _table(grid: TileGrid, tissue: np.ndarray, kept: np.ndarray, name: str) -> A
     adata = anndata.AnnData(sparse.csr_matrix((len(obs), 0), dtype=np.float32), obs=obs)
     adata.obsm[_keys.SPATIAL] = (boxes[:, :2] + boxes[:, 2:]) / 2
     return adata
+
+
+_MAX_READ_PX = 2**29  # half a minute of decoding; a slide with a pyramid needs a hundredth of that
+_BLOCK_PX = 512
+_SATURATION = (0.05, 0.15)  # bounds of the threshold: glass is below the first, pale tissue above the second
+_DARK = 40  # the brightest channel of pen marks and of what the scanner left black
+_SMOOTH_PX = 5
+
+
+def overview(image: SlideImage, factor: float) -> np.ndarray:
+    """The whole image reduced `factor` times, read in pieces: memory does not grow with the slide, time is bounded.
+
+    Returns
+    -------
+    (h, w, 3) uint8; each pixel is the mean of the area that it covers. For a level of more than `_MAX_READ_PX` pixels,
+    only one block in each square of blocks is read and represents the square, with a warning.
+    """
+    level = image._level_for(factor)
+    height, width = image.levels[level].shape
+    if height * width <= _MAX_READ_PX:
+        return image.reduced(factor)
+    every = int(np.ceil(np.sqrt(height * width / _MAX_READ_PX)))
+    _checks.warn(
+        f"The slide {image.name!r} has no reduced level near the resolution at which tissue is found, and its finest "
+        f"has {width} x {height} px: one block of pixels in {every**2} is read. Convert it to a pyramidal TIFF to find "
+        "tissue exactly."
+    )
+    return _sampled(image, level, factor, every)
+
+
+def _sampled(image: SlideImage, level: int, factor: float, every: int) -> np.ndarray:
+    """`overview` from the middle block of each square of `every` x `every` blocks, stretched over the square."""
+    height, width = image.levels[level].shape
+    out = np.empty((max(1, round(image.shape[0] / factor)), max(1, round(image.shape[1] / factor)), 3), dtype=np.uint8)
+    block = _block_px(image, level)
+    for top in range(0, height, every * block):
+        bottom = min(top + every * block, height)
+        rows = slice(round(top / height * out.shape[0]), round(bottom / height * out.shape[0]))
+        for left in range(0, width, every * block):
+            right = min(left + every * block, width)
+            columns = slice(round(left / width * out.shape[1]), round(right / width * out.shape[1]))
+            if rows.start == rows.stop or columns.start == columns.stop:
+                continue
+            y, x = (start + min(every // 2 * block, (end - start - 1) // block * block) // block * block
+                    for start, end in ((top, bottom), (left, right)))  # fmt: skip
+            part = image.read(x, y, min(block, width - x), min(block, height - y), level=level)
+            size = (columns.stop - columns.start, rows.stop - rows.start)
+            out[rows, columns] = np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX))
+    return out
+
+
+def _block_px(image: SlideImage, level: int) -> int:
+    """Edge of the blocks in which a level is stored, so that each is decoded once."""
+    chunks = getattr(getattr(image.levels[level], "array", None), "chunks", None)
+    edges = [edge for edge in chunks or () if isinstance(edge, int) and edge > 4]
+    return min(max(edges, default=_BLOCK_PX), 4 * _BLOCK_PX)
+
+
+def tissue_mask(rgb: np.ndarray) -> np.ndarray:
+    """Where there is tissue: saturation above Otsu's threshold, smoothed.
+
+    The threshold is kept within 0.05 to 0.15: Otsu's threshold would separate noise from noise on a slide without
+    tissue, and dark from light tissue on a slide full of tissue. Black places (no scan, pen) are no tissue.
+
+    Parameters
+    ----------
+    rgb
+        Reduced image (h, w, 3) uint8, at some µm per pixel.
+
+    Returns
+    -------
+    (h, w) bool.
+
+    Examples
+    --------
+    >>> picture = np.full((40, 40, 3), 240, np.uint8)
+    >>> picture[10:30, 10:30] = (200, 120, 180)
+    >>> int(tissue_mask(picture).sum())
+    388
+    """
+    from skimage.filters import threshold_otsu
+
+    top = rgb.max(axis=2).astype(np.float32)
+    saturation = (top - rgb.min(axis=2)) / np.maximum(top, 1)
+    saturation[top < _DARK] = 0
+    otsu = threshold_otsu(saturation) if np.ptp(saturation) > 0 else 0.0
+    mask = saturation > np.clip(otsu, *_SATURATION)
+    return ndimage.median_filter(mask, _SMOOTH_PX, mode="nearest")
+
+
+def covered(mask: np.ndarray, boxes: np.ndarray, px_per_mask_px: tuple[float, float]) -> np.ndarray:
+    """Fraction of each box that is tissue, (n,) float64, exact for fractions of mask pixels.
+
+    Parameters
+    ----------
+    mask
+        (h, w) bool.
+    boxes
+        (n, 4) left, top, right, bottom in px of the image.
+    px_per_mask_px
+        Px of the image per px of the mask, in x and y.
+    """
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    total[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+    left, top, right, bottom = (boxes / np.array([*px_per_mask_px, *px_per_mask_px])).T
+
+    def area(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # the integral is bilinear within a pixel
+        return ndimage.map_coordinates(total, np.stack([y, x]), order=1, mode="nearest")
+
+    inside = area(right, bottom) - area(left, bottom) - area(right, top) + area(left, top)
+    return np.clip(inside / ((right - left) * (bottom - top)), 0, 1)

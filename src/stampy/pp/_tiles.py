@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import region_boxes, region_cells, tile_boxes
-from stampy._section.image import WHITE
+from stampy._section.image.slide_image import WHITE
 from stampy._section.section import ImageSource, Section, Wishes, sections_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class TileProvenance(TypedDict):
     um_per_px: list[float]
     um_per_px_from: list[str]
     upsampling: list[float]
+    surroundings_um: NotRequired[float]  # edge of the region that a model sees beside each tile
 
 
 class TileSource:
@@ -50,7 +51,9 @@ class TileSource:
     size_px
         Edge to which tiles are resampled.
     fill
-        RGB beyond the border of the image.
+        RGB colour beyond the border of the image.
+    surroundings
+        `inputs` contains each tile and the region of three times its edge, for models that use both.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class TileSource:
         tile_um: float = _keys.TILE_UM,
         size_px: int = _keys.TILE_PX,
         fill: tuple[int, int, int] = WHITE,
+        surroundings: bool = False,
     ):
         _checks.positive("tile_um", tile_um)
         _checks.at_least("size_px", size_px, 1)
@@ -77,6 +81,7 @@ class TileSource:
         self.tile_um = float(tile_um)
         self.size_px = int(size_px)
         self.fill = _colour(fill)
+        self.surroundings = surroundings
         n = sum(len(s.rows) for s in sections)
         self._section = np.empty(n, dtype=np.int64)
         self._xy = np.empty((n, 2))
@@ -98,18 +103,19 @@ class TileSource:
         um_per_px: float | Mapping[str, float] | None = None,
         spot_um: float | None = None,
         fill: tuple[int, int, int] = WHITE,
+        surroundings: bool = False,
         table_key: str = _keys.TABLE,
         notes: list[str] | None = None,
     ) -> Self:
         """Find the image of each section and the size of its pixels; the parameters are those of :func:`tiles`.
 
-        With a list as `notes`, warnings are appended to it instead of being issued.
+        `surroundings` is that of the class. With a list as `notes`, warnings are appended to it instead of issued.
         """
         wishes = Wishes(image, image_key, um_per_px, spot_um)
         sections = sections_of(
             data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
         )
-        source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill)
+        source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill, surroundings=surroundings)
         if note := source._enlarged():
             _checks.warn(note) if notes is None else notes.append(note)
         return source
@@ -171,6 +177,17 @@ class TileSource:
                 out[place] = section.require_image().tile(box, self.size_px, fill=self.fill)
         return out
 
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """What a model sees of some spots: their tiles, with `surroundings` each with the region about it.
+
+        Returns
+        -------
+        (m, size_px, size_px, 3) uint8 RGB; with `surroundings` (m, 2, size_px, size_px, 3), the tile first.
+        """
+        if not self.surroundings:
+            return self.read(rows)
+        return np.stack([self.read(rows), self.read(rows, region=True)], axis=1)
+
     def digest(self, rows: np.ndarray) -> str:
         """A hash of everything that decides the tiles of some spots: positions, images and pixels."""
         found = hashlib.blake2b(digest_size=16)
@@ -178,7 +195,8 @@ class TileSource:
         images = [s.require_image() for s in self.sections]
         scales = [s.um_per_image_px for s in self.sections]
         where = [(um, i.scale, i.shape, i.digest) for um, i in zip(scales, images, strict=True)]
-        found.update(repr((where, self.tile_um, self.size_px, self.fill)).encode())
+        how = (where, self.tile_um, self.size_px, self.fill)
+        found.update(repr((*how, "surroundings") if self.surroundings else how).encode())
         found.update(self._section[rows].tobytes())
         found.update(self._xy[rows].tobytes())
         return found.hexdigest()
@@ -192,7 +210,7 @@ class TileSource:
 
     def provenance(self) -> TileProvenance:
         """Record of what was read and how, in types that every AnnData writer takes."""
-        return {
+        found: TileProvenance = {
             "tile_um": self.tile_um,
             "size_px": self.size_px,
             "fill": list(self.fill),
@@ -202,6 +220,9 @@ class TileSource:
             "um_per_px_from": [s.require_pixel().source for s in self.sections],
             "upsampling": list(self.upsampling.values()),
         }
+        if self.surroundings:
+            found["surroundings_um"] = 3 * self.tile_um
+        return found
 
     def image_paths(self) -> list[str]:
         """The file that the tiles of each section come from, "" for pixels in memory.
@@ -263,29 +284,29 @@ def tiles(
     key_added: str = _keys.TILES,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Cut a tile of a physical size around every spot (method, geometry of the alignment).
+    """Cut a tile of a physical size around every spot.
 
-    A tile at the border is padded with `fill`; it is never shifted or left out, so row i is always spot i. Tiles of
-    224 px take 150 KB each, 600 MB for a Visium section: :func:`stampy.tl.embed` and training do not need
-    this function: they read tiles on request through :class:`TileSource`.
+    Tiles at the border are padded with `fill`, never shifted or dropped, so row i is always spot i. Tiles of 224 px
+    take 150 KB each, 600 MB for a Visium section. :func:`stampy.tl.embed` and training do not need this function; they
+    read tiles on request through :class:`TileSource`.
 
     Parameters
     ----------
     adata
-        A section, or several, with `obsm["spatial"]` (x, y in px of the full-resolution image) and an image. In a
-        SpatialData the positions are those of the shapes that the table annotates.
+        Section(s) with `obsm["spatial"]` (x, y in px of the full-resolution image) and an image. In a SpatialData,
+        positions are those of the shapes that the table annotates.
     tile_um
         Edge of a tile in µm.
     size_px
-        Edge to which tiles are resampled (antialiased, bicubic).
+        Edge of the resampled tiles in px (antialiased, bicubic).
     region
         Cut 3 x 3 tiles around the spot instead, at the same `size_px`.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide), an array, or a
         :class:`SlideImage`. A path or an array is the full-resolution image. For several sections, by section.
     image_key
-        Which of the images in `adata` to use: `"hires"` or `"lowres"`, or a name in `sdata.images`; the finest by
-        default. One name for all sections, or one per section.
+        Image in `adata` to use: `"hires"` or `"lowres"`, or a name in `sdata.images`; by default the finest image. One
+        name for all sections, or one per section.
     library_key
         Column of `adata.obs` that names the section of each spot, as in `uns["spatial"]`. In a SpatialData the
         sections are the regions of the table.
@@ -295,17 +316,17 @@ def tiles(
     spot_um
         Instead of `um_per_px`: diameter in µm that `spot_diameter_fullres` spans.
     fill
-        RGB beyond the border of the image.
+        RGB colour beyond the border of the image.
     table_key
         Table of a SpatialData.
     key_added
-        Name of the tiles in ``obsm``.
+        Key in ``obsm`` for the tiles.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Fields written:
+    None, or the changed copy. Sets the following fields:
 
     - `obsm[key_added]`: (n, size_px, size_px, 3) uint8 RGB
     - `uns["stamp"][key_added]`: parameters, and µm per px of each section and its source
@@ -313,16 +334,15 @@ def tiles(
     Warns
     -----
     UserWarning
-        If tiles are enlarged more than 4 times, if some spots lie outside the image, or if the size of a pixel is
-        doubtful.
+        If tiles are enlarged more than 4 times, some spots lie outside the image, or the pixel size is doubtful.
 
     Raises
     ------
     KeyError
         Without coordinates or image.
     ValueError
-        If most spots lie outside the image, coordinates are NaN, the size of a pixel cannot be inferred, or the
-        image is ambiguous.
+        If most spots lie outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
+        ambiguous.
 
     Examples
     --------

@@ -8,9 +8,8 @@ if TYPE_CHECKING:
     from ._collect_sections import collect_sections
     from ._domains import domains
     from ._embed import embed
-    from ._embed_sections import embed_sections
+    from ._embed_sections import embed_sections, embed_slides
     from ._embed_slide import embed_slide
-    from ._embed_slides import embed_slides
     from ._evaluate import evaluate
     from ._expression import expression
     from ._probe import probe
@@ -39,7 +38,8 @@ def __getattr__(name: str) -> Any:
     # PEP 562: torch is imported when a tool is first named; arguments are checked without it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}._{name}"), name)
+    file = "_embed_sections" if name == "embed_slides" else f"_{name}"
+    value = getattr(importlib.import_module(f"{__name__}.{file}"), name)
     globals()[name] = value
     return value
 

@@ -17,19 +17,19 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
-from stampy.models._trained_on import TrainedOn, trained_on, write_trained_on
+from stampy.models._weights import TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._align_step import Alignment
-from ._checkpoints import CONFIG
 from ._config import AlignConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import pairs_on_disk
-from ._logs import check_loggers
-from ._loop import claimed, fit
-from ._ranks import is_sharded, make_fabric
+from ._data import pairs_in_memory
+from ._loop.checkpoints import CONFIG
+from ._loop.logs import check_loggers
+from ._loop.loop import claimed, fit
+from ._loop.ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._sections import pairs_in_memory
 from ._setting_checks import without_effect
 from ._spectral_start import start_spectral_image
 
@@ -53,33 +53,35 @@ def align(
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
-    """Train an image tower and the heads of both, by the four alignment losses, on spots with image and genes.
+    """Train the image tower and the heads of both towers with the four alignment losses, on spots with image and genes.
 
-    A run that was interrupted goes on from its newest checkpoint when it is called again with the same arguments.
-    Ctrl-C and SIGTERM save one after the present step; a second signal stops at once.
+    To continue an interrupted run from its newest checkpoint, repeat the call with the same arguments. Ctrl-C and
+    SIGTERM save a checkpoint after the current step; a second signal stops immediately.
 
     Parameters
     ----------
     sections
         AnnData with raw counts, ``obsm["spatial"]`` and an image, SpatialData, paths of anything that `stampy.read`
         reads, or a manifest (.tsv with the columns path, name, image, um_per_px, spot_um); one or a list. Or a `Corpus`
-        with tiles, or the path of one.
-        Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
+        with tiles, or the path of one. Spots without genes (a section of 0 columns) contribute to the two losses that
+        need only an image.
     out
-        Folder for config.json, data.json (the sections, also those of the run to start from), metrics.jsonl,
+        Folder for config.json, data.json (the sections, including those of the start model), metrics.jsonl,
         checkpoints, and the result in ``out/model``.
     model
-        What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, such as
-        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. It is left as it is.
+        Start model: a gene tower of `pretrain`, to which an image tower is added, or a model with both towers, such as
+        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. The start model is not
+        changed.
     backbone
-        A timm ViT with its own weights, to take instead of the model's image tower. None: the model's own, or
+        A timm ViT with its own weights, to replace the model's image tower. None: the model's own image tower, or
         ``config.backbone``.
     config
-        Settings; a mapping or JSON file names those that differ from the paper's.
+        Settings; a mapping or JSON file contains only those that differ from the paper.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if available, else the CPU.
     devices, num_nodes, strategy, loggers
-        See `pretrain`; each device gets ``pairs_per_batch`` pairs a step, and the losses compare those of all devices.
+        See `pretrain`; each device gets ``pairs_per_batch`` pairs per step, and the losses compare the pairs of all
+        devices.
     progress
         Show a progress bar.
 
@@ -90,19 +92,19 @@ def align(
     Raises
     ------
     ValueError
-        Settings or sections that can't be used, or `out` holds another run.
+        Settings or sections that cannot be used, or `out` contains another run.
     KeyError
         A section has no image.
     FloatingPointError
         The loss became NaN or infinite.
     RuntimeError
-        Another process is at work in `out`.
+        Another process is using `out`.
     OSError
         The disk is full.
 
     Examples
     --------
-    Fine-tuning of the packaged model, its heads alone, on a section of one's own:
+    Fine-tune only the heads of the packaged model on your own section:
 
     >>> import stampy, tempfile
     >>> section = stampy.datasets.toy(n_spots=40)
@@ -123,6 +125,8 @@ def align(
     if start.config.image is not None and backbone is None:
         _check_own_tower(start.config.image, config)
     aligned = _both_towers(start, config, afresh=backbone is not None)
+    if aligned.image_tower().config.surroundings:
+        _check_stem(config)
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
     before = trained_on(model)
@@ -150,8 +154,9 @@ def _align(
         else:
             data = pairs_in_memory(sections, vocabulary, model.config)
         sampler = PairSampler(data, config)
-        if config.start == "spectral":
-            start_spectral_image(model.image_tower(), torch.from_numpy(data.some_patches(config.seed)), config.seed)
+        tower = model.image_tower()
+        if config.start == "spectral" and isinstance(tower, ImageEncoder):
+            start_spectral_image(tower, torch.from_numpy(data.some_patches(config.seed)), config.seed)
         # an existing run keeps its record, since this one may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             earlier = before.sections if before is not None and before.complete else None
@@ -196,6 +201,18 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
             "Leave it out, or exchange the tower by the argument `backbone=` (`--backbone`).",
+        )
+
+
+def _check_stem(config: AlignConfig) -> None:
+    """Raise ValueError for settings that only a ViT has."""
+    useless = ["image_tower='lora'"] if config.image_tower == "lora" else []
+    useless += ["start='spectral'"] if config.start == "spectral" else []
+    if useless:
+        raise without_effect(
+            ", ".join(useless),
+            "the image tower is a convolutional stem, and no ViT",
+            "Leave it out ('full' and 'frozen' work), or exchange the tower by `backbone=` (`--backbone`).",
         )
 
 

@@ -1,13 +1,17 @@
-"""One section or slide of a run, in a worker: read, compared with what is there, embedded, judged, written."""
+"""One section or slide of a run, in a worker process: read, compared with what is there, embedded, judged, written."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +19,20 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io.sections import FAULTS, Section, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
+from stampy._section.image.choose import VARIABLE
 
 from . import records
 from .plan import WORDS, Plan, Row
-from .worker import LoadedModel, loaded, named_images_of, worker_name
 
 if TYPE_CHECKING:
+    from queue import Queue
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["embed_section_job", "embed_slide_job"]
+    from stampy.tl._embedding.encoders import Encoder
+
+__all__ = ["LoadedModel", "embed_section_job", "embed_slide_job", "loaded", "named_images_of", "prepare", "worker_name"]
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
 
@@ -168,7 +176,7 @@ def _about(table: AnnData, plan: Plan) -> Row:
 
 def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> Row:
     """The verdict without labels; of a section that can't be judged the reason."""
-    from stampy.tl._judge import judge
+    from stampy.tl._evaluation.judge import judge
 
     of = {n: plan.options[n] for n in ("library_key", "layer", "organism", "level", "context") if n in plan.options}
     try:
@@ -236,7 +244,7 @@ def _embed_slide(section: Section, plan: Plan, model: LoadedModel) -> Row:
     import anndata
 
     from stampy import tl
-    from stampy.tl._encoders import image_model
+    from stampy.tl._embedding.encoders import image_model
 
     path = _checks.existing(section.data, what="image file")
     source = _files.digest_of_path(path) + repr(section.um_per_px)
@@ -255,3 +263,70 @@ def _embed_slide(section: Section, plan: Plan, model: LoadedModel) -> Row:
     table = anndata.read_zarr(target)
     row = _about(table, plan) | {"n_genes": None, "output": target.name}
     return row | {"identity": identity, "status": "embedded"}
+
+
+_device: str | None = None  # of this process, where several share the GPUs of a machine
+_n_threads: int | None = None
+_held: dict[str, LoadedModel] = {}  # of the latest run alone: workers of a cluster outlive runs
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, or the name of a baseline, with the hash of its weights."""
+
+    model: Encoder | str
+    weights: str
+    precision: str
+
+
+def prepare(n_threads: int | None, devices: Queue[str] | None) -> None:
+    """In a new process: take a device from the queue, and compute with so many threads."""
+    global _device, _n_threads
+    _n_threads = n_threads
+    if devices is not None:
+        _device = devices.get()
+
+
+def worker_name() -> str:
+    """Machine and number of this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def loaded(plan: Plan) -> LoadedModel:
+    """The model of a run; the first job of a process loads it."""
+    if plan.run not in _held:
+        _held.clear()
+        _held[plan.run] = _load(plan)
+    return _held[plan.run]
+
+
+def _load(plan: Plan) -> LoadedModel:
+    import torch
+
+    from stampy.tl._embedding.encoders import is_baseline, loaded_model
+    from stampy.tl._embedding.resume import digest_of_model
+
+    if _n_threads is not None:
+        torch.set_num_threads(_n_threads)
+    if is_baseline(plan.model):
+        return LoadedModel(str(plan.model), "", "float32")
+    model = loaded_model(plan.model, plan.device or _device)
+    asked = plan.options.get("precision")
+    return LoadedModel(
+        model, digest_of_model(model), asked or ("bfloat16" if model.device.type == "cuda" else "float32")
+    )
+
+
+@contextmanager
+def named_images_of(plan: Plan) -> Iterator[None]:
+    """Where images that a section names may lie: as in the process that began the run, also on another machine."""
+    before = os.environ.get(VARIABLE)
+    if plan.named_images is not None:
+        os.environ[VARIABLE] = plan.named_images
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before

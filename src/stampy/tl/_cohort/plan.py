@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
-from stampy._section.choose_image import VARIABLE
+from stampy._section.image.choose import VARIABLE
 
 if TYPE_CHECKING:
-    from stampy.tl._arguments import Level, Modality, Organism, Precision
-    from stampy.tl._encoders import Encoder
+    from stampy.tl._embedding.arguments import Level, Modality, Organism, Precision
+    from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["COLUMNS", "RECORDS", "TABLE", "WORDS", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
 

@@ -16,7 +16,8 @@ from stampy import _checks, _files, _utils
 from stampy._io.sections import Section, file_name
 from stampy._workers import Run, workers
 
-from . import records, worker
+from . import records
+from .jobs import prepare
 from .plan import COLUMNS, RECORDS, TABLE, WORDS, Plan, Row
 
 if TYPE_CHECKING:
@@ -111,19 +112,19 @@ def _running(
         for i in range(n_workers):
             devices.put(f"cuda:{i % n_devices}")
     if n_workers == 1 and scheduler is None:
-        worker.prepare(None, devices)
+        prepare(None, devices)
         with workers(None, 1, progress) as run:
             yield run
         return
     n_threads = max(_utils.n_cores() // n_workers, 1)
     logger.info("%s", scheduler or f"{n_workers} processes of {n_threads} threads")
-    with workers(scheduler, n_workers, progress, setup=worker.prepare, setup_args=(n_threads, devices)) as run:
+    with workers(scheduler, n_workers, progress, setup=prepare, setup_args=(n_threads, devices)) as run:
         yield run
 
 
 def _processes(plan: Plan, n_devices: int | None) -> int:
     """One for each GPU; on the CPU one for each core, or, of a larger model, which each process holds, fewer."""
-    from stampy.models._names import packaged
+    from stampy.models._systems.catalogue import packaged
 
     if n_devices is not None:
         return n_devices

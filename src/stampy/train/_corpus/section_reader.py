@@ -13,7 +13,7 @@ import numpy as np
 from stampy._io.sections import file_name
 from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
-from stampy.train._corpus.records import SectionRecord
+from stampy.train._corpus.layout import SectionRecord
 from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import MemorySection, SectionGroups
@@ -155,6 +155,10 @@ class StoredSection:
         """(m, px, px, 3) uint8: of each spot its region number `which` (the first)."""
         which = np.zeros(len(rows), dtype=np.int64) if which is None else which
         return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """(m, 2, px, px, 3) uint8: patches, and the first region of each, in which it may lie in any cell."""
+        return np.stack([self.patches(rows), self.regions(rows)], axis=1)
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, numbers of regions."""

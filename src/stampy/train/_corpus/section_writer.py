@@ -22,18 +22,30 @@ import numpy as np
 from stampy import _checks, _files, _utils
 from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
 from stampy._section.boxes import choose_cells
-from stampy._section.image_checks import warn_of_doubts
+from stampy._section.image.checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
 from stampy.pp import Vocabulary
-from stampy.pp._gene_means import section_sums
+from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
-from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
-from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
+from stampy.train._corpus.layout import (
+    GROUP,
+    ROWS_PER_SHARD,
+    TILES_PER_SHARD,
+    CorpusSettings,
+    Described,
+    Fault,
+    ImageRecord,
+    SectionRecord,
+    Written,
+    new_array,
+    put,
+    write_group,
+)
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._sections import ranked
+from stampy.train._data import ranked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -44,7 +44,8 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     if model.image is not None:
         for name in ("tile_um", "size_px"):
             wanted, found = getattr(model.image, name), corpus.settings[name]
-            if wanted != found:
+            reduced = name == "size_px" and model.image.surroundings and found > wanted  # by the tower itself
+            if wanted != found and not reduced:
                 raise ValueError(
                     f"The corpus {str(corpus.path)!r} has tiles of {name}={found}, the model takes {wanted}. Build one "
                     f"with {name}={wanted}."

@@ -1,0 +1,199 @@
+"""What `demo` and `report` say of domains: the verdict without labels, against labels, and top genes (no test)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stampy import _checks, _keys
+from stampy._labels import known_labels
+from stampy._utils import table_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stampy.tl._embedding.arguments import Organism
+    from stampy.tl._embedding.encoders import Encoder
+
+__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict"]
+
+PCA = "X_pca"
+FOLLOWS = 0.3  # adjusted Rand index below which clusters do not follow the labels
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An embedded section, and how it was embedded."""
+
+    data: AnnData | SpatialData
+    model: Encoder
+    labels: str | None
+    _: KW_ONLY
+    library_key: str | None
+    layer: str | None
+    organism: Organism
+
+
+def verdict(judged: Judged, seed: int) -> list[str]:
+    """Paragraphs: is the embedding worth using here, by `tl.evaluate` and, with labels, by `tl.probe` beside PCA.
+
+    A section that can't be judged (too small, counts that are not whole numbers) gets the reason instead.
+    """
+    if table_of(judged.data).uns[_keys.UNS][_keys.EMBEDDING]["modality"] == "image":
+        return ["Verdict: none, because no genes were embedded."]
+    try:
+        with warnings.catch_warnings():  # warnings were shown when the section was embedded
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            said = [_without_labels(judged, seed)]
+            return said if judged.labels is None else [*said, _by_probe(judged, judged.labels, seed)]
+    except ValueError as error:
+        return [f"Verdict: none for this section. {error}"]
+
+
+def _without_labels(judged: Judged, seed: int) -> str:
+    from stampy.tl._evaluation.judge import judge
+
+    found = judge(
+        judged.data, judged.model, library_key=judged.library_key, layer=judged.layer, organism=judged.organism,
+        rng=seed,
+    )  # fmt: skip
+    rows = [f"  {row['score']:6.3f}  {name}" for name, row in found["scores"].iterrows()]
+    n = found["parameters"]["n_spots"]
+    some = f" of {n} spots" if n < table_of(judged.data).n_obs else ""
+    about = f"""Verdict, without labels: {found["verdict"]}
+   score  correlation of predicted with measured genes in held-out regions, higher is better: one random half of
+          the molecules{some} is embedded, and genes of the other half are predicted from that"""
+    return "\n".join([about, *rows])
+
+
+def _by_probe(judged: Judged, labels: str, seed: int) -> str:
+    from stampy import tl
+    from stampy.tl._evaluation.judge import stripped
+
+    sections = judged.library_key
+    copy = stripped(judged.data, library_key=sections, layer=judged.layer, columns=(labels,))
+    tl.embed(copy, "pca", library_key=sections, key_added=PCA, show_progress_bar=False)
+    try:
+        tl.probe(copy, labels, use_rep=[_keys.EMBEDDING, PCA], library_key=sections, rng=seed)
+    except ValueError as error:
+        return f"Probe: none for `{labels}`. {error}"
+    record = copy.uns[_keys.UNS][_keys.PROBE]
+    scores = record["scores"].query("fold == 'all'").set_index("embedding")["balanced_accuracy"]
+    chance = 1 / len(record["classes"])
+    return f"""Probe: balanced accuracy of a linear classifier that predicts `{labels}` in held-out regions
+  {scores[_keys.EMBEDDING]:6.3f}  {_keys.EMBEDDING}
+  {scores[PCA]:6.3f}  PCA of the section's genes
+  {chance:6.3f}  chance, of {len(record["classes"])} labels"""
+
+
+def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
+    """How well the clusters agree with labels that they never saw, and why where they do not."""
+    from sklearn.metrics import adjusted_rand_score
+
+    column = as_categories(adata, labels)
+    known = column.notna()
+    if not known.any():
+        return f"Labels: `{labels}` holds none."
+    score = adjusted_rand_score(column[known].astype(str), adata.obs[clusters][known])
+    sizes = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return (
+        f"Labels: clusters agree with `{labels}` by an adjusted Rand index of {score:.3f} (1 equal, 0 chance) over "
+        f"{known.sum()} of {adata.n_obs} spots; the clustering did not use them\n  {listed}"
+        f"{_why(score, sizes, adata.obs[clusters].nunique())}"
+    )
+
+
+def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
+    """Why a low index says little against the embedding; nothing for a high one."""
+    if score >= FOLLOWS:
+        return ""
+    share = float(sizes.iloc[0] / sizes.sum())
+    if share > 0.5 and n_clusters > 2:
+        reason = f"{share:.0%} of the labelled spots are {sizes.index[0]!r}, which the {n_clusters} clusters divide"
+    else:
+        reason = f"{n_clusters} clusters by gene expression and image, {np.count_nonzero(sizes)} labels by eye"
+    return f"\n  The clusters do not follow these labels: {reason}. See the probe for what the embedding knows of them."
+
+
+def as_categories(adata: AnnData, labels: str) -> pd.Series:
+    """Labels as categories; missing where the word is none, such as "undetermined"."""
+    codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
+    return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
+
+
+MIN_SPOTS = 3
+
+
+def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int = 5) -> dict[str, list[str]]:
+    """Genes that stand out in each group of at least 3 spots, from log-normalised counts.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in ``X`` or `layer`.
+    column
+        Categorical column of obs.
+    layer
+        Layer with the counts.
+    n
+        Genes of each group, at most.
+
+    Returns
+    -------
+    Group -> symbols (or ids), best first; empty where there is nothing to compare.
+    """
+    from stampy.pp._genes.annotation import features_of, gene_names
+
+    groups = adata.obs[column].cat.remove_unused_categories()
+    sizes = groups.value_counts()
+    large = [c for c in groups.cat.categories if sizes[c] >= MIN_SPOTS]
+    if len(sizes) < 2 or not large or adata.n_vars == 0:
+        return {}
+    ids, symbols = gene_names(adata.var)
+    names = [s.split("|")[0] or i or v for i, s, v in zip(ids, symbols, adata.var_names, strict=True)]
+    counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32)
+    is_gene = features_of(adata.var).is_gene  # without antibodies and control probes, in the depth too
+    counts, names = counts[groups.notna().to_numpy()][:, is_gene], np.array(names, dtype=object)[is_gene]
+    seen = counts.getnnz(axis=0) >= min(10, adata.n_obs // 10 + 1)
+    if not seen.any():
+        return {}
+    names = names[seen]
+    scores = _scores(_log_normalised(counts[:, seen]), groups.dropna(), large)
+    ranked = {c: np.argsort(-s, kind="stable")[:n] for c, s in scores.items()}
+    return {c: [names[g] for g in best if scores[c][g] > 0] for c, best in ranked.items()}
+
+
+def _log_normalised(counts: sparse.csr_matrix, to: float = 1e4) -> sparse.csr_matrix:
+    """Log of 1 + counts per 10,000, as scanpy has it; spots without counts stay empty."""
+    depth = np.asarray(counts.sum(axis=1)).ravel()
+    scaled = sparse.diags((to / np.where(depth > 0, depth, to)).astype(np.float32)) @ counts
+    return scaled.log1p().tocsr()
+
+
+def _scores(X: sparse.csr_matrix, groups: pd.Series, large: list[str]) -> dict[str, np.ndarray]:
+    """Welch's t of each gene in each of the groups against all other spots; scanpy's ``"t-test_overestim_var"``."""
+    found = {}
+    codes = groups.to_numpy()
+    for group in large:
+        inside = codes == group
+        n = int(inside.sum())
+        mean, var = _moments(X[inside])
+        rest_mean, rest_var = _moments(X[~inside])
+        spread = np.sqrt((var + rest_var) / n)  # the rest counts as if it were as small: fewer genes by its size alone
+        found[group] = np.divide(mean - rest_mean, spread, out=np.zeros_like(mean), where=spread > 0)
+    return found
+
+
+def _moments(X: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (ddof 1) of each column."""
+    n = X.shape[0]
+    mean = np.asarray(X.mean(axis=0, dtype=np.float64)).ravel()
+    squares = np.asarray(X.power(2).mean(axis=0, dtype=np.float64)).ravel()
+    return mean, np.maximum(squares - mean**2, 0) * n / max(n - 1, 1)

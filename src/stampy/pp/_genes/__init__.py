@@ -1,0 +1,1 @@
+"""Genes: their names and annotation, how they match a vocabulary, their usual levels; with the packaged tables."""

@@ -1,0 +1,251 @@
+"""Read the table `var` of a section: Ensembl id and symbols of each column, and whether the column is a gene."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stampy import _keys
+
+from .names import control_of, cut_genome, ensembl_ids, human_genes, is_title_case
+
+__all__ = ["Features", "features_of", "gene_columns", "gene_names", "resolved_names"]
+
+ID_COLUMNS = (
+    *("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "ensembl_gene", "ensemblid"),
+    *("feature_id", "feature_ids", "gene_stable_id", "geneid", "gene_ensembl", "id", "ids"),
+)
+SYMBOL_COLUMNS = (
+    *("symbol", "symbols", "gene_symbol", "gene_symbols", "hgnc_symbol", "gene_name", "gene_names", "feature_name"),
+    *("feature_names", "name", "names", "gene", "genes", "gene_short_name", "external_gene_name", "genename"),
+    *("genesymbol", "symbol_id", "target_name", "targetname", "original_name"),
+)
+RANKS = {name: rank for rank, name in enumerate(ID_COLUMNS + SYMBOL_COLUMNS)}
+KIND_COLUMNS = ("feature_types", "feature_type", "featuretype", "type", "codeclass", "code_class")
+GENES = "gene expression"
+NOT_GENES = re.compile(
+    r"antibod|crispr|guide|multiplex|hashtag|\bhto\b|\badt\b|^protein$|peaks?$|control|codeword|blank|negative|spike"
+    r"|^custom$|^antigen|^vdj",
+    re.I,
+)
+OF_OTHER_GENES = re.compile(r"ortho|homolog|paralog|mouse|transcript|protein|target|nearest|neighbo|partner|pair", re.I)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The columns of a section as `var` describes them; every array has one entry per column."""
+
+    ids: np.ndarray
+    """Ensembl id without version, empty where there is none."""
+    id_sources: np.ndarray
+    """Where the id was found: ``var_names`` or ``var['gene_ids']``; empty where there is none."""
+    symbols: dict[str, list[str]]
+    """Source -> names that are no ids, without blanks and genome, empty where there is none; most trusted first."""
+    left_out: np.ndarray
+    """What it is where it is no gene, e.g. ``Antibody Capture`` or ``blank``; else empty."""
+    foreign: np.ndarray
+    """Bool: the name has the genome of another species in front."""
+    names: list[str]
+    """The names as written, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def is_gene(self) -> np.ndarray:
+        """(n,) bool: columns that are kept as genes."""
+        return self.left_out == ""
+
+
+def features_of(var: pd.DataFrame) -> Features:
+    """Read `var`: its index, columns that usually hold names, and ids in any column of text.
+
+    If `stampy.pp.orthologs` has written human genes, only these are used.
+
+    Examples
+    --------
+    >>> found = features_of(pd.DataFrame({"gene_ids": ["ENSG00000141510.2", "none"]}, index=["TP53", "GRCh38_GAPDH"]))
+    >>> found.ids.tolist(), found.symbols["var_names"]
+    (['ENSG00000141510', ''], ['TP53', 'GAPDH'])
+    """
+    key = _key(var)
+    if key not in _SEEN:
+        if len(_SEEN) == _MOST_SEEN:
+            _SEEN.pop(next(iter(_SEEN)))
+        _SEEN[key] = _read(var)
+    return _SEEN[key]
+
+
+_SEEN: dict[str, Features] = {}  # those read last, by their text: sections of a cohort have the same names
+_MOST_SEEN = 4
+
+
+def _key(var: pd.DataFrame) -> str:
+    """A hash of all in `var` that may be a name or a kind."""
+    found = hashlib.blake2b(digest_size=16)
+    columns = [c for c in var.columns if var[c].dtype.kind not in "biufcmM"]
+    for title, values in (("", var.index), *((c, var[c]) for c in columns)):
+        found.update(f"\x1e{title!r}\x1e".encode())
+        found.update("\x1f".join(map(str, values.tolist())).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
+
+
+def _read(var: pd.DataFrame) -> Features:
+    n = len(var)
+    written = list(map(str, var.index))
+    sources = _sources(var)
+    ids, id_sources = np.full(n, "", dtype=object), np.full(n, "", dtype=object)
+    symbols: dict[str, list[str]] = {}
+    foreign = np.zeros(n, dtype=bool)
+    for source, names in sources.items():
+        found = ensembl_ids(names)
+        _fill(ids, id_sources, found, source)
+        bare, of_others = cut_genome(names)
+        foreign |= of_others
+        symbols[source] = [
+            _beside(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
+        ]
+    if not (ids != "").any() and _keys.ORTHOLOG not in var:
+        for source, names in _other_columns(var):
+            _fill(ids, id_sources, ensembl_ids(names), source)
+    symbols = {source: names for source, names in symbols.items() if any(names)}
+    return Features(ids, id_sources, symbols, _left_out(var, written), foreign, written)
+
+
+def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which columns are genes, bool (n_vars,), and what to warn about where some are not (antibodies, guides, peaks).
+
+    Raises
+    ------
+    ValueError
+        Where none is a gene.
+
+    Examples
+    --------
+    >>> var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture"]}, index=["CD4", "CD4_prot"])
+    >>> gene_columns(var)
+    (array([ True, False]), '1 of 2 columns is no gene and is left out: 1 Antibody Capture.')
+    """
+    found = features_of(var)
+    kinds = Counter(kind for kind in found.left_out.tolist() if kind)
+    counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    n = sum(kinds.values())
+    if n == len(found) and n:
+        raise ValueError(f"None of the {n} columns of the section is a gene: {counted}. stampy needs gene expression.")
+    verb = "is no gene and is" if n == 1 else "are no genes and are"
+    return found.is_gene, f"{n} of {len(found)} columns {verb} left out: {counted}." if n else ""
+
+
+def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ensembl id (without version) and symbol of every column, each empty where it is not known."""
+    found = features_of(var)
+    return found.ids, _first_symbols(found)
+
+
+def _first_symbols(features: Features) -> np.ndarray:
+    """The most trusted symbol of every column, empty where there is none."""
+    symbols = np.full(len(features), "", dtype=object)
+    for names in features.symbols.values():
+        symbols = np.where(symbols == "", np.array(names, dtype=object), symbols)
+    return symbols
+
+
+def _sources(var: pd.DataFrame) -> dict[str, list[str]]:
+    """`var_names` and the columns that usually hold names of genes; blanks cut off, missing names empty."""
+    if _keys.ORTHOLOG in var:  # of another species: its own names say nothing here
+        columns = [c for c in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG) if c in var]
+        return {f"var['{column}']": _texts(var[column]) for column in columns}
+    found = {"var_names": [str(name).strip() for name in var.index]}
+    known = [(rank, column) for column in var.columns if (rank := _rank(column)) is not None]
+    for _, column in sorted(known, key=lambda pair: pair[0]):
+        found[f"var['{column}']"] = _texts(var[column])
+    return found
+
+
+def _rank(column: object) -> int | None:
+    return RANKS.get(re.sub(r"[-. ]", "_", str(column)).lower())
+
+
+def _texts(column: pd.Series) -> list[str]:
+    values = column.astype(object)
+    known = values.notna()
+    values = values if known.all() else values.where(known, "")
+    return [str(value).strip() for value in values.tolist()]
+
+
+def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """Other text columns, as (source, names), except columns that do not name the gene itself."""
+    return [
+        (f"var['{column}']", _texts(var[column]))
+        for column in var.columns
+        if re.sub(r"[-. ]", "_", str(column)).lower() not in RANKS
+        and not OF_OTHER_GENES.search(str(column))
+        and var[column].dtype.kind not in "biufcmM"
+    ]
+
+
+def _fill(ids: np.ndarray, id_sources: np.ndarray, found: list[str], source: str) -> None:
+    """Fill in missing ids, in place."""
+    new = np.array(found, dtype=object)
+    here = (ids == "") & (new != "")
+    ids[here], id_sources[here] = new[here], source
+
+
+def _beside(name: str, gene_id: str) -> str:
+    """The symbol that stands beside an id in a name such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
+    if name == gene_id:
+        return ""
+    rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name, flags=re.I).strip(" |:;,-_.()[]/")
+    return "" if rest.upper() == "DEPRECATED" else rest
+
+
+def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """What each column is if it is no gene: from a column of feature types, else from its name."""
+    kinds = np.array(control_of(names), dtype=object)
+    for column in var.columns:
+        if str(column).lower().replace(" ", "_") not in KIND_COLUMNS:
+            continue
+        values = np.array(_texts(var[column]), dtype=object)
+        written = {value: value.lower().replace("_", " ") for value in set(values)}
+        strict = GENES in written.values()
+        other = {v for v, low in written.items() if v and (low != GENES if strict else NOT_GENES.search(low))}
+        if other:
+            kinds = np.where(np.isin(values, list(other)), values, kinds)
+    return kinds
+
+
+def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ensembl id and symbol of every column as HGNC has them now, and which columns are genes (bool).
+
+    In a table of human genes, a symbol, previous symbol, alias or mended name gets its gene's id, and every gene gets
+    HGNC's symbol. Names in tables of other species, and names that HGNC does not know, are left unchanged.
+
+    Examples
+    --------
+    >>> ids, symbols, is_gene = resolved_names(pd.DataFrame(index=["SEPT2", "GAPDH", "HLA.A", "Blank-1"]))
+    >>> symbols.tolist(), is_gene.tolist()
+    (['SEPTIN2', 'GAPDH', 'HLA-A', 'Blank-1'], [True, True, True, False])
+    """
+    features = features_of(var)
+    ids, symbols = features.ids.copy(), _first_symbols(features)
+    human = human_genes()
+    genes = np.array([human.of_id.get(i, -1) if i else human.find(s) for i, s in zip(ids, symbols, strict=True)])
+    is_gene = features.is_gene
+    if 2 * int((genes[is_gene] >= 0).sum()) < int(is_gene.sum()):
+        return ids, symbols, is_gene
+    taken = set(genes.tolist())
+    for column in np.flatnonzero((genes < 0) & (ids == "") & (symbols != "") & ~features.foreign).tolist():
+        gene = human.guess(symbols[column])
+        if gene < 0 and symbols[column] not in human.aliases and not is_title_case(symbols[column]):
+            gene = human.folded.get(symbols[column].upper(), -1)
+            gene = -1 if gene in taken else gene
+        genes[column] = -1 if gene in taken and human.aliases.get(symbols[column]) == gene else gene
+    for column in np.flatnonzero(genes >= 0).tolist():
+        ids[column] = ids[column] or human.ids[genes[column]]
+        symbols[column] = human.symbols[genes[column]]
+    return ids, symbols, is_gene

@@ -1,0 +1,138 @@
+"""The mean of every gene over the spots of a corpus that have it, streamed over its sections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stampy import _checks
+from stampy._section.outside_links import refuse_links
+from stampy.pp._counts import checked_rows, counts_of
+
+from .annotation import resolved_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["add_sums", "gene_means", "means_of", "section_sums"]
+
+DEPTH = 10_000.0  # counts a spot that all spots are scaled to
+
+
+def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = None) -> pd.DataFrame:
+    """One row per gene: gene_id, symbol, divisor (mean of the depth-scaled counts that are not zero), n_spots.
+
+    Examples
+    --------
+    >>> from anndata import AnnData
+    >>> section = AnnData(np.array([[1.0, 3.0], [0.0, 2.0]]), var=pd.DataFrame(index=["TP53", "GAPDH"]))
+    >>> gene_means([section])
+               gene_id symbol  divisor  n_spots
+    0  ENSG00000111640  GAPDH   8750.0        2
+    1  ENSG00000141510   TP53   2500.0        1
+    """
+    from anndata import AnnData
+
+    if isinstance(sections, AnnData | str | Path):
+        raise TypeError("`sections` must be an iterable of sections or paths, found a single one; put it into a list.")
+    sums = None
+    for number, section in enumerate(sections):
+        with _opened(section, number) as (adata, name):
+            sums = add_sums(sums, section_sums(adata, layer, name))
+    if sums is None:
+        raise ValueError("`sections` is empty; a vocabulary needs at least one section.")
+    return means_of(sums)
+
+
+def add_sums(sums: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
+    """Add the sums of two parts of a corpus; one row per pair of id and symbol."""
+    sums = new if sums is None else pd.concat([sums, new])
+    return sums.groupby(["gene_id", "symbol"], as_index=False, sort=False).sum()
+
+
+def means_of(sums: pd.DataFrame) -> pd.DataFrame:
+    """What `gene_means` returns, from the sums of all sections."""
+    return _merged(_resolved(sums))
+
+
+@contextlib.contextmanager
+def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnData, str]]:
+    """The section and its name for messages; a file is opened backed, and closed at the end."""
+    import anndata
+
+    if isinstance(section, anndata.AnnData):
+        yield section, f"section {number}"
+    elif isinstance(section, str | Path):
+        path = _checks.existing(section, what="section", suffixes=(".h5ad",))
+        refuse_links(path)
+        with _checks.readable(path):
+            adata = anndata.read_h5ad(path, backed="r")
+        try:
+            yield adata, repr(str(section))
+        finally:
+            adata.file.close()
+    else:
+        raise TypeError(f"`sections` must hold AnnData or paths of .h5ad files, found {type(section).__name__}.")
+
+
+def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
+    """Sum of the depth-scaled counts of each gene of a section, and the number of spots that have it."""
+    _checks.not_empty(adata)
+    gene_ids, symbols, is_gene = resolved_names(adata.var)
+    if not is_gene.any():
+        raise ValueError(f"None of the {adata.n_vars} columns of {name} is a gene, e.g. {adata.var_names[0]!r}.")
+    codes, keys = pd.factorize(np.where(gene_ids == "", symbols, gene_ids))
+    first = np.unique(codes, return_index=True)[1]  # of several columns of a gene, the first gives the symbol
+    # what is no gene, such as antibodies, counts for nothing
+    columns = sparse.csr_array(
+        (is_gene.astype(np.float64), (np.arange(len(codes)), codes)), shape=(len(codes), len(keys))
+    )
+    columns.eliminate_zeros()
+    total, n_spots = np.zeros(len(keys)), np.zeros(len(keys), dtype=np.int64)
+    where = f"{'X' if layer is None else f'layers[{layer!r}]'} of {name}"
+    for _, block in checked_rows(counts_of(adata, layer), source=where, layers=adata.layers):
+        genes = sparse.csr_array(block, dtype=np.float64) @ columns  # also sums what a file may hold twice
+        depth = np.asarray(genes.sum(axis=1)).ravel()
+        with np.errstate(over="ignore"):  # what is infinite is refused as a divisor
+            scale = np.divide(DEPTH, depth, out=np.zeros_like(depth), where=depth > 0)
+        values = genes.data * np.repeat(scale, np.diff(genes.indptr))
+        total += np.bincount(genes.indices, weights=values, minlength=len(keys))
+        n_spots += np.bincount(genes.indices[values > 0], minlength=len(keys))
+    sums = pd.DataFrame({"gene_id": gene_ids[first], "symbol": symbols[first], "total": total, "n_spots": n_spots})
+    named = (gene_ids != "") | (symbols != "")
+    return sums[np.isin(np.arange(len(keys)), codes[is_gene & named])]
+
+
+def _resolved(sums: pd.DataFrame) -> pd.DataFrame:
+    """The same with an id in every row, and every symbol with one id only."""
+    both = sums[(sums["gene_id"] != "") & (sums["symbol"] != "")]
+    both = both.sort_values(["n_spots", "gene_id"], ascending=[False, True]).drop_duplicates("symbol")
+    id_of = both.set_index("symbol")["gene_id"]
+    found = sums["symbol"].map(id_of).astype(object)  # NaN where the symbol has no id anywhere, or is empty
+    gene_id = sums["gene_id"].where(sums["gene_id"] != "", found.fillna(sums["symbol"]))
+    return sums.assign(gene_id=gene_id, symbol=sums["symbol"].where(found.isna() | (found == gene_id), ""))
+
+
+def _merged(sums: pd.DataFrame) -> pd.DataFrame:
+    """One row per gene, its symbols joined by ``|``, the one in most spots first."""
+    sums = sums.sort_values(["n_spots", "symbol"], ascending=[False, True])
+    symbols: dict[str, list[str]] = {}
+    for gene_id, symbol in zip(sums["gene_id"], sums["symbol"], strict=True):
+        known = symbols.setdefault(gene_id, [])
+        if symbol and symbol not in known:
+            known.append(symbol)
+    genes = sums.groupby("gene_id", sort=True)[["total", "n_spots"]].sum().reset_index()
+    return pd.DataFrame(
+        {
+            "gene_id": genes["gene_id"],
+            "symbol": ["|".join(symbols[gene_id]) for gene_id in genes["gene_id"]],
+            "divisor": genes["total"] / genes["n_spots"].where(genes["n_spots"] > 0),
+            "n_spots": genes["n_spots"],
+        }
+    )

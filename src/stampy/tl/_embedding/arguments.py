@@ -1,0 +1,248 @@
+"""Arguments of `tl.embed`, typed and checked before the model is loaded; calls with several sections."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
+
+import numpy as np
+
+from stampy import _checks, _keys
+from stampy._section.image.choose import Wishes
+from stampy._section.section import coordinates_of
+from stampy._utils import table_of, with_columns
+
+if TYPE_CHECKING:
+    from anndata.experimental import AnnCollection
+
+    from stampy._section.section import ImageSource
+    from stampy.tl._embed import Section, Sections
+
+__all__ = [
+    "ORGANISMS",
+    "Level",
+    "Modality",
+    "Organism",
+    "Precision",
+    "Request",
+    "check_running",
+    "check_sections",
+    "each_of",
+    "is_several",
+    "named",
+]
+
+Organism: TypeAlias = Literal["human", "mouse"]
+Modality: TypeAlias = Literal["gene", "image", "fused"]
+Level: TypeAlias = Literal["embedding", "feature"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+Value = TypeVar("Value")
+
+ORGANISMS = ("human", "mouse")
+MODALITIES = ("gene", "image", "fused")
+BY_SECTION = ("image", "image_key", "um_per_px")  # may be given by section
+OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
+OF_GENES = ("layer", "genes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Arguments of `stampy.tl.embed`, which describes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is invalid, or arguments conflict or have no effect.
+    FileNotFoundError
+        There is no such image.
+    """
+
+    modality: Modality | None = None
+    image: ImageSource | Mapping[str, ImageSource] | None = None
+    image_key: str | Mapping[str, str] | None = None
+    library_key: str | None = None
+    table_key: str = _keys.TABLE
+    layer: str | None = None
+    organism: Organism = "human"
+    um_per_px: float | Mapping[str, float] | None = None
+    spot_um: float | None = None
+    level: Level = "embedding"
+    context: Literal["neighbors"] | None = None
+    center: Literal["section"] | None = None
+    genes: Literal["shared"] | None = None
+    normalize: bool = True
+    panel: np.ndarray | None = None  # (G,) genes that several sections share; found on the way
+    batch_size: int | None = None
+    n_workers: int = 1
+    precision: Precision | None = None
+    progress: bool = True
+    key_added: str = _keys.EMBEDDING
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.modality is not None:
+            _checks.one_of("modality", self.modality, MODALITIES)
+        _checks.one_of("organism", self.organism, ORGANISMS)
+        if self.context is not None:
+            _checks.one_of("context", self.context, ("neighbors",))
+        if self.center is not None:
+            _checks.one_of("center", self.center, ("section",))
+        if self.genes is not None:
+            _checks.one_of("genes", self.genes, ("shared",))
+        self._check_norm()
+        check_running(self.level, self.precision, self.batch_size, self.n_workers)
+        Wishes(self.image, self.image_key, self.um_per_px, self.spot_um)  # checks them
+        for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
+            if isinstance(image, str | Path):
+                _checks.existing(image, what="image")
+        if self.modality is not None:
+            self.check_effect(self.modality)
+
+    def _check_norm(self) -> None:
+        if not isinstance(self.normalize, bool | np.bool_):
+            raise TypeError(f"`normalize` must be True or False, found {self.normalize!r}.")
+        if not self.normalize and self.level == "feature":
+            raise ValueError("Features (`level='feature'`) are never normalised: leave `normalize` out.")
+        if not self.normalize and self.modality == "fused":
+            raise ValueError(
+                "Fused vectors are two unit vectors side by side: normalize=False needs modality='gene' or 'image'."
+            )
+
+    @property
+    def normed(self) -> bool:
+        """Whether vectors are brought to L2 norm 1."""
+        return self.normalize and self.level == "embedding"
+
+    @property
+    def names_image(self) -> bool:
+        """Whether the user said which image to use."""
+        return self.image is not None or self.image_key is not None
+
+    def check_effect(self, modality: Modality) -> None:
+        """Raise ValueError for arguments that have no effect on the embedding of a modality that was asked for."""
+        useless = {"gene": OF_IMAGES, "image": OF_GENES}.get(modality, ())
+        given = [name for name in useless if getattr(self, name) is not None]
+        given += ["organism"] if modality == "image" and self.organism != "human" else []
+        if given:
+            needs = "uses no image" if modality == "gene" else "uses no counts"
+            were = "was" if len(given) == 1 else "were"
+            raise ValueError(
+                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Leave one of them out."
+            )
+
+    def of(self, section: object, resume: Path | None) -> Request:
+        """The request for one of several sections, by its name."""
+        return replace(
+            self,
+            image=_pick(self.image, section),
+            image_key=_pick(self.image_key, section),
+            um_per_px=_pick(self.um_per_px, section),
+            resume=resume,
+        )
+
+
+def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
+    """Raise for invalid arguments, of those shared with whole slides."""
+    _checks.one_of("level", level, ("embedding", "feature"))
+    if precision is not None:
+        _checks.one_of("precision", precision, ("float32", "bfloat16"))
+    if batch_size is not None:
+        _checks.at_least("batch_size", batch_size, 1)
+    _checks.at_least("n_workers", n_workers, 1)
+
+
+def _pick(value: Value | Mapping[Any, Value], section: object) -> Value | None:
+    """The value of a section: its own, the common one, or None for the default."""
+    return value.get(section) if isinstance(value, Mapping) else value
+
+
+logger = logging.getLogger(__name__)
+
+
+def is_collection(data: object) -> TypeGuard[AnnCollection]:
+    """Whether `data` is an `anndata.experimental.AnnCollection`, without importing it."""
+    return any(c.__name__ == "AnnCollection" and c.__module__.startswith("anndata") for c in type(data).__mro__)
+
+
+def is_several(data: object) -> bool:
+    """Whether `data` is a list, tuple, dict or AnnCollection of sections."""
+    return isinstance(data, list | tuple | Mapping) or is_collection(data)
+
+
+def each_of(
+    function: Callable[[Section, Request], Section | None], data: Sections, request: Request, *, copy: bool
+) -> list[Section] | dict[str, Section] | None:
+    """Run `function` on each section, in order; each has its result as soon as it is done.
+
+    Sections are named by the keys of a dict, else 0, 1, ...; what the request has by section goes by those names.
+    """
+    if is_collection(data) and copy:
+        raise ValueError(
+            "`copy=True` does not go with an AnnCollection, which holds no data itself. Copy its sections."
+        )
+    sections, copies = named(data), []
+    for i, (name, section) in enumerate(sections.items()):
+        logger.info("Section %r, %d of %d", name, i + 1, len(sections))
+        folder = None if request.resume is None else request.resume / f"{i:04d}"
+        copies.append(function(section, request.of(name, folder)))
+    if is_collection(data):
+        _join(data, request.key_added)
+    if not copy:
+        return None
+    return dict(zip(data, copies, strict=True)) if isinstance(data, Mapping) else copies
+
+
+def named(data: Sections) -> Mapping[str, Section] | Mapping[int, Section]:
+    """Sections by the keys of a dict, else by 0, 1, ..."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    return dict(enumerate(data.adatas if is_collection(data) else data))
+
+
+def check_sections(data: Sections, request: Request) -> None:
+    """Check all sections before the first is read, so that none fails after hours."""
+    sections: Mapping[Any, Section] = named(data)
+    if not sections:
+        raise ValueError("There is no section: the list or dict is empty.")
+    for key in BY_SECTION:
+        value = getattr(request, key)
+        unknown = [name for name in value if name not in sections] if isinstance(value, Mapping) else []
+        if unknown and request.library_key is None:
+            raise KeyError(
+                f"`{key}` names {_checks.shortlist(unknown)}, but the sections are {_checks.shortlist(sections)}."
+            )
+    if request.image is not None and not isinstance(request.image, Mapping) and len(sections) > 1:
+        raise ValueError(f"One `image` was given for {len(sections)} sections; give a dict by section.")
+    for name, section in sections.items():
+        try:
+            _check_section(section, request)
+        except (KeyError, TypeError, ValueError) as error:
+            raise type(error)(f"Section {name!r}: {error.args[0]}") from error
+
+
+def _check_section(section: Section, request: Request) -> None:
+    from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
+
+    section = with_columns(section, request.table_key)
+    table = table_of(section, request.table_key)
+    _checks.not_empty(table, genes=False)
+    if request.modality in ("gene", "fused"):
+        counts_of(table, request.layer)
+    _checks.libraries(table, request.library_key)
+    if table is section and request.modality in ("image", "fused"):
+        coordinates_of(section, request.table_key)
+
+
+def _join(collection: Any, key: str) -> None:
+    """Write into the joined ``obsm`` of a collection, if it has one."""
+    if getattr(collection, "obsm", None) is None:
+        return
+    for name in (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX):
+        if all(name in part.obsm for part in collection.adatas):
+            collection.obsm[name] = np.concatenate([part.obsm[name] for part in collection.adatas])
+        elif name in collection.obsm:  # of an earlier call
+            del collection.obsm[name]

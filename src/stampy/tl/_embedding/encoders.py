@@ -1,0 +1,271 @@
+"""The model of a tool: loaded by name or adapted to the sections; what it embeds; genes as it knows them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stampy import _checks, _keys, models
+from stampy._utils import device_of, generator, table_of
+from stampy.models import Stamp, packaged
+from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+from stampy.models._load import load_stamp
+from stampy.pp import Vocabulary, orthologs
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+from stampy.pp._orthologs import human_matched
+
+from .arguments import Organism, Request, is_several, named
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from torch import nn
+
+    from stampy.pp._genes.match_report import GeneMatch
+    from stampy.tl._embed import Section, Sections
+
+    from .arguments import Modality
+
+__all__ = [
+    "BASELINES",
+    "Encoder",
+    "ImageModel",
+    "adapted_to",
+    "agreed_modality",
+    "fitted",
+    "genes_of",
+    "hint_bfloat16",
+    "human_names",
+    "image_model",
+    "is_baseline",
+    "loaded_model",
+    "loaded_stamp",
+    "match_genes",
+    "stamp_of",
+    "vocabulary_of",
+]
+
+logger = logging.getLogger(__name__)
+
+BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
+ImageModel: TypeAlias = models.Stamp | models.ImageSystem
+Encoder: TypeAlias = ImageModel | models.GeneSystem
+
+
+def is_baseline(model: str | Path | Encoder) -> bool:
+    """Whether `model` is a baseline such as PCA, which is fitted to the section itself."""
+    return isinstance(model, str) and model in BASELINES
+
+
+def agreed_modality(asked: Modality | None, model: str | Path | Encoder) -> Modality | None:
+    """The modality that was asked for, or the only one that the model has; ValueError where they differ."""
+    embeds = _only_modality(model)
+    if asked and embeds and asked != embeds:
+        name = getattr(model, "name", model)
+        raise ValueError(f"modality={asked!r} was asked for, but {name!r} embeds modality {embeds!r} alone.")
+    return asked or embeds
+
+
+def _only_modality(model: str | Path | Encoder) -> Modality | None:
+    """What a model embeds, if that is one thing; ValueError for those that embed no spots."""
+    if isinstance(model, models.Stamp):
+        return None
+    named = models.split_name(str(model)) if isinstance(model, str | Path) else None
+    card = models.card(named[0]) if named else getattr(model, "card", None)
+    if card is None or card.name == "stampy-mini":
+        return None
+    if card.modality == "slide":
+        raise ValueError(
+            f"{card.title} embeds slides, not spots. Embed the tiles by the encoder that it was trained with, then "
+            f"call `stampy.models.load_system({card.name!r}, path).embed_slide(features)`."
+        )
+    if card.modality == "predictor":
+        raise ValueError(f"{card.title} predicts expression and gives no embedding: see `stampy.models.Predictor`.")
+    return card.modality
+
+
+def loaded_model(model: str | Path | Encoder, device: str | torch.device | None) -> Encoder:
+    """`model`, loaded where it is a name or a path, on the device. A packaged one is shared: leave it as it is."""
+    if isinstance(model, str) and model in packaged():
+        return _packaged_model(model, str(device_of(device)))
+    found = models.load(model, device=device) if isinstance(model, str | Path) else model
+    if not isinstance(found, Encoder):
+        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(found).__qualname__}.")
+    return found if device is None else found.to(device)
+
+
+@lru_cache(maxsize=2)
+def _packaged_model(name: str, device: str) -> models.Stamp:
+    return load_stamp(name, device=device)
+
+
+def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
+    """`model`, loaded; ValueError unless it is a `stampy.models.Stamp`, whose gene tower takes lists of genes."""
+    return stamp_of(loaded_model(model, device))
+
+
+def stamp_of(model: Encoder) -> models.Stamp:
+    """`model`, if it is a `stampy.models.Stamp`; else ValueError."""
+    if not isinstance(model, models.Stamp):
+        raise ValueError(
+            f"The model {model.name!r} takes no list of genes: that needs a `stampy.models.Stamp`, such as "
+            "'stampy-mini'."
+        )
+    return model
+
+
+def genes_of(model: models.Stamp | models.GeneSystem) -> pd.DataFrame:
+    """The model's vocabulary as a table; ValueError where it has none."""
+    if model.genes is None:
+        raise ValueError(
+            f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
+            "gene_id, symbol and divisor; for the published checkpoint pandas reads it from "
+            "`stampy.datasets.published_vocabulary()` (sep='\\t')."
+        )
+    return model.genes
+
+
+_VOCABULARIES: OrderedDict[bytes, Vocabulary] = OrderedDict()  # by the hash of their tables; the latest last
+_N_VOCABULARIES = 4
+
+
+def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
+    """The model's vocabulary, whose index of names is made once; ValueError where it has none."""
+    genes = genes_of(model)
+    key = pd.util.hash_pandas_object(genes).to_numpy().tobytes() + repr(list(genes)).encode()
+    vocabulary = _VOCABULARIES.pop(key, None) or Vocabulary(genes)
+    _VOCABULARIES[key] = vocabulary
+    while len(_VOCABULARIES) > _N_VOCABULARIES:
+        _VOCABULARIES.popitem(last=False)
+    return vocabulary
+
+
+def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:
+    """`model`, if it has an image tower; ValueError, which ends with `otherwise`, if it has none."""
+    if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
+        raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
+    return model
+
+
+def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
+    """The genes of a section in a vocabulary of human genes.
+
+    Genes of mouse go by their human orthologs: those in `var`, by `stampy.pp.orthologs`, else those that it would find.
+    """
+    if organism == "human":
+        return vocabulary.match(table, layer=layer)
+    return human_matched(table, vocabulary, layer=layer)
+
+
+def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary) -> list[str]:
+    """Names of human genes; a mouse gene without an ortholog keeps its own, which the vocabulary does not have."""
+    names = [str(gene).strip() for gene in genes]
+    if organism == "human":
+        return names
+    from anndata import AnnData
+
+    unique = list(dict.fromkeys(names))
+    named = AnnData(np.ones((1, len(unique)), dtype=np.float32), var=pd.DataFrame(index=unique))
+    orthologs(named, vocabulary=vocabulary)
+    human = dict(zip(unique, named.var[_keys.ORTHOLOG].astype(str), strict=True))
+    return [human[name] or name for name in names]
+
+
+SEED = 0
+
+
+def adapted_to(
+    data: Sections, request: Request, model: str | Path | Encoder, device: str | torch.device | None
+) -> Stamp:
+    """The model fitted to all sections of a call of `stampy.tl.embed` together."""
+    if request.modality != "gene":
+        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+    if is_baseline(model):
+        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+    sections = list(named(data).values()) if is_several(data) else [data]
+    for section in sections:
+        _checks.not_empty(table_of(section, request.table_key))
+    loaded = loaded_model(model, device)
+    with warnings.catch_warnings():  # warnings about a section are given when it is embedded
+        warnings.simplefilter("ignore", _checks.StampyWarning)
+        return fitted(
+            loaded,
+            sections,
+            layer=request.layer,
+            library_key=request.library_key,
+            table_key=request.table_key,
+            organism=request.organism,
+        )
+
+
+def fitted(
+    model: Encoder,
+    sections: Iterable[Section],
+    *,
+    layer: str | None = None,
+    library_key: str | None = None,
+    table_key: str = _keys.TABLE,
+    organism: Organism = "human",
+    strength: float | None = None,
+    n_axes: int | None = None,
+) -> Stamp:
+    """The model adapted to all these sections; see `stampy.train.adapt`."""
+    check_linear(model)
+    stamp = stamp_of(model)
+    sections, rng, vocabulary = list(sections), generator(SEED), vocabulary_of(stamp)
+    share, pieces = MAX_SPOTS // max(len(sections), 1), []
+
+    def match(table: AnnData) -> GeneMatch:
+        return match_genes(table, vocabulary, organism, layer)
+
+    for section in sections:
+        pieces += pieces_of(
+            section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
+        )
+    parts = LinearEncoder(*linear_parts(stamp))
+    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    made = with_axes(stamp, found.axes, found.head, found.bias)
+    made.adapted = found.record(stamp.name)
+    return made
+
+
+MIN_TILES, MIN_PARAMETERS = 500, 50_000_000  # minutes of float32 on a core: ViT-B/16 has 86 million parameters
+_FLAGS = ("avx512_bf16", "amx_bf16")
+_hinted = False
+
+
+def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None:
+    """Log that bfloat16 is faster, for many tiles, a large encoder and a CPU with instructions for it.
+
+    Parameters
+    ----------
+    model
+        The encoder.
+    n_tiles
+        To come.
+    precision
+        As the user asked; who named one gets no hint.
+    """
+    global _hinted
+    if _hinted or precision is not None or n_tiles < MIN_TILES or next(model.parameters()).device.type != "cpu":
+        return
+    if sum(p.numel() for p in model.parameters()) < MIN_PARAMETERS or not _cpu_has_bfloat16():
+        return
+    _hinted = True
+    logger.warning(
+        "This CPU multiplies in bfloat16 (AVX512-BF16 or AMX), which is about twice as fast for large image encoders "
+        'and changes vectors by about 1 %. Use precision="bfloat16" for it, or "float32" to hide this hint.'
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    return any(capabilities.get(flag, False) for flag in _FLAGS)

@@ -1,0 +1,245 @@
+"""The genes of a section as embeddings, sections with unequal panels, and the vectors as they are written.
+
+Shapes: s sections, G genes of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+from stampy import _checks, models
+from stampy._utils import table_of
+from stampy.pp import Vocabulary
+from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, source_of
+from stampy.pp._genes.annotation import features_of
+from stampy.pp._tokens import iter_tokens
+from stampy.tl._methods.clustering import smoothed
+from stampy.tl._methods.components import principal_components
+from stampy.tl._results import unit
+
+from .arguments import Request, named
+from .encoders import match_genes, vocabulary_of
+from .resume import Chunks
+from .stream import Tower, stream_counts, stream_genes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from stampy._section.section import Places
+    from stampy.pp._genes.match_report import GeneMatch
+    from stampy.tl._embed import Sections
+
+    from .encoders import Encoder
+
+__all__ = ["by_key", "centered", "embed_genes", "embed_pca", "in_context", "panel_of_table", "shared_panel", "within"]
+
+logger = logging.getLogger(__name__)
+
+Record: TypeAlias = dict[str, object]  # what is kept of how a result was made
+
+N_NEIGHBORS = 6  # whose mean is taken in context
+
+
+def embed_genes(
+    model: models.Stamp | models.GeneSystem, table: AnnData, request: Request, parts: Chunks
+) -> tuple[np.ndarray, Record]:
+    """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
+    _checks.not_empty(table)
+    vocabulary = vocabulary_of(model)
+    match = match_genes(table, vocabulary, request.organism, request.layer)
+    logger.info("%s", match)
+    match, n_shared = _shared(table, match, len(vocabulary), request)
+    values = _streamed(model, table, request, match, vocabulary, parts)
+    empty = int((values == 0).all(axis=1).sum())
+    if empty:
+        _checks.warn(
+            f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
+            "Leave them out before clustering."
+        )
+    record: Record = {
+        "counts": source_of(request.layer),
+        "matched_by": match.source,
+        **match.record(),
+        "n_vocabulary": len(vocabulary),
+        "vocabulary": vocabulary.digest,
+        "n_empty_spots": empty,
+        **({} if n_shared is None else {"shared": n_shared}),
+    }
+    return values, record
+
+
+def _shared(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> tuple[GeneMatch, int | None]:
+    """The match within the genes that all sections measure, and their number, where they were asked for."""
+    panel = request.panel
+    if panel is None and (request.library_key is not None or request.genes is not None):
+        panel = panel_of_table(table, match, n_genes, request)
+    return within(match, panel), None if panel is None else int(panel.sum())
+
+
+def _streamed(
+    model: models.Stamp | models.GeneSystem,
+    table: AnnData,
+    request: Request,
+    match: GeneMatch,
+    vocabulary: Vocabulary,
+    parts: Chunks,
+) -> np.ndarray:
+    """The outputs (n, D) of the gene tower, block by block."""
+    counts, source = counts_of(table, request.layer), source_of(request.layer)
+    size, progress = request.batch_size, request.progress
+    if isinstance(model, models.GeneSystem):
+        rows = checked_rows(counts, CHUNK, source=source, layers=table.layers)
+        return stream_counts(
+            Tower(model, table.n_obs, request.precision), rows, table.n_obs, match,
+            batch_size=size, level=request.level, progress=progress, parts=parts,
+        )  # fmt: skip
+    tower = Tower(model, table.n_obs, request.precision)
+    most = model.gene.config.max_tokens
+    tokens = iter_tokens(counts, match, vocabulary.divisors, most, CHUNK, source=source, layers=table.layers)
+    return stream_genes(
+        tower, tokens, table.n_obs,
+        batch_size=size, project=tower.projection("genes", request.level, normalize=request.normalize),
+        progress=progress, parts=parts,
+    )  # fmt: skip
+
+
+def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
+    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin.
+
+    With the spots' places `around` each is the mean with those of its nearest spots.
+    """
+    _checks.not_empty(table)
+    if min(table.shape) < 3:
+        raise ValueError(
+            f"Principal components need at least 3 spots and 3 genes, found {table.n_obs} x {table.n_vars}."
+        )
+    source = source_of(layer)
+    genes = np.flatnonzero(features_of(table.var).is_gene)  # without antibodies and control probes
+    rows = checked_rows(counts_of(table, layer), source=source, layers=table.layers)
+    blocks = [sparse.csr_matrix(block)[:, genes] for _, block in rows]
+    values, n_genes, n_empty = principal_components(sparse.vstack(blocks, format="csr"))
+    if around is not None:
+        values = smoothed(values, around.xy, N_NEIGHBORS, around.codes)
+    record = {"counts": source, "n_vars": table.n_vars, "n_genes": n_genes, "n_empty_spots": n_empty}
+    return values, record | ({"n_neighbors": N_NEIGHBORS} if around is not None else {})
+
+
+EXPECTED = 10.0  # counts of a gene in a section; none at all has probability 5e-5 then, by Poisson
+MOST_APART = 0.05  # of a section's counts, in genes that not all sections measure; above, a warning
+
+
+def within(match: GeneMatch, panel: np.ndarray | None) -> GeneMatch:
+    """The match without genes outside of the panel (G,) bool; None: all genes."""
+    if panel is None:
+        return match
+    kept = np.where((match.rows >= 0) & panel[np.maximum(match.rows, 0)], match.rows, -1).astype(np.int32)
+    return replace(match, rows=kept, n_matched=len(np.unique(kept[kept >= 0])))
+
+
+def shared_panel(data: Sections, request: Request, model: str | Path | Encoder) -> np.ndarray | None:
+    """The genes (G,) bool that all of several sections have in ``var``, if they are asked for; None for all genes.
+
+    Warns where sections differ and all genes are used.
+    """
+    everything = {str(name): table_of(section, request.table_key) for name, section in named(data).items()}
+    tables = {k: t for k, t in everything.items() if t.n_vars and (t.X is not None or request.layer is not None)}
+    if len(everything) < 2 or request.modality == "image":
+        return None
+    if len(tables) < 2:
+        if request.genes is not None:
+            raise ValueError(f"genes={request.genes!r} needs two sections with counts, found {len(tables)}.")
+        return None
+    if not isinstance(model, models.Stamp | models.GeneSystem) or model.genes is None:
+        return None
+    vocabulary = vocabulary_of(model)
+    measured, sums = np.zeros((len(tables), len(vocabulary)), dtype=bool), np.zeros((len(tables), len(vocabulary)))
+    for i, table in enumerate(tables.values()):
+        rows = match_genes(table, vocabulary, request.organism, request.layer).rows
+        measured[i, rows[rows >= 0]] = True
+        if request.genes is None:
+            sums[i] = _sums(table, rows, request, np.zeros(table.n_obs, dtype=np.int64), 1, len(vocabulary))[0]
+    return _agreed(measured, sums, list(map(str, tables)), request)
+
+
+def panel_of_table(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> np.ndarray | None:
+    """The same for the sections of one table: a section measures the genes of which it has a count.
+
+    Also those of which it is too small or shallow to have one: fewer than `EXPECTED` are expected.
+    """
+    codes, names = _checks.libraries(table, request.library_key)
+    if len(names) < 2:
+        return None
+    sums = _sums(table, match.rows, request, codes, len(names), n_genes)
+    elsewhere = sums.sum(axis=0) - sums
+    share = elsewhere / np.maximum(elsewhere.sum(axis=1, keepdims=True), 1)
+    expected = share * sums.sum(axis=1, keepdims=True)
+    return _agreed((sums > 0) | (expected < EXPECTED), sums, names, request)
+
+
+def _sums(
+    table: AnnData, rows: np.ndarray, request: Request, codes: np.ndarray, n_sections: int, n_genes: int
+) -> np.ndarray:
+    """Counts (s, G) of each section in the genes of the vocabulary, read block by block."""
+    known = np.flatnonzero(rows >= 0)
+    to_gene = sparse.csr_matrix((np.ones(len(known)), (known, rows[known])), (len(rows), n_genes))
+    total = np.zeros((n_sections, len(rows)))
+    for start, block in checked_rows(counts_of(table, request.layer), source=source_of(request.layer)):
+        here = codes[start : start + block.shape[0]]
+        spots = sparse.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (n_sections, len(here)))
+        total += (spots @ sparse.csr_matrix(block, dtype=np.float64)).toarray()
+    return np.asarray(np.minimum(total, LARGEST_SUM) @ to_gene)  # differences and shares of sums stay finite
+
+
+def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], request: Request) -> np.ndarray | None:
+    shared = measured.all(axis=0)
+    if request.genes == "shared":
+        if not shared.any():
+            raise ValueError(
+                f"genes='shared' leaves no gene: none is measured by all {len(names)} sections "
+                f"({_checks.shortlist(names)}). Leave out the section with another panel."
+            )
+        return np.asarray(shared)
+    apart = 1 - sums[:, shared].sum(axis=1) / np.maximum(sums.sum(axis=1), 1)
+    most = int(np.argmax(apart))
+    if apart[most] > MOST_APART:
+        _checks.warn(
+            f"The {len(names)} sections measure different genes: {apart[most]:.0%} of the counts of section "
+            f"{names[most]!r} are in genes that not all sections measure ({int(shared.sum())} of "
+            f"{int(measured.any(axis=0).sum())} genes are shared). That alone sets sections apart in the embedding. "
+            "Use genes='shared' to embed all by the genes that they share."
+        )
+    return None
+
+
+def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
+    """Vectors (n, d) minus the mean of their section; empty spots, all zeros, stay so and count for nothing."""
+    found, known = np.zeros_like(values), values.any(axis=1)
+    n_known = np.bincount(sections[known], minlength=len(names))
+    if (n_known == 1).any():
+        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
+        raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
+    for section in np.flatnonzero(n_known):
+        rows = known & (sections == section)
+        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
+    return unit(found) if normed else found
+
+
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+    """Mean over each spot and its nearest of the same section."""
+    values = smoothed(values, xy, N_NEIGHBORS, sections)
+    return unit(values) if normed else values
+
+
+def by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    vectors = list(found.values())
+    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
+    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

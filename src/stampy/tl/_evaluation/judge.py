@@ -1,0 +1,94 @@
+"""Is an embedding worth using on this section: the verdict of `evaluate` for what was just embedded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stampy import _keys
+from stampy._section.section import places_of
+from stampy._utils import table_of
+from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.tl._embed import embed
+from stampy.tl._evaluate import Judgement, judged
+from stampy.tl._results import unit
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stampy.tl._embedding.arguments import Level, Organism
+    from stampy.tl._embedding.encoders import Encoder
+
+__all__ = ["judge", "stripped"]
+
+N_SPLITS, N_GENES = 2, 200
+MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
+
+
+def judge(
+    data: AnnData | SpatialData,
+    model: str | Encoder,
+    *,
+    key: str = _keys.EMBEDDING,
+    table_key: str = _keys.TABLE,
+    library_key: str | None = None,
+    layer: str | None = None,
+    organism: Organism = "human",
+    level: Level = "embedding",
+    context: Literal["neighbors"] | None = None,
+    rng: int = 0,
+) -> Judgement:
+    """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key` that `model` has just made.
+
+    Half of the molecules are embedded anew; vectors of the image, which has seen none of them, stay. Nothing is written
+    into `data`.
+
+    Raises
+    ------
+    ValueError
+        No genes were embedded, or as `stampy.tl.evaluate`: the section can't be judged.
+    """
+    table = table_of(data, table_key)
+    record = table.uns[_keys.UNS][key]
+    if record["modality"] == "image":
+        raise ValueError("No genes were embedded.")
+    copy = stripped(data, key=key, table_key=table_key, library_key=library_key, layer=layer)
+    pictures = copy.obsm.get(key + _keys.IMAGE_SUFFIX)
+
+    def again(half: AnnData) -> np.ndarray:
+        embed(
+            half, model, modality="gene", library_key=library_key, organism=organism, level=level, context=context,
+            center=record.get("center"), normalize=bool(record.get("normalize", True)), show_progress_bar=False,
+        )  # fmt: skip
+        genes = half.obsm[_keys.EMBEDDING]
+        return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
+
+    return judged(
+        copy, {key: again}, library_key=library_key, layer=None, n_splits=N_SPLITS, n_genes=N_GENES,
+        max_spots=MAX_SPOTS, table_key=_keys.TABLE, rng=rng, stability=False,
+    )  # fmt: skip
+
+
+def stripped(
+    data: AnnData | SpatialData,
+    *,
+    key: str = _keys.EMBEDDING,
+    table_key: str = _keys.TABLE,
+    library_key: str | None = None,
+    layer: str | None = None,
+    columns: tuple[str, ...] = (),
+) -> AnnData:
+    """A copy with counts in memory, places, vectors and some columns of obs alone; spots are named 0, 1, ..."""
+    import anndata
+    from scipy import sparse
+
+    table = table_of(data, table_key)
+    wanted = list(dict.fromkeys(c for c in (library_key, *columns) if c is not None))
+    obs = table.obs[wanted].set_axis([str(i) for i in range(table.n_obs)])
+    rows = checked_rows(counts_of(table, layer), source=source_of(layer), layers=table.layers)
+    counts = sparse.vstack([sparse.csr_matrix(block) for _, block in rows], format="csr")
+    places = places_of(data, library_key=library_key, table_key=table_key).xy
+    vectors = {k: v for k, v in table.obsm.items() if k.startswith(key)}
+    return anndata.AnnData(counts, obs=obs, var=table.var.copy(), obsm={_keys.SPATIAL: places, **vectors})

@@ -1,0 +1,1 @@
+"""Methods of the tools, on arrays alone: clustering, linear models, neighbours, slide classifiers, attribution."""
