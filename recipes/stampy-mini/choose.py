@@ -10,8 +10,8 @@ cell types, and judged on that tissue without labels:
 
 The combined score is the geometric mean of these three, averaged over tissues. The best setting wins unless, fitted to
 all sections, it makes the seven domains of the cortex section less coherent by more than 0.005, or the labels of HER2+
-patients B to G (left out with all breast sections) do not confirm it. Large sections are judged by a compact piece of
-1,000 spots.
+patients B to G (left out with all breast sections) do not confirm it; then the next one is considered. Large sections
+are judged by a compact piece of 1,000 spots.
 
 Shapes: n spots, G genes, K axes, m columns of all factors.
 """
@@ -141,22 +141,17 @@ class Judged:
     def measures(self, embed):
         """All measures of an embedding, which is a function of a number: 0 all molecules, 1 and 2 their halves."""
         found, values = {}, [embed(i) for i in range(3)]
-        for title in ("", ", in context"):
-            r = [heldout_correlation(x, t, self.folds) for x, t in zip(values[1:], self.targets[::-1], strict=True)]
-            own, around = np.nanmean(np.reshape(r, (2, 2, -1)), axis=(0, 2))
-            found[f"score{title}"] = (max(own, 0) * max(around, 0)) ** 0.5
+        around = [unit(smoothed(x, self.xy)) for x in values]
+        for title, (whole, *pair) in (("", values), (", in context", around)):
+            r = [heldout_correlation(x, t, self.folds) for x, t in zip(pair, self.targets[::-1], strict=True)]
+            own, near = np.nanmean(np.reshape(r, (2, 2, -1)), axis=(0, 2))
+            found[f"score{title}"] = (max(own, 0) * max(near, 0)) ** 0.5
             if self.name in PATIENTS:
                 codes = known_labels(datasets.load(self.name).obs["label"], warn=False)[0]
                 known = codes >= 0
-                found |= dict(
-                    zip(
-                        (f"probe{title}", f"ARI{title}"),
-                        by_labels(values[0][known], codes[known], self.xy[known]),
-                        strict=True,
-                    )
-                )
-            values = [unit(smoothed(x, self.xy)) for x in values]
-        return found | {"coherence": coherence(values[0], self.xy, 6)}
+                by = by_labels(whole[known], codes[known], self.xy[known])
+                found |= dict(zip((f"probe{title}", f"ARI{title}"), by, strict=True))
+        return found | {"coherence": coherence(around[0], self.xy, 6)}
 
 
 def coherence(in_context, xy, k):
@@ -224,14 +219,10 @@ def table(folder, profiles):
             ]
         whole = embedder(factors, setting, "", along)(along[CORTEX])
         yield line(name, rows, coherence(unit(smoothed(whole, cortex_xy)), cortex_xy, 7))
-    for name, own in (
-        ("PCA of the section itself", principal_components),
-        ("tf-idf SVD of the section itself", _tfidf),
-    ):
+    for name, own in (("PCA", lambda counts: principal_components(counts)[0]), ("tf-idf SVD", _tfidf)):
         rows = []
         for j in judged:
-            found = [own(counts) for counts in j.counts]
-            found = [unit(x[0] if isinstance(x, tuple) else x) for x in found]
+            found = [unit(own(counts)) for counts in j.counts]
             rows.append({"section": j.name, "tissue": tissue_of[j.name], **j.measures(found.__getitem__)})
         yield line(f"{name} of the section itself", rows)
 
