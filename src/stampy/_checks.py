@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
+import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +40,11 @@ __all__ = [
     "replaceable",
     "results",
     "single",
+    "space_for",
     "two_labels",
     "unknown",
     "warn",
+    "warnings_about",
     "window",
     "writable",
 ]
@@ -53,8 +58,37 @@ class StampyWarning(UserWarning):
     """A result may not be what the user expects; the message says why and what to do."""
 
 
+_SUBJECT: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextlib.contextmanager
+def space_for(path: Path) -> Iterator[None]:
+    """Where the disk is full, raise an error that names the file, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "No space left on the disk" in str(error):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        text = f"No space left on the disk of {str(path.parent)!r} for {path.name} ({free:.1f} MB free)."
+        raise OSError(error.errno, text) from error
+
+
+@contextlib.contextmanager
+def warnings_about(subject: str) -> Iterator[None]:
+    """Put the subject, such as "Section 'A1'", in front of the warnings of the block that do not name it."""
+    token = _SUBJECT.set(subject)
+    try:
+        yield
+    finally:
+        _SUBJECT.reset(token)
+
+
 def warn(message: str) -> None:
     """Emit a `StampyWarning` that points to the line of the user's code."""
+    subject = _SUBJECT.get()
+    if subject and subject.split(" ", 1)[-1] not in message:
+        message = f"{subject}: {message}"
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
@@ -110,7 +144,7 @@ def unknown(name: str, value: object, pools: Mapping[str, Iterable[object]]) -> 
         folded = {str(n).casefold(): str(n) for n in names}
         close = difflib.get_close_matches(str(value).casefold(), folded, n=3, cutoff=0.6)
         near += [f"{[folded[c] for c in close]} in {place}"] if close else []
-    hint = f"Near names: {'; '.join(near)}." if near else "There are no near names."
+    hint = f"Similar names: {'; '.join(near)}." if near else "There are no similar names."
     return KeyError(f"`{name}`={value!r} was found in none of {', '.join(pools)}. {hint}")
 
 
@@ -125,7 +159,7 @@ def at_least(name: str, value: object, minimum: float, *, integer: bool = True) 
     """Raise unless `value` is a (whole) number of at least `minimum`."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"`{name}` must be a {'whole ' if integer else ''}number, found {value!r}.")
+        raise TypeError(f"`{name}` must be {'an integer' if integer else 'a number'}, found {value!r}.")
     if not np.isfinite(value) or value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, found {value!r}.")
 
@@ -146,7 +180,7 @@ def window(name: str, value: Iterable[float]) -> None:
         ) from error
     if not (left < right and top < bottom):  # also catches NaN
         raise ValueError(
-            f"`{name}` must have left < right and top < bottom (y runs down), found {(left, right, top, bottom)}."
+            f"`{name}` must have left < right and top < bottom (y points down), found {(left, right, top, bottom)}."
         )
 
 
@@ -157,7 +191,7 @@ def not_empty(adata: AnnData, *, genes: bool = True) -> None:
     if genes and adata.n_vars == 0:
         raise ValueError(
             f"The section has {adata.n_obs} spots but 0 genes. Was everything filtered out? "
-            "For embeddings of the image alone use modality='image'."
+            "To embed only the image, use modality='image'."
         )
 
 
@@ -180,12 +214,12 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"`adata.obsm['{key}']` must have shape (n, d), found {values.shape}.")
     if values.dtype.kind not in "buif":
-        raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {values.dtype}.")
+        raise TypeError(f"`adata.obsm['{key}']` must contain numbers, found dtype {values.dtype}.")
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
-            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Leave those out, "
-            f"e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
+            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Remove these "
+            f"spots, e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
         )
     return single(values, f"adata.obsm['{key}']")
 
@@ -236,21 +270,21 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
     if len(names) >= 2:
         return
     raise ValueError(
-        f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
+        f"`adata.obs['{key}']` must have at least two labels, found {shortlist(names)} at {n_known} of {n} spots. "
         f"Missing values and {shortlist(sorted(_keys.NO_LABELS), len(_keys.NO_LABELS))} are not labels."
     )
 
 
-def enough_spots(counts: Mapping[str, int], size: int) -> None:
+def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size") -> None:
     """Raise unless each section (name -> number of spots) can fill a neighbourhood group of `size` spots."""
-    at_least("size", size, 2)
+    at_least(setting, size, 2)
     small = {name: int(n) for name, n in counts.items() if n < size}
     if not small:
         return
     found = shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
     raise ValueError(
         f"A section needs at least {size} spots to form a neighbourhood group, found {found}. "
-        "Choose a smaller `size=` or leave the section out."
+        f"Choose a smaller `{setting}` or remove the section."
     )
 
 
@@ -258,7 +292,7 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     """Section of every spot as (codes (n,) int, names); one section where `library_key` is None."""
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
-    has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that holds the section.")
+    has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
     column = adata.obs[library_key].astype("category")
     if column.isna().any():
         raise ValueError(
@@ -277,10 +311,12 @@ def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> 
         )
     path = Path(path).expanduser()
     if not path.exists():
+        if path.is_symlink():
+            raise FileNotFoundError(f"No {what} at {str(path)!r}: it is a link to {os.readlink(path)!r}.")
         near = []
         if path.parent.is_dir():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-        hint = f" Near names there: {near}." if near else ""
+        hint = f" Similar names there: {near}." if near else ""
         raise FileNotFoundError(f"No {what} at {str(path)!r}.{hint}")
     if suffixes and not path.name.lower().endswith(suffixes):
         raise ValueError(f"A {what} must end in {' or '.join(suffixes)}, found {path.name!r}.")
@@ -322,7 +358,7 @@ def replaceable(path: Path, *, overwrite: bool) -> None:
         kind = f" ({target})" if target else ""
         raise FileExistsError(f"{str(path)!r} exists{kind}. Choose another name, or replace it with --overwrite.")
     if target:
-        warn(f"{str(path)!r} is {target}: the link is replaced, and what it leads to is left as it is.")
+        warn(f"{str(path)!r} is {target}: the link is replaced, and its target is not changed.")
 
 
 def writable(folder: str | Path) -> Path:

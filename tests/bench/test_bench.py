@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import stampy
 from stampy import bench, datasets, models
@@ -91,7 +92,7 @@ def test_every_task_and_kind_of_system(full, tmp_path):
     text = bench.to_markdown(results, sections=True)
     assert "| section | system | balanced accuracy |" in text
     assert "| toy:1 | pixels |" in text
-    assert "### Left out, and why" in text
+    assert "### Skipped combinations" in text
     assert text.count("**") % 2 == 0
     for axes in (stampy.pl.bench(whole), [stampy.pl.bench(whole, tasks="masked")]):
         assert all(ax.get_title() for ax in axes)
@@ -199,6 +200,42 @@ def test_the_file_of_a_full_resolution_image_is_in_the_digest(toy, tmp_path):
     assert digest_of_section(changed) != before
 
 
+def test_an_image_given_as_a_path_is_in_the_digest(toy, tmp_path):
+    changed, path = toy.copy(), tmp_path / "hires.png"
+    path.write_bytes(b"one")
+    changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"], "images": {"hires": str(path)}}}
+    before = digest_of_section(changed)
+    path.write_bytes(b"two")
+    assert digest_of_section(changed) != before
+
+
+def test_columns_that_choose_among_libraries_are_in_the_digest(toy):
+    changed = toy.copy()
+    changed.uns["spatial"] = {"a": toy.uns["spatial"]["toy"], "b": {"images": {"hires": np.ones((9, 9, 3), np.uint8)}}}
+    digests = set()
+    for name in ("a", "b", "other"):
+        changed.obs["library"] = name
+        digests.add(digest_of_section(changed))
+    assert len(digests) == 3
+
+
+def test_names_of_coordinate_columns_are_in_the_digest(toy):
+    changed = toy.copy()
+    table = pd.DataFrame(toy.obsm["spatial"], columns=["x", "y"], index=toy.obs_names)
+    changed.obsm["spatial"] = table
+    before = digest_of_section(changed)
+    changed.obsm["spatial"] = table.set_axis(["y", "x"], axis=1)
+    assert digest_of_section(changed) != before
+
+
+def test_sparse_coordinates_are_in_the_digest_value_by_value(toy):
+    changed = toy.copy()
+    changed.obsm["spatial"] = sparse.csr_matrix(toy.obsm["spatial"])
+    before = digest_of_section(changed)
+    changed.obsm["spatial"].data[4] += 1
+    assert digest_of_section(changed) != before
+
+
 @pytest.mark.parametrize("folds", ["section", "patient"])
 def test_sections_held_out_from_each_other(folds, tmp_path):
     sections = [{"source": f"toy:{i}", "name": f"s{i}", "patient": f"p{i % 2}"} for i in range(3)]
@@ -288,7 +325,7 @@ def test_bad_files_and_types(tmp_path):
     with pytest.raises(FileNotFoundError, match="No config"):
         bench.read_config(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="no valid JSON"):
+    with pytest.raises(ValueError, match="not a valid JSON"):
         bench.read_config(tmp_path / "bad.json")
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns"):
@@ -430,8 +467,8 @@ def test_whole_slides(tmp_path, weights):
     assert set(done["metric"]) == {"auc", "balanced_accuracy"}
     assert done["value"].between(0, 1).all()
     reasons = results[results["status"] == "skipped"].set_index(["dataset", "system", "task"])["reason"]
-    assert "an image alone" in reasons["W", "genes", "slide"]
-    assert "of spots" in reasons["W", "image", "probe"]
+    assert "only an image" in reasons["W", "genes", "slide"]
+    assert "for spots" in reasons["W", "image", "probe"]
     assert reasons["gone", "image", "slide"].endswith("Ask the GDC.")
     pd.testing.assert_frame_equal(go(config, tmp_path / "out"), results)
     with pytest.raises(ValueError, match="needs the `path`"):

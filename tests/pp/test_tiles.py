@@ -367,7 +367,7 @@ def test_swapped_axes_are_named():
 
 def test_some_spots_outside_are_padded():
     adata = section([[10, 20], [40, 50], [900, 50]], ramp())
-    with pytest.warns(UserWarning, match="1 of 3 spots lie outside"):
+    with pytest.warns(UserWarning, match="1 of 3 spots are outside"):
         source = TileSource.open(adata, um_per_px=1.0, tile_um=10, size_px=10)
     assert (source.read([2]) == 255).all()
     assert not source.region_cells()[2].any()
@@ -392,7 +392,7 @@ def test_coarse_images_warn_once_with_the_factor():
         ({"um_per_px": "1"}, TypeError, "must be a number"),
         ({"um_per_px": 1e-4}, ValueError, "1120000 px wide"),
         ({"um_per_px": 1.0, "tile_um": -1}, ValueError, "at least 0"),
-        ({"um_per_px": 1.0, "size_px": 10.5}, TypeError, "whole number"),
+        ({"um_per_px": 1.0, "size_px": 10.5}, TypeError, "integer"),
         ({"um_per_px": 1.0, "fill": (0, 0, 256)}, ValueError, "`fill`"),
         ({"um_per_px": 1.0, "fill": "white"}, ValueError, "`fill`"),
         ({"um_per_px": 1.0, "image": 3}, TypeError, "path, an array, a SlideImage or a WSIData"),

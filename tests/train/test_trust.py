@@ -19,9 +19,10 @@ import torch
 
 from stampy import datasets, models, train
 from stampy._files import FolderLock
-from stampy._io.sections import Section
+from stampy._io.sections import Section, as_sections
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
+from stampy.train._corpus.training_data import pairs_on_disk
 from stampy.train._data import TrainingData, prepare
 from stampy.train._loop import logs, loop
 from stampy.train._loop.signals import Signals
@@ -112,7 +113,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_run_with_any_other_input_is_refused(change, toy, model, aligned):
     sections, start, config = change(toy, model)
-    with pytest.raises(ValueError, match=f"holds a run with other .*({CHANGES[change]})"):
+    with pytest.raises(ValueError, match=f"contains a run with other .*({CHANGES[change]})"):
         train.align(sections, aligned, model=start, config=config, **QUIET)
 
 
@@ -129,7 +130,7 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["identity"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"holds a run of stampy .*, which this version cannot resume"):
+    with pytest.raises(ValueError, match=r"contains a run of stampy .*, which this version cannot resume"):
         train.align(_own(toy), tmp_path, model=model, config=STAGE2, **QUIET)
 
 
@@ -137,9 +138,9 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
 
 
 def test_two_runs_into_one_folder(toy, tmp_path):
-    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is using"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
-    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is using"):
         train.Corpus.build(toy, tmp_path, n_workers=1, progress=False)
 
 
@@ -265,7 +266,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(toy, pretrained, small_disk):
     config = STAGE1 | {"checkpoint_every": 3, "keep": 100}
-    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it goes on from checkpoint-"):
+    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it continues from checkpoint-"):
         train.pretrain(toy, small_disk, config=config, **QUIET)
     left = sorted(p.name for p in small_disk.iterdir() if p.name.startswith((".checkpoint", "checkpoint")))
     assert left
@@ -331,7 +332,7 @@ def test_errors_name_the_section_in_every_way_in(way, fault, toy, model, tmp_pat
     [
         ({"path": ["a.h5ad"], "um_per_px": ["half"]}, r"m.tsv, line 2 \('a.h5ad'\): `um_per_px` must be a positive"),
         ({"path": ["a.h5ad"], "spot_um": ["-3"]}, r"`spot_um` must be a positive number, found '-3'"),
-        ({"path": ["a.h5ad", "a.h5ad"]}, r"1 names stand for more than one section: \['a: .*a.h5ad, .*a.h5ad'\]"),
+        ({"path": ["a.h5ad", "a.h5ad"]}, r"Sections must have different names, found \['a: .*a.h5ad, .*a.h5ad'\]"),
         ({"path": ["a.h5ad", ""]}, "line 3: `path` is empty"),
     ],
 )
@@ -340,6 +341,32 @@ def test_faults_of_a_manifest(rows, message, toy, tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
     with pytest.raises(ValueError, match=message):
         train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"m\.tsv' is empty"),
+        (b"\n\n", r"m\.tsv' is empty"),
+        (b"path\tname\na.h5ad\tone\ttwo\n", r"m\.tsv, line 2: 3 cells, but 2 columns \(path, name\)"),
+        (b"path\tname\n\n\nb.h5ad\tx\ty\n", r"m\.tsv, line 4: 3 cells"),
+        (b"path\tname\tname\na.h5ad\tone\ttwo\n", r"several columns \['name'\]"),
+        (b"path\tname\na.h5ad\t\xff\n", r"m\.tsv' is not a text in UTF-8"),
+    ],
+)
+def test_a_manifest_that_is_no_table_is_named(text, message, tmp_path):
+    (tmp_path / "m.tsv").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["path\tname\torgan\na.h5ad\n", "path\tname\na.h5ad\t\t\n", "\ufeffpath\n\na.h5ad\n"])
+def test_short_lines_and_empty_cells_of_a_manifest(text, toy, tmp_path):
+    toy.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "m.tsv").write_text(text, encoding="utf-8")
+    (section,) = as_sections(tmp_path / "m.tsv")
+    assert (section.name, section.organ) == ("a", "")
 
 
 def test_missing_files_are_told_before_anything_is_read(tmp_path):
@@ -373,7 +400,7 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
     section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
     sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
-    with pytest.warns(UserWarning, match=r"leaves out 40 of 120 spots.*'section 0: 40 of 120'"):
+    with pytest.warns(UserWarning, match=r"skips 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(
@@ -381,6 +408,39 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
             max_tokens=48, images=False, progress=False,
         )  # fmt: skip
     assert corpus.table["n_groups"].tolist()[1] == 0
+
+
+def test_spots_without_tokens_are_counted_and_said(toy, model, tmp_path):
+    bare = _own(toy)
+    bare.X = bare.X.toarray()
+    bare.X[[3, 7]] = 0
+    told = r"Section 'bare': 2 of 120 spots have no counts of genes"
+    with pytest.warns(UserWarning, match=told):
+        train.pretrain({"bare": bare}, tmp_path / "p", config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
+    with pytest.warns(UserWarning, match=told):
+        train.align({"bare": bare}, tmp_path / "a", model=model, config=STAGE2 | {"epochs": 1}, **QUIET)
+    with pytest.warns(UserWarning, match=told):
+        train.Corpus.build({"bare": bare}, tmp_path / "c", **CORPUS)
+
+
+def test_warnings_name_the_section(toy, model):
+    halved = toy.copy()
+    halved.X = toy.X * 0.3
+    with pytest.warns(UserWarning, match=r"Section 'few': `adata.X` seems to be depth-normalised"):
+        prepare(Section(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
+
+
+def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tmp_path):
+    blind = toy[:, :0].copy()
+    deaf = toy.copy()
+    del deaf.uns["spatial"]
+    sections, vocabulary = {"toy": toy, "blind": blind, "deaf": deaf}, Vocabulary(model.genes)
+    options = CORPUS | {"size_px": model.config.image.size_px, "max_tokens": model.config.gene.max_tokens}
+    corpus = train.Corpus.build(sections, tmp_path / "c", vocabulary=vocabulary, **options)
+    with pytest.warns(UserWarning, match=r"1 of the 3 sections .* no neighbourhood groups .*stage 1: \['blind'\]"):
+        train.pretrain(corpus, tmp_path / "p", config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
+    with pytest.warns(UserWarning, match=r"1 of the 3 sections .* no tiles .*stage 2: \['deaf'\]"):
+        pairs_on_disk(corpus, vocabulary, model.config)
 
 
 def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):

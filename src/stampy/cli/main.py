@@ -46,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     given = vars(_parser().parse_args(argv))
     run, wrong_usage, with_traceback = given.pop("run"), given.pop("wrong_usage"), given.pop("traceback")
-    names = given.pop("names")
+    names = given.pop("names")()
     try:
         named = given.pop("named_images", None)
-        with _warnings_as_lines(), _no_empty_folders(given), where_named_images_may_lie(named):
+        with _warnings_as_lines(names), _no_empty_folders(given), where_named_images_may_lie(named):
+            options.check_values(given)
             run(**given)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -64,20 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if with_traceback or os.environ.get("STAMPY_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"stampy: error: {in_options(error, names())}", file=sys.stderr)
+        print(f"stampy: error: {in_options(error, names)}", file=sys.stderr)
         return 1
     return 0
 
 
 @contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def _warnings_as_lines(names: Mapping[str, str]) -> Iterator[None]:
     """Show stampy's own warnings as one line each, once, and those of other packages not at all."""
     from stampy import _checks
 
     shown = set()
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        line = in_options(message)
+        line = in_options(message, names)
         if issubclass(category, _checks.StampyWarning) and line not in shown:
             shown.add(line)
             print(f"stampy: warning: {line}", file=sys.stderr)
@@ -99,8 +100,12 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        from stampy._files import FolderLock
+
         for folder in made:  # the deepest first
             with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [FolderLock.NAME]:
+                    (folder / FolderLock.NAME).unlink()
                 folder.rmdir()
         raise
 

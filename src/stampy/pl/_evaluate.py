@@ -90,7 +90,7 @@ def evaluate(
         _checks.one_of("show", name, tuple(TITLES))
     if ax is not None:
         if len(shown) != 1:
-            raise ValueError(f"`ax` takes one measure; name it by `show=`, one of {list(TITLES)}.")
+            raise ValueError(f"`ax` takes one measure; name it with `show=`, one of {list(TITLES)}.")
         _draw(ax, scores, shown[0], named=True)
         return ax
     rows, columns = -(-len(shown) // COLUMNS), min(len(shown), COLUMNS)
@@ -113,7 +113,7 @@ def _legend(figure: Figure, scores: pd.DataFrame) -> None:
     kinds = [("embedding", OURS, OURS)] if (scores["kind"] == "embedding").any() else []
     kinds += [("baseline", BASELINE, BASELINE)]
     if not scores["thinned"].all():
-        kinds += [("judged without thinning: flattered", OURS, "white")]
+        kinds += [("without thinning: score too high", OURS, "white")]
     points = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
         for label, edge, face in kinds

@@ -227,10 +227,10 @@ def _check_arguments(target: Any, groupby: Any, groups: Any, method: Any, n_spot
     if groups is not None and groupby is None:
         raise ValueError("`groups` was given without `groupby`, the column of obs with the labels.")
     if method == "leave_one_out" and n_steps is not None:
-        raise ValueError("`n_steps` belongs to method='integrated_gradients'. Leave one of them out.")
+        raise ValueError("`n_steps` belongs to method='integrated_gradients'. Omit one of them.")
     if method == "integrated_gradients":
         if max_rank is not None:
-            raise ValueError("`max_rank` belongs to method='leave_one_out'. Leave one of them out.")
+            raise ValueError("`max_rank` belongs to method='leave_one_out'. Omit one of them.")
         captum()
 
 
@@ -240,8 +240,8 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     labels = table.obs[groupby]
     if labels.isna().any():
         raise ValueError(
-            f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Leave these "
-            f"out: `adata = adata[adata.obs['{groupby}'].notna()].copy()`."
+            f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Remove "
+            f"these spots: `adata = adata[adata.obs['{groupby}'].notna()].copy()`."
         )
     labels = labels.astype(str)
     names = sorted(labels.unique())
@@ -268,7 +268,7 @@ def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, o
     if absent:
         raise ValueError(
             f"{len(absent)} of `genes` are not in both the section and the vocabulary of {model.name!r}: "
-            f"{_checks.shortlist(absent)}. Leave them out."
+            f"{_checks.shortlist(absent)}. Omit them."
         )
     return np.isin(np.arange(match.n_vocabulary), rows)
 

@@ -114,7 +114,7 @@ def _results(out: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{str(table)!r} names no section that is done.")
     if len(done) < len(rows):
         left = rows.loc[~rows.index.isin(done.index), "name"]
-        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are left out: {_checks.shortlist(left)}.")
+        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are skipped: {_checks.shortlist(left)}.")
     return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
 
 
@@ -182,7 +182,7 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[
             f"The sections have no embedding {key!r} in common. Embed all with one `modality`, such as modality='gene'."
         )
     if uneven := [name for name, s in found.items() if name not in shapes and s != {None}]:
-        _checks.warn(f"Not all sections have obsm {uneven} in one width: left out. Embed all with one `modality`.")
+        _checks.warn(f"Not all sections have obsm {uneven} in one width: it is skipped. Embed all with one `modality`.")
     return shapes, n
 
 

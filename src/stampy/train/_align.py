@@ -22,7 +22,7 @@ from stampy.pp import Vocabulary
 
 from ._align_step import Alignment
 from ._config import AlignConfig
-from ._corpus.corpus import as_corpus
+from ._corpus.corpus import as_corpus, corpus_or_sections
 from ._corpus.training_data import pairs_on_disk
 from ._data import pairs_in_memory
 from ._loop.checkpoints import CONFIG
@@ -118,6 +118,7 @@ def align(
     if backbone is not None:
         config = _with_backbone(config, backbone)
     check_loggers(loggers)
+    chosen = corpus_or_sections(sections)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     start = model if isinstance(model, Stamp) else load_stamp(model, device="cpu")
     if start.genes is None:
@@ -130,7 +131,7 @@ def align(
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
     before = trained_on(model)
-    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity, before)
+    found = fabric.launch(_align, chosen, Path(out), aligned, config, tuple(loggers), progress, identity, before)
     return load_stamp(Path(out) / "model", device="cpu") if found is None else found
 
 
@@ -200,7 +201,7 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
         raise without_effect(
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
-            "Leave it out, or exchange the tower by the argument `backbone=` (`--backbone`).",
+            "Omit it, or replace the tower with the argument `backbone=` (`--backbone`).",
         )
 
 
@@ -212,7 +213,7 @@ def _check_stem(config: AlignConfig) -> None:
         raise without_effect(
             ", ".join(useless),
             "the image tower is a convolutional stem, and no ViT",
-            "Leave it out ('full' and 'frozen' work), or exchange the tower by `backbone=` (`--backbone`).",
+            "Omit it ('full' and 'frozen' work), or replace the tower with `backbone=` (`--backbone`).",
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from stampy import _checks, _utils
+from stampy import _checks, _keys, _utils
 from stampy._files import digest_of_arrays
 from stampy._io.sections import Section, as_sections, of_section
 from stampy._section.boxes import choose_cells
@@ -48,6 +48,7 @@ __all__ = [
     "prepare",
     "ranked",
     "token_dtype",
+    "without_tokens",
 ]
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def prepare(
     section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
 ) -> MemorySection:
     """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
-    with of_section(section.name):
+    with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):
         data = section.read()
         table = _utils.table_of(data)
         _checks.not_empty(table, genes=False)
@@ -257,9 +258,7 @@ def prepare(
                 image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
-                _checks.warn(
-                    f"{section.name!r}: {doubt} It is trained on all the same; leave it out or give its image."
-                )
+                _checks.warn(f"{doubt} It is used for training anyway; remove it or pass its image.")
         places = places_of(data, neighbors=source is None)
         return MemorySection(
             name=section.name,
@@ -284,7 +283,21 @@ def identity_of(sections: Iterable[MemorySection]) -> dict[str, str]:
 def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> np.ndarray:
     if not adata.n_vars:
         return np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
-    return ranked(adata, vocabulary, max_tokens, name)[0]
+    tokens = ranked(adata, vocabulary, max_tokens, name)[0]
+    if missing := without_tokens(tokens):
+        _checks.warn(missing)
+    return tokens
+
+
+def without_tokens(tokens: np.ndarray) -> str:
+    """How many spots have no token, (n, L); "" where all have some."""
+    n = int((tokens[:, 0] == _keys.PAD).sum())
+    if not n:
+        return ""
+    return (
+        f"{n:,} of {len(tokens):,} spots have no counts of genes in the vocabulary. Losses that need genes skip "
+        "them; drop them if they are outside the tissue."
+    )
 
 
 def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> tuple[np.ndarray, GeneMatch]:
@@ -317,11 +330,11 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
     with_genes = [s for s in found if s.tokens.any()]
     for section in with_genes:
         with of_section(section.name):
-            _checks.enough_spots({section.name: section.n_spots}, config.group_size)
+            _checks.enough_spots({section.name: section.n_spots}, config.group_size, setting="group_size")
     left_out = [s.name for s in found if not s.tokens.any()]
     if left_out:
         _checks.warn(
-            f"{len(left_out)} of the sections have no genes of the vocabulary and no part in stage 1: "
+            f"{len(left_out)} of the sections have no genes of the vocabulary and are not used in stage 1: "
             f"{_checks.shortlist(left_out)}."
         )
     if not with_genes:
@@ -340,7 +353,7 @@ def _made_of(sections: Sequence[Section]) -> Vocabulary:
     """A vocabulary of all sections with genes; errors name the section."""
     sums = None
     for section in sections:
-        with of_section(section.name):
+        with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):
             table = _utils.table_of(section.read())
             _checks.not_empty(table, genes=False)
             if table.n_vars:

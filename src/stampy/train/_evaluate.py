@@ -168,7 +168,7 @@ def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[
 def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> dict[str, float]:
     """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
     config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
-    _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
+    _checks.enough_spots({section.name: len(section.xy)}, config.group_size, setting="group_size")
     stage = Reconstruction(model, config, igr_steps=0)
     rng = _utils.stream(seed, "evaluate")
     members = section.kept_groups

@@ -120,7 +120,7 @@ class Predictor:
         if name == "stnet" and options:
             raise TypeError(f"ST-Net takes no {sorted(options)}: its size is given by the number of genes.")
         if name == "egn" and pretrained:
-            raise ValueError("EGN has no pretrained weights: leave out `pretrained`.")
+            raise ValueError("EGN has no pretrained weights: omit `pretrained`.")
         self.card, self.pretrained, self.n_exemplars, self.options = card(name), pretrained, n_exemplars, options
         self.device, self._rng = device_of(device), generator(rng)
         self.network: nn.Module | None = None
@@ -306,7 +306,7 @@ def _matrix(name: str, values: Any, n: int) -> np.ndarray:
     if values.ndim != 2 or len(values) != n:
         raise ValueError(f"`{name}` must have shape ({n}, ...), a row a tile, found {values.shape}.")
     if not np.isfinite(values).all():
-        raise ValueError(f"`{name}` has NaN or infinite values; leave those spots out.")
+        raise ValueError(f"`{name}` has NaN or infinite values; remove these spots.")
     return values
 
 

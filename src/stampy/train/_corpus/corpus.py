@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.sections import file_name
+from stampy._io.sections import Section, as_sections, file_name
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
@@ -25,7 +25,7 @@ from stampy.train._corpus.shards import damaged
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
 
-__all__ = ["Corpus", "as_corpus"]
+__all__ = ["Corpus", "as_corpus", "corpus_or_sections"]
 
 
 class Corpus:
@@ -260,19 +260,24 @@ def as_corpus(sections: object) -> Corpus | None:
     return None
 
 
+def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
+    """What to train on, its names and files checked, before anything is read or made."""
+    return as_corpus(sections) or as_sections(sections)
+
+
 def _manifest(path: Path) -> Manifest:
     if not (path / SETTINGS).is_file():
-        raise FileNotFoundError(f"{str(path)!r} is no corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
+        raise FileNotFoundError(f"{str(path)!r} is not a corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
     if not (path / MANIFEST).is_file():
         raise FileNotFoundError(
             f"The corpus {str(path)!r} is not finished: it has no {MANIFEST}. Build again with the same arguments; it "
-            "goes on from the sections that are there."
+            "continues from the sections that are there."
         )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         found = manifest["format"]
     except (ValueError, LookupError, TypeError) as error:
-        raise damaged(path / MANIFEST, f"it is no manifest ({error})") from error
+        raise damaged(path / MANIFEST, f"it is not a manifest ({error})") from error
     if found != FORMAT:
         raise ValueError(
             f"The corpus {str(path)!r} has format {found}; this version of stampy reads format {FORMAT}. "

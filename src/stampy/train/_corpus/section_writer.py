@@ -45,7 +45,7 @@ from stampy.train._corpus.layout import (
 )
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._data import ranked
+from stampy.train._data import ranked, without_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,10 +138,10 @@ def _named(error: BaseException, name: str) -> Exception:
     if _files.is_full(error):
         return OSError(
             error.errno,
-            f"{error.strerror} while section {name!r} was written. Make room and build again: it goes on from there",
+            f"{error.strerror} while section {name!r} was written. Free space and build again: it continues from there",
         )
     return ValueError(
-        f"Section {name!r} can't be used: {_line(error, name)} Mend it or leave it out and build again (it goes on "
+        f"Section {name!r} can't be used: {_line(error, name)} Repair or remove it and build again (it continues "
         "from there), or build with on_error='skip'."
     )
 
@@ -195,11 +195,13 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
         spots, record["n_groups"] = layout(xy, codes, settings, section.name)
+        if missing := without_tokens(tokens):
+            record["notes"].append(missing)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:
             record["notes"].append(
                 f"No neighbourhood group: fewer than {settings['group_size']} spots near each other among "
-                f"{len(xy)}. Stage 1 leaves the section out."
+                f"{len(xy)}. Stage 1 skips the section."
             )
         _put_tokens(group, tokens, spots, settings["group_size"])
     if source is not None:

@@ -110,8 +110,8 @@ def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vo
     """A section for each .h5ad."""
     if vocabulary is None:
         raise ValueError(
-            f"{remote.repository!r} has a file for each section. Say the vocabulary (genes.tsv): to make one would "
-            "need all files twice."
+            f"{remote.repository!r} has a file for each section. Pass the vocabulary (genes.tsv), because computing "
+            "one would read all files twice."
         )
     names = _names(file.name for file in remote.files)
     found = [Section(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
@@ -245,12 +245,12 @@ def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
     if not isinstance(items, Sequence) or not any(isinstance(i, str) and i.startswith(PREFIX) for i in items):
         return None
     if len(items) > 1:
-        raise ValueError(f"A data set of the hub ({PREFIX}...) is a corpus of its own. Give it alone.")
+        raise ValueError(f"A data set of the hub ({PREFIX}...) is a separate corpus. Pass it alone.")
     match = _ADDRESS.fullmatch(items[0])
     if match is None or not _COMMIT.fullmatch(match[2] or ""):
         raise ValueError(
-            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus says "
-            "what it is made of. The page of the data set lists commits under 'Files', 'History'."
+            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus "
+            "records its source. The page of the data set lists commits under 'Files', 'History'."
         )
     repository, commit, folder = match[1], match[2], (match[3] or "").strip("/")
     files = _chosen(_listed(repository, commit), folder, repository)
@@ -322,7 +322,7 @@ def _answers(repository: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:  # also a closed gate: GatedRepoError is one
         raise PermissionError(
             f"The hub has no data set {repository!r}, or asks for a token or for access: accept its terms on its page "
-            "and log in by `hf auth login`."
+            "and log in with `hf auth login`."
         ) from error
     except HfHubHTTPError as error:
         raise ConnectionError(f"The hub did not answer for {repository!r}: {_first_line(error)} Try again.") from error

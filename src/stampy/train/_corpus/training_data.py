@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from stampy import _checks
 from stampy.models import StampConfig
 from stampy.pp import Vocabulary
 from stampy.train._config import PretrainConfig
@@ -28,7 +29,8 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     _check_tokens(corpus, config.max_tokens)
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
-        raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group to train on.")
+        raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group for training.")
+    _tell_of_left_out(corpus, sections, "neighbourhood groups", 1)
     return _data(corpus, sections, config.max_tokens)
 
 
@@ -53,8 +55,19 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     sections = [s for s in corpus.sections if s.has_tiles]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
+    _tell_of_left_out(corpus, sections, "tiles", 2)
     _check_tokens(corpus, model.gene.max_tokens)
     return _data(corpus, sections, model.gene.max_tokens)
+
+
+def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
+    """Warn of the sections of a corpus that a stage can't use."""
+    without = [s.name for s in corpus.sections if s not in used]
+    if without:
+        _checks.warn(
+            f"{len(without)} of the {len(corpus.sections)} sections of the corpus have no {what} and no part in stage "
+            f"{stage}: {_checks.shortlist(without)}."
+        )
 
 
 def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:
@@ -76,7 +89,7 @@ def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
     if kept and config.max_distance != PretrainConfig().max_distance:
         raise ValueError(
             f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
-            "its source. Leave it out."
+            "its source. Omit it."
         )
     names: tuple[Literal["group_size", "max_distance"], ...] = ("group_size", "max_distance")
     for name in names[:1] if kept else names:

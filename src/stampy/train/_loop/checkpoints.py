@@ -59,14 +59,14 @@ def check_same_run(out: Path, described: State) -> None:
         what = f"stage: {found.get('stage')}"
     elif found.get("identity") != described["identity"]:
         raise ValueError(
-            f"{str(out)!r} holds a run of stampy {found.get('stampy')}, which this version cannot resume: it draws "
+            f"{str(out)!r} contains a run of stampy {found.get('stampy')}, which this version cannot resume: it draws "
             "different batches and also compares start weights and images. Choose another folder, or use that version."
         )
     else:
         what = _difference(found, described)
     if what:
         raise ValueError(
-            f"{str(out)!r} holds a run with other {what}. Choose another folder, or use the settings in "
+            f"{str(out)!r} contains a run with other {what}. Choose another folder, or use the settings in "
             "its config.json."
         )
 
@@ -90,13 +90,19 @@ def _difference(found: State, described: State) -> str:
     if found.get("start") != described.get("start"):
         return f"start model: its weights or settings (hash {found.get('start')}, found now {described.get('start')})"
     before, now = found.get("data", {}), described["data"]
+    names, names_now = list(before.get("sections") or {}), list(now.get("sections") or {})
+    if names != names_now and sorted(names) != sorted(names_now):
+        return f"data: sections {_checks.shortlist(names)}, found now {_checks.shortlist(names_now)}"
+    if names != names_now:
+        return f"data: sections in another order: {_checks.shortlist(names)}, found now {_checks.shortlist(names_now)}"
     if before.get("vocabulary") != now.get("vocabulary"):
-        return "data: the vocabulary (its genes or their usual levels)"
+        return (
+            "data: the vocabulary (its genes or their usual levels). One that is made from the sections changes with "
+            "their counts"
+        )
     if before.get("corpus") != now.get("corpus"):
         return "data: the corpus (by the digest of its contents)"
     before, now = before.get("sections") or {}, now.get("sections") or {}
-    if list(before) != list(now):
-        return f"data: sections {_checks.shortlist(before)}, found now {_checks.shortlist(now)}"
     changed = [name for name in now if before[name] != now[name]]
     return f"data: counts, coordinates or images of the sections {_checks.shortlist(changed)}" if changed else ""
 
@@ -181,8 +187,8 @@ def no_space(error: OSError, path: Path) -> OSError:
     return OSError(
         error.errno,
         f"No space left on the disk of {str(path.parent)!r} for {path.name} "
-        f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Make room and run the same command again; it goes "
-        f"on from {whole[-1].name if whole else 'the start'}.",
+        f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Free space and run the same command again; it "
+        f"continues from {whole[-1].name if whole else 'the start'}.",
     )
 
 
@@ -193,10 +199,10 @@ def newest(out: Path) -> State | None:
         try:
             state = _read(path)
         except DAMAGED as error:
-            then = "going on from the checkpoint before it" if left else "the run starts anew: it was the only one"
+            then = "continuing from the checkpoint before it" if left else "the run starts again: it was the only one"
             _checks.warn(f"{str(path)!r} is damaged; {then} ({str(error) or type(error).__name__:.200}).")
         else:
-            logger.info("Going on from %s", path)
+            logger.info("Continuing from %s", path)
             return state
     return None
 
@@ -210,7 +216,7 @@ def _read(path: Path) -> State:
         _check_archive(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
-        raise ValueError("it holds no state of a run")
+        raise ValueError("it contains no state of a run")
     return state
 
 
