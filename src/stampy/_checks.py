@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -38,6 +40,7 @@ __all__ = [
     "replaceable",
     "results",
     "single",
+    "space_for",
     "two_labels",
     "unknown",
     "warn",
@@ -56,6 +59,19 @@ class StampyWarning(UserWarning):
 
 
 _SUBJECT: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextlib.contextmanager
+def space_for(path: Path) -> Iterator[None]:
+    """Where the disk is full, raise an error that names the file, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "No space left on the disk" in str(error):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        text = f"No space left on the disk of {str(path.parent)!r} for {path.name} ({free:.1f} MB free)."
+        raise OSError(error.errno, text) from error
 
 
 @contextlib.contextmanager
