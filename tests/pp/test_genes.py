@@ -300,7 +300,7 @@ def test_the_likely_reason(human, names, reason):
 def test_a_small_loss_is_in_the_report_alone(human):
     match = human.match(section(["GAPDH", "TP53", "AKT1"], np.array([50, 47, 3])))
     assert match.unmatched_share == pytest.approx(0.03)
-    assert "they hold 97.0% of the counts" in str(match)
+    assert "they account for 97.0% of the counts" in str(match)
     assert match.record()["unmatched_share"] == pytest.approx(0.03)
 
 
