@@ -222,7 +222,7 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     match = human.match(section([*NAMES, *several], np.array([100] * 14 + [1] * 3)))
     assert match.ambiguous == tuple(several)
     assert match.n_matched == 14
-    assert "3 names may be several genes" in str(match)
+    assert "3 names are ambiguous" in str(match)
 
 
 # ---- what is no gene -----------------------------------------------------------------------------------------------
