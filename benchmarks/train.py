@@ -32,9 +32,9 @@ from torch import nn
 from stampy._utils import stream
 from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.train import PretrainConfig
-from stampy.train._batches import moved
-from stampy.train._loop import _prefetched
+from stampy.train._loop.loop import _prefetched
 from stampy.train._pretrain_step import Reconstruction, mask_tokens
+from stampy.train._samplers import moved
 
 # Deciles of the number of genes found in a spot, at most 1,500, over the 31,716 spots of 43 public sections.
 LENGTHS = (0, 231, 321, 446, 603, 766, 997, 1420, 1500, 1500, 1500)

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 import stampy
 from stampy import datasets, models, pp, train
-from stampy.train import _checkpoints
+from stampy.train._loop import checkpoints
 
 SOURCE = str(Path(stampy.__file__).parent)
 CLEAR = (ValueError, TypeError, KeyError, FileNotFoundError, OSError)
@@ -132,9 +132,9 @@ def state(step):
 def checkpoint(folder, rng, world):
     for step in (1, 2):
         path = folder / f"checkpoint-{step:08d}.ckpt"
-        _checkpoints.save_state(path, state(step)) if rng.random() < 0.7 else torch.save(state(step), path)
+        checkpoints.save_state(path, state(step)) if rng.random() < 0.7 else torch.save(state(step), path)
     path.write_bytes(damaged(path.read_bytes(), rng))
-    found = _checkpoints.newest(folder)
+    found = checkpoints.newest(folder)
     expected = state(found["step"])
     same = torch.equal(found["model"]["w"], expected["model"]["w"])
     if not same or not torch.equal(found["optimizer"]["state"][0]["m"], expected["optimizer"]["state"][0]["m"]):

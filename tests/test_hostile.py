@@ -26,8 +26,9 @@ import stampy
 from stampy import _files, datasets, models, pl, pp, tl
 from stampy._io import read as _formats
 from stampy._io.sections import file_name
-from stampy._section import open as _readers
-from stampy.datasets import _builders, _fetch, _registry, _sections
+from stampy._section.image import files as _readers
+from stampy.datasets import _fetch, _registry, _sections
+from stampy.datasets import _sections as _builders
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from stampy import _files
-from stampy._section.image import SlideImage
-from stampy._section.levels import ArrayLevel
+from stampy._section.image.levels import ArrayLevel
+from stampy._section.image.slide_image import SlideImage
 
 HOLDER = """
 import sys, time
@@ -105,7 +105,7 @@ def test_a_large_image_on_disk_is_hashed_in_bands(monkeypatch):
         def __getitem__(self, window):
             return self.array[window]
 
-    monkeypatch.setattr("stampy._section.image._WHOLE_PX", 1000)
+    monkeypatch.setattr("stampy._section.image.slide_image._WHOLE_PX", 1000)
     pixels = np.zeros((6000, 30, 3), dtype=np.uint8)
 
     def digest_of(finest):

@@ -28,7 +28,7 @@ from stampy import train
 from stampy._io.sections import Section
 from stampy.datasets._toy.planted import best_loss, planted
 from stampy.pp import Vocabulary
-from stampy.train._sections import prepare
+from stampy.train._data import prepare
 
 COMMON = {"max_tokens": 80, "tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6}  # fmt: skip
 SPECTRAL = {"start": "spectral", "rank_gate": True, "pooling": "bag", "frozen": ("embeddings.", "rank_gate")}

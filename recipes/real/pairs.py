@@ -44,7 +44,7 @@ def features(options) -> None:
     from stampy import datasets, models
     from stampy._io.sections import Section
     from stampy.pp import Vocabulary
-    from stampy.train._sections import prepare
+    from stampy.train._data import prepare
 
     stem, model, found = Stem(options.stem), models.load("stampy-mini"), {}
     for name in SECTIONS:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ __all__ = [
     "two_labels",
     "unknown",
     "warn",
+    "warnings_about",
     "window",
     "writable",
 ]
@@ -53,8 +55,24 @@ class StampyWarning(UserWarning):
     """A result may not be what the user expects; the message says why and what to do."""
 
 
+_SUBJECT: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextlib.contextmanager
+def warnings_about(subject: str) -> Iterator[None]:
+    """Put the subject, such as "Section 'A1'", in front of the warnings of the block that do not name it."""
+    token = _SUBJECT.set(subject)
+    try:
+        yield
+    finally:
+        _SUBJECT.reset(token)
+
+
 def warn(message: str) -> None:
     """Emit a `StampyWarning` that points to the line of the user's code."""
+    subject = _SUBJECT.get()
+    if subject and subject.split(" ", 1)[-1] not in message:
+        message = f"{subject}: {message}"
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
@@ -241,16 +259,16 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
     )
 
 
-def enough_spots(counts: Mapping[str, int], size: int) -> None:
+def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size") -> None:
     """Raise unless each section (name -> number of spots) can fill a neighbourhood group of `size` spots."""
-    at_least("size", size, 2)
+    at_least(setting, size, 2)
     small = {name: int(n) for name, n in counts.items() if n < size}
     if not small:
         return
     found = shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
     raise ValueError(
         f"A section needs at least {size} spots to form a neighbourhood group, found {found}. "
-        "Choose a smaller `size=` or leave the section out."
+        f"Choose a smaller `{setting}` or leave the section out."
     )
 
 

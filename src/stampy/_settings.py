@@ -28,32 +28,32 @@ class SettingValues(TypedDict, total=False):
 
 
 class Settings:
-    """What holds for all calls of stampy in this process.
+    """Defaults for all calls of stampy in this process.
 
-    Each setting begins with the value of the environment variable that is named here, if it is set, so that worker
-    processes and cluster jobs inherit it. An argument of a function takes precedence over the setting.
+    The initial value of a setting is that of its environment variable, if it is set, so worker processes and cluster
+    jobs inherit it. An argument of a function takes precedence over the setting.
 
     Parameters
     ----------
     verbosity
-        ``"error"``, ``"warning"`` (default), ``"info"`` or ``"debug"``: which messages of the logger ``stampy`` are
-        shown on stderr (``STAMPY_VERBOSITY``). Warnings of the class `stampy.StampyWarning` are Python warnings and
-        always shown.
+        ``"error"``, ``"warning"`` (default), ``"info"`` or ``"debug"``: lowest level of messages of the logger
+        ``stampy`` that are printed to stderr (``STAMPY_VERBOSITY``). Warnings of the class `stampy.StampyWarning` are
+        Python warnings and do not depend on it.
     progress_bars
-        Show progress bars, unless a function call says otherwise (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
+        Show progress bars (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
     device
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``: what ``device=None`` means (``STAMPY_DEVICE``). None (default):
-        CUDA if there is one, else an Apple GPU, else the CPU; training takes no Apple GPU by itself.
+        Device for ``device=None``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` (``STAMPY_DEVICE``). None (default):
+        CUDA if available, else an Apple GPU, else the CPU; training uses an Apple GPU only on request.
     cache_dir
-        Folder for downloads of `stampy.datasets` (``STAMPY_CACHE_DIR``). Default: the operating system's place for
-        caches. Weights from the Hugging Face hub lie in its own cache (``HF_HOME``).
+        Folder for downloads of `stampy.datasets` (``STAMPY_CACHE_DIR``). Default: the cache folder of the operating
+        system. Weights from the Hugging Face Hub are stored in its own cache (``HF_HOME``).
     seed
         Default of `rng` and `seed` in all functions (``STAMPY_SEED``). Default: 0.
 
     Raises
     ------
     AttributeError
-        There is no setting of that name; the message names the nearest.
+        The setting is unknown; the message states the nearest name.
     ValueError, TypeError
         The value is not valid for the setting.
 
@@ -113,7 +113,7 @@ class Settings:
 
     @contextlib.contextmanager
     def override(self, **values: Unpack[SettingValues]) -> Iterator[Settings]:
-        """Set some of the settings in a block.
+        """Change settings within a ``with`` block.
 
         Examples
         --------

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import stampy
 from stampy import bench, datasets, models
@@ -17,8 +18,8 @@ from stampy.bench._config import DataSet, Section, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
-from stampy.models._trained_on import write_trained_on
-from stampy.tl._evaluation.masked_genes import masked_accuracy
+from stampy.models._weights import write_trained_on
+from stampy.tl._evaluation.label_free import masked_accuracy
 
 BASIC = {"datasets": [{"name": "T", "sections": ["toy"], "labels": "domain"}], "systems": ["pca"], "tasks": ["probe"]}
 
@@ -196,6 +197,42 @@ def test_the_file_of_a_full_resolution_image_is_in_the_digest(toy, tmp_path):
     changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"], "metadata": {"source_image_path": str(path)}}}
     before = digest_of_section(changed)
     path.write_bytes(b"two")
+    assert digest_of_section(changed) != before
+
+
+def test_an_image_given_as_a_path_is_in_the_digest(toy, tmp_path):
+    changed, path = toy.copy(), tmp_path / "hires.png"
+    path.write_bytes(b"one")
+    changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"], "images": {"hires": str(path)}}}
+    before = digest_of_section(changed)
+    path.write_bytes(b"two")
+    assert digest_of_section(changed) != before
+
+
+def test_columns_that_choose_among_libraries_are_in_the_digest(toy):
+    changed = toy.copy()
+    changed.uns["spatial"] = {"a": toy.uns["spatial"]["toy"], "b": {"images": {"hires": np.ones((9, 9, 3), np.uint8)}}}
+    digests = set()
+    for name in ("a", "b", "other"):
+        changed.obs["library"] = name
+        digests.add(digest_of_section(changed))
+    assert len(digests) == 3
+
+
+def test_names_of_coordinate_columns_are_in_the_digest(toy):
+    changed = toy.copy()
+    table = pd.DataFrame(toy.obsm["spatial"], columns=["x", "y"], index=toy.obs_names)
+    changed.obsm["spatial"] = table
+    before = digest_of_section(changed)
+    changed.obsm["spatial"] = table.set_axis(["y", "x"], axis=1)
+    assert digest_of_section(changed) != before
+
+
+def test_sparse_coordinates_are_in_the_digest_value_by_value(toy):
+    changed = toy.copy()
+    changed.obsm["spatial"] = sparse.csr_matrix(toy.obsm["spatial"])
+    before = digest_of_section(changed)
+    changed.obsm["spatial"].data[4] += 1
     assert digest_of_section(changed) != before
 
 

@@ -193,7 +193,7 @@ def test_stereo_seq(tmp_path, name, columns, header):
 
 
 def test_stereo_seq_with_names_and_in_blocks(tmp_path, monkeypatch):
-    from stampy._io import stereo_seq
+    from stampy._io.formats import stereo_seq
 
     put(tmp_path / "S1.gem", gem(names=True))
     whole = stampy.read(tmp_path, bin_um=20)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stampy import models
 from stampy.models import _cross_entropy, losses
 from stampy.models._cross_entropy import linear_cross_entropy
-from stampy.models._regions import pool_3x3
+from stampy.models._image import pool_3x3
 
 QUICK = settings(deadline=None, max_examples=25)
 

@@ -13,7 +13,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
 
 from stampy import datasets, pl
-from stampy._section.grid_scale import lattice
+from stampy._section.pixel_size import lattice
 from stampy.pl._drawing.paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
 from stampy.pl._drawing.view import spot_distance
 

@@ -9,7 +9,7 @@ from matplotlib.collections import EllipseCollection
 from PIL import Image
 
 from stampy import pl, pp, tl
-from stampy.pl._drawing import view
+from stampy.pl._drawing import panel, view
 from stampy.pp._tiles import TileSource
 
 EDGE = 24  # px of the image across a tile
@@ -120,7 +120,7 @@ def test_the_finest_image_is_drawn_or_the_one_asked_for(tmp_path):
 
 
 def test_a_large_image_is_read_where_it_is_shown_and_reduced(monkeypatch):
-    monkeypatch.setattr(view, "MAX_PX", 50)
+    monkeypatch.setattr(panel, "PANEL_PX", 50)
     adata = section(picture())
     whole = pl.spatial(adata, crop=False).images[0]
     assert whole.get_array().shape == (42, 50, 3)
@@ -128,6 +128,10 @@ def test_a_large_image_is_read_where_it_is_shown_and_reduced(monkeypatch):
     part = pl.spatial(adata, crop=(100, 140, 60, 90)).images[0]
     np.testing.assert_array_equal(part.get_array(), picture()[60:90, 100:140])
     assert part.get_extent() == [100, 140, 90, 60]
+    _, ax = plt.subplots(layout="constrained")  # its size is not known here: more is kept
+    assert pl.spatial(adata, ax=ax).images[0].get_array().shape == (200, 240, 3)
+    monkeypatch.setattr(view, "MAX_PX", 120)
+    assert pl.spatial(adata, crop=False, ax=ax).images[-1].get_array().shape == (100, 120, 3)
 
 
 # SpatialData

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from stampy._section import open as _readers
-from stampy._section.image import SlideImage
+from stampy._section.image import files as _readers
+from stampy._section.image.slide_image import SlideImage
 
 
 def ramp(height=240, width=250):
@@ -199,7 +199,7 @@ def test_a_thumbnail_is_the_mean_of_what_it_covers(tmp_path, monkeypatch):
     assert small.shape == (150, 175, 3)
     assert np.abs(small - picture.reshape(150, 4, 175, 4, 3).mean(axis=(1, 3))).max() <= 1
     write_pyramid(tmp_path / "a.tif", picture)
-    monkeypatch.setattr("stampy._section.image._BAND_PX", 4096)
+    monkeypatch.setattr("stampy._section.image.slide_image._BAND_PX", 4096)
     with SlideImage.open(tmp_path / "a.tif") as pyramid:
         assert np.abs(pyramid.thumbnail(175).astype(int) - small).max() <= 1
         part = pyramid.thumbnail(50, (100, 100, 300, 300)).astype(int)

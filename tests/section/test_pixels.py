@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xarray import DataArray, Dataset, DataTree
 
-from stampy._section.image import SlideImage, open_spatialdata_image
+from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 
 Y, X = np.mgrid[:60, :80]
 RGB = np.stack([X, Y, np.full_like(X, 7)], axis=-1).astype(np.uint8)

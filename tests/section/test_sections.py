@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import stampy
 from stampy import datasets, pp, tl
-from stampy._section.grid_scale import infer_um_per_px
 from stampy._section.libraries import libraries_of
 from stampy._section.neighbors import graph, nearest
+from stampy._section.pixel_size import infer_um_per_px
 from stampy._section.section import Wishes, coordinates_of, places_of, sections_of
 
 quick = settings(max_examples=25, deadline=None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from stampy import datasets, pl, pp, tl
-from stampy._section.stated_um_per_px import openslide_um_per_px
+from stampy._section.pixel_size import openslide_um_per_px
 from stampy.models import GatedAttentionMIL
 from stampy.pp import SlideImage
 from stampy.pp._slide_tiles import covered, overview, tissue_mask
@@ -102,7 +102,7 @@ def test_overview_is_the_mean_of_areas_whatever_the_bands(size, factor, band):
     y, x = np.mgrid[: size[0], : size[1]]
     image = SlideImage.from_array(np.stack([x * 255 // size[1], y * 255 // size[0], 0 * x], axis=-1).astype(np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stampy._section.image._BAND_PX", band)
+        patch.setattr("stampy._section.image.slide_image._BAND_PX", band)
         small = overview(image, factor)
     for axis in (0, 1):  # a ramp stays a ramp
         n = small.shape[1 - axis]

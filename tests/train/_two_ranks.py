@@ -31,9 +31,9 @@ def stopped(out: Path, config: dict) -> None:
     from test_distributed import section
 
     from stampy import train
-    from stampy.train import _loop
+    from stampy.train._loop import loop
 
-    rank, rate, code = os.environ["RANK"], _loop._learning_rate, None
+    rank, rate, code = os.environ["RANK"], loop._learning_rate, None
 
     def signalling(config, step, steps):
         if step == 2 and rank == "1":
@@ -41,12 +41,12 @@ def stopped(out: Path, config: dict) -> None:
         return rate(config, step, steps)
 
     run = partial(train.pretrain, section(), out / "stopped", config=config, device="cpu", progress=False)
-    _loop._learning_rate = signalling
+    loop._learning_rate = signalling
     try:
         run()
     except SystemExit as error:
         code = error.code
-    _loop._learning_rate = rate
+    loop._learning_rate = rate
     there = sorted(path.name for path in (out / "stopped").glob("checkpoint-*"))
     (out / f"stopped-{rank}.json").write_text(json.dumps({"code": code, "checkpoints": there}))
     run()

@@ -10,8 +10,8 @@ from stampy import models, train
 from stampy.models import losses
 from stampy.models._packed import Packing
 from stampy.train._align_step import Alignment
-from stampy.train._batches import moved
 from stampy.train._config import LOSSES
+from stampy.train._samplers import moved
 
 SMALL = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 GENE = models.GeneConfig(n_genes=60, width=16, depth=1, heads=2, feedforward=24, max_tokens=12)

@@ -7,9 +7,8 @@ import pytest
 from stampy import datasets, models, train
 from stampy._io.sections import Section
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
-from stampy.train._data import TrainingData
+from stampy.train._data import TrainingData, prepare
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import prepare
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48}
 

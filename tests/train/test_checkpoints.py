@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stampy.train import _checkpoints
+from stampy.train._loop import checkpoints
 
 
 def state(step):
@@ -22,7 +22,7 @@ def same(a, b):
 @pytest.fixture
 def out(tmp_path):
     for step in (1, 2):
-        _checkpoints.save_state(tmp_path / f"checkpoint-{step:08d}.ckpt", state(step))
+        checkpoints.save_state(tmp_path / f"checkpoint-{step:08d}.ckpt", state(step))
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def test_whatever_is_damaged_the_state_is_one_that_was_saved(out):
     whole = newest.read_bytes()
     for _ in range(150):
         newest.write_bytes(damaged(whole, rng))
-        found = _checkpoints.newest(out)
+        found = checkpoints.newest(out)
         assert same(found, state(found["step"]))
         assert set(found["optimizer"]["state"][0]) == {"m"}
 
@@ -59,33 +59,33 @@ def test_a_flipped_bit_in_the_directory_is_told_and_the_checkpoint_before_it_tak
     content[content.rindex(b"PK\x01\x02") + 24] ^= 1  # the size that torch would allocate
     newest.write_bytes(content)
     with pytest.warns(UserWarning, match=r"is damaged; going on from the checkpoint before it \(its SHA-256"):
-        assert same(_checkpoints.newest(out), state(1))
+        assert same(checkpoints.newest(out), state(1))
 
 
 @pytest.mark.parametrize("at", [10, 16, 20, 24, 28, 42])
 def test_the_same_in_a_checkpoint_from_before_there_were_hashes(out, at):
     newest = out / "checkpoint-00000002.ckpt"
     torch.save(state(2), newest)
-    assert same(_checkpoints.newest(out), state(2))  # whole, it is still read
+    assert same(checkpoints.newest(out), state(2))  # whole, it is still read
     content = bytearray(newest.read_bytes())
     content[content.rindex(b"PK\x01\x02") + at] ^= 1
     newest.write_bytes(content)
     with pytest.warns(UserWarning, match="is damaged; going on from the checkpoint before it"):
-        assert same(_checkpoints.newest(out), state(1))
+        assert same(checkpoints.newest(out), state(1))
 
 
 def test_nothing_whole_starts_anew_and_says_so(out):
     (out / "checkpoint-00000002.ckpt").unlink()
     (out / "checkpoint-00000001.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="the run starts anew"):
-        assert _checkpoints.newest(out) is None
+        assert checkpoints.newest(out) is None
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"weights": torch.zeros(3)}])
 def test_a_file_of_something_else_is_no_state(out, content):
     torch.save(content, out / "checkpoint-00000003.ckpt")
     with pytest.warns(UserWarning, match="it holds no state of a run"):
-        assert same(_checkpoints.newest(out), state(2))
+        assert same(checkpoints.newest(out), state(2))
 
 
 def test_the_seal_does_not_keep_other_readers_from_the_file(out):
@@ -94,4 +94,4 @@ def test_the_seal_does_not_keep_other_readers_from_the_file(out):
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     shutil.copy(path, out / "checkpoint-00000004.ckpt")
-    assert same(_checkpoints.newest(out), state(2))
+    assert same(checkpoints.newest(out), state(2))

@@ -29,11 +29,11 @@ from stampy.pp._tiles import TileSource
 from stampy.train import Corpus
 from stampy.train._corpus import build as _corpus_build
 from stampy.train._corpus import section_writer as _corpus_write
-from stampy.train._corpus.arrays import new_array
+from stampy.train._corpus.layout import new_array
 from stampy.train._corpus.shards import Shards
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
+from stampy.train._data import pairs_in_memory, prepare
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import pairs_in_memory, prepare
 
 SMALL = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
@@ -692,7 +692,7 @@ def test_command_line(toy, tmp_path, capsys):
     assert cli.main([*given, "--on-error", "skip"]) == 0
     printed = capsys.readouterr()
     assert "Corpus(1 section, 120 spots" in printed.out
-    assert "left out: bad:" in printed.out
+    assert "skipped: bad:" in printed.out
     assert "was left out of the corpus" in printed.err
     assert cli.main(["corpus", "info", out]) == 0
     assert "bytes a spot" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 
 from stampy import datasets
 from stampy.train import Corpus
-from stampy.train._corpus import hub
+from stampy.train._corpus import source
 
 COMMIT = "c" * 40
 REPOSITORY = "minghaofdu/SpaVis-6M"
@@ -216,6 +216,6 @@ def test_the_hub_stands_alone(tmp_path):
 
 
 def test_only_addresses_of_the_hub_are_meant(tmp_path):
-    assert hub.hub_folder("hf", tmp_path) is None
-    assert hub.hub_folder([tmp_path], tmp_path) is None
-    assert hub.hub_folder(None, tmp_path) is None
+    assert source.hub_folder("hf", tmp_path) is None
+    assert source.hub_folder([tmp_path], tmp_path) is None
+    assert source.hub_folder(None, tmp_path) is None

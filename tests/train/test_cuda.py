@@ -10,12 +10,11 @@ from lightning.fabric import Fabric
 from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.pp import Vocabulary
 from stampy.train import PretrainConfig
-from stampy.train._batches import moved, pinned
 from stampy.train._data import MemorySection, TrainingData
-from stampy.train._loop import claimed, fit
+from stampy.train._loop.loop import claimed, fit
+from stampy.train._loop.ranks import make_fabric
 from stampy.train._pretrain_step import Reconstruction
-from stampy.train._ranks import make_fabric
-from stampy.train._samplers import GroupSampler
+from stampy.train._samplers import GroupSampler, moved, pinned
 
 # torch's own compiler and process groups warn of what they do themselves
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy.train._ranks import Ranks, make_fabric
+from stampy.train._loop.ranks import Ranks, make_fabric
 
 # float64: Adam makes steps of full size out of gradients that are nothing but rounding errors.
 COMMON = {"precision": "64-true", "lr": 1e-2, "warmup_steps": 2}
@@ -130,7 +130,7 @@ def test_more_devices_than_there_are():
 
 
 def test_what_a_launcher_says(monkeypatch):
-    from stampy.train._ranks import _launched
+    from stampy.train._loop.ranks import _launched
 
     assert _launched() == (1, 1)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():

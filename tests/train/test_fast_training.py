@@ -21,8 +21,8 @@ from stampy.models._cross_entropy import kernel_for, linear_cross_entropy
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._lora import LoRALinear, add_lora, merge_lora
 from stampy.models._packed import Packing, attend
+from stampy.train._loop.ranks import make_fabric
 from stampy.train._pretrain_step import KINDS, Reconstruction
-from stampy.train._ranks import make_fabric
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GENE = models.GeneConfig(n_genes=60, width=16, depth=2, heads=2, feedforward=24, max_tokens=12)

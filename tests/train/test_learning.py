@@ -9,7 +9,7 @@ from stampy._io.sections import Section
 from stampy.datasets._toy.planted import best_loss, planted
 from stampy.pp import Vocabulary
 from stampy.train._baselines import ranks_of_own
-from stampy.train._sections import prepare
+from stampy.train._data import prepare
 
 QUIET = {"device": "cpu", "progress": False}
 

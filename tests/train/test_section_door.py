@@ -8,7 +8,7 @@ from stampy import pp, train
 from stampy._io.sections import as_sections
 from stampy._section.section import places_of, side_by_side
 from stampy.pp._neighborhoods import group_spots
-from stampy.train._sections import prepare
+from stampy.train._data import prepare
 
 MATRIX = np.array([[2.0, 0.0, 50.0], [0.0, 2.0, -30.0], [0.0, 0.0, 1.0]])
 CORPUS = {"n_workers": 1, "max_tokens": 32, "size_px": 16, "images": False, "progress": False}

@@ -7,8 +7,7 @@ from scipy import sparse
 
 from stampy import models, train
 from stampy._io.sections import as_sections
-from stampy.train._data import MemorySection
-from stampy.train._sections import prepare
+from stampy.train._data import MemorySection, prepare
 from stampy.train._spectral_start import ANCHORS, anomaly_of_rank, neighbor_graph, spatial_axes, start_spectral_image
 
 GENE = {

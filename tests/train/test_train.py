@@ -19,12 +19,12 @@ from stampy import datasets, models, train
 from stampy._io.sections import Section, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
-from stampy.train import _loop, _pretrain_step
-from stampy.train._augment import _turn, augment
-from stampy.train._data import TrainingData
+from stampy.train import _pretrain_step
+from stampy.train._align_step import _turn, augment
+from stampy.train._data import TrainingData, prepare
+from stampy.train._loop import loop
 from stampy.train._pretrain_step import mask_tokens
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import prepare
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 STAGE1 = GENE | {
@@ -106,17 +106,17 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(stage, toy, pretrained, 
             return train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
         return train.align(toy, tmp_path, model=pretrained[1] / "model", config=STAGE2, **QUIET)
 
-    rate = _loop._learning_rate
+    rate = loop._learning_rate
 
     def stop_at_step_4(config, step, steps):
         if step == 4:
             raise Stopped
         return rate(config, step, steps)
 
-    monkeypatch.setattr(_loop, "_learning_rate", stop_at_step_4)
+    monkeypatch.setattr(loop, "_learning_rate", stop_at_step_4)
     with pytest.raises(Stopped):
         run()
-    monkeypatch.setattr(_loop, "_learning_rate", rate)
+    monkeypatch.setattr(loop, "_learning_rate", rate)
     first = sorted(p.name for p in tmp_path.glob("*.ckpt"))[-1]
     assert first == ("checkpoint-00000004.ckpt" if stage == 1 else "checkpoint-00000003.ckpt")
     torch.manual_seed(99)  # the global generator has no part in it
@@ -262,7 +262,7 @@ def test_logs(toy, tmp_path, monkeypatch):
 
     made = []
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Wandb)
-    monkeypatch.setattr("stampy.train._logs.find_spec", lambda name: True)
+    monkeypatch.setattr("stampy.train._loop.logs.find_spec", lambda name: True)
     train.pretrain(toy, tmp_path, config=STAGE1, loggers=("csv", "tensorboard", "wandb"), **QUIET)
     lines = metrics(tmp_path)
     table = pd.read_csv(tmp_path / "metrics.csv")
@@ -278,7 +278,7 @@ def test_loggers_that_can_not_be_used(toy, tmp_path, monkeypatch):
         train.pretrain(toy, tmp_path, loggers=("tensorbord",))
     with pytest.raises(TypeError, match="sequence of names"):
         train.pretrain(toy, tmp_path, loggers="csv")
-    monkeypatch.setattr("stampy.train._logs.find_spec", lambda name: None)
+    monkeypatch.setattr("stampy.train._loop.logs.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
         train.align(toy, tmp_path, loggers=("wandb",))
 
@@ -492,8 +492,10 @@ def test_views_move_the_cell_with_the_patch():
     patches = cells.float().view(-1, 1, 1, 1).expand(-1, 3, 60, 60).clone()
     generator = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stampy.train._augment._colours", lambda n, g: (torch.ones(n, 1, 1, 1), torch.zeros(n, 3, 1, 1)))
-        patch.setattr("stampy.train._augment._coarsen", lambda images, px, chosen: None)
+        patch.setattr(
+            "stampy.train._align_step._colours", lambda n, g: (torch.ones(n, 1, 1, 1), torch.zeros(n, 3, 1, 1))
+        )
+        patch.setattr("stampy.train._align_step._coarsen", lambda images, px, chosen: None)
         _, turned, moved = augment(patches, regions, cells, generator)
     shown = turned[:, 0].view(-1, 3, 20, 3, 20).mean(dim=(2, 4)).flatten(1)
     assert torch.equal(shown[torch.arange(len(cells)), moved], cells.float())

@@ -19,14 +19,14 @@ import torch
 
 from stampy import datasets, models, train
 from stampy._files import FolderLock
-from stampy._io.sections import Section
+from stampy._io.sections import Section, as_sections
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
-from stampy.train import _logs, _loop
-from stampy.train._data import TrainingData
+from stampy.train._corpus.training_data import pairs_on_disk
+from stampy.train._data import TrainingData, prepare
+from stampy.train._loop import logs, loop
+from stampy.train._loop.signals import Signals
 from stampy.train._samplers import GroupSampler, PairSampler
-from stampy.train._sections import prepare
-from stampy.train._signals import Signals
 
 GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True}
 STAGE1 = GENE | {"groups_per_batch": 4, "lr": 1e-2, "checkpoint_every": 100, "embedding": 12, "epochs_cgr": 2}
@@ -153,7 +153,7 @@ def pretrained(toy, tmp_path_factory):
 
 
 def signalling(monkeypatch, *numbers, at=3):
-    rate, note, noted = _loop._learning_rate, Signals._note, []
+    rate, note, noted = loop._learning_rate, Signals._note, []
 
     def noting(self, number, frame):
         noted.append(number)
@@ -170,7 +170,7 @@ def signalling(monkeypatch, *numbers, at=3):
 
     monkeypatch.setattr(Signals, "_note", noting)
 
-    monkeypatch.setattr(_loop, "_learning_rate", at_a_step)
+    monkeypatch.setattr(loop, "_learning_rate", at_a_step)
     return rate
 
 
@@ -185,7 +185,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pre
     assert (tmp_path / "checkpoint-00000004.ckpt").is_file()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert f"stampy: {number.name}: saving a checkpoint" in capfd.readouterr().err
-    monkeypatch.setattr(_loop, "_learning_rate", rate)
+    monkeypatch.setattr(loop, "_learning_rate", rate)
     assert equal(train.pretrain(toy, tmp_path, config=STAGE1, **QUIET), pretrained)
     assert steps_of(tmp_path) == list(range(len(steps_of(tmp_path))))
 
@@ -238,8 +238,8 @@ def test_the_command_line_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys):
     assert cli.main([*command, "--device", "cpu"]) == 130
     err = capsys.readouterr().err
     assert err.count("Give the same command again") == 1
-    monkeypatch.setattr(_loop, "_learning_rate", rate)
-    monkeypatch.setattr(_logs, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "_learning_rate", rate)
+    monkeypatch.setattr(logs, "LINE_EVERY_S", 0.0)
     assert cli.main([*command, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert out.count("Model: ") == 1
@@ -332,7 +332,7 @@ def test_errors_name_the_section_in_every_way_in(way, fault, toy, model, tmp_pat
     [
         ({"path": ["a.h5ad"], "um_per_px": ["half"]}, r"m.tsv, line 2 \('a.h5ad'\): `um_per_px` must be a positive"),
         ({"path": ["a.h5ad"], "spot_um": ["-3"]}, r"`spot_um` must be a positive number, found '-3'"),
-        ({"path": ["a.h5ad", "a.h5ad"]}, r"1 names stand for more than one section: \['a: .*a.h5ad, .*a.h5ad'\]"),
+        ({"path": ["a.h5ad", "a.h5ad"]}, r"Sections must have different names, found \['a: .*a.h5ad, .*a.h5ad'\]"),
         ({"path": ["a.h5ad", ""]}, "line 3: `path` is empty"),
     ],
 )
@@ -341,6 +341,32 @@ def test_faults_of_a_manifest(rows, message, toy, tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
     with pytest.raises(ValueError, match=message):
         train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"m\.tsv' is empty"),
+        (b"\n\n", r"m\.tsv' is empty"),
+        (b"path\tname\na.h5ad\tone\ttwo\n", r"m\.tsv, line 2: 3 cells, but 2 columns \(path, name\)"),
+        (b"path\tname\n\n\nb.h5ad\tx\ty\n", r"m\.tsv, line 4: 3 cells"),
+        (b"path\tname\tname\na.h5ad\tone\ttwo\n", r"several columns \['name'\]"),
+        (b"path\tname\na.h5ad\t\xff\n", r"m\.tsv' is no text in UTF-8"),
+    ],
+)
+def test_a_manifest_that_is_no_table_is_named(text, message, tmp_path):
+    (tmp_path / "m.tsv").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["path\tname\torgan\na.h5ad\n", "path\tname\na.h5ad\t\t\n", "\ufeffpath\n\na.h5ad\n"])
+def test_short_lines_and_empty_cells_of_a_manifest(text, toy, tmp_path):
+    toy.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "m.tsv").write_text(text, encoding="utf-8")
+    (section,) = as_sections(tmp_path / "m.tsv")
+    assert (section.name, section.organ) == ("a", "")
 
 
 def test_missing_files_are_told_before_anything_is_read(tmp_path):
@@ -382,6 +408,39 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
             max_tokens=48, images=False, progress=False,
         )  # fmt: skip
     assert corpus.table["n_groups"].tolist()[1] == 0
+
+
+def test_spots_without_tokens_are_counted_and_said(toy, model, tmp_path):
+    bare = _own(toy)
+    bare.X = bare.X.toarray()
+    bare.X[[3, 7]] = 0
+    told = r"Section 'bare': 2 of 120 spots have no counts of genes"
+    with pytest.warns(UserWarning, match=told):
+        train.pretrain({"bare": bare}, tmp_path / "p", config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
+    with pytest.warns(UserWarning, match=told):
+        train.align({"bare": bare}, tmp_path / "a", model=model, config=STAGE2 | {"epochs": 1}, **QUIET)
+    with pytest.warns(UserWarning, match=told):
+        train.Corpus.build({"bare": bare}, tmp_path / "c", **CORPUS)
+
+
+def test_warnings_name_the_section(toy, model):
+    halved = toy.copy()
+    halved.X = toy.X * 0.3
+    with pytest.warns(UserWarning, match=r"Section 'few': `adata.X` seems to be depth-normalised"):
+        prepare(Section(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
+
+
+def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tmp_path):
+    blind = toy[:, :0].copy()
+    deaf = toy.copy()
+    del deaf.uns["spatial"]
+    sections, vocabulary = {"toy": toy, "blind": blind, "deaf": deaf}, Vocabulary(model.genes)
+    options = CORPUS | {"size_px": model.config.image.size_px, "max_tokens": model.config.gene.max_tokens}
+    corpus = train.Corpus.build(sections, tmp_path / "c", vocabulary=vocabulary, **options)
+    with pytest.warns(UserWarning, match=r"1 of the 3 sections .* no neighbourhood groups .*stage 1: \['blind'\]"):
+        train.pretrain(corpus, tmp_path / "p", config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
+    with pytest.warns(UserWarning, match=r"1 of the 3 sections .* no tiles .*stage 2: \['deaf'\]"):
+        pairs_on_disk(corpus, vocabulary, model.config)
 
 
 def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):

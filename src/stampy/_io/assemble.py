@@ -250,7 +250,7 @@ def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: 
 
 def picture(path: Path) -> np.ndarray:
     """A PNG, JPEG or TIFF, gzipped or not, as (h, w, 3) uint8."""
-    from stampy._section.image import SlideImage
+    from stampy._section.image.slide_image import SlideImage
 
     with reading(path), SlideImage.open(path) as image:
         height, width = image.shape

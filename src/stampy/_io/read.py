@@ -1,4 +1,4 @@
-"""`stampy.read`: a section in any known format, which is recognised from its files."""
+"""`stampy.read`: a section in any known format, recognised from its files; what is no section is told what it lacks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys
-from stampy._io import unsupported
-from stampy._io.anndata_files import MARKS, hdf5_kind, is_zarr, read_h5ad, read_zarr, zarr_kind
 from stampy._io.assemble import refer_to_image
-from stampy._io.cosmx import is_cosmx, read_cosmx
-from stampy._io.hest import add_hest
-from stampy._io.input_files import reading, refuse, unzipped
-from stampy._io.loom import read_loom
-from stampy._io.merscope import is_merscope, read_merscope
-from stampy._io.mudata import read_mudata
+from stampy._io.delimited import is_coordinates, tables_in
+from stampy._io.formats.anndata_mudata_spatialdata import (
+    MARKS,
+    hdf5_kind,
+    is_zarr,
+    read_h5ad,
+    read_mudata,
+    read_spatialdata,
+    read_zarr,
+    zarr_kind,
+)
+from stampy._io.formats.cosmx import is_cosmx, read_cosmx
+from stampy._io.formats.hest import add_hest
+from stampy._io.formats.loom import read_loom
+from stampy._io.formats.merscope import is_merscope, read_merscope
+from stampy._io.formats.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
+from stampy._io.formats.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
+from stampy._io.formats.st import is_st, read_st
+from stampy._io.formats.stereo_seq import is_gem, read_gem
+from stampy._io.formats.xenium import is_xenium, read_xenium
+from stampy._io.input_files import listed, listing, reading, refuse, unzipped
 from stampy._io.remote import is_address, read_address
-from stampy._io.slide_seq import is_counts_and_coordinates, read_counts_and_coordinates
-from stampy._io.space_ranger import has_cells, is_counts_file, is_space_ranger, read_space_ranger
-from stampy._io.spatialdata_stores import read_spatialdata
-from stampy._io.st import is_st, read_st
-from stampy._io.stereo_seq import is_gem, read_gem
 from stampy._io.write import append, checked_target, write, written_keys
-from stampy._io.xenium import is_xenium, read_xenium
-from stampy._section.choose_image import settle_sources
+from stampy._section.image.choose import settle_sources
 from stampy._section.outside_links import refuse_links
 
 if TYPE_CHECKING:
@@ -38,6 +45,9 @@ __all__ = [
     "format_of",
     "read",
     "read_zipped",
+    "refused_file",
+    "refused_folder",
+    "refused_zarr",
     "write",
     "written_keys",
 ]
@@ -98,12 +108,12 @@ def read(
     um_per_px: float | None = None,
     backed: bool = False,
 ) -> AnnData | SpatialData:
-    """Read a section; its format is recognised from its files.
+    """Read a section, and detect its format from the files.
 
     Supported formats are .h5ad (including HEST, with its slide), .zarr and .zarr.zip of AnnData, SpatialData, MuData
-    (its RNA), loom, Space Ranger of every version (Visium v1, v2, CytAssist, HD by bins or segmented cells; also GEO's
-    flat files and a single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts
-    beside a table of coordinates. Names may have a prefix and end in .gz. The path of a full-resolution image is
+    (its RNA), loom, Space Ranger of every version (Visium v1, v2, CytAssist, HD in bins or segmented cells; also flat
+    GEO folders and a single .h5), Xenium, CosMx, MERSCOPE, ST, Stereo-seq (.gem), Slide-seq, and any table of counts
+    together with a table of coordinates. Names may have a prefix and end in .gz. The path of a full-resolution image is
     recorded in ``uns["spatial"][section]["metadata"]["source_image_path"]``, and `stampy.tl.embed` reads its tiles from
     there.
 
@@ -111,23 +121,25 @@ def read(
     ----------
     path
         File or folder of one section; or the address of an .h5ad, .zarr or .zarr.zip with AnnData that fsspec opens
-        (``"https://..."``, ``"s3://..."``). With `backed` its counts are read from there block by block. Images on this
-        machine that such a section names are not opened.
+        (``"https://..."``, ``"s3://..."``). With `backed`, its counts are read from there block by block. If such a
+        section names an image on this machine, the image is not opened.
     bin_um
-        Visium HD: which of the bins, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells and
-        beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with coordinates
-        in µm): sum them up in square bins of this edge; None: as they are. See `stampy.pp.bins`.
+        Visium HD: size of the bins to read, in µm; None: 8. Stereo-seq: edge of the bins, in µm; None: 50. Single cells
+        and beads (Xenium, CosMx, MERSCOPE, Slide-seq, segmented cells of Visium HD, or any .h5ad and .zarr with
+        coordinates in µm): sum their counts in square bins of this edge; None: do not bin. See `stampy.pp.bins`.
     image
-        Full-resolution H&E image (TIFF, whole slide, PNG, JPEG) in whose px the coordinates are; only its path is kept.
+        Full-resolution H&E image (TIFF, whole slide, PNG, JPEG). Coordinates are in px of this image. Only its path is
+        kept.
     um_per_px
-        With `bin_um`: µm per unit of the coordinates, if the scale factors do not give it.
+        With `bin_um`: µm per unit of the coordinates, if the scale factors do not state it.
     backed
-        Leave the counts of an .h5ad or .zarr on disk: memory does not grow with them.
+        Leave the counts of an .h5ad or .zarr on disk, so memory does not grow with them.
 
     Returns
     -------
-    A SpatialData where `path` is one, else an AnnData: raw counts in ``X``, ``obsm["spatial"]`` in px of the
-    full-resolution image (cells without H&E image: in µm), ``uns["spatial"]`` with images and scale factors.
+    A SpatialData if `path` is a SpatialData store, otherwise an AnnData with raw counts in ``X``, ``obsm["spatial"]``
+    in px of the full-resolution image (cells without H&E image: in µm), and ``uns["spatial"]`` with images and scale
+    factors.
 
     Raises
     ------
@@ -139,8 +151,8 @@ def read(
     Warns
     -----
     StampyWarning
-        Spots without a position or without counts are left out, features that are no genes are left out, barcodes match
-        only without their suffix, counts are fractions, or there are no positions or no image.
+        Spots without a position or without counts are dropped, features that are not genes are dropped, barcodes match
+        only without their suffix, counts are fractional, or positions or image are missing.
 
     Examples
     --------
@@ -212,12 +224,12 @@ def format_of(path: Path) -> str:
     if is_zarr(path):
         kind = zarr_kind(path)
         if kind in ("", "image"):
-            raise unsupported.refused_zarr(path, kind)
+            raise refused_zarr(path, kind)
         return kind
     for name, test in _FOLDERS:
         if test(path):
             return name
-    raise unsupported.refused_folder(path, _LOOKED_FOR)
+    raise refused_folder(path, _LOOKED_FOR)
 
 
 def _format_of_file(path: Path) -> str:
@@ -229,7 +241,7 @@ def _format_of_file(path: Path) -> str:
         known = {"10x .h5": "Space Ranger", "h5ad": "h5ad", "loom": "loom", "MuData": "MuData"}
         if kind in known:
             return known[kind]
-        raise unsupported.refused_file(path, kind)
+        raise refused_file(path, kind)
     if low.endswith(".h5ad"):
         return "h5ad"  # its reader reports what is wrong with the file
     if low.endswith(".zarr.zip"):
@@ -239,7 +251,7 @@ def _format_of_file(path: Path) -> str:
     for name, test in (("ST", is_st), ("Stereo-seq", is_gem), ("tables", is_counts_and_coordinates)):
         if test(path):
             return name
-    raise unsupported.refused_file(path)
+    raise refused_file(path)
 
 
 def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: Any, backed: bool) -> None:
@@ -259,3 +271,85 @@ def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: 
             raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")
+
+
+_R = {
+    ".rds": 'x <- readRDS("{name}")',
+    ".qs": 'x <- qs::qread("{name}")',
+    ".h5seurat": 'x <- SeuratDisk::LoadH5Seurat("{name}")',
+    ".rdata": 'x <- get(load("{name}"))',
+    ".rda": 'x <- get(load("{name}"))',
+}
+_IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
+_SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zarr.zip")
+
+
+def refused_file(path: Path, kind: str = "") -> ValueError:
+    """The error for a file that is no section."""
+    name, low = path.name, path.name.lower()
+    plain = low.removesuffix(".gz")
+    r = next((line for end, line in _R.items() if plain.endswith(end)), _R[".h5seurat"] if kind == "h5Seurat" else None)
+    if r is not None:
+        return refuse(
+            f"{name!r} is a file of R, which stampy does not read. Convert it in R: "
+            f"`{r.format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and then "
+            f'`anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
+        )
+    if low.endswith(".h5ad.gz"):
+        return refuse(f"{name!r} is gzipped, and HDF5 is read in pieces. Unpack it first: `gunzip {name}`.")
+    if kind == "Stereo-seq .gef":
+        return refuse(
+            f"{name!r} is a Stereo-seq .gef. Give the .gem, or write an .h5ad with stereopy: "
+            "`st.io.stereo_to_anndata(st.io.read_gef(path))`."
+        )
+    if low.endswith(_ARCHIVES) or zipfile.is_zipfile(path):
+        return refuse(f"{name!r} is an archive. Unpack it, and give the folder of the section.")
+    if low.endswith(_IMAGES):
+        return refuse(
+            f"{name!r} is an image; a section has counts. Give the counts, and this as `image=`; slides without counts "
+            "are for `stampy.tl.embed_slide`."
+        )
+    return refuse(
+        f"{name!r} is no section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. Of a "
+        "Space Ranger run or other platform give the folder, not one of its files."
+    )
+
+
+def refused_zarr(path: Path, kind: str) -> ValueError:
+    """The error for a zarr store that is no section."""
+    if kind == "image":
+        return refuse(
+            f"{path.name!r} is an OME-Zarr image, no section: it has no table of counts. A SpatialData with this image "
+            "and a table would be read."
+        )
+    inside = [p.name for p in listed(path) if p.name != "zarr.json"]
+    return refuse(
+        f"{path.name!r} is a zarr store, but neither of AnnData (obs, var and X), of SpatialData (tables) nor of "
+        f"MuData (mod); it holds {inside or 'nothing'}."
+    )
+
+
+def refused_folder(path: Path, looked_for: str) -> ValueError:
+    """The error for a folder in which no format was found."""
+    where = repr(str(path))
+    entries = listed(path)
+    if not entries:
+        return refuse(f"{where} is no section in a format that stampy knows: it is empty.")
+    sections = [p.name for p in entries if p.name.lower().endswith(_SECTIONS) or (p.is_dir() and is_zarr(p))]
+    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
+    if sections:
+        return refuse(f"{where} is no section itself, but holds {sections[:4]}. Give `stampy.read` one of them.")
+    if in_r:
+        return refused_file(in_r[0])
+    found = f"Found there: {listing(path)}."
+    tables = tables_in(path)
+    places = [p.name for p, layout in tables.items() if is_coordinates(layout)]
+    if tables:
+        lacking = "the counts" if places else "the coordinates (columns x and y)"
+        nearest = f"counts and coordinates as tables; it lacks {lacking}"
+    elif any(p.name.lower().endswith((*_IMAGES, ".png.gz", ".jpg.gz")) for p in entries):
+        nearest = "an image; it lacks the counts"
+    else:
+        return refuse(f"{where} is no section in a format that stampy knows. {found} Looked for: {looked_for}")
+    return refuse(f"{where} is no section in a format that stampy knows. Nearest: {nearest}. {found}")

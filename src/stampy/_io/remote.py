@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from stampy._io.anndata_files import MARKS, read_backed, read_group, zarr_kind_of
-from stampy._section.choose_image import settle_sources
+from stampy._io.formats.anndata_mudata_spatialdata import MARKS, read_backed, read_group, zarr_kind_of
+from stampy._section.image.choose import settle_sources
 from stampy._section.outside_links import refuse_links_in
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ __all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """One section to train on.
+    """One section for training.
 
     Parameters
     ----------
@@ -33,13 +34,13 @@ class Section:
         AnnData with counts and ``obsm["spatial"]``, a SpatialData, or the path of anything that `stampy.read` reads.
         Without genes (0 columns) it is used only in the losses that need no genes.
     name
-        For messages and logs.
+        Name for messages and logs.
     image
         Image file to use instead of the one in ``uns["spatial"]``.
     um_per_px, spot_um
-        Scale of the full-resolution image if the scale factors do not give it, see `stampy.pp.tiles`.
+        Scale of the full-resolution image, if the scale factors do not state it; see `stampy.pp.tiles`.
     organ, platform, species, patient, study
-        Description of the section in your own words; a corpus keeps it.
+        Metadata of the section as free text; stored in a corpus.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class Section:
                     _checks.positive(name, getattr(self, name))
 
     def read(self) -> AnnData | SpatialData:
-        """The section in memory; the images of a SpatialData stay on disk."""
+        """Read the section into memory; the images of a SpatialData stay on disk."""
         if isinstance(self.data, Path):
             from stampy._io import read as _formats
 
@@ -161,8 +162,8 @@ def _check_names(sections: Sequence[Section]) -> None:
     twice = [f"{name}: {', '.join(where)}" for name, where in by_name.items() if len(where) > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} names stand for more than one section: {_checks.shortlist(twice)}. Give each its own, by "
-            "a manifest (.tsv) with the columns path and name, or by `train.Section`."
+            f"Sections must have different names, found {_checks.shortlist(twice)}. Give each its own, by a manifest "
+            "(.tsv) with the columns path and name, or by `train.Section`."
         )
 
 
@@ -192,7 +193,8 @@ def _expand(sections: Iterable[Any]) -> Iterator[Section]:
             path = _checks.existing(item, what="section or manifest")
             yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
         elif isinstance(item, pd.DataFrame):
-            yield from _rows_of(item.astype(object).where(item.notna(), "").astype(str), Path("manifest"))
+            cells = item.astype(object).where(item.notna(), "").astype(str)
+            yield from _rows_of(cells.set_axis(range(2, len(cells) + 2)), Path("manifest"))
         else:
             yield Section(data=_checked(item), name=f"section {number}")
 
@@ -216,7 +218,31 @@ def _name(path: Path) -> str:
 
 
 def _manifest(path: Path) -> Iterator[Section]:
-    yield from _rows_of(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False), path)
+    yield from _rows_of(_table(path), path)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """The cells of a manifest as text, by line; ValueError where a line has more cells than there are columns."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = {n: row for n, row in enumerate(csv.reader(file, delimiter="\t"), start=1) if row}
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is no text in UTF-8 ({error}). A manifest is a tab-separated table."
+        ) from error
+    if not lines:
+        raise ValueError(f"{str(path)!r} is empty. A manifest has a line of column names, among them `path`.")
+    columns = lines.pop(min(lines))
+    if repeated := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+        raise ValueError(f"{path.name} has several columns {_checks.shortlist(repeated)}. Keep one of each.")
+    for number, row in lines.items():  # as an editor counts them
+        if any(row[len(columns) :]):
+            raise ValueError(
+                f"{path.name}, line {number}: {len(row)} cells, but {len(columns)} columns ({', '.join(columns)}). "
+                "Cells are separated by one tab each."
+            )
+    cells = {n: [*row, *[""] * len(columns)][: len(columns)] for n, row in lines.items()}
+    return pd.DataFrame(list(cells.values()), index=list(cells), columns=columns, dtype=str)
 
 
 def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[Section]:
@@ -225,7 +251,7 @@ def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[Section]:
     allowed = {"path", "name", "image", "um_per_px", "spot_um", *words}
     for column in table.columns:
         _checks.one_of(f"column of {path.name}", column, allowed)
-    for number, row in enumerate(table.to_dict("records"), start=2):  # as an editor counts lines
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
         if not row["path"]:
             raise ValueError(f"{path.name}, line {number}: `path` is empty.")
         yield Section(

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.anndata_files import hdf5_kind, is_zarr, zarr_kind
-from stampy._io.spatialdata_stores import is_spatialdata
+from stampy._io.formats.anndata_mudata_spatialdata import hdf5_kind, is_spatialdata, is_zarr, zarr_kind
 from stampy._section.outside_links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _files, _keys, _utils
-from stampy._section.image import SlideImage, open_spatialdata_image
+from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
+from stampy._section.libraries import Library, libraries_of, library_named, named_file, source_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,8 @@ def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TAB
 
     Every value of ``X``, of the layers and of ``obsm["spatial"]`` counts, as do the names of spots, names and text
     columns of ``var``, all of ``uns["spatial"]``, the full-resolution image that it refers to, and of a SpatialData its
-    images, labels and shapes. Columns of ``obs`` (but those that link a SpatialData) and results do not count.
+    images, labels and shapes. Columns of ``obs`` count only where they link a SpatialData or name entries of
+    ``uns["spatial"]``; results do not count.
 
     Examples
     --------
@@ -53,9 +55,8 @@ def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TAB
 
 def digest_of_references(table: AnnData) -> str:
     """A hash of what lies outside of a table's own file or decides its scale: ``uns["spatial"]`` and named images."""
-    libraries = table.uns.get(_keys.UNS_SPATIAL)
-    parts = [_tree(libraries)]
-    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+    parts = [_tree(table.uns.get(_keys.UNS_SPATIAL))]
+    for library in _libraries(table).values():
         parts += _referred(library)
     return _files.digest(parts)
 
@@ -72,20 +73,45 @@ def _table(table: AnnData) -> Iterator[str]:
         yield f"raw {_matrix(table.raw.X)}"
         yield from _frame("raw.var", table.raw.var)
     if _keys.SPATIAL in table.obsm:
-        yield f"spatial {_files.digest_of_arrays(np.asarray(table.obsm[_keys.SPATIAL]))}"
+        yield f"spatial {_coordinates(table.obsm[_keys.SPATIAL])}"
     for name in (_keys.UNS_SPATIAL, "spatialdata_attrs"):
         yield f"{name} {_tree(table.uns.get(name))}"
-    libraries = table.uns.get(_keys.UNS_SPATIAL)
-    for library in libraries.values() if isinstance(libraries, Mapping) else ():
+    libraries = _libraries(table)
+    yield from _library_columns(table.obs, libraries)
+    for library in libraries.values():
         yield from _referred(library)
 
 
-def _referred(library: Any) -> Iterator[str]:
-    """The full-resolution image that an entry of ``uns["spatial"]`` names, where it is there."""
-    metadata = library.get("metadata") if isinstance(library, Mapping) else None
-    path = metadata.get(_keys.SOURCE_IMAGE) if isinstance(metadata, Mapping) else None
-    if path and Path(str(path)).is_file():
-        yield f"file {_files.digest_of_file(str(path))}"
+def _libraries(table: AnnData) -> dict[str, Library]:
+    """The entries of ``uns["spatial"]``; none where its layout is refused later, or not needed."""
+    try:
+        return libraries_of(table)
+    except TypeError:
+        return {}
+
+
+def _coordinates(found: Any) -> str:
+    """Of a table the names too: they tell which column is x."""
+    if hasattr(found, "columns"):
+        return f"{[str(c) for c in found.columns]} {_files.digest_of_arrays(np.asarray(found))}"
+    return _matrix(found) if sparse.issparse(found) else _files.digest_of_arrays(np.asarray(found))
+
+
+def _library_columns(obs: pd.DataFrame, libraries: Mapping[str, Library]) -> Iterator[str]:
+    """Columns of ``obs`` that tell which of several entries of ``uns["spatial"]`` a spot belongs to."""
+    for column in obs.columns if len(libraries) > 1 else ():
+        if obs[column].dtype.kind in "bfcmM":
+            continue
+        found = obs[column].astype(str)
+        if any(library_named(libraries, name) is not None for name in found.unique()):
+            yield f"obs.{column} {_files.digest(found)}"
+
+
+def _referred(library: Library) -> Iterator[str]:
+    """The image files that an entry of ``uns["spatial"]`` names, where they are there."""
+    for name in (source_of(library), *map(named_file, library.get("images", {}).values())):
+        if name and (path := Path(name).expanduser()).is_file():
+            yield f"file {_files.digest_of_file(path)}"
 
 
 def _frame(name: str, frame: pd.DataFrame) -> Iterator[str]:

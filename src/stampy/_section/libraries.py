@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._section.grid_scale import QUERIES, lattice
 from stampy._section.neighbors import nearest
+from stampy._section.pixel_size import QUERIES, lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +31,7 @@ __all__ = [
     "warn_of_indices",
 ]
 
-REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `choose_image`
+REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `image.choose`
 _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section import spatialdata_elements as elements
-from stampy._section.choose_image import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.coordinates import (
     Places,
     coordinates_of,
@@ -23,10 +22,11 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.grid_scale import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
-from stampy._section.image import SlideImage, open_spatialdata_image
-from stampy._section.image_checks import check_indices, check_inside, doubt_of_axes
+from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
+from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
+from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The tables: data sets x systems x tasks, each by the functions of `stampy.tl`, as one tidy DataFrame."""
+"""Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -7,9 +7,8 @@ if TYPE_CHECKING:
     from ._config import Config, DataSet, Reported, Section, System, Task, read_config
     from ._export import to_html, to_latex, to_markdown
     from ._names import configs
-    from ._paper.comparison import comparison
     from ._paper.pieces import Piece, pieces
-    from ._paper.protocol import protocol
+    from ._paper.protocol import comparison, protocol
     from ._run import run
     from ._table import read_results, skipped, summary
 
@@ -39,9 +38,8 @@ _WHERE = {
     "_config": ("Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"),
     "_export": ("to_html", "to_latex", "to_markdown"),
     "_names": ("configs",),
-    "_paper.comparison": ("comparison",),
     "_paper.pieces": ("Piece", "pieces"),
-    "_paper.protocol": ("protocol",),
+    "_paper.protocol": ("comparison", "protocol"),
     "_run": ("run",),
     "_table": ("read_results", "skipped", "summary"),
 }

@@ -11,8 +11,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import FIELDS, config_path, configs, raw_config
-from ._task_options import TASKS
+from ._names import FIELDS, TASKS, config_path, configs, raw_config
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
 
@@ -30,23 +29,23 @@ class Section:
     ----------
     source
         A name of `stampy.datasets.names`, ``"toy"`` or ``"toy:SEED"``, or a path of anything that `stampy.read` reads,
-        from the config's folder on: an .h5ad, a zarr store, or a path with a ``/`` in it.
+        relative to the folder of the config: an .h5ad, a zarr store, or a path with a ``/`` in it.
     name
         Name in the tables; by default the source.
     patient
         Patient of the section, for ``folds="patient"``.
     part
-        ``"COLUMN=VALUE"``: the rows of a store of several sections.
+        ``"COLUMN=VALUE"``: rows to use of a store with several sections.
     image
         Full-resolution image.
     positions
-        Folder with the table of spots, where it does not lie beside the matrix of counts.
+        Folder with the table of spots, if it is not next to the matrix of counts.
     labels
         Table of labels by barcode (.tsv, .csv, .txt), instead of a column of obs.
     column
         Column of that table or of obs, instead of the data set's ``labels``.
     entry
-        Name of `stampy.datasets.names` that the files stand for; it tells whether a system was trained on them.
+        Corresponding name of `stampy.datasets.names`, used to find out whether a system was trained on the section.
     """
 
     source: str
@@ -62,7 +61,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Sections that stand in one table.
+    """Sections of one table.
 
     Parameters
     ----------
@@ -71,20 +70,21 @@ class DataSet:
     sections
         Sections of the data set.
     labels
-        Column of obs; None: tasks that need labels are left out.
+        Column of obs; None: tasks that need labels are skipped.
     folds
-        ``"blocks"`` and ``"random"``: each section by itself. ``"section"``, ``"patient"``: held out from the others.
+        ``"blocks"`` and ``"random"``: within each section. ``"section"``, ``"patient"``: hold out entire sections or
+        patients.
     n_folds
         Number of folds.
     known_as
-        Its name on the systems' cards, which say whether they were trained on it.
+        Name of the data set on the cards of systems, which state whether they were trained on it.
     without
-        Modality -> why it is not evaluated here, such as an image too small for tiles.
+        Modality -> reason why it is not evaluated, for example an image that is too small for tiles.
     steps
-        How to get the data, shown if they are missing.
+        Instructions to get the data, printed if they are missing.
     slides
-        Whole slides instead of sections: the arguments of `stampy.datasets.slide_manifest`, with ``path`` from the
-        config's folder on. Patients are held out.
+        Whole slides instead of sections: the arguments of `stampy.datasets.slide_manifest`, with ``path`` relative to
+        the folder of the config. Patients are held out.
     """
 
     name: str
@@ -100,7 +100,7 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One way to embed.
+    """A system: a model with its settings.
 
     Parameters
     ----------
@@ -109,13 +109,13 @@ class System:
     model, modality, level
         As `stampy.tl.embed` takes them.
     smooth
-        Number of nearest spots of its section to average each spot with; 0: no smoothing.
+        Number of nearest spots of the section to average over; 0: no smoothing.
     replicate
-        Number of the model among several of one name, such as trainings with other seeds.
+        Number of the model among several models with one name, such as trainings with other seeds.
     embed
         Further arguments of `stampy.tl.embed`.
     seen
-        Name of a data set -> whether it was trained on it, where no card says so.
+        Name of a data set -> whether the system was trained on it, if no card states this.
     """
 
     name: str
@@ -147,16 +147,16 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A figure that others published: shown beside what was computed, never mixed with it.
+    """A published figure, listed separately from computed figures.
 
     Parameters
     ----------
     dataset, system, task, metric, variant
-        Place of the figure in the tables; the system need not be one of the config's.
+        Position of the figure in the tables; the system need not be in the config.
     value
         The figure.
     source
-        Where it was published.
+        Publication.
     """
 
     dataset: str
@@ -170,16 +170,16 @@ class Reported:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A comparison. `read_config` makes it from a file or a dict.
+    """A comparison, as returned by `read_config`.
 
     Parameters
     ----------
     name
         Name of the comparison.
     datasets, systems, tasks
-        What to compare: each system is run on each data set for each task.
+        Each system is run on each data set for each task.
     seeds
-        Seeds of folds, clusterings and masks; the spread is over seeds (and replicates).
+        Seeds for folds, clusterings and masks; the spread is over seeds (and replicates).
     reported
         Published figures.
     folder
@@ -196,7 +196,7 @@ class Config:
 
 
 def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
-    """A config, checked: names of data sets, systems, tasks and options must be known before anything runs.
+    """Read and check a config: names of data sets, systems, tasks and options must be known before anything runs.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def read_config(source: str | Path | Mapping[str, object] | Config) -> Config:
     FileNotFoundError
         There is no such file.
     ValueError
-        Something in it is unknown (the nearest names are given), missing or given twice.
+        A name is unknown (similar names are given), missing or occurs twice.
     TypeError
         A value has a wrong type.
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from stampy import _checks
 
+from ._names import TASKS, TaskKind
 from ._table import OVERALL, SEPARATOR, skipped, summary
-from ._task_options import TASKS, TaskKind
 
 __all__ = ["Sheet", "sheets", "to_html", "to_latex", "to_markdown"]
 
@@ -133,7 +133,7 @@ def to_markdown(
     results: pd.DataFrame, *, sections: bool = False, tasks: Sequence[str] | None = None, reported: bool = True,
     level: int = 3,
 ) -> str:  # fmt: skip
-    """The results as Markdown tables.
+    """Export the results as Markdown tables.
 
     Parameters
     ----------
@@ -144,14 +144,14 @@ def to_markdown(
     tasks
         Names of the tasks to show; None: all.
     reported
-        Show published figures, each in a table of its own below ours.
+        Show published figures, in separate tables below the computed ones.
     level
         Level of the headings.
 
     Returns
     -------
-    Text. The best figures are bold. ``†`` marks a system that was trained on the data, ``?`` one for which this is
-    unknown. Combinations that were left out are listed at the end, with the reasons.
+    Text. The best figures are bold. ``†`` marks a system that was trained on the data, ``?`` a system for which this is
+    unknown. Skipped combinations are listed at the end, with the reasons.
 
     Examples
     --------
@@ -198,7 +198,7 @@ LATEX = {
 def to_latex(
     results: pd.DataFrame, *, sections: bool = False, tasks: Sequence[str] | None = None, reported: bool = True
 ) -> str:
-    r"""The results as LaTeX tables (package booktabs); parameters as for `to_markdown`.
+    r"""Export the results as LaTeX tables (package booktabs); parameters as for `to_markdown`.
 
     Returns
     -------
@@ -247,14 +247,14 @@ def to_html(
     tasks: Sequence[str] | None = None,
     reported: bool = True,
 ) -> str:
-    """The results as one self-contained HTML page; further parameters as for `to_markdown`.
+    """Export the results as one self-contained HTML page; further parameters as for `to_markdown`.
 
     Parameters
     ----------
     results
         Table from `run` or `read_results`.
     picture
-        A .png to show above the tables, such as that of `stampy.pl.bench`.
+        A .png to show above the tables, such as a plot of `stampy.pl.bench`.
     title
         Title of the page.
     sections, tasks, reported

@@ -1,15 +1,18 @@
-"""Names and paths of the packaged configs, found without importing pandas or torch."""
+"""Names of the packaged configs and of the tasks, with their options; found without importing pandas or torch."""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from stampy import _checks
 
-__all__ = ["FIELDS", "TABLES", "config_path", "configs", "raw_config"]
+__all__ = ["FIELDS", "TABLES", "TASKS", "TaskKind", "config_path", "configs", "raw_config"]
 
 PACKAGED = ".json"
 FIELDS = ("name", "about", "datasets", "systems", "tasks", "seeds", "reported")
@@ -17,7 +20,7 @@ TABLES = ("dlpfc", "hbc", "her2", "psc", "hhk", "tcga-luad")  # the tables of th
 
 
 def configs() -> dict[str, Path]:
-    """The configs that come with the package, by name.
+    """List the configs that come with the package, by name.
 
     Examples
     --------
@@ -64,3 +67,82 @@ def raw_config(path: Path) -> dict[str, object]:
     for key in raw:
         _checks.one_of(f"field of the config {str(path)!r}", key, FIELDS)
     return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """What is fixed about a task.
+
+    Parameters
+    ----------
+    about
+        Description in tables.
+    metrics
+        Metric -> its heading.
+    shown
+        Metrics that tables show.
+    needs
+        ``"labels"``, ``"counts"``: what a section must have.
+    jointly
+        Whether the sections of a data set are judged together where its folds say so; else each by itself.
+    lower_is_better
+        Metrics for which lower is better.
+    chance
+        What the row of chance is called in tables.
+    options, choices
+        Options with their defaults, and what is allowed for some.
+    """
+
+    about: str
+    metrics: Mapping[str, str]
+    shown: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    jointly: bool = False
+    lower_is_better: tuple[str, ...] = ()
+    chance: str = "chance"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+TASKS: dict[str, TaskKind] = {
+    "probe": TaskKind(
+        about="linear probe of the labels",
+        metrics={"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"},
+        shown=("balanced_accuracy", "weighted_f1"), needs=("labels",), jointly=True,
+        options={"method": "logistic"}, choices={"method": ("logistic", "ridge")},
+    ),
+    "domains": TaskKind(
+        about="clusters, as many as there are labels",
+        metrics={"ari": "ARI", "nmi": "NMI", "ami": "AMI", "silhouette": "silhouette", "coherence": "coherence"},
+        shown=("ari", "nmi"), needs=("labels",), options={"methods": ["kmeans", "leiden"]},
+        choices={"methods": ("kmeans", "leiden", "gmm")},
+    ),
+    "retrieve": TaskKind(
+        about="a spot's own counterpart among the first k of its section",
+        metrics={"recall@1": "recall@1", "recall@5": "recall@5", "recall@10": "recall@10"},
+        shown=("recall@1", "recall@5", "recall@10"), needs=("counts",),
+        options={"directions": ["image to gene", "gene to image"]},
+        choices={"directions": ("image to gene", "gene to image")},
+    ),
+    "expression": TaskKind(
+        about="genes predicted from the image",
+        metrics={"pearson": "r", "pearson_pooled": "r, pooled", "mse": "MSE"},
+        shown=("pearson", "mse"), needs=("counts",), jointly=True, lower_is_better=("mse",),
+        options={"methods": ["ridge"], "n_top_genes": 50, "transform": "log1p_cp10k"},
+        choices={"methods": ("ridge", "linear", "hest", "knn"), "transform": ("log1p_cp10k", "log1p", "none")},
+    ),
+    "masked": TaskKind(
+        about="masked genes, predicted by the gene tower",
+        metrics={"top1": "top-1", "top10": "top-10", "majority_top1": "most frequent, top-1",
+                 "majority_top10": "most frequent, top-10"},
+        shown=("top1", "top10", "majority_top1", "majority_top10"), needs=("counts",),
+        chance="most frequent of those that the spot does not show",
+        options={"fraction": 0.15, "n_spots": 500},
+    ),
+    "slide": TaskKind(
+        about="labels of whole slides, cross-validated by patient",
+        metrics={"auc": "AUC", "balanced_accuracy": "balanced accuracy"}, shown=("auc", "balanced_accuracy"),
+        options={"methods": ["abmil", "mean"]},
+        choices={"methods": ("abmil", "mean")},
+    ),
+}  # fmt: skip

@@ -15,15 +15,14 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks, _files, _utils, datasets, models
-from stampy.models._trained_on import trained_on
+from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
-from ._names import TABLES
-from ._paper.config import on_folder, with_models
+from ._names import TABLES, TASKS
+from ._paper.load import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
-from ._task_options import TASKS
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
 if TYPE_CHECKING:
@@ -52,11 +51,11 @@ def run(
     allow_unverified: bool = False,
     show_progress_bar: bool = True,
 ) -> pd.DataFrame:
-    """Compare systems: embed every section once, run every task on every embedding, over seeds.
+    """Compare systems: embed every section once, and run every task on every embedding, over seeds.
 
-    An interrupted run is resumed when it is called again: embeddings and finished tasks are kept, by
-    a digest of the data, the weights and all parameters. Combinations that cannot be run (a missing data set, gated
-    weights, a section without labels) are left out, and the table gives the reason.
+    To continue an interrupted run, repeat the call: embeddings and finished tasks are kept, by a digest of the data,
+    the weights and all parameters. Combinations that cannot be run (a missing data set, gated weights, a section
+    without labels) are skipped, and the table states the reason.
 
     Parameters
     ----------
@@ -66,10 +65,10 @@ def run(
         Folder of the results: ``results.csv``, and ``tasks/`` with the finished tasks.
     folder
         For the paper's tables (``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"``, ``"tcga-luad"``): folder of
-        your data, in any of the usual layouts; `stampy.bench.pieces` lists what is there. None: the
-        sections that the config names.
+        your data, in any of the usual layouts; `stampy.bench.pieces` lists what was found. None: the sections of the
+        config.
     models
-        Models of your own (folders of weights, names), added to the systems of the config.
+        Your own models (folders of weights, names), added to the systems of the config.
     systems
         Only these systems of the config, by name. None: all.
     cache
@@ -77,9 +76,9 @@ def run(
     seeds
         Seeds to use instead of those in the config.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     allow_unverified
-        Take files whose hash stampy does not know, see `stampy.datasets.load`.
+        Accept files whose hash stampy does not know, see `stampy.datasets.load`.
     show_progress_bar
         Show a progress bar.
 
@@ -93,9 +92,9 @@ def run(
     Raises
     ------
     ValueError, TypeError
-        Something in the config is unknown or of a wrong type, before anything runs.
+        A name in the config is unknown or a value has a wrong type; raised before anything runs.
     FileNotFoundError, PermissionError
-        There is no such config; `out` cannot be written to.
+        The config does not exist, or `out` cannot be written.
 
     Examples
     --------

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _checks, _files
 
-from ._task_options import TASKS
+from ._names import TASKS
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Section
@@ -106,7 +106,7 @@ def about_results(folder: str | Path) -> ResultsAbout:
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:
-    """The table that `run` wrote.
+    """Read the table that `run` wrote.
 
     Parameters
     ----------
@@ -115,14 +115,14 @@ def read_results(folder: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    As `run` returns it.
+    As returned by `run`.
 
     Raises
     ------
     FileNotFoundError
         There is none.
     ValueError
-        The file is no table of results.
+        The file is not a table of results.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """Means and spread over seeds (and replicates), for every section and overall.
+    """Compute means and spread over seeds (and replicates), for every section and overall.
 
     Parameters
     ----------
@@ -152,10 +152,10 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each `dataset`, `task`, `variant`, `metric`, `system` and `section`: `value` (mean), `std` (over seeds and
-    replicates; NaN where there is one draw), `n_draws`, `chance`, `std_sections` (of the sections' means; for ``"all"``
-    only), `n_sections`, `seen`, `status` ("ok" or "reported"), `source`. Overall (section ``"all"``) is the mean over
-    sections, each weighing the same, unless a task has a figure of its own for all spots together.
+    One row for each `dataset`, `task`, `variant`, `metric`, `system` and `section`: `value` (mean), `std` (over seeds
+    and replicates; NaN for one draw), `n_draws`, `chance`, `std_sections` (of the means of sections; only for
+    ``"all"``), `n_sections`, `seen`, `status` ("ok" or "reported"), `source`. The section ``"all"`` is the unweighted
+    mean over sections, unless a task has a separate figure for all spots together.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def _in_order(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def skipped(results: pd.DataFrame) -> pd.DataFrame:
-    """What was left out, and why: one row for each `dataset` and `reason`, with its sections, systems and tasks.
+    """List skipped combinations: one row for each `dataset` and `reason`, with its sections, systems and tasks.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def skipped(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    Columns `dataset`, `sections`, `systems`, `tasks` (each a text), `reason`.
+    Columns `dataset`, `sections`, `systems`, `tasks` (each a string), `reason`.
 
     Examples
     --------

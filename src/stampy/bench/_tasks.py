@@ -20,7 +20,7 @@ from stampy._files import digest_of_path
 from stampy._labels import known_labels
 from stampy.pp import Vocabulary, tokenize
 from stampy.pp._genes.annotation import gene_columns
-from stampy.tl._evaluation.masked_genes import masked_accuracy
+from stampy.tl._evaluation.label_free import masked_accuracy
 from stampy.tl._evaluation.metrics import confusion, label_scores
 
 from ._config import Config, DataSet, System, Task

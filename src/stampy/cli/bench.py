@@ -21,10 +21,10 @@ FORMATS = ("markdown", "latex", "html")
 EXAMPLES = {
     "bench": """
         stampy bench run toy --out compared               a config of the package: see `stampy bench configs`
-        stampy bench run dlpfc data/ --out results/dlpfc  a table of the paper, from the files that you have
+        stampy bench run dlpfc data/ --out results/dlpfc  a table of the paper, from your files
         stampy bench run dlpfc data/ --model both/model --systems PCA Stamp_F
-        stampy bench report results --out tables.html     one page with all tables and pictures
-        stampy bench run mine.json --out compared         your own; interrupted, it goes on where it was
+        stampy bench report results --out tables.html     one page with all tables and plots
+        stampy bench run mine.json --out compared         your own config; repeat to continue after an interruption
         stampy bench table compared                       Markdown
         stampy bench table compared --format html --out compared.html
         """,
@@ -33,38 +33,42 @@ EXAMPLES = {
 
 def add_commands(commands: Commands) -> None:
     """Add `bench` to the parser."""
-    parser = command(commands, "bench", None, "Compare systems on data sets: tables, with seeds and spread.")
+    parser = command(commands, "bench", None, "Compare systems on data sets, with several seeds.")
     below = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    add = command(below, "run", _run, "Embed every section once, run every task, write the tidy table.").add_argument
+    add = command(below, "run", _run, "Embed every section once, run every task, and write a tidy table.").add_argument
     add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
     add("folder", nargs="?", metavar="FOLDER",
-        help="where your data are, for the paper's tables (default: the sections that the config names)")  # fmt: skip
+        help="folder of your data, for the paper's tables (default: the sections of the config)")  # fmt: skip
     add("--out", metavar="FOLDER",
-        help="for results.csv and what is done; a run there goes on (default: results/CONFIG)")  # fmt: skip
+        help="output folder; continues an interrupted run (default: results/CONFIG)")  # fmt: skip
     add("--model", action="append", default=[], dest="models", metavar="MODEL",
-        help="one more system: a folder of weights, or a name; may be given again")  # fmt: skip
-    add("--systems", nargs="+", metavar="NAME", help="only these of the config")
-    add("--cache", metavar="FOLDER", help="of the embeddings, which configs may share (default: OUT/embeddings)")
-    add("--seeds", type=int, nargs="+", metavar="N", help="instead of those of the config")
+        help="additional system: a folder of weights, or a name; can be repeated")  # fmt: skip
+    add("--systems", nargs="+", metavar="NAME", help="run only these systems of the config")
+    add(
+        "--cache",
+        metavar="FOLDER",
+        help="folder of the embeddings, which several configs can share (default: OUT/embeddings)",
+    )
+    add("--seeds", type=int, nargs="+", metavar="N", help="replace the seeds of the config")
     add("--allow-unverified", action="store_true", help="download files whose hash stampy does not know")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if available)")
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
-    about = "Print the table of a run, or write it into a file."
+    about = "Print the table of a run, or write it to a file."
     add = command(below, "table", _table, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
-    add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html has a picture")
-    add("--out", metavar="FILE", help="instead of the screen")
-    add("--sections", action="store_true", help="also show a row for each section")
-    add("--tasks", nargs="+", metavar="TASK", help="only these")
-    add("--picture", metavar="PNG", help="also draw the comparison into this file")
-    add("--no-reported", action="store_false", dest="reported", help="without the figures that others published")
-    about = "One page of HTML: all tables and pictures of a run, or of all runs in a folder."
+    add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html includes a plot")
+    add("--out", metavar="FILE", help="output file (default: print)")
+    add("--sections", action="store_true", help="also list each section")
+    add("--tasks", nargs="+", metavar="TASK", help="only these tasks")
+    add("--picture", metavar="PNG", help="also write a plot of the comparison to this file")
+    add("--no-reported", action="store_false", dest="reported", help="omit published figures")
+    about = "Write one HTML page with all tables and plots of a run, or of all runs in a folder."
     add = command(below, "report", _report, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`, or a folder with several of them")
-    add("--out", required=True, metavar="HTML", help="the page")
-    add("--title", default="Tables", help="of the page (default: %(default)s)")
+    add("--out", required=True, metavar="HTML", help="path of the page")
+    add("--title", default="Tables", help="title of the page (default: %(default)s)")
     command(below, "configs", _configs, "List the configs that come with the package.")
 
 

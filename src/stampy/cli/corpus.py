@@ -23,11 +23,11 @@ EXAMPLES = {
         stampy corpus verify corpus
         stampy pretrain corpus --out genes
         """,
-    "hest": """
+    "corpus hest": """
         stampy corpus hest hest --out hest.tsv --species human --platform Visium
         stampy corpus build hest.tsv --out corpus --vocabulary genes.tsv --images all
         """,
-    "build": """
+    "corpus build": """
         stampy corpus build sections/*.h5ad spaceranger/*/outs visium.zarr --out corpus
         stampy corpus build sections.tsv --out corpus --vocabulary genes.tsv --on-error skip --workers 16
         stampy corpus build sections.tsv --out corpus --scheduler tcp://node1:8786
@@ -39,13 +39,13 @@ EXAMPLES = {
 
 def add_commands(commands: Commands) -> None:
     """Add `corpus` with its own commands to the parser."""
-    about = "Many sections in one store on disk, for training."
+    about = "Build, describe or verify a corpus: many sections in one store on disk, for training."
     parser = described(commands.add_parser, "corpus", about, help=about)
     inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _build_options(command(inner, "build", _build, "Build a corpus, or go on building one.").add_argument)
-    _hest_options(command(inner, "hest", _hest, "Make a manifest of a HEST folder, for build.").add_argument)
+    _build_options(command(inner, "build", _build, "Build a corpus, or continue an interrupted build.").add_argument)
+    _hest_options(command(inner, "hest", _hest, "Write a manifest of a HEST folder, for `corpus build`.").add_argument)
     for name, run, text in (
-        ("info", _info, "Say what is in a corpus."),
+        ("info", _info, "Describe a corpus."),
         ("verify", _verify, "Compare every file of a corpus with its manifest; the exit status is 1 if one differs."),
     ):
         command(inner, name, run, text).add_argument("path", metavar="CORPUS", help="the folder of the corpus")
@@ -55,37 +55,43 @@ def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
         help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv); SpaVis-6M: its folder, or hf:org/name@COMMIT",
     )  # fmt: skip
-    add("--out", required=True, metavar="FOLDER", help="for the corpus; one that was interrupted goes on")
+    add("--out", required=True, metavar="FOLDER", help="folder of the corpus; continues an interrupted build")
     add(
         "--vocabulary",
         metavar="TSV",
-        help="genes.tsv (default: made from the sections; the published one for SpaVis-6M)",
+        help="genes.tsv (default: computed from the sections; for SpaVis-6M the published one)",
     )
-    add("--max-tokens", type=int, default=1500, metavar="N", help="tokens of a spot (default: %(default)s)")
-    add("--draws", type=int, default=1, metavar="N", help="times that groups are drawn (default: %(default)s)")
-    add("--regions", type=int, default=1, metavar="N", help="regions of a spot (default: %(default)s)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=1500,
+        metavar="N",
+        help="maximum number of tokens per spot (default: %(default)s)",
+    )
+    add("--draws", type=int, default=1, metavar="N", help="number of draws of groups (default: %(default)s)")
+    add("--regions", type=int, default=1, metavar="N", help="regions per spot (default: %(default)s)")
     images = {"auto": None, "all": True, "none": False}
-    add("--images", choices=images, default="auto", help="tiles of which sections (default: of those with an image)")
-    add("--codec", choices=("jpeg", "jpegxl", "zstd"), default="jpeg", help="of the tiles (default: %(default)s)")
-    add("--quality", type=int, default=90, metavar="Q", help="of the tiles, 1 to 100 (default: %(default)s)")
-    add("--seed", type=int, default=settings.seed, help="of groups and cells (default: %(default)s)")
+    add("--images", choices=images, default="auto", help="sections to store tiles of (default: sections with an image)")
+    add("--codec", choices=("jpeg", "jpegxl", "zstd"), default="jpeg", help="codec of the tiles (default: %(default)s)")
+    add("--quality", type=int, default=90, metavar="Q", help="quality of the tiles, 1 to 100 (default: %(default)s)")
+    add("--seed", type=int, default=settings.seed, help="seed for groups and cells (default: %(default)s)")
     add("--workers", dest="n_workers", type=int, metavar="N", help="processes (default: one per core)")
-    add("--scheduler", metavar="ADDRESS", help="of a dask cluster, instead of processes here")
+    add("--scheduler", metavar="ADDRESS", help="address of a dask cluster to use instead")
     add("--on-error", choices=("raise", "skip"), default="raise",
-        help="stop at a section that can't be used, or leave it out and say so (default: %(default)s)")  # fmt: skip
+        help="stop at a section that cannot be used, or skip and report it (default: %(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar, no summary")
     named_images_option(add)
 
 
 def _hest_options(add: Add) -> None:
-    add("folder", metavar="FOLDER", help="with HEST_v*.csv, st/ and wsis/")
-    add("--out", required=True, metavar="TSV", help="the manifest")
+    add("folder", metavar="FOLDER", help="folder with HEST_v*.csv, st/ and wsis/")
+    add("--out", required=True, metavar="TSV", help="path of the manifest")
     for name, about in (("species", "human, mouse"), ("platform", "Visium, 'Spatial Transcriptomics', Xenium, ..."),
                         ("organ", "Breast, Brain, ..."), ("disease", "Healthy, Cancer, ...")):  # fmt: skip
-        add(f"--{name}", nargs="+", metavar="NAME", help=f"only these: {about} (default: all)")
-    add("--exclude", nargs="+", default=[], metavar="ID", help="sections to leave out")
+        add(f"--{name}", nargs="+", metavar="NAME", help=f"keep only these: {about} (default: all)")
+    add("--exclude", nargs="+", default=[], metavar="ID", help="sections to exclude")
     add("--keep-evaluation", action="store_true",
-        help="keep the sections that the paper's tables are computed on (default: left out, and listed)")  # fmt: skip
+        help="keep the sections of the paper's tables (default: exclude and list them)")  # fmt: skip
     add("--without-images", action="store_true", help="keep sections without a whole-slide image, for stage 1")
     add("--quiet", action="store_true", help="no summary")
 
@@ -119,14 +125,14 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
         by_reason.setdefault(why, []).append(name)
     for why, names in by_reason.items():
         what = "as asked for" if why == "as asked for" else f"the paper is compared on {why}"
-        print(f"left out, {what}: {len(names)} ({', '.join(names)})")
+        print(f"excluded, {what}: {len(names)} ({', '.join(names)})")
 
 
 def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:
     """Add the option of commands that read files of many people, or of strangers; None: the command decides."""
     usual = "%(default)s" if default else "below with --out, else anywhere"
     add("--named-images", choices=("below", "anywhere"), default=default,
-        help="open the full-resolution image that a section names only below the section's own folder, or anywhere on "
+        help="open full-resolution images named by a section only below the folder of the section, or anywhere on "
         f"this machine (default: {usual})")  # fmt: skip
 
 
@@ -136,7 +142,7 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
     if rule is None:
         yield
         return
-    from stampy._section.choose_image import named_images
+    from stampy._section.image.choose import named_images
 
     with named_images(rule):
         yield
@@ -183,9 +189,9 @@ def _check_corpus(path: str) -> None:
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
     """The one that SpaVis-6M is made with, also for the hub; None for others, or where the corpus has one."""
-    from stampy.train._corpus import build, hub, spavis
+    from stampy.train._corpus import build, source, spavis
 
-    meant = any(text.startswith(hub.PREFIX) for text in sections) or spavis.files_of(sections)
+    meant = any(text.startswith(source.PREFIX) for text in sections) or spavis.files_of(sections)
     if not meant or (Path(out).expanduser() / build.GENES).is_file():
         return None
     from stampy import datasets
@@ -210,7 +216,7 @@ def _tell(corpus: Corpus) -> None:
     print(f"{table['bytes'].sum() / 1e6:.1f} MB, {table['bytes'].sum() / table['n_spots'].sum():.0f} bytes a spot")
     print(", ".join(f"{key}={value}" for key, value in corpus.settings.items()))
     for name, error in corpus.skipped.items():
-        print(f"left out: {name}: {error}")
+        print(f"skipped: {name}: {error}")
     for section in corpus.sections:
         for note in section.record["notes"]:
             print(f"note: {section.name}: {note}")

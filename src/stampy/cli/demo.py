@@ -17,7 +17,7 @@ from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, t
 from stampy.cli.obs_columns import offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
-from stampy.models._names import check_name
+from stampy.models._systems.catalogue import check_name
 
 if TYPE_CHECKING:
     from anndata import AnnData

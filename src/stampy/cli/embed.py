@@ -53,51 +53,67 @@ def _embed_options(commands: Commands) -> None:
     add = command(commands, "embed", _embed, about).add_argument
     add("inputs", metavar="IN", nargs="+",
         help="IN OUT: a section (.h5ad, .zarr, or a folder: Space Ranger, Xenium, ST, ...) and "
-        ".h5ad or .zarr, which gets all that IN has, and the embedding. With --out: sections, or manifests "
-        "(.tsv with a column path; on request name, image, um_per_px, spot_um)")  # fmt: skip
+        "the .h5ad or .zarr to write, a copy of IN with the embedding. With --out: sections, or manifests "
+        "(.tsv with a column path, optionally name, image, um_per_px, spot_um)")  # fmt: skip
     _cohort_options(add)
-    add("--verdict", action="store_true", help="with --out: judge each embedding without labels")
-    add("--format", choices=("h5ad", "zarr"), help="with --out: of the results (default: h5ad)")
+    add("--verdict", action="store_true", help="with --out: evaluate each embedding without labels")
+    add("--format", choices=("h5ad", "zarr"), help="with --out: format of the results (default: h5ad)")
     add("--contents", choices=("all", "results"),
-        help="with --out: the section with its embedding, or spots and embedding alone (default: all)")  # fmt: skip
+        help="with --out: entire section with embedding, or only spots and embedding (default: all)")  # fmt: skip
     model_option(add)
     input_options(add)
     add("--key-added", default="X_stamp", metavar="KEY", help="key of obsm to write (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace OUT, or files in --out that no such run wrote")
-    add("--bin-um", type=float, metavar="UM", help="Visium HD: which bins (default: 8); cells: summed up in such bins")
+    add("--overwrite", action="store_true", help="replace OUT, or files in --out that were not written by such a run")
+    add(
+        "--bin-um",
+        type=float,
+        metavar="UM",
+        help="Visium HD: bins to read (default: 8); cells: sum counts in such bins",
+    )
     add("--table-key", default="table", metavar="NAME", help="table of a SpatialData (default: %(default)s)")
-    add("--resume", metavar="FOLDER", help="keep what is done there, and go on from it after an interruption")
+    add("--resume", metavar="FOLDER", help="folder for intermediate results, to continue after an interruption")
     common_options(add)
 
 
 def _cohort_options(add: Add) -> None:
     """What goes with --out."""
-    add("--out", metavar="FOLDER", help="for many: NAME.h5ad or .zarr for each, and sections.tsv; a run goes on there")
-    add("--workers", type=int, metavar="N", help="with --out: processes (default: one per core, of large models fewer)")
-    add("--devices", type=int, metavar="N", help="with --out: share the work out over so many GPUs")
-    add("--scheduler", metavar="ADDRESS", help="with --out: of a dask cluster, instead of processes here")
+    add(
+        "--out",
+        metavar="FOLDER",
+        help="for many inputs: folder for NAME.h5ad or .zarr and sections.tsv; continues an earlier run",
+    )
+    add(
+        "--workers", type=int, metavar="N", help="with --out: processes (default: one per core, fewer for large models)"
+    )
+    add("--devices", type=int, metavar="N", help="with --out: number of GPUs to use")
+    add("--scheduler", metavar="ADDRESS", help="with --out: address of a dask cluster to use instead")
     add("--on-error", choices=("raise", "skip"),
-        help="with --out: stop at an input that can't be used, or skip and name it (default: raise)")  # fmt: skip
+        help="with --out: stop at an input that cannot be used, or skip and report it (default: raise)")  # fmt: skip
     add("--join", action="store_true", help="with --out: also write all embeddings into FOLDER/joined.zarr")
     named_images_option(add, default=None)
 
 
 def _slide_options(commands: Commands) -> None:
-    about = "Embed the tissue of a whole slide, tile by tile, or of many (--out); a run that was cut off goes on."
+    about = "Embed the tissue of a whole slide, or of many slides (--out); interrupted runs can be continued."
     add = command(commands, "slide", _slide, about).add_argument
     add("inputs", metavar="IN", nargs="+",
-        help="IN OUT: a pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... (OpenSlide), and .zarr, an AnnData with a "
-        "row per tile. With --out: slides, or manifests (.tsv with a column path; on request name, "
-        "um_per_px)")  # fmt: skip
+        help="IN OUT: a slide (pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... by OpenSlide) and the .zarr to "
+        "write, an AnnData with one row per tile. With --out: slides, or manifests (.tsv with a column path, "
+        "optionally name, um_per_px)")  # fmt: skip
     _cohort_options(add)
     model_option(add)
     add("--level", choices=("embedding", "feature"), default="embedding", help="default: %(default)s")
-    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full resolution (default: the file's)")
-    add("--tile-um", type=float, metavar="UM", help="from tile to tile (default: what the model sees)")
-    add("--min-tissue", type=float, metavar="PART", help="least part of a tile that is tissue (default: 0.5)")
-    add("--batch-size", type=int, metavar="N", help="tiles per batch (default: what suits the device)")
+    add(
+        "--um-per-px",
+        type=float,
+        metavar="UM",
+        help="µm per pixel of the full resolution (default: as stated by the file)",
+    )
+    add("--tile-um", type=float, metavar="UM", help="distance between tiles in µm (default: tile size of the model)")
+    add("--min-tissue", type=float, metavar="PART", help="minimum fraction of a tile that is tissue (default: 0.5)")
+    add("--batch-size", type=int, metavar="N", help="tiles per batch (default: chosen for the device)")
     add("--n-workers", type=int, default=1, metavar="N", help="threads that read tiles (default: %(default)s)")
-    add("--overwrite", action="store_true", help="with --out: replace stores there that no such run wrote")
+    add("--overwrite", action="store_true", help="with --out: replace stores that were not written by such a run")
     common_options(add)
 
 
@@ -133,7 +149,7 @@ def _embed_one(
 ) -> None:
     from stampy import _checks
     from stampy._io import read as _formats
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
     from stampy.tl._embedding.arguments import Request
 
     check_name(options["model"])
@@ -177,7 +193,7 @@ def _embed_many(
     **options: Any,
 ) -> None:
     from stampy import tl
-    from stampy._section.choose_image import named_images
+    from stampy._section.image.choose import named_images
 
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
@@ -236,7 +252,7 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
     source, target = _in_and_out(inputs, {**of_many, "overwrite": overwrite})
 
     from stampy import _checks
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     _checks.existing(source, what="image file")
     check_name(options["model"])

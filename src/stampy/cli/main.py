@@ -24,11 +24,11 @@ EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeErr
 
 EXAMPLES = {
     "stampy": """
-        stampy demo                                       the main job on one section, in a minute
+        stampy demo                                       embed and cluster one section
         stampy embed section.h5ad embedded.h5ad           obsm["X_stamp"] for each spot
         stampy embed spaceranger/outs embedded.h5ad       from a Space Ranger folder
-        stampy embed sections.tsv --out embedded          a thousand sections, each into a file
-        stampy report embedded.h5ad                       a page about a section, to look at and to pass on
+        stampy embed sections.tsv --out embedded          many sections, one file each
+        stampy report embedded.h5ad                       an HTML report of a section
         stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
         stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
         stampy align a.h5ad b.h5ad --model genes/model --out both
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     given = vars(_parser().parse_args(argv))
     run, wrong_usage, with_traceback = given.pop("run"), given.pop("wrong_usage"), given.pop("traceback")
-    names = given.pop("names")
+    names = given.pop("names")()
     try:
         named = given.pop("named_images", None)
-        with _warnings_as_lines(), _no_empty_folders(given), where_named_images_may_lie(named):
+        with _warnings_as_lines(names), _no_empty_folders(given), where_named_images_may_lie(named):
             run(**given)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
@@ -64,20 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if with_traceback or os.environ.get("STAMPY_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"stampy: error: {in_options(error, names())}", file=sys.stderr)
+        print(f"stampy: error: {in_options(error, names)}", file=sys.stderr)
         return 1
     return 0
 
 
 @contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def _warnings_as_lines(names: Mapping[str, str]) -> Iterator[None]:
     """Show stampy's own warnings as one line each, once, and those of other packages not at all."""
     from stampy import _checks
 
     shown = set()
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        line = in_options(message)
+        line = in_options(message, names)
         if issubclass(category, _checks.StampyWarning) and line not in shown:
             shown.add(line)
             print(f"stampy: warning: {line}", file=sys.stderr)
@@ -99,8 +99,12 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        from stampy._files import FolderLock
+
         for folder in made:  # the deepest first
             with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [FolderLock.NAME]:
+                    (folder / FolderLock.NAME).unlink()
                 folder.rmdir()
         raise
 
@@ -108,7 +112,9 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = options.described(options.Parser, "stampy", "Histology and spatial gene expression in one embedding.")
     parser.add_argument("--version", action="version", version=f"stampy {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error is from (or STAMPY_TRACEBACK=1)")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error was raised (or STAMPY_TRACEBACK=1)"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     overview.add_commands(commands)
     embed.add_commands(commands)

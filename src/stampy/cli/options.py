@@ -55,6 +55,9 @@ PARAMETER = re.compile(
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
+# What a manifest may say of a section.
+_COLUMN = re.compile(r"`(image|um_per_px|spot_um)=`")
+
 # Values that have another name here.
 VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
 
@@ -70,11 +73,15 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
     '--max-tokens must be at least 1, found 0.'
     >>> in_options(ValueError("Build with images=False."))
     'Build with --images none.'
+    >>> in_options(ValueError("Give `um_per_px=`."), {"sections": "SECTIONS"})
+    'Give `um_per_px` in a manifest.'
     """
     plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
     line = " ".join(str(plain).split()) or type(message).__name__
     for value, option in VALUES.items():
         line = line.replace(value, option)
+    if names and "sections" in names:  # what has no option here can be said for each section
+        line = _COLUMN.sub(lambda m: m[0] if m[1] in names else f"`{m[1]}` in a manifest", line)
     line = re.sub(r"`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
@@ -115,21 +122,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def described(
-    make: Callable[..., argparse.ArgumentParser], name: str, about: str, **more: str
+    make: Callable[..., argparse.ArgumentParser], name: str, about: str, *, examples: str | None = None, **more: str
 ) -> argparse.ArgumentParser:
-    """A parser with the examples of its command."""
-    lines = [line.strip() for line in EXAMPLES.get(name.split()[-1], "").strip().splitlines()]
+    """A parser with the examples of its command, by default those of `name`."""
+    lines = [line.strip() for line in EXAMPLES.get(examples or name, "").strip().splitlines()]
     epilog = "\n  ".join(["examples:", *lines]) if lines else None
     return make(name, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
 
 def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
-    parser = described(commands.add_parser, name, about, help=about)
+    above = commands._prog_prefix.split()[1:]  # "stampy bench" has another `report` than "stampy"
+    parser = described(commands.add_parser, name, about, examples=" ".join([*above, name]), help=about)
     parser.set_defaults(run=run, wrong_usage=parser.error, names=lambda: _names(parser))
     # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
     parser.add_argument(
-        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error is from"
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error was raised"
     )
     return parser
 
@@ -137,7 +145,8 @@ def command(commands: Commands, name: str, run: Callable[..., None] | None, abou
 def _names(parser: argparse.ArgumentParser) -> dict[str, str]:
     """Option by the name of its parameter."""
     names = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
-    return {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
+    names = {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
+    return names | {a.dest: str(a.metavar) for a in parser._actions if a.dest == "sections"}
 
 
 def model_option(add: Add) -> None:
@@ -147,19 +156,24 @@ def model_option(add: Add) -> None:
 
 def input_options(add: Add) -> None:
     """Add what says how a section is to be read and embedded."""
-    add("--modality", choices=("gene", "image", "fused"), help="default: fused where there are counts and an image")
+    add("--modality", choices=("gene", "image", "fused"), help="default: fused if there are counts and an image")
     add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
-    add("--image-key", metavar="NAME", help="which of the section's images, such as hires")
+    add("--image-key", metavar="NAME", help="name of the image in the section, such as hires")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
-    add("--organism", choices=("human", "mouse"), default="human", help="of the genes; mouse: by their human orthologs")
-    add("--context", choices=("neighbors",), help="take the mean with the six nearest spots (default: each spot alone)")
-    add("--um-per-px", type=float, metavar="UM", help="size of a pixel of the full-resolution image")
-    add("--spot-um", type=float, metavar="UM", help="diameter of a spot, where the scale factors do not tell the scale")
-    add("--batch-size", type=int, metavar="N", help="spots per batch (default: what suits the device)")
+    add(
+        "--organism",
+        choices=("human", "mouse"),
+        default="human",
+        help="organism of the genes; mouse: match by human orthologs",
+    )
+    add("--context", choices=("neighbors",), help="average over the six nearest spots (default: no averaging)")
+    add("--um-per-px", type=float, metavar="UM", help="µm per pixel of the full-resolution image")
+    add("--spot-um", type=float, metavar="UM", help="spot diameter in µm, if the scale factors do not state the scale")
+    add("--batch-size", type=int, metavar="N", help="spots per batch (default: chosen for the device)")
 
 
 def common_options(add: Add) -> None:
     """Add `--device` and `--quiet`."""
-    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if available)")
     add("--quiet", action="store_true", help="no progress bar, no summary")

@@ -32,14 +32,14 @@ def add_commands(commands: Commands) -> None:
 
 def add_lists(commands: Commands) -> None:
     """Add models and datasets to the parser."""
-    command(commands, "models", _models, "List the models and systems that `--model` takes.")
+    command(commands, "models", _models, "List the models and systems for `--model`.")
     command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
 
 
 def _demo_options(commands: Commands) -> None:
-    about = "Embed a section, cluster it, write it with pictures into a folder, and tell what was found."
+    about = "Embed and cluster a section, write the result with plots to a folder, and print a summary."
     add = command(commands, "demo", _demo, about).add_argument
-    add("--out", default="stampy-demo", metavar="FOLDER", help="where the files go (default: %(default)s)")
+    add("--out", default="stampy-demo", metavar="FOLDER", help="output folder (default: %(default)s)")
     add(
         "--section",
         metavar="PATH|NAME",
@@ -48,29 +48,29 @@ def _demo_options(commands: Commands) -> None:
     )
     model_option(add)
     add("--labels", metavar="COLUMN", help="column of obs to compare the clusters with")
-    add("--n-domains", type=int, metavar="N", help="number of clusters (default: what Leiden finds)")
-    add("--seed", type=int, default=settings.seed, help="of graph and clustering (default: %(default)s)")
+    add("--n-domains", type=int, metavar="N", help="number of clusters (default: determined by Leiden)")
+    add("--seed", type=int, default=settings.seed, help="seed for graph and clustering (default: %(default)s)")
     input_options(add)
     common_options(add)
 
 
 def _report_options(commands: Commands) -> None:
     add = command(
-        commands, "report", _report, "Write a page about a section: genes, tokens, maps, domains."
+        commands, "report", _report, "Write an HTML report of a section: genes, tokens, maps, domains."
     ).add_argument
-    add("source", metavar="IN", help="as for `stampy embed`; best a section that is embedded")
+    add("source", metavar="IN", help="a section as for `stampy embed`, preferably embedded")
     add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
     add(
         "--model",
-        help="whose vocabulary to hold the genes against (default: the packaged model that made the embedding)",
+        help="model whose vocabulary the genes are compared with (default: the packaged model of the embedding)",
     )
     add("--embedding", default="X_stamp", metavar="KEY", help="key of obsm (default: %(default)s)")
     add("--domains", metavar="COLUMN", help="column of obs (default: stamp_domain, stamp_cluster or leiden)")
     add("--library-key", metavar="COLUMN", help="column of obs that names the section of each spot")
-    add("--image-key", metavar="NAME", help="which image to draw, such as hires (default: the one that models see)")
+    add("--image-key", metavar="NAME", help="image to draw, such as hires (default: the image that models use)")
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
     add("--table-key", default="table", metavar="NAME", help="table of a SpatialData (default: %(default)s)")
-    add("--n-genes", type=int, default=8, metavar="N", help="told for each domain (default: %(default)s)")
+    add("--n-genes", type=int, default=8, metavar="N", help="number of genes per domain (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace OUT")
     add("--quiet", action="store_true", help="no summary")
     named_images_option(add)
@@ -88,7 +88,7 @@ def _check_demo(model: str, section: str | None, labels: str | None) -> None:
     from stampy import _checks
     from stampy.cli.obs_columns import check_labels
     from stampy.datasets import _registry
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     check_name(model)
     if not (section is None or section in ("toy", *_registry.names()) or Path(section).expanduser().exists()):

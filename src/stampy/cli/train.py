@@ -39,7 +39,11 @@ def _pretrain_options(commands: Commands) -> None:
     add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
     _training_options(add)
     common_options(add)
-    add("--vocabulary", metavar="TSV", help="genes.tsv with gene_id, symbol, divisor (default: made from the sections)")
+    add(
+        "--vocabulary",
+        metavar="TSV",
+        help="genes.tsv with gene_id, symbol, divisor (default: computed from the sections)",
+    )
 
 
 def _align_options(commands: Commands) -> None:
@@ -48,18 +52,18 @@ def _align_options(commands: Commands) -> None:
     _training_options(add)
     common_options(add)
     model_option(add)
-    add("--backbone", metavar="NAME", help="a timm ViT to take, with its weights, instead of the model's image tower")
+    add("--backbone", metavar="NAME", help="a timm ViT with its weights, to replace the model's image tower")
 
 
 def _evaluate_options(commands: Commands) -> None:
-    about = "Measure what a model knows about sections, beside what simple guesses know."
+    about = "Evaluate both stages of a model on held-out sections, compared with simple baselines."
     add = command(commands, "evaluate", _evaluate, about).add_argument
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
-    add("sections", nargs="+", metavar="SECTIONS", help="files or manifests (.tsv) that were kept out of training")
+    add("sections", nargs="+", metavar="SECTIONS", help="held-out sections: files or manifests (.tsv)")
     add("--out", metavar="CSV", help="also write the table to a file")
-    add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots of a section (default: %(default)s)")
-    add("--n-spots", type=int, default=1000, metavar="N", help="tiles of a section (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of groups, masks and tiles (default: 0)")
+    add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots per section (default: %(default)s)")
+    add("--n-spots", type=int, default=1000, metavar="N", help="tiles per section (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed for groups, masks and tiles (default: 0)")
     common_options(add)
 
 
@@ -71,14 +75,19 @@ def _training_options(add: Add) -> None:
         metavar="SECTIONS",
         help="a corpus, files or folders of sections, manifests (.tsv)",
     )
-    add("--out", required=True, metavar="FOLDER", help="for the model, checkpoints and metrics; a run there goes on")
-    add("--config", metavar="JSON", help="settings that differ from the paper's")
-    add("--seed", type=int, help="instead of the one in the settings")
-    add("--devices", type=int, metavar="N", help="of a node (default: as torchrun or SLURM says, else 1)")
-    add("--num-nodes", type=int, metavar="N", help="default: as torchrun or SLURM says, else 1")
-    add("--strategy", choices=("ddp", "fsdp"), help="how devices share the work (default: ddp)")
+    add(
+        "--out",
+        required=True,
+        metavar="FOLDER",
+        help="folder for model, checkpoints and metrics; continues an interrupted run",
+    )
+    add("--config", metavar="JSON", help="settings that differ from the paper")
+    add("--seed", type=int, help="replaces the seed in the settings")
+    add("--devices", type=int, metavar="N", help="devices per node (default: as set by torchrun or SLURM, else 1)")
+    add("--num-nodes", type=int, metavar="N", help="number of nodes (default: as set by torchrun or SLURM, else 1)")
+    add("--strategy", choices=("ddp", "fsdp"), help="parallelisation over devices (default: ddp)")
     add("--logger", action="append", default=[], dest="loggers", choices=("csv", "tensorboard", "wandb"),
-        help="one more log beside metrics.jsonl; may be given again")  # fmt: skip
+        help="additional log; can be repeated")  # fmt: skip
 
 
 def _pretrain(**options: Any) -> None:
@@ -94,7 +103,7 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     from dataclasses import replace
 
     from stampy import _checks, train
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     _check_paths(sections, config)
     if options.get("model") is not None:
@@ -128,7 +137,7 @@ def _is_first_rank() -> bool:
 def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, **options: Any) -> None:
     from stampy import _checks
     from stampy._files import atomic
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     target = None if out is None else Path(out).expanduser()
     check_name(model)

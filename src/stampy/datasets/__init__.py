@@ -1,8 +1,7 @@
-"""Toy sections with planted truth, and a registry of real ones that are fetched on request and checked by hash."""
+"""Toy sections with known ground truth, and a registry of real sections, downloaded on request and checked by hash."""
 
-from stampy.datasets._fetch import fetch
+from stampy.datasets._fetch import fetch, published_vocabulary
 from stampy.datasets._hest import hest_evaluation, hest_manifest
-from stampy.datasets._published_vocabulary import published_vocabulary
 from stampy.datasets._registry import Entry, File, Source, info, names
 from stampy.datasets._sections import load
 from stampy.datasets._slide_manifest import gdc_query, slide_manifest

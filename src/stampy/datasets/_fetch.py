@@ -1,14 +1,19 @@
-"""Files of the registry: from an offline mirror, the cache or their pinned address, never without the right hash."""
+"""Downloads, checked by hash: files of the registry, and the published vocabulary."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from stampy import _checks
+import numpy as np
+
+from stampy import _checks, _files
 from stampy._files import sha256_of
 from stampy._settings import settings
 from stampy.datasets import _registry
@@ -27,27 +32,27 @@ def fetch(
     allow_unverified: bool = False,
     progressbar: bool = False,
 ) -> Path | dict[str, Path]:
-    """Get the files of a data set, and download the missing ones.
+    """Return the files of a data set, and download missing files.
 
-    Looked for in this order: the offline mirror that the environment variable `STAMPY_DATA_DIR` names (used in place,
-    never changed), the cache (`STAMPY_CACHE_DIR`, else the operating system's place for caches), the address at a
-    pinned commit. Every file is checked against its SHA-256, each time. A wrong one is refused; it is removed from the
-    cache, never from the mirror. A file is renamed when it is complete, so several processes may fetch at once.
+    Files are searched in the offline mirror named by the environment variable `STAMPY_DATA_DIR` (never changed), then
+    in the cache (`STAMPY_CACHE_DIR`, by default the cache folder of the operating system), and otherwise downloaded
+    from the address at a pinned commit. The SHA-256 of every file is checked each time. A wrong file raises an error
+    and is removed from the cache, never from the mirror. Several processes may download at the same time.
 
     Parameters
     ----------
     name
         One of `names()`.
     file
-        The file wanted, e.g. `"image"`; None for all: where the mirror has the finished section, that and what else
-        the mirror has, otherwise the origin's files. Files that only a mirror could have are then left out.
+        Name of the file, e.g. `"image"`. None: all files. If the mirror has the finished section, these are the files
+        of the mirror, otherwise the files of the origin without those that only a mirror can have.
     sha256
-        The hash of a file whose hash stampy does not know: the counts of the `spatialLIBD_` sections, which lie outside
-        any repository with commits.
+        Hash of a file whose hash stampy does not know: the counts of the `spatialLIBD_` sections, which are not in a
+        repository with commits.
     allow_unverified
-        Take such a file without a hash; a warning tells the hash found.
+        Accept such a file without a hash; a warning states its hash.
     progressbar
-        Show one for each download.
+        Show a progress bar for each download.
 
     Returns
     -------
@@ -56,9 +61,9 @@ def fetch(
     Raises
     ------
     ValueError
-        If the name or file is unknown, a hash is wrong, or a hash is neither known nor given.
+        If the name or file is unknown, a hash is wrong, or a hash is neither known nor passed.
     FileNotFoundError
-        If only a mirror has the file and there is none, or it lacks it.
+        If the file is only available from a mirror, and there is no mirror or it lacks the file.
     ConnectionError
         If the download fails.
 
@@ -172,3 +177,86 @@ def _only_in_mirror(entry: Entry, file: File) -> FileNotFoundError:
         f"The {file.role} of {entry.name!r} has no public address; it comes from an offline mirror only. "
         f"Point the environment variable {MIRROR_VARIABLE} (now {now!r}) to a folder with {places}."
     )
+
+
+NAME = "stamp_vocabulary"
+
+
+def published_vocabulary() -> Path:
+    """Create the `genes.tsv` of the published STAMP model: 20,310 genes in its order with its divisors.
+
+    The order is that of Nicheformer's model file. The divisors are the published non-zero means of a Visium corpus,
+    rounded half-up to integers; NaN and 0 become 1. Symbols are added if a mirror has them
+    (`stamp_vocabulary/symbol_to_ensembl.json`). Otherwise they are empty, and genes match by Ensembl id.
+
+    Returns
+    -------
+    Path of a tab-separated file in the cache with columns `gene_id`, `symbol` (several separated by ``|``) and
+    `divisor`, for `stampy.pp.Vocabulary.load`.
+
+    Raises
+    ------
+    ValueError
+        If a file has a wrong hash, or order and divisors differ in length.
+    ConnectionError
+        A file must be downloaded, and the download fails.
+
+    References
+    ----------
+    STAMP (arXiv 2602.13944), section on gene tokens. Nicheformer (bioRxiv 2024.04.15.589472).
+
+    Examples
+    --------
+    >>> import stampy
+    >>> path = stampy.datasets.published_vocabulary()  # doctest: +SKIP
+    >>> stampy.pp.Vocabulary.load(path)  # doctest: +SKIP
+    Vocabulary of 20310 genes: TSPAN6, TNMD, DPM1, ...
+    """
+    entry = _registry.info(NAME)
+    gene_ids = _order(fetch_file(entry, "order"))
+    means = np.load(fetch_file(entry, "divisors"), allow_pickle=False)
+    if means.shape != (len(gene_ids),):
+        raise ValueError(
+            f"{len(gene_ids)} genes but divisors of shape {means.shape}: the files do not belong together."
+        )
+    symbols: dict[str, str] = {}
+    if entry.files["symbols"].in_mirror():
+        symbols = json.loads(fetch_file(entry, "symbols").read_text(encoding="utf-8"))
+    text = _table(gene_ids, _symbols(gene_ids, symbols), divisors(means))
+    folder = _checks.writable(cache_dir() / NAME)
+    path = folder / "genes.tsv"
+    with _files.atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def divisors(means: np.ndarray) -> np.ndarray:
+    """The published rule: means (n,) rounded half-up to whole numbers, NaN and 0 become 1.
+
+    >>> divisors(np.array([1.5, 2.49, 0.3, np.nan]))
+    array([2, 2, 1, 1])
+    """
+    rounded = np.floor(np.nan_to_num(means, nan=0.0) + 0.5).astype(np.int64)
+    return np.where(rounded == 0, 1, rounded)
+
+
+def _order(path: Path) -> list[str]:
+    """`var_names` of an h5ad file, of which nothing else is read."""
+    import h5py
+
+    with h5py.File(path) as file:
+        var = file["var"]
+        return list(var[var.attrs["_index"]].asstr()[:])
+
+
+def _symbols(gene_ids: Iterable[str], id_of: dict[str, str]) -> list[str]:
+    """Symbols of each id, parted by `|`; empty where there is none."""
+    of = defaultdict(list)
+    for symbol, gene_id in id_of.items():
+        of[gene_id].append(symbol)
+    return ["|".join(of.get(gene_id, ())) for gene_id in gene_ids]
+
+
+def _table(gene_ids: list[str], symbols: list[str], values: np.ndarray) -> str:
+    rows = (f"{g}\t{s}\t{v}\n" for g, s, v in zip(gene_ids, symbols, values.tolist(), strict=True))
+    return "gene_id\tsymbol\tdivisor\n" + "".join(rows)

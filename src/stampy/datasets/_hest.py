@@ -43,11 +43,11 @@ def hest_manifest(
     exclude_evaluation: bool = True,
     images: bool = True,
 ) -> pd.DataFrame:
-    """Make a manifest of a HEST folder, for `stampy corpus build`.
+    """Create a manifest of a HEST folder, for `stampy corpus build`.
 
-    The folder is laid out as the data set is on the hub (``MahmoodLab/hest``): ``HEST_v*.csv``, ``st/ID.h5ad``,
+    The folder has the layout of the data set on the hub (``MahmoodLab/hest``): ``HEST_v*.csv``, ``st/ID.h5ad``,
     ``wsis/ID.tif``. If there are several tables, the newest version is read. A part of the data set is enough: sections
-    of the table whose files are missing are left out with a warning.
+    with missing files are skipped with a warning.
 
     Parameters
     ----------
@@ -59,16 +59,15 @@ def hest_manifest(
         Values of the table's columns ``st_technology`` ("Visium", "Visium HD", "Xenium", "Spatial Transcriptomics"),
         ``organ`` and ``disease_state``; one or several, in any case of letters. None: all.
     exclude
-        Ids of further sections to leave out.
+        Ids of further sections to exclude.
     exclude_evaluation
-        Leave out the sections that a data set of the paper's tables contains (`hest_evaluation`), so that a model
-        trained on the manifest has not seen them.
+        Exclude the sections that are in a data set of the paper's tables (`hest_evaluation`).
     images
-        Require the whole-slide image. False: sections without one stay, for stage 1.
+        Require the whole-slide image. False: keep sections without image, for stage 1.
 
     Returns
     -------
-    A row for each section, sorted as in the table: ``path``, ``name`` (HEST's id), ``image``, ``um_per_px`` (estimated
+    One row per section, in the order of the table: ``path``, ``name`` (HEST's id), ``image``, ``um_per_px`` (estimated
     from the spots, else as the slide states it), ``species``, ``platform``, ``organ``, ``patient`` and ``study``. Its
     ``attrs``: ``"left_out"`` (id -> why), ``"spots"`` (id -> spots under tissue by the table), ``"table"`` (file name).
 
@@ -79,12 +78,12 @@ def hest_manifest(
     KeyError
         The table lacks a column.
     ValueError
-        A filter names a value that the table does not have, an id stands twice, or no section is left.
+        A filter names a value that the table does not have, an id occurs twice, or no section remains.
 
     Warns
     -----
     StampyWarning
-        Files of sections are missing; or evaluation sections are kept.
+        Files of sections are missing, or evaluation sections are kept.
 
     Examples
     --------
@@ -117,13 +116,13 @@ def hest_manifest(
 
 
 def hest_evaluation() -> pd.DataFrame:
-    """Sections of HEST that are also in a data set of the paper's tables: what a model that is compared must not see.
+    """List the sections of HEST that are in a data set of the paper's tables and must not be used for training.
 
     Returns
     -------
-    A row for each: ``id``, ``data_set`` ("DLPFC", "HBC", "HER2+", "PSC", "HHK"), ``known`` ("certain": the same study
-    and sections; "likely": the paper does not name its source), ``how`` and ``source``. TCGA-LUAD has no section in
-    HEST.
+    One row per section: ``id``, ``data_set`` ("DLPFC", "HBC", "HER2+", "PSC", "HHK"), ``known`` ("certain": the same
+    study and sections; "likely": the paper does not name its source), ``how`` and ``source``. TCGA-LUAD has no section
+    in HEST.
 
     Examples
     --------

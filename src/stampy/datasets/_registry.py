@@ -21,7 +21,7 @@ USES = ("train", "evaluate only", "format tests")
 
 @dataclass(frozen=True)
 class Source:
-    """Where data come from: a repository at one commit."""
+    """Origin of data: a repository at one commit."""
 
     repository: str | None
     commit: str | None
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """One file: its address at a pinned commit, its hash, its places in an offline mirror."""
+    """One file: its address at a pinned commit, its hash, and its paths in an offline mirror."""
 
     role: str  # counts, positions, image, ...; "section" is the finished AnnData, which only a mirror has
     url: str | None  # None: only in a mirror
@@ -41,7 +41,7 @@ class File:
     mirror_sha256: str | None = None  # if the mirror's copy is a different edition of the file
 
     def in_mirror(self) -> Path | None:
-        """Its path in the mirror that STAMPY_DATA_DIR names, None if there is none; not verified."""
+        """Path of the file in the mirror STAMPY_DATA_DIR, or None; not verified."""
         folder = mirror()
         if folder is None:
             return None
@@ -50,7 +50,7 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about one data set.
+    """Record of one data set.
 
     Examples
     --------
@@ -78,12 +78,12 @@ class Entry:
 
     @property
     def citation(self) -> str:
-        """What to cite."""
+        """Citations of all sources."""
         return "; ".join(s.citation for s in self.sources if s.citation)
 
     @property
     def url(self) -> str | None:
-        """The page of the first source that has one."""
+        """Web page of the first source that has one."""
         pages = (f"https://github.com/{s.repository}/tree/{s.commit or 'HEAD'}" for s in self.sources if s.repository)
         return next(pages, None)
 
@@ -110,7 +110,7 @@ def info(name: str) -> Entry:
     Raises
     ------
     ValueError
-        If the name is unknown; the nearest ones are given.
+        If the name is unknown; similar names are given.
 
     Examples
     --------
@@ -131,12 +131,12 @@ def names(use: str | None = None, labels: bool | str | None = None, *, in_mirror
     Parameters
     ----------
     use
-        `"train"`, `"evaluate only"` (keep it out of every training, so that figures on it are honest) or
-        `"format tests"`; None for all.
+        `"train"`, `"evaluate only"` (never used for training, so that scores are unbiased) or `"format tests"`; None
+        for all.
     labels
-        True or False: with or without labels; a text: with that column of labels; None for all.
+        True or False: with or without labels; a string: with this column of labels; None for all.
     in_mirror
-        Only what the mirror named by the environment variable `STAMPY_DATA_DIR` holds and `load` can read offline.
+        Only data sets that are in the mirror `STAMPY_DATA_DIR` and that `load` can read offline.
 
     Returns
     -------

@@ -36,19 +36,19 @@ def slide_manifest(
     md5: str | None = None,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    r"""Read a table of slides with patient and label, and check it before any long work.
+    r"""Read a table of slides with patient and label, and check it.
 
     Parameters
     ----------
     path
-        Tab-separated (.tsv, .txt) or comma-separated (.csv), one row a slide.
+        Tab-separated (.tsv, .txt) or comma-separated (.csv) table with one row per slide.
     slide, patient, label
         Its columns. For the GDC's own table (see `gdc_query`): ``"file_name"``, ``"cases.0.submitter_id"`` and, say,
         ``"cases.0.diagnoses.0.ajcc_pathologic_stage"``.
     md5
         Column with MD5 sums (``"md5sum"`` in the GDC's table): every file is read and compared. None: not compared.
     folder
-        Where relative paths start; None: the folder of the table.
+        Folder of relative paths; None: the folder of the table.
 
     Returns
     -------
@@ -138,12 +138,11 @@ def _check_files(table: pd.DataFrame, md5: list[str] | None) -> None:
 
 
 def gdc_query(project: str = "TCGA-LUAD", *, strategy: str = "Diagnostic Slide") -> str:
-    """The address at which the Genomic Data Commons lists a project's slides as a table, open access.
+    """Address of the Genomic Data Commons that lists the open-access slides of a project as a table.
 
-    stampy keeps no list of these files: the GDC's own table names each with its id, size and MD5 sum, so it is complete
-    and every download can be verified, but its hash is not known beforehand. A file is at
-    ``https://api.gdc.cancer.gov/data/FILE_ID``; a whole-slide project takes hundreds of GB. Steps: save this address
-    as ``gdc.tsv``; download what it lists; read it by
+    The table states id, size and MD5 sum of each file, so every download can be verified. stampy has no list of these
+    files. A file is at ``https://api.gdc.cancer.gov/data/FILE_ID``; the slides of a project take hundreds of GB. Save
+    the table as ``gdc.tsv``, download the listed files, and read the table with
     ``slide_manifest("gdc.tsv", slide="file_name", ..., md5="md5sum")``.
 
     Parameters

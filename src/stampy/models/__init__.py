@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from ._image import ImageConfig, ImageEncoder, ImageOutput
     from ._load import load, load_system
     from ._mil import GatedAttentionMIL, MILOutput
-    from ._names import packaged
     from ._published import load_published, load_published_gene_encoder
-    from ._push import push
     from ._stamp import RegionOutput, Stamp, StampConfig
-    from ._weights import save
+    from ._systems.catalogue import packaged
+    from ._weights import push, save
 
 __all__ = [
     "EGN",
@@ -55,7 +54,7 @@ __all__ = [
 _WHERE = {
     "_systems.base": ("GeneSystem", "ImageSystem", "SlideSystem"),
     "_systems.cards": ("Card",),
-    "_systems.catalogue": ("card", "split_name", "systems"),
+    "_systems.catalogue": ("card", "packaged", "split_name", "systems"),
     "_systems.egn": ("EGN",),
     "_systems.predictors": ("Predictor", "STNet"),
     "_gene": ("GeneConfig", "GeneEncoder"),
@@ -64,9 +63,7 @@ _WHERE = {
     "_mil": ("GatedAttentionMIL", "MILOutput"),
     "_published": ("load_published", "load_published_gene_encoder"),
     "_stamp": ("RegionOutput", "Stamp", "StampConfig"),
-    "_names": ("packaged",),
-    "_push": ("push",),
-    "_weights": ("save",),
+    "_weights": ("push", "save"),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names} | {"losses": "losses"}
 

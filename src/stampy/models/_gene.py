@@ -40,23 +40,24 @@ class GeneConfig:
     width, depth, heads, feedforward
         Size of the Transformer.
     max_tokens
-        Positions; longer token lists are cut to their best ranked genes.
+        Number of positions; longer token lists are truncated to the highest-ranked genes.
     pooling
         ``"tokens"`` averages the outputs of the spot's own tokens. ``"positions"`` averages positions 3 to
-        ``max_tokens - 1``, padding included, which the published weights need. ``"sum"`` adds up the outputs of the
-        spot's own tokens, divided by ``max_tokens``: how many genes a spot has stays visible. ``"bag"`` is that sum of
-        what enters the first layer, without the position embedding: the contribution of a gene does not depend on the
-        other genes, and a feature costs little. The layers then serve only the reconstruction of genes.
+        ``max_tokens - 1``, padding included, which the published weights need. ``"sum"`` is the sum of the outputs of
+        the spot's own tokens, divided by ``max_tokens``, and thus retains the number of genes. ``"bag"`` is the same
+        sum over the input of the first layer, without the position embedding: the contribution of a gene does not
+        depend on the other genes, and a feature is cheap to compute. The layers are then used only to reconstruct
+        genes.
     tied_heads
-        Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a matrix of its own.
+        Reconstruct genes through the transposed token embedding (far fewer parameters) instead of a separate matrix.
     dropout
-        In training, after the attention and the feed-forward block.
+        Dropout rate in training, after the attention and the feed-forward block.
     norm
         ``"post"``: layer norm after each block, as published. ``"pre"``: before each block, so that the embeddings
         reach the pooling unchanged.
     rank_gate
-        Multiply a gene's embedding by a learned vector of its rank, before the rank's position embedding is added: the
-        weight of a gene depends on how far above its usual level it is.
+        Multiply the embedding of a gene by a learned vector of its rank, before the position embedding is added, so
+        that the weight of a gene depends on how far it exceeds its usual level.
 
     Examples
     --------
@@ -78,7 +79,7 @@ class GeneConfig:
 
     @property
     def n_tokens(self) -> int:
-        """Classes of the reconstruction heads: genes and special tokens."""
+        """Number of classes of the reconstruction heads: genes and special tokens."""
         return self.n_genes + _keys.N_SPECIAL
 
 
@@ -192,14 +193,14 @@ class GeneEncoder(nn.Module):
         ids_BL
             (B, L) ids of the encoder, L at most ``max_tokens``: `PAD_ID` pads, `MASK_ID` masks.
         n_keys
-            Positions from here on are padding in every row (found from the ids if not given).
+            Positions from this index on are padding in every row (computed from the ids by default).
         positions
-            (L,) where the columns of `ids_BL` stand in the ranking; None: at 0, 1, 2, ...
+            (L,) positions of the columns of `ids_BL` in the ranking; None: 0, 1, 2, ...
 
         Returns
         -------
-        (B, L, D). Padding is never attended to. A row of nothing but padding attends to its own padding: its output
-        is finite but meaningless.
+        (B, L, D). Padding is never attended to, except in rows that consist only of padding; their output is finite but
+        meaningless.
         """
         pad_BL = ids_BL == PAD_ID
         lengths_B = (~pad_BL).sum(dim=1)
@@ -225,16 +226,16 @@ class GeneEncoder(nn.Module):
         return x_BLD * self.rank_gate[slice(ids_BL.shape[1]) if positions is None else positions]
 
     def packed(self, ids_T: Tensor, packing: Packing, positions: Tensor | None = None) -> Tensor:
-        """`forward` for spots end to end: the same outputs (T, D), padded only where `packing` requests it.
+        """`forward` for concatenated spots: the same outputs (T, D), padded only where `packing` requests it.
 
         Parameters
         ----------
         ids_T
-            Ids of the encoder, as `Packing.pack` puts them in a row.
+            Ids of the encoder, concatenated by `Packing.pack`.
         packing
             Lengths of the spots.
         positions
-            (L,) where the columns stand in the ranking; None: at 0, 1, 2, ...
+            (L,) positions of the columns in the ranking; None: 0, 1, 2, ...
         """
         places_T = packing.column if positions is None else positions[packing.column]
         x_TD = self._embed(ids_T, places_T)
@@ -265,9 +266,10 @@ class GeneEncoder(nn.Module):
         return self.pooled(*self.ids(tokens))
 
     def pooled(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """`features` of ids of the encoder (B, L) and the number of tokens (B,), as `ids` makes them.
+        """`features` of ids of the encoder (B, L) and the number of tokens (B,), as returned by `ids`.
 
-        Separate from `features` for callers that mask tokens. Lengths on the CPU spare training a wait for the GPU.
+        Separate from `features` for callers that mask tokens. With lengths on the CPU, training does not wait for the
+        GPU.
         """
         n_keys = max(int(lengths_B.max()), 1) if len(ids_BL) else 1
         if self.config.pooling == "bag":

@@ -16,10 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from stampy import _keys
 
 from ._limits import check_image
-from ._regions import pool_3x3
 from ._stem import STEM, RegionFeatures, StemEncoder
 
-__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder"]
+__all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_3x3"]
 
 # What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
@@ -33,17 +32,17 @@ class ImageConfig:
     ----------
     backbone
         Name of a timm ViT. With ``pretrained=True`` also ``"hf-hub:org/name"`` or ``"local-dir:path"``: the model's
-        config then names the architecture found there. Or ``"efficientnet_lite0_stem"``: the first blocks of that
-        convolutional network, over a tile and its surroundings, as ``"stampy-mini"`` has them.
+        config then names the architecture found there. Or ``"efficientnet_lite0_stem"``: the first blocks of this
+        convolutional network, for a tile and its surroundings, as in ``"stampy-mini"``.
     backbone_kwargs
-        More arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, rates of dropout and switches of a ViT.
-        Of the convolutional stem: ``{"n_blocks": 5}``, and nothing else.
+        Further arguments of `timm.create_model`, such as ``{"depth": 6}``: sizes, dropout rates and options of a ViT.
+        For the convolutional stem only ``{"n_blocks": 5}``.
     size_px
         Edge of the input.
     mean, std
         Mean and standard deviation of the three channels, for input scaled to 0..1.
     tile_um
-        Edge of the tissue that a patch shows; a region shows three times that.
+        Edge of the tissue in a patch, in µm; a region covers three times this width.
 
     Examples
     --------
@@ -60,12 +59,12 @@ class ImageConfig:
 
     @property
     def surroundings(self) -> bool:
-        """Whether the tower sees each tile together with the region of three times its edge about it."""
+        """Whether the input of the tower is each tile with the surrounding region of three times its edge."""
         return self.backbone == STEM
 
 
 class ImageOutput(NamedTuple):
-    """What the ViT gives for a batch of images."""
+    """Output of the ViT for a batch of images."""
 
     feature: Tensor  # (B, D) class token
     query: Tensor  # (B, D) pretext token
@@ -75,19 +74,19 @@ class ImageOutput(NamedTuple):
 class ImageEncoder(nn.Module):
     """A timm ViT over the tokens [CLS, pretext, patches].
 
-    For a patch the pretext token is a learned vector; for a region it is made from the patch to be found in it.
+    For a patch, the pretext token is a learned vector; for a region, it is computed from the patch to be located in it.
 
     Parameters
     ----------
     config
         The ViT.
     pretrained
-        Fetch the backbone's own weights (through timm, from the hub or the local folder in the name).
+        Load the backbone's own weights (with timm, from the hub or the local folder in the name).
 
     Raises
     ------
     ValueError
-        The backbone is unknown to timm or is no ViT with a class token, or a setting is invalid.
+        The backbone is unknown to timm or is not a ViT with a class token, or a setting is invalid.
 
     Examples
     --------
@@ -133,8 +132,8 @@ class ImageEncoder(nn.Module):
         images
             (B, 3, size, size), normalised.
         references
-            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the
-            patches to be found in these, shrunk (`shrink`). None: all images are patches.
+            (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the patches to
+            be located in these, shrunk (`shrink`). None: all images are patches.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
@@ -235,3 +234,14 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
     if not getattr(vit, "dynamic_img_size", False) and tuple(vit.patch_embed.img_size) != size:
         vit.set_input_size(img_size=size)  # positions of another grid are interpolated
     return vit
+
+
+def pool_3x3(patches_BPD: Tensor) -> Tensor:
+    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+
+    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    """
+    side = round(patches_BPD.shape[1] ** 0.5)
+    stride = side * 2 // 7
+    pooled = F.avg_pool2d(patches_BPD.transpose(1, 2).unflatten(2, (side, side)), side - 2 * stride, stride)
+    return pooled.flatten(2).transpose(1, 2)

@@ -14,15 +14,13 @@ from stampy.models._systems import hub
 from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
 from stampy.models._systems.cards import Card
 from stampy.models._systems.catalogue import CARDS, card, split_name, split_revision
-from stampy.models._systems.language import load_conch, load_omiclip, load_plip
-from stampy.models._systems.nicheformer import load_nicheformer
-from stampy.models._systems.scgpt import load_scgpt
+from stampy.models._systems.genes import load_nicheformer, load_scgpt
 from stampy.models._systems.tangle import load_tangle
-from stampy.models._systems.vision import Pixels, load_vit
+from stampy.models._systems.vision import Pixels, load_conch, load_omiclip, load_plip, load_vit
 
-from ._names import packaged, unknown_model
 from ._published import load_published
 from ._stamp import Stamp
+from ._systems.catalogue import packaged, unknown_model
 from ._weights import from_hub, read_folder, read_genes
 
 __all__ = ["load", "load_stamp", "load_system"]
@@ -46,11 +44,11 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     Parameters
     ----------
     name_or_path
-        A packaged model (``"stampy-mini"``), a folder that `save` wrote, ``"hf-hub:org/name@revision"`` for such a
-        folder on the Hugging Face hub, ``"stamp"`` for the checkpoint that the authors of the paper published, or one
-        of the `systems`, such as ``"uni"`` or ``"uni:/path/to/pytorch_model.bin"`` (see `load_system`).
+        A packaged model (``"stampy-mini"``), a folder written by `save`, ``"hf-hub:org/name@revision"`` for such a
+        folder on the Hugging Face Hub, ``"stamp"`` for the checkpoint published by the authors of the paper, or one of
+        the `systems`, such as ``"uni"`` or ``"uni:/path/to/pytorch_model.bin"`` (see `load_system`).
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
 
     Returns
     -------
@@ -59,7 +57,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     Raises
     ------
     ValueError
-        The name is unknown; or weights are damaged, of a newer format, or do not match config.json.
+        The name is unknown, or weights are damaged, of a newer format, or do not match config.json.
     FileNotFoundError
         The folder or one of its files is missing.
 
@@ -97,13 +95,13 @@ def load_system(
     ----------
     system
         A name (``"uni"``), a name with a path (``"uni:/path/to/pytorch_model.bin"``) or with a revision of the hub
-        (``"uni@main"``, unverified), or a `Card`, for a variant.
+        (``"uni@main"``, unverified), or a `Card` for a variant.
     weights
         The file, or the folder of files, with the system's own weights in its own format. None: from the hub, at
         the commit of its card and checked against the card's SHA-256, with the
         token of `hf auth login` or of the environment variable ``HF_TOKEN``.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
 
     Returns
     -------
@@ -112,12 +110,12 @@ def load_system(
     Raises
     ------
     ValueError
-        There is no system of that name; it is a predictor or a baseline, which have no weights to load; or weights are
-        damaged or belong to another model: every tensor must exist with the right shape, and no other may be there.
+        The system is unknown, or is a predictor or a baseline, which have no weights to load; or weights are damaged or
+        belong to another model: all tensors must exist with the right shape, without additional tensors.
     ImportError
         The library that builds it is missing.
     FileNotFoundError, PermissionError, ConnectionError
-        The weights are not available; the message says what to do.
+        The weights are not available; the message states what to do.
 
     Examples
     --------

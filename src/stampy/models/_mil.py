@@ -14,7 +14,7 @@ __all__ = ["GatedAttentionMIL", "MILOutput"]
 
 
 class MILOutput(NamedTuple):
-    """What the pooling says about slides."""
+    """Output of the pooling for slides."""
 
     logits: Tensor  # (B, C)
     attention: Tensor  # (B, N), sums to 1 over the tiles of a slide; 0 where padded
@@ -34,7 +34,7 @@ class GatedAttentionMIL(nn.Module):
     hidden
         Size of h and of the attention's branches.
     generator
-        Draws the first weights; None: a fresh generator with seed 0. The global state is not touched.
+        Generator for the initial weights; None: a new generator with seed 0. The global state is not changed.
 
     Examples
     --------
@@ -62,12 +62,12 @@ class GatedAttentionMIL(nn.Module):
             nn.init.zeros_(module.bias)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles (..., D) as h (..., H) and their attention before the softmax (...,)."""
+        """Return h (..., H) of tiles (..., D), and their attention before the softmax (...,)."""
         h = torch.relu(self.project(x))
         return h, self.score(torch.tanh(self.tanh(h)) * torch.sigmoid(self.gate(h))).squeeze(-1)
 
     def forward(self, x_BND: Tensor, lengths_B: Tensor) -> MILOutput:
-        """Pool padded bags; the first `lengths` tiles of each count."""
+        """Pool padded bags; only the first `lengths` tiles of each bag are used."""
         if x_BND.ndim != 3 or int(lengths_B.min()) < 1:
             raise ValueError(f"Bags (B, N, D) of at least one tile were expected, found {tuple(x_BND.shape)}.")
         h_BNH, score_BN = self.embed(x_BND)

@@ -49,24 +49,24 @@ def load_published(
 ) -> Stamp:
     """Load a checkpoint in the format of the published implementation, strictly.
 
-    Every size is inferred from the tensors, except the numbers of attention heads, which cannot be.
+    All sizes are inferred from the tensors, except the numbers of attention heads.
 
     Parameters
     ----------
     path
-        ``pytorch_model.bin`` or the like: a state dict, optionally under ``state_dict`` or with a ``module.`` prefix.
-        It is read with ``weights_only=True``; ``.safetensors`` is also read.
+        File such as ``pytorch_model.bin``: a state dict, optionally under ``state_dict`` or with a ``module.`` prefix.
+        It is read with ``weights_only=True``; ``.safetensors`` is also supported.
     gene_heads, image_heads
         Attention heads of the gene encoder and of the ViT.
     genes
         The vocabulary (columns gene_id, symbol, divisor), see `stampy.datasets.published_vocabulary`.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
 
     Raises
     ------
     ValueError
-        A tensor is missing, unexpected or of another shape, or the file is no plain state dict.
+        A tensor is missing, unexpected or of another shape, or the file is not a plain state dict.
     FileNotFoundError
         There is no file.
 

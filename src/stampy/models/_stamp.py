@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 
-
 _LARGEST_SIZE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StampConfig:
-    """A `Stamp`: its towers and the size of the space that they share.
+    """Settings of a `Stamp`: its towers and the size of their shared space.
 
     Parameters
     ----------
     gene
         The gene tower.
     image
-        The image tower; None for a gene encoder alone, as `stampy.train.pretrain` makes it.
+        The image tower; None for a gene encoder only, as from `stampy.train.pretrain`.
     embedding
         Size of the shared space.
 
@@ -58,7 +57,7 @@ class StampConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> StampConfig:
-        """The inverse of `to_dict`; ValueError for an unknown field, or an invalid value."""
+        """Inverse of `to_dict`; ValueError for an unknown field or an invalid value."""
         gene = _build(GeneConfig, values["gene"])
         check_gene(gene)
         image = None if values.get("image") is None else _build(ImageConfig, values["image"])
@@ -93,7 +92,7 @@ def _check_field(name: str, value: Any, usual: Any) -> None:
 
 
 class RegionOutput(NamedTuple):
-    """What the image tower says about regions."""
+    """Output of the image tower for regions."""
 
     embeddings: Tensor  # (B, E), L2 norm 1
     query: Tensor  # (B, E), localisation query, not normalised
@@ -101,7 +100,7 @@ class RegionOutput(NamedTuple):
 
 
 class Stamp(nn.Module):
-    """Gene tower, image tower, and the heads into the space that they share.
+    """Gene tower, image tower, and the heads into their shared space.
 
     Parameters
     ----------
@@ -109,14 +108,14 @@ class Stamp(nn.Module):
         Sizes.
     genes
         The vocabulary as a table with the columns gene_id, symbol and divisor, one row per gene in token order
-        (`stampy.pp.Vocabulary` reads it). It travels with the weights.
+        (`stampy.pp.Vocabulary` reads it). It is stored with the weights.
 
     Attributes
     ----------
     name
         Name under which the model was loaded; written into the provenance of embeddings.
     adapted
-        How `stampy.train.adapt` made it: model, strength, n_axes, n_spots. None for all other models.
+        Settings of `stampy.train.adapt`: model, strength, n_axes, n_spots. None for all other models.
 
     Examples
     --------
@@ -172,17 +171,17 @@ class Stamp(nn.Module):
 
     @property
     def size_px(self) -> int:
-        """Edge of the tiles that the image tower sees."""
+        """Edge of the input tiles of the image tower."""
         return self.image_tower().config.size_px
 
     @property
     def tile_um(self) -> float:
-        """Edge of the tissue that a tile shows."""
+        """Edge of the tissue in a tile, in µm."""
         return self.image_tower().config.tile_um
 
     @property
     def surroundings(self) -> bool:
-        """Whether the image tower sees each tile together with the region of three times its edge about it."""
+        """Whether the input of the image tower is each tile with the surrounding region of three times its edge."""
         return self.image_tower().config.surroundings
 
     def normalize(self, tiles: Tensor) -> Tensor:
@@ -217,13 +216,13 @@ class Stamp(nn.Module):
         return self.project_images(features) if level == "embedding" else features
 
     def regions(self, images: Tensor, references: Tensor) -> RegionOutput:
-        """Regions (B, 3, size, size) and the patches to be found in them, shrunk, both normalised."""
+        """Embed regions (B, 3, size, size) and the patches to be located in them, shrunk, both normalised."""
         return self._region(self.image_tower().regions(images, references))
 
     def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
-        """Embeddings of patches (B, 3, size, size), and `regions`, at once.
+        """Embed patches (B, 3, size, size) and `regions` together.
 
-        A tower that sees surroundings takes the regions for them.
+        A tower with surroundings uses the regions as surroundings.
         """
         features, region = self.image_tower().with_regions(patches, regions, references)
         return self.project_images(features), self._region(region)
@@ -236,7 +235,7 @@ class Stamp(nn.Module):
         )
 
     def image_tower(self) -> ImageEncoder | StemEncoder:
-        """The image tower; ValueError where the model has none."""
+        """The image tower; ValueError if the model has none."""
         if self.image is None:
             raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
         return self.image

@@ -1,12 +1,14 @@
-"""Weights on disk: a folder with config.json, genes.tsv and model.safetensors."""
+"""Weights on disk: config.json, genes.tsv and model.safetensors; shared on the hub; the sections that they saw."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,16 +17,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import stampy
-from stampy._files import atomic_folder, make_ordinary, recover, sha256_of
+from stampy._files import atomic, atomic_folder, make_ordinary, recover, sha256_of
 from stampy._utils import device_of
 
 from ._stamp import Stamp, StampConfig
 from ._tensors import check_shapes, load_strictly, shapes_of
 
 if TYPE_CHECKING:
-    pass
+    from huggingface_hub import HfApi
 
-__all__ = ["from_hub", "read_folder", "read_genes", "save"]
+__all__ = [
+    "DATA",
+    "TrainedOn",
+    "from_hub",
+    "push",
+    "read_folder",
+    "read_genes",
+    "save",
+    "trained_on",
+    "write_trained_on",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +50,9 @@ _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
 def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None) -> None:
-    """Write a model as a folder that `load` reads.
+    """Write a model to a folder that `load` reads.
 
-    The folder is written beside `path` and renamed, so that the folder is never incomplete.
+    The folder is written under a temporary name and renamed, so it is never incomplete.
 
     Parameters
     ----------
@@ -201,3 +213,140 @@ def from_hub(name: str) -> Path:
         logger.warning("%s is at commit %s now; name it: hf-hub:%s@%s", name, Path(folder).name, repository,
                        Path(folder).name)  # fmt: skip
     return Path(folder)
+
+
+README = "README.md"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def push(
+    model: str | Path | Stamp,
+    repository: str,
+    *,
+    card: str | None = None,
+    private: bool = True,
+    tag: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload weights and their card to the Hugging Face Hub, for `stampy.models.load`.
+
+    The weights are first read and checked as in `load`, so unusable weights are not uploaded.
+
+    Parameters
+    ----------
+    model
+        A folder written by `save` or training, or a loaded model.
+    repository
+        Name on the hub, ``"organisation/name"``. It is created if it does not exist.
+    card
+        Text of the model card (Markdown): training data, results, limits and licence. None: the folder's ``README.md``.
+    private
+        Whether a new repository is private. An existing repository is not changed.
+    tag
+        Name for this version, such as ``"v1.0"``.
+    token
+        Token with write access; by default that of ``hf auth login``.
+
+    Returns
+    -------
+    The name to load exactly these weights, ``"hf-hub:organisation/name@commit"``.
+
+    Raises
+    ------
+    ValueError
+        The card is missing, the repository is not named ``organisation/name``, or the weights cannot be loaded.
+    ConnectionError
+        The hub cannot be reached or refuses the upload.
+
+    Examples
+    --------
+    >>> import stampy
+    >>> model = stampy.models.load("stampy-mini", device="cpu")
+    >>> stampy.models.push(model, "my-lab/breast", card="")
+    Traceback (most recent call last):
+        ...
+    ValueError: The model card is empty. Give its text by `card=`: training data, results, limits and licence.
+    """
+    import tempfile
+
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f"`repository` must be 'organisation/name', found {repository!r}.")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model" if isinstance(model, Stamp) else Path(model).expanduser()
+        text = _card(None if isinstance(model, Stamp) else folder, card)
+        if isinstance(model, Stamp):
+            save(model, folder)
+        else:
+            read_folder(folder, str(folder), "cpu")
+        return _upload(folder, text, repository, private, tag, token)
+
+
+def _card(folder: Path | None, card: str | None) -> str:
+    if card is None and folder is not None and (folder / README).is_file():
+        card = (folder / README).read_text(encoding="utf-8")
+    if not (card or "").strip():
+        raise ValueError(
+            "The model card is empty. Give its text by `card=`: training data, results, limits and licence."
+        )
+    return str(card)
+
+
+def _upload(folder: Path, card: str, repository: str, private: bool, tag: str | None, token: str | None) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = _commit(api, folder, card, repository)
+        if tag is not None:
+            api.create_tag(repository, tag=tag, revision=commit)
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise ConnectionError(
+            f"{repository!r} can't be uploaded: {error}\nLog in with a token that may write (`hf auth login`, or "
+            "`token=`), and check that the organisation is yours."
+        ) from error
+    return f"hf-hub:{repository}@{commit}"
+
+
+def _commit(api: HfApi, folder: Path, card: str, repository: str) -> str:
+    """One commit with all files, so that no partial upload can be loaded."""
+    from huggingface_hub import CommitOperationAdd
+
+    files: list[tuple[str, Path | bytes]] = [(name, folder / name) for name in (CONFIG, GENES, TENSORS)]
+    files.append((README, card.encode()))
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files]
+    return str(api.create_commit(repository, operations, commit_message="Weights for stampy").oid)
+
+
+DATA = "data.json"  # in a run's folder
+
+
+class TrainedOn(NamedTuple):
+    """Names of sections, of the run and of those that its model started from."""
+
+    sections: frozenset[str]
+    complete: bool  # False: the model started from one of which no folder tells
+
+
+def trained_on(model: object) -> TrainedOn | None:
+    """The record of a run's folder, or of the folder ``model`` in it; None for anything else."""
+    if not isinstance(model, str | Path):
+        return None
+    folder = Path(model).expanduser()
+    for place in (folder, folder.parent):
+        try:
+            found = json.loads((place / DATA).read_text())
+            before = found.get("before", [])  # stage 1 starts from nothing
+            names = [*found["spots"], *(before or [])]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+        return TrainedOn(frozenset(map(str, names)), before is not None)
+    return None
+
+
+def write_trained_on(folder: Path, spots: dict[str, int], before: Iterable[str] | None) -> None:
+    """Write data.json: spots of each section, and the sections of the model to start from (None: not known)."""
+    known = {"spots": spots, "before": None if before is None else sorted(before)}
+    with atomic(folder / DATA) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")

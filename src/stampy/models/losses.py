@@ -31,7 +31,7 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, scor
     targets_BL
         The tokens before masking.
     selected_BL
-        bool, where the loss is taken. The head runs at these positions only. None: everywhere; outputs (M, D) and
+        bool, positions of the loss. The head runs only at these positions. None: all positions; outputs (M, D) and
         tokens (M,) are already those of the selected positions.
     score
         Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "igr".
@@ -55,17 +55,17 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, scor
 
 
 def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, score: Score) -> Tensor:
-    """Contextual gene reconstruction: the centre's genes from the mean output of its neighbours.
+    """Contextual gene reconstruction: genes of the central spot from the mean output of its neighbours.
 
     Parameters
     ----------
     hidden_SNLD
-        Outputs of the last layer for groups of spots; the centre is the first of the N.
+        Outputs of the last layer for groups of spots; the central spot is the first of the N.
     targets_SL
-        The centres' tokens before masking.
+        Tokens of the central spots before masking.
     selected_SL
-        bool, where the loss is taken: the centre's masked positions (paper) or all its tokens (released code). None:
-        everywhere.
+        bool, positions of the loss: the masked positions of the central spot (paper) or all its tokens (released code).
+        None: all positions.
     score
         Outputs (M, D) and their tokens (M,) -> mean cross-entropy: `GeneEncoder.reconstruction` with head "cgr".
 
@@ -102,7 +102,7 @@ def info_nce(
     key_ids: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """InfoNCE in one direction: row i of `query_BE` against every row of `key_KE`, of which row i is its partner.
+    """InfoNCE in one direction: row i of `query_BE` against all rows of `key_KE`, of which row i is its partner.
 
     Parameters
     ----------
@@ -111,12 +111,12 @@ def info_nce(
     scale
         Factor of the cosine (the exponentiated learned scale).
     query_ids
-        (B,), the same number for rows that show the same thing (one spot drawn twice); such rows are not used as each
-        other's negatives. None: all rows differ.
+        (B,), the same number for rows of the same spot (drawn twice), which are not used as negatives of each other.
+        None: all rows differ.
     key_ids
-        (K,), likewise; None: those of the queries.
+        (K,), the same for the keys; None: those of the queries.
     first
-        Row of `key_KE` that is the partner of row 0, where the keys are those of several ranks.
+        Row of `key_KE` that is the partner of row 0, if the keys are those of several ranks.
 
     Examples
     --------
@@ -174,11 +174,11 @@ def localization(
     grid_B9E
         Projected outputs of the region's nine cells, row by row.
     cells_B
-        The cell, 0 to 8; -1 where the spot has no region inside the image: such spots give no term.
+        The cell, 0 to 8; -1 if the spot has no region inside the image. Such spots do not contribute.
     scale
         Factor of the cosine.
     known
-        Rows of the spots that have a region, if known; None: found from the cells.
+        Rows of the spots that have a region, if known; None: computed from the cells.
 
     Returns
     -------

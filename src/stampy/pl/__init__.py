@@ -1,4 +1,4 @@
-"""Plots of results. Nothing is computed or written here."""
+"""Plots of results. These functions compute no results and write nothing into AnnData."""
 
 from stampy.pl._attribute import attribute
 from stampy.pl._bench import bench

@@ -36,37 +36,37 @@ def attribute(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw the genes of the highest attribution, a panel for each group; those of 0 are left out.
+    """Plot the genes with the highest attribution, one panel per group; genes with attribution 0 are omitted.
 
     Parameters
     ----------
     adata
         A section with results of `stampy.tl.attribute`.
     groups
-        Columns of the table to show, in this order; all by default.
+        Columns of the table to plot, in this order; all by default.
     key
-        Where the results are.
+        Key of the results.
     n_genes
-        Genes in a panel.
+        Number of genes per panel.
     ncols
-        Panels in a row, at most.
+        Maximum number of panels per row.
     title
-        Title, or one for each panel; the groups' names by default.
+        Title, or one per panel; by default the names of the groups.
     ax
-        Axes to draw a single panel into.
+        Axes for a single panel.
     table_key
         Table of a SpatialData.
 
     Returns
     -------
-    The Axes, or a list of them where there are several panels.
+    The Axes, or a list of Axes for several panels.
 
     Raises
     ------
     KeyError
-        There are no such results.
+        The results are missing.
     ValueError
-        An unknown group, `ax` for several panels.
+        An unknown group, `ax` with several panels.
 
     Examples
     --------

@@ -37,10 +37,10 @@ def bench(
     reported: bool = True,
     ax: Axes | None = None,
 ) -> Axes | list[Axes]:
-    """Draw a comparison: a row of panels for each data set, a panel for each task, a dot for each system.
+    """Plot a comparison: one row of panels per data set, one panel per task, one dot per system.
 
-    A dark dot is the mean over sections and seeds, its line one standard deviation over seeds to either side; pale dots
-    are the sections. Open diamonds are figures that others reported. The dashed line is chance.
+    Dark dots are means over sections and seeds, with one standard deviation over seeds; pale dots are sections. Open
+    diamonds are reported figures. The dashed line is chance.
 
     Parameters
     ----------
@@ -49,21 +49,21 @@ def bench(
     datasets, tasks
         Only these.
     metric
-        What to draw, of one task; None: balanced accuracy, ARI, recall@10, Pearson's r, top-10 accuracy, AUC.
+        Metric to plot, for one task; None: balanced accuracy, ARI, recall@10, Pearson's r, top-10 accuracy, AUC.
     reported
-        Show reported figures.
+        Plot reported figures.
     ax
         Axes for a single panel.
 
     Returns
     -------
-    The Axes, or a list of them where there are several panels. ``†`` marks systems that were trained on the data, ``?``
-    those of which that isn't known.
+    The Axes, or a list of Axes for several panels. ``†`` marks systems that were trained on the data, ``?`` systems for
+    which this is unknown.
 
     Raises
     ------
     ValueError
-        Nothing to draw, an unknown name, or `ax` for several panels.
+        Nothing to plot, an unknown name, or `ax` with several panels.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _keys, _utils
 from stampy._section.section import library_key_of
-from stampy.pl._drawing.records import DomainsRecord, record_of
+from stampy.pl._drawing.view import DomainsRecord, record_of
 from stampy.pl._spatial import SpatialLook, spatial
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ def domains(
     table_key: str = _keys.TABLE,
     **looks: Unpack[SpatialLook],
 ) -> Axes | list[Axes]:
-    """Draw the domains of `stampy.tl.domains`, beside the labels that they were compared with.
+    """Plot the domains of `stampy.tl.domains`, next to the labels that they were compared with.
 
-    A title tells the adjusted Rand index (ARI) where there is one; of each section, where there are several.
+    Titles state the adjusted Rand index (ARI), if there is one; with several sections, of each section.
 
     Parameters
     ----------
     adata
-        With results of `stampy.tl.domains`.
+        AnnData with results of `stampy.tl.domains`.
     key
-        `key_added` of the domains, or several, to compare them.
+        `key_added` of the domains, or several to compare them.
     labels
-        Also draw the labels that the domains were compared with, if any.
+        Also plot the labels that the domains were compared with, if any.
     library_key, sections
-        Column of obs that names the section of each spot, and which sections to draw: as for `stampy.pl.spatial`.
+        Column of obs that names the section of each spot, and the sections to plot; see `stampy.pl.spatial`.
     ax
         Axes for a single panel: one section, `labels=False`.
     table_key
@@ -55,9 +55,9 @@ def domains(
     Raises
     ------
     KeyError
-        There is no such result.
+        The results are missing.
     ValueError
-        `ax` for several panels, and what `stampy.pl.spatial` raises.
+        `ax` with several panels, and the errors of `stampy.pl.spatial`.
 
     Examples
     --------

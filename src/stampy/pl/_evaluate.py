@@ -38,19 +38,19 @@ def evaluate(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw the scores of `stampy.tl.evaluate`: a row for each embedding, a panel for each measure.
+    """Plot the scores of `stampy.tl.evaluate`: one row per embedding, one panel per measure.
 
-    Embeddings are dark, baselines grey. Open circles were judged without thinning, which flatters them. Error bars are
-    one standard deviation over splits. The title is the verdict.
+    Embeddings are dark, baselines grey. Open circles are embeddings without thinning, whose scores are too high. Error
+    bars are one standard deviation over splits. The title is the verdict.
 
     Parameters
     ----------
     adata
-        Judged by `stampy.tl.evaluate`.
+        AnnData with results of `stampy.tl.evaluate`.
     key
-        Where the results are.
+        Key of the results.
     show
-        Measures to draw, columns of ``uns[key]["scores"]``. None: all that are known.
+        Measures to plot, columns of ``uns[key]["scores"]``. None: all known measures.
     ax
         Axes for a single measure.
     table_key
@@ -58,12 +58,12 @@ def evaluate(
 
     Returns
     -------
-    The Axes, or a list of them for several measures.
+    The Axes, or a list of Axes for several measures.
 
     Raises
     ------
     KeyError
-        There is no such result.
+        The results are missing.
     ValueError
         An unknown measure, or several for one `ax`.
 

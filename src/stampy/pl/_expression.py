@@ -10,8 +10,7 @@ from matplotlib.colors import Colormap
 
 from stampy import _checks, _keys, _utils
 from stampy.pl._drawing.paint import Paint, Style, paint_values, without_outliers
-from stampy.pl._drawing.records import ExpressionRecord, record_of, shown_of
-from stampy.pl._drawing.view import Window, views_of
+from stampy.pl._drawing.view import ExpressionRecord, Window, record_of, shown_of, views_of
 from stampy.pl._spatial import draw_panels
 
 if TYPE_CHECKING:
@@ -46,21 +45,21 @@ def expression(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw a gene of `stampy.tl.expression`: measured, predicted, and predicted minus measured.
+    """Plot a gene of `stampy.tl.expression`: measured, predicted, and predicted minus measured.
 
-    Measured and predicted values share one colour scale, so that a prediction that is too flat looks it. The error's
-    scale is symmetric about 0. Limits are as in `stampy.pl.spatial`: outliers do not stretch them.
+    Measured and predicted values share one colour scale, so a flat prediction is visible. The scale of the error is
+    symmetric about 0. Colour limits are as in `stampy.pl.spatial`: outliers do not stretch them.
 
     Parameters
     ----------
     adata
-        With results of `stampy.tl.expression` and `obsm["spatial"]`.
+        AnnData with results of `stampy.tl.expression` and `obsm["spatial"]`.
     gene
-        One of those predicted; None: that with the highest pooled r.
+        One of the predicted genes; None: the gene with the highest pooled r.
     key
         `key_added` of the prediction.
     show
-        Some of ``"measured"``, ``"predicted"`` and ``"error"``; None: all that there are.
+        Any of ``"measured"``, ``"predicted"`` and ``"error"``; None: all available panels.
     library_key, sections, image, image_key, image_alpha, image_grey, crop, alpha, size
         As for `stampy.pl.spatial`.
     scale_bar, um_per_px, legend, ncols
@@ -79,9 +78,9 @@ def expression(
     Raises
     ------
     KeyError
-        There is no such result or gene (near names are given), or nothing was measured.
+        The results or the gene are missing (similar names are given), or nothing was measured.
     ValueError
-        An unknown panel, or `ax` for several panels.
+        An unknown panel, or `ax` with several panels.
 
     Examples
     --------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._drawing.records import ProbeRecord, record_of, shown_of
+from stampy.pl._drawing.view import ProbeRecord, record_of, shown_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,22 +33,22 @@ def probe(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw the scores of `stampy.tl.probe`: a bar for each embedding, and a confusion matrix.
+    """Plot the scores of `stampy.tl.probe`: one bar per embedding, and a confusion matrix.
 
-    A dot is the score of one fold, a bar the mean of the dots, and a diamond the score of all held-out spots together.
-    A fold's balanced accuracy is over the labels that occur in it, so the mean of the folds is often above the diamond.
-    The dashed line is chance. In the confusion matrix rows are the truth, colours and numbers the share of a row.
+    Dots are scores of single folds, bars their mean, and diamonds the score of all held-out spots together. The
+    balanced accuracy of a fold covers the labels that occur in it, so the mean of the folds is often above the diamond.
+    The dashed line is chance. Rows of the confusion matrix are true labels; colours and numbers are shares of a row.
 
     Parameters
     ----------
     adata
-        With results of `stampy.tl.probe`.
+        AnnData with results of `stampy.tl.probe`.
     embedding
-        Embedding whose confusion to show; None: the one with the best score.
+        Embedding for the confusion matrix; None: the embedding with the best score.
     key
         `key_added` of the probe.
     metric
-        What the bars show: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
+        Metric of the bars: ``"balanced_accuracy"``, ``"weighted_f1"`` or ``"accuracy"``.
     show
         ``"bars"``, ``"confusion"``, or both.
     cmap
@@ -60,14 +60,14 @@ def probe(
 
     Returns
     -------
-    The Axes, or a list of them where there are several panels.
+    The Axes, or a list of Axes for several panels.
 
     Raises
     ------
     KeyError
-        There is no such result.
+        The results are missing.
     ValueError
-        An unknown embedding, metric or panel, or `ax` for several panels.
+        An unknown embedding, metric or panel, or `ax` with several panels.
 
     Examples
     --------

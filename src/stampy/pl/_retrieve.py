@@ -44,36 +44,36 @@ def retrieve(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes:
-    """Draw queries and the tiles of the spots that `stampy.tl.retrieve` found for them.
+    """Plot queries and the tiles of the spots that `stampy.tl.retrieve` found for them.
 
-    Spots are shown by their tiles, whether genes or images were compared. The number below a tile is the cosine
-    similarity with the query. If the search looked through the queries' own table, the query's own spot has an orange
-    frame where it was found, and the heading gives the recall beside chance.
+    Spots are represented by their tiles, for both genes and images. The number below a tile is the cosine similarity
+    with the query. If the table of the queries itself was searched, the query's own spot has an orange frame where it
+    was found, and the title states the recall and its value by chance.
 
     Parameters
     ----------
     adata
         The queries, with results of `stampy.tl.retrieve`, and with tiles in obsm or an image in ``uns["spatial"]``.
     spots
-        Names or row numbers of the queries to show. None: some drawn at random.
+        Names or row numbers of the queries to plot. None: drawn at random.
     reference
-        The table that was looked through, where it was another than `adata`.
+        The searched table, if it is not `adata`.
     key
-        Where the results are.
+        Key of the results.
     n_nearest
-        Tiles shown for each query.
+        Number of tiles per query.
     n_queries
-        Queries shown where `spots` does not name them.
+        Number of queries if `spots` is None.
     label
         Column of obs (of both tables) to write below the tiles, such as the domain.
     tile_um, library_key, um_per_px, tiles_key, image_key
-        How tiles are found, see `stampy.pl.tiles`. `library_key` is that of the search by default.
+        See `stampy.pl.tiles`. `library_key` is by default that of the search.
     scale_bar
-        Draw a bar in µm.
+        Draw a scale bar in µm.
     rng
-        Seed of the draw of queries.
+        Seed for drawing queries.
     ax
-        Axes to draw into.
+        Axes for the plot.
     table_key
         Table of a SpatialData.
 
@@ -84,10 +84,9 @@ def retrieve(
     Raises
     ------
     KeyError
-        No results, no tiles and no image, no such spot or column.
+        Results, tiles and image, a spot or a column are missing.
     ValueError
-        Another table than the one that was looked through, more tiles asked for than were found, a query without
-        embedding.
+        A table other than the searched one, more tiles than were found, or a query without embedding.
 
     Examples
     --------

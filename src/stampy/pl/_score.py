@@ -22,24 +22,24 @@ def score(
     table_key: str = _keys.TABLE,
     **kwargs: Unpack[SpatialOptions],
 ) -> Axes | list[Axes]:
-    """Draw the score of each spot for a gene programme, over the tissue.
+    """Plot the score of each spot for a gene programme on the tissue.
 
-    Limits are the 1st and 99th percentile; standardised scores are centred on 0, blue below and red above.
+    Colour limits are the 1st and 99th percentile; standardised scores are centred on 0, blue below and red above.
 
     Parameters
     ----------
     adata
         Spots scored by `stampy.tl.score`.
     key
-        Where the scores are.
+        Key of the scores.
     table_key
         Table of a SpatialData.
     **kwargs
-        More arguments of `stampy.pl.spatial`, such as `library_key`, `cmap`, `vmin` or `ax`.
+        Further arguments of `stampy.pl.spatial`, such as `library_key`, `cmap`, `vmin` or `ax`.
 
     Returns
     -------
-    The Axes, or a list of them for several sections.
+    The Axes, or a list of Axes for several sections.
 
     Raises
     ------

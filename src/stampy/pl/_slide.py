@@ -40,39 +40,39 @@ def slide(
     ncols: int = 4,
     table_key: str = _keys.TABLE,
 ) -> list[Axes]:
-    """Draw the attention of `stampy.tl.slide` on its slides: tiles as squares, the tissue alone above.
+    """Plot the attention of `stampy.tl.slide` on slides: tiles as squares, and the tissue without tiles above.
 
-    All slides share limits and colour map. The title has the slide's name, its label and the held-out probability of
-    that label. Nothing is written into `adata`.
+    All slides share colour map and limits. The title states the name of the slide, its label and the held-out
+    probability of this label. Nothing is written into `adata`.
 
     Parameters
     ----------
     adata
-        Tiles of slides after `stampy.tl.slide`, with the slides' pictures in `uns["spatial"]`.
+        Tiles of slides after `stampy.tl.slide`, with the images of the slides in `uns["spatial"]`.
     slides
-        The slides to draw, in this order; None: the first eight.
+        Slides to plot, in this order; None: the first eight.
     key
         The `key_added` of `stampy.tl.slide`.
     color
-        Column of obs to draw instead of the attention, such as "tissue_fraction".
+        Column of obs to plot instead of the attention, such as "tissue_fraction".
     library_key
         Column of obs with the slide of each tile.
     tissue
-        Also show each slide's tissue without tiles.
+        Also plot the tissue of each slide without tiles.
     alpha
         Opacity of the tiles, 0 to 1.
     cmap, vmin, vmax
         Colour map and its limits: numbers, or percentiles such as "p1" and "p99".
     scale_bar, legend
-        Draw a bar in µm, the colour bar.
+        Draw the scale bar in µm and the colour bar.
     ncols
-        Slides in a row, at most.
+        Maximum number of slides per row.
     table_key
         Table of a SpatialData.
 
     Returns
     -------
-    The Axes: of each slide the tissue (if drawn), then the attention.
+    The Axes: for each slide the tissue (if plotted), then the attention.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -
     """The picture, and the tiles on it."""
     from matplotlib.collections import PolyCollection
 
-    section.draw_image(ax, window)
+    section.draw_image(ax, window, max_px=panel.PANEL_PX)
     if paint.rgba is not None:
         half = section.diameter / 2
         corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])

@@ -82,71 +82,70 @@ def spatial(
     gene_symbols: str | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw spots in place: labels, values, or an embedding as colours, over the image of the tissue.
+    """Plot spots on the image of the tissue: labels, values, or an embedding as colours.
 
-    Spots are circles of their true size; more than 50,000, mostly finer than a picture's pixels, are drawn such that
-    they touch. The axes are in px of the full-resolution image, the unit of `obsm["spatial"]`, whichever image lies
-    below. Nothing is written into `adata`.
+    Spots are circles of their true size. More than 50,000 spots, which are mostly smaller than a pixel of the plot, are
+    drawn so that they touch. Axes are in px of the full-resolution image, the unit of `obsm["spatial"]`, for every
+    image. Nothing is written into `adata`.
 
     Parameters
     ----------
     adata
         Spots with `obsm["spatial"]` and, for image and scale, `uns["spatial"]` as Space Ranger's readers write it; or a
-        SpatialData whose table annotates shapes, labels or points. The image is the one that `stampy.tl.embed` would
-        take: the file in full resolution that `uns["spatial"]` refers to, else the finest one there. A large image is
-        drawn reduced. Without an image the spots stand on white.
+        SpatialData whose table annotates shapes, labels or points. The image is the one that `stampy.tl.embed` uses:
+        the full-resolution file that `uns["spatial"]` refers to, otherwise the finest image in it. Large images are
+        reduced for the plot. Without an image, the background is white.
     color
-        What to show; several names give several panels. Looked up in this order:
+        What to plot; several names give several panels. Names are looked up in this order:
 
         - a column of obs: numbers as values, everything else as labels. Labels keep their order, and their colours in
-          `uns[f"{color}_colors"]` if there are as many; missing ones (also "NA", "nan") are grey
+          `uns[f"{color}_colors"]` if the number matches; missing labels (also "NA", "nan") are grey
         - a gene in `var_names`: its values in `X` or `layer`
-        - a key of obsm with 3 columns or more: its first three principal components as red, green and blue, each
-          stretched from its 1st to its 99th percentile
+        - a key of obsm with 3 or more columns: its first three principal components as red, green and blue, each
+          scaled from its 1st to its 99th percentile
 
-        None shows the tissue with outlines of the spots.
+        None plots the tissue with outlines of the spots.
     library_key
-        Column of obs that tells the spots' sections, which are the keys of `uns["spatial"]`. One panel per section,
-        on common limits, colours and components.
+        Column of obs that names the section of each spot by the keys of `uns["spatial"]`. One panel per section, with
+        common limits, colours and components.
     sections
-        The sections to draw, in this order; all by default.
+        Sections to plot, in this order; all by default.
     image, image_alpha
-        Whether to draw the image, and how opaque: by default 0.6 under coloured spots, 1 under outlines.
+        Whether to draw the image, and its opacity: by default 0.6 under coloured spots, 1 under outlines.
     image_grey
-        Draw the image in grey. By default under values: the dark end of viridis is hard to see on purple tissue.
+        Draw the image in grey. Default for values, because the dark end of viridis is hard to see on purple tissue.
     image_key
-        Which image to draw, such as ``"lowres"``, or a name in ``sdata.images``; by default the one that models see.
+        Image to draw, such as ``"lowres"``, or a name in ``sdata.images``; by default the image that models use.
     crop
-        Show the spots with a margin; False: the whole image; ``(left, right, top, bottom)``: that part, in px of the
-        full-resolution image.
+        True: crop to the spots with a margin. False: the entire image. ``(left, right, top, bottom)``: crop to this
+        part, in px of the full-resolution image.
     alpha
         Opacity of the spots, 0 to 1.
     size
         Diameter of the drawn circles, as a multiple of the spots' diameter.
     palette
-        Colours of labels: a matplotlib colour map's name, a list, or a dict from label to colour. By default 30
-        colours, of which colour-blind readers can tell the first 20 apart; generated ones for more labels.
+        Colours of labels: the name of a matplotlib colour map, a list, or a dict from label to colour. By default 30
+        colours, of which the first 20 are distinguishable for colour-blind readers; more labels get generated colours.
     cmap
         Colour map of values.
     vmin, vmax
         Limits of the colour map: numbers, or percentiles such as "p1" and "p100". By default the minimum and the
-        maximum of the spots shown. Where outliers would stretch the scale, the 1st or the 99th percentile replaces
-        them: if the values beyond it would take up more than a quarter of the scale. A pointed end of the colour bar
-        marks values beyond a limit.
+        maximum of the plotted spots. If the values beyond the 1st or 99th percentile would take more than a quarter of
+        the scale, this percentile is used instead. A pointed end of the colour bar marks values beyond a limit.
     scale_bar
-        Draw a bar in µm where the scale is known: by `um_per_px`, by `microns_per_pixel` in the scale factors, or from
-        the distance of the spots where grid and scale factors are those of Visium (hexagonal, 100 µm) or ST (square,
-        200 µm).
+        Draw a scale bar in µm if the scale is known: from `um_per_px`, from `microns_per_pixel` in the scale factors,
+        or from the distance of the spots if grid and scale factors are those of Visium (hexagonal, 100 µm) or ST
+        (square, 200 µm).
     um_per_px
         µm per px of the full-resolution image.
     legend
         Draw legends and colour bars.
     title
-        Title, or one for each panel. By default the colour's name, the section's where there are several, or both.
+        Title, or one per panel. By default the name of the colour, of the section if there are several, or both.
     ncols
-        Panels in a row, at most.
+        Maximum number of panels per row.
     ax
-        Axes to draw a single panel into. Legend and bars stand outside of it: make its figure with
+        Axes for a single panel. Legends and colour bars are placed outside; create the figure with
         `layout="constrained"`.
     layer
         Layer to read genes from; `X` by default.
@@ -157,15 +156,15 @@ def spatial(
 
     Returns
     -------
-    The Axes, or a list of them where there are several panels: all sections of the first colour, then of the next.
+    The Axes, or a list of Axes for several panels: all sections of the first colour, then of the next.
 
     Raises
     ------
     KeyError
-        If `color` is found nowhere (the nearest names are given), or a column, layer or scale factor is missing.
+        If `color` is not found (similar names are given), or a column, layer or scale factor is missing.
     TypeError, ValueError
-        If a parameter is out of its range, `ax` is given for several panels, `uns["spatial"]` holds several sections
-        and `library_key` does not tell them apart, or coordinates are not finite.
+        If a parameter is out of its range, `ax` is given for several panels, `uns["spatial"]` has several sections and
+        `library_key` does not separate them, or coordinates are not finite.
 
     Examples
     --------
@@ -223,7 +222,8 @@ def draw_panels(
     axes = [ax] if ax is not None else _panel.new_axes(windows)
     for i, (panel, (p, section)) in enumerate(zip(axes, panels, strict=True)):
         grey = p.scale is not None if image_grey is None else image_grey
-        section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey)
+        max_px = _panel.PANEL_PX if ax is None else None
+        section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey, max_px=max_px)
         _draw(panel, p, section, size=size, alpha=alpha)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))

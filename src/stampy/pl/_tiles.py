@@ -40,37 +40,37 @@ def tiles(
     ax: Axes | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes:
-    """Draw a gallery of tiles: some of each group, or those of chosen spots.
+    """Plot a gallery of tiles, of each group or of selected spots.
 
     Parameters
     ----------
     adata
-        Spots with tiles in obsm (`stampy.pp.tiles`), or with coordinates and an image, from which tiles are then cut as
-        a model sees them: as sharp as that image. AnnData, or a SpatialData.
+        Spots with tiles in obsm (`stampy.pp.tiles`), or with coordinates and an image, from which tiles are cut as for
+        a model. AnnData, or a SpatialData.
     groupby
-        Column of obs with labels, such as clusters: a row of tiles for each.
+        Column of obs with labels, such as clusters; one row of tiles per label.
     groups
-        The labels to show, in this order; all by default.
+        Labels to plot, in this order; all by default.
     spots
-        Names or row numbers of the spots to show, instead of some of each group.
+        Names or row numbers of the spots to plot, instead of spots of each group.
     n_tiles
-        Tiles in a row.
+        Number of tiles per row.
     tile_um
-        Edge of a tile in µm. None: that of the tiles in obsm, else 112.
+        Edge of a tile in µm. None: that of the tiles in obsm, otherwise 112.
     library_key
-        Column of obs that tells the spots' sections, the keys of ``uns["spatial"]``.
+        Column of obs that names the section of each spot by the keys of ``uns["spatial"]``.
     um_per_px
-        µm per px of the full-resolution image, where it can't be told. See `stampy.pl.spatial`.
+        µm per px of the full-resolution image, if it cannot be inferred. See `stampy.pl.spatial`.
     tiles_key
-        Where tiles may be.
+        Key of tiles in obsm.
     image_key
-        Which image to cut tiles from, whatever is in obsm: ``"hires"``, ``"lowres"`` or a name in ``sdata.images``.
+        Image to cut tiles from, instead of tiles in obsm: ``"hires"``, ``"lowres"`` or a name in ``sdata.images``.
     scale_bar
-        Draw a bar in µm.
+        Draw a scale bar in µm.
     rng
-        Seed of the draw of spots.
+        Seed for drawing spots.
     ax
-        Axes to draw into.
+        Axes for the plot.
     table_key
         Table of a SpatialData.
 
@@ -81,9 +81,9 @@ def tiles(
     Raises
     ------
     KeyError
-        No tiles and no image, no such column or spot.
+        Tiles and image, a column or a spot are missing.
     ValueError
-        Arguments that conflict, an unknown label, an unknown size of a pixel.
+        Conflicting arguments, an unknown label, or an unknown pixel size.
 
     Examples
     --------

@@ -50,32 +50,33 @@ def training(
     which: Sequence[str] = ("losses", "lr", "grad_norm", "spots_per_s"),
     log: bool = False,
 ) -> list[Axes]:
-    """Draw the losses of a run, its learning rate and its throughput against the step.
+    """Plot the losses, the learning rate and the throughput of a run against the step.
 
-    For stage 1, grey lines show what guessing by frequency gives: by that in the corpus, by that in the section, and by
-    that in the section among the genes that the spot does not show. A model has learned something about spots where the
-    curve at *masked* positions is below the last of them.
+    For stage 1, grey lines show the losses of guessing by frequency: the frequency in the corpus, in the section, and
+    in the section among genes that are not visible in the spot. A model has learned about single spots if the curve at
+    *masked* positions is below the last line.
 
     Parameters
     ----------
     run
-        Folder of a run of `stampy.train.pretrain` or `align` (also one that is still going on), its metrics.jsonl, or
-        a table with the columns step and loss; several by name to compare them.
+        Folder of a run of `stampy.train.pretrain` or `align` (also of a run in progress), its metrics.jsonl, or a table
+        with the columns step and loss; a dict by name to compare several.
     smooth
-        Steps to average over, around each step; thin lines show single steps. None: a fiftieth of the run. 1: as it is.
+        Number of steps to average over, around each step; thin lines show single steps. None: a fiftieth of the run. 1:
+        no smoothing.
     which
-        Panels: "losses" (the sum, and each part where there are several), and columns of the table.
+        Panels: "losses" (the sum, and each part if there are several), and columns of the table.
     log
-        Show losses and gradient norm on a logarithmic scale.
+        Plot losses and gradient norm on a logarithmic scale.
 
     Returns
     -------
-    The Axes, one a panel.
+    The Axes, one per panel.
 
     Raises
     ------
     FileNotFoundError
-        There is no such folder, or no metrics.jsonl in it.
+        The folder or its metrics.jsonl does not exist.
     KeyError
         A column is missing.
     ValueError

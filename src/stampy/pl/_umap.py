@@ -42,41 +42,42 @@ def umap(
     gene_symbols: str | None = None,
     table_key: str = _keys.TABLE,
 ) -> Axes | list[Axes]:
-    """Draw a UMAP by scanpy, in the colours, legends and palettes of `stampy.pl.spatial`.
+    """Plot a UMAP computed by scanpy, with the colours, legends and palettes of `stampy.pl.spatial`.
 
-    It computes nothing: `scanpy.tl.umap` makes the coordinates, from the graph of an embedding. Labels are drawn in
-    a mixed order, so that none hides another; of values the highest lie on top. Nothing is written into `adata`.
+    This function does not compute the UMAP: `scanpy.tl.umap` computes the coordinates from the graph of an embedding.
+    Spots with labels are drawn in random order, so that no label hides another; the highest values are drawn on top.
+    Nothing is written into `adata`.
 
     Parameters
     ----------
     adata
         Spots with ``obsm[key]``.
     color
-        What to show, one panel each: a column of obs, a gene, or a key of obsm (three principal components as red,
-        green, blue); None for grey points. As for `stampy.pl.spatial`.
+        What to plot, one panel each: a column of obs, a gene, or a key of obsm (three principal components as red,
+        green, blue); None for grey points. See `stampy.pl.spatial`.
     key
-        Key of obsm with the coordinates; its first two columns are drawn.
+        Key of obsm with the coordinates; its first two columns are plotted.
     size
-        Area of a point, in square points. None: less for more spots, as in scanpy.
+        Area of a point, in square points. None: smaller for more spots, as in scanpy.
     alpha
         Opacity of the points, 0 to 1.
     palette, cmap, vmin, vmax, legend, title, ncols, layer, gene_symbols
         As for `stampy.pl.spatial`.
     ax
-        Axes to draw a single panel into.
+        Axes for a single panel.
     table_key
         Table of a SpatialData.
 
     Returns
     -------
-    The Axes, or a list of them where there are several panels.
+    The Axes, or a list of Axes for several panels.
 
     Raises
     ------
     KeyError
-        There are no coordinates (the message says how to make them), or `color` is found nowhere.
+        The coordinates are missing (the message states how to compute them), or `color` is not found.
     TypeError, ValueError
-        A parameter out of its range, coordinates that are not finite, `ax` for several panels.
+        A parameter is out of its range, coordinates are not finite, or `ax` with several panels.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Preprocessing: raw data -> arrays that a model takes. No torch here."""
 
-from stampy._section.grid_scale import infer_um_per_px
-from stampy._section.image import SlideImage
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.pixel_size import infer_um_per_px
 
 from ._bins import bins
 from ._neighborhoods import neighborhoods

@@ -29,10 +29,10 @@ def bins(
     layer: str | None = None,
     table_key: str = _keys.TABLE,
 ) -> AnnData:
-    """Sum the counts of cells (or of smaller bins) up in square bins, e.g. as wide as a Visium spot.
+    """Sum the counts of cells or of smaller bins in square bins, e.g. of the size of a Visium spot.
 
-    The models were made for spots of some ten cells; a single cell of an imaging platform has few counts. The grid
-    starts at the lowest coordinates. Bins without a cell are left out.
+    The models were trained on spots with about ten cells; single cells of imaging platforms have few counts. The grid
+    starts at the lowest coordinates. Bins without a cell are dropped.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def bins(
     bin_um
         Edge of a bin in µm.
     um_per_px
-        µm per unit of the coordinates: 1 where they are µm. None: ``microns_per_pixel`` of the scale factors.
+        µm per unit of the coordinates: 1 if they are in µm. None: ``microns_per_pixel`` of the scale factors.
     layer
         Layer with raw counts; None: ``X``.
     table_key
@@ -58,7 +58,7 @@ def bins(
     KeyError
         No coordinates or no such layer.
     ValueError
-        An empty section, several sections, or a scale that is not known.
+        An empty section, several sections, or an unknown scale.
 
     Examples
     --------

@@ -280,8 +280,8 @@ def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None
         counts = f"layer={raw[0]!r}" if raw else "`layer=`"
         raise ValueError(
             f"`{source}` looks log-normalised: its values are not whole and none is above {block.data.max():.3g}. "
-            f"stampy needs raw counts: name them by {counts}, or use those in `adata.raw` "
-            f"(layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
+            f"stampy needs raw counts: name them by {counts} (in training, put them into X), or use those in "
+            f"`adata.raw` (layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )
     else:
         _checks.warn(

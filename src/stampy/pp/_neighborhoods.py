@@ -47,11 +47,11 @@ def neighborhoods(
     rng: int | np.random.Generator | None = DEFAULT_SEED,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Put every spot in one group of near spots, as contextual gene reconstruction needs them.
+    """Divide the spots into groups of neighbours, for contextual gene reconstruction.
 
-    A group grows from a free spot by the nearest free spots. Near the end, spots that can no longer fill a group form
-    smaller groups (and in training borrow nearby spots that already have a group). No group spans two sections, and the
-    groups of a section do not depend on other sections.
+    A group starts from a free spot and adds the nearest free spots. At the end, spots that cannot fill a group form
+    smaller groups (in training, these borrow nearby spots that already have a group). No group spans two sections, and
+    the groups of a section do not depend on other sections.
 
     Parameters
     ----------
@@ -59,20 +59,20 @@ def neighborhoods(
         Section(s) with coordinates in ``obsm["spatial"]``, or a SpatialData: its coordinates are those of the shapes,
         labels or points that the table annotates.
     size
-        Spots of a group, the centre included.
+        Number of spots of a group, including the central spot.
     max_distance
-        The widest pair of a group may be this many spot distances apart; a spot without enough others so near is
-        dropped. The spot distance is the median distance of the section's spots to their nearest neighbour, in real
-        coordinates, so the limit means the same on a hexagonal grid, a square one and without a grid. (The published
-        code takes 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more than 8 across
-        rows.) A section from which spots are missing at random needs a larger one.
+        Maximum distance between two spots of a group, in spot distances; spots without enough neighbours within this
+        limit are dropped. The spot distance is the median distance of the section's spots to their nearest neighbour,
+        in real coordinates, so the limit has the same meaning on a hexagonal grid, on a square grid and without a grid.
+        (The published code uses 10 units of Visium's array columns, which step by 2: 5 spot distances along a row, more
+        than 8 across rows.) A section in which spots are missing at random needs a larger limit.
     library_key
-        Column of ``obs`` that names the section of each spot; None: all spots belong to one section; in a
-        SpatialData, the spots of each region do.
+        Column of ``obs`` that names the section of each spot. None: all spots belong to one section; in a SpatialData,
+        each region is a section.
     table_key
         The table of a SpatialData.
     key_added
-        Name of what is written.
+        Key for the results.
     rng
         Seed or generator. The same seed gives the same groups, on any number of threads.
     copy
@@ -80,13 +80,13 @@ def neighborhoods(
 
     Returns
     -------
-    None, or the copy. Fields written:
+    None, or the changed copy. Sets the following fields:
 
     ``obs[key_added]``
-        int32, the group's number: 0, 1, ... across all sections; -1 if the spot was dropped.
+        int32, number of the group: 0, 1, ... across all sections; -1 for dropped spots.
     ``obs[key_added + "_center"]``
-        bool, True for one spot of each group: the one with the smallest mean distance to the group's members. A group
-        with borrowed spots has its centre among its own spots.
+        bool, True for the central spot of each group, i.e. the spot with the smallest mean distance to the other
+        members. Borrowed spots are never the central spot.
     ``uns["stamp"][key_added]``
         Parameters, version of stampy, numbers of groups and of dropped spots.
 
@@ -96,7 +96,7 @@ def neighborhoods(
         If there are no coordinates, no such column or no such table.
     ValueError
         If a section has fewer spots than a group, coordinates are NaN or infinite, the table is empty, or several
-        sections lie on top of each other and `library_key` does not tell them apart.
+        sections overlap and `library_key` does not separate them.
 
     Examples
     --------

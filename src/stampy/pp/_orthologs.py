@@ -56,51 +56,51 @@ def orthologs(
     key_added: str = _keys.ORTHOLOG,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Name the human ortholog of each gene of a mouse section, so that human models can read it.
+    """Add the human orthologs of the genes of a mouse section, so that human models can be used.
 
-    Afterwards `stampy.tl.embed` and everything else match genes by this column. Only one-to-one pairs count. Counts are
-    not changed. A human model sees mouse tissue through these pairs: results are only as good as the assumption that
-    orthologs behave alike.
+    Afterwards, `stampy.tl.embed` and all other functions match genes by this column. Only one-to-one pairs are used.
+    Counts are not changed. Results depend on the assumption that orthologs are expressed similarly.
 
     Parameters
     ----------
     adata
         Section of mouse genes: Ensembl ids (ENSMUSG...) or symbols in ``var_names`` or a column.
     table
-        Orthologs: a table or the path of one (tab- or comma-separated) as downloaded from Ensembl's BioMart or MGI, or
-        with some of the columns mouse, mouse_id, human, human_id.
+        Orthologs: a table or the path of a table (tab- or comma-separated) as downloaded from Ensembl's BioMart or MGI,
+        or with some of the columns mouse, mouse_id, human, human_id.
         ``stampy.datasets.fetch("mouse_human_orthologs", file="ensembl", allow_unverified=True)`` downloads one. None:
         the packaged table of MGI (CC BY 4.0), 20,120 mouse genes.
     same_symbol
-        Take a gene that the table does not have for the human gene of the same symbol in capitals, where the vocabulary
-        has one (Actb for ACTB). That holds for most genes, not for all; the report tells how many were mapped so.
+        Map a gene that is not in the table to the human gene with the same symbol in capitals, if it is in the
+        vocabulary (Actb to ACTB). This is correct for most genes, but not for all; the report states how many were
+        mapped this way.
     vocabulary
-        Human genes for `same_symbol`; None: those of the packaged model.
+        Human genes for `same_symbol`; None: the vocabulary of the packaged model.
     table_key
         Table of a SpatialData.
     key_added
-        Name of what is written. Matching looks for the default name only.
+        Key for the results. Gene matching uses only the default key.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Fields written:
+    None, or the changed copy. Sets the following fields:
 
     ``var[key_added]``
-        Symbol of the human ortholog, empty where there is none.
+        Symbol of the human ortholog; empty without ortholog.
     ``var[key_added + "_id"]``
-        Its Ensembl id, where the table gives it.
+        Its Ensembl id, if the table contains it.
     ``var[key_added + "_by"]``
         ``"table"``, ``"same symbol"`` or ``"none"``.
     ``uns["stamp"][key_added]``
-        The report: number of genes mapped by each rule, pairs in the table, how many were not one-to-one, and the hash
-        of the table.
+        Report: number of genes mapped by each rule, pairs in the table, pairs that are not one-to-one, and the hash of
+        the table.
 
     Raises
     ------
     ValueError
-        The table has other columns, or no gene was mapped.
+        The columns of the table are not known, or no gene was mapped.
     FileNotFoundError
         There is no such table.
 

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy import ndimage, sparse
 
 from stampy import _checks, _keys
-from stampy._section.image import SlideImage
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wsidata import is_wsidata, tile_table
 from stampy._section.section import ImageSource, open_image
-from stampy._section.wsidata import is_wsidata, tile_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,12 +45,12 @@ def slide_tiles(
     thumbnail_px: int = 1000,
     name: str | None = None,
 ) -> AnnData:
-    """Lay a grid of tiles over a whole slide and keep those on tissue.
+    """Place a grid of tiles on a whole slide and keep the tiles on tissue.
 
-    Tissue is separated from glass on a reduced image (8 µm per pixel) by Otsu's threshold on the saturation. No tile is
-    read here: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them as it goes, and
+    Tissue is separated from glass on a reduced image (8 µm per pixel) by Otsu's threshold on the saturation. This
+    function reads no tiles: ``stampy.tl.embed(adata, image=slide, modality="image")`` reads them, and
     `stampy.tl.embed_slide` does both and writes to disk. The result is an AnnData like any section, so `pl.spatial` and
-    `stampy.tl.embed` take it; combine slides by `anndata.concat(..., uns_merge="unique")`.
+    `stampy.tl.embed` accept it; combine slides with `anndata.concat(..., uns_merge="unique")`.
 
     Parameters
     ----------
@@ -58,19 +58,19 @@ def slide_tiles(
         A path (pyramidal TIFF, OME-TIFF, or .svs, .ndpi, .mrxs, ... by OpenSlide), an array, a `SlideImage`, or a
         WSIData of wsidata or LazySlide.
     tile_um
-        Edge of a tile in µm; None: 112, what stampy's models see.
+        Edge of a tile in µm; None: 112, the tile size of stampy's models.
     stride_um
         Distance between tiles in µm; None: `tile_um`, so that tiles do not overlap.
     min_tissue
         Minimum fraction of a tile that is tissue, 0 to 1; None: 0.5.
     um_per_px
-        µm per pixel of the full resolution; None: as the file says.
+        µm per pixel of the full resolution; None: as stated by the file.
     tile_key
-        For a WSIData: use its tile table of this name, such as "tiles", instead of a grid.
+        For a WSIData: name of a tile table to use instead of a grid, such as "tiles".
     thumbnail_px
-        Longer side of the picture that is kept for plots.
+        Longer side of the reduced image for plots.
     name
-        Name of the slide; None: the file's, without its ending.
+        Name of the slide; None: the file name without extension.
 
     Returns
     -------

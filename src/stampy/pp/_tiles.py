@@ -11,7 +11,7 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import region_boxes, region_cells, tile_boxes
-from stampy._section.image import WHITE
+from stampy._section.image.slide_image import WHITE
 from stampy._section.section import ImageSource, Section, Wishes, sections_of
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class TileSource:
     size_px
         Edge to which tiles are resampled.
     fill
-        RGB beyond the border of the image.
+        RGB colour beyond the border of the image.
     surroundings
-        `inputs` has the region of three times the edge beside each tile, for models that see both.
+        `inputs` contains each tile and the region of three times its edge, for models that use both.
 
     Examples
     --------
@@ -287,29 +287,29 @@ def tiles(
     key_added: str = _keys.TILES,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Cut a tile of a physical size around every spot (method, geometry of the alignment).
+    """Cut a tile of a physical size around every spot.
 
-    A tile at the border is padded with `fill`; it is never shifted or left out, so row i is always spot i. Tiles of
-    224 px take 150 KB each, 600 MB for a Visium section: :func:`stampy.tl.embed` and training do not need
-    this function: they read tiles on request through :class:`TileSource`.
+    Tiles at the border are padded with `fill`, never shifted or dropped, so row i is always spot i. Tiles of 224 px
+    take 150 KB each, 600 MB for a Visium section. :func:`stampy.tl.embed` and training do not need this function; they
+    read tiles on request through :class:`TileSource`.
 
     Parameters
     ----------
     adata
-        A section, or several, with `obsm["spatial"]` (x, y in px of the full-resolution image) and an image. In a
-        SpatialData the positions are those of the shapes that the table annotates.
+        Section(s) with `obsm["spatial"]` (x, y in px of the full-resolution image) and an image. In a SpatialData,
+        positions are those of the shapes that the table annotates.
     tile_um
         Edge of a tile in µm.
     size_px
-        Edge to which tiles are resampled (antialiased, bicubic).
+        Edge of the resampled tiles in px (antialiased, bicubic).
     region
         Cut 3 x 3 tiles around the spot instead, at the same `size_px`.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide), an array, or a
         :class:`SlideImage`. A path or an array is the full-resolution image. For several sections, by section.
     image_key
-        Which of the images in `adata` to use: `"hires"` or `"lowres"`, or a name in `sdata.images`; the finest by
-        default. One name for all sections, or one per section.
+        Image in `adata` to use: `"hires"` or `"lowres"`, or a name in `sdata.images`; by default the finest image. One
+        name for all sections, or one per section.
     library_key
         Column of `adata.obs` that names the section of each spot, as in `uns["spatial"]`. In a SpatialData the
         sections are the regions of the table.
@@ -319,17 +319,17 @@ def tiles(
     spot_um
         Instead of `um_per_px`: diameter in µm that `spot_diameter_fullres` spans.
     fill
-        RGB beyond the border of the image.
+        RGB colour beyond the border of the image.
     table_key
         Table of a SpatialData.
     key_added
-        Name of the tiles in ``obsm``.
+        Key in ``obsm`` for the tiles.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Fields written:
+    None, or the changed copy. Sets the following fields:
 
     - `obsm[key_added]`: (n, size_px, size_px, 3) uint8 RGB
     - `uns["stamp"][key_added]`: parameters, and µm per px of each section and its source
@@ -337,16 +337,15 @@ def tiles(
     Warns
     -----
     UserWarning
-        If tiles are enlarged more than 4 times, if some spots lie outside the image, or if the size of a pixel is
-        doubtful.
+        If tiles are enlarged more than 4 times, some spots lie outside the image, or the pixel size is doubtful.
 
     Raises
     ------
     KeyError
         Without coordinates or image.
     ValueError
-        If most spots lie outside the image, coordinates are NaN, the size of a pixel cannot be inferred, or the
-        image is ambiguous.
+        If most spots lie outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
+        ambiguous.
 
     Examples
     --------

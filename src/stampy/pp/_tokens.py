@@ -38,48 +38,48 @@ def tokenize(
     key_added: str = _keys.TOKENS,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Write the gene tokens of every spot: its genes in falling order of count over usual count.
+    """Compute the gene tokens of every spot: its genes in descending order of count divided by usual level.
 
-    The value of a gene in a spot is its count over the vocabulary's divisor (its mean over the spots of a corpus that
-    have it), after the spot is scaled to 10,000 counts. Ties go to the gene that comes first in the vocabulary, on
-    every machine; a spot sequenced twice as deep has the same tokens. Genes are found as `Vocabulary.match` says; those
-    outside the vocabulary are dropped (with a warning where they hold more than 5% of the counts), columns of the same
-    gene are summed.
+    The usual level (divisor) of a gene is its mean over the spots of a corpus in which it was detected, after each spot
+    is scaled to 10,000 counts. Ties are broken by the order of the vocabulary, on every machine. Multiplying all counts
+    of a spot by a factor does not change its tokens. Genes are matched by `Vocabulary.match`; genes outside the
+    vocabulary are dropped (with a warning if they have more than 5% of the counts), and columns of the same gene are
+    summed.
 
     Parameters
     ----------
     adata
         Section with raw counts (sparse, dense, backed or dask), or a SpatialData with such a table. `X` is not changed.
     vocabulary
-        The genes and their order, or the path of a `genes.tsv`; None is the vocabulary of the packaged model.
+        Genes and their order, or the path of a `genes.tsv`; None is the vocabulary of the packaged model.
     max_tokens
-        Length of a row; only the highest values are kept.
+        Maximum number of tokens per spot; the genes with the highest values are kept.
     layer
         The layer with raw counts; None is `X`.
     table_key
         The table of a SpatialData.
     key_added
-        Name of what is written.
+        Key for the results.
     copy
-        Return a changed copy (of a SpatialData, with the table copied and the rest shared) instead of writing in place.
+        Return a changed copy (for a SpatialData only the table is copied) instead of writing in place.
 
     Returns
     -------
-    None, or the copy. Fields written:
+    None, or the changed copy. Sets the following fields:
 
     ``obsm[key_added]``
         int32 (n, max_tokens): a gene is its vocabulary row + 30, 0 pads on the right.
     ``uns["stamp"][key_added]``
-        Where it came from: version of stampy, digest and size of the vocabulary, the overlap, the counts used.
+        Provenance: version of stampy, digest and size of the vocabulary, overlap, and the counts used.
 
     Raises
     ------
     KeyError
         If there is no such layer or table.
     ValueError
-        If the section is empty, too few of its genes are in the vocabulary, or the values are no counts.
+        If the section is empty, too few of its genes are in the vocabulary, or the values are not counts.
     FileNotFoundError
-        If there is no such vocabulary.
+        If the vocabulary does not exist.
 
     Examples
     --------

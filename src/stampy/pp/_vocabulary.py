@@ -38,8 +38,8 @@ PUBLISHED = "2100328d6c7832bf"
 class Vocabulary:
     """The genes that a model knows: row i is token i + 30.
 
-    Immutable. A gene's value in a spot is its count over its `divisor`, its mean over the spots that have it; tokens
-    are the genes of a spot in falling order of that value.
+    Immutable. The value of a gene in a spot is its count divided by its `divisor`, the mean over the spots in which it
+    was detected. The tokens of a spot are its genes in descending order of this value.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Vocabulary:
 
     @property
     def divisors(self) -> np.ndarray:
-        """(n,) float64, read-only: the gene's mean over the spots that have it."""
+        """(n,) float64, read-only: mean of the gene over the spots in which it was detected."""
         return self._divisors
 
     @property
@@ -95,7 +95,7 @@ class Vocabulary:
 
     @property
     def n_tokens(self) -> int:
-        """Number of token ids, the 30 special ones included."""
+        """Number of token ids, including the 30 special ids."""
         return len(self) + _keys.N_SPECIAL
 
     @cached_property
@@ -118,7 +118,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read `genes.tsv`, or the one in the folder `path`.
+        """Read a `genes.tsv`, or the `genes.tsv` in the folder `path`.
 
         Raises
         ------
@@ -159,30 +159,30 @@ class Vocabulary:
         min_spots: int = 10,
         max_genes: int | None = None,
     ) -> Vocabulary:
-        """The genes of a corpus, each with its mean over the spots that have it, in the order of their ids.
+        """Compute the vocabulary of a corpus: its genes in the order of their ids, with their means.
 
-        Counts are scaled to 10,000 a spot; the mean of a gene is over all spots with a count of it in the sections that
-        measure it. Sections are read one at a time in blocks of spots, no matrix is kept or densified. Names of human
-        genes are resolved first: each gene has its Ensembl id and approved symbol of HGNC, whatever a section calls it.
-        Other genes are combined by Ensembl id; symbols in sections without ids are resolved by the sections that have
-        both (a symbol of several ids belongs to the id in most spots). An unresolved symbol is used as the id.
-        Features that are no genes, such as antibodies and control probes, are left out.
+        Counts are scaled to 10,000 per spot. The mean of a gene is over all spots in which it was detected, in the
+        sections that measure it. Sections are read one at a time in blocks of spots; no matrix is kept or densified.
+        Names of human genes are first resolved to the Ensembl id and the approved symbol of HGNC. Other genes are
+        combined by Ensembl id; symbols in sections without ids are resolved with the sections that have both (a symbol
+        of several ids belongs to the id in most spots). An unresolved symbol is used as the id. Features that are not
+        genes, such as antibodies and control probes, are excluded.
 
         Parameters
         ----------
         sections
-            Sections with raw counts, or paths of .h5ad files (opened backed); or a generator of these.
+            Sections with raw counts, or paths of .h5ad files (opened backed), or a generator of these.
         layer
             The layer with raw counts; None is `X`.
         min_spots
-            Genes with a count in fewer spots are left out.
+            Genes detected in fewer spots are excluded.
         max_genes
-            Keep only the genes in most spots.
+            Keep only this number of genes, those detected in most spots.
 
         Raises
         ------
         ValueError
-            If there is no section, a section is empty or has no raw counts, or no gene is left.
+            If there is no section, a section is empty or has no raw counts, or no gene remains.
 
         Examples
         --------
@@ -211,20 +211,20 @@ class Vocabulary:
         return cls(kept.sort_values("gene_id")[COLUMNS])
 
     def match(self, adata: AnnData, *, layer: str | None = None) -> GeneMatch:
-        """Find the section's genes in the vocabulary, each by itself.
+        """Match the genes of a section to the vocabulary, one by one.
 
-        A gene is found by its Ensembl id, in ``var_names`` or any column of ``var`` (its version and a genome in front,
-        such as ``GRCh38_``, are cut off); else by its symbol, a previous symbol or an alias of HGNC; else by undoing
-        changes that programs make to names: dates of spreadsheets, dots for hyphens, numbers that make names unique,
-        case. Where an id and a symbol contradict each other, the id counts. Names of several genes are not matched.
-        Features that are no genes (antibodies, control probes) are left out.
+        A gene is matched by its Ensembl id, in ``var_names`` or any column of ``var`` (without version and genome
+        prefix such as ``GRCh38_``); otherwise by its symbol, a previous symbol or an alias of HGNC; otherwise by
+        reverting changes that programs make to names: spreadsheet dates, dots for hyphens, numbers that make names
+        unique, case. If id and symbol contradict each other, the id is used. Names that stand for several genes are not
+        matched. Features that are not genes (antibodies, control probes) are excluded.
 
         Parameters
         ----------
         adata
             The section.
         layer
-            Layer whose counts are used for the shares; None is `X`.
+            Layer with the counts for the shares; None is `X`.
 
         Returns
         -------
@@ -233,12 +233,12 @@ class Vocabulary:
         Warns
         -----
         StampyWarning
-            If genes that are not in the vocabulary hold more than 5% of the counts, or names are in doubt.
+            If genes outside the vocabulary have more than 5% of the counts, or names are doubtful.
 
         Raises
         ------
         ValueError
-            If less than a tenth of the smaller gene list is found, or `X` is all zeros and a layer has counts.
+            If less than a tenth of the smaller gene list is matched, or `X` is all zeros and a layer has counts.
 
         Examples
         --------
@@ -259,16 +259,16 @@ class Vocabulary:
 
     @property
     def merged(self) -> dict[str, str]:
-        """Rows that are the gene of another row: `gene_id` -> `gene_id` of the row that stands for both.
+        """Rows that duplicate the gene of another row: `gene_id` -> `gene_id` of the row that is used for both.
 
-        A vocabulary made before stampy resolved names may have a gene twice, by an old symbol and by its id. The row
-        with the Ensembl id is used for both names, and their counts are summed; the other row's token never occurs.
-        Tokens of all other genes do not change.
+        A vocabulary that was made before stampy resolved names may contain a gene twice, by an old symbol and by its
+        id. The row with the Ensembl id is used for both names, and their counts are summed; the token of the other row
+        never occurs. Tokens of all other genes do not change.
         """
         return {self.gene_ids[row]: self.gene_ids[kept] for row, kept in self.index.merged.items()}
 
     def token_of(self, gene: str) -> int:
-        """The token of a gene, given its id or symbol; KeyError with similar names if there is none."""
+        """Token of a gene by id or symbol; KeyError with similar names if it is unknown."""
         for kind in ("gene_id", "symbol"):
             row = int(self.rows_of(pd.Index([gene], dtype=object), kind)[0][0])
             if row >= 0:
@@ -277,7 +277,7 @@ class Vocabulary:
         raise KeyError(f"Gene {gene!r} not found in the {self!r}.{f' Near names: {near}.' if near else ''}")
 
     def rows_of(self, names: pd.Index, kind: str) -> tuple[np.ndarray, int]:
-        """Row of each name (int32, -1 where unknown), and how many were found only in another case.
+        """Row of each name (int32, -1 if unknown), and the number of names matched only in another case.
 
         `kind` is ``gene_id`` (an id, or whatever stands for one here) or ``symbol`` (also a previous symbol, an alias,
         a name that a program changed).

@@ -60,38 +60,39 @@ def attribute(
     key_added: str = _keys.ATTRIBUTE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Find the genes that drive the gene embedding, a cluster, or the match of genes and image.
+    """Attribute the gene embedding, a cluster, or the match of genes and image to single genes.
 
     Parameters
     ----------
     adata
         Section(s) with raw counts.
     target
-        What is explained:
+        The quantity to explain:
 
-        - ``"embedding"``: the vector of the spot. A gene's attribution is 1 − the cosine of the vectors with and
-          without it: how far it turns the vector
-        - ``"cluster"``: the spot's cosine with the mean of its own cluster (`groupby`) less the mean of its cosines
-          with the means of the others. Above 0: the gene pulls its spots to their cluster
-        - ``"match"``: the cosine of the spot's gene and image embeddings. Above 0: the image agrees with the gene
+        - ``"embedding"``: the vector of the spot. The attribution of a gene is 1 − the cosine of the vectors with and
+          without it, i.e. how far it rotates the vector
+        - ``"cluster"``: the spot's cosine with the mean of its own cluster (`groupby`) minus the mean of its cosines
+          with the means of the others. Above 0: the gene moves its spots towards their cluster
+        - ``"match"``: the cosine of the spot's gene and image embeddings. Above 0: the gene agrees with the image
     groupby
-        Column of obs with labels; the table then has a column for each. Needed for clusters.
+        Column of obs with labels; the table then has one column per label. Required for clusters.
     groups
         The labels to explain; all by default.
     method
-        ``"leave_one_out"`` embeds each spot again without each of its genes, in batches; what ranks below moves up.
+        ``"leave_one_out"`` embeds each spot again without each of its genes, in batches; genes of lower rank move up.
         ``"integrated_gradients"`` follows the gradient from a spot of masked tokens (captum, the extra ``attribute``):
         faster for long token lists, but an approximation, and blind to the change of ranks.
     model
         A name, a folder, or a loaded `stampy.models.Stamp`.
     genes
-        Leave out only these genes (names or ids); others are not in the table.
+        Remove only these genes (names or ids); others are not in the table.
     n_spots
-        Spots that are explained, drawn at random from each group (from all without `groupby`); None: all of them.
-        Leaving genes out takes as many passes of the gene tower as a spot has tokens: with ``"stampy-mini"`` and 400
-        tokens about ten seconds on a core, a quarter of that by integrated gradients. `genes` and `max_rank` save time.
+        Number of spots to explain, drawn at random from each group (from all spots without `groupby`); None: all spots.
+        ``"leave_one_out"`` takes one pass of the gene tower per token of a spot: with ``"stampy-mini"`` and 400 tokens
+        about ten seconds on one core, and a quarter of that with integrated gradients. `genes` and `max_rank` reduce
+        the time.
     max_rank
-        Leave out only the first so many tokens of each spot.
+        Remove only the first `max_rank` tokens of each spot.
     n_steps
         Steps of the integrated gradients, 32 by default.
     layer
@@ -99,43 +100,44 @@ def attribute(
     organism
         Organism of the section's genes and of `genes`: see `stampy.tl.embed`.
     embedding_key
-        ``obsm[key + "_gene"]`` for clusters and ``obsm[key + "_image"]`` for the match, by `stampy.tl.embed`.
+        Key of `stampy.tl.embed`: ``obsm[key + "_gene"]`` is used for clusters and ``obsm[key + "_image"]`` for the
+        match.
     per_spot
         Also write the attributions of each spot.
     table_key
         Table of a SpatialData.
     batch_size
-        Token lists of a batch; None: what suits the device.
+        Token lists per batch; None: chosen for the device.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     rng
-        Seed of the draw of spots.
+        Seed for drawing spots.
     show_progress_bar
-        Show how far it is.
+        Show a progress bar.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``uns["stamp"][key_added]``
-        Parameters, the names of the spots that were explained, and ``["attribution"]``: a table of genes (names as in
-        `var_names`) by groups ("all" without `groupby`; a "/" in a label becomes "|", which files can hold). A value is
-        the mean over the group's explained spots; a spot without the gene counts as 0. Genes that none of them has are
-        left out, unless they were asked for by `genes`.
+        Parameters, the names of the explained spots, and ``["attribution"]``: a table of genes (names as in
+        `var_names`) by groups ("all" without `groupby`; a "/" in a label becomes "|", because .h5ad files do not allow
+        it). Values are means over the explained spots of the group; a spot without the gene counts as 0. Genes that no
+        spot has are dropped, unless they are in `genes`.
     ``layers[key_added]``
-        With `per_spot`: CSR float32 (n, n_vars), rows of spots that were not explained are empty.
+        With `per_spot`: CSR float32 (n, n_vars); rows of other spots are empty.
 
     Raises
     ------
     KeyError
         A missing column or embedding.
     ValueError
-        One label only, missing labels, no gene in common, embeddings that are not those of this model and these counts,
-        arguments that conflict.
+        One label only, missing labels, no gene in common, embeddings of another model or other counts, or conflicting
+        arguments.
     ImportError
         Integrated gradients without captum.
 

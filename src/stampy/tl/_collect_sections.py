@@ -28,15 +28,15 @@ ROWS = 65_536  # a chunk of the joined embedding
 def collect_sections(
     out: str | Path, store: str | Path | None = None, *, key: str = _keys.EMBEDDING, overwrite: bool = False
 ) -> AnnCollection | Path:
-    """All results of `stampy.tl.embed_sections` or `embed_slides` as one.
+    """Combine all results of `stampy.tl.embed_sections` or `embed_slides`.
 
     Parameters
     ----------
     out
         The folder of the run.
     store
-        A ``.zarr`` to write; None: an `anndata.experimental.AnnCollection` of the files is returned, with their counts
-        left on disk.
+        A ``.zarr`` to write; None: return an `anndata.experimental.AnnCollection` of the files, with the counts on
+        disk.
     key
         The embedding in obsm.
     overwrite
@@ -48,25 +48,26 @@ def collect_sections(
     AnnData without counts, written section by section in bounded memory:
 
     ``obs["section"]``
-        Name of the section of each spot; and the columns that all sections have.
+        Name of the section of each spot. The columns that all sections have are also kept.
     ``obsm[key]``, ``obsm[key + "_gene"]``, ``obsm[key + "_image"]``, ``obsm["spatial"]``
-        As far as all sections have them.
+        If all sections have them.
     ``uns["stamp"][key]``
-        What the sections' records have in common.
+        The entries that the records of all sections have in common.
 
     Raises
     ------
     FileNotFoundError
-        `out` holds no ``sections.tsv``, or no result.
+        `out` contains no ``sections.tsv``, or no result.
     ValueError
         The sections have no embedding in common: embed all with one `modality`.
     FileExistsError
-        `store` is there already.
+        `store` exists.
 
     Warns
     -----
     StampyWarning
-        An embedding that some sections lack, or have in another width (some fused, others genes alone), is left out.
+        An embedding is skipped because some sections lack it or have it in another width (some fused, others only
+        genes).
 
     Examples
     --------
@@ -120,7 +121,7 @@ def _results(out: Path) -> dict[str, Path]:
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
     from anndata.experimental import AnnCollection
 
-    from stampy._io.anndata_files import read_h5ad, read_zarr
+    from stampy._io.formats.anndata_mudata_spatialdata import read_h5ad, read_zarr
 
     reading = {".h5ad": read_h5ad, ".zarr": read_zarr}
     parts = {name: reading[path.suffix](path, backed=True) for name, path in paths.items()}

@@ -44,7 +44,7 @@ def domains(
     key_added: str = _keys.DOMAINS,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Find spatial domains in an embedding, and compare them with labels where given.
+    """Find spatial domains in an embedding, and optionally compare them with labels.
 
     Several sections are clustered together, so that a domain means the same in all of them.
 
@@ -53,32 +53,32 @@ def domains(
     adata
         Section(s) with an embedding in obsm.
     n_domains
-        Number of domains. None: chosen, see `method`.
+        Number of domains. None: determined by `method`.
     use_rep
         Key of obsm.
     method
-        None: k-means where `n_domains` is given, else leiden. With a known number of domains, k-means and mixtures
-        agreed better with labels than leiden did (ARI .47 against .39).
+        None: k-means if `n_domains` is given, otherwise Leiden. With a known number of domains, k-means and mixtures
+        agreed better with labels than Leiden (ARI 0.47 compared with 0.39).
 
-        - ``"leiden"``: communities of scanpy's neighbour graph. `n_domains` None: as many as `resolution` gives; else
-          the resolution is searched by bisection.
-        - ``"kmeans"``: None: the number of 2 to `max_domains` with the highest silhouette.
-        - ``"gmm"``: Gaussian mixture. Its covariance (spherical, diag, tied or full, which are mclust's VII, VVI, EEE
-          and VVV), and with None the number of 1 to `max_domains`, has the lowest BIC.
+        - ``"leiden"``: communities of scanpy's neighbour graph at `resolution`. If `n_domains` is given, the resolution
+          is found by bisection.
+        - ``"kmeans"``: if `n_domains` is None, the number from 2 to `max_domains` with the highest silhouette.
+        - ``"gmm"``: Gaussian mixture with the covariance of lowest BIC (spherical, diag, tied or full; mclust's VII,
+          VVI, EEE and VVV). If `n_domains` is None, the number from 1 to `max_domains` is also selected by BIC.
     resolution
-        Resolution of Leiden, where `n_domains` is None; None: 1.
+        Resolution of Leiden if `n_domains` is None; None: 1.
     n_neighbors
         Neighbours of each spot in the graph for Leiden.
     max_domains
-        Up to how many k-means and mixtures are tried.
+        Largest number of domains to try with k-means and mixtures.
     n_pcs
-        Cluster so many principal components of the embedding. None: all of it, for mixtures 20.
+        Number of principal components of the embedding to cluster. None: the entire embedding, for mixtures 20.
     smooth
-        Before clustering each spot's vector is averaged with those of so many nearest spots of the same section. 0:
-        not; 6: all direct neighbours on a Visium grid. Not on top of an embedding that is averaged already
-        (``context="neighbors"``, ``"pca-smoothed"``): twice blurs small domains away.
+        Before clustering, average each vector over this number of nearest spots of the same section. 0: no smoothing;
+        6: all direct neighbours on a Visium grid. Do not smooth an embedding that is already averaged
+        (``context="neighbors"``, ``"pca-smoothed"``), because this removes small domains.
     labels
-        Column of obs to compare with. It takes no part in the clustering.
+        Column of obs to compare with. It is not used for clustering.
     library_key
         Column of obs that names the section of each spot.
     table_key
@@ -86,34 +86,35 @@ def domains(
     rng
         Seed or generator.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``obs[key_added]``
         Categorical, "0" is the largest domain.
     ``uns["stamp"][key_added]``
-        `scores`: a row for all spots and, where there are several, for each section, with silhouette, spatial
-        coherence (mean share of a spot's six nearest that are in its domain) beside that by chance, and with `labels`
-        ARI, NMI and AMI over the labelled spots. Further the parameters, and how the number was chosen.
+        `scores`: one row for all spots and, with several sections, one per section. Columns are the silhouette, the
+        spatial coherence (mean share of a spot's six nearest spots in its domain) and its value by chance, and with
+        `labels` ARI, NMI and AMI over the labelled spots. The record also contains the parameters and how the number
+        was chosen.
 
     Warns
     -----
     UserWarning
-        Spots whose embedding is all zeros. No resolution of leiden gives the number asked for; the nearest number is
-        taken. `smooth` on an embedding that `stampy.tl.embed` has averaged over neighbours.
+        Spots whose embedding is all zeros. No resolution of Leiden gives the requested number; the nearest number is
+        used. `smooth` on an embedding that `stampy.tl.embed` has averaged over neighbours.
 
     Raises
     ------
     KeyError
         A column or embedding is missing.
     ValueError
-        More domains than spots, one label only, a section too small to be smoothed, NaN in the embedding, arguments
-        that conflict.
+        More domains than spots, one label only, a section too small for smoothing, NaN in the embedding, or conflicting
+        arguments.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image_checks import doubts_of, warn_of_doubts
+from stampy._section.image.checks import doubts_of, warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
@@ -19,10 +19,9 @@ from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
-from ._embedding.genes import N_NEIGHBORS, Record, embed_genes, embed_pca, shared_panel
+from ._embedding.genes import N_NEIGHBORS, Record, by_key, centered, embed_genes, embed_pca, in_context, shared_panel
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
-from ._embedding.vectors import by_key, centered, in_context
 from ._results import Result, write
 
 if TYPE_CHECKING:
@@ -74,111 +73,116 @@ def embed(
 ) -> Sections | None:
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
-    Genes are ranked and tiles are cut on the way, piece by piece, so memory does not grow with the section but for the
-    result. The result is the same for every `batch_size` and `n_workers`.
+    Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
+    the same for every `batch_size` and `n_workers`.
 
     Parameters
     ----------
     adata
         Section(s) with raw counts, and for images ``obsm["spatial"]`` in px. Counts may be backed, dask arrays, or
-        opened by ``anndata.experimental.read_lazy``, also from a remote store: they are read block by block. Several:
-        one table with `library_key`, or a list, a dict or an `anndata.experimental.AnnCollection` of sections. Each
-        section has its result as soon as it is done; so has the ``obsm`` of a collection that joins it
-        (``join_obsm="inner"``). Another collection is to be made anew to see it: it fixes its keys when it is made.
+        opened by ``anndata.experimental.read_lazy``, also from a remote store; they are read block by block. Pass
+        several sections as one table with `library_key`, or as a list, a dict or an
+        `anndata.experimental.AnnCollection`. Results are written into each section as soon as it is done, and also into
+        the ``obsm`` of a collection created with ``join_obsm="inner"``. Create any other collection again afterwards,
+        because a collection fixes its keys at creation.
     model
         A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``; one of
         `stampy.models.systems`, such as ``"uni"`` (from the hub, with your token), ``"uni:/path/to/pytorch_model.bin"``
         (from your disk), or the baselines ``"pca"``, ``"pca-smoothed"`` and ``"pixels"``; or a loaded model.
     modality
-        ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: what the model embeds; where it embeds both,
-        fused if there are counts and an image, else the one that is there. Then an image with fewer than 16 px across a
-        tile, such as Space Ranger's "lowres", or one that does not look like H&E (black, transparent, one colour,
-        blurred, fluorescence, grey) is left out with a warning. If requested, it is used with a warning.
+        ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: all modalities that the model embeds and the
+        section has. In this case, stampy ignores an image with a warning if it has fewer than 16 px per tile, such as
+        Space Ranger's "lowres", or does not look like H&E (black, transparent, one colour, blurred, fluorescence,
+        grey). With an explicit `modality`, such an image is used with a warning.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
-        places in a list. See `stampy.pp.tiles`.
+        positions in a list. See `stampy.pp.tiles`.
     image_key
         Which of the images in `adata` to use, such as ``"hires"``, or a name in ``sdata.images``.
     library_key
-        Column of ``adata.obs`` that names the section of each spot, where one table holds several.
+        Column of ``adata.obs`` that names the section of each spot, if one table has several sections.
     table_key
         Table of a SpatialData.
     layer
         Layer with raw counts; None: ``adata.X``.
     organism
-        ``"mouse"``: genes are matched by their human orthologs, as by `stampy.pp.orthologs`; ``var`` is left as it is.
-        A human model then sees mouse tissue: results are as good as that equation.
+        ``"mouse"``: match genes by their human orthologs, as `stampy.pp.orthologs` does, without changing ``var``. The
+        model was trained on human tissue, so results depend on how similar orthologs are expressed.
     um_per_px, spot_um
-        Scale of the full-resolution image, where the scale factors do not tell. See `stampy.pp.tiles`.
+        Scale of the full-resolution image, if the scale factors do not state it. See `stampy.pp.tiles`.
     level
-        ``"embedding"``: projected into the space that genes and images (or text) share, L2 norm 1. ``"feature"``: the
-        towers' outputs before the projection. The same for models that have no projection.
+        ``"embedding"``: projected into the shared space of genes and images (or text), L2 norm 1. ``"feature"``: the
+        outputs of the towers before the projection. Both are equal for models without a projection.
     context
-        ``"neighbors"``: each vector is the mean of a spot's own and those of its six nearest spots in the same section
-        (then again of L2 norm 1). It takes out noise and blurs borders; what it gains is
-        in the model's card. None: a spot's vector depends on that spot alone.
+        ``"neighbors"``: each vector is the mean over a spot and its six nearest spots in the same section, scaled to L2
+        norm 1 again. This reduces noise and blurs borders; the model's card states its effect. None: a spot's vector
+        depends only on this spot.
     center
-        ``"section"``: subtract from each vector the mean of its section (then again L2 norm 1), which takes out what
-        sets donors and batches apart, and any real difference between whole sections. Applied before `context`.
+        ``"section"``: subtract the mean of its section from each vector, and scale it to L2 norm 1 again. This removes
+        differences between donors and batches, and also real differences between the means of sections. Applied before
+        `context`.
     genes
-        ``"shared"``: genes that all sections of the call measure alone. None: all, with a warning where they differ.
+        ``"shared"``: use only the genes that all sections of the call measure. None: all genes, with a warning if the
+        gene panels differ.
     normalize
-        False: leave embeddings as long as the projection makes them; their length grows with what a spot's genes tell.
+        False: do not scale embeddings to L2 norm 1. Their length increases with the information in the genes of a spot.
     adapt
-        Fit the model to these sections first, without labels, as `stampy.train.adapt` does: for domains and maps within
-        one study. All sections of the call get one space, which they share with nothing else: search, scores by gene
-        programmes and transfer across adaptations raise. Genes alone; models such as ``"stampy-mini"`` alone.
+        First fit the model to these sections, without labels, as `stampy.train.adapt` does; for domains and maps within
+        one study. All sections of the call share one space, which is not comparable with other embeddings: search, gene
+        programme scores and transfer across adaptations raise an error. Only for genes, and for models such as
+        ``"stampy-mini"``.
     batch_size
-        Spots per batch; None: what suits the device.
+        Spots per batch; None: chosen for the device.
     n_workers
         Threads that read tiles.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     precision
         None: bfloat16 on CUDA, float32 on the CPU.
     show_progress_bar
-        Show how far it is.
+        Show a progress bar.
     key_added
-        Where the embedding goes.
+        Key for the embedding.
     copy
         Return a changed copy (of a list or dict: a list or dict of copies) instead of writing in place.
     resume
-        A folder for results as they come, chunk by chunk. The same call goes on from what is there; the result is the
-        same as without an interruption. What a chunk was made from is compared by hash: of genes all of it, of images
-        the places of all tiles and a sample of their pixels. Remove the folder when all is done.
+        Folder for intermediate results. After an interruption, the same call continues from there, with the same result
+        as an uninterrupted call. The inputs of each chunk are compared by hash: all counts, and for images the
+        positions of all tiles and a sample of their pixels. Remove the folder afterwards.
 
     Returns
     -------
-    None, or the changed copy. Written, once all is computed:
+    None, or the changed copy. Sets the following fields once everything is computed:
 
     ``obsm[key_added]``
-        float32 (n, d). Fused: gene and image vector side by side, each of L2 norm 1; else the one modality.
+        float32 (n, d). Fused: gene and image vector concatenated, each of L2 norm 1; otherwise the vector of one
+        modality.
     ``obsm[key_added + "_gene"]``, ``obsm[key_added + "_image"]``
-        float32 (n, d), as far as computed.
+        float32 (n, d), if computed.
     ``uns["stamp"][key_added]``
         Model, version, parameters, modality, overlap of the genes, scale of the image, origin of the weights.
 
     Warns
     -----
     UserWarning
-        Spots without counts in the vocabulary: their gene vector is all zeros (no NaN). An image that is too coarse for
-        the model or does not look like H&E, and whether genes alone are embedded therefore.
+        Spots without counts in the vocabulary, whose gene vector is all zeros. An image that is too coarse for the
+        model or does not look like H&E, and whether only genes are embedded for this reason.
 
     Raises
     ------
     KeyError
-        No coordinates, image, layer, table or column of the name that was given.
+        Coordinates, image, layer, table or column are missing.
     ValueError
         An empty section, no counts, too few genes in common, coordinates outside the image, arguments that conflict, an
-        unknown model, one that embeds no spots (slide encoders, predictors), a `resume` folder of another run.
+        unknown model, a model that does not embed spots (slide encoders, predictors), a `resume` folder of another run.
     FileNotFoundError, PermissionError, ConnectionError, ImportError
-        Weights, access to them, or the library that builds the model are missing; the message says what to do.
+        Weights, access to them, or the library that builds the model are missing; the message states what to do.
 
     Notes
     -----
-    How the paper fuses is not said there; stampy puts the two unit vectors side by side, so that both weigh the same in
-    distances (sections 3.1 to 3.3 describe the towers).
+    The paper does not state how it fuses both vectors. stampy concatenates the two unit vectors, so that both
+    contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the towers.
 
     Examples
     --------

@@ -45,20 +45,20 @@ def embed_sections(
     show_progress_bar: bool = True,
     **options: Unpack[EmbedOptions],
 ) -> pd.DataFrame:
-    """Embed many sections, each into a file of its own, and go on where an earlier run ended.
+    """Embed many sections, each into a separate file, and continue an earlier run.
 
-    Each section is read, embedded as by `stampy.tl.embed`, and written by one worker, so memory grows with the workers,
-    not with the sections. Each worker loads the model once.
+    One worker reads a section, embeds it as `stampy.tl.embed` does, and writes it, so memory grows with the number of
+    workers, not of sections. Each worker loads the model once.
 
-    The same call goes on from what is there, also after it was killed. A section is embedded anew if its counts, images
-    or scale, the model's weights, a setting or the version of stampy changed: all of them are compared by hash.
+    To continue an interrupted run, repeat the call. A section is embedded again if its counts, images or scale, the
+    model's weights, a setting or the version of stampy changed; all of them are compared by hash.
 
     Parameters
     ----------
     sections
-        A manifest: a table (.tsv) with a column ``path``, and on request ``name``, ``image``, ``um_per_px``,
+        A manifest: a table (.tsv) with a column ``path``, and optionally ``name``, ``image``, ``um_per_px``,
         ``spot_um``, ``organ`` and ``platform``; paths are relative to it. Or paths of anything that `stampy.read`
-        reads, `stampy.train.Section`, AnnData or SpatialData: one, several, or a dict by name. Names must differ.
+        reads, `stampy.train.Section`, AnnData or SpatialData: one, several, or a dict by name. Names must be unique.
     out
         Folder for the results.
     model
@@ -66,63 +66,63 @@ def embed_sections(
     suffix
         Format of the results.
     contents
-        ``"all"``: each result holds its section and the embedding. ``"results"``: ``obs``, coordinates, embedding and
-        provenance, without counts and images.
+        ``"all"``: each result contains the section and its embedding. ``"results"``: ``obs``, coordinates, embedding
+        and provenance, without counts and images.
     verdict
-        Judge each embedding without labels, as `stampy.tl.evaluate` does, on at most 2,000 spots.
+        Evaluate each embedding without labels, as `stampy.tl.evaluate` does, on at most 2,000 spots.
     on_error
-        ``"raise"``: stop at a section that can't be used. ``"skip"``: name it in the table and in a warning.
+        ``"raise"``: stop at a section that cannot be used. ``"skip"``: report it in the table and in a warning.
     n_workers
-        Processes. None: one for each core; of models that are not packaged one for eight cores, or a single one that
-        uses the GPU.
+        Number of processes. None: one per core; for models that are not packaged, one per eight cores, or a single
+        process that uses the GPU.
     n_devices
-        Share the work out over the first so many CUDA devices of this machine, one process each unless `n_workers` says
-        more.
+        Distribute the work over this number of CUDA devices of this machine, with one process each unless `n_workers`
+        is larger.
     scheduler
-        Address of a dask cluster, whose workers do the work. They must see the same files under the same paths.
+        Address of a dask cluster to use instead. Its workers must see the same files under the same paths.
     device
         Device of every worker; None: see `stampy.tl.embed`.
     bin_um
         As for `stampy.read`, for all sections.
     overwrite
-        Replace files in `out` that this run would write but no such run has written, or that were changed since.
+        Replace files in `out` that were not written by such a run, or were changed since.
     show_progress_bar
-        Show how far the run is.
+        Show a progress bar.
     options
         As for `stampy.tl.embed`: ``modality``, ``image_key``, ``library_key``, ``table_key``, ``layer``, ``organism``,
         ``um_per_px``, ``spot_um``, ``level``, ``context``, ``center``, ``normalize``, ``batch_size``, ``precision``,
-        ``key_added``. A scale in the manifest goes before these.
+        ``key_added``. A scale in the manifest takes precedence.
 
     Returns
     -------
-    The table that is written to ``sections.tsv``, a row per section: ``status`` (embedded, kept: done by an earlier
-    run, failed, pending), spots, genes, ``overlap`` (share of the section's genes that the model knows),
+    The table that is written to ``sections.tsv``, one row per section: ``status`` (embedded; kept: done by an earlier
+    run; failed; pending), spots, genes, ``overlap`` (share of the section's genes that the model knows),
     ``counts_share`` (share of its counts in those genes), modality, model, verdict, seconds, worker, warnings, error.
 
     Written into `out`:
 
     ``NAME.h5ad`` or ``NAME.zarr``
-        The section with what `stampy.tl.embed` writes.
+        The section with the results of `stampy.tl.embed`.
     ``sections.tsv``
-        The table; written however the run ends.
+        The table; also written if the run fails.
 
     Warns
     -----
     StampyWarning
-        What `stampy.tl.embed` warns of, with the section's name; skipped sections; results of earlier runs in `out`.
+        Warnings of `stampy.tl.embed`, with the name of the section; skipped sections; results of earlier runs in `out`.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        Names that are not unique, settings that conflict; or a section that can't be used, by name.
+        Names that are not unique, settings that conflict, or a section that cannot be used; the message names it.
     FileNotFoundError
-        No file of a section.
+        The file of a section is missing.
     FileExistsError
-        `out` holds files that this run would replace but did not write.
+        `out` contains files that this run would replace but did not write.
 
     See Also
     --------
-    collect_sections : all results as one collection, or one store.
+    collect_sections : All results as one collection or one store.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def embed_sections(
 
 def _check_options(plan: Plan) -> None:
     """Raise for what `stampy.tl.embed` would refuse in every section, without loading torch."""
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._cohort.plan import EmbedOptions
     from ._embedding.arguments import Request
@@ -197,23 +197,25 @@ def embed_slides(
     show_progress_bar: bool = True,
     **options: Unpack[SlideOptions],
 ) -> pd.DataFrame:
-    """Embed many whole slides, each into a store of its own, and go on where an earlier run ended.
+    """Embed many whole slides, each into a separate store, and continue an earlier run.
 
-    Each slide is embedded as by `stampy.tl.embed_slide` by one worker. A slide that was cut off goes on at its last
-    chunk; one that is done is left alone unless its file, the model's weights or a setting changed.
+    One worker embeds a slide as `stampy.tl.embed_slide` does. An interrupted slide continues at its last chunk. A
+    finished slide is kept unless its file, the model's weights or a setting changed.
 
     Parameters
     ----------
     slides
-        A manifest: a table (.tsv) with a column ``path``, and on request ``name``, ``um_per_px``, ``organ`` and
-        ``platform``; paths are relative to it. Or paths of slides: one, several, or a dict by name. Names must differ.
+        A manifest: a table (.tsv) with a column ``path``, and optionally ``name``, ``um_per_px``, ``organ`` and
+        ``platform``; paths are relative to it. Or paths of slides: one, several, or a dict by name. Names must be
+        unique.
     out
         Folder for the results.
     model, on_error, n_workers, n_devices, scheduler, device, overwrite, show_progress_bar
         See `stampy.tl.embed_sections`.
     options
         As for `stampy.tl.embed_slide`: ``level``, ``tile_um``, ``stride_um``, ``min_tissue``, ``um_per_px``,
-        ``chunk_size``, ``batch_size``, ``precision``, ``key_added``. A scale in the manifest goes before ``um_per_px``.
+        ``chunk_size``, ``batch_size``, ``precision``, ``key_added``. A scale in the manifest takes precedence over
+        ``um_per_px``.
 
     Returns
     -------
@@ -257,7 +259,7 @@ def embed_slides(
 
 
 def _check_settings(plan: Plan) -> None:
-    from stampy.models._names import check_name
+    from stampy.models._systems.catalogue import check_name
 
     from ._embedding.arguments import check_running
 

@@ -62,28 +62,28 @@ def embed_slide(
     show_progress_bar: bool = True,
     key_added: str = _keys.EMBEDDING,
 ) -> Path:
-    """Embed the tissue of a whole slide, and write it to disk as it goes.
+    """Embed the tissue of a whole slide, and write the result to disk in chunks.
 
-    Tiles are laid by `stampy.pp.slide_tiles` and embedded chunk by chunk; memory holds a chunk, never the slide or its
-    embeddings. Until it is whole the result lies in ``STORE.partial``. A run that was cut off goes on there when it is
-    called again in the same way: what was lost is at most one chunk, and the result is the same.
+    `stampy.pp.slide_tiles` places the tiles, which are embedded chunk by chunk, so memory does not grow with the slide.
+    The result is written to ``STORE.partial`` until it is complete. To continue an interrupted run, repeat the call: at
+    most one chunk is lost, and the result is the same.
 
     Parameters
     ----------
     slide
         A path, an array, a `SlideImage`, or a WSIData: see `stampy.pp.slide_tiles`.
     store
-        Folder to write, ending in ``.zarr``; `anndata.read_zarr` reads it. If it is there and was made in the same way,
-        nothing is done.
+        Folder to write, ending in ``.zarr``; `anndata.read_zarr` reads it. If it exists with the same settings, nothing
+        is done.
     model
         A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``, or a loaded
         `stampy.models.Stamp`, with an image tower.
     level
-        ``"embedding"``: in the space shared with genes, L2 norm 1. ``"feature"``: before the projection, what slide
-        classifiers usually stand on.
+        ``"embedding"``: in the space shared with genes, L2 norm 1. ``"feature"``: before the projection, the usual
+        input of slide classifiers.
     tile_um
-        Edge of a cell of the grid in µm; None: that of the tiles that the model was trained on. The model always sees
-        tiles of its own size about the cells' centres, so other values lay them wider or denser.
+        Spacing of the grid of tiles in µm; None: the tile size of the model. The model always gets tiles of its own
+        size, so other values change only their spacing.
     stride_um, min_tissue, um_per_px, tile_key, name
         See `stampy.pp.slide_tiles`.
     chunk_size
@@ -91,7 +91,7 @@ def embed_slide(
     batch_size, n_workers, device, precision, show_progress_bar
         See `stampy.tl.embed`.
     key_added
-        Where the embedding goes.
+        Key for the embedding.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from stampy.pp._genes.annotation import gene_columns
 from ._embed import embed
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._embedding.vectors import centered, in_context
+from ._embedding.genes import centered, in_context
 from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
 from ._results import Result, write
 
@@ -60,59 +60,60 @@ def evaluate(
     key_added: str = _keys.EVALUATE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Judge embeddings on this section without labels, beside simple baselines.
+    """Evaluate embeddings on this section without labels, compared with simple baselines.
 
-    The molecules of every spot are split in two halves at random. One half is embedded, and variable genes of the other
-    are predicted from the embedding by ridge regression, each fold a compact region. The noise of the halves is
-    independent, so only what is about the tissue helps. An embedding worth using predicts better than the principal
-    components of the section itself, and than the bare position of the spots, which a graph-based method may have
-    learned: that lifts `neighbors`, not `own`.
+    The molecules of every spot are split at random into two halves. One half is embedded, and variable genes of the
+    other half are predicted from the embedding by ridge regression, with compact regions as folds. The noise of the
+    halves is independent, so only information about the tissue improves the prediction. A useful embedding predicts
+    better than principal components of the section itself, and better than the position of the spots alone. A
+    graph-based method may have learned the position, which increases `neighbors` but not `own`.
 
     Parameters
     ----------
     adata
         Section(s) with raw counts, ``obsm["spatial"]`` and embeddings.
     keys
-        What to judge. None: every embedding that `stampy.tl.embed` wrote. A key of obsm, or several. Or a dict of
-        functions by name, each of which takes a table of counts like `adata` and returns its embedding (n, d): so other
-        methods are judged as fairly as stampy's.
+        Embeddings to evaluate. None: every embedding that `stampy.tl.embed` wrote. A key of obsm, or several. Or a dict
+        of functions by name that take a table of counts like `adata` and return its embedding (n, d), for a fair
+        evaluation of other methods.
     library_key
         Column of obs that names the section of each spot.
     layer
         Layer with raw counts; None: ``adata.X``.
     n_splits
-        Random splits of the molecules. Each half predicts the other once; the spread is over splits.
+        Number of random splits of the molecules. Each half predicts the other once; the spread is over splits.
     n_genes
-        Genes to predict: those that vary most beyond chance.
+        Number of genes to predict: the genes that vary most beyond chance.
     max_spots
-        In a larger table, a compact piece of each section is judged, so many spots in all, with a warning. None: all.
+        Maximum number of spots. In a larger table, a compact piece of each section is evaluated, with a warning. None:
+        all.
     table_key
         Table of a SpatialData.
     rng
         Seed or generator for the splits.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``uns[key_added]["scores"]``
         DataFrame with a row per embedding and baseline:
 
         - ``score``, ``score_std``: geometric mean of `own` and `neighbors`, and its spread over splits
         - ``own``, ``neighbors``: mean correlation of predicted and measured genes of the other half, of the spot itself
-          and of the mean of its six nearest spots. What log depth explains was taken out of the genes before
-        - ``coherence``: how alike neighbouring spots are (Moran's I, mean over columns, weighted by variance)
+          and of the mean of its six nearest spots, after regressing out log depth
+        - ``coherence``: similarity of neighbouring spots (Moran's I, mean over columns, weighted by variance)
         - ``depth_r2``: share of the variance of log depth that the embedding explains, by ridge, held out. High values
           mean that clusters may follow sequencing depth
-        - ``stability``: share of a spot's 15 nearest spots that stay the same in the embedding of the other half
-        - ``mixing``: of several sections, how often the 15 nearest spots come from another one, over chance (1: fully
-          mixed); NaN for one section
-        - ``kind`` (embedding or baseline), ``thinned`` (False: the vectors in obsm could not be made anew from half of
-          the molecules and were used as they are), ``n_dims``
+        - ``stability``: share of a spot's 15 nearest spots that are the same in the embedding of the other half
+        - ``mixing``: how often the 15 nearest spots are from another section, divided by chance (1: fully mixed); NaN
+          for one section
+        - ``kind`` (embedding or baseline), ``thinned`` (False: the vectors in obsm could not be recomputed from half of
+          the molecules and were used unchanged), ``n_dims``
     ``uns[key_added]["verdict"]``
         One sentence: the best embedding, and whether it is ahead of the best baseline.
     ``uns[key_added]["parameters"]``
@@ -121,15 +122,15 @@ def evaluate(
     Warns
     -----
     UserWarning
-        An embedding was used as it is: it has seen the molecules that it predicts, so its score flatters it. A table
+        An embedding was used unchanged: it contains the molecules that it predicts, so its score is too high. A table
         larger than `max_spots`.
 
     Raises
     ------
     KeyError
-        No embedding, coordinates, layer or column of that name.
+        Embedding, coordinates, layer or column are missing.
     ValueError
-        Counts that are not whole numbers, too few spots (25 a section) or genes that vary.
+        Counts that are not integers, too few spots (25 per section), or too few variable genes.
 
     Examples
     --------

@@ -64,86 +64,87 @@ def expression(
     key_added: str = _keys.EXPRESSION,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Predict genes from an embedding, each spot held out once, or from a reference that has genes.
+    """Predict genes from an embedding with every spot held out once, or from a reference with counts.
 
-    All genes are solved together in closed form: many genes cost little more than one.
+    All genes are fitted together in closed form, so many genes take little longer than one.
 
     Parameters
     ----------
     adata
-        Section(s) with an embedding in obsm and raw counts; with `reference` counts are not needed, and are what the
-        prediction is held against if they are there.
+        Section(s) with an embedding in obsm and raw counts. With `reference`, counts are optional and used only to
+        evaluate the prediction.
     genes
-        Names in `var_names`; `adata.var_names` for all. None: the `n_top_genes` most variable ones, chosen as
-        HEST-Bench does: found in a tenth of the spots of every section, most dispersed there. Columns that are no genes
-        (antibodies, guides, control probes) are predicted only if they are named, and never count for the depth.
+        Names in `var_names`; `adata.var_names` for all. None: the `n_top_genes` most variable genes, selected as in
+        HEST-Bench: detected in a tenth of the spots of every section, with the highest dispersion. Features that are
+        not genes (antibodies, guides, control probes) are predicted only if they are named, and never contribute to the
+        depth.
     use_rep
-        Key of obsm; an embedding of the image for the question of the title.
+        Key of obsm, for example an embedding of the image.
     method
-        - ``"ridge"``: ridge on the frozen encoder's standardised output
-        - ``"linear"``: least squares on it, the linear probe
-        - ``"hest"``: the recipe of HEST-Bench: 256 principal components, ridge with penalty
-          100 / (components x genes), on log1p of counts. There folds are patients and r is per fold
-        - ``"knn"``: mean of the `n_neighbors` spots of highest cosine, of the other folds or of `reference`; nothing is
-          fitted
+        - ``"ridge"``: ridge regression on the standardised embedding
+        - ``"linear"``: least squares on the standardised embedding (linear probe)
+        - ``"hest"``: the recipe of HEST-Bench: 256 principal components and ridge regression with penalty
+          100 / (components x genes), on log1p of counts. In HEST-Bench, folds are patients and r is per fold
+        - ``"knn"``: mean of the `n_neighbors` spots with the highest cosine, from the other folds or from `reference`;
+          no model is fitted
     n_top_genes
-        How many genes are chosen.
+        Number of genes to select.
     layer
         Layer with raw counts; None: `X`.
     transform
-        What is predicted: ``"log1p_cp10k"``, log(1 + counts per 10,000 of the spot); ``"log1p"``, log(1 + counts), in
-        which depth is part of the signal and r is higher; ``"none"``, the values as they are. None: ``"log1p"`` for
-        ``"hest"``, else ``"log1p_cp10k"``.
+        Scale of the prediction: ``"log1p_cp10k"``, log(1 + counts per 10,000 of the spot); ``"log1p"``, log(1 +
+        counts), in which depth is part of the signal and r is higher; ``"none"``, unchanged values. None: ``"log1p"``
+        for ``"hest"``, otherwise ``"log1p_cp10k"``.
     folds, library_key, patient_key, n_folds
-        What is held out together, see `stampy.tl.probe`.
+        How spots are held out, see `stampy.tl.probe`.
     penalty
         Weight of the squared coefficients for ``"ridge"`` (None: the number of dimensions) and ``"hest"``.
     n_components
         Principal components for ``"hest"``.
     n_neighbors
-        Spots that are averaged for ``"knn"``.
+        Number of spots to average for ``"knn"``.
     reference
-        Spots with counts (in the same `layer`) and an embedding of the same space, for ``"knn"``: prediction without
-        any counts of these spots or folds.
+        Spots with counts (in the same `layer`) and an embedding in the same space, for ``"knn"``: predict without
+        counts in `adata`.
     reference_rep
-        Key of the reference's embedding (without `reference`: of the other folds'); None: `use_rep`. With
+        Key of the embedding of the reference (without `reference`: of the other folds); None: `use_rep`. With
         ``"X_stamp_gene"``, images are compared with genes.
     table_key
         Table of a SpatialData.
     rng
         Seed or generator for blocks and random folds.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``obsm[key_added]``
-        float32 (n, genes), predicted while held out.
+        float32 (n, genes), predicted while the spot was held out.
     ``obsm[key_added + "_measured"]``
-        float32 (n, genes), what it is held against, on the same scale.
+        float32 (n, genes), measured expression on the same scale.
     ``obs[key_added + "_fold"]``
-        int32, the fold that the spot was held out in; absent with `reference`.
+        int32, the fold in which the spot was held out; absent with `reference`.
     ``uns["stamp"][key_added]``
-        `genes`, the columns' names; `scores`, MSE and Pearson's r of each gene at the levels "pooled" (all spots),
-        "slide" (within each section, with `library_key`) and "fold"; `summary`, their means and spread; and the
+        `genes`, the names of the columns; `scores`, MSE and Pearson's r of each gene at the levels "pooled" (all
+        spots), "slide" (within each section, with `library_key`) and "fold"; `summary`, their means and spread; and the
         parameters.
 
     Warns
     -----
     UserWarning
-        Least squares with fewer training spots than dimensions; columns that are no genes are left out.
+        Least squares with fewer training spots than dimensions; features that are not genes are excluded.
 
     Raises
     ------
     KeyError
         A gene, column, layer or embedding is missing.
     ValueError
-        Values that are no raw counts, no gene in common, too few spots, sections or patients for the folds, NaN in the
-        embedding, arguments that conflict.
+        Values that are not raw counts, no gene in common, too few spots, sections or patients for the folds, NaN in the
+        embedding, or conflicting arguments.
 
     Examples
     --------

@@ -127,10 +127,11 @@ def probe(
     key_added: str = _keys.PROBE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Predict labels from one or several embeddings by a linear model, each spot held out once.
+    """Predict labels from one or several embeddings with a linear model, every spot held out once.
 
-    All embeddings are judged on the same spots and folds. Spots without a label take no part: missing values, "NA"
-    and the like, and words such as "none", "unknown" and "undetermined", whose number a warning tells.
+    All embeddings are scored on the same spots and folds. Spots without a label are excluded: missing values, values
+    such as "NA", and words such as "none", "unknown" and "undetermined". A warning states how many spots have such a
+    word.
 
     Parameters
     ----------
@@ -141,41 +142,41 @@ def probe(
     use_rep
         Key of obsm, or several.
     folds
-        What is held out together.
+        How spots are held out.
 
-        - ``"section"``: whole sections (`library_key`); ``"patient"``: whole patients (`patient_key`)
-        - ``"blocks"``: compact pieces of tissue, five a fold, in every section
-        - ``"random"``: single spots. A spot's neighbours are then in training, and the scores flatter: use it to see
-          by how much, not to report
+        - ``"section"``: entire sections (`library_key`); ``"patient"``: all sections of a patient (`patient_key`)
+        - ``"blocks"``: compact pieces of tissue, five per fold, in every section
+        - ``"random"``: single spots. The neighbours of a spot are then in the training set, and the scores are too
+          high; do not report them
 
-        None: ``"patient"`` where `patient_key` is given, else ``"section"`` where `library_key` names several, else
-        ``"blocks"``.
+        None: ``"patient"`` if `patient_key` is given, otherwise ``"section"`` if `library_key` names several sections,
+        otherwise ``"blocks"``.
     library_key, patient_key
         Columns of obs that name the section and the patient of each spot.
     n_folds
-        How many. Up to so many sections or patients are held out one by one, more are dealt to so many folds.
+        Number of folds. If there are more sections or patients, several are held out together.
     method
-        ``"logistic"``: multinomial logistic regression. ``"ridge"``: least squares on all classes at once, in closed
-        form, several times faster. Both on standardised columns, classes weighing the same.
+        ``"logistic"``: multinomial logistic regression. ``"ridge"``: least squares on all classes together, in closed
+        form, several times faster. Both use standardised columns and weight classes equally.
     penalty
-        Weight of the squared coefficients; None: 10 (for the logistic that is C = 0.1).
+        Weight of the squared coefficients; None: 10 (C = 0.1 for logistic regression).
     table_key
         Table of a SpatialData.
     rng
         Seed or generator for blocks and random folds.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``obs[key_added + "_" + use_rep]``
-        Categorical, predicted while held out; missing where there is no label.
+        Categorical, the label predicted while the spot was held out; missing for spots without a label.
     ``obs[key_added + "_fold"]``
-        int32, fold that the spot was held out in, −1 without a label.
+        int32, the fold in which the spot was held out, −1 without a label.
     ``uns["stamp"][key_added]``
         `scores` (per embedding and fold; fold "all" is all held-out spots together), `summary` (per embedding and
         metric: overall, and mean, std, min, max over folds), `confusion` (embedding → (k, k) counts, truth in rows),
@@ -186,8 +187,8 @@ def probe(
     KeyError
         A column or embedding is missing.
     ValueError
-        Fewer than two labels, too few spots, sections or patients for the folds, a fold none of whose labels occurs
-        outside of it, NaN in an embedding.
+        Fewer than two labels, too few spots, sections or patients for the folds, a fold whose labels do not occur in
+        the other folds, or NaN in an embedding.
 
     Examples
     --------

@@ -49,47 +49,46 @@ def retrieve(
     key_added: str = _keys.RETRIEVE,
     copy: bool = False,
 ) -> AnnData | SpatialData | None:
-    """Find for every spot the nearest spots by genes or image, in the same table or another.
+    """Find the nearest spots of every spot by genes or image, in the same table or another.
 
-    From image to gene, from gene to image, or within one modality: nearness is the cosine of the two embeddings. Where
-    every query has its own spot in the reference, it is counted how often that one is among the first (recall).
+    Search from image to gene, from gene to image, or within one modality, by the cosine of the two embeddings. If every
+    query has its own spot in the reference, the recall states how often this spot is among the first k.
 
     Parameters
     ----------
     adata
         The queries: section(s) with embeddings by `stampy.tl.embed`.
     reference
-        Where to look, embedded by the same model. None: in `adata` itself.
+        Table to search, embedded by the same model. None: `adata` itself.
     query, target
-        What is asked with, and what is looked through: ``"image"``, ``"gene"`` or ``"fused"``.
+        Modality of the queries and of the reference: ``"image"``, ``"gene"`` or ``"fused"``.
     k
-        How many to find for each spot.
+        Number of spots to find for each query.
     exclude
-        What may not be found: the ``"spot"`` itself, the spot and its spatial ``"neighbors"``, all of its own
-        ``"section"``, or ``"nothing"``. None: the spot itself where it would trivially find itself, which is within one
-        modality of one table; else nothing.
+        Spots to exclude from the results: the ``"spot"`` itself, the spot and its spatial ``"neighbors"``, all spots of
+        its own ``"section"``, or ``"nothing"``. None: the spot itself for a search within one modality of one table,
+        otherwise nothing.
     radius
-        How far spatial neighbours reach, in distances of adjacent spots of the section.
+        Radius of the spatial neighbours, in distances of adjacent spots of the section.
     paired
-        Whether spots of the reference are the queries' own: None where `reference` is None, which they are. For another
-        table, True says that spots of the same name (and section, with `library_key`) are the same spot. Barcodes recur
-        in every slide, so this is never guessed.
+        With `reference`: whether spots with the same name (and section, with `library_key`) are the same spot. Barcodes
+        recur in every slide, so stampy does not guess this. Leave None without `reference`.
     method
-        ``"exact"`` compares all with all, in blocks of bounded memory. ``"approximate"`` uses nearest-neighbour descent
-        (pynndescent) and may miss some. None: exact up to 10¹⁰ pairs (100,000 spots against 100,000).
+        ``"exact"`` compares all pairs, in blocks of bounded memory. ``"approximate"`` uses nearest-neighbour descent
+        (pynndescent) and may miss some. None: exact up to 10¹⁰ pairs (100,000 by 100,000 spots).
     library_key
         Column of obs, in both tables, that names the section of each spot.
     embedding_key, reference_key
-        Where the embeddings are: ``obsm[key + "_gene"]``, ``obsm[key + "_image"]`` or (fused) ``obsm[key]``, of the
-        queries and of what is looked through; the same one by default.
+        Keys of the embeddings of the queries and of the reference: ``obsm[key + "_gene"]``, ``obsm[key + "_image"]`` or
+        (fused) ``obsm[key]``; the same key by default.
     table_key
         Table of a SpatialData.
     rng
         Seed of the approximate search.
     show_progress_bar
-        Show how far it is.
+        Show a progress bar.
     key_added
-        Where results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
@@ -98,27 +97,28 @@ def retrieve(
     None, or the changed copy of `adata` (the reference is only read). Written:
 
     ``obsm[key_added + "_index"]``
-        int64 (n, k): rows of the reference, nearest first. −1 for a spot that has no embedding.
+        int64 (n, k): rows of the reference, nearest first; −1 for a spot without embedding.
     ``obsm[key_added + "_score"]``
-        float32 (n, k): their cosines, NaN for a spot that has no embedding.
+        float32 (n, k): their cosines; NaN for a spot without embedding.
     ``uns["stamp"][key_added]``
-        Parameters, and ``["recall"]`` if there are pairs that may be found: a table with the columns section ("all",
-        then each), k (1, 5, 10), recall, chance, queries, reference. `recall` is the share of spots whose own
-        counterpart is among the first `k` of the whole reference, ties broken by luck; `chance` that of a random order.
+        Parameters, and ``["recall"]`` if queries have their own spot in the reference: a table with the columns section
+        ("all", then each), k (1, 5, 10), recall, chance, queries, reference. `recall` is the share of spots whose own
+        spot is among the first `k` of the entire reference, with ties broken at random; `chance` is the share for a
+        random order.
 
     Warns
     -----
     UserWarning
-        Spots without an embedding (without counts in the vocabulary): they find nothing and are never found. An
-        embedding of which it isn't known how it was made.
+        Spots without an embedding (without counts in the vocabulary) are not searched and not found. The provenance of
+        an embedding is not known.
 
     Raises
     ------
     KeyError
-        No embedding of that name, no coordinates (for neighbours), no such column.
+        The embedding, the coordinates (for neighbours) or a column is missing.
     ValueError
-        Embeddings of different models, levels or sizes; `k` larger than what there is to find; no spots in common for
-        `paired`; arguments that conflict.
+        Embeddings of different models, levels or sizes; `k` larger than the number of spots to find; no spots in common
+        for `paired`; conflicting arguments.
 
     Examples
     --------

@@ -43,64 +43,65 @@ def score(
 ) -> AnnData | SpatialData | None:
     """Score every spot by the cosine of its embedding with a gene programme, such as markers on H&E alone.
 
-    The ranked list of genes goes through the gene tower as if it were a spot; the score is the cosine of that vector
-    and the spot's embedding. No counts are needed, nor any training on labels (zero-shot).
+    The ranked list of genes is embedded by the gene tower like a spot; the score is the cosine between this vector and
+    the embedding of the spot. It needs neither counts nor training on labels (zero-shot).
 
     Parameters
     ----------
     adata
         Section(s) embedded by `stampy.tl.embed` with the same model.
     genes
-        The programme, most telling gene first: symbols or Ensembl ids. Order counts, as in a spot's tokens.
+        The gene programme, most important gene first: symbols or Ensembl ids. The order matters, as for the tokens of a
+        spot.
     model
         The model that embedded the spots: a name, a folder, or a loaded `stampy.models.Stamp`.
     modality
-        Compare with the spots' ``"image"`` or with their ``"gene"`` embeddings.
+        Compare with the ``"image"`` or the ``"gene"`` embeddings of the spots.
     min_genes
-        Fewer genes known to the model than that are an error.
+        Minimum number of genes in the model's vocabulary.
     standardize
-        Write z scores: mean 0 and deviation 1 over the spots of each section. Cosines of different programmes are not
-        on one scale; standardised they can be compared within a section.
+        Write z scores: mean 0 and standard deviation 1 over the spots of each section. Cosines of different programmes
+        have different scales; z scores can be compared within a section.
     library_key
         Column of obs that names the section of each spot, for `standardize`.
     organism
-        Organism of the names in `genes`: ``"mouse"`` takes their human orthologs.
+        Organism of the names in `genes`: ``"mouse"`` uses their human orthologs.
     embedding_key
-        Where the embeddings are: ``obsm[key + "_image"]`` or ``obsm[key + "_gene"]``.
+        Key of the embeddings: ``obsm[key + "_image"]`` or ``obsm[key + "_gene"]``.
     table_key
         Table of a SpatialData.
     device
-        Device of the model. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        Device of the model. None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     key_added
-        Where the scores go.
+        Key for the scores.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``obs[key_added]``
         float32: cosine, −1 to 1, or its z score; NaN for a spot without an embedding.
     ``uns["stamp"][key_added]``
-        Model, modality, the genes that were used and those that the model does not know.
+        Model, modality, the genes used, and the genes that are not in the model's vocabulary.
 
     Warns
     -----
     UserWarning
-        Genes that the model does not know are left out.
+        Genes that are not in the model's vocabulary are ignored.
 
     Raises
     ------
     KeyError
         The spots have no such embedding.
     ValueError
-        Too few genes known, embeddings of another model, a model without image tower.
+        Too few genes in the vocabulary, embeddings of another model, or a model without image tower.
 
     Notes
     -----
-    A spot has hundreds of tokens, a list of markers some dozens: the model has not seen such short ones in training.
-    Look at where scores are high and low within a section, not at how high they are; `standardize` does that.
+    A spot has hundreds of tokens, a list of markers a few dozen. The model was not trained on such short lists, so
+    compare scores within a section (`standardize`) and do not interpret their absolute values.
 
     Examples
     --------

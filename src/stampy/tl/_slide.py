@@ -67,59 +67,60 @@ def slide(
 ) -> AnnData | SpatialData | None:
     """Predict slide labels from embedded tiles, by attention pooling and by the mean of the tiles.
 
-    ``"abmil"`` is gated attention pooling (Ilse et al. 2018) over frozen embeddings, ``"mean"`` logistic regression on
-    the mean of a slide's tiles. Both are cross-validated by patient: a patient's slides are all in one fold, folds are
-    stratified by label, and every figure and every attention comes from a model that saw no slide of that patient.
+    ``"abmil"`` is gated attention pooling (Ilse et al. 2018) over frozen embeddings, ``"mean"`` is logistic regression
+    on the mean of a slide's tiles. Both are cross-validated by patient: all slides of a patient are in one fold, and
+    folds are stratified by label. Every score and every attention comes from a model that was trained without the
+    slides of that patient.
 
     Parameters
     ----------
     adata
-        Tiles of many slides with an embedding: `stampy.pp.slide_tiles` or `stampy.tl.embed_slide` for each, put
-        together by ``anndata.concat(slides, uns_merge="unique")``.
+        Tiles of many slides with an embedding, from `stampy.pp.slide_tiles` or `stampy.tl.embed_slide`, combined with
+        ``anndata.concat(slides, uns_merge="unique")``.
     label
         Column of obs with the slides' labels, the same for all tiles of a slide.
     use_rep
-        Key of obsm with the tiles' embeddings: numpy, or dask where they do not fit into memory, such as
+        Key of obsm with the embeddings of the tiles: numpy, or dask if they do not fit into memory, for example
         ``dask.array.concatenate([dask.array.from_zarr(f"{store}/obsm/X_stamp") for store in stores])``.
     library_key, patient_key
         Columns of obs with the slide and the patient of each tile.
     methods
         ``"abmil"``, ``"mean"``, or both.
     n_folds
-        Folds, at least 2; each label needs as many patients.
+        Number of folds, at least 2; each label needs at least as many patients.
     hidden, n_epochs, learning_rate, weight_decay
-        Size of the attention pooling, and AdamW's settings (cosine schedule). They are never tuned on the data.
+        Size of the attention pooling, and settings of AdamW (cosine schedule). They are not tuned on the data.
     max_tiles
-        Tiles of a slide that a training step sees, drawn anew in each epoch; predictions use all.
+        Maximum number of tiles of a slide per training step, drawn again in each epoch; predictions use all tiles.
     n_bootstrap
-        Draws of patients, with replacement, for the intervals.
+        Number of bootstrap draws of patients for the intervals.
     rng
-        Seed or generator: folds, first weights, order, draws. On the CPU the result is the same to the last bit,
-        whatever the number of threads.
+        Seed or generator for folds, initial weights, order and draws. On the CPU, the result is bit-identical for every
+        number of threads.
     device
-        Device for the attention pooling. None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        Device for the attention pooling. None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     show_progress_bar
         Show the folds.
     table_key
         Table of a SpatialData.
     key_added
-        Where the results go.
+        Key for the results.
     copy
         Return a changed copy instead of writing in place.
 
     Returns
     -------
-    None, or the changed copy. Written:
+    None, or the changed copy. Sets the following fields:
 
     ``uns[key_added]["metrics"]``
-        DataFrame, a row for each method: ``auc`` (of all slides' held-out probabilities; for more than two labels the
-        mean of one against the rest), ``balanced_accuracy``, their 95 % intervals ``_low`` and ``_high`` over draws of
+        DataFrame, one row per method: ``auc`` (from the held-out probabilities of all slides; for more than two labels
+        the mean of one versus rest), ``balanced_accuracy``, their 95 % intervals ``_low`` and ``_high`` over draws of
         patients, ``n_slides``, ``n_patients``.
     ``uns[key_added]["predictions"]``
-        DataFrame, a row for each slide: ``patient``, ``label``, ``fold``, and the held-out probability of each label
-        as ``{method}_{label}``.
+        DataFrame, one row per slide: ``patient``, ``label``, ``fold``, and the held-out probability of each label as
+        ``{method}_{label}``.
     ``obs[key_added + "_attention"]``
-        float32, by ``"abmil"``: attention of the tile, 1 for the slide's average.
+        float32, from ``"abmil"``: attention of the tile; 1 is the average of the slide.
     ``uns["stamp"][key_added]``
         Parameters.
 
@@ -128,13 +129,13 @@ def slide(
     KeyError
         If a key is missing.
     ValueError
-        If labels or patients are missing or differ within a slide, a patient has two labels, there is one label only,
-        fewer patients of a label than folds, or the embedding has NaN.
+        If labels or patients are missing or differ within a slide, a patient has two labels, there is only one label, a
+        label has fewer patients than folds, or the embedding has NaN.
 
     Notes
     -----
-    Attention says what the decision rests on, not which label a tile speaks for. Intervals tell how far the figure
-    would move with other patients, not how far with other training sets.
+    Attention shows which tiles the decision depends on, not which label a tile supports. The intervals describe the
+    variation over test patients, not over training sets.
 
     Examples
     --------

@@ -37,38 +37,38 @@ def adapt(
 ) -> Stamp:
     """Fit the gene tower of a model to sections, in closed form, without labels.
 
-    The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. How much, and
-    how many are kept, is what best predicts the genes of the other half of the molecules from one half (the measure of
-    `stampy.tl.evaluate`); labels have no part in it. It takes seconds on a Visium section.
+    The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. The share of the
+    mixture and the number of axes are selected by how well one half of the molecules predicts the genes of the other
+    half (the measure of `stampy.tl.evaluate`). It takes seconds for a Visium section.
 
     Parameters
     ----------
     model
-        One whose gene tower adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``; its name, a folder, or
-        loaded. It is not changed.
+        Model whose gene tower adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``: a name, a folder, or a
+        loaded model. It is not changed.
     sections
         AnnData with raw counts in ``X`` and ``obsm["spatial"]``, SpatialData, paths of anything that `stampy.read`
-        reads, a manifest (.tsv), or several. All get one space.
+        reads, a manifest (.tsv), or several. All share one space.
     strength
-        Share of the sections in the mixture: 0 keeps the model's axes, 1 takes those of the sections alone. None:
-        chosen.
+        Share of the sections in the mixture: 0 keeps the axes of the model, 1 uses only those of the sections. None:
+        selected.
     n_axes
-        Columns of the embedding. None: chosen.
+        Number of columns of the embedding. None: selected.
     max_spots
-        In all, a compact piece of each section, where there are more: memory stays bounded. None: all.
+        Maximum number of spots in total. With more spots, a compact piece of each section is used. None: all.
     rng
         Seed or generator for pieces, splits and the solver.
 
     Returns
     -------
-    A model without image tower, for `stampy.tl.embed`, `stampy.models.save` and so on. Its name holds a digest of its
-    axes: vectors of different adaptations share no space, and search or transfer across them raises. ``adapted`` tells
-    strength, number of axes and number of spots.
+    A model without image tower, for example for `stampy.tl.embed` and `stampy.models.save`. Its name contains a digest
+    of its axes, because vectors of different adaptations are not comparable; search or transfer across them raises an
+    error. ``adapted`` states strength, number of axes and number of spots.
 
     Raises
     ------
     ValueError
-        A model that can't be adapted, a section of fewer than 50 spots, `strength` outside 0 to 1, no counts.
+        A model that cannot be adapted, a section of fewer than 50 spots, `strength` outside 0 to 1, or no counts.
 
     Examples
     --------

@@ -17,19 +17,19 @@ from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
 from stampy.models._load import load_stamp
 from stampy.models._lora import add_lora, merge_lora
-from stampy.models._trained_on import TrainedOn, trained_on, write_trained_on
+from stampy.models._weights import TrainedOn, trained_on, write_trained_on
 from stampy.pp import Vocabulary
 
 from ._align_step import Alignment
-from ._checkpoints import CONFIG
 from ._config import AlignConfig
-from ._corpus.corpus import as_corpus
+from ._corpus.corpus import as_corpus, corpus_or_sections
 from ._corpus.training_data import pairs_on_disk
-from ._logs import check_loggers
-from ._loop import claimed, fit
-from ._ranks import is_sharded, make_fabric
+from ._data import pairs_in_memory
+from ._loop.checkpoints import CONFIG
+from ._loop.logs import check_loggers
+from ._loop.loop import claimed, fit
+from ._loop.ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._sections import pairs_in_memory
 from ._setting_checks import without_effect
 from ._spectral_start import start_spectral_image
 
@@ -53,33 +53,35 @@ def align(
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
-    """Train an image tower and the heads of both, by the four alignment losses, on spots with image and genes.
+    """Train the image tower and the heads of both towers with the four alignment losses, on spots with image and genes.
 
-    A run that was interrupted goes on from its newest checkpoint when it is called again with the same arguments.
-    Ctrl-C and SIGTERM save one after the present step; a second signal stops at once.
+    To continue an interrupted run from its newest checkpoint, repeat the call with the same arguments. Ctrl-C and
+    SIGTERM save a checkpoint after the current step; a second signal stops immediately.
 
     Parameters
     ----------
     sections
         AnnData with raw counts, ``obsm["spatial"]`` and an image, SpatialData, paths of anything that `stampy.read`
         reads, or a manifest (.tsv with the columns path, name, image, um_per_px, spot_um); one or a list. Or a `Corpus`
-        with tiles, or the path of one.
-        Spots without genes (a section of 0 columns) feed the two losses that need an image alone.
+        with tiles, or the path of one. Spots without genes (a section of 0 columns) contribute to the two losses that
+        need only an image.
     out
-        Folder for config.json, data.json (the sections, also those of the run to start from), metrics.jsonl,
+        Folder for config.json, data.json (the sections, including those of the start model), metrics.jsonl,
         checkpoints, and the result in ``out/model``.
     model
-        What to start from: the gene tower of `pretrain` (an image tower is added), or a model with both towers, such as
-        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. It is left as it is.
+        Start model: a gene tower of `pretrain`, to which an image tower is added, or a model with both towers, such as
+        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. The start model is not
+        changed.
     backbone
-        A timm ViT with its own weights, to take instead of the model's image tower. None: the model's own, or
+        A timm ViT with its own weights, to replace the model's image tower. None: the model's own image tower, or
         ``config.backbone``.
     config
-        Settings; a mapping or JSON file names those that differ from the paper's.
+        Settings; a mapping or JSON file contains only those that differ from the paper.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if available, else the CPU.
     devices, num_nodes, strategy, loggers
-        See `pretrain`; each device gets ``pairs_per_batch`` pairs a step, and the losses compare those of all devices.
+        See `pretrain`; each device gets ``pairs_per_batch`` pairs per step, and the losses compare the pairs of all
+        devices.
     progress
         Show a progress bar.
 
@@ -90,19 +92,19 @@ def align(
     Raises
     ------
     ValueError
-        Settings or sections that can't be used, or `out` holds another run.
+        Settings or sections that cannot be used, or `out` contains another run.
     KeyError
         A section has no image.
     FloatingPointError
         The loss became NaN or infinite.
     RuntimeError
-        Another process is at work in `out`.
+        Another process is using `out`.
     OSError
         The disk is full.
 
     Examples
     --------
-    Fine-tuning of the packaged model, its heads alone, on a section of one's own:
+    Fine-tune only the heads of the packaged model on your own section:
 
     >>> import stampy, tempfile
     >>> section = stampy.datasets.toy(n_spots=40)
@@ -116,6 +118,7 @@ def align(
     if backbone is not None:
         config = _with_backbone(config, backbone)
     check_loggers(loggers)
+    chosen = corpus_or_sections(sections)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     start = model if isinstance(model, Stamp) else load_stamp(model, device="cpu")
     if start.genes is None:
@@ -128,7 +131,7 @@ def align(
     identity = _identity_of(start, aligned if config.pretrained else None)
     _choose_trained(aligned, config)
     before = trained_on(model)
-    found = fabric.launch(_align, sections, Path(out), aligned, config, tuple(loggers), progress, identity, before)
+    found = fabric.launch(_align, chosen, Path(out), aligned, config, tuple(loggers), progress, identity, before)
     return load_stamp(Path(out) / "model", device="cpu") if found is None else found
 
 

@@ -62,33 +62,33 @@ class _StageConfig:
     Parameters
     ----------
     lr, min_lr
-        Largest and last learning rate of AdamW: it rises linearly, then falls along a cosine.
+        Maximum and final learning rate of AdamW, with linear warm-up and cosine decay.
     warmup_steps
-        Steps of the rise. None: as many as in the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of a run that
-        has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
-        than half of it gives a warning.
+        Steps of the warm-up. None: the number of the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of the run
+        if it has fewer than five times as many steps. A warm-up as long as the run raises an error, and a warm-up
+        longer than half of it gives a warning.
     weight_decay
         Weight decay of AdamW.
     clip
-        Largest norm of the gradient.
+        Maximum norm of the gradient.
     precision
-        As Lightning Fabric names it: ``"32-true"``, ``"bf16-mixed"``.
+        Precision in the notation of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``.
     seed
-        Decides everything random, together with the number of the step.
+        Seed of all random numbers, together with the number of the step.
     checkpoint_every
         Steps between two checkpoints.
     keep
         Checkpoints that are kept.
     accumulate
-        Pieces into which a device's batch is cut, one after the other on the device; the result is that of the whole
-        batch, the memory that of a piece.
+        Number of pieces of a batch, which are processed one after the other on the device. The result is that of the
+        entire batch, with the memory of one piece.
     checkpoint_activations
         Keep only the inputs of layers and compute the rest again in the backward pass: far less memory, about a third
         more time.
     compile
-        Compile layers by `torch.compile`.
+        Compile layers with `torch.compile`.
     prefetch
-        Batches that are made ahead, each in a thread of its own.
+        Number of batches to prepare in advance, each in a separate thread.
     """
 
     lr: float = 1e-4
@@ -158,46 +158,45 @@ def _read(path: Path) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(_StageConfig):
-    """Stage 1: the gene encoder learns to reconstruct genes from a spot's own and from its neighbours' (section 3.2).
+    """Settings of stage 1: reconstruct genes of a spot from its other genes and from its neighbours (section 3.2).
 
     Parameters
     ----------
     width, depth, heads, feedforward, max_tokens, pooling, tied_heads, dropout, norm, rank_gate
         Architecture of the gene encoder, see `stampy.models.GeneConfig`.
     start
-        ``"random"`` weights, or ``"spectral"``: features are at first the axes along which neighbouring spots agree,
-        found from the sections in seconds. A small model on few sections gets further from there. It needs
+        ``"random"`` weights, or ``"spectral"``: features are initialised with the axes along which neighbouring spots
+        agree, computed from the sections in seconds. This gives better small models for few sections. It needs
         ``norm="pre"``, ``rank_gate`` and ``pooling="sum"`` or ``"bag"``.
     frozen
-        Prefixes of the names of the gene encoder's parameters that stay as they start, such as
-        ``("embeddings.", "rank_gate")``: then the features of ``pooling="bag"`` stay the spectral axes.
+        Prefixes of the names of the gene encoder's parameters that are not trained, such as
+        ``("embeddings.", "rank_gate")``, which keeps the spectral axes as features with ``pooling="bag"``.
     epochs_igr
-        Epochs with IGR alone, first.
+        Epochs with IGR alone, at the beginning.
     epochs_cgr
-        Epochs with IGR + CGR, then.
+        Epochs with IGR + CGR, afterwards.
     groups_per_batch, group_size, max_distance
-        Neighbourhood groups in a device's batch, spots in a group (the centre and its neighbours), and the limit of
-        `stampy.pp.neighborhoods`. New groups are drawn for every epoch.
+        Neighbourhood groups per batch of a device, spots per group (the central spot and its neighbours), and the limit
+        of `stampy.pp.neighborhoods`. New groups are drawn for every epoch.
     mask_fraction
-        Share of a spot's tokens that are selected: the loss is taken at these.
+        Share of the tokens of a spot that are selected for the loss.
     mask_share
-        Share of the selected tokens that become the mask; half of the others are exchanged for a random gene, half
-        stay. 1: all are masked, so that no part of the loss is won by copying.
+        Share of the selected tokens that are masked; half of the others are replaced by a random gene, half are kept.
+        1: all are masked, so copying does not lower the loss.
     head_bias
-        Where the biases of the two reconstruction heads start: ``"zero"``, or ``"frequency"``, at the logarithm of how
-        frequent each gene is among the tokens of the sections, which a run from zero learns in its first hundreds of
-        steps.
+        Initial biases of the two reconstruction heads: ``"zero"``, or ``"frequency"``, the logarithm of the frequency
+        of each gene among the tokens of the sections, which a run from zero learns in its first hundreds of steps.
     cgr_targets
-        ``"masked"``: the centre's selected genes (paper). ``"all"``: all its genes (released code).
+        ``"masked"``: the selected genes of the central spot (paper). ``"all"``: all its genes (released code).
     embedding
-        Size of the embedding. Once trained, the gene head is set to the principal components of the training spots'
-        features, so that a gene encoder alone gives embeddings too; stage 2 starts from it.
+        Size of the embedding. After training, the gene head is set to the principal components of the training spots'
+        features, so that a gene encoder without alignment also gives embeddings; stage 2 starts from it.
     positions_per_step
-        Train every step on this many positions, drawn at random from ``max_tokens`` (the same ones for the whole
-        batch); None for all. Halving them more than halves the cost of a step.
+        Number of positions per training step, drawn at random from ``max_tokens`` (the same positions for the entire
+        batch); None for all. Half the positions take less than half the time.
     fused
-        How the cross-entropy over all genes is taken: ``"torch"``, by rows; ``"liger"``, by the kernel of
-        liger-kernel (CUDA); ``"auto"``, by that kernel where it is installed.
+        Implementation of the cross-entropy over all genes: ``"torch"``, in rows; ``"liger"``, the kernel of
+        liger-kernel (CUDA); ``"auto"``, this kernel if it is installed.
     lr, min_lr, warmup_steps, weight_decay, clip, precision, seed, checkpoint_every, keep, accumulate, \
 checkpoint_activations, compile, prefetch
         Optimiser and loop, see `stampy.train.AlignConfig`.
@@ -261,64 +260,64 @@ checkpoint_activations, compile, prefetch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig(_StageConfig):
-    """Stage 2: image and gene embeddings are aligned by four losses of equal weight (section 3.3).
+    """Settings of stage 2: image and gene embeddings are aligned with four losses of equal weight (section 3.3).
 
     Parameters
     ----------
     backbone, backbone_kwargs
-        The image tower for a model that has none, a timm ViT: see `stampy.models.ImageConfig`. None:
-        ``"vit_large_patch16_224"``. For a model that has one they have no effect, which is an error unless they name
-        that one.
+        Image tower for a model without image tower, a timm ViT: see `stampy.models.ImageConfig`. None:
+        ``"vit_large_patch16_224"``. For a model with an image tower they raise an error, unless they are its own
+        settings.
     pretrained
-        Start an added tower from the backbone's own weights.
+        Start an added image tower from the backbone's own weights.
     start
-        How an added image tower starts: ``"random"``, or ``"spectral"``, where its first features are the principal
-        components of a tile's pieces, including its colours. For a small ViT that learns from few sections.
+        Initialisation of an added image tower: ``"random"``, or ``"spectral"``, with features that are the principal
+        components of image patches, including colours; for small ViTs and few sections.
     epochs
         Passes over the spots.
     pairs_per_batch
-        Pairs in a device's batch, an even number; the losses compare the pairs of all devices. Half of the pairs are
-        drawn in shuffled order; for each of these, the other half holds one more spot of the same section.
+        Pairs per batch of a device, an even number; the losses compare the pairs of all devices. Half of the pairs are
+        drawn in shuffled order; for each of these, the other half contains one more spot of the same section.
     losses
-        Those used, of patch_gene (L_P-S), region_gene (L_R-S), patch_region (L_P-R), localization (L_CSP).
+        Losses to use: patch_gene (L_P-S), region_gene (L_R-S), patch_region (L_P-R), localization (L_CSP).
     augment
-        Turn and mirror tiles (a patch and its region alike) and vary their colours.
+        Rotate and reflect tiles (a patch and its region in the same way) and vary their colours.
     frozen
-        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` for an image tower that
-        learns to match gene embeddings as they are.
+        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` to train an image tower
+        for fixed gene embeddings.
     trainable
-        Patterns of the names of parameters, such as ``("*_head.*", "image.base_model.blocks.11.*")``: no others are
-        trained. None: all that are not frozen.
+        Patterns of parameter names, such as ``("*_head.*", "image.base_model.blocks.11.*")``; only these are trained.
+        None: all parameters that are not frozen.
     image_tower
-        ``"full"``: train the ViT. ``"lora"``: low-rank updates of its linear layers, merged into them at the end.
-        ``"frozen"``: only the pretext token and the heads learn.
+        ``"full"``: train the ViT. ``"lora"``: train low-rank updates of its linear layers, merged into them at the end.
+        ``"frozen"``: train only the pretext token and the heads.
     lora_rank
         Rank of the low-rank updates.
     lr, min_lr
-        Largest and last learning rate of AdamW: it rises linearly, then falls along a cosine.
+        Maximum and final learning rate of AdamW, with linear warm-up and cosine decay.
     warmup_steps
-        Steps of the rise. None: as many as in the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of a run that
-        has fewer than five times as many. A number is taken as it is: a rise as long as the run is an error, one longer
-        than half of it gives a warning.
+        Steps of the warm-up. None: the number of the paper, 100 in stage 1 and 5,000 in stage 2, or a fifth of the run
+        if it has fewer than five times as many steps. A warm-up as long as the run raises an error, and a warm-up
+        longer than half of it gives a warning.
     weight_decay
         Weight decay of AdamW.
     clip
-        Largest norm of the gradient.
+        Maximum norm of the gradient.
     precision
-        As Lightning Fabric names it: ``"32-true"``, ``"bf16-mixed"``.
+        Precision in the notation of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``.
     seed
-        Decides everything random, together with the number of the step.
+        Seed of all random numbers, together with the number of the step.
     checkpoint_every, keep
-        Steps between two checkpoints, and how many of them are kept.
+        Steps between two checkpoints, and the number of checkpoints to keep.
     accumulate
-        Pieces into which a device's batch is cut, one after the other on the device; the result is that of the whole
-        batch, the memory that of a piece.
+        Number of pieces of a batch, which are processed one after the other on the device. The result is that of the
+        entire batch, with the memory of one piece.
     checkpoint_activations
-        Keep only the inputs of layers and compute the rest again in the backward pass: far less memory, more time.
+        Store only the inputs of layers and recompute activations in the backward pass: far less memory, more time.
     compile
-        Compile layers by `torch.compile`.
+        Compile layers with `torch.compile`.
     prefetch
-        Batches that are made ahead, each in a thread of its own.
+        Number of batches to prepare in advance, each in a separate thread.
 
     Examples
     --------

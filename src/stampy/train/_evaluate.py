@@ -23,13 +23,12 @@ from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import group_spots
 
 from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
-from ._batches import GroupBatch, moved
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
 from ._corpus.training_data import check_corpus, pairs_on_disk
-from ._data import MemorySection, TrainingSection
+from ._data import MemorySection, TrainingSection, prepare
 from ._pretrain_step import KINDS, Reconstruction
-from ._sections import prepare
+from ._samplers import GroupBatch, moved
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
@@ -49,43 +48,43 @@ def evaluate(
     device: str | None = None,
     seed: int = DEFAULT_SEED,
 ) -> pd.DataFrame:
-    """Measure both stages of a model on sections that it was not trained on, beside simple baselines.
+    """Evaluate both stages of a model on held-out sections, compared with simple baselines.
 
-    Stage 1: the cross-entropy (nats) of the gene tower's guesses, with inputs masked as in training. The tower has
-    learned what a spot is made of where ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is of genes
-    that the model is shown: it says how well it copies.
+    Stage 1: cross-entropy (nats) of the predictions of the gene tower, with inputs masked as in training. The tower has
+    learned about the composition of spots if ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is the
+    loss for visible genes and shows how well the model copies.
 
-    Stage 2, for models with an image tower and sections with an image: for each spot's tile, the share of spots whose
-    own genes are among the 1, 10 or 50 nearest of the section, in the model's shared space. Beside it stand chance and
-    a ridge regression from colours and texture of tiles to principal components of the genes, fitted on the other
-    sections (of a single section on its other half).
+    Stage 2, for models with an image tower and sections with an image: share of tiles whose own genes are among the 1,
+    10 or 50 nearest of the section, in the shared space of the model. Baselines are chance and a ridge regression from
+    colours and texture of tiles to principal components of the genes, fitted on the other sections (for a single
+    section on its other half).
 
     Parameters
     ----------
     model
         A model, or its name or folder.
     sections
-        As for `pretrain` and `align`, a corpus too. Whether the model has seen them is for you to know.
+        As for `pretrain` and `align`, or a corpus. stampy does not check whether the model was trained on them.
     n_groups
-        Neighbourhood groups of 9 spots of a section for stage 1.
+        Number of neighbourhood groups of 9 spots per section for stage 1.
     n_spots
-        Spots of a section for stage 2, drawn at random; all where there are fewer.
+        Number of spots per section for stage 2, drawn at random; all if there are fewer.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     seed
         Seed for groups, masks and drawn spots.
 
     Returns
     -------
-    A row a section and one, ``"all"``, of means over sections, with the columns: ``igr_masked``, ``igr_replaced``,
+    One row per section and a row ``"all"`` with means over sections, with the columns ``igr_masked``, ``igr_replaced``,
     ``igr_kept``, ``cgr``; ``corpus_frequency`` (of all sections given), ``section_frequency``,
-    ``section_frequency_unseen``; ``n_spots`` of stage 2, ``recall_at_1``, ``recall_at_10``, ``recall_at_50``, and
-    the same with the endings ``_ridge`` and ``_chance``. NaN where a section or the model has no such part.
+    ``section_frequency_unseen``; ``n_spots`` of stage 2, ``recall_at_1``, ``recall_at_10``, ``recall_at_50``, and the
+    same with the suffixes ``_ridge`` and ``_chance``. NaN if a value does not apply to the section or the model.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        Sections that can't be used; the message names them.
+        Sections that cannot be used; the message names them.
 
     Examples
     --------
@@ -169,7 +168,7 @@ def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[
 def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> dict[str, float]:
     """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
     config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
-    _checks.enough_spots({section.name: len(section.xy)}, config.group_size)
+    _checks.enough_spots({section.name: len(section.xy)}, config.group_size, setting="group_size")
     stage = Reconstruction(model, config, igr_steps=0)
     rng = _utils.stream(seed, "evaluate")
     members = section.kept_groups

@@ -23,22 +23,21 @@ from stampy._utils import stream
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, save
 from stampy.models._cross_entropy import kernel_for
 from stampy.models._load import load_stamp
-from stampy.models._trained_on import DATA
+from stampy.models._weights import DATA
 from stampy.pp import Vocabulary
 from stampy.pp._neighborhoods import MANY_DROPPED
 
 from ._baselines import frequencies, references
-from ._checkpoints import CONFIG
 from ._config import PretrainConfig
-from ._corpus.corpus import as_corpus
+from ._corpus.corpus import as_corpus, corpus_or_sections
 from ._corpus.training_data import groups_on_disk
-from ._data import TrainingData
-from ._logs import check_loggers
-from ._loop import claimed, fit
+from ._data import TrainingData, groups_in_memory
+from ._loop.checkpoints import CONFIG
+from ._loop.logs import check_loggers
+from ._loop.loop import claimed, fit
+from ._loop.ranks import make_fabric
 from ._pretrain_step import Reconstruction
-from ._ranks import make_fabric
 from ._samplers import GroupSampler
-from ._sections import groups_in_memory
 from ._spectral_start import start_spectral
 
 if TYPE_CHECKING:
@@ -62,10 +61,10 @@ def pretrain(
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
-    """Train a gene encoder: first IGR alone, then IGR and CGR, on batches of neighbourhood groups.
+    """Train a gene encoder, first with IGR alone, then with IGR and CGR, on batches of neighbourhood groups.
 
-    A run that was interrupted goes on from its newest checkpoint when it is called again with the same arguments.
-    Ctrl-C and SIGTERM save one after the present step; a second signal stops at once.
+    To continue an interrupted run from its newest checkpoint, repeat the call with the same arguments. Ctrl-C and
+    SIGTERM save a checkpoint after the current step; a second signal stops immediately.
 
     Parameters
     ----------
@@ -74,45 +73,45 @@ def pretrain(
         manifest (.tsv with a column ``path``); one or a list, which is held in memory. Or a `Corpus`, or the path
         of one.
     out
-        Folder for config.json, data.json (what guessing by frequency gives, spots that are left out), metrics.jsonl,
-        checkpoints, and the result in ``out/model``.
+        Folder for config.json, data.json (losses of guessing by frequency, dropped spots), metrics.jsonl, checkpoints,
+        and the result in ``out/model``.
     vocabulary
-        None: made from the sections (`stampy.pp.Vocabulary.from_sections`), or the one of the corpus.
+        None: computed from the sections (`stampy.pp.Vocabulary.from_sections`), or the vocabulary of the corpus.
     config
-        Settings; a mapping or JSON file names those that differ from the paper's.
+        Settings; a mapping or JSON file contains only those that differ from the paper.
     device
-        None: CUDA if there is one, else the CPU.
+        None: CUDA if available, else the CPU.
     devices, num_nodes
-        Devices of a node, and nodes; each device gets ``groups_per_batch`` groups a step. None: as many as processes
-        that torchrun or SLURM started, else one.
+        Devices per node, and nodes; each device gets ``groups_per_batch`` groups per step. None: the number of
+        processes started by torchrun or SLURM, otherwise one.
     strategy
-        How several devices share the work: ``"ddp"`` (each has the whole model; processes are started by running the
-        script again), ``"ddp_spawn"`` and ``"ddp_notebook"`` (likewise, started from within, in a notebook the latter),
-        ``"fsdp"`` (each has a part of the model).
+        Parallelisation over devices: ``"ddp"`` (each device has the entire model; processes are started by running the
+        script again), ``"ddp_spawn"`` and ``"ddp_notebook"`` (as ``"ddp"``, but processes are started from this
+        process; the latter in notebooks), ``"fsdp"`` (each device has a part of the model).
     loggers
-        Logs beside metrics.jsonl: ``"csv"``, ``"tensorboard"``, ``"wandb"``.
+        Additional logs: ``"csv"``, ``"tensorboard"``, ``"wandb"``.
     progress
         Show a progress bar.
 
     Returns
     -------
-    The model, a gene tower alone; also written to ``out/model``, for `align` and `stampy.models.load`.
+    The model with only a gene tower; also written to ``out/model``, for `align` and `stampy.models.load`.
 
     Raises
     ------
     ValueError
-        Settings or sections that can't be used, or `out` holds another run.
+        Settings or sections that cannot be used, or `out` contains another run.
     FloatingPointError
         The loss became NaN or infinite.
     RuntimeError
-        Another process is at work in `out`.
+        Another process is using `out`.
     OSError
         The disk is full.
 
     Warns
     -----
     StampyWarning
-        Sections without genes, spots in no neighbourhood group (more than a tenth of a section), a long warm-up, a
+        Sections without genes, spots without neighbourhood group (more than a tenth of a section), a long warm-up, or a
         damaged checkpoint.
 
     Examples
@@ -127,10 +126,11 @@ def pretrain(
     """
     config = PretrainConfig.of(config)
     check_loggers(loggers)
+    chosen = corpus_or_sections(sections)
     _check_frozen(config)
     fabric = make_fabric(config.precision, device=device, devices=devices, num_nodes=num_nodes, strategy=strategy)
     kernel_for(config.fused, fabric.device.type, torch.float32)
-    model = fabric.launch(_pretrain, sections, Path(out), vocabulary, config, tuple(loggers), progress)
+    model = fabric.launch(_pretrain, chosen, Path(out), vocabulary, config, tuple(loggers), progress)
     return load_stamp(Path(out) / "model", device="cpu") if model is None else model
 
 

@@ -20,10 +20,10 @@ from stampy.models import Stamp, losses
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.models._packed import Packing
 
-from ._batches import GroupBatch, GroupPiece, Losses
 from ._config import PretrainConfig
-from ._loop import Stage
-from ._ranks import synchronised
+from ._loop.loop import Stage
+from ._loop.ranks import synchronised
+from ._samplers import GroupBatch, GroupPiece, Losses
 
 __all__ = ["KINDS", "Reconstruction", "mask_tokens"]
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
 from stampy.bench._names import TABLES, config_path
 
-from .files import Files, files_in
+from .files import Files, files_in, slide_table
 from .places import KINDS, Place, places
-from .slides import slide_table
-from .steps import COUNTS, IMAGES, LABELS, R_STEPS
-from .weights import weights_of
 
-__all__ = ["Found", "Piece", "grouped", "look", "pieces"]
+if TYPE_CHECKING:
+    from stampy.models import Card
+
+__all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "grouped", "look", "pieces", "weights_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One thing that a table needs.
+    """One input of a table.
 
     Parameters
     ----------
@@ -31,11 +32,11 @@ class Piece:
     name
         Name of the section or of the system.
     found
-        Where it is; empty where it is missing.
+        Its path; empty if missing.
     steps
-        How to get it; empty where it is there.
+        Instructions to get it; empty if available.
     without
-        What is left out without it.
+        What is skipped without it.
     """
 
     what: str
@@ -57,25 +58,25 @@ class Found:
 
 
 def pieces(table: str, folder: str | Path) -> list[Piece]:
-    """What a table of the paper needs, and whether it is in a folder. Nothing is computed or downloaded.
+    """List the inputs of a table of the paper, and whether they are in a folder, without computing or downloading.
 
     Parameters
     ----------
     table
         ``"dlpfc"``, ``"hbc"``, ``"her2"``, ``"psc"``, ``"hhk"`` or ``"tcga-luad"``.
     folder
-        Where the data are, however deep. Weights are looked for in its ``weights/``, by the names of the systems
-        (``weights/uni.bin``, ``weights/stamp-f/``).
+        Folder of the data, which may be in subfolders. Weights are searched in its ``weights/``, by the names of the
+        systems (``weights/uni.bin``, ``weights/stamp-f/``).
 
     Returns
     -------
     A `Piece` for the counts, labels and image of each section, for the slides, and for the weights of each system.
-    `Piece.steps` says how to get what is missing.
+    `Piece.steps` states how to get missing inputs.
 
     Raises
     ------
     ValueError
-        `table` is none of the paper's; the nearest name is given.
+        `table` is not a table of the paper; the nearest name is given.
     FileNotFoundError
         There is no such folder.
 
@@ -208,3 +209,124 @@ def _slides(
         text = f"{len(found.unlabelled)} slides have no label or patient in {name}: {first}."
         out.append(Piece(what="slides", name="slides without a label", steps=text, without="these slides"))
     return found.rows, found.columns["label"], out
+
+
+_ENDINGS = ("", ".bin", ".safetensors", ".pt", ".pth", ".ckpt")
+
+
+def weights_of(systems: Sequence[str | Mapping[str, str]], folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """For each system that needs weights: its name, and `found` or `steps`; `named`: take it from `found`."""
+    from stampy import models
+
+    for raw in systems:
+        system = {"model": raw, "name": raw} if isinstance(raw, str) else raw
+        named = models.split_name(system["model"])
+        if named is None or system["model"] in models.packaged():
+            continue
+        card = models.card(named[0])
+        if card.trained_on.startswith("nothing"):
+            continue
+        yield system["name"], _found(card, folder) or _missing(card, system["name"])
+
+
+def _found(card: Card, folder: Path) -> dict[str, str] | None:
+    for name in _names(card):
+        for ending in _ENDINGS:
+            path = folder / "weights" / f"{name}{ending}"
+            if path.exists():
+                return {"found": str(path), "named": "yes"}
+    if card.repository is None or not card.sha256:
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    for name in card.sha256:
+        path = try_to_load_from_cache(card.repository, name, revision=card.revision)
+        if isinstance(path, str):
+            return {"found": path}
+    return None
+
+
+def _names(card: Card) -> list[str]:
+    """What the weights may be called; the three systems of the paper are in one file."""
+    return [card.name, *(["stamp"] if card.name.startswith("stamp-") else [])]
+
+
+def _missing(card: Card, name: str) -> dict[str, str]:
+    library = {"transformers": "transformers", "open_clip": "open_clip"}.get(card.loader)
+    if library and importlib.util.find_spec(library) is None:
+        return {
+            "steps": f'`pip install "stampy-st[systems]"` (it is built by {library}); {_get(card)}',
+            "without": name,
+        }
+    if card.gate == "open" and card.sha256:
+        return {"found": f"downloaded from {card.weights_at} when it is needed"}
+    return {"steps": _get(card), "without": name}
+
+
+def _get(card: Card) -> str:
+    where = f"https://huggingface.co/{card.repository}" if card.repository else card.address
+    asked = ""
+    if card.gate == "gated":
+        asked = "ask for access there, then log in by `hf auth login`" + (", or " if card.sha256 else " and ")
+    ending = Path(card.files[-1]).suffix if card.files else ".bin"
+    return f"{where} ({card.licence}): {asked}put the file below the folder as weights/{_names(card)[-1]}{ending}"
+
+
+R_STEPS = """in R, once: library(spatialLIBD); spe <- fetch_data("spe") (or load the file that you have); \
+colData(spe) <- cbind(colData(spe), spatialCoords(spe)); \
+zellkonverter::writeH5AD(spe, "dlpfc.h5ad", X_name = "counts")"""
+
+COUNTS = {
+    "dlpfc": (
+        "Any of: (1) https://spatial-dlpfc.s3.us-east-2.amazonaws.com/h5/{name}_filtered_feature_bc_matrix.h5, with "
+        "tissue_positions_list.txt and scalefactors_json.json of github.com/LieberInstitute/HumanPilot, 10X/{name}/; "
+        f"(2) {R_STEPS}; (3) an .h5ad or zarr of the section whose name has {{name}} in it, or one of all sections "
+        "with a column sample_id or sample_name; (4) no folder at all: `stampy bench run dlpfc --allow-unverified` "
+        "downloads."
+    ),
+    "hbc": (
+        "10x Genomics, 'Human Breast Cancer (Block A Section 1)', Space Ranger 1.1.0: "
+        "V1_Breast_Cancer_Block_A_Section_1_filtered_feature_bc_matrix.h5 and its spatial/ (unpacked) side by side."
+    ),
+    "her2": (
+        "git clone https://github.com/almaan/her2st: data/ST-cnts/{name}.tsv.gz and data/ST-spotfiles/"
+        "{name}_selection.tsv. An .h5ad with {name} in its file name also works."
+    ),
+    "psc": (
+        "Which accession the paper used is not known. Livers with primary sclerosing cholangitis: GEO GSE243977. Put "
+        "the Space Ranger folder, or an .h5ad, of each section below the folder."
+    ),
+    "hhk": (
+        "Which accession the paper used is not known. Healthy kidneys by Visium: Lake et al. 2023, "
+        "doi:10.1038/s41586-023-05769-3. Put the Space Ranger folder, or an .h5ad, of each section below the folder."
+    ),
+    "tcga-luad": (
+        "The table and the slides of the GDC: save the address that `stampy.datasets.gdc_query()` makes as luad.tsv, "
+        "get the slides by `gdc-client download` into the same folder. Which label the paper used is not known; "
+        "the table has the stage."
+    ),
+}
+
+LABELS = {
+    "dlpfc": (
+        "github.com/JinmiaoChenLab/SEDR_analyses, data/DLPFC/{name}/metadata.tsv (column layer_guess_reordered); or "
+        "{name}_truth.txt (barcode, layer), or barcode_level_layer_map.tsv of HumanPilot, anywhere below the "
+        "folder; or a column layer_guess_reordered or spatialLIBD in obs."
+    ),
+    "hbc": (
+        "github.com/JinmiaoChenLab/SEDR_analyses, data/BRCA1/metadata.tsv (column fine_annot_type), anywhere below the "
+        "folder; or that column in obs."
+    ),
+}
+
+IMAGES = {
+    "dlpfc": (
+        "https://spatial-dlpfc.s3.us-east-2.amazonaws.com/images/{name}_full_image.tif, anywhere below the folder."
+    ),
+    "hbc": "10x Genomics, the same page: V1_Breast_Cancer_Block_A_Section_1_image.tif, anywhere below the folder.",
+    "her2": "her2st's ST-imgs (its README names the archive): data/ST-imgs/A/A1/*.jpg, and so on.",
+    "psc": "The full-resolution H&E image, in the section's folder or named after it.",
+    "hhk": "The full-resolution H&E image, in the section's folder or named after it.",
+}

@@ -130,7 +130,7 @@ class _FolderSearch:
         texts = [p for p in self.files.texts if re.fullmatch(rf"{re.escape(name)}(_stdata)?\.tsv(\.gz)?", p.name)]
         if not texts:
             return []
-        from stampy._io.st import is_st
+        from stampy._io.formats.st import is_st
 
         return [Place(name=name, path=path) for path in texts if is_st(path)]
 

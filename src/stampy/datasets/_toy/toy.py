@@ -59,31 +59,31 @@ def toy(
     effect: float = 8.0,
     rng: int | np.random.Generator | None = 0,
 ) -> AnnData:
-    """Make a section whose truth is known: planted domains, genes and matching H&E-like tissue.
+    """Generate a section with known ground truth: planted domains, genes and matching H&E-like tissue.
 
-    The tissue is a blob, its domains are curved bands of (nearly) equally many spots. Each domain is a tissue
-    (epithelium, stroma, immune, adipose, muscle, white matter, cortex, liver, in this order) with its own look in the
-    image and its own programme of marker genes, `effect` times as high there as elsewhere. All other genes are drawn
-    alike everywhere. Counts are negative binomial with a depth of the spot's own.
+    Domains are curved bands with (nearly) equal numbers of spots. Each domain is a tissue (epithelium, stroma, immune,
+    adipose, muscle, white matter, cortex, liver, in this order) with its own appearance in the image and its own
+    programme of marker genes, which are `effect` times as high as elsewhere. All other genes have the same distribution
+    everywhere. Counts are negative binomial with a different depth for each spot.
 
     Parameters
     ----------
     n_spots
         Spots of each section.
     n_domains
-        Domains of each section, 1 to 8, not more than `n_spots`.
+        Domains of each section, 1 to 8, at most `n_spots`.
     n_genes
-        Genes, 40 to 800; real symbols and Ensembl ids, markers mixed with widely expressed genes.
+        Number of genes, 40 to 800, with real symbols and Ensembl ids; markers and widely expressed genes.
     n_sections
-        Sections. They share genes and domains; outline, layout, depth and stain are each section's own.
+        Number of sections. They share genes and domains, and differ in outline, layout, depth and stain.
     grid
         `"visium"`: hexagonal, 100 µm apart, spots of 55 µm. `"st"`: square, 200 µm apart, spots of 100 µm.
     image
         Whether to draw the tissue.
     effect
-        How many times as high the marker genes of a domain are there as elsewhere. With the default, 8, principal
-        components separate the domains without an error. With 2, single spots have too few counts for that. With 1,
-        the genes carry no information about the domains.
+        Factor of the marker genes in their domain. With the default, 8, principal components separate the domains
+        without errors. With 2, single spots have too few counts for this. With 1, the genes carry no information about
+        the domains.
     rng
         Seed or generator. The counts are the same with and without `image`.
 
@@ -94,7 +94,7 @@ def toy(
     - `X`: counts, CSR int32
     - `obs["domain"]`: the planted domain, categorical "D1", "D2", ...; `obs["section"]`: "toy", or for several
       "toy_1", "toy_2", ... (the `library_key` of other functions); `obs["in_tissue"]`, `["array_row"]`, `["array_col"]`
-    - `var["gene_ids"]`: Ensembl ids; `var["domain"]`: the domain whose programme holds the gene, NaN for all others
+    - `var["gene_ids"]`: Ensembl ids; `var["domain"]`: the domain whose programme contains the gene, NaN for other genes
     - `obsm["spatial"]`: x and y in px of the section's full-resolution image, 1.6 µm per px
     - `uns["spatial"][section]`: `images` (`hires`, the full resolution; `lowres`, at most 600 px; uint8 RGB) and
       `scalefactors`; absent without `image`
@@ -103,7 +103,7 @@ def toy(
     Raises
     ------
     TypeError, ValueError
-        If a number is not whole or out of its range, or `grid` is unknown.
+        If a number is not an integer or out of its range, or `grid` is unknown.
 
     Examples
     --------

@@ -40,11 +40,11 @@ def toy_hest(
     leak: bool = True,
     rng: int = 0,
 ) -> list[AnnData]:
-    """Write a folder like HEST from toy sections.
+    """Write toy sections to a folder with the layout of HEST.
 
     Files written: ``HEST_v1_1_0.csv`` with the columns of the real table, and for each section ``st/ID.h5ad``,
-    ``wsis/ID.tif`` (tiled, with its pixel size) and ``metadata/ID.json``. Ids are TOY1, TOY2, ...; two sections make a
-    patient.
+    ``wsis/ID.tif`` (tiled, with its pixel size) and ``metadata/ID.json``. Ids are TOY1, TOY2, ...; two sections belong
+    to one patient.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def toy_hest(
     n_sections, n_spots, n_domains, n_genes
         As for `stampy.datasets.toy`.
     leak
-        Add a section with the id of one that the paper's tables are computed on, TENX13.
+        Add a section with the id of a section of the paper's tables, TENX13.
     rng
         Seed. The sections are those of ``toy(n_spots, n_domains, n_sections=n_sections + leak, rng=rng)``; with the
         same seed, `toy_spavis` has the same domains and genes.
 
     Returns
     -------
-    The sections, with ``obs["domain"]``, which the files do not have.
+    The sections, with ``obs["domain"]``, which is not in the files.
 
     Raises
     ------

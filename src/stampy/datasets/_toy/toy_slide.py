@@ -23,25 +23,25 @@ def toy_slide(
     um_per_px: float = 1.6,
     rng: int | np.random.Generator | None = 0,
 ) -> np.ndarray:
-    """Write a slide of H&E-like tissue: stroma with an immune infiltrate and, if wanted, an epithelial tumour.
+    """Write a slide of H&E-like tissue: stroma with an immune infiltrate and optionally an epithelial tumour.
 
     Parameters
     ----------
     path
-        File to write, ending in .tif or .tiff: tiled, JPEG, levels of 1, 1/2, 1/4, ..., with its µm per
-        pixel in the resolution tags.
+        File to write, ending in .tif or .tiff: tiled, JPEG, levels of 1, 1/2, 1/4, ..., with the µm per pixel in the
+        resolution tags.
     tumor
-        Part of the tissue that is tumour, 0 to 0.7; 0: a slide without tumour.
+        Fraction of the tissue that is tumour, 0 to 0.7; 0: a slide without tumour.
     size_um
         Edge of the slide.
     um_per_px
         Size of a pixel.
     rng
-        Seed or generator: outline, places, stain.
+        Seed or generator for outline, positions and stain.
 
     Returns
     -------
-    (h, w) bool, where the tumour is, in px of the full resolution: the truth for tiles' centres is
+    (h, w) bool mask of the tumour in px of the full resolution: the ground truth for the centres of tiles is
     ``mask[y.astype(int), x.astype(int)]``.
 
     Raises

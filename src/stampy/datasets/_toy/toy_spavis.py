@@ -27,7 +27,7 @@ PAD = {1: 1, 2: 0}  # by stage: readers must know both
 
 
 class ToySpavis(NamedTuple):
-    """What `toy_spavis` wrote, and what it was made of."""
+    """Files written by `toy_spavis`, and their ground truth."""
 
     folder: Path
     vocabulary: Path  # genes.tsv
@@ -50,19 +50,19 @@ def toy_spavis(
     vocabulary: str | Path | None = None,
     rng: int = 0,
 ) -> ToySpavis:
-    """Write a folder like SpaVis-6M, the published training files of STAMP, from toy sections.
+    """Write toy sections to a folder with the layout of SpaVis-6M, the published training files of STAMP.
 
-    Files written: ``train/tokens-0.h5``, ..., ``val/tokens-0.h5``, and beside these folders ``genes.tsv`` (the
-    vocabulary) and ``truth.tsv``. The last section of a file of ``train/`` goes on in the next one.
+    Files written: ``train/tokens-0.h5``, ..., ``val/tokens-0.h5``, ``genes.tsv`` (the vocabulary) and ``truth.tsv``.
+    The last section of a file in ``train/`` continues in the next file.
 
     Parameters
     ----------
     folder
         Where to write.
     stage
-        1: ``tokenized_gene`` (groups, 9, `n_positions`), the centre first, padded with 1. 2: (spots, `n_positions`),
-        padded with 0, with ``images`` and ``images_aug`` (spots, 3, `size_px`, `size_px`), the patch of 112 µm and a
-        region of 336 µm, and ``pos_label``, the patch's cell in its region, row by row.
+        1: ``tokenized_gene`` (groups, 9, `n_positions`), the central spot first, padded with 1. 2: (spots,
+        `n_positions`), padded with 0, with ``images`` and ``images_aug`` (spots, 3, `size_px`, `size_px`), the patch of
+        112 µm and a region of 336 µm, and ``pos_label``, the cell of the patch in its region, row by row.
     n_spots, n_domains, n_genes
         Size of each section, as for `stampy.datasets.toy`.
     n_sections, n_val
@@ -74,15 +74,15 @@ def toy_spavis(
     size_px
         Edge of the images.
     vocabulary
-        Another vocabulary to write tokens with, such as `stampy.datasets.published_vocabulary()`. None: one of the toy
-        sections' own genes.
+        Another vocabulary for the tokens, such as `stampy.datasets.published_vocabulary()`. None: a vocabulary of the
+        genes of the toy sections.
     rng
         Seed. The sections are those of ``toy(n_spots, n_domains, n_sections=n_sections + n_val, rng=rng)``.
 
     Returns
     -------
-    `folder`, `vocabulary` (a path), `truth` (a row for each spot of the files, with the columns split, file, row,
-    place (in its group), section (its name in a corpus), spot, domain) and the toy sections.
+    `folder`, `vocabulary` (a path), `truth` (one row per spot of the files, with the columns split, file, row, place
+    (in its group), section (its name in a corpus), spot, domain) and the toy sections.
 
     Raises
     ------

@@ -38,12 +38,12 @@ class _System(nn.Module):
 
 
 class ImageSystem(_System):
-    """An image encoder: tiles in, one vector each out. `stampy.models.Stamp` has the same methods.
+    """Image encoder: one vector per tile. `stampy.models.Stamp` has the same methods.
 
     Parameters
     ----------
     card
-        Card of the system, with the input that it needs.
+        Card of the system, which describes its input.
     """
 
     @property
@@ -53,7 +53,7 @@ class ImageSystem(_System):
 
     @property
     def tile_um(self) -> float:
-        """Edge of the tissue that a tile shows."""
+        """Edge of the tissue in a tile, in µm."""
         return self.card.tile_um or _keys.TILE_UM
 
     @property
@@ -72,7 +72,7 @@ class ImageSystem(_System):
         raise NotImplementedError
 
     def project_images(self, features: Tensor) -> Tensor:
-        """Features -> embeddings (B, D): the features themselves where the system has no projection."""
+        """Features -> embeddings (B, D); the features themselves if the system has no projection."""
         return features
 
     def embed_images(self, tiles: Tensor, *, level: Level = "embedding") -> Tensor:
@@ -83,14 +83,15 @@ class ImageSystem(_System):
 
 
 class GeneSystem(_System):
-    """A gene encoder: counts in, one vector each out.
+    """Gene encoder: one vector per spot from its counts.
 
     Parameters
     ----------
     card
         Card of the system.
     genes
-        Its vocabulary: columns gene_id, symbol and divisor, one row per gene. The columns of the counts are these rows.
+        Its vocabulary: columns gene_id, symbol and divisor, one row per gene, in the order of the columns of the
+        counts.
     """
 
     def __init__(self, card: Card, genes: pd.DataFrame):
@@ -102,7 +103,7 @@ class GeneSystem(_System):
         raise NotImplementedError
 
     def project_genes(self, features: Tensor) -> Tensor:
-        """Features -> embeddings (B, D): the features themselves where the system has no projection."""
+        """Features -> embeddings (B, D); the features themselves if the system has no projection."""
         return features
 
     def embed_counts(self, counts: sparse.csr_matrix, *, level: Level = "embedding") -> Tensor:
@@ -114,10 +115,10 @@ class GeneSystem(_System):
 
 
 class SlideSystem(_System):
-    """A slide encoder: the tile features of a slide in, one vector out."""
+    """Slide encoder: one vector per slide from its tile features."""
 
     def attention(self, features: Tensor) -> Tensor:
-        """How much each of the tiles counts, (N, heads); each column sums to 1."""
+        """Weight of each tile, (N, heads); each column sums to 1."""
         raise NotImplementedError
 
     def embed_slide(self, features: Tensor) -> Tensor:

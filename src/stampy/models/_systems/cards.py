@@ -20,32 +20,32 @@ class Card:
     Parameters
     ----------
     name
-        As `stampy.tl.embed` and `stampy.models.load` take it.
+        Name for `stampy.tl.embed` and `stampy.models.load`.
     title
-        As its authors write it.
+        Name as written by its authors.
     modality
-        What it embeds: ``"image"``, ``"gene"``, ``"fused"``; ``"slide"`` for bags of tile features; ``"predictor"`` for
-        networks that predict expression and are to be trained.
+        Input of the system: ``"image"``, ``"gene"``, ``"fused"``; ``"slide"`` for bags of tile features;
+        ``"predictor"`` for networks that are trained to predict expression.
     loader
-        Library that builds it; ``"stampy"`` where stampy does.
+        Library that builds the network; ``"stampy"`` if stampy does.
     repository, files
         Repository on the Hugging Face hub, and possible names of its weight files (the first that exists is used).
     revision, sha256
-        The commit of the repository that is downloaded, and the hash of each of its files (`files`), where they are
-        known; nothing else is downloaded unless a revision is given in the name (``"uni@..."``).
+        Commit of the repository to download, and the hash of each of its files (`files`), if known. Other commits are
+        downloaded only if the name contains a revision (``"uni@..."``).
     address
-        Where the weights are described, or available if there is no hub repository.
+        Address of the description of the weights, or of the weights if there is no hub repository.
     licence
-        Licence of the weights, as far as it is known.
+        Licence of the weights, if known.
     gate
-        ``"gated"``: access must be requested. ``"open"``. ``"unclear"``. ``"none"``: there are no weights to fetch.
+        ``"gated"``: access must be requested. ``"open"``. ``"unclear"``. ``"none"``: there are no weights.
     dim, feature_dim
-        Size of the embedding, and of the feature before a projection (the same where there is none).
+        Size of the embedding, and of the feature before a projection (equal without projection).
     size_px, tile_um, mean, std
         Edge of the input in px and in µm of tissue; mean and standard deviation of the channels, scaled to 0..1. None
-        for systems that see no image.
+        for systems without image input.
     parameters
-        Number of parameters of the part that makes the embedding; None where it depends on the file.
+        Number of parameters of the part that computes the embedding; None if it depends on the file.
     citation
         DOI or arXiv number.
     trained_on
@@ -91,7 +91,7 @@ class Card:
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
     def has_seen(self, dataset: str) -> bool | None:
-        """Whether it was trained on a data set of the paper's tables; None where that is unknown.
+        """Whether it was trained on a data set of the paper's tables; None if unknown.
 
         >>> import stampy
         >>> mstar = stampy.models.card("mstar")
@@ -103,7 +103,7 @@ class Card:
 
     @property
     def weights_at(self) -> str:
-        """Where the weights are, for people."""
+        """Human-readable location of the weights."""
         return f"hf-hub:{self.repository}" if self.repository else self.address
 
 

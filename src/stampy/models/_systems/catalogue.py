@@ -1,11 +1,14 @@
-"""The cards. Facts are those of the systems' own publications and public loaders; unknown facts are marked as unknown.
+"""The cards, and all names that `load` knows. Facts are those of the systems' own publications and public loaders.
 
-Access and licences change: the address on the card decides.
+Access and licences change: the address on the card decides. Unknown facts are marked as unknown.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
@@ -14,7 +17,7 @@ from stampy.models._systems.cards import BENCHMARKS, Card, image_input
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CARDS", "card", "split_name", "split_revision", "systems"]
+__all__ = ["CARDS", "card", "check_name", "packaged", "split_name", "split_revision", "systems", "unknown_model"]
 
 CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _BIN = ("model.safetensors", "pytorch_model.bin")
@@ -201,7 +204,7 @@ CARDS = {card.name: replace(card, **_PINNED.get(card.name, {})) for card in _ALL
 
 
 def card(name: str) -> Card:
-    """The card of a system.
+    """Return the card of a system.
 
     Parameters
     ----------
@@ -238,7 +241,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def split_name(name: str) -> tuple[str, str | None] | None:
-    """Name of a system and path of its weights, if one is given; None for anything that names no system.
+    """Split a name into the name of a system and the path of its weights; None if it is not a system.
 
     >>> split_name("uni:weights/pytorch_model.bin"), split_name("uni"), split_name("hf-hub:org/name")
     (('uni', 'weights/pytorch_model.bin'), ('uni', None), None)
@@ -248,7 +251,7 @@ def split_name(name: str) -> tuple[str, str | None] | None:
 
 
 def systems(modality: str | None = None) -> pd.DataFrame:
-    """Every system that stampy can run, as a table.
+    """List all systems that stampy can run, as a table.
 
     Parameters
     ----------
@@ -286,3 +289,38 @@ def systems(modality: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
     whole = ["dim", "feature_dim", "size_px", "parameters"]
     return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def packaged() -> list[str]:
+    """Names of the models that come with the package.
+
+    Examples
+    --------
+    >>> "stampy-mini" in packaged()
+    True
+    """
+    folder = files("stampy") / "models" / "weights"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError or FileNotFoundError for a name that `stampy.models.load` does not know.
+
+    >>> check_name("stampy-mini")
+    """
+    if name == "stamp" or name.startswith(("stamp:", "hf-hub:")) or name in packaged():
+        return
+    if split_name(name) is None and not Path(name).expanduser().is_dir():
+        raise unknown_model(name)
+
+
+def unknown_model(name: str) -> Exception:
+    """The error for an unknown name; near names are given."""
+    known = [*dict.fromkeys((*packaged(), "stamp", *CARDS))]
+    if "/" in name or name.startswith((".", "~")):
+        return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return ValueError(
+        f"Unknown model {name!r}.{hint} Known: {known}, a folder of weights, or 'hf-hub:org/name@revision'."
+    )

@@ -73,23 +73,23 @@ class _Bridge(nn.Module):
 class EGN(nn.Module):
     """Exemplar-guided network.
 
-    The defaults are its authors' widths. With 5,000 genes and features of 2,048 numbers (a ResNet-50's) it has
-    144.96 M trainable parameters. The paper of STAMP states 146.02 M, but not its settings: the settings used here
-    (tiles of 224 px, bridges of eight heads of 32) agree with it after adding the 1.05 M parameters that the published
-    code declares in its bridges (an output layer each) and never uses.
+    The default widths are those of its authors. With 5,000 genes and 2,048 features (of a ResNet-50) it has 144.96 M
+    trainable parameters. The paper of STAMP states 146.02 M, but not its settings: the settings used here (tiles of 224
+    px, bridges of eight heads of 32) agree with it after adding the 1.05 M parameters that the published code declares
+    in its bridges (one output layer each) and never uses.
 
     Parameters
     ----------
     n_genes
         Number of genes to predict.
     feature_dim
-        Size of the features by which exemplars are found.
+        Size of the features for finding exemplars.
     size_px, patch_px
         Edge of a tile and of the ViT's patches.
     width, depth, heads, feedforward
         Size of the ViT.
     bridge_heads, bridge_channels, bridge_every
-        Heads and channels of the exchange with the exemplars, and after how many layers each exchange comes.
+        Heads and channels of the exchange with the exemplars, and the number of layers between exchanges.
     projector_depth
         Feed-forward blocks that bring features to the width of the ViT.
 
@@ -144,7 +144,7 @@ class EGN(nn.Module):
         features
             (B, M) of the tiles.
         known_features, known_values
-            (B, K, M) and (B, K, G) of each tile's exemplars.
+            (B, K, M) and (B, K, G) of the exemplars of each tile.
         """
         x_BTD = self._tokens(images)
         places = self.positions[:, : x_BTD.shape[1]]

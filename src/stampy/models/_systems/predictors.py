@@ -39,14 +39,14 @@ class Tiles(Protocol):
 class STNet(nn.Module):
     """ST-Net: a DenseNet-121 with a linear head (He et al. 2020), built by timm.
 
-    With 5,000 genes it has 12.08 M trainable parameters, what the paper of STAMP states.
+    With 5,000 genes it has 12.08 M trainable parameters, as stated in the paper of STAMP.
 
     Parameters
     ----------
     n_genes
         Number of genes to predict.
     pretrained
-        Start from ImageNet, as its authors do; timm fetches those weights from the hub.
+        Start from weights of ImageNet, as its authors do; timm downloads them from the hub.
     """
 
     def __init__(self, n_genes: int, *, pretrained: bool = False):
@@ -60,7 +60,7 @@ class STNet(nn.Module):
         return self.network(images)
 
     def start_from(self, mean: Tensor) -> None:
-        """Let an untrained network predict the mean expression, as its authors do."""
+        """Set the bias so that the untrained network predicts the mean expression, as its authors do."""
         head = self.network.get_classifier()
         nn.init.zeros_(head.weight)
         with torch.no_grad():
@@ -68,22 +68,22 @@ class STNet(nn.Module):
 
 
 class Predictor:
-    """Train ST-Net or EGN on the tiles and the expression of some spots, and predict that of others.
+    """Train ST-Net or EGN on tiles and expression, and predict the expression of other tiles.
 
     Parameters
     ----------
     name
         ``"stnet"`` or ``"egn"``.
     pretrained
-        ST-Net: start from ImageNet (fetched by timm).
+        ST-Net: start from weights of ImageNet (downloaded by timm).
     n_exemplars
-        EGN: similar spots to look at.
+        EGN: number of similar spots to use.
     rng
         Seed or generator for initial weights, order and flips; the same seed gives the same network on the same device.
     device
-        None: CUDA if there is one, else an Apple GPU (MPS), else the CPU.
+        None: CUDA if available, else an Apple GPU (MPS), else the CPU.
     options
-        More arguments of `EGN`, such as ``depth``.
+        Further arguments of `EGN`, such as ``depth``.
 
     Attributes
     ----------
@@ -139,21 +139,21 @@ class Predictor:
         learning_rate: float | None = None,
         weight_decay: float = 1e-4,
     ) -> None:
-        """Train from the start.
+        """Train the network from its initial weights.
 
-        Tiles are flipped and turned at random. ST-Net minimises the squared error; EGN that and half of one minus the
-        genes' mean correlation within the batch. The optimizer is AdamW for both (ST-Net's authors used SGD).
+        Tiles are flipped and rotated at random. ST-Net minimises the squared error. EGN also minimises half of one
+        minus the mean correlation of the genes within the batch. Both use AdamW (the authors of ST-Net used SGD).
 
         Parameters
         ----------
         tiles
             (N, size, size, 3) uint8, such as ``obsm["stamp_tiles"]``; or an object with a length, ``size_px``, and a
-            method ``read(rows)`` that gives such an array, so that not all tiles need be in memory.
+            method ``read(rows)`` that returns such an array, if the tiles do not fit into memory.
         targets
-            (N, G) float, expression on the scale on which it is to be predicted, such as log-normalised.
+            (N, G) float, expression on the scale of the prediction, for example log-normalised.
         features
-            EGN: (N, M), the embedding by which similar spots are found, such as ``obsm["X_uni"]``. Its authors
-            use a ResNet-50 of ImageNet.
+            EGN: (N, M), the embedding for finding similar spots, such as ``obsm["X_uni"]``. Its authors use a ResNet-50
+            trained on ImageNet.
         groups
             EGN: (N,) section or patient of each spot. Exemplars of a training spot come from other groups, as in
             prediction; without `groups`, from all other spots.
@@ -163,7 +163,7 @@ class Predictor:
         Raises
         ------
         ValueError
-            Lengths differ, targets are not finite, features are missing, or given to ST-Net.
+            Lengths differ, targets are not finite, or features are missing or were passed to ST-Net.
         """
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             _checks.at_least(name, value, 1)
@@ -191,7 +191,7 @@ class Predictor:
     def predict(
         self, tiles: np.ndarray | Tiles, *, features: np.ndarray | None = None, batch_size: int = 32
     ) -> np.ndarray:
-        """Expression (N, G) float32 of tiles; EGN finds their exemplars among the spots that it was trained on."""
+        """Predict the expression (N, G) float32 of tiles; EGN finds exemplars among its training spots."""
         if self.network is None:
             raise ValueError(f"{self.card.title} is not fitted yet: call `fit(tiles, targets)` first.")
         self._check_features(features, len(tiles))

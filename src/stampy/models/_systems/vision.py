@@ -1,6 +1,6 @@
-"""Encoders that are one timm ViT, and the tile itself.
+"""Encoders of tiles: one timm ViT, the tile itself, and those aligned with text (CONCH, PLIP, OmiCLIP).
 
-Shapes: B tiles, T tokens, D width.
+Shapes: B tiles, T tokens, C width of the ViT, D width of the embedding, Q queries.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from stampy.models._systems.base import ImageSystem
 from stampy.models._systems.cards import Card
-from stampy.models._tensors import fill, read_state_dict
+from stampy.models._tensors import fill, only, read_state_dict
 
-__all__ = ["Pixels", "ViT", "load_vit"]
+__all__ = ["Conch", "OmiClip", "Pixels", "Plip", "ViT", "load_conch", "load_omiclip", "load_plip", "load_vit"]
 
 
 class ViT(ImageSystem):
@@ -68,3 +68,142 @@ class Pixels(ImageSystem):
     def image_features(self, images: Tensor) -> Tensor:
         """(B, 3 edge²), row by row, 0..1."""
         return F.adaptive_avg_pool2d(images, self.card.architecture["edge"]).permute(0, 2, 3, 1).flatten(1)
+
+
+class _Pooler(nn.Module):
+    # Learned queries that attend to the tokens of the image.
+    def __init__(self, width: int, context: int, n_queries: int, heads: int = 8):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(n_queries, width))
+        self.attn = nn.MultiheadAttention(width, heads, kdim=context, vdim=context, batch_first=True)
+        self.ln_q = nn.LayerNorm(width)
+        self.ln_k = nn.LayerNorm(context)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTC = self.ln_k(x_BTC)
+        q_BQD = self.ln_q(self.query).expand(len(x_BTC), -1, -1)
+        return self.attn(q_BQD, x_BTC, x_BTC, need_weights=False)[0]
+
+
+class _ConchVisual(nn.Module):
+    # The image tower of CONCH by its own names; `attn_pool_caption` serves text generation and is not run here.
+    def __init__(self, card: Card):
+        super().__init__()
+        from timm.models.vision_transformer import VisionTransformer
+
+        a = card.architecture
+        self.trunk = VisionTransformer(
+            img_size=card.size_px, patch_size=16, embed_dim=a["width"], depth=a["depth"], num_heads=a["heads"],
+            num_classes=0, dynamic_img_size=True,
+        )  # fmt: skip
+        self.attn_pool_contrast = _Pooler(a["embedding"], a["width"], 1)
+        self.ln_contrast = nn.LayerNorm(a["embedding"])
+        self.proj_contrast = nn.Parameter(torch.empty(a["embedding"], a["embedding"]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled_BQD = self.attn_pool_contrast(self.trunk.forward_features(images))
+        return self.ln_contrast(pooled_BQD[:, 0])
+
+
+class Conch(ImageSystem):
+    """CONCH: a ViT-B/16 whose tokens are pooled by one learned query."""
+
+    def __init__(self, card: Card):
+        super().__init__(card)
+        self.visual = _ConchVisual(card)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, D): pooled, before the projection into the space shared with text."""
+        return self.visual(images)
+
+    def project_images(self, features: Tensor) -> Tensor:
+        """(B, D), L2 norm 1."""
+        return F.normalize(features @ self.visual.proj_contrast, dim=-1)
+
+
+def load_conch(card: Card, path: Path) -> Conch:
+    """Read CONCH's state dict: `visual.*` strictly; text tower and decoders are known and left out."""
+    with torch.device("meta"):
+        system = Conch(card)
+    text = ("text.", "text_decoder.", "logit_scale", "visual.attn_pool_caption.", "visual.ln_caption.")
+    tensors = only(read_state_dict(path), where=str(path), prefix="visual.", ignored=text)
+    _resize_positions(tensors, system.visual.trunk)
+    fill(system.visual, tensors, where=str(path))
+    return system
+
+
+def _resize_positions(tensors: dict[str, Tensor], trunk: Any) -> None:
+    """Resample the position embedding of 448 px to that of the card, bilinearly as the published loader does."""
+    from timm.layers import resample_abs_pos_embed
+
+    found = tensors.get("trunk.pos_embed")
+    if found is None or found.ndim != 3 or found.shape[1] == trunk.pos_embed.shape[1]:
+        return
+    tensors["trunk.pos_embed"] = resample_abs_pos_embed(
+        found.float(), list(trunk.patch_embed.grid_size), num_prefix_tokens=1, interpolation="bilinear", antialias=False
+    )
+
+
+class Plip(ImageSystem):
+    """PLIP: the image tower of a CLIP ViT-B/32, built by transformers."""
+
+    def __init__(self, card: Card):
+        super().__init__(card)
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        self.clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**card.architecture))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, 768): the class token after the last norm."""
+        return self.clip.vision_model(pixel_values=images).pooler_output
+
+    def project_images(self, features: Tensor) -> Tensor:
+        """(B, 512), L2 norm 1."""
+        return F.normalize(self.clip.visual_projection(features), dim=-1)
+
+
+def load_plip(card: Card, path: Path) -> Plip:
+    """Read a CLIP state dict by transformers' names: the image side strictly, the text side is known and left out."""
+    system = Plip(card)
+    text = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
+    tensors = only(read_state_dict(path), where=str(path), ignored=text)
+    fill(system.clip, tensors, where=str(path))
+    return system
+
+
+class OmiClip(ImageSystem):
+    """OmiCLIP: the image tower of a CoCa ViT-L/14, built by open_clip."""
+
+    def __init__(self, card: Card, visual: Any):
+        super().__init__(card)
+        self.proj = visual.proj
+        visual.proj = None  # the tower then gives the pooled tokens, and the projection is ours to call
+        visual.output_tokens = False
+        self.visual = visual
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, 768): pooled, before the projection."""
+        return self.visual(images)
+
+    def project_images(self, features: Tensor) -> Tensor:
+        """(B, 768), L2 norm 1."""
+        return F.normalize(features @ self.proj, dim=-1)
+
+
+def build_coca(card: Card) -> nn.Module:
+    """The whole CoCa of open_clip, by name or, for a variant, from its configuration."""
+    import open_clip
+
+    arguments = dict(card.architecture)
+    if "name" in arguments:
+        arguments = open_clip.get_model_config(arguments["name"])
+    arguments.pop("custom_text", None)
+    return open_clip.CoCa(**arguments)
+
+
+def load_omiclip(card: Card, path: Path) -> OmiClip:
+    """Read a CoCa checkpoint of open_clip, all of it strictly, and keep the image side."""
+    with torch.device("meta"):
+        coca = build_coca(card)
+    fill(coca, read_state_dict(path), where=str(path))
+    return OmiClip(card, coca.visual)

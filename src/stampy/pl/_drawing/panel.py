@@ -21,6 +21,7 @@ MAX_LABELS = 60
 MIN_INCHES = 1.6  # room for what stands beside a panel, even if the section is a narrow strip
 ROW_INCHES = 0.19  # of the legend
 PANEL_INCHES = 3.6  # the longer side of a panel
+PANEL_PX = round(400 * PANEL_INCHES)  # of the image in it: 400 dots per inch, more than print or screen shows
 PAD_INCHES = 0.05  # around the figure
 GAP_INCHES = 0.15  # between panels
 SIDE_INCHES = 0.1  # between a panel and what stands beside it

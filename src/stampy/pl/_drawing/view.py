@@ -1,22 +1,23 @@
-"""A section as it is drawn: the spots, image and scale that the models see."""
+"""What is drawn: a section with the spots, image and scale that the models see, and the records of tools."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, overload
 
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section import grid_scale as _scale
 from stampy._section import neighbors
-from stampy._section.choose_image import Wishes
-from stampy._section.image import SlideImage
+from stampy._section import pixel_size as _scale
+from stampy._section.image.choose import Wishes
+from stampy._section.image.slide_image import SlideImage
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -76,27 +77,31 @@ class View:
             low, high = np.minimum(low, corners.min(axis=0)), np.maximum(high, corners.max(axis=0))
         return float(low[0]), float(high[0]), float(high[1]), float(low[1])
 
-    def draw_image(self, ax: Axes, window: Window, alpha: float | None = None, *, grey: bool = False) -> None:
-        """Draw the image, if there is one: as a whole, or of a large one the part in the window, reduced."""
+    def draw_image(
+        self, ax: Axes, window: Window, alpha: float | None = None, *, grey: bool = False, max_px: int | None = None
+    ) -> None:
+        """Draw the image, if there is one: as a whole, or of one above `max_px` the part in the window, reduced."""
         from matplotlib.transforms import Affine2D
 
         if self.image is None:
             return
         matrix = self.section.image_to_xy
-        left, top, right, bottom = box = self._box(window)
+        max_px = MAX_PX if max_px is None else max_px
+        left, top, right, bottom = box = self._box(window, max_px)
         if right <= left or bottom <= top:
             return
-        pixels = _in_grey(self._pixels(box)) if grey else self._pixels(box)
+        pixels = self._pixels(box, max_px)
+        pixels = _in_grey(pixels) if grey else pixels
         if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:  # pixel i covers [i, i + 1)
             (x0, y0), (x1, y1) = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float)).tolist()
             ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
         else:  # turned or mirrored in the coordinate system
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
 
-    def _box(self, window: Window) -> tuple[int, int, int, int]:
+    def _box(self, window: Window, max_px: int) -> tuple[int, int, int, int]:
         """The box of the image that is read: left, top, right, bottom in its px."""
         height, width = self.image.shape  # type: ignore[union-attr]
-        if max(height, width) <= MAX_PX:
+        if max(height, width) <= max_px:
             return 0, 0, width, height
         left, right, bottom, top = window
         corners = _apply(np.linalg.inv(self.section.image_to_xy), _corners(left, top, right, bottom))
@@ -104,10 +109,10 @@ class View:
         (x0, y0), (x1, y1) = np.clip(low, 0, (width, height)), np.clip(high, 0, (width, height))
         return int(x0), int(y0), int(x1), int(y1)
 
-    def _pixels(self, box: tuple[int, int, int, int]) -> np.ndarray:
+    def _pixels(self, box: tuple[int, int, int, int], max_px: int) -> np.ndarray:
         """Read once for all panels; bytes stay bytes, everything else lies in 0 to 1, as `imshow` takes it."""
         if box not in self._read:
-            pixels = self.image.thumbnail(MAX_PX, box)  # type: ignore[union-attr]
+            pixels = self.image.thumbnail(max_px, box)  # type: ignore[union-attr]
             stored = self.image.levels[0].dtype  # type: ignore[union-attr]
             self._read[box] = pixels if stored == np.uint8 else pixels / np.float32(255)
         return self._read[box]
@@ -227,3 +232,59 @@ def spot_distance(xy: np.ndarray) -> float:
     if not distances.size:
         return 0.0
     return float(np.median(np.nanmax(distances[:, : max(1, min(4, len(xy) // 2))], axis=1)))
+
+
+class DomainsRecord(TypedDict):
+    """Record of `stampy.tl.domains`, the fields that plots use."""
+
+    scores: pd.DataFrame
+    label_key: NotRequired[str]
+
+
+class ProbeRecord(TypedDict):
+    """Record of `stampy.tl.probe`, the fields that plots use."""
+
+    embeddings: Sequence[str]
+    classes: Sequence[str]
+    scores: pd.DataFrame
+    confusion: Mapping[str, np.ndarray]
+    label_key: str
+    folds: str
+
+
+class ExpressionRecord(TypedDict):
+    """Record of `stampy.tl.expression`, the fields that plots use."""
+
+    genes: Sequence[str]
+    transform: str
+    scores: pd.DataFrame
+
+
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["domains"], holds: str) -> DomainsRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["probe"], holds: str) -> ProbeRecord: ...
+@overload
+def record_of(adata: AnnData, key: str, *, tool: Literal["expression"], holds: str) -> ExpressionRecord: ...
+def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
+    """The record of a tool under `key`; KeyError, with those that are there, if it is none of that tool's."""
+    records = adata.uns.get(_keys.UNS, {})
+    fitting = [name for name, record in records.items() if isinstance(record, Mapping) and holds in record]
+    if key not in fitting:
+        raise KeyError(
+            f"No result of `stampy.tl.{tool}` in `adata.uns['stamp']['{key}']`. Found: {_checks.shortlist(fitting)}. "
+            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` by `key=`."
+        )
+    return records[key]
+
+
+def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | None) -> list[str]:
+    """The panels asked for; ValueError for an unknown one, or for several into one `ax`."""
+    shown = [show] if isinstance(show, str) else list(show)
+    if not shown:
+        raise ValueError(f"`show` is empty. Name some of {list(allowed)}.")
+    for name in shown:
+        _checks.one_of("show", name, allowed)
+    if ax is not None and len(shown) > 1:
+        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or leave out `ax`.")
+    return shown

@@ -124,7 +124,7 @@ def _running(
 
 def _processes(plan: Plan, n_devices: int | None) -> int:
     """One for each GPU; on the CPU one for each core, or, of a larger model, which each process holds, fewer."""
-    from stampy.models._names import packaged
+    from stampy.models._systems.catalogue import packaged
 
     if n_devices is not None:
         return n_devices

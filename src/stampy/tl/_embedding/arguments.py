@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.choose_image import Wishes
+from stampy._section.image.choose import Wishes
 from stampy._section.section import coordinates_of
 from stampy._utils import table_of, with_columns
 

@@ -1,9 +1,11 @@
-"""The genes of a section as embeddings: by tokens, counts or principal components; and of unequal panels."""
+"""The genes of a section as embeddings, sections with unequal panels, and the vectors as they are written.
+
+Shapes: s sections, G genes of the vocabulary.
+"""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +20,8 @@ from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, sourc
 from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.clustering import smoothed
+from stampy.tl._methods.components import principal_components
+from stampy.tl._results import unit
 
 from .arguments import Request, named
 from .encoders import match_genes, vocabulary_of
@@ -35,13 +39,13 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-__all__ = ["embed_genes", "embed_pca", "panel_of_table", "shared_panel", "within"]
+__all__ = ["by_key", "centered", "embed_genes", "embed_pca", "in_context", "panel_of_table", "shared_panel", "within"]
 
 logger = logging.getLogger(__name__)
 
 Record: TypeAlias = dict[str, object]  # what is kept of how a result was made
 
-N_GENES, N_COMPONENTS, N_NEIGHBORS = 2000, 50, 6  # of the baselines
+N_NEIGHBORS = 6  # whose mean is taken in context
 
 
 def embed_genes(
@@ -126,35 +130,6 @@ def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tu
         values = smoothed(values, around.xy, N_NEIGHBORS, around.codes)
     record = {"counts": source, "n_vars": table.n_vars, "n_genes": n_genes, "n_empty_spots": n_empty}
     return values, record | ({"n_neighbors": N_NEIGHBORS} if around is not None else {})
-
-
-def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, int]:
-    """Components (n, D) float32 of raw counts, the number of genes used, and of spots without counts."""
-    import scanpy as sc
-    from anndata import AnnData
-
-    adata = AnnData(counts.astype(np.float32))
-    empty = np.asarray(counts.sum(axis=1)).ravel() == 0
-    if empty.any():
-        _checks.warn(
-            f"{int(empty.sum())} of {len(empty)} spots have no counts; their gene vector is all zeros. "
-            "Leave them out before clustering."
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Some cells have zero counts")
-        sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    sc.pp.filter_genes(adata, min_cells=1)
-    if adata.n_vars > N_GENES:
-        sc.pp.highly_variable_genes(adata, n_top_genes=N_GENES)
-        adata = adata[:, adata.var["highly_variable"]].copy()
-    n = min(N_COMPONENTS, min(adata.shape) - 1)
-    if n < 1:
-        raise ValueError(f"Only {adata.n_vars} genes have counts: too few for principal components.")
-    sc.pp.pca(adata, n_comps=n, random_state=0)
-    values = np.ascontiguousarray(adata.obsm["X_pca"], dtype=np.float32)
-    values[empty] = 0
-    return values, adata.n_vars, int(empty.sum())
 
 
 EXPECTED = 10.0  # counts of a gene in a section; none at all has probability 5e-5 then, by Poisson
@@ -242,3 +217,29 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
             "Use genes='shared' to embed all by the genes that they share."
         )
     return None
+
+
+def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
+    """Vectors (n, d) minus the mean of their section; empty spots, all zeros, stay so and count for nothing."""
+    found, known = np.zeros_like(values), values.any(axis=1)
+    n_known = np.bincount(sections[known], minlength=len(names))
+    if (n_known == 1).any():
+        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
+        raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
+    for section in np.flatnonzero(n_known):
+        rows = known & (sections == section)
+        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
+    return unit(found) if normed else found
+
+
+def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+    """Mean over each spot and its nearest of the same section."""
+    values = smoothed(values, xy, N_NEIGHBORS, sections)
+    return unit(values) if normed else values
+
+
+def by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    vectors = list(found.values())
+    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
+    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

@@ -9,6 +9,7 @@ from scipy import linalg, optimize, sparse
 
 from stampy import _checks
 from stampy.tl._evaluation.folds import seed_of
+from stampy.tl._methods.components import variable_genes
 from stampy.tl._results import unit
 
 __all__ = [
@@ -166,9 +167,6 @@ def top_genes(
     sections
         (n,) section of each spot.
     """
-    import scanpy as sc
-    from anndata import AnnData
-
     parts = [logged[sections == s] for s in np.unique(sections)]
     common = np.flatnonzero(np.all([part.getnnz(axis=0) >= min_share * part.shape[0] for part in parts], axis=0))
     if len(common) <= n_top:
@@ -177,9 +175,7 @@ def top_genes(
     varies = (among.max(axis=0).toarray() > among.min(axis=0).toarray()).ravel()
     if varies.sum() <= n_top:  # the others have no dispersion
         return np.sort(common[np.argsort(~varies, kind="stable")[:n_top]])
-    table = AnnData(among)
-    found = sc.pp.highly_variable_genes(table, n_top_genes=n_top, flavor="seurat", inplace=False)
-    return common[found["highly_variable"].to_numpy()]
+    return common[variable_genes(among, n_top)]
 
 
 def predict_folds(

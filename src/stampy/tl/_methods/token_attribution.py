@@ -68,7 +68,7 @@ def leave_one_out(
     batch_size
         Token lists of a batch; None: by a budget of positions.
     progress
-        Show how far it is.
+        Show a progress bar.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def integrated_gradients(
     batch_size
         Points of a batch; None: by a budget of positions.
     progress
-        Show how far it is.
+        Show a progress bar.
 
     Returns
     -------

@@ -24,8 +24,7 @@ from stampy._workers import check_workers, workers
 from stampy.pp import Vocabulary
 from stampy.pp._genes.means import add_sums, means_of
 from stampy.train._corpus import spavis
-from stampy.train._corpus.arrays import write_group
-from stampy.train._corpus.records import CorpusSettings, Manifest, SectionRecord
+from stampy.train._corpus.layout import CorpusSettings, Manifest, SectionRecord, write_group
 from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.sections import file_name
+from stampy._io.sections import Section, as_sections, file_name
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
 from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build, digest_of
-from stampy.train._corpus.records import CorpusSettings, Manifest
+from stampy.train._corpus.layout import CorpusSettings, Manifest
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
 from stampy.train._corpus.section_writer import Reader
 from stampy.train._corpus.shards import damaged
@@ -25,15 +25,15 @@ from stampy.train._corpus.shards import damaged
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
 
-__all__ = ["Corpus", "as_corpus"]
+__all__ = ["Corpus", "as_corpus", "corpus_or_sections"]
 
 
 class Corpus:
-    """Sections on disk, ready to train on: tokens in the order of neighbourhood groups, tiles, coordinates.
+    """Sections on disk, ready for training: tokens in the order of neighbourhood groups, tiles, coordinates.
 
-    The store is a zarr v3 hierarchy, one group per section, sharded, beside ``manifest.json`` (settings, sections,
-    size and SHA-256 of every file) and ``genes.tsv`` (the vocabulary). Reading it needs neither anndata nor scanpy nor
-    zarr. To open one looks at the size of every file; nothing stays in memory but what training asks for.
+    The store is a sharded zarr v3 hierarchy with one group per section, ``manifest.json`` (settings, sections, size and
+    SHA-256 of every file) and ``genes.tsv`` (the vocabulary). Reading it needs neither anndata nor scanpy nor zarr.
+    Opening a corpus checks the size of every file. Only the data of the current batches are in memory.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Corpus:
     Raises
     ------
     FileNotFoundError
-        There is no corpus, or its build has not ended.
+        There is no corpus, or its build is not complete.
     ValueError
         It has a different format version, or files are missing or truncated.
 
@@ -94,55 +94,58 @@ class Corpus:
         reader: Reader | None = None,
         progress: bool = True,
     ) -> Self:
-        """Build a corpus, or go on with one that was interrupted.
+        """Build a corpus, or continue an interrupted build.
 
-        Sections that are complete in `out`, and whose source has not changed since, are kept; so the same call again
-        goes on after a crash, adds new sections, and mends damaged ones. The result does not depend on the number of
-        workers.
+        Sections that are complete in `out` and whose source has not changed are kept. Repeating the call therefore
+        continues after a crash, adds new sections, and repairs damaged sections. The result does not depend on the
+        number of workers.
 
         Parameters
         ----------
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
             columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
-            AnnData, SpatialData or `Section`; one or a list, of any mix of gene panels. One without genes (0 columns)
-            gives its image alone. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
-            itself): a section for each slide id, with the tokens, groups, tiles and regions that the files have. Or
-            ``"hf:org/name@COMMIT"``, a data set on the hub with such files or with .h5ad files, one after the other.
+            AnnData, SpatialData or `Section`; one or a list, with any gene panels. A section without genes (0 columns)
+            contributes only its image. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
+            itself): one section per slide id, with the tokens, groups, tiles and regions of the files. Or
+            ``"hf:org/name@COMMIT"``, a data set on the hub with such files or with .h5ad files, read one at a time.
         out
             Folder of the corpus.
         vocabulary
-            None: made of the sections' genes, in a pass of its own. For SpaVis-6M the one whose rows the files' ids
-            are: `stampy.datasets.published_vocabulary()`.
+            None: computed from the sections in a first pass. For SpaVis-6M, pass the vocabulary of the token ids:
+            `stampy.datasets.published_vocabulary()`.
         max_tokens
-            Tokens of a spot that are kept.
+            Maximum number of tokens per spot.
+
         group_size, max_distance
-            As for `stampy.pp.neighborhoods`. Groups of SpaVis-6M are kept: `max_distance`,
-            `draws`, `regions`, `tile_um`, `seed` and `reader` have no effect there, and raise.
+            As for `stampy.pp.neighborhoods`. Groups of SpaVis-6M are kept, so `max_distance`, `draws`, `regions`,
+            `tile_um`, `seed` and `reader` would have no effect and raise an error.
         draws
-            Times that groups are drawn; an epoch takes the next draw. Each costs the tokens' disk space again.
+            Number of draws of groups; each epoch uses the next draw. Each draw takes the disk space of the tokens
+            again.
         images
-            None: tiles of the sections that have an image; True: of all, it is an error to have none; False: none.
+            None: store tiles of the sections with an image. True: sections without an image raise an error. False: no
+            tiles.
         tile_um, size_px
             Edge of a patch in µm and px. A region is three times as wide, at the same number of px.
         regions
-            Regions of a spot, each with the patch in a random one of its nine cells.
+            Regions per spot, each with the patch in a random cell of the nine.
         codec, quality
             Compression of the tiles: JPEG, JPEG XL (a quality of 100 is lossless) or zstd (lossless, `quality` has no
             effect).
         seed
             Seed for groups and cells.
         n_workers
-            Processes of this machine; None: one per core. 1 stays in this process. With more, a script must call this
-            under ``if __name__ == "__main__":``.
+            Processes on this machine; None: one per core. With 1, no process is started. With more, a script must call
+            this function under ``if __name__ == "__main__":``.
         scheduler
-            Address of a dask.distributed cluster instead, such as ``"tcp://node1:8786"``. Its workers must see the
-            sections and `out` at the same paths.
+            Address of a dask.distributed cluster to use instead, such as ``"tcp://node1:8786"``. Its workers must see
+            the sections and `out` under the same paths.
         on_error
-            ``"skip"`` leaves a section that can't be used out, with a warning and a line in the manifest; ``"raise"``
-            stops. A full disk always stops.
+            ``"skip"``: skip a section that cannot be used, with a warning and a line in the manifest. ``"raise"``:
+            stop. A full disk always stops the build.
         reader
-            Reads a path; None: all formats above.
+            Function that reads a path; None: all formats above.
         progress
             Show a progress bar.
 
@@ -153,12 +156,12 @@ class Corpus:
         Warns
         -----
         UserWarning
-            For each section that is left out, and for what is doubtful in the others.
+            For each section that is skipped, and for doubtful properties of the others.
 
         Raises
         ------
         ValueError
-            Sections or settings that can't be used, or `out` holds something else.
+            Sections or settings that cannot be used, or `out` contains other files.
         OSError
             The disk is full.
         """
@@ -184,12 +187,12 @@ class Corpus:
 
     @property
     def settings(self) -> CorpusSettings:
-        """With which it was built."""
+        """Settings of the build."""
         return self.manifest["settings"]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over settings, vocabulary and the contents of all files: equal corpora have equal digests."""
+        """SHA-256 over settings, vocabulary and the contents of all files; equal corpora have equal digests."""
         return self.manifest["digest"]
 
     @cached_property
@@ -206,7 +209,7 @@ class Corpus:
         return [StoredSection(self.path / "sections" / file_name(r["name"]), r) for r in self.manifest["sections"]]
 
     def section(self, name: str) -> StoredSection:
-        """The section of that name; KeyError with near names where there is none."""
+        """Section by name; KeyError with similar names if it is unknown."""
         for section in self.sections:
             if section.name == name:
                 return section
@@ -214,7 +217,7 @@ class Corpus:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
+        """One row per section: name, organ, platform with ids, species, patient, spots, groups, genes, tiles, bytes."""
         frame = pd.DataFrame([s.summary() for s in self.sections])
         for column in ("organ", "platform"):
             frame.insert(frame.columns.get_loc(column) + 1, f"{column}_id", frame[column].astype("category").cat.codes)
@@ -222,7 +225,7 @@ class Corpus:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Sections that were left out, with the reason."""
+        """Sections that were skipped, with the reason."""
         return {s["name"]: s["error"] for s in self.manifest["skipped"]}
 
     def __repr__(self) -> str:
@@ -232,7 +235,7 @@ class Corpus:
         return f"Corpus({n} section{'s' * (n != 1)}, {spots} spots, {genes} genes, {tiled} spots with tiles)"
 
     def verify(self, *, n_threads: int = 4) -> list[str]:
-        """Compare every file with the manifest, byte for byte; one line per problem, none if all is well."""
+        """Compare every byte of every file with the manifest, and return one line per problem."""
         problems = []
         if digest_of(self.manifest) != self.digest:
             problems.append(f"{MANIFEST}: it was changed after the build")
@@ -255,6 +258,11 @@ def as_corpus(sections: object) -> Corpus | None:
     if isinstance(sections, str | Path) and (Path(sections).expanduser() / SETTINGS).is_file():
         return Corpus(sections)
     return None
+
+
+def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
+    """What to train on, its names and files checked, before anything is read or made."""
+    return as_corpus(sections) or as_sections(sections)
 
 
 def _manifest(path: Path) -> Manifest:

@@ -13,7 +13,7 @@ import numpy as np
 from stampy._io.sections import file_name
 from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
-from stampy.train._corpus.records import SectionRecord
+from stampy.train._corpus.layout import SectionRecord
 from stampy.train._corpus.section_writer import record_of
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import MemorySection, SectionGroups

@@ -22,18 +22,30 @@ import numpy as np
 from stampy import _checks, _files, _utils
 from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
 from stampy._section.boxes import choose_cells
-from stampy._section.image_checks import warn_of_doubts
+from stampy._section.image.checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
 from stampy.pp import Vocabulary
 from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
 from stampy.pp._tiles import TileSource
-from stampy.train._corpus.arrays import GROUP, ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put, write_group
-from stampy.train._corpus.records import CorpusSettings, Described, Fault, ImageRecord, SectionRecord, Written
+from stampy.train._corpus.layout import (
+    GROUP,
+    ROWS_PER_SHARD,
+    TILES_PER_SHARD,
+    CorpusSettings,
+    Described,
+    Fault,
+    ImageRecord,
+    SectionRecord,
+    Written,
+    new_array,
+    put,
+    write_group,
+)
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._sections import ranked
+from stampy.train._data import ranked, without_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +195,8 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
         spots, record["n_groups"] = layout(xy, codes, settings, section.name)
+        if missing := without_tokens(tokens):
+            record["notes"].append(missing)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:
             record["notes"].append(

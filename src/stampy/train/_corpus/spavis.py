@@ -18,7 +18,7 @@ from stampy.pp._vocabulary import PUBLISHED
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
-    from stampy.train._corpus.records import CorpusSettings, SectionRecord
+    from stampy.train._corpus.layout import CorpusSettings, SectionRecord
 
 __all__ = ["LAYOUT", "Part", "Slide", "TokenFile", "check_vocabulary", "files_of", "is_token_file", "number_of",
            "settings_of", "warn_of_losses"]  # fmt: skip

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stampy import _keys
-from stampy.train._corpus.arrays import ROWS_PER_SHARD, TILES_PER_SHARD, new_array, put
-from stampy.train._corpus.records import CorpusSettings, Written
+from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, CorpusSettings, Written, new_array, put
 from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide
 from stampy.train._corpus.spavis_index import open_file
 

@@ -19,7 +19,7 @@ from stampy.train._corpus.spavis import CELLS, DATASETS, SLIDES, TILES, TOKENS, 
 if TYPE_CHECKING:
     import h5py
 
-    from stampy.train._corpus.records import CorpusSettings
+    from stampy.train._corpus.layout import CorpusSettings
 
 __all__ = ["FAULTS", "damaged_file", "open_file", "slides_of"]
 

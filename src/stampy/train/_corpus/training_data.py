@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from stampy import _checks
 from stampy.models import StampConfig
 from stampy.pp import Vocabulary
 from stampy.train._config import PretrainConfig
@@ -29,6 +30,7 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group to train on.")
+    _tell_of_left_out(corpus, sections, "neighbourhood groups", 1)
     return _data(corpus, sections, config.max_tokens)
 
 
@@ -53,8 +55,19 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     sections = [s for s in corpus.sections if s.has_tiles]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
+    _tell_of_left_out(corpus, sections, "tiles", 2)
     _check_tokens(corpus, model.gene.max_tokens)
     return _data(corpus, sections, model.gene.max_tokens)
+
+
+def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
+    """Warn of the sections of a corpus that a stage can't use."""
+    without = [s.name for s in corpus.sections if s not in used]
+    if without:
+        _checks.warn(
+            f"{len(without)} of the {len(corpus.sections)} sections of the corpus have no {what} and no part in stage "
+            f"{stage}: {_checks.shortlist(without)}."
+        )
 
 
 def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:

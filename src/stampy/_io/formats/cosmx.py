@@ -1,0 +1,105 @@
+"""CosMx flat files, by cells: ``*_exprMat_file.csv`` at the centres in ``*_metadata_file.csv``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stampy import _checks
+from stampy._io.assemble import Counts, add_library, placed, unique_names
+from stampy._io.delimited import layout_of, table, wide_counts
+from stampy._io.formats.merscope import without_controls
+from stampy._io.input_files import SectionFiles, refuse
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["LOOKED_FOR", "is_cosmx", "read_cosmx"]
+
+logger = logging.getLogger(__name__)
+
+LOOKED_FOR = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
+_COUNTS, _CELLS, _FIELDS = "exprMat_file.csv", "metadata_file.csv", "fov_positions_file.csv"
+_KEYS = ("fov", "cell_ID", "cell_id", "cell")
+_CONTROLS = ("negprb", "negative", "systemcontrol", "falsecode", "custom_neg")
+CELL_UM = 10.0  # across; for drawing
+
+
+def is_cosmx(folder: Path) -> bool:
+    """Whether the folder holds CosMx flat files."""
+    return bool(SectionFiles(folder).all(_COUNTS, _CELLS))
+
+
+def read_cosmx(folder: Path) -> AnnData:
+    """Cells with their genes at the global centres, in px; control probes are left out.
+
+    µm per px are computed from areas given in px and in µm², or from fields of view given in px and in mm; without
+    either the scale is unknown, with a warning.
+    """
+    parts = SectionFiles(folder)
+    counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)
+    parts = parts.of(counts_path, _COUNTS)
+    cells_path = parts.need(_CELLS, looked_for=LOOKED_FOR)
+    cells = _cells(cells_path)
+    counts = _counts(counts_path)
+    adata = placed(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
+    um_per_px = _um_per_px(cells, parts)
+    factors = (
+        {} if um_per_px is None else {"microns_per_pixel": um_per_px, "spot_diameter_fullres": CELL_UM / um_per_px}
+    )
+    add_library(adata, parts.prefix or folder.resolve().name, factors)
+    return adata
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    """FOV_CELL: unique in a section; a cell's number alone is not."""
+    cell = "cell_ID" if "cell_ID" in frame else "cell_id"
+    return [f"{fov}_{number}" for fov, number in zip(frame["fov"].astype(str), frame[cell].astype(str), strict=True)]
+
+
+def _counts(path: Path) -> Counts:
+    columns = layout_of(path).named
+    keys = [c for c in columns if c in _KEYS]
+    if "fov" not in keys or not {"cell_ID", "cell_id"} & set(keys):
+        raise refuse(f"{str(path)!r} lacks the columns fov and cell_ID; it begins with {columns[:4]}. {LOOKED_FOR}")
+    x, _, genes, found = wide_counts(path, keys=keys)
+    cell = found["cell_ID" if "cell_ID" in found else "cell_id"].astype(str)
+    in_cells = np.flatnonzero((cell != "0").to_numpy())  # 0: transcripts outside of cells
+    if len(in_cells) < len(found):
+        logger.info("%s: left out %d rows of transcripts outside of cells", path.name, len(found) - len(in_cells))
+    kept = without_controls(genes, _CONTROLS)
+    var = pd.DataFrame(index=unique_names([genes[i] for i in kept]))
+    return Counts(x[in_cells][:, kept], _names(found.iloc[in_cells]), var)
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    cells = table(path)
+    needed = ["fov", "cell_ID" if "cell_ID" in cells else "cell_id", "CenterX_global_px", "CenterY_global_px"]
+    lacking = [c for c in needed if c not in cells]
+    if lacking:
+        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {LOOKED_FOR}")
+    cells = cells.set_axis(_names(cells), axis=0).drop(columns=[c for c in cells if not str(c)])
+    return cells.rename(columns={"CenterX_global_px": "x", "CenterY_global_px": "y"})
+
+
+def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
+    if {"Area", "Area.um2"} <= set(cells.columns) and (cells["Area"] > 0).any():
+        ratio = float(np.sqrt((cells["Area.um2"] / cells["Area"])[cells["Area"] > 0].median()))
+        if np.isfinite(ratio) and ratio > 0:
+            return ratio
+    if (path := parts.find(_FIELDS)) is not None:
+        fields = table(path)
+        if {"x_global_px", "x_mm", "y_global_px", "y_mm"} <= set(fields.columns) and len(fields) > 1:
+            px = float(np.ptp(fields["x_global_px"]) + np.ptp(fields["y_global_px"]))
+            um = 1000 * float(np.ptp(fields["x_mm"]) + np.ptp(fields["y_mm"]))
+            if px > 0 and um > 0:
+                return um / px
+    _checks.warn(
+        "The CosMx files do not say how large a pixel is. Give `um_per_px=` where it is needed: 0.12 on instruments as "
+        "they are sold, 0.18 in the first public data sets of lung."
+    )
+    return None

@@ -1,0 +1,338 @@
+"""Which image a section has: a file or array that is given, an entry of `uns["spatial"]`, or one of `sdata.images`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from stampy import _checks, _keys
+from stampy._section.image.pixels import axes_of
+from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wsidata import is_wsidata, open_wsidata
+from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
+from stampy._section.spatialdata_elements import shared_systems
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from stampy._section.spatialdata_elements import Element
+
+__all__ = [
+    "ImageSource",
+    "Wishes",
+    "checked_source",
+    "image_key_of",
+    "library_image",
+    "named_images",
+    "open_image",
+    "settle_sources",
+    "without_refused",
+]
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "STAMPY_NAMED_IMAGES"
+Rule = Literal["anywhere", "below"]
+
+
+@contextlib.contextmanager
+def named_images(rule: Rule) -> Iterator[None]:
+    """Set where images named by a section may lie, for this process and those started in the block.
+
+    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
+    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
+    """
+    if VARIABLE in os.environ:
+        yield
+        return
+    os.environ[VARIABLE] = rule
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+
+
+def settle_sources(adata: AnnData, file: str | Path | None) -> None:
+    """Resolve the image paths of a section against the folder of its file, never the working directory.
+
+    Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
+    None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
+    """
+    folder = None if file is None else Path(file).absolute().parent
+    raw = adata.uns.get(_keys.UNS_SPATIAL)
+    if raw is None:
+        return
+    for name, library in libraries_of(adata).items():
+        entry = raw.get(name, raw) if isinstance(raw, dict) else library
+        images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
+        if source := source_of(library):
+            metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
+            if REFUSED in metadata:
+                del metadata[_keys.SOURCE_IMAGE]
+        for key, image in library.get("images", {}).items():
+            if source := named_file(image):
+                found = _settled(source, folder, key)
+                images.update({k: v for k, v in found.items() if k == key})
+                if key not in found:
+                    del images[key]
+                    metadata |= found
+        if images != library.get("images", {}):
+            entry["images"] = images
+        if metadata != library.get("metadata", {}):
+            entry["metadata"] = metadata
+
+
+def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
+    """The absolute path under `key`, or the source itself under `REFUSED`."""
+    if "://" in source:  # refused where it is opened
+        return {key: source}
+    if folder is None:
+        return {key: source} if os.environ.get(VARIABLE) == "anywhere" else {REFUSED: source}
+    path = folder / Path(source).expanduser()
+    if os.environ.get(VARIABLE) == "below" and not path.resolve().is_relative_to(folder.resolve()):
+        return {REFUSED: source}
+    return {key: str(path)}
+
+
+def without_refused(adata: AnnData) -> None:
+    """Remove refused image paths, with a warning; a section with another image is shown on that one."""
+    raw = adata.uns.get(_keys.UNS_SPATIAL)
+    for name, library in libraries_of(adata).items() if isinstance(raw, dict) else ():
+        if refused := library.get("metadata", {}).get(REFUSED):
+            entry = raw.get(name, raw)
+            entry["metadata"] = {key: value for key, value in library["metadata"].items() if key != REFUSED}
+            _checks.warn(
+                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow it "
+                "by --named-images anywhere."
+            )
+
+
+def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
+    """The file that an entry of ``uns["spatial"]`` names, and why it is not opened ("" if it is, or none is named).
+
+    Opened are regular files of this machine by absolute path. `stampy.read` makes relative ones absolute.
+
+    Raises
+    ------
+    ValueError
+        The section was read where images may only lie below its folder, and this one lies elsewhere; or it is an
+        address, a device, a pipe or a folder.
+    """
+    refused = library.get("metadata", {}).get(REFUSED)
+    if refused:
+        raise ValueError(
+            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not open "
+            "it unasked. Give the image yourself (`image`, or the column of a manifest), or allow it by "
+            f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
+        )
+    source = source_of(library)
+    if not source:
+        return None, ""
+    if "://" in source:
+        raise ValueError(f"{of}The section names the image {source!r}; no address is fetched. Give a file by `image`.")
+    path = Path(source).expanduser()
+    if not path.is_absolute():
+        return None, "is a relative path (`stampy.read` takes it against the folder of the section's file)"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None, "is not there"
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{of}The section names the image {source!r}, which is no file (a folder, pipe or device).")
+    logger.info("%sreading the image that the section names: %s", of, path.resolve())
+    return path, ""
+
+
+ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
+
+GIVE = "Give an image by `image=` (an array or a file in full resolution)."
+_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
+_FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said about images and scale; each value for all sections, or by section."""
+
+    image: ImageSource | Mapping[str, ImageSource] | None = None
+    image_key: str | Mapping[str, str] | None = None
+    um_per_px: float | Mapping[str, float] | None = None
+    spot_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.um_per_px is not None and self.spot_um is not None:
+            raise ValueError("Give `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
+        if self.image is not None and self.image_key is not None:
+            raise ValueError("Give `image` or `image_key`, not both: either names the image.")
+        values = self.um_per_px.values() if isinstance(self.um_per_px, Mapping) else [self.um_per_px]
+        for name, value in [*(("um_per_px", v) for v in values), ("spot_um", self.spot_um)]:
+            if value is not None:
+                _checks.positive(name, value)
+
+    def of(self, section: str, names: Collection[str]) -> Wishes:
+        """The wishes for one of the sections."""
+        if self.image is not None and not isinstance(self.image, Mapping) and len(names) > 1:
+            first = next(iter(names))
+            raise ValueError(
+                f"One `image` was given for {len(names)} sections; give one for each: image={{{first!r}: ..., ...}}."
+            )
+        return Wishes(
+            _pick(self.image, section, "image"),
+            _pick(self.image_key, section, "image_key"),
+            _pick(self.um_per_px, section, "um_per_px"),
+            self.spot_um,
+        )
+
+
+def _pick(wish: Any, section: str, name: str) -> Any:
+    if not isinstance(wish, Mapping):
+        return wish
+    _checks.has_key(wish, section, slot=name, needs="Sections are named by `library_key`; each needs an entry.")
+    return wish[section]
+
+
+def open_image(source: ImageSource) -> SlideImage:
+    """A path, an array, a WSIData or a `SlideImage` as a `SlideImage`.
+
+    Its pixels are those of the coordinates, unless it says so.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if isinstance(source, SlideImage):
+        return source
+    if isinstance(source, (str, Path)):
+        return SlideImage.open(source)
+    if is_wsidata(source):
+        return open_wsidata(source)
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        return SlideImage.from_array(source)
+    raise TypeError(f"An image must be a path, an array, a SlideImage or a WSIData, found {type(source).__name__}.")
+
+
+def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
+    """The image `image_key` of a section; by default the full-resolution file it names, else its finest image.
+
+    Parameters
+    ----------
+    library
+        The entry of ``uns["spatial"]``.
+    image_key
+        The image that is asked for.
+    where, of
+        What messages call the entry and the section.
+
+    Returns
+    -------
+    The image, or None where there is none, and what to tell the user ("" for nothing).
+
+    Raises
+    ------
+    KeyError
+        Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
+    """
+    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    source = source_of(library) if image_key is None else ""
+    path, why_not = checked_source(library, of) if image_key is None else (None, "")
+    if path is not None:
+        return SlideImage.open(path), ""
+    if image_key is not None:
+        if image_key not in images:  # it may be one that is refused
+            checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
+        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
+        if not _has_scale(image_key, factors):
+            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
+    usable = [key for key in images if _has_scale(key, factors)]
+    if not usable and source:
+        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {GIVE}")
+    if not usable:
+        return None, ""
+    scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
+    key = image_key or max(usable, key=scales.__getitem__)
+    note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
+    notes = [note, *(of + doubt for doubt in _doubts_of_scales(images, scales, key))]
+    return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
+
+
+def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], key: str) -> Iterator[str]:
+    """What to warn about if two sizes of the same image contradict the ratio of their scale factors."""
+    height, width = _size_of(images[key], key)
+    for other in scales:
+        rows, columns = _size_of(images[other], other)
+        if other == key or not (height and rows):
+            continue
+        high, wide = height / rows, width / columns
+        ratio = scales[key] / scales[other]
+        rounding = 1.5 / rows + 1.5 / columns
+        if abs(high / wide - 1) <= rounding < 0.1 and abs(ratio / np.sqrt(high * wide) - 1) > max(0.1, 2 * rounding):
+            yield (
+                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to be one "
+                f"picture, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, and "
+                f"spots may lie beside their tissue. Correct `{_scale_name(key)}` or `{_scale_name(other)}`."
+            )
+
+
+def _size_of(image: Any, name: str) -> tuple[int, int]:
+    """Height and width in px; (0, 0) where they are not known without reading, or it is no picture."""
+    shape = tuple(getattr(image, "shape", ()))
+    if hasattr(image, "dims") or len(shape) not in (2, 3) or 0 in shape:
+        return 0, 0
+    try:
+        axes = axes_of(shape, name)
+    except ValueError:
+        return 0, 0
+    return shape[axes.index("y")], shape[axes.index("x")]
+
+
+def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
+    """Pixels, or the file that is named in their place."""
+    if source := named_file(image):  # the same rule as for the full-resolution image
+        path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
+        if path is None:
+            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {GIVE}")
+        return SlideImage.open(path, scale=scale)
+    return SlideImage.from_array(image, scale=scale, name=key)
+
+
+def _scale_name(key: str) -> str:
+    return f"tissue_{key}_scalef"
+
+
+def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
+    return key == _FULL or _scale_name(key) in factors
+
+
+def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | None) -> str:
+    """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
+
+    Raises
+    ------
+    KeyError
+        Where there is no such image.
+    ValueError
+        Where none shares a coordinate system with the spots, or it is not clear which is meant.
+    """
+    if image_key is not None:
+        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image by `image_key=`.")
+    keys = [image_key] if image_key is not None else list(sdata.images)
+    near = [k for k in keys if spots is None or shared_systems(spots, sdata.images[k])]
+    if not near:
+        raise ValueError(f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one.")
+    if len(near) == 1:
+        return near[0]
+    for ending in _BY_RESOLUTION:
+        matches = [k for k in near if k.endswith(ending)]
+        if len(matches) == 1:
+            return matches[0]
+    raise ValueError(f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E one by `image_key=`.")

@@ -1,0 +1,169 @@
+"""Logs of every step of a run: metrics.jsonl always, others on request."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from tqdm.auto import tqdm
+
+from stampy._checks import one_of
+from stampy._files import atomic
+from stampy._utils import hidden
+
+from .checkpoints import no_space
+
+__all__ = ["Logs", "check_loggers"]
+
+LINE_EVERY_S = 60.0
+NO_LOSSES = ("step", "lr", "grad_norm", "spots_per_s", "step_s", "data_wait_s")
+_PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Raise for a logger that stampy does not know or that is not installed."""
+    if isinstance(loggers, str):
+        raise TypeError(f"`loggers` must be a sequence of names, such as ({loggers!r},).")
+    for name in loggers:
+        one_of("loggers", name, _PACKAGES)
+        if find_spec(_PACKAGES[name]) is None:
+            raise ImportError(f"loggers={name!r} needs the package {_PACKAGES[name]}: `pip install {_PACKAGES[name]}`.")
+
+
+class Logs:
+    """metrics.jsonl, metrics.csv, TensorBoard, Weights & Biases, and the bar; lines from `first` on are made anew.
+
+    Parameters
+    ----------
+    out
+        The run's folder.
+    names
+        Names of the losses that a line may have.
+    loggers
+        Any of "csv", "tensorboard", "wandb".
+    first, steps
+        Where the run goes on, and where it ends.
+    config
+        Settings, for those that show them.
+    progress
+        Show a bar; where there is no terminal (and no notebook), a line now and then.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        names: Sequence[str],
+        loggers: Sequence[str],
+        first: int,
+        steps: int,
+        config: dict[str, Any],
+        progress: bool,
+    ):
+        self.path = out / "metrics.jsonl"
+        columns = ["step", "loss", *names, "lr", "grad_norm", "spots_per_s", "data_wait_s"]
+        _cut(self.path, first)
+        self._lines = self.path.open("a", buffering=1)
+        self._files, self._others = [self._lines], _others(out, loggers, first, config)
+        self._table = None
+        if "csv" in loggers:
+            table = out / "metrics.csv"
+            _rewrite(table, self.path, columns)
+            self._files.append(table.open("a", buffering=1, newline=""))
+            self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
+        self._first, self._steps, self._began = first, steps, time.monotonic()
+        self._said = self._began if progress and not _is_watched() else math.inf
+        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """A step."""
+        line = {k: _short(v) for k, v in line.items()}
+        try:
+            self._lines.write(json.dumps(line) + "\n")
+            if self._table is not None:
+                self._table.writerow(line)
+        except OSError as error:
+            raise no_space(error, self.path) from error
+        for other in self._others:
+            other.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        self._say(line)
+        self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
+        self._bar.update()
+
+    def _say(self, line: Mapping[str, float]) -> None:
+        """A line for a log file: at the first step and the last, and every minute between."""
+        now, done = time.monotonic(), line["step"] + 1
+        if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):
+            return
+        self._said = now
+        left = (now - self._began) / (done - self._first) * (self._steps - done)
+        losses = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if k not in NO_LOSSES)
+        sys.stderr.write(
+            f"step {done:,}/{self._steps:,}: {losses}, {line['spots_per_s']:.0f} spots/s, {_duration(left)} left\n"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """At the end, good or bad."""
+        self._bar.close()
+        for file in self._files:
+            file.close()
+        for other in self._others:
+            other.finalize("success" if kind is None else "failed")
+
+
+def _is_watched() -> bool:
+    """Whether a progress bar is visible: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _duration(3725.4), _duration(100_000)
+    ('1:02:05', '27:46:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _cut(path: Path, first: int) -> None:
+    """Remove lines of steps that will be repeated, and an unfinished last line."""
+    if path.exists():
+        kept = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < first]
+        with atomic(path) as temporary:
+            temporary.write_text("".join(f"{x}\n" for x in kept))
+
+
+def _rewrite(table: Path, lines: Path, columns: list[str]) -> None:
+    with atomic(table) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(json.loads(x) for x in lines.read_text().splitlines())
+
+
+def _others(out: Path, loggers: Sequence[str], first: int, config: dict[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    if "tensorboard" in loggers:
+        from lightning.fabric.loggers import TensorBoardLogger
+
+        found.append(TensorBoardLogger(out, name="tensorboard", version="", purge_step=first))
+    if "wandb" in loggers:
+        from lightning.pytorch.loggers import WandbLogger
+
+        found.append(WandbLogger(project="stampy", name=out.name, save_dir=out))
+        found[-1].log_hyperparams(config)
+    return found
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
