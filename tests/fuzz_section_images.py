@@ -81,7 +81,7 @@ def image_file(case, rng, folder):
         case.options["image"] = choice(rng, path, str(path))
     case.told[-1] += f" ({how}, {path.name})"
     return (
-        r"no image|is not|not there|px across|allow|source_image_path|scale factor|coarse"
+        r"no image|is not|not there|does not exist|px across|allow|source_image_path|scale factor|coarse"
         if how == "gone"
         else (r"not used|link|refer" if how in ("source", "path") else "")
     )

@@ -46,7 +46,7 @@ def test_whole_numbers_are_labels_fractions_are_not():
     assert known_labels(np.array([True, False]))[1] == ["False", "True"]
     with pytest.raises(ValueError, match="fractions"):
         known_labels(np.array([0.5, 1.0]))
-    with pytest.raises(ValueError, match="must hold labels, found inf"):
+    with pytest.raises(ValueError, match="must contain labels, found inf"):
         known_labels(np.array([np.inf, 1.0]))
 
 

@@ -27,7 +27,7 @@ time.sleep(60)
 def test_a_lock_dies_with_its_process(number, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match=rf"process {holder.pid} on .*would spoil the run"):
+        with pytest.raises(RuntimeError, match=rf"process {holder.pid} on .*would damage the run"):
             _files.FolderLock(tmp_path, what="run")
         holder.send_signal(number)
         holder.wait()

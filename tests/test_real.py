@@ -22,7 +22,7 @@ def mini():
     return stampy.models.load("stampy-mini", device="cpu")
 
 
-@pytest.mark.filterwarnings("ignore:The image is coarse", "ignore:Genes alone are embedded")
+@pytest.mark.filterwarnings("ignore:The image is coarse", "ignore:Only genes are embedded")
 @pytest.mark.parametrize("name", SECTIONS)
 def test_section(name, data_dir, mini, tmp_path):
     import scanpy as sc

@@ -29,8 +29,8 @@ def as_before():
         ("verbosity", "loud", ValueError, "must be one of error, warning, info, debug, found 'loud'"),
         ("progress_bars", "no", TypeError, "must be True or False"),
         ("device", "gpu", ValueError, "must be None, 'cpu', 'cuda'"),
-        ("seed", -1, TypeError, "whole number from 0 on"),
-        ("seed", True, TypeError, "whole number from 0 on"),
+        ("seed", -1, TypeError, "integer from 0 on"),
+        ("seed", True, TypeError, "integer from 0 on"),
     ],
 )
 def test_what_can_not_be_is_refused(name, value, error, message):

@@ -1,13 +1,24 @@
 """Does stage 1 learn? A planted corpus, whose best possible loss is known, at several sizes and lengths of run.
 
-    python recipes/planted/curve.py --spots 500 2000 --steps 300 1000 --out curve.csv
+    python recipes/planted/curve.py --out recipes/planted/curve.csv
+    python recipes/planted/curve.py --spots 8000 --steps 1000 --losses igr both --seeds 0 1 2 3 --out cgr.csv
     python recipes/planted/curve.py --spots 100000 --steps 10000 --groups 64 --losses igr both --device cuda
 
-Every row is a run: spots in training, steps, the loss at masked positions of sections that were left out, beside that
-of in-section frequency among unseen genes and the best that the simulator allows; and how well features tell planted
-domains (shared by neighbours) from the states (each spot's own): adjusted Rand index of k-means, and the accuracy of a
-linear probe that is fitted on one left-out section and measured on another. ``--start spectral`` is the linear start
-that a Transformer has to beat.
+Every row is a run. All losses are in nats, at the same hidden genes of two sections that were left out:
+
+masked              the model's
+masked_unseen       the model's, where the genes that a spot shows elsewhere are ruled out for it
+frequency, _unseen  guesses by how frequent a gene is in the section; the second rules out visible genes
+linear              a softmax regression from the visible genes, fitted to the same spots
+composition         one who tells from the visible genes what the spot is made of, but does not rule them out
+best_allowed        the same, ruling them out: no model of single spots can do better
+best_told           one who is told the odds of the spot's genes
+cgr, cgr_best       the loss of CGR, and of one who is told the domain of each spot
+
+Then how well features tell domains, which neighbours share, from states, which are each spot's own, in left-out
+sections: adjusted Rand index of k-means, share of the variance, and accuracy of a linear probe that is fitted on one
+left-out section and measured on the other. The same of two linear encoders that are fitted to the training spots:
+principal components of the genes (``_pca``), and the axes along which neighbours agree (``_axes``).
 """
 
 from __future__ import annotations
@@ -24,86 +35,198 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from stampy import train
+from stampy import _keys, train
 from stampy._io.sections import Section
-from stampy.datasets._toy.planted import best_loss, planted
+from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, hidden_genes, planted
+from stampy.models._gene import MASK_ID
 from stampy.pp import Vocabulary
+from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
 from stampy.train._data import prepare
 
-COMMON = {"max_tokens": 80, "tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6}  # fmt: skip
+COMMON = {"tied_heads": True, "norm": "pre", "embedding": 32, "checkpoint_every": 10**6}
 SPECTRAL = {"start": "spectral", "rank_gate": True, "pooling": "bag", "frozen": ("embeddings.", "rank_gate")}
 N_KEPT = 2
+WORLD = {
+    "genes": "n_genes", "shown": "shown", "domains": "n_domains", "states": "n_states",
+    "domain_effect": "domain_effect", "state_effect": "state_effect", "batch_effect": "batch_effect",
+}  # fmt: skip
 
 
-def run(n_spots: int, steps: int, options, *, cgr: bool) -> dict[str, float]:
-    """Train on a planted corpus for about so many steps; what is reached on sections that were left out."""
+def world_of(n_spots: int, seed: int, options):
+    """So many spots in training sections, and the left-out ones first."""
     per_section = min(n_spots, options.per_section)
-    n_sections = max(n_spots // per_section, 1)
-    effects = {"domain_effect": options.domain_effect, "state_effect": options.state_effect}
-    world = planted(per_section, n_sections + N_KEPT, rng=options.seed, **effects)
+    sizes = {name: getattr(options, option) for option, name in WORLD.items()}
+    return planted(per_section, max(n_spots // per_section, 1) + N_KEPT, rng=seed, **sizes)
+
+
+def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]:
+    """Train for about so many steps; what is reached on sections that were left out."""
     vocabulary = Vocabulary(world.genes)
+    n_spots = sum(s.n_obs for s in world.sections[N_KEPT:])
     epochs = max(round(steps * options.groups * 9 / n_spots), 1)
     config = COMMON | {
-        "width": options.width, "depth": options.depth, "heads": 4, "feedforward": 2 * options.width,
-        "groups_per_batch": options.groups, "lr": options.lr, "precision": options.precision, "prefetch": 4,
-        "mask_share": options.mask_share, "head_bias": options.head_bias,
-        "epochs_igr": 0 if cgr else epochs, "epochs_cgr": epochs if cgr else 0, "seed": options.seed,
+        "max_tokens": 2 * options.shown, "width": options.width, "depth": options.depth, "heads": 4,
+        "feedforward": 2 * options.width, "groups_per_batch": options.groups, "lr": options.lr,
+        "precision": options.precision, "prefetch": options.prefetch, "mask_share": options.mask_share,
+        "head_bias": options.head_bias, "epochs_igr": 0 if cgr else epochs, "epochs_cgr": epochs if cgr else 0,
+        "seed": seed,
     }  # fmt: skip
     config |= SPECTRAL if options.start == "spectral" else {}
-    began = time.perf_counter()
+    config |= {"cgr_targets": options.cgr_targets} if cgr else {}
+    began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         model = train.pretrain(
             world.sections[N_KEPT:], folder, vocabulary=vocabulary, config=config, device=options.device, progress=False
         )
-        done = len((Path(folder) / "metrics.jsonl").read_text().splitlines())
-    seconds = time.perf_counter() - began
-    table = train.evaluate(model, world.sections[:N_KEPT], n_groups=40, device=options.device)
-    kept = zip(world.odds[:N_KEPT], world.sections[:N_KEPT], strict=True)
-    best = np.mean([best_loss(odds, section.X.toarray() > 0) for odds, section in kept])
-    found = {"steps": done, "start": options.start, "domain_effect": options.domain_effect, "best": best}
-    found |= table.loc["all", ["igr_masked", "section_frequency", "section_frequency_unseen"]].to_dict()
-    return found | told_apart(model, world.sections[:N_KEPT], vocabulary) | {"seconds": seconds}
+        lines = pd.read_json(Path(folder) / "metrics.jsonl", lines=True)
+    last = lines["igr_masked"].tail(max(len(lines) // 20, 1)).mean()
+    found = {"steps": len(lines), "cpu_s": time.process_time() - began, "masked_in_training": last}
+    kept = world.sections[:N_KEPT]
+    table = train.evaluate(model, kept, n_groups=40, device=options.device)
+    if options.table:
+        print(table.round(3).to_string(), flush=True)
+    model = model.cpu()
+    tokens = [
+        prepare(Section(data=s, name="kept"), vocabulary, max_tokens=2 * options.shown).tokens.astype(np.int64)
+        for s in kept
+    ]
+    hidden = [hidden_genes(s.X.toarray() > 0) for s in kept]
+    losses = [masked_loss(model, *pair) for pair in zip(tokens, hidden, strict=True)]
+    found |= pd.DataFrame(losses).mean().to_dict() | {"cgr": table.loc["all", "cgr"]}
+    with torch.inference_mode():
+        features = [model.gene_features(torch.from_numpy(t)).float().numpy() for t in tokens]
+    return found | told_apart(features, kept)
 
 
 @torch.inference_mode()
-def told_apart(model, sections, vocabulary) -> dict[str, float]:
-    """What features say of domains and states: clusters within a section, a linear probe from one to another."""
-    features = []
-    for section in sections:
-        tokens = prepare(Section(data=section, name="kept"), vocabulary, max_tokens=80).tokens.astype(np.int64)
-        own = model.cpu().gene_features(torch.from_numpy(tokens)).float().numpy()
-        features.append((own - own.mean(axis=0)) / own.std())
+def masked_loss(model, tokens: np.ndarray, hidden: np.ndarray) -> dict[str, float]:
+    """Mean cross-entropy at hidden genes, as it is and over the genes that the spot does not show elsewhere."""
+    rows, columns = np.nonzero(tokens)
+    gone = np.zeros(tokens.shape, bool)
+    gone[rows, columns] = hidden[rows, tokens[rows, columns] - _keys.N_SPECIAL]
+    total, unseen = 0.0, 0.0
+    for part in np.array_split(np.arange(len(tokens)), -(-len(tokens) // 64)):
+        ids, _ = model.gene.ids(torch.from_numpy(tokens[part]))
+        chosen = torch.from_numpy(gone[part])
+        logits = model.gene.logits(model.gene(ids.masked_fill(chosen, MASK_ID))[chosen])
+        targets = torch.from_numpy(tokens[part])[chosen]
+        total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        shown = ids.masked_fill(chosen, 1)[chosen.nonzero()[:, 0]]  # 1 pads: no gene
+        logits = logits.scatter(1, shown, -torch.inf)
+        unseen += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+    n = max(int(gone.sum()), 1)
+    return {"masked": total / n, "masked_unseen": unseen / n}
+
+
+def told_apart(features, sections, ending: str = "") -> dict[str, float]:
+    """What features say of domains and states: clusters and variance in a section, a probe from one to another."""
+    features = [(own - own.mean(axis=0)) / own.std() for own in features]
     found = {}
     for key in ("domain", "state"):
         labels = [section.obs[key].astype(str).to_numpy() for section in sections]
         pairs = list(zip(features, labels, strict=True))
-        found[f"ari_{key}"] = np.mean([
+        found[f"ari_{key}{ending}"] = np.mean([
             adjusted_rand_score(y, KMeans(len(set(y)), n_init=5, random_state=0).fit_predict(x)) for x, y in pairs
         ])  # fmt: skip
-        found[f"probe_{key}"] = np.mean([
+        found[f"variance_{key}{ending}"] = np.mean([explained(x, y) for x, y in pairs])
+        found[f"probe_{key}{ending}"] = np.mean([
             LogisticRegression(max_iter=2000).fit(*a).score(*b) for a, b in (pairs[:2], pairs[1::-1])
         ])  # fmt: skip
     return found
 
 
+def explained(features: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the variance that lies between the means of groups."""
+    own = features - features.mean(axis=0)
+    between = sum((labels == y).sum() * (own[labels == y].mean(axis=0) ** 2).sum() for y in set(labels))
+    return between / (own**2).sum()
+
+
+def known(world, seed: int) -> dict[str, float]:
+    """What frequencies, linear models, and those who know the simulator reach on the left-out sections."""
+    kept, training = world.sections[:N_KEPT], world.sections[N_KEPT:]
+    shows = [s.X.toarray() > 0 for s in kept]
+    predicted = linear_model(np.concatenate([s.X.toarray() > 0 for s in training]), seed)
+    rows = []
+    for number, shown in enumerate(shows):
+        hidden = hidden_genes(shown)
+        frequency = np.log(np.tile(np.maximum(shown.mean(axis=0), 1e-6), (len(shown), 1)))
+        rows.append({
+            "frequency": loss_of(frequency, hidden),
+            "frequency_unseen": loss_of(np.where(shown & ~hidden, -np.inf, frequency), hidden),
+            "linear": loss_of(predicted(shown & ~hidden), hidden),
+            "composition": best_allowed(world, number, rule_out=False),
+            "best_allowed": best_allowed(world, number),
+            "best_told": best_loss(world.odds[number], shown),
+            "cgr_best": best_context(world, number),
+        })  # fmt: skip
+    genes = [(shown - shown.mean(axis=0)).astype(np.float64) for shown in shows]
+    parts = [
+        SpotGenes(s.X.astype(bool).astype(np.float32).tocsr(), neighbor_graph(s.obsm["spatial"])) for s in training
+    ]
+    centred = np.concatenate([(x := s.X.toarray() > 0) - x.mean(axis=0) for s in training])
+    components = np.linalg.eigh(centred.T @ centred)[1][:, :-17:-1]
+    axes = leading_axes(parts, 16, np.random.default_rng(seed))
+    linear = told_apart([x @ components for x in genes], kept, "_pca") | told_apart(
+        [x @ axes for x in genes], kept, "_axes"
+    )
+    return pd.DataFrame(rows).mean().to_dict() | linear
+
+
+def loss_of(logits: np.ndarray, hidden: np.ndarray) -> float:
+    return float(-torch.from_numpy(logits).double().log_softmax(dim=1).numpy()[hidden].mean())
+
+
+def linear_model(shows: np.ndarray, seed: int, steps: int = 1500, batch: int = 256):
+    """A softmax regression from visible to hidden genes; the step that is best for a tenth of the spots is kept."""
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    shows = shows[random.permutation(len(shows))]
+    apart, shows = np.split(shows, [max(min(len(shows) // 10, 500), 1)])
+    hidden = hidden_genes(apart, rng=seed + 1)
+    model = torch.nn.Linear(shows.shape[1], shows.shape[1])
+    torch.nn.init.zeros_(model.weight)
+    with torch.no_grad():
+        model.bias.copy_(torch.from_numpy(np.log(shows.mean(axis=0) + 1e-4)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    best, weights = np.inf, None
+    for step in range(steps):
+        own = shows[random.integers(len(shows), size=batch)]
+        gone = own & (random.random(own.shape) < 0.15)
+        guess = model(torch.from_numpy((own & ~gone).astype(np.float32))).log_softmax(dim=1)
+        (-guess[torch.from_numpy(gone)].mean()).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - step / steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 49:
+            with torch.inference_mode():
+                now = loss_of(model(torch.from_numpy((apart & ~hidden).astype(np.float32))).numpy(), hidden)
+            if now < best:
+                best, weights = now, [p.detach().clone().numpy() for p in model.parameters()]
+    return lambda visible: visible @ weights[0].T + weights[1]
+
+
 def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spots", type=int, nargs="+", default=[500, 2000, 8000])
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000])
+    parser.add_argument("--spots", type=int, nargs="+", default=[500, 2000, 8000, 20000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[250, 1000])
     parser.add_argument("--losses", choices=("igr", "both"), nargs="+", default=["igr"], help="both: IGR + CGR")
+    parser.add_argument("--cgr-targets", choices=("masked", "all"), default="masked")
     parser.add_argument("--start", choices=("random", "spectral"), default="random")
-    parser.add_argument("--groups", type=int, default=4, help="of 9 spots, in a step")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the world and of the run")
+    for name, value in {"groups": 8, "width": 128, "depth": 1, "per-section": 250, "prefetch": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--mask-share", type=float, default=1.0)
     parser.add_argument("--head-bias", default="frequency")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--per-section", type=int, default=250)
-    parser.add_argument("--domain-effect", type=float, default=1.5)
-    parser.add_argument("--state-effect", type=float, default=2.5)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, value in {"genes": 80, "shown": 20, "domains": 4, "states": 8}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in {"domain": 1.5, "state": 2.0, "batch": 0.0}.items():
+        parser.add_argument(f"--{name}-effect", type=float, default=value)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--table", action="store_true", help="print what `stampy evaluate` prints, too")
     parser.add_argument("--out", type=Path, help="CSV; rows that are there are not run again")
     return parser.parse_args()
 
@@ -111,16 +234,21 @@ def parsed():
 def main() -> None:
     options = parsed()
     rows = pd.read_csv(options.out).to_dict("records") if options.out and options.out.exists() else []
-    for spots in options.spots:
-        for steps in options.steps:
-            for cgr in (losses == "both" for losses in options.losses):
-                key = {"spots": spots, "asked": steps, "cgr": cgr, "width": options.width, "groups": options.groups}
-                if any(all(row[k] == v for k, v in key.items()) for row in rows):
-                    continue
-                rows.append({**key, **run(spots, steps, options, cgr=cgr)})
-                print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False), flush=True)
-                if options.out:
-                    pd.DataFrame(rows).to_csv(options.out, index=False)
+    settings = {k: getattr(options, k) for k in (*WORLD, "start", "width", "depth", "groups", "lr", "mask_share",
+                                                 "head_bias", "cgr_targets")}  # fmt: skip
+    for seed in options.seeds:
+        for spots in options.spots:
+            world, baselines = world_of(spots, seed, options), None
+            for steps in options.steps:
+                for losses in options.losses:
+                    key = {"spots": spots, "asked": steps, "losses": losses, "seed": seed, **settings}
+                    if any(all(row.get(k) == v for k, v in key.items()) for row in rows):
+                        continue
+                    baselines = baselines or known(world, seed)
+                    rows.append({**key, **run(world, steps, seed, options, cgr=losses == "both"), **baselines})
+                    print(pd.Series(rows[-1]).to_string(float_format="{:.3f}".format), flush=True)
+                    if options.out:
+                        pd.DataFrame(rows).to_csv(options.out, index=False, float_format="%.5g")
 
 
 if __name__ == "__main__":

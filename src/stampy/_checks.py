@@ -128,7 +128,7 @@ def unknown(name: str, value: object, pools: Mapping[str, Iterable[object]]) -> 
         folded = {str(n).casefold(): str(n) for n in names}
         close = difflib.get_close_matches(str(value).casefold(), folded, n=3, cutoff=0.6)
         near += [f"{[folded[c] for c in close]} in {place}"] if close else []
-    hint = f"Near names: {'; '.join(near)}." if near else "There are no near names."
+    hint = f"Similar names: {'; '.join(near)}." if near else "There are no similar names."
     return KeyError(f"`{name}`={value!r} was found in none of {', '.join(pools)}. {hint}")
 
 
@@ -143,7 +143,7 @@ def at_least(name: str, value: object, minimum: float, *, integer: bool = True) 
     """Raise unless `value` is a (whole) number of at least `minimum`."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"`{name}` must be a {'whole ' if integer else ''}number, found {value!r}.")
+        raise TypeError(f"`{name}` must be {'an integer' if integer else 'a number'}, found {value!r}.")
     if not np.isfinite(value) or value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, found {value!r}.")
 
@@ -164,7 +164,7 @@ def window(name: str, value: Iterable[float]) -> None:
         ) from error
     if not (left < right and top < bottom):  # also catches NaN
         raise ValueError(
-            f"`{name}` must have left < right and top < bottom (y runs down), found {(left, right, top, bottom)}."
+            f"`{name}` must have left < right and top < bottom (y points down), found {(left, right, top, bottom)}."
         )
 
 
@@ -175,7 +175,7 @@ def not_empty(adata: AnnData, *, genes: bool = True) -> None:
     if genes and adata.n_vars == 0:
         raise ValueError(
             f"The section has {adata.n_obs} spots but 0 genes. Was everything filtered out? "
-            "For embeddings of the image alone use modality='image'."
+            "To embed only the image, use modality='image'."
         )
 
 
@@ -198,7 +198,7 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"`adata.obsm['{key}']` must have shape (n, d), found {values.shape}.")
     if values.dtype.kind not in "buif":
-        raise TypeError(f"`adata.obsm['{key}']` must hold numbers, found dtype {values.dtype}.")
+        raise TypeError(f"`adata.obsm['{key}']` must contain numbers, found dtype {values.dtype}.")
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
@@ -254,7 +254,7 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
     if len(names) >= 2:
         return
     raise ValueError(
-        f"`adata.obs['{key}']` must have two labels or more, found {shortlist(names)} at {n_known} of {n} spots. "
+        f"`adata.obs['{key}']` must have at least two labels, found {shortlist(names)} at {n_known} of {n} spots. "
         f"Missing values and {shortlist(sorted(_keys.NO_LABELS), len(_keys.NO_LABELS))} are not labels."
     )
 
@@ -276,7 +276,7 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     """Section of every spot as (codes (n,) int, names); one section where `library_key` is None."""
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
-    has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that holds the section.")
+    has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
     column = adata.obs[library_key].astype("category")
     if column.isna().any():
         raise ValueError(
@@ -295,10 +295,12 @@ def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> 
         )
     path = Path(path).expanduser()
     if not path.exists():
+        if path.is_symlink():
+            raise FileNotFoundError(f"No {what} at {str(path)!r}: it is a link to {os.readlink(path)!r}.")
         near = []
         if path.parent.is_dir():
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-        hint = f" Near names there: {near}." if near else ""
+        hint = f" Similar names there: {near}." if near else ""
         raise FileNotFoundError(f"No {what} at {str(path)!r}.{hint}")
     if suffixes and not path.name.lower().endswith(suffixes):
         raise ValueError(f"A {what} must end in {' or '.join(suffixes)}, found {path.name!r}.")
@@ -340,7 +342,7 @@ def replaceable(path: Path, *, overwrite: bool) -> None:
         kind = f" ({target})" if target else ""
         raise FileExistsError(f"{str(path)!r} exists{kind}. Choose another name, or replace it with --overwrite.")
     if target:
-        warn(f"{str(path)!r} is {target}: the link is replaced, and what it leads to is left as it is.")
+        warn(f"{str(path)!r} is {target}: the link is replaced, and its target is not changed.")
 
 
 def writable(folder: str | Path) -> Path:

@@ -356,7 +356,7 @@ class FolderLock:
         except BlockingIOError as error:
             holder = self._file.read().strip() or "unknown"
             raise RuntimeError(
-                f"Another process is at work in {str(folder)!r} (process {holder}). Two of them would spoil the "
+                f"Another process is using {str(folder)!r} (process {holder}). Two processes would damage the "
                 f"{what}: wait for it, end it, or choose another folder."
             ) from error
         except OSError as error:
@@ -366,7 +366,7 @@ class FolderLock:
             )
             return
         if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
-            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that it has ended.")
+            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that this process has ended.")
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             os.truncate(self._file.fileno(), 0)
             os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())

@@ -66,9 +66,9 @@ def _whole(column: pd.Series, name: str) -> pd.Series:
     """Whole numbers, such as clusters, as integers; ValueError for other numbers."""
     found = column.dropna().to_numpy(float)
     if not (np.abs(found) < 2**53).all():
-        raise ValueError(f"`{name}` must hold labels, found {np.abs(found).max():.3g}. Mend or drop it.")
+        raise ValueError(f"`{name}` must contain labels, found {np.abs(found).max():.3g}. Correct or drop it.")
     if not np.array_equal(found, np.trunc(found)):
-        raise ValueError(f"`{name}` must hold labels, found numbers with fractions. Cut them into classes first.")
+        raise ValueError(f"`{name}` must contain labels, found numbers with fractions. Cut them into classes first.")
     return column.astype("Int64")
 
 
@@ -78,6 +78,6 @@ def _warn_of_words(text: pd.Series, present: set[str], name: str) -> None:
         return
     words = ", ".join(f"{word!r} ({n})" for word, n in counts.items())
     _checks.warn(
-        f"{int(counts.sum())} of {len(text)} spots take no part: in `{name}` {words} is read as no label. "
-        "Rename it if it is a real label."
+        f"{int(counts.sum())} of {len(text)} spots are ignored, because {words} in `{name}` counts as a missing "
+        "label. Rename it if it is a real label."
     )

@@ -176,7 +176,7 @@ def _checked(name: str, value: Any) -> Any:
     elif name == "progress_bars" and not isinstance(value, bool):
         raise TypeError(f"`progress_bars` must be True or False, found {value!r}.")
     elif name == "seed" and (isinstance(value, bool) or not hasattr(value, "__index__") or value < 0):
-        raise TypeError(f"`seed` must be a whole number from 0 on, found {value!r}.")
+        raise TypeError(f"`seed` must be an integer from 0 on, found {value!r}.")
     elif name == "cache_dir":
         return None if value is None else Path(value).expanduser()
     elif name == "device" and value is not None:

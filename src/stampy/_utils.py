@@ -79,7 +79,7 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
         return data
     if is_spatialdata(data):
         _checks.has_key(
-            data.tables, table_key, slot="sdata.tables", needs="Name the table with counts by `table_key=`."
+            data.tables, table_key, slot="sdata.tables", needs="Name the table of counts with `table_key=`."
         )
         _checks.provenance(data.tables[table_key])
         return data.tables[table_key]
@@ -165,7 +165,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if device.type in there and not there[device.type]():
         name = "CUDA device" if device.type == "cuda" else "Apple GPU (MPS)"
-        raise ValueError(f"device={device.type!r} was asked for, but torch sees no {name}. Use device=None or 'cpu'.")
+        raise ValueError(f"device={device.type!r} was requested, but torch sees no {name}. Use device=None or 'cpu'.")
     return device
 
 

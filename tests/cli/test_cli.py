@@ -19,6 +19,7 @@ import stampy
 from stampy import _checks, datasets, models
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
+from stampy.cli.early_checks import TOY_COLUMNS
 from stampy.cli.main import EXAMPLES, main
 from stampy.cli.options import in_options
 
@@ -156,7 +157,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
                             "--out", out, "--seed", 1)  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
-                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp tells",
+                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp is ",
                   "Probe: balanced accuracy", "chance, of 4 labels", str(out), "Time: loading "):  # fmt: skip
         assert words in said
     pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]
@@ -181,7 +182,7 @@ def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
     assert "toy, made up" in said
     assert "STAMPY_DATA_DIR is not set" in said
     assert "no network in tests" in said
-    assert "Embedding: genes alone" in said
+    assert "Embedding: genes only" in said
     assert "agree with `domain`" in said
     assert os.path.exists("stampy-demo/section.h5ad")
 
@@ -206,7 +207,7 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--section", "HER2ST_A11"], "Near names: ['HER2ST_A1'"),
+        (["--section", "HER2ST_A11"], "Similar names: ['HER2ST_A1'"),
         (["--section", "nowhere/section.h5ad"], "--section nowhere/section.h5ad was found in none of"),
         (["--labels", "domains"], "Key `domains` not found in `adata.obs`"),
         (["--n-domains", "0"], "--n-domains must be at least 2"),
@@ -363,17 +364,17 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
 @pytest.mark.parametrize(
     ("source", "target", "words"),
     [
-        ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Near names there: ['toy.h5ad']"),
+        ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Similar names there: ['toy.h5ad']"),
         ("toy.h5ad", "out.csv", "must end in .h5ad or .zarr, found 'out.csv'"),
         ("toy.h5ad", "taken.zarr", "'taken.zarr' exists"),
         ("toy.h5ad", "file/out.h5ad", "'file' can't be a folder to write into"),
         (
             "notes.txt",
             "out.h5ad",
-            "'notes.txt' is no section",
+            "'notes.txt' is not a section",
         ),
         ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
-        ("empty", "out.h5ad", "'empty' is no section in a format that stampy knows"),
+        ("empty", "out.h5ad", "'empty' is not a section in a format that stampy knows"),
     ],
 )
 def test_embed_refuses_bad_paths(fails, section, weights, source, target, words):
@@ -568,8 +569,8 @@ def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        ("Give it by `image=`.", "Give it by `--image`."),
-        ("Give `um_per_px=` or\n `spot_um=`.", "Give `--um-per-px` or `--spot-um`."),
+        ("Pass it with `image=`.", "Pass it with `--image`."),
+        ("Pass `um_per_px=` or\n `spot_um=`.", "Pass `--um-per-px` or `--spot-um`."),
         ("use modality='gene', or layer='counts'", "use --modality gene, or --layer counts"),
         ('use modality="gene"', "use --modality gene"),
         ("leave image=False", "leave image=False"),  # no option says that
@@ -693,6 +694,16 @@ def test_wrong_names_are_answered_without_torch(section, tmp_path):
         [*embed, "--modality", "gene", "--image-key", "hires"],
         ["demo", "--section", str(section), "--labels", "domains"],
         ["demo", "--section", str(zarr), "--labels", "domains"],
+        ["demo", "--section", "toy", "--labels", "domains"],
+        ["demo", "--section", "toy", "--n-domains", "1"],
+        ["demo", "--section", "toy", "--image", "nowhere.png"],
+        [*embed, "--library-key", "domains"],
+        [*embed, "--layer", "raw"],
+        [*embed, "--device", "gpu"],
+        ["report", str(section), "--domains", "domains"],
+        ["report", str(section), "--layer", "raw"],
+        ["slide", str(section), "o.zarr"],
+        ["slide", str(section), "o.zarr", "--min-tissue", "2"],
         ["bench", "run", str(bad)],
         ["bench", "run", str(unknown)],
     ]
@@ -701,9 +712,28 @@ def test_wrong_names_are_answered_without_torch(section, tmp_path):
         "sorted({'torch', 'numba', 'anndata'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[1, 1, 1, 1, 1, 1] []", done.stderr
-    assert done.stderr.count("Key `domains` not found in `adata.obs`") == 2
+    assert done.stdout.strip() == f"{[1] * len(wrong)} []", done.stderr
+    assert done.stderr.count("Key `domains` not found in `adata.obs`") == 5
+    assert done.stderr.count("Key `raw` not found in `adata.layers`") == 2
     assert "Did you mean 'datasets'" in done.stderr
+
+
+def test_the_columns_of_the_toy_are_known():
+    assert (*datasets.toy(n_spots=20).obs.columns,) == TOY_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--vocabulary", "nowhere.tsv"], ["--devices", "0"], ["--device", "gpu"], ["--config", "nowhere.json"]]
+)
+def test_wrong_options_of_training_leave_no_folder(fails, section, tmp_path, wrong):
+    fails("pretrain", section, "--out", tmp_path / "run", *wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_can_not_begin_leaves_no_folder(fails, section, tmp_path):
+    (tmp_path / "genes.tsv").write_text("gene_id\tsymbol\tdivisor\nENSG00000141510\tTP53\t-1\n")
+    fails("pretrain", section, "--out", tmp_path / "run", "--vocabulary", tmp_path / "genes.tsv")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "align"])

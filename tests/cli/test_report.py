@@ -126,7 +126,7 @@ def test_of_several_images_the_page_asks_for_one(toy, make_sdata, tmp_path, caps
     sdata.tables["spots"] = sdata.tables.pop("table")
     sdata.write(tmp_path / "a.zarr")
     command = ["report", str(tmp_path / "a.zarr"), str(tmp_path / "a.html"), "--table-key", "spots", "--overwrite"]
-    asked = "Name the H&E one by `--image-key`."
+    asked = "Name the H&E image with `--image-key`."
     assert main(command) == 0
     page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert asked in " ".join(page.text)
@@ -209,7 +209,7 @@ def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, wor
 
 def test_the_verdict_is_stored_computed_or_refused(toy, embedded, report_of):
     page = report_of(embedded)
-    assert any("Not judged: 'elsewhere' made the embedding" in text for text in page.text)
+    assert any("Not evaluated: 'elsewhere' made the embedding" in text for text in page.text)
     assert "details" in page.tags  # the provenance is folded up
     judged = toy.copy()
     stampy.tl.embed(judged, modality="gene", show_progress_bar=False)

@@ -177,7 +177,7 @@ def test_toy_comes_back_from_disk(tmp_path):
     ("options", "error", "words"),
     [
         ({"n_spots": 0}, ValueError, "`n_spots` must be at least 1"),
-        ({"n_spots": 10.0}, TypeError, "whole number"),
+        ({"n_spots": 10.0}, TypeError, "integer"),
         ({"n_domains": 9}, ValueError, "`n_domains` must be at most 8"),
         ({"n_spots": 3, "n_domains": 4}, ValueError, "`n_domains` must be at most 3"),
         ({"n_genes": 39}, ValueError, "at least 40"),
@@ -407,7 +407,7 @@ def test_mirror_comes_first_and_is_never_changed(register, tmp_path, monkeypatch
     assert datasets.fetch("made_up") == {"section": path}
     assert datasets.names(in_mirror=True) == ["made_up"]
     path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="refused and left as it is"):
+    with pytest.raises(ValueError, match="rejected and left unchanged"):
         datasets.fetch("made_up")
     assert path.read_bytes() == b"damaged"
     path.unlink()

@@ -153,7 +153,7 @@ def test_cosmx(tmp_path, end, told):
 
 def test_cosmx_that_does_not_tell_its_scale(tmp_path):
     cosmx(tmp_path)
-    with pytest.warns(stampy.StampyWarning, match="do not say how large a pixel is"):
+    with pytest.warns(stampy.StampyWarning, match="do not state how large a pixel is"):
         found = stampy.read(tmp_path)
     assert found.uns["spatial"]["S1"]["scalefactors"] == {}
     with pytest.raises(ValueError, match="`image` can't be given for CosMx"):

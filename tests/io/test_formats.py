@@ -136,7 +136,7 @@ def test_space_ranger_of_every_version(toy, tmp_path, outs, positions, counts):
 def test_cytassist_with_antibodies(toy, tmp_path):
     write_spatial(tmp_path / "spatial", toy, "tissue_positions.csv")
     write_counts_h5(tmp_path / "filtered_feature_bc_matrix.h5", toy, antibodies=3)
-    with pytest.warns(stampy.StampyWarning, match=r"left out 3 features that are no genes \(3 Antibody Capture\)"):
+    with pytest.warns(stampy.StampyWarning, match=r"dropped 3 features that are not genes \(3 Antibody Capture\)"):
         found = stampy.read(tmp_path)
     same(found, toy)
     assert found.var["feature_types"].eq("Gene Expression").all()
@@ -178,7 +178,7 @@ def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
     np.testing.assert_allclose(a.obsm["X_stamp_image"], b.obsm["X_stamp_image"], atol=1e-6)
     assert a.uns["stamp"]["X_stamp"]["tiles"]["image"] == ["slide.tif"]
     (tmp_path / "slide.tif").unlink()
-    with pytest.raises(KeyError, match="is not there, and there is no other"):
+    with pytest.raises(KeyError, match="does not exist, and there is no other"):
         tl.embed(again, toy_model, um_per_px=1.35, modality="image", **QUIET)
 
 
@@ -186,7 +186,7 @@ def test_full_image_gone_but_another_there(toy, toy_model):
     adata = toy.copy()
     library = next(iter(adata.uns["spatial"].values()))
     library["metadata"] = {"source_image_path": "/nowhere/slide.tif"}
-    with pytest.warns(UserWarning, match="is not there; the one in"):
+    with pytest.warns(UserWarning, match="does not exist; the one in"):
         tl.embed(adata, toy_model, modality="image", **QUIET)
 
 
@@ -195,7 +195,7 @@ def test_space_ranger_errors(toy, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no matrix of counts.*filtered_feature_bc_matrix\.h5.*spatial/"):
         stampy.read(tmp_path / "a")
     write_counts_h5(tmp_path / "a" / "filtered_feature_bc_matrix.h5", toy)
-    with pytest.raises(ValueError, match="holds spots, not bins"):
+    with pytest.raises(ValueError, match="contains spots, not bins"):
         stampy.read(tmp_path / "a", bin_um=8)
     with pytest.raises(ValueError, match=r"`backed` is for \.h5ad and \.zarr, found Space Ranger"):
         stampy.read(tmp_path / "a", backed=True)
@@ -209,11 +209,13 @@ def test_space_ranger_errors(toy, tmp_path):
 
 def test_unknown(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no section .*Nearest: an image; it lacks the counts\..*\['holiday\.jpg'\]"):
+    with pytest.raises(
+        ValueError, match=r"not a section .*Nearest: an image; it lacks the counts\..*\['holiday\.jpg'\]"
+    ):
         stampy.read(tmp_path)
     with pytest.raises(ValueError, match=r"'holiday\.jpg' is an image"):
         stampy.read(tmp_path / "holiday.jpg")
-    with pytest.raises(FileNotFoundError, match=r"Near names there: \['holiday\.jpg'\]"):
+    with pytest.raises(FileNotFoundError, match=r"Similar names there: \['holiday\.jpg'\]"):
         stampy.read(tmp_path / "holidays.jpg")
 
 

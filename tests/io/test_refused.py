@@ -36,8 +36,8 @@ def test_files_of_r(tmp_path, name, line):
 @pytest.mark.parametrize(
     ("name", "words"),
     [("s.h5ad.gz", "gunzip s.h5ad.gz"), ("he.svs", "is an image"), ("he.png", "is an image"), ("run.7z", "an archive"),
-     ("run.tar.gz", "an archive"), ("notes.txt", "is no section"), ("tissue_positions.parquet", "give the folder"),
-     ("counts.csv", "is no section")],
+     ("run.tar.gz", "an archive"), ("notes.txt", "is not a section"), ("tissue_positions.parquet", "give the folder"),
+     ("counts.csv", "is not a section")],
 )  # fmt: skip
 def test_other_files(tmp_path, name, words):
     put(tmp_path / name, b"a,b\n1,2\n")
@@ -66,9 +66,19 @@ def test_folders(tmp_path):
     put(tmp_path / "notes.pdf", b"x")
     with pytest.raises(ValueError, match=r"Found there: \['notes\.pdf'\]\. Looked for: \.h5ad, \.zarr, Space Ranger"):
         stampy.read(tmp_path)
-    put(tmp_path / "s.h5ad", b"x")
-    with pytest.raises(ValueError, match=r"holds \['s\.h5ad'\]\. Give `stampy\.read` one of them"):
+    put(tmp_path / "Brain_feature_slice.h5", b"x")  # of a download of Visium HD
+    put(tmp_path / "Brain_binned_outputs.tar.gz", b"x")
+    with pytest.raises(ValueError, match=r"unpack \['Brain_binned_outputs\.tar\.gz'\] there first"):
         stampy.read(tmp_path)
+    put(tmp_path / "s.h5ad", b"x")
+    with pytest.raises(ValueError, match=r"contains \['s\.h5ad'\]\. Pass one of them to `stampy\.read`"):
+        stampy.read(tmp_path)
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "s.h5ad").symlink_to(tmp_path / "moved.h5ad")
+    with pytest.raises(FileNotFoundError, match=r"it is a link to '.*moved\.h5ad'"):
+        stampy.read(tmp_path / "s.h5ad")
 
 
 @pytest.mark.parametrize(

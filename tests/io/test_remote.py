@@ -137,7 +137,7 @@ def test_a_remote_file_opens_no_file_of_this_machine(tmp_path, in_memory, sectio
     fsspec.filesystem("memory").pipe("/stampy/naming.h5ad", (tmp_path / "naming.h5ad").read_bytes())
     adata = stampy.read(f"{in_memory}/naming.h5ad")
     assert "source_image_path" not in adata.uns["spatial"]["toy"]["metadata"]
-    with pytest.raises(ValueError, match="does not open it unasked"):
+    with pytest.raises(ValueError, match="does not open it by default"):
         tl.embed(adata, modality="image", show_progress_bar=False)
 
 

@@ -44,7 +44,7 @@ def test_counts_and_coordinates_turned_either_way(tmp_path, turned, r, separator
 def test_coordinates_without_a_header(tmp_path):
     put(tmp_path / "counts.csv", wide(separator=","))
     put(tmp_path / "beads.csv", places(header=False))
-    with pytest.warns(stampy.StampyWarning, match="counts.csv and beads.csv do not say"):
+    with pytest.warns(stampy.StampyWarning, match="counts.csv and beads.csv do not state"):
         same(stampy.read(tmp_path))
 
 
@@ -156,7 +156,9 @@ def test_st_that_can_not_tell_its_image(tmp_path):
     put(tmp_path / "a.tsv", alignment(selected=False))
     for name in ("one.png", "two.png"):
         put(tmp_path / name, png())
-    with pytest.warns(stampy.StampyWarning, match=r"can't be told which of \['one.png', 'two.png'\] is its image"):
+    with pytest.warns(
+        stampy.StampyWarning, match=r"cannot be determined which of \['one.png', 'two.png'\] is its image"
+    ):
         same(stampy.read(tmp_path), names=SPOTS)
 
 
@@ -210,5 +212,5 @@ def test_stereo_seq_with_names_and_in_blocks(tmp_path, monkeypatch):
 def test_a_table_that_is_called_as_one_of_xenium(tmp_path):
     put(tmp_path / "cells.csv", places(("cell", "x", "y")))
     put(tmp_path / "counts.csv", wide(separator=","))
-    with pytest.warns(stampy.StampyWarning, match="do not say how large"):
+    with pytest.warns(stampy.StampyWarning, match="do not state how large"):
         same(stampy.read(tmp_path))

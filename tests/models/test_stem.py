@@ -120,7 +120,7 @@ def test_settings(changes, message, vocabulary):
 
 
 def test_public_vit_class_refuses_the_stem():
-    with pytest.raises(ValueError, match="is no ViT"):
+    with pytest.raises(ValueError, match="is not a ViT"):
         models.ImageEncoder(settings())
 
 

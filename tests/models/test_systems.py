@@ -662,7 +662,7 @@ def test_no_such_path(tmp_path, name, message):
 
 
 def test_a_folder_without_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds none of"):
+    with pytest.raises(FileNotFoundError, match="contains none of"):
         models.load(f"uni:{tmp_path}")
 
 
@@ -691,7 +691,7 @@ def hub_error(kind, status=403):
         (("HfHubHTTPError", 401), PermissionError, "hf auth login"),
         (("HfHubHTTPError", 500), ConnectionError, "Try again"),
         (("LocalEntryNotFoundError",), ConnectionError, r"can't be reached.*model='uni:/path"),
-        (("RemoteEntryNotFoundError", 404), FileNotFoundError, "holds none of"),
+        (("RemoteEntryNotFoundError", 404), FileNotFoundError, "contains none of"),
     ],
 )
 def test_what_the_hub_may_say(monkeypatch, error, expected, message):
@@ -862,10 +862,10 @@ def test_embed_with_a_loaded_system(toy, written, name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("pixels", {"modality": "gene"}, "embeds modality 'image' alone"),
-        ("pca", {"modality": "image"}, "embeds modality 'gene' alone"),
+        ("pixels", {"modality": "gene"}, "embeds only modality 'image'"),
+        ("pca", {"modality": "image"}, "embeds only modality 'gene'"),
         ("pca", {"image_key": "hires"}, "uses no image"),
-        ("stamp-g", {"modality": "fused"}, "embeds modality 'gene' alone"),
+        ("stamp-g", {"modality": "fused"}, "embeds only modality 'gene'"),
         ("tangle", {}, "embeds slides, not spots"),
         ("egn", {}, "predicts expression"),
     ],

@@ -577,7 +577,7 @@ def test_an_embedding_that_holds_no_numbers():
     adata = two_sections()
     for values in (adata.obsm["X_e"].astype(complex), adata.obsm["X_e"].astype(str)):
         adata.obsm["X_odd"] = values
-        with pytest.raises(TypeError, match=r"`adata.obsm\['X_odd'\]` must hold numbers, found dtype"):
+        with pytest.raises(TypeError, match=r"`adata.obsm\['X_odd'\]` must contain numbers, found dtype"):
             pl.spatial(adata, "X_odd", library_key="section")
 
 
@@ -610,7 +610,7 @@ def test_spatialdata_gives_its_table():
 
 @pytest.mark.parametrize(
     ("color", "near"),
-    [("domains", "domain"), ("SCORE", "score"), ("g1", "G1"), ("x_E", "X_e"), ("zzzz", "no near names")],
+    [("domains", "domain"), ("SCORE", "score"), ("g1", "G1"), ("x_E", "X_e"), ("zzzz", "no similar names")],
 )
 def test_unknown_colour_gets_near_names(color, near):
     with pytest.raises(KeyError, match=near):
@@ -672,8 +672,10 @@ def test_bad_images():
     assert len(pl.spatial(unscaled, "domain", image=False).images) == 0
     planes = section()
     planes.uns["spatial"]["s1"]["images"]["hires"] = np.zeros((5, 20, 20), dtype=np.uint8)
+    with pytest.warns(UserWarning, match="1, 3 or 4 channels.*drawn without image"):
+        assert not pl.spatial(planes, "domain").images
     with pytest.raises(ValueError, match="1, 3 or 4 channels"):
-        pl.spatial(planes, "domain")
+        pl.spatial(planes, "domain", image_key="hires")
     far = section()
     far.obsm["spatial"] += 1e5
     with pytest.warns(UserWarning, match="outside its image") as caught:

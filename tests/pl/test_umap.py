@@ -46,7 +46,7 @@ def test_umap_refuses(umapped, options, error, words):
 
 
 def test_umap_refuses_nan_and_two_panels_in_one(umapped):
-    with pytest.raises(ValueError, match="Leave out `ax`"):
+    with pytest.raises(ValueError, match="Omit `ax`"):
         pl.umap(umapped, ["domain", None], ax=plt.gca())
     umapped.obsm["X_umap"][3, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite values for 1"):

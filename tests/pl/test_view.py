@@ -115,7 +115,7 @@ def test_the_finest_image_is_drawn_or_the_one_asked_for(tmp_path):
         pl.spatial(adata, image_key="hires", image=False)
     (tmp_path / "slide.png").unlink()
     library["images"] = {}
-    with pytest.warns(UserWarning, match="is not there, and there is no other.*drawn without image"):
+    with pytest.warns(UserWarning, match="does not exist, and there is no other.*drawn without image"):
         assert not pl.spatial(adata).images
 
 

@@ -213,7 +213,7 @@ def test_dates_of_two_genes(human):
 
 
 def test_an_alias_of_a_gene_that_is_there(human):
-    with pytest.warns(StampyWarning, match="may be one of several genes"):
+    with pytest.warns(StampyWarning, match="are ambiguous"):
         assert found(human, ["ADGRE5", "TP53", "p53"]) == ["ADGRE5", "TP53", None]
 
 
@@ -288,8 +288,8 @@ def test_antibodies_that_look_like_repeated_genes(human):
         (["mm10_Xkr4", "mm10_Rp1"], "another species"),
         (["ENSMUSG00000051951", "ENSMUSG00000025900"], "mouse"),
         (["ENSDARG00000051951", "ENSDARG00000025900"], "another species"),
-        (["AKT1", "AKT2"], "does not have"),
-        (["foo1x", "foo2x"], "HGNC does not know"),
+        (["AKT1", "AKT2"], "not in the model's vocabulary"),
+        (["foo1x", "foo2x"], "not in HGNC"),
     ],
 )
 def test_the_likely_reason(human, names, reason):
@@ -315,7 +315,7 @@ def test_the_layer_is_named(toy, model):
     adata.layers["log"] = adata.X.astype(np.float32).log1p()
     adata.X = adata.layers["log"].copy()
     for run in (lambda: tl.embed(adata, model, modality="gene", **QUIET), lambda: tokenize(adata)):
-        with pytest.raises(ValueError, match=r"`adata\.X` looks log-normalised.*name them by layer='umi'"):
+        with pytest.raises(ValueError, match=r"`adata\.X` looks log-normalised.*pass layer='umi'"):
             run()
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     with pytest.raises(ValueError, match=r"`adata\.X` has no counts: .*use layer='umi'"):
@@ -450,3 +450,57 @@ def test_sums_of_columns_beside_huge_ones(storage):
     """A column's sum does not depend on its neighbours', however large these are."""
     x = np.array([[1e300, 0, 3, 1e308, 0], [0, 0, 4, 1e308, 5]])
     assert column_sums(storage(x))[0].tolist() == [1e300, 0, 7, 1e300, 5]
+
+
+WRITTEN = {
+    "quoted": lambda name: f'"{name}"',
+    "bytes": lambda name: f"b'{name}'",
+    "Seurat's assay": lambda name: f"rna_{name}",
+    "Seurat's key": lambda name: f"Spatial.{name}",
+    "species": lambda name: f"Homo_sapiens_{name}",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_what_stands_around_every_name_is_cut(how):
+    vocabulary = packaged()
+    names = [name for name in vocabulary.index.first_symbols if name][:200]
+    expected = vocabulary.match(section(names)).rows
+    np.testing.assert_array_equal(vocabulary.match(section([WRITTEN[how](name) for name in names])).rows, expected)
+
+
+def test_families_keep_the_front_of_their_names(human):
+    names = [f"MT-ND{i}" for i in range(1, 7)]
+    assert features_of(pd.DataFrame(index=names)).symbols["var_names"] == names
+
+
+@pytest.mark.parametrize(
+    ("date", "symbol"),
+    [
+        ("2-September", "SEPTIN2"),
+        ("9/2", "SEPTIN2"),
+        ("2-Sep-20", "SEPTIN2"),
+        ("44076", "SEPTIN2"),
+    ],
+)
+def test_more_dates(human, date, symbol):
+    others = [name for name in NAMES if name != symbol]
+    many = [f"LOC{i}" for i in range(99)]
+    match = human.match(section([date, *others, *many], np.r_[np.ones(len(NAMES)), np.zeros(99)]))
+    assert match.rows[0] == NAMES.index(symbol)
+
+
+def test_numbers_are_dates_only_where_they_are_few(human):
+    with pytest.warns(StampyWarning, match="numbers, e.g. Entrez"):
+        match = human.match(section([*NAMES, *map(str, range(44070, 44090))]))
+    assert (match.rows[len(NAMES) :] < 0).all()
+
+
+def test_genomes_in_a_column(human):
+    columns = {"genome": ["GRCh38"] * len(NAMES) + ["mm10"] * len(NAMES)}
+    with pytest.warns(StampyWarning, match="genes of another species, by the genome"):
+        match = human.match(section([*NAMES, *NAMES], **columns))
+    assert (match.rows[: len(NAMES)] >= 0).all()
+    assert (match.rows[len(NAMES) :] < 0).all()
+    mapped = section(NAMES, genome="mm10")  # human names that somebody gave to mouse genes
+    assert (human.match(mapped).rows >= 0).all()

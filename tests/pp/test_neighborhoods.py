@@ -204,7 +204,7 @@ def test_threads_do_not_matter(monkeypatch):
         (square(4, 2), {}, ValueError, r"at least 9 spots .* found \['8 spots'\]\. Choose a smaller `size=`"),
         (np.empty((0, 2)), {}, ValueError, "found .'0 spots'."),
         (square(5, 5), {"size": 1}, ValueError, "`size` must be at least 2, found 1"),
-        (square(5, 5), {"size": 2.0}, TypeError, "`size` must be a whole number"),
+        (square(5, 5), {"size": 2.0}, TypeError, "`size` must be an integer"),
         (square(5, 5), {"max_distance": 0}, ValueError, "`max_distance` must be above 0"),
         (square(5, 5), {"max_distance": "far"}, TypeError, "`max_distance` must be a number"),
         (np.full((9, 2), np.nan), {}, ValueError, "9 of 9 spots have NaN"),

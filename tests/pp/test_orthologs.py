@@ -96,7 +96,7 @@ def test_embedding_is_that_of_the_human_genes(toy, model):
     ids = [f"ENSMUSG{i:011d}" for i in range(toy.n_vars)]
     mouse.var = pd.DataFrame(index=ids)
     table = pd.DataFrame({"mouse_id": ids, "human_id": toy.var["gene_ids"].to_numpy()})
-    with pytest.raises(ValueError, match=r"mouse ids \(ENSMUSG\); map them by `stampy\.pp\.orthologs\(adata\)`"):
+    with pytest.raises(ValueError, match=r"mouse ids \(ENSMUSG\); map them with `stampy\.pp\.orthologs\(adata\)`"):
         tl.embed(mouse, model, modality="gene", **QUIET)
     pp.orthologs(mouse, table)
     for adata in (human, mouse):
@@ -162,7 +162,7 @@ def test_bad_input(tmp_path, small):
     with pytest.raises(FileNotFoundError, match="No table of orthologs at"):
         pp.orthologs(ids, tmp_path / "none.tsv")
     (tmp_path / "t.tsv.gz").write_bytes(gzip.compress(b"mouse\thuman\n")[:10])
-    with pytest.raises(ValueError, match="is no table of text"):
+    with pytest.raises(ValueError, match="is not a table of text"):
         pp.orthologs(ids, tmp_path / "t.tsv.gz")
     with pytest.raises(ValueError, match=r"No gene was mapped: the section has .*Are they mouse genes"):
         pp.orthologs(section(["foo", "bar"]), vocabulary=small)
@@ -185,7 +185,7 @@ def test_real_mouse_section(data_dir, small):
     with pytest.raises(ValueError, match=r"These are mouse ids.*stampy\.pp\.orthologs\(adata\)"):
         pp.tokenize(adata)
     pp.orthologs(adata)
-    with pytest.warns(StampyWarning, match="27% of the counts are dropped.*no one-to-one human partner"):
+    with pytest.warns(StampyWarning, match="27% of the counts are dropped.*no one-to-one human ortholog"):
         pp.tokenize(adata)
     assert adata.uns["stamp"]["stamp_tokens"]["n_matched"] == 937
     pp.orthologs(adata, pd.DataFrame(KNOWN, columns=BIOMART))

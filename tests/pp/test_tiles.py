@@ -392,7 +392,7 @@ def test_coarse_images_warn_once_with_the_factor():
         ({"um_per_px": "1"}, TypeError, "must be a number"),
         ({"um_per_px": 1e-4}, ValueError, "1120000 px wide"),
         ({"um_per_px": 1.0, "tile_um": -1}, ValueError, "at least 0"),
-        ({"um_per_px": 1.0, "size_px": 10.5}, TypeError, "whole number"),
+        ({"um_per_px": 1.0, "size_px": 10.5}, TypeError, "integer"),
         ({"um_per_px": 1.0, "fill": (0, 0, 256)}, ValueError, "`fill`"),
         ({"um_per_px": 1.0, "fill": "white"}, ValueError, "`fill`"),
         ({"um_per_px": 1.0, "image": 3}, TypeError, "path, an array, a SlideImage or a WSIData"),

@@ -443,6 +443,34 @@ def test_fractional_counts_warn_once():
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_errors_of_rounding_are_no_fractions(dtype):
+    counts = np.random.default_rng(0).poisson(20, (6, 90)).astype(dtype)
+    noisy = counts * (1 + np.random.default_rng(1).uniform(-3e-6, 3e-6, counts.shape)).astype(dtype)
+    assert not np.array_equal(noisy, counts)
+    (whole,) = (block.toarray() for _, block in checked_rows(noisy))
+    np.testing.assert_array_equal(whole, counts)  # ties stay ties
+    shares = counts / counts.sum() * 1e-6  # near whole numbers, namely 0, but no counts
+    with pytest.raises(ValueError, match="values are not whole and none is above"):
+        list(checked_rows(shares))
+
+
+def test_spots_of_a_table_that_are_log_normalised_are_named():
+    counts = np.random.default_rng(0).poisson(3, (20, 90)).astype(np.float32)
+    counts[:, 0] = 60
+    counts[12:] = np.log1p(counts[12:])
+    with pytest.raises(ValueError, match=r"log-normalised in 8 of 20 spots \(first: spot 12\)"):
+        list(checked_rows(counts))
+
+
+def test_presence_of_genes_is_no_count():
+    counts = np.random.default_rng(0).poisson(3, (20, 90))
+    for present in (counts > 0, (counts > 0).astype(np.float32)):
+        with pytest.warns(UserWarning, match=r"All values of `adata\.X` are 0 or 1"):
+            list(checked_rows(present))
+    list(checked_rows((counts > 6).astype(int)))  # a shallow section may have single counts only
+
+
 def test_other_bad_counts():
     vocabulary, section = vocabulary_of(), section_of()
     section.layers["counts"] = section.X.copy()

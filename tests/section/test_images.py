@@ -298,7 +298,7 @@ def test_dicom_goes_to_openslide_whatever_its_name(tmp_path, monkeypatch):
         SlideImage.open(tmp_path)
     sys.modules["openslide"].OpenSlideUnsupportedFormatError = sys.modules["openslide"].OpenSlideError
     dicom.write_bytes(b"bad")
-    with pytest.raises(ValueError, match=r"no whole slide.*DICOM needs OpenSlide 4\.0"):
+    with pytest.raises(ValueError, match=r"not a whole slide.*DICOM needs OpenSlide 4\.0"):
         SlideImage.open(dicom)
 
 

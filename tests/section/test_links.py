@@ -104,7 +104,7 @@ def test_hdf5_links_are_refused_by_name(link, section, private, tmp_path):
     with h5py.File(section, "r+") as file:
         link(file, private)
     before = bytes_of(private), bytes_of(section)
-    with pytest.raises(LinkError, match=r"section\.h5ad' is refused: `/.+` is "):
+    with pytest.raises(LinkError, match=r"section\.h5ad' is rejected: `/.+` is "):
         stampy.read(section)
     with pytest.raises(LinkError):
         Vocabulary.from_sections([section])
@@ -192,7 +192,7 @@ def test_links_in_a_store_are_refused(link, store, tmp_path):
     private.mkdir()
     (private / "key.txt").write_text("secret")
     link(store, private)
-    with pytest.raises(LinkError, match=r"section\.zarr' is refused: `.+` is "):
+    with pytest.raises(LinkError, match=r"section\.zarr' is rejected: `.+` is "):
         stampy.read(store)
     assert main(["embed", str(store), str(tmp_path / "out.zarr"), "--quiet"]) == 1
     assert not (tmp_path / "out.zarr").exists()

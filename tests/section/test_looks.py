@@ -46,12 +46,14 @@ NO_HISTOLOGY = {
     "pale": (lambda p, um: np.dstack([p, np.full_like(p[..., 0], 50)]), "is transparent"),
     "white": (lambda p, um: np.full_like(p, 255), r"has one colour.*\(255, 255, 255\)"),
     "pink": (lambda p, um: np.full_like(p, 1) * np.uint8([230, 120, 160]), "has one colour"),
-    "blurred": (blurred, "is blurred"),
-    "fluorescence": (lambda p, um: np.dstack([signal(p) // 3] * 3), "as fluorescence is"),
-    "blue": (lambda p, um: np.dstack([0 * signal(p), 0 * signal(p), signal(p)]), "as fluorescence is"),
+    "blurred": (blurred, "is so blurred"),
+    "fluorescence": (lambda p, um: np.dstack([signal(p) // 3] * 3), "as in fluorescence"),
+    "blue": (lambda p, um: np.dstack([0 * signal(p), 0 * signal(p), signal(p)]), "as in fluorescence"),
     "one channel": (lambda p, um: 255 - grey(p), "has no colour"),
     "grey": (lambda p, um: np.dstack([grey(p)] * 3), "has no colour"),
     "mask": (lambda p, um: grey(p) > 150, "has no colour"),
+    "negative": (lambda p, um: 255 - p, "green is its brightest colour"),
+    "black in part": (lambda p, um: p * (np.arange(p.shape[1]) > 300)[:, None].astype(np.uint8), r"black at \d+%"),
 }
 
 

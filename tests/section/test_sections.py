@@ -83,7 +83,7 @@ def test_other_columns_do_no_harm():
     [
         ({"a": 1.0, "b": 2.0}, ValueError, "not clear which are x and y"),
         ({"x": 1.0, "y": 2.0, "imagecol": 3.0, "imagerow": 4.0}, ValueError, "that differ"),
-        ({"x": "left", "y": 2.0}, TypeError, "must hold numbers"),
+        ({"x": "left", "y": 2.0}, TypeError, "must contain numbers"),
     ],
 )
 def test_tables_that_are_not_clear(columns, error, message):
@@ -149,7 +149,7 @@ def test_a_section_without_a_name_in_uns(one):
 @pytest.mark.parametrize("found", ["text", {"toy": np.zeros((9, 9, 3))}, {"toy": {"images": np.zeros((9, 9))}}])
 def test_uns_laid_out_in_another_way_is_refused(one, found):
     one.uns["spatial"] = found
-    with pytest.raises(TypeError, match="must hold images and scale factors by section"):
+    with pytest.raises(TypeError, match="must contain images and scale factors by section"):
         sections_of(one)
 
 
@@ -174,7 +174,7 @@ def test_scale_factors_that_two_sizes_of_a_picture_contradict(one, wrong):
         warnings.simplefilter("error")
         sections_of(one, needs=("image",))
     factors[wrong] = factors[wrong] / 5
-    with pytest.warns(stampy.StampyWarning, match="seem to be one picture, but their scale factors"):
+    with pytest.warns(stampy.StampyWarning, match="seem to show the same image, but their scale factors"):
         sections_of(one, needs=("image",))
 
 
@@ -268,7 +268,7 @@ def overlaid(n=2, shift=0.0, **columns):
 @pytest.mark.parametrize("n", [2, 9])
 def test_overlaid_spots_are_refused_and_the_column_is_named(n, shift):
     adata = overlaid(n, shift, cluster=np.random.default_rng(0).integers(0, 7, n * 144).astype(str))
-    with pytest.raises(ValueError, match=r"several sections that lie on top of each other.*would fit: 'sample'\)"):
+    with pytest.raises(ValueError, match=r"several sections that overlap.*would fit: 'sample'\)"):
         pp.neighborhoods(adata)
     pp.neighborhoods(adata, library_key="sample")
 
@@ -299,7 +299,7 @@ def test_everything_that_uses_neighbours_or_folds_refuses(one):
         lambda: tl.embed(both, modality="gene", context="neighbors", **QUIET),
         lambda: pp.bins(both, 250, um_per_px=1.6),
     ):
-        with pytest.raises(ValueError, match=r"lie on top of each other.*would fit: 'sample'"):
+        with pytest.raises(ValueError, match=r"overlap.*would fit: 'sample'"):
             call()
     with pytest.warns(stampy.StampyWarning, match="coherence of the domains is left out"):
         tl.domains(both, 2, use_rep="X_e", method="kmeans")
@@ -441,3 +441,50 @@ def test_indices_of_the_array_count_only_alone_and_with_a_word():
     adata.obsm["spatial"] = indices.assign(a=[1.5, 2.5], b=[3.5, 4.5])
     with pytest.raises(ValueError, match="not clear which are x and y"):
         coordinates_of(adata)
+
+
+def test_pixels_outrank_rows_and_columns_of_the_array(one):
+    xy = one.obsm["spatial"]
+    table = {"tissue": 1, "row": one.obs["array_row"], "col": one.obs["array_col"]}  # as Seurat 4 keeps them
+    table |= {"imagerow": xy[:, 1], "imagecol": xy[:, 0]}
+    one.obsm["spatial"] = pd.DataFrame(table, index=one.obs_names)
+    np.testing.assert_array_equal(coordinates_of(one), xy)
+
+
+def test_masked_coordinates_are_missing(one):
+    one.obsm["spatial"] = np.ma.masked_array(one.obsm["spatial"], mask=np.zeros((one.n_obs, 2), bool))
+    one.obsm["spatial"][3] = np.ma.masked
+    with pytest.raises(ValueError, match=r"NaN or infinite coordinates for 1 of"):
+        coordinates_of(one)
+
+
+def test_coordinates_in_another_place_are_named(one):
+    xy = one.obsm.pop("spatial")
+    one.obs["x_pixel"], one.obs["y_pixel"] = xy.T
+    with pytest.raises(KeyError, match=r"adata\.obs\[\['x_pixel', 'y_pixel'\]\]\.to_numpy\(\)"):
+        coordinates_of(one)
+    one.obsm["X_spatial"] = xy
+    with pytest.raises(KeyError, match=r"`adata\.obsm\['spatial'\] = adata\.obsm\['X_spatial'\]`"):
+        coordinates_of(one)
+
+
+def test_spots_without_a_position_are_named(one):
+    one.obsm["spatial"][:5] = 0
+    with pytest.raises(ValueError, match=r"5 of \d+ spots have the same coordinates, \(0, 0\).*Leave them out"):
+        pp.neighborhoods(one)
+    g = np.random.default_rng(0)
+    many = ad.AnnData(np.ones((1000, 3)), obsm={"spatial": g.random((1000, 2)) * 900})
+    many.obsm["spatial"][:4] = -1
+    with pytest.warns(UserWarning, match=r"4 of 1000 spots have the same coordinates, \(-1, -1\)"):
+        places_of(many)
+
+
+def test_kinds_of_cells_that_keep_apart_have_a_way_on():
+    y, x = np.mgrid[:30, :30]
+    xy = np.column_stack([x.ravel(), y.ravel()]) * 30.0 + np.random.default_rng(0).normal(0, 5, (900, 2))
+    cells = ad.AnnData(np.ones((900, 3)), obsm={"spatial": xy})
+    cells.obs["kind"] = np.where((x + y).ravel() % 2, "a", "b")
+    with pytest.raises(ValueError, match=r"would fit: 'kind'.*If it is one section, say so by a column with one value"):
+        places_of(cells)
+    cells.obs["section"] = "1"
+    assert places_of(cells, library_key="section").names == ["1"]

@@ -67,18 +67,23 @@ def test_an_absolute_path_is_opened_and_told_of(section, tmp_path):
 
 @pytest.mark.parametrize("name", ["https://example.org/a.png", "file:///etc/passwd", "s3://bucket/a.tif"])
 def test_no_address_is_fetched(name, section):
-    with pytest.raises(ValueError, match="no address is fetched"):
+    with pytest.raises(ValueError, match="addresses are not downloaded"):
         tiles(stampy.read(section(name)))
 
 
 def test_only_regular_files_that_are_pictures_are_opened(section, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for name in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
-        with pytest.raises(ValueError, match="which is no file"):
+        with pytest.raises(ValueError, match="which is not a file"):
             tiles(stampy.read(section(name)))
     (tmp_path / "key.png").write_text("a secret key")
-    with pytest.raises(ValueError, match="no image that stampy reads"):
-        tiles(stampy.read(section(tmp_path / "key.png")))
+    with pytest.warns(UserWarning, match="is not read .*not an image that stampy reads.*; the one in .* is used"):
+        record = tiles(stampy.read(section(tmp_path / "key.png")))
+    assert list(record["image"]) == ["hires"]
+    adata = stampy.read(section(tmp_path / "key.png"))
+    adata.uns["spatial"]["toy"]["images"] = {}
+    with pytest.raises(ValueError, match="not an image that stampy reads"):
+        tiles(adata)
 
 
 @pytest.mark.parametrize("name", ["../private.png", "{outside}/private.png"])
@@ -141,5 +146,5 @@ def test_a_path_in_the_place_of_pixels_obeys_the_same_rule(section, tmp_path, mo
                 pp.tiles(adata, size_px=16, **asked)
     with named_images("below"):
         assert list(tiles(stampy.read(write("images/full.png")))["image_path"]) == [expected]
-    with pytest.raises(ValueError, match="no address is fetched"):
+    with pytest.raises(ValueError, match="addresses are not downloaded"):
         tiles(stampy.read(write("https://example.org/a.png")))

@@ -249,7 +249,30 @@ def test_one_doubtful_image_of_several_is_named(model):
 def test_no_section_in_uns_is_said(toy, entry):
     adata = ad.AnnData(toy.X, obs=toy.obs, var=toy.var, obsm={"spatial": toy.obsm["spatial"]})
     adata.uns["spatial"] = {"toy": entry}
-    with pytest.raises(TypeError, match=rf"\['toy'\]` must hold images .* found {type(entry).__name__}"):
+    with pytest.raises(TypeError, match=rf"\['toy'\]` must contain images .* found {type(entry).__name__}"):
         sections_of(adata)
     adata.uns["spatial"]["is_single"] = True  # of CELLxGENE, beside whatever notes
     assert len(sections_of(adata)) == 1
+
+
+def test_stains_beside_the_picture(toy, make_sdata, model):
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    at = {"transformations": {"slide": Identity()}}
+    stains = ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin"]
+    pixels = np.random.default_rng(0).integers(0, 4000, (4, 90, 90)).astype(np.uint16)
+    sdata = make_sdata(toy, "shapes", np.eye(3))
+    (picture,) = sdata.images
+    sdata.images["morphology_focus"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=stains, **at)
+    sdata.images["dapi"] = Image2DModel.parse(pixels[:1], dims=("c", "y", "x"), c_coords=["DAPI"], **at)
+    (section,) = sections_of(sdata)
+    assert section.image.name == picture
+    del sdata.images[picture], sdata.images["dapi"]  # as spatialdata-io reads a Xenium run without H&E
+    with pytest.warns(UserWarning, match=r"Only genes are embedded, since the image can't be used.*'DAPI'"):
+        tl.embed(sdata, model, **QUIET)
+    assert "X_stamp_image" not in sdata["table"].obsm
+    with pytest.warns(UserWarning, match="'DAPI'.*drawn without image"):
+        assert not pl.spatial(sdata, "domain").images
+    with pytest.raises(ValueError, match="'DAPI'"):
+        tl.embed(sdata, model, modality="fused", **QUIET)

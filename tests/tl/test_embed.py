@@ -8,7 +8,8 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stampy import StampyWarning, datasets, models, pp, tl
+from stampy import StampyWarning, datasets, models, pl, pp, tl
+from stampy._section.section import sections_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 PROPERTY = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -259,7 +260,7 @@ def test_log_normalised(toy, model):
         ({"modality": "gene", "image_key": "hires"}, ValueError, "uses no image"),
         ({"level": "logits"}, ValueError, "`level` must be one of"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
-        ({"n_workers": 1.5}, TypeError, "`n_workers` must be a whole number"),
+        ({"n_workers": 1.5}, TypeError, "`n_workers` must be an integer"),
         ({"layer": "counts"}, KeyError, "counts"),
         ({"library_key": "donor"}, KeyError, "`donor` not found in `adata.obs`"),
         ({"precision": "float8"}, ValueError, "`precision` must be one of"),
@@ -292,7 +293,7 @@ def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
     lowres = adata.uns["spatial"]["toy"]["images"]["lowres"]
     adata.uns["spatial"]["toy"]["images"]["lowres"] = lowres[::8, ::8]
     scales["tissue_lowres_scalef"] /= 8
-    alone_says = r"Genes alone are embedded: a tile would be \d+ px across in \['lowres'\]"
+    alone_says = r"Only genes are embedded: a tile would be \d+ px across in \['lowres'\]"
     with pytest.warns(UserWarning, match=alone_says) as caught:
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert len(caught) == 1  # not another that speaks of tiles that are cut
@@ -310,7 +311,7 @@ def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
     adata = toy.copy()
     library = adata.uns["spatial"]["toy"]
     library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
-    says = r"Genes alone are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
+    says = r"Only genes are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
     with pytest.warns(UserWarning, match=says):
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
@@ -321,6 +322,52 @@ def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
         assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
     with pytest.warns(UserWarning, match="does not look like H&E"):
         tl.embed(adata, model, modality="image", copy=True, **QUIET)
+
+
+NO_PICTURES = {
+    "mask": (lambda p: (p > 200).astype(np.uint8), "0 and 1 alone"),
+    "cast": (lambda p: (p / 255).astype(np.int64), "0 and 1 alone"),
+    "five channels": (lambda p: np.dstack([p, p[..., :2]]), "shape"),
+    "standardised": (lambda p: p / 127.5 - 1, "negative values"),
+    "holes": (lambda p: np.where(p > 250, np.nan, p / 255), "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_pixels_that_are_no_picture_are_left_out_unless_asked_for(toy, model, name):
+    adata = toy.copy()
+    library = adata.uns["spatial"]["toy"]
+    change, reason = NO_PICTURES[name]
+    library["images"] = {"hires": change(library["images"]["hires"])}
+    with pytest.warns(UserWarning, match=f"Only genes are embedded, since the image can't be used.*{reason}") as caught:
+        alone = tl.embed(adata, model, copy=True, **QUIET)
+    assert len(caught) == 1
+    assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"
+    for asked in ({"modality": "fused"}, {"modality": "image"}, {"image_key": "hires"}):
+        with pytest.raises(ValueError, match=reason):
+            tl.embed(adata, model, copy=True, **asked, **QUIET)
+    with pytest.warns(UserWarning, match=f"{reason}.*drawn without image"):
+        axes = pl.spatial(adata, "domain")
+    assert not axes.images
+
+
+def test_a_placeholder_is_no_image(toy, model):
+    for nothing in (None, np.array([]), np.zeros((0, 0, 3))):
+        adata = toy.copy()
+        adata.uns["spatial"]["toy"]["images"] = {"hires": nothing}
+        tl.embed(adata, model, **QUIET)
+        assert adata.uns["stamp"]["X_stamp"]["modality"] == "gene"
+        assert not pl.spatial(adata, "domain").images
+
+
+def test_a_larger_image_without_a_scale_factor_is_named(toy, model):
+    adata = toy.copy()
+    library = adata.uns["spatial"]["toy"]
+    library["scalefactors"] = dict(library["scalefactors"])
+    del library["scalefactors"]["tissue_hires_scalef"]
+    says = "larger image 'hires'.*no scale factor `tissue_hires_scalef`.*'lowres' is used"
+    with pytest.warns(UserWarning, match=says):
+        sections_of(adata, needs=["image"])
 
 
 def test_baselines_say_what_they_are(toy):

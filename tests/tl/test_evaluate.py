@@ -64,7 +64,7 @@ def test_what_is_no_gene_is_not_judged(section):
     alone = ad.AnnData(section.X, obs=section.obs, obsm=dict(both.obsm), var=var.iloc[:-2])
     keys = {"xy": lambda table: np.hstack([table.obsm["spatial"], table.X[:, :5].toarray()])}
     with pytest.warns(
-        stampy.StampyWarning, match=r"2 of \d+ columns are no genes and are left out: 2 Antibody Capture"
+        stampy.StampyWarning, match=r"2 of \d+ columns are not genes and are dropped: 2 Antibody Capture"
     ):
         tl.evaluate(both, keys, n_splits=1, rng=0)
     tl.evaluate(alone, keys, n_splits=1, rng=0)
@@ -193,7 +193,7 @@ def test_what_is_refused(section):
     with pytest.raises(ValueError, match="25 spots"):
         tl.evaluate(table[:20].copy(), "X_stamp")
     table.X = table.X * 1.5 + 0
-    with pytest.warns(UserWarning, match="fractional|normalised"), pytest.raises(ValueError, match="not whole"):
+    with pytest.warns(UserWarning, match="fractional|normalised"), pytest.raises(ValueError, match="not integers"):
         tl.evaluate(table, "X_stamp")
     del table.uns["stamp"]
     with pytest.raises(KeyError, match="no embedding"):

@@ -99,7 +99,7 @@ def changed_pixels(adata):
 @pytest.mark.parametrize("change", [changed_counts, changed_places, changed_pixels])
 def test_other_inputs_are_refused(toy, model, tmp_path, change):
     tl.embed(toy, model, resume=tmp_path, copy=True, **QUIET)
-    with pytest.raises(ValueError, match="holds results of other counts, coordinates or images"):
+    with pytest.raises(ValueError, match="contains results of other counts, coordinates or images"):
         tl.embed(change(toy.copy()), model, resume=tmp_path, **QUIET)
 
 
@@ -255,7 +255,7 @@ def test_bad_sections_are_found_before_any_work(sections, wide):
     with pytest.raises(ValueError, match="There is no section"):
         tl.embed([], wide, **QUIET)
     assert "X_stamp" not in mine[0].obsm
-    with pytest.raises(ValueError, match="does not go with an AnnCollection"):
+    with pytest.raises(ValueError, match="cannot be used with an AnnCollection"):
         tl.embed(AnnCollection([mine[0]]), wide, copy=True, **QUIET)
 
 
@@ -312,5 +312,5 @@ def test_one_pixel_that_changed_is_refused(toy, model, tmp_path):
     library["images"] = {k: v.copy() for k, v in library["images"].items()}
     tl.embed(changed, model, modality="image", resume=tmp_path, **QUIET)
     next(iter(library["images"].values()))[0, 0, 0] ^= 1
-    with pytest.raises(ValueError, match="holds results of other counts, coordinates or images"):
+    with pytest.raises(ValueError, match="contains results of other counts, coordinates or images"):
         tl.embed(changed, model, modality="image", resume=tmp_path, **QUIET)

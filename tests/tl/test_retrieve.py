@@ -175,7 +175,7 @@ def test_approximate_search_leaves_out_and_writes_the_same(monkeypatch):
         assert [r["method"] for r in records] == ["approximate", "exact"]
         if "recall" in records[0]:
             pd.testing.assert_frame_equal(records[0]["recall"], records[1]["recall"])
-    with pytest.raises(ValueError, match="whole sections"):
+    with pytest.raises(ValueError, match="entire sections"):
         tl.retrieve(section(), exclude="section", library_key="section", method="approximate", **QUIET)
 
 
@@ -258,7 +258,7 @@ def test_bad_references():
         tl.retrieve(adata, ad.AnnData(obs=adata.obs), **QUIET)
     unknown = section()
     del unknown.uns["stamp"]
-    with pytest.warns(UserWarning, match="taken for granted"):
+    with pytest.warns(UserWarning, match="assumed to be"):
         tl.retrieve(adata, unknown, **QUIET)
 
 
@@ -375,7 +375,7 @@ def test_retrieve_refuses_what_would_be_wrong(found):
         pl.retrieve(found[:50].copy())
     with pytest.raises(ValueError, match="at most 10"):
         pl.retrieve(found, n_nearest=11)
-    with pytest.raises(KeyError, match="Near names"):
+    with pytest.raises(KeyError, match="Similar names"):
         pl.retrieve(found, str(found.obs_names[0])[:-1] + "77")
     with pytest.raises(ValueError, match="rows 0"):
         pl.retrieve(found, 120)

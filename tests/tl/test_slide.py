@@ -211,7 +211,7 @@ def test_tiles_of_bad_slides(slide, tmp_path):
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="truncated or damaged"):
         pp.slide_tiles(cut)
-    with pytest.raises(ValueError, match="Give `um_per_px=`"):
+    with pytest.raises(ValueError, match="Pass `um_per_px=`"):
         pp.slide_tiles(np.full((500, 500, 3), 240, np.uint8))
     with pytest.raises(ValueError, match="No tissue was found"):
         pp.slide_tiles(np.full((500, 500, 3), 240, np.uint8), um_per_px=1.0)
@@ -266,7 +266,7 @@ def test_wsidata_by_grid_and_by_its_own_tiles(picture):
         pp.slide_tiles(fake_wsi(picture, boxes), tile_key="tiles", tile_um=100)
     with pytest.raises(ValueError, match="has no tiles"):
         pp.slide_tiles(fake_wsi(picture, np.empty((0, 4))), tile_key="tiles")
-    with pytest.raises(ValueError, match="Give `um_per_px=`"):
+    with pytest.raises(ValueError, match="Pass `um_per_px=`"):
         pp.slide_tiles(fake_wsi(picture, mpp=None))
 
 
@@ -392,7 +392,7 @@ def test_command_line(slide, tmp_path, capsys):
     assert main(["slide", str(slide[0]), str(tmp_path / "S1.zarr"), "--min-tissue", "0.95"]) == 0
     assert "tiles of 112 µm, by stampy-mini" in capsys.readouterr().out
     assert main(["slide", str(slide[0]), str(tmp_path / "S2.zarr"), "--um-per-px", "0.001"]) == 1
-    assert "Give the right `--um-per-px`" in capsys.readouterr().err
+    assert "Pass the right `--um-per-px`" in capsys.readouterr().err
     assert main(["slide", str(tmp_path / "no.tif"), str(tmp_path / "S2.zarr")]) == 1
 
 
@@ -693,7 +693,7 @@ def test_manifest(tmp_path):
         ("slide,patient,label\nA.tif,1,\n", ValueError, "'label' is empty in 1 of 1 rows .first: row 2"),
         ("slide,patient,label\nA.tif,1,T\nA.tif,1,T\n", ValueError, "there twice"),
         ("slide,patient,label\nA.tif,1,T\nB.tif,1,N\n", ValueError, "slides of different labels"),
-        ("slide,patient,label\nA.tif,1,T\nC.tif,2,N\n", FileNotFoundError, "1 of 2 slides are not there"),
+        ("slide,patient,label\nA.tif,1,T\nC.tif,2,N\n", FileNotFoundError, "1 of 2 slides do not exist"),
     ],
 )
 def test_bad_manifests(tmp_path, text, error, message):

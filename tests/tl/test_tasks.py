@@ -228,7 +228,7 @@ def test_folds_of_one_section_are_blocks(one):
 def test_spots_without_a_label_take_no_part(one):
     one.obs["layer"] = one.obs["domain"].astype(str)
     one.obs.iloc[:20, one.obs.columns.get_loc("layer")] = ["NA", "undetermined"] * 10
-    with pytest.warns(stampy.StampyWarning, match="10 of 150 spots take no part"):
+    with pytest.warns(stampy.StampyWarning, match="10 of 150 spots are ignored"):
         tl.probe(one, "layer", use_rep="X_good")
     found = result(one)
     assert (found["n_spots"], found["n_unlabelled"]) == (130, 20)
@@ -282,13 +282,13 @@ def bad_probes():
 
     by_section = {"library_key": "section"}
     yield from (
-        (one_class, {}, ValueError, "two labels or more"),
+        (one_class, {}, ValueError, "at least two labels"),
         (few, {}, ValueError, "at least 5 spots"),
-        (nan_labels, {}, ValueError, "two labels or more"),
+        (nan_labels, {}, ValueError, "at least two labels"),
         (nan_values, {}, ValueError, "NaN or infinite values for 1"),
         (numbers, {}, ValueError, "fractions"),
         (apart, by_section, ValueError, "none of which occurs outside"),
-        (lonely, by_section, ValueError, "one label left"),
+        (lonely, by_section, ValueError, "only one label remains"),
         (no_section, by_section, ValueError, "missing for 4"),
         (nothing, {"labels": "domian"}, KeyError, "domian"),
         (nothing, {"use_rep": "X_goood"}, KeyError, "X_goood"),
@@ -389,7 +389,7 @@ def test_a_number_alone_means_kmeans(one):
 def test_averaging_twice_is_warned_of(one, record):
     one = one.copy()
     one.uns["stamp"] = {"X_good": record}
-    with pytest.warns(stampy.StampyWarning, match="averages once more"):
+    with pytest.warns(stampy.StampyWarning, match="averages again"):
         tl.domains(one, 3, use_rep="X_good", smooth=6)
 
 
@@ -398,9 +398,9 @@ def test_averaging_twice_is_warned_of(one, record):
     [
         ({"n_domains": 1}, ValueError, "at least 2"),
         ({"n_domains": 150}, ValueError, "at most 149"),
-        ({"n_domains": 4.5}, TypeError, "whole"),
+        ({"n_domains": 4.5}, TypeError, "integer"),
         ({"n_domains": 4, "resolution": 1.0}, ValueError, "without `n_domains`"),
-        ({"method": "kmeans", "resolution": 1.0}, ValueError, "Leave one"),
+        ({"method": "kmeans", "resolution": 1.0}, ValueError, "Omit one"),
         ({"method": "mclust"}, ValueError, "must be one of"),
         ({"smooth": 150}, ValueError, "needs 151 spots"),
         ({"labels": "section"}, ValueError, "two labels"),
@@ -497,7 +497,7 @@ def test_what_is_no_gene_is_not_predicted_and_not_depth(one, kind):
     both = ad.AnnData(sparse.hstack([one.X, more], format="csr"), obs=one.obs[[]], obsm=dict(one.obsm))
     both.var = pd.DataFrame({"feature_types": ["Gene Expression"] * one.n_vars + [kind] * 3},
                             index=[*one.var_names, "p1", "p2", "p3"])  # fmt: skip
-    with pytest.warns(StampyWarning, match=rf"3 of {both.n_vars} columns are no genes and are left out: 3 {kind}"):
+    with pytest.warns(StampyWarning, match=rf"3 of {both.n_vars} columns are not genes and are dropped: 3 {kind}"):
         tl.expression(both, use_rep="X_good", n_top_genes=20)
     tl.expression(one, use_rep="X_good", n_top_genes=20)
     assert list(result(both, "stamp_expression")["genes"]) == list(result(one, "stamp_expression")["genes"])
@@ -539,7 +539,7 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one(sections):
         ({"genes": []}, ValueError, "empty"),
         ({"method": "forest"}, ValueError, "must be one of"),
         ({"transform": "cpm"}, ValueError, "must be one of"),
-        ({"method": "knn", "penalty": 1.0}, ValueError, "no use"),
+        ({"method": "knn", "penalty": 1.0}, ValueError, "has no effect"),
         ({"reference_rep": "X_noise"}, ValueError, "for method='knn'"),
         ({"n_top_genes": 0}, ValueError, "at least 1"),
         ({"layer": "nope"}, KeyError, "nope"),
@@ -566,7 +566,7 @@ def test_expression_refuses_unfit_tables(one):
     apart.obsm["X_good"] = apart.obsm["X_good"][:, :3]
     with pytest.raises(ValueError, match="dimensions"):
         tl.expression(one, use_rep="X_good", method="knn", reference=apart)
-    with pytest.raises(ValueError, match="leave out `folds`"):
+    with pytest.raises(ValueError, match="omit `folds`"):
         tl.expression(one, use_rep="X_good", method="knn", reference=one, folds="blocks")
 
 

@@ -140,7 +140,7 @@ def test_evaluate_makes_centred_vectors_again(two, model, monkeypatch):
         ({"center": "donor"}, "`center` must be one of"),
         ({"genes": "all"}, "`genes` must be one of"),
         ({"normalize": False, "level": "feature"}, "never normalised"),
-        ({"normalize": False, "modality": "fused"}, "two unit vectors"),
+        ({"normalize": False, "modality": "fused"}, "two concatenated unit vectors"),
         ({"genes": "shared", "modality": "image"}, "uses no counts"),
     ],
 )

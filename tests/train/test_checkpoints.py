@@ -58,7 +58,7 @@ def test_a_flipped_bit_in_the_directory_is_told_and_the_checkpoint_before_it_tak
     content = bytearray(newest.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 24] ^= 1  # the size that torch would allocate
     newest.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"is damaged; going on from the checkpoint before it \(its SHA-256"):
+    with pytest.warns(UserWarning, match=r"is damaged; continuing from the checkpoint before it \(its SHA-256"):
         assert same(checkpoints.newest(out), state(1))
 
 
@@ -70,21 +70,21 @@ def test_the_same_in_a_checkpoint_from_before_there_were_hashes(out, at):
     content = bytearray(newest.read_bytes())
     content[content.rindex(b"PK\x01\x02") + at] ^= 1
     newest.write_bytes(content)
-    with pytest.warns(UserWarning, match="is damaged; going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match="is damaged; continuing from the checkpoint before it"):
         assert same(checkpoints.newest(out), state(1))
 
 
 def test_nothing_whole_starts_anew_and_says_so(out):
     (out / "checkpoint-00000002.ckpt").unlink()
     (out / "checkpoint-00000001.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="the run starts anew"):
+    with pytest.warns(UserWarning, match="the run starts again"):
         assert checkpoints.newest(out) is None
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"weights": torch.zeros(3)}])
 def test_a_file_of_something_else_is_no_state(out, content):
     torch.save(content, out / "checkpoint-00000003.ckpt")
-    with pytest.warns(UserWarning, match="it holds no state of a run"):
+    with pytest.warns(UserWarning, match="it contains no state of a run"):
         assert same(checkpoints.newest(out), state(2))
 
 

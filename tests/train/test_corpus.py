@@ -200,7 +200,7 @@ def test_the_table_tells_what_is_there(corpus):
     assert list(table["platform_id"].unique()) == [0]
     assert corpus.section("a").record["image"]["um_per_px"]
     assert repr(corpus).startswith("Corpus(3 sections, 220 spots")
-    with pytest.raises(KeyError, match="Near names"):
+    with pytest.raises(KeyError, match="Similar names"):
         corpus.section("no gene")
     assert pickle.loads(pickle.dumps(corpus)).digest == corpus.digest  # as processes of several devices do
 
@@ -310,7 +310,7 @@ def test_a_bad_section_stops_or_is_left_out_with_a_warning(toy, tmp_path):
     chosen = [Section(data=toy, name="good"), tmp_path / "bad.h5ad", Section(data=negative, name="negative")]
     with pytest.raises(ValueError, match=r"Section 'bad' can't be used: .*truncated.*on_error='skip'"):
         Corpus.build(chosen, tmp_path / "out", **SMALL)
-    with pytest.warns(UserWarning, match="was left out of the corpus") as caught:
+    with pytest.warns(UserWarning, match="was skipped") as caught:
         corpus = Corpus.build(chosen, tmp_path / "out", **SMALL, on_error="skip")
     assert len(caught) == 2
     assert list(corpus.skipped) == ["bad", "negative"]
@@ -424,9 +424,9 @@ def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_pa
         Corpus.build(sections, copied, vocabulary=other, **SMALL, draws=2, regions=2)
     with pytest.raises(ValueError, match="neither empty nor a corpus"):
         Corpus.build(toy, tmp_path, **SMALL)
-    with pytest.raises(ValueError, match=r"more than one section: \['s: in memory, in memory'\]"):
+    with pytest.raises(ValueError, match=r"different names, found \['s: in memory, in memory'\]"):
         Corpus.build([Section(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
-    with pytest.raises(FileNotFoundError, match="is no corpus"):
+    with pytest.raises(FileNotFoundError, match="is not a corpus"):
         Corpus(tmp_path)
 
 
@@ -472,7 +472,7 @@ def test_what_was_changed_by_hand_is_found(copied):
     (copied / "genes.tsv").unlink()
     assert [p.split(":")[0] for p in Corpus(copied).verify()] == ["manifest.json", "genes.tsv"]
     (copied / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="it is no manifest"):
+    with pytest.raises(ValueError, match="it is not a manifest"):
         Corpus(copied)
     (copied / "manifest.json").write_text('{"format": 99, "stampy": "9.0"}')
     with pytest.raises(ValueError, match=r"format 99; this version of stampy reads format 1. .* stampy 9.0"):
@@ -627,7 +627,7 @@ def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypat
 
     more = [*sections, Section(data=sections[0].data, name="more")]
     Corpus.build(more, corpus.path, **SMALL | {"size_px": 224, "codec": "jpeg"})
-    with pytest.raises(ValueError, match="holds a run with other data"):
+    with pytest.raises(ValueError, match="contains a run with other data"):
         again()
 
 
@@ -693,7 +693,7 @@ def test_command_line(toy, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "Corpus(1 section, 120 spots" in printed.out
     assert "skipped: bad:" in printed.out
-    assert "was left out of the corpus" in printed.err
+    assert "was skipped" in printed.err
     assert cli.main(["corpus", "info", out]) == 0
     assert "bytes a spot" in capsys.readouterr().out
     assert cli.main(["corpus", "verify", out]) == 0

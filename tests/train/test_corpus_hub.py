@@ -184,7 +184,7 @@ def test_a_file_a_section(server, toy, vocabulary, tmp_path):
     assert (names, there, left) == (["a", "b"], [[], []], False)
     paths = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
     assert Corpus.build(paths, tmp_path / "local", vocabulary=tmp_path / "genes.tsv", **SMALL).digest == digest
-    assert "Say the vocabulary" in server.run(address, tmp_path / "other")[1]
+    assert "Pass the vocabulary" in server.run(address, tmp_path / "other")[1]
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")

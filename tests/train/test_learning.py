@@ -6,7 +6,7 @@ import torch
 
 from stampy import datasets, models, train
 from stampy._io.sections import Section
-from stampy.datasets._toy.planted import best_loss, planted
+from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, planted
 from stampy.pp import Vocabulary
 from stampy.train._baselines import ranks_of_own
 from stampy.train._data import prepare
@@ -33,6 +33,33 @@ def test_planted_sections_show_what_their_odds_say():
         assert (neighbours[:, 1:] == neighbours[:, :-1]).mean() > 0.8
     found = best_loss(world.odds[0], world.sections[0].X.toarray() > 0)
     assert found < np.log(200 - 25)
+
+
+def test_one_who_must_tell_what_a_spot_is_does_no_better_than_one_who_is_told():
+    """With one kind of spot there is nothing to tell; with many, visible genes tell most of it."""
+    small = {"n_sections": 1, "n_genes": 60, "shown": 20, "batch_effect": 0.0}
+    alone = planted(200, n_domains=1, n_states=1, **small)
+    assert best_allowed(alone, 0) == pytest.approx(
+        best_loss(alone.odds[0], alone.sections[0].X.toarray() > 0), rel=1e-9
+    )
+    world = planted(400, **small)
+    told, allowed = best_loss(world.odds[0], world.sections[0].X.toarray() > 0), best_allowed(world, 0)
+    assert told < allowed < told + 0.15
+    assert allowed + 0.3 < best_allowed(world, 0, rule_out=False)  # visible genes are no small part of 60
+
+
+def test_batch_effects_are_told_from_visible_genes():
+    world = planted(40, n_sections=1, n_genes=60, shown=20, batch_effect=1.0)
+    assert best_allowed(world, 0) < best_allowed(world, 0, rule_out=False)
+    unaware = world._replace(programmes=world.programmes._replace(batches=np.zeros((2, 60))))
+    assert best_allowed(world, 0) < best_allowed(unaware, 0)
+
+
+def test_the_best_guess_from_neighbours_knows_the_domain_alone():
+    world = planted(400, n_sections=1, n_genes=60, shown=20)
+    shares = world.sections[0].X.toarray().astype(bool).mean(axis=0)
+    frequency = -(shares * np.log(shares / shares.sum()))[shares > 0].sum() / shares.sum()
+    assert best_loss(world.odds[0], world.sections[0].X.toarray() > 0) < best_context(world, 0) < frequency
 
 
 @pytest.mark.slow

@@ -16,16 +16,16 @@ SPECTRAL = {"start": "spectral", "norm": "pre", "rank_gate": True}
     [
         # wrong kinds
         (PretrainConfig, {"lr": "1e-4"}, TypeError, "`lr` must be a number above 0, found '1e-4'"),
-        (PretrainConfig, {"width": 64.0}, TypeError, "`width` must be a whole number"),
-        (PretrainConfig, {"depth": True}, TypeError, "`depth` must be a whole number"),
+        (PretrainConfig, {"width": 64.0}, TypeError, "`width` must be an integer"),
+        (PretrainConfig, {"depth": True}, TypeError, "`depth` must be an integer"),
         (PretrainConfig, {"tied_heads": 1}, TypeError, "`tied_heads` must be True or False"),
         (PretrainConfig, {"frozen": "gene."}, TypeError, "`frozen` must be a sequence of names"),
         (PretrainConfig, {"start": None}, TypeError, "`start` must be one of"),
-        (PretrainConfig, {"warmup_steps": 2.5}, TypeError, "`warmup_steps` must be a whole number"),
+        (PretrainConfig, {"warmup_steps": 2.5}, TypeError, "`warmup_steps` must be an integer"),
         (AlignConfig, {"trainable": ("gene.*", 3)}, TypeError, "`trainable` must be a sequence of names"),
         (AlignConfig, {"backbone": 3}, TypeError, "`backbone` must be text"),
         (AlignConfig, {"backbone_kwargs": [1]}, TypeError, "`backbone_kwargs` must be a mapping"),
-        (AlignConfig, {"backbone_kwargs": {"act": object}}, TypeError, "`backbone_kwargs` must hold plain values"),
+        (AlignConfig, {"backbone_kwargs": {"act": object}}, TypeError, "`backbone_kwargs` must contain plain values"),
         (AlignConfig, {"augment": "no"}, TypeError, "`augment` must be True or False"),
         # impossible values
         (PretrainConfig, {"cgr_targets": "mask"}, ValueError, "Did you mean 'masked'"),
@@ -79,7 +79,7 @@ def test_settings_from_json_and_numpy_come_in_their_own_kinds(tmp_path):
     assert type(PretrainConfig(seed=np.int64(3), lr=np.float32(0.5), min_lr=0.0).seed) is int
     json.dumps(PretrainConfig(seed=np.int64(3)).to_dict())
     (tmp_path / "d.json").write_text("{lr: 1}")
-    with pytest.raises(ValueError, match=r"d\.json' is no JSON file"):
+    with pytest.raises(ValueError, match=r"d\.json' is not a JSON file"):
         AlignConfig.of(tmp_path / "d.json")
 
 

@@ -197,7 +197,7 @@ def test_files_without_slide_ids_are_sections(groups, tmp_path):
 
 def test_what_has_no_room_is_named(pairs, tmp_path):
     other = changed(pairs, tmp_path, lambda file: file.__setitem__("spot_label", np.zeros(len(file["images"]))))
-    with pytest.warns(UserWarning, match="no room for it: .*spot_label"):
+    with pytest.warns(UserWarning, match="Not stored in a corpus: .*spot_label"):
         build(other, tmp_path / "corpus")
 
 
@@ -313,7 +313,7 @@ def test_a_file_that_ends_early_is_named(groups, tmp_path):
         build(groups._replace(folder=folder), tmp_path / "corpus")
     nothing_half_written(tmp_path / "corpus")
     with (
-        pytest.warns(UserWarning, match=r"'train/tokens-1.h5' was left out"),
+        pytest.warns(UserWarning, match=r"'train/tokens-1.h5' was skipped"),
         pytest.warns(UserWarning, match="Sections that also have rows in them are incomplete"),
     ):
         corpus = build(groups._replace(folder=folder), tmp_path / "corpus", on_error="skip")
@@ -378,7 +378,7 @@ def test_settings_without_effect_and_mixtures_are_refused(groups, toy, tmp_path)
         with pytest.raises(ValueError, match=rf"{name}=.*no effect on files of SpaVis-6M"):
             build(groups, tmp_path / "corpus", **{name: value})
     toy.write_h5ad(tmp_path / "toy.h5ad")
-    with pytest.raises(ValueError, match="can't share a corpus"):
+    with pytest.raises(ValueError, match="cannot be in one corpus"):
         Corpus.build([groups.folder, tmp_path / "toy.h5ad"], tmp_path / "corpus")
     with pytest.raises(ValueError, match="Build a corpus of each"):
         Corpus.build([groups.folder, groups.folder / "val"], tmp_path / "corpus")

@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_left_out(damage, pretrained, toy, tmp_path):
         middle = len(content) // 2
         content[middle : middle + 500] = bytes(x ^ 255 for x in content[middle : middle + 500])
     newest.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    with pytest.warns(UserWarning, match="is damaged; going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match="is damaged; continuing from the checkpoint before it"):
         assert equal(train.pretrain(toy, tmp_path, config=STAGE1, **QUIET), whole)
 
 

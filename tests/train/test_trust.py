@@ -113,7 +113,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_run_with_any_other_input_is_refused(change, toy, model, aligned):
     sections, start, config = change(toy, model)
-    with pytest.raises(ValueError, match=f"holds a run with other .*({CHANGES[change]})"):
+    with pytest.raises(ValueError, match=f"contains a run with other .*({CHANGES[change]})"):
         train.align(sections, aligned, model=start, config=config, **QUIET)
 
 
@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["identity"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"holds a run of stampy .*, which this version cannot resume"):
+    with pytest.raises(ValueError, match=r"contains a run of stampy .*, which this version cannot resume"):
         train.align(_own(toy), tmp_path, model=model, config=STAGE2, **QUIET)
 
 
@@ -138,9 +138,9 @@ def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp
 
 
 def test_two_runs_into_one_folder(toy, tmp_path):
-    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="run"), pytest.raises(RuntimeError, match="Another process is using"):
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
-    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is at work in"):
+    with FolderLock(tmp_path, what="corpus"), pytest.raises(RuntimeError, match="Another process is using"):
         train.Corpus.build(toy, tmp_path, n_workers=1, progress=False)
 
 
@@ -266,7 +266,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(toy, pretrained, small_disk):
     config = STAGE1 | {"checkpoint_every": 3, "keep": 100}
-    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it goes on from checkpoint-"):
+    with pytest.raises(OSError, match=r"No space left on the disk .*same command again; it continues from checkpoint-"):
         train.pretrain(toy, small_disk, config=config, **QUIET)
     left = sorted(p.name for p in small_disk.iterdir() if p.name.startswith((".checkpoint", "checkpoint")))
     assert left
@@ -351,7 +351,7 @@ def test_faults_of_a_manifest(rows, message, toy, tmp_path):
         (b"path\tname\na.h5ad\tone\ttwo\n", r"m\.tsv, line 2: 3 cells, but 2 columns \(path, name\)"),
         (b"path\tname\n\n\nb.h5ad\tx\ty\n", r"m\.tsv, line 4: 3 cells"),
         (b"path\tname\tname\na.h5ad\tone\ttwo\n", r"several columns \['name'\]"),
-        (b"path\tname\na.h5ad\t\xff\n", r"m\.tsv' is no text in UTF-8"),
+        (b"path\tname\na.h5ad\t\xff\n", r"m\.tsv' is not a text in UTF-8"),
     ],
 )
 def test_a_manifest_that_is_no_table_is_named(text, message, tmp_path):
@@ -400,7 +400,7 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
     section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
     sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
-    with pytest.warns(UserWarning, match=r"leaves out 40 of 120 spots.*'section 0: 40 of 120'"):
+    with pytest.warns(UserWarning, match=r"skips 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(

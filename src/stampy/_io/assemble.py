@@ -70,7 +70,7 @@ def unique_names(names: object) -> pd.Index:
 def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.ndarray:
     """Whole numbers as int32 (int64 where larger); fractions stay as they are, with a warning, or are refused."""
     if values.dtype.kind not in "iufb":
-        raise refuse(f"The counts in {str(path)!r} are no numbers: {values.dtype}.")
+        raise refuse(f"The counts in {str(path)!r} are not numbers: {values.dtype}.")
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             n = int((~np.isfinite(values)).sum())
@@ -81,8 +81,8 @@ def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.n
             if not fractions:
                 raise refuse(f"{share:.1%} of the counts in {path.name!r} are fractions; raw counts were expected.")
             _checks.warn(
-                f"{share:.1%} of the counts in {path.name!r} are fractions; they are kept as they are. stampy expects "
-                "raw counts: check that these are not normalised (EM counts of multi-mapped reads are fine)."
+                f"{share:.1%} of the counts in {path.name!r} are fractions; they are kept unchanged. stampy expects "
+                "raw counts: make sure that these are not normalised (EM counts of multi-mapped reads are fine)."
             )
             return values if values.dtype.itemsize >= 4 else values.astype(np.float32)
         values = whole
@@ -98,7 +98,7 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
         is_gene = kinds.isin([kind for kind in kinds.unique() if str(kind).lower() in _GENES]).to_numpy()
         if not is_gene.any():
             _checks.warn(
-                f"No feature in {path.name!r} is of the type {GENES!r}, found {_counted(kinds)}; all are kept."
+                f"No feature in {path.name!r} is has the type {GENES!r}, found {_counted(kinds)}; all are kept."
             )
         elif not is_gene.all():
             _say_left_out(kinds[~is_gene], path)
@@ -114,10 +114,10 @@ def _counted(kinds: pd.Series) -> str:
 
 
 def _say_left_out(kinds: pd.Series, path: Path) -> None:
-    logger.info("%s: left out what is no gene: %s", path.name, _counted(kinds))
+    logger.info("%s: dropped features that are not genes: %s", path.name, _counted(kinds))
     others = kinds[~kinds.str.lower().str.contains("|".join(_CONTROLS))]
     if len(others):
-        _checks.warn(f"{path.name!r}: left out {len(others)} features that are no genes ({_counted(others)}).")
+        _checks.warn(f"{path.name!r}: dropped {len(others)} features that are not genes ({_counted(others)}).")
 
 
 IN_TISSUE = "in_tissue"
@@ -148,7 +148,7 @@ def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positio
         first = counts.barcodes[int(np.argmax(rows < 0))]
         _checks.warn(
             f"{len(rows) - len(kept)} of {len(rows)} spots of {counts_name} have no position in {positions_name} "
-            f"(first: {first!r}) and are left out. Are the files of one section?"
+            f"(first: {first!r}) and are dropped. Are the files of one section?"
         )
     in_order = np.array_equal(rows, np.arange(len(positions)))
     spots = positions if in_order else positions.iloc[rows[kept]]
@@ -189,7 +189,8 @@ def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
     twice = once.index[once.index.duplicated()]
     if len(twice):
         raise refuse(
-            f"{len(twice)} barcodes have several positions in {name} (first: {twice[0]!r}). It holds several sections; "
+            f"{len(twice)} barcodes have several positions in {name} (first: {twice[0]!r}). It contains several "
+            "sections; "
             "read them one by one."
         )
     return once
@@ -227,7 +228,7 @@ def _numbers(spots: pd.DataFrame, name: str) -> np.ndarray:
     try:
         xy = spots[["x", "y"]].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise refuse(f"The positions in {name} are no numbers ({error}).") from error
+        raise refuse(f"The positions in {name} are not numbers ({error}).") from error
     bad = int((~np.isfinite(xy)).any(axis=1).sum())
     if bad:
         raise refuse(f"{bad} of {len(xy)} spots have a missing or infinite position in {name}.")
@@ -244,7 +245,7 @@ def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: 
         under = " under tissue" if IN_TISSUE in positions else ""
         _checks.warn(
             f"{int(left.sum())} spots{under} have no counts in {counts_name} (first: "
-            f"{positions.index[int(np.argmax(left))]!r}) and are left out."
+            f"{positions.index[int(np.argmax(left))]!r}) and are dropped."
         )
 
 
@@ -258,9 +259,26 @@ def picture(path: Path) -> np.ndarray:
 
 
 def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
-    """The reduced images of Space Ranger that exist."""
-    paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
-    return {kind: picture(path) for kind, path in paths.items() if path is not None}
+    """The reduced images of Space Ranger that exist; one that can't be read is left out, with a warning, beside others.
+
+    Raises
+    ------
+    ValueError
+        None can be read.
+    """
+    found: dict[str, np.ndarray] = {}
+    failed: dict[str, ValueError] = {}
+    for kind in kinds:
+        path = parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES))
+        try:
+            found |= {} if path is None else {kind: picture(path)}
+        except ValueError as error:
+            failed[kind] = error
+    for kind, error in failed.items():
+        if not found:
+            raise error
+        _checks.warn(f"The {kind} image is left out; {_checks.shortlist(found)} is used. {error}")
+    return found
 
 
 def add_library(
@@ -277,7 +295,9 @@ def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
     path = _checks.existing(path, what="image file").resolve()
     known = adata.uns.setdefault(_keys.UNS_SPATIAL, {})
     if not isinstance(known, MutableMapping):
-        raise ValueError(f"uns['spatial'] must hold sections by name, found {type(known).__name__}. Remove it first.")
+        raise ValueError(
+            f"uns['spatial'] must contain sections by name, found {type(known).__name__}. Remove it first."
+        )
     libraries = {key: entry for key, entry in known.items() if isinstance(entry, MutableMapping)}  # others: `is_single`
     if len(libraries) > 1:
         raise ValueError(

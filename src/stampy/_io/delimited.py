@@ -84,7 +84,7 @@ def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -
     comments = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith(comment)), len(lines))
     lines = [line for line in lines[comments:] if line.strip()][:2]
     if not lines or "\0" in lines[0]:
-        raise refuse(f"{str(path)!r} is no table: it is empty or no text.")
+        raise refuse(f"{str(path)!r} is not a table: it is empty or not a text file.")
     separator = _separator(lines[-1] if len(lines) == 2 else lines[0])
     rows = [_split(line, separator) for line in lines]
     if len(rows) == 2 and len(rows[1]) == len(rows[0]) + 1 and not rows[1][-1]:
@@ -170,7 +170,7 @@ def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True)
     layout = layout_of(path)
     names = layout.named
     if len(names) < 2 or not layout.row:
-        raise refuse(f"{str(path)!r} is no table of counts: it has {len(names)} columns and no more than a header.")
+        raise refuse(f"{str(path)!r} is not a table of counts: it has {len(names)} columns and only a header.")
     aside = [names.index(k) for k in keys] if keys else [0]
     counted = [i for i in range(len(names)) if i not in aside]
     blocks, found = [], []
@@ -226,7 +226,7 @@ def tables_in(folder: Path) -> dict[Path, TableLayout]:
                 found[path] = layout_of(path)
             except ValueError as error:  # a text that is no table
                 if path.stat().st_size:
-                    _checks.warn(f"{path.name} is left out: {error}")
+                    _checks.warn(f"{path.name} is ignored: {error}")
     return found
 
 

@@ -134,7 +134,7 @@ def json_of(path: Path) -> dict[str, object]:
     with reading(path), opened(path) as stream:
         found = json.loads(stream.read().decode("utf-8-sig"))
     if not isinstance(found, dict):
-        raise refuse(f"{str(path)!r} must hold values by name, found {type(found).__name__}.")
+        raise refuse(f"{str(path)!r} must contain values by name, found {type(found).__name__}.")
     return found
 
 
@@ -188,7 +188,9 @@ def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
     for name, _ in members:
         place = PurePosixPath(name.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or re.match(r"[A-Za-z]:", name):
-            raise refuse(f"{str(path)!r} holds the name {name!r}, which lies outside of the archive; it is not read.")
+            raise refuse(
+                f"{str(path)!r} contains the name {name!r}, which lies outside of the archive; it is not read."
+            )
 
 
 @contextlib.contextmanager
@@ -244,7 +246,7 @@ class SectionFiles:
             raise refuse(
                 f"{str(folder)!r} has the files of several sections: {_checks.shortlist(sorted(hits))}. Give "
                 f"`stampy.read` the file of counts of one, such as {next(iter(hits.values()))[0].name!r}, or put each "
-                "section into a folder of its own."
+                "section into a separate folder."
             )
         return min(next(iter(hits.values())), key=lambda p: len(p.name))
 

@@ -68,7 +68,7 @@ def read_zipped(path: Path) -> AnnData:
         if kind == "MuData":
             return read_mudata(store)
     what = {"SpatialData": "a SpatialData, whose images are read from the folder", "image": "an OME-Zarr image"}
-    raise refuse(f"{str(path)!r} holds {what.get(kind, 'no section')}. Unzip it and give the folder.")
+    raise refuse(f"{str(path)!r} contains {what.get(kind, 'no section')}. Unzip it and give the folder.")
 
 
 _FOLDERS = (  # the first whose test passes
@@ -164,7 +164,7 @@ def read(
     """
     if is_address(path):
         if given := [name for name, value in (("bin_um", bin_um), ("image", image)) if value is not None]:
-            raise ValueError(f"`{given[0]}` has no effect on a section that is read from an address. Leave it out.")
+            raise ValueError(f"`{given[0]}` has no effect on a section that is read from an address. Omit it.")
         return read_address(str(path), backed=backed)
     _files.recover(Path(path).expanduser())
     path = _checks.existing(path, what="section")
@@ -258,13 +258,13 @@ def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: 
     if bin_um is not None:
         _checks.positive("bin_um", bin_um)
         if kind not in (*_CELLS, "Space Ranger", "Stereo-seq"):
-            raise ValueError(f"`bin_um` is for cells, beads and for Visium HD, not for {kind}. Leave it out.")
+            raise ValueError(f"`bin_um` is for cells, beads and for Visium HD, not for {kind}. Omit it.")
     if um_per_px is not None:
         if bin_um is None:
             raise ValueError("`um_per_px` is used with `bin_um` here. For tiles give it to `stampy.tl.embed`.")
         _checks.positive("um_per_px", um_per_px)
         if kind == "Stereo-seq":
-            raise ValueError("`um_per_px` is known for Stereo-seq (0.5). Leave it out.")
+            raise ValueError("`um_per_px` is known for Stereo-seq (0.5). Omit it.")
     if image is not None:
         _checks.existing(image, what="image file")
         if kind in _IN_OTHER_UNITS:
@@ -282,6 +282,7 @@ _R = {
 }
 _IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
+_PARTS_OF_A_RUN = ("feature_slice.h5", "molecule_info.h5", "raw_probe_bc_matrix.h5", "per_sample_outs.h5")
 _SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zarr.zip")
 
 
@@ -311,7 +312,8 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
             "are for `stampy.tl.embed_slide`."
         )
     return refuse(
-        f"{name!r} is no section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. Of a "
+        f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
+        "Of a "
         "Space Ranger run or other platform give the folder, not one of its files."
     )
 
@@ -326,7 +328,7 @@ def refused_zarr(path: Path, kind: str) -> ValueError:
     inside = [p.name for p in listed(path) if p.name != "zarr.json"]
     return refuse(
         f"{path.name!r} is a zarr store, but neither of AnnData (obs, var and X), of SpatialData (tables) nor of "
-        f"MuData (mod); it holds {inside or 'nothing'}."
+        f"MuData (mod); it contains {inside or 'nothing'}."
     )
 
 
@@ -335,13 +337,22 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
     where = repr(str(path))
     entries = listed(path)
     if not entries:
-        return refuse(f"{where} is no section in a format that stampy knows: it is empty.")
-    sections = [p.name for p in entries if p.name.lower().endswith(_SECTIONS) or (p.is_dir() and is_zarr(p))]
+        return refuse(f"{where} is not a section in a format that stampy knows: it is empty.")
+    sections = [
+        p.name
+        for p in entries
+        if (p.name.lower().endswith(_SECTIONS) and not p.name.lower().endswith(_PARTS_OF_A_RUN))
+        or (p.is_dir() and is_zarr(p))
+    ]
     in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
     if sections:
-        return refuse(f"{where} is no section itself, but holds {sections[:4]}. Give `stampy.read` one of them.")
+        return refuse(
+            f"{where} is not a section itself, but contains {sections[:4]}. Pass one of them to `stampy.read`."
+        )
     if in_r:
         return refused_file(in_r[0])
+    if packed := [p.name for p in entries if p.name.lower().endswith(_ARCHIVES)]:
+        return refuse(f"{where} is not a section as it is: unpack {_checks.shortlist(packed)} there first.")
     found = f"Found there: {listing(path)}."
     tables = tables_in(path)
     places = [p.name for p, layout in tables.items() if is_coordinates(layout)]
@@ -351,5 +362,5 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
     elif any(p.name.lower().endswith((*_IMAGES, ".png.gz", ".jpg.gz")) for p in entries):
         nearest = "an image; it lacks the counts"
     else:
-        return refuse(f"{where} is no section in a format that stampy knows. {found} Looked for: {looked_for}")
-    return refuse(f"{where} is no section in a format that stampy knows. Nearest: {nearest}. {found}")
+        return refuse(f"{where} is not a section in a format that stampy knows. {found} Looked for: {looked_for}")
+    return refuse(f"{where} is not a section in a format that stampy knows. Nearest: {nearest}. {found}")

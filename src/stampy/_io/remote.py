@@ -30,7 +30,7 @@ def read_address(address: str, *, backed: bool = False) -> AnnData:
     is_store = address.startswith("zip://") or name.lower().endswith((".zarr", ".zarr.zip"))
     if not is_store and not name.lower().endswith(".h5ad"):
         raise ValueError(
-            f"{address!r} is no section that stampy reads from an address: .h5ad, .zarr or .zarr.zip was expected. "
+            f"{address!r} is not a section that stampy reads from an address: .h5ad, .zarr or .zarr.zip was expected. "
             "Download other formats first."
         )
     try:
@@ -60,7 +60,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
     if kind != "zarr":
         found = {"": "no section", "image": "an OME-Zarr image"}.get(kind, f"a {kind}")
         raise ValueError(
-            f"{address!r} holds {found}; only AnnData is read from an address. Download it, and give the path."
+            f"{address!r} contains {found}; only AnnData is read from an address. Download it, and give the path."
         )
     return read_backed(group) if backed else read_group(group)
 
@@ -91,7 +91,7 @@ def _read_file(address: str, backed: bool) -> AnnData:
         file = h5py.File(stream, "r")
         refuse_links_in(file, address)
         if not {"obs", "var"} <= set(file):
-            raise ValueError(f"{address!r} holds no AnnData.")
+            raise ValueError(f"{address!r} contains no AnnData.")
         if backed:
             return read_backed(file)  # the file stays open with it
         with stream, file:

@@ -228,7 +228,7 @@ def _table(path: Path) -> pd.DataFrame:
             lines = {n: row for n, row in enumerate(csv.reader(file, delimiter="\t"), start=1) if row}
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{str(path)!r} is no text in UTF-8 ({error}). A manifest is a tab-separated table."
+            f"{str(path)!r} is not a text in UTF-8 ({error}). A manifest is a tab-separated table."
         ) from error
     if not lines:
         raise ValueError(f"{str(path)!r} is empty. A manifest has a line of column names, among them `path`.")

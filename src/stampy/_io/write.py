@@ -42,7 +42,7 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
     if not path.exists() or path.is_symlink():
         return path
     if path.is_dir() != (path.suffix == ".zarr") or (path.is_dir() and not is_zarr(path)):
-        raise FileExistsError(f"{str(path)!r} exists and is no {path.suffix}; it is left alone. Choose another.")
+        raise FileExistsError(f"{str(path)!r} exists and is not a {path.suffix}; it is not changed. Choose another.")
     return path
 
 

@@ -65,10 +65,8 @@ _NAMES = (
     ("x_global_px", "y_global_px"),
     ("centerx_global_px", "centery_global_px"),
     ("sdimx", "sdimy"),
-    ("col", "row"),
-    ("cols", "rows"),
-    ("column", "row"),
 )
+_COLUMN_AND_ROW = (("col", "row"), ("cols", "rows"), ("column", "row"))  # of the array, where px stand beside them
 _INDICES = (("array_col", "array_row"),)  # no px: rows and columns of the array
 _IN_ORDER = (("0", "1"), ("1", "2"), ("spatial1", "spatial2"), ("spatial_1", "spatial_2"), ("spatial_0", "spatial_1"),
              ("v1", "v2"))  # fmt: skip
@@ -85,14 +83,14 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, s
         Where they are no finite numbers, or it is not clear which are x and y.
     """
     where = f"adata.obsm['{key}']"
-    _checks.has_key(
-        adata.obsm, key, slot="adata.obsm", needs="stampy needs pixel coordinates (x, y) of the spots' centres there."
-    )
+    needs = f"stampy needs pixel coordinates (x, y) of the spots' centres there.{_elsewhere(adata, key)}"
+    _checks.has_key(adata.obsm, key, slot="adata.obsm", needs=needs)
     found = adata.obsm[key]
     if hasattr(found, "columns"):
         found, names = _by_name(found, where)
         where = f"{where} ({names})"
     else:
+        found = np.ma.filled(found.astype(np.float64), np.nan) if isinstance(found, np.ma.MaskedArray) else found
         found = _by_position(np.asarray(found.toarray() if hasattr(found, "toarray") else found), where)
     xy = _numbers(found, where)
     bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
@@ -105,13 +103,26 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, s
     return xy, where
 
 
+def _elsewhere(adata: AnnData, key: str) -> str:
+    """Where the coordinates seem to be instead, and how to put them in place; "" where nothing looks like them."""
+    others = [name for name in adata.obsm if "spatial" in str(name).lower() and np.shape(adata.obsm[name])[1] in (2, 3)]
+    if others:
+        return f" If they are in {others[0]!r}: `adata.obsm['{key}'] = adata.obsm[{others[0]!r}]`."
+    columns = {str(c).strip().lower(): c for c in adata.obs.columns}
+    found = _pairs(columns, _NAMES)
+    if not found:
+        return ""
+    pair = list(found[0])
+    return f" `adata.obs` has {pair}; if these are they: `adata.obsm['{key}'] = adata.obs[{pair}].to_numpy()`."
+
+
 def _by_position(values: np.ndarray, where: str) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] not in (2, 3):
         raise ValueError(f"`{where}` must have shape (n, 2), x and y, found {values.shape}.")
     if values.shape[1] == 3 and (depths := len(np.unique(values[:, 2].astype(str)))) > 1:
         _checks.warn(
-            f"`{where}` has a third column with {depths} different values: x and y alone are used. Where it tells "
-            "sections or planes apart, put it in a column of `obs` and name that by `library_key=`."
+            f"`{where}` has a third column with {depths} different values: only x and y are used. If it separates "
+            "sections or planes, put it in a column of `obs` and name this column with `library_key=`."
         )
     return values[:, :2]
 
@@ -119,12 +130,13 @@ def _by_position(values: np.ndarray, where: str) -> np.ndarray:
 def _by_name(table: pd.DataFrame, where: str) -> tuple[np.ndarray, str]:
     """Columns that are called x and y; ValueError where none are, or several that differ."""
     columns = {str(c).strip().lower(): c for c in table.columns}
-    found = _pairs(columns, _NAMES)
+    found = _pairs(columns, _NAMES) or _pairs(columns, _COLUMN_AND_ROW)
     if not found and len(columns) == 2:
         found = _pairs(columns, _IN_ORDER)
         if not found and (found := _pairs(columns, _INDICES)):
             _checks.warn(
-                f"`{where}` holds {list(table.columns)}: rows and columns of the array, not px. On Visium, neighbours "
+                f"`{where}` contains {list(table.columns)}: rows and columns of the array, not px. On Visium, "
+                "neighbours "
                 "found from them are wrong. Put `pxl_col_in_fullres` and `pxl_row_in_fullres` there."
             )
     values = [(x, y, _numbers(table[[x, y]].to_numpy(), where)) for x, y in found]
@@ -154,7 +166,7 @@ def _numbers(values: np.ndarray, where: str) -> np.ndarray:
             raise TypeError("complex numbers are no coordinates")
         return values.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{where}` must hold numbers, found dtype {values.dtype}.") from error
+        raise TypeError(f"`{where}` must contain numbers, found dtype {values.dtype}.") from error
 
 
 class Places(NamedTuple):
@@ -232,7 +244,7 @@ def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: 
         return None
     _checks.warn(
         f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
-        f"by `adata.obs[{columns[0]!r}]`. Give `library_key={columns[0]!r}` if that is right, or the right column."
+        f"by `adata.obs[{columns[0]!r}]`. Pass `library_key={columns[0]!r}` if that is right, or the right column."
     )
     return columns[0]
 

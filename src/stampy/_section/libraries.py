@@ -21,6 +21,7 @@ __all__ = [
     "SeveralSectionsError",
     "check_one_section",
     "has_image",
+    "images_of",
     "is_single",
     "libraries_of",
     "library_named",
@@ -97,7 +98,13 @@ def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
 
 def has_image(library: Library) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
-    return bool(library.get("images") or source_of(library) or library.get("metadata", {}).get(REFUSED))
+    return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
+
+
+def images_of(library: Library) -> dict[str, object]:
+    """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
+    images = library.get("images", {})
+    return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
 
 
 def named_file(image: object) -> str:
@@ -156,13 +163,15 @@ def _lone(value: Any) -> Any:
 
 def _laid_out(where: str, found: Any) -> TypeError:
     return TypeError(
-        f"`{where}` must hold images and scale factors by section, a dict of dicts; found {type(found).__name__}. Read "
+        f"`{where}` must contain images and scale factors by section, a dict of dicts; found "
+        f"{type(found).__name__}. Read "
         "the section again, or remove the entry."
     )
 
 
 FEWEST = 20  # spots; fewer tell nothing
 COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
+PLACELESS = 3  # spots at one place, where no other spots coincide
 CLOSE = (0.2, 0.6)  # of the median distance of neighbours: pairs so near are rare on one section
 CLOSE_SHARE = 0.015
 RARELY = 0.25  # of the pairs that chance would put in one section
@@ -216,13 +225,14 @@ def check_one_section(
     if len(xy) < FEWEST:
         return
     together = _coincident(xy)
+    _check_placeless(xy, together)
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
         raise _overlaid(found, matching_columns(table, libraries) or apart)
     crowded = _crowded(table, xy)
     if crowded:
-        raise _overlaid("the spots of several sections lie between each other", crowded)
+        raise _overlaid("the spots of several sections are interleaved", crowded)
 
 
 def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
@@ -232,7 +242,7 @@ def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
         return
     if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
         _checks.warn(
-            "The coordinates seem to be rows and columns of Visium's array, not px of the image: whole numbers up to "
+            "The coordinates seem to be rows and columns of Visium's array, not px of the image: integers up to "
             f"{np.abs(first).max():.0f}, of even sum. Neighbours found from them are wrong. Put "
             "`pxl_col_in_fullres` and `pxl_row_in_fullres` into `adata.obsm['spatial']`."
         )
@@ -252,24 +262,43 @@ def section_column(table: AnnData, libraries: Mapping[str, Library]) -> str | No
 def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     if len(libraries) > 1:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
-        rest = ", or give the image by `image=`. Where the table is one of them, remove the others from there"
+        rest = ", or pass the image with `image=`. Where the table is one of them, remove the others from there"
     else:
-        found, rest = "`adata.uns['spatial']['is_single']` says that the table holds several sections", ""
+        found, rest = "`adata.uns['spatial']['is_single']` says that the table contains several sections", ""
     columns = matching_columns(table, libraries)
-    remedy = f"Name the column of `adata.obs` that tells them apart by `library_key=`{_hint(columns)}{rest}."
+    remedy = f"Name the column of `adata.obs` that separates them with `library_key=`{_hint(columns)}{rest}."
     raise SeveralSectionsError(f"{found}.", columns, remedy)
 
 
 def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
-        remedy = f"Name the column of `adata.obs` that tells the sections apart by `library_key=`{_hint(columns)}."
+        remedy = (
+            f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it is "
+            "one section, say so by a column with one value."
+        )
     else:
         remedy = (
-            "Put the section of each spot in a column of `adata.obs` and name that by `library_key=`, or drop spots "
-            "that are there twice."
+            "Put the section of each spot in a column of `adata.obs` and name that with `library_key=`, or drop "
+            "duplicate spots."
         )
-    found = f"The table seems to hold several sections that lie on top of each other: {found}."
+    found = f"The table seems to hold several sections that overlap: {found}."
     return SeveralSectionsError(found, columns, remedy)
+
+
+def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
+    """Raise (or warn, of few) where all coinciding spots are at one place, such as (0, 0): they have no position."""
+    places = np.unique(xy[together], axis=0)
+    n = int(together.sum())
+    if n < PLACELESS or len(places) > 1:
+        return
+    x, y = map(float, places[0])
+    says = (
+        f"{n} of {len(xy)} spots have the same coordinates, ({x:g}, {y:g}): they seem to have no position. Leave them "
+        f"out, e.g. `adata = adata[(adata.obsm['spatial'] != [{x:g}, {y:g}]).any(axis=1)].copy()`."
+    )
+    if together.mean() > COINCIDENT:
+        raise ValueError(says)
+    _checks.warn(says)
 
 
 def _hint(columns: list[str]) -> str:
@@ -283,7 +312,7 @@ def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, libra
     apart = [c for c, v in _columns(table) if c != library_key and not _coincident(xy, v, codes).mean() > COINCIDENT]
     _checks.warn(
         f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot of the same section: does "
-        f"`library_key={library_key!r}` tell the sections apart{_hint(apart)}?"
+        f"`library_key={library_key!r}` separate the sections{_hint(apart)}?"
     )
 
 

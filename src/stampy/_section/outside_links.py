@@ -67,8 +67,8 @@ def refuse_links(path: str | Path) -> None:
 
 def _refused(path: Path, name: str, what: str) -> LinkError:
     return LinkError(
-        f"{str(path)!r} is refused: `{name}` is {what}. stampy reads a file only where it holds its data itself. Ask "
-        "whoever made it for a copy without links, or make one from a file that you trust."
+        f"{str(path)!r} is rejected: `{name}` is {what}. stampy only reads files that contain all of their data. "
+        "Request a copy without links, or create one from a file that you trust."
     )
 
 
@@ -132,7 +132,7 @@ def _walk(file: h5py.File, path: Path) -> None:
             continue
         key = _address(child)
         if key in open_groups:
-            what = f"a link back to {os.fsdecode(h5py.h5i.get_name(child))!r}, which holds it"
+            what = f"a link back to {os.fsdecode(h5py.h5i.get_name(child))!r}, which contains it"
             raise _refused(path, _place(group, name), what)
         if key in ways:
             total[0] += ways[key]
@@ -195,7 +195,7 @@ def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> A
             raise _refused(path, where, f"a soft link to {step!r}, which is {what}")
         here = here[step]
         if steps and not isinstance(here, h5py.Group):
-            raise _refused(path, where, f"a soft link through {step!r}, which is no group")
+            raise _refused(path, where, f"a soft link through {step!r}, which is not a group")
     return here  # a dataset there is checked at its own place
 
 
@@ -205,7 +205,7 @@ def _check_dataset(dataset: h5py.Dataset, where: str, path: Path) -> None:
         raise _refused(path, where, f"a dataset whose values lie in other files, {files}")
     if dataset.is_virtual:
         files = _checks.shortlist(sorted({source.file_name for source in dataset.virtual_sources()}), 3)
-        raise _refused(path, where, f"a virtual dataset put together from {files}")
+        raise _refused(path, where, f"a virtual dataset assembled from {files}")
 
 
 # ---- zarr -----------------------------------------------------------------------------------------------------------
@@ -235,7 +235,9 @@ def refuse_links_zarr(path: str | Path) -> None:
 def _check_metadata(file: Path, root: Path, name: str) -> None:
     """Refuse paths of OME-NGFF metadata that lead out of the store: their reader joins them to the store's folder."""
     if file.stat().st_size > _MAX_METADATA_BYTES:
-        raise ValueError(f"The metadata {str(file)!r} has {file.stat().st_size:,} bytes; a sound store has far fewer.")
+        raise ValueError(
+            f"The metadata {str(file)!r} has {file.stat().st_size:,} bytes; an intact store has far fewer."
+        )
     text = file.read_bytes()
     if b'"path"' not in text:
         return
@@ -273,7 +275,7 @@ def refuse_links_zip(path: str | Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise ValueError(f"{str(path)!r} is no ZIP archive, or it is damaged ({error}).") from error
+            raise ValueError(f"{str(path)!r} is not a ZIP archive, or it is damaged ({error}).") from error
     for member in members:
         if stat.S_ISLNK(member.external_attr >> 16):
             raise _refused(path, member.filename, "a symbolic link")

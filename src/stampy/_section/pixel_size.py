@@ -43,7 +43,7 @@ _CONTRADICTION = 0.15  # sizes of a pixel that differ by more can't both be righ
 _NEAR = 0.03
 _INDEX_PITCH = 2.5  # rows and columns of an array are 1 or 2 apart
 FIDUCIAL = "fiducial_diameter_fullres"
-GIVE = "Give `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
+GIVE = "Pass `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
 
 
 class Lattice(NamedTuple):
@@ -145,7 +145,7 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_
     if spot_um is not None and spot_px is None:
         raise ValueError(
             f"`spot_um` needs `spot_diameter_fullres` in the scale factors, found {sorted(scalefactors)}. "
-            "Give `um_per_px=` instead."
+            "Pass `um_per_px=` instead."
         )
     grid = lattice(xy)
     check_units(xy, grid, scalefactors)
@@ -192,7 +192,8 @@ def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, object
     platform = _PLATFORMS[grid.kind]
     if grid.pitch < _INDEX_PITCH and np.array_equal(xy, np.rint(xy)):
         return (
-            "The coordinates look like rows and columns of the array. `obsm['spatial']` must hold x and y in px of the "
+            "The coordinates look like rows and columns of the array. `obsm['spatial']` must contain x and y in px "
+            "of the "
             "full-resolution image (`pxl_col_in_fullres`, `pxl_row_in_fullres`)."
         )
     for key in scalefactors:
@@ -243,8 +244,8 @@ def _unknown(grid: Lattice | None, scalefactors: Mapping[str, Any]) -> str:
             f"{platform.pitch_um / grid.pitch:.4g}."
         )
     return (
-        "The size of a pixel is not known: the scale factors have no `spot_diameter_fullres`, "
-        f"found {sorted(scalefactors)}. Give `um_per_px=` (µm per pixel of the full-resolution image).{hint}"
+        "The pixel size is not known: the scale factors have no `spot_diameter_fullres`, "
+        f"found {sorted(scalefactors)}. Pass `um_per_px=` (µm per pixel of the full-resolution image).{hint}"
     )
 
 
@@ -271,7 +272,7 @@ def _from_grid(grid: Lattice | None, spot_px: float | None, fiducial_px: float |
     if odd:
         doubt = (
             f"The {grid.kind} grid was taken for {platform.name} ({platform.pitch_um:g} µm between spots, "
-            f"{um_per_px:.4g} µm per px), but {' and '.join(odd)}. Give `um_per_px=` to be sure."
+            f"{um_per_px:.4g} µm per px), but {' and '.join(odd)}. Pass `um_per_px=` to be sure."
         )
     return PixelSize(um_per_px, source, doubt)
 
@@ -299,8 +300,8 @@ def _from_spot(
     return PixelSize(
         um_per_px,
         "assumed: Visium spots of 55 µm",
-        f"The platform can't be told from the positions of {len(xy)} spots, since they form no regular grid; Visium "
-        f"spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {GIVE}",
+        f"The platform cannot be determined from the positions of {len(xy)} spots, because they form no regular "
+        f"grid; Visium spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {GIVE}",
     )
 
 

@@ -311,21 +311,21 @@ def _satisfy(
 def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
-        table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or give it by `image=`."
+        table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."
     )
     if not libraries:
         held = table.uns[_keys.UNS_SPATIAL] or {}  # None, or a dict of what is no section
         entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in held.items())
         raise KeyError(
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "
-            f"{entries or 'an empty dict'}. Give the image by `image=`."
+            f"{entries or 'an empty dict'}. Pass the image with `image=`."
         )
     if not section.name:
         raise ValueError(
             f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); name the column "
-            "of `adata.obs` that tells them apart by `library_key=`, or give the image by `image=`."
+            "of `adata.obs` that separates them with `library_key=`, or pass the image with `image=`."
         )
     raise KeyError(
         f"Section {section.name!r} not found in `adata.uns['spatial']`. Available: {_checks.shortlist(libraries)}. "
-        "Give its image by `image=`."
+        "Pass its image with `image=`."
     )

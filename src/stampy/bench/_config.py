@@ -270,7 +270,7 @@ def _known_fields(where: str, raw: Mapping[str, Any], known: set[str]) -> None:
 def _unlike(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"`{what}` must have names of their own, found twice: {_checks.shortlist(twice)}.")
+        raise ValueError(f"`{what}` must have unique names, found twice: {_checks.shortlist(twice)}.")
 
 
 def _fields(kind: type) -> set[str]:

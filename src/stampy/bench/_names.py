@@ -61,9 +61,9 @@ def raw_config(path: Path) -> dict[str, object]:
     try:
         raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no valid {path.suffix[1:].upper()}: {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a valid {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{str(path)!r} must hold an object with datasets, systems and tasks.")
+        raise ValueError(f"{str(path)!r} must contain an object with datasets, systems and tasks.")
     for key in raw:
         _checks.one_of(f"field of the config {str(path)!r}", key, FIELDS)
     return raw
@@ -112,13 +112,13 @@ TASKS: dict[str, TaskKind] = {
         options={"method": "logistic"}, choices={"method": ("logistic", "ridge")},
     ),
     "domains": TaskKind(
-        about="clusters, as many as there are labels",
+        about="clusters, with the number of labels",
         metrics={"ari": "ARI", "nmi": "NMI", "ami": "AMI", "silhouette": "silhouette", "coherence": "coherence"},
         shown=("ari", "nmi"), needs=("labels",), options={"methods": ["kmeans", "leiden"]},
         choices={"methods": ("kmeans", "leiden", "gmm")},
     ),
     "retrieve": TaskKind(
-        about="a spot's own counterpart among the first k of its section",
+        about="retrieval of a spot's own counterpart among the first k of its section",
         metrics={"recall@1": "recall@1", "recall@5": "recall@5", "recall@10": "recall@10"},
         shown=("recall@1", "recall@5", "recall@10"), needs=("counts",),
         options={"directions": ["image to gene", "gene to image"]},

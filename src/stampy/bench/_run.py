@@ -152,7 +152,7 @@ def _chosen(
             found = replace(found, pieces=needed)
     chosen = with_models(chosen, models)
     if not chosen.systems:
-        raise ValueError("There is no system to compare: name some of the config by `systems`, or give `models`.")
+        raise ValueError("There is no system to compare: name some of the config by `systems`, or pass `models`.")
     return chosen, found
 
 
@@ -199,7 +199,7 @@ class _DataSetRun:
                 )
             except MISSING as error:
                 absent[section.name] = self._missing(error)
-                logger.warning("%s, %s is left out: %s", self.data.name, section.name, absent[section.name])
+                logger.warning("%s, %s is skipped: %s", self.data.name, section.name, absent[section.name])
         return found, absent
 
     def _missing(self, error: BaseException) -> str:
@@ -212,10 +212,10 @@ class _DataSetRun:
             manifest = manifest_of(self.data, self.config)
         except MISSING as error:
             absent = self._missing(error)
-            logger.warning("%s is left out: %s", self.data.name, absent)
+            logger.warning("%s is skipped: %s", self.data.name, absent)
         for system in self.config.systems:
             for task in self.config.tasks:
-                reason = absent or ("" if task.name == "slide" else "it is asked of spots, not of whole slides")
+                reason = absent or ("" if task.name == "slide" else "this task is for spots, not for whole slides")
                 if manifest is None or reason:
                     yield [self._skipped(system, task, OVERALL, reason)]
                 else:
@@ -305,7 +305,7 @@ class _DataSetRun:
         if not section.has_counts and (kind in ("gene", "fused") or "counts" in needs):
             return "the section has an image, but no counts"
         if task.name not in RUNNERS:
-            return "it is asked of whole slides"
+            return "this task is for whole slides"
         return None
 
     def _path(self, system: System, task: Task, unit: Sequence[LoadedSection], **more: Any) -> Path:

@@ -138,7 +138,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
                         "n_spots": [""]}, dtype=dict.fromkeys(TEXT, str))  # fmt: skip
     missing = [name for name in COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"{str(path)!r} is no table of `stampy bench run`: the columns {missing} are missing.")
+        raise ValueError(f"{str(path)!r} is not a table of `stampy bench run`: the columns {missing} are missing.")
     return tidy(table.to_dict("records"))
 
 

@@ -184,7 +184,7 @@ def _check_corpus(path: str) -> None:
 
     folder = _checks.existing(path, what="corpus")
     if not (folder / "corpus.json").is_file():
-        raise FileNotFoundError(f"{path!r} is no corpus: it has no corpus.json. `stampy corpus build` makes one.")
+        raise FileNotFoundError(f"{path!r} is not a corpus: it has no corpus.json. `stampy corpus build` makes one.")
 
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
@@ -231,6 +231,6 @@ def _verify(path: str) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise ValueError(f"{len(problems)} problems. Build again from the same sections to mend the corpus.")
+        raise ValueError(f"{len(problems)} problems. Build again from the same sections to repair the corpus.")
     files = sum(len(s.record["files"]) for s in corpus.sections)
     print(f"{corpus.path}: {files} files are as the manifest says")

@@ -137,7 +137,7 @@ def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
     _checks.at_least("n_genes", n_genes, 1)
     _checks.replaceable(path, overwrite=overwrite)
     if path.is_dir() and not path.is_symlink():
-        raise FileExistsError(f"{str(path)!r} is a folder; it is left alone. Choose another name.")
+        raise FileExistsError(f"{str(path)!r} is a folder; it is not changed. Choose another name.")
     return path
 
 
@@ -181,10 +181,12 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
     if "verdict" in stored:
         return _verdict(stored)
     if embedding != _keys.EMBEDDING or embedding not in adata.obsm or record.get("modality", "image") == "image":
-        return {"text": "Not judged: the section has no embedding of genes by stampy."}
+        return {"text": "Not evaluated: the section has no embedding of genes by stampy."}
     name, _ = _model_of(model, record)
     if model is None and name != record["model"]:
-        return {"text": f"Not judged: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."}
+        return {
+            "text": f"Not evaluated: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."
+        }
     from stampy.models._load import load_stamp
     from stampy.tl._evaluation.judge import judge
 
@@ -194,7 +196,7 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
             return _verdict(judge(data, load_stamp(name, device="cpu"), library_key=library_key, layer=layer,
                                   organism=record.get("organism", "human"), rng=0))  # fmt: skip
     except ValueError as error:  # too small, or counts that can't be split
-        return {"text": f"Not judged: {error}"}
+        return {"text": f"Not evaluated: {error}"}
 
 
 def _verdict(found: Mapping[str, Any]) -> dict[str, object]:
@@ -266,7 +268,7 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     return {
         "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
         f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
-        f"{genes.known:.1%} of all counts." + (f" Left out as no genes: {others}." if others else ""),
+        f"{genes.known:.1%} of all counts." + (f" Not genes, and ignored: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),
@@ -286,9 +288,10 @@ def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
     marks = np.percentile(genes.tokens, [0, 5, 25, 50, 75, 95, 100])
     cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
     return {
-        "text": "A spot's tokens are its genes of the vocabulary, those farthest above their usual level first. "
-        f"The model reads the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer than "
-        f"{SHORT}{'; little can be said of these' if short else ''}.",
+        "text": "The tokens of a spot are its genes in the vocabulary, sorted by how far they exceed their usual "
+        f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer "
+        "than "
+        f"{SHORT}{'; their embedding is unreliable' if short else ''}.",
         "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
         "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
         "marks": [f"{v:,.0f}" for v in marks],
@@ -303,7 +306,7 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     if tokens.max() > max_tokens:
         ax.axvline(max_tokens, color="#D55E00", linestyle="--", linewidth=1)
         left = max_tokens < tokens.max() / 2
-        ax.annotate(f"model reads {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
+        ax.annotate(f"model uses {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
                     xycoords=("data", "axes fraction"), textcoords="offset points", ha="left" if left else "right",
                     va="bottom", color="#D55E00", fontsize="small")  # fmt: skip
     ax.set(xlabel="tokens", ylabel="spots")
@@ -322,8 +325,8 @@ def _maps(adata: AnnData, maps: Maps, genes: GeneFacts | None, embedding: str) -
         wanted[TOKENS] = ("Tokens of each spot", "p99")
     if _has_colours(adata, embedding):
         maps.table.obsm[embedding] = adata.obsm[embedding]
-        wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
-                             "are alike in vector", None)  # fmt: skip
+        caption = "three principal components as red, green and blue; spots with similar colours have similar vectors"
+        wanted[embedding] = (f"{embedding}: {caption}", None)
     return [maps.draw(color, caption, vmax=vmax) for color, (caption, vmax) in wanted.items()]
 
 
@@ -366,8 +369,8 @@ def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> 
     maps.table.obsm[embedding] = adata.obsm[embedding]
     tl.domains(maps.data, use_rep=embedding, library_key=maps.library_key, table_key=maps.table_key)
     return maps.table.obs[_keys.DOMAINS], (
-        f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they are "
-        "not in the file."
+        f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they "
+        "are not in the file."
     )
 
 

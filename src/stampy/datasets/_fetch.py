@@ -112,7 +112,7 @@ def fetch_file(
     if known is None and not allow_unverified:
         raise ValueError(
             f"stampy does not know the hash of the {role} of {entry.name!r} ({file.url}). "
-            "Give it by `sha256=`, or pass `allow_unverified=True` to take the file as it is."
+            "Pass it with `sha256=`, or pass `allow_unverified=True` to accept the file."
         )
     target = cache_dir() / entry.name / PurePosixPath(urlsplit(file.url).path).name
     if not _cached(target, known):
@@ -144,7 +144,7 @@ def _verify_mirrored(path: Path, file: File) -> None:
     expected, found = file.mirror_sha256 or file.sha256, sha256_of(path)
     if expected is not None and found != expected:
         raise ValueError(
-            f"{str(path)!r} in the mirror has SHA-256 {found}, expected {expected}. It is refused and left as it is: "
+            f"{str(path)!r} in the mirror has SHA-256 {found}, expected {expected}. It is rejected and left unchanged: "
             f"replace it, or point {MIRROR_VARIABLE} elsewhere."
         )
 
@@ -165,7 +165,7 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
     except requests.RequestException as error:
         raise ConnectionError(
             f"{url} can't be downloaded ({error}). Without a network, point the environment variable "
-            f"{MIRROR_VARIABLE} to a folder that holds the data (see the documentation of stampy.datasets)."
+            f"{MIRROR_VARIABLE} to a folder that contains the data (see the documentation of stampy.datasets)."
         ) from error
     except ValueError as error:  # pooch's word for a wrong hash
         raise ValueError(f"{url} is not the file that stampy knows: {error}") from error

@@ -178,7 +178,7 @@ def mirror() -> Path | None:
     if not folder:
         return None
     if not Path(folder).expanduser().is_dir():
-        raise NotADirectoryError(f"{MIRROR_VARIABLE} names {folder!r}, which is no folder. Correct or unset it.")
+        raise NotADirectoryError(f"{MIRROR_VARIABLE} names {folder!r}, which is not a folder. Correct or unset it.")
     return Path(folder).expanduser()
 
 

@@ -102,7 +102,7 @@ def built(builder: str, name: str, paths: Mapping[str, Path]) -> AnnData:
         return BUILDERS[builder](name, paths)
     except _NO_SECTION as error:
         raise ValueError(
-            f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) can't be put together as a "
+            f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) can't be assembled as a "
             f"section: {type(error).__name__}: {error}. They are damaged, or other files than stampy knows."
         ) from error
 
@@ -230,7 +230,7 @@ def _section(counts: pd.DataFrame, xy: pd.DataFrame, obs: pd.DataFrame) -> AnnDa
     values = counts.to_numpy()
     whole = np.rint(values).astype(np.int32)
     if not np.array_equal(whole, values):
-        raise ValueError("The table of counts holds fractions; raw counts were expected.")
+        raise ValueError("The table of counts contains fractions; raw counts were expected.")
     adata = anndata.AnnData(sparse.csr_matrix(whole), obs=obs.rename_axis(None))
     adata.var_names = unique_names(counts.columns)
     adata.obsm[_keys.SPATIAL] = xy.to_numpy(dtype=np.float64)

@@ -81,7 +81,7 @@ def slide_manifest(
     raw = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
     for column in [slide, patient, label, *([md5] if md5 else [])]:
         _checks.has_key(
-            list(raw), column, slot=path.name, needs="Name the columns by `slide=`, `patient=`, `label=`, `md5=`."
+            list(raw), column, slot=path.name, needs="Name the columns with `slide=`, `patient=`, `label=`, `md5=`."
         )
     if raw.empty:
         raise ValueError(f"The manifest {str(path)!r} has no rows.")
@@ -127,8 +127,8 @@ def _check_files(table: pd.DataFrame, md5: list[str] | None) -> None:
     missing = [p for p in table["slide"] if not Path(p).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(table)} slides are not there (first: {missing[0]!r}). "
-            "Give the folder that paths start from by `folder=`."
+            f"{len(missing)} of {len(table)} slides do not exist (first: {missing[0]!r}). "
+            "Give the folder that paths start from with `folder=`."
         )
     for path, known in zip(table["slide"], md5 or [], strict=False):
         with open(path, "rb") as stream:

@@ -181,8 +181,11 @@ class GeneEncoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.depth))
         self.igr_head = _Head(config)
         self.cgr_head = _Head(config)
-        if config.tied_heads:  # a table that is also a classifier starts small
-            nn.init.normal_(self.embeddings.weight, std=0.02)
+        if config.tied_heads:
+            # A table that is also a classifier starts small. Without a last layer norm ("pre") outputs are small too;
+            # from 0.02, a run needs twice as many steps to learn, and ranks blur genes.
+            std = 2 / config.width**0.5 if config.norm == "pre" else 0.02
+            nn.init.normal_(self.embeddings.weight, std=std)
             nn.init.normal_(self.positional_embedding.weight, std=0.02)
 
     def forward(self, ids_BL: Tensor, n_keys: int | None = None, positions: Tensor | None = None) -> Tensor:
@@ -307,9 +310,7 @@ class GeneEncoder(nn.Module):
     def ids(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) as in ``obsm["stamp_tokens"]`` -> ids of the encoder (B, L), number of tokens (B,)."""
         if tokens.ndim != 2 or tokens.is_floating_point():
-            raise TypeError(
-                f"Tokens must be whole numbers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}."
-            )
+            raise TypeError(f"Tokens must be integers of shape (B, L), found {tokens.dtype} {tuple(tokens.shape)}.")
         tokens = tokens[:, : self.config.max_tokens].long()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.n_tokens:
             raise ValueError(

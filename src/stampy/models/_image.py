@@ -101,7 +101,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         if config.surroundings:
             raise ValueError(
-                f"The backbone {STEM!r} is no ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
+                f"The backbone {STEM!r} is not a ViT and has no weights to fetch. `stampy.models.Stamp` builds it; its "
                 "trained weights are those of 'stampy-mini'."
             )
         check_image(config, fetched=pretrained)
@@ -227,7 +227,8 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
         lacks = ["positions that are added once"]
     if lacks:
         raise ValueError(
-            f"The backbone {config.backbone!r} is no plain ViT with a class token (lacks {lacks}); stampy needs one to "
+            f"The backbone {config.backbone!r} is not a plain ViT with a class token (lacks {lacks}); stampy needs "
+            "one to "
             "add its pretext token."
         )
     size = (config.size_px, config.size_px)

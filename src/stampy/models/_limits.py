@@ -41,7 +41,7 @@ def check_architecture(name: str) -> None:
         )
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"timm knows no model {name!r}. Near names: {near}.")
+        raise ValueError(f"timm knows no model {name!r}. Similar names: {near}.")
 
 
 def check_gene(config: GeneConfig) -> None:
@@ -93,7 +93,7 @@ def _check_stem(config: ImageConfig) -> None:
         )
     n = config.backbone_kwargs["n_blocks"]
     if type(n) is not int or not 1 <= n <= len(BLOCKS):
-        raise ValueError(f"`n_blocks` must be a whole number between 1 and {len(BLOCKS)}, found {n!r:.120}.")
+        raise ValueError(f"`n_blocks` must be an integer between 1 and {len(BLOCKS)}, found {n!r:.120}.")
     if config.size_px < _LEAST_STEM_PX:
         raise ValueError(f"`size_px` of {STEM!r} must be at least {_LEAST_STEM_PX}, found {config.size_px}.")
 
@@ -125,7 +125,7 @@ def _keyword(name: str, value: Any) -> None:
 def _size(name: str, value: Any, least: int = 1) -> None:
     largest = int(_LARGEST.get(name, _MAX_SIZE))
     if type(value) is not int or not least <= value <= largest:
-        raise ValueError(f"`{name}` must be a whole number between {least} and {largest}, found {value!r:.120}.")
+        raise ValueError(f"`{name}` must be an integer between {least} and {largest}, found {value!r:.120}.")
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

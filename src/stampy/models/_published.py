@@ -80,7 +80,7 @@ def load_published(
     renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{TEMPLATE_LAYER}")}
     if "gene.embeddings.weight" not in renamed or "image.base_model.pos_embed" not in renamed:
         raise ValueError(
-            f"{str(path)!r} is no published STAMP checkpoint: it lacks `spot_backbone.embeddings.weight` or "
+            f"{str(path)!r} is not a published STAMP checkpoint: it lacks `spot_backbone.embeddings.weight` or "
             f"`visual_backbone.base_model.pos_embed`. First names found: {list(tensors)[:5]}."
         )
     try:
@@ -91,9 +91,9 @@ def load_published(
         )
         model = Stamp(config, genes)
     except KeyError as error:
-        raise ValueError(f"{str(path)!r} is no published STAMP checkpoint: it lacks {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a published STAMP checkpoint: it lacks {error}.") from error
     except _ODD_SHAPES as error:
-        raise ValueError(f"{str(path)!r} is no published STAMP checkpoint: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a published STAMP checkpoint: {error}") from error
     _add_missing_heads(renamed, model.gene, "gene.")
     load_strictly(model, renamed, where=str(path))
     model.name = "stamp"
@@ -113,13 +113,13 @@ def load_published_gene_encoder(
     """
     tensors = {rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(TEMPLATE_LAYER)}
     if "embeddings.weight" not in tensors:
-        raise ValueError(f"{str(path)!r} is no published gene encoder. First names found: {list(tensors)[:5]}.")
+        raise ValueError(f"{str(path)!r} is not a published gene encoder. First names found: {list(tensors)[:5]}.")
     try:
         encoder = GeneEncoder(gene_config(tensors, "", heads))
     except KeyError as error:
-        raise ValueError(f"{str(path)!r} is no published gene encoder: it lacks {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a published gene encoder: it lacks {error}.") from error
     except _ODD_SHAPES as error:
-        raise ValueError(f"{str(path)!r} is no published gene encoder: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a published gene encoder: {error}") from error
     _add_missing_heads(tensors, encoder, "")
     load_strictly(encoder, tensors, where=str(path))
     return encoder.to(device_of(device)).eval()

@@ -49,13 +49,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{str(path)!r} is no plain state dict, or it is damaged: {reason} "
+            f"{str(path)!r} is not a plain state dict, or it is damaged: {reason} "
             "stampy reads tensors only and never unpickles objects."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{str(path)!r} holds no state dict (a mapping of names to tensors).")
+        raise ValueError(f"{str(path)!r} contains no state dict (a mapping of names to tensors).")
     return {str(k).removeprefix("module."): v for k, v in content.items()}
 
 
@@ -84,7 +84,7 @@ def check_shapes(model: nn.Module, found: Mapping[str, tuple[tuple[int, ...], st
     if types:
         raise ValueError(
             f"The weights in {where!r} have {len(types)} tensors of a type that the model does not take (16, 32 or 64 "
-            f"bit floating point for weights, whole numbers for counters): {types[:5]}."
+            f"bit floating point for weights, integers for counters): {types[:5]}."
         )
 
 

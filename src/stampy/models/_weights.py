@@ -87,7 +87,9 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     path = Path(path).expanduser()
     recover(path)
     if os.path.lexists(path) and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{str(path)!r} exists and holds no stampy weights; it is left alone. Choose another.")
+        raise FileExistsError(
+            f"{str(path)!r} exists and contains no stampy weights; it is not changed. Choose another."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path) as folder:
         folder.mkdir()
@@ -145,17 +147,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"No `{CONFIG}` in {str(folder)!r}; a folder written by `stampy.models.save` was expected. "
+            f"No `{CONFIG}` in {str(folder)!r}; a folder written with `stampy.models.save` was expected. "
             "For the published checkpoint use `stampy.models.load_published(path)`."
         )
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a JSON: {error}.") from error
     if not isinstance(config, dict) or {"format", "gene", "embedding", "sha256"} - set(config):
         raise ValueError(f"{str(path)!r} does not describe a stampy model (keys missing).")
     if type(config["format"]) is not int:
-        raise ValueError(f"{str(path)!r} has format {config['format']!r}; a whole number was expected.")
+        raise ValueError(f"{str(path)!r} has format {config['format']!r}; an integer was expected.")
     if config["format"] > FORMAT:
         raise ValueError(
             f"{str(folder)!r} has weights of format {config['format']}, written by stampy {config.get('stampy')}; this "
@@ -286,7 +288,7 @@ def _card(folder: Path | None, card: str | None) -> str:
         card = (folder / README).read_text(encoding="utf-8")
     if not (card or "").strip():
         raise ValueError(
-            "The model card is empty. Give its text by `card=`: training data, results, limits and licence."
+            "The model card is empty. Give its text with `card=`: training data, results, limits and licence."
         )
     return str(card)
 

@@ -88,7 +88,7 @@ def attribute(
     for name in names:
         _checks.one_of("groups", name, list(table.columns))
     if ax is not None and len(names) > 1:
-        raise ValueError(f"`ax` takes one panel, but there are {len(names)} groups. Leave out `ax`, or name a group.")
+        raise ValueError(f"`ax` takes one panel, but there are {len(names)} groups. Omit `ax`, or name a group.")
     by = str(record.get("groupby", ""))
     said = [f"{by} {name}" if by and name.isdigit() else name for name in names]  # a bare number says nothing
     titles = said if title is None else [title] if isinstance(title, str) else list(title)

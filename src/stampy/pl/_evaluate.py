@@ -90,7 +90,7 @@ def evaluate(
         _checks.one_of("show", name, tuple(TITLES))
     if ax is not None:
         if len(shown) != 1:
-            raise ValueError(f"`ax` takes one measure; name it by `show=`, one of {list(TITLES)}.")
+            raise ValueError(f"`ax` takes one measure; name it with `show=`, one of {list(TITLES)}.")
         _draw(ax, scores, shown[0], named=True)
         return ax
     rows, columns = -(-len(shown) // COLUMNS), min(len(shown), COLUMNS)

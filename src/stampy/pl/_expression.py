@@ -110,7 +110,7 @@ def expression(
         _title(gene, what, s.name if len(drawn) > 1 else "", record) for what, (_, s) in zip(names, panels, strict=True)
     ]
     if ax is not None and len(panels) > 1:
-        raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (panels x sections). Leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (panels x sections). Omit `ax`.")
     return draw_panels(
         panels, titles, per_color=len(drawn), parse_titles=False, size=size, crop=crop, alpha=alpha,
         image_alpha=image_alpha, image_grey=image_grey, scale_bar=scale_bar, legend=legend, ncols=ncols, ax=ax,

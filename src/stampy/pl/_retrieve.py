@@ -112,7 +112,7 @@ def retrieve(
     asked, edge = tiles_of(data, queries, cut)
     found, other_edge = tiles_of(data if other is adata else reference, nearest.ravel(), replace(cut, tile_um=edge))
     if edge != other_edge:
-        raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Give `tile_um`.")
+        raise ValueError(f"Tiles of the queries show {edge} µm, those of the reference {other_edge}. Pass `tile_um`.")
 
     below, above = _texts(adata, queries, label), _texts(other, nearest.ravel(), label)
     lines = 0 if label is None else max(text.count("\n") + 1 for text in [*below, *above])
@@ -147,7 +147,7 @@ def _record(adata: AnnData, key: str) -> Mapping[str, Any]:
 def _reference(adata: AnnData, reference: Any, record: Mapping[str, Any], table_key: str) -> AnnData:
     """The table that the results point into; ValueError if the table has changed since."""
     if reference is None and record["reference"] != "self":
-        raise ValueError("The results are spots of another table. Give it by `reference=`.")
+        raise ValueError("The results are spots of another table. Pass it with `reference=`.")
     other = adata if reference is None else _utils.table_of(reference, table_key)
     if _files.digest(other.obs_names) != record["reference_digest"]:
         raise ValueError(

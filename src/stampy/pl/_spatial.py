@@ -181,7 +181,7 @@ def spatial(
     _validate(table, size=size, ncols=ncols, um_per_px=um_per_px, crop=crop, alpha=alpha, image_alpha=image_alpha)
     names = [color] if color is None or isinstance(color, str) else list(color)
     if not names:
-        raise ValueError("`color` is empty. Name something to show, or leave it out for the tissue alone.")
+        raise ValueError("`color` is empty. Name something to show, or omit it for the tissue alone.")
     drawn = views_of(
         adata, library_key=library_key, sections=sections, image=image, image_key=image_key, um_per_px=um_per_px,
         table_key=table_key,
@@ -192,7 +192,7 @@ def spatial(
     paints = list(map(find, names))
     panels = [(p, section) for p in paints for section in drawn]
     if ax is not None and len(panels) > 1:
-        raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (colours x sections). Leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (colours x sections). Omit `ax`.")
     return draw_panels(
         panels, _titles(panels, title), per_color=len(drawn), parse_titles=title is not None, size=size, crop=crop,
         alpha=alpha, image_alpha=image_alpha, image_grey=image_grey, scale_bar=scale_bar, legend=legend, ncols=ncols,

@@ -98,7 +98,7 @@ def tiles(
     _checks.not_empty(adata, genes=False)
     _checks.at_least("n_tiles", n_tiles, 1)
     if spots is not None and groupby is not None:
-        raise ValueError("`groupby` and `spots` were both given. Leave one of them out.")
+        raise ValueError("`groupby` and `spots` were both given. Omit one of them.")
     if groups is not None and groupby is None:
         raise ValueError("`groups` needs `groupby`, the column of obs with the labels.")
     random = _utils.generator(rng)
@@ -186,7 +186,7 @@ def tiles_of(data: AnnData | SpatialData, rows: np.ndarray, cut: Cut) -> tuple[d
 def _checked(tiles: Any, key: str) -> np.ndarray:
     if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
         raise ValueError(
-            f"`adata.obsm['{key}']` must hold tiles (n, size, size, 3) uint8, found {tiles.dtype} {tiles.shape}. "
+            f"`adata.obsm['{key}']` must contain tiles (n, size, size, 3) uint8, found {tiles.dtype} {tiles.shape}. "
             "`stampy.pp.tiles` makes them."
         )
     return tiles
@@ -196,11 +196,11 @@ def _check(view: View, cut: Cut) -> None:
     if view.image is None:
         raise KeyError(
             f"No tiles: `adata.obsm` has no {cut.tiles_key!r}, and there is no image of the section"
-            f"{f' {view.name!r}' if view.name else ''} in `adata.uns['spatial']`. Cut tiles by `stampy.pp.tiles`, or "
-            "name the sections by `library_key=`."
+            f"{f' {view.name!r}' if view.name else ''} in `adata.uns['spatial']`. Cut tiles with `stampy.pp.tiles`, or "
+            "name the sections with `library_key=`."
         )
     if view.section.pixel is None:
-        raise ValueError("The size of a pixel is not known: give the µm per px of the full-resolution image.")
+        raise ValueError("The pixel size is not known: give the µm per px of the full-resolution image.")
     if view.section.pixel.doubt:
         _checks.warn(view.section.prefix + view.section.pixel.doubt)
 
@@ -215,7 +215,7 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
     """Row numbers of spots given by name or by row number; one or several."""
     spots = [spots] if isinstance(spots, str | int | np.integer) else list(spots)
     if not spots:
-        raise ValueError("`spots` is empty. Name some spots, or leave it out.")
+        raise ValueError("`spots` is empty. Name some spots, or omit it.")
     if all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in spots):
         rows = np.asarray(spots, dtype=np.int64)
         if rows.min() < 0 or rows.max() >= adata.n_obs:

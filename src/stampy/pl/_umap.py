@@ -97,9 +97,9 @@ def umap(
         _checks.positive("size", size)
     names = [color] if color is None or isinstance(color, str) else list(color)
     if not names:
-        raise ValueError("`color` is empty. Name something to show, or leave it out.")
+        raise ValueError("`color` is empty. Name something to show, or omit it.")
     if ax is not None and len(names) > 1:
-        raise ValueError(f"`ax` takes one panel, but there are {len(names)} colours. Leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but there are {len(names)} colours. Omit `ax`.")
     titles = None if title is None else [title] if isinstance(title, str) else list(title)
     if titles is not None and len(titles) != len(names):
         raise ValueError(f"`title` must have one title for each of {len(names)} panels, found {len(titles)}.")

@@ -18,6 +18,8 @@ __all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_of", "
 CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
 LARGEST_SUM = 1e300  # differences and shares of sums stay finite
 SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
+PRESENT = 50  # genes a spot: where so many are found, some have two counts
+_ROUNDING = 1e-5  # of a value: single precision keeps 7 digits
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
 
 
@@ -60,7 +62,7 @@ def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
         layers = raw_layers(adata.layers)
         hint = f" Raw counts are in {_checks.shortlist(layers)}: use layer={layers[0]!r}." if layers else ""
         raise KeyError(
-            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them by `layer=`. "
+            "`adata.X` is empty (None). stampy needs raw counts; name the layer that has them with `layer=`. "
             f"Available: {_checks.shortlist(adata.layers)}.{hint}"
         )
     return adata.X
@@ -220,6 +222,8 @@ def checked_rows(
 ) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
     """The blocks of :func:`iter_rows`, each checked to hold raw counts before it is handed out.
 
+    Whole numbers with errors of rounding (up to 1e-5 of the value) are handed out as whole numbers.
+
     Parameters
     ----------
     X, chunk
@@ -232,7 +236,8 @@ def checked_rows(
     Warns
     -----
     UserWarning
-        Once, if values are not whole: depth-normalised (which changes tokens at ties only) or fractional counts.
+        Once, if values are not whole: depth-normalised (which changes tokens at ties only) or fractional counts. At the
+        end, if many genes a spot have a value and all values are 1: presence of genes, not counts.
 
     Raises
     ------
@@ -240,23 +245,33 @@ def checked_rows(
         If values are negative, NaN or infinite, or look log-normalised.
     """
     whole = True  # until a value is found that is not; that block then tells what the values are
+    largest, n_values = 0.0, 0
     for start, block in iter_rows(X, chunk):
-        _check_finite(block, start, source)
-        if whole and block.dtype.kind == "f" and not np.array_equal(block.data, np.trunc(block.data)):
-            whole = False
-            _judge_fractions(block, source, layers)
+        largest, n_values = max(largest, _check_finite(block, start, source)), n_values + block.nnz
+        if whole and block.dtype.kind == "f" and not np.array_equal(block.data, nearest := np.rint(block.data)):
+            if (np.abs(block.data - nearest) <= _ROUNDING * block.data).all():
+                block = type(block)((nearest, block.indices, block.indptr), shape=block.shape)
+            else:
+                whole = False
+                _judge_fractions(block, start, source, layers)
         yield start, block
+    if largest == 1 and n_values > PRESENT * X.shape[0]:
+        _checks.warn(
+            f"All values of `{source}` are 0 or 1, although {n_values / X.shape[0]:.0f} genes a spot are 1: it seems "
+            "to tell which genes are present, not their counts. The genes of a spot then have no order, so tokens are "
+            "wrong. Give raw counts in X or name a layer with `layer=`."
+        )
 
 
-def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
-    """Raise ValueError with number and place of the negative, NaN and infinite values of a block."""
+def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
+    """The largest value; ValueError with number and place of the negative, NaN and infinite values of a block."""
     data = block.data
     if data.size == 0 or (data.min() >= 0 and data.max() < np.inf):  # NaN makes both comparisons false
-        return
+        return float(data.max()) if data.size else 0.0
     for what, bad, hint in (
         ("NaN", np.isnan(data), "Missing counts must be 0."),
         ("infinite", np.isinf(data), "Counts must be finite."),
-        ("negative", data < 0, "That is no count; were the values scaled (z-scores)?"),
+        ("negative", data < 0, "Counts cannot be negative; were the values scaled (z-scores)?"),
     ):
         where = np.flatnonzero(bad)
         if where.size:
@@ -264,28 +279,35 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> None:
             raise ValueError(
                 f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
                 f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
-                "stampy needs raw counts: give them in X or name a layer by `layer=`."
+                "stampy needs raw counts: store them in X or name a layer with `layer=`."
             )
+    return float(data.max())
 
 
-def _judge_fractions(block: sparse.csr_matrix, source: str, layers: Any) -> None:
-    """Warn of values that are not whole, or refuse them where they look log-normalised."""
+def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: Any) -> None:
+    """Warn of values that are not whole, or refuse them where they look log-normalised, in the spots that have any."""
+    n_spots = block.shape[0]
+    rows = np.repeat(np.arange(n_spots), np.diff(block.indptr))
+    rows = np.unique(rows[block.data != np.trunc(block.data)])
+    if len(rows) < n_spots:
+        block = block[rows]
     if _is_depth_normalised(block):
         _checks.warn(
             f"`{source}` seems to be depth-normalised (each spot's values are multiples of its smallest). "
-            "That changes the order of genes of equal value at most, so it is used as it is."
+            "This can only change the order of genes with equal values, so it is used unchanged."
         )
     elif block.data.max() < LOG_MAXIMUM:
         raw = raw_layers(layers) if isinstance(layers, Mapping) else [name for name in layers if name == "counts"]
         counts = f"layer={raw[0]!r}" if raw else "`layer=`"
+        part = "" if len(rows) == n_spots else f" in {len(rows)} of {n_spots} spots (first: spot {start + rows[0]})"
         raise ValueError(
-            f"`{source}` looks log-normalised: its values are not whole and none is above {block.data.max():.3g}. "
-            f"stampy needs raw counts: name them by {counts} (in training, put them into X), or use those in "
+            f"`{source}` looks log-normalised{part}: values are not whole and none is above {block.data.max():.3g}. "
+            f"stampy needs raw counts: pass {counts} (in training, put them into X), or use those in "
             f"`adata.raw` (layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )
     else:
         _checks.warn(
-            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are taken as corrected counts, "
+            f"`{source}` has fractional values (up to {block.data.max():.4g}). They are used as corrected counts, "
             "e.g. after removal of ambient RNA; normalised values would give wrong tokens."
         )
 

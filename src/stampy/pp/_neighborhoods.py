@@ -211,8 +211,8 @@ def _warn_of_dropped(group: np.ndarray, codes: np.ndarray, names: list[str]) -> 
     if many.size:
         found = (f"{names[s] and names[s] + ': '}{n_dropped[s]:.0f} of {n_spots[s]}" for s in many)
         _checks.warn(
-            f"Many spots have too few others near by and were dropped from the neighbourhood groups: "
-            f"{_checks.shortlist(found)}. Raise `max_distance=` if they matter."
+            f"Many spots have too few other spots nearby and were dropped from the neighbourhood groups: "
+            f"{_checks.shortlist(found)}. Increase `max_distance=` to keep them."
         )
 
 

@@ -166,6 +166,12 @@ def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None
     """The columns that `orthologs` writes; with a vocabulary, genes of the same symbol are mapped as well."""
     var = var.drop(columns=[c for c in var if str(c).startswith(_keys.ORTHOLOG)])
     ids, symbols = gene_names(var)
+    n_human, n_ids = sum(gene.startswith("ENSG") for gene in ids), int((ids != "").sum())
+    if 2 * n_human > n_ids:
+        _checks.warn(
+            f"{n_human} of {n_ids} Ensembl ids are human (ENSG): human genes need no orthologs, and those without a "
+            "mouse partner are lost here. Leave out `pp.orthologs`, or organism='mouse'."
+        )
     rows = _by_table(pairs, ids, symbols)
     # row -1, where there is none, is the empty one at the end
     human, human_id = (np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id"))
@@ -218,7 +224,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", dtype=str, keep_default_na=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is no table of text ({error}); expected {TABLES}.") from error
+        raise ValueError(f"{str(path)!r} is not a table of text ({error}); expected {TABLES}.") from error
 
 
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:
@@ -286,5 +292,5 @@ def _nothing(ids: np.ndarray, symbols: np.ndarray) -> str:
     seen = _checks.shortlist([a or b for a, b in zip(ids, symbols, strict=True)], 4)
     return (
         f"No gene was mapped: the section has {seen}, none of which the table or the vocabulary has. "
-        "Are they mouse genes? For rat and other species give `table=`."
+        "Are they mouse genes? For rat and other species pass `table=`."
     )

@@ -149,7 +149,7 @@ def pixel_size(image: SlideImage, um_per_px: float | None) -> float:
     found = um_per_px if um_per_px is not None else image.um_per_px
     if found is None:
         raise ValueError(
-            f"The size of a pixel of {image.name!r} is not known: the file does not state it. Give `um_per_px=` "
+            f"The size of a pixel of {image.name!r} is not known: the file does not state it. Pass `um_per_px=` "
             "(about 0.25 for a scan at 40x, 0.5 at 20x)."
         )
     return float(found)
@@ -161,7 +161,7 @@ def lay_grid(image: SlideImage, edge: float, stride: float) -> TileGrid:
     if edge > 2 * max(height, width):
         raise ValueError(
             f"A tile would be {edge:.0f} px wide, the slide {image.name!r} has {width} x {height} px. "
-            "Give the right `um_per_px=` or a smaller `tile_um=`."
+            "Pass the right `um_per_px=` or a smaller `tile_um=`."
         )
     n_rows, n_cols = (max(1, int(np.floor((size - edge / 2) / stride)) + 1) for size in (height, width))
     row, col = (a.ravel() for a in np.mgrid[:n_rows, :n_cols])
@@ -187,7 +187,7 @@ def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> No
         raise TypeError(f"`tile_key` names a tile table of a WSIData, but the slide is {type(slide).__name__}.")
     given = [key for key, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"Give `tile_key` or {given}, not both: the tile table is taken as it is.")
+        raise ValueError(f"Pass `tile_key` or {given}, not both: the tile table is taken as it is.")
 
 
 def _tabled(boxes: np.ndarray) -> TileGrid:

@@ -249,7 +249,7 @@ class TileSource:
         return (
             f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
             f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-            "Cells can't be seen in them. Give the full-resolution image by `image=`."
+            "Cells can't be seen in them. Pass the full-resolution image with `image=`."
         )
 
 
@@ -267,7 +267,7 @@ def _check_edge(section: Section, tile_um: float) -> None:
 def _colour(fill: Any) -> tuple[int, int, int]:
     values = np.asarray(fill)
     if values.shape != (3,) or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise ValueError(f"`fill` must be three whole numbers from 0 to 255 (red, green, blue), found {fill!r}.")
+        raise ValueError(f"`fill` must be three integers from 0 to 255 (red, green, blue), found {fill!r}.")
     return int(values[0]), int(values[1]), int(values[2])
 
 

@@ -274,7 +274,7 @@ class Vocabulary:
             if row >= 0:
                 return row + _keys.N_SPECIAL
         near = difflib.get_close_matches(gene, [*self.index.by_symbol, *self.gene_ids], n=3)
-        raise KeyError(f"Gene {gene!r} not found in the {self!r}.{f' Near names: {near}.' if near else ''}")
+        raise KeyError(f"Gene {gene!r} not found in the {self!r}.{f' Similar names: {near}.' if near else ''}")
 
     def rows_of(self, names: pd.Index, kind: str) -> tuple[np.ndarray, int]:
         """Row of each name (int32, -1 if unknown), and the number of names matched only in another case.

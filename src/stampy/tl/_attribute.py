@@ -227,10 +227,10 @@ def _check_arguments(target: Any, groupby: Any, groups: Any, method: Any, n_spot
     if groups is not None and groupby is None:
         raise ValueError("`groups` was given without `groupby`, the column of obs with the labels.")
     if method == "leave_one_out" and n_steps is not None:
-        raise ValueError("`n_steps` belongs to method='integrated_gradients'. Leave one of them out.")
+        raise ValueError("`n_steps` belongs to method='integrated_gradients'. Omit one of them.")
     if method == "integrated_gradients":
         if max_rank is not None:
-            raise ValueError("`max_rank` belongs to method='leave_one_out'. Leave one of them out.")
+            raise ValueError("`max_rank` belongs to method='leave_one_out'. Omit one of them.")
         captum()
 
 

@@ -114,7 +114,7 @@ def _results(out: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{str(table)!r} names no section that is done.")
     if len(done) < len(rows):
         left = rows.loc[~rows.index.isin(done.index), "name"]
-        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are left out: {_checks.shortlist(left)}.")
+        _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are skipped: {_checks.shortlist(left)}.")
     return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
 
 

@@ -133,7 +133,7 @@ def domains(
     if n_empty := int((~values.any(axis=1)).sum()):
         _checks.warn(
             f"{n_empty} of {len(values)} spots are all zeros in `obsm['{use_rep}']` (no counts?). They are clustered "
-            "with each other, and not averaged into their neighbours. Leave them out before clustering."
+            "with each other, and not averaged into their neighbours. Remove them before clustering."
         )
     library_key = library_key_of(adata, library_key, table_key)
     sections, names = _checks.libraries(table, library_key)
@@ -182,8 +182,8 @@ def _warn_if_averaged(table: AnnData, use_rep: str, smooth: int) -> None:
     how = record.get("context") or (record.get("model") == "pca-smoothed" and "pca-smoothed")
     if how:
         _checks.warn(
-            f"`obsm['{use_rep}']` is averaged over neighbours already ({how}), and `smooth={smooth}` averages once "
-            "more: small domains may be blurred away. Leave `smooth` out, or embed without `context`."
+            f"`obsm['{use_rep}']` is averaged over neighbours already ({how}), and `smooth={smooth}` averages "
+            "again, which may remove small domains. Omit `smooth`, or embed without `context`."
         )
 
 
@@ -204,4 +204,4 @@ def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: An
     if resolution is not None:
         _checks.positive("resolution", resolution)
         if method != "leiden" or n_domains is not None:
-            raise ValueError("`resolution` is for method='leiden' without `n_domains`. Leave one of them out.")
+            raise ValueError("`resolution` is for method='leiden' without `n_domains`. Omit one of them.")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image.checks import doubts_of, warn_of_doubts
+from stampy._section.image.checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
-from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
 from ._embedding.genes import N_NEIGHBORS, Record, by_key, centered, embed_genes, embed_pca, in_context, shared_panel
+from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
 from ._results import Result, write
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy._section.section import ImageSource, Places
+    from stampy.pp._tiles import TileSource
 
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed"]
-
-MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 
 
 def embed(
@@ -74,8 +73,8 @@ def embed(
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
-    the same for every `batch_size` and `n_workers`. Models with `surroundings`, such as ``"stampy-mini"``, see the region
-    of three times the tile's edge beside each tile; ``uns`` then has its edge as ``surroundings_um``.
+    the same for every `batch_size` and `n_workers`. Models with `surroundings`, such as ``"stampy-mini"``, see the
+    region of three times the tile's edge beside each tile; ``uns`` then has its edge as ``surroundings_um``.
 
     Parameters
     ----------
@@ -94,7 +93,8 @@ def embed(
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: all modalities that the model embeds and the
         section has. In this case, stampy ignores an image with a warning if it has fewer than 16 px per tile, such as
         Space Ranger's "lowres", or does not look like H&E (black, transparent, one colour, blurred, fluorescence,
-        grey). With an explicit `modality`, such an image is used with a warning.
+        grey). With an explicit `modality`, such an image is used with a warning. Pixels that are no picture (a mask of
+        0 and 1, channels such as DAPI, negative values) are ignored likewise, and refused with an explicit `modality`.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the
@@ -255,13 +255,14 @@ def _available(adata: Section, table: AnnData, request: Request) -> Modality:
     if pictured:
         if not has_counts and (layers := raw_layers(table.layers)):
             _checks.warn(
-                "`adata.X` is empty (None), so the image alone is embedded. Raw counts are in "
-                f"{_checks.shortlist(layers)}: use layer={layers[0]!r}, or modality='image' if that is what you want."
+                "`adata.X` is empty (None), so only the image is embedded. Raw counts are in "
+                f"{_checks.shortlist(layers)}: use layer={layers[0]!r}, or pass modality='image' to embed only the "
+                "image."
             )
         return "fused" if has_counts else "image"
     _checks.not_empty(table)
     if request.image_key is not None:
-        raise ValueError("`image_key` was given, but the section has no image. Leave it out, or give `image=`.")
+        raise ValueError("`image_key` was given, but the section has no image. Omit it, or pass `image=`.")
     return "gene"
 
 
@@ -270,16 +271,15 @@ def _choose(
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_wish and model.image is None and request.image is None:
-        _checks.warn(f"The model {model.name!r} has no image tower: genes alone are embedded.")
+        _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        tiles = _tiles(adata, model, request, notes)
         by_default = modality == "fused" and not is_wish and not request.names_image
-        if by_default and (_too_coarse(tiles) or _no_histology(tiles)):
-            tiles.close()
-            modality, tiles = "gene", None
+        tiles = usable_tiles(adata, model, request, notes) if by_default else open_tiles(adata, model, request, notes)
+        if tiles is None:
+            modality = "gene"
         else:
             for note in notes:
                 _checks.warn(note)
@@ -287,19 +287,19 @@ def _choose(
                 warn_of_doubts(tiles.sections)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
-        _checks.warn(f"`{unused[0]}` has no effect: genes alone are embedded.")
+        _checks.warn(f"`{unused[0]}` has no effect: only genes are embedded.")
     return modality, tiles
 
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
     """The embedding by a baseline, and its record."""
     if request.organism != "human":
-        raise ValueError(f"`organism` has no effect with {model!r}, which knows no vocabulary. Leave it out.")
+        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
     if request.genes is not None or not request.normalize:
         name = "genes" if request.genes is not None else "normalize"
-        raise ValueError(f"`{name}` has no effect with {model!r}. Leave it out.")
+        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
     if request.resume is not None:
-        raise ValueError(f"`resume` does not go with {model!r}: it is fitted to the section as a whole. Leave it out.")
+        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
     record: Record = {"model": model, "precision": "float32", "genes": genes}
     record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
@@ -340,11 +340,10 @@ def _by_model(
 def _check_lengths(model: Encoder, modality: Modality) -> None:
     """Raise ValueError where vectors have no other length than 1."""
     if not isinstance(model, models.Stamp):
-        raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are as they come.")
+        raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are not normalised.")
     if modality == "fused":
         raise ValueError(
-            "Genes and image are embedded here, and fused vectors are two unit vectors side by side. normalize=False "
-            "needs modality='gene' or 'image'."
+            "Fused vectors are two concatenated unit vectors. normalize=False needs modality='gene' or 'image'."
         )
 
 
@@ -357,40 +356,3 @@ def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: 
     if isinstance(model, models.Stamp) and model.adapted:
         record["adapted"] = dict(model.adapted)
     return record if tiles is None else {**record, "tiles": tiles.provenance() | {"image_path": tiles.image_paths()}}
-
-
-def _tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    tower = image_model(model, "Use modality='gene' or another model.")
-    return TileSource.open(
-        adata, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings, image=request.image,
-        image_key=request.image_key, library_key=request.library_key, um_per_px=request.um_per_px,
-        spot_um=request.spot_um, table_key=request.table_key, notes=notes,
-    )  # fmt: skip
-
-
-def _too_coarse(tiles: TileSource) -> bool:
-    """Whether an image is too coarse for tiles and therefore ignored, with a warning."""
-    across, names = tiles.size_px / max(tiles.upsampling.values()), tiles.provenance()["image"]
-    if across >= MIN_ACROSS:
-        return False
-    _checks.warn(
-        f"Genes alone are embedded: a tile would be {across:.0f} px across in {_checks.shortlist(names)}, "
-        f"fewer than {MIN_ACROSS}. Give the full-resolution image by `image=`; modality='fused' takes this one all the "
-        "same."
-    )
-    return True
-
-
-def _no_histology(tiles: TileSource) -> bool:
-    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
-    doubts = doubts_of(tiles.sections)
-    if not doubts:
-        return False
-    n = len(tiles.sections)
-    everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
-    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
-    _checks.warn(
-        f"Genes alone are embedded{everywhere}. {' '.join(doubts)} Name another image by `image_key=` or `image=`; "
-        f"{apart}modality='fused' takes this one all the same."
-    )
-    return True

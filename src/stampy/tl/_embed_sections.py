@@ -279,4 +279,4 @@ def _check_slide(section: Section) -> None:
         raise TypeError(f"Slide {section.name!r}: a path was expected, found {type(section.data).__name__}.")
     for name in ("image", "spot_um"):
         if getattr(section, name) is not None:
-            raise ValueError(f"Slide {section.name!r}: `{name}` has no effect, the slide is the image. Leave it out.")
+            raise ValueError(f"Slide {section.name!r}: `{name}` has no effect, the slide is the image. Omit it.")

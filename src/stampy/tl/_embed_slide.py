@@ -144,7 +144,7 @@ def embed_slide(
         job = _Job.of(adata, image, loaded, level, precision, chunk_size, key_added)
         if store.exists():
             _check_same(store, _finished_mark(store), job.mark)
-            logger.info("%s is there already, made in the same way.", store)
+            logger.info("%s exists already, made in the same way.", store)
         else:
             partial = store.with_name(store.name + ".partial")
             _fill(job, partial, _begin(job, partial), batch_size, n_workers, show_progress_bar)
@@ -234,7 +234,7 @@ def _fingerprint(model: ImageModel, adata: AnnData, parameters: list[Any]) -> st
 def _check_same(folder: Path, found: str | None, mark: str) -> None:
     if found != mark:
         raise FileExistsError(
-            f"{str(folder)!r} is there already, and was made from another slide or with another model, version or "
+            f"{str(folder)!r} exists already, and was made from another slide or with another model, version or "
             "parameters. Remove it, or write elsewhere."
         )
 
@@ -270,7 +270,7 @@ def _begin(job: _Job, partial: Path) -> int:
         return int(found["rows"])
     partial.mkdir(exist_ok=True)
     if others := {p.name for p in partial.iterdir() if not p.name.startswith(".")} - {STORE}:
-        raise FileExistsError(f"{str(partial)!r} is in the way: it holds {_checks.shortlist(sorted(others))}.")
+        raise FileExistsError(f"{str(partial)!r} is in the way: it contains {_checks.shortlist(sorted(others))}.")
     shutil.rmtree(partial / STORE, ignore_errors=True)  # cut off before its first tile
     root = zarr.open_group(partial / STORE, mode="w", zarr_format=3)
     with warnings.catch_warnings():

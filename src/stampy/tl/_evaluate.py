@@ -182,9 +182,9 @@ def judged(
     sentence = _verdict(scores, found)
     if as_they_are:
         _checks.warn(
-            f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the molecules, "
-            "so they are scored as given. They have seen what they predict: their scores are too high. Give a "
-            "function that embeds a table for a fair comparison (`keys={'name': function}`)."
+            f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the "
+            "molecules, so they are scored unchanged. They contain the molecules that they predict: their scores "
+            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={'name': function}`)."
         )
     parameters = {
         "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
@@ -208,16 +208,16 @@ def _jobs(
     """What embeds a half, by name, and the names of those that can't be embedded again."""
     if isinstance(keys, Mapping):
         if not keys:
-            raise ValueError("`keys` is empty. Give functions by name, or None for all embeddings of `tl.embed`.")
+            raise ValueError("`keys` is empty. Pass functions by name, or None for all embeddings of `tl.embed`.")
         if wrong := [name for name, function in keys.items() if not callable(function)]:
-            raise TypeError(f"`keys` as a dict must hold functions that embed a table; {wrong} are none.")
+            raise TypeError(f"`keys` as a dict must contain functions that embed a table; {wrong} are not functions.")
         return dict(keys), []
     records = table.uns.get(_keys.UNS, {})
     if keys is None:
         keys = [k for k, r in records.items() if k in table.obsm and isinstance(r, Mapping) and "modality" in r]
         if not keys:
             raise KeyError(
-                "There is no embedding of `stampy.tl.embed` to judge. Embed first, or name a key of `adata.obsm`. "
+                "There is no embedding of `stampy.tl.embed` to evaluate. Embed first, or name a key of `adata.obsm`. "
                 f"Available: {_checks.shortlist(table.obsm)}."
             )
     jobs: dict[str, Embedder | AsItIs] = {}
@@ -285,7 +285,7 @@ def _rows(xy: np.ndarray, sections: np.ndarray, most: int | None, rng: np.random
     if most is None or n <= most:
         return np.arange(n)
     _checks.warn(
-        f"{most} of {n} spots are judged, a compact piece of each section. `max_spots=None` judges all of them."
+        f"{most} of {n} spots are evaluated, a compact piece of each section. `max_spots=None` evaluates all spots."
     )
     rows = []
     for section in np.unique(sections):
@@ -311,8 +311,8 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     odd = int((counts.data != np.trunc(counts.data)).sum())
     if odd:
         raise ValueError(
-            f"`{source}` has {odd} values that are not whole, and molecules are to be split in two halves. Give raw "
-            "counts by `layer=`, or round them first."
+            f"`{source}` has {odd} values that are not integers, and molecules cannot be split in two halves. Give raw "
+            "counts with `layer=`, or round them first."
         )
     return counts
 
@@ -351,7 +351,7 @@ def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
     margin = max(LEVEL, 2 * gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else LEVEL)
     figures = f"{scores.loc[best, 'score']:.3f} against {scores.loc[base, 'score']:.3f}"
     if gains.mean() > margin:
-        return f"{best} tells more about this tissue than the best baseline, {base} ({figures}): use it."
+        return f"{best} is more informative about this tissue than the best baseline, {base} ({figures}): use it."
     if gains.mean() < -margin:
-        return f"{best} tells less about this tissue than {base} ({figures}): use that baseline here."
-    return f"{best} tells about as much of this tissue as {base} ({figures}): nothing is gained by it here."
+        return f"{best} is less informative about this tissue than {base} ({figures}): use that baseline here."
+    return f"{best} is about as informative about this tissue as {base} ({figures}): it gains nothing here."

@@ -218,11 +218,11 @@ def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_n
     if penalty is not None:
         _checks.positive("penalty", penalty)
         if method not in ("ridge", "hest"):
-            raise ValueError(f"`penalty` has no use for method='{method}'. Leave it out, or use method='ridge'.")
+            raise ValueError(f"`penalty` has no effect for method='{method}'. Omit it, or use method='ridge'.")
     if method != "knn" and (reference is not None or reference_rep is not None):
         raise ValueError(f"`reference` and `reference_rep` are for method='knn', found method='{method}'.")
     if reference is not None and folds is not None:
-        raise ValueError("With `reference` nothing is held out: leave out `folds`.")
+        raise ValueError("With `reference` nothing is held out: omit `folds`.")
     if reference is not None:
         table_of(reference)
 
@@ -230,8 +230,8 @@ def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_n
 def _same_space(values: np.ndarray, keys: np.ndarray, name: str, other: str | None) -> None:
     if values.shape[1] != keys.shape[1]:
         raise ValueError(
-            f"Spots are compared in one space; `{name}` has {values.shape[1]} dimensions, the reference's `{other}` "
-            f"{keys.shape[1]}. Embed both by the same model."
+            f"Spots must be in one space; `{name}` has {values.shape[1]} dimensions, the reference's `{other}` "
+            f"{keys.shape[1]}. Embed both with the same model."
         )
 
 
@@ -260,8 +260,8 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
     chosen = numbers[top_genes(logged if is_gene.all() else logged[:, numbers], sections, n)]
     if not len(chosen):
         raise ValueError(
-            "No gene is found in a tenth of the spots of every section, so none can be chosen. Do the sections share "
-            "their genes' names? Name genes by `genes=`."
+            "No gene is found in a tenth of the spots of every section, so none can be selected. Do the sections "
+            "use the same gene names? Name genes with `genes=`."
         )
     return table.var_names[chosen].tolist()
 
@@ -276,8 +276,8 @@ def _logged(table: AnnData, layer: str | None, transform: Transform) -> sparse.c
         low, high = float(np.expm1(low)), float(np.expm1(high))
     if not (low >= 0 and high < LARGEST):
         raise ValueError(
-            f"The values go from {low:.3g} to {high:.3g} (NaN: some are missing), which leaves no dispersions to "
-            "choose genes by. Correct them, or name genes by `genes=`."
+            f"The values go from {low:.3g} to {high:.3g} (NaN: some are missing), so the dispersion for selecting "
+            "genes cannot be computed. Correct them, or name genes with `genes=`."
         )
     return values.log1p() if transform == "none" and high > LARGEST_LOG else values
 
@@ -286,7 +286,7 @@ def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:
     """The genes as a list; KeyError for one that is not in all of the pools."""
     names = list(dict.fromkeys([genes] if isinstance(genes, str) else genes))
     if not names:
-        raise ValueError("`genes` is empty. Name some, or leave it out for the most variable ones.")
+        raise ValueError("`genes` is empty. Name some, or omit it for the most variable ones.")
     for pool, known in pools.items():
         absent = [name for name in names if name not in known]
         if absent:
@@ -304,7 +304,8 @@ def _shared_genes(table: AnnData, reference: AnnData, genes: Sequence[str] | Non
         if not len(both):
             raise ValueError(
                 f"`adata` and `reference` have no gene in common, e.g. {_checks.shortlist(table.var_names, 3)} and "
-                f"{_checks.shortlist(reference.var_names, 3)}. Use the same kind of names in both, or name `genes=`."
+                f"{_checks.shortlist(reference.var_names, 3)}. Use the same type of gene names in both, or pass "
+                "`genes=`."
             )
         return _genes(reference[:, both], None, n, layer, transform, np.zeros(reference.n_obs))
     return _genes(reference, None, n, layer, transform, np.zeros(reference.n_obs))

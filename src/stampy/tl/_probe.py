@@ -280,12 +280,12 @@ def _check_overlap(codes: np.ndarray, folds: np.ndarray, names: Sequence[str], c
         if not np.isin(inside, outside).any():
             raise ValueError(
                 f"Fold {names[fold]!r} has the labels {_checks.shortlist(held)}, none of which occurs outside of it "
-                f"({_checks.shortlist(rest)}). Are the labels written alike in all sections? Leave it out, or use "
+                f"({_checks.shortlist(rest)}). Are the labels spelled in the same way in all sections? Omit it, or use "
                 "folds='blocks'."
             )
         if len(outside) < 2:
             raise ValueError(
-                f"Without fold {names[fold]!r} there is one label left, {rest[0]!r}; nothing can be learned from that. "
+                f"Without fold {names[fold]!r} only one label remains, {rest[0]!r}; so no classifier can be trained. "
                 "Use other folds, or more sections."
             )
 

@@ -68,7 +68,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     values = adata.obsm[name]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        raise ValueError(f"`{slot}['{name}']` must hold numbers (n, d), found {values.dtype} {values.shape}.")
+        raise ValueError(f"`{slot}['{name}']` must contain numbers (n, d), found {values.dtype} {values.shape}.")
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
@@ -99,7 +99,7 @@ def check_same_space(query: Space, reference: Space) -> None:
         if a is not None and b is not None and a != b:
             raise ValueError(
                 f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
-                "them mean nothing. Embed both in the same way."
+                "them are meaningless. Embed both in the same way."
             )
     level = (query.record or reference.record or {}).get("level")
     if query.modality != reference.modality and level == "feature":
@@ -110,8 +110,8 @@ def check_same_space(query: Space, reference: Space) -> None:
         unknown, other = (query, reference) if query.record is None else (reference, query)
         known = other.record or {}
         _checks.warn(
-            f"How `{unknown.name}` was made is not in `uns['stamp']`; it is taken for granted that it was by the model "
-            f"of `{other.name}`, {known['model']!r}."
+            f"How `{unknown.name}` was made is not in `uns['stamp']`; it is assumed to be from the model of "
+            f"`{other.name}`, {known['model']!r}."
         )
 
 
@@ -124,7 +124,7 @@ def check_model(space: Space, model: str, width: int) -> None:
         )
     if record.get("level", "embedding") != "embedding":
         raise ValueError(
-            f"`{space.name}` holds features (`level='feature'`), which genes and images do not share. Embed with "
+            f"`{space.name}` contains features (`level='feature'`), which genes and images do not share. Embed with "
             "`level='embedding'`."
         )
     if record.get("center"):
@@ -321,8 +321,8 @@ def _warn_of_dependents(table: AnnData, changed: set[str], key: str) -> None:
             stale.append(f"uns[{name!r}]")
     if stale:
         _checks.warn(
-            f"obsm {_checks.shortlist(sorted(changed))} changed. These results were computed from the earlier values: "
-            f"{', '.join(stale)}, with what belongs to them. Compute them again, or remove them."
+            f"obsm {_checks.shortlist(sorted(changed))} changed. These results were computed from the earlier "
+            f"values: {', '.join(stale)}, with what belongs to them. Compute them again, or remove them."
         )
 
 

@@ -197,7 +197,9 @@ def _check_arguments(query: Any, target: Any, k: Any, exclude: Any, radius: Any,
     if method is not None:
         _checks.one_of("method", method, ("exact", "approximate"))
     if reference is None and paired is False:
-        raise ValueError("`paired=False` was given without `reference`: a table's spots are always their own.")
+        raise ValueError(
+            "`paired=False` was given without `reference`: within one table, every spot is its own counterpart."
+        )
     if reference is not None and exclude == "spot" and not paired:
         raise ValueError(
             "exclude='spot' needs `paired=True` where there is another `reference`: it must be clear which of its "
@@ -212,8 +214,8 @@ def _warn_of_unknown(query: Space, reference: Space) -> None:
             raise ValueError(f"All {empty} rows of `{space.name}` are zero: no spot has an embedding.")
         if empty:
             _checks.warn(
-                f"{empty} of {len(space.vectors)} spots have no embedding in `{space.name}` (all zeros): they find "
-                "nothing and are never found."
+                f"{empty} of {len(space.vectors)} spots have no embedding in `{space.name}` (all zeros): they are "
+                "neither searched nor found."
             )
 
 
@@ -245,14 +247,14 @@ def _pairs(table: AnnData, other: AnnData, sections: _Sections, paired: bool) ->
     if theirs.has_duplicates:
         raise ValueError(
             "paired=True needs names of spots that occur once in the reference. Make them unique, or name the column "
-            "of their sections by `library_key=`."
+            "of their sections with `library_key=`."
         )
     pairs = theirs.get_indexer(mine)
     if not (pairs >= 0).any():
         raise ValueError(
             f"paired=True, but no spot of the queries is in the reference: {_checks.shortlist(table.obs_names, 2)} and "
             f"{_checks.shortlist(other.obs_names, 2)}{' of the same section' if len(sections.names) > 1 else ''}. "
-            "Leave `paired` out for sections of other spots."
+            "Omit `paired` for sections of other spots."
         )
     return pairs
 
@@ -330,7 +332,8 @@ class _Search:
                 "several sections."
             )
         raise ValueError(
-            f"`k` must be at most {least}, what there is to find for every spot, found {k}. The reference has "
+            f"`k` must be at most {least}, the number of spots that can be found for every query, found {k}. The "
+            "reference has "
             f"{len(self.vectors)} spots with an embedding, up to {int(taken.max())} of them excluded."
         )
 
@@ -355,7 +358,7 @@ class _Search:
 
     def _approximate(self, k: int, rng: np.random.Generator) -> Nearest:
         if self.groups is not None:
-            raise ValueError("method='approximate' can't leave out whole sections. Use method='exact'.")
+            raise ValueError("method='approximate' cannot exclude entire sections. Use method='exact'.")
         most = 0 if self.excluded is None else int(np.diff(self.excluded.indptr).max())
         wanted = min(max(k, *RECALL_AT) + most, len(self.vectors))
         found = approximate(self.query.vectors, self.vectors, wanted, rng=rng)

@@ -128,8 +128,8 @@ def score(
     rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:
         _checks.warn(
-            f"{len(unknown)} of {len(rows) + len(unknown)} genes are not in the vocabulary of {loaded.name!r} and are "
-            f"left out: {_checks.shortlist(unknown)}."
+            f"{len(unknown)} of {len(rows) + len(unknown)} genes are not in the vocabulary of {loaded.name!r} and "
+            f"are ignored: {_checks.shortlist(unknown)}."
         )
     values = np.where(space.known, space.vectors @ programme(loaded, rows), np.nan)
     if standardize:
@@ -153,7 +153,7 @@ def rows_of_genes(
     if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
     if not len(genes):
-        raise ValueError("`genes` is empty. Name the genes of the programme, most telling first.")
+        raise ValueError("`genes` is empty. Name the genes of the programme, most important first.")
     vocabulary = vocabulary_of(model)
     names = pd.Index(human_names(genes, organism, vocabulary), dtype=object)
     rows = vocabulary.rows_of(names, "gene_id")[0]

@@ -201,7 +201,7 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
         raise without_effect(
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
-            "Leave it out, or exchange the tower by the argument `backbone=` (`--backbone`).",
+            "Omit it, or replace the tower with the argument `backbone=` (`--backbone`).",
         )
 
 
@@ -213,7 +213,7 @@ def _check_stem(config: AlignConfig) -> None:
         raise without_effect(
             ", ".join(useless),
             "the image tower is a convolutional stem, and no ViT",
-            "Leave it out ('full' and 'frozen' work), or exchange the tower by `backbone=` (`--backbone`).",
+            "Omit it ('full' and 'frozen' work), or replace the tower with `backbone=` (`--backbone`).",
         )
 
 

@@ -144,7 +144,7 @@ class _StageConfig:
         if self.warmup_steps >= steps and self.warmup_steps > 0:
             raise ValueError(
                 f"`warmup_steps` is {self.warmup_steps:,}, the run has {steps:,} steps: the learning rate would never "
-                f"reach `lr`. Lower it, raise the number of epochs, or leave it out."
+                f"reach `lr`. Lower it, raise the number of epochs, or omit it."
             )
         return self.warmup_steps
 
@@ -153,7 +153,7 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON file: {error}.") from error
+        raise ValueError(f"{str(path)!r} is not a JSON file: {error}.") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +247,7 @@ checkpoint_activations, compile, prefetch
         if self.epochs_igr + self.epochs_cgr == 0:
             raise ValueError("`epochs_igr` and `epochs_cgr` are both 0: one of them must be at least 1.")
         if self.cgr_targets != "masked" and self.epochs_cgr == 0:
-            raise without_effect("cgr_targets='all'", "`epochs_cgr` is 0", "Leave it out, or raise `epochs_cgr`.")
+            raise without_effect("cgr_targets='all'", "`epochs_cgr` is 0", "Omit it, or raise `epochs_cgr`.")
         if self.accumulate > self.groups_per_batch:
             raise ValueError(
                 f"`accumulate` must be at most `groups_per_batch`, found {self.accumulate} and {self.groups_per_batch}."
@@ -353,14 +353,16 @@ class AlignConfig(_StageConfig):
                 f"`accumulate` must be at most `pairs_per_batch`, found {self.accumulate} and {self.pairs_per_batch}."
             )
         if self.start == "spectral" and self.pretrained:
-            raise ValueError("start='spectral' and pretrained=True conflict: both say where the image tower starts.")
+            raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image tower.")
         if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
             raise without_effect(
-                f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Leave it out, or take 'lora'."
+                f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Omit it, or use 'lora'."
             )
         try:
             json.dumps(self.to_dict())
         except (TypeError, ValueError) as error:
-            raise TypeError(f"`backbone_kwargs` must hold plain values (numbers, text, lists): {error}.") from error
+            raise TypeError(f"`backbone_kwargs` must contain plain values (numbers, text, lists): {error}.") from error
         if self.trainable == ():
-            raise ValueError("`trainable` is empty; name patterns, or leave it out to train all that is not frozen.")
+            raise ValueError(
+                "`trainable` is empty; name patterns, or omit it to train all parameters that are not frozen."
+            )

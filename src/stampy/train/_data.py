@@ -258,7 +258,7 @@ def prepare(
                 image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
-                _checks.warn(f"{doubt} It is trained on all the same; leave it out or give its image.")
+                _checks.warn(f"{doubt} It is used for training anyway; remove it or pass its image.")
         places = places_of(data, neighbors=source is None)
         return MemorySection(
             name=section.name,
@@ -334,7 +334,7 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
     left_out = [s.name for s in found if not s.tokens.any()]
     if left_out:
         _checks.warn(
-            f"{len(left_out)} of the sections have no genes of the vocabulary and no part in stage 1: "
+            f"{len(left_out)} of the sections have no genes of the vocabulary and are not used in stage 1: "
             f"{_checks.shortlist(left_out)}."
         )
     if not with_genes:

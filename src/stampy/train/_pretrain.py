@@ -188,13 +188,13 @@ def _data(sections: Sections, vocabulary: Vocabulary | str | Path | None, config
 def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
     """Say how many spots are in no neighbourhood group; warn where they are many."""
     n_dropped, n_spots = (sum(column) for column in zip(*dropped.values(), strict=True))
-    logger.info("%d of %d spots are in no neighbourhood group and have no part in stage 1", n_dropped, n_spots)
+    logger.info("%d of %d spots are in no neighbourhood group and are not used in stage 1", n_dropped, n_spots)
     many = [f"{name}: {n:,} of {total:,}" for name, (n, total) in dropped.items() if n > MANY_DROPPED * total]
     if many:
         _checks.warn(
-            f"Stage 1 leaves out {n_dropped:,} of {n_spots:,} spots, which have too few others within "
+            f"Stage 1 skips {n_dropped:,} of {n_spots:,} spots, which have too few other spots within "
             f"{config.max_distance:g} spot distances (`max_distance`) for a neighbourhood group; most in the sections "
-            f"{_checks.shortlist(many)}. Raise `max_distance` if they matter."
+            f"{_checks.shortlist(many)}. Increase `max_distance` to keep them."
         )
 
 

@@ -75,7 +75,7 @@ def _value(name: str, value: Any, hint: Any, ranges: Mapping[str, NumberRange]) 
 def _number(name: str, value: Any, kind: type, allowed: NumberRange) -> float:
     accepted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, accepted):
-        raise TypeError(f"`{name}` must be a {'whole ' if kind is int else ''}number {allowed}, found {value!r}.")
+        raise TypeError(f"`{name}` must be {'an integer' if kind is int else 'a number'} {allowed}, found {value!r}.")
     if not allowed.holds(float(value)):
         raise ValueError(f"`{name}` must be {allowed}, found {value!r}.")
     return kind(value)

@@ -171,11 +171,11 @@ def _read(root: Any, path: Path) -> AnnData:
     names = sorted(root["mod"].keys())
     rna = next((n for wanted in _RNA for n in names if n.lower() == wanted), names[0] if len(names) == 1 else None)
     if rna is None:
-        raise refuse(f"{str(path)!r} is a MuData without a modality `rna`, found {names}. Write that one alone.")
+        raise refuse(f"{str(path)!r} is a MuData without a modality `rna`, found {names}. Write only this modality.")
     adata = read_group(root["mod"][rna])
     others = [n for n in names if n != rna]
     if others:
-        _checks.warn(f"{path.name!r} is a MuData: its modality {rna!r} was read, {others} were left out.")
+        _checks.warn(f"{path.name!r} is a MuData: its modality {rna!r} was read, {others} were ignored.")
     if _keys.SPATIAL not in adata.obsm and "obsm" in root and _keys.SPATIAL in root["obsm"]:
         adata.obsm[_keys.SPATIAL] = _own_rows(root, rna, adata.n_obs)
     uns = anndata.io.read_elem(root["uns"]) if "uns" in root else {}

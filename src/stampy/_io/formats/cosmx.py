@@ -70,7 +70,7 @@ def _counts(path: Path) -> Counts:
     cell = found["cell_ID" if "cell_ID" in found else "cell_id"].astype(str)
     in_cells = np.flatnonzero((cell != "0").to_numpy())  # 0: transcripts outside of cells
     if len(in_cells) < len(found):
-        logger.info("%s: left out %d rows of transcripts outside of cells", path.name, len(found) - len(in_cells))
+        logger.info("%s: dropped %d rows of transcripts outside of cells", path.name, len(found) - len(in_cells))
     kept = without_controls(genes, _CONTROLS)
     var = pd.DataFrame(index=unique_names([genes[i] for i in kept]))
     return Counts(x[in_cells][:, kept], _names(found.iloc[in_cells]), var)
@@ -99,7 +99,7 @@ def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
             if px > 0 and um > 0:
                 return um / px
     _checks.warn(
-        "The CosMx files do not say how large a pixel is. Give `um_per_px=` where it is needed: 0.12 on instruments as "
-        "they are sold, 0.18 in the first public data sets of lung."
+        "The CosMx files do not state how large a pixel is. Pass `um_per_px=` where it is needed: 0.12 for "
+        "commercial instruments, 0.18 for the first public data sets of lung."
     )
     return None

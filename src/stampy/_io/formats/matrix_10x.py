@@ -74,7 +74,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     if values.dtype.kind == "f":
         whole = values.astype(np.int64)
         if not np.array_equal(whole, values):
-            raise refuse(f"{str(path)!r} is damaged: its indices are no whole numbers.")
+            raise refuse(f"{str(path)!r} is damaged: its indices are not integers.")
         return whole
     return values
 

@@ -37,7 +37,7 @@ def _find(folder: Path, what: str) -> Path | None:
     if len(found) > 1:
         raise refuse(
             f"{str(folder)!r} has several tables {what!r}: {[p.name for p in found]}. Put each section "
-            "into a folder of its own."
+            "into a separate folder."
         )
     return found[0] if found else None
 

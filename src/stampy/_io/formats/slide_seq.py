@@ -46,7 +46,7 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
     if len(candidates) != 1:
         raise refuse(
             f"{str(folder)!r} has {len(candidates)} tables that may hold counts: "
-            f"{_checks.shortlist([p.name for p in candidates])}. Give `stampy.read` the one of the section."
+            f"{_checks.shortlist([p.name for p in candidates])}. Pass the table of the section to `stampy.read`."
         )
     x, rows, columns, _ = wide_counts(candidates[0])
     where, spots, turned = _that_fits(places, rows, columns, candidates[0])
@@ -56,7 +56,8 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
     adata = placed(counts, spots, counts_name=candidates[0].name, positions_name=where.name)
     add_library(adata, re.split(r"[.]", candidates[0].name)[0] if path.is_file() else folder.resolve().name, {})
     _checks.warn(
-        f"{candidates[0].name} and {where.name} do not say how large the unit of the coordinates is. Give `um_per_px=` "
+        f"{candidates[0].name} and {where.name} do not state how large the unit of the coordinates is. Pass "
+        "`um_per_px=` "
         f"where it is needed{' (0.65 for the camera of Slide-seq)' if _SLIDE_SEQ.search(where.name) else ''}."
     )
     return adata
@@ -81,6 +82,7 @@ def _that_fits(
     if found is None:
         raise refuse(
             f"Neither the rows (such as {rows[0]!r}) nor the columns (such as {columns[0]!r}) of {str(counts)!r} are "
-            f"named in {_checks.shortlist([p.name for p in places])}. Counts and coordinates are of different sections."
+            f"named in {_checks.shortlist([p.name for p in places])}, which has {_checks.shortlist(spots.index, 2)}. "
+            "Counts and coordinates are of different sections, or the names were changed."
         )
     return found

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
+_SAME_PX = 1.0  # whole numbers in one file, fractions in the other
 LOOKED_FOR = (
     "A Space Ranger folder has filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/ with matrix.mtx) and "
     "spatial/ with tissue_positions (.csv, _list.csv or .parquet) and scalefactors_json.json; one of Visium HD has "
@@ -77,7 +78,7 @@ def is_counts_file(path: Path) -> bool:
 def is_space_ranger(folder: Path) -> bool:
     """Whether something in the folder is named as Space Ranger does."""
     outs = outs_of(folder)
-    if any((outs / name).is_dir() for name in (HD, CELLS)):
+    if any((outs / name).is_dir() for name in (HD, CELLS)) or _bins_in(outs):
         return True
     parts = SectionFiles(outs, outs / "spatial")
     return bool(parts.all(*_FILTERED, *_RAW, *_FILTERED_FOLDERS, *_RAW_FOLDERS, *POSITIONS, *_MTX))
@@ -87,7 +88,10 @@ def has_cells(path: Path) -> bool:
     """Whether a folder holds cells, which can be summed in square bins, rather than spots or bins."""
     outs = outs_of(path)
     return (
-        outs.is_dir() and not (outs / HD).is_dir() and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
+        outs.is_dir()
+        and not (outs / HD).is_dir()
+        and not _bins_in(outs)
+        and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
     )
 
 
@@ -118,11 +122,13 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
         if (outs / CELLS).is_dir():
             logger.info("%s: bins are read; give the folder %s for segmented cells", name, CELLS)
         outs = _bin_folder(outs / HD, bin_um)
+    elif _bins_in(outs):  # unpacked without their folder, or given by themselves
+        outs = _bin_folder(outs, bin_um)
     elif (outs / CELLS).is_dir():
         outs = outs / CELLS
     elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
         raise ValueError(
-            f"`bin_um` was given, but {str(folder)!r} holds spots, not bins of Visium HD. Leave it out: spots of 55 µm "
+            f"`bin_um` was given, but {str(folder)!r} contains spots, not bins of Visium HD. Omit it: spots of 55 µm "
             "can't be divided."
         )
     here = SectionFiles(outs)
@@ -141,15 +147,22 @@ def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = Tr
     return _section(matrix, parts, name, needs_image=needs_image)
 
 
+def _bins_in(folder: Path) -> dict[int, Path]:
+    """Folders of bins by the edge of a bin in µm."""
+    if not folder.is_dir():
+        return {}
+    return {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name)) and p.is_dir()}
+
+
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
     """The folder of the requested bins, by default of 8 µm."""
-    found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name))}
+    found = _bins_in(folder)
     if not found:
         raise FileNotFoundError(f"{str(folder)!r} has no square_008um/ and the like. Found: {listing(folder)}.")
     wanted = DEFAULT_BIN_UM if bin_um is None else bin_um
     if wanted not in found:
         raise ValueError(
-            f"No bins of {wanted:g} µm in {str(folder)!r}. Available: {sorted(found)}; choose by `bin_um=`."
+            f"No bins of {wanted:g} µm in {str(folder)!r}. Available: {sorted(found)}; choose with `bin_um=`."
         )
     return found[int(wanted)]
 
@@ -211,7 +224,9 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
     """Positions of spots or bins, or centroids of segmented cells."""
     if (found := parts.find(*POSITIONS)) is not None:
         with reading(found):
-            return found, positions(found)
+            spots = positions(found)
+        _warn_of_other_positions(parts, found, spots)
+        return found, spots
     if (found := parts.find(*_GEOJSON)) is not None:
         with reading(found):
             return found, _centroids(json_of(found))
@@ -222,6 +237,23 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
     return None, None
 
 
+def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFrame) -> None:
+    """Warn of a second file of positions of the same section that has other coordinates, as a new alignment writes."""
+    for name in POSITIONS:
+        other = parts.find(name)
+        if other is None or other == used or other.parent != used.parent:
+            continue
+        with reading(other):
+            theirs = positions(other)
+        theirs = theirs[~theirs.index.duplicated()].reindex(spots.index)
+        ours, theirs = (frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy() for frame in (spots, theirs))
+        if n := int((~(np.abs(ours - theirs) <= _SAME_PX)).any(axis=1).sum()):
+            _checks.warn(
+                f"{used.name} is read; {other.name} beside it has other coordinates for {n} of {len(spots)} spots. "
+                "Move the one that is out of date out of the folder."
+            )
+
+
 def _is_raw(matrix: Path) -> bool:
     return any(re.search(rf"(^|[_\-. ]){re.escape(n)}(\.gz)?$", matrix.name.lower()) for n in (*_RAW, *_RAW_FOLDERS))
 
@@ -230,7 +262,7 @@ def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path
     """The spots under tissue of a raw matrix."""
     spots = spots[spots[IN_TISSUE] == 1] if IN_TISSUE in spots else spots
     if not len(spots):
-        raise refuse(f"{matrix.name} holds every spot, and none is under tissue (in_tissue 1) in {where.name}.")
+        raise refuse(f"{matrix.name} contains every spot, and none is under tissue (in_tissue 1) in {where.name}.")
     inside = np.flatnonzero(pd.Index(counts.barcodes).isin(spots.index))
     if not len(inside):
         return counts, spots
@@ -290,7 +322,7 @@ def positions(path: Path) -> pd.DataFrame:
     if spots["in_tissue"].dtype.kind not in "iu":
         spots["in_tissue"] = spots["in_tissue"].astype(str).str.lower().map(_TRUE)
         if spots["in_tissue"].isna().any():
-            raise refuse(f"The column in_tissue of {str(path)!r} must hold 0 and 1.")
+            raise refuse(f"The column in_tissue of {str(path)!r} must contain 0 and 1.")
         spots["in_tissue"] = spots["in_tissue"].astype(np.int64)
     return spots
 

@@ -110,7 +110,7 @@ def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
         _checks.has_key(spots, column, slot=table_name, needs=LOOKED_FOR)
     listed_spots = spots.dropna(subset=sorted(_ALIGNED))
     if len(listed_spots) < len(spots):
-        _checks.warn(f"{len(spots) - len(listed_spots)} lines of {table_name} lack numbers and are left out.")
+        _checks.warn(f"{len(spots) - len(listed_spots)} lines of {table_name} lack numbers and are dropped.")
     everywhere = set(_names_of(listed_spots))
     if "selected" in spots:
         listed_spots = listed_spots[listed_spots["selected"] == 1]
@@ -136,11 +136,11 @@ def _names_of(spots: pd.DataFrame) -> list[str]:
 
 def _say_left_out(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
     if n_unselected:
-        logger.info("%s: %d spots with counts are not selected and were left out", table_name, n_unselected)
+        logger.info("%s: %d spots with counts are not selected and were dropped", table_name, n_unselected)
     if n_unlisted:
-        _checks.warn(f"{n_unlisted} spots with counts have no position in {table_name} and are left out.")
+        _checks.warn(f"{n_unlisted} spots with counts have no position in {table_name} and are dropped.")
     if n_without_counts:
-        _checks.warn(f"{n_without_counts} spots of {table_name} have no counts and are left out.")
+        _checks.warn(f"{n_without_counts} spots of {table_name} have no counts and are dropped.")
 
 
 def _one_table(folder: Path) -> Path:
@@ -181,8 +181,9 @@ def _image(counts: Path, name: str) -> Path | None:
         several += found
     if several:
         _checks.warn(
-            f"{counts.name}: it can't be told which of {_checks.shortlist([p.name for p in several])} is its image; "
-            "none is used. Give `image=`."
+            f"{counts.name}: it cannot be determined which of {_checks.shortlist([p.name for p in several])} is its "
+            "image; "
+            "none is used. Pass `image=`."
         )
     return None
 
@@ -194,5 +195,5 @@ def _distance_px(adata: AnnData) -> float:
     numbers, pixels = numbers - numbers.mean(axis=0), pixels - pixels.mean(axis=0)
     spread = float(np.sqrt((numbers**2).sum()))
     if spread == 0:
-        raise refuse("One spot tells no scale; the section needs at least two spots.")
+        raise refuse("The scale cannot be inferred from one spot; the section needs at least two spots.")
     return float(np.sqrt((pixels**2).sum()) / spread)

@@ -72,7 +72,9 @@ def read_gem(path: Path, *, bin_um: float | None = None) -> AnnData:
 def _one(folder: Path) -> Path:
     found = [p for p in listed(folder) if p.is_file() and is_gem(p)]
     if len(found) != 1:
-        raise refuse(f"{str(folder)!r} has several .gem files: {[p.name for p in found]}. Give `stampy.read` one.")
+        raise refuse(
+            f"{str(folder)!r} has several .gem files: {[p.name for p in found]}. Pass one of them to `stampy.read`."
+        )
     return found[0]
 
 
@@ -101,7 +103,7 @@ def _summed(
         raise refuse(f"{str(path)!r} has no transcripts.")
     summed = pd.concat(parts, ignore_index=True)
     if summed["count"].to_numpy().dtype.kind not in "iu" or (summed["count"] < 0).any():
-        raise refuse(f"{str(path)!r} has counts that are no whole numbers.")
+        raise refuse(f"{str(path)!r} has counts that are not integers.")
     names = pd.DataFrame(list(genes), columns=[c for c in ("gene", "name") if c in columns])
     return summed[["column", "row", "gene"]].to_numpy(dtype=np.int64), summed["count"].to_numpy(dtype=np.int64), names
 

@@ -142,5 +142,5 @@ def _pixel_um(parts: SectionFiles) -> float:
     with reading(path):
         found = json_of(path).get("pixel_size", _PIXEL_UM)
         if not isinstance(found, int | float):
-            raise refuse(f"{str(path)!r} must hold `pixel_size` in µm, found {found!r}.")
+            raise refuse(f"{str(path)!r} must contain `pixel_size` in µm, found {found!r}.")
         return float(found)

@@ -50,7 +50,8 @@ def check_indices(section: Section, table: AnnData) -> None:
         return
     if np.array_equal(section.xy, indices) or np.array_equal(section.xy, indices[:, ::-1]):
         raise ValueError(
-            f"{section.prefix}`{section.source}` holds `array_col` and `array_row`, places on the array, where x and y "
+            f"{section.prefix}`{section.source}` contains `array_col` and `array_row`, places on the array, where x "
+            "and y "
             "in px of the full-resolution image are needed (`pxl_col_in_fullres` and `pxl_row_in_fullres` of Space "
             "Ranger's tissue_positions)."
         )
@@ -107,7 +108,7 @@ def _likely_cause(section: Section) -> str:
         return "They would fit without the scale factor, which must be image px per full-resolution px."
     return (
         "Likely causes: a wrong scale factor, coordinates of another image, or a reduced image given as the full one "
-        "(then give `image=SlideImage.open(path, scale=image px per full-resolution px)`)."
+        "(then pass `image=SlideImage.open(path, scale=image px per full-resolution px)`)."
     )
 
 
@@ -116,6 +117,8 @@ _SPOTS = 64
 _ACROSS_PX = 16  # pixels across a tile: cells are seen as texture
 _LEAST_OPACITY = 0.5  # mean
 _BLACK = 8  # brightest channel, 99.9th percentile
+_MOST_BLACK = 0.1  # share of the spots: none
+_GREEN = 5  # mean green over the brighter of red and blue: below 0, since hematoxylin and eosin absorb green most
 _ONE_COLOUR = 2.0  # standard deviation of all pixels: 9
 _LEAST_TEXTURE = 1.5  # standard deviation within a tile around a curved surface, 75th percentile: 4.1
 _DARK = 50  # median brightness: 79
@@ -145,7 +148,7 @@ class Pictured(Protocol):
 def warn_of_doubts(sections: Iterable[Pictured]) -> None:
     """Warn of each picture that does not look like H&E."""
     for doubt in doubts_of(sections):
-        _checks.warn(f"{doubt} Check that it is the right image; others are given by `image=` or `image_key=`.")
+        _checks.warn(f"{doubt} Make sure that it is the right image; choose another one with `image=` or `image_key=`.")
 
 
 def doubts_of(sections: Iterable[Pictured]) -> list[str]:
@@ -161,9 +164,9 @@ def doubts_of(sections: Iterable[Pictured]) -> list[str]:
 def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_um: float = _keys.TILE_UM) -> str:
     """Why an image does not look like H&E; "" if it does.
 
-    Detects images that are transparent, black, of one colour, too blurred to show cells, dark with bright signal
-    (fluorescence), or without colour (one channel repeated, a mask). A grey image of H&E counts as without colour: a
-    model that was trained on colour needs it to tell nuclei from cytoplasm.
+    Detects images that are transparent, black (also in part), of one colour, too blurred to show cells, dark with
+    bright signal (fluorescence), negatives, or without colour (one channel repeated, a mask). A grey image of H&E
+    counts as without colour: a model that was trained on colour needs it to tell nuclei from cytoplasm.
 
     Parameters
     ----------
@@ -194,11 +197,17 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
     if tiles.std(axis=(0, 1, 2)).max() < _ONE_COLOUR:
         return f"it has one colour at the spots, RGB {tuple(np.rint(tiles.mean(axis=(0, 1, 2))).astype(int).tolist())}"
     if np.median(light) < _DARK:
-        return "it is dark with bright signal, as fluorescence is"
+        return "it is dark with bright signal, as in fluorescence"
     if np.percentile(brightest - tiles.min(axis=3), 90) < _LEAST_CHROMA:
-        return "it has no colour (a grey picture, a mask, or one channel of fluorescence)"
+        return "it has no colour (a greyscale image, a mask, or one channel of fluorescence)"
+    black = float((brightest.max(axis=(1, 2)) <= _BLACK).mean())
+    if black >= _MOST_BLACK:
+        return f"it is black at {black:.0%} of the spots"
+    red, green, blue = tiles.mean(axis=(0, 1, 2))
+    if green - max(red, blue) > _GREEN:
+        return "green is its brightest colour at the spots, as in a negative"
     if np.percentile(_texture(light), 75) < _LEAST_TEXTURE:
-        return "it is blurred or enlarged until only colour is left at the spots"
+        return "it is so blurred or enlarged that only colour remains at the spots"
     return ""
 
 

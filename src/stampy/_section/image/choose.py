@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image.pixels import axes_of
+from stampy._section.image.levels import UnusableImageError
+from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
-from stampy._section.libraries import REFUSED, Library, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, images_of, libraries_of, named_file, source_of
 from stampy._section.spatialdata_elements import shared_systems
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
 
     from stampy._section.spatialdata_elements import Element
 
@@ -111,8 +113,8 @@ def without_refused(adata: AnnData) -> None:
             entry = raw.get(name, raw)
             entry["metadata"] = {key: value for key, value in library["metadata"].items() if key != REFUSED}
             _checks.warn(
-                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow it "
-                "by --named-images anywhere."
+                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow "
+                "it with --named-images anywhere."
             )
 
 
@@ -130,31 +132,33 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     refused = library.get("metadata", {}).get(REFUSED)
     if refused:
         raise ValueError(
-            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not open "
-            "it unasked. Give the image yourself (`image`, or the column of a manifest), or allow it by "
+            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not "
+            "open it by default. Pass the image (`image`, or the column of a manifest), or allow it with "
             f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
         )
     source = source_of(library)
     if not source:
         return None, ""
     if "://" in source:
-        raise ValueError(f"{of}The section names the image {source!r}; no address is fetched. Give a file by `image`.")
+        raise ValueError(
+            f"{of}The section names the image {source!r}; addresses are not downloaded. Give a file by `image`."
+        )
     path = Path(source).expanduser()
     if not path.is_absolute():
         return None, "is a relative path (`stampy.read` takes it against the folder of the section's file)"
     try:
         mode = path.stat().st_mode
     except OSError:
-        return None, "is not there"
+        return None, "does not exist"
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{of}The section names the image {source!r}, which is no file (a folder, pipe or device).")
+        raise ValueError(f"{of}The section names the image {source!r}, which is not a file (a folder, pipe or device).")
     logger.info("%sreading the image that the section names: %s", of, path.resolve())
     return path, ""
 
 
 ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
 
-GIVE = "Give an image by `image=` (an array or a file in full resolution)."
+GIVE = "Give an image with `image=` (an array or a file in full resolution)."
 _BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
 _FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
 
@@ -170,9 +174,9 @@ class Wishes:
 
     def __post_init__(self) -> None:
         if self.um_per_px is not None and self.spot_um is not None:
-            raise ValueError("Give `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
+            raise ValueError("Pass `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
         if self.image is not None and self.image_key is not None:
-            raise ValueError("Give `image` or `image_key`, not both: either names the image.")
+            raise ValueError("Pass `image` or `image_key`, not both: either names the image.")
         values = self.um_per_px.values() if isinstance(self.um_per_px, Mapping) else [self.um_per_px]
         for name, value in [*(("um_per_px", v) for v in values), ("spot_um", self.spot_um)]:
             if value is not None:
@@ -242,11 +246,16 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
     KeyError
         Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
     """
-    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    images, factors = images_of(library), library.get("scalefactors", {})
     source = source_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
-        return SlideImage.open(path), ""
+        try:
+            return SlideImage.open(path), ""
+        except UnusableImageError as error:
+            if not any(_has_scale(key, factors) for key in images):
+                raise
+            why_not = f"is not read ({error})"
     if image_key is not None:
         if image_key not in images:  # it may be one that is refused
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
@@ -261,7 +270,8 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
     note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
-    notes = [note, *(of + doubt for doubt in _doubts_of_scales(images, scales, key))]
+    doubts = (*_doubts_of_scales(images, scales, key), "" if image_key else _without_scale(images, scales, key, where))
+    notes = [note, *(of + doubt for doubt in doubts if doubt)]
     return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
 
 
@@ -277,10 +287,23 @@ def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], ke
         rounding = 1.5 / rows + 1.5 / columns
         if abs(high / wide - 1) <= rounding < 0.1 and abs(ratio / np.sqrt(high * wide) - 1) > max(0.1, 2 * rounding):
             yield (
-                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to be one "
-                f"picture, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, and "
-                f"spots may lie beside their tissue. Correct `{_scale_name(key)}` or `{_scale_name(other)}`."
+                f"The images {key!r} ({width} x {height} px) and {other!r} ({columns} x {rows} px) seem to show the "
+                f"same image, but their scale factors are {scales[key]:.4g} and {scales[other]:.4g}: one is wrong, "
+                f"and spots may be shifted against the tissue. Correct `{_scale_name(key)}` or "
+                f"`{_scale_name(other)}`."
             )
+
+
+def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: str, where: str) -> str:
+    """What to warn about if a larger image is not used, since it has no scale factor; else ""."""
+    px = np.prod(_size_of(images[key], key))
+    larger = [other for other in images if other not in scales and np.prod(_size_of(images[other], other)) > px > 0]
+    if not larger:
+        return ""
+    return (
+        f"The larger image {larger[0]!r} of `{where}` has no scale factor `{_scale_name(larger[0])}`, which places it, "
+        f"so {key!r} is used."
+    )
 
 
 def _size_of(image: Any, name: str) -> tuple[int, int]:
@@ -324,15 +347,36 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
         Where none shares a coordinate system with the spots, or it is not clear which is meant.
     """
     if image_key is not None:
-        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image by `image_key=`.")
+        _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image with `image_key=`.")
     keys = [image_key] if image_key is not None else list(sdata.images)
     near = [k for k in keys if spots is None or shared_systems(spots, sdata.images[k])]
     if not near:
-        raise ValueError(f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one.")
+        raise UnusableImageError(
+            f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one."
+        )
+    near = near if image_key is not None else _coloured(sdata, near)
     if len(near) == 1:
         return near[0]
     for ending in _BY_RESOLUTION:
         matches = [k for k in near if k.endswith(ending)]
         if len(matches) == 1:
             return matches[0]
-    raise ValueError(f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E one by `image_key=`.")
+    raise ValueError(
+        f"`sdata.images` has several images: {_checks.shortlist(near)}. Name the H&E image with `image_key=`."
+    )
+
+
+def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:
+    """The images with red, green and blue, where some have them: the others are stains beside the H&E picture."""
+    found = [key for key in keys if len(_channels(sdata.images[key], key)) >= 3]
+    return found or keys
+
+
+def _channels(image: DataArray | DataTree, name: str) -> tuple[int, ...]:
+    """Positions of the colours; () where the channels are none."""
+    array = image if hasattr(image, "data") else next(iter(next(iter(image.children.values())).data_vars.values()))
+    try:
+        _, _, c = stored_axes(list(array.dims), name)
+        return channels_of(list(array.coords[c].values) if c in array.coords else range(array.sizes[c]), name)
+    except (UnusableImageError, KeyError):
+        return ()

@@ -21,6 +21,7 @@ from stampy._section.image.levels import (
     Opened,
     OrientedLevel,
     TooLargeError,
+    UnusableImageError,
     check_px,
     damaged,
 )
@@ -32,37 +33,50 @@ if TYPE_CHECKING:
     import tifffile
     from PIL import Image
 
-__all__ = ["TIFF_MAGIC", "open_levels", "open_tiff"]
+__all__ = ["TIFF_MAGIC", "check_is_image", "open_levels", "open_tiff"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+_PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG, PNG
 _BAND_PX = 2**22
 _MAX_UNPACKED = 2**33  # bytes; a zipped file can claim any size
 _ORIENTATION_TAG = 0x0112
 _PICTURE_ERRORS = (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error)
 
 
-def open_levels(path: Path) -> Opened:
-    """Open an image file by its content; see `SlideImage.open`."""
+def check_is_image(path: Path) -> tuple[bytes, BytesIO | None]:
+    """First bytes of an image file, and its content if it is zipped; ValueError for anything else."""
     if path.is_dir():
         dicom = next(path.glob("*.dcm"), None)
         hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
         raise ValueError(f"{str(path)!r} is a folder; an image file was expected.{hint}")
     with path.open("rb") as file:
         magic = file.read(132)
-    if path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM":
-        return _open_slide(path)
     unpacked = None
+    if _is_slide(path, magic):
+        return magic, None
     if magic[:2] == b"\x1f\x8b":
         unpacked = _unpacked(path)
         magic = bytes(unpacked.getbuffer()[:132])
-    if magic[:4] in TIFF_MAGIC:
-        return open_tiff(path, unpacked)
-    if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
-    raise ValueError(
-        f"{str(path)!r} is no image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
+    if magic[:4] in TIFF_MAGIC or magic.startswith(_PICTURE_MAGIC):
+        return magic, unpacked
+    raise UnusableImageError(
+        f"{str(path)!r} is not an image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )
+
+
+def open_levels(path: Path) -> Opened:
+    """Open an image file by its content; see `SlideImage.open`."""
+    magic, unpacked = check_is_image(path)
+    if _is_slide(path, magic):
+        return _open_slide(path)
+    if magic[:4] in TIFF_MAGIC:
+        return open_tiff(path, unpacked)
+    return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
+
+
+def _is_slide(path: Path, magic: bytes) -> bool:
+    return path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM"
 
 
 def _unpacked(path: Path) -> BytesIO:
@@ -179,7 +193,7 @@ def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueErro
     version = getattr(openslide, "__library_version__", "")
     dicom = "DICOM needs OpenSlide 4.0 or later, and must be a slide (VL Whole Slide Microscopy). "
     return ValueError(
-        f"{str(path)!r} is no whole slide that OpenSlide {version} reads. "
+        f"{str(path)!r} is not a whole slide that OpenSlide {version} reads. "
         f"{dicom if path.suffix.lower() == '.dcm' else ''}Convert it to a tiled TIFF, or give the slide as a WSIData."
     )
 
@@ -244,19 +258,23 @@ def _area(series: tifffile.TiffPageSeries) -> int:
 
 
 def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Layout of a series in the words of `ArrayLevel`; ValueError where it is no H&E picture."""
+    """Layout of a series in the words of `ArrayLevel`; UnusableImageError where it is no H&E picture."""
     axes, shape = _squeezed(series)
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _AXES:
-        raise ValueError(
+        raise UnusableImageError(
             f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
             "Export a single plane first."
         )
     if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
-        raise ValueError(f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} stores its colours as {photometric}; export it as RGB or grey first."
+        )
     if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
-        raise ValueError(f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected.")
+        raise UnusableImageError(
+            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected."
+        )
     return _AXES[axes]
 
 

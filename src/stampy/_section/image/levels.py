@@ -17,6 +17,7 @@ __all__ = [
     "Opened",
     "OrientedLevel",
     "TooLargeError",
+    "UnusableImageError",
     "check_px",
     "damaged",
     "windows",
@@ -164,6 +165,10 @@ class TooLargeError(ValueError):
     """An image that is not decoded."""
 
 
+class UnusableImageError(ValueError):
+    """An image whose values, channels or format are not those of a picture, or that does not share the spots' axes."""
+
+
 def damaged(path: Path, why: object) -> ValueError:
     """The error for a file that is not whole."""
     return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
@@ -173,6 +178,6 @@ def check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -
     """Refuse an image that claims more pixels than real ones have."""
     if height * width > most:
         raise TooLargeError(
-            f"The image {str(path)!r} says that it is {height} x {width} px, and it can't be read piece by piece; it "
+            f"The image {str(path)!r} states a size of {height} x {width} px, and it can't be read piece by piece; it "
             f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
         )

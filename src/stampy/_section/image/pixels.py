@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stampy._section.image.levels import ArrayLevel, Level, windows
+from stampy._section.image.levels import ArrayLevel, Level, UnusableImageError, windows
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -69,9 +69,7 @@ def range_of(level: Level, name: str) -> ValueRange:
     if kind == np.bool_:
         return ValueRange(1.0, 1.0)
     if kind.kind not in "uif" or kind == np.int8:
-        raise TypeError(
-            f"Image {name!r} has dtype {kind}; whole numbers from 0, bool or floats were expected. {_REMEDY}."
-        )
+        raise TypeError(f"Image {name!r} has dtype {kind}; integers from 0, bool or floats were expected. {_REMEDY}.")
     n = colours_of(level.n_channels)
     if kind == np.uint8:
         _check_not_mask(level, n, name)
@@ -97,7 +95,7 @@ def _extremes(level: Level, n: int) -> tuple[float, float, float]:
 
 def _white_of_integers(low: float, top: float, name: str) -> float:
     if low < 0:
-        raise ValueError(f"Image {name!r} has negative values (from {low:.0f}). {_REMEDY}.")
+        raise UnusableImageError(f"Image {name!r} has negative values (from {low:.0f}). {_REMEDY}.")
     if top == 1:
         raise _is_mask(name)
     return _white(top, name)
@@ -105,13 +103,13 @@ def _white_of_integers(low: float, top: float, name: str) -> float:
 
 def _white_of_floats(low: float, top: float, name: str) -> float:
     if not np.isfinite([low, top]).all():
-        raise ValueError(
+        raise UnusableImageError(
             f"Image {name!r} has NaN or infinite values; floats must lie in [0, 1], or in the range of 8, 12 or 16 "
-            "bits. Fill them first, e.g. by `np.nan_to_num(image)`."
+            "bits. Fill them first, e.g. with `np.nan_to_num(image)`."
         )
     white = 1.0 if top <= 1 + _ROUNDING else _white(top, name, least_8_bit=_LEAST)
     if low < -_ROUNDING * white:
-        raise ValueError(
+        raise UnusableImageError(
             f"Image {name!r} has negative values ({low:.4g} to {top:.4g}); floats must lie in [0, 1], or in the range "
             f"of 8, 12 or 16 bits. {_REMEDY}."
         )
@@ -128,8 +126,8 @@ def _white(top: float, name: str, *, least_8_bit: float = 0.0) -> float:
                 return white
             break
     floats = "floats must lie in [0, 1], or " if least_8_bit else ""
-    raise ValueError(
-        f"Image {name!r} has values up to {top:.6g}, which do not tell its range: {floats}white must be 255 (8 bit), "
+    raise UnusableImageError(
+        f"Image {name!r} has values up to {top:.6g}, so its range is ambiguous: {floats}white must be 255 (8 bit), "
         f"4,095 (12 bit) or 65,535 (16 bit), and the brightest value a quarter of that or more. {_REMEDY}."
     )
 
@@ -158,10 +156,10 @@ def _check_not_mask(level: Level, n: int, name: str) -> None:
         raise _is_mask(name)
 
 
-def _is_mask(name: str) -> ValueError:
-    return ValueError(
-        f"Image {name!r} holds whole numbers, 0 and 1 alone: a mask, or an image in [0, 1] that was cast to "
-        "integers. Give a mask as bool (`.astype(bool)`), and an image before the cast."
+def _is_mask(name: str) -> UnusableImageError:
+    return UnusableImageError(
+        f"Image {name!r} contains only the integers 0 and 1: a mask, or an image in [0, 1] that was cast to "
+        "integers. Pass a mask as bool (`.astype(bool)`), or the image before the cast."
     )
 
 
@@ -175,9 +173,9 @@ def _check_opacity(level: Level, opaque: float, name: str) -> None:
             seen = False
             break
     if not seen:
-        raise ValueError(
+        raise UnusableImageError(
             f"Image {name!r} has 2 channels; stampy reads 1, 3 or 4 channels (grey, RGB, RGBA), and 2 where the second "
-            "is opacity, 0 or full. Pick the channels that make the H&E picture first."
+            "is opacity, 0 or full. First select the channels of the H&E image."
         )
 
 
@@ -194,11 +192,11 @@ def axes_of(shape: Sequence[int], name: str) -> str:
         if first != last:
             return "cyx" if first else "yxc"
         if first:
-            raise ValueError(
+            raise UnusableImageError(
                 f"Image {name!r} of shape {tuple(shape)} may have its channels first or last. Give it without the "
                 "channel axis, or with more than 4 rows and columns."
             )
-    raise ValueError(
+    raise UnusableImageError(
         f"Image {name!r} has shape {tuple(shape)}; (h, w), (h, w, channels) or (channels, h, w) with 1, 3 or 4 "
         "channels was expected (grey, RGB, RGBA)."
     )
@@ -212,7 +210,9 @@ def stored_axes(dims: Sequence[object], name: str) -> tuple[str, str, str]:
         if letter in found:
             found[letter] = dim
     if not (found["y"] and found["x"]):
-        raise ValueError(f"Image {name!r} has the dimensions {[str(d) for d in dims]}; y, x and c were expected.")
+        raise UnusableImageError(
+            f"Image {name!r} has the dimensions {[str(d) for d in dims]}; y, x and c were expected."
+        )
     return found["y"], found["x"], found["c"]
 
 
@@ -235,9 +235,9 @@ def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
         letters = [_COLOUR.get(str(n).strip().lower(), "?") for n in names]
         if sorted(letters) in (sorted("rgb"), sorted("rgba")):
             return tuple(letters.index(letter) for letter in "rgba" if letter in letters)
-    raise ValueError(
+    raise UnusableImageError(
         f"Image {name!r} has the channels {[str(n) for n in names]}; stampy reads grey, r, g, b (and a for opacity) in "
-        "any order, or channels numbered in rising order. Pick the H&E picture by `image_key=`, or name its channels."
+        "any order, or channels numbered in rising order. Select the H&E image with `image_key=`, or name its channels."
     )
 
 
@@ -246,7 +246,9 @@ def named_level(array: DataArray, name: str) -> ArrayLevel:
     y, x, c = stored_axes(array.dims, name)
     others = [d for d in array.dims if d not in (y, x, c)]
     if any(array.sizes[d] > 1 for d in others):
-        raise ValueError(f"Image {name!r} has the dimensions {dict(array.sizes)}; pick one plane of {others} first.")
+        raise UnusableImageError(
+            f"Image {name!r} has the dimensions {dict(array.sizes)}; pick one plane of {others} first."
+        )
     array = array.isel(dict.fromkeys(others, 0))
     if not c:
         return ArrayLevel(array.transpose(y, x).data, "yx")

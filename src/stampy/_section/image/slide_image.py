@@ -16,7 +16,7 @@ from PIL import Image
 
 from stampy import _checks, _files
 from stampy._section.image.files import open_levels
-from stampy._section.image.levels import ArrayLevel, Level
+from stampy._section.image.levels import ArrayLevel, Level, UnusableImageError
 from stampy._section.image.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class SlideImage:
         self.um_per_px = um_per_px
         first = self.levels[0]
         if 0 in first.shape:
-            raise ValueError(f"Image {name!r} is empty: {first.shape[0]} x {first.shape[1]} px.")
+            raise UnusableImageError(f"Image {name!r} is empty: {first.shape[0]} x {first.shape[1]} px.")
         if first.n_channels not in CHANNELS:
-            raise ValueError(
+            raise UnusableImageError(
                 f"Image {name!r} has {first.n_channels} channels; stampy reads grey (1), RGB (3) and RGBA (4). "
-                "Pick the channels that make the H&E picture first."
+                "First select the channels of the H&E image."
             )
         self._range = range_of(self.levels[-1], name)
         self.downsamples = tuple(_downsample(first.shape, level.shape) for level in self.levels)

@@ -62,7 +62,7 @@ def tile_table(wsi: WSIData, tile_key: str) -> np.ndarray:
         wsi.shapes,
         tile_key,
         slot="wsi.shapes",
-        needs="`tile_key` names a tile table; make one, or leave `tile_key` out and stampy lays its own grid.",
+        needs="`tile_key` names a tile table; make one, or omit `tile_key` and stampy lays its own grid.",
     )
     boxes = wsi.shapes[tile_key].bounds.to_numpy(dtype=np.float64)
     if not len(boxes):

@@ -65,7 +65,7 @@ def files_in(folder: str | Path) -> Files:
         n += len(names)
         if n > MOST_FILES:
             raise ValueError(
-                f"{str(root)!r} holds more than {MOST_FILES:,} files. Give the folder of the data set alone."
+                f"{str(root)!r} contains more than {MOST_FILES:,} files. Give the folder of the data set alone."
             )
         _sort(found, place, names)
     for paths in (found.stores, found.matrices, found.positions, found.texts, found.images, found.r):

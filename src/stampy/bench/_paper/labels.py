@@ -67,7 +67,7 @@ def _frame(group: Any, path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if "obs" not in group:
-        raise ValueError(f"{str(path)!r} has no obs: it is no table of spots.")
+        raise ValueError(f"{str(path)!r} has no obs: it is not a table of spots.")
     obs = anndata.io.read_elem(group["obs"])
     if isinstance(obs, pd.DataFrame):
         return obs

@@ -89,7 +89,8 @@ def _raw_counts(adata: AnnData, section: Section) -> None:
         logger.warning("%s: X does not hold raw counts; layers['counts'] was taken.", section.name)
         return
     raise ValueError(
-        f"{section.source!r} holds no raw counts: X has fractions, and there is no layer 'counts'. Export them, in R "
+        f"{section.source!r} contains no raw counts: X has fractions, and there is no layer 'counts'. Export them, "
+        "in R "
         'by zellkonverter::writeH5AD(spe, file, X_name = "counts").'
     )
 
@@ -138,7 +139,7 @@ def _from_text(section: Section, adata: AnnData, path: Path, means: Any) -> pd.S
     columns = [section.column] if section.column else []
     found = label_table(path, columns, [section.name], means)
     if found is None:
-        raise ValueError(f"{str(path)!r} is no table of labels with barcodes and a column {section.column!r}.")
+        raise ValueError(f"{str(path)!r} is not a table of labels with barcodes and a column {section.column!r}.")
     labels = _by_barcode(found, section, adata.obs_names)
     known = labels.notna().sum()
     if not known:
@@ -166,7 +167,9 @@ def _by_barcode(found: LabelTable, section: Section, names: pd.Index) -> pd.Seri
 
     labels.index = sequence(labels.index)
     if not labels.index.is_unique or not sequence(names).is_unique:
-        raise ValueError(f"Barcodes of {str(found.path)!r} and of {section.name!r} can't be told apart without suffix.")
+        raise ValueError(
+            f"Barcodes of {str(found.path)!r} and of {section.name!r} cannot be distinguished without suffix."
+        )
     return labels.reindex(sequence(names))
 
 
@@ -260,7 +263,7 @@ def with_models(config: Config, names: Sequence[str]) -> Config:
     keys = [(system.name, system.replicate) for system in systems]
     twice = sorted({name for name, replicate in keys if keys.count((name, replicate)) > 1})
     if twice:
-        raise ValueError(f"Systems must have names of their own, found twice: {_checks.shortlist(twice)}.")
+        raise ValueError(f"Systems must have unique names, found twice: {_checks.shortlist(twice)}.")
     return replace(config, systems=tuple(systems))
 
 

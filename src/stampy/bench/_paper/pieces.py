@@ -201,7 +201,7 @@ def _slides(
         out.append(Piece(what="slides", name=data["name"], found=f"{len(found.rows)} of {name}"))
     if found.absent:
         text = (
-            f"{len(found.absent)} slides of {name} are not there: {_checks.shortlist(found.absent, 3)}. {COUNTS[table]}"
+            f"{len(found.absent)} slides of {name} do not exist: {_checks.shortlist(found.absent, 3)}. {COUNTS[table]}"
         )
         out.append(Piece(what="slides", name="slides that are absent", steps=text, without="these slides"))
     if found.unlabelled:
@@ -269,7 +269,7 @@ def _get(card: Card) -> str:
     where = f"https://huggingface.co/{card.repository}" if card.repository else card.address
     asked = ""
     if card.gate == "gated":
-        asked = "ask for access there, then log in by `hf auth login`" + (", or " if card.sha256 else " and ")
+        asked = "ask for access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
     ending = Path(card.files[-1]).suffix if card.files else ".bin"
     return f"{where} ({card.licence}): {asked}put the file below the folder as weights/{_names(card)[-1]}{ending}"
 

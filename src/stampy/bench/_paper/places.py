@@ -184,8 +184,8 @@ def _understood(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
 
 def _odd(where: str, unknown: Sequence[str]) -> str:
     if not unknown:
-        return f"{where} holds no label"
-    return f"{where} holds other words than the labels of this table: {', '.join(map(repr, unknown[:6]))}"
+        return f"{where} contains no label"
+    return f"{where} contains other words than the labels of this table: {', '.join(map(repr, unknown[:6]))}"
 
 
 def _obs(path: Path) -> pd.DataFrame | str:

@@ -1,6 +1,6 @@
 """Sections whose best possible masked-gene loss is known: programmes of genes, planted in space and at random.
 
-Shapes: n spots, G genes, D domains, R states.
+Shapes: n spots, G genes, D domains, R states, K kinds of spots (domain, state and batch effect).
 """
 
 from __future__ import annotations
@@ -16,10 +16,31 @@ from stampy import _keys, _utils
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["TILE_PX", "UM_PER_PX", "Planted", "best_loss", "planted"]
+__all__ = [
+    "TILE_PX",
+    "UM_PER_PX",
+    "Planted",
+    "Programmes",
+    "best_allowed",
+    "best_context",
+    "best_loss",
+    "hidden_genes",
+    "planted",
+]
 
 TILE_PX = 64
 UM_PER_PX = _keys.TILE_UM / TILE_PX
+BATCHES = np.arange(-2.8, 2.9, 0.4)  # where the density of a batch effect is taken, in each of two directions
+
+
+class Programmes(NamedTuple):
+    """What the log odds of genes are the sum of."""
+
+    level: np.ndarray  # (G,)
+    domains: np.ndarray  # (D, G)
+    states: np.ndarray  # (R, G)
+    batches: np.ndarray  # (2, G), the directions of batch effects
+    shown: int  # genes that a spot shows on average
 
 
 class Planted(NamedTuple):
@@ -28,6 +49,8 @@ class Planted(NamedTuple):
     sections: list[AnnData]
     genes: pd.DataFrame  # gene_id, symbol, divisor: a vocabulary in which all genes have the same level
     odds: list[np.ndarray]  # by section, (n, G): odds that a spot shows a gene
+    batches: list[np.ndarray]  # by section, (2,): its batch effect along the directions of the programmes
+    programmes: Programmes
 
 
 def planted(
@@ -78,12 +101,13 @@ def planted(
     turning = random.normal(0, texture_effect, (2, n_genes)) if texture_effect else None
     names = [f"G{i}" for i in range(n_genes)]
     genes = pd.DataFrame({"gene_id": names, "symbol": names, "divisor": 1.0})
-    sections, odds = [], []
+    sections, odds, effects = [], [], []
     for _ in range(n_sections):
         xy = _grid(n_spots)
         domain = _patches(xy, n_domains, random)
         state = random.integers(n_states, size=n_spots)
-        logits = level + domains[domain] + states[state] + random.normal(0, 1, 2) @ batches
+        effects.append(random.normal(0, 1, 2))
+        logits = level + domains[domain] + states[state] + effects[-1] @ batches
         angle = None
         if turning is not None:  # a direction comes back after half a turn
             angle = random.uniform(0, np.pi, n_spots)
@@ -94,7 +118,13 @@ def planted(
             _add_image(section, xy, angle, random)
         sections.append(section)
         odds.append(np.exp(logits))
-    return Planted(sections, genes, odds)
+    return Planted(sections, genes, odds, effects, Programmes(level, domains, states, batches, shown))
+
+
+def hidden_genes(shows: np.ndarray, *, fraction: float = 0.15, rng: int = 0) -> np.ndarray:
+    """Which of the genes that spots show (n, G) are hidden: a share of them, drawn by a seed."""
+    random = _utils.stream(rng, "masks")  # unrelated to a draw of the spots by the same seed
+    return shows & (random.random(shows.shape) < fraction)
 
 
 def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rng: int = 0) -> float:
@@ -116,22 +146,90 @@ def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rn
     Given the genes that are seen, and that M are hidden, a hidden one is gene g with a probability proportional to
     t o_g / (1 + t o_g) over the genes that are not seen, t such that these add up to M (exact for large M).
     """
-    random = _utils.stream(rng, "masks")  # unrelated to a draw of the spots by the same seed
+    hidden = hidden_genes(shows, fraction=fraction, rng=rng)
     total, n = 0.0, 0
-    for o, there in zip(odds, shows, strict=True):
-        hidden = there & (random.random(len(there)) < fraction)
-        m = int(hidden.sum())
-        if not m:
-            continue
-        free = o[~(there & ~hidden)]
-        low, high = -50.0, 50.0
-        for _ in range(60):  # bisection for log t
-            t = (low + high) / 2
-            low, high = (t, high) if (np.exp(t) * free / (1 + np.exp(t) * free)).sum() < m else (low, t)
-        share = np.exp(t) * o / (1 + np.exp(t) * o) / m
-        total -= np.log(share[hidden]).sum()
-        n += m
+    for own, there, gone in zip(odds, shows, hidden, strict=True):
+        if gone.any():
+            share = _shares(own[None], ~(there & ~gone), int(gone.sum()))[0]
+            total -= np.log(share[gone]).sum()
+            n += int(gone.sum())
     return total / max(n, 1)
+
+
+def best_allowed(world: Planted, number: int, *, rule_out: bool = True, fraction: float = 0.15, rng: int = 0) -> float:
+    """The cross-entropy (nats) at masked positions of one who knows all programmes but sees only a spot's other genes.
+
+    No model of single spots can do better on average: domain, state and batch effect must be told from the visible
+    genes. `best_loss` is for one who is told them.
+
+    Parameters
+    ----------
+    world
+        From `planted`, without a texture.
+    number
+        Position of the section.
+    rule_out
+        Rule out the visible genes, which a spot does not show twice. Without, the loss is that of a model that knows
+        what the spot is made of and misses this rule.
+    fraction, rng
+        Share that is masked, and seed of the masks.
+    """
+    shows = world.sections[number].X.toarray() > 0
+    hidden = hidden_genes(shows, fraction=fraction, rng=rng)
+    odds_KG, prior_K = _kinds(world.programmes)
+    chance_KG = odds_KG / (1 + odds_KG)
+    seen_KG, not_KG = np.log(chance_KG * (1 - fraction)), np.log1p(-chance_KG * (1 - fraction))
+    weights_nK = (shows & ~hidden) @ (seen_KG - not_KG).T + not_KG.sum(axis=1) + np.log(prior_K)
+    weights_nK = np.exp(weights_nK - weights_nK.max(axis=1, keepdims=True))
+    total, n = 0.0, 0
+    for there, gone, weights in zip(shows, hidden, weights_nK, strict=True):
+        if not gone.any():
+            continue
+        likely = np.flatnonzero(weights > 1e-3)
+        share = chance_KG[likely] / chance_KG[likely].sum(axis=1, keepdims=True)
+        if rule_out:
+            share = _shares(odds_KG[likely], ~(there & ~gone), int(gone.sum()))
+        total -= np.log((weights[likely] @ share / weights[likely].sum())[gone]).sum()
+        n += int(gone.sum())
+    return total / max(n, 1)
+
+
+def best_context(world: Planted, number: int) -> float:
+    """The cross-entropy (nats) of a spot's genes for one who knows its domain and section, and none of its genes.
+
+    No guess from neighbours (CGR) can do better on average.
+    """
+    section, known = world.sections[number], world.programmes
+    logits_DRG = known.level + known.domains[:, None] + known.states + world.batches[number] @ known.batches
+    logits_DRG += _offset(logits_DRG.reshape(-1, len(known.level)), known.shown).reshape(logits_DRG.shape[:2])[
+        ..., None
+    ]
+    chance_DG = (1 / (1 + np.exp(-logits_DRG))).mean(axis=1)
+    shares_DG = chance_DG / chance_DG.sum(axis=1, keepdims=True)
+    own_nG = shares_DG[section.obs["domain"].astype(int).to_numpy()]
+    return float(-np.log(own_nG[section.X.toarray() > 0]).mean())
+
+
+def _kinds(known: Programmes) -> tuple[np.ndarray, np.ndarray]:
+    """Odds (K, G) of each kind of spot, and how frequent it is (K,)."""
+    where = BATCHES if known.batches.any() else np.zeros(1)
+    batch = np.stack(np.meshgrid(where, where), axis=-1).reshape(-1, 2)
+    logits = known.level + known.domains[:, None, None] + known.states[:, None] + batch @ known.batches
+    logits = logits.reshape(-1, len(known.level))
+    logits += _offset(logits, known.shown)[:, None]
+    prior = np.tile(np.exp(-(batch**2).sum(axis=1) / 2), len(logits) // len(batch))
+    return np.exp(logits), prior / prior.sum()
+
+
+def _shares(odds_KG: np.ndarray, free_G: np.ndarray, m: int) -> np.ndarray:
+    """(K, G): what share of `m` hidden genes each gene is, among those that are `free`, given its odds."""
+    free_KG = odds_KG[:, free_G]
+    low, high = np.full(len(odds_KG), -50.0), np.full(len(odds_KG), 50.0)
+    for _ in range(60):  # bisection for log t
+        t = (low + high) / 2
+        few = (1 / (1 + np.exp(-t)[:, None] / free_KG)).sum(axis=1) < m
+        low, high = np.where(few, t, low), np.where(few, high, t)
+    return free_G / (1 + np.exp(-t)[:, None] / odds_KG) / m
 
 
 def _add_image(section: AnnData, xy: np.ndarray, angle: np.ndarray, random: np.random.Generator) -> None:

@@ -252,7 +252,7 @@ def load_nicheformer(card: Card, path: Path) -> Nicheformer:
         )
     tensors = {k: v for k, v in read_state_dict(file).items() if not k.startswith(_TEMPLATE_AND_HEADS)}
     if "embeddings.weight" not in tensors or "positional_embedding.weight" not in tensors:
-        raise ValueError(f"{str(file)!r} is no Nicheformer checkpoint. First names found: {list(tensors)[:5]}.")
+        raise ValueError(f"{str(file)!r} is not a Nicheformer checkpoint. First names found: {list(tensors)[:5]}.")
     tensors = {rename_gene(k): v for k, v in tensors.items()}
     genes, n_genes = read_genes(table), len(tensors["embeddings.weight"]) - N_SPECIAL_ROWS
     if len(genes) != n_genes:

@@ -48,7 +48,7 @@ def _in_folder(card: Card, folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"The folder {str(folder)!r} holds none of {list(card.files)}, the weights of {card.title}."
+        f"The folder {str(folder)!r} contains none of {list(card.files)}, the weights of {card.title}."
     )
 
 
@@ -125,14 +125,14 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
             ) from error
         return path, f"hf-hub:{card.repository}@{path.parent.name}"
     raise FileNotFoundError(
-        f"{card.repository!r} holds none of {list(card.files)}: its authors changed it. {_by_hand(card)}"
+        f"{card.repository!r} contains none of {list(card.files)}: its authors changed it. {_by_hand(card)}"
     )
 
 
 def _closed(card: Card) -> str:
     return (
         f"The hub does not give you the weights of {card.title}. Ask for access at "
-        f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in by `hf auth login` or set "
+        f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in with `hf auth login` or set "
         f"the environment variable HF_TOKEN. {_by_hand(card)}"
     )
 

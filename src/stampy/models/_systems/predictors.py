@@ -120,7 +120,7 @@ class Predictor:
         if name == "stnet" and options:
             raise TypeError(f"ST-Net takes no {sorted(options)}: its size is given by the number of genes.")
         if name == "egn" and pretrained:
-            raise ValueError("EGN has no pretrained weights: leave out `pretrained`.")
+            raise ValueError("EGN has no pretrained weights: omit `pretrained`.")
         self.card, self.pretrained, self.n_exemplars, self.options = card(name), pretrained, n_exemplars, options
         self.device, self._rng = device_of(device), generator(rng)
         self.network: nn.Module | None = None

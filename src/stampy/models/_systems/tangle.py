@@ -106,7 +106,7 @@ def load_tangle(card: Card, path: Path) -> Tangle:
     first, multi = tensors.get("pre_attn.0.weight"), "proj_multihead.weight" in tensors
     hidden = tensors.get("attn.0.attention_c.weight" if multi else "attn.attention_c.weight")
     if first is None or hidden is None:
-        raise ValueError(f"{where!r} is no TANGLE checkpoint. First names found: {list(tensors)[:5]}.")
+        raise ValueError(f"{where!r} is not a TANGLE checkpoint. First names found: {list(tensors)[:5]}.")
     numbers = {int(m[1]) for k in tensors if multi and (m := re.match(r"attn\.(\d+)\.", k))}
     with torch.device("meta"):
         system = Tangle(card, in_dim=first.shape[1], width=first.shape[0], hidden=hidden.shape[1],

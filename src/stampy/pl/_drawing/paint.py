@@ -106,7 +106,7 @@ def _gene(adata: AnnData, genes: pd.Index, gene: str, layer: str | None) -> np.n
     if layer is not None:
         _checks.has_key(adata.layers, layer, slot="adata.layers", needs="`layer` names the matrix to read genes from.")
     elif adata.X is None:
-        raise ValueError(f"`adata.X` is empty; name the matrix that holds {gene!r} by `layer=`.")
+        raise ValueError(f"`adata.X` is empty; name the matrix that contains {gene!r} with `layer=`.")
     column = (adata.X if layer is None else adata.layers[layer])[:, at]
     column = column.compute() if hasattr(column, "compute") else column
     column = column.toarray() if hasattr(column, "toarray") else column
@@ -124,7 +124,7 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
         if style.palette is None and stored is not None:
             _checks.warn(
                 f"`adata.uns['{column.name}_colors']` has {len(stored)} colours for {len(names)} labels and is left "
-                "aside. Remove it, or give `palette=`."
+                "aside. Remove it, or pass `palette=`."
             )
         colors[:-1][real] = colors_of([n for n, r in zip(names, real, strict=True) if r], style.palette)
     codes = column.cat.codes.to_numpy()
@@ -199,7 +199,7 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
             f"`adata.obsm['{name}']` must have at least 3 columns to be drawn as RGB, found shape {embedding.shape}."
         )
     if embedding.dtype.kind not in "buif":
-        raise TypeError(f"`adata.obsm['{name}']` must hold numbers, found dtype {embedding.dtype}.")
+        raise TypeError(f"`adata.obsm['{name}']` must contain numbers, found dtype {embedding.dtype}.")
     rgba = np.tile(to_rgba(MISSING), (len(embedding), 1))
     use = np.zeros(len(embedding), dtype=bool)
     use[shown] = True

@@ -13,7 +13,9 @@ from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import pixel_size as _scale
 from stampy._section.image.choose import Wishes
+from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.slide_image import SlideImage
+from stampy._section.libraries import images_of
 from stampy._section.section import Section, sections_of
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ def views_of(
 ) -> list[View]:
     """The sections asked for, in that order."""
     if image_key is not None and not image:
-        raise ValueError("`image_key` names an image, but `image=False` draws none. Leave one of them out.")
+        raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
     wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
@@ -173,7 +175,7 @@ def _wanted(names: list[str], sections: str | Sequence[str] | None) -> list[str]
         raise ValueError("`sections` needs `library_key`, the column of obs that tells the spots' sections.")
     wanted = [sections] if isinstance(sections, str) else [str(s) for s in sections]
     if not wanted:
-        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or leave it out for all.")
+        raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or omit it for all.")
     for name in wanted:
         _checks.one_of("sections", name, names)
     return wanted
@@ -198,13 +200,13 @@ def _image_of(section: Section) -> SlideImage | None:
         return section.require_image()
     try:
         found = section.image
-    except KeyError as error:  # the file of the full-resolution image is gone, and there is no other
+    except (KeyError, UnusableImageError) as error:  # its file is gone and there is no other, or it is no picture
         _checks.warn(f"{error.args[0]} The spots are drawn without image.")
         return None
-    if found is None and section.library.get("images"):
+    if found is None and (images := images_of(section.library)):  # type: ignore[arg-type]
         raise KeyError(
             f"{section.prefix}No image has a scale factor, which places it: images "
-            f"{_checks.shortlist(section.library['images'])}, scale factors {_checks.shortlist(section.factors)}. For "
+            f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. For "
             "the spots alone use `image=False`."
         )
     return found
@@ -273,7 +275,7 @@ def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
     if key not in fitting:
         raise KeyError(
             f"No result of `stampy.tl.{tool}` in `adata.uns['stamp']['{key}']`. Found: {_checks.shortlist(fitting)}. "
-            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` by `key=`."
+            f"Run `stampy.tl.{tool}(adata, ...)` first, or name its `key_added` with `key=`."
         )
     return records[key]
 
@@ -286,5 +288,5 @@ def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | Non
     for name in shown:
         _checks.one_of("show", name, allowed)
     if ax is not None and len(shown) > 1:
-        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or leave out `ax`.")
+        raise ValueError(f"`ax` takes one panel, but `show` names {len(shown)}: {shown}. Name one, or omit `ax`.")
     return shown

@@ -25,17 +25,17 @@ MINIMUM = 0.1  # of the smaller of the two gene lists; sections of any platform 
 LOST = 0.05  # of the counts: warn if genes without a token hold more
 REPEATED = 0.1  # of the counts: warn if columns that repeat a gene by name hold more
 MOUSE = (
-    "map them by `stampy.pp.orthologs(adata)` or, in one call, `stampy.tl.embed(adata, organism='mouse')`; "
-    "or use a mouse vocabulary"
+    "map them with `stampy.pp.orthologs(adata)` or, in one call, `stampy.tl.embed(adata, organism='mouse')`; or "
+    "use a mouse vocabulary"
 )
 # what a name looks like, and what to do: (pattern, text), the first that fits
 LOOKS = (
-    (re.compile(r"ENS[A-Z]*T\d{6,}"), "ids of transcripts (ENST): sum them up by gene"),
+    (re.compile(r"ENS[A-Z]*T\d{6,}"), "ids of transcripts (ENST): sum them by gene"),
     (re.compile(r"ENSMUSG\d+"), f"mouse genes: {MOUSE}"),
     (re.compile(r"ENS(?!G\d)[A-Z]+\d{6,}|FBgn\d+|WBGene\d+|AT\dG\d{5}"), "ids of another species"),
     (re.compile(r"\d+(?:\.0)?"), "numbers, e.g. Entrez ids: map them to Ensembl ids"),
     (re.compile(r"\d+(?:_[a-z])?_at|ILMN_\d+|A_\d+_P\d+|.*_probe\d*", re.I), "probe ids: map them to Ensembl ids"),
-    (re.compile(r"[NX][MR]_\d+(?:\.\d+)?"), "RefSeq transcripts: sum them up by gene"),
+    (re.compile(r"[NX][MR]_\d+(?:\.\d+)?"), "RefSeq transcripts: sum them by gene"),
     (
         re.compile(r".*(?:[-_. ]antibody|\.protein|_protein|[-_]AB)|(?:anti|ab)[-_].*|Ig[GM]\d?\w?(?:[-_ .].*)?", re.I),
         "antibodies: name them in `adata.var['feature_types']`, or drop them",
@@ -99,7 +99,8 @@ def _lost(features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarr
     return (
         f"{found.unmatched_share:.0%} of the counts are dropped: {int(lost.sum())} of the section's "
         f"{int(features.is_gene.sum())} genes are not in the vocabulary, e.g. {listed}. "
-        f"{_reason(top, features, index, found, sums)} `print(vocabulary.match(adata))` shows how the others matched."
+        f"{_reason(top, features, index, found, sums)} `print(vocabulary.match(adata))` shows how the other genes "
+        "matched."
     )
 
 
@@ -117,23 +118,23 @@ def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]
     """What an unmatched gene seems to be, as a sentence."""
     name, gene_id = name_of(features, column), features.ids[column]
     if any(source.startswith(f"var['{_keys.ORTHOLOG}") for source in features.symbols):
-        return "They have no one-to-one human partner by the table of orthologs, or the vocabulary lacks it."
+        return "They have no one-to-one human ortholog in the table, or the ortholog is not in the vocabulary."
     if features.foreign[column]:
-        return "Most are genes of another species, by the genome in front of their names."
+        return "Most are genes of another species, according to the genome prefix of their names."
     for pattern, text in LOOKS:
         if any(pattern.fullmatch(n) for n in (gene_id, name, features.names[column]) if n):
             return f"They look like {text}."
     if name in ambiguous:
-        return "These names may be one of several genes: put Ensembl ids into `adata.var['gene_ids']`."
+        return "These names are ambiguous: put Ensembl ids into `adata.var['gene_ids']`."
     if index.exact:
         return (
             "The published vocabulary is matched by its own names alone: put Ensembl ids into `adata.var['gene_ids']`."
         )
     if index.human is not None and (gene_id in index.human.of_id or index.human.find(name) >= 0):
-        return "They are human genes that the model's vocabulary does not have."
+        return "They are human genes that are not in the model's vocabulary."
     if is_title_case(name) and not index.title_case:
         return f"They look like {LOOKS[1][1]}."
-    return "HGNC does not know these names: put Ensembl ids into `adata.var['gene_ids']`, or repair the names."
+    return "These names are not in HGNC: put Ensembl ids into `adata.var['gene_ids']`, or correct the names."
 
 
 def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
@@ -145,18 +146,22 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
         pairs = ", ".join(f"{name_of(features, c)} beside {features.ids[c]}" for c in some)
         parts.append(
             f"For {found.n_contradictions} of {n_both} genes the symbol is that of another gene than the Ensembl id "
-            f"({pairs}). The ids were taken; are the rows of `adata.var` in order?"
+            f"({pairs}). The ids were used. Are the rows of `adata.var` in the right order?"
         )
     if found.guessed:
-        parts.append(f"Spreadsheet dates were taken for genes: {', '.join(found.guessed)}. Ids would settle it.")
+        parts.append(
+            f"Spreadsheet dates were converted to genes: {', '.join(found.guessed)}. Use Ensembl ids to avoid this."
+        )
     dates = [name for name in found.ambiguous if re.match(r"X?\d|[A-Z][a-z]{2}-\d", name)]
     if dates:
-        parts.append(f"Dates that may be several genes were dropped: {_checks.shortlist(dates)}. Ids would settle it.")
+        parts.append(
+            f"Dates that may be several genes were dropped: {_checks.shortlist(dates)}. Use Ensembl ids to avoid this."
+        )
     if 2 * found.n_folded > found.n_columns:
         parts.append(
             f"{found.n_folded} of {found.n_columns} genes matched only in another case, such as "
-            f"{_checks.shortlist(features.names, 3)}. Genes of another species, such as "
-            "zebrafish or mouse, would be wrong."
+            f"{_checks.shortlist(features.names, 3)}. This is wrong for genes of another species, such as zebrafish "
+            "or mouse."
         )
     if found.repeated_share and found.repeated_share > REPEATED:
         parts.append(

@@ -78,7 +78,7 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
         finally:
             adata.file.close()
     else:
-        raise TypeError(f"`sections` must hold AnnData or paths of .h5ad files, found {type(section).__name__}.")
+        raise TypeError(f"`sections` must contain AnnData or paths of .h5ad files, found {type(section).__name__}.")
 
 
 def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:

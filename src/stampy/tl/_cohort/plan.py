@@ -100,7 +100,7 @@ def check_plan(plan: Plan, on_error: str, n_workers: int | None, n_devices: int 
         if scheduler is not None:
             raise ValueError("`n_devices` has no effect beside `scheduler`: the workers of a cluster have their own.")
         if plan.device is not None:
-            raise ValueError("`device` and `n_devices` were given. Give `n_devices` to use the first so many GPUs.")
+            raise ValueError("`device` and `n_devices` were given. Pass `n_devices` to use the first so many GPUs.")
     alone = scheduler is None and n_workers == 1 and n_devices in (None, 1)
     if not isinstance(plan.model, str | Path) and not alone:
         raise TypeError(

@@ -79,7 +79,7 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         strange.append(f"{target.name} ({'changed since' if record else 'not of such a run'})")
     if strange:
         raise FileExistsError(
-            f"{str(plan.out)!r} holds files that this run would replace but did not write: "
+            f"{str(plan.out)!r} contains files that this run would replace but did not write: "
             f"{_checks.shortlist(strange)}. Choose another folder, move them, or replace them with `overwrite=True`."
         )
 

@@ -145,7 +145,7 @@ def _check_devices(n_devices: int) -> None:
 
     found = torch.cuda.device_count()
     if found < n_devices:
-        raise ValueError(f"`n_devices`={n_devices}, but torch sees {found} CUDA devices. Leave it out, or give fewer.")
+        raise ValueError(f"`n_devices`={n_devices}, but torch sees {found} CUDA devices. Omit it, or give fewer.")
 
 
 def _write_table(sections: Sequence[Section], rows: dict[str, Row], plan: Plan) -> pd.DataFrame:
@@ -181,7 +181,8 @@ def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
     others = _left_over(rows, plan)
     if others:
         _checks.warn(
-            f"{str(plan.out)!r} also holds results of earlier runs for {len(others)} sections that are not among those "
+            f"{str(plan.out)!r} also contains results of earlier runs for {len(others)} sections that are not among "
+            "those "
             f"given: {_checks.shortlist(others)}. They are left as they are, and are not in {TABLE}."
         )
 

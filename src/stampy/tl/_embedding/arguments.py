@@ -106,10 +106,10 @@ class Request:
         if not isinstance(self.normalize, bool | np.bool_):
             raise TypeError(f"`normalize` must be True or False, found {self.normalize!r}.")
         if not self.normalize and self.level == "feature":
-            raise ValueError("Features (`level='feature'`) are never normalised: leave `normalize` out.")
+            raise ValueError("Features (`level='feature'`) are never normalised: omit `normalize`.")
         if not self.normalize and self.modality == "fused":
             raise ValueError(
-                "Fused vectors are two unit vectors side by side: normalize=False needs modality='gene' or 'image'."
+                "Fused vectors are two concatenated unit vectors: normalize=False needs modality='gene' or 'image'."
             )
 
     @property
@@ -131,7 +131,7 @@ class Request:
             needs = "uses no image" if modality == "gene" else "uses no counts"
             were = "was" if len(given) == 1 else "were"
             raise ValueError(
-                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Leave one of them out."
+                f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Omit one of them."
             )
 
     def of(self, section: object, resume: Path | None) -> Request:
@@ -182,7 +182,7 @@ def each_of(
     """
     if is_collection(data) and copy:
         raise ValueError(
-            "`copy=True` does not go with an AnnCollection, which holds no data itself. Copy its sections."
+            "`copy=True` cannot be used with an AnnCollection, which contains no data itself. Copy its sections."
         )
     sections, copies = named(data), []
     for i, (name, section) in enumerate(sections.items()):

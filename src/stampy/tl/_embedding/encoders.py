@@ -70,7 +70,7 @@ def agreed_modality(asked: Modality | None, model: str | Path | Encoder) -> Moda
     embeds = _only_modality(model)
     if asked and embeds and asked != embeds:
         name = getattr(model, "name", model)
-        raise ValueError(f"modality={asked!r} was asked for, but {name!r} embeds modality {embeds!r} alone.")
+        raise ValueError(f"modality={asked!r} was requested, but {name!r} embeds only modality {embeds!r}.")
     return asked or embeds
 
 
@@ -84,8 +84,8 @@ def _only_modality(model: str | Path | Encoder) -> Modality | None:
         return None
     if card.modality == "slide":
         raise ValueError(
-            f"{card.title} embeds slides, not spots. Embed the tiles by the encoder that it was trained with, then "
-            f"call `stampy.models.load_system({card.name!r}, path).embed_slide(features)`."
+            f"{card.title} embeds slides, not spots. Embed the tiles with the encoder that it was trained with, "
+            f"then call `stampy.models.load_system({card.name!r}, path).embed_slide(features)`."
         )
     if card.modality == "predictor":
         raise ValueError(f"{card.title} predicts expression and gives no embedding: see `stampy.models.Predictor`.")
@@ -116,7 +116,7 @@ def stamp_of(model: Encoder) -> models.Stamp:
     """`model`, if it is a `stampy.models.Stamp`; else ValueError."""
     if not isinstance(model, models.Stamp):
         raise ValueError(
-            f"The model {model.name!r} takes no list of genes: that needs a `stampy.models.Stamp`, such as "
+            f"The model {model.name!r} cannot embed a list of genes: this needs a `stampy.models.Stamp`, such as "
             "'stampy-mini'."
         )
     return model
@@ -187,9 +187,9 @@ def adapted_to(
 ) -> Stamp:
     """The model fitted to all sections of a call of `stampy.tl.embed` together."""
     if request.modality != "gene":
-        raise ValueError("`adapt=True` embeds genes alone. Embed the image by another call, under another `key_added`.")
+        raise ValueError("`adapt=True` embeds only genes. Embed the image in another call, with another `key_added`.")
     if is_baseline(model):
-        raise ValueError(f"{model!r} is fitted to the section anyway. Leave `adapt` out.")
+        raise ValueError(f"{model!r} is always fitted to the section. Omit `adapt`.")
     sections = list(named(data).values()) if is_several(data) else [data]
     for section in sections:
         _checks.not_empty(table_of(section, request.table_key))

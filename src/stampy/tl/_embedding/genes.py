@@ -62,7 +62,7 @@ def embed_genes(
     if empty:
         _checks.warn(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
-            "Leave them out before clustering."
+            "Remove them before clustering."
         )
     record: Record = {
         "counts": source_of(request.layer),
@@ -204,7 +204,7 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         if not shared.any():
             raise ValueError(
                 f"genes='shared' leaves no gene: none is measured by all {len(names)} sections "
-                f"({_checks.shortlist(names)}). Leave out the section with another panel."
+                f"({_checks.shortlist(names)}). Remove the section with another panel."
             )
         return np.asarray(shared)
     apart = 1 - sums[:, shared].sum(axis=1) / np.maximum(sums.sum(axis=1), 1)
@@ -213,8 +213,8 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         _checks.warn(
             f"The {len(names)} sections measure different genes: {apart[most]:.0%} of the counts of section "
             f"{names[most]!r} are in genes that not all sections measure ({int(shared.sum())} of "
-            f"{int(measured.any(axis=0).sum())} genes are shared). That alone sets sections apart in the embedding. "
-            "Use genes='shared' to embed all by the genes that they share."
+            f"{int(measured.any(axis=0).sum())} genes are shared). This alone separates the sections in the "
+            "embedding. Use genes='shared' to embed all of them with their shared genes."
         )
     return None
 

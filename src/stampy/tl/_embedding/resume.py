@@ -65,8 +65,8 @@ class Chunk:
             return
         if key != self.key or len(done) != n:
             raise ValueError(
-                f"{str(path)!r} holds results of other counts, coordinates or images than these. "
-                "Give `resume=` another folder, or empty that one."
+                f"{str(path)!r} contains results of other counts, coordinates or images than these. "
+                "Pass another folder as `resume=`, or empty this one."
             )
         self.done, self.values = done, values
 
@@ -142,11 +142,12 @@ def _check_manifest(folder: Path, settings: Mapping[str, object]) -> None:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error}). Give `resume=` another folder.") from error
+            raise ValueError(f"{str(path)!r} is damaged ({error}). Pass another folder as `resume=`.") from error
         other = [f"{k}: {known.get(k)!r} there, {v!r} now" for k, v in settings.items() if known.get(k) != v]
         if other:
             raise ValueError(
-                f"{str(folder)!r} holds results of another run ({'; '.join(other)}). Give `resume=` another folder, or "
+                f"{str(folder)!r} contains results of another run ({'; '.join(other)}). Pass another folder as "
+                "`resume=`, or "
                 "empty that one."
             )
         return

@@ -64,7 +64,9 @@ class JudgedSpots:
         self.library_key = library_key
         self.genes = variable_genes(counts, n_genes)
         if not len(self.genes):
-            raise ValueError("No gene is found in 5 % of the spots: there is nothing to predict. Judge a larger piece.")
+            raise ValueError(
+                "No gene is found in 5 % of the spots: there is nothing to predict. Evaluate a larger piece."
+            )
         self.folds = regions(xy, sections)
         self.graph = graph(xy, N_NEIGHBORS, sections) / N_NEIGHBORS
         self.log_depth = np.log1p(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())

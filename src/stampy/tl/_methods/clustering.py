@@ -204,8 +204,8 @@ def _leiden(
     codes, at = nearest
     if codes.max() + 1 != n:
         _checks.warn(
-            f"No resolution of leiden gives {n} domains on this graph; the nearest, {codes.max() + 1}, is taken. "
-            "Use method='kmeans' or 'gmm' for an exact number, or another `n_neighbors`."
+            f"No resolution of Leiden gives {n} domains on this graph; the nearest, {codes.max() + 1}, is used. Use "
+            "method='kmeans' or 'gmm' for an exact number, or another `n_neighbors`."
         )
     return codes, {"chosen_by": "given", "resolution": at}
 

@@ -27,7 +27,7 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     if empty.any():
         _checks.warn(
             f"{int(empty.sum())} of {len(empty)} spots have no counts; their gene vector is all zeros. "
-            "Leave them out before clustering."
+            "Remove them before clustering."
         )
     logged = logged[:, logged.getnnz(axis=0) > 0]
     if logged.shape[1] > N_GENES:

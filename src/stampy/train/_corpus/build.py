@@ -95,7 +95,7 @@ def _build(
         records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
-        logger.info("%d of %d sections are there already", len(done), len(chosen))
+        logger.info("%d of %d sections exist already", len(done), len(chosen))
         for batch in source.batches(todo, n_workers):
             jobs = [partial(write_section, s, settings, out, reader, sources[s.name], skip) for s in batch]
             for record in run(jobs, "sections"):
@@ -148,7 +148,8 @@ def _begin(out: Path, settings: CorpusSettings, sections: Sequence[SourceSection
         differs = [k for k, v in settings.items() if found.get("settings", {}).get(k, v) != v]
         if found.get("format") != FORMAT or differs:
             raise ValueError(
-                f"{str(out)!r} holds a corpus of format {found.get('format')} with other settings: {differs}. Choose "
+                f"{str(out)!r} contains a corpus of format {found.get('format')} with other settings: {differs}. "
+                "Choose "
                 f"another folder, or the settings in its {SETTINGS}."
             )
     elif any(path.name != FolderLock.NAME for path in out.iterdir()):
@@ -169,8 +170,8 @@ def _clear(folder: Path, sections: Sequence[SourceSection]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_dir() and path.name not in known:
             raise ValueError(
-                f"The corpus has the section {path.name!r} that is not among those given. Give it too, or remove "
-                f"its folder {str(path)!r}."
+                f"The corpus has the section {path.name!r} that was not passed. Pass it too, or remove its folder "
+                f"{str(path)!r}."
             )
 
 
@@ -182,7 +183,7 @@ def _settle_vocabulary(
     skipped: dict[str, str] = {}
     if path.exists():
         if vocabulary is not None and Vocabulary.load(path) != vocabulary:
-            raise ValueError(f"{str(out)!r} holds a corpus with another vocabulary. Choose another folder.")
+            raise ValueError(f"{str(out)!r} contains a corpus with another vocabulary. Choose another folder.")
         return skipped
     if vocabulary is None:
         sums, order = None, {s.name: i for i, s in enumerate(sections)}
@@ -194,7 +195,7 @@ def _settle_vocabulary(
             elif found is not None:
                 sums = add_sums(sums, found)
         if sums is None:
-            raise ValueError(f"None of the {len(sections)} sections has genes to make a vocabulary of. {skipped or ''}")
+            raise ValueError(f"None of the {len(sections)} sections has genes for a vocabulary. {skipped or ''}")
         vocabulary = Vocabulary._from_means(means_of(sums))
     vocabulary.save(path)
     return skipped
@@ -202,7 +203,7 @@ def _settle_vocabulary(
 
 def _sums_job(section: SourceSection, reader: Reader, skip: bool) -> tuple[str, Any]:
     if isinstance(section, Slide):  # its vocabulary is the published one
-        raise TypeError(f"{section.name!r} has tokens, no genes to make a vocabulary of.")
+        raise TypeError(f"{section.name!r} has tokens, but no genes for a vocabulary.")
     return section.name, sums_of(section, reader, skip)
 
 
@@ -303,7 +304,7 @@ def _finish(
     with atomic(out / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     for name, error in skipped.items():
-        _checks.warn(f"Section {name!r} was left out of the corpus: {error}")
+        _checks.warn(f"Section {name!r} was skipped: {error}")
     told = [record for record in records if record["name"] in fresh]
     for record in told:
         for note in record["notes"]:

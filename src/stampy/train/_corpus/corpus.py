@@ -267,17 +267,17 @@ def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
 
 def _manifest(path: Path) -> Manifest:
     if not (path / SETTINGS).is_file():
-        raise FileNotFoundError(f"{str(path)!r} is no corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
+        raise FileNotFoundError(f"{str(path)!r} is not a corpus: it has no {SETTINGS}. `Corpus.build` makes one.")
     if not (path / MANIFEST).is_file():
         raise FileNotFoundError(
             f"The corpus {str(path)!r} is not finished: it has no {MANIFEST}. Build again with the same arguments; it "
-            "goes on from the sections that are there."
+            "continues from the sections that are there."
         )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         found = manifest["format"]
     except (ValueError, LookupError, TypeError) as error:
-        raise damaged(path / MANIFEST, f"it is no manifest ({error})") from error
+        raise damaged(path / MANIFEST, f"it is not a manifest ({error})") from error
     if found != FORMAT:
         raise ValueError(
             f"The corpus {str(path)!r} has format {found}; this version of stampy reads format {FORMAT}. "

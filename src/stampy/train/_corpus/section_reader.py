@@ -187,7 +187,7 @@ def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]
     for name, (size, _) in record["files"].items():
         file = folder / name
         if leads_out(name):
-            raise ValueError(f"The corpus {str(path)!r} is refused: its manifest names {name!r}, outside of it.")
+            raise ValueError(f"The corpus {str(path)!r} is rejected: its manifest names {name!r}, outside of it.")
         if _is_linked(file, linked):
             yield file, "it is a symbolic link, or lies behind one"
             continue

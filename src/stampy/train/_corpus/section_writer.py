@@ -138,10 +138,10 @@ def _named(error: BaseException, name: str) -> Exception:
     if _files.is_full(error):
         return OSError(
             error.errno,
-            f"{error.strerror} while section {name!r} was written. Make room and build again: it goes on from there",
+            f"{error.strerror} while section {name!r} was written. Free space and build again: it continues from there",
         )
     return ValueError(
-        f"Section {name!r} can't be used: {_line(error, name)} Mend it or leave it out and build again (it goes on "
+        f"Section {name!r} can't be used: {_line(error, name)} Repair or remove it and build again (it continues "
         "from there), or build with on_error='skip'."
     )
 

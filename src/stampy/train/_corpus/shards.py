@@ -135,7 +135,7 @@ def damaged(path: str | Path, why: str) -> ValueError:
     """An error to raise for a file of a corpus."""
     return ValueError(
         f"The corpus is damaged at {str(path)!r}: {why}. `stampy corpus verify` lists all that is; building again "
-        "from the same sections mends it."
+        "from the same sections repairs it."
     )
 
 

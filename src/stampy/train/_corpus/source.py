@@ -110,8 +110,8 @@ def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vo
     """A section for each .h5ad."""
     if vocabulary is None:
         raise ValueError(
-            f"{remote.repository!r} has a file for each section. Say the vocabulary (genes.tsv): to make one would "
-            "need all files twice."
+            f"{remote.repository!r} has a file for each section. Pass the vocabulary (genes.tsv), because computing "
+            "one would read all files twice."
         )
     names = _names(file.name for file in remote.files)
     found = [Section(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
@@ -322,7 +322,7 @@ def _answers(repository: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:  # also a closed gate: GatedRepoError is one
         raise PermissionError(
             f"The hub has no data set {repository!r}, or asks for a token or for access: accept its terms on its page "
-            "and log in by `hf auth login`."
+            "and log in with `hf auth login`."
         ) from error
     except HfHubHTTPError as error:
         raise ConnectionError(f"The hub did not answer for {repository!r}: {_first_line(error)} Try again.") from error

@@ -90,14 +90,15 @@ def files_of(sections: Sections) -> list[Path] | None:
         return None
     if not all(found):
         raise ValueError(
-            "Files of SpaVis-6M keep the groups that they have, other sections get new ones: they can't share a "
-            "corpus. Build one of each."
+            "Groups of SpaVis-6M are kept, other sections get new groups: they cannot be in one corpus. Build one "
+            "corpus of each."
         )
     files = [path for paths in found for path in paths]
     folders = sorted({str(path.parent) for path in files})
     if len(folders) > 1:
         raise ValueError(
-            f"Slide ids count within one folder of SpaVis-6M, found files in {_checks.shortlist(folders)}. Build a "
+            "Slide ids are unique only within one folder of SpaVis-6M, found files in "
+            f"{_checks.shortlist(folders)}. Build a "
             "corpus of each."
         )
     return files
@@ -122,11 +123,9 @@ def _files_in(path: Path) -> list[Path]:
     own = _numbered(path)
     there = [folder for folder in _FOLDERS if _numbered(path / folder)]
     if own and there:
-        raise ValueError(
-            f"{str(path)!r} has files tokens-N.h5 both in itself and in {there[0]!r}. Name those that are meant."
-        )
+        raise ValueError(f"{str(path)!r} has files tokens-N.h5 both in itself and in {there[0]!r}. Name one of them.")
     if len(there) == 2:
-        logger.info("%s: val/ is left out, for evaluation; give the folder itself to build from it", path)
+        logger.info("%s: val/ is skipped, for evaluation; pass this folder to build from it", path)
     return _numbered(path / there[0]) if there else own
 
 
@@ -149,7 +148,7 @@ def settings_of(settings: CorpusSettings, reader: object) -> CorpusSettings:
     if useless:
         raise ValueError(
             f"{', '.join(useless)}: no effect on files of SpaVis-6M, whose groups and regions are kept as they are. "
-            "Leave it out."
+            "Omit it."
         )
     return {**settings, "layout": LAYOUT, "max_distance": None}
 
@@ -158,12 +157,12 @@ def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
     """The vocabulary, which must be said; a warning where it is not the published one."""
     if vocabulary is None:
         raise ValueError(
-            "Files of SpaVis-6M hold token ids, not gene names: say what they mean by "
+            "Files of SpaVis-6M hold token ids, not gene names: pass their "
             "vocabulary=stampy.datasets.published_vocabulary()."
         )
     other = _files.digest(vocabulary.gene_ids) != PUBLISHED
     if other or (vocabulary.divisors != np.round(vocabulary.divisors)).any():
-        what = f"{len(vocabulary):,} genes in their own order" if other else "its divisors are not whole numbers"
+        what = f"{len(vocabulary):,} genes in their own order" if other else "its divisors are not integers"
         _checks.warn(
             f"The vocabulary is not the published one ({what}). Ids in the files are taken as its rows + 30, which is "
             "right only if they were made with it. stampy.datasets.published_vocabulary() is that of SpaVis-6M."
@@ -179,7 +178,7 @@ def warn_of_losses(records: Sequence[SectionRecord], max_tokens: int) -> None:
     if n_cut:
         _checks.warn(
             f"{n_cut:,} of {n_spots:,} spots have more than max_tokens={max_tokens:,} tokens and keep the highest "
-            f"ranks; 1,500 is what the paper trains on. Raise `max_tokens` to keep more."
+            "ranks; the paper uses 1,500. Increase `max_tokens` to keep more."
         )
     if n_empty:
-        _checks.warn(f"{n_empty:,} of {n_spots:,} spots have no token: they train the image losses alone.")
+        _checks.warn(f"{n_empty:,} of {n_spots:,} spots have no token: they contribute only to the image losses.")

@@ -148,7 +148,9 @@ def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first
     lengths = there.sum(axis=2, dtype=np.uint16)
     if found.shape[1] > 1 and (lengths.max(axis=1) == 0).any():
         row = first + int((lengths.max(axis=1) == 0).argmax())
-        raise ValueError(f"{name}, row {row}: no spot of the group has a token. The file ends early: get it again.")
+        raise ValueError(
+            f"{name}, row {row}: no spot of the group has a token. The file is truncated: download it again."
+        )
     return tokens.reshape(-1, tokens.shape[2]), lengths.ravel()
 
 
@@ -175,8 +177,8 @@ def _put_tiles(group: Any, slide: Slide, settings: Mapping[str, Any], n_rows: in
             blank = ~tiles.any(axis=(1, 2, 3))
             if blank.any():
                 raise ValueError(
-                    f"{name}, row {start + int(blank.argmax())}: {key!r} is 0 throughout. The file ends early: "
-                    "get it again."
+                    f"{name}, row {start + int(blank.argmax())}: {key!r} is 0 throughout. The file is truncated: "
+                    "download it again."
                 )
             shards.add(tiles.transpose(0, 2, 3, 1))
         shards.flush()

@@ -49,7 +49,7 @@ def open_file(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5
 def damaged_file(name: str, error: BaseException) -> ValueError:
     """An error to raise for a file that HDF5 can't read."""
     line = " ".join(str(error.args[0] if error.args else error).split())
-    return ValueError(f"{name} is damaged, ends early, or is no HDF5 file ({line}). Get it again.")
+    return ValueError(f"{name} is damaged, is truncated, or is not an HDF5 file ({line}). Download it again.")
 
 
 def slides_of(
@@ -113,10 +113,7 @@ def _check_alike(files: Sequence[TokenFile]) -> None:
 def _tell_ignored(files: Sequence[TokenFile]) -> None:
     ignored = sorted({name for file in files for name in file.ignored})
     if ignored:
-        _checks.warn(
-            f"Left out, as a corpus has no room for it: {_checks.shortlist(ignored)}. Labels and expression stay in "
-            "the files."
-        )
+        _checks.warn(f"Not stored in a corpus: {_checks.shortlist(ignored)}. Labels and expression stay in the files.")
 
 
 def _read_index(
@@ -158,7 +155,7 @@ def _warn_of_mixed_rows(file: TokenFile, sections: Mapping[str, np.ndarray], chu
 
 def _check_tokens(file: h5py.File, name: str, group_size: int) -> tuple[int, bool]:
     tokens = _dataset(file, name, TOKENS)
-    expected = f"whole numbers, (groups, {group_size}, L) for stage 1 or (rows, L) for stage 2"
+    expected = f"integers, (groups, {group_size}, L) for stage 1 or (rows, L) for stage 2"
     if tokens.dtype.kind not in "iu" or tokens.ndim not in (2, 3) or 0 in tokens.shape:
         raise ValueError(f"{name}: {TOKENS!r} is {tokens.dtype} {tokens.shape}, expected {expected}.")
     if tokens.ndim == 3 and tokens.shape[1] != group_size:
@@ -182,7 +179,7 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
         values = _dataset(file, name, key, "images=False leaves tiles out.")
         if key == CELLS:
             right = values.shape in ((n_rows,), (n_rows, 1)) and values.dtype.kind in "iu"
-            expected = f"whole numbers ({n_rows},)"
+            expected = f"integers ({n_rows},)"
         else:
             right = values.shape == (n_rows, 3, px, px) and values.dtype == np.uint8
             expected = f"uint8 {(n_rows, 3, px, px)}"
@@ -212,7 +209,7 @@ def _ids(file: h5py.File, name: str, key: str, n_rows: int, group_size: int) -> 
     ids = values.asstr()[:] if values.dtype.kind in "SO" else values[:]
     if ids.dtype.kind == "f":
         if not (np.isfinite(ids) & (ids == np.round(ids))).all():
-            raise ValueError(f"{name}: {key!r} has ids that are no whole numbers.")
+            raise ValueError(f"{name}: {key!r} has ids that are not integers.")
         ids = ids.astype(np.int64)
     ids = ids.reshape(n_rows, -1)
     changes = (ids != ids[:, :1]).any(axis=1)

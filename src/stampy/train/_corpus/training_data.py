@@ -29,7 +29,7 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     _check_tokens(corpus, config.max_tokens)
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
-        raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group to train on.")
+        raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group for training.")
     _tell_of_left_out(corpus, sections, "neighbourhood groups", 1)
     return _data(corpus, sections, config.max_tokens)
 
@@ -89,7 +89,7 @@ def _check_groups(corpus: Corpus, config: PretrainConfig) -> None:
     if kept and config.max_distance != PretrainConfig().max_distance:
         raise ValueError(
             f"max_distance={config.max_distance} has no effect: the corpus {str(corpus.path)!r} keeps the groups of "
-            "its source. Leave it out."
+            "its source. Omit it."
         )
     names: tuple[Literal["group_size", "max_distance"], ...] = ("group_size", "max_distance")
     for name in names[:1] if kept else names:

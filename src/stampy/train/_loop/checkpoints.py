@@ -59,14 +59,14 @@ def check_same_run(out: Path, described: State) -> None:
         what = f"stage: {found.get('stage')}"
     elif found.get("identity") != described["identity"]:
         raise ValueError(
-            f"{str(out)!r} holds a run of stampy {found.get('stampy')}, which this version cannot resume: it draws "
+            f"{str(out)!r} contains a run of stampy {found.get('stampy')}, which this version cannot resume: it draws "
             "different batches and also compares start weights and images. Choose another folder, or use that version."
         )
     else:
         what = _difference(found, described)
     if what:
         raise ValueError(
-            f"{str(out)!r} holds a run with other {what}. Choose another folder, or use the settings in "
+            f"{str(out)!r} contains a run with other {what}. Choose another folder, or use the settings in "
             "its config.json."
         )
 
@@ -187,8 +187,8 @@ def no_space(error: OSError, path: Path) -> OSError:
     return OSError(
         error.errno,
         f"No space left on the disk of {str(path.parent)!r} for {path.name} "
-        f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Make room and run the same command again; it goes "
-        f"on from {whole[-1].name if whole else 'the start'}.",
+        f"({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free). Free space and run the same command again; it "
+        f"continues from {whole[-1].name if whole else 'the start'}.",
     )
 
 
@@ -199,10 +199,10 @@ def newest(out: Path) -> State | None:
         try:
             state = _read(path)
         except DAMAGED as error:
-            then = "going on from the checkpoint before it" if left else "the run starts anew: it was the only one"
+            then = "continuing from the checkpoint before it" if left else "the run starts again: it was the only one"
             _checks.warn(f"{str(path)!r} is damaged; {then} ({str(error) or type(error).__name__:.200}).")
         else:
-            logger.info("Going on from %s", path)
+            logger.info("Continuing from %s", path)
             return state
     return None
 
@@ -216,7 +216,7 @@ def _read(path: Path) -> State:
         _check_archive(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
-        raise ValueError("it holds no state of a run")
+        raise ValueError("it contains no state of a run")
     return state
 
 

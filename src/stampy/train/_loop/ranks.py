@@ -85,7 +85,7 @@ def _check_devices(target: torch.device, devices: int) -> None:
     if target.type == "cuda":
         there = torch.cuda.device_count()
         if devices > there or (target.index or 0) >= there:
-            raise ValueError(f"`devices`={devices} on {target} were asked for; this machine has {there} CUDA devices.")
+            raise ValueError(f"`devices`={devices} on {target} were requested; this machine has {there} CUDA devices.")
     if target.index is not None and devices > 1:
         raise ValueError(f"device={str(target)!r} names one device, but `devices` is {devices}. Give device='cuda'.")
 
