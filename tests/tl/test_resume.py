@@ -114,7 +114,7 @@ def test_other_settings_are_refused(toy, model, small_model, vocabulary, tmp_pat
         tl.embed(toy, other, resume=tmp_path / "a", modality="gene", **QUIET)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.docx").touch()
-    with pytest.raises(ValueError, match="needs a folder of its own"):
+    with pytest.raises(ValueError, match="needs a separate folder"):
         tl.embed(toy, model, resume=tmp_path / "b", modality="gene", **QUIET)
     (tmp_path / "a" / "parts.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):

@@ -211,7 +211,7 @@ def test_a_commit_is_required(address, tmp_path):
 
 
 def test_the_hub_stands_alone(tmp_path):
-    with pytest.raises(ValueError, match="is a corpus of its own"):
+    with pytest.raises(ValueError, match="is a separate corpus"):
         Corpus.build([f"hf:org/name@{COMMIT}", "a.h5ad"], tmp_path / "corpus")
 
 

@@ -80,7 +80,9 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:
-            raise ValueError(f"FOLDER goes with the paper's tables ({', '.join(TABLES)}), found the config {config!r}.")
+            raise ValueError(
+                f"FOLDER is only for the paper's tables ({', '.join(TABLES)}), found the config {config!r}."
+            )
         _check_pieces(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 

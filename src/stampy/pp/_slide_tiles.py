@@ -187,7 +187,7 @@ def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> No
         raise TypeError(f"`tile_key` names a tile table of a WSIData, but the slide is {type(slide).__name__}.")
     given = [key for key, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"Pass `tile_key` or {given}, not both: the tile table is taken as it is.")
+        raise ValueError(f"Pass `tile_key` or {given}, not both: the tile table is used unchanged.")
 
 
 def _tabled(boxes: np.ndarray) -> TileGrid:

@@ -337,14 +337,14 @@ def tiles(
     Warns
     -----
     UserWarning
-        If tiles are enlarged more than 4 times, some spots lie outside the image, or the pixel size is doubtful.
+        If tiles are enlarged more than 4 times, some spots are outside the image, or the pixel size is doubtful.
 
     Raises
     ------
     KeyError
         Without coordinates or image.
     ValueError
-        If most spots lie outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
+        If most spots are outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
         ambiguous.
 
     Examples

@@ -77,7 +77,7 @@ def doubt_of_axes(section: Section, table: AnnData) -> str:
 
 
 def check_inside(section: Section) -> str:
-    """Raise if most spots lie outside the image; return a warning if some do, else ""."""
+    """Raise if most spots are outside the image; return a warning if some do, else ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
     if not outside.any():
@@ -85,12 +85,12 @@ def check_inside(section: Section) -> str:
     n, m = int(outside.sum()), len(outside)
     fits = _within(section.image_xy[:, ::-1], width, height).all()
     if 2 * n <= m and fits and n > FEWEST and 10 * n > m:
-        raise ValueError(f"{section.prefix}{n} of {m} spots lie outside the image. {_likely_cause(section)}")
+        raise ValueError(f"{section.prefix}{n} of {m} spots are outside the image. {_likely_cause(section)}")
     if 2 * n <= m:
-        return f"{section.prefix}{n} of {m} spots lie outside the image; their tiles are padded with the fill colour."
+        return f"{section.prefix}{n} of {m} spots are outside the image; their tiles are padded with the fill colour."
     (x0, y0), (x1, y1) = section.image_xy.min(axis=0), section.image_xy.max(axis=0)
     raise ValueError(
-        f"{section.prefix}{n} of {m} spots lie outside the image: x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f} "
+        f"{section.prefix}{n} of {m} spots are outside the image: x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f} "
         f"px on {section.image!r}, {width} px wide and {height} px high. {_likely_cause(section)}"
     )
 

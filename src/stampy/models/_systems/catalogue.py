@@ -105,7 +105,7 @@ _ALL = (
         name="virchow2", title="Virchow2", modality="image", loader="timm", licence="CC-BY-NC-ND-4.0", gate="gated",
         dim=2560, feature_dim=2560, repository="paige-ai/Virchow2", files=_BIN, parameters=631_239_424,
         citation="arXiv:2408.00738", trained_on=f"3.1 million slides, {_PRIVATE}",
-        note="Class token beside the mean of the patch tokens; the four registers between them are left out",
+        note="Class token and mean of the patch tokens, concatenated; the four register tokens are not used",
         architecture={
             "backbone": "vit_huge_patch14_224", "img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375,
             "reg_tokens": 4, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "dynamic_img_size": True,
@@ -161,14 +161,14 @@ _ALL = (
         gate="open", dim=512, feature_dim=512, address="github.com/theislab/nicheformer (a checkpoint)",
         files=("nicheformer.ckpt", "nicheformer.pt"), citation="doi:10.1101/2024.04.15.589472",
         parameters=36_418_048, trained_on="SpatialCorpus-110M: dissociated cells, MERFISH, CosMx, Xenium",
-        note="It has no token for Visium: spots are given that of Xenium. `genes.tsv` must lie beside the file",
+        note="It has no token for Visium: spots get the token of Xenium. `genes.tsv` must be in the same folder",
     ),
     Card(
         name="stampy-mini", title="stampy-mini", modality="fused", loader="stampy", gate="none",
         licence="BSD-3-Clause; image stem Apache-2.0", dim=256, feature_dim=832, parameters=3_448_224,
         citation="this package", trained_on="33 public sections, the image stem on ImageNet; see its card",
         seen={"DLPFC": False, "HBC": False, "HHK": False, "HER2+": True, "TCGA-LUAD": False},
-        note="Comes with the package. DLPFC 151673 and 151674, HER2+ patient A and HBC were left out of training",
+        note="Comes with the package. DLPFC 151673 and 151674, HER2+ patient A and HBC were not used in training",
         **image_input(97, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
     ),
     Card(

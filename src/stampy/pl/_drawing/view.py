@@ -162,7 +162,7 @@ def views_of(
     for view in views:
         if view.image is not None and not _inside(view).any():
             _checks.warn(
-                f"All spots of {view.name!r} lie outside its image. Are the scale factors those of this image, and "
+                f"All spots of {view.name!r} are outside its image. Are the scale factors those of this image, and "
                 "the coordinates in px of the full-resolution image?"
             )
     return views
@@ -172,7 +172,7 @@ def _wanted(names: list[str], sections: str | Sequence[str] | None) -> list[str]
     if sections is None:
         return names
     if names == [""]:
-        raise ValueError("`sections` needs `library_key`, the column of obs that tells the spots' sections.")
+        raise ValueError("`sections` needs `library_key`, the column of obs that names the section of each spot.")
     wanted = [sections] if isinstance(sections, str) else [str(s) for s in sections]
     if not wanted:
         raise ValueError(f"`sections` is empty. Name some of {_checks.shortlist(names)}, or omit it for all.")
@@ -206,8 +206,8 @@ def _image_of(section: Section) -> SlideImage | None:
     if found is None and (images := images_of(section.library)):  # type: ignore[arg-type]
         raise KeyError(
             f"{section.prefix}No image has a scale factor, which places it: images "
-            f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. For "
-            "the spots alone use `image=False`."
+            f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. To draw only the "
+            "spots, use `image=False`."
         )
     return found
 

@@ -98,7 +98,7 @@ class GeneMatch:
         if self.n_duplicated:
             text += f"; {self.n_duplicated} columns repeat a gene and are summed"
         if self.left_out:
-            text += f"; left out as no genes: {', '.join(f'{n} {kind}' for kind, n in self.left_out.items())}"
+            text += f"; not genes, and ignored: {', '.join(f'{n} {kind}' for kind, n in self.left_out.items())}"
         if self.n_contradictions:
             text += f"; for {self.n_contradictions} the symbol belongs to a different gene than the id; the id was used"
         if self.ambiguous:

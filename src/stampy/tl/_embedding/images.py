@@ -64,7 +64,7 @@ def _no_histology(tiles: TileSource) -> bool:
         return False
     n = len(tiles.sections)
     everywhere = f" in all {n} sections, since one call makes vectors of one kind" if n > len(doubts) else ""
-    apart = "leave that section out, or embed it in a call of its own; " if everywhere else ""
+    apart = "remove that section, or embed it in a separate call; " if everywhere else ""
     _checks.warn(
         f"Only genes are embedded{everywhere}. {' '.join(doubts)} Name another image with `image_key=` or `image=`; "
         f"{apart}modality='fused' uses this image anyway."

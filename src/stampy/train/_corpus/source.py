@@ -245,12 +245,12 @@ def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
     if not isinstance(items, Sequence) or not any(isinstance(i, str) and i.startswith(PREFIX) for i in items):
         return None
     if len(items) > 1:
-        raise ValueError(f"A data set of the hub ({PREFIX}...) is a corpus of its own. Give it alone.")
+        raise ValueError(f"A data set of the hub ({PREFIX}...) is a separate corpus. Pass it alone.")
     match = _ADDRESS.fullmatch(items[0])
     if match is None or not _COMMIT.fullmatch(match[2] or ""):
         raise ValueError(
-            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus says "
-            "what it is made of. The page of the data set lists commits under 'Files', 'History'."
+            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus "
+            "records its source. The page of the data set lists commits under 'Files', 'History'."
         )
     repository, commit, folder = match[1], match[2], (match[3] or "").strip("/")
     files = _chosen(_listed(repository, commit), folder, repository)
