@@ -271,7 +271,7 @@ def test_nothing_but_antibodies(human):
 
 
 def test_antibodies_that_look_like_repeated_genes(human):
-    with pytest.warns(StampyWarning, match="repeat a gene by its name alone hold 90% of the counts"):
+    with pytest.warns(StampyWarning, match="repeat a gene only by its name account for 90% of the counts"):
         human.match(section(["GAPDH", "CD4", "CD4-1"], np.array([5, 5, 90])))
 
 

@@ -80,7 +80,7 @@ class Vocabulary:
 
     @property
     def symbols(self) -> np.ndarray:
-        """(n,) str, read-only; empty where there is none, several separated by ``|``."""
+        """(n,) str, read-only; empty without symbol, several separated by ``|``."""
         return self._symbols
 
     @property

@@ -92,8 +92,9 @@ def embed(
         ``"gene"``, ``"image"`` (needs no counts) or ``"fused"``. None: all modalities that the model embeds and the
         section has. In this case, stampy ignores an image with a warning if it has fewer than 16 px per tile, such as
         Space Ranger's "lowres", or does not look like H&E (black, transparent, one colour, blurred, fluorescence,
-        grey). With an explicit `modality`, such an image is used with a warning. Pixels that are no picture (a mask of
-        0 and 1, channels such as DAPI, negative values) are ignored likewise, and refused with an explicit `modality`.
+        grey). With an explicit `modality`, such an image is used with a warning. Pixels that are not an image (a mask
+        of 0 and 1, channels such as DAPI, negative values) are also ignored with a warning, and raise an error with an
+        explicit `modality`.
     image
         Image to use instead of that in `adata`: a path (TIFF, OME-TIFF, PNG, JPEG, whole slide) or an array, in full
         resolution; for several sections a dict by section: by the names in `library_key`, the keys of a dict, or the

@@ -95,7 +95,7 @@ def embed_slide(
 
     Returns
     -------
-    The path of the store. It holds the AnnData of `slide_tiles` and
+    The path of the store. It contains the AnnData of `slide_tiles` and
 
     ``obsm[key_added]``
         float32 (n, d).

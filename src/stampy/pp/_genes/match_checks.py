@@ -165,7 +165,8 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
         )
     if found.repeated_share and found.repeated_share > REPEATED:
         parts.append(
-            f"Columns that repeat a gene by its name alone hold {found.repeated_share:.0%} of the counts and are added "
+            f"Columns that repeat a gene only by its name account for {found.repeated_share:.0%} of the counts and "
+            "are added "
             "to it. If they are antibodies or control probes, name them in `adata.var['feature_types']`, or drop them."
         )
     return " ".join(parts)
