@@ -21,16 +21,16 @@ CODE = """
 import json, sys, warnings
 from pathlib import Path
 from stampy.train import Corpus
-from stampy.train._corpus import hub
+from stampy.train._corpus import source
 warnings.simplefilter("ignore")
 address, out, options, stop = json.loads(sys.argv[1])
-there, fetch = [], hub.HubFolder.fetch
+there, fetch = [], source.HubFolder.fetch
 def spied(self, file):
     there.append(sorted(p.name for p in self.place.rglob("*.h5*") if p.suffix in (".h5", ".h5ad")))
     if len(there) > stop:
         raise KeyboardInterrupt
     return fetch(self, file)
-hub.HubFolder.fetch = spied
+source.HubFolder.fetch = spied
 try:
     corpus = Corpus.build(address, out, **options)
     left = (corpus.path / "downloads").exists()

@@ -262,6 +262,7 @@ def _listed(repository: str, commit: str) -> list[HubFile]:
     from huggingface_hub.hf_api import RepoFile
 
     with _answers(repository):
+        HfApi().dataset_info(repository, revision=commit, timeout=_TIMEOUT_S)  # tried once; a tree is retried for 23 s
         found = HfApi().list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
         files = [file for file in found if isinstance(file, RepoFile)]
     return [HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else f.blob_id) for f in files if not leads_out(f.path)]
@@ -298,6 +299,7 @@ def _git_hash(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
+_TIMEOUT_S = 10.0
 _CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # of the hub's client, by version
 
 
