@@ -51,7 +51,7 @@ def test_hdf5_of_other_kinds(tmp_path):
     for name, group, words in (
         ("a.h5", "geneExp", "stereopy"),
         ("b.h5", "assays", "a file of R"),
-        ("c.h5", "x", "no section"),
+        ("c.h5", "x", "is not a section"),
     ):
         with h5py.File(tmp_path / name, "w") as file:
             file.create_group(group)

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -488,3 +489,19 @@ def test_kinds_of_cells_that_keep_apart_have_a_way_on():
         places_of(cells)
     cells.obs["section"] = "1"
     assert places_of(cells, library_key="section").names == ["1"]
+
+
+def test_the_size_of_a_pixel_that_the_file_states(one, tmp_path):
+    picture = one.uns["spatial"]["toy"]["images"]["hires"]
+    um = sections_of(one)[0].require_pixel().um_per_px
+    for stated, doubted in ((um, False), (1.2 * um, False), (2 * um, True), (25_400 / 96, False)):  # the last: a screen
+        path = tmp_path / f"{stated}.tif"
+        tifffile.imwrite(path, picture, photometric="rgb", resolution=(1e4 / stated,) * 2, resolutionunit="CENTIMETER")
+        notes = []
+        sections_of(one, Wishes(image=path), needs=["image", "scale"], notes=notes)
+        assert [f"states {stated:.4g} µm per px" in note for note in notes] == [True] * doubted
+        sections_of(one, Wishes(image=path, um_per_px=um), needs=["image", "scale"])
+    one.uns["spatial"]["toy"]["scalefactors"] = {"tissue_hires_scalef": 1.0}
+    one.obsm["spatial"] = one.obsm["spatial"] + np.random.default_rng(0).normal(0, 20, (one.n_obs, 2))
+    with pytest.raises(ValueError, match=r"`um_per_px=`.*The image file states"):
+        sections_of(one, Wishes(image=path.with_name(f"{um}.tif")), needs=["scale"])

@@ -25,7 +25,14 @@ from stampy._section.coordinates import (
 from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
-from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
+from stampy._section.libraries import (
+    Library,
+    check_one_section,
+    libraries_of,
+    library_named,
+    section_column,
+    source_of,
+)
 from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
 
@@ -49,6 +56,7 @@ __all__ = [
     "told_apart",
 ]
 
+_APART = 0.3  # of the size of a pixel: files that were rescaled often keep a size that is somewhat off
 Need = Literal["image", "scale", "neighbors"]
 
 
@@ -158,7 +166,28 @@ class Section:
     def _pixel(self) -> PixelSize:
         if self.wishes.um_per_px is not None:
             return PixelSize(float(self.wishes.um_per_px), "given: um_per_px", self._contradiction())  # type: ignore[arg-type]
-        return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+        try:
+            return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+        except ValueError as error:
+            if self.wishes.image is not None and (stated := self._stated_um_per_px()):
+                raise ValueError(f"{error} The image file states {stated:.4g}.") from error
+            raise
+
+    def _stated_um_per_px(self) -> float | None:
+        """µm per pixel of the full-resolution image, as the file of the image says it."""
+        named = self.wishes.image is not None or bool(source_of(self.library))  # type: ignore[arg-type]
+        image = self.image if named else None
+        return None if image is None or image.um_per_px is None else image.um_per_px * image.scale
+
+    def doubt_of_file(self) -> str:
+        """What to warn about if the file of the image states another size of a pixel than was found; else ""."""
+        stated, found = self._stated_um_per_px(), self.require_pixel()
+        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _APART:
+            return ""
+        return (
+            f"{self.prefix}The image file states {stated:.4g} µm per px, where {found.um_per_px:.4g} was found "
+            f"({found.source}) and used. Pass `um_per_px=` with the right one."
+        )
 
     def _contradiction(self) -> str:
         """What speaks against the size of a pixel that the user gave, and against the unit of the coordinates."""
@@ -304,6 +333,8 @@ def _satisfy(
             yield section.note
     if "scale" in needs and (doubt := section.require_pixel().doubt):
         yield section.prefix + doubt
+    if "scale" in needs and "image" in needs and (doubt := section.doubt_of_file()):
+        yield doubt
     if "image" in needs:
         yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
