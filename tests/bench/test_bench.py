@@ -92,7 +92,7 @@ def test_every_task_and_kind_of_system(full, tmp_path):
     text = bench.to_markdown(results, sections=True)
     assert "| section | system | balanced accuracy |" in text
     assert "| toy:1 | pixels |" in text
-    assert "### Left out, and why" in text
+    assert "### Skipped combinations" in text
     assert text.count("**") % 2 == 0
     for axes in (stampy.pl.bench(whole), [stampy.pl.bench(whole, tasks="masked")]):
         assert all(ax.get_title() for ax in axes)
@@ -467,8 +467,8 @@ def test_whole_slides(tmp_path, weights):
     assert set(done["metric"]) == {"auc", "balanced_accuracy"}
     assert done["value"].between(0, 1).all()
     reasons = results[results["status"] == "skipped"].set_index(["dataset", "system", "task"])["reason"]
-    assert "an image alone" in reasons["W", "genes", "slide"]
-    assert "of spots" in reasons["W", "image", "probe"]
+    assert "only an image" in reasons["W", "genes", "slide"]
+    assert "for spots" in reasons["W", "image", "probe"]
     assert reasons["gone", "image", "slide"].endswith("Ask the GDC.")
     pd.testing.assert_frame_equal(go(config, tmp_path / "out"), results)
     with pytest.raises(ValueError, match="needs the `path`"):

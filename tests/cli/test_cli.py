@@ -19,6 +19,7 @@ import stampy
 from stampy import _checks, datasets, models
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
+from stampy.cli.early_checks import TOY_COLUMNS
 from stampy.cli.main import EXAMPLES, main
 from stampy.cli.options import in_options
 
@@ -156,7 +157,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
                             "--out", out, "--seed", 1)  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("120 spots x 800 genes", "Embedding: fused (genes and image)", "Clusters: ", "marker genes",
-                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp tells",
+                  "agree with `domain`", "over 120 of 120 spots", "Verdict, without labels: X_stamp is ",
                   "Probe: balanced accuracy", "chance, of 4 labels", str(out), "Time: loading "):  # fmt: skip
         assert words in said
     pictures = ["clusters.png", "embedding.png", "labels.png", "tissue.png"]
@@ -181,7 +182,7 @@ def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
     assert "toy, made up" in said
     assert "STAMPY_DATA_DIR is not set" in said
     assert "no network in tests" in said
-    assert "Embedding: genes alone" in said
+    assert "Embedding: genes only" in said
     assert "agree with `domain`" in said
     assert os.path.exists("stampy-demo/section.h5ad")
 
@@ -693,6 +694,16 @@ def test_wrong_names_are_answered_without_torch(section, tmp_path):
         [*embed, "--modality", "gene", "--image-key", "hires"],
         ["demo", "--section", str(section), "--labels", "domains"],
         ["demo", "--section", str(zarr), "--labels", "domains"],
+        ["demo", "--section", "toy", "--labels", "domains"],
+        ["demo", "--section", "toy", "--n-domains", "1"],
+        ["demo", "--section", "toy", "--image", "nowhere.png"],
+        [*embed, "--library-key", "domains"],
+        [*embed, "--layer", "raw"],
+        [*embed, "--device", "gpu"],
+        ["report", str(section), "--domains", "domains"],
+        ["report", str(section), "--layer", "raw"],
+        ["slide", str(section), "o.zarr"],
+        ["slide", str(section), "o.zarr", "--min-tissue", "2"],
         ["bench", "run", str(bad)],
         ["bench", "run", str(unknown)],
     ]
@@ -701,9 +712,28 @@ def test_wrong_names_are_answered_without_torch(section, tmp_path):
         "sorted({'torch', 'numba', 'anndata'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[1, 1, 1, 1, 1, 1] []", done.stderr
-    assert done.stderr.count("Key `domains` not found in `adata.obs`") == 2
+    assert done.stdout.strip() == f"{[1] * len(wrong)} []", done.stderr
+    assert done.stderr.count("Key `domains` not found in `adata.obs`") == 5
+    assert done.stderr.count("Key `raw` not found in `adata.layers`") == 2
     assert "Did you mean 'datasets'" in done.stderr
+
+
+def test_the_columns_of_the_toy_are_known():
+    assert (*datasets.toy(n_spots=20).obs.columns,) == TOY_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--vocabulary", "nowhere.tsv"], ["--devices", "0"], ["--device", "gpu"], ["--config", "nowhere.json"]]
+)
+def test_wrong_options_of_training_leave_no_folder(fails, section, tmp_path, wrong):
+    fails("pretrain", section, "--out", tmp_path / "run", *wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_can_not_begin_leaves_no_folder(fails, section, tmp_path):
+    (tmp_path / "genes.tsv").write_text("gene_id\tsymbol\tdivisor\nENSG00000141510\tTP53\t-1\n")
+    fails("pretrain", section, "--out", tmp_path / "run", "--vocabulary", tmp_path / "genes.tsv")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "align"])

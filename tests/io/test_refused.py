@@ -51,7 +51,7 @@ def test_hdf5_of_other_kinds(tmp_path):
     for name, group, words in (
         ("a.h5", "geneExp", "stereopy"),
         ("b.h5", "assays", "a file of R"),
-        ("c.h5", "x", "no section"),
+        ("c.h5", "x", "is not a section"),
     ):
         with h5py.File(tmp_path / name, "w") as file:
             file.create_group(group)
@@ -66,9 +66,19 @@ def test_folders(tmp_path):
     put(tmp_path / "notes.pdf", b"x")
     with pytest.raises(ValueError, match=r"Found there: \['notes\.pdf'\]\. Looked for: \.h5ad, \.zarr, Space Ranger"):
         stampy.read(tmp_path)
+    put(tmp_path / "Brain_feature_slice.h5", b"x")  # of a download of Visium HD
+    put(tmp_path / "Brain_binned_outputs.tar.gz", b"x")
+    with pytest.raises(ValueError, match=r"unpack \['Brain_binned_outputs\.tar\.gz'\] there first"):
+        stampy.read(tmp_path)
     put(tmp_path / "s.h5ad", b"x")
     with pytest.raises(ValueError, match=r"contains \['s\.h5ad'\]\. Pass one of them to `stampy\.read`"):
         stampy.read(tmp_path)
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "s.h5ad").symlink_to(tmp_path / "moved.h5ad")
+    with pytest.raises(FileNotFoundError, match=r"it is a link to '.*moved\.h5ad'"):
+        stampy.read(tmp_path / "s.h5ad")
 
 
 @pytest.mark.parametrize(
@@ -179,9 +189,9 @@ def test_archives_that_unpack_to_too_much_or_elsewhere(tmp_path, monkeypatch):
             member = tarfile.TarInfo(name)
             member.size, member.type, member.linkname = 0, kind, "/etc/passwd"
             archive.addfile(member, io.BytesIO())
-    with pytest.raises(ValueError, match="lies outside of the archive"), input_files.unzipped(tmp_path / "b.zip"):
+    with pytest.raises(ValueError, match="is outside the archive"), input_files.unzipped(tmp_path / "b.zip"):
         pytest.fail("it was unpacked")
-    with pytest.raises(ValueError, match="lies outside of the archive"), input_files.unzipped(tmp_path / "c.tar.gz"):
+    with pytest.raises(ValueError, match="is outside the archive"), input_files.unzipped(tmp_path / "c.tar.gz"):
         pytest.fail("it was unpacked")
     monkeypatch.setattr(input_files, "MOST_UNPACKED", 1000)
     with pytest.raises(ValueError, match="unpacks to far more"), input_files.unzipped(tmp_path / "a.zip"):

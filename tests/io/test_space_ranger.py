@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_section import BARCODES, GENES, IDS, XY, N, X, features, h5, mtx, positions, put, same, spatial
+from small_section import BARCODES, GENES, IDS, XY, N, X, features, h5, mtx, png, positions, put, same, spatial
 
 import stampy
 
@@ -116,7 +116,7 @@ def test_counts_beside_a_table_of_coordinates(tmp_path):
         tmp_path / "coords.csv",
         "cell,x,y\n" + "\n".join(f"{b},{x},{y}" for b, (x, y) in zip(BARCODES, XY, strict=True)),
     )
-    with pytest.warns(stampy.StampyWarning, match=r"coords\.csv was taken for the coordinates"):
+    with pytest.warns(stampy.StampyWarning, match=r"coords\.csv was used as the coordinates"):
         same(stampy.read(tmp_path))
 
 
@@ -207,7 +207,7 @@ def test_barcodes_with_and_without_a_suffix(tmp_path):
     with pytest.warns(stampy.StampyWarning, match=r"12 barcodes .* were matched without the suffix"):
         same(stampy.read(tmp_path))
     put(tmp_path / "filtered_feature_bc_matrix.h5", h5(barcodes=[f"S1_{b}" for b in BARCODES]))
-    with pytest.warns(stampy.StampyWarning, match="by their sequence alone"):
+    with pytest.warns(stampy.StampyWarning, match="only by their sequence"):
         same(stampy.read(tmp_path), names=[f"S1_{b}" for b in BARCODES])
 
 
@@ -254,3 +254,38 @@ def test_matrix_and_names_of_different_runs(tmp_path):
     put(tmp_path / "barcodes.tsv", "\n".join(BARCODES) + "\n")
     with pytest.raises(ValueError, match=r"5 x 12 values, but features.tsv has 8 lines and barcodes.tsv 12"):
         stampy.read(tmp_path)
+
+
+def test_two_files_of_positions_that_differ(tmp_path):
+    put(tmp_path / "filtered_feature_bc_matrix.h5", h5())
+    spatial(tmp_path / "spatial")
+    put(tmp_path / "spatial" / "tissue_positions_list.csv", positions(header=False))
+    same(stampy.read(tmp_path))
+    moved = positions(header=False).replace("300", "340")  # a section aligned anew
+    put(tmp_path / "spatial" / "tissue_positions_list.csv", moved)
+    says = r"tissue_positions\.csv is read; tissue_positions_list\.csv .* other coordinates for 3 of 12 spots"
+    with pytest.warns(UserWarning, match=says):
+        same(stampy.read(tmp_path))
+
+
+def test_one_damaged_picture_of_two(tmp_path):
+    put(tmp_path / "filtered_feature_bc_matrix.h5", h5())
+    spatial(tmp_path / "spatial")
+    put(tmp_path / "spatial" / "tissue_lowres_image.png", png()[:60])
+    with pytest.warns(UserWarning, match=r"lowres image is ignored; \['hires'\] is used.*damaged"):
+        found = stampy.read(tmp_path)
+    assert list(next(iter(found.uns["spatial"].values()))["images"]) == ["hires"]
+    put(tmp_path / "spatial" / "tissue_hires_image.png", b"")
+    with pytest.raises(ValueError, match="tissue_hires_image"):
+        stampy.read(tmp_path)
+
+
+def test_bins_of_visium_hd_without_their_folder(tmp_path):
+    for um in (2, 8, 16):
+        folder = tmp_path / f"square_{um:03d}um"
+        put(folder / "filtered_feature_bc_matrix.h5", h5(X * um))
+        spatial(folder / "spatial")
+    same(stampy.read(tmp_path), x=X * 8)
+    same(stampy.read(tmp_path, bin_um=16), x=X * 16)
+    with pytest.raises(ValueError, match=r"Available: \[2, 8, 16\]"):
+        stampy.read(tmp_path, bin_um=4)

@@ -222,7 +222,7 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     match = human.match(section([*NAMES, *several], np.array([100] * 14 + [1] * 3)))
     assert match.ambiguous == tuple(several)
     assert match.n_matched == 14
-    assert "3 names may be several genes" in str(match)
+    assert "3 names are ambiguous" in str(match)
 
 
 # ---- what is no gene -----------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_features_that_are_no_genes(human, column, kind):
     assert match.rows.tolist() == [0, 11, 12, -1]
     assert match.left_out == {kind: 1}
     assert match.unmatched_share == 0
-    assert f"left out as no genes: 1 {kind}" in str(match)
+    assert f"not genes, and ignored: 1 {kind}" in str(match)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_nothing_but_antibodies(human):
 
 
 def test_antibodies_that_look_like_repeated_genes(human):
-    with pytest.warns(StampyWarning, match="repeat a gene by its name alone hold 90% of the counts"):
+    with pytest.warns(StampyWarning, match="repeat a gene only by its name account for 90% of the counts"):
         human.match(section(["GAPDH", "CD4", "CD4-1"], np.array([5, 5, 90])))
 
 
@@ -300,7 +300,7 @@ def test_the_likely_reason(human, names, reason):
 def test_a_small_loss_is_in_the_report_alone(human):
     match = human.match(section(["GAPDH", "TP53", "AKT1"], np.array([50, 47, 3])))
     assert match.unmatched_share == pytest.approx(0.03)
-    assert "they hold 97.0% of the counts" in str(match)
+    assert "they account for 97.0% of the counts" in str(match)
     assert match.record()["unmatched_share"] == pytest.approx(0.03)
 
 
@@ -450,3 +450,57 @@ def test_sums_of_columns_beside_huge_ones(storage):
     """A column's sum does not depend on its neighbours', however large these are."""
     x = np.array([[1e300, 0, 3, 1e308, 0], [0, 0, 4, 1e308, 5]])
     assert column_sums(storage(x))[0].tolist() == [1e300, 0, 7, 1e300, 5]
+
+
+WRITTEN = {
+    "quoted": lambda name: f'"{name}"',
+    "bytes": lambda name: f"b'{name}'",
+    "Seurat's assay": lambda name: f"rna_{name}",
+    "Seurat's key": lambda name: f"Spatial.{name}",
+    "species": lambda name: f"Homo_sapiens_{name}",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_what_stands_around_every_name_is_cut(how):
+    vocabulary = packaged()
+    names = [name for name in vocabulary.index.first_symbols if name][:200]
+    expected = vocabulary.match(section(names)).rows
+    np.testing.assert_array_equal(vocabulary.match(section([WRITTEN[how](name) for name in names])).rows, expected)
+
+
+def test_families_keep_the_front_of_their_names(human):
+    names = [f"MT-ND{i}" for i in range(1, 7)]
+    assert features_of(pd.DataFrame(index=names)).symbols["var_names"] == names
+
+
+@pytest.mark.parametrize(
+    ("date", "symbol"),
+    [
+        ("2-September", "SEPTIN2"),
+        ("9/2", "SEPTIN2"),
+        ("2-Sep-20", "SEPTIN2"),
+        ("44076", "SEPTIN2"),
+    ],
+)
+def test_more_dates(human, date, symbol):
+    others = [name for name in NAMES if name != symbol]
+    many = [f"LOC{i}" for i in range(99)]
+    match = human.match(section([date, *others, *many], np.r_[np.ones(len(NAMES)), np.zeros(99)]))
+    assert match.rows[0] == NAMES.index(symbol)
+
+
+def test_numbers_are_dates_only_where_they_are_few(human):
+    with pytest.warns(StampyWarning, match="numbers, e.g. Entrez"):
+        match = human.match(section([*NAMES, *map(str, range(44070, 44090))]))
+    assert (match.rows[len(NAMES) :] < 0).all()
+
+
+def test_genomes_in_a_column(human):
+    columns = {"genome": ["GRCh38"] * len(NAMES) + ["mm10"] * len(NAMES)}
+    with pytest.warns(StampyWarning, match="genes of another species, according to the genome"):
+        match = human.match(section([*NAMES, *NAMES], **columns))
+    assert (match.rows[: len(NAMES)] >= 0).all()
+    assert (match.rows[len(NAMES) :] < 0).all()
+    mapped = section(NAMES, genome="mm10")  # human names that somebody gave to mouse genes
+    assert (human.match(mapped).rows >= 0).all()

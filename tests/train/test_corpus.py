@@ -424,7 +424,7 @@ def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_pa
         Corpus.build(sections, copied, vocabulary=other, **SMALL, draws=2, regions=2)
     with pytest.raises(ValueError, match="neither empty nor a corpus"):
         Corpus.build(toy, tmp_path, **SMALL)
-    with pytest.raises(ValueError, match=r"more than one section: \['s: in memory, in memory'\]"):
+    with pytest.raises(ValueError, match=r"different names, found \['s: in memory, in memory'\]"):
         Corpus.build([Section(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
     with pytest.raises(FileNotFoundError, match="is not a corpus"):
         Corpus(tmp_path)
@@ -446,7 +446,7 @@ def test_a_cluster_writes_the_same(sections, corpus, tmp_path):
     with distributed.LocalCluster(**options, protocol="tcp") as cluster:
         address = cluster.scheduler_address
         here = {k: v for k, v in SMALL.items() if k != "n_workers"}
-        with pytest.raises(ValueError, match="`n_workers` has no effect beside `scheduler`"):
+        with pytest.raises(ValueError, match="`n_workers` has no effect with `scheduler`"):
             Corpus.build(sections, tmp_path, **SMALL, scheduler=address)
         found = Corpus.build(sections, tmp_path, **here, draws=2, regions=2, scheduler=address)
     assert found.digest == corpus.digest

@@ -21,16 +21,16 @@ CODE = """
 import json, sys, warnings
 from pathlib import Path
 from stampy.train import Corpus
-from stampy.train._corpus import hub
+from stampy.train._corpus import source
 warnings.simplefilter("ignore")
 address, out, options, stop = json.loads(sys.argv[1])
-there, fetch = [], hub.HubFolder.fetch
+there, fetch = [], source.HubFolder.fetch
 def spied(self, file):
     there.append(sorted(p.name for p in self.place.rglob("*.h5*") if p.suffix in (".h5", ".h5ad")))
     if len(there) > stop:
         raise KeyboardInterrupt
     return fetch(self, file)
-hub.HubFolder.fetch = spied
+source.HubFolder.fetch = spied
 try:
     corpus = Corpus.build(address, out, **options)
     left = (corpus.path / "downloads").exists()
@@ -211,7 +211,7 @@ def test_a_commit_is_required(address, tmp_path):
 
 
 def test_the_hub_stands_alone(tmp_path):
-    with pytest.raises(ValueError, match="is a corpus of its own"):
+    with pytest.raises(ValueError, match="is a separate corpus"):
         Corpus.build([f"hf:org/name@{COMMIT}", "a.h5ad"], tmp_path / "corpus")
 
 

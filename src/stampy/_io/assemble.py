@@ -199,7 +199,7 @@ def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
 def _matched(barcodes: pd.Index, known: pd.Index, counts_name: str, positions_name: str) -> np.ndarray:
     """The row of each barcode in the positions, -1 where there is none."""
     rows = known.get_indexer(barcodes)
-    for words, key in (("without the suffix -1, -2, ...", _plain), ("by their sequence alone", _sequence)):
+    for words, key in (("without the suffix -1, -2, ...", _plain), ("only by their sequence", _sequence)):
         if (rows >= 0).all() or (rows >= 0).sum() * 2 > len(rows):  # some lack a position: nothing to do with names
             return rows
         ours, theirs = barcodes.map(key), known.map(key)
@@ -259,9 +259,26 @@ def picture(path: Path) -> np.ndarray:
 
 
 def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
-    """The reduced images of Space Ranger that exist."""
-    paths = {kind: parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES)) for kind in kinds}
-    return {kind: picture(path) for kind, path in paths.items() if path is not None}
+    """The reduced images of Space Ranger that exist; one that can't be read is left out, with a warning, beside others.
+
+    Raises
+    ------
+    ValueError
+        None can be read.
+    """
+    found: dict[str, np.ndarray] = {}
+    failed: dict[str, ValueError] = {}
+    for kind in kinds:
+        path = parts.find(*(f"tissue_{kind}_image{end}" for end in _PICTURES))
+        try:
+            found |= {} if path is None else {kind: picture(path)}
+        except ValueError as error:
+            failed[kind] = error
+    for kind, reason in failed.items():
+        if not found:
+            raise reason
+        _checks.warn(f"The {kind} image is ignored; {_checks.shortlist(found)} is used. {reason}")
+    return found
 
 
 def add_library(

@@ -282,6 +282,7 @@ _R = {
 }
 _IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
+_PARTS_OF_A_RUN = ("feature_slice.h5", "molecule_info.h5", "raw_probe_bc_matrix.h5", "per_sample_outs.h5")
 _SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zarr.zip")
 
 
@@ -337,7 +338,12 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
     entries = listed(path)
     if not entries:
         return refuse(f"{where} is not a section in a format that stampy knows: it is empty.")
-    sections = [p.name for p in entries if p.name.lower().endswith(_SECTIONS) or (p.is_dir() and is_zarr(p))]
+    sections = [
+        p.name
+        for p in entries
+        if (p.name.lower().endswith(_SECTIONS) and not p.name.lower().endswith(_PARTS_OF_A_RUN))
+        or (p.is_dir() and is_zarr(p))
+    ]
     in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
     if sections:
         return refuse(
@@ -345,6 +351,8 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
         )
     if in_r:
         return refused_file(in_r[0])
+    if packed := [p.name for p in entries if p.name.lower().endswith(_ARCHIVES)]:
+        return refuse(f"{where} is not a section: unpack {_checks.shortlist(packed)} there first.")
     found = f"Found there: {listing(path)}."
     tables = tables_in(path)
     places = [p.name for p, layout in tables.items() if is_coordinates(layout)]

@@ -19,7 +19,7 @@ from ._table import OVERALL, SEPARATOR, skipped, summary
 __all__ = ["Sheet", "sheets", "to_html", "to_latex", "to_markdown"]
 
 SEEN = {"yes": "†", "unknown": "?", "no": ""}
-LEGEND = "† trained on these data; ? not known whether it was. ± is the standard deviation over seeds; best in bold."
+LEGEND = "† trained on these data; ? unknown whether it was. ± is the standard deviation over seeds; best in bold."
 NOTHING = "–"
 
 
@@ -58,7 +58,7 @@ def sheets(
         if reported:
             for source, figures in theirs.groupby("source", sort=False):
                 sheet = _sheet(f"{dataset}: {TASKS[task].about}, as reported elsewhere", figures, task, sections=False)
-                note = f"{source}. Reported there, not computed here; data, folds and models may differ."
+                note = f"{source}. Reported by the authors, not computed here; data, folds and models may differ."
                 out.append(Sheet(sheet.title, sheet.header, [[Cell(c.text) for c in row] for row in sheet.rows], note))
     left = skipped(results)
     left = left if tasks is None else left[left["tasks"].map(lambda t: bool(set(t.split(SEPARATOR)) & set(tasks)))]
@@ -73,7 +73,7 @@ def _left_out(left: pd.DataFrame) -> Sheet:
         where = [f"{r.dataset} ({r.sections})" if r.sections != r.dataset else r.dataset for r in part.itertuples()]
         cells = [SEPARATOR.join(where), SEPARATOR.join(names["systems"]), SEPARATOR.join(names["tasks"]), str(reason)]
         rows.append([Cell(text) for text in cells])
-    return Sheet("Left out, and why", ["data set (sections)", "systems", "tasks", "reason"], rows)
+    return Sheet("Skipped combinations", ["data set (sections)", "systems", "tasks", "reason"], rows)
 
 
 def _sheet(title: str, part: pd.DataFrame, task: str, sections: bool) -> Sheet:
@@ -159,14 +159,14 @@ def to_markdown(
     >>> from stampy.bench._table import tidy
     >>> row = {"dataset": "D", "section": "s", "task": "retrieve", "metric": "recall@1", "status": "ok", "seen": "no"}
     >>> print(stampy.bench.to_markdown(tidy([row | {"system": "mine", "value": 0.25, "chance": 0.1}])))
-    ### D: a spot's own counterpart among the first k of its section
+    ### D: retrieval of a spot's own counterpart among the first k of its section
     <BLANKLINE>
     | system | recall@1 |
     |---|---|
     | mine | 0.250 |
     | chance | 0.100 |
     <BLANKLINE>
-    † trained on these data; ? not known whether it was. ± is the standard deviation over seeds; best in bold.
+    † trained on these data; ? unknown whether it was. ± is the standard deviation over seeds; best in bold.
     <BLANKLINE>
     """
 

@@ -112,13 +112,13 @@ TASKS: dict[str, TaskKind] = {
         options={"method": "logistic"}, choices={"method": ("logistic", "ridge")},
     ),
     "domains": TaskKind(
-        about="clusters, as many as there are labels",
+        about="clusters, with the number of labels",
         metrics={"ari": "ARI", "nmi": "NMI", "ami": "AMI", "silhouette": "silhouette", "coherence": "coherence"},
         shown=("ari", "nmi"), needs=("labels",), options={"methods": ["kmeans", "leiden"]},
         choices={"methods": ("kmeans", "leiden", "gmm")},
     ),
     "retrieve": TaskKind(
-        about="a spot's own counterpart among the first k of its section",
+        about="retrieval of a spot's own counterpart among the first k of its section",
         metrics={"recall@1": "recall@1", "recall@5": "recall@5", "recall@10": "recall@10"},
         shown=("recall@1", "recall@5", "recall@10"), needs=("counts",),
         options={"directions": ["image to gene", "gene to image"]},

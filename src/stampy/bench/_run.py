@@ -140,7 +140,9 @@ def _chosen(
     if folder is not None:
         name = str(config) if isinstance(config, str | Path) else chosen.name
         if name not in TABLES:
-            raise ValueError(f"`folder` goes with the paper's tables ({', '.join(TABLES)}), found the config {name!r}.")
+            raise ValueError(
+                f"`folder` is only for the paper's tables ({', '.join(TABLES)}), found the config {name!r}."
+            )
         found = look(name, folder)
         chosen = on_folder(chosen, found, _checks.writable(out))
     for name in systems or ():
@@ -199,7 +201,7 @@ class _DataSetRun:
                 )
             except MISSING as error:
                 absent[section.name] = self._missing(error)
-                logger.warning("%s, %s is left out: %s", self.data.name, section.name, absent[section.name])
+                logger.warning("%s, %s is skipped: %s", self.data.name, section.name, absent[section.name])
         return found, absent
 
     def _missing(self, error: BaseException) -> str:
@@ -212,10 +214,10 @@ class _DataSetRun:
             manifest = manifest_of(self.data, self.config)
         except MISSING as error:
             absent = self._missing(error)
-            logger.warning("%s is left out: %s", self.data.name, absent)
+            logger.warning("%s is skipped: %s", self.data.name, absent)
         for system in self.config.systems:
             for task in self.config.tasks:
-                reason = absent or ("" if task.name == "slide" else "it is asked of spots, not of whole slides")
+                reason = absent or ("" if task.name == "slide" else "this task is for spots, not for whole slides")
                 if manifest is None or reason:
                     yield [self._skipped(system, task, OVERALL, reason)]
                 else:
@@ -305,7 +307,7 @@ class _DataSetRun:
         if not section.has_counts and (kind in ("gene", "fused") or "counts" in needs):
             return "the section has an image, but no counts"
         if task.name not in RUNNERS:
-            return "it is asked of whole slides"
+            return "this task is for whole slides"
         return None
 
     def _path(self, system: System, task: Task, unit: Sequence[LoadedSection], **more: Any) -> Path:

@@ -118,8 +118,8 @@ def probe(case: Case, seed: int) -> Iterator[Score]:
     named = models.split_name(case.system.model)
     if len(case.sections) > 1 and named and models.card(named[0]).trained_on.startswith("nothing: fitted"):
         raise NotApplicable(
-            "it is fitted to each section by itself, so its axes differ between sections: a probe fitted on some "
-            "sections says nothing about others"
+            "it is fitted to each section separately, so its axes differ between sections and a probe cannot be "
+            "transferred to other sections"
         )
     table = case.table()
     tl.probe(table, LABELS, use_rep=KEY, method=case.task.options["method"], rng=seed, **case.folds())
@@ -154,7 +154,10 @@ def retrieve(case: Case, seed: int) -> Iterator[Score]:
     """A spot's image looks for its genes, and the other way round, within a section."""
     (section,), (found,) = case.sections, case.embedded
     if not {"gene", "image"} <= set(found.vectors):
-        raise NotApplicable(f"it embeds {found.modality} alone; retrieval needs genes and images in one space")
+        raise NotApplicable(
+            f"it embeds only {'genes' if found.modality == 'gene' else 'images'}; retrieval needs genes and images "
+            "in one space"
+        )
     if case.system.level != "embedding":
         raise NotApplicable("features of genes and images share no space")
     table = case.table()
@@ -174,7 +177,7 @@ def expression(case: Case, seed: int) -> Iterator[Score]:
     modality = case.embedded[0].modality
     if modality != "image":
         raise NotApplicable(
-            f"it embeds {'genes' if modality == 'gene' else 'genes as well'}; they are what is predicted"
+            f"it embeds {'genes' if modality == 'gene' else 'genes as well'}, which are to be predicted"
         )
     table = case.table(counts=True)
     options = case.task.options
@@ -199,7 +202,7 @@ def masked(case: Case, seed: int) -> Iterator[Score]:
     """Masked genes of some spots of a section."""
     (section,), system = case.sections, case.system
     if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
-        raise NotApplicable("asked of the gene tower alone, as it is")
+        raise NotApplicable("this task is for gene towers without smoothing or image")
     if models.split_name(system.model) is not None and system.model not in models.packaged():
         raise NotApplicable("it has no head for its spots' own genes (IGR)")
     model = models.load(system.model, device=case.device)
@@ -250,7 +253,7 @@ def slide_scores(
     if system.smooth:
         raise NotApplicable("tiles of whole slides are not smoothed")
     if system.modality not in (None, "image"):
-        raise NotApplicable(f"a whole slide has an image alone, and it embeds {system.modality}")
+        raise NotApplicable(f"a whole slide has only an image, and it embeds {system.modality}")
     table = _tiles(manifest, system, cache)
     scores = []
     for seed in seeds:

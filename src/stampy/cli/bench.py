@@ -80,7 +80,9 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:
-            raise ValueError(f"FOLDER goes with the paper's tables ({', '.join(TABLES)}), found the config {config!r}.")
+            raise ValueError(
+                f"FOLDER is only for the paper's tables ({', '.join(TABLES)}), found the config {config!r}."
+            )
         _check_pieces(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
@@ -112,7 +114,7 @@ def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
         lines.append(f"  {what}: {sum(bool(p.found) for p in mine)} of {len(mine)}")
     missing = [piece for piece in found if not piece.found]
     if missing:
-        lines.append("missing (everything else is run):")
+        lines.append("missing (all other parts are run):")
     for (what, steps, without), names in grouped(missing).items():
         lines.append(f"  {what} of {', '.join(names)}: {steps} Without: no {without}.")
     return "\n".join(lines)
@@ -130,8 +132,8 @@ def _told(results: pd.DataFrame, out: str) -> str:
     n = int((results["status"] == "ok").sum())
     lines = [*_beside_the_paper(out), f"{n} figures: {Path(out) / 'results.csv'}"]
     left = bench.skipped(results)
-    lines += [f"Left out: {r.dataset}, {r.sections}; {r.systems}; {r.tasks}: {r.reason}" for r in left.itertuples()]
-    lines.append(f"See it by: stampy bench table {out}, or stampy bench report {out} --out page.html")
+    lines += [f"Skipped: {r.dataset}, {r.sections}; {r.systems}; {r.tasks}: {r.reason}" for r in left.itertuples()]
+    lines.append(f"Show it with: stampy bench table {out}, or stampy bench report {out} --out page.html")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
 from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
-from stampy.cli.obs_columns import offline_section
+from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
 from stampy.models._systems.catalogue import check_name
@@ -29,7 +29,6 @@ __all__ = ["demo"]
 
 CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
 SECTION = "section.h5ad"
-TOY = "toy"
 DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
 PROBE_S = 4.0  # how long the network may take to answer
 SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
@@ -131,7 +130,7 @@ def demo(
         tl.domains(subject.data, n_domains, library_key=library_key, rng=seed, key_added=CLUSTER)
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
-    with clock.of("judging"):
+    with clock.of("evaluating"):
         organism = options.get("organism", "human")
         judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
         said = verdict(judged, seed)
@@ -190,7 +189,7 @@ def _best() -> Subject:
         _check_network(datasets.info(DOWNLOAD).files["counts"].url)
         return _named(DOWNLOAD)
     except ConnectionError as error:
-        return _toy(f"no real one, because {reason} and none can be downloaded ({error})")
+        return _toy(f"no real section, because {reason} and no section can be downloaded ({error})")
 
 
 def _toy(reason: str) -> Subject:
@@ -255,12 +254,14 @@ def _size(adata: AnnData) -> str:
 
 def _about_embedding(adata: AnnData) -> str:
     record = adata.uns[_keys.UNS][_keys.EMBEDDING]
-    kind = {"fused": "fused (genes and image)", "gene": "genes alone", "image": "image alone"}[record["modality"]]
-    lines = [f"Embedding: {kind} by {record['model']}, {adata.obsm[_keys.EMBEDDING].shape[1]} numbers a spot"]
+    kind = {"fused": "fused (genes and image)", "gene": "genes only", "image": "image only"}[record["modality"]]
+    lines = [f"Embedding: {kind} by {record['model']}, {adata.obsm[_keys.EMBEDDING].shape[1]} numbers per spot"]
     if "genes" in record:
         genes = record["genes"]
-        lines.append(f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
-                     f"{genes['n_vocabulary']} (matched by {genes['matched_by']})")  # fmt: skip
+        lines.append(
+            f"{genes['n_matched']} of the section's {genes['n_vars']} genes are among the model's "
+            f"{genes['n_vocabulary']} (matched by {genes['matched_by']})"
+        )
     return "\n  ".join(lines)
 
 

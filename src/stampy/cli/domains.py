@@ -118,8 +118,11 @@ def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
     if share > 0.5 and n_clusters > 2:
         reason = f"{share:.0%} of the labelled spots are {sizes.index[0]!r}, which the {n_clusters} clusters divide"
     else:
-        reason = f"{n_clusters} clusters by gene expression and image, {np.count_nonzero(sizes)} labels by eye"
-    return f"\n  The clusters do not follow these labels: {reason}. See the probe for what the embedding knows of them."
+        reason = f"{n_clusters} clusters of gene expression and image, {np.count_nonzero(sizes)} labels by eye"
+    return (
+        f"\n  The clusters do not follow these labels: {reason}. The probe shows whether the embedding separates the "
+        "labels."
+    )
 
 
 def as_categories(adata: AnnData, labels: str) -> pd.Series:

@@ -149,6 +149,7 @@ def _embed_one(
 ) -> None:
     from stampy import _checks
     from stampy._io import read as _formats
+    from stampy.cli.early_checks import check_names
     from stampy.models._systems.catalogue import check_name
     from stampy.tl._embedding.arguments import Request
 
@@ -163,6 +164,13 @@ def _embed_one(
     asked = {name: value for name, value in options.items() if name not in ("model", "device")}
     Request(**asked, table_key=table_key)  # report conflicts before anything is read
     path = _formats.checked_target(target, overwrite=overwrite)
+    if place is not None:
+        check_names(
+            place,
+            obs={"library_key": options["library_key"]},
+            layers={"layer": options["layer"]},
+            table_key=table_key,
+        )
     # Where input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
@@ -198,7 +206,7 @@ def _embed_many(
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
-            raise UsageError(f"{name} goes with a single section ({instead}). Omit it.")
+            raise UsageError(f"{name} is only for a single section ({instead}). Omit it.")
     _check_joined(out, of_many)
     how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
     with named_images("below"):  # unless --named-images says otherwise
@@ -252,15 +260,15 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
     source, target = _in_and_out(inputs, {**of_many, "overwrite": overwrite})
 
     from stampy import _checks
+    from stampy._section.image.files import check_is_image
     from stampy.models._systems.catalogue import check_name
 
-    _checks.existing(source, what="image file")
+    place = _checks.existing(source, what="image file")
     check_name(options["model"])
     if not target.rstrip("/").endswith(".zarr"):
         raise ValueError(f"OUT must end in .zarr, found {target!r}.")
-    for name in ("um_per_px", "tile_um"):
-        if options[name] is not None:
-            _checks.positive(name, options[name])
+    if place.suffix != ".zarr":  # that may hold a WSIData
+        check_is_image(place)
 
     from stampy import tl
 
@@ -287,7 +295,7 @@ def _slide_many(
     from stampy import tl
 
     if n_workers != 1:
-        raise UsageError("--n-workers goes with a single slide; with --out give --workers, the number of processes.")
+        raise UsageError("--n-workers is only for a single slide; with --out use --workers, the number of processes.")
     _check_joined(out, of_many)
     table = tl.embed_slides(
         inputs, out, overwrite=overwrite, show_progress_bar=show_progress(quiet), **_running(of_many), **options

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         named = given.pop("named_images", None)
         with _warnings_as_lines(names), _no_empty_folders(given), where_named_images_may_lie(named):
+            options.check_values(given)
             run(**given)
             sys.stdout.flush()
     except KeyboardInterrupt as error:

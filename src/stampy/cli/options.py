@@ -15,6 +15,7 @@ __all__ = [
     "InputOptions",
     "Parser",
     "UsageError",
+    "check_values",
     "command",
     "common_options",
     "described",
@@ -61,6 +62,11 @@ _COLUMN = re.compile(r"`(image|um_per_px|spot_um)=`")
 # Values that have another name here.
 VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
 
+LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
+         "n_genes": 1, "n_domains": 2}  # fmt: skip
+ABOVE_ZERO = "um_per_px", "spot_um", "tile_um", "bin_um"
+DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # torch's kinds that run a model
+
 EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
 
 
@@ -71,6 +77,8 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
     'Give `--um-per-px`, or --modality gene.'
     >>> in_options(ValueError("`max_tokens` must be at least 1, found 0."), {"max_tokens": "--max-tokens"})
     '--max-tokens must be at least 1, found 0.'
+    >>> in_options(KeyError("Key `domains` not found."), {"domains": "--domains"})  # a key of that name
+    'Key `domains` not found.'
     >>> in_options(ValueError("Build with images=False."))
     'Build with --images none.'
     >>> in_options(ValueError("Give `um_per_px=`."), {"sections": "SECTIONS"})
@@ -82,7 +90,7 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
         line = line.replace(value, option)
     if names and "sections" in names:  # what has no option here can be said for each section
         line = _COLUMN.sub(lambda m: m[0] if m[1] in names else f"`{m[1]}` in a manifest", line)
-    line = re.sub(r"`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
+    line = re.sub(r"(?<!Key )`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 
@@ -91,6 +99,23 @@ def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
     if found[1] not in names:
         return found[0]
     return f"{names[found[1]]} {(found[2] or '').strip(chr(39))}".rstrip()
+
+
+def check_values(given: Mapping[str, object]) -> None:
+    """Raise for a number out of its range or a device of no known kind, before torch is imported or a folder made."""
+    from stampy import _checks
+
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in LEAST.keys() & given.keys():
+        _checks.at_least(name, given[name], LEAST[name])
+    for name in given.keys() & set(ABOVE_ZERO):
+        _checks.positive(name, given[name])
+    if isinstance(share := given.get("min_tissue"), float):
+        _checks.at_least("min_tissue", share, 0, integer=False)
+        _checks.at_most("min_tissue", share, 1)
+    if isinstance(device := given.get("device"), str):
+        kind, colon, number = device.partition(":")
+        _checks.one_of("device", kind if number.isdecimal() or not colon else device, DEVICES)
 
 
 def show_progress(quiet: bool) -> bool:

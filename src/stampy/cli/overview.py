@@ -77,25 +77,27 @@ def _report_options(commands: Commands) -> None:
 
 
 def _demo(*, quiet: bool, **options: Any) -> None:
-    _check_demo(options["model"], options["section"], options["labels"])
+    _check_demo(options["model"], options["section"], options["labels"], options["image"])
     from stampy.cli.demo import demo
 
     demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
 
 
-def _check_demo(model: str, section: str | None, labels: str | None) -> None:
-    """Raise for a model, section or column that there is not, before torch is imported or a folder made."""
+def _check_demo(model: str, section: str | None, labels: str | None, image: str | None) -> None:
+    """Raise for a model, section, column or image that there is not, before torch is imported or a folder made."""
     from stampy import _checks
-    from stampy.cli.obs_columns import check_labels
+    from stampy.cli.early_checks import TOY, check_section_names
     from stampy.datasets import _registry
     from stampy.models._systems.catalogue import check_name
 
     check_name(model)
-    if not (section is None or section in ("toy", *_registry.names()) or Path(section).expanduser().exists()):
+    if not (section is None or section in (TOY, *_registry.names()) or Path(section).expanduser().exists()):
         here = [p.name for p in Path(section).expanduser().parent.glob("*")]
-        raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), "toy"], "that folder": here})
-    if labels is not None and section != "toy":
-        check_labels(section, labels)
+        raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), TOY], "that folder": here})
+    if image is not None:
+        _checks.existing(image, what="image")
+    if labels is not None:
+        check_section_names(section, labels)
 
 
 def _silent(text: str) -> None:
@@ -103,6 +105,17 @@ def _silent(text: str) -> None:
 
 
 def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+    from stampy.cli.early_checks import check_names
+    from stampy.models._systems.catalogue import check_name
+
+    if options["model"] is not None:
+        check_name(options["model"])
+    check_names(
+        source,
+        obs={name: options[name] for name in ("domains", "library_key")},
+        layers={"layer": options["layer"]},
+        table_key=options["table_key"],
+    )
     from stampy.cli.report import report
 
     path = report(source, target or f"{Path(source).resolve().stem}.html", **options)
@@ -120,7 +133,7 @@ def _models() -> None:
         size = sum(p.stat().st_size for p in Path(str(folder)).iterdir())
         print(f"{name:14} {size / 1e6:7.1f} MB  packaged")
     print(f"{'stamp':14} {'':10}  the checkpoint published with the paper: stamp@main downloads it, unverified")
-    print("\nSystems of others, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
+    print("\nSystems of other groups, by name from the hub or as NAME:PATH from your disk (see the page *Systems*):")
     for card in (models.card(name) for name in models.systems().index):
         if card.modality != "predictor" and not card.name.startswith("stamp"):
             print(f"{card.name:14} {card.modality:6} {card.gate:8} {card.licence}")

@@ -267,8 +267,8 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     others = ", ".join(f"{n:,} {kind}" for kind, n in found.left_out.items())
     return {
         "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
-        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
-        f"{genes.known:.1%} of all counts." + (f" Left out as no genes: {others}." if others else ""),
+        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account for "
+        f"{genes.known:.1%} of all counts." + (f" Not genes, and ignored: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),
@@ -288,9 +288,10 @@ def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
     marks = np.percentile(genes.tokens, [0, 5, 25, 50, 75, 95, 100])
     cut, short = (genes.tokens > max_tokens).mean(), (genes.tokens < SHORT).mean()
     return {
-        "text": "A spot's tokens are its genes of the vocabulary, those farthest above their usual level first. "
-        f"The model reads the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer than "
-        f"{SHORT}{'; little can be said of these' if short else ''}.",
+        "text": "The tokens of a spot are its genes in the vocabulary, sorted by how far they exceed their usual "
+        f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer "
+        "than "
+        f"{SHORT}{'; their embedding is unreliable' if short else ''}.",
         "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
         "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
         "marks": [f"{v:,.0f}" for v in marks],
@@ -305,7 +306,7 @@ def _histogram(tokens: np.ndarray, max_tokens: int) -> Figure:
     if tokens.max() > max_tokens:
         ax.axvline(max_tokens, color="#D55E00", linestyle="--", linewidth=1)
         left = max_tokens < tokens.max() / 2
-        ax.annotate(f"model reads {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
+        ax.annotate(f"model uses {max_tokens:,}", (max_tokens, 1), (4 if left else -4, 2),
                     xycoords=("data", "axes fraction"), textcoords="offset points", ha="left" if left else "right",
                     va="bottom", color="#D55E00", fontsize="small")  # fmt: skip
     ax.set(xlabel="tokens", ylabel="spots")
@@ -324,8 +325,8 @@ def _maps(adata: AnnData, maps: Maps, genes: GeneFacts | None, embedding: str) -
         wanted[TOKENS] = ("Tokens of each spot", "p99")
     if _has_colours(adata, embedding):
         maps.table.obsm[embedding] = adata.obsm[embedding]
-        wanted[embedding] = (f"{embedding}: three principal components as red, green and blue; spots alike in colour "
-                             "are alike in vector", None)  # fmt: skip
+        caption = "three principal components as red, green and blue; spots with similar colours have similar vectors"
+        wanted[embedding] = (f"{embedding}: {caption}", None)
     return [maps.draw(color, caption, vmax=vmax) for color, (caption, vmax) in wanted.items()]
 
 
@@ -368,8 +369,8 @@ def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> 
     maps.table.obsm[embedding] = adata.obsm[embedding]
     tl.domains(maps.data, use_rep=embedding, library_key=maps.library_key, table_key=maps.table_key)
     return maps.table.obs[_keys.DOMAINS], (
-        f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they are "
-        "not in the file."
+        f"Found for this report in {embedding} by stampy.tl.domains with its defaults (Leiden, resolution 1); they "
+        "are not in the file."
     )
 
 

@@ -105,7 +105,7 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     from stampy import _checks, train
     from stampy.models._systems.catalogue import check_name
 
-    _check_paths(sections, config)
+    _check_paths(sections, config, options.get("vocabulary"))
     if options.get("model") is not None:
         check_name(str(options["model"]))
     chosen = getattr(train, settings).of(config)
@@ -116,15 +116,16 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
         print(f"Model: {Path(out).expanduser() / 'model'}")
 
 
-def _check_paths(sections: list[str], config: str | None) -> None:
+def _check_paths(sections: list[str], config: str | None = None, vocabulary: str | None = None) -> None:
     """Raise FileNotFoundError for what is not there, before torch is imported or a folder made."""
     from stampy import _checks
 
     for path in sections:
         if not path.startswith("hf:"):
             _checks.existing(path, what="section or manifest")
-    if config is not None:
-        _checks.existing(config, what="config")
+    for file, what in ((config, "config"), (vocabulary, "vocabulary")):
+        if file is not None:
+            _checks.existing(file, what=what)
 
 
 def _is_first_rank() -> bool:
@@ -141,7 +142,7 @@ def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, 
 
     target = None if out is None else Path(out).expanduser()
     check_name(model)
-    _check_paths(sections, None)
+    _check_paths(sections)
     if target is not None:
         _checks.writable(target.parent)
     from stampy import train
@@ -160,7 +161,7 @@ def _print_evaluation(table: Any) -> None:
     recall = [c for c in table if c == "n_spots" or c.startswith("recall_")]
     for title, columns in (
         ("Stage 1: cross-entropy in nats (masked: hidden genes; kept: visible ones)", losses),
-        ("Guesses by frequency, at the same kind of position", known),
+        ("Guesses by frequency, at the same positions", known),
         ("Stage 2: share of tiles whose own genes are among the nearest", recall),
     ):
         there = [c for c in columns if c in table]

@@ -257,9 +257,9 @@ def checked_rows(
         yield start, block
     if largest == 1 and n_values > PRESENT * X.shape[0]:
         _checks.warn(
-            f"All values of `{source}` are 0 or 1, although {n_values / X.shape[0]:.0f} genes a spot are 1: it seems "
-            "to tell which genes are present, not their counts. The genes of a spot then have no order, so tokens are "
-            "wrong. Give raw counts in X or name a layer with `layer=`."
+            f"All values of `{source}` are 0 or 1, although {n_values / X.shape[0]:.0f} genes a spot are 1: it "
+            "seems to contain the presence of genes instead of their counts. The genes of a spot then have no "
+            "order, so tokens are wrong. Give raw counts in X or name a layer with `layer=`."
         )
 
 

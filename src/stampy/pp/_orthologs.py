@@ -166,6 +166,12 @@ def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None
     """The columns that `orthologs` writes; with a vocabulary, genes of the same symbol are mapped as well."""
     var = var.drop(columns=[c for c in var if str(c).startswith(_keys.ORTHOLOG)])
     ids, symbols = gene_names(var)
+    n_human, n_ids = sum(gene.startswith("ENSG") for gene in ids), int((ids != "").sum())
+    if 2 * n_human > n_ids:
+        _checks.warn(
+            f"{n_human} of {n_ids} Ensembl ids are human (ENSG): human genes need no orthologs, and genes without a "
+            "mouse ortholog are lost. Leave out `pp.orthologs`, or organism='mouse'."
+        )
     rows = _by_table(pairs, ids, symbols)
     # row -1, where there is none, is the empty one at the end
     human, human_id = (np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id"))

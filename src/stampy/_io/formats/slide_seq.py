@@ -82,6 +82,7 @@ def _that_fits(
     if found is None:
         raise refuse(
             f"Neither the rows (such as {rows[0]!r}) nor the columns (such as {columns[0]!r}) of {str(counts)!r} are "
-            f"named in {_checks.shortlist([p.name for p in places])}. Counts and coordinates are of different sections."
+            f"named in {_checks.shortlist([p.name for p in places])}, which has {_checks.shortlist(spots.index, 2)}. "
+            "Counts and coordinates are of different sections, or the names were changed."
         )
     return found

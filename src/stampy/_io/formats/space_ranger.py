@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
+_SAME_PX = 1.0  # whole numbers in one file, fractions in the other
 LOOKED_FOR = (
     "A Space Ranger folder has filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/ with matrix.mtx) and "
     "spatial/ with tissue_positions (.csv, _list.csv or .parquet) and scalefactors_json.json; one of Visium HD has "
@@ -77,7 +78,7 @@ def is_counts_file(path: Path) -> bool:
 def is_space_ranger(folder: Path) -> bool:
     """Whether something in the folder is named as Space Ranger does."""
     outs = outs_of(folder)
-    if any((outs / name).is_dir() for name in (HD, CELLS)):
+    if any((outs / name).is_dir() for name in (HD, CELLS)) or _bins_in(outs):
         return True
     parts = SectionFiles(outs, outs / "spatial")
     return bool(parts.all(*_FILTERED, *_RAW, *_FILTERED_FOLDERS, *_RAW_FOLDERS, *POSITIONS, *_MTX))
@@ -87,7 +88,10 @@ def has_cells(path: Path) -> bool:
     """Whether a folder holds cells, which can be summed in square bins, rather than spots or bins."""
     outs = outs_of(path)
     return (
-        outs.is_dir() and not (outs / HD).is_dir() and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
+        outs.is_dir()
+        and not (outs / HD).is_dir()
+        and not _bins_in(outs)
+        and _is_of_cells(outs / CELLS if (outs / CELLS).is_dir() else outs)
     )
 
 
@@ -118,6 +122,8 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
         if (outs / CELLS).is_dir():
             logger.info("%s: bins are read; give the folder %s for segmented cells", name, CELLS)
         outs = _bin_folder(outs / HD, bin_um)
+    elif _bins_in(outs):  # unpacked without their folder, or given by themselves
+        outs = _bin_folder(outs, bin_um)
     elif (outs / CELLS).is_dir():
         outs = outs / CELLS
     elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
@@ -141,9 +147,16 @@ def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = Tr
     return _section(matrix, parts, name, needs_image=needs_image)
 
 
+def _bins_in(folder: Path) -> dict[int, Path]:
+    """Folders of bins by the edge of a bin in µm."""
+    if not folder.is_dir():
+        return {}
+    return {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name)) and p.is_dir()}
+
+
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
     """The folder of the requested bins, by default of 8 µm."""
-    found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name))}
+    found = _bins_in(folder)
     if not found:
         raise FileNotFoundError(f"{str(folder)!r} has no square_008um/ and the like. Found: {listing(folder)}.")
     wanted = DEFAULT_BIN_UM if bin_um is None else bin_um
@@ -188,14 +201,14 @@ def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool)
     if spots is None or where is None:
         packed = [p.name for _, p in parts.all(*_ARCHIVES)]
         hint = f" Unpack {_checks.shortlist(packed)} to have them." if packed else ""
-        return unplaced(counts, name=name, why=f"no tissue_positions were found beside {matrix.name}.{hint}")
+        return unplaced(counts, name=name, why=f"no tissue_positions were found next to {matrix.name}.{hint}")
     if _is_raw(matrix):
         counts, spots = _under_tissue(counts, spots, matrix, where)
     adata = placed(counts, spots, counts_name=matrix.name, positions_name=where.name)
     known = bool(parts.all(*POSITIONS, *_GEOJSON))
     path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
     if path is None:
-        _checks.warn(f"{where.name} was taken for the coordinates; their scale is not known without scalefactors_json.")
+        _checks.warn(f"{where.name} was used as the coordinates; their scale is not known without scalefactors_json.")
         add_library(adata, name, {}, pictures(parts))
         return adata
     scalefactors = json_of(path)
@@ -211,7 +224,9 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
     """Positions of spots or bins, or centroids of segmented cells."""
     if (found := parts.find(*POSITIONS)) is not None:
         with reading(found):
-            return found, positions(found)
+            spots = positions(found)
+        _warn_of_other_positions(parts, found, spots)
+        return found, spots
     if (found := parts.find(*_GEOJSON)) is not None:
         with reading(found):
             return found, _centroids(json_of(found))
@@ -220,6 +235,23 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
         found, layout = next(iter(tables.items()))
         return found, coordinates(found, layout)
     return None, None
+
+
+def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFrame) -> None:
+    """Warn of a second file of positions of the same section that has other coordinates, as a new alignment writes."""
+    for name in POSITIONS:
+        other = parts.find(name)
+        if other is None or other == used or other.parent != used.parent:
+            continue
+        with reading(other):
+            theirs = positions(other)
+        theirs = theirs[~theirs.index.duplicated()].reindex(spots.index)
+        ours, theirs = (frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy() for frame in (spots, theirs))
+        if n := int((~(np.abs(ours - theirs) <= _SAME_PX)).any(axis=1).sum()):
+            _checks.warn(
+                f"{used.name} is read; {other.name} beside it has other coordinates for {n} of {len(spots)} spots. "
+                "Move the one that is outdated out of the folder."
+            )
 
 
 def _is_raw(matrix: Path) -> bool:

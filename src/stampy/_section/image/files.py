@@ -17,7 +17,7 @@ import numpy as np
 from stampy._section.image.levels import (
     MAX_TILE_PX,
     ArrayLevel,
-    Level,
+    ImageLevel,
     Opened,
     OrientedLevel,
     TooLargeError,
@@ -33,37 +33,50 @@ if TYPE_CHECKING:
     import tifffile
     from PIL import Image
 
-__all__ = ["TIFF_MAGIC", "open_levels", "open_tiff"]
+__all__ = ["TIFF_MAGIC", "check_is_image", "open_levels", "open_tiff"]
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+_PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")  # JPEG, PNG
 _BAND_PX = 2**22
 _MAX_UNPACKED = 2**33  # bytes; a zipped file can claim any size
 _ORIENTATION_TAG = 0x0112
 _PICTURE_ERRORS = (OSError, SyntaxError, EOFError, struct.error, ValueError, LookupError, zlib.error)
 
 
-def open_levels(path: Path) -> Opened:
-    """Open an image file by its content; see `SlideImage.open`."""
+def check_is_image(path: Path) -> tuple[bytes, BytesIO | None]:
+    """First bytes of an image file, and its content if it is zipped; ValueError for anything else."""
     if path.is_dir():
         dicom = next(path.glob("*.dcm"), None)
         hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
         raise ValueError(f"{str(path)!r} is a folder; an image file was expected.{hint}")
     with path.open("rb") as file:
         magic = file.read(132)
-    if path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM":
-        return _open_slide(path)
     unpacked = None
+    if _is_slide(path, magic):
+        return magic, None
     if magic[:2] == b"\x1f\x8b":
         unpacked = _unpacked(path)
         magic = bytes(unpacked.getbuffer()[:132])
-    if magic[:4] in TIFF_MAGIC:
-        return open_tiff(path, unpacked)
-    if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
+    if magic[:4] in TIFF_MAGIC or magic.startswith(_PICTURE_MAGIC):
+        return magic, unpacked
     raise UnusableImageError(
         f"{str(path)!r} is not an image that stampy reads: TIFF, OME-TIFF, PNG, JPEG or a whole slide "
         f"({', '.join(_SLIDE_SUFFIXES)}) was expected, but the file begins with {magic[:8]!r}."
     )
+
+
+def open_levels(path: Path) -> Opened:
+    """Open an image file by its content; see `SlideImage.open`."""
+    magic, unpacked = check_is_image(path)
+    if _is_slide(path, magic):
+        return _open_slide(path)
+    if magic[:4] in TIFF_MAGIC:
+        return open_tiff(path, unpacked)
+    return _open_picture(path, unpacked, jpeg=magic[0] == 0xFF)
+
+
+def _is_slide(path: Path, magic: bytes) -> bool:
+    return path.suffix.lower() in _SLIDE_SUFFIXES or magic[128:] == b"DICM"
 
 
 def _unpacked(path: Path) -> BytesIO:
@@ -136,7 +149,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return pixels
 
 
-class _OpenSlideLevel(Level):
+class _OpenSlideLevel(ImageLevel):
     """A level of a whole slide."""
 
     n_channels = 4  # transparent where the scanner recorded nothing
@@ -251,7 +264,7 @@ def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _AXES:
         raise UnusableImageError(
-            f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
+            f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one greyscale or RGB image was expected. "
             "Export a single plane first."
         )
     if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
@@ -260,7 +273,7 @@ def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
         )
     if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
         raise UnusableImageError(
-            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected."
+            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB image was expected."
         )
     return _AXES[axes]
 
@@ -299,12 +312,12 @@ def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> N
     """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
     for number, page in enumerate(series.pages):
         if page is None:  # tifffile would put zeros there
-            raise damaged(path, f"page {number} of {len(series.pages)} of its picture is not in the file")
+            raise damaged(path, f"page {number} of {len(series.pages)} of its image is not in the file")
         parts = (
             [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
         )
         if min(parts, default=(_HEADER,))[0] < _HEADER:
-            raise damaged(path, f"pixels are said to lie in its header, at byte {min(parts)[0]}")
+            raise damaged(path, f"its pixels would be in its header, at byte {min(parts)[0]}")
         ends = [start + n for start, n in parts]
         if max(ends, default=0) > size:
             raise damaged(path, f"it has {size} bytes where {max(ends)} were expected")

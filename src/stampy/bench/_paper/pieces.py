@@ -271,7 +271,7 @@ def _get(card: Card) -> str:
     if card.gate == "gated":
         asked = "ask for access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
     ending = Path(card.files[-1]).suffix if card.files else ".bin"
-    return f"{where} ({card.licence}): {asked}put the file below the folder as weights/{_names(card)[-1]}{ending}"
+    return f"{where} ({card.licence}): {asked}put the file into the folder as weights/{_names(card)[-1]}{ending}"
 
 
 R_STEPS = """in R, once: library(spatialLIBD); spe <- fetch_data("spe") (or load the file that you have); \

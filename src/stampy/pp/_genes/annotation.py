@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _keys
 
-from .names import control_of, cut_genome, ensembl_ids, human_genes, is_title_case
+from .names import FOREIGN, control_of, cut_common, cut_genome, cut_quotes, ensembl_ids, human_genes, is_title_case
 
 __all__ = ["Features", "features_of", "gene_columns", "gene_names", "resolved_names"]
 
@@ -107,9 +107,11 @@ def _read(var: pd.DataFrame) -> Features:
         _fill(ids, id_sources, found, source)
         bare, of_others = cut_genome(names)
         foreign |= of_others
+        bare = cut_common(bare)
         symbols[source] = [
             _beside(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
         ]
+    foreign |= _of_another_genome(var)
     if not (ids != "").any() and _keys.ORTHOLOG not in var:
         for source, names in _other_columns(var):
             _fill(ids, id_sources, ensembl_ids(names), source)
@@ -155,12 +157,20 @@ def _first_symbols(features: Features) -> np.ndarray:
     return symbols
 
 
+def _of_another_genome(var: pd.DataFrame) -> np.ndarray:
+    """Which columns (bool) are of mouse or rat by a column that names the genomes of several species."""
+    if "genome" not in var or _keys.ORTHOLOG in var:
+        return np.zeros(len(var), dtype=bool)
+    found = np.array([name.lower().startswith(FOREIGN) for name in _texts(var["genome"])])
+    return found if not found.all() else np.zeros(len(var), dtype=bool)
+
+
 def _sources(var: pd.DataFrame) -> dict[str, list[str]]:
     """`var_names` and the columns that usually hold names of genes; blanks cut off, missing names empty."""
     if _keys.ORTHOLOG in var:  # of another species: its own names say nothing here
         columns = [c for c in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG) if c in var]
         return {f"var['{column}']": _texts(var[column]) for column in columns}
-    found = {"var_names": [str(name).strip() for name in var.index]}
+    found = {"var_names": cut_quotes([str(name).strip() for name in var.index])}
     known = [(rank, column) for column in var.columns if (rank := _rank(column)) is not None]
     for _, column in sorted(known, key=lambda pair: pair[0]):
         found[f"var['{column}']"] = _texts(var[column])
@@ -175,7 +185,7 @@ def _texts(column: pd.Series) -> list[str]:
     values = column.astype(object)
     known = values.notna()
     values = values if known.all() else values.where(known, "")
-    return [str(value).strip() for value in values.tolist()]
+    return cut_quotes([str(value).strip() for value in values.tolist()])
 
 
 def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:

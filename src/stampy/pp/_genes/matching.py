@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from .annotation import Features
-from .names import HumanGenes, cut_genome, ensembl_ids, human_genes, is_title_case, mended
+from .names import HumanGenes, cut_genome, ensembl_ids, human_genes, is_title_case, mended, without_serials
 
 __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "GeneIndex", "find", "lookup"]
 
@@ -285,10 +285,13 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
                 else:
                     found.put(column, row, ALIAS, source)
     for source, names in features.symbols.items() if not index.exact else ():
-        repeated = Counter(map(_undated, names)) if found.open() else Counter()
+        if not found.open():
+            break
+        dated = without_serials(names)
+        repeated = Counter(map(_undated, dated))
         for column in found.open():
             if names[column]:
-                _mend(column, names[column], source, index, found, taken, repeated)
+                _mend(column, dated[column], source, index, found, taken, repeated)
     for source, names in features.symbols.items():
         _fold(source, names, index, found)
 

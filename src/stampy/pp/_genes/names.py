@@ -15,15 +15,19 @@ import pandas as pd
 
 __all__ = [
     "FOLDER",
+    "FOREIGN",
     "HumanGenes",
     "control_of",
+    "cut_common",
     "cut_genome",
+    "cut_quotes",
     "cut_version",
     "ensembl_ids",
     "human_genes",
     "hyphens",
     "is_title_case",
     "mended",
+    "without_serials",
 ]
 
 SMALL_ENSEMBL = re.compile(r"(?<![A-Za-z0-9])(?!ENS[A-Z]*G)[Ee][Nn][Ss][A-Za-z]{0,6}[Gg][Rr]?\d{6,}(?![A-Za-z0-9])")
@@ -32,8 +36,9 @@ VERSION = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+")
 VERSION_IN_LINES = re.compile(rf"\n{VERSION.pattern}\n")
 # of a reference genome in front of a name, as tables of two species have it: GRCh38_, hg19_, mm10___, GRCh38-
 GENOME = re.compile(
-    r"(GRC[a-z]\d+|GRC[HM]\d+|grc[hm]\d+|hg\d\d|HG(?:19|38)|mm\d+|rn\d+|human|mouse|HUMAN|MOUSE)(?:[-_.]?(?:20\d\d[-_.]?[A-Z]|premrna))?[-_.:]+(?=[^-_.:])"
+    r"(Homo_sapiens|Mus_musculus|GRC[a-z]\d+|GRC[HM]\d+|grc[hm]\d+|hg\d\d|HG(?:19|38)|mm\d+|rn\d+|human|mouse|HUMAN|MOUSE)(?:[-_.]?(?:20\d\d[-_.]?[A-Z]|premrna))?[-_.:]+(?=[^-_.:])"
 )
+FOREIGN = ("mm", "rn", "mouse", "mus_musculus", "grcm", "grcr")  # genomes of mouse and rat, in small letters
 GENOME_IN_LINES = re.compile(rf"\n(?:{GENOME.pattern})")
 # names that tell what they are: (kind, pattern); none is the name of a gene
 CONTROLS = tuple(
@@ -53,11 +58,23 @@ CONTROLS = tuple(
 CONTROL_HINT = re.compile(
     r"neg|control|blank|codeword|antisense|intergenic|ERCC|total|adt|prot|hto|hashtag|falsecode|igg", re.I
 )
-MONTHS = {"mar": 3, "mär": 3, "mrz": 3, "sep": 9, "sept": 9, "dec": 12, "dez": 12, "déc": 12}
+MONTHS = {
+    **dict.fromkeys(("mar", "mär", "mrz", "march", "märz", "mars", "marzo", "maart"), 3),
+    **dict.fromkeys(("sep", "sept", "september", "septembre", "septiembre", "settembre"), 9),
+    **dict.fromkeys(("dec", "dez", "déc", "december", "dezember", "décembre", "diciembre", "dicembre"), 12),
+}
 GENES_OF_MONTH = {3: ("MARCH", "MARC"), 9: ("SEPT", "SEP"), 12: ("DEC",)}
-WORD_DATE = re.compile(r"X?(?:(\d{1,2})[-. /_]{1,2}([A-Za-zäé]{3,4})\.?|([A-Za-zäé]{3,4})[-. /_]{1,2}(\d{1,2}))")
+WORD_DATE = re.compile(
+    r"X?(?:(\d{1,2})[-. /_]{1,2}([A-Za-zäé]{3,10})\.?(?:[-. /_]{1,2}(?:(?:19|20)\d\d|\d\d))?"
+    r"|([A-Za-zäé]{3,10})[-. /_]{1,2}(\d{1,2}))"
+)
 YEAR_FIRST = re.compile(r"X?(?:19|20)\d\d[-./](\d{1,2})[-./](\d{1,2})(?:[ T.]00[:.]00(?:[:.]00)?(?:\.0+)?)?")
 YEAR_LAST = re.compile(r"X?(\d{1,2})([-./])(\d{1,2})[-./](?:(?:19|20)\d\d|\d\d)")
+NO_YEAR = re.compile(r"(\d{1,2})(/)(\d{1,2})")
+SERIAL = re.compile(r"[34]\d{4}")  # spreadsheets count the days since 1899-12-30; 3xxxx and 4xxxx are 1982 to 2036
+FEW_SERIALS = 0.02  # of the names: more are ids of another kind
+QUOTED = re.compile(r"""b?(["'])(.*)\1""")
+SHARED_BY = 50  # names; fewer may be one family, such as MT- or HLA-
 REPEATED = re.compile(r"(.+?)[-._]\d{1,3}")
 TITLE = re.compile(r"[A-Z][a-z0-9]*[a-z][a-z0-9-]*")
 
@@ -113,7 +130,7 @@ def cut_genome(names: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
         return names, foreign
     found = [GENOME.match(name) for name in names]
     genomes = [match[1].lower() if match else "" for match in found]
-    foreign[:] = [genome.startswith(("mm", "rn", "mouse", "grcm", "grcr")) for genome in genomes]
+    foreign[:] = [genome.startswith(FOREIGN) for genome in genomes]
     return [name[match.end() :] if match else name for name, match in zip(names, found, strict=True)], foreign
 
 
@@ -160,6 +177,44 @@ def mended(name: str) -> Iterator[tuple[str, str]]:
         yield from (("suffix", other) for other in hyphens(again[1]))
 
 
+def without_serials(names: Sequence[str]) -> Sequence[str]:
+    """Names with dates in the place of the numbers by which spreadsheets keep them, where few names are numbers.
+
+    >>> without_serials(["44076", *["GAPDH"] * 99])[0], without_serials(["44076", "2597"])[0]
+    ('2020-09-02', '44076')
+    """
+    numbers = [name for name in names if name.isdecimal()]
+    if not numbers or len(numbers) > FEW_SERIALS * len(names):
+        return names
+    start = np.datetime64("1899-12-30")
+    return [str(start + int(name)) if SERIAL.fullmatch(name) else name for name in names]
+
+
+def cut_quotes(names: list[str]) -> list[str]:
+    """Names without quotation marks around them, also as Python prints bytes.
+
+    >>> cut_quotes(['"TP53"', "b'TP53'", "TP53"])
+    ['TP53', 'TP53', 'TP53']
+    """
+    if not any(name.endswith(("'", '"')) for name in names):
+        return names
+    return [found[2].strip() if (found := QUOTED.fullmatch(name)) else name for name in names]
+
+
+def cut_common(names: Sequence[str]) -> Sequence[str]:
+    """Names without what stands in front of all of them, such as ``rna_``, which tells nothing of a gene.
+
+    >>> cut_common([f"rna_GENE{i}" for i in range(99)])[0], cut_common(["MT-ND1", "MT-ND2"])[0]
+    ('GENE0', 'MT-ND1')
+    """
+    if len(names) < SHARED_BY:
+        return names
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    end = max(first.rfind(sign, 0, same) for sign in "_-.:|") + 1
+    return [name[end:] for name in names] if 0 < end < min(map(len, names)) else names
+
+
 def hyphens(name: str) -> Iterator[str]:
     """The name before R wrote dots for hyphens (HLA.A), or Seurat hyphens for underscores (GTF2H2C-2).
 
@@ -186,7 +241,7 @@ def _of_date(name: str) -> list[str]:
         days = {(MONTHS.get(month.lower(), 0), int(day))}
     elif found := YEAR_FIRST.fullmatch(name):
         days = {(int(found[1]), int(found[2]))}
-    elif found := YEAR_LAST.fullmatch(name):
+    elif found := YEAR_LAST.fullmatch(name) or NO_YEAR.fullmatch(name):
         first, second = int(found[1]), int(found[3])
         days = {(second, first)} if found[2] == "." and not name.startswith("X") else {(first, second), (second, first)}
     genes = [f"{gene}{day}" for month, day in days for gene in GENES_OF_MONTH.get(month, ())]

@@ -173,10 +173,10 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
     if grouped:
         raise ValueError(
             f"{name}: {there or 'no images'} beside groups of spots. Tiles belong to rows of single spots (stage 2); "
-            "build with images=False for the groups alone."
+            "build with images=False to store only the groups."
         )
     for key in TILES:
-        values = _dataset(file, name, key, "images=False leaves tiles out.")
+        values = _dataset(file, name, key, "images=False skips tiles.")
         if key == CELLS:
             right = values.shape in ((n_rows,), (n_rows, 1)) and values.dtype.kind in "iu"
             expected = f"integers ({n_rows},)"

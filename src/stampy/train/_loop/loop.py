@@ -126,7 +126,7 @@ def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
         try:
             yield out
         except OSError as error:
-            if is_full(error) and "No space left on the disk" not in str(error):
+            if is_full(error) and "same command again" not in str(error):
                 raise checkpoints.no_space(error, out / "a file") from error
             raise
 

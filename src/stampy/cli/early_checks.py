@@ -1,0 +1,121 @@
+"""Names in a stored section, checked before anything heavy is imported or read, or a folder made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stampy import _checks
+from stampy.datasets import _registry
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["OFFLINE", "TOY", "TOY_COLUMNS", "check_names", "check_section_names", "offline_section"]
+
+TOY = "toy"
+TOY_COLUMNS = "in_tissue", "array_row", "array_col", "domain", "section"
+OFFLINE = "HER2ST_A1"  # of the demo, preferred from a mirror: it has an image and labels
+
+
+def offline_section() -> str | None:
+    """The section of the registry that the demo takes where a mirror is at hand; None without one."""
+    names = [name for name in _registry.names(in_mirror=True) if _registry.info(name).kind == "section"]
+    return OFFLINE if OFFLINE in names else next(iter(names), None)
+
+
+def check_section_names(section: str | None, labels: str) -> None:
+    """Raise KeyError for a column that the demo's section lacks, where its columns are known without reading it."""
+    if section == TOY:
+        _check(TOY_COLUMNS, "obs", labels, "labels")
+    elif (path := _stored(section or offline_section())) is not None:
+        check_names(path, obs={"labels": labels})
+
+
+def check_names(
+    path: str | Path,
+    *,
+    obs: Mapping[str, str | None],
+    layers: Mapping[str, str | None] | None = None,
+    table_key: str = "table",
+) -> None:
+    """Raise KeyError for a column of obs or a layer that an .h5ad or .zarr lacks; other formats are not looked at.
+
+    Parameters
+    ----------
+    path
+        The section, a local path.
+    obs, layers
+        Option -> the name that was given; None for none.
+    table_key
+        Table of a SpatialData.
+    """
+    for slot, given in (("obs", obs), ("layers", layers or {})):
+        wanted = {option: name for option, name in given.items() if name is not None}
+        there = _listed_in(Path(path).expanduser(), slot, table_key) if wanted else None
+        for option, name in wanted.items():
+            if there is not None:
+                _check(there, slot, name, option)
+
+
+def _check(there: Collection[str], slot: str, name: str, option: str) -> None:
+    needs = "names the raw counts." if slot == "layers" else f"names a column{' of labels' * (option == 'labels')}."
+    _checks.has_key(there, name, slot=f"adata.{slot}", needs=f"`--{option.replace('_', '-')}` {needs}")
+
+
+def _stored(section: str | None) -> Path | None:
+    if section in _registry.entries():
+        file = _registry.info(str(section)).files.get("section")
+        return None if file is None else file.in_mirror()
+    return None if section is None else Path(section).expanduser()
+
+
+def _listed_in(path: Path, slot: str, table_key: str) -> Collection[str] | None:
+    """Names in `slot`; None for a format, or a file, that only its reader understands."""
+    if path.suffix == ".h5ad" and path.is_file():
+        import h5py
+
+        try:
+            with h5py.File(path) as file:
+                return _names_of(file, slot)
+        except OSError:  # its reader says what is wrong
+            return None
+    for folder in (path, path / "tables" / table_key):
+        if (folder / "obs").is_dir():
+            return _columns_of(folder / "obs") if slot == "obs" else _folders(folder / slot)
+    return None
+
+
+def _names_of(file: h5py.File, slot: str) -> Collection[str] | None:
+    import h5py
+
+    group = file.get(slot)
+    if slot == "obs":
+        return _column_order(group.attrs) if isinstance(group, h5py.Group) else None
+    if "X" not in file and "obs" not in file:  # no AnnData
+        return None
+    return list(group) if isinstance(group, h5py.Group) else []
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.is_dir())
+
+
+def _columns_of(obs: Path) -> Collection[str] | None:
+    for name, key in (("zarr.json", "attributes"), (".zattrs", None)):
+        if (obs / name).is_file():
+            try:
+                raw = json.loads((obs / name).read_text("utf-8"))
+            except ValueError:
+                return None
+            return _column_order(raw.get(key, {}) if key else raw) if isinstance(raw, dict) else None
+    return None
+
+
+def _column_order(attributes: Mapping[str, object]) -> list[str] | None:
+    order = attributes.get("column-order")
+    if not isinstance(order, Iterable):
+        return None
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in order]
