@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TileSource", "tiles"]
 
 _MAX_UPSAMPLING = 4.0
+_CELLS_UM_PER_PX = 2.0  # of the image; coarser, cells can't be seen
 
 
 class TileProvenance(TypedDict):
@@ -241,7 +242,9 @@ class TileSource:
         """What to say of an image that is coarse, or ""."""
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
-        if factor <= _MAX_UPSAMPLING:
+        # A model that sees surroundings has small tiles, which show cells all the same: the image itself must.
+        unseen = self.surroundings and self.tile_um * factor / self.size_px > _CELLS_UM_PER_PX
+        if factor <= _MAX_UPSAMPLING and not unseen:
             return ""
         return (
             f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"

@@ -73,7 +73,8 @@ def embed(
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
-    the same for every `batch_size` and `n_workers`.
+    the same for every `batch_size` and `n_workers`. Models with `surroundings`, such as ``"stampy-mini"``, see the
+    region of three times the tile's edge beside each tile; ``uns`` then has its edge as ``surroundings_um``.
 
     Parameters
     ----------
