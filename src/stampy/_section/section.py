@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageSource",
+    "PlacedSection",
     "Places",
-    "Section",
     "Wishes",
     "coordinates_of",
     "has_coordinates",
@@ -61,7 +61,7 @@ Need = Literal["image", "scale", "neighbors"]
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class PlacedSection:
     """One section: its spots, and its image and pixel size, which are found when first used.
 
     Coordinates are in px of the full-resolution image, the unit in which `adata.obsm["spatial"]` and the shapes of a
@@ -240,7 +240,7 @@ def sections_of(
     table_key: str = _keys.TABLE,
     needs: Collection[Need] = (),
     notes: list[str] | None = None,
-) -> list[Section]:
+) -> list[PlacedSection]:
     """The sections of a table, in the order of their names.
 
     Sections are told apart by `library_key`; without it the regions of a SpatialData are the sections, and an AnnData
@@ -290,7 +290,7 @@ def sections_of(
         if region is not None:
             region = region._replace(rows=rows, xy=region.xy[np.searchsorted(region.rows, rows)])
         found.append(
-            Section(
+            PlacedSection(
                 name=name,
                 rows=rows,
                 xy=places.xy[rows],
@@ -321,7 +321,7 @@ def _library_names(
 
 
 def _satisfy(
-    section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
+    section: PlacedSection, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
 ) -> Iterator[str]:
     """Find what is needed; yield what is doubtful."""
     if "image" in needs:
@@ -339,7 +339,7 @@ def _satisfy(
         yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
 
-def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
+def _no_library(section: PlacedSection, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."

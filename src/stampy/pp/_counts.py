@@ -279,7 +279,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
             raise ValueError(
                 f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
                 f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
-                "stampy needs raw counts: store them in X or name a layer with `layer=`."
+                "stampy needs raw counts: store them in X (they may be in `adata.raw`), or name a layer with `layer=`."
             )
     return float(data.max())
 
