@@ -249,7 +249,8 @@ def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFram
         ours, theirs = (frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy() for frame in (spots, theirs))
         if n := int((~(np.abs(ours - theirs) <= _SAME_PX)).any(axis=1).sum()):
             _checks.warn(
-                f"{used.name} is read; {other.name} beside it has other coordinates for {n} of {len(spots)} spots. "
+                f"{used.name} is read; {other.name} in the same folder has other coordinates for {n} of "
+                f"{len(spots)} spots. "
                 "Move the one that is outdated out of the folder."
             )
 
