@@ -1,7 +1,7 @@
 """Pictures of real tissue for the pages: ``python docs/pictures.py`` writes them into ``docs/_static``.
 
-Not part of the build: the sections are read from ``STAMPY_DATA_DIR``. All are under the MIT licence, so their pictures may
-be shown:
+Not part of the build: the sections are read from ``STAMPY_DATA_DIR``. All are under the MIT licence, which allows their
+pictures to be shown:
 
 - CRC_16 of Galeano Niño et al., Nature 611, 810 (2022), from github.com/bedapub/microbiome10XVisium
 - Br8325_ant of Huuki-Myers et al., Science 384, eadh1938 (2024), from github.com/MicTott/SpotSweeper
