@@ -1,10 +1,17 @@
 """Fixtures that the layers share."""
 
+import ipaddress
 import os
+import socket
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Processes that tests start: whatever asks for a page outside is refused at once (nothing listens on this port).
+os.environ |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
 
 import matplotlib
 import pytest
@@ -14,6 +21,50 @@ matplotlib.use("Agg")
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
 REFERENCE = DATA.parent / "reference"
+
+
+_offline = True
+_refused: list[str] = []
+
+
+def _is_here(host: object) -> bool:
+    """Whether a host is this machine, by loopback or its own name."""
+    name = host.decode() if isinstance(host, bytes) else str(host or "")
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return name in ("", "localhost", socket.gethostname())
+    return address.is_loopback or address.is_unspecified
+
+
+def _refuse_network(event: str, arguments: tuple) -> None:
+    if not _offline or event not in ("socket.connect", "socket.getaddrinfo"):
+        return
+    host = arguments[0]
+    if event == "socket.connect":
+        connection, address = arguments
+        if connection.type == socket.SOCK_DGRAM or not isinstance(address, tuple):
+            return  # UDP sends nothing here: dask asks so for the machine's address. Not a tuple: a socket in a file
+        host = address[0]
+    if not _is_here(host):
+        _refused.append(str(host))
+        raise OSError(f"A test tried to reach {host!r}. Only tests marked `network` leave this machine.")
+
+
+sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(autouse=True)
+def offline(request: pytest.FixtureRequest):
+    """No test leaves this machine unless it is marked `network`; a try fails the test, whatever became of the error."""
+    global _offline
+    _offline = request.node.get_closest_marker("network") is None
+    before = {name: os.environ.pop(name) for name in list(os.environ) if not _offline and "PROXY" in name.upper()}
+    yield
+    _offline = True
+    os.environ |= before
+    tried, _refused[:] = sorted(set(_refused)), []
+    assert not tried, f"tried to reach {tried}; serve it on 127.0.0.1 or mark the test `network`"
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def features(case, rng):
     if rng.random() < 0.25:
         ids, symbols, types = [*ids, "CD3", "IgG"], [*symbols, "CD3", "IgG"], [*types, *["Antibody Capture"] * 2]
         x = np.hstack([x, np.full((len(x), 2), 99)])
-        case.matters.append("left out")
+        case.matters.append("left out|dropped|ignored")
     return ids, symbols, types, x
 
 

@@ -44,7 +44,7 @@ def mudata(case, folder, rng):
     write(mods, rna, adata)
     if others:
         write(mods, "prot", anndata.AnnData(np.full((3, 2), 9.0), var=pd.DataFrame(index=["CD3", "CD4"])))
-        case.matters.append("were left out")
+        case.matters.append("were ignored")
     write(root, "obs", pd.DataFrame(index=adata.obs_names[rows]))
     write(root, "obsm", {"spatial": xy[rows]} if at_whole else {})
     write(root, "obsmap", {rna: (rows + 1).astype(np.uint32)})

@@ -1,6 +1,6 @@
 """Does stage 2 learn from few real pairs? HER2ST C2 to C6 in full resolution, each left out in turn.
 
-    python recipes/real/pairs.py features --stem FILE.safetensors --out features.npz
+    python recipes/real/pairs.py features --stem FILE --out features.npz    # as for recipes/stampy-mini/fit_image.py
     python recipes/real/pairs.py fit features.npz --device cuda --out pairs.csv
 
 Heads on both sides are trained by the loss of stage 2 (`losses.symmetric_info_nce`, a batch is a section), on
@@ -28,7 +28,7 @@ from stampy.pp._linear_encoder import neighbor_graph
 from stampy.train._baselines import ranks_of_own, ridge_ranks, tile_features, weighted
 
 SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]
-STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)  # of blocks 0 to 10
+N_BLOCKS = 11
 TAPPED = (0, 2, 4, 7, 10)  # blocks whose channels' mean and deviation are features
 N_TOKENS, COMPONENTS = 20_030, 128
 GRID = {"width": (0, 256), "dropout": (0.6,), "steps": (300,), "weight_decay": (0.01, 1.0)}
@@ -39,17 +39,19 @@ def features(options) -> None:
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "stampy-mini"))
-    from stem import Stem
+    from fit_image import stem_weights
 
     from stampy import datasets, models
     from stampy._io.sections import Section
+    from stampy.models._stem import ConvStem
     from stampy.pp import Vocabulary
     from stampy.train._data import prepare
 
-    stem, model, found = Stem(options.stem), models.load("stampy-mini"), {}
+    stem, model, found = ConvStem(N_BLOCKS).eval(), models.load("stampy-mini"), {}
+    stem.load_state_dict(stem_weights(options.stem, N_BLOCKS))
     for name in SECTIONS:
         section = Section(data=datasets.load(name), name=name, image=datasets.fetch(name, file="image"))
-        own = prepare(section, Vocabulary(model.genes), max_tokens=1024, tower=model.config.image)
+        own = prepare(section, Vocabulary(model.genes), max_tokens=1024, tower=models.ImageConfig())
         tiles = own.tiles.read(np.arange(own.n_spots))
         found |= {f"{name}_tokens": own.tokens, f"{name}_xy": own.xy, f"{name}_colour": tile_features(tiles)}
         found[f"{name}_stem"] = np.concatenate([channels(stem, part) for part in torch.from_numpy(tiles).split(16)])
@@ -59,10 +61,10 @@ def features(options) -> None:
 @torch.inference_mode()
 def channels(stem, tiles: torch.Tensor) -> np.ndarray:
     """(n, F) mean and deviation of the channels of the tapped blocks."""
-    x = stem._step((tiles.permute(0, 3, 1, 2).float() - 127) / 128, "_conv_stem", "_bn0", stride=2)
+    x = nn.functional.relu6(stem.first((tiles.permute(0, 3, 1, 2).float() - 127) / 128))
     found = [x.mean((2, 3)), x.std((2, 3))]
-    for number, stride in enumerate(STRIDES):
-        x = stem._block(x, f"_blocks.{number}.", stride)
+    for number, block in enumerate(stem.blocks):
+        x = block(x)
         found += [x.mean((2, 3)), x.std((2, 3))] if number in TAPPED else []
     return torch.cat(found, dim=1).numpy()
 

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 import stampy
 from stampy._labels import known_labels
+from stampy._section.neighbors import graph
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _tfidf
 from stampy.tl._methods.clustering import find_domains, smoothed
@@ -31,6 +33,7 @@ CHOOSE = {f"HER2ST_{name}": "label" for name in ("B1", "C1", "D1", "F1", "G2")}
 FINAL = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 QUIET = {"show_progress_bar": False, "modality": "gene"}
 NEIGHBORS = 6
+MEASURES = ("score", "own", "neighbors", "coherence", "domains", "score x domains", "depth_r2", "stability")
 
 
 def embeddings(model):
@@ -73,6 +76,16 @@ def by_labels(values, codes, xy):
     return scores["balanced_accuracy"].iloc[-1], np.mean([adjusted_rand_score(codes, f) for f in found])
 
 
+def coherence_of_domains(values, xy):
+    """Share of a spot's six nearest that are in its own domain, over that by chance: mean of 4, 6 and 8 domains."""
+    near, found = graph(xy, NEIGHBORS, np.zeros(len(xy), dtype=int)).tocoo(), []
+    for k in (4, 6, 8):
+        domain = KMeans(k, n_init=3, random_state=0).fit_predict(values)
+        by_chance = np.square(np.bincount(domain) / len(domain)).sum()
+        found.append((domain[near.row] == domain[near.col]).mean() - by_chance)
+    return np.mean(found)
+
+
 def rows_of(name, key, model):
     """A row for each embedding of a section."""
     adata = stampy.datasets.load(name)
@@ -82,9 +95,12 @@ def rows_of(name, key, model):
     codes, _ = known_labels(adata.obs[key], warn=False)
     known, xy = codes >= 0, adata.obsm["spatial"].astype(float)
     for title, function in functions.items():
-        probe, ari = by_labels(np.asarray(function(adata))[known], codes[known], xy[known])
-        measured = scores.loc[title, ["score", "own", "neighbors", "coherence", "depth_r2", "stability"]]
-        yield {"section": name, "embedding": title, "probe": probe, "ARI": ari, **measured.astype(float)}
+        values = np.asarray(function(adata))
+        probe, ari = by_labels(values[known], codes[known], xy[known])
+        measured = scores.loc[title, ["score", "own", "neighbors", "coherence", "depth_r2", "stability"]].astype(float)
+        domains = coherence_of_domains(values, xy)
+        measured = {**measured, "domains": domains, "score x domains": measured["score"] * domains}
+        yield {"section": name, "embedding": title, "probe": probe, "ARI": ari, **measured}
 
 
 def text_of(table):
@@ -97,7 +113,7 @@ def text_of(table):
     for _, row in table.iterrows():
         lines.append(f"| {row['section']} | {row['embedding']} | " + " | ".join(f"{row[k]:.3f}" for k in shown) + " |")
     lines += ["", "| measure | rank correlation with probe | with ARI |", "|---|---|---|"]
-    for measure in ("score", "own", "neighbors", "coherence", "depth_r2", "stability"):
+    for measure in MEASURES:
         found = [
             [spearmanr(part[measure], part[by])[0] for by in ("probe", "ARI")] for _, part in table.groupby("section")
         ]

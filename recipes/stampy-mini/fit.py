@@ -1,14 +1,18 @@
-"""Another gene tower for stampy-mini, in closed form. It is NOT the packaged one: the card says why.
+"""The gene tower of stampy-mini, in closed form.
 
-    python recipes/stampy-mini/fit.py FOLDER --profiles cell_profile_library.h5ad --out MODEL
+    python recipes/stampy-mini/fit.py FOLDER --profiles cell_profile_library.h5ad --out MODEL [--image MODEL]
 
 FOLDER is that of `prepare.py`. A gene of a spot weighs (gate of its rank) x (level of the gene). The axes are the
-leading eigenvectors of four covariances together: between spots and their neighbours, between the two halves of a
-spot's molecules (both free of chance), between cell types of a tissue, and between mixtures of them. The head is the
-principal components of all training spots along these axes, with the noise of thinning added, so that it weighs less.
-One gene is one token. Under a minute on one CPU core; the same seed gives the same weights.
+leading eigenvectors of three covariances together: between spots and their neighbours, between the cell types of a
+tissue, and between simulated mixtures of them. The head is the principal components of all training spots along these
+axes. One gene is one token. A minute or two on one CPU core; the same seed gives the same weights.
 
-Shapes: n spots, G genes, K axes, p profiles.
+With `--image`, the image tower of that model is kept, and its head is rotated into the new gene space: by the
+orthogonal map that takes the old gene embeddings of the training spots to the new ones.
+
+The shares of the covariances were chosen by `choose.py`.
+
+Shapes: n spots, G genes, K axes, p profiles, m columns of a factor.
 """
 
 from __future__ import annotations
@@ -23,95 +27,81 @@ import pandas as pd
 import torch
 from scipy import linalg, sparse
 
+import stampy
 from stampy import _keys, models, pp
 from stampy.models._linear_gene import TABLE_STD
 from stampy.pp._genes.means import gene_means
 from stampy.pp._genes.names import human_genes
-from stampy.pp._linear_encoder import neighbor_graph, weighted_genes
+from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph, weighted_genes
 from stampy.pp._rank_tokens import rank_tokens
-from stampy.pp._thinning import halves
 from stampy.train._spectral_start import anomaly_of_rank
 
 N_GENES = 20_000
 N_AXES = 128
 MAX_TOKENS = 1024
-CELLS, MIXTURES = 0.25, 0.25  # variance of cell types and of their mixtures, as a share of that of the spots
+CELLS, MIXTURES = 0.15, 0.15  # variance of cell types and of their mixtures, as a share of that of the spots
+K_PATIENT = 96  # axes of a patient's covariance that are kept
 N_MIXTURES = 8  # a tissue
 N_DRAWS = 6  # of molecules, for each profile
 DEPTH, DEPTH_SPREAD = 3000.0, 0.5  # molecules of a drawn spot: median, and deviation of its logarithm
-N_NEIGHBORHOOD, K_NEIGHBORHOOD = 900, 64  # of a patient: spots, and axes that are kept, of spots and neighbours
-N_HALVES, K_HALVES = 500, 48  # of both halves
-NOISE = 3.0  # of halves, beside the variance of features, by which the head divides
 SEED = 0
 
 
-class Spots(NamedTuple):
-    """A section: both halves of its molecules as weighted genes (n, G), all of them, and coordinates."""
+class Section(NamedTuple):
+    """A training section, opened: its counts (n, genes), their rows of the vocabulary, and coordinates (n, 2)."""
 
-    a: sparse.csr_matrix
-    b: sparse.csr_matrix
-    all: sparse.csr_matrix
+    name: str
+    counts: sparse.csr_matrix
+    rows: np.ndarray
     xy: np.ndarray
 
 
-def approved(means):
+class Weighing(NamedTuple):
+    """The vocabulary, and what a gene weighs by its rank (L,) and level (G,)."""
+
+    vocabulary: pp.Vocabulary
+    gate: np.ndarray
+    level: np.ndarray
+
+    def __call__(self, counts, rows):
+        """Weighted genes (n, G) of counts."""
+        tokens = rank_tokens(counts, rows, self.vocabulary.divisors, len(self.gate))
+        return weighted_genes(tokens, self.gate, self.level)
+
+
+def weighing(paths):
     """One gene one token: the 20,000 genes in most spots among those that HGNC approves with an Ensembl id."""
-    human = human_genes()
+    human, means = human_genes(), gene_means(paths)
     means = means[means["gene_id"].isin(human.of_id)]
     means = means.sort_values(["n_spots", "gene_id"], ascending=[False, True]).head(N_GENES).sort_values("gene_id")
     symbols = [human.symbols[human.of_id[gene]] for gene in means["gene_id"]]
-    return pp.Vocabulary(means.assign(symbol=symbols)[["gene_id", "symbol", "divisor"]])
+    vocabulary = pp.Vocabulary(means.assign(symbol=symbols)[["gene_id", "symbol", "divisor"]])
+    return Weighing(vocabulary, np.log1p(anomaly_of_rank(MAX_TOKENS)), np.log1p(vocabulary.divisors))
 
 
-def spots_of(paths, vocabulary, weigh, rng):
-    """The sections, one by one."""
-    for path in paths:
-        section = ad.read_h5ad(path)
-        rows, counts = vocabulary.match(section).rows, sparse.csr_matrix(section.X)
-        a, b = (weigh(half, rows) for half in halves(counts, rng))
-        yield Spots(a, b, weigh(counts, rows), np.asarray(section.obsm["spatial"], dtype=float))
+def opened(folder, manifest, weigh):
+    """The sections of a manifest."""
+    for path, name in zip(manifest["path"], manifest["name"], strict=True):
+        section = ad.read_h5ad(folder / path)
+        rows = weigh.vocabulary.match(section).rows
+        yield Section(name, sparse.csr_matrix(section.X), rows, np.asarray(section.obsm["spatial"], dtype=float))
 
 
-def pieces(sections, most):
-    """Rows of a compact piece of each section, `most` spots together."""
-    n = sum(len(s.xy) for s in sections)
-    for section in sections:
-        k = min(len(section.xy), max(60, int(most * len(section.xy) / n)))
-        distance = np.linalg.norm(section.xy - np.median(section.xy, axis=0), axis=1)
-        yield section, np.sort(np.argsort(distance, kind="stable")[:k])
+def patients(names):
+    """Patient of each section."""
+    names = pd.Series(names)
+    return names.str.extract(r"^(HER2ST_.|BC_ST)", expand=False).fillna(names).to_numpy()
 
 
-def of_patient(sections):
-    """The factors (G, k) of two covariances of a patient: between spots and their neighbours, and between halves."""
-    n = sum(len(s.xy) for s in sections)
-    near = list(pieces(sections, N_NEIGHBORHOOD))
-    genes = sparse.vstack([s.all[rows] for s, rows in near], format="csr")
-    graph = sparse.block_diag([neighbor_graph(s.xy[rows]) for s, rows in near], format="csr")
-    around = factor(genes, (graph + graph.T) / 2, K_NEIGHBORHOOD) * np.sqrt(n / genes.power(2).sum())
-    parts = list(pieces(sections, N_HALVES))
-    a, b = (sparse.vstack([x(s)[rows] for s, rows in parts], format="csr") for x in (lambda s: s.a, lambda s: s.b))
-    one = sparse.identity(a.shape[0], format="csr")
-    swapped = sparse.block_array([[None, one], [one, None]], format="csr") / 2
-    between = factor(sparse.vstack([a, b], format="csr"), swapped, K_HALVES) * np.sqrt(n / a.power(2).sum())
-    return np.hstack([around, between]).astype(np.float32)
+def of_patient(genes, places):
+    """Factor (G, m) of a patient's covariance between spots and neighbours, by all spots of its sections.
 
-
-def factor(genes, pairs, k):
-    """Leading eigenvectors (G, k) of genes' x pairs x genes, each as long as the root of its eigenvalue.
-
-    Genes (n, G) are centred, `pairs` (n, n) is symmetric. Solved among spots, which are fewer than genes.
+    Compact pieces of the sections instead of all spots lose the cortex: a piece shows few of its layers.
     """
-    mean = np.asarray(genes.mean(axis=0)).ravel()
-    along = np.asarray(genes @ mean).ravel()
-    values, vectors = linalg.eigh((genes @ genes.T).toarray() - along[:, None] - along + mean @ mean)
-    known = values > 1e-5 * values.max()
-    values, vectors = values[known], vectors[:, known]
-    half = vectors * np.sqrt(values)
-    found, turn = np.linalg.eigh(half.T @ (pairs @ half))
-    order = np.argsort(-found)[:k]
-    order = order[found[order] > 0]
-    weights = (vectors / np.sqrt(values)) @ turn[:, order]
-    return (genes.T @ (weights - weights.mean(axis=0))) * np.sqrt(found[order])
+    parts = [SpotGenes(x, neighbor_graph(xy)) for x, xy in zip(genes, places, strict=True)]
+    axes = leading_axes(parts, K_PATIENT, np.random.default_rng(SEED))
+    seen = sum(np.einsum("gk,gk->k", axes, part.agreement(axes, 0.0)) for part in parts)
+    return (axes * np.sqrt(np.clip(seen, 0, None))).astype(np.float32)
 
 
 def drawn(expected, rows, weigh, rng):
@@ -123,18 +113,21 @@ def drawn(expected, rows, weigh, rng):
     return values - values.mean(axis=0)
 
 
-def profiles(path, vocabulary, weigh, rng):
-    """Cell types and mixtures of them, (p, G) each, every tissue of a study centred."""
+def profiles(path, weigh, rng):
+    """Cell types and mixtures of them, (p, G) each, every tissue of a study centred; and the tissue of each row."""
     table = ad.read_h5ad(path)
-    rows = vocabulary.match(table).rows
+    rows = weigh.vocabulary.match(table).rows
     tissue = table.obs[["tissue", "study", "group"]].astype(str).agg("|".join, axis=1)
-    cells, mixtures = [], []
-    for mine in tissue.groupby(tissue, sort=False).groups.values():
+    cells, mixtures, of_cells, of_mixtures = [], [], [], []
+    for name, mine in tissue.groupby(tissue, sort=False).groups.items():
         expected = table[mine].X.toarray().astype(np.float64)
         cells.append(drawn(expected, rows, weigh, rng))
         shares = rng.dirichlet(np.full(len(expected), 0.25), N_MIXTURES)
         mixtures.append(drawn(shares @ expected, rows, weigh, rng))
-    return np.vstack(cells).astype(np.float32), np.vstack(mixtures).astype(np.float32)
+        of_cells += [name.partition("|")[0]] * len(expected)
+        of_mixtures += [name.partition("|")[0]] * N_MIXTURES
+    cells, mixtures = (np.vstack(x).astype(np.float32) for x in (cells, mixtures))
+    return cells, mixtures, np.array(of_cells), np.array(of_mixtures)
 
 
 def axes_of(spots, cells, mixtures, k):
@@ -149,33 +142,61 @@ def axes_of(spots, cells, mixtures, k):
     return (joint @ (vectors[:, ::-1] / np.sqrt(values[::-1]))).astype(np.float32)
 
 
-def model_of(vocabulary, gate_L, level_G, axes_GK, sections):
-    """A `Stamp` whose gene embedding is the principal components of the training spots' features (n, K)."""
+def head_of(features):
+    """Principal components (K, K) of features (n, K), divided by the square root of their deviation, and the mean.
+
+    This is between components alone, where a few dominate, and whitening, where noise counts as much as signal.
+    """
+    centre = features.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((features - centre).T))
+    return vectors[:, ::-1].T / values[::-1, None] ** 0.25, centre
+
+
+def model_of(weigh, axes_GK, features):
+    """A `Stamp` whose gene embedding is `head_of` the features (n, K) of the training spots."""
     k = axes_GK.shape[1]
     gene = models.GeneConfig(
-        n_genes=len(vocabulary), width=k, depth=1, heads=4, feedforward=k, max_tokens=MAX_TOKENS, pooling="bag",
-        tied_heads=True, norm="pre", rank_gate=True,
+        n_genes=len(weigh.vocabulary), width=k, depth=2, heads=4, feedforward=2 * k, max_tokens=MAX_TOKENS,
+        pooling="bag", tied_heads=True, norm="pre", rank_gate=True,
     )  # fmt: skip
     torch.manual_seed(SEED)  # of the layers, which have no part in the embedding
-    model = models.Stamp(models.StampConfig(gene=gene, embedding=k), vocabulary.frame)
-    table_GK = level_G[:, None] * axes_GK
-    scale = TABLE_STD / table_GK.std()
-    gate_L = gate_L / (mean := gate_L.mean())
-    back = scale / mean / MAX_TOKENS  # features as the tower gives them
-    features = np.vstack([s.all @ axes_GK for s in sections]).astype(np.float64) * back
-    noise = sum(np.cov(((s.a - s.b) @ axes_GK).T * back) for s in sections)
-    centre = features.mean(axis=0)
-    spread = np.cov((features - centre).T)
-    values, vectors = np.linalg.eigh(spread + NOISE * np.trace(spread) / np.trace(noise) * noise)
-    head = vectors[:, ::-1].T / values[::-1, None] ** 0.25  # between leaving components alone and whitening them
+    model = models.Stamp(models.StampConfig(gene=gene, embedding=k), weigh.vocabulary.frame)
+    table_GK = weigh.level[:, None] * axes_GK
+    scale, mean = TABLE_STD / table_GK.std(), weigh.gate.mean()
+    head, centre = head_of(features.astype(np.float64) * scale / mean / MAX_TOKENS)  # as the tower gives them
     with torch.no_grad():
         rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(table_GK))
         model.gene.embeddings.weight.zero_()[rows] = torch.from_numpy(table_GK * scale)
         model.gene.positional_embedding.weight.zero_()
-        model.gene.rank_gate.copy_(torch.from_numpy(gate_L)[:, None].expand_as(model.gene.rank_gate))
+        model.gene.rank_gate.copy_(torch.from_numpy(weigh.gate / mean)[:, None].expand_as(model.gene.rank_gate))
+        for last in model.gene.residual_outputs():  # untrained layers add nothing
+            last.weight.zero_()
+            last.bias.zero_()
         model.gene_head.weight.copy_(torch.from_numpy(head.copy()))
         model.gene_head.bias.copy_(torch.from_numpy(-head @ centre))
     return model.eval()
+
+
+def with_image(model, other, folder, manifest):
+    """The model with the image tower of another, whose head is rotated into this model's gene space."""
+    both = []
+    for one in (other, model):
+        sections = (ad.read_h5ad(folder / path) for path in manifest["path"])
+        found = (
+            stampy.tl.embed(s, one, modality="gene", key_added="X", copy=True, show_progress_bar=False).obsm["X"]
+            for s in sections
+        )
+        both.append(np.vstack(list(found)).astype(np.float64))
+    turn, _ = linalg.orthogonal_procrustes(*both)
+    whole = models.Stamp(models.StampConfig(gene=model.config.gene, image=other.config.image,
+                                            embedding=model.config.embedding), model.genes)  # fmt: skip
+    whole.load_state_dict(other.state_dict() | model.state_dict())
+    with torch.no_grad():
+        turn = torch.from_numpy(turn.T.astype(np.float32))
+        for head in (whole.patch_head, whole.region_head):  # those that are compared with genes
+            head.weight.copy_(turn @ head.weight)
+            head.bias.copy_(turn @ head.bias)
+    return whole.eval()
 
 
 def main():
@@ -183,23 +204,26 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--profiles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--image", help="model whose image tower is kept")
     arguments = parser.parse_args()
-    folder, rng = arguments.folder, np.random.default_rng(SEED)
+    folder = arguments.folder
     manifest = pd.read_csv(folder / "pretrain.tsv", sep="\t")
-    vocabulary = approved(gene_means(folder / path for path in manifest["path"]))
-    gate_L, level_G = np.log1p(anomaly_of_rank(MAX_TOKENS)), np.log1p(vocabulary.divisors)
-
-    def weigh(counts, rows):
-        return weighted_genes(rank_tokens(counts, rows, vocabulary.divisors, MAX_TOKENS), gate_L, level_G)
-
-    sections = list(spots_of([folder / path for path in manifest["path"]], vocabulary, weigh, rng))
-    patients = manifest["name"].str.extract(r"^(HER2ST_.|BC_ST)", expand=False).fillna(manifest["name"])
-    factors = [of_patient([sections[i] for i in rows]) for rows in patients.groupby(patients).indices.values()]
-    print(f"{sum(len(s.xy) for s in sections)} spots of {len(sections)} sections, {len(factors)} patients", flush=True)
-    cells, mixtures = profiles(arguments.profiles, vocabulary, weigh, rng)
+    weigh = weighing(folder / path for path in manifest["path"])
+    sections = list(opened(folder, manifest, weigh))
+    genes, who = [weigh(s.counts, s.rows) for s in sections], patients(manifest["name"])
+    spots = np.hstack(
+        [
+            of_patient([genes[i] for i in mine], [sections[i].xy for i in mine])
+            for mine in (np.flatnonzero(who == patient) for patient in pd.unique(who))
+        ]
+    )
+    print(f"{sum(len(s.xy) for s in sections)} spots of {len(sections)} sections", flush=True)
+    cells, mixtures, *_ = profiles(arguments.profiles, weigh, np.random.default_rng(SEED))
     print(f"{len(cells)} cell types, {len(mixtures)} mixtures", flush=True)
-    axes_GK = axes_of(np.hstack(factors), cells, mixtures, N_AXES)
-    model = model_of(vocabulary, gate_L, level_G, axes_GK, sections)
+    axes_GK = axes_of(spots, cells, mixtures, N_AXES)
+    model = model_of(weigh, axes_GK, np.vstack([x @ axes_GK for x in genes]))
+    if arguments.image:
+        model = with_image(model, models.load(arguments.image, device="cpu"), folder, manifest)
     models.save(model, arguments.out)
 
 

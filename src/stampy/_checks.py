@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -38,6 +40,7 @@ __all__ = [
     "replaceable",
     "results",
     "single",
+    "space_for",
     "two_labels",
     "unknown",
     "warn",
@@ -56,6 +59,19 @@ class StampyWarning(UserWarning):
 
 
 _SUBJECT: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextlib.contextmanager
+def space_for(path: Path) -> Iterator[None]:
+    """Where the disk is full, raise an error that names the file, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "No space left on the disk" in str(error):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        text = f"No space left on the disk of {str(path.parent)!r} for {path.name} ({free:.1f} MB free)."
+        raise OSError(error.errno, text) from error
 
 
 @contextlib.contextmanager
@@ -202,8 +218,8 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
     bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
-            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Leave those out, "
-            f"e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
+            f"`adata.obsm['{key}']` has NaN or infinite values for {bad} of {len(values)} spots. Remove these "
+            f"spots, e.g. `adata = adata[np.isfinite(adata.obsm['{key}']).all(axis=1)].copy()`."
         )
     return single(values, f"adata.obsm['{key}']")
 
@@ -268,7 +284,7 @@ def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size")
     found = shortlist(f"{name}: {n}" if name else f"{n} spots" for name, n in small.items())
     raise ValueError(
         f"A section needs at least {size} spots to form a neighbourhood group, found {found}. "
-        f"Choose a smaller `{setting}` or leave the section out."
+        f"Choose a smaller `{setting}` or remove the section."
     )
 
 

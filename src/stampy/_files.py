@@ -67,7 +67,6 @@ DAMAGED = (
 )
 _SEAL = b"\nstampy-sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
-
 WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
 _PARTS, _PART_BYTES = 64, 2**20  # of a larger one
 
@@ -92,9 +91,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        make_ordinary(temporary)  # mkstemp makes it private
-        os.replace(temporary, path)
+        with _checks.space_for(path):
+            yield temporary
+            make_ordinary(temporary)  # mkstemp makes it private
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,7 +110,8 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
         new, old = work / _NEW, work / _OLD
-        yield new
+        with _checks.space_for(path):
+            yield new
         if not os.path.lexists(path):
             os.replace(new, path)
         elif not _exchange(new, path):
@@ -197,8 +198,7 @@ def _exchange(a: Path, b: Path) -> bool:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    here = -100  # AT_FDCWD
-    return call(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # RENAME_EXCHANGE
+    return call(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
 
 
 def digest(names: Iterable[str]) -> str:
@@ -361,8 +361,8 @@ class FolderLock:
             ) from error
         except OSError as error:
             _checks.warn(
-                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): nothing keeps a second "
-                f"process from working in it. Start no other {what} there."
+                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): stampy cannot prevent a "
+                f"second process from using it. Start no other {what} there."
             )
             return
         if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):

@@ -31,7 +31,7 @@ def check_workers(scheduler: str | None, n_workers: int | None) -> None:
     if n_workers is not None:
         _checks.at_least("n_workers", n_workers, 1)
     if scheduler is not None and n_workers is not None:
-        raise ValueError("`n_workers` has no effect beside `scheduler`: the cluster has its own. Omit one.")
+        raise ValueError("`n_workers` has no effect with `scheduler`: the cluster has its own. Omit one.")
 
 
 @contextlib.contextmanager

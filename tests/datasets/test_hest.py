@@ -100,9 +100,9 @@ def test_missing_files_are_named(tmp_path):
     folder = table_only(tmp_path / "hest", [row("A"), row("B"), row("C")])
     (folder / "st" / "B.h5ad").unlink()
     (folder / "wsis" / "C.tif").unlink()
-    with pytest.warns(UserWarning, match=r"2 of 3 sections are left out, as a file is missing: .*B\.h5ad.*C\.tif"):
+    with pytest.warns(UserWarning, match=r"2 of 3 sections are skipped, because a file is missing: .*B\.h5ad.*C\.tif"):
         assert datasets.hest_manifest(folder)["name"].tolist() == ["A"]
-    with pytest.warns(UserWarning, match=r"1 of 3 sections are left out"):
+    with pytest.warns(UserWarning, match=r"1 of 3 sections are skipped"):
         manifest = datasets.hest_manifest(folder, images=False)
     assert manifest["image"].map(bool).tolist() == [True, False]
     with pytest.raises(ValueError, match=r"No section is left .*2 lack files, such as '.*A\.h5ad'"):

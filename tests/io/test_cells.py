@@ -151,6 +151,24 @@ def test_cosmx(tmp_path, end, told):
     assert binned.X.sum() == X.sum()
 
 
+def test_cosmx_with_other_names_of_the_fields(tmp_path):
+    cosmx(tmp_path)
+    table = {"FOV": [1, 2], "x_global_px": [0, 4000], "y_global_px": [0, 0], "x_global_mm": [0, 0.48], "y_global_mm": 0}
+    put(tmp_path / "S1_fov_positions_file.csv", pd.DataFrame(table).to_csv(index=False))
+    assert stampy.read(tmp_path).uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"] == pytest.approx(0.12)
+
+
+def test_cosmx_with_centres_in_mm_alone(tmp_path):
+    names = cosmx(tmp_path)
+    path = tmp_path / "S1_metadata_file.csv"
+    places = pd.read_csv(path)
+    x, y = places.pop("CenterX_global_px"), places.pop("CenterY_global_px")
+    put(path, places.assign(x_FOV_px=1, y_FOV_px=2, x_slide_mm=x / 1000, y_slide_mm=y / 1000).to_csv(index=False))
+    found = stampy.read(tmp_path)
+    same(found, names=names)  # in µm
+    assert found.uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"] == 1.0
+
+
 def test_cosmx_that_does_not_tell_its_scale(tmp_path):
     cosmx(tmp_path)
     with pytest.warns(stampy.StampyWarning, match="do not state how large a pixel is"):

@@ -105,7 +105,7 @@ def test_what_is_not_there(in_memory):
         stampy.read(f"{in_memory}/b.zarr")
     with pytest.raises(FileNotFoundError, match=r"No file at 'memory://stampy/b\.h5ad'"):
         stampy.read(f"{in_memory}/b.h5ad")
-    with pytest.raises(ValueError, match="no section that stampy reads from an address"):
+    with pytest.raises(ValueError, match="not a section that stampy reads from an address"):
         stampy.read(f"{in_memory}/outs")
     with pytest.raises(ValueError, match="`bin_um` has no effect"):
         stampy.read(f"{in_memory}/a.zarr", bin_um=8)

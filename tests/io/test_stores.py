@@ -191,7 +191,7 @@ def test_mudata(tmp_path, rna, kind):
     else:
         with h5py.File(path, "w") as file:
             mudata(file, rna=rna)
-    with pytest.warns(stampy.StampyWarning, match=rf"modality '{rna}' was read, \['prot'\] were left out"):
+    with pytest.warns(stampy.StampyWarning, match=rf"modality '{rna}' was read, \['prot'\] were ignored"):
         found = stampy.read(path)
     same(found)
     assert found.uns["spatial"]["lib"]["scalefactors"]["spot_diameter_fullres"] == 9

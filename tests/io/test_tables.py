@@ -147,7 +147,7 @@ def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
 def test_st_damaged_table_of_spots_is_not_passed_over_in_silence(tmp_path):
     put(tmp_path / "S.tsv", wide(SPOTS))
     (tmp_path / "spots.tsv.gz").write_bytes(gzip.compress(alignment().encode())[:40])
-    with pytest.warns(stampy.StampyWarning, match=r"spots\.tsv\.gz is left out: .*truncated"):
+    with pytest.warns(stampy.StampyWarning, match=r"spots\.tsv\.gz is ignored: .*truncated"):
         stampy.read(tmp_path)
 
 

@@ -1,5 +1,9 @@
 """The convolutional image tower: what it computes, what it sees, and what goes with it."""
 
+import subprocess
+import sys
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +132,24 @@ def test_saved_and_loaded(model, tmp_path):
     assert again.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_packaged_model_needs_no_timm():
+    code = (
+        "import sys, torch, stampy; m = stampy.models.load('stampy-mini', device='cpu');"
+        "print(m.embed_images(torch.zeros(1, 2, m.size_px, m.size_px, 3, dtype=torch.uint8)).shape[1],"
+        " [name for name in ('timm', 'torchvision') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split(maxsplit=1) == ["128", "[]\n"]
+
+
+def test_packaged_stem_brings_its_licence():
+    folder = files("stampy") / "models" / "weights" / "stampy-mini"
+    text = (folder / "LICENSE-EfficientNet-Lite0.txt").read_text()
+    assert "Copyright (c) 2020, ML Illustrated" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert "Apache License 2.0" in (folder / "README.md").read_text()
 
 
 # In the tools

@@ -805,7 +805,7 @@ def test_two_paths():
         models.load_system("uni:a.bin", "b.bin")
 
 
-@pytest.mark.parametrize(("name", "message"), [("pca", "fitted to a whole section"), ("stnet", "trained by you")])
+@pytest.mark.parametrize(("name", "message"), [("pca", "is fitted to a section"), ("stnet", "trained by you")])
 def test_what_has_no_weights(name, message):
     with pytest.raises(ValueError, match=message):
         models.load(name)

@@ -222,7 +222,7 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     match = human.match(section([*NAMES, *several], np.array([100] * 14 + [1] * 3)))
     assert match.ambiguous == tuple(several)
     assert match.n_matched == 14
-    assert "3 names may be several genes" in str(match)
+    assert "3 names are ambiguous" in str(match)
 
 
 # ---- what is no gene -----------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_features_that_are_no_genes(human, column, kind):
     assert match.rows.tolist() == [0, 11, 12, -1]
     assert match.left_out == {kind: 1}
     assert match.unmatched_share == 0
-    assert f"left out as no genes: 1 {kind}" in str(match)
+    assert f"not genes, and ignored: 1 {kind}" in str(match)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_nothing_but_antibodies(human):
 
 
 def test_antibodies_that_look_like_repeated_genes(human):
-    with pytest.warns(StampyWarning, match="repeat a gene by its name alone hold 90% of the counts"):
+    with pytest.warns(StampyWarning, match="repeat a gene only by its name account for 90% of the counts"):
         human.match(section(["GAPDH", "CD4", "CD4-1"], np.array([5, 5, 90])))
 
 
@@ -300,7 +300,7 @@ def test_the_likely_reason(human, names, reason):
 def test_a_small_loss_is_in_the_report_alone(human):
     match = human.match(section(["GAPDH", "TP53", "AKT1"], np.array([50, 47, 3])))
     assert match.unmatched_share == pytest.approx(0.03)
-    assert "they hold 97.0% of the counts" in str(match)
+    assert "they account for 97.0% of the counts" in str(match)
     assert match.record()["unmatched_share"] == pytest.approx(0.03)
 
 
@@ -498,7 +498,7 @@ def test_numbers_are_dates_only_where_they_are_few(human):
 
 def test_genomes_in_a_column(human):
     columns = {"genome": ["GRCh38"] * len(NAMES) + ["mm10"] * len(NAMES)}
-    with pytest.warns(StampyWarning, match="genes of another species, by the genome"):
+    with pytest.warns(StampyWarning, match="genes of another species, according to the genome"):
         match = human.match(section([*NAMES, *NAMES], **columns))
     assert (match.rows[: len(NAMES)] >= 0).all()
     assert (match.rows[len(NAMES) :] < 0).all()

@@ -201,7 +201,7 @@ def test_threads_do_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("xy", "arguments", "error", "message"),
     [
-        (square(4, 2), {}, ValueError, r"at least 9 spots .* found \['8 spots'\]\. Choose a smaller `size=`"),
+        (square(4, 2), {}, ValueError, r"at least 9 spots .* found \['8 spots'\]\. Choose a smaller `size`"),
         (np.empty((0, 2)), {}, ValueError, "found .'0 spots'."),
         (square(5, 5), {"size": 1}, ValueError, "`size` must be at least 2, found 1"),
         (square(5, 5), {"size": 2.0}, TypeError, "`size` must be an integer"),
@@ -296,7 +296,7 @@ def test_spatialdata():
 def test_many_dropped_spots_warn():
     far = square(3, 3) * 1000
     adata = section(np.vstack([square(6, 6), far + 50, square(9, 9)]), library=["thin"] * 45 + ["whole"] * 81)
-    with pytest.warns(UserWarning, match=r"\['thin: 9 of 45'\]. Raise `max_distance=`") as caught:
+    with pytest.warns(UserWarning, match=r"\['thin: 9 of 45'\]. Increase `max_distance=`") as caught:
         neighborhoods(adata, library_key="library")
     assert caught[0].filename == __file__
     assert (adata.obs["stamp_group"] < 0).sum() == 9

@@ -367,7 +367,7 @@ def test_swapped_axes_are_named():
 
 def test_some_spots_outside_are_padded():
     adata = section([[10, 20], [40, 50], [900, 50]], ramp())
-    with pytest.warns(UserWarning, match="1 of 3 spots lie outside"):
+    with pytest.warns(UserWarning, match="1 of 3 spots are outside"):
         source = TileSource.open(adata, um_per_px=1.0, tile_um=10, size_px=10)
     assert (source.read([2]) == 255).all()
     assert not source.region_cells()[2].any()

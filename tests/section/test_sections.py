@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -252,7 +253,7 @@ def test_swapped_axes_are_named_on_a_square_image(one):
 
 
 def test_um_per_px_of_the_reduced_image_is_named(one):
-    with pytest.warns(stampy.StampyWarning, match="µm apart on a hexagonal grid, where Visium has 100 µm"):
+    with pytest.warns(stampy.StampyWarning, match="µm apart on a hexagonal grid, but on Visium the distance is 100 µm"):
         pp.tiles(one, size_px=16, um_per_px=8.0)
 
 
@@ -301,7 +302,7 @@ def test_everything_that_uses_neighbours_or_folds_refuses(one):
     ):
         with pytest.raises(ValueError, match=r"overlap.*would fit: 'sample'"):
             call()
-    with pytest.warns(stampy.StampyWarning, match="coherence of the domains is left out"):
+    with pytest.warns(stampy.StampyWarning, match="coherence of the domains is not computed"):
         tl.domains(both, 2, use_rep="X_e", method="kmeans")
 
 
@@ -321,7 +322,7 @@ def test_sections_named_in_uns():
 def test_embed_takes_the_one_column_that_fits():
     adata = datasets.toy(n_spots=40, n_sections=2)
     expected = tl.embed(adata, modality="gene", context="neighbors", library_key="section", copy=True, **QUIET)
-    with pytest.warns(stampy.StampyWarning, match=r"told apart by `adata.obs\['section'\]`"):
+    with pytest.warns(stampy.StampyWarning, match=r"separated by `adata.obs\['section'\]`"):
         tl.embed(adata, modality="gene", context="neighbors", **QUIET)
     np.testing.assert_array_equal(adata.obsm["X_stamp"], expected.obsm["X_stamp"])
 
@@ -470,7 +471,7 @@ def test_coordinates_in_another_place_are_named(one):
 
 def test_spots_without_a_position_are_named(one):
     one.obsm["spatial"][:5] = 0
-    with pytest.raises(ValueError, match=r"5 of \d+ spots have the same coordinates, \(0, 0\).*Leave them out"):
+    with pytest.raises(ValueError, match=r"5 of \d+ spots have the same coordinates, \(0, 0\).*Remove them"):
         pp.neighborhoods(one)
     g = np.random.default_rng(0)
     many = ad.AnnData(np.ones((1000, 3)), obsm={"spatial": g.random((1000, 2)) * 900})
@@ -484,7 +485,23 @@ def test_kinds_of_cells_that_keep_apart_have_a_way_on():
     xy = np.column_stack([x.ravel(), y.ravel()]) * 30.0 + np.random.default_rng(0).normal(0, 5, (900, 2))
     cells = ad.AnnData(np.ones((900, 3)), obsm={"spatial": xy})
     cells.obs["kind"] = np.where((x + y).ravel() % 2, "a", "b")
-    with pytest.raises(ValueError, match=r"would fit: 'kind'.*If it is one section, say so by a column with one value"):
+    with pytest.raises(ValueError, match=r"would fit: 'kind'.*If it is one section, pass a column with only one value"):
         places_of(cells)
     cells.obs["section"] = "1"
     assert places_of(cells, library_key="section").names == ["1"]
+
+
+def test_the_size_of_a_pixel_that_the_file_states(one, tmp_path):
+    picture = one.uns["spatial"]["toy"]["images"]["hires"]
+    um = sections_of(one)[0].require_pixel().um_per_px
+    for stated, doubted in ((um, False), (1.2 * um, False), (2 * um, True), (25_400 / 96, False)):  # the last: a screen
+        path = tmp_path / f"{stated}.tif"
+        tifffile.imwrite(path, picture, photometric="rgb", resolution=(1e4 / stated,) * 2, resolutionunit="CENTIMETER")
+        notes = []
+        sections_of(one, Wishes(image=path), needs=["image", "scale"], notes=notes)
+        assert [f"states {stated:.4g} µm per px" in note for note in notes] == [True] * doubted
+        sections_of(one, Wishes(image=path, um_per_px=um), needs=["image", "scale"])
+    one.uns["spatial"]["toy"]["scalefactors"] = {"tissue_hires_scalef": 1.0}
+    one.obsm["spatial"] = one.obsm["spatial"] + np.random.default_rng(0).normal(0, 20, (one.n_obs, 2))
+    with pytest.raises(ValueError, match=r"`um_per_px=`.*The image file states"):
+        sections_of(one, Wishes(image=path.with_name(f"{um}.tif")), needs=["scale"])

@@ -113,7 +113,7 @@ def test_written_as_said(aligned, tmp_path):
         ({"n_spots": 0}, "at least 1"),
         ({"method": "shapley"}, "must be one of"),
         ({"genes": ["NOSUCHGENE"]}, "Only 0 of 1 genes"),
-        ({"genes": ["COL1A1", "NOSUCHGENE"]}, "Leave them out"),
+        ({"genes": ["COL1A1", "NOSUCHGENE"]}, "Omit them"),
     ],
 )
 def test_bad_arguments(aligned, arguments, message):

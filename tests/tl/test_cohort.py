@@ -164,7 +164,7 @@ def test_a_bad_section_is_named(manifest, weights, tmp_path):
         ({"suffix": "h5ad"}, ValueError, "`suffix` must be one of"),
         ({"on_error": "ignore"}, ValueError, "`on_error` must be one of"),
         ({"contents": "some"}, ValueError, "`contents` must be one of"),
-        ({"scheduler": "tcp://nowhere:1"}, ValueError, "`n_workers` has no effect beside `scheduler`"),
+        ({"scheduler": "tcp://nowhere:1"}, ValueError, "`n_workers` has no effect with `scheduler`"),
         ({"modalities": "gene"}, ValueError, "Did you mean 'modality'"),
         ({"device": "cpu", "n_devices": 2}, ValueError, "`device` and `n_devices` were given"),
     ],
@@ -371,8 +371,8 @@ def test_records_that_are_damaged_are_not_trusted(folder, weights, tmp_path):
     [
         (["a.h5ad"], "Expected IN OUT, found 1 paths"),
         (["a.h5ad", "b.h5ad", "--workers", "2"], "--workers needs --out FOLDER"),
-        (["a.h5ad", "b.h5ad", "--out", "o", "--image", "x.tif"], "--image goes with a single section"),
-        (["a.h5ad", "b.h5ad", "--out", "o", "--resume", "r"], "--resume goes with a single section"),
+        (["a.h5ad", "b.h5ad", "--out", "o", "--image", "x.tif"], "--image is only for a single section"),
+        (["a.h5ad", "b.h5ad", "--out", "o", "--resume", "r"], "--resume is only for a single section"),
     ],
 )
 def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, arguments, message):

@@ -89,7 +89,9 @@ def test_raw_is_kept_in_another_format(folder, model, tmp_path):
 
 
 def test_results_never_replace_their_section(folder, model):
-    with pytest.raises(ValueError, match=r"Section 'a': the result, which does not hold all .* Choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"Section 'a': the result, which does not contain all .* Choose another folder"
+    ):
         tl.embed_sections([folder / "a.h5ad"], folder, model=model, contents="results", overwrite=True, **GENES)
     assert anndata.read_h5ad(folder / "a.h5ad").n_vars > 0
 

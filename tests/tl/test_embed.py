@@ -208,7 +208,7 @@ def test_nan_coordinates(toy, model):
 def test_coordinates_outside_the_image(toy, model):
     adata = toy.copy()
     adata.obsm["spatial"] = adata.obsm["spatial"] + 1e5
-    with pytest.raises(ValueError, match="lie outside the image"):
+    with pytest.raises(ValueError, match="are outside the image"):
         tl.embed(adata, model, **QUIET)
 
 
@@ -278,7 +278,7 @@ def test_wrong_type(model):
 
 def test_model_without_an_image_tower(toy, model):
     alone = models.Stamp(models.StampConfig(gene=model.config.gene), model.genes)
-    with pytest.warns(UserWarning, match="has no image tower: genes alone"):
+    with pytest.warns(UserWarning, match="has no image tower: only genes"):
         found = tl.embed(toy, alone, copy=True, **QUIET)
     assert found.uns["stamp"]["X_stamp"]["modality"] == "gene"
     for asked in ("image", "fused"):

@@ -146,6 +146,18 @@ def test_tissue_mask_knows_glass_and_full_slides():
     assert (tissue_mask(half) == (np.arange(120) >= 60)[:, None]).mean() > 0.98
 
 
+def test_pale_tissue_on_a_grey_background():
+    random = np.random.default_rng(0)
+    place = np.zeros((120, 80), bool)
+    place[30:70, 20:60] = True
+    for background, tissue in (((155, 165, 173), (145, 135, 150)), ((160, 160, 160), (125, 125, 125))):
+        picture = np.where(place[..., None], tissue, background) + random.normal(0, 2, (120, 80, 3))
+        mask = tissue_mask(np.clip(picture, 0, 255).astype(np.uint8))
+        assert (mask == place).mean() > 0.97
+    scan = np.where(place[..., None], 0, (155, 165, 173)).astype(np.uint8)  # nothing was scanned there
+    assert not tissue_mask(scan).any()
+
+
 @given(st.integers(0, 2**32 - 1))
 @quick
 def test_covered_is_exact(seed):
@@ -714,3 +726,22 @@ def test_gdc_query_is_an_address():
     assert "md5sum" in query["fields"][0]
     with pytest.raises(ValueError, match="must be one of"):
         datasets.gdc_query(strategy="frozen")
+
+
+def test_tissue_of_a_real_section_on_grey(data_dir):
+    folder = data_dir / "10x" / "crc16" / "spatial"
+    (positions,) = folder.glob("*positions*")
+    (picture,) = folder.glob("*hires*")
+    (factors,) = folder.glob("*scalefactors*")
+    spots = pd.read_csv(positions, header=None)
+    spots = spots[pd.to_numeric(spots[1], errors="coerce").notna()]
+    scale = json.loads(factors.read_text())
+    xy = spots[[5, 4]].to_numpy(float) * scale["tissue_hires_scalef"]
+    with SlideImage.open(picture) as image:
+        um = 65 / (scale["spot_diameter_fullres"] * scale["tissue_hires_scalef"])
+        seen = overview(image, max(1.0, 8 / um))
+        step = image.shape[1] / seen.shape[1]
+    x, y = np.clip((xy / step).astype(int), 0, np.array(seen.shape[1::-1]) - 1).T
+    found, inside = tissue_mask(seen)[y, x], spots[1].astype(int).to_numpy() == 1
+    assert found[inside].mean() > 0.7
+    assert found[~inside].mean() < 0.02

@@ -695,3 +695,11 @@ def test_empty_spots_are_named_and_stay_out_of_the_means_of_others(one):
     smooth = clustering.smoothed(ones, one.obsm["spatial"], 6)
     assert (smooth[5:] == 1).all()
     assert not smooth[:5].any()
+
+
+def test_fewer_domains_than_asked_for_are_said():
+    values = np.repeat(np.eye(2, 4, dtype=np.float32), 20, axis=0)
+    with pytest.warns(UserWarning, match="2 instead of 3 domains: the embedding has only 2 different vectors"):
+        codes, how = clustering.find_domains(values, 3, method="kmeans")
+    assert how["n_domains"] == 2
+    assert np.bincount(codes).tolist() == [20, 20]

@@ -10,14 +10,13 @@ from pathlib import Path
 
 
 def main(out: Path) -> None:
-    from test_distributed import SINGLE, STAGE1, STAGE2, halved, section
+    from test_distributed import SINGLE, STAGE1, STAGE2, halved, pairs, section
 
     from stampy import train
 
     quiet = {"device": "cpu", "progress": False}
     train.pretrain(section(), out / "ddp1", config=halved(STAGE1), **quiet)
-    sections = [section(), section()[:, :0].copy()]
-    train.align(sections, out / "ddp2", model=out / "ddp1" / "model", config=halved(STAGE2), **quiet)
+    train.align(pairs(), out / "ddp2", model=out / "ddp1" / "model", config=halved(STAGE2), **quiet)
     train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)
     if os.environ["RANK"] == "0":
         (out / "fsdp1" / "checkpoint-00000004.ckpt").unlink()

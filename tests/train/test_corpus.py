@@ -446,7 +446,7 @@ def test_a_cluster_writes_the_same(sections, corpus, tmp_path):
     with distributed.LocalCluster(**options, protocol="tcp") as cluster:
         address = cluster.scheduler_address
         here = {k: v for k, v in SMALL.items() if k != "n_workers"}
-        with pytest.raises(ValueError, match="`n_workers` has no effect beside `scheduler`"):
+        with pytest.raises(ValueError, match="`n_workers` has no effect with `scheduler`"):
             Corpus.build(sections, tmp_path, **SMALL, scheduler=address)
         found = Corpus.build(sections, tmp_path, **here, draws=2, regions=2, scheduler=address)
     assert found.digest == corpus.digest

@@ -144,26 +144,34 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 import test_train as t
-from stampy.train import _loop, _checkpoints
+from stampy.train._loop import checkpoints, loop
 
-out, step, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-rate, save = _loop._learning_rate, _checkpoints.torch.save
+rate, save = loop._learning_rate, checkpoints.torch.save
+toy = t.datasets.toy(n_spots=120, rng=0)
 
-def at_a_step(config, now, steps):
-    return os.kill(os.getpid(), signal.SIGKILL) if now == step else rate(config, now, steps)
+def run(out, where, step):
+    def at_a_step(config, now, steps):
+        return os.kill(os.getpid(), signal.SIGKILL) if now == step else rate(config, now, steps)
 
-def while_writing(state, file):
-    if state["step"] >= step:
+    def while_writing(state, file):
+        if state["step"] >= step:
+            save(state, file)
+            os.truncate(file.file.fileno(), 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
         save(state, file)
-        os.truncate(file.file.fileno(), 1000)
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(state, file)
 
-if where == "step":
-    _loop._learning_rate = at_a_step
-else:
-    _checkpoints.torch.save = while_writing
-t.train.pretrain(t.datasets.toy(n_spots=120, rng=0), out, config=t.LONG, **t.QUIET)
+    if where == "step":
+        loop._learning_rate = at_a_step
+    else:
+        checkpoints.torch.save = while_writing
+    t.train.pretrain(toy, out, config=t.LONG, **t.QUIET)
+
+for out, where, step in zip(sys.argv[1::3], sys.argv[2::3], map(int, sys.argv[3::3])):
+    child = os.fork()
+    if not child:
+        run(out, where, step)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 LONG = STAGE1 | {"epochs_cgr": 4, "dropout": 0.1, "checkpoint_every": 3}
 
@@ -174,22 +182,35 @@ def unbroken(toy, tmp_path_factory):
     return train.pretrain(toy, out, config=LONG, **QUIET), metrics(out)
 
 
-@pytest.mark.parametrize("where", ["step", "checkpoint"])
-def test_a_run_that_is_killed_equals_one_that_was_not(where, unbroken, toy, tmp_path):
-    whole, lines = unbroken
-    step = int(np.random.default_rng().integers(4, len(lines) - 1))
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(step), where]
+@pytest.fixture(scope="module")
+def killed(unbroken, tmp_path_factory):
+    """Two runs, killed at some step and while they write a checkpoint: folder and step of each."""
+    steps = np.random.default_rng().integers(4, len(unbroken[1]) - 1, size=2)
+    runs = {
+        where: (tmp_path_factory.mktemp(where), int(step))
+        for where, step in zip(("step", "checkpoint"), steps, strict=True)
+    }
+    command = [sys.executable, "-c", KILLED]
+    for where, (out, step) in runs.items():
+        command += [str(out), where, str(step)]
     here = str(pathlib.Path(__file__).parent)
     path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert where == "step" or list(tmp_path.glob(".checkpoint-*"))
-    left = [f for f in tmp_path.glob("checkpoint-*.ckpt") if int(f.stem[-8:]) > (step if where == "step" else step - 1)]
+    assert done.stdout.split() == [str(-signal.SIGKILL.value)] * 2, done.stderr
+    return runs
+
+
+@pytest.mark.parametrize("where", ["step", "checkpoint"])
+def test_a_run_that_is_killed_equals_one_that_was_not(where, unbroken, killed, toy):
+    whole, lines = unbroken
+    out, step = killed[where]
+    assert where == "step" or list(out.glob(".checkpoint-*"))
+    left = [f for f in out.glob("checkpoint-*.ckpt") if int(f.stem[-8:]) > (step if where == "step" else step - 1)]
     assert not left
-    assert equal(train.pretrain(toy, tmp_path, config=LONG, **QUIET), whole), step
-    assert not list(tmp_path.glob(".checkpoint-*"))
+    assert equal(train.pretrain(toy, out, config=LONG, **QUIET), whole), step
+    assert not list(out.glob(".checkpoint-*"))
     times = {"spots_per_s", "step_s", "data_wait_s"}
-    found = [{k: v for k, v in x.items() if k not in times} for x in metrics(tmp_path)]
+    found = [{k: v for k, v in x.items() if k not in times} for x in metrics(out)]
     assert found == [{k: v for k, v in x.items() if k not in times} for x in lines]
 
 

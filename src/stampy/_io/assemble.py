@@ -199,7 +199,7 @@ def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
 def _matched(barcodes: pd.Index, known: pd.Index, counts_name: str, positions_name: str) -> np.ndarray:
     """The row of each barcode in the positions, -1 where there is none."""
     rows = known.get_indexer(barcodes)
-    for words, key in (("without the suffix -1, -2, ...", _plain), ("by their sequence alone", _sequence)):
+    for words, key in (("without the suffix -1, -2, ...", _plain), ("only by their sequence", _sequence)):
         if (rows >= 0).all() or (rows >= 0).sum() * 2 > len(rows):  # some lack a position: nothing to do with names
             return rows
         ours, theirs = barcodes.map(key), known.map(key)
@@ -274,10 +274,10 @@ def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres"
             found |= {} if path is None else {kind: picture(path)}
         except ValueError as error:
             failed[kind] = error
-    for kind, error in failed.items():
+    for kind, reason in failed.items():
         if not found:
-            raise error
-        _checks.warn(f"The {kind} image is left out; {_checks.shortlist(found)} is used. {error}")
+            raise reason
+        _checks.warn(f"The {kind} image is ignored; {_checks.shortlist(found)} is used. {reason}")
     return found
 
 

@@ -188,9 +188,7 @@ def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
     for name, _ in members:
         place = PurePosixPath(name.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or re.match(r"[A-Za-z]:", name):
-            raise refuse(
-                f"{str(path)!r} contains the name {name!r}, which lies outside of the archive; it is not read."
-            )
+            raise refuse(f"{str(path)!r} contains the name {name!r}, which is outside the archive; it is not read.")
 
 
 @contextlib.contextmanager
@@ -244,8 +242,9 @@ class SectionFiles:
                 return min(hits[prefix], key=lambda p: len(p.name))
         if len(hits) > 1:
             raise refuse(
-                f"{str(folder)!r} has the files of several sections: {_checks.shortlist(sorted(hits))}. Give "
-                f"`stampy.read` the file of counts of one, such as {next(iter(hits.values()))[0].name!r}, or put each "
+                f"{str(folder)!r} has the files of several sections: {_checks.shortlist(sorted(hits))}. Pass the "
+                f"file of counts of one section to `stampy.read`, such as {next(iter(hits.values()))[0].name!r}, or "
+                "put each "
                 "section into a separate folder."
             )
         return min(next(iter(hits.values())), key=lambda p: len(p.name))

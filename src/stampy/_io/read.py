@@ -352,7 +352,7 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
     if in_r:
         return refused_file(in_r[0])
     if packed := [p.name for p in entries if p.name.lower().endswith(_ARCHIVES)]:
-        return refuse(f"{where} is not a section as it is: unpack {_checks.shortlist(packed)} there first.")
+        return refuse(f"{where} is not a section: unpack {_checks.shortlist(packed)} there first.")
     found = f"Found there: {listing(path)}."
     tables = tables_in(path)
     places = [p.name for p, layout in tables.items() if is_coordinates(layout)]

@@ -111,7 +111,7 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
     column = repr(error.columns[0]) if error.columns else "..."
     which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
     return (
-        f"Section {name!r}: {error.found} Give each as a section of its own{which}: "
+        f"Section {name!r}: {error.found} Pass each as a separate section{which}: "
         f"`[train.Section(data=adata[adata.obs[{column}] == s].copy(), name=str(s)) for s in "
         f"adata.obs[{column}].unique()]`."
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stampy import _checks, _files, _keys, _utils
 from stampy._io.formats.anndata_mudata_spatialdata import hdf5_kind, is_spatialdata, is_zarr, zarr_kind
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import zarr
     from anndata import AnnData
     from spatialdata import SpatialData
+    from typing_extensions import Buffer
 
 __all__ = ["append", "checked_target", "write"]
 
@@ -49,8 +52,18 @@ def checked_target(path: str | Path, *, overwrite: bool) -> Path:
 def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TABLE) -> None:
     """Write a temporary file and rename it to `path`; for .h5ad, only the table of a SpatialData is written."""
     if path.suffix == ".h5ad":
+        import anndata
+
+        table = _utils.table_of(data, table_key)
         with _files.atomic(path) as temporary:
-            _utils.table_of(data, table_key).write_h5ad(temporary, compression="gzip")
+            if table.isbacked:
+                table.write_h5ad(temporary, compression="gzip")
+                return
+            table.strings_to_categoricals()  # as `AnnData.write_h5ad` does
+            if table.raw is not None:
+                table.strings_to_categoricals(table.raw.var)
+            with _hdf5_file(temporary, "w") as file:
+                anndata.io.write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
         return
     with _files.atomic_folder(path) as temporary:
         data.write(temporary) if _utils.is_spatialdata(data) else data.write_zarr(temporary)
@@ -81,15 +94,75 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
 
 
 def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path) -> None:
-    import h5py
-
     with _files.atomic(target) as temporary:
         shutil.copyfile(source, temporary)
         refuse_links_h5(temporary)  # the copy is checked: nobody else can change it between the check and writing
-        with h5py.File(temporary, "r+") as file:
+        with _hdf5_file(temporary, "r+") as file:
             _put(file, table, keys)
         if table.isbacked:  # its file may be the target, which is about to be replaced
             table.file.close()
+
+
+class _Disk(io.FileIO):
+    """A file for HDF5 that seems to go on where the disk is full: HDF5 crashes if a write fails while it closes.
+
+    What is written from then on is lost, but for small pieces (the structure of the file), which HDF5 reads again.
+    """
+
+    failed: OSError | None = None
+    _SMALL = 2**16
+
+    def __init__(self, path: Path):
+        super().__init__(path, "r+b")
+        self._lost: dict[int, bytes] = {}
+
+    def write(self, data: Buffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        place, size = self.tell(), len(rest)
+        try:
+            while self.failed is None and len(rest):  # a raw file may write fewer bytes than given
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failed = error
+        if self.failed is not None:
+            if size < self._SMALL:
+                self._lost[place] = bytes(memoryview(data).cast("B"))
+            self.seek(place + size)
+        return size
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        if self.failed is None:
+            return super().readinto(buffer) or 0
+        place, found = self.tell(), memoryview(buffer).cast("B")
+        found[:] = bytes(len(found))
+        super().readinto(found)
+        for start, data in self._lost.items():
+            low, high = max(start, place), min(start + len(data), place + len(found))
+            if low < high:
+                found[low - place : high - place] = data[low - start : high - start]
+        self.seek(place + len(found))
+        return len(found)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = self.failed or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def _hdf5_file(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
+    """An HDF5 file at `path`, which exists; OSError where a write failed."""
+    import h5py
+
+    with _Disk(path) as disk:
+        try:
+            with h5py.File(disk, mode) as file:
+                yield file
+        finally:
+            if disk.failed is not None:
+                raise OSError(disk.failed.errno, disk.failed.strerror, str(path)) from disk.failed
 
 
 def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, target: Path, table_key: str) -> None:

@@ -243,8 +243,9 @@ def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: 
     if len({tuple(np.unique(table.obs[c].astype(str), return_inverse=True)[1].tolist()) for c in columns}) != 1:
         return None
     _checks.warn(
-        f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were told apart "
-        f"by `adata.obs[{columns[0]!r}]`. Pass `library_key={columns[0]!r}` if that is right, or the right column."
+        f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)}); they were "
+        f"separated by `adata.obs[{columns[0]!r}]`. Pass `library_key={columns[0]!r}` if that is right, or the "
+        "right column."
     )
     return columns[0]
 
@@ -290,8 +291,8 @@ def placed(
         if len(here) > 1:
             raise ValueError(
                 f"Section {name!r} of `library_key={library_key!r}` lies in {len(here)} regions of the SpatialData: "
-                f"{_checks.shortlist(regions[i].name for i in here)}, each with coordinates of its own. Leave "
-                "`library_key` out: the regions are the sections."
+                f"{_checks.shortlist(regions[i].name for i in here)}, each with its own coordinates. Omit "
+                "`library_key`: the regions are the sections."
             )
         within[name] = regions[here[0]]
     return Places(xy, codes, names, source), within

@@ -264,7 +264,7 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
         rest = ", or pass the image with `image=`. Where the table is one of them, remove the others from there"
     else:
-        found, rest = "`adata.uns['spatial']['is_single']` says that the table contains several sections", ""
+        found, rest = "`adata.uns['spatial']['is_single']` states that the table contains several sections", ""
     columns = matching_columns(table, libraries)
     remedy = f"Name the column of `adata.obs` that separates them with `library_key=`{_hint(columns)}{rest}."
     raise SeveralSectionsError(f"{found}.", columns, remedy)
@@ -273,8 +273,8 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
 def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
         remedy = (
-            f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it is "
-            "one section, say so by a column with one value."
+            f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it "
+            "is one section, pass a column with only one value."
         )
     else:
         remedy = (
@@ -293,8 +293,8 @@ def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
         return
     x, y = map(float, places[0])
     says = (
-        f"{n} of {len(xy)} spots have the same coordinates, ({x:g}, {y:g}): they seem to have no position. Leave them "
-        f"out, e.g. `adata = adata[(adata.obsm['spatial'] != [{x:g}, {y:g}]).any(axis=1)].copy()`."
+        f"{n} of {len(xy)} spots have the same coordinates, ({x:g}, {y:g}): they seem to have no position. Remove "
+        f"them, e.g. `adata = adata[(adata.obsm['spatial'] != [{x:g}, {y:g}]).any(axis=1)].copy()`."
     )
     if together.mean() > COINCIDENT:
         raise ValueError(says)

@@ -165,7 +165,7 @@ def _child(group: Any, name: bytes, path: Path) -> Any:
     if kind == h5py.h5l.TYPE_SOFT:
         return _behind_soft_link(h5py.Group(group), os.fsdecode(name), _place(group, name), path).id
     if kind != h5py.h5l.TYPE_HARD:
-        raise _refused(path, _place(group, name), "a link of a kind that HDF5 does not define")
+        raise _refused(path, _place(group, name), "a link of a type that HDF5 does not define")
     found = h5py.h5o.open(group, name)
     if isinstance(found, h5py.h5d.DatasetID):
         plan = found.get_create_plist()
@@ -202,7 +202,7 @@ def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> A
 def _check_dataset(dataset: h5py.Dataset, where: str, path: Path) -> None:
     if dataset.id.get_create_plist().get_external_count():
         files = _checks.shortlist([os.fsdecode(part[0]) for part in dataset.external or ()], 3)
-        raise _refused(path, where, f"a dataset whose values lie in other files, {files}")
+        raise _refused(path, where, f"a dataset whose values are in other files, {files}")
     if dataset.is_virtual:
         files = _checks.shortlist(sorted({source.file_name for source in dataset.virtual_sources()}), 3)
         raise _refused(path, where, f"a virtual dataset assembled from {files}")
@@ -290,7 +290,7 @@ def refuse_tiff_references(tiff: tifffile.TiffFile, path: Path) -> None:
     """Refuse a TIFF whose pixels lie in other files; call this before `tiff.series`, which would open them."""
     for name, kind in (("is_mmstack", "Micro-Manager"), ("is_ndtiff", "NDTiff")):
         if getattr(tiff, name, False):
-            raise _refused(path, kind, "a set of several files. Export the picture as one OME-TIFF")
+            raise _refused(path, kind, "a set of several files. Export the image as one OME-TIFF")
     if not tiff.is_ome:
         return
     try:

@@ -25,7 +25,14 @@ from stampy._section.coordinates import (
 from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
-from stampy._section.libraries import Library, check_one_section, libraries_of, library_named, section_column
+from stampy._section.libraries import (
+    Library,
+    check_one_section,
+    libraries_of,
+    library_named,
+    section_column,
+    source_of,
+)
 from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
 
@@ -35,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageSource",
+    "PlacedSection",
     "Places",
-    "Section",
     "Wishes",
     "coordinates_of",
     "has_coordinates",
@@ -49,11 +56,12 @@ __all__ = [
     "told_apart",
 ]
 
+_APART = 0.3  # of the size of a pixel: files that were rescaled often keep a size that is somewhat off
 Need = Literal["image", "scale", "neighbors"]
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class PlacedSection:
     """One section: its spots, and its image and pixel size, which are found when first used.
 
     Coordinates are in px of the full-resolution image, the unit in which `adata.obsm["spatial"]` and the shapes of a
@@ -158,7 +166,28 @@ class Section:
     def _pixel(self) -> PixelSize:
         if self.wishes.um_per_px is not None:
             return PixelSize(float(self.wishes.um_per_px), "given: um_per_px", self._contradiction())  # type: ignore[arg-type]
-        return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+        try:
+            return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+        except ValueError as error:
+            if self.wishes.image is not None and (stated := self._stated_um_per_px()):
+                raise ValueError(f"{error} The image file states {stated:.4g}.") from error
+            raise
+
+    def _stated_um_per_px(self) -> float | None:
+        """µm per pixel of the full-resolution image, as the file of the image says it."""
+        named = self.wishes.image is not None or bool(source_of(self.library))  # type: ignore[arg-type]
+        image = self.image if named else None
+        return None if image is None or image.um_per_px is None else image.um_per_px * image.scale
+
+    def doubt_of_file(self) -> str:
+        """What to warn about if the file of the image states another size of a pixel than was found; else ""."""
+        stated, found = self._stated_um_per_px(), self.require_pixel()
+        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _APART:
+            return ""
+        return (
+            f"{self.prefix}The image file states {stated:.4g} µm per px, where {found.um_per_px:.4g} was found "
+            f"({found.source}) and used. Pass `um_per_px=` with the right one."
+        )
 
     def _contradiction(self) -> str:
         """What speaks against the size of a pixel that the user gave, and against the unit of the coordinates."""
@@ -211,7 +240,7 @@ def sections_of(
     table_key: str = _keys.TABLE,
     needs: Collection[Need] = (),
     notes: list[str] | None = None,
-) -> list[Section]:
+) -> list[PlacedSection]:
     """The sections of a table, in the order of their names.
 
     Sections are told apart by `library_key`; without it the regions of a SpatialData are the sections, and an AnnData
@@ -261,7 +290,7 @@ def sections_of(
         if region is not None:
             region = region._replace(rows=rows, xy=region.xy[np.searchsorted(region.rows, rows)])
         found.append(
-            Section(
+            PlacedSection(
                 name=name,
                 rows=rows,
                 xy=places.xy[rows],
@@ -292,7 +321,7 @@ def _library_names(
 
 
 def _satisfy(
-    section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
+    section: PlacedSection, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
 ) -> Iterator[str]:
     """Find what is needed; yield what is doubtful."""
     if "image" in needs:
@@ -304,11 +333,13 @@ def _satisfy(
             yield section.note
     if "scale" in needs and (doubt := section.require_pixel().doubt):
         yield section.prefix + doubt
+    if "scale" in needs and "image" in needs and (doubt := section.doubt_of_file()):
+        yield doubt
     if "image" in needs:
         yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
 
-def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
+def _no_library(section: PlacedSection, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."

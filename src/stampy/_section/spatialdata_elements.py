@@ -71,7 +71,10 @@ def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:
     link = table.uns[_LINK]
     of_row = _of_row(table, link["region_key"])
     _checks.has_key(
-        table.obs, link["instance_key"], slot="table.obs", needs="The table says that its spots' numbers are there."
+        table.obs,
+        link["instance_key"],
+        slot="table.obs",
+        needs="The table states that the numbers of its spots are there.",
     )
     instances = table.obs[link["instance_key"]].to_numpy()
     found = []
@@ -109,7 +112,7 @@ def apply(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 def _of_row(table: AnnData, region_key: str) -> np.ndarray:
     _checks.has_key(
-        table.obs, region_key, slot="table.obs", needs="The table says that the names of its elements are there."
+        table.obs, region_key, slot="table.obs", needs="The table states that the names of its elements are there."
     )
     column = table.obs[region_key]
     if column.isna().any():
@@ -187,7 +190,7 @@ def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tupl
     if set(raster.dims) != {"y", "x"}:
         raise ValueError(
             f"`{where}` has the axes {tuple(raster.dims)}; labels of one plane (y, x) were expected. Put one plane in "
-            "its place, e.g. that of `.isel(z=0)`; or leave the element out, and put x and y of the spots' centres in "
+            "its place, e.g. that of `.isel(z=0)`; or remove the element, and put x and y of the spots' centres in "
             "`obsm['spatial']` of the table."
         )
     state = _state(raster)

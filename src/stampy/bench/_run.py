@@ -140,7 +140,9 @@ def _chosen(
     if folder is not None:
         name = str(config) if isinstance(config, str | Path) else chosen.name
         if name not in TABLES:
-            raise ValueError(f"`folder` goes with the paper's tables ({', '.join(TABLES)}), found the config {name!r}.")
+            raise ValueError(
+                f"`folder` is only for the paper's tables ({', '.join(TABLES)}), found the config {name!r}."
+            )
         found = look(name, folder)
         chosen = on_folder(chosen, found, _checks.writable(out))
     for name in systems or ():

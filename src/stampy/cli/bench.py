@@ -80,7 +80,9 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:
-            raise ValueError(f"FOLDER goes with the paper's tables ({', '.join(TABLES)}), found the config {config!r}.")
+            raise ValueError(
+                f"FOLDER is only for the paper's tables ({', '.join(TABLES)}), found the config {config!r}."
+            )
         _check_pieces(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
@@ -112,9 +114,10 @@ def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
         lines.append(f"  {what}: {sum(bool(p.found) for p in mine)} of {len(mine)}")
     missing = [piece for piece in found if not piece.found]
     if missing:
-        lines.append("missing (all other parts are run):")
+        can_run = any(piece.found for piece in found if piece.what in ("counts", "slides"))
+        lines.append("missing (all other parts are run):" if can_run else "missing:")
     for (what, steps, without), names in grouped(missing).items():
-        lines.append(f"  {what} of {', '.join(names)}: {steps} Without: no {without}.")
+        lines.append(f"  {what} of {', '.join(names)}: {steps} Needed for {without}.")
     return "\n".join(lines)
 
 

@@ -206,7 +206,7 @@ def _embed_many(
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
-            raise UsageError(f"{name} goes with a single section ({instead}). Omit it.")
+            raise UsageError(f"{name} is only for a single section ({instead}). Omit it.")
     _check_joined(out, of_many)
     how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
     with named_images("below"):  # unless --named-images says otherwise
@@ -295,7 +295,7 @@ def _slide_many(
     from stampy import tl
 
     if n_workers != 1:
-        raise UsageError("--n-workers goes with a single slide; with --out give --workers, the number of processes.")
+        raise UsageError("--n-workers is only for a single slide; with --out use --workers, the number of processes.")
     _check_joined(out, of_many)
     table = tl.embed_slides(
         inputs, out, overwrite=overwrite, show_progress_bar=show_progress(quiet), **_running(of_many), **options

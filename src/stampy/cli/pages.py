@@ -43,7 +43,7 @@ def figure_of(axes: Axes | list[Axes]) -> Figure:
 
     figure = (axes[0] if isinstance(axes, list) else axes).figure
     if not isinstance(figure, Figure):
-        raise TypeError("Expected axes of a figure of their own, found axes of a part of a figure.")
+        raise TypeError("Expected axes of a separate figure, found axes of a subfigure.")
     return figure
 
 

@@ -267,7 +267,7 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     others = ", ".join(f"{n:,} {kind}" for kind, n in found.left_out.items())
     return {
         "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
-        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and hold "
+        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account for "
         f"{genes.known:.1%} of all counts." + (f" Not genes, and ignored: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",

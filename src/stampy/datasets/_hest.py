@@ -108,7 +108,7 @@ def hest_manifest(
         such = f", such as {next(iter(missing.values()))!r}" if missing else ""
         raise ValueError(
             f"No section is left of the {len(table):,} in {path.name}: {len(chosen) + len(out):,} fit the filters, "
-            f"{len(out)} of these are left out on purpose, {len(missing)} lack files{such}."
+            f"{len(out)} of these are excluded on purpose, {len(missing)} lack files{such}."
         )
     _tell(missing, chosen, out, exclude_evaluation)
     manifest.attrs = {"left_out": out, "spots": _spots(chosen, manifest["name"]), "table": path.name}
@@ -164,7 +164,7 @@ def _newest(folder: Path) -> Path:
     ]
     if not found:
         raise FileNotFoundError(
-            f"{str(folder)!r} has no table HEST_v*.csv. It lies at the top of the data set on the hub: `hf download "
+            f"{str(folder)!r} has no table HEST_v*.csv. It is at the top of the data set on the hub: `hf download "
             "MahmoodLab/hest --repo-type dataset --include 'HEST_v*.csv' --local-dir ...`."
         )
     return max(found)[1]
@@ -262,9 +262,9 @@ def _tell(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], ex
     if missing:
         names = list(missing)
         _checks.warn(
-            f"{len(missing):,} of {len(chosen):,} sections are left out, as a file is missing: "
+            f"{len(missing):,} of {len(chosen):,} sections are skipped, because a file is missing: "
             f"{_checks.shortlist(missing.values())}. `hf download MahmoodLab/hest --repo-type dataset --include "
-            f"'*{names[0]}[_.]*' --local-dir ...` gets those of a section."
+            f"'*{names[0]}[_.]*' --local-dir ...` downloads the files of a section."
         )
     kept = {} if exclude_evaluation else _shared(chosen)
     if kept:

@@ -286,7 +286,8 @@ def _zipped_tables(path: Path) -> dict[str, pd.DataFrame]:
         size = sum(member.file_size for member in archive.infolist())  # no member is read beyond what it declares
         if size > MAX_UNZIPPED:
             raise ValueError(
-                f"{str(path)!r} says that it unpacks to {size:,} bytes; at most {MAX_UNZIPPED:,} were expected, so it "
+                f"{str(path)!r} states that it unpacks to {size:,} bytes; at most {MAX_UNZIPPED:,} were expected, "
+                "so it "
                 "is not read."
             )
         for member in archive.infolist():

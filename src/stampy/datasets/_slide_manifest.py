@@ -119,7 +119,7 @@ def _check_unique(table: pd.DataFrame) -> None:
     if len(mixed):
         raise ValueError(
             f"{len(mixed)} patients have slides of different labels (first: {_checks.shortlist(mixed, 3)}). "
-            "Cross-validation by patient needs one label for each; give one, or leave those slides out."
+            "Cross-validation by patient needs one label for each; give one, or remove these slides."
         )
 
 

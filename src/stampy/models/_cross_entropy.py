@@ -110,7 +110,7 @@ def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
     if not installed:
         raise ImportError("fused='liger' needs the package liger-kernel: `pip install liger-kernel`, or fused='torch'.")
     if device != "cuda":
-        raise ValueError(f"fused='liger' runs on CUDA alone, found {device}. Use fused='torch' or 'auto'.")
+        raise ValueError(f"fused='liger' runs only on CUDA, found {device}. Use fused='torch' or 'auto'.")
     return kernel
 
 

@@ -135,7 +135,7 @@ def load_system(
         raise ValueError(f"{system.title} is trained by you and has no weights to load: see `stampy.models.Predictor`.")
     if system.loader == "scanpy":
         raise ValueError(
-            f"{system.title} is fitted to a whole section, there are no weights to load: "
+            f"{system.title} is fitted to a section and has no weights to load: "
             f"`stampy.tl.embed(adata, model={system.name!r})`."
         )
     loaded = _build(system, weights, device_of(device), revision)

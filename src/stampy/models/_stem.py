@@ -75,8 +75,8 @@ class _Block(nn.Module):
         self.is_residual = stride == 1 and n_in == n_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.expand(x)) if isinstance(self.expand, _Conv) else x
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = F.relu6(self.expand(x), inplace=True) if isinstance(self.expand, _Conv) else x
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.is_residual else y
 
 
@@ -100,7 +100,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps of (B, 3, H, W), normalised, each (B, channels, height, width): the first and those of `kept`."""
-        x = F.relu6(self.first(images.contiguous(memory_format=torch.channels_last)))
+        x = F.relu6(self.first(images.contiguous(memory_format=torch.channels_last)), inplace=True)
         maps = [x]
         for i, block in enumerate(self.blocks):
             again = self.checkpointing and torch.is_grad_enabled()
@@ -226,7 +226,10 @@ def _statistics(maps: list[Tensor]) -> Tensor:
     """Mean and deviation of each channel, map by map: (B, 2 C)."""
     found = []
     for x in maps:
-        variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+        # Channels lie last in memory, and sums along rows of them are several times as fast as along (H, W).
+        rows_BNC = x.float().permute(0, 2, 3, 1).flatten(1, 2)
+        mean = rows_BNC.mean(dim=1)
+        variance = (rows_BNC - mean[:, None]).square_().mean(dim=1)
         found += [mean, (variance + _EPSILON).sqrt()]
     return torch.cat(found, dim=1)
 

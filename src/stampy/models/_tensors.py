@@ -121,8 +121,8 @@ def only(
     other = [k for k in tensors if not k.startswith(prefix) and not k.startswith(ignored)]
     if other or not kept:
         raise ValueError(
-            f"{where!r} is not the file that was expected: names that begin with {prefix!r} were to be there, and "
-            f"nothing unknown. Unknown: {_checks.shortlist(other, 5)}."
+            f"{where!r} is not the file that was expected: names that begin with {prefix!r} were expected, without "
+            f"unknown names. Unknown: {_checks.shortlist(other, 5)}."
         )
     return kept
 

@@ -126,7 +126,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
         if sha256_of(folder / file) != expected:
             raise ValueError(
                 f"`{file}` in {str(folder)!r} is not the file that its {CONFIG} describes (sha256 differs): it is "
-                "damaged or was exchanged. Copy or download the whole folder again."
+                "damaged or was replaced. Copy or download the entire folder again."
             )
     try:
         settings = StampConfig.from_dict(config)
@@ -185,8 +185,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config["sha256"], dict) or set(config["sha256"]) != {GENES, TENSORS}:
         raise ValueError(
-            f"{str(path)!r} must have the sha256 of `{GENES}` and `{TENSORS}` and of nothing else, found "
-            f"{config['sha256']!r:.200}. Copy or download the whole folder again."
+            f"{str(path)!r} must have the sha256 of `{GENES}` and `{TENSORS}` only, found "
+            f"{config['sha256']!r:.200}. Copy or download the entire folder again."
         )
     return config
 

@@ -138,7 +138,9 @@ def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None
         for task, part in table.groupby("task", sort=False)
     ]
     if not sum(map(len, parts)):
-        raise ValueError("There is nothing to draw: the summary has no figure. `stampy.bench.skipped` says why.")
+        raise ValueError(
+            "There is nothing to draw: the summary has no figure. `stampy.bench.skipped` states the reasons."
+        )
     import pandas as pd
 
     return pd.concat(parts)

@@ -113,7 +113,7 @@ def _legend(figure: Figure, scores: pd.DataFrame) -> None:
     kinds = [("embedding", OURS, OURS)] if (scores["kind"] == "embedding").any() else []
     kinds += [("baseline", BASELINE, BASELINE)]
     if not scores["thinned"].all():
-        kinds += [("judged without thinning: flattered", OURS, "white")]
+        kinds += [("without thinning: score too high", OURS, "white")]
     points = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
         for label, edge, face in kinds

@@ -181,7 +181,7 @@ def spatial(
     _validate(table, size=size, ncols=ncols, um_per_px=um_per_px, crop=crop, alpha=alpha, image_alpha=image_alpha)
     names = [color] if color is None or isinstance(color, str) else list(color)
     if not names:
-        raise ValueError("`color` is empty. Name something to show, or omit it for the tissue alone.")
+        raise ValueError("`color` is empty. Name something to show, or omit it to draw only the tissue.")
     drawn = views_of(
         adata, library_key=library_key, sections=sections, image=image, image_key=image_key, um_per_px=um_per_px,
         table_key=table_key,

@@ -56,7 +56,8 @@ def tiles(
     n_tiles
         Number of tiles per row.
     tile_um
-        Edge of a tile in µm. None: that of the tiles in obsm, otherwise 112.
+        Edge of a tile in µm. None: that of the tiles in obsm, otherwise 112. Models that also see the surroundings of a
+        tile, such as ``"stampy-mini"``, see 336 µm there.
     library_key
         Column of obs that names the section of each spot by the keys of ``uns["spatial"]``.
     um_per_px

@@ -187,7 +187,7 @@ def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> No
         raise TypeError(f"`tile_key` names a tile table of a WSIData, but the slide is {type(slide).__name__}.")
     given = [key for key, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"Pass `tile_key` or {given}, not both: the tile table is taken as it is.")
+        raise ValueError(f"Pass `tile_key` or {given}, not both: the tile table is used unchanged.")
 
 
 def _tabled(boxes: np.ndarray) -> TileGrid:
@@ -239,6 +239,10 @@ def _table(grid: TileGrid, tissue: np.ndarray, kept: np.ndarray, name: str) -> A
 _MAX_READ_PX = 2**29  # half a minute of decoding; a slide with a pyramid needs a hundredth of that
 _BLOCK_PX = 512
 _SATURATION = (0.05, 0.15)  # bounds of the threshold: glass is below the first, pale tissue above the second
+_DENSITY = (0.05, 0.1)  # likewise of the optical density over a grey background
+_WHITE_GLASS = 200  # brightest channel of a background that is white rather than grey
+_BACKGROUND = 0.25  # share of the pixels that have the colour of the background, give or take the step
+_COLOUR_STEP = 8
 _DARK = 40  # the brightest channel of pen marks and of what the scanner left black
 _SMOOTH_PX = 5
 
@@ -296,7 +300,8 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
     """Where there is tissue: saturation above Otsu's threshold, smoothed.
 
     The threshold is kept within 0.05 to 0.15: Otsu's threshold would separate noise from noise on a slide without
-    tissue, and dark from light tissue on a slide full of tissue. Black places (no scan, pen) are no tissue.
+    tissue, and dark from light tissue on a slide full of tissue. Black places (no scan, pen) are no tissue. On a grey
+    background, whose tint would hide pale tissue, tissue is what differs from it in colour or brightness.
 
     Parameters
     ----------
@@ -314,14 +319,41 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
     >>> int(tissue_mask(picture).sum())
     388
     """
-    from skimage.filters import threshold_otsu
-
     top = rgb.max(axis=2).astype(np.float32)
     saturation = (top - rgb.min(axis=2)) / np.maximum(top, 1)
     saturation[top < _DARK] = 0
-    otsu = threshold_otsu(saturation) if np.ptp(saturation) > 0 else 0.0
-    mask = saturation > np.clip(otsu, *_SATURATION)
+    mask = _above(saturation, _SATURATION)
+    if (grey := _grey_background(rgb[top >= _DARK])) is not None:
+        balanced = np.minimum(rgb / grey, 1.0)
+        brightest = balanced.max(axis=2)
+        tint = (brightest - balanced.min(axis=2)) / np.maximum(brightest, 1 / 255)
+        density = -np.log10(np.maximum(balanced.mean(axis=2), 1 / 255))
+        mask = (_above(tint, _SATURATION) | _above(density, _DENSITY)) & (top >= _DARK)
     return ndimage.median_filter(mask, _SMOOTH_PX, mode="nearest")
+
+
+def _above(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """Where values are above Otsu's threshold, kept within bounds."""
+    from skimage.filters import threshold_otsu
+
+    otsu = threshold_otsu(values) if np.ptp(values) > 0 else 0.0
+    return values > np.clip(otsu, *bounds)
+
+
+def _grey_background(pixels: np.ndarray) -> np.ndarray | None:
+    """The colour (3,) of a quarter of the pixels (n, 3) or more, if it is grey; None for white glass, or none found."""
+    if not len(pixels):
+        return None
+    n = 256 // _COLOUR_STEP
+    bins = pixels // _COLOUR_STEP
+    counts = np.bincount(np.ravel_multi_index(tuple(bins.T), (n, n, n)), minlength=n**3).reshape(n, n, n)
+    for axis in range(3):  # overlapping bins of twice the step: noise may lie on an edge
+        counts = counts + np.roll(counts, -1, axis=axis)
+    first = np.array(np.unravel_index(np.argmax(counts), counts.shape))
+    colour = pixels[((bins == first) | (bins == (first + 1) % n)).all(axis=1)].mean(axis=0)
+    tint = float(np.ptp(colour) / colour.max())
+    is_grey = colour.max() < _WHITE_GLASS and tint < _SATURATION[1] and counts.max() >= _BACKGROUND * len(pixels)
+    return colour if is_grey else None
 
 
 def covered(mask: np.ndarray, boxes: np.ndarray, px_per_mask_px: tuple[float, float]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import WHITE
-from stampy._section.section import ImageSource, Section, Wishes, sections_of
+from stampy._section.section import ImageSource, PlacedSection, Wishes, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TileSource", "tiles"]
 
 _MAX_UPSAMPLING = 4.0
+_CELLS_UM_PER_PX = 2.0  # of the image; coarser, cells can't be seen
 
 
 class TileProvenance(TypedDict):
@@ -68,7 +69,7 @@ class TileSource:
 
     def __init__(
         self,
-        sections: list[Section],
+        sections: list[PlacedSection],
         *,
         tile_um: float = _keys.TILE_UM,
         size_px: int = _keys.TILE_PX,
@@ -241,7 +242,9 @@ class TileSource:
         """What to say of an image that is coarse, or ""."""
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
-        if factor <= _MAX_UPSAMPLING:
+        # A model that sees surroundings has small tiles, which show cells all the same: the image itself must.
+        unseen = self.surroundings and self.tile_um * factor / self.size_px > _CELLS_UM_PER_PX
+        if factor <= _MAX_UPSAMPLING and not unseen:
             return ""
         return (
             f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
@@ -250,7 +253,7 @@ class TileSource:
         )
 
 
-def _check_edge(section: Section, tile_um: float) -> None:
+def _check_edge(section: PlacedSection, tile_um: float) -> None:
     """Raise ValueError if a tile is far larger than the whole image: the size of a pixel must be wrong."""
     edge = tile_um / section.um_per_image_px
     if edge > 2 * max(section.require_image().shape):
@@ -334,14 +337,14 @@ def tiles(
     Warns
     -----
     UserWarning
-        If tiles are enlarged more than 4 times, some spots lie outside the image, or the pixel size is doubtful.
+        If tiles are enlarged more than 4 times, some spots are outside the image, or the pixel size is doubtful.
 
     Raises
     ------
     KeyError
         Without coordinates or image.
     ValueError
-        If most spots lie outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
+        If most spots are outside the image, coordinates are NaN, the pixel size cannot be inferred, or the image is
         ambiguous.
 
     Examples

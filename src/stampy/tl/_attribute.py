@@ -240,8 +240,8 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     labels = table.obs[groupby]
     if labels.isna().any():
         raise ValueError(
-            f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Leave these "
-            f"out: `adata = adata[adata.obs['{groupby}'].notna()].copy()`."
+            f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Remove "
+            f"these spots: `adata = adata[adata.obs['{groupby}'].notna()].copy()`."
         )
     labels = labels.astype(str)
     names = sorted(labels.unique())
@@ -268,7 +268,7 @@ def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, o
     if absent:
         raise ValueError(
             f"{len(absent)} of `genes` are not in both the section and the vocabulary of {model.name!r}: "
-            f"{_checks.shortlist(absent)}. Leave them out."
+            f"{_checks.shortlist(absent)}. Omit them."
         )
     return np.isin(np.arange(match.n_vocabulary), rows)
 

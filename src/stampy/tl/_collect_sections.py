@@ -182,7 +182,7 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[
             f"The sections have no embedding {key!r} in common. Embed all with one `modality`, such as modality='gene'."
         )
     if uneven := [name for name, s in found.items() if name not in shapes and s != {None}]:
-        _checks.warn(f"Not all sections have obsm {uneven} in one width: left out. Embed all with one `modality`.")
+        _checks.warn(f"Not all sections have obsm {uneven} in one width: it is skipped. Embed all with one `modality`.")
     return shapes, n
 
 

@@ -170,7 +170,7 @@ def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool)
     except ValueError as error:
         if needed:
             raise
-        _checks.warn(f"The coherence of the domains is left out. {error}")
+        _checks.warn(f"The coherence of the domains is not computed. {error}")
         return None
 
 

@@ -66,7 +66,8 @@ def embed_slide(
 
     `stampy.pp.slide_tiles` places the tiles, which are embedded chunk by chunk, so memory does not grow with the slide.
     The result is written to ``STORE.partial`` until it is complete. To continue an interrupted run, repeat the call: at
-    most one chunk is lost, and the result is the same.
+    most one chunk is lost, and the result is the same. Models with surroundings see each tile with the region about it,
+    as in `stampy.tl.embed`, so also what lies between the tiles of a wider grid.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def embed_slide(
 
     Returns
     -------
-    The path of the store. It holds the AnnData of `slide_tiles` and
+    The path of the store. It contains the AnnData of `slide_tiles` and
 
     ``obsm[key_added]``
         float32 (n, d).

@@ -354,4 +354,4 @@ def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
         return f"{best} is more informative about this tissue than the best baseline, {base} ({figures}): use it."
     if gains.mean() < -margin:
         return f"{best} is less informative about this tissue than {base} ({figures}): use that baseline here."
-    return f"{best} is about as informative about this tissue as {base} ({figures}): it gains nothing here."
+    return f"{best} is about as informative about this tissue as {base} ({figures}): it has no advantage here."

@@ -260,7 +260,7 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
     chosen = numbers[top_genes(logged if is_gene.all() else logged[:, numbers], sections, n)]
     if not len(chosen):
         raise ValueError(
-            "No gene is found in a tenth of the spots of every section, so none can be selected. Do the sections "
+            "No gene is detected in a tenth of the spots of every section, so none can be selected. Do the sections "
             "use the same gene names? Name genes with `genes=`."
         )
     return table.var_names[chosen].tolist()

@@ -197,7 +197,7 @@ def slides_of(table: AnnData, label: str, library_key: str, patient_key: str) ->
     _checks.not_empty(table, genes=False)
     _checks.has_key(table.obs, label, slot="adata.obs", needs="`label` names the column with the slides' labels.")
     _checks.has_key(
-        table.obs, patient_key, slot="adata.obs", needs="`patient_key` names the column that tells whose slide it is."
+        table.obs, patient_key, slot="adata.obs", needs="`patient_key` names the column with the patient of each slide."
     )
     codes, names = _checks.libraries(table, library_key)
     patients = _one_each(table.obs[patient_key], codes, names, patient_key)
@@ -210,7 +210,7 @@ def slides_of(table: AnnData, label: str, library_key: str, patient_key: str) ->
     if mixed:
         raise ValueError(
             f"{len(mixed)} patients have slides of different labels (first: {_checks.shortlist(mixed, 3)}). Folds are "
-            "stratified by patient: give each patient one label, or leave those slides out."
+            "stratified by patient: give each patient one label, or remove these slides."
         )
     order = np.argsort(codes, kind="stable")
     ends = np.searchsorted(codes[order], np.arange(len(names) + 1))
@@ -224,8 +224,8 @@ def _one_each(column: pd.Series, codes: np.ndarray, names: list[str], key: str) 
     if missing:
         raise ValueError(
             f"`adata.obs[{key!r}]` is missing for {len(missing)} of {len(names)} slides "
-            f"(first: {_checks.shortlist(missing, 3)}). Fill it in, or leave those slides out: "
-            f"`adata = adata[adata.obs[{key!r}].notna()].copy()`."
+            f"(first: {_checks.shortlist(missing, 3)}). Fill it in, or remove these slides: `adata = "
+            f"adata[adata.obs[{key!r}].notna()].copy()`."
         )
     pairs = pd.DataFrame({"slide": codes, "value": column.astype(str).to_numpy()}).drop_duplicates()
     several = pairs["slide"][pairs["slide"].duplicated()].tolist()
@@ -251,7 +251,7 @@ def _check_folds(slides: Slides, n_folds: int) -> None:
     if few:
         raise ValueError(
             f"Each label needs at least as many patients as there are folds ({n_folds}), found {few}. "
-            f"Choose `n_folds={max(2, min(counts.values()))}` or less, or leave rare labels out."
+            f"Choose `n_folds={max(2, min(counts.values()))}` or less, or remove rare labels."
         )
 
 

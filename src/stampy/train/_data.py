@@ -295,8 +295,8 @@ def without_tokens(tokens: np.ndarray) -> str:
     if not n:
         return ""
     return (
-        f"{n:,} of {len(tokens):,} spots have no counts of genes in the vocabulary. Losses that need genes leave them "
-        "out; drop them if they lie outside of tissue."
+        f"{n:,} of {len(tokens):,} spots have no counts of genes in the vocabulary. Losses that need genes skip "
+        "them; drop them if they are outside the tissue."
     )
 
 

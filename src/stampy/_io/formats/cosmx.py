@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 LOOKED_FOR = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
 _COUNTS, _CELLS, _FIELDS = "exprMat_file.csv", "metadata_file.csv", "fov_positions_file.csv"
 _KEYS = ("fov", "cell_ID", "cell_id", "cell")
+_CENTRES = ["CenterX_global_px", "CenterY_global_px"]
+_CENTRES_MM = ["x_slide_mm", "y_slide_mm"]  # of exports without global px
 _CONTROLS = ("negprb", "negative", "systemcontrol", "falsecode", "custom_neg")
 CELL_UM = 10.0  # across; for drawing
 
@@ -47,7 +49,7 @@ def read_cosmx(folder: Path) -> AnnData:
     cells = _cells(cells_path)
     counts = _counts(counts_path)
     adata = placed(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
-    um_per_px = _um_per_px(cells, parts)
+    um_per_px = 1.0 if _in_um(cells) else _um_per_px(cells, parts)
     factors = (
         {} if um_per_px is None else {"microns_per_pixel": um_per_px, "spot_diameter_fullres": CELL_UM / um_per_px}
     )
@@ -78,12 +80,19 @@ def _counts(path: Path) -> Counts:
 
 def _cells(path: Path) -> pd.DataFrame:
     cells = table(path)
-    needed = ["fov", "cell_ID" if "cell_ID" in cells else "cell_id", "CenterX_global_px", "CenterY_global_px"]
+    needed = ["fov", "cell_ID" if "cell_ID" in cells else "cell_id", *_CENTRES]
+    if not set(_CENTRES) & set(cells) and set(_CENTRES_MM) <= set(cells):
+        cells[_CENTRES] = 1000 * cells[_CENTRES_MM].to_numpy()  # in µm
     lacking = [c for c in needed if c not in cells]
     if lacking:
         raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {LOOKED_FOR}")
     cells = cells.set_axis(_names(cells), axis=0).drop(columns=[c for c in cells if not str(c)])
     return cells.rename(columns={"CenterX_global_px": "x", "CenterY_global_px": "y"})
+
+
+def _in_um(cells: pd.DataFrame) -> bool:
+    """Whether the centres came from columns in mm, for lack of columns in px."""
+    return set(_CENTRES_MM) <= set(cells) and np.array_equal(cells["x"], 1000 * cells[_CENTRES_MM[0]])
 
 
 def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
@@ -93,6 +102,7 @@ def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
             return ratio
     if (path := parts.find(_FIELDS)) is not None:
         fields = table(path)
+        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # names by version
         if {"x_global_px", "x_mm", "y_global_px", "y_mm"} <= set(fields.columns) and len(fields) > 1:
             px = float(np.ptp(fields["x_global_px"]) + np.ptp(fields["y_global_px"]))
             um = 1000 * float(np.ptp(fields["x_mm"]) + np.ptp(fields["y_mm"]))

@@ -201,14 +201,14 @@ def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool)
     if spots is None or where is None:
         packed = [p.name for _, p in parts.all(*_ARCHIVES)]
         hint = f" Unpack {_checks.shortlist(packed)} to have them." if packed else ""
-        return unplaced(counts, name=name, why=f"no tissue_positions were found beside {matrix.name}.{hint}")
+        return unplaced(counts, name=name, why=f"no tissue_positions were found next to {matrix.name}.{hint}")
     if _is_raw(matrix):
         counts, spots = _under_tissue(counts, spots, matrix, where)
     adata = placed(counts, spots, counts_name=matrix.name, positions_name=where.name)
     known = bool(parts.all(*POSITIONS, *_GEOJSON))
     path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
     if path is None:
-        _checks.warn(f"{where.name} was taken for the coordinates; their scale is not known without scalefactors_json.")
+        _checks.warn(f"{where.name} was used as the coordinates; their scale is not known without scalefactors_json.")
         add_library(adata, name, {}, pictures(parts))
         return adata
     scalefactors = json_of(path)
@@ -249,8 +249,9 @@ def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFram
         ours, theirs = (frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy() for frame in (spots, theirs))
         if n := int((~(np.abs(ours - theirs) <= _SAME_PX)).any(axis=1).sum()):
             _checks.warn(
-                f"{used.name} is read; {other.name} beside it has other coordinates for {n} of {len(spots)} spots. "
-                "Move the one that is out of date out of the folder."
+                f"{used.name} is read; {other.name} in the same folder has other coordinates for {n} of "
+                f"{len(spots)} spots. "
+                "Move the one that is outdated out of the folder."
             )
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
 LOOKED_FOR = (
-    "ST is a table of counts (.tsv or .tsv.gz; spots named COLUMNxROW by genes) beside a table of the spots with the "
+    "ST is a table of counts (.tsv or .tsv.gz; spots named COLUMNxROW by genes) and a table of spots with the "
     "columns x, y, pixel_x, pixel_y."
 )
 _ALIGNED = {"x", "y", "pixel_x", "pixel_y"}

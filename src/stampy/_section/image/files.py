@@ -17,7 +17,7 @@ import numpy as np
 from stampy._section.image.levels import (
     MAX_TILE_PX,
     ArrayLevel,
-    Level,
+    ImageLevel,
     Opened,
     OrientedLevel,
     TooLargeError,
@@ -149,7 +149,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return pixels
 
 
-class _OpenSlideLevel(Level):
+class _OpenSlideLevel(ImageLevel):
     """A level of a whole slide."""
 
     n_channels = 4  # transparent where the scanner recorded nothing
@@ -264,7 +264,7 @@ def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if axes not in _AXES:
         raise UnusableImageError(
-            f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one grey or RGB picture was expected. "
+            f"The TIFF {str(path)!r} has axes {axes} of shape {shape}; one greyscale or RGB image was expected. "
             "Export a single plane first."
         )
     if photometric not in ("MINISBLACK", "RGB", "YCBCR"):
@@ -273,7 +273,7 @@ def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
         )
     if photometric == "MINISBLACK" and "C" in axes and shape[axes.index("C")] == 4:
         raise UnusableImageError(
-            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB picture was expected."
+            f"The TIFF {str(path)!r} has 4 grey channels (fluorescence?); an RGB image was expected."
         )
     return _AXES[axes]
 
@@ -312,12 +312,12 @@ def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> N
     """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
     for number, page in enumerate(series.pages):
         if page is None:  # tifffile would put zeros there
-            raise damaged(path, f"page {number} of {len(series.pages)} of its picture is not in the file")
+            raise damaged(path, f"page {number} of {len(series.pages)} of its image is not in the file")
         parts = (
             [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
         )
         if min(parts, default=(_HEADER,))[0] < _HEADER:
-            raise damaged(path, f"pixels are said to lie in its header, at byte {min(parts)[0]}")
+            raise damaged(path, f"its pixels would be in its header, at byte {min(parts)[0]}")
         ends = [start + n for start, n in parts]
         if max(ends, default=0) > size:
             raise damaged(path, f"it has {size} bytes where {max(ends)} were expected")

@@ -59,13 +59,13 @@ def files_in(folder: str | Path) -> Files:
     """
     root = _checks.existing(folder, what="folder of data").absolute()
     if not root.is_dir():
-        raise NotADirectoryError(f"{str(root)!r} is a file; give the folder that it lies in.")
+        raise NotADirectoryError(f"{str(root)!r} is a file; pass its folder.")
     found, n = Files(root), 0
     for place, names in _folders(root):
         n += len(names)
         if n > MOST_FILES:
             raise ValueError(
-                f"{str(root)!r} contains more than {MOST_FILES:,} files. Give the folder of the data set alone."
+                f"{str(root)!r} contains more than {MOST_FILES:,} files. Pass only the folder of the data set."
             )
         _sort(found, place, names)
     for paths in (found.stores, found.matrices, found.positions, found.texts, found.images, found.r):

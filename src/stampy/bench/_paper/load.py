@@ -86,7 +86,7 @@ def _raw_counts(adata: AnnData, section: Section) -> None:
         return
     if "counts" in adata.layers and _is_counts(adata.layers["counts"]):
         adata.X = adata.layers["counts"]
-        logger.warning("%s: X does not hold raw counts; layers['counts'] was taken.", section.name)
+        logger.warning("%s: X does not contain raw counts; layers['counts'] was used.", section.name)
         return
     raise ValueError(
         f"{section.source!r} contains no raw counts: X has fractions, and there is no layer 'counts'. Export them, "

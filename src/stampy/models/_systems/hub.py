@@ -86,7 +86,7 @@ def _check_hash(path: Path, expected: str, card: Card) -> None:
     path.unlink(missing_ok=True)
     raise ValueError(
         f"{path.name} of {card.repository!r} came with SHA-256 {found}, expected {expected}: it is not the file that "
-        "stampy knows, and was removed from the cache. Try again; if it stays so, tell the developers."
+        "stampy knows, and was removed from the cache. Try again; if the error persists, report it."
     )
 
 

@@ -306,7 +306,7 @@ def _matrix(name: str, values: Any, n: int) -> np.ndarray:
     if values.ndim != 2 or len(values) != n:
         raise ValueError(f"`{name}` must have shape ({n}, ...), a row a tile, found {values.shape}.")
     if not np.isfinite(values).all():
-        raise ValueError(f"`{name}` has NaN or infinite values; leave those spots out.")
+        raise ValueError(f"`{name}` has NaN or infinite values; remove these spots.")
     return values
 
 

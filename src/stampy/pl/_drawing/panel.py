@@ -40,8 +40,8 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
             _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - SIDE_INCHES / height))
     elif len(paint.entries) > MAX_LABELS:
         _checks.warn(
-            f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so it is left "
-            "out. Merge rare labels, or pass `legend=False`."
+            f"{paint.label!r} has {len(paint.entries)} labels; at most {MAX_LABELS} fit into a legend, so the "
+            "legend is omitted. Merge rare labels, or pass `legend=False`."
         )
     elif paint.entries:
         rows = int(max(height, MIN_INCHES) / ROW_INCHES)

@@ -128,7 +128,7 @@ def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]
         return "These names are ambiguous: put Ensembl ids into `adata.var['gene_ids']`."
     if index.exact:
         return (
-            "The published vocabulary is matched by its own names alone: put Ensembl ids into `adata.var['gene_ids']`."
+            "The published vocabulary is matched only by its own names: put Ensembl ids into `adata.var['gene_ids']`."
         )
     if index.human is not None and (gene_id in index.human.of_id or index.human.find(name) >= 0):
         return "They are human genes that are not in the model's vocabulary."
@@ -165,7 +165,8 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
         )
     if found.repeated_share and found.repeated_share > REPEATED:
         parts.append(
-            f"Columns that repeat a gene by its name alone hold {found.repeated_share:.0%} of the counts and are added "
+            f"Columns that repeat a gene only by its name account for {found.repeated_share:.0%} of the counts and "
+            "are added "
             "to it. If they are antibodies or control probes, name them in `adata.var['feature_types']`, or drop them."
         )
     return " ".join(parts)

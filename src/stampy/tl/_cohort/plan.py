@@ -98,7 +98,7 @@ def check_plan(plan: Plan, on_error: str, n_workers: int | None, n_devices: int 
     if n_devices is not None:
         _checks.at_least("n_devices", n_devices, 1)
         if scheduler is not None:
-            raise ValueError("`n_devices` has no effect beside `scheduler`: the workers of a cluster have their own.")
+            raise ValueError("`n_devices` has no effect with `scheduler`: the workers of a cluster have their own.")
         if plan.device is not None:
             raise ValueError("`device` and `n_devices` were given. Pass `n_devices` to use the first so many GPUs.")
     alone = scheduler is None and n_workers == 1 and n_devices in (None, 1)

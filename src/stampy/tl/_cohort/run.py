@@ -92,8 +92,8 @@ def _check_names(sections: Sequence[Section], plan: Plan) -> None:
         less = plan.contents != "all" or plan.bin_um is not None
         if less and isinstance(section.data, Path) and target.resolve() == section.data.resolve():
             raise ValueError(
-                f"Section {section.name!r}: the result, which does not hold all of the section, would replace the "
-                f"section itself, {str(section.data)!r}. Choose another folder."
+                f"Section {section.name!r}: the result, which does not contain all data of the section, would "
+                f"replace the section itself, {str(section.data)!r}. Choose another folder."
             )
 
 
@@ -183,7 +183,7 @@ def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
         _checks.warn(
             f"{str(plan.out)!r} also contains results of earlier runs for {len(others)} sections that are not among "
             "those "
-            f"given: {_checks.shortlist(others)}. They are left as they are, and are not in {TABLE}."
+            f"given: {_checks.shortlist(others)}. They are kept unchanged, and are not in {TABLE}."
         )
 
 

@@ -153,6 +153,6 @@ def _check_manifest(folder: Path, settings: Mapping[str, object]) -> None:
         return
     strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if strangers:
-        raise ValueError(f"`resume` needs a folder of its own; {str(folder)!r} has {_checks.shortlist(strangers, 3)}.")
+        raise ValueError(f"`resume` needs a separate folder; {str(folder)!r} has {_checks.shortlist(strangers, 3)}.")
     with _files.atomic(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -131,8 +131,9 @@ def _mps_limits_told() -> Iterator[None]:
             if "MPS" not in str(error):
                 raise
             raise RuntimeError(
-                "The Apple GPU (MPS) lacks an operation of this model, and torch was loaded before it was told to run "
-                "such operations on the CPU. Import stampy before torch, set PYTORCH_ENABLE_MPS_FALLBACK=1, or use "
+                "The Apple GPU (MPS) lacks an operation of this model, and torch was loaded before it was "
+                "configured to run such operations on the CPU. Import stampy before torch, set "
+                "PYTORCH_ENABLE_MPS_FALLBACK=1, or use "
                 f"device='cpu'. ({str(error).partition('.')[0]})"
             ) from error
 

@@ -65,7 +65,7 @@ class JudgedSpots:
         self.genes = variable_genes(counts, n_genes)
         if not len(self.genes):
             raise ValueError(
-                "No gene is found in 5 % of the spots: there is nothing to predict. Evaluate a larger piece."
+                "No gene is detected in 5 % of the spots: there is nothing to predict. Evaluate a larger piece."
             )
         self.folds = regions(xy, sections)
         self.graph = graph(xy, N_NEIGHBORS, sections) / N_NEIGHBORS

@@ -143,12 +143,18 @@ def _components(values: np.ndarray, n_pcs: int | None, seed: int) -> np.ndarray:
 def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
     """K-means; the number of domains with the highest silhouette unless it is given."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     def fit(k: int) -> np.ndarray:
-        return KMeans(k, n_init=5, random_state=seed).fit_predict(values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than k: said below
+            return KMeans(k, n_init=5, random_state=seed).fit_predict(values)
 
     if n is not None:
-        return fit(n), {"chosen_by": "given"}
+        codes = fit(n)
+        if (found := len(np.unique(codes))) < n:
+            _checks.warn(f"{found} instead of {n} domains: the embedding has only {found} different vectors.")
+        return codes, {"chosen_by": "given"}
     tried = {k: fit(k) for k in range(2, min(max_domains, len(values) - 1) + 1)}
     scores = {k: silhouette(values, codes, seed) for k, codes in tried.items()}
     best = max(scores, key=scores.__getitem__)

@@ -189,7 +189,7 @@ def captum() -> type:
         from captum.attr import LayerIntegratedGradients
     except ImportError as error:
         raise ImportError(
-            "method='integrated_gradients' needs captum, which is not installed. Install it by "
-            "`pip install 'stampy-st[attribute]'`, or use method='leave_one_out'."
+            "method='integrated_gradients' needs captum, which is not installed. Install it with `pip install "
+            "'stampy-st[attribute]'`, or use method='leave_one_out'."
         ) from error
     return LayerIntegratedGradients

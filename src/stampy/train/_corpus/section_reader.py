@@ -189,7 +189,7 @@ def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]
         if leads_out(name):
             raise ValueError(f"The corpus {str(path)!r} is rejected: its manifest names {name!r}, outside of it.")
         if _is_linked(file, linked):
-            yield file, "it is a symbolic link, or lies behind one"
+            yield file, "it is a symbolic link, or is behind one"
             continue
         try:
             found = file.stat().st_size
@@ -212,7 +212,7 @@ def changed_files(path: Path, record: SectionRecord) -> Iterator[str]:
     wrong = dict(wrong_sizes(path, record))
     folder = path / "sections" / file_name(record["name"])
     if record_of(folder) != record and not wrong:
-        wrong[folder / "zarr.json"] = "it is missing or does not say the same as the manifest"
+        wrong[folder / "zarr.json"] = "it is missing or differs from the manifest"
     for name, (_, digest) in record["files"].items():
         file = folder / name
         if file not in wrong:

@@ -201,7 +201,7 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
         if 0 in record["n_groups"]:
             record["notes"].append(
                 f"No neighbourhood group: fewer than {settings['group_size']} spots near each other among "
-                f"{len(xy)}. Stage 1 leaves the section out."
+                f"{len(xy)}. Stage 1 skips the section."
             )
         _put_tokens(group, tokens, spots, settings["group_size"])
     if source is not None:

@@ -245,12 +245,12 @@ def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
     if not isinstance(items, Sequence) or not any(isinstance(i, str) and i.startswith(PREFIX) for i in items):
         return None
     if len(items) > 1:
-        raise ValueError(f"A data set of the hub ({PREFIX}...) is a corpus of its own. Give it alone.")
+        raise ValueError(f"A data set of the hub ({PREFIX}...) is a separate corpus. Pass it alone.")
     match = _ADDRESS.fullmatch(items[0])
     if match is None or not _COMMIT.fullmatch(match[2] or ""):
         raise ValueError(
-            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus says "
-            "what it is made of. The page of the data set lists commits under 'Files', 'History'."
+            f"{items[0]!r}: expected {PREFIX}org/name@COMMIT, with the 40 digits of a commit, so that the corpus "
+            "records its source. The page of the data set lists commits under 'Files', 'History'."
         )
     repository, commit, folder = match[1], match[2], (match[3] or "").strip("/")
     files = _chosen(_listed(repository, commit), folder, repository)
@@ -262,6 +262,7 @@ def _listed(repository: str, commit: str) -> list[HubFile]:
     from huggingface_hub.hf_api import RepoFile
 
     with _answers(repository):
+        HfApi().dataset_info(repository, revision=commit, timeout=_TIMEOUT_S)  # tried once; a tree is retried for 23 s
         found = HfApi().list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
         files = [file for file in found if isinstance(file, RepoFile)]
     return [HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else f.blob_id) for f in files if not leads_out(f.path)]
@@ -298,6 +299,7 @@ def _git_hash(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
+_TIMEOUT_S = 10.0
 _CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # of the hub's client, by version
 
 

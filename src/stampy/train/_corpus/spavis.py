@@ -147,8 +147,7 @@ def settings_of(settings: CorpusSettings, reader: object) -> CorpusSettings:
     useless = [f"{k}={given[k]!r}" for k, default in _WITHOUT_EFFECT.items() if given[k] != default]
     if useless:
         raise ValueError(
-            f"{', '.join(useless)}: no effect on files of SpaVis-6M, whose groups and regions are kept as they are. "
-            "Omit it."
+            f"{', '.join(useless)}: no effect on files of SpaVis-6M, whose groups and regions are kept. Omit it."
         )
     return {**settings, "layout": LAYOUT, "max_distance": None}
 
@@ -157,15 +156,16 @@ def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
     """The vocabulary, which must be said; a warning where it is not the published one."""
     if vocabulary is None:
         raise ValueError(
-            "Files of SpaVis-6M hold token ids, not gene names: pass their "
+            "Files of SpaVis-6M contain token ids, not gene names: pass their "
             "vocabulary=stampy.datasets.published_vocabulary()."
         )
     other = _files.digest(vocabulary.gene_ids) != PUBLISHED
     if other or (vocabulary.divisors != np.round(vocabulary.divisors)).any():
         what = f"{len(vocabulary):,} genes in their own order" if other else "its divisors are not integers"
         _checks.warn(
-            f"The vocabulary is not the published one ({what}). Ids in the files are taken as its rows + 30, which is "
-            "right only if they were made with it. stampy.datasets.published_vocabulary() is that of SpaVis-6M."
+            f"The vocabulary is not the published one ({what}). Ids in the files are interpreted as its rows + 30, "
+            "which is correct only if they were made with it. stampy.datasets.published_vocabulary() is that of "
+            "SpaVis-6M."
         )
     return vocabulary
 

