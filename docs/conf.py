@@ -80,12 +80,12 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
-    (r"py:class", r"stampy\.pp\.(_\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
+    (r"py:class", r"stampy\.pp\.(_\w+\.)*(\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
     (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?(StoredSection|CorpusSettings)"),  # the same
     (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
     (r"py:class", r"stampy\.tl\.(\w+\.)*(EmbedOptions|SlideOptions)"),
     (r"py:class", r"stampy\.pl\.(\w+\.)*(SpatialLook|SpatialOptions)"),
-    (r"py:class", r"stampy\._section\.(levels\.Level|grid_scale\.PixelSize)"),
+    (r"py:class", r"stampy\._section\.(\w+\.)*(ImageLevel|PixelSize)"),
 ]
 
 # Links into other projects need their inventories, hence a network: DOCS_ONLINE=1.
