@@ -331,6 +331,8 @@ def spoilt(toy, how):
     elif how == "log":
         adata.X = adata.X.astype(np.float32)
         adata.X.data = np.log1p(adata.X.data)
+    elif how == "mouse":
+        adata.var = adata.var[[]].set_axis([name.capitalize() for name in adata.var_names])
     elif how == "foreign":
         adata.var_names = [f"probe-{i}" for i in range(adata.n_vars)]
         adata.var["gene_ids"] = adata.var_names
@@ -349,6 +351,7 @@ def spoilt(toy, how):
         ("no image", "image", "--image"),
         ("empty", "gene", "The section is empty"),
         ("log", "gene", "log-normalised"),
+        ("mouse", "gene", "or, in one call, `stampy embed --organism mouse`"),
         ("foreign", "gene", "Only 0 of 800 genes"),
         ("transposed", "gene", "transposed"),
     ],

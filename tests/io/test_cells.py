@@ -151,6 +151,13 @@ def test_cosmx(tmp_path, end, told):
     assert binned.X.sum() == X.sum()
 
 
+def test_cosmx_with_other_names_of_the_fields(tmp_path):
+    cosmx(tmp_path)
+    table = {"FOV": [1, 2], "x_global_px": [0, 4000], "y_global_px": [0, 0], "x_global_mm": [0, 0.48], "y_global_mm": 0}
+    put(tmp_path / "S1_fov_positions_file.csv", pd.DataFrame(table).to_csv(index=False))
+    assert stampy.read(tmp_path).uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"] == pytest.approx(0.12)
+
+
 def test_cosmx_with_centres_in_mm_alone(tmp_path):
     names = cosmx(tmp_path)
     path = tmp_path / "S1_metadata_file.csv"

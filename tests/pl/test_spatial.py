@@ -664,6 +664,15 @@ def test_bad_sections():
         pl.spatial(holes, "domain")
 
 
+def test_a_symbol_beside_ids_is_found_in_its_column():
+    adata = datasets.toy(n_spots=60)
+    symbol = adata.var_names[0]
+    adata.var = pd.DataFrame({"SYMBOL": adata.var_names}, index=adata.var["gene_ids"].tolist())
+    with pytest.raises(KeyError, match=r"It is in adata\.var\['SYMBOL'\]: pass gene_symbols='SYMBOL'"):
+        pl.spatial(adata, symbol)
+    assert pl.spatial(adata, symbol, gene_symbols="SYMBOL").get_title() == symbol
+
+
 def test_bad_images():
     unscaled = section(images=("hires",))
     del unscaled.uns["spatial"]["s1"]["scalefactors"]["tissue_hires_scalef"]

@@ -222,7 +222,7 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     match = human.match(section([*NAMES, *several], np.array([100] * 14 + [1] * 3)))
     assert match.ambiguous == tuple(several)
     assert match.n_matched == 14
-    assert "3 names may be several genes" in str(match)
+    assert "3 names are ambiguous" in str(match)
 
 
 # ---- what is no gene -----------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_the_likely_reason(human, names, reason):
 def test_a_small_loss_is_in_the_report_alone(human):
     match = human.match(section(["GAPDH", "TP53", "AKT1"], np.array([50, 47, 3])))
     assert match.unmatched_share == pytest.approx(0.03)
-    assert "they hold 97.0% of the counts" in str(match)
+    assert "they account for 97.0% of the counts" in str(match)
     assert match.record()["unmatched_share"] == pytest.approx(0.03)
 
 

@@ -451,7 +451,7 @@ def test_errors_of_rounding_are_no_fractions(dtype):
     (whole,) = (block.toarray() for _, block in checked_rows(noisy))
     np.testing.assert_array_equal(whole, counts)  # ties stay ties
     shares = counts / counts.sum() * 1e-6  # near whole numbers, namely 0, but no counts
-    with pytest.raises(ValueError, match="values are not whole and none is above"):
+    with pytest.raises(ValueError, match="values are not integers and none is above"):
         list(checked_rows(shares))
 
 

@@ -253,7 +253,7 @@ def test_swapped_axes_are_named_on_a_square_image(one):
 
 
 def test_um_per_px_of_the_reduced_image_is_named(one):
-    with pytest.warns(stampy.StampyWarning, match="µm apart on a hexagonal grid, where Visium has 100 µm"):
+    with pytest.warns(stampy.StampyWarning, match="µm apart on a hexagonal grid, but on Visium the distance is 100 µm"):
         pp.tiles(one, size_px=16, um_per_px=8.0)
 
 

@@ -195,6 +195,23 @@ def test_files_without_slide_ids_are_sections(groups, tmp_path):
     assert corpus.sections[-1].name == "train_tokens-1"
 
 
+def test_files_with_data_set_ids_alone_have_a_section_for_each(groups, tmp_path):
+    def change(file):
+        file["batch_dataset_id"][:3] = 7
+        del file[SLIDES]
+
+    with pytest.warns(UserWarning, match="tokens-1.h5 has no 'batch_slide_id': its rows of one data set"):
+        corpus = build(changed(groups, tmp_path, change), tmp_path / "out")
+    found = {s.name: s.n_spots for s in corpus.sections if "tokens-1" in s.name}
+    assert found["dataset7_train_tokens-1"] == 3 * 9
+    assert len(found) > 1
+
+
+def test_rows_that_no_stage_can_use_are_told(pairs, tmp_path):
+    with pytest.warns(UserWarning, match="neither groups of spots .* nor tiles"):
+        build(pairs, tmp_path / "out", images=False)
+
+
 def test_what_has_no_room_is_named(pairs, tmp_path):
     other = changed(pairs, tmp_path, lambda file: file.__setitem__("spot_label", np.zeros(len(file["images"]))))
     with pytest.warns(UserWarning, match="Not stored in a corpus: .*spot_label"):

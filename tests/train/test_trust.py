@@ -458,7 +458,7 @@ def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):
 def test_too_long_a_warm_up_is_told(toy, tmp_path):
     with pytest.raises(ValueError, match=r"`warmup_steps` is 500, the run has \d+ steps"):
         train.pretrain(toy, tmp_path, config=STAGE1 | {"warmup_steps": 500}, **QUIET)
-    with pytest.warns(UserWarning, match=r"rises for 7 of the run's \d+ steps"):
+    with pytest.warns(UserWarning, match=r"warm-up takes 7 of the run's \d+ steps"):
         train.pretrain(toy, tmp_path / "b", config=STAGE1 | {"warmup_steps": 7}, **QUIET)
 
 

@@ -274,10 +274,10 @@ def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres"
             found |= {} if path is None else {kind: picture(path)}
         except ValueError as error:
             failed[kind] = error
-    for kind, error in failed.items():
+    for kind, reason in failed.items():
         if not found:
-            raise error
-        _checks.warn(f"The {kind} image is ignored; {_checks.shortlist(found)} is used. {error}")
+            raise reason
+        _checks.warn(f"The {kind} image is ignored; {_checks.shortlist(found)} is used. {reason}")
     return found
 
 

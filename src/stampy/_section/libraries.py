@@ -264,7 +264,7 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
         rest = ", or pass the image with `image=`. Where the table is one of them, remove the others from there"
     else:
-        found, rest = "`adata.uns['spatial']['is_single']` says that the table contains several sections", ""
+        found, rest = "`adata.uns['spatial']['is_single']` states that the table contains several sections", ""
     columns = matching_columns(table, libraries)
     remedy = f"Name the column of `adata.obs` that separates them with `library_key=`{_hint(columns)}{rest}."
     raise SeveralSectionsError(f"{found}.", columns, remedy)

@@ -168,8 +168,9 @@ def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
     if grid is None or grid.kind != "hexagonal" or abs(grid.pitch * um_per_px / 100 - 1) <= _CONTRADICTION:
         return ""
     return (
-        f"At {um_per_px:.4g} µm per px the spots lie {grid.pitch * um_per_px:.4g} µm apart on a hexagonal grid, where "
-        f"Visium has 100 µm ({100 / grid.pitch:.4g} µm per px). Check that it is the size of a pixel of the "
+        f"At {um_per_px:.4g} µm per px the spots lie {grid.pitch * um_per_px:.4g} µm apart on a hexagonal grid, but "
+        f"on Visium the distance is 100 µm ({100 / grid.pitch:.4g} µm per px). Check that it is the size of a pixel "
+        "of the "
         "full-resolution image."
     )
 

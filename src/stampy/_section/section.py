@@ -28,6 +28,7 @@ from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,
     check_one_section,
+    images_of,
     libraries_of,
     library_named,
     section_column,
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageSource",
+    "PlacedSection",
     "Places",
-    "Section",
     "Wishes",
     "coordinates_of",
     "has_coordinates",
@@ -61,7 +62,7 @@ Need = Literal["image", "scale", "neighbors"]
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class PlacedSection:
     """One section: its spots, and its image and pixel size, which are found when first used.
 
     Coordinates are in px of the full-resolution image, the unit in which `adata.obsm["spatial"]` and the shapes of a
@@ -227,7 +228,7 @@ class Section:
             return f"{self.prefix}There is no image: `adata.uns['spatial']` has no entry for it. {GIVE}"
         return (
             f"{self.prefix}No image with a scale factor in `adata.uns['spatial'][{self.library_name!r}]`: images "
-            f"{_checks.shortlist(self.library.get('images', {}))}, scale factors "
+            f"{_checks.shortlist(images_of(self.library))}, scale factors "
             f"{_checks.shortlist(self.library.get('scalefactors', {}))}. {GIVE}"
         )
 
@@ -240,7 +241,7 @@ def sections_of(
     table_key: str = _keys.TABLE,
     needs: Collection[Need] = (),
     notes: list[str] | None = None,
-) -> list[Section]:
+) -> list[PlacedSection]:
     """The sections of a table, in the order of their names.
 
     Sections are told apart by `library_key`; without it the regions of a SpatialData are the sections, and an AnnData
@@ -290,7 +291,7 @@ def sections_of(
         if region is not None:
             region = region._replace(rows=rows, xy=region.xy[np.searchsorted(region.rows, rows)])
         found.append(
-            Section(
+            PlacedSection(
                 name=name,
                 rows=rows,
                 xy=places.xy[rows],
@@ -321,7 +322,7 @@ def _library_names(
 
 
 def _satisfy(
-    section: Section, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
+    section: PlacedSection, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
 ) -> Iterator[str]:
     """Find what is needed; yield what is doubtful."""
     if "image" in needs:
@@ -339,7 +340,7 @@ def _satisfy(
         yield from filter(None, (check_inside(section), doubt_of_axes(section, table)))
 
 
-def _no_library(section: Section, table: AnnData, libraries: Mapping[str, Library]) -> None:
+def _no_library(section: PlacedSection, table: AnnData, libraries: Mapping[str, Library]) -> None:
     """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."

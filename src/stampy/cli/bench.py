@@ -114,9 +114,10 @@ def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
         lines.append(f"  {what}: {sum(bool(p.found) for p in mine)} of {len(mine)}")
     missing = [piece for piece in found if not piece.found]
     if missing:
-        lines.append("missing (all other parts are run):")
+        can_run = any(piece.found for piece in found if piece.what in ("counts", "slides"))
+        lines.append("missing (all other parts are run):" if can_run else "missing:")
     for (what, steps, without), names in grouped(missing).items():
-        lines.append(f"  {what} of {', '.join(names)}: {steps} Without: no {without}.")
+        lines.append(f"  {what} of {', '.join(names)}: {steps} Needed for {without}.")
     return "\n".join(lines)
 
 

@@ -60,7 +60,12 @@ PARAMETER = re.compile(
 _COLUMN = re.compile(r"`(image|um_per_px|spot_um)=`")
 
 # Values that have another name here.
-VALUES = {"images=False": "--images none", "images=True": "--images all", "on_error='skip'": "--on-error skip"}
+VALUES = {
+    "`stampy.tl.embed(adata, organism='mouse')`": "`stampy embed --organism mouse`",
+    "images=False": "--images none",
+    "images=True": "--images all",
+    "on_error='skip'": "--on-error skip",
+}
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
          "n_genes": 1, "n_domains": 2}  # fmt: skip

@@ -102,8 +102,8 @@ def _keyword(name: str, value: Any) -> None:
     """One of the arguments of `timm.create_model`."""
     if name not in KEYWORDS:
         raise ValueError(
-            f"`backbone_kwargs` has {name!r}, which a model's settings may not say (they may not fetch or load other "
-            f"files either). It may have {sorted(KEYWORDS)}."
+            f"`backbone_kwargs` has {name!r}, which are not allowed in the settings of a model (nor are settings "
+            f"that download or load other files). Allowed are {sorted(KEYWORDS)}."
         )
     if name in _SWITCHES:
         if not isinstance(value, bool):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 __all__ = ["cgr", "igr", "info_nce", "localization", "symmetric_info_nce"]
 
-Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Scores: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, score: Score) -> Tensor:
+def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, score: Scores) -> Tensor:
     """Intrinsic gene reconstruction: cross-entropy at a spot's selected positions.
 
     Parameters
@@ -54,7 +54,7 @@ def igr(hidden_BLD: Tensor, targets_BL: Tensor, selected_BL: Tensor | None, scor
     return _reconstruction(hidden_BLD, targets_BL, score)
 
 
-def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, score: Score) -> Tensor:
+def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, score: Scores) -> Tensor:
     """Contextual gene reconstruction: genes of the central spot from the mean output of its neighbours.
 
     Parameters
@@ -87,7 +87,7 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, sco
     return _reconstruction(context_SLD[selected_SL], targets_SL[selected_SL], score)
 
 
-def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, score: Score) -> Tensor:
+def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, score: Scores) -> Tensor:
     if not len(targets_M):
         return hidden_MD.sum() * 0  # stays in the graph: every rank takes part in the backward pass
     return score(hidden_MD, targets_M.long())

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
-from stampy._section.section import Section, Wishes, sections_of
+from stampy._section.section import PlacedSection, Wishes, sections_of
 
 from ._counts import counts_of, iter_rows
 
@@ -92,7 +92,7 @@ def bins(
     return binned
 
 
-def _one_section(cells: AnnData | SpatialData, um_per_px: float | None, table_key: str) -> Section:
+def _one_section(cells: AnnData | SpatialData, um_per_px: float | None, table_key: str) -> PlacedSection:
     sections = sections_of(cells, Wishes(um_per_px=um_per_px), table_key=table_key, needs=["neighbors"])
     if len(sections) > 1:
         raise ValueError(

@@ -280,7 +280,7 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
             raise ValueError(
                 f"`{source}` has {where.size} {what} values in spots {start} to {start + block.shape[0] - 1} "
                 f"(first: spot {row}, gene {int(block.indices[where[0]])}, value {data[where[0]]}). {hint} "
-                "stampy needs raw counts: store them in X or name a layer with `layer=`."
+                "stampy needs raw counts: store them in X (they may be in `adata.raw`), or name a layer with `layer=`."
             )
     return float(data.max())
 
@@ -303,7 +303,7 @@ def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: 
         counts = f"layer={raw[0]!r}" if raw else "`layer=`"
         part = "" if len(rows) == n_spots else f" in {len(rows)} of {n_spots} spots (first: spot {start + rows[0]})"
         raise ValueError(
-            f"`{source}` looks log-normalised{part}: values are not whole and none is above {block.data.max():.3g}. "
+            f"`{source}` looks log-normalised{part}: values are not integers and none is above {block.data.max():.3g}. "
             f"stampy needs raw counts: pass {counts} (in training, put them into X), or use those in "
             f"`adata.raw` (layers: {_checks.shortlist(layers)}). If they are small corrected counts, round them first."
         )

@@ -170,7 +170,7 @@ def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None
     if 2 * n_human > n_ids:
         _checks.warn(
             f"{n_human} of {n_ids} Ensembl ids are human (ENSG): human genes need no orthologs, and genes without a "
-            "mouse ortholog are lost. Leave out `pp.orthologs`, or organism='mouse'."
+            "mouse ortholog are lost. Omit `pp.orthologs`, or organism='mouse'."
         )
     rows = _by_table(pairs, ids, symbols)
     # row -1, where there is none, is the empty one at the end

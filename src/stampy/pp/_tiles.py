@@ -12,7 +12,7 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._section.boxes import region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import WHITE
-from stampy._section.section import ImageSource, Section, Wishes, sections_of
+from stampy._section.section import ImageSource, PlacedSection, Wishes, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,7 +69,7 @@ class TileSource:
 
     def __init__(
         self,
-        sections: list[Section],
+        sections: list[PlacedSection],
         *,
         tile_um: float = _keys.TILE_UM,
         size_px: int = _keys.TILE_PX,
@@ -253,7 +253,7 @@ class TileSource:
         )
 
 
-def _check_edge(section: Section, tile_um: float) -> None:
+def _check_edge(section: PlacedSection, tile_um: float) -> None:
     """Raise ValueError if a tile is far larger than the whole image: the size of a pixel must be wrong."""
     edge = tile_um / section.um_per_image_px
     if edge > 2 * max(section.require_image().shape):

@@ -248,7 +248,7 @@ class Vocabulary:
         >>> section = AnnData(np.array([[0, 7], [1, 92]]), var=pd.DataFrame(index=["XIST", "GAPDH"]))
         >>> print(Vocabulary(genes).match(section))
         1 of 2 genes of the section are in the vocabulary (50%; 100% of its 1), matched as symbol by var_names; they
-        hold 99.0% of the counts; not in it, e.g.: XIST
+        account for 99.0% of the counts; not in it, e.g.: XIST
         """
         return checked_match(adata, self.index, layer)
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from stampy._section.section import ImageSource, Places
     from stampy.pp._tiles import TileSource
 
-    Section: TypeAlias = AnnData | SpatialData
-    Sections: TypeAlias = Section | Sequence[Section] | Mapping[str, Section] | AnnCollection
+    SectionData: TypeAlias = AnnData | SpatialData
+    SectionsData: TypeAlias = SectionData | Sequence[SectionData] | Mapping[str, SectionData] | AnnCollection
     import numpy as np
 
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
@@ -43,7 +43,7 @@ __all__ = ["BASELINES", "embed"]
 
 
 def embed(
-    adata: Sections,
+    adata: SectionsData,
     model: str | Path | Encoder = "stampy-mini",
     *,
     modality: Modality | None = None,
@@ -69,7 +69,7 @@ def embed(
     key_added: str = _keys.EMBEDDING,
     copy: bool = False,
     resume: str | Path | None = None,
-) -> Sections | None:
+) -> SectionsData | None:
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
@@ -214,8 +214,8 @@ def embed(
 
 
 def _embed_one(
-    adata: Section, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
-) -> Section | None:
+    adata: SectionData, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
+) -> SectionData | None:
     """One section, from arguments to result. What can be checked without the model comes before it is loaded."""
     written, adata = adata, with_columns(adata, request.table_key)
     table = table_of(adata, request.table_key)
@@ -249,7 +249,7 @@ def _embed_one(
     return write(written, result, copy=copy, table_key=request.table_key)
 
 
-def _available(adata: Section, table: AnnData, request: Request) -> Modality:
+def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:
     """What there is to embed: counts, an image, or both."""
     pictured = request.image is not None or has_images(adata, request.table_key)
     has_counts = table.n_vars > 0 and (table.X is not None or request.layer is not None)
@@ -268,7 +268,7 @@ def _available(adata: Section, table: AnnData, request: Request) -> Modality:
 
 
 def _choose(
-    adata: Section, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
+    adata: SectionData, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_wish and model.image is None and request.image is None:

@@ -184,7 +184,7 @@ def judged(
         _checks.warn(
             f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the "
             "molecules, so they are scored unchanged. They contain the molecules that they predict: their scores "
-            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={'name': function}`)."
+            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={{'name': function}}`)."
         )
     parameters = {
         "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),

@@ -102,6 +102,7 @@ def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
             return ratio
     if (path := parts.find(_FIELDS)) is not None:
         fields = table(path)
+        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # names by version
         if {"x_global_px", "x_mm", "y_global_px", "y_mm"} <= set(fields.columns) and len(fields) > 1:
             px = float(np.ptp(fields["x_global_px"]) + np.ptp(fields["y_global_px"]))
             um = 1000 * float(np.ptp(fields["x_mm"]) + np.ptp(fields["y_mm"]))

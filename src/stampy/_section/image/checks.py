@@ -14,7 +14,7 @@ from stampy._section.image.slide_image import WHITE, SlideImage
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stampy._section.section import Section
+    from stampy._section.section import PlacedSection
 
 __all__ = [
     "Pictured",
@@ -43,7 +43,7 @@ def _indices(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
     return found if np.isfinite(found).all() else None
 
 
-def check_indices(section: Section, table: AnnData) -> None:
+def check_indices(section: PlacedSection, table: AnnData) -> None:
     """Raise ValueError for coordinates that are rows and columns of the array, which lie on no image."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < 2 or np.ptp(indices, axis=0).min() == 0:
@@ -57,7 +57,7 @@ def check_indices(section: Section, table: AnnData) -> None:
         )
 
 
-def doubt_of_axes(section: Section, table: AnnData) -> str:
+def doubt_of_axes(section: PlacedSection, table: AnnData) -> str:
     """The warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < FEWEST or section.region is not None:
@@ -76,7 +76,7 @@ def doubt_of_axes(section: Section, table: AnnData) -> str:
     )
 
 
-def check_inside(section: Section) -> str:
+def check_inside(section: PlacedSection) -> str:
     """Raise if most spots are outside the image; return a warning if some do, else ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
@@ -99,7 +99,7 @@ def _within(xy: np.ndarray, width: float, height: float) -> np.ndarray:
     return np.all((xy >= 0) & (xy <= [width, height]), axis=1)
 
 
-def _likely_cause(section: Section) -> str:
+def _likely_cause(section: PlacedSection) -> str:
     image = section.require_image()
     height, width = image.shape
     if _within(section.image_xy[:, ::-1], width, height).all():

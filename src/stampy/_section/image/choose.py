@@ -113,7 +113,7 @@ def without_refused(adata: AnnData) -> None:
             entry = raw.get(name, raw)
             entry["metadata"] = {key: value for key, value in library["metadata"].items() if key != REFUSED}
             _checks.warn(
-                f"The section names the image {str(refused)!r}, outside of its own folder; it is not opened. Allow "
+                f"The section names the image {str(refused)!r}, outside its folder; it is not opened. Allow "
                 "it with --named-images anywhere."
             )
 
@@ -132,7 +132,7 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     refused = library.get("metadata", {}).get(REFUSED)
     if refused:
         raise ValueError(
-            f"{of}The section names the image {str(refused)!r}, outside of its own folder; this command does not "
+            f"{of}The section names the image {str(refused)!r}, outside its folder; this command does not "
             "open it by default. Pass the image (`image`, or the column of a manifest), or allow it with "
             f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
         )

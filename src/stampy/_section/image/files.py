@@ -17,7 +17,7 @@ import numpy as np
 from stampy._section.image.levels import (
     MAX_TILE_PX,
     ArrayLevel,
-    Level,
+    ImageLevel,
     Opened,
     OrientedLevel,
     TooLargeError,
@@ -149,7 +149,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return pixels
 
 
-class _OpenSlideLevel(Level):
+class _OpenSlideLevel(ImageLevel):
     """A level of a whole slide."""
 
     n_channels = 4  # transparent where the scanner recorded nothing

@@ -13,7 +13,7 @@ import numpy as np
 __all__ = [
     "MAX_TILE_PX",
     "ArrayLevel",
-    "Level",
+    "ImageLevel",
     "Opened",
     "OrientedLevel",
     "TooLargeError",
@@ -38,7 +38,7 @@ _ORIENTATIONS = {
 }
 
 
-class Level:
+class ImageLevel:
     """One resolution of a slide image; a subclass says how a crop that lies inside it is read."""
 
     shape: tuple[int, int]  # height, width
@@ -51,7 +51,7 @@ class Level:
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayLevel(Level):
+class ArrayLevel(ImageLevel):
     """A level in anything that is indexed like a numpy array: numpy, memmap, zarr or dask; only the crop is read.
 
     `axes` is `"yx"`, `"yxc"` or `"cyx"`; `channels` picks and orders channels (all of them if None).
@@ -103,17 +103,17 @@ class ArrayLevel(Level):
         return part if self.channels is None else part[:, :, list(self.channels)]
 
 
-class OrientedLevel(Level):
+class OrientedLevel(ImageLevel):
     """A level that is stored turned or mirrored; `orientation` is that of TIFF and EXIF, 2 to 8."""
 
-    def __init__(self, stored: Level, orientation: int):
+    def __init__(self, stored: ImageLevel, orientation: int):
         self.stored, self.dtype, self.n_channels = stored, stored.dtype, stored.n_channels
         self.swapped, self.flip_y, self.flip_x = _ORIENTATIONS[orientation]
         height, width = stored.shape
         self.shape = (width, height) if self.swapped else (height, width)
 
     @classmethod
-    def of(cls, level: Level, orientation: object) -> Level:
+    def of(cls, level: ImageLevel, orientation: object) -> ImageLevel:
         """The level as it is to be shown; itself where it is stored upright or the orientation is not a known one."""
         return cls(level, orientation) if orientation in _ORIENTATIONS else level
 
@@ -140,12 +140,12 @@ def _nothing_to_close() -> None:
 class Opened:
     """An open image file: its levels, finest first; how it is closed; µm per px of the first level if it says so."""
 
-    levels: Sequence[Level]
+    levels: Sequence[ImageLevel]
     close: Callable[[], None] = _nothing_to_close
     um_per_px: float | None = None
 
 
-def windows(level: Level) -> Iterator[np.ndarray]:
+def windows(level: ImageLevel) -> Iterator[np.ndarray]:
     """All values of a level, some whole chunks at a time: (h, w, n_channels) each."""
     height, width = level.shape
     rows, columns = level.chunk if isinstance(level, ArrayLevel) else (1, width)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stampy._section.image.levels import ArrayLevel, Level, UnusableImageError, windows
+from stampy._section.image.levels import ArrayLevel, ImageLevel, UnusableImageError, windows
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -55,7 +55,7 @@ def _bytes(values: np.ndarray, white: float) -> np.ndarray:
     return np.rint(np.clip(values * (255.0 / white), 0, 255)).astype(np.uint8)
 
 
-def range_of(level: Level, name: str) -> ValueRange:
+def range_of(level: ImageLevel, name: str) -> ValueRange:
     """Which stored values are white and opaque, decided once for the whole image.
 
     Raises
@@ -83,7 +83,7 @@ def range_of(level: Level, name: str) -> ValueRange:
     return found
 
 
-def _extremes(level: Level, n: int) -> tuple[float, float, float]:
+def _extremes(level: ImageLevel, n: int) -> tuple[float, float, float]:
     """Smallest and largest value of the colours, largest value of the opacity; NaN if any value is NaN."""
     found = []
     for part in windows(level):
@@ -138,7 +138,7 @@ def _full(top: float, kind: np.dtype) -> float:
     return float(next((2**bits - 1 for bits in (1, *_BITS) if top <= 2**bits - 1), top))
 
 
-def _check_not_mask(level: Level, n: int, name: str) -> None:
+def _check_not_mask(level: ImageLevel, n: int, name: str) -> None:
     """Raise ValueError for a mask: an 8-bit array in memory that holds only 0 and 1. Checks the middle first."""
     if not isinstance(getattr(level, "array", None), np.ndarray):
         return  # opening a lazy image must not read it
@@ -163,7 +163,7 @@ def _is_mask(name: str) -> UnusableImageError:
     )
 
 
-def _check_opacity(level: Level, opaque: float, name: str) -> None:
+def _check_opacity(level: ImageLevel, opaque: float, name: str) -> None:
     """ValueError unless the second of two channels is opaque or transparent everywhere."""
     seen = False
     for part in windows(level):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stampy import _checks, _files
 from stampy._section.image.files import open_levels
-from stampy._section.image.levels import ArrayLevel, Level, UnusableImageError
+from stampy._section.image.levels import ArrayLevel, ImageLevel, UnusableImageError
 from stampy._section.image.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SlideImage:
 
     def __init__(
         self,
-        levels: Sequence[Level],
+        levels: Sequence[ImageLevel],
         *,
         scale: float = 1.0,
         name: str = "array",
@@ -276,7 +276,7 @@ class SlideImage:
         return max(fits, key=lambda i: self.downsamples[i], default=0)
 
 
-def _bands(levels: Sequence[Level]) -> Iterator[np.ndarray]:
+def _bands(levels: Sequence[ImageLevel]) -> Iterator[np.ndarray]:
     """Bands of rows of the finest level, all or spread over it, then with the coarsest level."""
     height, width = levels[0].shape
     if height * width <= _WHOLE_PX or isinstance(getattr(levels[0], "array", None), np.ndarray):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks
-from stampy._section.image.levels import Level
+from stampy._section.image.levels import ImageLevel
 from stampy._section.image.slide_image import SlideImage
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def is_wsidata(data: object) -> bool:
     return any(c.__name__ == "WSIData" and c.__module__.startswith("wsidata") for c in type(data).__mro__)
 
 
-class _WsiLevel(Level):
+class _WsiLevel(ImageLevel):
     """A level that the WSIData's own reader reads."""
 
     n_channels = 3

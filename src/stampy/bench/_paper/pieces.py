@@ -102,7 +102,7 @@ def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
     out: dict[tuple[str, str, str], list[str]] = {}
     for piece in missing:
         steps = piece.steps.replace(piece.name, "NAME") if piece.what != "weights" else piece.steps
-        without = "such system" if piece.what == "weights" else piece.without
+        without = "this system" if piece.what == "weights" else piece.without
         out.setdefault((piece.what, steps.rstrip(".") + ".", without), []).append(piece.name)
     return out
 
@@ -326,7 +326,7 @@ IMAGES = {
         "https://spatial-dlpfc.s3.us-east-2.amazonaws.com/images/{name}_full_image.tif, anywhere below the folder."
     ),
     "hbc": "10x Genomics, the same page: V1_Breast_Cancer_Block_A_Section_1_image.tif, anywhere below the folder.",
-    "her2": "her2st's ST-imgs (its README names the archive): data/ST-imgs/A/A1/*.jpg, and so on.",
+    "her2": "her2st's ST-imgs (its README names the archive): data/ST-imgs/PATIENT/{name}/*.jpg.",
     "psc": "The full-resolution H&E image, in the section's folder or named after it.",
     "hhk": "The full-resolution H&E image, in the section's folder or named after it.",
 }

@@ -93,7 +93,11 @@ def paint(
         return paint_values(_gene(adata, genes, color, layer), color, label, style, shown)
     if color in adata.obsm:
         return _embedding(adata.obsm[color], color, shown)
-    raise _checks.unknown("color", color, {"adata.obs": adata.obs, "the genes": genes, "adata.obsm": adata.obsm})
+    error = _checks.unknown("color", color, {"adata.obs": adata.obs, "the genes": genes, "adata.obsm": adata.obsm})
+    columns = [c for c in adata.var if adata.var[c].dtype.kind not in "biufcmM" and (adata.var[c] == color).any()]
+    if gene_symbols is None and columns:
+        raise KeyError(f"{error.args[0]} It is in adata.var[{columns[0]!r}]: pass gene_symbols={columns[0]!r}.")
+    raise error
 
 
 def _gene(adata: AnnData, genes: pd.Index, gene: str, layer: str | None) -> np.ndarray:

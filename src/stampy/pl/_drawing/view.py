@@ -16,7 +16,7 @@ from stampy._section.image.choose import Wishes
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.libraries import images_of
-from stampy._section.section import Section, sections_of
+from stampy._section.section import PlacedSection, sections_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ MAX_PX = 2500  # of an image that is drawn as a whole, and of the part that is d
 class View:
     """What is drawn of a section; coordinates in px of the full-resolution image."""
 
-    section: Section
+    section: PlacedSection
     image: SlideImage | None  # None where there is none or none is wanted
     _read: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
@@ -188,11 +188,11 @@ def _entries(data: AnnData | SpatialData, table_key: str) -> list[str]:
     return list(libraries_of(_utils.table_of(data, table_key)))
 
 
-def _may_have_image(section: Section) -> bool:
+def _may_have_image(section: PlacedSection) -> bool:
     return section.sdata is not None or section.library_name is not None
 
 
-def _image_of(section: Section) -> SlideImage | None:
+def _image_of(section: PlacedSection) -> SlideImage | None:
     """The image that the models see; a warning where it is a file that is gone, KeyError where its place is unknown."""
     if not _may_have_image(section):
         return None

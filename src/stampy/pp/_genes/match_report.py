@@ -94,7 +94,7 @@ class GeneMatch:
         if self.n_folded:
             text += f", {self.n_folded} of them in another case"
         if self.unmatched_share is not None:
-            text += f"; they hold {1 - self.unmatched_share:.1%} of the counts"
+            text += f"; they account for {1 - self.unmatched_share:.1%} of the counts"
         if self.n_duplicated:
             text += f"; {self.n_duplicated} columns repeat a gene and are summed"
         if self.left_out:
@@ -102,7 +102,7 @@ class GeneMatch:
         if self.n_contradictions:
             text += f"; for {self.n_contradictions} the symbol belongs to a different gene than the id; the id was used"
         if self.ambiguous:
-            text += f"; {len(self.ambiguous)} names may be several genes, e.g.: {', '.join(self.ambiguous[:5])}"
+            text += f"; {len(self.ambiguous)} names are ambiguous, e.g.: {', '.join(self.ambiguous[:5])}"
         if self.guessed:
             text += f"; guessed: {', '.join(self.guessed)}"
         if self.unmatched:

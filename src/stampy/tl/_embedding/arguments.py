@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
 
     from stampy._section.section import ImageSource
-    from stampy.tl._embed import Section, Sections
+    from stampy.tl._embed import SectionData, SectionsData
 
 __all__ = [
     "ORGANISMS",
@@ -174,8 +174,8 @@ def is_several(data: object) -> bool:
 
 
 def each_of(
-    function: Callable[[Section, Request], Section | None], data: Sections, request: Request, *, copy: bool
-) -> list[Section] | dict[str, Section] | None:
+    function: Callable[[SectionData, Request], SectionData | None], data: SectionsData, request: Request, *, copy: bool
+) -> list[SectionData] | dict[str, SectionData] | None:
     """Run `function` on each section, in order; each has its result as soon as it is done.
 
     Sections are named by the keys of a dict, else 0, 1, ...; what the request has by section goes by those names.
@@ -196,16 +196,16 @@ def each_of(
     return dict(zip(data, copies, strict=True)) if isinstance(data, Mapping) else copies
 
 
-def named(data: Sections) -> Mapping[str, Section] | Mapping[int, Section]:
+def named(data: SectionsData) -> Mapping[str, SectionData] | Mapping[int, SectionData]:
     """Sections by the keys of a dict, else by 0, 1, ..."""
     if isinstance(data, Mapping):
         return dict(data)
     return dict(enumerate(data.adatas if is_collection(data) else data))
 
 
-def check_sections(data: Sections, request: Request) -> None:
+def check_sections(data: SectionsData, request: Request) -> None:
     """Check all sections before the first is read, so that none fails after hours."""
-    sections: Mapping[Any, Section] = named(data)
+    sections: Mapping[Any, SectionData] = named(data)
     if not sections:
         raise ValueError("There is no section: the list or dict is empty.")
     for key in BY_SECTION:
@@ -224,7 +224,7 @@ def check_sections(data: Sections, request: Request) -> None:
             raise type(error)(f"Section {name!r}: {error.args[0]}") from error
 
 
-def _check_section(section: Section, request: Request) -> None:
+def _check_section(section: SectionData, request: Request) -> None:
     from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
 
     section = with_columns(section, request.table_key)

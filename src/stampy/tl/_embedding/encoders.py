@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stampy.pp._genes.match_report import GeneMatch
-    from stampy.tl._embed import Section, Sections
+    from stampy.tl._embed import SectionData, SectionsData
 
     from .arguments import Modality
 
@@ -183,7 +183,7 @@ SEED = 0
 
 
 def adapted_to(
-    data: Sections, request: Request, model: str | Path | Encoder, device: str | torch.device | None
+    data: SectionsData, request: Request, model: str | Path | Encoder, device: str | torch.device | None
 ) -> Stamp:
     """The model fitted to all sections of a call of `stampy.tl.embed` together."""
     if request.modality != "gene":
@@ -208,7 +208,7 @@ def adapted_to(
 
 def fitted(
     model: Encoder,
-    sections: Iterable[Section],
+    sections: Iterable[SectionData],
     *,
     layer: str | None = None,
     library_key: str | None = None,

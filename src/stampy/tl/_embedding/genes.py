@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from stampy._section.section import Places
     from stampy.pp._genes.match_report import GeneMatch
-    from stampy.tl._embed import Sections
+    from stampy.tl._embed import SectionsData
 
     from .encoders import Encoder
 
@@ -144,7 +144,7 @@ def within(match: GeneMatch, panel: np.ndarray | None) -> GeneMatch:
     return replace(match, rows=kept, n_matched=len(np.unique(kept[kept >= 0])))
 
 
-def shared_panel(data: Sections, request: Request, model: str | Path | Encoder) -> np.ndarray | None:
+def shared_panel(data: SectionsData, request: Request, model: str | Path | Encoder) -> np.ndarray | None:
     """The genes (G,) bool that all of several sections have in ``var``, if they are asked for; None for all genes.
 
     Warns where sections differ and all genes are used.

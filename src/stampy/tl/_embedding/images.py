@@ -12,7 +12,7 @@ from stampy.pp._tiles import TileSource
 from .encoders import Encoder, image_model
 
 if TYPE_CHECKING:
-    from stampy.tl._embed import Section
+    from stampy.tl._embed import SectionData
 
     from .arguments import Request
 
@@ -21,7 +21,7 @@ __all__ = ["open_tiles", "usable_tiles"]
 MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
 
 
-def usable_tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource | None:
+def usable_tiles(adata: SectionData, model: Encoder, request: Request, notes: list[str]) -> TileSource | None:
     """The tiles of an image that nobody asked for; None where it is ignored, with a warning."""
     try:
         tiles = open_tiles(adata, model, request, notes)
@@ -34,7 +34,7 @@ def usable_tiles(adata: Section, model: Encoder, request: Request, notes: list[s
     return tiles
 
 
-def open_tiles(adata: Section, model: Encoder, request: Request, notes: list[str]) -> TileSource:
+def open_tiles(adata: SectionData, model: Encoder, request: Request, notes: list[str]) -> TileSource:
     """The tiles that the image tower of a model sees."""
     tower = image_model(model, "Use modality='gene' or another model.")
     return TileSource.open(

@@ -103,11 +103,16 @@ def slides_of(
 
 
 def _check_alike(files: Sequence[TokenFile]) -> None:
-    for what, has in (("groups of spots (stage 1)", "grouped"), ("tiles", "tiles")):
+    kinds = (("groups of spots (stage 1)", "grouped", ""), ("tiles", "tiles", ", or skip tiles with images=False"))
+    for what, has, remedy in kinds:
         with_it = [file.name for file in files if getattr(file, has)]
         if with_it and len(with_it) < len(files):
             without = next(file.name for file in files if not getattr(file, has))
-            raise ValueError(f"{with_it[0]} has {what}, {without} has none. Build a corpus of each kind.")
+            raise ValueError(f"{with_it[0]} has {what}, {without} has none. Build a corpus of each kind{remedy}.")
+    if files and not any(file.grouped or file.tiles for file in files):
+        _checks.warn(
+            "The files have neither groups of spots (stage 1) nor tiles (stage 2); no stage can be trained on them."
+        )
 
 
 def _tell_ignored(files: Sequence[TokenFile]) -> None:
@@ -130,8 +135,12 @@ def _read_index(
         slide, dataset = (_ids(file, name, key, n_rows, group_size) for key in (SLIDES, DATASETS))
         chunk = (file[TOKENS].chunks or (1,))[0]
     if slide is None:
-        _checks.warn(f"{name} has no {SLIDES!r}: all its rows are one section, named after the file.")
-        return found, {f"{Path(name).parent.name}_{path.stem}": np.array([[0, n_rows]])}
+        own = f"{Path(name).parent.name}_{path.stem}"
+        rows = "all its rows" if dataset is None else "its rows of one data set"
+        _checks.warn(f"{name} has no {SLIDES!r}: {rows} are one section, named after the file.")
+        if dataset is None:
+            return found, {own: np.array([[0, n_rows]])}
+        return found, {f"dataset{which}_{own}": runs for (which, _), runs in _runs(dataset, None)}
     sections = {_section_name(*key): runs for key, runs in _runs(slide, dataset)}
     _warn_of_mixed_rows(found, sections, chunk)
     return found, sections

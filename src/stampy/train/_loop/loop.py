@@ -224,8 +224,8 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
     warmup = config.warmup(steps)
     if config.warmup_steps is not None and warmup > steps / 2:
         _checks.warn(
-            f"The learning rate rises for {warmup:,} of the run's {steps:,} steps (`warmup_steps`). Lower it, or leave "
-            f"it out: then it is {min(config.USUAL_WARMUP, max(steps // 5, 1)):,}."
+            f"The warm-up takes {warmup:,} of the run's {steps:,} steps (`warmup_steps`). Lower it, or omit it: "
+            f"then it is {min(config.USUAL_WARMUP, max(steps // 5, 1)):,}."
         )
 
 
