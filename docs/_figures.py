@@ -29,7 +29,7 @@ def draw(folder: Path) -> None:
     with plt.rc_context(STYLE):
         for name, figure in {
             "tokens": tokens(), "tiles": tiles(), "neighborhoods": neighborhoods(), "stages": stages(), "gvf": gvf(),
-            "learning": learning(),
+            "learning": learning(), "planted": planted_curve(), "neighbours": neighbours_found(),
         }.items():  # fmt: skip
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
             plt.close(figure)
@@ -186,4 +186,47 @@ def learning() -> plt.Figure:
         )
     ax.set(xlabel="passes over 20,161 spots", ylabel="loss at masked positions, nats", xlim=(0, 32), ylim=(4, 9.6))
     ax.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def planted_curve() -> plt.Figure:
+    """The loss at masked positions of simulated sections, by spots and steps, beside what could be reached."""
+    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "planted" / "curve.csv")
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (spots, own), color in zip(runs.groupby("spots"), (ORANGE, GREEN, BLUE), strict=True):
+        own = own.sort_values("steps")
+        ax.plot(own["steps"], own["masked"], "o-", color=color, label=f"{spots:,} spots")
+    most = runs[runs["spots"] == runs["spots"].max()].iloc[0]
+    lines = {
+        "in-section frequency": most["frequency"], "the same, unseen genes": most["frequency_unseen"],
+        "linear model": most["linear"], "best possible": most["best_allowed"],
+    }  # fmt: skip
+    for title, value in lines.items():
+        ax.axhline(value, color=GREY, linestyle=":")
+        ax.text(255, value + 0.015, title, va="bottom", fontsize=11, color=GREY)
+    ax.set(xscale="log", xlabel="steps of 72 spots", ylabel="loss at masked positions, nats", xlim=(250, 3800))
+    ax.set_xticks([300, 1000, 3000], ["300", "1,000", "3,000"])
+    ax.minorticks_off()
+    ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    return figure
+
+
+def neighbours_found() -> plt.Figure:
+    """What features of simulated sections tell of neighbourhoods: IGR alone, IGR + CGR, and linear encoders."""
+    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "planted" / "cgr.csv")
+    alone, both = (runs[runs["losses"] == losses] for losses in ("igr", "both"))
+    rows = [
+        ("IGR", alone, "", BLUE), ("IGR + CGR", both, "", ORANGE),
+        ("principal components", both, "_pca", GREY), ("axes of neighbours", both, "_axes", GREY),
+    ]  # fmt: skip
+    panels = (("ari_domain", "ARI of clusters with domains"), ("variance_domain", "share of variance between domains"))
+    figure, axes = plt.subplots(2, 1, figsize=(6.4, 4.6), layout="constrained")
+    for ax, (column, title) in zip(axes, panels, strict=True):
+        for y, (_, own, ending, color) in enumerate(rows):
+            ax.barh(y, own[column + ending].mean(), color=color, alpha=0.35)
+            ax.scatter(own[column + ending], [y] * len(own), color=color, s=28, zorder=3)
+        ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        ax.set(xlim=(-0.02, 1 if column == "ari_domain" else 0.5), ylim=(len(rows) - 0.5, -0.5))
+        ax.set_title(title, fontsize=12, loc="left")
+        ax.tick_params(axis="y", length=0)
     return figure

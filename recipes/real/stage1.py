@@ -3,11 +3,16 @@
     python recipes/real/stage1.py build FOLDER                   the corpora: train, choose (HER2+ patient G), kept
     python recipes/real/stage1.py train FOLDER/train --kept FOLDER/choose --out RUN --steps 4000 --device cuda
     python recipes/real/stage1.py measure RUN/model --kept FOLDER/kept --out kept.csv
+    python recipes/real/stage1.py readers FOLDER/train --kept FOLDER/choose --out readers.csv
 
 ``train`` hides all that it scores (`mask_share=1`) and starts the heads at gene frequency; it prints the
 loss at masked positions of left-out sections at every checkpoint, beside the references of each: frequency in all these
 sections, in-section frequency, and the same among the genes that a spot does not show elsewhere. "choose" is for
 choosing settings; "kept" is looked at once, at the end: both cortex sections, HER2+ patient A, PDAC-A.
+
+``readers`` shows what can be guessed without a network: from the frequency of genes in the training sections, in the
+sections of other HER2+ patients (of one, two, ... of them), in the 1,000 training spots most similar by their visible
+genes, in the other sections of the same patient, and in the section itself, which no training section tells.
 """
 
 from __future__ import annotations
@@ -15,10 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from stampy import datasets, models, train
 from stampy.pp import Vocabulary
@@ -71,12 +79,95 @@ def measured(model, options) -> pd.DataFrame:
     return found[COLUMNS]
 
 
+def readers(options) -> None:
+    """The loss of guesses by frequency, as they are and over the genes that the spot does not show elsewhere."""
+    rng = np.random.default_rng(0)
+    known, kept = tokens_of(options.corpus), tokens_of(options.kept)
+    n_tokens = max(int(t.max()) for t in (*known.values(), *kept.values())) + 1
+    counts = {name: bag(t, n_tokens).sum(axis=0) for name, t in (known | kept).items()}
+    everywhere = 1 + sum(np.asarray(counts[name], dtype=float).ravel() for name in known)
+
+    def share(names) -> np.ndarray:
+        total = sum(np.asarray(counts[name], dtype=float).ravel() for name in names)
+        return (total + 2000 * everywhere / everywhere.sum()) / (total.sum() + 2000)
+
+    patients = sorted({patient(name) for name in known if name.startswith("HER2ST")})
+    similar = Similar(known, n_tokens)
+    rows = []
+    for name, tokens in kept.items():
+        tokens = tokens[rng.permutation(len(tokens))[: options.spots]]
+        gone = (tokens != 0) & (rng.random(tokens.shape) < 0.15)
+        guesses = {"all training sections": [everywhere / everywhere.sum()]}
+        for n in range(1, len(patients) + 1):
+            chosen = [*combinations(patients, n)]
+            chosen = [chosen[i] for i in rng.permutation(len(chosen))[:8]]
+            guesses[f"{n} other HER2+ patients"] = [share([k for k in known if patient(k) in some]) for some in chosen]
+        guesses["1,000 similar spots"] = [similar.share(np.where(gone, 0, tokens), share(known))]
+        same = [k for k in kept if patient(k) == patient(name) and k != name]
+        if same:
+            guesses["other sections of the patient"] = [share(same)]
+        guesses["the section itself"] = [np.asarray(counts[name]).ravel() / counts[name].sum()]
+        for guess, shares in guesses.items():
+            losses = np.mean([loss_of(own, tokens, gone) for own in shares], axis=0)
+            rows.append({"section": name, "guess": guess, "masked": losses[0], "masked_unseen": losses[1]})
+    table = pd.DataFrame(rows)
+    table.to_csv(options.out, index=False, float_format="%.4f")
+    print(table.groupby("guess", sort=False)[["masked", "masked_unseen"]].mean().round(3).to_string())
+
+
+def patient(name: str) -> str:
+    return name[: len("HER2ST_A")]
+
+
+def tokens_of(corpus: Path) -> dict[str, np.ndarray]:
+    return {s.name: s.load(TOKENS).tokens.astype(np.int64) for s in train.Corpus(corpus).sections}
+
+
+def bag(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
+    """Spots x genes, 1 where a spot shows a gene."""
+    rows, columns = np.nonzero(tokens)
+    ones = np.ones(len(rows), np.float32)
+    return sparse.csr_matrix((ones, (rows, tokens[rows, columns])), (len(tokens), n_tokens))
+
+
+class Similar:
+    """Frequency of genes in the training spots whose visible genes are most similar; rare genes weigh more."""
+
+    def __init__(self, known: dict[str, np.ndarray], n_tokens: int, n: int = 1000):
+        self.n, self.spots = n, bag(np.concatenate([*known.values()]), n_tokens)
+        often = np.asarray(self.spots.mean(axis=0)).ravel()
+        self.weights = np.log(1 / np.maximum(often, 1e-4)).astype(np.float32)
+        weighted = self.spots.multiply(self.weights).tocsr()
+        length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+        self.index = (sparse.diags(1 / np.maximum(length, 1e-9)) @ weighted).T.tocsr()
+
+    def share(self, visible: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """Half from the similar spots, half as usual: (spots, genes)."""
+        near = bag(visible, len(usual)).multiply(self.weights).tocsr() @ self.index
+        near = np.argpartition(-near.toarray(), self.n, axis=1)[:, : self.n]
+        found = np.stack([np.asarray(self.spots[rows].sum(axis=0)).ravel() for rows in near])
+        return (found / found.sum(axis=1, keepdims=True) + usual) / 2
+
+
+def loss_of(share: np.ndarray, tokens: np.ndarray, gone: np.ndarray) -> tuple[float, float]:
+    share = np.broadcast_to(share, (len(tokens), share.shape[-1]))
+    rows, columns = np.nonzero(gone)
+    own = np.take_along_axis(share, tokens, axis=1)
+    left = 1 - (own * ((tokens != 0) & ~gone)).sum(axis=1)
+    own = own[rows, columns]
+    return float(-np.log(own).mean()), float(-np.log(own / left[rows]).mean())
+
+
 def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("build").add_argument("folder", type=Path)
-    fitting, measuring = parts.add_parser("train"), parts.add_parser("measure")
+    fitting, measuring, reading = (parts.add_parser(name) for name in ("train", "measure", "readers"))
     fitting.add_argument("corpus", type=Path)
+    reading.add_argument("corpus", type=Path)
+    reading.add_argument("--spots", type=int, default=120, help="of each section")
+    for option in ("--kept", "--out"):
+        reading.add_argument(option, type=Path, required=True)
     measuring.add_argument("model", type=Path)
     for part in (fitting, measuring):
         part.add_argument("--kept", type=Path, required=True, help="corpus of left-out sections")
@@ -98,6 +189,8 @@ def main() -> None:
         build(options.folder)
     elif options.part == "train":
         fit(options)
+    elif options.part == "readers":
+        readers(options)
     else:
         found = measured(models.load(options.model), options)
         found.to_csv(options.out)

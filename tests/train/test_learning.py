@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
-from stampy import datasets, models, train
+from stampy import datasets, train
 from stampy._io.sections import Section
 from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, planted
 from stampy.pp import Vocabulary
@@ -12,6 +14,10 @@ from stampy.train._baselines import ranks_of_own
 from stampy.train._data import prepare
 
 QUIET = {"device": "cpu", "progress": False}
+PLANTED = {
+    "depth": 1, "heads": 4, "tied_heads": True, "norm": "pre", "groups_per_batch": 8, "lr": 4e-3, "mask_share": 1.0,
+    "head_bias": "frequency", "embedding": 8, "checkpoint_every": 10**6,
+}  # fmt: skip
 
 
 def test_the_best_loss_of_a_planted_section_is_that_of_its_odds():
@@ -62,6 +68,20 @@ def test_the_best_guess_from_neighbours_knows_the_domain_alone():
     assert best_loss(world.odds[0], world.sections[0].X.toarray() > 0) < best_context(world, 0) < frequency
 
 
+def test_stage_1_learns_a_tiny_world_in_seconds(tmp_path):
+    """168 steps lead more than half of the way from what frequencies tell to the best possible loss."""
+    world = planted(250, 6, n_genes=40, shown=12, n_domains=2, n_states=2, batch_effect=0.0, rng=0)
+    config = PLANTED | {"width": 64, "feedforward": 128, "max_tokens": 24, "epochs_igr": 12, "epochs_cgr": 0}
+    model = train.pretrain(world.sections[1:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)
+    found, best = (
+        train.evaluate(model, world.sections[:1], n_groups=20, device="cpu").loc["all"],
+        best_allowed(world, 0),
+    )
+    known = found["section_frequency_unseen"]
+    assert best < found["igr_masked"]
+    assert (known - found["igr_masked"]) / (known - best) > 0.45  # 0.57; 0.32 from embeddings of deviation 0.02
+
+
 @pytest.mark.slow
 def test_sixty_four_spots_are_learned_by_heart(tmp_path):
     """Where there is enough capacity and time, nothing is left of the loss: the gradient is right at every position."""
@@ -93,18 +113,37 @@ def test_all_of_thirty_two_pairs_find_each_other(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_stage_1_learns_what_was_planted(tmp_path):
-    """On left-out sections, below all that frequencies tell: about a quarter of the way to the simulator's best."""
-    world = planted(250, 10, rng=0)
-    config = {"width": 64, "depth": 2, "heads": 4, "feedforward": 128, "max_tokens": 80, "tied_heads": True,
-              "norm": "pre", "groups_per_batch": 4, "epochs_igr": 45, "epochs_cgr": 0, "lr": 3e-3, "embedding": 32,
-              "checkpoint_every": 10**6}  # fmt: skip
-    vocabulary = Vocabulary(world.genes)
-    model = train.pretrain(world.sections[2:], tmp_path, vocabulary=vocabulary, config=config, **QUIET)
+def test_stage_1_comes_near_the_best_possible_loss(tmp_path):
+    """On left-out sections, 10,000 spots and 1,015 steps: within 7 % of what the simulator allows."""
+    world = planted(250, 42, n_genes=60, shown=24, n_domains=2, n_states=2, state_effect=2.0, batch_effect=0.0, rng=0)
+    config = PLANTED | {"width": 128, "feedforward": 256, "max_tokens": 48, "epochs_igr": 7, "epochs_cgr": 0}
+    model = train.pretrain(world.sections[2:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)
     found = train.evaluate(model, world.sections[:2], device="cpu").loc["all"]
-    kept = zip(world.odds[:2], world.sections[:2], strict=True)
-    best = np.mean([best_loss(odds, section.X.toarray() > 0) for odds, section in kept])
-    known = found["section_frequency_unseen"]
-    assert best < known
-    assert (known - found["igr_masked"]) / (known - best) > 0.2
-    assert models.load(tmp_path / "model").genes is not None
+    best = np.mean([best_allowed(world, number) for number in range(2)])
+    assert found["igr_masked"] < 1.07 * best < found["section_frequency_unseen"] - 0.3
+
+
+@pytest.mark.slow
+def test_cgr_finds_neighbourhoods_that_igr_does_not(tmp_path):
+    """Each spot has a strong state of its own and a weaker domain shared by neighbours: the paper's claim for CGR.
+
+    Adjusted Rand index in four simulations: 0.00 by IGR, 0.80 to 0.86 by IGR + CGR.
+    """
+    world = planted(250, 18, n_genes=80, shown=20, n_states=8, state_effect=2.0, batch_effect=0.0, rng=1)
+    config = PLANTED | {"width": 64, "feedforward": 128, "max_tokens": 40, "seed": 1}
+    found, vocabulary = {}, Vocabulary(world.genes)
+    for name, epochs in {"igr": (18, 0), "both": (0, 18)}.items():
+        config |= dict(zip(("epochs_igr", "epochs_cgr"), epochs, strict=True))
+        model = train.pretrain(world.sections[2:], tmp_path / name, vocabulary=vocabulary, config=config, **QUIET)
+        found[name] = np.mean([_domains_found(model, section, vocabulary) for section in world.sections[:2]])
+    assert found["igr"] < 0.2
+    assert found["both"] > 0.6
+
+
+def _domains_found(model, section, vocabulary) -> float:
+    tokens = prepare(Section(data=section, name="kept"), vocabulary, max_tokens=40).tokens.astype(np.int64)
+    with torch.inference_mode():
+        features = model.gene_features(torch.from_numpy(tokens)).numpy()
+    domains = section.obs["domain"].astype(str)
+    clusters = KMeans(domains.nunique(), n_init=5, random_state=0).fit_predict(features)
+    return adjusted_rand_score(domains, clusters)
