@@ -19,9 +19,9 @@ from stampy.pp._counts import checked_rows, counts_of, source_of
 from stampy.pp._genes.annotation import gene_columns
 
 from ._embed import embed
+from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._embedding.genes import centered, in_context
 from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
 from ._results import Result, write
 
