@@ -1,8 +1,13 @@
 """Pictures of real tissue for the pages: ``python docs/pictures.py`` writes them into ``docs/_static``.
 
-Not part of the build: the section is downloaded, or read from ``STAMPY_DATA_DIR``. It is CRC_16 of Galeano Niño et al.,
-Nature 611, 810 (2022), from github.com/bedapub/microbiome10XVisium (MIT licence), so its pictures may be shown. Needs
-squidpy for the picture of its statistics.
+Not part of the build: the sections are read from ``STAMPY_DATA_DIR``. All are under the MIT licence, which allows their
+pictures to be shown:
+
+- CRC_16 of Galeano Niño et al., Nature 611, 810 (2022), from github.com/bedapub/microbiome10XVisium
+- Br8325_ant of Huuki-Myers et al., Science 384, eadh1938 (2024), from github.com/MicTott/SpotSweeper
+- a mouse olfactory bulb of Ståhl et al., Science 353, 78 (2016), from github.com/jbergenstrahle/STUtility
+
+Needs squidpy for the picture of its statistics.
 """
 
 import warnings
@@ -36,6 +41,26 @@ def front(adata):
     axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=["H&E", "domains", "embedding as colours"])
     axes[0].collections[0].remove()  # the outlines of the spots, which hide the tissue
     save("front")
+
+
+def cortex():
+    """The layers of a human cortex."""
+    adata = stampy.datasets.load("DLPFC_Br8325_ant")
+    stampy.tl.embed(adata, modality="gene", context="neighbors", show_progress_bar=False)
+    stampy.tl.domains(adata, 7, method="kmeans")
+    stampy.pl.spatial(adata, ["stamp_domain", "X_stamp"], title=["domains", "embedding as colours"], size=1.15)
+    save("cortex")
+
+
+def mouse():
+    """The layers of a mouse olfactory bulb, by human orthologs."""
+    adata = stampy.datasets.load("mouse_MOB_ST1")
+    stampy.tl.embed(adata, modality="gene", context="neighbors", organism="mouse", show_progress_bar=False)
+    stampy.tl.domains(adata, 5, method="kmeans")
+    titles = ["H&E", "domains", "embedding as colours"]
+    axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
+    axes[0].collections[0].remove()
+    save("mouse", dpi=80)
 
 
 def domains_and_graph(adata):
@@ -75,10 +100,10 @@ def pitch(adata):
     return float(np.median(NearestNeighbors(n_neighbors=2).fit(xy).kneighbors(xy)[0][:, 1]))
 
 
-def save(name):
+def save(name, dpi=DPI):
     """As a palette PNG: a third of the size."""
     path = HERE / f"{name}.png"
-    plt.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close("all")
     Image.open(path).convert("RGB").quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
@@ -86,6 +111,8 @@ def save(name):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    cortex()
+    mouse()
     adata = section()
     front(adata)
     domains_and_graph(adata)

@@ -419,7 +419,7 @@ def with_picture(value):
         (lambda a: a.uns.update(spatial={"toy": None}), TypeError, r"\['toy'\]` must contain images .* found NoneType"),
         (with_factor("text"), ValueError, "must be a positive number, found 'text'"),
         (with_factor(0), ValueError, "must be a positive number, found 0"),
-        (with_picture(None), TypeError, "must be an array, found NoneType"),
+        (with_picture(None), KeyError, r"No image with a scale factor.*images \[\]"),
         (
             lambda a: a.obsm.update(spatial=a.obsm["spatial"] + 1j),
             TypeError,
@@ -500,8 +500,9 @@ def test_spots_and_embeddings_that_are_all_alike(toy):
 
 def test_an_empty_image_is_not_drawn(toy):
     few = odd(toy, with_picture(np.zeros((0, 5, 3), np.uint8)))
-    with pytest.raises(ValueError, match="Image 'hires' is empty: 0 x 5 px"):
-        pl.spatial(few)
+    assert not pl.spatial(few).images
+    with pytest.raises(ValueError, match="Image 'array' is empty: 0 x 5 px"):
+        pp.tiles(few, image=np.zeros((0, 5, 3), np.uint8), um_per_px=2.0)
 
 
 def test_counts_of_half_precision(toy, vocabulary):

@@ -86,7 +86,8 @@ def test_filters(tmp_path):
     assert names(species="Mouse") == "B"
     assert names(species=["human", "Mus musculus"]) == "ABCD"
     assert names(platform="visium") == "ABC"
-    assert names(organ=["brain"], disease="cancer") == "C"
+    with pytest.warns(UserWarning, match=r"states no disease_state for 3 sections, .*: \['A', 'B', 'D'\]"):
+        assert names(organ=["brain"], disease="cancer") == "C"
     assert names(exclude=["A", "B"]) == "CD"
     with pytest.raises(ValueError, match=r"has no organ 'Brian'. It has \['Brain', 'Breast'\]"):
         names(organ="Brian")
@@ -119,9 +120,23 @@ def test_the_newest_table_is_read(tmp_path):
 def test_pixel_sizes(tmp_path):
     rows = [row("A"), row("B", pixel_size_um_estimated="", pixel_size_um_embedded=0.25),
             row("C", pixel_size_um_estimated=-1)]  # fmt: skip
-    found = datasets.hest_manifest(table_only(tmp_path / "hest", rows))["um_per_px"]
+    with pytest.warns(
+        UserWarning, match=r"`pixel_size_um_estimated` of 1 sections is not a positive number .* \['C'\]"
+    ):
+        found = datasets.hest_manifest(table_only(tmp_path / "hest", rows))["um_per_px"]
     assert found[:2].tolist() == [0.5, 0.25]
     assert np.isnan(found[2])
+
+
+def test_what_a_table_does_not_say_is_told(tmp_path):
+    rows = [row("A"), row("B", species="")]
+    with pytest.warns(UserWarning, match=r"states no species for 1 sections, which the filter leaves out: \['B'\]"):
+        datasets.hest_manifest(table_only(tmp_path / "a", rows), species="human", images=False)
+    folder = table_only(tmp_path / "b", [row("A")])
+    table = pd.read_csv(folder / "HEST_v1_1_0.csv").drop(columns="dataset_title")
+    table.to_csv(folder / "HEST_v1_1_0.csv", index=False)
+    with pytest.warns(UserWarning, match="no column `dataset_title`: sections of evaluation data are recognised by id"):
+        datasets.hest_manifest(folder, images=False)
 
 
 def test_bad_tables(tmp_path):
@@ -141,7 +156,7 @@ def test_a_corpus_of_a_manifest(hest, tmp_path, capsys):
     assert cli.main(["corpus", "hest", str(hest), "--out", str(tmp_path / "m.tsv"), "--species", "human"]) == 0
     out = capsys.readouterr().out
     assert "3 sections, 90 spots" in out
-    assert "left out, the paper is compared on HBC: 1 (TENX13)" in out
+    assert "excluded, the paper is compared on HBC: 1 (TENX13)" in out
     small = {"max_tokens": 32, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False, "images": True}
     corpus = train.Corpus.build(tmp_path / "m.tsv", tmp_path / "corpus", **small)
     assert corpus.table["patient"].tolist() == ["Patient 1", "Patient 1", "Patient 2"]

@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -317,3 +320,18 @@ def test_saved_weights_are_for_all_to_read(model, tmp_path):
     (tmp_path / "ordinary").touch()
     rights = {path.stat().st_mode for path in [*(tmp_path / "m").iterdir(), tmp_path / "ordinary"]}
     assert len(rights) == 1
+
+
+def test_loading_weights_does_not_import_torchs_compiler(tmp_path):
+    gene = models.GeneConfig(n_genes=30, width=8, depth=1, heads=2, feedforward=16, max_tokens=12, tied_heads=True)
+    genes = pd.DataFrame({"gene_id": [f"ENSG{i:011}" for i in range(30)], "symbol": "", "divisor": 1.0})
+    model = models.Stamp(models.StampConfig(gene=gene, embedding=8), genes)
+    models.save(model, tmp_path / "model")
+    code = (
+        f"import sys, stampy; model = stampy.models.load({str(tmp_path / 'model')!r}, device='cpu'); "
+        "print('torch._dynamo' in sys.modules, sum(v.double().sum().item() for v in model.state_dict().values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported, total = done.stdout.split()
+    assert imported == "False"
+    assert float(total) == sum(v.double().sum().item() for v in model.state_dict().values())

@@ -238,7 +238,7 @@ def test_one_doubtful_image_of_several_is_named(model):
     both = datasets.toy(n_spots=40, n_sections=2)
     both.uns["spatial"]["toy_2"]["images"] = {"hires": np.zeros_like(both.uns["spatial"]["toy_2"]["images"]["hires"])}
     with pytest.warns(
-        UserWarning, match=r"in all 2 sections.*Section 'toy_2': The image 'hires'.*black.*leave"
+        UserWarning, match=r"in all 2 sections.*Section 'toy_2': The image 'hires'.*black.*remove that section"
     ) as found:
         tl.embed(both, model, library_key="section", **QUIET)
     assert not any("'toy_1'" in str(w.message) for w in found)

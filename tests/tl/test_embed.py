@@ -325,8 +325,8 @@ def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
 
 
 NO_PICTURES = {
-    "mask": (lambda p: (p > 200).astype(np.uint8), "0 and 1 alone"),
-    "cast": (lambda p: (p / 255).astype(np.int64), "0 and 1 alone"),
+    "mask": (lambda p: (p > 200).astype(np.uint8), "0 and 1"),
+    "cast": (lambda p: (p / 255).astype(np.int64), "0 and 1"),
     "five channels": (lambda p: np.dstack([p, p[..., :2]]), "shape"),
     "standardised": (lambda p: p / 127.5 - 1, "negative values"),
     "holes": (lambda p: np.where(p > 250, np.nan, p / 255), "NaN"),

@@ -90,7 +90,7 @@ def changed_places(adata):
 
 def changed_pixels(adata):
     library = next(iter(adata.uns["spatial"].values()))
-    library["images"] = {key: 255 - image for key, image in library["images"].items()}
+    library["images"] = {key: image[::-1].copy() for key, image in library["images"].items()}
     return adata
 
 

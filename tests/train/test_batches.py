@@ -32,7 +32,8 @@ def samplers(corpus, request):
         groups, pairs = (TrainingData(some, corpus.vocabulary, 48) for some in (found[:2], found))
     else:
         model = models.StampConfig(gene=models.GeneConfig(n_genes=len(corpus.vocabulary), **GENE), image=tower)
-        groups = groups_on_disk(corpus, None, train.PretrainConfig.of(GENE))
+        with pytest.warns(UserWarning, match="no neighbourhood groups"):
+            groups = groups_on_disk(corpus, None, train.PretrainConfig.of(GENE))
         pairs = pairs_on_disk(corpus, corpus.vocabulary, model)
     return request.param, lambda config: GroupSampler(groups, config), lambda config: PairSampler(pairs, config)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -19,26 +20,29 @@ REPOSITORY = "minghaofdu/SpaVis-6M"
 SMALL = {"max_tokens": 48, "size_px": 64, "codec": "zstd", "n_workers": 1, "progress": False}
 CODE = """
 import json, sys, warnings
-from pathlib import Path
+from huggingface_hub import HfFileSystem
 from stampy.train import Corpus
 from stampy.train._corpus import source
 warnings.simplefilter("ignore")
-address, out, options, stop = json.loads(sys.argv[1])
-there, fetch = [], source.HubFolder.fetch
-def spied(self, file):
-    there.append(sorted(p.name for p in self.place.rglob("*.h5*") if p.suffix in (".h5", ".h5ad")))
-    if len(there) > stop:
-        raise KeyboardInterrupt
-    return fetch(self, file)
-source.HubFolder.fetch = spied
-try:
-    corpus = Corpus.build(address, out, **options)
-    left = (corpus.path / "downloads").exists()
-    print(json.dumps([corpus.digest, [s.name for s in corpus.sections], there, left]))
-except KeyboardInterrupt:
-    print(json.dumps(["stopped", there]))
-except (OSError, ValueError) as error:
-    print(json.dumps([type(error).__name__, str(error)]))
+fetch = source.HubFolder.fetch
+def build(address, out, options, stop):
+    there = []
+    def spied(self, file):
+        there.append(sorted(p.name for p in self.place.rglob("*.h5*") if p.suffix in (".h5", ".h5ad")))
+        if len(there) > stop:
+            raise KeyboardInterrupt
+        return fetch(self, file)
+    source.HubFolder.fetch = spied
+    HfFileSystem.clear_instance_cache()  # each test has other files under the same address
+    try:
+        corpus = Corpus.build(address, out, **options)
+        return corpus.digest, [s.name for s in corpus.sections], there, (corpus.path / "downloads").exists()
+    except KeyboardInterrupt:
+        return "stopped", there
+    except (OSError, ValueError) as error:
+        return type(error).__name__, str(error)
+for line in sys.stdin:
+    print("found", json.dumps(build(*json.loads(line))), flush=True)
 """
 
 
@@ -108,31 +112,56 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(tmp_path):
+@contextmanager
+def hub(folder, *, is_there=True):
+    """A hub on this machine, and a process that builds from it: the hub's client reads its address once."""
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     found.daemon_threads = True
     found.files, found.served, found.asked = {}, {}, []
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    if is_there:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+    else:
+        found.server_close()
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{found.server_port}",
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
     }
+    with (
+        open(folder / "errors.txt", "w+") as errors,
+        subprocess.Popen([sys.executable, "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                         env=environment, text=True) as process,
+    ):  # fmt: skip
 
-    def run(address, out, stop=99, **options):
-        call = [sys.executable, "-c", CODE, json.dumps([address, str(out), SMALL | options, stop])]
-        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        def run(address, out, stop=99, **options):
+            process.stdin.write(json.dumps([address, str(out), SMALL | options, stop]) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith("found "):
+                    return json.loads(line.removeprefix("found "))
+            raise AssertionError((folder / "errors.txt").read_text())
 
-    found.run = run
-    yield found
-    found.shutdown()
-    found.server_close()
+        found.run = run
+        yield found
+        process.stdin.close()
+    if is_there:
+        found.shutdown()
+        found.server_close()
+
+
+@pytest.fixture(scope="module")
+def one_hub(tmp_path_factory):
+    with hub(tmp_path_factory.mktemp("hub")) as found:
+        yield found
+
+
+@pytest.fixture
+def server(one_hub):
+    """The hub, empty."""
+    one_hub.files, one_hub.served, one_hub.asked = {}, {}, []
+    return one_hub
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
@@ -158,15 +187,15 @@ def test_spavis_comes_file_by_file(server, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
-def test_a_relative_folder_and_no_network(server, tmp_path):
+def test_a_relative_folder_and_no_network(tmp_path):
     toy = datasets.toy_spavis(tmp_path / "SpaVis", n_spots=40, n_sections=2, n_files=1, n_positions=48, n_genes=300)
-    server.files = {p.relative_to(toy.folder).as_posix(): p.read_bytes() for p in toy.folder.rglob("*.h5")}
     address, options = f"hf:{REPOSITORY}@{COMMIT}", {"vocabulary": str(toy.vocabulary)}
-    found = server.run(address, os.path.relpath(tmp_path / "corpus"), **options)
-    assert found[1] == ["dataset0_slide0", "dataset0_slide1"]
-    server.shutdown()
-    server.server_close()
-    found = server.run(address, tmp_path / "other", **options)
+    with hub(tmp_path) as server:
+        server.files = {p.relative_to(toy.folder).as_posix(): p.read_bytes() for p in toy.folder.rglob("*.h5")}
+        found = server.run(address, os.path.relpath(tmp_path / "corpus"), **options)
+        assert found[1] == ["dataset0_slide0", "dataset0_slide1"]
+    with hub(tmp_path, is_there=False) as server:
+        found = server.run(address, tmp_path / "other", **options)
     assert found[0] == "ConnectionError"
     assert "can't be reached" in found[1]
 

@@ -67,7 +67,7 @@ def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary,
         lambda: train.adapt("stampy-mini", section, n_axes=4),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"'heart'.*overlap.*own.*obs\['sample'\]") as error:
+        with pytest.raises(ValueError, match=r"'heart'.*overlap.*separate section.*obs\['sample'\]") as error:
             call()
         assert "library_key" not in str(error.value)
     apart = [train.Section(data=both[both.obs["sample"] == s].copy(), name=str(s)) for s in both.obs["sample"].unique()]

@@ -28,6 +28,7 @@ from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,
     check_one_section,
+    images_of,
     libraries_of,
     library_named,
     section_column,
@@ -227,7 +228,7 @@ class PlacedSection:
             return f"{self.prefix}There is no image: `adata.uns['spatial']` has no entry for it. {GIVE}"
         return (
             f"{self.prefix}No image with a scale factor in `adata.uns['spatial'][{self.library_name!r}]`: images "
-            f"{_checks.shortlist(self.library.get('images', {}))}, scale factors "
+            f"{_checks.shortlist(images_of(self.library))}, scale factors "
             f"{_checks.shortlist(self.library.get('scalefactors', {}))}. {GIVE}"
         )
 

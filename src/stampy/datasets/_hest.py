@@ -99,6 +99,7 @@ def hest_manifest(
     table = _read(path)
     wanted = {"species": species, "st_technology": platform, "organ": organ, "disease_state": disease}
     chosen = _filtered(table, wanted, path.name)
+    _warn_of_doubts(table, chosen, wanted, path.name, exclude_evaluation)
     out = _left_out(chosen, exclude, exclude_evaluation)
     _check_ids(table, exclude, path.name)
     chosen = chosen[~chosen["id"].isin(out)]
@@ -201,6 +202,34 @@ def _filtered(table: pd.DataFrame, wanted: dict[str, str | Sequence[str] | None]
     return chosen
 
 
+def _warn_of_doubts(
+    table: pd.DataFrame, chosen: pd.DataFrame, wanted: dict[str, Any], name: str, evaluation: bool
+) -> None:
+    """Tell what a filter can't know, pixel sizes that are no numbers, and a missing column of studies."""
+    for column in (column for column, values in wanted.items() if values is not None):
+        if empty := table["id"][table[column] == ""].tolist():
+            _checks.warn(
+                f"{name} states no {column} for {len(empty)} sections, which the filter leaves out: "
+                f"{_checks.shortlist(empty)}."
+            )
+    for column in (column for column in _PIXEL_SIZES if column in chosen):
+        value = pd.to_numeric(chosen[column], errors="coerce")
+        wrong = ~(chosen[column].str.lower().isin(("", "nan", "none"))) & ~((value > 0) & np.isfinite(value))
+        if wrong.any():
+            _checks.warn(
+                f"{name}: `{column}` of {int(wrong.sum())} sections is not a positive number and is not used: "
+                f"{_checks.shortlist(chosen['id'][wrong])}."
+            )
+    if evaluation and "dataset_title" not in table:
+        _checks.warn(
+            f"{name} has no column `dataset_title`: sections of evaluation data are recognised by id alone, those that "
+            "later versions of HEST added are not."
+        )
+
+
+_PIXEL_SIZES = ("pixel_size_um_estimated", "pixel_size_um_embedded")
+
+
 def _check_ids(table: pd.DataFrame, exclude: Iterable[str], name: str) -> None:
     unknown = sorted(set(exclude) - set(table["id"]))
     if unknown:
@@ -239,7 +268,7 @@ def _rows(table: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _pixel_um(row: dict[str, str]) -> float:
     """As HEST estimated it from the spots, else as the slide states it; NaN where neither is known."""
-    for column in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
+    for column in _PIXEL_SIZES:
         value = pd.to_numeric(row.get(column, ""), errors="coerce")
         if np.isfinite(value) and value > 0:
             return float(value)

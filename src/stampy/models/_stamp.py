@@ -5,6 +5,7 @@ Shapes: B spots, L positions, E size of the shared space.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -143,7 +144,7 @@ class Stamp(nn.Module):
             self.patch_head = nn.Linear(self.image.width, config.embedding)
             self.region_head = nn.Linear(self.image.width, config.embedding)
             self.localization_head = nn.Linear(self.image.width, config.embedding)
-            self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
     def device(self) -> torch.device:

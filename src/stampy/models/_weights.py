@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 import stampy
 from stampy._files import atomic, atomic_folder, make_ordinary, recover, sha256_of
@@ -46,6 +47,7 @@ _MAX_GENES = 2**20
 _MAX_LINE = 4096  # bytes of a gene
 # What the libraries that build a model say of settings that do not go together.
 _NOT_BUILT = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, LookupError)
+_RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
 _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
 
 
@@ -129,7 +131,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     try:
         settings = StampConfig.from_dict(config)
         genes = read_genes(folder / GENES, at_most=settings.gene.n_genes)
-        with torch.device("meta"):  # takes no memory: what the file has is compared first
+        with torch.device("meta"), _NoStart():  # takes no memory: what the file has is compared first
             model = Stamp(settings, genes)
     except _NOT_BUILT as error:
         raise ValueError(f"{str(folder)!r} does not describe a model that can be built: {error}") from error
@@ -141,6 +143,24 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     load_strictly(model, tensors, where=str(folder), assign=True)
     model.name = name
     return model.to(device_of(device)).eval()
+
+
+class _NoStart(TorchFunctionMode):
+    """Leave parameters as they are: random numbers on the meta device would make torch import its compiler (1.3 s)."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _RANDOM:
+            return args[0] if args else named["tensor"]
+        if func is torch.eye and "out" in named:
+            return named["out"]
+        return func(*args, **named)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

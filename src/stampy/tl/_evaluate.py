@@ -19,9 +19,9 @@ from stampy.pp._counts import checked_rows, counts_of, source_of
 from stampy.pp._genes.annotation import gene_columns
 
 from ._embed import embed
+from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._embedding.genes import centered, in_context
 from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
 from ._results import Result, write
 
@@ -184,7 +184,7 @@ def judged(
         _checks.warn(
             f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the "
             "molecules, so they are scored unchanged. They contain the molecules that they predict: their scores "
-            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={'name': function}`)."
+            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={{'name': function}}`)."
         )
     parameters = {
         "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),

@@ -258,7 +258,7 @@ def prepare(
                 image=section.image, um_per_px=section.um_per_px, spot_um=section.spot_um,
             )  # fmt: skip
             for doubt in doubts_of(source.sections):
-                _checks.warn(f"{doubt} It is used for training anyway; remove it or pass its image.")
+                _checks.warn(f"{doubt} It is used anyway; leave the section out or pass its image.")
         places = places_of(data, neighbors=source is None)
         return MemorySection(
             name=section.name,

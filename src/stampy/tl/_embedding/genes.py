@@ -1,4 +1,4 @@
-"""The genes of a section as embeddings, sections with unequal panels, and the vectors as they are written.
+"""The genes of a section as embeddings: by tokens, counts or principal components; sections with unequal panels.
 
 Shapes: s sections, G genes of the vocabulary.
 """
@@ -21,9 +21,9 @@ from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.clustering import smoothed
 from stampy.tl._methods.components import principal_components
-from stampy.tl._results import unit
 
 from .arguments import Request, named
+from .context import N_NEIGHBORS
 from .encoders import match_genes, vocabulary_of
 from .resume import Chunks
 from .stream import Tower, stream_counts, stream_genes
@@ -39,13 +39,11 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-__all__ = ["by_key", "centered", "embed_genes", "embed_pca", "in_context", "panel_of_table", "shared_panel", "within"]
+__all__ = ["Record", "embed_genes", "embed_pca", "panel_of_table", "shared_panel", "within"]
 
 logger = logging.getLogger(__name__)
 
 Record: TypeAlias = dict[str, object]  # what is kept of how a result was made
-
-N_NEIGHBORS = 6  # whose mean is taken in context
 
 
 def embed_genes(
@@ -217,29 +215,3 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
             "embedding. Use genes='shared' to embed all of them with their shared genes."
         )
     return None
-
-
-def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
-    """Vectors (n, d) minus the mean of their section; empty spots, all zeros, stay so and count for nothing."""
-    found, known = np.zeros_like(values), values.any(axis=1)
-    n_known = np.bincount(sections[known], minlength=len(names))
-    if (n_known == 1).any():
-        small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
-        raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
-    for section in np.flatnonzero(n_known):
-        rows = known & (sections == section)
-        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
-    return unit(found) if normed else found
-
-
-def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
-    """Mean over each spot and its nearest of the same section."""
-    values = smoothed(values, xy, N_NEIGHBORS, sections)
-    return unit(values) if normed else values
-
-
-def by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
-    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
-    vectors = list(found.values())
-    whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
-    return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}
