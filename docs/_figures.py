@@ -29,7 +29,7 @@ def draw(folder: Path) -> None:
     with plt.rc_context(STYLE):
         for name, figure in {
             "tokens": tokens(), "tiles": tiles(), "neighborhoods": neighborhoods(), "stages": stages(), "gvf": gvf(),
-            "learning": learning(), "planted": planted_curve(), "neighbours": neighbours_found(),
+            "learning": learning(), "planted": planted_curve(), "cgr": cgr(),
         }.items():  # fmt: skip
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
             plt.close(figure)
@@ -211,7 +211,7 @@ def planted_curve() -> plt.Figure:
     return figure
 
 
-def neighbours_found() -> plt.Figure:
+def cgr() -> plt.Figure:
     """What features of simulated sections tell of neighbourhoods: IGR alone, IGR + CGR, and linear encoders."""
     runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "planted" / "cgr.csv")
     alone, both = (runs[runs["losses"] == losses] for losses in ("igr", "both"))

@@ -12,7 +12,8 @@ choosing settings; "kept" is looked at once, at the end: both cortex sections, H
 
 ``readers`` shows what can be guessed without a network: from the frequency of genes in the training sections, in the
 sections of other HER2+ patients (of one, two, ... of them), in the 1,000 training spots most similar by their visible
-genes, in the other sections of the same patient, and in the section itself, which no training section tells.
+genes, by a linear model of these, in the other sections of the same patient, and in the section itself, which no
+training section tells.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
+from sklearn.utils.extmath import randomized_svd
 
 from stampy import datasets, models, train
 from stampy.pp import Vocabulary
@@ -93,6 +95,7 @@ def readers(options) -> None:
 
     patients = sorted({patient(name) for name in known if name.startswith("HER2ST")})
     similar = Similar(known, n_tokens)
+    linear = Linear(known, n_tokens, options.components, options.steps)
     rows = []
     for name, tokens in kept.items():
         tokens = tokens[rng.permutation(len(tokens))[: options.spots]]
@@ -103,6 +106,7 @@ def readers(options) -> None:
             chosen = [chosen[i] for i in rng.permutation(len(chosen))[:8]]
             guesses[f"{n} other HER2+ patients"] = [share([k for k in known if patient(k) in some]) for some in chosen]
         guesses["1,000 similar spots"] = [similar.share(np.where(gone, 0, tokens), share(known))]
+        guesses["linear model"] = [linear.share(np.where(gone, 0, tokens))]
         same = [k for k in kept if patient(k) == patient(name) and k != name]
         if same:
             guesses["other sections of the patient"] = [share(same)]
@@ -130,6 +134,49 @@ def bag(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((ones, (rows, tokens[rows, columns])), (len(tokens), n_tokens))
 
 
+class Linear:
+    """A softmax regression: log frequency, and a line for each gene in principal components of the visible genes."""
+
+    def __init__(self, known: dict[str, np.ndarray], n_tokens: int, components: int, steps: int, lr: float = 5e-3):
+        tokens = np.concatenate([*known.values()])
+        often = np.asarray(bag(tokens, n_tokens).mean(axis=0)).ravel()
+        self.weights = np.log(1 / np.maximum(often, 1e-4)).astype(np.float32)
+        whole = normalised(bag(tokens, n_tokens), self.weights)
+        self.axes = randomized_svd(whole, components, n_iter=3, random_state=0)[2].T.astype(np.float32)
+        scores = whole @ self.axes
+        self.mean, self.deviation = scores.mean(axis=0), scores.std(axis=0)
+        counts = np.bincount(tokens.ravel(), minlength=n_tokens) + 0.5
+        counts[0] = 1e-9  # padding
+        self.bias = torch.from_numpy(np.log(counts / counts.sum())).float()
+        self.slopes = torch.nn.Parameter(torch.zeros(n_tokens, components))
+        optimizer, rng = torch.optim.AdamW([self.slopes], lr=lr, weight_decay=0.05), np.random.default_rng(0)
+        for step in range(steps):
+            some = tokens[rng.integers(len(tokens), size=96)]
+            gone = (some != 0) & (rng.random(some.shape) < 0.15)
+            guess = self.logits(np.where(gone, 0, some)).log_softmax(dim=1)
+            rows, columns = np.nonzero(gone)
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps) * min((step + 1) / 20, 1)
+            (-guess[torch.from_numpy(rows), torch.from_numpy(some[rows, columns])].mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def logits(self, visible: np.ndarray) -> torch.Tensor:
+        scores = normalised(bag(visible, len(self.bias)), self.weights) @ self.axes
+        scores = (scores - self.mean) / self.deviation
+        return torch.from_numpy(scores.astype(np.float32)) @ self.slopes.T + self.bias
+
+    @torch.inference_mode()
+    def share(self, visible: np.ndarray) -> np.ndarray:
+        return self.logits(visible).softmax(dim=1).numpy()
+
+
+def normalised(spots: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr_matrix:
+    """Weighted genes, every spot of length 1."""
+    weighted = spots.multiply(weights).tocsr()
+    length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+    return sparse.diags(1 / np.maximum(length, 1e-9)) @ weighted
+
+
 class Similar:
     """Frequency of genes in the training spots whose visible genes are most similar; rare genes weigh more."""
 
@@ -137,9 +184,7 @@ class Similar:
         self.n, self.spots = n, bag(np.concatenate([*known.values()]), n_tokens)
         often = np.asarray(self.spots.mean(axis=0)).ravel()
         self.weights = np.log(1 / np.maximum(often, 1e-4)).astype(np.float32)
-        weighted = self.spots.multiply(self.weights).tocsr()
-        length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-        self.index = (sparse.diags(1 / np.maximum(length, 1e-9)) @ weighted).T.tocsr()
+        self.index = normalised(self.spots, self.weights).T.tocsr()
 
     def share(self, visible: np.ndarray, usual: np.ndarray) -> np.ndarray:
         """Half from the similar spots, half as usual: (spots, genes)."""
@@ -166,6 +211,8 @@ def parsed():
     fitting.add_argument("corpus", type=Path)
     reading.add_argument("corpus", type=Path)
     reading.add_argument("--spots", type=int, default=120, help="of each section")
+    reading.add_argument("--components", type=int, default=64, help="of the linear model")
+    reading.add_argument("--steps", type=int, default=1000, help="of the linear model, of 96 spots")
     for option in ("--kept", "--out"):
         reading.add_argument(option, type=Path, required=True)
     measuring.add_argument("model", type=Path)

@@ -120,7 +120,9 @@ def test_the_newest_table_is_read(tmp_path):
 def test_pixel_sizes(tmp_path):
     rows = [row("A"), row("B", pixel_size_um_estimated="", pixel_size_um_embedded=0.25),
             row("C", pixel_size_um_estimated=-1)]  # fmt: skip
-    with pytest.warns(UserWarning, match=r"`pixel_size_um_estimated` of 1 sections is no positive number .* \['C'\]"):
+    with pytest.warns(
+        UserWarning, match=r"`pixel_size_um_estimated` of 1 sections is not a positive number .* \['C'\]"
+    ):
         found = datasets.hest_manifest(table_only(tmp_path / "hest", rows))["um_per_px"]
     assert found[:2].tolist() == [0.5, 0.25]
     assert np.isnan(found[2])

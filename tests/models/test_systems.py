@@ -615,7 +615,7 @@ def test_wrong_files_are_refused(written, tmp_path, name, damage):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     file = tmp_path / ("best_model.pt" if path.is_dir() else path.name)
     spoil(file, damage)
-    with pytest.raises(ValueError, match=r"damaged|do not fit|not the file|is no |do not belong"):
+    with pytest.raises(ValueError, match=r"damaged|do not fit|not the file|is no |is not a|do not belong"):
         models.load_system(card, tmp_path if path.is_dir() else file, device="cpu")
 
 

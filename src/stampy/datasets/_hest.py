@@ -217,7 +217,7 @@ def _warn_of_doubts(
         wrong = ~(chosen[column].str.lower().isin(("", "nan", "none"))) & ~((value > 0) & np.isfinite(value))
         if wrong.any():
             _checks.warn(
-                f"{name}: `{column}` of {int(wrong.sum())} sections is no positive number and is not used: "
+                f"{name}: `{column}` of {int(wrong.sum())} sections is not a positive number and is not used: "
                 f"{_checks.shortlist(chosen['id'][wrong])}."
             )
     if evaluation and "dataset_title" not in table:
