@@ -101,7 +101,7 @@ def has_image(library: Library) -> bool:
     return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
-def images_of(library: Mapping[str, Any]) -> dict[str, object]:
+def images_of(library: Library) -> dict[str, object]:
     """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
     images = library.get("images", {})
     return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
