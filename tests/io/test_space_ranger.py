@@ -266,6 +266,12 @@ def test_two_files_of_positions_that_differ(tmp_path):
     says = r"tissue_positions\.csv is read; tissue_positions_list\.csv .* other coordinates for 3 of 12 spots"
     with pytest.warns(UserWarning, match=says):
         same(stampy.read(tmp_path))
+    fewer = positions(header=False).splitlines(keepends=True)[:9]
+    put(tmp_path / "spatial" / "tissue_positions_list.csv", "".join(fewer))
+    same(stampy.read(tmp_path))  # the same coordinates of fewer spots: nothing to warn about
+    put(tmp_path / "spatial" / "tissue_positions_list.csv", "")
+    with pytest.warns(UserWarning, match=r"tissue_positions\.csv is read; tissue_positions_list\.csv .*it is empty"):
+        same(stampy.read(tmp_path))
 
 
 def test_one_damaged_picture_of_two(tmp_path):

@@ -15,7 +15,7 @@ from stampy import StampyWarning, pp, tl
 from stampy.pp import Vocabulary, tokenize
 from stampy.pp._counts import column_sums, raw_layers
 from stampy.pp._genes.annotation import features_of, resolved_names
-from stampy.pp._genes.names import control_of, human_genes
+from stampy.pp._genes.names import control_of, human_genes, mended
 from stampy.pp._vocabulary import packaged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")
@@ -488,6 +488,13 @@ def test_more_dates(human, date, symbol):
     many = [f"LOC{i}" for i in range(99)]
     match = human.match(section([date, *others, *many], np.r_[np.ones(len(NAMES)), np.zeros(99)]))
     assert match.rows[0] == NAMES.index(symbol)
+
+
+def test_mars_is_a_gene_and_a_month():
+    assert list(mended("1-mars")) == [("date", "MARCH1"), ("date", "MARC1")]
+    for name, gene in {"MARS.1": "MARS", "MARS-2": "MARS", "Mars.1": "Mars"}.items():  # as make.unique writes them
+        assert ("suffix", gene) in mended(name)
+        assert all(how != "date" for how, _ in mended(name))
 
 
 def test_numbers_are_dates_only_where_they_are_few(human):

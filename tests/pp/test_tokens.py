@@ -463,6 +463,20 @@ def test_spots_of_a_table_that_are_log_normalised_are_named():
         list(checked_rows(counts))
 
 
+def test_few_fractions_in_shallow_spots_are_no_logarithms():
+    counts = np.random.default_rng(0).poisson(0.5, (20, 90)).astype(np.float32)
+    counts[:, 0] = 60
+    counts[12:, 0] = 9
+    counts[12:, 3:9] = 2.25  # molecules that were shared among genes
+    with pytest.warns(UserWarning, match="fractional values|depth-normalised"):
+        (block,) = (block.toarray() for _, block in checked_rows(counts))
+    np.testing.assert_array_equal(block, counts)
+    counts[12:] = np.log2(1 + counts[12:].round())  # most values are 0 and 1 still
+    counts[1, 3] = 7.5
+    with pytest.raises(ValueError, match=r"log-normalised in 8 of 20 spots \(first: spot 12\)"):
+        list(checked_rows(counts))
+
+
 def test_presence_of_genes_is_no_count():
     counts = np.random.default_rng(0).poisson(3, (20, 90))
     for present in (counts > 0, (counts > 0).astype(np.float32)):

@@ -220,6 +220,16 @@ def test_bad_arguments(arguments, message):
         tl.retrieve(section(), **arguments, **QUIET)
 
 
+def test_image_towers_of_one_name_that_differ():
+    before, now = section(), section(seed=5)
+    before.uns["stamp"]["X_stamp"]["tiles"] = {"size_px": 224}
+    now.uns["stamp"]["X_stamp"]["tiles"] = {"size_px": 97, "surroundings_um": 336.0}
+    with pytest.raises(ValueError, match=r"tiles of 97 px and their surroundings.*tiles of 224 px.*image towers"):
+        tl.retrieve(now, before, query="image", target="image", **QUIET)
+    tl.retrieve(now, now.copy(), query="image", target="image", **QUIET)
+    tl.retrieve(now, before, query="image", target="gene", **QUIET)  # both towers are aligned to the same genes
+
+
 def test_bad_embeddings():
     adata = section()
     without = adata.copy()

@@ -20,6 +20,7 @@ LARGEST_SUM = 1e300  # differences and shares of sums stay finite
 SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
 PRESENT = 50  # genes a spot: where so many are found, some have two counts
 _ROUNDING = 1e-5  # of a value: single precision keeps 7 digits
+_LOG2_MAXIMUM = 16  # of log2(1 + count): single precision does not tell larger ones from other numbers
 LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
 
 
@@ -285,10 +286,11 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
 
 
 def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: Any) -> None:
-    """Warn of values that are not whole, or refuse them where they look log-normalised, in the spots that have any."""
+    """Warn of values that are not whole, or refuse them where they look log-normalised, also in some spots alone."""
     n_spots = block.shape[0]
-    rows = np.repeat(np.arange(n_spots), np.diff(block.indptr))
-    rows = np.unique(rows[block.data != np.trunc(block.data)])
+    rows = np.flatnonzero(_seem_transformed(block))
+    if not len(rows):  # a few fractions among whole counts
+        rows = np.arange(n_spots)
     if len(rows) < n_spots:
         block = block[rows]
     if _is_depth_normalised(block):
@@ -310,6 +312,19 @@ def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: 
             f"`{source}` has fractional values (up to {block.data.max():.4g}). They are used as corrected counts, "
             "e.g. after removal of ambient RNA; normalised values would give wrong tokens."
         )
+
+
+def _seem_transformed(block: sparse.csr_matrix) -> np.ndarray:
+    """Which rows (bool) have more fractions than whole numbers, or fractions that are all log2(1 + n) of whole n."""
+    rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    values = block.data.astype(np.float64)
+    is_fraction = values != np.trunc(values)
+    counts = np.exp2(np.minimum(values, _LOG2_MAXIMUM))
+    is_log2 = (values < _LOG2_MAXIMUM) & (np.abs(counts - np.rint(counts)) < 1e-6 * counts)
+    n, n_fractions, n_log2 = (
+        np.bincount(rows, kind, minlength=block.shape[0]) for kind in (values > 0, is_fraction, is_fraction & is_log2)
+    )
+    return (n_fractions > 0) & ((2 * n_fractions > n) | (n_log2 == n_fractions))
 
 
 def _is_depth_normalised(block: sparse.csr_matrix, tolerance: float = 1e-4) -> bool:

@@ -101,6 +101,8 @@ def check_same_space(query: Space, reference: Space) -> None:
                 f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
                 "them are meaningless. Embed both in the same way."
             )
+    if query.modality != "gene" and reference.modality != "gene":
+        _check_same_tiles(query, reference)
     level = (query.record or reference.record or {}).get("level")
     if query.modality != reference.modality and level == "feature":
         raise ValueError(
@@ -112,6 +114,22 @@ def check_same_space(query: Space, reference: Space) -> None:
         _checks.warn(
             f"How `{unknown.name}` was made is not in `uns['stamp']`; it is assumed to be from the model of "
             f"`{other.name}`, {known['model']!r}."
+        )
+
+
+def _check_same_tiles(query: Space, reference: Space) -> None:
+    """Raise ValueError where a model of one name had another image tower: its tiles then had another size."""
+    sizes = []
+    for space in (query, reference):
+        tiles = (space.record or {}).get("tiles")
+        if not isinstance(tiles, Mapping) or "size_px" not in tiles:
+            return
+        sizes.append((int(tiles["size_px"]), "surroundings_um" in tiles))
+    if sizes[0] != sizes[1]:
+        a, b = (f"{px} px{' and their surroundings' * around}" for px, around in sizes)
+        raise ValueError(
+            f"`{query.name}` was made from tiles of {a}, `{reference.name}` from tiles of {b}: by different image "
+            "towers, whose vectors share no space. Embed both with the same version of the model."
         )
 
 

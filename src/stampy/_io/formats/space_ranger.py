@@ -243,15 +243,22 @@ def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFram
         other = parts.find(name)
         if other is None or other == used or other.parent != used.parent:
             continue
-        with reading(other):
-            theirs = positions(other)
-        theirs = theirs[~theirs.index.duplicated()].reindex(spots.index)
-        ours, theirs = (frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy() for frame in (spots, theirs))
-        if n := int((~(np.abs(ours - theirs) <= _SAME_PX)).any(axis=1).sum()):
+        try:
+            with reading(other):
+                theirs = positions(other)
+        except ValueError as error:
+            _checks.warn(f"{used.name} is read; {other.name} in the same folder can't be compared with it. {error}")
+            continue
+        both = spots.index.intersection(theirs.index[~theirs.index.duplicated()])  # one file may lack other spots
+        ours, theirs = (
+            frame[~frame.index.duplicated()].loc[both, ["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy()
+            for frame in (spots, theirs)
+        )
+        n = int((np.abs(ours - theirs) > _SAME_PX).any(axis=1).sum()) if len(both) else len(spots)
+        if n:
             _checks.warn(
                 f"{used.name} is read; {other.name} in the same folder has other coordinates for {n} of "
-                f"{len(spots)} spots. "
-                "Move the one that is outdated out of the folder."
+                f"{len(spots)} spots. Move the one that is outdated out of the folder."
             )
 
 

@@ -238,7 +238,8 @@ def _of_date(name: str) -> list[str]:
     days = set()
     if found := WORD_DATE.fullmatch(name):
         day, month = (found[1], found[2]) if found[1] else (found[4], found[3])
-        days = {(MONTHS.get(month.lower(), 0), int(day))}
+        # "mars" is March in French; MARS and Mars are a gene, whose second column make.unique calls MARS.1
+        days = {(0 if month in ("MARS", "Mars") else MONTHS.get(month.lower(), 0), int(day))}
     elif found := YEAR_FIRST.fullmatch(name):
         days = {(int(found[1]), int(found[2]))}
     elif found := YEAR_LAST.fullmatch(name) or NO_YEAR.fullmatch(name):
