@@ -321,7 +321,7 @@ def test_a_cluster_writes_the_same(manifest, weights, tmp_path):
 
 
 def test_slides(toy, model, tmp_path, monkeypatch):
-    picture = (toy.uns["spatial"]["toy"]["images"]["hires"] * 255).astype(np.uint8)
+    picture = toy.uns["spatial"]["toy"]["images"]["hires"]
     for name in "ab":
         tifffile.imwrite(tmp_path / f"{name}.tif", picture)
     rows = tmp_path / "slides.tsv"

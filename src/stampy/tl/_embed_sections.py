@@ -233,7 +233,7 @@ def embed_slides(
     >>> folder = tempfile.TemporaryDirectory()
     >>> picture = stampy.datasets.toy(n_spots=60).uns["spatial"]["toy"]["images"]["hires"]
     >>> path = pathlib.Path(folder.name, "S1.tif")
-    >>> tifffile.imwrite(path, (picture * 255).astype("uint8"))
+    >>> tifffile.imwrite(path, picture)
     >>> table = stampy.tl.embed_slides(
     ...     [path], path.parent / "out", um_per_px=1.6, min_tissue=0.9, n_workers=1, show_progress_bar=False
     ... )
