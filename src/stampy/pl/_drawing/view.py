@@ -203,7 +203,7 @@ def _image_of(section: PlacedSection) -> SlideImage | None:
     except (KeyError, UnusableImageError) as error:  # its file is gone and there is no other, or it is no picture
         _checks.warn(f"{error.args[0]} The spots are drawn without image.")
         return None
-    if found is None and (images := images_of(section.library)):  # type: ignore[arg-type]
+    if found is None and (images := images_of(section.library)):
         raise KeyError(
             f"{section.prefix}No image has a scale factor, which places it: images "
             f"{_checks.shortlist(images)}, scale factors {_checks.shortlist(section.factors)}. To draw only the "
