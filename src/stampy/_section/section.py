@@ -226,7 +226,7 @@ class PlacedSection:
     def _no_image(self) -> str:
         if self.library_name is None:
             return f"{self.prefix}There is no image: `adata.uns['spatial']` has no entry for it. {GIVE}"
-        images = images_of(self.library)  # type: ignore[arg-type]
+        images = images_of(self.library)
         return (
             f"{self.prefix}No image with a scale factor in `adata.uns['spatial'][{self.library_name!r}]`: images "
             f"{_checks.shortlist(images)}, scale factors "
