@@ -162,7 +162,7 @@ class StoredSection:
 
     def centred(self, rows: np.ndarray) -> np.ndarray:
         """(m,) bool, whether the region of `inputs` has the patch in the middle, as `stampy.tl.embed` sees it."""
-        return self._in_middle(rows).any(axis=1)
+        return np.asarray(self._in_middle(rows).any(axis=1))
 
     def _in_middle(self, rows: np.ndarray) -> np.ndarray:
         return np.isin(self.cells[rows], (-1, 4))
