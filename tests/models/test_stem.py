@@ -257,10 +257,21 @@ def test_corpora_and_evaluation(model, toy, tmp_path):
     """Patches of a corpus are larger, and lie in any cell of their regions."""
     corpus = train.Corpus.build(toy, tmp_path / "c", max_tokens=64, size_px=2 * PX, n_workers=1, progress=False,
                                 vocabulary=stampy.pp.Vocabulary(model.genes))  # fmt: skip
-    found = train.evaluate(model, corpus, n_groups=1, device="cpu")
+    with pytest.warns(stampy.StampyWarning, match=r"of 1\d\d tiles of the corpus have no surroundings centred on"):
+        found = train.evaluate(model, corpus, n_groups=1, device="cpu")
     assert 0 <= found.loc["all", "recall_at_10"] <= 1
     config = {"epochs": 1, "pairs_per_batch": 32, "losses": ("patch_gene",)}
     tuned = train.align(corpus, tmp_path / "run", model=model, config=config, **QUIET)
     assert not torch.equal(tuned.patch_head.weight, model.patch_head.weight)
     here = train.evaluate(model, toy, n_groups=1, device="cpu")
     assert here.loc["all", "n_spots"] == len(toy)
+
+
+def test_centred_surroundings_of_a_corpus_are_preferred(model, toy, tmp_path):
+    corpus = train.Corpus.build(toy, tmp_path / "c", max_tokens=64, size_px=PX, regions=4, codec="zstd", n_workers=1,
+                                progress=False, vocabulary=stampy.pp.Vocabulary(model.genes))  # fmt: skip
+    (section,) = corpus.sections
+    rows = np.flatnonzero(section.centred(np.arange(len(toy))))
+    assert 0 < len(rows) < len(toy)
+    source = TileSource.open(toy, size_px=PX, surroundings=True)
+    np.testing.assert_array_equal(section.inputs(rows), source.inputs(rows))

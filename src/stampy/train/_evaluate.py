@@ -25,6 +25,7 @@ from stampy.pp._neighborhoods import group_spots
 from ._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from ._config import PretrainConfig
 from ._corpus.corpus import as_corpus
+from ._corpus.section_reader import StoredSection
 from ._corpus.training_data import check_corpus, pairs_on_disk
 from ._data import MemorySection, TrainingSection, prepare
 from ._pretrain_step import KINDS, Reconstruction
@@ -64,7 +65,9 @@ def evaluate(
     model
         A model, or its name or folder.
     sections
-        As for `pretrain` and `align`, or a corpus. stampy does not check whether the model was trained on them.
+        As for `pretrain` and `align`, or a corpus. stampy does not check whether the model was trained on them. For
+        models with surroundings, such as ``"stampy-mini"``, pass sections: in a corpus, a tile may lie anywhere in its
+        region, which lowers the recall, with a warning.
     n_groups
         Number of neighbourhood groups of 9 spots per section for stage 1.
     n_spots
@@ -207,6 +210,8 @@ def _stage_2(
         rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
         images[section.name], genes[section.name], colours[section.name] = _both(model, section, tiled, rows)
+    if model.surroundings:
+        _warn_of_regions([(tiled, chosen[section.name]) for section, tiled in sections])
     ridge = ridge_ranks(
         colours,
         tokens,
@@ -225,6 +230,17 @@ def _stage_2(
                 f"recall_at_{k}_chance": min(k / n, 1.0),
             }
     return found
+
+
+def _warn_of_regions(tiles: Sequence[tuple[TrainingSection, np.ndarray]]) -> None:
+    """Warn if surroundings of a corpus are not those that `stampy.tl.embed` would see."""
+    stored = [tiled.centred(rows) for tiled, rows in tiles if isinstance(tiled, StoredSection)]
+    n = int(sum((~centred).sum() for centred in stored))
+    if n:
+        _checks.warn(
+            f"{n:,} of {sum(map(len, stored)):,} tiles of the corpus have no surroundings centred on the tile, which "
+            "`stampy.tl.embed` would read. Recall may be lower than in use; pass the sections instead of the corpus."
+        )
 
 
 @torch.inference_mode()

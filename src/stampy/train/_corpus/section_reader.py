@@ -157,8 +157,15 @@ class StoredSection:
         return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, px, px, 3) uint8: patches, and the first region of each, in which it may lie in any cell."""
-        return np.stack([self.patches(rows), self.regions(rows)], axis=1)
+        """(m, 2, px, px, 3) uint8: patches, and a region of each, with the patch in the middle if there is one."""
+        return np.stack([self.patches(rows), self.regions(rows, self._in_middle(rows).argmax(axis=1))], axis=1)
+
+    def centred(self, rows: np.ndarray) -> np.ndarray:
+        """(m,) bool, whether the region of `inputs` has the patch in the middle, as `stampy.tl.embed` sees it."""
+        return np.asarray(self._in_middle(rows).any(axis=1))
+
+    def _in_middle(self, rows: np.ndarray) -> np.ndarray:
+        return np.isin(self.cells[rows], (-1, 4))
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, numbers of regions."""
