@@ -333,8 +333,8 @@ class FolderLock:
     ...     try:
     ...         FolderLock(Path(folder), what="run")
     ...     except RuntimeError as error:
-    ...         print(str(error).split(" in ")[0])
-    Another process is at work
+    ...         print(str(error)[:24])
+    Another process is using
     """
 
     NAME = ".stampy.lock"

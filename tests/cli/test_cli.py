@@ -447,8 +447,8 @@ def test_nothing_half_written_stays(fails, section, weights, monkeypatch, suffix
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(place, kind, fill_the_disk)
-    assert "No space left on device" in fails("embed", "toy.h5ad", old, "--model", weights, "--overwrite",
-                                              "--modality", "gene")  # fmt: skip
+    message = fails("embed", "toy.h5ad", old, "--model", weights, "--overwrite", "--modality", "gene")
+    assert f"No space left on the disk of '.' for {old}" in message
     assert names_in(here) == sorted(["toy.h5ad", old.name])
     assert "X_stamp" not in _formats.read(old).obsm  # what was there before
 

@@ -83,8 +83,8 @@ def test_a_link_to_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("attributes", "children", "words"),
-    [({"multiscales": []}, ["0"], "an OME-Zarr image, no section"), ({}, [], "holds nothing"),
-     ({}, ["images"], "an OME-Zarr image"), ({}, ["obs"], r"holds \['obs'\]")],
+    [({"multiscales": []}, ["0"], "an OME-Zarr image, no section"), ({}, [], "contains nothing"),
+     ({}, ["images"], "an OME-Zarr image"), ({}, ["obs"], r"contains \['obs'\]")],
 )  # fmt: skip
 def test_zarr_of_other_kinds(tmp_path, attributes, children, words):
     group = zarr.open_group(tmp_path / "s.zarr", mode="w", attributes=attributes)

@@ -103,13 +103,15 @@ def test_warm_up_is_never_cut_without_a_word():
     ],
 )
 def test_settings_of_a_tower_beside_a_model_that_has_one(settings, message, model, tmp_path):
-    """Before anything is read or made: the sections do not exist."""
+    """Before anything is read or made: the section is no HDF5 file."""
+    (tmp_path / "none.h5ad").touch()
     with pytest.raises(ValueError, match=message):
         train.align(tmp_path / "none.h5ad", tmp_path / "out", model=model, config=settings, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
 def test_prefixes_of_stage_1_are_checked_before_anything_is_read(tmp_path):
+    (tmp_path / "none.h5ad").touch()
     with pytest.raises(ValueError, match=r"no parameter starts with 'embedding\.'"):
         train.pretrain(tmp_path / "none.h5ad", tmp_path / "out", config={"frozen": ("embedding.",)}, device="cpu")
     everything = ("embeddings.", "positional", "layers.", "igr_head.", "cgr_head.")

@@ -165,12 +165,8 @@ def _embed_one(
     Request(**asked, table_key=table_key)  # report conflicts before anything is read
     path = _formats.checked_target(target, overwrite=overwrite)
     if place is not None:
-        check_names(
-            place,
-            obs={"library_key": options["library_key"]},
-            layers={"layer": options["layer"]},
-            table_key=table_key,
-        )
+        names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
+        check_names(place, **names, table_key=table_key)
     # Where input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)

@@ -287,7 +287,7 @@ def push(
     >>> stampy.models.push(model, "my-lab/breast", card="")
     Traceback (most recent call last):
         ...
-    ValueError: The model card is empty. Give its text by `card=`: training data, results, limits and licence.
+    ValueError: The model card is empty. Give its text with `card=`: training data, results, limits and licence.
     """
     import tempfile
 

@@ -131,7 +131,7 @@ def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
     --------
     >>> var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture"]}, index=["CD4", "CD4_prot"])
     >>> gene_columns(var)
-    (array([ True, False]), '1 of 2 columns is no gene and is left out: 1 Antibody Capture.')
+    (array([ True, False]), '1 of 2 columns is not a gene and is dropped: 1 Antibody Capture.')
     """
     found = features_of(var)
     kinds = Counter(kind for kind in found.left_out.tolist() if kind)

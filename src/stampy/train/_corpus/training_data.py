@@ -65,8 +65,8 @@ def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stag
     without = [s.name for s in corpus.sections if s not in used]
     if without:
         _checks.warn(
-            f"{len(without)} of the {len(corpus.sections)} sections of the corpus have no {what} and no part in stage "
-            f"{stage}: {_checks.shortlist(without)}."
+            f"Stage {stage} uses only {len(used)} of the {len(corpus.sections)} sections of the corpus: "
+            f"{_checks.shortlist(without)} have no {what}."
         )
 
 
