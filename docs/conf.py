@@ -82,7 +82,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!stampy\.).*"),
     (r"py:class", r"stampy\.pp\.(_\w+\.)*(\w+\.)?(GeneIndex|GeneMatch|Level|PixelSize)"),  # not public by name
     (r"py:class", r"stampy\.train\.(_\w+\.)*(\w+\.)?(StoredSection|CorpusSettings)"),  # the same
-    (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing)"),
+    (r"py:class", r"stampy\.models\.(_\w+\.)*(\w+\.)?(Tiles|Packing|StemEncoder|RegionFeatures)"),
     (r"py:class", r"stampy\.tl\.(\w+\.)*(EmbedOptions|SlideOptions)"),
     (r"py:class", r"stampy\.pl\.(\w+\.)*(SpatialLook|SpatialOptions)"),
     (r"py:class", r"stampy\._section\.(\w+\.)*(ImageLevel|PixelSize)"),
