@@ -20,7 +20,7 @@ from stampy._section.section import coordinates_of
 from stampy.tl._methods.clustering import smoothed
 
 from ._config import DataSet, Section, System, is_path
-from ._paper.load import labels_of, read_section
+from ._paper.load_sections import labels_of, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Count and report how the genes of a section match a vocabulary (`_gene_matching` matches them)."""
+"""Count and report how the genes of a section match a vocabulary (`matching` matches them)."""
 
 from __future__ import annotations
 

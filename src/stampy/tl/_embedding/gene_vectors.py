@@ -20,7 +20,7 @@ from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, sourc
 from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import principal_components
+from stampy.tl._methods.principal_components import principal_components
 
 from .arguments import Request, named
 from .context import N_NEIGHBORS
