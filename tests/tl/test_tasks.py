@@ -672,7 +672,6 @@ def test_plots_write_nothing(one):
 
 
 def test_random_folds_flatter_on_a_real_section(data_dir):
-
     adata = ad.read_h5ad(data_dir / "sections" / "DLPFC_151673.h5ad")
     counts = adata.X[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:200]]
     total = np.asarray(adata.X.sum(axis=1)).reshape(-1, 1)
