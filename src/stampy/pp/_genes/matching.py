@@ -278,9 +278,7 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
                 if gene is None:
                     continue
                 row = index.row_of_gene(gene)
-                if (
-                    gene < 0 or row in taken
-                ):  # genes have one column each, so the alias refers to another gene
+                if gene < 0 or row in taken:  # genes have one column each, so the alias refers to another gene
                     found.refuse(column, names[column])
                 else:
                     found.put(column, row, ALIAS, source)
