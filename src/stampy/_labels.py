@@ -1,4 +1,4 @@
-"""Labels of spots, and which words mean that a spot has none; used by tools, plots, pages and benchmarks."""
+"""Labels of spots, and the words for a missing label; shared by tools, plots, reports and benchmarks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["known_labels", "means_none"]
 
 MISSING = frozenset(
     {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"}
-)  # how pandas, R and spreadsheets write a missing value
+)  # spellings of a missing value in pandas, R and spreadsheets
 
 
 def means_none(word: object) -> bool:
-    """Whether a word, such as "NA" or "undetermined", says that there is no label; case does not matter.
+    """Whether a word, such as "NA" or "undetermined", stands for a missing label, in upper or lower case.
 
     >>> means_none("Undetermined "), means_none("Na+ channel")
     (True, False)
@@ -31,11 +31,11 @@ def means_none(word: object) -> bool:
 
 
 def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> tuple[np.ndarray, list[str]]:
-    """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
+    """Return labels as codes (n,) int64 and names; -1 for spots without a label.
 
-    Missing values (including the words that files use for them) and the words in `stampy._keys.NO_LABELS` are not
-    labels. A warning says how many spots are left out because of a word such as "unknown", in case the word is a real
-    label. Names are in the order of the categories, else alphabetical.
+    Missing values, including the words that files use for them, and the words in `stampy._keys.NO_LABELS` are not
+    labels. A warning states how many spots are ignored because of a word such as "unknown", in case it is a real label.
+    Names are in the order of the categories, else alphabetical.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
 
 
 def _whole(column: pd.Series, name: str) -> pd.Series:
-    """Whole numbers, such as clusters, as integers; ValueError for other numbers."""
+    """Convert whole numbers, such as cluster numbers, to integers; ValueError for other numbers."""
     found = column.dropna().to_numpy(float)
     if not (np.abs(found) < 2**53).all():
         raise ValueError(f"`{name}` must contain labels, found {np.abs(found).max():.3g}. Correct or drop it.")

@@ -15,17 +15,17 @@ __all__ = ["FolderLock", "remove_leftovers"]
 
 
 class FolderLock:
-    """A lock that admits one process to a folder. The system releases it when the process ends, however it ends.
+    """A lock that admits one process to a folder; the system releases it when the process ends, for any reason.
 
-    The lock is ``flock``. Linux passes it on to the server of a network file system (NFSv4 always, NFSv3 with its lock
-    daemon); one without locks, and a name of another machine that a holder left in the file, give a warning.
+    The lock uses ``flock``. Linux forwards it to the server of a network file system (NFSv4 always, NFSv3 with its lock
+    daemon). A warning is given if the file system has no locks, or if the lock file names a process of another machine.
 
     Parameters
     ----------
     folder
-        Which must exist.
+        Folder to lock; it must exist.
     what
-        For the message, such as "run".
+        Description for the error message, such as "run".
 
     Raises
     ------
@@ -34,6 +34,7 @@ class FolderLock:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, FolderLock(Path(folder), what="run"):
     ...     try:
     ...         FolderLock(Path(folder), what="run")
@@ -72,13 +73,13 @@ class FolderLock:
             return
         if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
             _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that this process has ended.")
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        with contextlib.suppress(OSError):  # the lock also holds if its owner cannot be written, as on a full disk
             os.truncate(self._file.fileno(), 0)
             os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def close(self) -> None:
         """Release the lock."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the file is already closed
             os.truncate(self._file.fileno(), 0)
         self._file.close()
 
@@ -90,14 +91,14 @@ class FolderLock:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed processes left of files that `atomic` was writing; call it under a `FolderLock`.
+    """Remove temporary files that killed processes left behind; call it under a `FolderLock`.
 
     Parameters
     ----------
     folder
-        Where they were written.
+        Folder of the files.
     names
-        Beginnings of the files' names, such as "checkpoint-".
+        First parts of the files' names, such as "checkpoint-".
     """
     beginnings = tuple(f".{name}" for name in names)
     for path in folder.iterdir():

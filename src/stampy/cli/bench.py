@@ -1,4 +1,4 @@
-"""`stampy bench run | table | report`: the options, thin over `stampy.bench`."""
+"""`stampy bench run | table | report`: options that are passed to `stampy.bench`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
     from stampy.bench._config_names import TABLES, config_path, raw_config
 
     path = config_path(config)
-    raw_config(path)  # a damaged file is told before anything heavy is imported
+    raw_config(path)  # report a damaged file before heavy imports
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:
@@ -92,7 +92,7 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
 
 
 def _check_pieces(table: str, folder: str, systems: Sequence[str] | None, *, quiet: bool) -> None:
-    """Say what is there and what is missing; FileNotFoundError where nothing can be run."""
+    """Print which inputs exist and which are missing; FileNotFoundError if nothing can be run."""
     from stampy.bench import pieces
 
     wanted = None if systems is None else set(systems)
@@ -105,7 +105,7 @@ def _check_pieces(table: str, folder: str, systems: Sequence[str] | None, *, qui
 
 
 def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
-    """What is there, by kind, and what is missing with the steps, each step once."""
+    """Text: existing inputs by kind, and missing inputs with the steps to get them, each step once."""
     from stampy.bench._paper.pieces import grouped
 
     lines = [f"{table} from {folder}:"]
@@ -139,7 +139,7 @@ def _told(results: pd.DataFrame, out: str) -> str:
 
 
 def _beside_the_paper(out: str) -> list[str]:
-    """Own figures beside the paper's, where there are both kinds."""
+    """Own results next to the paper's, if both exist."""
     from stampy import bench
 
     table = bench.comparison(out)

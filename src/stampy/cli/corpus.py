@@ -129,7 +129,7 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
 
 
 def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:
-    """Add the option of commands that read files of many people, or of strangers; None: the command decides."""
+    """Add the option to commands that may read untrusted files; None: the default depends on the command."""
     usual = "%(default)s" if default else "below with --out, else anywhere"
     add("--named-images", choices=("below", "anywhere"), default=default,
         help="open full-resolution images named by a section only below the folder of the section, or anywhere on "
@@ -138,7 +138,7 @@ def named_images_option(add: Add, *, default: Literal["below"] | None = "below")
 
 @contextlib.contextmanager
 def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
-    """The option's meaning, for the commands that have it (`rule` is None for others)."""
+    """Apply the option; `rule` is None for commands without it."""
     if rule is None:
         yield
         return
@@ -163,7 +163,7 @@ def _build(
 
 
 def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
-    """Raise for missing files and invalid values, before torch is imported."""
+    """Raise for missing files and invalid values before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
 
@@ -179,7 +179,7 @@ def _check_build(sections: list[str], vocabulary: str | None, options: dict[str,
 
 
 def _check_corpus(path: str) -> None:
-    """Raise where there is no corpus, before torch is imported."""
+    """Raise if there is no corpus, before torch is imported."""
     from stampy import _checks
 
     folder = _checks.existing(path, what="corpus")
@@ -188,7 +188,7 @@ def _check_corpus(path: str) -> None:
 
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
-    """The one that SpaVis-6M is made with, also for the hub; None for others, or where the corpus has one."""
+    """The published vocabulary, if the corpus is built from SpaVis-6M and has none yet; else None."""
     from stampy.train._corpus import build, source, spavis
 
     meant = any(text.startswith(source.PREFIX) for text in sections) or spavis.files_of(sections)

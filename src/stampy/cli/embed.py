@@ -1,4 +1,4 @@
-"""`stampy embed` and `stampy slide`: one section or slide into a file, or many into a folder."""
+"""`stampy embed` and `stampy slide`: one section or slide into a file, or several into a folder."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ EXAMPLES = {
         """,
 }
 
-COHORT = ("workers", "devices", "scheduler", "on_error", "verdict", "join", "format", "contents")  # need --out
+COHORT = ("workers", "devices", "scheduler", "on_error", "verdict", "join", "format", "contents")  # require --out
 
 
 def add_commands(commands: Commands) -> None:
-    """Add both to the parser."""
+    """Add both commands to the parser."""
     _embed_options(commands)
     _slide_options(commands)
 
@@ -76,7 +76,7 @@ def _embed_options(commands: Commands) -> None:
 
 
 def _cohort_options(add: Add) -> None:
-    """What goes with --out."""
+    """Options for use with --out."""
     add(
         "--out",
         metavar="FOLDER",
@@ -126,7 +126,7 @@ def _embed(*, inputs: list[str], out: str | None, **options: Any) -> None:
 
 
 def _in_and_out(inputs: list[str], of_many: dict[str, Any]) -> tuple[str, str]:
-    """The one input and its output; UsageError for what needs --out."""
+    """The single input and its output; UsageError for options that require --out."""
     given = [f"--{name.replace('_', '-')}" for name, value in of_many.items() if value]
     if given:
         raise UsageError(f"{' and '.join(given)} needs --out FOLDER, into which many inputs are written.")
@@ -159,15 +159,15 @@ def _embed_one(
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
-        if options["modality"] == "gene":  # then `um_per_px` is the scale of the bins
+        if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
             options["um_per_px"] = None
     asked = {name: value for name, value in options.items() if name not in ("model", "device")}
-    Request(**asked, table_key=table_key)  # report conflicts before anything is read
+    Request(**asked, table_key=table_key)  # raise for conflicts before anything is read
     path = _formats.checked_target(target, overwrite=overwrite)
     if place is not None:
         names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
         check_names(place, **names, table_key=table_key)
-    # Where input and output have the same format, results are added to a copy of the file; the counts stay on disk.
+    # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
 
@@ -205,7 +205,7 @@ def _embed_many(
             raise UsageError(f"{name} is only for a single section ({instead}). Omit it.")
     _check_joined(out, of_many)
     how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
-    with named_images("below"):  # unless --named-images says otherwise
+    with named_images("below"):  # unless --named-images was given
         table = tl.embed_sections(
             inputs, out, verdict=of_many["verdict"], show_progress_bar=show_progress(quiet),
             **how, **_running(of_many), **options,
@@ -214,7 +214,7 @@ def _embed_many(
 
 
 def _running(of_many: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run as its function names them."""
+    """Options of a run under the names of the function's arguments."""
     return {
         "n_workers": of_many["workers"],
         "n_devices": of_many["devices"],
@@ -224,7 +224,7 @@ def _running(of_many: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end(table: pd.DataFrame, out: str, of_many: dict[str, Any], quiet: bool, what: str, key: str) -> None:
-    """Join on request; say what was done."""
+    """Join the results if requested, and print a summary."""
     lines = [f"{table['status'].value_counts().get(status, 0)} {status}" for status in ("embedded", "kept", "failed")]
     lines = [f"{len(table)} {what}: {', '.join(lines)}; {int(table['n_spots'].sum()):,} rows"]
     lines.append(f"Written: {Path(out) / 'sections.tsv'}")
@@ -241,7 +241,7 @@ def _joined(out: str) -> Path:
 
 
 def _check_joined(out: str, of_many: dict[str, Any]) -> None:
-    """Raise, before anything is done, where the joined store can't be written."""
+    """Raise early if the joined store cannot be written."""
     if of_many["join"] and Path(out).expanduser().is_dir():
         from stampy.tl._collect_sections import checked_store
 
@@ -263,7 +263,7 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
     check_name(options["model"])
     if not target.rstrip("/").endswith(".zarr"):
         raise ValueError(f"OUT must end in .zarr, found {target!r}.")
-    if place.suffix != ".zarr":  # that may hold a WSIData
+    if place.suffix != ".zarr":  # a .zarr may be a WSIData
         check_is_image(place)
 
     from stampy import tl

@@ -1,4 +1,4 @@
-"""Gene tokens: the genes of a spot in falling order of how far each is above its usual level."""
+"""Gene tokens: the genes of a spot in descending order of count divided by usual level."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def tokenize(
 
 
 def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
-    """What `uns` says of where tokens came from, in types that every file format holds."""
+    """Provenance of tokens for `uns`, in types that every file format supports."""
     return {
         "stampy": stampy.__version__,
         "counts": source,
@@ -133,7 +133,7 @@ def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[st
 
 
 def _vocabulary_of(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
-    """The vocabulary itself, the one of a file, or the packaged one."""
+    """Return the vocabulary itself, load it from a path, or return the packaged one."""
     if vocabulary is None:
         return packaged()
     if isinstance(vocabulary, Vocabulary):
@@ -153,18 +153,18 @@ def iter_tokens(
     source: str = "adata.X",
     layers: Mapping[str, object] | Collection[str] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)), one at a time.
+    """Yield tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)).
 
     Parameters
     ----------
     X
         (n, genes) raw counts in any storage; checked block by block as by :func:`checked_rows`.
     match, divisors
-        Where the columns are in the vocabulary (``Vocabulary.match``), and its divisors.
+        Match of the columns (``Vocabulary.match``), and divisors of the vocabulary.
     max_tokens, chunk
-        Length of a row; spots of a block.
+        Length of a row; spots per block.
     source, layers
-        What `X` is and which layers there are, for messages.
+        Name of `X` and the other layers, for messages.
     """
     for start, block in checked_rows(X, chunk, source=source, layers=layers):
         yield start, rank_tokens(block, match.rows, divisors, max_tokens)

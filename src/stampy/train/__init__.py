@@ -1,4 +1,4 @@
-"""Training: stage 1 (`pretrain`) and stage 2 (`align`); `adapt` fits a model to sections in closed form."""
+"""Training: stage 1 (`pretrain`), stage 2 (`align`), and adaptation of a model to sections in closed form (`adapt`)."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch is imported when something is trained; settings are checked without it.
+    # PEP 562: importing a training function imports torch; checking settings does not.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""A packaged model fitted to one's own sections, in seconds and without labels."""
+"""Adaptation of a packaged model to sections in closed form, without labels."""
 
 from __future__ import annotations
 

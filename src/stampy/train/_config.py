@@ -1,4 +1,4 @@
-"""Settings of the two stages. The defaults are those of the paper."""
+"""Settings of the two stages; the defaults are those of the paper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._setting_checks import NumberRange, checked, without_effect
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
-# These do not affect the result: a run may resume with other values.
+# These do not affect results, so a run may be resumed with other values.
 FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
 
 
@@ -118,12 +118,12 @@ class _StageConfig:
         """Raise ValueError for settings that conflict or have no effect."""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain types, for JSON."""
+        """Convert to plain types for JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, config: Self | Mapping[str, object] | str | Path | None) -> Self:
-        """A config from itself, a mapping, a JSON file, or None for the defaults; ValueError for an unknown field."""
+        """Make a config from itself, a mapping, a JSON file, or None (defaults); ValueError for an unknown field."""
         if config is None:
             return cls()
         if isinstance(config, cls):
@@ -135,10 +135,10 @@ class _StageConfig:
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
         for name in config:
             known_field(name, {f.name for f in fields(cls)}, where=where)
-        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
+        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks types and ranges
 
     def warmup(self, steps: int) -> int:
-        """Steps of the rise in a run of so many steps; ValueError where they fill it."""
+        """Number of warm-up steps in a run of so many steps; ValueError if the warm-up is as long as the run."""
         if self.warmup_steps is None:
             return min(self.USUAL_WARMUP, max(steps // 5, 1))
         if self.warmup_steps >= steps and self.warmup_steps > 0:

@@ -1,4 +1,4 @@
-"""Evaluation of both training stages on held-out sections, beside simple baselines.
+"""Evaluate both training stages on held-out sections, with simple baselines.
 
 Shapes: n spots, L positions, S groups, K components, F features of tiles.
 """
@@ -132,7 +132,7 @@ def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, se
 def _prepared(
     model: Stamp, sections: Sections, vocabulary: Vocabulary
 ) -> list[tuple[MemorySection, TrainingSection | None]]:
-    """Sections in memory, each beside what reads its tiles; None where it or the model has no part for images."""
+    """Sections in memory, each with the source of its tiles; None without image or image tower."""
     width = model.gene.config.max_tokens
     corpus = as_corpus(sections)
     if corpus is not None:
@@ -158,7 +158,7 @@ def _has_image(section: Section) -> bool:
 
 
 def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
-    """The references of each section; the frequency in the corpus is that of all sections."""
+    """Frequency baselines of each section; the corpus frequency is that of all sections."""
     fraction = PretrainConfig().mask_fraction
     everything = np.concatenate([s.tokens for s in sections]) if sections else np.zeros((0, 1), np.int64)
     return {
@@ -169,7 +169,7 @@ def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[
 
 @torch.inference_mode()
 def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> dict[str, float]:
-    """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
+    """Mean cross-entropies over the masked, replaced and kept positions of some groups, and of CGR."""
     config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
     _checks.enough_spots({section.name: len(section.xy)}, config.group_size, setting="group_size")
     stage = Reconstruction(model, config, igr_steps=0)
@@ -201,7 +201,7 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
 def _stage_2(
     model: Stamp, sections: Sequence[tuple[MemorySection, TrainingSection]], n_spots: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Recall from tiles to genes in each section: of the model, a ridge from colours and texture, and chance."""
+    """Recall from tiles to genes in each section, for the model, a ridge on colours and texture, and chance."""
     if not sections:
         return {}
     chosen, images, genes, tokens, colours = {}, {}, {}, {}, {}
@@ -233,7 +233,7 @@ def _stage_2(
 
 
 def _warn_of_regions(tiles: Sequence[tuple[TrainingSection, np.ndarray]]) -> None:
-    """Warn if surroundings of a corpus are not those that `stampy.tl.embed` would see."""
+    """Warn if surroundings in a corpus differ from those that `stampy.tl.embed` uses."""
     stored = [tiled.centred(rows) for tiled, rows in tiles if isinstance(tiled, StoredSection)]
     n = int(sum((~centred).sum() for centred in stored))
     if n:

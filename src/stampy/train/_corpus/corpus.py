@@ -1,4 +1,4 @@
-"""A corpus: many sections in one store on disk, as training reads them."""
+"""Corpus: many sections in one store on disk, read by training."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Corpus:
                 raise damaged(file, problem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # to other processes goes the path alone
+        return type(self), (self.path,)  # only the path is sent to other processes
 
     @classmethod
     def build(
@@ -205,7 +205,7 @@ class Corpus:
 
     @cached_property
     def sections(self) -> list[StoredSection]:
-        """In the order in which they were given."""
+        """Sections in the order in which they were passed."""
         return [StoredSection(self.path / "sections" / file_name(r["name"]), r) for r in self.manifest["sections"]]
 
     def section(self, name: str) -> StoredSection:
@@ -250,7 +250,7 @@ class Corpus:
 
 
 def as_corpus(sections: object) -> Corpus | None:
-    """The corpus, given itself or by its path (also alone in a list); None for anything else."""
+    """The corpus, passed as such or by its path (also as the only item of a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
     if isinstance(sections, Corpus):
@@ -261,7 +261,7 @@ def as_corpus(sections: object) -> Corpus | None:
 
 
 def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
-    """What to train on, its names and files checked, before anything is read or made."""
+    """Training data with names and files checked, before anything is read or created."""
     return as_corpus(sections) or as_sections(sections)
 
 
@@ -300,7 +300,7 @@ _OF_SECTION = {
 
 
 def _check_layout(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise ValueError unless the manifest is laid out as `Corpus.build` does it."""
+    """Raise ValueError unless the manifest has the layout of `Corpus.build`."""
     wrong = _wrong_fields(manifest, _LAYOUT)
     if not wrong:
         wrong = [f"section {i}: {name}" for i, r in enumerate(manifest["sections"]) for name in _wrong_in_section(r)]

@@ -1,7 +1,7 @@
-"""One section of a corpus: read, ranked, grouped, cut into tiles, and written; runs in a worker of its own.
+"""Write one section of a corpus in a worker: read, tokenize, group, cut tiles.
 
-Shapes: n spots, R rows of tokens (R >= n: a spot that fills up a second group has a second row), L positions, K regions
-per spot.
+Shapes: n spots, R rows of tokens (R >= n, since a spot that completes a second group has a second row), L positions, K
+regions per spot.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PARTIAL = ".partial-"
 
 
 def record_of(folder: Path) -> SectionRecord | None:
-    """What was written about a section that is complete; None where there is none, or its files are not whole."""
+    """Record of a complete section; None if there is none or files are incomplete."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
         whole = all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
@@ -70,10 +70,10 @@ def record_of(folder: Path) -> SectionRecord | None:
 
 
 def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
-    """What the vocabulary needs of a section: sums of its genes; None for one without genes, text for a fault."""
+    """Sums of a section's genes for the vocabulary; None for a section without genes, text for an error."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are given again when the section is written
+            warnings.simplefilter("ignore")  # repeated when the section is written
             table = _utils.table_of(_data(section, reader))
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
     except FAULTS as error:
@@ -85,7 +85,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 def write_section(
     section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
 ) -> SectionRecord | Fault:
-    """Write a section into ``out/sections``; its record, or with `skip` ``{"name", "error"}`` if it is unusable."""
+    """Write a section into ``out/sections``; returns its record, or with `skip` ``{"name", "error"}`` if unusable."""
     folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -103,7 +103,7 @@ def write_section(
                     record |= _said(section)
                 notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record["notes"] = list(dict.fromkeys(notes))
-                write_group(partial, {"stampy": record})  # last: a group with a record is complete
+                write_group(partial, {"stampy": record})  # written last: a group with a record is complete
     except FAULTS as error:
         if not skip or _files.is_full(error):
             raise _named(error, section.name) from error
@@ -112,7 +112,7 @@ def write_section(
 
 
 def _said(section: Section) -> Described:
-    """What was said of a section, as far as something was."""
+    """Metadata given for a section."""
     found: Described = {}
     if section.species:
         found["species"] = section.species
@@ -134,7 +134,7 @@ def _line(error: BaseException, name: str) -> str:
 
 
 def _named(error: BaseException, name: str) -> Exception:
-    """The error with the section's name; what was written before stays, so the build goes on from there."""
+    """The error with the section's name; data written before are kept, so the build can continue."""
     if _files.is_full(error):
         return OSError(
             error.errno,
@@ -148,7 +148,7 @@ def _named(error: BaseException, name: str) -> Exception:
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it when the block ends well, and is removed when it does not."""
+    """Yield a folder beside `folder` that replaces it on success and is removed on error."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
     try:
         yield partial
@@ -161,7 +161,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file of the arrays, by path."""
+    """Size and SHA-256 of every file of the arrays, by path."""
     found = {}
     for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
         with path.open("rb") as file:
@@ -213,7 +213,7 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
 
 
 def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSettings) -> TileSource | None:
-    """The section's image, where one is wanted and (unless it is required) there."""
+    """Tiles of the section; None if tiles are not wanted, or if the section has no image and none is required."""
     found = section.image is not None or has_images(data)
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):
@@ -231,17 +231,17 @@ def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSetti
 
 
 def layout(xy: np.ndarray, codes: np.ndarray, settings: CorpusSettings, name: str) -> tuple[np.ndarray, list[int]]:
-    """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
+    """Order in which spots are written, (R,) int32: all groups of all draws, then spots without group.
 
     Returns
     -------
     The order, and the number of groups of each draw.
     """
     size, farthest, draws = settings["group_size"], settings["max_distance"], []
-    if farthest is None:  # for sources that have groups of their own
+    if farthest is None:  # only sources with their own groups
         raise ValueError("`max_distance` must be a number, found None.")
     for draw in range(settings["draws"]):
-        # by name: a section keeps its groups whatever stands beside it
+        # seeded by name: the groups of a section do not depend on other sections
         rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
         members = [np.empty((0, size), dtype=np.int64)]
         for code in range(codes.max() + 1):
@@ -259,7 +259,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
     put(group, "spots", spots)
     put(group, "lengths", (tokens != 0).sum(axis=1)[spots].astype(np.uint16))
     per_shard = max(ROWS_PER_SHARD // size, 1)
-    # not compressed: the tokens are a small part of a corpus with tiles, and to unpack them would cost half the speed
+    # not compressed: tokens are a small part of a corpus with tiles, and decompression would halve the speed
     array = new_array(group, "tokens", (len(spots), tokens.shape[1]), tokens.dtype, size, per_shard, "none")
     for start in range(0, len(spots), size * per_shard):
         rows = spots[start : start + size * per_shard]
@@ -267,7 +267,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
 
 
 def _put_tiles(group: Any, source: TileSource, settings: CorpusSettings, name: str) -> ImageRecord:
-    """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
+    """Write patch and regions of every spot, in the order of the spots, and the cell of the patch in each region."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
     rng = _utils.stream(settings["seed"], f"cells of {name}")
     allowed = source.region_cells()

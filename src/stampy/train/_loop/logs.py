@@ -1,4 +1,4 @@
-"""Logs of every step of a run: metrics.jsonl always, others on request."""
+"""Logs of every step: metrics.jsonl always, others on request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check_loggers(loggers: Sequence[str]) -> None:
-    """Raise for a logger that stampy does not know or that is not installed."""
+    """Raise for an unknown logger or one that is not installed."""
     if isinstance(loggers, str):
         raise TypeError(f"`loggers` must be a sequence of names, such as ({loggers!r},).")
     for name in loggers:
@@ -38,22 +38,22 @@ def check_loggers(loggers: Sequence[str]) -> None:
 
 
 class Logs:
-    """metrics.jsonl, metrics.csv, TensorBoard, Weights & Biases, and the bar; lines from `first` on are made anew.
+    """Write metrics.jsonl, other logs and the progress bar; lines from step `first` on are replaced.
 
     Parameters
     ----------
     out
-        The run's folder.
+        Folder of the run.
     names
-        Names of the losses that a line may have.
+        Names of the losses and measures.
     loggers
         Any of "csv", "tensorboard", "wandb".
     first, steps
-        Where the run goes on, and where it ends.
+        Next step, and number of steps.
     config
-        Settings, for those that show them.
+        Settings, for logs that record them.
     progress
-        Show a bar; where there is no terminal (and no notebook), a line now and then.
+        Show a progress bar; without terminal or notebook, print a line every minute.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Logs:
         self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
 
     def write(self, line: Mapping[str, float]) -> None:
-        """A step."""
+        """Write the line of a step."""
         line = {k: _short(v) for k, v in line.items()}
         try:
             self._lines.write(json.dumps(line) + "\n")
@@ -98,7 +98,7 @@ class Logs:
         self._bar.update()
 
     def _say(self, line: Mapping[str, float]) -> None:
-        """A line for a log file: at the first step and the last, and every minute between."""
+        """Print a line at the first and last step, and every minute between."""
         now, done = time.monotonic(), line["step"] + 1
         if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):
             return
@@ -113,7 +113,7 @@ class Logs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """At the end, good or bad."""
+        """Close the logs, also after an error."""
         self._bar.close()
         for file in self._files:
             file.close()
@@ -137,7 +137,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cut(path: Path, first: int) -> None:
-    """Remove lines of steps that will be repeated, and an unfinished last line."""
+    """Remove the lines of steps that will be repeated, and an incomplete last line."""
     if path.exists():
         kept = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < first]
         with atomic(path) as temporary:
