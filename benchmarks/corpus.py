@@ -29,7 +29,7 @@ from torch.utils.data import default_collate
 import stampy
 from stampy.pp._tiles import TileSource
 from stampy.pp._vocabulary import packaged
-from stampy.train import Corpus, PretrainConfig, Section
+from stampy.train import Corpus, PretrainConfig, SectionInput
 from stampy.train._corpus.shards import decode_tile, encode_tile
 from stampy.train._corpus.training_data import groups_on_disk
 from stampy.train._samplers import GroupSampler
@@ -56,13 +56,13 @@ def section(name: str, n: int) -> ad.AnnData:
     return found
 
 
-def with_image(n: int) -> Section:
+def with_image(n: int) -> SectionInput:
     """`n` spots on a full-resolution image, without genes."""
     path = DATA / "images" / f"{IMAGE}.jpg"
     if not path.exists():
-        return Section(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
+        return SectionInput(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
     source = ad.read_h5ad(DATA / "sections" / f"{IMAGE}.h5ad")
-    return Section(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
+    return SectionInput(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
 
 
 def seconds(function: Callable[[], object], budget: float = 2.0) -> float:

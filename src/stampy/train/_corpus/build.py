@@ -17,7 +17,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import atomic
-from stampy._io.sections import Section, file_name, of_section
+from stampy._io.sections import SectionInput, file_name, of_section
 from stampy._locks import FolderLock
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
@@ -221,7 +221,7 @@ def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], sk
     return found
 
 
-def _fingerprint(section: Section) -> str:
+def _fingerprint(section: SectionInput) -> str:
     """Fingerprint of a section's source: changes with the contents of files, or with any value in memory.
 
     Files above 256 MiB are represented by size, modification time and 64 parts.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.sections import Section, as_sections, file_name
+from stampy._io.sections import SectionInput, as_sections, file_name
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
@@ -105,7 +105,7 @@ class Corpus:
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
             columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
-            AnnData, SpatialData or `Section`; one or a list, with any gene panels. A section without genes (0 columns)
+            AnnData, SpatialData or `SectionInput`; one or a list, with any gene panels. A section without genes (0 columns)
             contributes only its image. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
             itself): one section per slide id, with the tokens, groups, tiles and regions of the files. Or
             ``"hf:org/name@COMMIT"``, a data set on the hub with such files or with .h5ad files, read one at a time.
@@ -260,7 +260,7 @@ def as_corpus(sections: object) -> Corpus | None:
     return None
 
 
-def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
+def corpus_or_sections(sections: Sections) -> Corpus | list[SectionInput]:
     """Training data with names and files checked, before anything is read or created."""
     return as_corpus(sections) or as_sections(sections)
 
