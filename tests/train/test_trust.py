@@ -404,8 +404,8 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(
-            [SectionInput(data=toy, name="a"), SectionInput(data=sparse[:40].copy(), name="b")], tmp_path / "c", n_workers=1,
-            max_tokens=48, images=False, progress=False,
+            [SectionInput(data=toy, name="a"), SectionInput(data=sparse[:40].copy(), name="b")], tmp_path / "c",
+            n_workers=1, max_tokens=48, images=False, progress=False,
         )  # fmt: skip
     assert corpus.table["n_groups"].tolist()[1] == 0
 

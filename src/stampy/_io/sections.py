@@ -117,8 +117,12 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
     )
 
 
-def one_line(error: BaseException, name: str) -> str:
-    """The message of an error about a section, in one line and without its name."""
+def one_line(error: BaseException, name: str = "") -> str:
+    """The message of an error in one line, without the name of its section and the quotes that KeyError adds.
+
+    >>> one_line(KeyError("no such key")), one_line(ValueError("Section 'a': no counts"), "a")
+    ('no such key', 'no counts')
+    """
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
 

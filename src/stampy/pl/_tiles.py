@@ -111,11 +111,11 @@ def tiles(
     cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
     found, edge = tiles_of(data, np.concatenate(rows), cut)
     offsets = [i * (1 + GAP) for i in range(max(map(len, rows)))]
-    panel = new_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
+    panel = gallery_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
     images = [[found[int(row)] for row in line] for line in rows]
     draw(panel, images, labels, offsets=offsets, row_height=1 + GAP, edge_um=edge if scale_bar else None)
     if ax is None:
-        fit(panel)
+        fit_figure(panel)
     return panel
 
 
@@ -230,8 +230,8 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
     return rows
 
 
-def new_axes(width: float, height: float) -> Axes:
-    """A panel of that size (in tiles), not yet in place: see `fit`."""
+def gallery_axes(width: float, height: float) -> Axes:
+    """A panel of that size (in tiles), not yet in place: see `fit_figure`."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -239,7 +239,7 @@ def new_axes(width: float, height: float) -> Axes:
     return figure.add_axes((0, 0, *size))
 
 
-def fit(ax: Axes) -> None:
+def fit_figure(ax: Axes) -> None:
     """Make the figure just as large as the panel with its labels."""
     panel.arrange([ax], [(0, 0)])
 

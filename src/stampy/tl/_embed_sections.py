@@ -58,7 +58,8 @@ def embed_sections(
     sections
         A manifest: a table (.tsv) with a column ``path``, and optionally ``name``, ``image``, ``um_per_px``,
         ``spot_um``, ``organ`` and ``platform``; paths are relative to it. Or paths of anything that `stampy.read`
-        reads, `stampy.train.SectionInput`, AnnData or SpatialData: one, several, or a dict by name. Names must be unique.
+        reads, `stampy.train.SectionInput`, AnnData or SpatialData: one, several, or a dict by name. Names must be
+        unique.
     out
         Folder for the results.
     model

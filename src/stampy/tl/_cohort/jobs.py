@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["LoadedModel", "embed_section_job", "embed_slide_job", "loaded", "named_images_of", "prepare", "worker_name"]
+__all__ = [
+    "LoadedModel",
+    "embed_section_job",
+    "embed_slide_job",
+    "loaded",
+    "named_images_of",
+    "prepare_worker",
+    "worker_name",
+]
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
 
@@ -279,7 +287,7 @@ class LoadedModel:
     precision: str
 
 
-def prepare(n_threads: int | None, devices: Queue[str] | None) -> None:
+def prepare_worker(n_threads: int | None, devices: Queue[str] | None) -> None:
     """In a new process: take a device from the queue, and compute with so many threads."""
     global _device, _n_threads
     _n_threads = n_threads

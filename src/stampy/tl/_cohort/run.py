@@ -17,7 +17,7 @@ from stampy._io.sections import SectionInput, file_name
 from stampy._workers import Run, workers
 
 from . import records
-from .jobs import prepare
+from .jobs import prepare_worker
 from .plan import COLUMNS, RECORDS, TABLE, WORDS, Plan, Row
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ def _running(
         for i in range(n_workers):
             devices.put(f"cuda:{i % n_devices}")
     if n_workers == 1 and scheduler is None:
-        prepare(None, devices)
+        prepare_worker(None, devices)
         with workers(None, 1, progress) as run:
             yield run
         return
     n_threads = max(_utils.n_cores() // n_workers, 1)
     logger.info("%s", scheduler or f"{n_workers} processes of {n_threads} threads")
-    with workers(scheduler, n_workers, progress, setup=prepare, setup_args=(n_threads, devices)) as run:
+    with workers(scheduler, n_workers, progress, setup=prepare_worker, setup_args=(n_threads, devices)) as run:
         yield run
 
 

@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["Reader", "record_of", "sums_of", "write_section"]
+__all__ = ["Reader", "stored_record", "sums_of", "write_section"]
 
 Reader = Callable[[Path], Any]
 
 PARTIAL = ".partial-"
 
 
-def record_of(folder: Path) -> SectionRecord | None:
+def stored_record(folder: Path) -> SectionRecord | None:
     """Record of a complete section; None if there is none or files are incomplete."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
