@@ -12,8 +12,8 @@ import numpy as np
 
 import stampy
 from stampy._labels import known_labels
+from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation.folds import block_folds, random_folds
-from stampy.tl._methods.clustering import smoothed
 from stampy.tl._probe import probe_predictions, probe_scores
 
 SECTION, LABELS = "DLPFC_151673", "layer"

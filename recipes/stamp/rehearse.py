@@ -107,7 +107,7 @@ def tables(out: Path) -> None:
     import matplotlib.pyplot as plt
 
     from stampy import bench, pl
-    from stampy.datasets._toy.folders import toy_folder
+    from stampy.datasets._toy.toy_paper_folder import toy_folder
 
     systems = {"tcga-luad": []}
     for table, n in TABLES.items():

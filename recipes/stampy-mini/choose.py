@@ -37,9 +37,9 @@ from stampy import datasets
 from stampy._labels import known_labels
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation.label_free import _tfidf
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import principal_components
+from stampy.tl._methods.principal_components import principal_components
 from stampy.tl._results import unit
 
 # A tissue, how names of its sections begin, and the tissues of cell types that are left out with it

@@ -22,8 +22,8 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,

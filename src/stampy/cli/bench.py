@@ -73,7 +73,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **options: Any) -> None:
-    from stampy.bench._names import TABLES, config_path, raw_config
+    from stampy.bench._config_names import TABLES, config_path, raw_config
 
     path = config_path(config)
     raw_config(path)  # report a damaged file before heavy imports

@@ -99,7 +99,7 @@ def _hest_options(add: Add) -> None:
 def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool, quiet: bool, **filters: Any) -> None:
     from stampy import _checks, datasets
     from stampy._files import atomic
-    from stampy.datasets._hest import hest_counts
+    from stampy.datasets._hest_manifest import hest_counts
 
     target = Path(out).expanduser()
     if target.suffix != ".tsv":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
+from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
 from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file

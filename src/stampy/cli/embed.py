@@ -259,7 +259,7 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
     source, target = _input_and_output(inputs, {**cohort, "overwrite": overwrite})
 
     from stampy import _checks
-    from stampy._section.image.files import check_is_image
+    from stampy._section.image.image_files import check_is_image
     from stampy.models._systems.catalogue import check_name
 
     place = _checks.existing(source, what="image file")

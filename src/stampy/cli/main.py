@@ -100,7 +100,7 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        from stampy._files import FolderLock
+        from stampy._locks import FolderLock
 
         for folder in made:  # deepest first
             with contextlib.suppress(OSError):

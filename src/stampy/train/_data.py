@@ -17,9 +17,9 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._files import digest_of_arrays
 from stampy._io.sections import Section, as_sections, of_section
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import doubts_of
+from stampy._section.image.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy._utils import stream
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of

@@ -21,10 +21,10 @@ import numpy as np
 
 from stampy import _checks, _files, _utils
 from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import warn_of_doubts
+from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy.pp import Vocabulary
 from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots

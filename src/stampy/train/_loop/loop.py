@@ -18,7 +18,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy._files import FolderLock, is_full, remove_leftovers
+from stampy._files import is_full
+from stampy._locks import FolderLock, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 from stampy.models._gene import ready_to_compile
