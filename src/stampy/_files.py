@@ -89,7 +89,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield temporary
             make_ordinary(temporary)  # mkstemp makes it private
             os.replace(temporary, path)
@@ -108,7 +108,7 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
         new, old = work / _NEW, work / _OLD
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield new
         if not os.path.lexists(path):
             os.replace(new, path)
@@ -155,7 +155,7 @@ def _stem(path: Path) -> str:
 
 def _prefix(path: Path) -> str:
     """Prefix of temporary files for `path`, with the process and the machine that write them."""
-    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
+    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_start_ticks(os.getpid())}-"
 
 
 @cache
@@ -168,7 +168,7 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _started(process: int) -> int:
+def _start_ticks(process: int) -> int:
     """Start time of a process in ticks after boot; -1 if there is no such process, 0 if the time is unknown."""
     if not Path("/proc/self/stat").is_file():
         with contextlib.suppress(PermissionError):
@@ -187,7 +187,7 @@ def _started(process: int) -> int:
 def _is_dead(owner_and_rest: str) -> bool:
     """Whether the process named in a temporary file's name has ended; False for a process of another machine."""
     owner = _OWNER.match(owner_and_rest)
-    return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
+    return owner is not None and owner[1] == _machine() and _start_ticks(int(owner[2])) != int(owner[3])
 
 
 def _exchange(a: Path, b: Path) -> bool:
