@@ -10,9 +10,9 @@ from stampy._io.delimited import is_coordinates, tables_in
 from stampy._io.formats.anndata_mudata_spatialdata import is_zarr
 from stampy._io.input_files import listed, listing, refuse
 
-__all__ = ["refused_file", "refused_folder", "refused_zarr"]
+__all__ = ["R_FILES", "refused_file", "refused_folder", "refused_zarr"]
 
-_R = {
+R_FILES = {  # ending -> how R reads the file
     ".rds": 'x <- readRDS("{name}")',
     ".qs": 'x <- qs::qread("{name}")',
     ".h5seurat": 'x <- SeuratDisk::LoadH5Seurat("{name}")',
@@ -29,12 +29,12 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
     """The error for a file that is no section."""
     name, low = path.name, path.name.lower()
     plain = low.removesuffix(".gz")
-    r = next((line for end, line in _R.items() if plain.endswith(end)), _R[".h5seurat"] if kind == "h5Seurat" else None)
-    if r is not None:
+    ending = ".h5seurat" if kind == "h5Seurat" else next((end for end in R_FILES if plain.endswith(end)), None)
+    if ending is not None:
         return refuse(
             f"{name!r} is a file of R, which stampy does not read. Convert it in R: "
-            f"`{r.format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and then "
-            f'`anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
+            f"`{R_FILES[ending].format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and "
+            f'then `anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
         )
     if low.endswith(".h5ad.gz"):
         return refuse(f"{name!r} is gzipped, and HDF5 is read in pieces. Unpack it first: `gunzip {name}`.")
@@ -52,8 +52,7 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
         )
     return refuse(
         f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
-        "Of a "
-        "Space Ranger run or other platform give the folder, not one of its files."
+        "Of a Space Ranger run or other platform give the folder, not one of its files."
     )
 
 
@@ -83,7 +82,7 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
         if (p.name.lower().endswith(_SECTIONS) and not p.name.lower().endswith(_PARTS_OF_A_RUN))
         or (p.is_dir() and is_zarr(p))
     ]
-    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
+    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(R_FILES))]
     if sections:
         return refuse(
             f"{where} is not a section itself, but contains {sections[:4]}. Pass one of them to `stampy.read`."
