@@ -20,9 +20,10 @@ from stampy.pp._tokens import iter_tokens
 
 from ._embedding.arguments import ORGANISMS, Organism
 from ._embedding.encoders import genes_of, loaded_stamp, match_genes
+from ._embedding.spaces import Space, check_model, space_of, unit
 from ._embedding.stream import Tower
 from ._methods.token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._results import Result, Space, check_model, space_of, unit, write_result
+from ._results import Result, write_result
 from ._score import rows_of_genes, vocabulary_of
 
 if TYPE_CHECKING:

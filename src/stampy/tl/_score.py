@@ -16,7 +16,8 @@ from stampy._utils import table_of
 
 from ._embedding.arguments import ORGANISMS, Organism
 from ._embedding.encoders import genes_of, human_names, loaded_stamp, vocabulary_of
-from ._results import Result, check_model, space_of, write_result
+from ._embedding.spaces import check_model, space_of
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
