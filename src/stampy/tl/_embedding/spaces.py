@@ -13,21 +13,38 @@ from stampy import _checks, _keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Modality", "Space", "check_model", "check_same_space", "space_of", "unit"]
+__all__ = [
+    "Modality",
+    "Origin",
+    "Space",
+    "check_model",
+    "check_same_origin",
+    "check_same_space",
+    "origin_of",
+    "space_of",
+    "unit",
+]
 
 Modality = Literal["gene", "image", "fused"]
 UNSAID = {"center": "nothing"}  # defaults of records that lack a field
-SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
+TOWERS: dict[Modality, tuple[str, ...]] = {"gene": ("gene",), "image": ("image",), "fused": ("gene", "image")}
+SUFFIXES: dict[Modality, str] = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
-    """The embeddings of one modality of a table."""
+class Origin:
+    """What is recorded of how an embedding was made."""
 
     name: str  # of the slot, for messages
     modality: Modality
+    record: Mapping[str, Any] | None  # what `tl.embed` says of it; None where it says nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Space(Origin):
+    """The embeddings of one modality of a table."""
+
     vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
-    record: Mapping[str, Any] | None  # what `tl.embed` says of them; None where it says nothing
 
     @property
     def known(self) -> np.ndarray:
@@ -56,7 +73,18 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     largest = np.abs(values).max(axis=1, keepdims=True)  # squares of large or tiny numbers would leave float32
     values = values / np.where(largest == 0, 1, largest)
     norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
+    record = _record(adata, key, modality)
+    return Space(f"{slot}['{name}']", modality, record, values / np.where(norm == 0, 1, norm))
+
+
+def origin_of(adata: AnnData, key: str, *, slot: str = "adata.obsm") -> Origin | None:
+    """What is recorded of the embedding in obsm[key], which may be one modality of several; None: nothing."""
+    records = adata.uns.get(_keys.UNS, {})
+    for modality, suffix in SUFFIXES.items():
+        record = records.get(key.removesuffix(suffix)) if key.endswith(suffix) else None
+        if isinstance(record, Mapping) and record.get("modality") in SUFFIXES:
+            return Origin(f"{slot}['{key}']", modality if suffix else record["modality"], record)
+    return None
 
 
 def _record(adata: AnnData, key: str, modality: Modality) -> Mapping[str, Any] | None:
@@ -72,20 +100,7 @@ def check_same_space(query: Space, reference: Space) -> None:
             f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "
             f"{reference.vectors.shape[1]}: they are not of one space. Embed both with the same model and `level`."
         )
-    for what in ("model", "level", "center"):
-        a, b = (None if s.record is None else s.record.get(what, UNSAID.get(what)) for s in (query, reference))
-        if a is not None and b is not None and a != b:
-            raise ValueError(
-                f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
-                "them are meaningless. Embed both in the same way."
-            )
-    if query.modality != "gene" and reference.modality != "gene":
-        _check_same_tiles(query, reference)
-    level = (query.record or reference.record or {}).get("level")
-    if query.modality != reference.modality and level == "feature":
-        raise ValueError(
-            "Features of genes and images (`level='feature'`) share no space. Embed with `level='embedding'`."
-        )
+    check_same_origin(query, reference)
     if (query.record is None) != (reference.record is None):
         unknown, other = (query, reference) if query.record is None else (reference, query)
         known = other.record or {}
@@ -95,7 +110,52 @@ def check_same_space(query: Space, reference: Space) -> None:
         )
 
 
-def _check_same_tiles(query: Space, reference: Space) -> None:
+def check_same_origin(query: Origin, reference: Origin) -> None:
+    """Raise ValueError where the records of two embeddings say that they do not share a space.
+
+    What only one record has, as those of earlier versions lack the hashes, is not compared.
+    """
+    names = f"`{query.name}`", f"`{reference.name}`"
+    records = [{} if one.record is None else UNSAID | dict(one.record) for one in (query, reference)]
+    for what in ("model", "level", "center"):
+        a, b = (record.get(what) for record in records)
+        if a is not None and b is not None and a != b:
+            raise ValueError(
+                f"{names[0]} was made with {what}={a!r}, {names[1]} with {what}={b!r}: cosines between them are "
+                "meaningless. Embed both in the same way."
+            )
+    if query.modality != "gene" and reference.modality != "gene":
+        _check_same_tiles(query, reference)
+    if query.modality != reference.modality and "feature" in (record.get("level") for record in records):
+        raise ValueError(
+            "Features of genes and images (`level='feature'`) share no space. Embed with `level='embedding'`."
+        )
+    model = records[0].get("model")
+    if "fit" in records[0] and "fit" in records[1] and records[0]["fit"] != records[1]["fit"]:
+        raise ValueError(
+            f"{names[0]} and {names[1]} were made by two fits of {model!r}, whose axes differ: cosines between them "
+            "are meaningless. Embed all sections in one table, or use a model that is not fitted to the section."
+        )
+    a, b = (record.get("weights_digest", {}) for record in records)
+    if not _share_weights(a, b, query.modality, reference.modality):
+        raise ValueError(
+            f"{names[0]} and {names[1]} were made by models of one name, {model!r}, with different weights: cosines "
+            "between them are meaningless. Embed both with the same weights."
+        )
+
+
+def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
+    """False where the weights are known to differ.
+
+    Vectors of genes and of images share a space if one of the two towers is common: the other was trained towards it.
+    """
+    equal = {tower: a[tower] == b[tower] for tower in a if tower in b}
+    if of_a == of_b:
+        return all(same for tower, same in equal.items() if tower in TOWERS[of_a])
+    return not equal or any(equal.values())
+
+
+def _check_same_tiles(query: Origin, reference: Origin) -> None:
     """Raise ValueError where a model of one name had another image tower: its tiles then had another size."""
     sizes = []
     for space in (query, reference):
@@ -111,12 +171,25 @@ def _check_same_tiles(query: Space, reference: Space) -> None:
         )
 
 
-def check_model(space: Space, model: str, width: int) -> None:
-    """Raise ValueError unless the embeddings are in the shared space of the model `model`, of size `width`."""
+def check_model(space: Space, model: str, width: int, towers: Mapping[str, str]) -> None:
+    """Raise ValueError unless the embeddings can be compared with gene embeddings of a model.
+
+    Parameters
+    ----------
+    space
+        The embeddings.
+    model, width, towers
+        Name of the model, size of its embeddings, and hashes of its towers.
+    """
     record = space.record or {}
     if record.get("model", model) != model:
         raise ValueError(
             f"`{space.name}` was made by the model {record['model']!r}, but `model` is {model!r}. Give the same one."
+        )
+    if not _share_weights(record.get("weights_digest", {}), towers, space.modality, "gene"):
+        raise ValueError(
+            f"`{space.name}` was made by a model {model!r} with other weights than `model` has. Give the same model, "
+            "or embed the spots again."
         )
     if record.get("level", "embedding") != "embedding":
         raise ValueError(
