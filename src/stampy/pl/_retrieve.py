@@ -13,7 +13,7 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing.paint import SAFE
 from stampy.pl._drawing.panel import inches_of
-from stampy.pl._tiles import TILE_INCHES, Cut, draw, fit, new_axes, rows_of_spots, tiles_of
+from stampy.pl._tiles import TILE_INCHES, Cut, draw, fit_figure, gallery_axes, rows_of_spots, tiles_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -120,7 +120,7 @@ def retrieve(
     lines = 0 if label is None else max(text.count("\n") + 1 for text in [*below, *above])
     step, row_height = 1 + GAP, 1.1 + LINE * (1 + lines)
     offsets = [0.0, *(1 + QUERY_GAP + step * i for i in range(n_nearest))]
-    panel = new_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
+    panel = gallery_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
     images = [[asked[int(q)], *(found[int(r)] for r in line)] for q, line in zip(queries, nearest, strict=True)]
     names = [str(name) for name in adata.obs_names[queries]]
     draw(panel, images, names, offsets=offsets, row_height=row_height, edge_um=edge if scale_bar else None)
@@ -136,7 +136,7 @@ def retrieve(
                 _frame(panel, offsets[j + 1], y)
     _head(panel, offsets, record, label, scale)
     if ax is None:
-        fit(panel)
+        fit_figure(panel)
     return panel
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy.pl._drawing import panel as _panel
 from stampy.pl._drawing.paint import Limit, Paint, Palette, Style, paint
-from stampy.pl._drawing.view import View, Window, spot_distance, views_of
+from stampy.pl._drawing.view import View, Window, drawing_distance, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -311,4 +311,4 @@ def _drawn_diameter(section: View) -> float:
     """The spots' diameter; very many spots at least touch, so that the white between them does not dominate."""
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter
-    return max(section.diameter, TOUCHING * spot_distance(section.xy))
+    return max(section.diameter, TOUCHING * drawing_distance(section.xy))

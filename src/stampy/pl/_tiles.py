@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
-from stampy._section.boxes import tile_boxes
+from stampy._section.tile_boxes import tile_boxes
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing import panel
 from stampy.pl._drawing.view import View, views_of
@@ -112,11 +112,11 @@ def tiles(
     cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
     found, edge = tiles_of(data, np.concatenate(rows), cut)
     offsets = [i * (1 + GAP) for i in range(max(map(len, rows)))]
-    panel = new_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
+    panel = gallery_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
     images = [[found[int(row)] for row in line] for line in rows]
     draw(panel, images, labels, offsets=offsets, row_height=1 + GAP, edge_um=edge if scale_bar else None)
     if ax is None:
-        fit(panel)
+        fit_figure(panel)
     return panel
 
 
@@ -232,8 +232,8 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
     return rows
 
 
-def new_axes(width: float, height: float) -> Axes:
-    """A panel of that size (in tiles), not yet in place: see `fit`."""
+def gallery_axes(width: float, height: float) -> Axes:
+    """A panel of that size (in tiles), not yet in place: see `fit_figure`."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -241,7 +241,7 @@ def new_axes(width: float, height: float) -> Axes:
     return figure.add_axes((0, 0, *size))
 
 
-def fit(ax: Axes) -> None:
+def fit_figure(ax: Axes) -> None:
     """Make the figure just as large as the panel with its labels."""
     panel.arrange([ax], [(0, 0)])
 

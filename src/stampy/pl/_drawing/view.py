@@ -57,7 +57,7 @@ class View:
     @cached_property
     def diameter(self) -> float:
         """Diameter of a spot; if unknown, most of the distance to the next."""
-        return self.section.spot_px or FILL * spot_distance(self.xy) or 1.0
+        return self.section.spot_px or FILL * drawing_distance(self.xy) or 1.0
 
     @cached_property
     def um_per_px(self) -> float | None:
@@ -230,12 +230,12 @@ def _inside(view: View) -> np.ndarray:
     return np.all((xy >= 0) & (xy <= (width, height)), axis=1)
 
 
-def spot_distance(xy: np.ndarray) -> float:
-    """Distance of neighbouring spots, 0.0 for one spot.
+def drawing_distance(xy: np.ndarray) -> float:
+    """Distance at which neighbouring spots are drawn, 0.0 for one spot.
 
     Where there is no grid, it is that to the fourth neighbour, which on a grid is the same.
 
-    >>> spot_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
+    >>> drawing_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
     2.0
     """
     grid = _scale.lattice(xy)
