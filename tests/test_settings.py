@@ -134,7 +134,7 @@ def test_workers_have_the_settings(monkeypatch):
     values, *_ = given[0]["initargs"]
     assert values["seed"] == 9
     monkeypatch.setattr(_workers, "_end_with_parent", lambda: None)
-    _workers._begin(values, None, ())
+    _workers._initialise_worker(values, None, ())
     assert settings.seed == 9
 
 

@@ -1,11 +1,11 @@
-"""Does stage 2 learn? Planted pairs: the direction of a tile's fibres is what its genes say, its colour says nothing.
+"""Does stage 2 learn? Simulated pairs: genes determine the direction of a tile's fibres but not its colour.
 
     python recipes/planted/pairs.py --sections 20 --epochs 15
     python recipes/planted/pairs.py --sections 40 --epochs 40 --device cuda
 
-Both towers start at random. Printed is the share of tiles whose own genes are among the 1, 10 and 50 nearest of their
-section, in sections that were left out: of the model, of a ridge from colours and texture that is fitted on all other
-sections, and by chance.
+Both towers start from random weights. Prints the fraction of tiles whose own genes are among the 1, 10 and 50 nearest
+in their section, for held-out sections: of the model, of a ridge on colours and texture fitted to all other sections,
+and by chance.
 """
 
 from __future__ import annotations

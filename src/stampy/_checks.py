@@ -32,6 +32,7 @@ __all__ = [
     "has_key",
     "known_field",
     "libraries",
+    "naming_full_disk",
     "not_empty",
     "one_of",
     "positive",
@@ -40,7 +41,6 @@ __all__ = [
     "replaceable",
     "results",
     "single",
-    "space_for",
     "two_labels",
     "unknown",
     "warn",
@@ -62,7 +62,7 @@ _SUBJECT: ContextVar[str] = ContextVar("subject", default="")
 
 
 @contextlib.contextmanager
-def space_for(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
     """Turn the error of a full disk into one that names the file instead of its temporary copy."""
     try:
         yield

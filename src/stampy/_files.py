@@ -1,4 +1,4 @@
-"""Atomic files and folders, locks, and hashes."""
+"""Atomic files and folders, and every hash; locks are in `_locks`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FolderLock",
     "atomic",
     "atomic_folder",
     "digest",
@@ -39,7 +38,6 @@ __all__ = [
     "digest_of_tensors",
     "make_ordinary",
     "recover",
-    "remove_leftovers",
     "seal",
     "sealed",
     "sha256_of",
@@ -91,7 +89,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield temporary
             make_ordinary(temporary)  # mkstemp makes it private
             os.replace(temporary, path)
@@ -110,7 +108,7 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
         new, old = work / _NEW, work / _OLD
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield new
         if not os.path.lexists(path):
             os.replace(new, path)
@@ -157,7 +155,7 @@ def _stem(path: Path) -> str:
 
 def _prefix(path: Path) -> str:
     """Prefix of temporary files for `path`, with the process and the machine that write them."""
-    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
+    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_start_ticks(os.getpid())}-"
 
 
 @cache
@@ -170,7 +168,7 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _started(process: int) -> int:
+def _start_ticks(process: int) -> int:
     """Start time of a process in ticks after boot; -1 if there is no such process, 0 if the time is unknown."""
     if not Path("/proc/self/stat").is_file():
         with contextlib.suppress(PermissionError):
@@ -189,7 +187,7 @@ def _started(process: int) -> int:
 def _is_dead(owner_and_rest: str) -> bool:
     """Whether the process named in a temporary file's name has ended; False for a process of another machine."""
     owner = _OWNER.match(owner_and_rest)
-    return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
+    return owner is not None and owner[1] == _machine() and _start_ticks(int(owner[2])) != int(owner[3])
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -307,94 +305,3 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(values.numpy().data)
     return found.hexdigest()
-
-
-class FolderLock:
-    """A lock that admits one process to a folder; the system releases it when the process ends, for any reason.
-
-    The lock uses ``flock``. Linux forwards it to the server of a network file system (NFSv4 always, NFSv3 with its lock
-    daemon). A warning is given if the file system has no locks, or if the lock file names a process of another machine.
-
-    Parameters
-    ----------
-    folder
-        Folder to lock; it must exist.
-    what
-        Description for the error message, such as "run".
-
-    Raises
-    ------
-    RuntimeError
-        Another process holds the lock.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as folder, FolderLock(Path(folder), what="run"):
-    ...     try:
-    ...         FolderLock(Path(folder), what="run")
-    ...     except RuntimeError as error:
-    ...         print(str(error)[:24])
-    Another process is using
-    """
-
-    NAME = ".stampy.lock"
-
-    def __init__(self, folder: Path, *, what: str):
-        self._file = (folder / self.NAME).open("a+")
-        self._file.seek(0)
-        try:
-            self._lock(folder, what)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _lock(self, folder: Path, what: str) -> None:
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = self._file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"Another process is using {str(folder)!r} (process {holder}). Two processes would damage the "
-                f"{what}: wait for it, end it, or choose another folder."
-            ) from error
-        except OSError as error:
-            _checks.warn(
-                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): stampy cannot prevent a "
-                f"second process from using it. Start no other {what} there."
-            )
-            return
-        if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
-            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that this process has ended.")
-        with contextlib.suppress(OSError):  # the lock also holds if its owner cannot be written, as on a full disk
-            os.truncate(self._file.fileno(), 0)
-            os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def close(self) -> None:
-        """Release the lock."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: the file is already closed
-            os.truncate(self._file.fileno(), 0)
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove temporary files that killed processes left behind; call it under a `FolderLock`.
-
-    Parameters
-    ----------
-    folder
-        Folder of the files.
-    names
-        First parts of the files' names, such as "checkpoint-".
-    """
-    beginnings = tuple(f".{name}" for name in names)
-    for path in folder.iterdir():
-        if path.name.startswith(beginnings) and path.is_file() and path.name != FolderLock.NAME:
-            path.unlink(missing_ok=True)

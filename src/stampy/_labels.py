@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     Labels: TypeAlias = "pd.Series | pd.Categorical | np.ndarray | Iterable[object]"
 
-__all__ = ["known_labels", "means_none"]
+__all__ = ["is_missing_label", "known_labels"]
 
 MISSING = frozenset(
     {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"}
 )  # spellings of a missing value in pandas, R and spreadsheets
 
 
-def means_none(word: object) -> bool:
+def is_missing_label(word: object) -> bool:
     """Whether a word, such as "NA" or "undetermined", stands for a missing label, in upper or lower case.
 
-    >>> means_none("Undetermined "), means_none("Na+ channel")
+    >>> is_missing_label("Undetermined "), is_missing_label("Na+ channel")
     (True, False)
     """
     return str(word).strip().casefold() in _keys.NO_LABELS
@@ -55,7 +55,7 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
         column = _whole(column, name)
     text = column.astype(object).where(column.notna(), "").map(str).str.strip()
     categories = column.cat.categories.map(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(text))
-    present = {word for word in set(text) if not means_none(word)}
+    present = {word for word in set(text) if not is_missing_label(word)}
     names = list(dict.fromkeys(c.strip() for c in categories if c.strip() in present))
     if warn:
         _warn_of_words(text, present, name)

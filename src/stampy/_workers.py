@@ -60,7 +60,7 @@ def workers(
         yield partial(_run_in_turn, progress)
     elif scheduler is None:
         # One pool for all jobs: starting a process takes seconds. Spawned: forking a process with threads may hang.
-        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
+        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _initialise_worker}
         with ProcessPoolExecutor(n_workers, initargs=(settings.as_dict(), setup, setup_args), **how) as pool:
             yield partial(_run_in_pool, pool, progress)
     else:
@@ -72,7 +72,7 @@ def workers(
             yield partial(_run_on_cluster, client, progress)
 
 
-def _begin(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
+def _initialise_worker(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
     """Initialise a worker process, which ends when its parent ends, even if the parent is killed."""
     for name, value in values.items():
         if getattr(settings, name) != value:

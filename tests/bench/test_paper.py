@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from stampy import bench
-from stampy.bench._paper.labels import label_table
-from stampy.bench._paper.load import read_section
-from stampy.bench._paper.places import KINDS
+from stampy.bench._paper.find_sections import KINDS
+from stampy.bench._paper.label_columns import label_table
+from stampy.bench._paper.load_sections import read_section
 from stampy.bench._run import _chosen
 from stampy.cli.main import main
-from stampy.datasets._toy.folders import DLPFC, FORMS, LAYERS, toy_folder
+from stampy.datasets._toy.toy_paper_folder import DLPFC, FORMS, LAYERS, toy_folder
 
 LAYER_NAMES = {"L1", "L2", "L3", "L4", "L5", "L6", "WM"}
 QUICK = {"systems": ["PCA"], "show_progress_bar": False, "device": "cpu", "seeds": [0]}

@@ -7,7 +7,7 @@ import pytest
 import stampy
 from stampy import datasets, train
 from stampy.cli import main as cli
-from stampy.datasets._hest import hest_counts
+from stampy.datasets._hest_manifest import hest_counts
 from stampy.datasets._toy.toy_hest import HEST_COLUMNS
 
 

@@ -12,12 +12,12 @@ from scipy import sparse
 from torch import nn
 
 from stampy import datasets, models, tl
-from stampy.models._systems import genes as _scgpt
+from stampy.models._systems import gene_encoders as _scgpt
 from stampy.models._systems import hub as _hub
-from stampy.models._systems import vision as _language
-from stampy.models._systems import vision as _vision
+from stampy.models._systems import image_encoders as _language
+from stampy.models._systems import image_encoders as _vision
 from stampy.models._systems.catalogue import CARDS
-from stampy.models._systems.genes import CONTEXT, ranked
+from stampy.models._systems.gene_encoders import CONTEXT, ranked
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 TIMM = ["uni", "uni2-h", "h-optimus-0", "virchow2", "mstar"]

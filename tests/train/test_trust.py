@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy._files import FolderLock
 from stampy._io.sections import Section, as_sections
+from stampy._locks import FolderLock
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.train._corpus.training_data import pairs_on_disk

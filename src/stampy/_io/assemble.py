@@ -31,6 +31,7 @@ __all__ = [
     "refer_to_image",
     "unique_names",
     "unplaced",
+    "without_controls",
 ]
 
 logger = logging.getLogger(__name__)
@@ -308,3 +309,8 @@ def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
     if library is None:
         library = known[name] = {"images": {}, "scalefactors": {}}
     library["metadata"] = {**library.get("metadata", {}), _keys.SOURCE_IMAGE: str(path)}
+
+
+def without_controls(genes: list[str], controls: tuple[str, ...]) -> np.ndarray:
+    """Columns that are genes, without control probes, which have known prefixes."""
+    return np.flatnonzero([not gene.lower().startswith(controls) for gene in genes])

@@ -83,7 +83,7 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, s
         Coordinates are not finite numbers, or the columns x and y are ambiguous.
     """
     where = f"adata.obsm['{key}']"
-    needs = f"stampy needs pixel coordinates (x, y) of the spots' centres there.{_elsewhere(adata, key)}"
+    needs = f"stampy needs pixel coordinates (x, y) of the spots' centres there.{_hint_at_coordinates(adata, key)}"
     _checks.has_key(adata.obsm, key, slot="adata.obsm", needs=needs)
     found = adata.obsm[key]
     if hasattr(found, "columns"):
@@ -103,7 +103,7 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, s
     return xy, where
 
 
-def _elsewhere(adata: AnnData, key: str) -> str:
+def _hint_at_coordinates(adata: AnnData, key: str) -> str:
     """Hint at coordinates stored elsewhere, with the code to copy them; "" if none are found."""
     others = [name for name in adata.obsm if "spatial" in str(name).lower() and np.shape(adata.obsm[name])[1] in (2, 3)]
     if others:

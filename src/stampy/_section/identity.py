@@ -57,7 +57,7 @@ def digest_of_references(table: AnnData) -> str:
     """Hash of ``uns["spatial"]``, which determines the scale, and of the image files that it refers to."""
     parts = [_tree(table.uns.get(_keys.UNS_SPATIAL))]
     for library in _libraries(table).values():
-        parts += _referred(library)
+        parts += _referred_images(library)
     return _files.digest(parts)
 
 
@@ -79,7 +79,7 @@ def _table(table: AnnData) -> Iterator[str]:
     libraries = _libraries(table)
     yield from _library_columns(table.obs, libraries)
     for library in libraries.values():
-        yield from _referred(library)
+        yield from _referred_images(library)
 
 
 def _libraries(table: AnnData) -> dict[str, Library]:
@@ -107,7 +107,7 @@ def _library_columns(obs: pd.DataFrame, libraries: Mapping[str, Library]) -> Ite
             yield f"obs.{column} {_files.digest(found)}"
 
 
-def _referred(library: Library) -> Iterator[str]:
+def _referred_images(library: Library) -> Iterator[str]:
     """Existing image files to which an entry of ``uns["spatial"]`` refers."""
     for name in (source_of(library), *map(named_file, library.get("images", {}).values())):
         if name and (path := Path(name).expanduser()).is_file():

@@ -61,7 +61,7 @@ def libraries_of(adata: AnnData) -> dict[str, Library]:
         return {}
     where = f"adata.uns['{_keys.UNS_SPATIAL}']"
     if not isinstance(found, Mapping):
-        raise _laid_out(where, found)
+        raise _layout_error(where, found)
     if any(isinstance(found.get(part), Mapping) and not _is_library(found[part]) for part in _PARTS[:2]):
         return {_keys.UNS_SPATIAL: _parts(found, where)}
     sections: dict[str, Library] = {}
@@ -69,10 +69,10 @@ def libraries_of(adata: AnnData) -> dict[str, Library]:
         if isinstance(entry, Mapping):
             sections[str(key)] = _parts(entry, f"{where}[{key!r}]")
         elif np.ndim(entry) > 1:  # an image or a table must not be ignored
-            raise _laid_out(f"{where}[{key!r}]", entry)
+            raise _layout_error(f"{where}[{key!r}]", entry)
     odd = [key for key, entry in found.items() if not _is_flag(entry)]
     if not sections and odd and _IS_SINGLE not in found:
-        raise _laid_out(f"{where}[{odd[0]!r}]", found[odd[0]])
+        raise _layout_error(f"{where}[{odd[0]!r}]", found[odd[0]])
     return sections
 
 
@@ -80,7 +80,7 @@ def is_single(adata: AnnData) -> bool | None:
     """CELLxGENE's flag: True for a single section, False for several, None if it is missing."""
     found = adata.uns.get(_keys.UNS_SPATIAL)
     flag = found.get(_IS_SINGLE) if isinstance(found, Mapping) else None
-    flag = _lone(flag)
+    flag = _single_value(flag)
     return bool(flag) if isinstance(flag, bool | np.bool_) else None
 
 
@@ -108,13 +108,13 @@ def images_of(library: Mapping[str, object]) -> dict[str, object]:
 
 def named_file(image: object) -> str:
     """Path that is stored instead of the pixels of an image, or ""."""
-    image = _lone(image)
+    image = _single_value(image)
     return str(image) if isinstance(image, str | Path) else ""
 
 
 def source_of(library: Library) -> str:
     """Path of the full-resolution image, or ""."""
-    path = _lone(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
+    path = _single_value(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
     if isinstance(path, bytes):
         path = path.decode()
     return str(path) if path is not None and str(path) not in _keys.NO_LABELS else ""
@@ -122,7 +122,7 @@ def source_of(library: Library) -> str:
 
 def _is_flag(entry: Any) -> bool:
     """Whether an entry is a flag or number rather than a section."""
-    return isinstance(_lone(entry), bool | int | float | np.bool_ | np.number)
+    return isinstance(_single_value(entry), bool | int | float | np.bool_ | np.number)
 
 
 def _is_library(entry: Mapping[str, Any]) -> bool:
@@ -136,7 +136,7 @@ def _parts(entry: Mapping[str, Any], where: str) -> Library:
 
 def _part(part: Any, where: str) -> dict[str, Any]:
     """Convert a part to a dict; files written by R contain one-row tables, JSON text, or empty arrays."""
-    part = _lone(part)
+    part = _single_value(part)
     if part is None or (not isinstance(part, Mapping | str | bytes) and np.size(part) == 0):
         return {}
     if isinstance(part, str | bytes):
@@ -149,18 +149,18 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if hasattr(part, "to_dict"):
         part = part.to_dict()
     if not isinstance(part, Mapping):
-        raise _laid_out(where, part)
+        raise _layout_error(where, part)
     return {str(key): value for key, value in part.items()}
 
 
-def _lone(value: Any) -> Any:
+def _single_value(value: Any) -> Any:
     """The value in an array or list of length one, else the argument."""
     if isinstance(value, np.ndarray) and value.size == 1:
         return value.reshape(-1)[0]
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
-def _laid_out(where: str, found: Any) -> TypeError:
+def _layout_error(where: str, found: Any) -> TypeError:
     return TypeError(
         f"`{where}` must contain images and scale factors by section, a dict of dicts; found "
         f"{type(found).__name__}. Read "
@@ -168,15 +168,15 @@ def _laid_out(where: str, found: Any) -> TypeError:
     )
 
 
-FEWEST = 20  # minimum number of spots for these checks
+MIN_SPOTS = 20  # minimum number of spots for these checks
 COINCIDENT = 0.01  # fraction of coincident spots; rounding of cell centres stays far below it
-PLACELESS = 3  # coincident spots, all at one position, that suggest missing coordinates
+MIN_UNPLACED = 3  # coincident spots, all at one position, that suggest missing coordinates
 CLOSE = (0.2, 0.6)  # of the median neighbour distance; closer pairs are rare within one section
 CLOSE_SHARE = 0.015
-RARELY = 0.25  # of the pairs expected by chance to share a section
-ENOUGH_PAIRS = 20
-MOST_SECTIONS = 1000
-MOST_INDEX = 700  # highest row or column; Visium has 128, with 11 mm 223
+MAX_SHARE_OF_CHANCE = 0.25  # of the pairs expected by chance to share a section
+MIN_PAIRS = 20
+MAX_SECTIONS = 1000
+MAX_INDEX = 700  # highest row or column; Visium has 128, with 11 mm 223
 
 
 class SeveralSectionsError(ValueError):
@@ -221,23 +221,23 @@ def check_one_section(
         return
     if given is None and (len(libraries) > 1 or is_single(table) is False) and section_column(table, libraries) is None:
         _raise_several(table, libraries)
-    if len(xy) < FEWEST:
+    if len(xy) < MIN_SPOTS:
         return
     together = _coincident(xy)
-    _check_placeless(xy, together)
+    _check_unplaced(xy, together)
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
-        raise _overlaid(found, matching_columns(table, libraries) or apart)
-    crowded = _crowded(table, xy)
+        raise _overlap_error(found, matching_columns(table, libraries) or apart)
+    crowded = _separating_columns(table, xy)
     if crowded:
-        raise _overlaid("the spots of several sections are interleaved", crowded)
+        raise _overlap_error("the spots of several sections are interleaved", crowded)
 
 
 def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
     """Warn if coordinates are Visium's rows and columns: whole numbers whose sums are all even or all odd."""
     first = xy[codes == codes[0]]
-    if len(first) < FEWEST or np.abs(first).max() > MOST_INDEX or not np.array_equal(first, np.rint(first)):
+    if len(first) < MIN_SPOTS or np.abs(first).max() > MAX_INDEX or not np.array_equal(first, np.rint(first)):
         return
     if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
         _checks.warn(
@@ -269,7 +269,7 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     raise SeveralSectionsError(f"{found}.", columns, remedy)
 
 
-def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
+def _overlap_error(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
         remedy = (
             f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it "
@@ -284,11 +284,11 @@ def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     return SeveralSectionsError(found, columns, remedy)
 
 
-def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
+def _check_unplaced(xy: np.ndarray, together: np.ndarray) -> None:
     """Raise (or warn, if few) if all coincident spots are at one position, such as (0, 0): coordinates are missing."""
     places = np.unique(xy[together], axis=0)
     n = int(together.sum())
-    if n < PLACELESS or len(places) > 1:
+    if n < MIN_UNPLACED or len(places) > 1:
         return
     x, y = map(float, places[0])
     says = (
@@ -306,7 +306,7 @@ def _hint(columns: list[str]) -> str:
 
 def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, library_key: str | None) -> None:
     together = _coincident(xy, codes)
-    if len(xy) < FEWEST or together.mean() <= COINCIDENT:
+    if len(xy) < MIN_SPOTS or together.mean() <= COINCIDENT:
         return
     apart = [c for c, v in _columns(table) if c != library_key and not _coincident(xy, v, codes).mean() > COINCIDENT]
     _checks.warn(
@@ -333,7 +333,7 @@ def _columns(table: AnnData) -> Iterator[tuple[str, np.ndarray]]:
         if pd.api.types.is_float_dtype(values) or str(name).startswith("array_") or values.isna().any():
             continue
         codes, found = pd.factorize(values)
-        if 2 <= len(found) <= min(MOST_SECTIONS, len(values) // 3):
+        if 2 <= len(found) <= min(MAX_SECTIONS, len(values) // 3):
             yield str(name), codes
 
 
@@ -343,7 +343,7 @@ def matching_columns(table: AnnData, libraries: Mapping[str, Library]) -> list[s
     return [name for name, values in found if values <= set(libraries)]
 
 
-def _crowded(table: AnnData, xy: np.ndarray) -> list[str]:
+def _separating_columns(table: AnnData, xy: np.ndarray) -> list[str]:
     """Columns in which nearest neighbours differ far more often than by chance, strongest evidence first."""
     some = np.arange(0, len(xy), max(1, len(xy) // QUERIES))
     distances, others = (found[:, 0] for found in nearest(xy, 1, some=some))
@@ -360,7 +360,7 @@ def _crowded(table: AnnData, xy: np.ndarray) -> list[str]:
         chance = float((np.bincount(codes) ** 2.0).sum() / len(codes) ** 2)
         for close in which:
             same = float((codes[some[close]] == codes[others[close]]).mean())
-            if same < RARELY * chance and close.sum() * chance >= ENOUGH_PAIRS:
+            if same < MAX_SHARE_OF_CHANCE * chance and close.sum() * chance >= MIN_PAIRS:
                 found.append((same, int(codes.max()), name))
                 break
     return [name for *_, name in sorted(found)]

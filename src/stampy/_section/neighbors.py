@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-__all__ = ["Tree", "graph", "nearest", "neighbour_distances", "place_distance"]
+__all__ = ["Tree", "graph", "nearest", "neighbour_distances", "spot_distance"]
 
 CHUNK = 1 << 18  # spots per query; scipy's result is four times as large as the part that is kept
 
@@ -77,7 +77,7 @@ def neighbour_distances(xy: np.ndarray, some: np.ndarray, k: int) -> tuple[np.nd
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(spots, order, axis=1)
 
 
-def place_distance(xy: np.ndarray) -> float:
+def spot_distance(xy: np.ndarray) -> float:
     """Median distance between nearest distinct positions of spots; 1 if there is a single position."""
     places = np.unique(xy, axis=0)
     if len(places) == 1:

@@ -34,9 +34,9 @@ _ZARR_METADATA = ("zarr.json", ".zattrs")
 _ZARR_MARKS = (*_ZARR_METADATA, ".zgroup")
 _MAX_METADATA_BYTES = 2**28
 # AnnData has one path to each group. A few more are harmless, but links that double at every level are not.
-_MAX_WAYS = 10
-_SOUND: set[tuple[int, ...]] = set()  # files that were checked before, since a section passes several checks
-_MOST_SOUND = 256
+_MAX_PATHS_PER_GROUP = 10
+_CHECKED_FILES: set[tuple[int, ...]] = set()  # files that were checked before, since a section passes several checks
+_MAX_CHECKED_FILES = 256
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _INDEX_ENTRY = re.compile(r"^\s*(\w*FILE\w*)\s*=\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -86,13 +86,13 @@ def refuse_links_h5(path: str | Path) -> None:
     with _checks.readable(path):
         mark = path.stat()
         signature = (mark.st_dev, mark.st_ino, mark.st_size, mark.st_mtime_ns, mark.st_ctime_ns)
-        if signature in _SOUND:
+        if signature in _CHECKED_FILES:
             return
         with h5py.File(path, "r", locking=False) as file:
             _walk(file, path)
-    if len(_SOUND) >= _MOST_SOUND:
-        _SOUND.clear()
-    _SOUND.add(signature)
+    if len(_CHECKED_FILES) >= _MAX_CHECKED_FILES:
+        _CHECKED_FILES.clear()
+    _CHECKED_FILES.add(signature)
 
 
 def refuse_links_in(file: h5py.File, name: str) -> None:
@@ -119,7 +119,7 @@ def _walk(file: h5py.File, path: Path) -> None:
             key = _address(group)
             open_groups.discard(key)
             ways[key] = total[0]
-            if total[0] > _MAX_WAYS * len(ways) + 100_000:
+            if total[0] > _MAX_PATHS_PER_GROUP * len(ways) + 100_000:
                 what = f"a group that leads to {total[0]:,} objects by links to one another"
                 raise _refused(path, os.fsdecode(h5py.h5i.get_name(group)), what)
             if stack:
@@ -162,7 +162,7 @@ def _child(group: Any, name: bytes, path: Path) -> Any:
         what = f"an external link to {os.fsdecode(target)!r} in the file {os.fsdecode(filename)!r}"
         raise _refused(path, _place(group, name), what)
     if kind == h5py.h5l.TYPE_SOFT:
-        return _behind_soft_link(h5py.Group(group), os.fsdecode(name), _place(group, name), path).id
+        return _soft_link_target(h5py.Group(group), os.fsdecode(name), _place(group, name), path).id
     if kind != h5py.h5l.TYPE_HARD:
         raise _refused(path, _place(group, name), "a link of a type that HDF5 does not define")
     found = h5py.h5o.open(group, name)
@@ -173,7 +173,7 @@ def _child(group: Any, name: bytes, path: Path) -> Any:
     return found
 
 
-def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> Any:
+def _soft_link_target(group: h5py.Group, name: str, where: str, path: Path) -> Any:
     """Target of a soft link, resolved step by step, since any step may be an external link."""
     import h5py
 

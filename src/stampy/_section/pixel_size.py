@@ -43,7 +43,7 @@ _CONTRADICTION = 0.15  # pixel sizes that differ by more contradict each other
 _NEAR = 0.03
 _INDEX_PITCH = 2.5  # rows and columns of an array differ by 1 or 2
 FIDUCIAL = "fiducial_diameter_fullres"
-GIVE = "Pass `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
+REMEDY = "Pass `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
 
 
 class Lattice(NamedTuple):
@@ -65,17 +65,17 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     """
     key = hashlib.blake2b(np.ascontiguousarray(xy).data, digest_size=16).digest()
     try:
-        return _LATTICES[key]
+        return _LATTICE_CACHE[key]
     except KeyError:
         found = _lattice(xy)
-    if len(_LATTICES) >= _MOST_LATTICES:
-        _LATTICES.clear()
-    _LATTICES[key] = found
+    if len(_LATTICE_CACHE) >= _LATTICE_CACHE_SIZE:
+        _LATTICE_CACHE.clear()
+    _LATTICE_CACHE[key] = found
     return found
 
 
-_LATTICES: dict[bytes, Lattice | None] = {}  # recent results, since the checks of a section repeat the query
-_MOST_LATTICES = 4
+_LATTICE_CACHE: dict[bytes, Lattice | None] = {}  # recent results, since the checks of a section repeat the query
+_LATTICE_CACHE_SIZE = 4
 
 
 def _lattice(xy: np.ndarray) -> Lattice | None:
@@ -225,7 +225,7 @@ def _check_stated(
         raise ValueError(
             f"`microns_per_pixel` ({um_per_px:.4g}) contradicts the spots, which would be {wide:.4g} µm wide and "
             f"{apart:.4g} µm apart; on the hexagonal grid of Visium they are 55 to 70 µm wide and 100 µm apart "
-            f"({100 / grid.pitch:.4g} µm per px). {GIVE}"
+            f"({100 / grid.pitch:.4g} µm per px). {REMEDY}"
         )
 
 
@@ -295,14 +295,14 @@ def _from_spot(
         raise ValueError(
             f"The platform is not known: the spots lie {grid.pitch:.4g} px apart on a {grid.kind} grid and are "
             f"{spot_px:.4g} px wide, which is neither Visium (hexagonal, 100 µm apart, 55 to 70 µm wide) nor ST "
-            f"(square, 200 µm apart, 100 µm wide). {likely_unit(xy, grid, scalefactors) + ' ' if near else ''}{GIVE}"
+            f"(square, 200 µm apart, 100 µm wide). {likely_unit(xy, grid, scalefactors) + ' ' if near else ''}{REMEDY}"
         )
     um_per_px = _PLATFORMS["hexagonal"].spot_um / spot_px
     return PixelSize(
         um_per_px,
         "assumed: Visium spots of 55 µm",
         f"The platform cannot be determined from the positions of {len(xy)} spots, because they form no regular "
-        f"grid; Visium spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {GIVE}",
+        f"grid; Visium spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {REMEDY}",
     )
 
 

@@ -22,8 +22,8 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,
@@ -57,7 +57,7 @@ __all__ = [
     "told_apart",
 ]
 
-_APART = 0.3  # of the pixel size; rescaled images often state a slightly wrong size
+_SCALE_TOLERANCE = 0.3  # of the pixel size; rescaled images often state a slightly wrong size
 Need = Literal["image", "scale", "neighbors"]
 
 
@@ -183,7 +183,7 @@ class PlacedSection:
     def doubt_of_file(self) -> str:
         """Warning if the image file states another pixel size than was found; else ""."""
         stated, found = self._stated_um_per_px(), self.require_pixel()
-        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _APART:
+        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _SCALE_TOLERANCE:
             return ""
         return (
             f"{self.prefix}The image file states {stated:.4g} µm per px, where {found.um_per_px:.4g} was found "
@@ -306,7 +306,7 @@ def sections_of(
             )
         )
     for section in found:
-        for note in _satisfy(section, needs, table, libraries):
+        for note in _resolve_needs(section, needs, table, libraries):
             _checks.warn(note) if notes is None else notes.append(note)
     return found
 
@@ -322,7 +322,7 @@ def _library_names(
     return found
 
 
-def _satisfy(
+def _resolve_needs(
     section: PlacedSection, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
 ) -> Iterator[str]:
     """Find what is needed; yield warnings."""

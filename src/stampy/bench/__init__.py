@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Reported, Section, System, Task, read_config
+    from ._config_names import configs
     from ._export import to_html, to_latex, to_markdown
-    from ._names import configs
     from ._paper.pieces import Piece, pieces
     from ._paper.protocol import comparison, protocol
     from ._run import run
@@ -37,7 +37,7 @@ __all__ = [
 _WHERE = {
     "_config": ("Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"),
     "_export": ("to_html", "to_latex", "to_markdown"),
-    "_names": ("configs",),
+    "_config_names": ("configs",),
     "_paper.pieces": ("Piece", "pieces"),
     "_paper.protocol": ("comparison", "protocol"),
     "_run": ("run",),

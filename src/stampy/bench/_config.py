@@ -11,7 +11,7 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import FIELDS, TASKS, config_path, configs, raw_config
+from ._config_names import FIELDS, TASKS, config_path, configs, raw_config
 
 __all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
 

@@ -17,10 +17,10 @@ import stampy
 from stampy import _checks, _files, _keys, datasets, models, tl
 from stampy._section.identity import digest_of_section
 from stampy._section.section import coordinates_of
-from stampy.tl._methods.clustering import smoothed
+from stampy.tl._embedding.context import smoothed
 
 from ._config import DataSet, Section, System, is_path
-from ._paper.load import labels_of, read_section
+from ._paper.load_sections import labels_of, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

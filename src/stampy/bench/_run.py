@@ -18,9 +18,9 @@ from stampy import _checks, _files, _utils, datasets, models
 from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
+from ._config_names import TABLES, TASKS
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
-from ._names import TABLES, TASKS
-from ._paper.load import on_folder, with_models
+from ._paper.load_sections import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stampy import _checks, _files
 
-from ._names import TASKS
+from ._config_names import TASKS
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Section

@@ -99,7 +99,7 @@ def _hest_options(add: Add) -> None:
 def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool, quiet: bool, **filters: Any) -> None:
     from stampy import _checks, datasets
     from stampy._files import atomic
-    from stampy.datasets._hest import hest_counts
+    from stampy.datasets._hest_manifest import hest_counts
 
     target = Path(out).expanduser()
     if target.suffix != ".tsv":
@@ -115,11 +115,11 @@ def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool,
     if not quiet:
         print(f"{manifest.attrs['table']}: {len(manifest):,} sections, {sum(manifest.attrs['spots'].values()):,} spots")
         print(hest_counts(manifest).to_string())
-        _tell_left_out(manifest.attrs["left_out"])
+        _print_excluded(manifest.attrs["left_out"])
         print(f"Manifest: {target}")
 
 
-def _tell_left_out(left_out: dict[str, str]) -> None:
+def _print_excluded(left_out: dict[str, str]) -> None:
     by_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
         by_reason.setdefault(why, []).append(name)
@@ -137,7 +137,7 @@ def named_images_option(add: Add, *, default: Literal["below"] | None = "below")
 
 
 @contextlib.contextmanager
-def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
+def named_images_rule(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
     """Apply the option; `rule` is None for commands without it."""
     if rule is None:
         yield
@@ -159,7 +159,7 @@ def _build(
     found = vocabulary or _published_vocabulary(sections, out)
     corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
     if not quiet:
-        _tell(corpus)
+        _print_corpus(corpus)
 
 
 def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
@@ -206,10 +206,10 @@ def _info(path: str) -> None:
     corpus = train.Corpus(path)
     print(corpus.table.to_string(index=False, formatters={"bytes": lambda n: f"{n / 1e6:.1f} MB"}))
     print()
-    _tell(corpus)
+    _print_corpus(corpus)
 
 
-def _tell(corpus: Corpus) -> None:
+def _print_corpus(corpus: Corpus) -> None:
     table = corpus.table
     print(f"{corpus.path}: {corpus!r}")
     print(f"digest {corpus.digest[:16]}, built by stampy {corpus.manifest['stampy']}")

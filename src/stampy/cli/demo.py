@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
+from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
 from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
@@ -35,7 +35,7 @@ SIZE = 1.5  # size of the plotted spots; nearly touching spots make colours comp
 
 
 @dataclass(frozen=True)
-class Subject:
+class DemoSection:
     """Section of the demo."""
 
     data: AnnData | SpatialData
@@ -45,7 +45,7 @@ class Subject:
 
 
 @dataclass
-class Clock:
+class StepTimer:
     """Duration of each step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def demo(
         See `stampy.tl.embed`.
     """
     check_name(model)
-    clock = Clock()
+    clock = StepTimer()
     out = _checked_folder(out, section)
     with clock.of("loading"):
         subject = _find(section)
@@ -164,7 +164,7 @@ def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
     return out
 
 
-def _find(section: str | Path | None) -> Subject:
+def _find(section: str | Path | None) -> DemoSection:
     """The given section, or the best available."""
     if section is None:
         return _best()
@@ -174,12 +174,12 @@ def _find(section: str | Path | None) -> Subject:
     if section == TOY:
         return _toy("as asked for")
     if Path(section).expanduser().exists():
-        return Subject(_formats.read(section), str(section))
+        return DemoSection(_formats.read(section), str(section))
     here = [p.name for p in Path(section).expanduser().parent.glob("*")]
     raise _checks.unknown("section", str(section), {"the data sets": [*known, TOY], "that folder": here})
 
 
-def _best() -> Subject:
+def _best() -> DemoSection:
     """A real section from the mirror or by download, else the toy section with the reason."""
     if (offline := offline_section()) is not None:
         return _named(offline)
@@ -192,11 +192,11 @@ def _best() -> Subject:
         return _toy(f"no real section, because {reason} and no section can be downloaded ({error})")
 
 
-def _toy(reason: str) -> Subject:
-    return Subject(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
+def _toy(reason: str) -> DemoSection:
+    return DemoSection(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
 
 
-def _named(name: str) -> Subject:
+def _named(name: str) -> DemoSection:
     """Section of the registry, with its full-resolution image if that is a separate file."""
     entry = datasets.info(name)
     offline = name in datasets.names(in_mirror=True)
@@ -205,7 +205,7 @@ def _named(name: str) -> Subject:
     path = fetch_file(entry, "image") if image is not None and (image.in_mirror() or image.url) else None
     origin = f"from {os.environ.get('STAMPY_DATA_DIR')}" if offline else "downloaded, or from the cache"
     words = f"{name}, real: {entry.title} ({entry.platform}), {origin}. Source: {entry.origin}"
-    return Subject(adata, words, entry.labels[0] if entry.labels else None, path)
+    return DemoSection(adata, words, entry.labels[0] if entry.labels else None, path)
 
 
 def _check_network(url: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from stampy import __version__
 from stampy.cli import bench, corpus, embed, options, overview, train
-from stampy.cli.corpus import where_named_images_may_lie
+from stampy.cli.corpus import named_images_rule
 from stampy.cli.options import in_options
 
 # No heavy imports here, so that `stampy --help` is fast. Each command imports what it needs.
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = given.pop("names")()
     try:
         named = given.pop("named_images", None)
-        with _warnings_as_lines(names), _no_empty_folders(given), where_named_images_may_lie(named):
+        with _warnings_as_lines(names), _no_empty_folders(given), named_images_rule(named):
             options.check_values(given)
             run(**given)
             sys.stdout.flush()
@@ -100,7 +100,7 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        from stampy._files import FolderLock
+        from stampy._locks import FolderLock
 
         for folder in made:  # deepest first
             with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
-from stampy.cli.domains import top_genes
+from stampy.cli.domain_summary import top_genes
 from stampy.cli.options import in_options
 from stampy.cli.pages import Maps, Picture, maps_of, picture, render
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, bench, pl
+from stampy.bench._config_names import TASKS
 from stampy.bench._export import NOTHING, Sheet, sheets
-from stampy.bench._names import TASKS
 from stampy.bench._paper.pieces import grouped
 from stampy.bench._table import RESULTS, ResultsAbout, about_results
 from stampy.cli.pages import Picture, figure_of, picture, render

@@ -1,9 +1,9 @@
 """Toy sections with known ground truth, and a registry of real sections, downloaded on request and checked by hash."""
 
 from stampy.datasets._fetch import fetch, published_vocabulary
-from stampy.datasets._hest import hest_evaluation, hest_manifest
+from stampy.datasets._hest_manifest import hest_evaluation, hest_manifest
+from stampy.datasets._load import load
 from stampy.datasets._registry import Entry, File, Source, info, names
-from stampy.datasets._sections import load
 from stampy.datasets._slide_manifest import gdc_query, slide_manifest
 from stampy.datasets._toy.toy import toy
 from stampy.datasets._toy.toy_hest import toy_hest

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
-from stampy._section.boxes import tile_boxes
+from stampy._section.tile_boxes import tile_boxes
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing import panel
 from stampy.pl._drawing.view import View, views_of

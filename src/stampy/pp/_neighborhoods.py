@@ -10,7 +10,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, _utils
-from stampy._section.neighbors import Tree, place_distance
+from stampy._section.neighbors import Tree, spot_distance
 from stampy._section.section import places_of
 from stampy._settings import DEFAULT_SEED
 
@@ -177,7 +177,7 @@ def group_spots(
     _checks.positive("max_distance", max_distance)
     rng = _utils.generator(rng)
 
-    xy = (xy - xy.min(axis=0)) / place_distance(xy)
+    xy = (xy - xy.min(axis=0)) / spot_distance(xy)
     order = rng.permutation(len(xy))
     jittered = xy + rng.uniform(-JITTER, JITTER, xy.shape)
     tree, k = Tree(jittered), min(4 * size, len(xy))

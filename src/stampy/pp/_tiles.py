@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy._section.boxes import region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import WHITE
 from stampy._section.section import ImageSource, PlacedSection, Wishes, sections_of
+from stampy._section.tile_boxes import region_boxes, region_cells, tile_boxes
 
 if TYPE_CHECKING:
     from anndata import AnnData

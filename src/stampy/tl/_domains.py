@@ -13,9 +13,10 @@ from stampy._section.section import has_coordinates, library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
+from ._embedding.context import smoothed
 from ._evaluation.folds import seed_of
 from ._evaluation.metrics import domain_scores
-from ._methods.clustering import METHODS, Method, find_domains, smoothed
+from ._methods.clustering import METHODS, Method, find_domains
 from ._probe import texted
 from ._results import Result, write
 

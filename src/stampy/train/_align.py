@@ -27,10 +27,10 @@ from ._corpus.training_data import pairs_on_disk
 from ._data import pairs_in_memory
 from ._loop.checkpoints import CONFIG
 from ._loop.logs import check_loggers
-from ._loop.loop import claimed, fit
+from ._loop.loop import fit, locked_folder
 from ._loop.ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._setting_checks import without_effect
+from ._setting_checks import no_effect_error
 from ._spectral_start import start_spectral_image
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _align(
 ) -> Stamp | None:
     """Run the training in each process; returns the model if there is a single process."""
     vocabulary = Vocabulary(model.genes)
-    with claimed(fabric, out) as out:
+    with locked_folder(fabric, out) as out:
         corpus = as_corpus(sections)
         if corpus is not None:
             data = pairs_on_disk(corpus, vocabulary, model.config)
@@ -198,7 +198,7 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
     useless += ["pretrained=True"] if config.pretrained else []
     useless += ["start='spectral'"] if config.start == "spectral" else []
     if useless:
-        raise without_effect(
+        raise no_effect_error(
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
             "Omit it, or replace the tower with the argument `backbone=` (`--backbone`).",
@@ -210,7 +210,7 @@ def _check_stem(config: AlignConfig) -> None:
     useless = ["image_tower='lora'"] if config.image_tower == "lora" else []
     useless += ["start='spectral'"] if config.start == "spectral" else []
     if useless:
-        raise without_effect(
+        raise no_effect_error(
             ", ".join(useless),
             "the image tower is a convolutional stem, and no ViT",
             "Omit it ('full' and 'frozen' work), or replace the tower with `backbone=` (`--backbone`).",

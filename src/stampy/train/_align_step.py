@@ -58,7 +58,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
 
     def run(self, fabric: Fabric, module: nn.Module, pieces: list[PairPiece]) -> Losses:
         """Compute losses between the embeddings of all pieces and ranks, and their gradients."""
-        there = self._there(pieces, fabric.device)
+        there = self._genes_and_regions(pieces, fabric.device)
         pieces = self._views(pieces)
         if len(pieces) == 1:
             found = self.losses(module(pieces[0]), pieces, there)
@@ -109,7 +109,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         unused = () if "localization" in self.names else ("query", "grid")
         return {k: v for k, v in found.items() if k not in unused}
 
-    def _there(self, pieces: list[PairPiece], device: torch.device) -> Tensor:
+    def _genes_and_regions(self, pieces: list[PairPiece], device: torch.device) -> Tensor:
         """(2, B of all ranks) on the CPU: which spots have genes, and which have a region."""
         there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
         if self.ranks.world_size == 1:

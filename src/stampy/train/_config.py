@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal, Self, cast
 from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
 
-from ._setting_checks import NumberRange, checked, without_effect
+from ._setting_checks import NumberRange, checked, no_effect_error
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
 # These do not affect results, so a run may be resumed with other values.
-FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
+RESULT_NEUTRAL = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
 
 
 LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
@@ -247,13 +247,13 @@ checkpoint_activations, compile, prefetch
         if self.epochs_igr + self.epochs_cgr == 0:
             raise ValueError("`epochs_igr` and `epochs_cgr` are both 0: one of them must be at least 1.")
         if self.cgr_targets != "masked" and self.epochs_cgr == 0:
-            raise without_effect("cgr_targets='all'", "`epochs_cgr` is 0", "Omit it, or raise `epochs_cgr`.")
+            raise no_effect_error("cgr_targets='all'", "`epochs_cgr` is 0", "Omit it, or raise `epochs_cgr`.")
         if self.accumulate > self.groups_per_batch:
             raise ValueError(
                 f"`accumulate` must be at most `groups_per_batch`, found {self.accumulate} and {self.groups_per_batch}."
             )
         if self.positions_per_step is not None and self.positions_per_step > self.max_tokens:
-            raise without_effect(
+            raise no_effect_error(
                 f"positions_per_step={self.positions_per_step}", f"`max_tokens` is {self.max_tokens}", "Lower it."
             )
 
@@ -355,7 +355,7 @@ class AlignConfig(_StageConfig):
         if self.start == "spectral" and self.pretrained:
             raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image tower.")
         if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
-            raise without_effect(
+            raise no_effect_error(
                 f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Omit it, or use 'lora'."
             )
         try:

@@ -17,9 +17,9 @@ import numpy as np
 from stampy import _checks, _keys, _utils
 from stampy._files import digest_of_arrays
 from stampy._io.sections import Section, as_sections, of_section
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import doubts_of
+from stampy._section.image.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy._utils import stream
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
@@ -44,11 +44,11 @@ __all__ = [
     "TrainingSection",
     "groups_in_memory",
     "identity_of",
+    "missing_tokens_message",
     "pairs_in_memory",
     "prepare",
     "ranked",
     "token_dtype",
-    "without_tokens",
 ]
 
 logger = logging.getLogger(__name__)
@@ -284,12 +284,12 @@ def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) 
     if not adata.n_vars:
         return np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
     tokens = ranked(adata, vocabulary, max_tokens, name)[0]
-    if missing := without_tokens(tokens):
+    if missing := missing_tokens_message(tokens):
         _checks.warn(missing)
     return tokens
 
 
-def without_tokens(tokens: np.ndarray) -> str:
+def missing_tokens_message(tokens: np.ndarray) -> str:
     """Message with the number of spots without tokens, (n, L); "" if all spots have tokens."""
     n = int((tokens[:, 0] == _keys.PAD).sum())
     if not n:
@@ -325,7 +325,7 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
     """
     chosen = as_sections(sections)
     if vocabulary is None:
-        vocabulary = _made_of(chosen)
+        vocabulary = _vocabulary_of(chosen)
     found = [prepare(s, vocabulary, max_tokens=config.max_tokens) for s in chosen]
     with_genes = [s for s in found if s.tokens.any()]
     for section in with_genes:
@@ -349,7 +349,7 @@ def pairs_in_memory(sections: Sections, vocabulary: Vocabulary, model: StampConf
     return TrainingData(found, vocabulary, width, _identity_of(found, vocabulary))
 
 
-def _made_of(sections: Sequence[Section]) -> Vocabulary:
+def _vocabulary_of(sections: Sequence[Section]) -> Vocabulary:
     """Compute the vocabulary of all sections with genes; errors name the section."""
     sums = None
     for section in sections:

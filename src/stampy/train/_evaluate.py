@@ -115,7 +115,7 @@ def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, se
     found = _prepared(model, sections, vocabulary)
     with_genes = [s for s, _ in found if s.tokens.any()]
     rows: dict[str, dict[str, float]] = {s.name: {} for s, _ in found}
-    known = _known(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
+    known = _frequency_baselines(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
     for section in with_genes:
         rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
     pairs = [(s, tiled) for s, tiled in found if tiled is not None and s.tokens.any()]
@@ -157,7 +157,7 @@ def _has_image(section: Section) -> bool:
         return has_images(section.read())
 
 
-def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
+def _frequency_baselines(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
     """Frequency baselines of each section; the corpus frequency is that of all sections."""
     fraction = PretrainConfig().mask_fraction
     everything = np.concatenate([s.tokens for s in sections]) if sections else np.zeros((0, 1), np.int64)
@@ -209,7 +209,7 @@ def _stage_2(
         there = np.flatnonzero(section.tokens.any(axis=1))
         rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
-        images[section.name], genes[section.name], colours[section.name] = _both(model, section, tiled, rows)
+        images[section.name], genes[section.name], colours[section.name] = _embed_pairs(model, section, tiled, rows)
     if model.surroundings:
         _warn_of_regions([(tiled, chosen[section.name]) for section, tiled in sections])
     ridge = ridge_ranks(
@@ -244,7 +244,7 @@ def _warn_of_regions(tiles: Sequence[tuple[TrainingSection, np.ndarray]]) -> Non
 
 
 @torch.inference_mode()
-def _both(
+def _embed_pairs(
     model: Stamp, section: MemorySection, tiled: TrainingSection, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and gene embeddings (n, E) of some spots, and colours and texture of their tiles (n, F)."""

@@ -34,7 +34,7 @@ from ._corpus.training_data import groups_on_disk
 from ._data import TrainingData, groups_in_memory
 from ._loop.checkpoints import CONFIG
 from ._loop.logs import check_loggers
-from ._loop.loop import claimed, fit
+from ._loop.loop import fit, locked_folder
 from ._loop.ranks import make_fabric
 from ._pretrain_step import Reconstruction
 from ._samplers import GroupSampler
@@ -144,17 +144,17 @@ def _pretrain(
     progress: bool,
 ) -> Stamp | None:
     """Run the training in each process; returns the model if there is a single process."""
-    with claimed(fabric, out) as out:
+    with locked_folder(fabric, out) as out:
         data = _data(sections, vocabulary, config)
         sampler = GroupSampler(data, config)
         sampler.place(fabric.global_rank, fabric.world_size)  # sets the number of steps per epoch
         if fabric.is_global_zero:
-            _tell_of_dropped(sampler.dropped(), config)
+            _report_dropped(sampler.dropped(), config)
         model = _new_model(config, data.vocabulary)
         if config.start == "spectral":
             start_spectral(model.gene, data.loaded(config.seed), data.vocabulary.divisors, config.seed)
         if config.head_bias == "frequency":
-            _start_heads(model, [s.tokens for s in data.loaded(config.seed)])
+            _set_head_biases(model, [s.tokens for s in data.loaded(config.seed)])
         _freeze(model, config)
         # keep the record of an existing run, since this run may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
@@ -185,7 +185,7 @@ def _data(sections: Sections, vocabulary: Vocabulary | str | Path | None, config
     return groups_in_memory(sections, vocabulary, config)
 
 
-def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
+def _report_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
     """Log the number of spots without neighbourhood group; warn if there are many."""
     n_dropped, n_spots = (sum(column) for column in zip(*dropped.values(), strict=True))
     logger.info("%d of %d spots are in no neighbourhood group and are not used in stage 1", n_dropped, n_spots)
@@ -250,7 +250,7 @@ def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
 
 
 @torch.no_grad()
-def _start_heads(model: Stamp, tokens: list[np.ndarray]) -> None:
+def _set_head_biases(model: Stamp, tokens: list[np.ndarray]) -> None:
     """Set the biases of both heads to the log frequency of each token; unseen tokens count as seen once."""
     counts = np.maximum(sum(frequencies(section, model.gene.config.n_tokens) for section in tokens), 1)
     for head in (model.gene.igr_head, model.gene.cgr_head):

@@ -67,7 +67,7 @@ class _BaseSampler:
             at = np.flatnonzero(section_of == number)
             yield self.sections[number], at, rows[at] - self._starts[number]
 
-    def _mine(self, per_rank: int) -> slice:
+    def _rank_slice(self, per_rank: int) -> slice:
         return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ class GroupSampler(_BaseSampler):
         epoch, number = divmod(step, self.steps_per_epoch)
         table, size = self._table_of(epoch), self.config.groups_per_batch * self.world_size
         groups = np.take(self._orders(epoch), range(number * size, (number + 1) * size), mode="wrap")
-        mine = groups[self._mine(self.config.groups_per_batch)]
+        mine = groups[self._rank_slice(self.config.groups_per_batch)]
         used, longest = (min(max(int(table.longest[g].max()), 1), self.data.max_tokens) for g in (mine, groups))
         positions, wanted = np.arange(used), self.config.positions_per_step
         columns: slice | np.ndarray = slice(used)
@@ -202,7 +202,7 @@ class PairSampler(_BaseSampler):
 
     def batch(self, step: int) -> PairBatch:
         """Spots of this rank: half in shuffled order, then one more from the section of each."""
-        rows, which = (drawn[self._mine(self.config.pairs_per_batch)] for drawn in self._draw(step))
+        rows, which = (drawn[self._rank_slice(self.config.pairs_per_batch)] for drawn in self._draw(step))
         px = self.sections[0].size_px
         tokens = np.zeros((len(rows), self.data.max_tokens), dtype=np.int64)
         patches = np.empty((len(rows), px, px, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from stampy._checks import one_of
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["NumberRange", "checked", "without_effect"]
+__all__ = ["NumberRange", "checked", "no_effect_error"]
 
 
 class NumberRange(NamedTuple):
@@ -89,6 +89,6 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def without_effect(what: str, why: str, remedy: str) -> ValueError:
+def no_effect_error(what: str, why: str, remedy: str) -> ValueError:
     """Return an error for a setting that would have no effect."""
     return ValueError(f"{what} has no effect: {why}. {remedy}")

@@ -119,14 +119,14 @@ def start_spectral_image(encoder: ImageEncoder, patches: Tensor, seed: int) -> N
     nn.init.eye_(encoder.ref_pos_embed.weight)
     encoder.ref_pos_embed.bias.copy_(anchor)
     for number, block in enumerate(vit.blocks):
-        _add_nothing(block.mlp.fc2)
-        _add_nothing(block.attn.proj)
+        _zero(block.mlp.fc2)
+        _zero(block.attn.proj)
         if number == 0:  # queries and keys remain small and random, so that attention is almost uniform
             block.attn.qkv.weight[2 * width :] = torch.eye(width)
             nn.init.eye_(block.attn.proj.weight)
 
 
-def _add_nothing(layer: nn.Linear) -> None:
+def _zero(layer: nn.Linear) -> None:
     layer.weight.zero_()
     layer.bias.zero_()
 

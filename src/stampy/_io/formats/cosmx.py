@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import Counts, add_library, placed, unique_names
+from stampy._io.assemble import Counts, add_library, placed, unique_names, without_controls
 from stampy._io.delimited import layout_of, table, wide_counts
-from stampy._io.formats.merscope import without_controls
 from stampy._io.input_files import SectionFiles, refuse
 
 if TYPE_CHECKING:

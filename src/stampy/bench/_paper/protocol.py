@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from stampy.bench._names import TASKS
+from stampy.bench._config_names import TASKS
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba, to_rgba_array
 
 from stampy import _checks
-from stampy._labels import means_none
+from stampy._labels import is_missing_label
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -120,7 +120,7 @@ def _gene(adata: AnnData, genes: pd.Index, gene: str, layer: str | None) -> np.n
 def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.ndarray) -> Paint:
     column = _categorical(column)
     names = [str(c) for c in column.cat.categories]
-    real = np.array([not means_none(name) for name in names], dtype=bool)
+    real = np.array([not is_missing_label(name) for name in names], dtype=bool)
     colors = np.tile(to_rgba(MISSING), (len(names) + 1, 1))  # the last row is for code -1, no label
     if style.palette is None and stored is not None and len(stored) == len(names):
         colors[:-1][real] = to_rgba_array(list(stored))[real]

@@ -74,15 +74,15 @@ def features_of(var: pd.DataFrame) -> Features:
     (['ENSG00000141510', ''], ['TP53', 'GAPDH'])
     """
     key = _key(var)
-    if key not in _SEEN:
-        if len(_SEEN) == _MOST_SEEN:
-            _SEEN.pop(next(iter(_SEEN)))
-        _SEEN[key] = _read(var)
-    return _SEEN[key]
+    if key not in _CACHE:
+        if len(_CACHE) == _CACHE_SIZE:
+            _CACHE.pop(next(iter(_CACHE)))
+        _CACHE[key] = _read(var)
+    return _CACHE[key]
 
 
-_SEEN: dict[str, Features] = {}  # most recent results by hash of `var`: sections of a cohort share their genes
-_MOST_SEEN = 4
+_CACHE: dict[str, Features] = {}  # most recent results by hash of `var`: sections of a cohort share their genes
+_CACHE_SIZE = 4
 
 
 def _key(var: pd.DataFrame) -> str:
@@ -109,7 +109,7 @@ def _read(var: pd.DataFrame) -> Features:
         foreign |= of_others
         bare = cut_common(bare)
         symbols[source] = [
-            _beside(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
+            _symbol_beside_id(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
         ]
     foreign |= _of_another_genome(var)
     if not (ids != "").any() and _keys.ORTHOLOG not in var:
@@ -206,7 +206,7 @@ def _fill(ids: np.ndarray, id_sources: np.ndarray, found: list[str], source: str
     ids[here], id_sources[here] = new[here], source
 
 
-def _beside(name: str, gene_id: str) -> str:
+def _symbol_beside_id(name: str, gene_id: str) -> str:
     """Symbol next to an id in names such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
     if name == gene_id:
         return ""

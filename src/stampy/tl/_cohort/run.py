@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _files, _utils
+from stampy import _checks, _files, _locks, _utils
 from stampy._io.sections import Section, file_name
 from stampy._workers import Run, workers
 
@@ -47,7 +47,7 @@ def run_cohort(
     _check_names(sections, plan)
     fresh = not plan.out.exists()
     out = _checks.writable(plan.out)
-    with _nothing_left(plan) if fresh else nullcontext(), _files.FolderLock(out, what="run"):
+    with _nothing_left(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
         (out / RECORDS).mkdir(exist_ok=True)
         records.check_outputs(plan, [s.name for s in sections], overwrite=overwrite)
         rows: dict[str, Row] = {}
@@ -72,7 +72,7 @@ def _nothing_left(plan: Plan) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        own = {RECORDS, TABLE, _files.FolderLock.NAME}
+        own = {RECORDS, TABLE, _locks.FolderLock.NAME}
         if not {path.name for path in plan.out.iterdir()} - own:
             shutil.rmtree(plan.out, ignore_errors=True)
         raise

@@ -17,9 +17,8 @@ from scipy import sparse
 from stampy import _checks, _keys, _utils
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
-from stampy.tl._embedding.context import N_NEIGHBORS
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import N_COMPONENTS, principal_components
+from stampy.tl._embedding.context import N_NEIGHBORS, smoothed
+from stampy.tl._methods.principal_components import N_COMPONENTS, principal_components
 from stampy.tl._results import unit
 
 if TYPE_CHECKING:

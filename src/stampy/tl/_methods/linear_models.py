@@ -9,7 +9,7 @@ from scipy import linalg, optimize, sparse
 
 from stampy import _checks
 from stampy.tl._evaluation.folds import seed_of
-from stampy.tl._methods.components import variable_genes
+from stampy.tl._methods.principal_components import variable_genes
 from stampy.tl._results import unit
 
 __all__ = [

@@ -16,8 +16,9 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _files, _keys
-from stampy._files import FolderLock, atomic
+from stampy._files import atomic
 from stampy._io.sections import Section, file_name, of_section
+from stampy._locks import FolderLock
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers

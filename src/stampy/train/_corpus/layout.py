@@ -18,14 +18,14 @@ __all__ = [
     "GROUP",
     "ROWS_PER_SHARD",
     "TILES_PER_SHARD",
+    "ArrayRecord",
     "CorpusSettings",
-    "Described",
-    "Fault",
     "GeneRecord",
     "ImageRecord",
     "Manifest",
+    "SectionMetadata",
     "SectionRecord",
-    "Written",
+    "SkippedSection",
     "new_array",
     "put",
     "write_group",
@@ -73,7 +73,7 @@ class SpavisRecord(TypedDict):
     n_empty: int
 
 
-class Written(TypedDict):
+class ArrayRecord(TypedDict):
     """Properties of a section after its arrays are written."""
 
     n_spots: int
@@ -84,7 +84,7 @@ class Written(TypedDict):
     spavis: NotRequired[SpavisRecord]
 
 
-class Described(TypedDict, total=False):
+class SectionMetadata(TypedDict, total=False):
     """Optional metadata of a section."""
 
     species: str
@@ -93,7 +93,7 @@ class Described(TypedDict, total=False):
 
 
 @final
-class SectionRecord(Written, Described):
+class SectionRecord(ArrayRecord, SectionMetadata):
     """Record of a section in a corpus."""
 
     name: str
@@ -104,7 +104,7 @@ class SectionRecord(Written, Described):
 
 
 @final
-class Fault(TypedDict):
+class SkippedSection(TypedDict):
     """A section that was skipped, with the reason."""
 
     name: str
@@ -119,7 +119,7 @@ class Manifest(TypedDict):
     settings: CorpusSettings
     vocabulary: str  # a digest
     sections: list[SectionRecord]
-    skipped: list[Fault]
+    skipped: list[SkippedSection]
     digest: NotRequired[str]
 
 

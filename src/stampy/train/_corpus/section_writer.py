@@ -21,10 +21,10 @@ import numpy as np
 
 from stampy import _checks, _files, _utils
 from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import warn_of_doubts
+from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy.pp import Vocabulary
 from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
@@ -33,19 +33,19 @@ from stampy.train._corpus.layout import (
     GROUP,
     ROWS_PER_SHARD,
     TILES_PER_SHARD,
+    ArrayRecord,
     CorpusSettings,
-    Described,
-    Fault,
     ImageRecord,
+    SectionMetadata,
     SectionRecord,
-    Written,
+    SkippedSection,
     new_array,
     put,
     write_group,
 )
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._data import ranked, without_tokens
+from stampy.train._data import missing_tokens_message, ranked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,13 +78,13 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
     except FAULTS as error:
         if not skip or _files.is_full(error):
-            raise _named(error, section.name) from error
+            raise _with_name(error, section.name) from error
         return _line(error, section.name)
 
 
 def write_section(
     section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
-) -> SectionRecord | Fault:
+) -> SectionRecord | SkippedSection:
     """Write a section into ``out/sections``; returns its record, or with `skip` ``{"name", "error"}`` if unusable."""
     folder = out / "sections" / file_name(section.name)
     try:
@@ -92,7 +92,7 @@ def write_section(
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
                 if isinstance(section, Slide):
-                    written: Written = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                    written: ArrayRecord = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
                     written = _write(section, settings, out, reader, partial)
                 record: SectionRecord = {
@@ -100,20 +100,20 @@ def write_section(
                     **written, "notes": [], "files": _hashes(partial),
                 }  # fmt: skip
                 if isinstance(section, Section):
-                    record |= _said(section)
+                    record |= _metadata(section)
                 notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record["notes"] = list(dict.fromkeys(notes))
                 write_group(partial, {"stampy": record})  # written last: a group with a record is complete
     except FAULTS as error:
         if not skip or _files.is_full(error):
-            raise _named(error, section.name) from error
+            raise _with_name(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
     return record
 
 
-def _said(section: Section) -> Described:
+def _metadata(section: Section) -> SectionMetadata:
     """Metadata given for a section."""
-    found: Described = {}
+    found: SectionMetadata = {}
     if section.species:
         found["species"] = section.species
     if section.patient:
@@ -133,7 +133,7 @@ def _line(error: BaseException, name: str) -> str:
     return one_line(error, name)
 
 
-def _named(error: BaseException, name: str) -> Exception:
+def _with_name(error: BaseException, name: str) -> Exception:
     """The error with the section's name; data written before are kept, so the build can continue."""
     if _files.is_full(error):
         return OSError(
@@ -179,7 +179,7 @@ def _vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> Written:
+def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> ArrayRecord:
     import zarr
 
     data = _data(section, reader)
@@ -190,12 +190,12 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     put(group, "xy", xy)
-    record: Written = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    record: ArrayRecord = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
         spots, record["n_groups"] = layout(xy, codes, settings, section.name)
-        if missing := without_tokens(tokens):
+        if missing := missing_tokens_message(tokens):
             record["notes"].append(missing)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:

@@ -171,7 +171,7 @@ class HubFolder:
         address = f"datasets/{self.repository}@{self.commit}/{path.relative_to(self.place).as_posix()}"
         try:
             with (
-                _answers(self.repository),
+                _hub_errors(self.repository),
                 HfFileSystem().open(address, "rb", block_size=_PART_BYTES) as remote,
                 h5py.File(remote) as file,
             ):
@@ -186,7 +186,7 @@ class HubFolder:
         from huggingface_hub import hf_hub_download
 
         logger.info("%s: %s (%.1f GB)", self.repository, file.name, file.n_bytes / 1e9)
-        with _answers(self.repository):
+        with _hub_errors(self.repository):
             path = Path(hf_hub_download(self.repository, file.name, repo_type="dataset", revision=self.commit,
                                         local_dir=self.place))  # fmt: skip
         found = sha256_of(path) if len(file.digest) == 64 else _git_hash(path)
@@ -261,7 +261,7 @@ def _listed(repository: str, commit: str) -> list[HubFile]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with _answers(repository):
+    with _hub_errors(repository):
         HfApi().dataset_info(repository, revision=commit, timeout=_TIMEOUT_S)  # tried once; a tree is retried for 23 s
         found = HfApi().list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
         files = [file for file in found if isinstance(file, RepoFile)]
@@ -304,7 +304,7 @@ _CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # HTTP librar
 
 
 @contextmanager
-def _answers(repository: str) -> Iterator[None]:
+def _hub_errors(repository: str) -> Iterator[None]:
     """Add remedies to errors of the hub."""
     from huggingface_hub.errors import (
         EntryNotFoundError,

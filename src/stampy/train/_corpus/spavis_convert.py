@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stampy import _keys
-from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, CorpusSettings, Written, new_array, put
+from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, ArrayRecord, CorpusSettings, new_array, put
 from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide
 from stampy.train._corpus.spavis_index import open_file
 
@@ -31,7 +31,7 @@ class _Rows(NamedTuple):
     values: np.ndarray  # (b, ...)
 
 
-def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Path) -> Written:
+def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Path) -> ArrayRecord:
     """Write the arrays of a section into `folder`, and return its record.
 
     Raises
@@ -49,7 +49,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
     put(group, "spots", np.arange(n_rows * size, dtype=np.int32))
     n_cut, n_empty = _put_tokens(group, slide, settings["max_tokens"], size, n_rows, n_genes + _keys.N_SPECIAL)
     rows = {part.file.name: part.n_rows for part in slide.parts}
-    record: Written = {
+    record: ArrayRecord = {
         "n_spots": n_rows * size,
         "n_groups": [n_rows if grouped else 0],
         "genes": {"n_vars": n_genes, "n_matched": n_genes, "source": "token ids of SpaVis-6M"},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "damaged_file", "open_file", "slides_of"]
 
 FAULTS = (OSError, RuntimeError, KeyError)  # errors of h5py for a damaged file
-MANY_READS = 4  # of the same chunk
+MAX_CHUNK_READS = 4  # of the same chunk
 
 Opener = Callable[[Path, str], AbstractContextManager["h5py.File"]]
 
@@ -93,7 +93,7 @@ def slides_of(
         for section, runs in of_file.items():
             parts.setdefault(section, []).append(Part(file, runs))
     _check_alike(known)
-    _tell_ignored(known)
+    _warn_of_ignored(known)
     if faults:
         _checks.warn(
             f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
@@ -115,7 +115,7 @@ def _check_alike(files: Sequence[TokenFile]) -> None:
         )
 
 
-def _tell_ignored(files: Sequence[TokenFile]) -> None:
+def _warn_of_ignored(files: Sequence[TokenFile]) -> None:
     ignored = sorted({name for file in files for name in file.ignored})
     if ignored:
         _checks.warn(f"Not stored in a corpus: {_checks.shortlist(ignored)}. Labels and expression stay in the files.")
@@ -155,7 +155,7 @@ def _warn_of_mixed_rows(file: TokenFile, sections: Mapping[str, np.ndarray], chu
         first, last = runs[:, 0] // chunk, (runs[:, 1] - 1) // chunk
         reads += int((last - first + 1).sum() - (first[1:] == last[:-1]).sum())
     times = reads / -(-file.n_rows // chunk)
-    if times > MANY_READS:
+    if times > MAX_CHUNK_READS:
         _checks.warn(
             f"{file.name}: rows of {len(sections)} sections share chunks of {chunk} rows, so that the file is unpacked "
             f"{times:.0f} times. `h5repack -l CHUNK=...` with chunks of fewer rows makes the build faster."

@@ -30,7 +30,7 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group for training.")
-    _tell_of_left_out(corpus, sections, "neighbourhood groups", 1)
+    _warn_of_skipped(corpus, sections, "neighbourhood groups", 1)
     return _data(corpus, sections, config.max_tokens)
 
 
@@ -55,12 +55,12 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     sections = [s for s in corpus.sections if s.has_tiles]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
-    _tell_of_left_out(corpus, sections, "tiles", 2)
+    _warn_of_skipped(corpus, sections, "tiles", 2)
     _check_tokens(corpus, model.gene.max_tokens)
     return _data(corpus, sections, model.gene.max_tokens)
 
 
-def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
+def _warn_of_skipped(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
     """Warn about the sections of a corpus that a stage cannot use."""
     without = [s.name for s in corpus.sections if s not in used]
     if without:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 import stampy
 from stampy import _checks
 from stampy._files import DAMAGED, atomic, is_full, seal, sealed
-from stampy.train._config import FREE
+from stampy.train._config import RESULT_NEUTRAL
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -82,7 +82,7 @@ def _described(path: Path) -> State:
 def _difference(found: State, described: State) -> str:
     """Description of the difference between two runs; "" for the same run."""
     before, now = found.get("config", {}), described["config"]
-    differs = [k for k in now if k not in FREE and (k not in before or before[k] != now[k])]
+    differs = [k for k in now if k not in RESULT_NEUTRAL and (k not in before or before[k] != now[k])]
     if differs:
         return f"settings: {differs}"
     if found.get("devices", 1) != described["devices"]:

@@ -69,9 +69,9 @@ class Logs:
     ):
         self.path = out / "metrics.jsonl"
         columns = ["step", "loss", *names, "lr", "grad_norm", "spots_per_s", "data_wait_s"]
-        _cut(self.path, first)
+        _truncate(self.path, first)
         self._lines = self.path.open("a", buffering=1)
-        self._files, self._others = [self._lines], _others(out, loggers, first, config)
+        self._files, self._extra_loggers = [self._lines], _extra_loggers(out, loggers, first, config)
         self._table = None
         if "csv" in loggers:
             table = out / "metrics.csv"
@@ -79,7 +79,7 @@ class Logs:
             self._files.append(table.open("a", buffering=1, newline=""))
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
         self._first, self._steps, self._began = first, steps, time.monotonic()
-        self._said = self._began if progress and not _is_watched() else math.inf
+        self._said = self._began if progress and not _is_interactive() else math.inf
         self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
 
     def write(self, line: Mapping[str, float]) -> None:
@@ -91,13 +91,13 @@ class Logs:
                 self._table.writerow(line)
         except OSError as error:
             raise no_space(error, self.path) from error
-        for other in self._others:
+        for other in self._extra_loggers:
             other.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
-        self._say(line)
+        self._print_line(line)
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
         self._bar.update()
 
-    def _say(self, line: Mapping[str, float]) -> None:
+    def _print_line(self, line: Mapping[str, float]) -> None:
         """Print a line at the first and last step, and every minute between."""
         now, done = time.monotonic(), line["step"] + 1
         if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):
@@ -117,11 +117,11 @@ class Logs:
         self._bar.close()
         for file in self._files:
             file.close()
-        for other in self._others:
+        for other in self._extra_loggers:
             other.finalize("success" if kind is None else "failed")
 
 
-def _is_watched() -> bool:
+def _is_interactive() -> bool:
     """Whether a progress bar is visible: in a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
@@ -136,7 +136,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _cut(path: Path, first: int) -> None:
+def _truncate(path: Path, first: int) -> None:
     """Remove the lines of steps that will be repeated, and an incomplete last line."""
     if path.exists():
         kept = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < first]
@@ -151,7 +151,7 @@ def _rewrite(table: Path, lines: Path, columns: list[str]) -> None:
         writer.writerows(json.loads(x) for x in lines.read_text().splitlines())
 
 
-def _others(out: Path, loggers: Sequence[str], first: int, config: dict[str, Any]) -> list[Any]:
+def _extra_loggers(out: Path, loggers: Sequence[str], first: int, config: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     if "tensorboard" in loggers:
         from lightning.fabric.loggers import TensorBoardLogger

@@ -18,7 +18,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy._files import FolderLock, is_full, remove_leftovers
+from stampy._files import is_full
+from stampy._locks import FolderLock, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 from stampy.models._gene import ready_to_compile
@@ -30,7 +31,7 @@ from .logs import Logs
 from .ranks import Layered, Ranks, is_sharded
 from .signals import Signals, stop
 
-__all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
+__all__ = ["Sampler", "Stage", "TrainState", "fit", "locked_folder"]
 
 # Version of a run's identity and random streams; runs of another version cannot be resumed.
 IDENTITY = 2
@@ -101,7 +102,7 @@ class Stage(Layered, Generic[B, P, C]):
 
 
 @contextlib.contextmanager
-def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
+def locked_folder(fabric: Fabric, out: str | Path) -> Iterator[Path]:
     """Lock the run's folder, and remove files left by killed processes.
 
     Raises
@@ -153,7 +154,7 @@ def fit(
     config
         Settings of the stage.
     out
-        Folder of config.json, metrics.jsonl and the checkpoints, from `claimed`.
+        Folder of config.json, metrics.jsonl and the checkpoints, from `locked_folder`.
     fabric
         Launched Fabric.
     identity
@@ -177,7 +178,7 @@ def fit(
         SIGINT or SIGTERM was received; a checkpoint was saved.
     """
     stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
-    _claim(out, config, fabric, ranks, identity)
+    _record_run(out, config, fabric, ranks, identity)
     sampler.place(ranks.rank, ranks.world_size)
     _check_warmup(config, sampler.steps)
     run = TrainState(out, fabric, stage)
@@ -208,7 +209,7 @@ def fit(
     return run.whole()
 
 
-def _claim(
+def _record_run(
     out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: Mapping[str, Any]
 ) -> None:
     """Write the record of the run into the folder; ValueError if it contains another run."""

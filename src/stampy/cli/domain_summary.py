@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict"]
 
 PCA = "X_pca"
-FOLLOWS = 0.3  # adjusted Rand index below which clusters and labels are said to differ
+MIN_AGREEMENT = 0.3  # adjusted Rand index below which clusters and labels are said to differ
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
 
 def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
     """Explain why a low index says little about the embedding; "" for a high one."""
-    if score >= FOLLOWS:
+    if score >= MIN_AGREEMENT:
         return ""
     share = float(sizes.iloc[0] / sizes.sum())
     if share > 0.5 and n_clusters > 2:

@@ -17,9 +17,9 @@ from stampy._io.formats.space_ranger import read_matrix
 from stampy._io.read import read
 from stampy.bench._config import Config, DataSet, Section, System
 
-from .labels import BARCODE, LabelTable, cortical_layer, label_table, plain, word
+from .find_sections import Place
+from .label_columns import BARCODE, LabelTable, cortical_layer, label_table, plain, word
 from .pieces import Found
-from .places import Place
 
 if TYPE_CHECKING:
     import pandas as pd

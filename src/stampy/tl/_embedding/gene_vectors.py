@@ -19,11 +19,10 @@ from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, source_of
 from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import principal_components
+from stampy.tl._methods.principal_components import principal_components
 
 from .arguments import Request, named
-from .context import N_NEIGHBORS
+from .context import N_NEIGHBORS, smoothed
 from .encoders import match_genes, vocabulary_of
 from .resume import Chunks
 from .stream import Tower, stream_counts, stream_genes
