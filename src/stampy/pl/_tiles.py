@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,7 @@ def _some(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
 
 SIZE_PX = 160  # of a tile as drawn
 TILE_INCHES = 0.95
+LABEL_CHARS = 30  # of a label's line beside the tiles
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def draw(
         yticks=[i * row_height + 0.5 for i in range(len(tiles))] if any(labels) else [],
     )
     if any(labels):
-        ax.set_yticklabels(labels, parse_math=False)
+        ax.set_yticklabels([textwrap.fill(label, LABEL_CHARS) for label in labels], parse_math=False)
     ax.tick_params(length=0, labelsize="small")
     ax.spines[:].set_visible(False)
     if edge_um is not None:

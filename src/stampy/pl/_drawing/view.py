@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y runs downwards, so bottom > top
 
 FILL = 0.8  # spot diameter over spot distance where no scale factor tells it
+DARK = 0.5  # mean of an image, of 0 to 1, below which black outlines are hard to see
 MAX_PX = 2500  # of an image that is drawn as a whole, and of the part that is drawn of a larger one
 
 
@@ -99,6 +100,17 @@ class View:
             ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
         else:  # turned or mirrored in the coordinate system
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
+
+    def is_dark(self, window: Window, *, max_px: int | None = None) -> bool | None:
+        """Whether the image that `draw_image` draws is mostly dark; None where there is nothing to draw."""
+        if self.image is None:
+            return None
+        max_px = MAX_PX if max_px is None else max_px
+        left, top, right, bottom = box = self._box(window, max_px)
+        if right <= left or bottom <= top:
+            return None
+        pixels = self._pixels(box, max_px)
+        return bool(pixels[..., :3].mean() < DARK * (255 if pixels.dtype == np.uint8 else 1))
 
     def _box(self, window: Window, max_px: int) -> tuple[int, int, int, int]:
         """The box of the image that is read: left, top, right, bottom in its px."""
