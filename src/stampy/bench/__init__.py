@@ -1,7 +1,8 @@
 """Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Reported, Section, System, Task, read_config
@@ -50,7 +51,7 @@ def __getattr__(name: str) -> Any:
     # PEP 562: an unknown name of a config, or a missing file, is answered before pandas and torch are imported.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideSource", "covered", "open_slide", "overview", "slide_tiles", "tissue_mask"]
 
-SlideSource: TypeAlias = ImageSource | Any  # or a WSIData
+SlideSource: TypeAlias = "ImageSource | Any"  # or a WSIData
 
 MASK_UM = 8.0  # edge of a pixel of the tissue mask: 14 across a tile
 

@@ -1,7 +1,8 @@
 """Training: stage 1 (`pretrain`) and stage 2 (`align`); `adapt` fits a model to sections in closed form."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from stampy._io.sections import Section
@@ -31,7 +32,7 @@ def __getattr__(name: str) -> Any:
     # PEP 562: torch is imported when something is trained; settings are checked without it.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(_imports.module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
