@@ -48,7 +48,7 @@ def test_layers(layer):
 
 
 @pytest.mark.parametrize(
-    "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_labels", "_settings", "_workers"]
+    "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_locks", "_labels", "_settings", "_workers"]
 )
 def test_the_ground_imports_no_room(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
@@ -88,6 +88,43 @@ def test_no_any_in_public_signatures():
     for path in SOURCE.rglob("*.py"):
         found += [f"{path.name}: {f.name}" for f in script.functions(path) if script.anys_in_signature(f)]
     assert found == []  # write what it is, or `object` where it may be anything
+
+
+# Functions that share a name because they do the same for one tool: the tool, its plot, its task, its command.
+SAME = {
+    "add_commands",
+    "attribute",
+    "domains",
+    "evaluate",
+    "expression",
+    "load",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+    "tiles",
+}
+
+
+def test_one_name_means_one_thing():
+    """No two classes share a name, nor two functions that other files may call."""
+    where = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.name.startswith("_")):
+                where.setdefault(node.name, set()).add(path.relative_to(SOURCE).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in SAME} == {}
+
+
+@pytest.mark.parametrize(("room", "new"), [("train", "SectionInput"), ("bench", "SectionConfig")])
+def test_old_names_of_classes_are_deprecated(room, new):
+    module = getattr(stampy, room)
+    with pytest.warns(stampy.StampyWarning, match=f"`stampy.{room}.{new}`") as told:
+        assert module.Section is getattr(module, new)
+    assert told[0].filename == __file__
+    with pytest.warns(stampy.StampyWarning, match="deprecated") as told:
+        exec(compile(f"from stampy.{room} import Section", "user.py", "exec"), {})
+    assert {w.filename for w in told} == {"user.py"}
 
 
 def test_import_is_light():

@@ -26,9 +26,8 @@ import stampy
 from stampy import _files, datasets, models, pl, pp, tl
 from stampy._io import read as _formats
 from stampy._io.sections import file_name
-from stampy._section.image import files as _readers
-from stampy.datasets import _fetch, _registry, _sections
-from stampy.datasets import _sections as _builders
+from stampy._section.image import image_files as _readers
+from stampy.datasets import _fetch, _load, _registry
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -307,10 +306,10 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a_coord.txt", b"0" * 2_000_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 5000
-    monkeypatch.setattr(_builders, "MAX_UNZIPPED", 1_000_000)
+    monkeypatch.setattr(_load, "MAX_UNZIPPED", 1_000_000)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"unpacks to 2,000,000 bytes"):
-        _builders.spcs("x", {"archive": tmp_path / "bomb.zip"})
+        _load.spcs("x", {"archive": tmp_path / "bomb.zip"})
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "..", "a/../../b", "a\\..\\b", ".hidden", "", "ß\u202e"])
@@ -547,7 +546,7 @@ def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
     if builder != "spcs":
         del paths["archive"]
     role = "archive" if builder == "spcs" else "counts"
-    assert _sections.built(builder, "sound", paths).shape == (2, 2)
+    assert _load.built(builder, "sound", paths).shape == (2, 2)
     whole = paths[role].read_bytes()
     for _ in range(40):
         broken = bytearray(whole)
@@ -555,7 +554,7 @@ def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
             broken[rng.integers(len(broken))] = rng.integers(256)
         paths[role].write_bytes(bytes(broken[: rng.integers(len(broken))] if rng.random() < 0.2 else broken))
         try:
-            assert _sections.built(builder, "broken", paths).n_obs >= 0
+            assert _load.built(builder, "broken", paths).n_obs >= 0
         except ValueError as error:
             tells(error, "can't be assembled as a section")
 

@@ -66,7 +66,7 @@ def test_the_seed_reaches_tools_and_training(toy, monkeypatch):
 
     with settings.override(seed=5):
         assert train.PretrainConfig().seed == 5
-        assert folds.seed_of(_settings.DEFAULT_SEED) == 5
+        assert folds.int_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(0) == 0
     adata = toy.copy()
@@ -134,7 +134,7 @@ def test_workers_have_the_settings(monkeypatch):
     values, *_ = given[0]["initargs"]
     assert values["seed"] == 9
     monkeypatch.setattr(_workers, "_end_with_parent", lambda: None)
-    _workers._begin(values, None, ())
+    _workers._initialise_worker(values, None, ())
     assert settings.seed == 9
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from stampy import bench
-from stampy.bench._paper.labels import label_table
-from stampy.bench._paper.load import read_section
-from stampy.bench._paper.places import KINDS
+from stampy.bench._paper.find_sections import KINDS
+from stampy.bench._paper.label_columns import label_table
+from stampy.bench._paper.load_sections import read_section
 from stampy.bench._run import _chosen
 from stampy.cli.main import main
-from stampy.datasets._toy.folders import DLPFC, FORMS, LAYERS, toy_folder
+from stampy.datasets._toy.toy_paper_folder import DLPFC, FORMS, LAYERS, toy_folder
 
 LAYER_NAMES = {"L1", "L2", "L3", "L4", "L5", "L6", "WM"}
 QUICK = {"systems": ["PCA"], "show_progress_bar": False, "device": "cpu", "seeds": [0]}
@@ -181,11 +181,11 @@ def test_fractions_without_counts_are_refused(tmp_path):
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of anndata's next release
         adata.write_zarr(path)
-    section = bench.Section(source=str(path), name="151507", part="sample_name=151507")
+    section = bench.SectionConfig(source=str(path), name="151507", part="sample_name=151507")
     with pytest.raises(ValueError, match="no raw counts"):
         read_section(section, tmp_path)
     with pytest.raises(ValueError, match="No row of"):
-        read_section(bench.Section(source=str(path), name="1", part="sample_name=1"), tmp_path)
+        read_section(bench.SectionConfig(source=str(path), name="1", part="sample_name=1"), tmp_path)
 
 
 @pytest.mark.parametrize(("table", "form"), [(t, f) for t in ("hbc", "her2", "psc", "hhk") for f in FORMS[t]])

@@ -6,7 +6,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from stampy.cli.domains import _log_normalised, _scores, about_labels, top_genes
+from stampy.cli.domain_summary import _log_normalised, _scores, about_labels, top_genes
 
 
 def _section(n=90, n_genes=40):

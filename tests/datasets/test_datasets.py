@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from stampy import datasets
-from stampy.datasets import _fetch, _registry, _sections
+from stampy.datasets import _fetch, _load, _registry
 from stampy.datasets import _fetch as _published_vocabulary
 from stampy.datasets._toy import tissue_image as _toy_image
 from stampy.datasets._toy import toy as _toy
@@ -209,7 +209,7 @@ def test_registry_is_whole():
     for name, entry in entries.items():
         assert entry.kind in {"section", "images", "vocabulary", "orthologs"}, name
         assert entry.use in _registry.USES or entry.kind not in _registry.SECTIONS, name
-        assert entry.builder is None or entry.builder in _sections.BUILDERS, name
+        assert entry.builder is None or entry.builder in _load.BUILDERS, name
         assert entry.builder or entry.kind not in _registry.SECTIONS or set(entry.files) == {"section"}, name
         assert entry.licence, name
         for file in entry.files.values():
@@ -462,9 +462,9 @@ def test_her2st(tmp_path):
     )
     Image.new("RGB", (1200, 1300), (200, 100, 150)).save(tmp_path / "image.jpg")
     paths = {"counts": tmp_path / "A1.tsv.gz", "spots": tmp_path / "spots.tsv"}
-    bare = _sections.her2st("HER2ST_A1", paths)
+    bare = _load.her2st("HER2ST_A1", paths)
     assert "spatial" not in bare.uns
-    adata = _sections.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
+    adata = _load.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
     assert adata.obs_names.tolist() == ["10x13", "11x13"]
     assert adata.var_names.tolist() == ["SAMD11", "NOC2L"]
     assert dense(adata) == [[0, 3], [1, 0]]
@@ -482,7 +482,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
     """Geometry and reduced image of the builder are those of the sections in the mirror."""
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     library = datasets.load("HER2ST_C2").uns["spatial"]["HER2ST_C2"]
-    lowres, factor = _sections._reduced(datasets.fetch("HER2ST_C2", file="image"))
+    lowres, factor = _load._reduced(datasets.fetch("HER2ST_C2", file="image"))
     assert factor == pytest.approx(library["scalefactors"]["tissue_lowres_scalef"])
     assert lowres.shape == library["images"]["lowres"].shape
     assert np.abs(lowres.astype(int) - library["images"]["lowres"]).mean() < 3
@@ -491,7 +491,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
 def test_paste(tmp_path):
     (tmp_path / "slice.csv").write_text(",GAPDH,UBE2G2\n13.064x6.086,1,0\n12.116x7.015,0,2\n")
     (tmp_path / "coor.csv").write_text("1.3064e+01,6.086e+00\n1.2116e+01,7.015e+00\n")
-    adata = _sections.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
+    adata = _load.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
     assert adata.obs_names.tolist() == ["13.064x6.086", "12.116x7.015"]
     assert dense(adata) == [[1, 0], [0, 2]]
     assert adata.obsm["spatial"].tolist() == [[13.064, 6.086], [12.116, 7.015]]
@@ -499,12 +499,12 @@ def test_paste(tmp_path):
 
 def test_sepal(tmp_path):
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\tDNAH1\n2x9\t1.0\t0.0\n2x10\t0.0\t4.0\n"))
-    adata = _sections.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+    adata = _load.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
     assert adata.obsm["spatial"].tolist() == [[2, 9], [2, 10]]
     assert dense(adata) == [[1, 0], [0, 4]]
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\n2x9\t0.5\n"))
     with pytest.raises(ValueError, match="raw counts were expected"):
-        _sections.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+        _load.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
 
 
 def test_spcs_reads_its_archive_without_unpacking(tmp_path):
@@ -514,7 +514,7 @@ def test_spcs_reads_its_archive_without_unpacking(tmp_path):
         archive.writestr("PDACA1/PDACA1_label.txt", '"label"\n"ST2","Duct epithelium"\n"ST1","Interstitium"\n')
         archive.writestr("__MACOSX/PDACA1_coord.txt", "rubbish")
     before = sorted(tmp_path.parent.rglob("*"))
-    adata = _sections.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
+    adata = _load.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
     assert sorted(tmp_path.parent.rglob("*")) == before
     assert adata.obs_names.tolist() == ["ST1", "ST2"]
     assert adata.var_names.tolist() == ["A1BG", "A2M"]
@@ -546,7 +546,7 @@ def space_ranger_files(tmp_path):
 
 
 def test_space_ranger(space_ranger_files, tmp_path):
-    adata = _sections.space_ranger("crc", space_ranger_files)
+    adata = _load.space_ranger("crc", space_ranger_files)
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs_names.tolist() == ["B-1", "A-1"]
     assert adata.var_names.tolist() == ["TBCE", "GAPDH", "TBCE-1"]
@@ -561,22 +561,22 @@ def test_space_ranger(space_ranger_files, tmp_path):
     (tmp_path / "features.tsv.gz").write_bytes(gzip.compress(b"ENSG1\tTBCE\nENSG2\tGAPDH\nENSG3\tTBCE\n"))
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress(b"B-1\nA-1\n"))
     mtx = {k: tmp_path / f"{k}.tsv.gz" for k in ("features", "barcodes")} | {"counts": tmp_path / "matrix.mtx.gz"}
-    again = _sections.space_ranger("crc", space_ranger_files | mtx)
+    again = _load.space_ranger("crc", space_ranger_files | mtx)
     assert dense(again) == dense(adata)
     assert again.var.equals(adata.var)
     assert again.obs.equals(adata.obs)
 
     space_ranger_files["positions"].write_text("A-1,1,0,0,100,50\n")
     with pytest.raises(ValueError, match="1 of 2 barcodes of 'crc' have no position"):
-        _sections.space_ranger("crc", space_ranger_files)
+        _load.space_ranger("crc", space_ranger_files)
 
 
 def test_dlpfc(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("barcode\tlayer_guess\nA-1\tLayer_3\nB-1\tNA\n")
-    adata = _sections.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["NA", "L3"]
     (tmp_path / "metadata.tsv").write_text("layer_guess\tother\nA-1\tL3\t1\nB-1\tWM\t1\n")  # row names, as R has them
-    adata = _sections.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["WM", "L3"]
 
 
@@ -585,7 +585,7 @@ def test_images(space_ranger_files, tmp_path):
     files = {k: v for k, v in space_ranger_files.items() if k != "counts"} | {"labels": tmp_path / "metadata.tsv"}
     text = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
     files["positions"].write_text(text + files["positions"].read_text())
-    adata = _sections.images("hbc", files)
+    adata = _load.images("hbc", files)
     assert adata.shape == (2, 0)
     assert adata.obs["annot_type"].isna().tolist() == [False, True]
     assert adata.obsm["spatial"].tolist() == [[50, 100], [100, 187]]
@@ -593,7 +593,7 @@ def test_images(space_ranger_files, tmp_path):
 
 def test_annotated(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("ID\tfine_annot_type\nA-1\tIDC_1\nC-1\tIDC_2\n")
-    adata = _sections.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs["fine_annot_type"].isna().tolist() == [True, False]
 
@@ -602,7 +602,7 @@ def test_the_builder_makes_the_finished_section(data_dir, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     entry = datasets.info("CRC16_human")
     roles = ("counts", "positions", "scalefactors", "lowres")
-    made = _sections.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
+    made = _load.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
     kept = datasets.load(entry.name)
     assert (made.X != kept.X).nnz == 0
     assert made.obs.equals(kept.obs)

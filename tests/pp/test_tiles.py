@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets
-from stampy._section.boxes import choose_cells, region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.pixel_size import infer_um_per_px, lattice
+from stampy._section.tile_boxes import choose_cells, region_boxes, region_cells, tile_boxes
 from stampy.pp._tiles import TileSource, tiles
 
 quick = settings(deadline=None, max_examples=30)

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from stampy._section.image import files as _readers
+from stampy._section.image import image_files as _readers
 from stampy._section.image.slide_image import SlideImage
 
 

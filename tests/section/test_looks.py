@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from stampy import datasets
-from stampy._section.image.checks import doubt_of
+from stampy._section.image.image_checks import doubt_of
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.pixel_size import infer_um_per_px
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from stampy.tl._methods import components
-from stampy.tl._methods.components import principal_components, variable_genes
+from stampy.tl._methods import principal_components as components
+from stampy.tl._methods.principal_components import principal_components, variable_genes
 
 
 def counts_of(n_spots, n_genes, seed):

@@ -14,14 +14,14 @@ from scipy import sparse
 
 from stampy import datasets, models, pp, tl
 from stampy._files import digest_of_arrays
-from stampy.tl._embedding import genes, stream
+from stampy.tl._embedding import gene_vectors, stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    for module in (genes, stream):
+    for module in (gene_vectors, stream):
         monkeypatch.setattr(module, "CHUNK", 32)
 
 
@@ -146,8 +146,8 @@ SCRIPT = """
 import pathlib, sys, time
 import anndata
 from stampy import tl, models
-from stampy.tl._embedding import genes, resume, stream
-stream.CHUNK, genes.CHUNK, resume.SAVE_EVERY_S = 32, 32, 0.0
+from stampy.tl._embedding import gene_vectors, resume, stream
+stream.CHUNK, gene_vectors.CHUNK, resume.SAVE_EVERY_S = 32, 32, 0.0
 model = models.load(sys.argv[2])
 real = model.image_features
 def until_killed(x):

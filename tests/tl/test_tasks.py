@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 import stampy
 from stampy import StampyWarning, datasets, pl, tl
 from stampy.tl import _probe
+from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation import folds as _folds
 from stampy.tl._evaluation import metrics as _metrics
 from stampy.tl._methods import clustering, linear_models
@@ -350,11 +351,11 @@ def test_smoothing_is_the_mean_over_nearest_spots_of_the_section(sections):
 
     values, xy = sections.obsm["X_noise"], sections.obsm["spatial"] + np.random.default_rng(0).normal(size=(300, 2))
     codes = (sections.obs["section"] == "toy_2").to_numpy()
-    found = clustering.smoothed(values, xy, 6, codes)
+    found = smoothed(values, xy, 6, codes)
     for part in (codes, ~codes):
         near = NearestNeighbors(n_neighbors=7).fit(xy[part]).kneighbors(xy[part], return_distance=False)
         np.testing.assert_allclose(found[part], values[part][near].mean(axis=1), atol=1e-5)
-    assert clustering.smoothed(values, xy, 0) is values
+    assert smoothed(values, xy, 0) is values
 
 
 def test_smoothing_makes_domains_coherent(sections):
@@ -463,7 +464,7 @@ def test_expression_holds_out():
 def test_genes_are_chosen_among_those_of_every_section(sections):
     dense = sections.X.toarray()
     dense[:150, 5] = 0  # absent in one section
-    found = linear_models.top_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
+    found = linear_models.top_variable_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
     assert len(found) == 20
     assert 5 not in found
     markers = sections.var["domain"].notna().to_numpy()
@@ -671,8 +672,6 @@ def test_plots_write_nothing(one):
 
 
 def test_random_folds_flatter_on_a_real_section(data_dir):
-    from stampy.tl._methods.clustering import smoothed
-
     adata = ad.read_h5ad(data_dir / "sections" / "DLPFC_151673.h5ad")
     counts = adata.X[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:200]]
     total = np.asarray(adata.X.sum(axis=1)).reshape(-1, 1)
@@ -692,7 +691,7 @@ def test_empty_spots_are_named_and_stay_out_of_the_means_of_others(one):
         tl.domains(one, 3, use_rep="X_e", method="kmeans", smooth=6)
     ones = np.ones((150, 2), np.float32)
     ones[:5] = 0
-    smooth = clustering.smoothed(ones, one.obsm["spatial"], 6)
+    smooth = smoothed(ones, one.obsm["spatial"], 6)
     assert (smooth[5:] == 1).all()
     assert not smooth[:5].any()
 

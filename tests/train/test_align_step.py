@@ -85,7 +85,7 @@ def former(out, data, cells):
 def test_losses_are_the_former_ones_bit_for_bit(paired, known):
     found, data = stage(augment=False), batch(paired, known)
     pieces = found.pieces(data, 0)
-    there, views = found._there(pieces, torch.device("cpu")), found._views(pieces)
+    there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
     with torch.no_grad():
         out = found(views[0])
         assert torch.equal(out["gene"], found.model.gene_embeddings(data["tokens"]))
@@ -102,7 +102,7 @@ def test_losses_are_the_former_ones_bit_for_bit(paired, known):
 def test_forward_and_losses_do_not_wait():
     found, data = stage(augment=False), batch([True, False, True, True], [True, True, False, True])
     pieces = found.pieces(data, 0)
-    there, views = found._there(pieces, torch.device("cpu")), found._views(pieces)
+    there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
     with Waits() as forward:
         out = found(views[0])
     # On the CPU the lengths are read by `Packing`, one by one or as a list: of tensors that never were elsewhere.
@@ -165,7 +165,7 @@ def test_a_step_on_cuda_never_waits():
     ]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        there = found._there(pieces, torch.device("cuda"))
+        there = found._genes_and_regions(pieces, torch.device("cuda"))
         views = found._views(pieces)
         torch.stack(list(found.losses(found(views[0]), views, there).values())).sum().backward()
     finally:

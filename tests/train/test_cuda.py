@@ -11,7 +11,7 @@ from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.pp import Vocabulary
 from stampy.train import PretrainConfig
 from stampy.train._data import MemorySection, TrainingData
-from stampy.train._loop.loop import claimed, fit
+from stampy.train._loop.loop import fit, locked_folder
 from stampy.train._loop.ranks import make_fabric
 from stampy.train._pretrain_step import Reconstruction
 from stampy.train._samplers import GroupSampler, moved, pinned
@@ -65,7 +65,7 @@ def trained(folder, device, strategy=None, steps=None, **changes):
     stage.run = watched
 
     def whole(fabric):
-        with claimed(fabric, folder) as out:
+        with locked_folder(fabric, folder) as out:
             return fit(stage, sampler, config, out, fabric=fabric, identity={"data": {}}, progress=False)
 
     try:

@@ -6,9 +6,9 @@ from stampy import _imports
 
 if TYPE_CHECKING:
     from stampy.datasets._fetch import fetch, published_vocabulary
-    from stampy.datasets._hest import hest_evaluation, hest_manifest
+    from stampy.datasets._hest_manifest import hest_evaluation, hest_manifest
+    from stampy.datasets._load import load
     from stampy.datasets._registry import Entry, File, Source, info, names
-    from stampy.datasets._sections import load
     from stampy.datasets._slide_manifest import gdc_query, slide_manifest
     from stampy.datasets._toy.toy import toy
     from stampy.datasets._toy.toy_hest import toy_hest
@@ -37,9 +37,9 @@ __all__ = [
 
 _WHERE = {
     "_fetch": ("fetch", "published_vocabulary"),
-    "_hest": ("hest_evaluation", "hest_manifest"),
+    "_hest_manifest": ("hest_evaluation", "hest_manifest"),
     "_registry": ("Entry", "File", "Source", "info", "names"),
-    "_sections": ("load",),
+    "_load": ("load",),
     "_slide_manifest": ("gdc_query", "slide_manifest"),
     "_toy.toy": ("toy",),
     "_toy.toy_hest": ("toy_hest",),

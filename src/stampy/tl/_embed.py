@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image.checks import warn_of_doubts
+from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
@@ -19,11 +19,11 @@ from stampy.pp._counts import raw_layers
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
-from ._embedding.genes import Record, embed_genes, embed_pca, shared_panel
+from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +247,7 @@ def _embed_one(
         normed = request.normed
         found = {name: in_context(v, places.xy, places.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
-    return write(written, result, copy=copy, table_key=request.table_key)
+    return write_result(written, result, copy=copy, table_key=request.table_key)
 
 
 def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:

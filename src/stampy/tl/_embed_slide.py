@@ -23,7 +23,7 @@ from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, check_running
 from ._embedding.encoders import ImageModel, image_model, loaded_model
-from ._embedding.genes import Record
+from ._embedding.gene_vectors import Record
 from ._embedding.resume import digest_of_model
 from ._embedding.stream import Tower, iter_images
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stampy import _checks, _files
-from stampy._section.image.files import open_levels
+from stampy._section.image.image_files import open_levels
 from stampy._section.image.levels import ArrayLevel, ImageLevel, UnusableImageError
 from stampy._section.image.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 
