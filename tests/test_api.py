@@ -99,6 +99,7 @@ SAME = {
     "evaluate",
     "expression",
     "load",
+    "main",
     "probe",
     "retrieve",
     "score",
