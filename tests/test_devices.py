@@ -27,7 +27,7 @@ def test_the_best_device_is_taken(monkeypatch, cuda, mps, taken):
 
 
 @pytest.mark.parametrize(("device", "what"), [("mps", "Apple GPU"), ("cuda:1", "CUDA device")])
-def test_a_device_that_is_not_there(monkeypatch, device, what):
+def test_unavailable_device(monkeypatch, device, what):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=f"torch sees no {what}"):
@@ -95,7 +95,7 @@ def test_slide_classifiers_use_no_float64(no_float64):
     assert attention.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_an_apple_gpu_lacks_is_told_once():
+def test_missing_features_of_apple_gpus_warn_once():
     said = (
         "The operator 'aten::nonsense' is not currently supported on the MPS backend and will fall back to run on the "
         "CPU. This may have performance implications."

@@ -79,7 +79,7 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("content", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_tensors_that_are_none(saved, content, tmp_path):
+def test_invalid_tensors(saved, content, tmp_path):
     put(saved, "model.safetensors", content)
     with pytest.raises(ValueError, match=r"safetensors|can be built"):
         models.load(saved)
@@ -171,7 +171,7 @@ def test_config_of_a_newer_or_no_format(saved, value):
     ],
     ids=str,
 )  # fmt: skip
-def test_config_with_values_that_can_not_be(saved, change_to):
+def test_config_with_impossible_values(saved, change_to):
     config = json.loads((saved / "config.json").read_text())
     (name, value), *_ = change_to.items()
     change(saved, **{name: config[name] | value if isinstance(value, dict) else value})
@@ -184,7 +184,7 @@ def test_config_with_values_that_can_not_be(saved, change_to):
 @pytest.mark.parametrize(
     "text", ["", "gene_id\tsymbol\n", "a\tb\tc\n1\t2\t3\n", "\x00\x01", "gene_id\tsymbol\tdivisor\nA\tA\tx\n"]
 )
-def test_vocabulary_beside_the_weights(saved, text):
+def test_vocabulary_that_does_not_match_the_weights(saved, text):
     put(saved, "genes.tsv", text.encode())
     with pytest.raises(ValueError, match="can be built"):
         models.load(saved)
@@ -200,7 +200,7 @@ def test_vocabulary_beside_the_weights(saved, text):
         (lambda t: t.to(torch.float8_e4m3fn), "of a type that the model does not take"),
     ],
 )
-def test_weights_that_are_no_finite_numbers(saved, change_to, message):
+def test_non_finite_weights(saved, change_to, message):
     tensors = load_file(saved / "model.safetensors")
     changed = change_to(tensors["gene_head.weight"])
     tensors["gene_head.weight"] = tensors["gene_head.weight"] if changed.numel() < 2 else changed
@@ -228,7 +228,7 @@ def test_a_loaded_model_does_not_change_with_its_file(saved):
     assert torch.equal(loaded.gene_head.weight, before)
 
 
-def test_no_more_genes_are_read_than_the_model_has(saved):
+def test_vocabulary_longer_than_the_model_raises(saved):
     whole = (saved / "genes.tsv").read_text()
     put(saved, "genes.tsv", (whole + "ENSGX\tX\t1.0\n").encode())
     with pytest.raises(ValueError, match="has more than the"):
@@ -334,7 +334,7 @@ def png_of(width, height):
     )
 
 
-def test_pictures_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch):
+def test_images_that_claim_huge_sizes_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(_readers, "_pixels", lambda *_: pytest.fail("it was decoded"))
     (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
     with pytest.raises(ValueError, match=r"60000 x 60000 px.*not decoded"):
@@ -348,7 +348,7 @@ def test_pictures_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)])
-def test_tiffs_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch, tile):
+def test_tiffs_that_claim_huge_sizes_are_not_decoded(tmp_path, monkeypatch, tile):
     tifffile.imwrite(tmp_path / "bomb.tif", np.zeros((256, 256, 3), np.uint8), compression="zlib", tile=tile,
                      photometric="rgb")  # fmt: skip
     content = bytearray((tmp_path / "bomb.tif").read_bytes())
@@ -451,7 +451,7 @@ def test_cosines_do_not_depend_on_the_scale_of_an_embedding(toy, scale):
     assert np.array_equal(far.obsm["stamp_retrieve_index"], few.obsm["stamp_retrieve_index"])
 
 
-def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
+def test_tiny_and_huge_counts(toy, vocabulary):
     few = toy[:30].copy()
     few.X = few.X.toarray().astype(np.float64)
     few.X[:, 0], few.X[:, 1] = 1e-320, 100
@@ -466,7 +466,7 @@ def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
 @pytest.mark.parametrize(
     ("value", "message"), [(-1, "go from -1 to"), (2.0**63, "the dispersion for"), (1e300, "float32")]
 )
-def test_values_that_leave_no_genes_to_choose(toy, value, message):
+def test_values_without_variable_genes(toy, value, message):
     few = toy[:30].copy()
     few.X = few.X.toarray().astype(np.float64)
     few.X[:, 0] = value
@@ -743,7 +743,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_stays_as_it_was_set():
+def test_number_of_threads_is_unchanged():
     """numba's threads, once begun, set OpenMP's count for torch as well: 64 of them where one was allowed."""
     code = (
         "import torch, stampy; adata = stampy.datasets.toy(n_spots=80)\n"

@@ -160,7 +160,7 @@ def test_visium_hd_by_bins(toy, tmp_path, bin_um, n):
         stampy.read(tmp_path / "run", bin_um=5)
 
 
-def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
+def test_full_image_is_referenced_and_used(toy, toy_model, tmp_path):
     library = next(iter(toy.uns["spatial"].values()))
     full = np.asarray(Image.fromarray(library["images"]["hires"]).resize((1300, 900)))
     full = np.clip(full + np.random.default_rng(0).normal(0, 25, full.shape), 0, 255).astype(np.uint8)
@@ -182,7 +182,7 @@ def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
         tl.embed(again, toy_model, um_per_px=1.35, modality="image", **QUIET)
 
 
-def test_full_image_gone_but_another_there(toy, toy_model):
+def test_missing_full_image_with_a_replacement(toy, toy_model):
     adata = toy.copy()
     library = next(iter(adata.uns["spatial"].values()))
     library["metadata"] = {"source_image_path": "/nowhere/slide.tif"}
@@ -485,7 +485,7 @@ def test_command_line_writes_into_a_spatialdata_in_place(toy, toy_model, weights
     assert "X_stamp" in stampy.read(tmp_path / "t.h5ad").obsm
 
 
-def test_a_failed_write_leaves_all_as_it_was(toy, tmp_path, monkeypatch):
+def test_failed_write_changes_nothing(toy, tmp_path, monkeypatch):
     path = tmp_path / "s.zarr"
     spatialdata_of(toy, np.eye(3)).write(path)
     before = digests(path)
@@ -499,7 +499,7 @@ def test_a_failed_write_leaves_all_as_it_was(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_command_line_copies_all_else(toy, weights, tmp_path, suffix):
+def test_command_line_copies_all_other_elements(toy, weights, tmp_path, suffix):
     adata = toy.copy()
     adata.raw = adata
     adata.layers["counts"] = adata.X.copy()

@@ -62,7 +62,7 @@ def test_spatialdata_of_other_versions(data_dir, name, backed):
     assert set(found.images) == {"blobs_image", "blobs_multiscale_image"}
 
 
-def test_images_are_no_sections(data_dir):
+def test_images_are_not_sections(data_dir):
     with pytest.raises(ValueError, match="an OME-Zarr image, no section"):
         stampy.read(data_dir / "real_files" / "test.ome.zarr")
     with pytest.raises(FileNotFoundError, match="no matrix of counts"):

@@ -97,7 +97,7 @@ def test_predictors_refuse_bad_input(name, arguments, message):
         predictor.fit(pixels, **({"targets": targets} | arguments))
 
 
-def test_predictors_refuse_what_they_do_not_take():
+def test_predictors_reject_unsupported_arguments():
     with pytest.raises(TypeError, match="takes no"):
         models.Predictor("stnet", depth=3, device="cpu")
     with pytest.raises(ValueError, match="no pretrained"):

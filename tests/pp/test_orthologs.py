@@ -119,7 +119,7 @@ def test_the_packaged_table():
     assert by_id.var["human_ortholog"].tolist() == [k[3] for k in KNOWN]
 
 
-def test_the_packaged_table_says_where_it_is_from():
+def test_packaged_table_states_its_source():
     text = gzip.decompress((FOLDER / "mouse_orthologs.tsv.gz").read_bytes()).decode()
     head = [line for line in text.split("\n") if line.startswith("#")]
     assert "Mouse Genome Informatics" in head[0]
@@ -132,7 +132,7 @@ def test_symbols_in_another_case(small):
     assert of(adata) == [("APOE", "table"), ("PTGDS", "table"), ("", "none"), ("SNAP25", "table")]
 
 
-def test_matching_without_a_trace(small):
+def test_matching_does_not_change_the_object(small):
     adata = section(["Apoe", "Actb", "Ptgds", "Snap25"])
     with pytest.raises(ValueError, match=r"look like mouse genes.*organism='mouse'"):
         small.match(adata)

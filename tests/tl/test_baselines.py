@@ -8,7 +8,7 @@ from stampy import datasets, tl
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
-def test_pca_is_scanpys(toy):
+def test_pca_equals_scanpy(toy):
     import scanpy as sc
 
     mine = tl.embed(toy, "pca", copy=True, **QUIET).obsm["X_stamp"]

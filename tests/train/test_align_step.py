@@ -99,7 +99,7 @@ def test_losses_are_the_former_ones_bit_for_bit(paired, known):
         assert torch.equal(out[name].grad, other[name].grad), name
 
 
-def test_forward_and_losses_do_not_wait():
+def test_forward_and_losses_do_not_synchronise():
     found, data = stage(augment=False), batch([True, False, True, True], [True, True, False, True])
     pieces = found.pieces(data, 0)
     there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
@@ -156,7 +156,7 @@ def test_gradients_of_a_batch_in_pieces_on_cuda(precision):
 
 
 @pytest.mark.gpu
-def test_a_step_on_cuda_never_waits():
+def test_step_on_cuda_does_not_synchronise():
     found = stage().cuda()
     data = batch([True, False, True, True], [True, True, False, True])
     pieces = [

@@ -217,7 +217,7 @@ def test_a_file_a_section(server, toy, vocabulary, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
-def test_what_came_damaged_is_removed(server, tmp_path):
+def test_damaged_download_is_removed(server, tmp_path):
     toy = datasets.toy_spavis(tmp_path / "SpaVis", n_spots=20, n_sections=1, n_val=0, n_files=1, n_positions=48)
     data = (toy.folder / "train" / "tokens-0.h5").read_bytes()
     half = len(data) // 2
@@ -239,12 +239,12 @@ def test_a_commit_is_required(address, tmp_path):
     assert not (tmp_path / "corpus").exists()
 
 
-def test_the_hub_stands_alone(tmp_path):
+def test_hub_source_excludes_other_sources(tmp_path):
     with pytest.raises(ValueError, match="is a separate corpus"):
         Corpus.build([f"hf:org/name@{COMMIT}", "a.h5ad"], tmp_path / "corpus")
 
 
-def test_only_addresses_of_the_hub_are_meant(tmp_path):
+def test_only_hub_addresses_are_recognised(tmp_path):
     assert source.hub_folder("hf", tmp_path) is None
     assert source.hub_folder([tmp_path], tmp_path) is None
     assert source.hub_folder(None, tmp_path) is None

@@ -104,7 +104,7 @@ def test_precision_and_memory_change_little(changes, on_cpu, tmp_path):
     np.testing.assert_allclose(means(losses), means(on_cpu[1]), rtol=0.05)
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
+def test_interrupted_run_resumes(tmp_path):
     whole, _ = trained(tmp_path / "whole", "cuda")
     trained(tmp_path / "cut", "cuda", steps=5)
     found, losses = trained(tmp_path / "cut", "cuda")
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_step_of_stage_1_never_waits(precision):
+def test_stage_1_step_does_not_synchronise(precision):
     config = PretrainConfig.of(SMALL)
     fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
     stage = Reconstruction(model_of(config), config, 0).train()

@@ -87,7 +87,7 @@ def test_stage_1_on_two_ranks_is_one_of_twice_the_batch(two, tmp_path):
     assert_alike(two / "ddp1", tmp_path)
 
 
-def test_weights_in_two_parts_learn_as_whole_ones(two, tmp_path):
+def test_sharded_weights_learn_like_whole_ones(two, tmp_path):
     train.pretrain(section(), tmp_path, config=SINGLE, **QUIET)
     # The bias of keys has no gradient; the gene head is made of components, which have no sign.
     assert_alike(
@@ -124,17 +124,17 @@ def test_one_rank_needs_no_processes():
         ({"device": "cpu:0", "devices": 2}, "names one device"),
     ],
 )
-def test_devices_that_can_not_be_used(arguments, message):
+def test_invalid_devices_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_fabric("32-true", **arguments)
 
 
-def test_more_devices_than_there_are():
+def test_more_devices_than_available():
     with pytest.raises(ValueError, match="this machine has"):
         make_fabric("32-true", device="cuda", devices=99)
 
 
-def test_what_a_launcher_says(monkeypatch):
+def test_settings_from_launchers(monkeypatch):
     from stampy.train._loop.ranks import _launched
 
     assert _launched() == (1, 1)

@@ -135,7 +135,7 @@ def test_keys_of_other_ranks():
 # Kernels
 
 
-def test_kernels_that_are_not_there():
+def test_missing_kernels():
     assert kernel_for("auto", "cpu", torch.bfloat16) == "torch"
     with pytest.raises(ImportError, match=r"needs the package liger-kernel"):
         kernel_for("liger", "cuda", torch.bfloat16)
