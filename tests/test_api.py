@@ -1,4 +1,4 @@
-"""The house rules, checked."""
+"""Rules of the code base."""
 
 import ast
 import importlib.util
@@ -87,7 +87,7 @@ def test_no_any_in_public_signatures():
     script, found = house(), []
     for path in SOURCE.rglob("*.py"):
         found += [f"{path.name}: {f.name}" for f in script.functions(path) if script.anys_in_signature(f)]
-    assert found == []  # write what it is, or `object` where it may be anything
+    assert found == []  # write the exact type, or `object` for any value
 
 
 # Functions that share a name because they do the same for one tool: the tool, its plot, its task, its command.

@@ -1,4 +1,4 @@
-"""Devices: which is taken, and that an Apple GPU, which knows no float64, is never given one."""
+"""Devices: selection, and no float64 on Apple GPUs, which do not support it."""
 
 import contextlib
 import subprocess
@@ -47,12 +47,12 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch):
-    """As if the model lay on a device without float64: what is moved to the CPU for it is exempt."""
+    """Simulate a device without float64; tensors moved to the CPU are exempt."""
     double = _utils.float64
 
     def exempt(values):
         with _disable_current_modes():
-            return double(values).float()  # stays in what the device knows
+            return double(values).float()  # keeps a supported type
 
     monkeypatch.setattr(slide_classifiers, "float64", exempt)
     monkeypatch.setattr(_utils, "float64", exempt)

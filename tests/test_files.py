@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whatever ends the process that writes them."""
+"""Files and folders are written atomically, also if the process is killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Nothing let in, nothing lost: files made to do harm, damaged files, full disks, no network, two at once."""
+"""Malicious files, damaged files, full disks, missing network, concurrent processes."""
 
 import hashlib
 import http.server
@@ -363,7 +363,7 @@ def test_tiffs_that_claim_huge_sizes_are_not_decoded(tmp_path, monkeypatch, tile
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".tiled.tif"])
-@pytest.mark.filterwarnings("ignore")  # tifffile and PIL say what they see
+@pytest.mark.filterwarnings("ignore")  # of tifffile and PIL
 def test_any_byte_of_an_image_may_be_wrong(tmp_path, suffix):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
@@ -387,7 +387,7 @@ def test_any_byte_of_an_image_may_be_wrong(tmp_path, suffix):
             tells(error)
 
 
-# ---- odd sections: what the fuzzer (test_fuzz.py) found -------------------------------------------------------------
+# ---- malformed sections found by the fuzzer (test_fuzz.py) ----------------------------------------------------------
 
 
 def odd(toy, change):
@@ -535,7 +535,7 @@ def archive_of(path, members):
 
 
 @pytest.mark.parametrize("builder", ["paste", "sepal", "spcs"])
-@pytest.mark.filterwarnings("ignore")  # pandas says what it sees
+@pytest.mark.filterwarnings("ignore")  # of pandas
 def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
     rng = np.random.default_rng(3)
     paths = {role: tmp_path / role for role in ("counts", "positions", "archive")}
@@ -706,7 +706,7 @@ def test_two_processes_fill_one_cache(server, fetch, tmp_path):
     both = threading.Barrier(2)
 
     def together(number):
-        both.wait(timeout=120)  # neither gets an answer before both have asked
+        both.wait(timeout=120)  # no response before both requests
         return {}, b"counts"
 
     server.answer = together

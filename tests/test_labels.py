@@ -1,4 +1,4 @@
-"""Which words are no labels: one list for tools, plots and pages."""
+"""Words that count as missing labels, in tools, plots and reports."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""One process a folder, and hashes that miss nothing."""
+"""One process per folder, and hashes of all inputs."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_a_lock_dies_with_its_process(number, tmp_path):
 
 
 def test_error_names_the_other_machine(tmp_path):
-    """Where locks stay on one machine, the name in the file is all that can be seen of a process on another."""
+    """With locks local to a machine, only the name in the file shows a process on another machine."""
     (tmp_path / ".stampy.lock").write_text("123 on elsewhere\n")
     with pytest.warns(UserWarning, match="still marked by process 123 on elsewhere"):
         _locks.FolderLock(tmp_path, what="run").close()

@@ -1,4 +1,4 @@
-"""The suite stays on this machine."""
+"""The test suite does not use the network."""
 
 import socket
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-OUTSIDE = "192.0.2.1"  # for documentation: nobody has this address
+OUTSIDE = "192.0.2.1"  # reserved for documentation
 
 
 def test_a_connection_out_of_the_machine_is_refused_and_noted(request):

@@ -1,4 +1,4 @@
-"""What users install: built, looked into, installed into an empty folder and run from there."""
+"""The wheel and the source distribution: built, inspected, installed into an empty folder and run."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`stampy.settings`: checked where they are set, and respected."""
+"""`stampy.settings`: validation, and effect."""
 
 import logging
 import subprocess
@@ -109,7 +109,7 @@ def test_verbosity():
     with settings.override(verbosity=4):
         assert settings.verbosity == "debug"
         assert logger.isEnabledFor(logging.DEBUG)
-    assert logger.level == logging.NOTSET  # what the program sets up itself counts
+    assert logger.level == logging.NOTSET  # settings of the program take precedence
     code = "import stampy, logging; stampy.settings.verbosity = 'info'; logging.getLogger('stampy.x').info('told')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert said == "told\n"

@@ -1,4 +1,4 @@
-"""Comparisons: configs, what runs and what is left out, going on after an interrupt, tables, the picture."""
+"""Comparisons: configs, skipped parts, resuming, tables and the figure."""
 
 import copy
 import json
@@ -128,7 +128,7 @@ def test_interrupted_run_resumes(tmp_path, monkeypatch):
     calls[:] = ["again"] * 4  # stops no more
     results = go(config, tmp_path)
     assert embedded == []
-    assert calls[4:] == ["pixels"] * 3  # three seeds of what was not done
+    assert calls[4:] == ["pixels"] * 3  # three seeds of the unfinished part
     assert (results["status"] == "ok").all()
     again = go(config, tmp_path)
     assert len(calls) == 7
@@ -148,7 +148,7 @@ def test_damaged_embedding_is_recomputed(tmp_path, caplog):
 def test_digest_covers_the_inputs_of_embeddings(toy):
     base, changed = digest_of_section(toy), toy.copy()
     changed.obs["domain"] = changed.obs["domain"].astype(str).str[::-1]
-    assert digest_of_section(changed) == base  # labels are none of it
+    assert digest_of_section(changed) == base  # labels are not part of it
 
 
 def _changed_genes(adata):

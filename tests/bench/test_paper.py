@@ -1,4 +1,4 @@
-"""The paper's tables from a folder: every form in which people have the data, what is missing, how figures compare."""
+"""The paper's tables from a folder: layouts of the data, missing data, comparison of figures."""
 
 import json
 import subprocess
@@ -213,7 +213,7 @@ def test_slides_that_are_absent_or_unlabelled_are_listed(tmp_path):
     (folder / "gdc.tsv").write_text("\n".join([*lines, "TCGA-99.svs\tTCGA-99\tStage I"]) + "\n")
     lines = (folder / "gdc.tsv").read_text().splitlines()
     data, found = chosen("tcga-luad", folder, tmp_path)
-    assert data.n_folds == 5  # a label of one patient: the tool says so
+    assert data.n_folds == 5  # a label with one patient only, with a warning
     steps = {p.name: p.steps for p in found.pieces if p.what == "slides"}
     assert "TCGA-99.svs" in steps["slides that are absent"]
     assert "TCGA-00-DX1.tif" in steps["slides without a label"]

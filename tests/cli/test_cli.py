@@ -1,4 +1,4 @@
-"""The command line: what is written, what is said, and that an error is one line and leaves nothing behind."""
+"""The command line: outputs, messages, and errors of one line that leave no files."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def _no_surroundings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Runs a command; gives its exit status, what it said, and what it complained of."""
+    """Run a command; return its exit status, stdout and stderr."""
 
     def run(*argv):
         capsys.readouterr()
@@ -168,7 +168,7 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
         assert min(pixels.shape[:2]) > 300
         assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # it shows something
     written = ad.read_h5ad(out / "section.h5ad")
-    assert set(written.obsm) == {*KEYS, "spatial"}  # nothing is left of what was compared
+    assert set(written.obsm) == {*KEYS, "spatial"}  # results of the comparison are not kept
     sizes = written.obs["stamp_cluster"].value_counts(sort=False)
     assert sizes.index.tolist() == [str(i) for i in range(len(sizes))]
     assert sizes.is_monotonic_decreasing  # "0" is the largest
@@ -450,7 +450,7 @@ def test_no_partial_files_remain(fails, section, weights, monkeypatch, suffix):
     message = fails("embed", "toy.h5ad", old, "--model", weights, "--overwrite", "--modality", "gene")
     assert f"No space left on the disk of '.' for {old}" in message
     assert names_in(here) == sorted(["toy.h5ad", old.name])
-    assert "X_stamp" not in _formats.read(old).obsm  # what was there before
+    assert "X_stamp" not in _formats.read(old).obsm  # the earlier embedding
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -576,7 +576,7 @@ def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
         ("Pass `um_per_px=` or\n `spot_um=`.", "Pass `--um-per-px` or `--spot-um`."),
         ("use modality='gene', or layer='counts'", "use --modality gene, or --layer counts"),
         ('use modality="gene"', "use --modality gene"),
-        ("leave image=False", "leave image=False"),  # no option says that
+        ("leave image=False", "leave image=False"),  # without a corresponding option
         (KeyError("`layer=`"), "`--layer`"),
         (ValueError(), "ValueError"),
     ],

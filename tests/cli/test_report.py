@@ -1,4 +1,4 @@
-"""The report: all of it in one file, nothing in it but text and pictures, and the section as it was."""
+"""The report: one file with text and images only; the section is not changed."""
 
 import re
 from html.parser import HTMLParser

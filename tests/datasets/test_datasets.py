@@ -286,7 +286,7 @@ def test_unknown_names_suggest_the_nearest():
 
 @pytest.fixture
 def server():
-    """A loopback server: `pages` is what it serves, `asked` what it was asked for."""
+    """A loopback server: `pages` are its responses, `asked` the requested paths."""
     pages, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -391,7 +391,7 @@ def test_fetch_accepts_an_unknown_hash_only_on_request(server, register, tmp_pat
     with pytest.warns(UserWarning, match=sha(b"counts")):
         datasets.fetch("made_up", allow_unverified=True)
     assert datasets.fetch("made_up", file="counts", sha256=sha(b"counts").upper()).read_bytes() == b"counts"
-    with pytest.raises(ValueError, match="not the file"):  # what lies in the cache is checked against the new hash
+    with pytest.raises(ValueError, match="not the file"):  # cached files are checked against the new hash
         datasets.fetch("made_up", sha256=sha(b"other"))
     assert cached(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""HEST folders become manifests; what is left out, or missing, is named."""
+"""Manifests of HEST folders; excluded and missing sections are named."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Xenium, MERSCOPE and CosMx, each in the variants in which their files are handed on."""
+"""Xenium, MERSCOPE and CosMx, each in several variants of their files."""
 
 import io
 import shutil

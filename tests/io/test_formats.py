@@ -1,4 +1,4 @@
-"""`stampy.read` and the writer: every format, told apart by itself; nothing but the results is written back."""
+"""`stampy.read` and the writer: every format is recognised, and only results are written back."""
 
 import gzip
 import hashlib
@@ -404,7 +404,7 @@ def spatialdata_of(toy, affine, *, system="global", regions=1):
         elements[f"spots{i}"] = ShapesModel.parse(
             own[rows, :2], geometry=0, radius=radius, index=rows + 1000, transformations={system: to_world}
         )
-    # the image is stored at an offset, and smaller: only the transformation tells
+    # the image is stored at an offset, and smaller, as stated by the transformation only
     shifted = np.zeros((hires.shape[0] + 3, hires.shape[1] + 7, 3), np.uint8)
     back = Sequence([Translation([-7.0, -3.0], ("x", "y")), Scale([1 / scale, 1 / scale], ("x", "y"))])
     shifted[3:, 7:] = hires

@@ -1,4 +1,4 @@
-"""Real files of other producers: each is read, or refused with a word that helps."""
+"""Real files of other producers: each is read, or rejected with a helpful message."""
 
 import warnings
 
@@ -20,7 +20,7 @@ READ = {  # spots, genes, whether there are coordinates
 
 
 def read(path, **options):
-    """The section, and what stampy warned about."""
+    """The section, and the warnings of stampy."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = stampy.read(path, **options)

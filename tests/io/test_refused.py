@@ -1,4 +1,4 @@
-"""What is no section is refused in a short line of stampy's own; damage and bombs are, too."""
+"""Files that are not sections, damaged files and decompression bombs raise a short error of stampy."""
 
 import gzip
 import io
@@ -166,7 +166,7 @@ def test_damage_is_refused_by_name_or_harmless(tmp_path, data):
 
 
 def read_or_refused(folder):
-    """The section and "", or None and what was said."""
+    """The section and "", or None and the message."""
     try:
         return stampy.read(folder), ""
     except (ValueError, FileNotFoundError) as error:

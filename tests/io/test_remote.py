@@ -1,4 +1,4 @@
-"""Sections at addresses, and tables opened lazily; only from memory and this machine."""
+"""Sections at addresses, and lazy tables; only from memory and this machine."""
 
 import http.server
 import shutil

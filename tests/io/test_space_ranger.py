@@ -1,4 +1,4 @@
-"""Space Ranger and GEO: parts are found whatever their names, and what is lacking or left over is said."""
+"""Space Ranger and GEO: parts are found under any name; missing and unused files are reported."""
 
 import json
 
@@ -261,7 +261,7 @@ def test_two_files_of_positions_that_differ(tmp_path):
     spatial(tmp_path / "spatial")
     put(tmp_path / "spatial" / "tissue_positions_list.csv", positions(header=False))
     same(stampy.read(tmp_path))
-    moved = positions(header=False).replace("300", "340")  # a section aligned anew
+    moved = positions(header=False).replace("300", "340")  # another alignment of the section
     put(tmp_path / "spatial" / "tissue_positions_list.csv", moved)
     says = r"tissue_positions\.csv is read; tissue_positions_list\.csv .* other coordinates for 3 of 12 spots"
     with pytest.warns(UserWarning, match=says):

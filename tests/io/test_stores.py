@@ -1,4 +1,4 @@
-"""AnnData, SpatialData, MuData and loom in the versions that are about."""
+"""AnnData, SpatialData, MuData and loom in the versions in use."""
 
 import shutil
 import zipfile
@@ -167,7 +167,7 @@ def test_spatialdata_without_a_table(tmp_path):
 
 
 def mudata(root, *, rna="rna", protein=True, with_rows=True):
-    """A MuData whose coordinates stand at the whole."""
+    """A MuData with coordinates in its top-level `obsm`."""
     root.attrs["encoding-type"] = "MuData"
     table = section()
     del table.obsm["spatial"]
@@ -252,7 +252,7 @@ def test_results_are_not_written_into_stores_of_other_types(tmp_path):
 
 
 def test_an_image_for_a_section_of_cellxgene(tmp_path):
-    """`is_single` stands beside the section in ``uns["spatial"]``, and is none itself."""
+    """`is_single` in ``uns["spatial"]`` is not a section."""
     from small_section import png, put
 
     adata = section()

@@ -1,4 +1,4 @@
-"""ST, Stereo-seq, Slide-seq, and any table of counts beside one of coordinates."""
+"""ST, Stereo-seq, Slide-seq, and any table of counts with a table of coordinates."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""What the command line writes, where the disk can't take it."""
+"""Output of the command line on a full disk."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Our code against outputs of the published implementation on small random weights (float32, 1e-4 relative)."""
+"""Comparison with outputs of the published implementation on small random weights (float32, 1e-4 relative)."""
 
 import json
 from functools import partial

@@ -13,7 +13,7 @@ def test_sizes_of_the_predictors():
     counted = [sum(p.numel() for p in network.parameters()) for network in (stnet, egn)]
     assert counted == [models.card("stnet").parameters, models.card("egn").parameters]
     assert round(counted[0] / 1e6, 2) == 12.08
-    unused = 4 * (8 * 32 * 1024 + 1024)  # an output layer of each bridge that the published code never calls
+    unused = 4 * (8 * 32 * 1024 + 1024)  # an output layer of each bridge that the published code does not use
     assert round((counted[1] + unused) / 1e6, 2) == 146.02
 
 

@@ -1,4 +1,4 @@
-"""Sharing weights: what is uploaded, and what is refused. The hub is replaced by a record of calls."""
+"""Sharing weights: uploads and rejections. A record of calls replaces the hub."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_folder_is_uploaded_with_its_card(hub, folder, tmp_path):
     assert hub.repositories == [("my-lab/mine", True, True)]
     assert hub.tags == [("v1", "0123abc")]
     assert hub.files["README.md"] == b"# Mine"
-    for name, content in hub.files.items():  # what was uploaded can be loaded again
+    for name, content in hub.files.items():  # the uploaded model can be loaded
         (tmp_path / name).write_bytes(content)
     assert models.load(tmp_path, device="cpu").config == models.load(folder, device="cpu").config
 

@@ -1,4 +1,4 @@
-"""The convolutional image tower: what it computes, what it sees, and what goes with it."""
+"""The convolutional image tower: computation, inputs, settings and licence."""
 
 import subprocess
 import sys
@@ -156,7 +156,7 @@ def test_packaged_stem_brings_its_licence():
 
 
 def by_hand(model, toy):
-    """Embeddings of all spots from what `pp.tiles` draws."""
+    """Embeddings of all spots from the tiles of `pp.tiles`."""
     tiles = stampy.pp.tiles(toy, size_px=PX, copy=True).obsm["stamp_tiles"]
     regions = stampy.pp.tiles(toy, size_px=PX, region=True, copy=True).obsm["stamp_tiles"]
     with torch.inference_mode():
@@ -178,7 +178,7 @@ def test_embed_input_equals_pp_tiles(batch_size, model, toy):
 
 
 def test_vector_is_a_function_of_the_image_alone(model, toy):
-    """The same spot has the same vector whichever spots are beside it in the table."""
+    """The vector of a spot does not depend on other spots of the table."""
     adata, alone = toy.copy(), toy[[5]].copy()
     um_per_px = TileSource.open(toy).um_per_px
     for data in (adata, alone):

@@ -1,4 +1,4 @@
-"""Other people's encoders: their cards, their loaders on random weights in their own formats, and one door to all."""
+"""Third-party encoders: cards, loaders on random weights in their own formats, and the common interface."""
 
 import json
 from dataclasses import replace
@@ -234,13 +234,13 @@ NEEDS = {"plip": "transformers", "omiclip": "open_clip"}
 
 @pytest.fixture(scope="module")
 def toy(toy):
-    """The toy section, of the genes that the small systems know and a few more."""
+    """The toy section with the genes of the small systems and a few more."""
     return toy[:, :205].copy()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Weights of a system, written once: (card, path, what they were written from)."""
+    """Weights of a system, written once: (card, path, source)."""
     done = {}
 
     def give(name):
@@ -363,7 +363,7 @@ def test_image_contract(written, name):
         assert system.embed_images(pixels, level="feature").shape == (5, system.card.feature_dim)
         one = torch.cat([system.embed_images(pixels[i : i + 1]) for i in range(5)])
         torch.testing.assert_close(one, found, atol=1e-5, rtol=1e-4)
-    assert found.std(0).max() > 1e-4  # it looks at the tiles
+    assert found.std(0).max() > 1e-4  # vectors depend on the tiles
     if name in ("conch", "plip", "omiclip"):
         torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
     with pytest.raises(ValueError, match="Tiles must be uint8"):
@@ -511,7 +511,7 @@ def test_gene_contract(written, name):
         assert (found[2] == 0).all()
         one = torch.cat([system.embed_counts(block[i : i + 1]) for i in range(6)])
         torch.testing.assert_close(one, found, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(system.embed_counts(block * 3), found, atol=1e-5, rtol=1e-4)  # depth says nothing
+        torch.testing.assert_close(system.embed_counts(block * 3), found, atol=1e-5, rtol=1e-4)  # depth has no effect
     assert found.std(0).max() > 1e-4
     assert {"gene_id", "symbol", "divisor"} <= set(system.genes)
     with pytest.raises(ValueError, match="expects counts of its"):
@@ -893,7 +893,7 @@ def test_duplicated_genes_are_summed(toy, written):
 
 
 def test_embed_the_published_stamp_from_a_file(toy, tmp_path):
-    """stamp-g, stamp-v and stamp-f are one checkpoint; `genes.tsv` beside it is its vocabulary."""
+    """stamp-g, stamp-v and stamp-f are one checkpoint; its vocabulary is `genes.tsv` in the same folder."""
     from stampy.models._published import RENAMED, RENAMED_GENE
 
     gene = models.GeneConfig(n_genes=len(GENES), width=32, depth=1, feedforward=16, max_tokens=20, pooling="positions")

@@ -1,4 +1,4 @@
-"""Plots with long names, many labels and dark images: nothing covers anything else, nothing vanishes."""
+"""Plots with long names, many labels and dark images: no overlaps, and everything is visible."""
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -1,4 +1,4 @@
-"""Pictures: what the artists hold, what stands beside them, and that nothing is written."""
+"""Plots: contents of the artists, legends and titles; plots write nothing."""
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -167,7 +167,7 @@ def test_missing_labels_are_grey_and_named_last():
     ax = pl.spatial(adata, "label")
     assert names(ax) == ["y", "x", "NA"]
     faces = spots(ax).get_facecolors()
-    np.testing.assert_allclose(faces[[0, 2]], [GREY, GREY])  # no label, and a label that says so
+    np.testing.assert_allclose(faces[[0, 2]], [GREY, GREY])  # no label, and a word that means none
     np.testing.assert_allclose(faces[[1, 3]], default_colors(2))
 
 
@@ -517,7 +517,7 @@ def test_chosen_sections_in_that_order():
     assert axes[1].get_legend().get_title().get_text() == "domain"
     one = pl.spatial(adata, "G1", library_key="section", sections="s2")
     assert isinstance(one, plt.Axes)
-    assert colorbar(one).get_ylim() == (0, 35)  # limits of what is shown
+    assert colorbar(one).get_ylim() == (0, 35)  # limits of the displayed values
     with pytest.raises(ValueError, match="`sections` must be one of"):
         pl.spatial(adata, "domain", library_key="section", sections="s3")
     with pytest.raises(ValueError, match="empty"):
@@ -733,7 +733,7 @@ def test_a_few_outliers_do_not_darken_all_other_values():
     adata.obs.iloc[-1, adata.obs.columns.get_loc("counts")] = -1e6
     assert pl.spatial(adata, "counts").child_axes[0].get_ylim()[0] >= 0
     adata.obs["counts"] = 0.0
-    adata.obs.iloc[0, adata.obs.columns.get_loc("counts")] = 7.0  # the only value: all that is to be seen
+    adata.obs.iloc[0, adata.obs.columns.get_loc("counts")] = 7.0  # the only value
     assert pl.spatial(adata, "counts").child_axes[0].get_ylim() == (0, 7)
 
 

@@ -1,4 +1,4 @@
-"""What is drawn is what the models see: image, coordinates and scale, of every storage."""
+"""Plots show the input of the models: image, coordinates and scale, in every storage."""
 
 import anndata as ad
 import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""How the genes of a section are found in a vocabulary: by which names, what is refused, and what is said."""
+"""Matching of the genes of a section to a vocabulary: names, errors and warnings."""
 
 from contextlib import nullcontext
 
@@ -20,7 +20,7 @@ from stampy.pp._vocabulary import packaged_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")
 QUIET = {"show_progress_bar": False, "device": "cpu"}
-# approved symbol, Ensembl id; what others call it
+# approved symbol, Ensembl id; other names
 GENES = {
     "GAPDH": "ENSG00000111640",
     "SEPTIN2": "ENSG00000168385",
@@ -225,7 +225,7 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     assert "3 names are ambiguous" in str(match)
 
 
-# ---- what is no gene -----------------------------------------------------------------------------------------------
+# ---- features that are not genes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", ["feature_types", "feature_type"])
@@ -275,7 +275,7 @@ def test_antibodies_with_repeated_gene_names(human):
         human.match(section(["GAPDH", "CD4", "CD4-1"], np.array([5, 5, 90])))
 
 
-# ---- what is lost is said ------------------------------------------------------------------------------------------
+# ---- warnings about lost counts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_bins_and_divisors_of_small_integers(dtype):
 
 
 def test_one_token_per_gene():
-    """A vocabulary with old symbols beside ids: both names lead to the row with the id, the other tokens stay."""
+    """A vocabulary with old symbols and ids: both names refer to the row with the id, other tokens do not change."""
     frame = pd.DataFrame(
         {
             "gene_id": ["SEPT2", GENES["GAPDH"], "MT.CO2", GENES["SEPTIN2"], "TP53.1", "TP53", "ABC-17.1"],

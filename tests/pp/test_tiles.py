@@ -1,4 +1,4 @@
-"""Tiles: geometry, size of a pixel, AnnData and SpatialData at the door, real sections, and bad input."""
+"""Tiles: geometry, pixel size, AnnData and SpatialData as input, real sections, and invalid input."""
 
 import threading
 import tracemalloc
@@ -501,7 +501,7 @@ def test_spatialdata_other_sources():
     table.obsm["spatial"] = xy
     given = TileSource.open(sdata, image=ramp(), um_per_px=5.0, size_px=20)
     np.testing.assert_array_equal(given.read([3]), TileSource.open(sdata, um_per_px=5.0, size_px=20).read([3]))
-    del table.uns["spatialdata_attrs"]  # the table stands alone: coordinates are px of the image
+    del table.uns["spatialdata_attrs"]  # without a region, coordinates are px of the image
     np.testing.assert_array_equal(given.read([3]), TileSource.open(sdata, um_per_px=5.0, size_px=20).read([3]))
 
 

@@ -236,7 +236,7 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     vocabulary, section = vocabulary_of(), section_of(n=200)
     expected = tokens_of(section, vocabulary)
     before = _rank_tokens._helpers(2)
-    _rank_tokens._helpers.cache_clear()  # what a fork does in the child
+    _rank_tokens._helpers.cache_clear()  # as after a fork, in the child process
     np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
     assert _rank_tokens._helpers(2) is not before
 

@@ -1,4 +1,4 @@
-"""Images: every storage gives the same pixels, every layout is read or refused, damaged files are named."""
+"""Images: every storage gives the same pixels, every layout is read or rejected, damaged files are named."""
 
 import gzip
 import sys

@@ -1,4 +1,4 @@
-"""A file names no other file: links out of HDF5, zarr, ZIP and TIFF are refused before they are followed."""
+"""Links out of HDF5, zarr, ZIP and TIFF files are rejected before they are followed."""
 
 import json
 import os
@@ -232,7 +232,7 @@ def test_a_link_in_a_zipped_store(tmp_path):
 
 
 def ome(tmp_path, *, file_name, uuid, own="urn:uuid:1", compression=None):
-    """An OME-TIFF whose metadata say that its pixels lie in the file of that name."""
+    """An OME-TIFF whose metadata refer to pixels in another file."""
     path = tmp_path / "a.ome.tif"
     pixels = np.zeros((64, 64, 3), np.uint8)
     xml = (
@@ -290,7 +290,7 @@ def test_changed_file_is_checked_again(tmp_path):
         file["group/x"] = np.arange(4)
     refuse_links_h5(path)
     refuse_links_h5(path)
-    time.sleep(0.02)  # file systems tell times by ticks of some milliseconds
+    time.sleep(0.02)  # the time resolution of file systems is some milliseconds
     with h5py.File(path, "r+") as file:
         file["group/y"] = h5py.ExternalLink("other.h5", "/x")
     with pytest.raises(LinkError, match=r"`/group/y` is an external link to '/x' in the file 'other\.h5'"):

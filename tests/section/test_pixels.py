@@ -1,4 +1,4 @@
-"""Pixels: one picture is the same in every type and layout, and what can't be told is refused."""
+"""Pixels: an image is the same in every type and layout; ambiguous arrays raise an error."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a section is: coordinates of every storage, entries of `uns["spatial"]`, contradictions of scale, overlays."""
+"""Sections: coordinates in every storage, entries of `uns["spatial"]`, contradicting scales, overlapping sections."""
 
 import warnings
 
@@ -396,7 +396,7 @@ def test_elements_that_do_not_match_raise(toy, make_sdata):
     del sdata.shapes["cells"]
     with pytest.raises(KeyError, match="annotates 'cells', which is in none of"):
         coordinates_of(sdata)
-    sdata["table"].obsm["spatial"] = toy.obsm["spatial"]  # then the table stands for itself
+    sdata["table"].obsm["spatial"] = toy.obsm["spatial"]  # then the table is used alone
     np.testing.assert_array_equal(coordinates_of(sdata), toy.obsm["spatial"])
 
 

@@ -1,4 +1,4 @@
-"""The image that a section names: from its own folder or by absolute path, a regular file, and told of."""
+"""Images named by a section: from its own folder or by absolute path, regular files only, with a warning."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Every public function takes a SpatialData that has coordinates in its elements alone."""
+"""Every public function takes a SpatialData with coordinates in its elements only."""
 
 import inspect
 
@@ -251,7 +251,7 @@ def test_missing_section_in_uns_is_reported(toy, entry):
     adata.uns["spatial"] = {"toy": entry}
     with pytest.raises(TypeError, match=rf"\['toy'\]` must contain images .* found {type(entry).__name__}"):
         sections_of(adata)
-    adata.uns["spatial"]["is_single"] = True  # of CELLxGENE, beside whatever notes
+    adata.uns["spatial"]["is_single"] = True  # of CELLxGENE, among other entries
     assert len(sections_of(adata)) == 1
 
 

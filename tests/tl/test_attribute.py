@@ -1,4 +1,4 @@
-"""Which genes drive an embedding, a cluster, a match; and the picture of it."""
+"""Attribution of an embedding, a cluster or a match to genes, and its plot."""
 
 import sys
 

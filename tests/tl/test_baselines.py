@@ -1,4 +1,4 @@
-"""Principal components, plain and smoothed, through the door of all models."""
+"""Principal components, plain and smoothed, as models of `tl.embed`."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Many sections or slides in one run: what is written, what goes on, what is refused."""
+"""Many sections or slides in one run: outputs, resuming and errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Runs over many sections: nothing stale is kept, nothing of a section is lost."""
+"""Runs over many sections after changes: outputs are current and complete."""
 
 import anndata
 import numpy as np

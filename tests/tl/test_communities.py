@@ -1,4 +1,4 @@
-"""The neighbour graph and its communities are scanpy's."""
+"""The neighbour graph and its communities equal those of scanpy."""
 
 import numpy as np
 import pytest

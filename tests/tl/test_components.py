@@ -1,4 +1,4 @@
-"""Principal components and variable genes are scanpy's."""
+"""Principal components and variable genes equal those of scanpy."""
 
 import anndata as ad
 import numpy as np

@@ -1,4 +1,4 @@
-"""A section in, an embedding out."""
+"""`tl.embed`."""
 
 import anndata as ad
 import numpy as np

@@ -1,4 +1,4 @@
-"""Embeddings judged without labels."""
+"""Evaluation of embeddings without labels."""
 
 import anndata as ad
 import numpy as np

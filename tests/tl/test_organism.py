@@ -1,4 +1,4 @@
-"""Mouse sections in a human model."""
+"""Mouse sections with a human model."""
 
 import numpy as np
 import pandas as pd

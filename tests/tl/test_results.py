@@ -1,4 +1,4 @@
-"""What tools leave in AnnData: whole or not at all, and nothing stale."""
+"""Results in AnnData are written completely or not at all, and stale results are removed."""
 
 import anndata as ad
 import numpy as np

@@ -1,4 +1,4 @@
-"""Long runs that are interrupted and go on; several sections; counts that never come into memory."""
+"""Long runs that are interrupted and resumed; several sections; counts that are not loaded into memory."""
 
 import json
 import signal
@@ -280,7 +280,7 @@ print(json.dumps(peaks))
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_memory_does_not_grow_with_the_counts(toy, model, tmp_path, suffix):
-    """The small section first, in the same process: what the large one adds is compared with its size."""
+    """Additional memory of the large section after the small one, in one process, compared with its size."""
     models.save(model, tmp_path / "model")
     paths = []
     for n in (20, 300):  # times 120 spots

@@ -1,4 +1,4 @@
-"""Retrieval, scores of gene programmes, and their pictures."""
+"""Retrieval, scores of gene programmes, and their plots."""
 
 import anndata as ad
 import numpy as np
@@ -54,7 +54,7 @@ def test_blocks_equal_a_full_sort(n, m, k, rows, columns, seed):
         assert found.tied[i] == (cosines[i] == cosines[i, pairs[i]]).sum() - 1
 
 
-@pytest.mark.slow  # numba compiles pynndescent anew in every process
+@pytest.mark.slow  # numba compiles pynndescent in every process
 def test_approximate_finds_nearly_all_of_the_nearest():
     query, reference = vectors(50, 16, 1), vectors(1500, 16, 2)
     near, true = approximate(query, reference, 10, rng=np.random.default_rng(0)), exact(query, reference, 10)
@@ -136,7 +136,7 @@ def test_another_reference_in_any_order():
     np.testing.assert_array_equal(
         other.obs_names.to_numpy()[adata.obsm[INDEX]], own.obs_names.to_numpy()[own.obsm[INDEX]]
     )
-    tl.retrieve(adata, other, **QUIET)  # names recur among slides: never taken for the same spots unasked
+    tl.retrieve(adata, other, **QUIET)  # equal names in different slides are not the same spots
     assert "recall" not in adata.uns["stamp"]["stamp_retrieve"]
 
 
@@ -155,7 +155,7 @@ def test_exclusions():
 
 
 def test_approximate_search_leaves_out_and_writes_the_same(monkeypatch):
-    """What stands around the graph of neighbours, with an exact search in its place."""
+    """The code around the neighbour graph, with an exact search."""
     monkeypatch.setattr("stampy.tl._retrieve.approximate", lambda q, r, k, rng: exact(q, r, k))
     adata = section(72)
     adata.obsm["X_stamp_gene"][4] = 0

@@ -1,4 +1,4 @@
-"""Whole slides: tiles lie on tissue, streams go on where they were cut, attention finds what was planted."""
+"""Whole slides: tiles on tissue, resumed stores, attention on planted tiles."""
 
 import json
 from types import SimpleNamespace
@@ -113,7 +113,7 @@ def test_overview_is_the_mean_of_areas_whatever_the_bands(size, factor, band):
 
 @pytest.mark.parametrize("tile", [(64, 64), None])
 def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile):
-    """Of a slide too large to be read wholly one block in several is; what is found is nearly the same."""
+    """One block in several is read of a slide that is too large; the result is nearly the same."""
     y, x = np.mgrid[:2000, :2400]
     pixels = np.full((2000, 2400, 3), 240, np.uint8)
     pixels[((y - 900) / 600) ** 2 + ((x - 1200) / 800) ** 2 < 1] = (190, 110, 170)
@@ -291,7 +291,7 @@ def test_wsidata_embeds_as_the_same_pixels(picture, model):
     np.testing.assert_array_equal(a.obsm["X_stamp"], b.obsm["X_stamp"])
 
 
-@pytest.mark.filterwarnings("ignore")  # what other packages say at import
+@pytest.mark.filterwarnings("ignore")  # of other packages at import
 def test_real_wsidata(slide):
     wsidata = pytest.importorskip("wsidata")
     path, _ = slide
@@ -360,13 +360,13 @@ def test_interrupted_run_resumes(slide, model, tmp_path, monkeypatch, n_batches)
         with pytest.raises(Killed):
             tl.embed_slide(path, store, **how)
     assert not store.exists()
-    with pytest.raises(FileExistsError, match="another"):  # other parameters do not go on with it
+    with pytest.raises(FileExistsError, match="another"):  # other parameters do not resume it
         tl.embed_slide(path, store, **how | {"chunk_size": 16})
     with monkeypatch.context() as patch:
         seen = cut_after(patch, 10**9)
         tl.embed_slide(path, store, **how)
     done = n_batches * 4 // 8 * 8  # whole chunks
-    assert seen == list(range(done, len(whole)))  # what was lost is less than a chunk
+    assert seen == list(range(done, len(whole)))  # less than a chunk was lost
     assert np.array_equal(stored(store), whole)
 
 

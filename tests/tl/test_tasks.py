@@ -1,4 +1,4 @@
-"""Probing, domains, expression: folds that hold out, scores as others compute them, planted truth found."""
+"""Probing, domains, expression: folds, scores equal to reference implementations, simulated structure."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def _closed():
 
 @pytest.fixture(scope="module")
 def base():
-    """Two sections with counts, an embedding that knows the domains and one that knows nothing."""
+    """Two sections with counts, an embedding that contains the domains and one of noise."""
     adata = datasets.toy(n_spots=150, n_sections=2, n_genes=120)
     random = np.random.default_rng(0)
     truth = np.eye(4)[adata.obs["domain"].cat.codes]
@@ -503,7 +503,7 @@ def test_features_that_are_not_genes_are_neither_predicted_nor_counted(one, kind
     tl.expression(one, use_rep="X_good", n_top_genes=20)
     assert list(result(both, "stamp_expression")["genes"]) == list(result(one, "stamp_expression")["genes"])
     np.testing.assert_array_equal(both.obsm["stamp_expression_measured"], one.obsm["stamp_expression_measured"])
-    tl.expression(both, ["p2"], use_rep="X_good")  # asked for
+    tl.expression(both, ["p2"], use_rep="X_good")  # requested
     assert list(result(both, "stamp_expression")["genes"]) == ["p2"]
 
 
@@ -600,7 +600,7 @@ def test_results_survive_files(sections, tmp_path, store):
         read = ad.read_h5ad(tmp_path / "a.h5ad")
     else:
         with ad.settings.override(zarr_write_format=3), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of what a coming release of anndata will do
+            warnings.simplefilter("ignore", UserWarning)  # of changes in a coming release of anndata
             sections.write_zarr(tmp_path / "a.zarr")
         read = ad.read_zarr(tmp_path / "a.zarr")
     for key in ("probe", "stamp_domain", "stamp_expression"):

@@ -1,4 +1,4 @@
-"""Several sections in one space: centred, by the genes that they share, and vectors with their length."""
+"""Several sections in one space: centring, shared genes, and vectors without normalisation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A model fitted to sections in closed form."""
+"""Closed-form adaptation of a model to sections."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_axes_are_the_eigenvectors_of_the_whole_matrix():
 
 
 def test_model_is_rebuilt_from_its_parts(mini, section):
-    """Taken apart and put together with its own axes, a model says the same."""
+    """A model that is rebuilt with its own axes gives the same vectors."""
     _, level, axes, covariance = linear_parts(mini)
     np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-4)
     assert np.linalg.eigvalsh(covariance).min() > -1e-9

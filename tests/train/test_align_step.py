@@ -1,4 +1,4 @@
-"""A step of stage 2 asks the device for nothing before its losses are logged, and computes what it always did."""
+"""A step of stage 2 does not synchronise before its losses are logged, and gives the same results as before."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ GENE = models.GeneConfig(n_genes=60, width=16, depth=1, heads=2, feedforward=24,
 
 
 class Waits(TorchDispatchMode):
-    """Collects what would make the CPU wait for a GPU: numbers read from tensors, places counted on it."""
+    """Record operations that synchronise with a GPU: numbers read from tensors, and counts of positions."""
 
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ def test_forward_and_losses_do_not_synchronise():
     there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
     with Waits() as forward:
         out = found(views[0])
-    # On the CPU the lengths are read by `Packing`, one by one or as a list: of tensors that never were elsewhere.
+    # On the CPU, `Packing` reads the lengths, one by one or as a list, from tensors that were never on a GPU.
     assert "aten.nonzero.default" not in forward.found
     with Waits() as scored:
         found.losses(out, views, there)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or left out, never something in between."""
+"""Checkpoints are complete or skipped, never partial."""
 
 import shutil
 import zipfile

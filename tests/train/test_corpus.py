@@ -1,4 +1,4 @@
-"""Corpora: what is written equals what pp gives, survives crashes, tells of damage, and trains."""
+"""Corpora: content equal to pp, robustness to crashes, detection of damage, and training."""
 
 import errno
 import json
@@ -502,7 +502,7 @@ def test_damage_while_a_corpus_is_open(copied):
         Shards(section.folder / "tokens").chunk(0)
     cells = section.folder / "cells" / "c" / "0" / "0"
     spoiled = bytearray(cells.read_bytes())
-    spoiled[20] ^= 1  # what is compressed has a checksum
+    spoiled[20] ^= 1  # compressed data have a checksum
     cells.write_bytes(spoiled)
     with pytest.raises(ValueError, match=r"damaged at .*chunk 0"):
         _ = section.cells

@@ -1,4 +1,4 @@
-"""Corpora of data sets of the hub, by its real client, from a server on this machine."""
+"""Corpora from data sets of the hub, by its real client, from a local server."""
 
 import hashlib
 import http.server
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """What the client asks of the hub: the commit, the tree, some paths, and files or ranges of them."""
+    """Requests of the client: the commit, the tree, some paths, and files or ranges of them."""
 
     protocol_version = "HTTP/1.1"
 
@@ -174,7 +174,7 @@ def test_spavis_comes_file_by_file(server, tmp_path):
     found = server.run(address, tmp_path / "corpus", stop=1, **options)
     assert found[0] == "stopped", found
     written = sorted(p.name for p in (tmp_path / "corpus" / "sections").iterdir() if p.is_dir())
-    assert written == ["dataset0_slide0"]  # the other section of the first file goes on in the second
+    assert written == ["dataset0_slide0"]  # the other section of the first file continues in the second
     digest, names, there, left = server.run(address, tmp_path / "corpus", **options)
     assert digest == local.digest
     assert names == [s.name for s in local.sections]

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole: the same losses, the same weights."""
+"""Two processes with half a batch each have the losses and weights of one process with the whole batch."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ STAGE1 = COMMON | {
     "embedding": 12,
     "positions_per_step": 30,
 }
-SINGLE = STAGE1 | {"precision": "32-true", "lr": 1e-3, "checkpoint_every": 2}  # sharding knows no float64
+SINGLE = STAGE1 | {"precision": "32-true", "lr": 1e-3, "checkpoint_every": 2}  # sharding does not support float64
 STAGE2 = COMMON | {
     "backbone": "vit_tiny_patch16_224",
     "backbone_kwargs": {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2},
@@ -100,7 +100,7 @@ def test_stage_2_on_two_ranks_is_one_of_twice_the_batch(two, accumulate, tmp_pat
     """With spots that have no genes, which ranks have in different numbers."""
     config = STAGE2 | {"accumulate": accumulate}
     train.align(pairs(), tmp_path, model=two / "ddp1" / "model", config=config, **QUIET)
-    assert_alike(two / "ddp2", tmp_path, rtol=1e-3, atol=1e-4)  # Fabric hands embeddings over as float32
+    assert_alike(two / "ddp2", tmp_path, rtol=1e-3, atol=1e-4)  # Fabric converts embeddings to float32
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(two):

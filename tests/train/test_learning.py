@@ -1,4 +1,4 @@
-"""Shown to learn: what must be reached where the truth is known. Minutes each, hence slow."""
+"""Training reaches a required loss on data with a known optimum. Each test takes minutes, hence slow."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_best_loss_of_a_planted_section_is_that_of_its_odds():
     odds = np.tile(np.where(np.arange(50) < 20, 1.0, 1e-9), (400, 1))
     shows = np.random.default_rng(0).random((400, 50)) < odds / (1 + odds)
     found = best_loss(odds, shows)
-    assert np.log(10) < found < np.log(13)  # of 20 genes about 8.5 are seen
+    assert np.log(10) < found < np.log(13)  # about 8.5 of 20 genes are visible
 
 
 def test_planted_sections_follow_their_odds():
@@ -42,7 +42,7 @@ def test_planted_sections_follow_their_odds():
 
 
 def test_inferred_composition_is_no_better_than_known_composition():
-    """With one kind of spot there is nothing to tell; with many, visible genes tell most of it."""
+    """Equal with one kind of spot; with many, visible genes determine most of the composition."""
     small = {"n_sections": 1, "n_genes": 60, "shown": 20, "batch_effect": 0.0}
     alone = planted(200, n_domains=1, n_states=1, **small)
     assert best_allowed(alone, 0) == pytest.approx(
@@ -69,7 +69,7 @@ def test_best_context_loss_is_between_best_and_frequency():
 
 
 def test_stage_1_learns_a_tiny_simulation_in_seconds(tmp_path):
-    """168 steps lead more than half of the way from what frequencies tell to the best possible loss."""
+    """168 steps cover more than half of the distance from the frequency loss to the best possible loss."""
     world = planted(250, 6, n_genes=40, shown=12, n_domains=2, n_states=2, batch_effect=0.0, rng=0)
     config = PLANTED | {"width": 64, "feedforward": 128, "max_tokens": 24, "epochs_igr": 12, "epochs_cgr": 0}
     model = train.pretrain(world.sections[1:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)
@@ -114,7 +114,7 @@ def test_thirty_two_pairs_are_all_retrieved(model, tmp_path):
 
 @pytest.mark.slow
 def test_stage_1_comes_near_the_best_possible_loss(tmp_path):
-    """On left-out sections, 10,000 spots and 1,015 steps: within 7 % of what the simulator allows."""
+    """On held-out sections, 10,000 spots and 1,015 steps: within 7 % of the best possible loss."""
     world = planted(250, 42, n_genes=60, shown=24, n_domains=2, n_states=2, state_effect=2.0, batch_effect=0.0, rng=0)
     config = PLANTED | {"width": 128, "feedforward": 256, "max_tokens": 48, "epochs_igr": 7, "epochs_cgr": 0}
     model = train.pretrain(world.sections[2:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)

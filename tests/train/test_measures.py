@@ -1,4 +1,4 @@
-"""Measures that can't flatter: masked, replaced and kept positions apart, beside what guessing gives."""
+"""Measures of stage 1 by kind of position (masked, replaced, kept), compared with frequency baselines."""
 
 import json
 
@@ -141,7 +141,7 @@ def test_references_are_ordered_and_exact(seed, n_sections, length):
 
 
 def test_unseen_genes_alone_explain_a_spot_that_shows_all_others():
-    """All spots have the same genes: what is hidden is among the few that are not shown."""
+    """All spots have the same genes: hidden genes are among the few that are not visible."""
     tokens = {"a": np.tile(np.arange(30, 70), (50, 1))}
     found = references(tokens, 70, fraction=0.15, seed=0)
     assert found["corpus_frequency"] == pytest.approx(np.log(40))
@@ -162,7 +162,7 @@ def test_a_run_writes_its_references_and_the_plot_draws_them(toy, tmp_path):
     assert not any("frequency" in str(line.get_label()) for line in axes["igr"].get_lines())
 
 
-# Recall beside a linear model
+# Recall compared with a linear model
 
 
 def test_ties_count_as_nearer():
@@ -173,7 +173,7 @@ def test_ties_count_as_nearer():
 
 @pytest.mark.parametrize("n_sections", [1, 3])
 def test_ridge_recovers_colour_signal(n_sections):
-    """Genes that follow the colour of the tile along a line that bends, beside tiles that say nothing."""
+    """Genes that depend on the colour of the tile non-linearly, and uninformative tiles."""
     rng = np.random.default_rng(0)
     tokens, features, xy = {}, {}, {}
     for name in map(str, range(n_sections)):

@@ -1,4 +1,4 @@
-"""The recipe of the paper: its settings are the paper's, its scripts are well-formed, the rehearsal runs."""
+"""The recipe of the paper: settings, job scripts and rehearsal."""
 
 import importlib.util
 import json

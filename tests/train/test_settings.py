@@ -1,4 +1,4 @@
-"""Settings: wrong kinds, impossible values, conflicts and settings without effect raise where they are made."""
+"""Settings: wrong types, impossible values, conflicts and settings without effect raise at construction."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files of SpaVis-6M: what is in a corpus is what was in them; what does not fit is named by file and row."""
+"""Files of SpaVis-6M: a corpus contains their content; errors name file and row."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def test_toy_files_have_the_tokens_that_stampy_makes(written):
 
 @pytest.fixture
 def published_vocabulary(data_dir, monkeypatch):
-    """The published vocabulary's file, read from the folder of real data and never downloaded."""
+    """The file of the published vocabulary, from the folder of real data, not downloaded."""
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     return datasets.published_vocabulary()
 

@@ -1,4 +1,4 @@
-"""Where small towers may start: at axes and components that are found from the sections at once."""
+"""Spectral starts: towers that start from axes and components of the sections."""
 
 import numpy as np
 import pytest

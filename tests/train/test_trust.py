@@ -1,4 +1,4 @@
-"""Runs that can be trusted: identity, locks, signals, full disks, logs, and what is left out is told."""
+"""Reliability of runs: identity, locks, signals, full disks, logs, and warnings about skipped input."""
 
 import contextlib
 import copy
@@ -200,7 +200,7 @@ def test_rejected_run_does_not_write_the_record_of_the_data(toy, tmp_path):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C interrupts, also where what runs the tests ignores it."""
+    """Ctrl-C interrupts, also if the test runner ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

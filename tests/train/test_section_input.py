@@ -1,4 +1,4 @@
-"""Sections of training come through the door that all share: SpatialData, stores, several sections in one table."""
+"""Training takes the same sections as other functions: SpatialData, stores, several sections in one table."""
 
 import anndata as ad
 import numpy as np

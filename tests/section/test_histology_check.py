@@ -1,4 +1,4 @@
-"""Pictures that are no H&E are noticed, and H&E is not."""
+"""Detection of images that are not H&E."""
 
 import json
 import re
