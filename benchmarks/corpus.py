@@ -28,8 +28,8 @@ from torch.utils.data import default_collate
 
 import stampy
 from stampy.pp._tiles import TileSource
-from stampy.pp._vocabulary import packaged
-from stampy.train import Corpus, PretrainConfig, Section
+from stampy.pp._vocabulary import packaged_vocabulary
+from stampy.train import Corpus, PretrainConfig, SectionInput
 from stampy.train._corpus.shards import decode_tile, encode_tile
 from stampy.train._corpus.training_data import groups_on_disk
 from stampy.train._samplers import GroupSampler
@@ -56,13 +56,13 @@ def section(name: str, n: int) -> ad.AnnData:
     return found
 
 
-def with_image(n: int) -> Section:
+def with_image(n: int) -> SectionInput:
     """`n` spots on a full-resolution image, without genes."""
     path = DATA / "images" / f"{IMAGE}.jpg"
     if not path.exists():
-        return Section(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
+        return SectionInput(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
     source = ad.read_h5ad(DATA / "sections" / f"{IMAGE}.h5ad")
-    return Section(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
+    return SectionInput(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
 
 
 def seconds(function: Callable[[], object], budget: float = 2.0) -> float:
@@ -121,7 +121,7 @@ def track_reading(n: int = 4000):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(folder)
-        corpus = Corpus.build(data, folder / "corpus", vocabulary=packaged(), n_workers=1, progress=False)
+        corpus = Corpus.build(data, folder / "corpus", vocabulary=packaged_vocabulary(), n_workers=1, progress=False)
         stored = corpus.sections[0]
         data.write_h5ad(folder / "counts.h5ad", compression="gzip")
         with h5py.File(folder / "tokens.h5", "w") as file:
@@ -165,7 +165,7 @@ def _build(what: str, sizes: tuple[int, ...]) -> list[tuple[float, float, float]
     found = []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"vocabulary": packaged(), "n_workers": 1, "progress": False, "images": what == "tiles"}
+        options = {"vocabulary": packaged_vocabulary(), "n_workers": 1, "progress": False, "images": what == "tiles"}
         for n in (min(sizes) // 2, *sizes):  # the first build compiles and fills caches
             if what == "tiles":
                 given = with_image(n)

@@ -112,10 +112,10 @@ def in_turn(job):
 
 def reading(toy, folder):
     """Read an epoch of batches of stage 1 from a corpus."""
-    from stampy.pp._vocabulary import packaged
+    from stampy.pp._vocabulary import packaged_vocabulary
     from stampy.train import Corpus, PretrainConfig
 
-    options = {"vocabulary": packaged(), "n_workers": 1, "progress": False, "images": False}
+    options = {"vocabulary": packaged_vocabulary(), "n_workers": 1, "progress": False, "images": False}
     corpus = Corpus.build(toy, f"{folder}/corpus", **options)
     config = PretrainConfig()
     try:

@@ -88,6 +88,43 @@ def test_no_any_in_public_signatures():
     assert found == []  # write what it is, or `object` where it may be anything
 
 
+# Functions that share a name because they do the same for one tool: the tool, its plot, its task, its command.
+SAME = {
+    "add_commands",
+    "attribute",
+    "domains",
+    "evaluate",
+    "expression",
+    "load",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+    "tiles",
+}
+
+
+def test_one_name_means_one_thing():
+    """No two classes share a name, nor two functions that other files may call."""
+    where = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.name.startswith("_")):
+                where.setdefault(node.name, set()).add(path.relative_to(SOURCE).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in SAME} == {}
+
+
+@pytest.mark.parametrize(("room", "new"), [("train", "SectionInput"), ("bench", "SectionConfig")])
+def test_old_names_of_classes_are_deprecated(room, new):
+    module = getattr(stampy, room)
+    with pytest.warns(stampy.StampyWarning, match=f"`stampy.{room}.{new}`") as told:
+        assert module.Section is getattr(module, new)
+    assert told[0].filename == __file__
+    with pytest.warns(stampy.StampyWarning, match="deprecated") as told:
+        exec(compile(f"from stampy.{room} import Section", "user.py", "exec"), {})
+    assert {w.filename for w in told} == {"user.py"}
+
+
 def test_import_is_light():
     code = (
         "import sys, stampy; heavy = {'torch', 'scanpy', 'anndata', 'numpy', 'pandas'} & set(sys.modules); print(heavy)"

@@ -66,7 +66,7 @@ def test_the_seed_reaches_tools_and_training(toy, monkeypatch):
 
     with settings.override(seed=5):
         assert train.PretrainConfig().seed == 5
-        assert folds.seed_of(_settings.DEFAULT_SEED) == 5
+        assert folds.int_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(0) == 0
     adata = toy.copy()

@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
 from stampy import _keys, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, hidden_genes, planted
 from stampy.models._gene import MASK_ID
 from stampy.pp import Vocabulary
@@ -87,7 +87,7 @@ def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]
         print(table.round(3).to_string(), flush=True)
     model = model.cpu()
     tokens = [
-        prepare(Section(data=s, name="kept"), vocabulary, max_tokens=2 * options.shown).tokens.astype(np.int64)
+        prepare(SectionInput(data=s, name="kept"), vocabulary, max_tokens=2 * options.shown).tokens.astype(np.int64)
         for s in kept
     ]
     hidden = [hidden_genes(s.X.toarray() > 0) for s in kept]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from stampy import models, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import TILE_PX, UM_PER_PX, planted
 from stampy.pp import Vocabulary
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     world = planted(N_SPOTS, options.sections + N_KEPT, texture_effect=2.5, state_effect=0.5, rng=options.seed)
     sections = [
-        Section(data=data, name=f"left out {i}" if i < N_KEPT else f"s{i}", um_per_px=UM_PER_PX)
+        SectionInput(data=data, name=f"left out {i}" if i < N_KEPT else f"s{i}", um_per_px=UM_PER_PX)
         for i, data in enumerate(world.sections)
     ]
     config = {"epochs": options.epochs, "pairs_per_batch": options.pairs, "lr": options.lr, "losses": ("patch_gene",),

@@ -42,7 +42,7 @@ def features(options) -> None:
     from fit_image import stem_weights
 
     from stampy import datasets, models
-    from stampy._io.sections import Section
+    from stampy._io.sections import SectionInput
     from stampy.models._stem import ConvStem
     from stampy.pp import Vocabulary
     from stampy.train._data import prepare
@@ -50,7 +50,7 @@ def features(options) -> None:
     stem, model, found = ConvStem(N_BLOCKS).eval(), models.load("stampy-mini"), {}
     stem.load_state_dict(stem_weights(options.stem, N_BLOCKS))
     for name in SECTIONS:
-        section = Section(data=datasets.load(name), name=name, image=datasets.fetch(name, file="image"))
+        section = SectionInput(data=datasets.load(name), name=name, image=datasets.fetch(name, file="image"))
         own = prepare(section, Vocabulary(model.genes), max_tokens=1024, tower=models.ImageConfig())
         tiles = own.tiles.read(np.arange(own.n_spots))
         found |= {f"{name}_tokens": own.tokens, f"{name}_xy": own.xy, f"{name}_colour": tile_features(tiles)}

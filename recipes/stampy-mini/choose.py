@@ -36,7 +36,7 @@ from agree import by_labels
 from stampy import datasets
 from stampy._labels import known_labels
 from stampy._section.neighbors import graph
-from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation.label_free import _tfidf
 from stampy.tl._methods.principal_components import principal_components
@@ -133,7 +133,7 @@ class Judged:
         whole, self.xy = section.counts[rows], section.xy[rows]
         self.counts = [whole, *halves(whole, rng)]
         self.along = [weigh(counts, section.rows) @ columns for counts in self.counts]
-        genes, near = variable_genes(whole), graph(self.xy, 6, np.zeros(len(rows), dtype=int)) / 6
+        genes, near = overdispersed_genes(whole), graph(self.xy, 6, np.zeros(len(rows), dtype=int)) / 6
         own = [gene_targets(half, genes) for half in self.counts[1:]]
         self.targets = [np.hstack([t, near @ t]) for t in own]
         self.folds = regions(self.xy)

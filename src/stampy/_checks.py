@@ -52,6 +52,7 @@ __all__ = [
 
 _MAX_NAME_BYTES = 255
 _PACKAGE = str(Path(__file__).parent) + os.sep
+_IMPORTLIB = "<frozen importlib"
 
 
 class StampyWarning(UserWarning):
@@ -91,13 +92,16 @@ def warn(message: str) -> None:
         message = f"{subject}: {message}"
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
+        skipped = frame.f_code.co_filename.startswith(_IMPORTLIB)  # by `warnings.warn` too
+        frame, level = frame.f_back, level + (not skipped)
     warnings.warn(message, StampyWarning, stacklevel=level)
 
 
 def _is_internal(filename: str) -> bool:
     """Whether a frame belongs to stampy, or to a decorator or context manager between two of its functions."""
-    return filename.startswith(_PACKAGE) or filename.endswith((f"{os.sep}contextlib.py", f"{os.sep}functools.py"))
+    return filename.startswith((_PACKAGE, _IMPORTLIB)) or filename.endswith(
+        (f"{os.sep}contextlib.py", f"{os.sep}functools.py")
+    )
 
 
 def shortlist(names: Iterable[object], n: int = 8) -> str:

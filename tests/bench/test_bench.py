@@ -14,7 +14,7 @@ import stampy
 from stampy import bench, datasets, models
 from stampy._section.identity import digest_of_section
 from stampy.bench import _embeddings, _run, _tasks
-from stampy.bench._config import DataSet, Section, System
+from stampy.bench._config import DataSet, SectionConfig, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
@@ -390,7 +390,7 @@ def test_what_a_run_has_seen(names, before, answers, tmp_path):
 
 def test_seen():
     def data(*sources, **more):
-        return DataSet(name="D", sections=tuple(Section(source=s, name=s) for s in sources), **more)
+        return DataSet(name="D", sections=tuple(SectionConfig(source=s, name=s) for s in sources), **more)
 
     mini, uni = System(name="m", model="stampy-mini"), System(name="u", model="uni")
     assert seen(mini, data("HER2ST_A1")) == "no"

@@ -181,11 +181,11 @@ def test_fractions_without_counts_are_refused(tmp_path):
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of anndata's next release
         adata.write_zarr(path)
-    section = bench.Section(source=str(path), name="151507", part="sample_name=151507")
+    section = bench.SectionConfig(source=str(path), name="151507", part="sample_name=151507")
     with pytest.raises(ValueError, match="no raw counts"):
         read_section(section, tmp_path)
     with pytest.raises(ValueError, match="No row of"):
-        read_section(bench.Section(source=str(path), name="1", part="sample_name=1"), tmp_path)
+        read_section(bench.SectionConfig(source=str(path), name="1", part="sample_name=1"), tmp_path)
 
 
 @pytest.mark.parametrize(("table", "form"), [(t, f) for t in ("hbc", "her2", "psc", "hhk") for f in FORMS[t]])

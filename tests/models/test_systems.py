@@ -17,7 +17,7 @@ from stampy.models._systems import hub as _hub
 from stampy.models._systems import image_encoders as _language
 from stampy.models._systems import image_encoders as _vision
 from stampy.models._systems.catalogue import CARDS
-from stampy.models._systems.gene_encoders import CONTEXT, ranked
+from stampy.models._systems.gene_encoders import CONTEXT, ranked_by_ratio
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 TIMM = ["uni", "uni2-h", "h-optimus-0", "virchow2", "mstar"]
@@ -547,7 +547,7 @@ def test_nicheformer_as_described(written):
 
 def test_ranked_ties_go_to_the_lower_row():
     block = sparse.csr_matrix([[2.0, 0, 4, 2], [0, 0, 0, 0]])
-    assert ranked(block, np.array([1.0, 1, 2, 1]), 5).tolist() == [[30, 32, 33, 0, 0], [0] * 5]
+    assert ranked_by_ratio(block, np.array([1.0, 1, 2, 1]), 5).tolist() == [[30, 32, 33, 0, 0], [0] * 5]
 
 
 def test_scgpt_as_described(written):
@@ -559,7 +559,8 @@ def test_scgpt_as_described(written):
     for row in block.toarray():
         (here,) = np.nonzero(row)
         ids = torch.tensor([[tokens["<cls>"], *here]])
-        values = torch.tensor([[-2.0, *_scgpt.bins(row[here] / means["mean"].to_numpy()[here])]], dtype=torch.float32)
+        bins = _scgpt.quantile_bins(row[here] / means["mean"].to_numpy()[here])
+        values = torch.tensor([[-2.0, *bins]], dtype=torch.float32)
         gene = F.layer_norm(
             t["encoder.embedding.weight"][ids], (16,), t["encoder.enc_norm.weight"], t["encoder.enc_norm.bias"]
         )
@@ -576,10 +577,10 @@ def test_scgpt_as_described(written):
 
 def test_bins_of_a_spot():
     rng = np.random.default_rng(0)
-    distinct = _scgpt.bins(rng.permutation(500) + 1.0)
+    distinct = _scgpt.quantile_bins(rng.permutation(500) + 1.0)
     assert (distinct.min(), distinct.max()) == (1, 50)
-    assert _scgpt.bins(np.full(9, 2.0)).tolist() == [25] * 9  # every edge is the same: the middle
-    assert _scgpt.bins(np.array([])).tolist() == []
+    assert _scgpt.quantile_bins(np.full(9, 2.0)).tolist() == [25] * 9  # every edge is the same: the middle
+    assert _scgpt.quantile_bins(np.array([])).tolist() == []
 
 
 def test_scgpt_keeps_the_same_genes_of_rich_spots(written, monkeypatch):

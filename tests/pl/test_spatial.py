@@ -15,7 +15,7 @@ from scipy import sparse
 from stampy import datasets, pl
 from stampy._section.pixel_size import lattice
 from stampy.pl._drawing.paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
-from stampy.pl._drawing.view import spot_distance
+from stampy.pl._drawing.view import drawing_distance
 
 GREY = to_rgba(MISSING)
 quick = settings(deadline=None, max_examples=30)
@@ -439,7 +439,7 @@ def test_without_image_the_size_comes_from_the_distance():
     assert bar_um(ax) is None
     xy = np.random.default_rng(0).random((4000, 2)) * 1000
     assert lattice(xy) is None
-    assert spot_distance(xy) == pytest.approx(1000 / 4000**0.5, rel=0.2)  # no grid: about the mean spacing
+    assert drawing_distance(xy) == pytest.approx(1000 / 4000**0.5, rel=0.2)  # no grid: about the mean spacing
 
 
 @pytest.mark.parametrize("xy", [[[5, 5]], [[5, 5], [5, 5]], [[5, 5], [9, 5]], [[0, 0], [1, 1], [1, 1]]])
@@ -462,7 +462,7 @@ def test_grids_are_recognised_at_any_rotation(n_rows, n_cols, pitch, angle):
         turned = xy @ turn * pitch / 200
         assert lattice(turned) == (kind, pytest.approx(pitch))
         assert lattice(np.repeat(turned, 2, axis=0)[:-1])[0] == kind  # spots at the same place do not hide it
-        assert spot_distance(turned) == pytest.approx(pitch)
+        assert drawing_distance(turned) == pytest.approx(pitch)
 
 
 # --- scale bar

@@ -16,7 +16,7 @@ from stampy.pp import Vocabulary, tokenize
 from stampy.pp._counts import column_sums, raw_layers
 from stampy.pp._genes.annotation import features_of, resolved_names
 from stampy.pp._genes.names import control_of, human_genes, mended
-from stampy.pp._vocabulary import packaged
+from stampy.pp._vocabulary import packaged_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")
 QUIET = {"show_progress_bar": False, "device": "cpu"}
@@ -148,7 +148,7 @@ def test_each_gene_by_itself(human, data):
 @pytest.mark.parametrize("write", [str.lower, str.upper, lambda name: name.replace("-", ".").lower()])
 def test_names_in_one_case(write):
     """Every approved symbol of HGNC in one case is its own gene, those of the mitochondria included."""
-    human = packaged()
+    human = packaged_vocabulary()
     names = [human.index.human.symbols[gene] for gene in human.index.by_gene]
     rows = list(human.index.by_gene.values())
     kept = [k for k, name in enumerate(names) if human.index.by_symbol.get(name) == rows[k]][::20]
@@ -306,7 +306,7 @@ def test_a_small_loss_is_in_the_report_alone(human):
 
 def test_errors_show_real_ids():
     with pytest.raises(ValueError, match=r"expected ids such as \['ENSG0\d+', .*symbols such as \['TSPAN6'"):
-        packaged().match(section([f"x{i}" for i in range(50)]))
+        packaged_vocabulary().match(section([f"x{i}" for i in range(50)]))
 
 
 def test_the_layer_is_named(toy, model):
@@ -372,7 +372,7 @@ def test_one_gene_one_token():
 
 
 def test_the_packaged_vocabulary():
-    vocabulary = packaged()
+    vocabulary = packaged_vocabulary()
     assert len(vocabulary) == 20_000
     assert vocabulary.merged["ADRBK1"] == "ENSG00000173020"
     for old, new in (("ADRBK1", "GRK2"), ("MARCH1", "MARCHF1"), ("SEPT2", "SEPTIN2"), ("C10orf54", "VSIR")):
@@ -423,7 +423,7 @@ def test_sources_of_ids_by_column():
 
 def test_share_of_the_counts_of_real_sections(data_dir):
     for name, least in (("melanoma_ST_sepal", 0.997), ("PDAC_A_human", 0.980), ("prostate_CP_mini", 0.9999)):
-        match = packaged().match(anndata.read_h5ad(data_dir / "sections" / f"{name}.h5ad"))
+        match = packaged_vocabulary().match(anndata.read_h5ad(data_dir / "sections" / f"{name}.h5ad"))
         assert 1 - match.unmatched_share > least, str(match)
 
 
@@ -463,7 +463,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("how", WRITTEN)
 def test_what_stands_around_every_name_is_cut(how):
-    vocabulary = packaged()
+    vocabulary = packaged_vocabulary()
     names = [name for name in vocabulary.index.first_symbols if name][:200]
     expected = vocabulary.match(section(names)).rows
     np.testing.assert_array_equal(vocabulary.match(section([WRITTEN[how](name) for name in names])).rows, expected)

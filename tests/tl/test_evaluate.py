@@ -104,7 +104,7 @@ def test_variable_genes_are_those_that_differ():
     rng = np.random.default_rng(0)
     rate = np.full((300, 50), 3.0)
     rate[:150, 10:15] = 12
-    assert _thinning.variable_genes(sparse.csr_matrix(rng.poisson(rate)), 5).tolist() == [10, 11, 12, 13, 14]
+    assert _thinning.overdispersed_genes(sparse.csr_matrix(rng.poisson(rate)), 5).tolist() == [10, 11, 12, 13, 14]
 
 
 def test_truth_beats_noise(section):

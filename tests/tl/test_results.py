@@ -7,7 +7,7 @@ import pytest
 
 import stampy
 from stampy import datasets, tl
-from stampy.tl._results import Result, check_finite, write
+from stampy.tl._results import Result, check_finite, write_result
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -162,7 +162,7 @@ def test_all_is_undone_when_a_part_does_not_fit(section):
     before = state(section)
     wrong = Result("r", {}, obs={"new": np.zeros(80)}, obsm={"r": np.ones((80, 2)), "s": np.ones((3, 2))})
     with pytest.raises(ValueError, match=r"shape|dim"):
-        write(section, wrong, copy=False)
+        write_result(section, wrong, copy=False)
     assert same(before, state(section))
 
 

@@ -464,7 +464,7 @@ def test_expression_holds_out():
 def test_genes_are_chosen_among_those_of_every_section(sections):
     dense = sections.X.toarray()
     dense[:150, 5] = 0  # absent in one section
-    found = linear_models.top_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
+    found = linear_models.top_variable_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
     assert len(found) == 20
     assert 5 not in found
     markers = sections.var["domain"].notna().to_numpy()

@@ -9,7 +9,7 @@ import stampy
 from stampy import datasets, models, tl, train
 from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt, leading_axes, neighbor_graph, pieces_of
+from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt_encoder, leading_axes, neighbor_graph, pieces_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -63,7 +63,7 @@ def test_the_adapted_model_embeds_what_was_solved(mini, section, adapted):
     rng = np.random.default_rng(0)
     pieces = pieces_of(section, vocabulary.match, rng=rng)
     parts = LinearEncoder(*linear_parts(mini))
-    found = adapt(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
+    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
     from stampy.pp._linear_encoder import _weighted
 
     features = _weighted(pieces[0].counts, pieces[0].rows, parts, vocabulary.divisors) @ found.axes

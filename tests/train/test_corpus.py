@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy._utils import stream
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
@@ -57,7 +57,7 @@ def sections(toy):
     other = datasets.toy(n_spots=70, n_genes=500, rng=1)
     image_only = datasets.toy(n_spots=30, rng=2)[:, :0].copy()
     pairs = ((toy, "a"), (other, "b"), (image_only, "no genes"))
-    return [Section(data=a, name=n, organ="colon", platform="Visium") for a, n in pairs]
+    return [SectionInput(data=a, name=n, organ="colon", platform="Visium") for a, n in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_a_picture_that_is_no_histology_is_noted(toy, tmp_path):
     images = dark.uns["spatial"]["toy"]["images"]
     dark.uns["spatial"]["toy"]["images"] = {key: np.zeros_like(image) for key, image in images.items()}
     with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
-        Corpus.build([Section(data=dark, name="dark")], tmp_path / "corpus", **SMALL)
+        Corpus.build([SectionInput(data=dark, name="dark")], tmp_path / "corpus", **SMALL)
     (record,) = [json.loads(p.read_text()) for p in (tmp_path / "corpus" / "sections").glob("*/zarr.json")]
     assert any("does not look like H&E" in note for note in record["attributes"]["stampy"]["notes"])
     tower = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=32)
     with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
-        prepare(Section(data=dark, name="dark"), Vocabulary.from_sections([dark]), max_tokens=48, tower=tower)
+        prepare(SectionInput(data=dark, name="dark"), Vocabulary.from_sections([dark]), max_tokens=48, tower=tower)
 
 
 def test_tokens_coordinates_and_tiles_equal_what_pp_gives(corpus, sections):
@@ -253,7 +253,12 @@ def test_building_again_keeps_what_is_there_and_adds(sections, corpus, copied, m
     assert written == []
     changed = sections[1].data.copy()
     changed.obsm["spatial"] = changed.obsm["spatial"] + 1
-    new = [sections[0], Section(data=changed, name="b"), *sections[2:], Section(data=sections[0].data, name="more")]
+    new = [
+        sections[0],
+        SectionInput(data=changed, name="b"),
+        *sections[2:],
+        SectionInput(data=sections[0].data, name="more"),
+    ]
     assert again(new).digest != corpus.digest
     assert written == ["b", "more"]
     with pytest.raises(ValueError, match=r"the section 'more' that was not passed"):
@@ -310,7 +315,7 @@ def test_a_bad_section_stops_or_is_left_out_with_a_warning(toy, tmp_path):
     (tmp_path / "bad.h5ad").write_bytes(b"no")
     negative = toy.copy()
     negative.X = -negative.X
-    chosen = [Section(data=toy, name="good"), tmp_path / "bad.h5ad", Section(data=negative, name="negative")]
+    chosen = [SectionInput(data=toy, name="good"), tmp_path / "bad.h5ad", SectionInput(data=negative, name="negative")]
     with pytest.raises(ValueError, match=r"Section 'bad' can't be used: .*truncated.*on_error='skip'"):
         Corpus.build(chosen, tmp_path / "out", **SMALL)
     with pytest.warns(UserWarning, match="was skipped") as caught:
@@ -344,9 +349,9 @@ def test_a_full_disk_stops_also_where_bad_sections_are_skipped(sections, corpus,
 
 
 def test_too_few_spots_for_a_group_is_said(toy, tmp_path):
-    few = Section(data=toy[:5].copy(), name="few")
+    few = SectionInput(data=toy[:5].copy(), name="few")
     with pytest.warns(UserWarning, match="'few': No neighbourhood group"):
-        corpus = Corpus.build([few, Section(data=toy, name="all")], tmp_path, **SMALL)
+        corpus = Corpus.build([few, SectionInput(data=toy, name="all")], tmp_path, **SMALL)
     assert corpus.section("few").n_groups == [0]
     assert corpus.section("few").tokens(np.arange(5)).any()
 
@@ -395,7 +400,7 @@ def test_another_image_under_the_same_name_is_noticed(toy, tmp_path, ending, pla
     prints = set()
     for side in (30, 40, 40):
         Image.new("RGB", (side, side)).save(image)
-        prints.add(_corpus_build._fingerprint(Section(name="s", data=path)))
+        prints.add(_corpus_build._fingerprint(SectionInput(name="s", data=path)))
     assert len(prints) == 2
 
 
@@ -428,7 +433,7 @@ def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_pa
     with pytest.raises(ValueError, match="neither empty nor a corpus"):
         Corpus.build(toy, tmp_path, **SMALL)
     with pytest.raises(ValueError, match=r"different names, found \['s: in memory, in memory'\]"):
-        Corpus.build([Section(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
+        Corpus.build([SectionInput(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
     with pytest.raises(FileNotFoundError, match="is not a corpus"):
         Corpus(tmp_path)
 
@@ -605,7 +610,7 @@ class Stopped(Exception):
 
 
 def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypatch):
-    sections = [Section(data=s.data[:50].copy(), name=s.name) for s in sections[:2]]
+    sections = [SectionInput(data=s.data[:50].copy(), name=s.name) for s in sections[:2]]
     corpus = Corpus.build(sections, tmp_path / "corpus", **SMALL | {"size_px": 224, "codec": "jpeg"})
     model = train.pretrain(corpus, tmp_path / "genes", config=STAGE1, **QUIET)
     assert Vocabulary(model.genes) == corpus.vocabulary
@@ -628,7 +633,7 @@ def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypat
     assert both.config.image is not None
     assert (tmp_path / "both" / "model").is_dir()
 
-    more = [*sections, Section(data=sections[0].data, name="more")]
+    more = [*sections, SectionInput(data=sections[0].data, name="more")]
     Corpus.build(more, corpus.path, **SMALL | {"size_px": 224, "codec": "jpeg"})
     with pytest.raises(ValueError, match="contains a run with other data"):
         again()

@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from stampy import datasets, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, planted
 from stampy.pp import Vocabulary
 from stampy.train._baselines import ranks_of_own
@@ -103,7 +103,7 @@ def test_all_of_thirty_two_pairs_find_each_other(model, tmp_path):
               "weight_decay": 0.0, "checkpoint_every": 10**6}  # fmt: skip
     aligned = train.align(section, tmp_path, model=model, config=config, **QUIET)
     prepared = prepare(
-        Section(data=section, name="s"), Vocabulary(model.genes), max_tokens=64, tower=model.config.image
+        SectionInput(data=section, name="s"), Vocabulary(model.genes), max_tokens=64, tower=model.config.image
     )
     rows = np.arange(32)
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def test_cgr_finds_neighbourhoods_that_igr_does_not(tmp_path):
 
 
 def _domains_found(model, section, vocabulary) -> float:
-    tokens = prepare(Section(data=section, name="kept"), vocabulary, max_tokens=40).tokens.astype(np.int64)
+    tokens = prepare(SectionInput(data=section, name="kept"), vocabulary, max_tokens=40).tokens.astype(np.int64)
     with torch.inference_mode():
         features = model.gene_features(torch.from_numpy(tokens)).numpy()
     domains = section.obs["domain"].astype(str)

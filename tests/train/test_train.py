@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
 from stampy.train import _pretrain_step
@@ -451,7 +451,7 @@ def test_manifest(toy, tmp_path):
 def prepared(toy, vocabulary):
     other = datasets.toy(n_spots=60, rng=1)
     read = functools.partial(prepare, vocabulary=vocabulary, max_tokens=48, tower=models.ImageConfig())
-    return TrainingData([read(Section(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))], vocabulary, 48)
+    return TrainingData([read(SectionInput(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))], vocabulary, 48)
 
 
 def test_groups_stay_within_their_section_and_are_drawn_anew(prepared):

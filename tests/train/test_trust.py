@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 from stampy._locks import FolderLock
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
@@ -79,7 +79,7 @@ def _divisor(toy, model):
 
 
 def _scale(toy, model):
-    return [Section(data=_own(toy), name="section 0", um_per_px=1.5)], model, STAGE2
+    return [SectionInput(data=_own(toy), name="section 0", um_per_px=1.5)], model, STAGE2
 
 
 def _spot(toy, model):
@@ -313,7 +313,7 @@ FAULTS = {_nan: "NaN", _no_place: "`spatial` not found", _logs_of_counts: "raw c
 def test_errors_name_the_section_in_every_way_in(way, fault, toy, model, tmp_path):
     bad = _own(toy)
     fault(bad)
-    sections = [Section(data=toy, name="good"), Section(data=bad, name="bad one")]
+    sections = [SectionInput(data=toy, name="good"), SectionInput(data=bad, name="bad one")]
     if way in ("file", "manifest"):
         bad.write_h5ad(tmp_path / "bad one.h5ad")
         sections = tmp_path / "bad one.h5ad"
@@ -380,10 +380,10 @@ def test_missing_files_are_told_before_anything_is_read(tmp_path):
 
 
 def test_sections_without_a_part_in_stage_1(toy, tmp_path):
-    few = Section(data=toy[:5].copy(), name="few")
+    few = SectionInput(data=toy[:5].copy(), name="few")
     with pytest.raises(ValueError, match=r"needs at least 9 spots .* found .'few: 5'"):
         train.pretrain([toy, few], tmp_path, config=STAGE1, **QUIET)
-    blind = Section(data=toy[:, :0].copy(), name="image alone")
+    blind = SectionInput(data=toy[:, :0].copy(), name="image alone")
     with pytest.warns(UserWarning, match=r"1 of the sections have no genes .*'image alone'"):
         train.pretrain([toy, blind], tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.raises(ValueError, match="No section has genes"):
@@ -397,15 +397,15 @@ def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path
     sparse = toy.copy()
     sparse.obsm["spatial"] = toy.obsm["spatial"].copy()
     sparse.obsm["spatial"][:40] += 1e6 * np.arange(40)[:, None]  # each alone
-    section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
+    section = prepare(SectionInput(data=sparse, name="s"), vocabulary, max_tokens=48)
     sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
     with pytest.warns(UserWarning, match=r"skips 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(
-            [Section(data=toy, name="a"), Section(data=sparse[:40].copy(), name="b")], tmp_path / "c", n_workers=1,
-            max_tokens=48, images=False, progress=False,
+            [SectionInput(data=toy, name="a"), SectionInput(data=sparse[:40].copy(), name="b")], tmp_path / "c",
+            n_workers=1, max_tokens=48, images=False, progress=False,
         )  # fmt: skip
     assert corpus.table["n_groups"].tolist()[1] == 0
 
@@ -427,7 +427,7 @@ def test_warnings_name_the_section(toy, model):
     halved = toy.copy()
     halved.X = toy.X * 0.3
     with pytest.warns(UserWarning, match=r"Section 'few': `adata.X` seems to be depth-normalised"):
-        prepare(Section(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
+        prepare(SectionInput(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
 
 
 def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tmp_path):
@@ -444,7 +444,7 @@ def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tm
 
 
 def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):
-    section = prepare(Section(data=toy, name="s"), vocabulary, max_tokens=48, tower=models.ImageConfig())
+    section = prepare(SectionInput(data=toy, name="s"), vocabulary, max_tokens=48, tower=models.ImageConfig())
     sampler = PairSampler(TrainingData([section], vocabulary, 48), train.AlignConfig.of(STAGE2))
     drawn = []
     draw = PairSampler._draw_order

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stampy import _files, _keys, _utils
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
-from stampy._section.libraries import Library, libraries_of, library_named, named_file, source_of
+from stampy._section.libraries import Library, image_path_of, libraries_of, library_named, named_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ def _library_columns(obs: pd.DataFrame, libraries: Mapping[str, Library]) -> Ite
 
 def _referred_images(library: Library) -> Iterator[str]:
     """Existing image files to which an entry of ``uns["spatial"]`` refers."""
-    for name in (source_of(library), *map(named_file, library.get("images", {}).values())):
+    for name in (image_path_of(library), *map(named_file, library.get("images", {}).values())):
         if name and (path := Path(name).expanduser()).is_file():
             yield f"file {_files.digest_of_file(path)}"
 

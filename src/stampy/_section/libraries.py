@@ -21,6 +21,7 @@ __all__ = [
     "SeveralSectionsError",
     "check_one_section",
     "has_image",
+    "image_path_of",
     "images_of",
     "is_single",
     "libraries_of",
@@ -28,7 +29,6 @@ __all__ = [
     "matching_columns",
     "named_file",
     "section_column",
-    "source_of",
     "warn_of_indices",
 ]
 
@@ -97,7 +97,7 @@ def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
 
 def has_image(library: Library) -> bool:
     """Whether an entry of ``uns["spatial"]`` has pixels or the path of a full-resolution image."""
-    return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
+    return bool(images_of(library) or image_path_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
 def images_of(library: Mapping[str, object]) -> dict[str, object]:
@@ -112,7 +112,7 @@ def named_file(image: object) -> str:
     return str(image) if isinstance(image, str | Path) else ""
 
 
-def source_of(library: Library) -> str:
+def image_path_of(library: Library) -> str:
     """Path of the full-resolution image, or ""."""
     path = _single_value(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
     if isinstance(path, bytes):

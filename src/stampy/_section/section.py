@@ -28,11 +28,11 @@ from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,
     check_one_section,
+    image_path_of,
     images_of,
     libraries_of,
     library_named,
     section_column,
-    source_of,
 )
 from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
@@ -176,7 +176,7 @@ class PlacedSection:
 
     def _stated_um_per_px(self) -> float | None:
         """µm per pixel of the full-resolution image, as stated by the image file."""
-        named = self.wishes.image is not None or bool(source_of(self.library))  # type: ignore[arg-type]
+        named = self.wishes.image is not None or bool(image_path_of(self.library))  # type: ignore[arg-type]
         image = self.image if named else None
         return None if image is None or image.um_per_px is None else image.um_per_px * image.scale
 

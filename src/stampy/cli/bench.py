@@ -122,9 +122,9 @@ def inputs_summary(table: str, folder: str, found: Sequence[Piece]) -> str:
 
 
 def _report(*, folder: str, out: str, title: str) -> None:
-    from stampy.cli.tables import report
+    from stampy.cli.tables import write_tables
 
-    say(f"Written: {report(folder, out, title=title)}")
+    say(f"Written: {write_tables(folder, out, title=title)}")
 
 
 def _results_summary(results: pd.DataFrame, out: str) -> str:

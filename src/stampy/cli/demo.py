@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from stampy import _checks, _files, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
+from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict_paragraphs
 from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
@@ -133,7 +133,7 @@ def demo(
     with clock.of("evaluating"):
         organism = options.get("organism", "human")
         judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
-        said = verdict(judged, seed)
+        said = verdict_paragraphs(judged, seed)
         if labels is not None:
             said.append(about_labels(adata, labels, CLUSTER))
     for text in said:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Organism
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict"]
+__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict_paragraphs"]
 
 PCA = "X_pca"
 MIN_AGREEMENT = 0.3  # adjusted Rand index below which clusters and labels are said to differ
@@ -40,7 +40,7 @@ class Judged:
     organism: Organism
 
 
-def verdict(judged: Judged, seed: int) -> list[str]:
+def verdict_paragraphs(judged: Judged, seed: int) -> list[str]:
     """Paragraphs that judge the embedding, by `tl.evaluate` and, with labels, by `tl.probe` compared with PCA.
 
     For a section that cannot be judged (too small, counts that are not whole numbers), the reason is given instead.

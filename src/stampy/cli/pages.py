@@ -23,7 +23,7 @@ __all__ = [
     "Picture",
     "figure_of",
     "maps_of",
-    "picture",
+    "png_of",
     "render",
 ]
 
@@ -47,7 +47,7 @@ def figure_of(axes: Axes | list[Axes]) -> Figure:
     return figure
 
 
-def picture(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
+def png_of(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
     """Convert the figure to PNG and close it."""
     import matplotlib.pyplot as plt
 
@@ -104,7 +104,7 @@ class Maps:
             self.data, color, library_key=self.library_key, title=title, image=self.image, image_key=self.image_key,
             table_key=self.table_key, size=1.0 if color is None else 1.5, vmax=vmax,
         )  # fmt: skip
-        return picture(figure_of(axes), caption)
+        return png_of(figure_of(axes), caption)
 
 
 def maps_of(

@@ -18,7 +18,7 @@ from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
 from stampy.cli.domain_summary import top_genes
 from stampy.cli.options import in_options
-from stampy.cli.pages import Maps, Picture, maps_of, picture, render
+from stampy.cli.pages import Maps, Picture, maps_of, png_of, render
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -292,7 +292,7 @@ def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
         f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer "
         "than "
         f"{SHORT}{'; their embedding is unreliable' if short else ''}.",
-        "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
+        "histogram": png_of(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
         "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
         "marks": [f"{v:,.0f}" for v in marks],
     }

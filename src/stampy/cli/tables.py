@@ -15,12 +15,12 @@ from stampy.bench._config_names import TASKS
 from stampy.bench._export import NOTHING, Sheet, sheets
 from stampy.bench._paper.pieces import grouped
 from stampy.bench._table import RESULTS, ResultsAbout, about_results
-from stampy.cli.pages import Picture, figure_of, picture, render
+from stampy.cli.pages import Picture, figure_of, png_of, render
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["report"]
+__all__ = ["write_tables"]
 
 SAME = {"yes": "same", "no": "differs", "not known": "unknown"}
 NEVER = "not known"
@@ -38,7 +38,7 @@ class Beside:
     notes: list[str]
 
 
-def report(folder: str | Path, target: str | Path, *, title: str = "Tables") -> Path:
+def write_tables(folder: str | Path, target: str | Path, *, title: str = "Tables") -> Path:
     """Write a page with the tables and plots of a run, or of all runs below a folder.
 
     Parameters
@@ -156,7 +156,7 @@ def _drawn(results: pd.DataFrame) -> Iterator[Picture]:
     summary = bench.summary(results)
     for dataset in dict.fromkeys(summary.loc[summary["status"] == "ok", "dataset"]):
         axes = pl.bench(summary, datasets=dataset)
-        yield picture(figure_of(axes), f"{dataset}: every system and task.")
+        yield png_of(figure_of(axes), f"{dataset}: every system and task.")
 
 
 def _file(path: Path) -> Picture:

@@ -13,7 +13,7 @@ from stampy import _checks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
+__all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_name", "counts_of", "iter_rows", "raw_layers"]
 
 CHUNK = 2048  # spots per block; a dense block of a whole transcriptome takes a few hundred MB
 LARGEST_SUM = 1e300  # keeps differences and ratios of sums finite
@@ -137,7 +137,7 @@ def _sums_of(X: Any) -> np.ndarray:
     return sums
 
 
-def source_of(layer: str | None) -> str:
+def counts_name(layer: str | None) -> str:
     """Name of these counts in messages and records."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 

@@ -26,9 +26,9 @@ from stampy import _keys, _utils
 from stampy._section.neighbors import nearest
 from stampy._section.section import places_of, told_apart
 
-from ._counts import CountMatrix, checked_rows, counts_of, source_of
+from ._counts import CountMatrix, checked_rows, counts_name, counts_of
 from ._rank_tokens import rank_tokens
-from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from ._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +43,7 @@ __all__ = [
     "LinearEncoder",
     "SectionPart",
     "SpotGenes",
-    "adapt",
+    "adapt_encoder",
     "leading_axes",
     "neighbor_graph",
     "orthonormal",
@@ -186,7 +186,7 @@ def pieces_of(
             n = max(round(share * len(mine)), MIN_SPOTS)
             distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
             mine = np.sort(mine[np.argsort(distance, kind="stable")[:n]])
-        pieces.append(SectionPart(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
+        pieces.append(SectionPart(_rows_of(counts, mine, counts_name(layer)), rows, xy[mine]))
     return pieces
 
 
@@ -202,7 +202,7 @@ def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_m
     return sparse.vstack(parts, format="csr")
 
 
-def adapt(
+def adapt_encoder(
     pieces: Sequence[SectionPart],
     model: LinearEncoder,
     divisors: np.ndarray,
@@ -308,7 +308,7 @@ def _scores(
     """
     pieces = [_cut(p) for p in pieces]
     pairs = [halves(p.counts, rng) for p in pieces]
-    genes = [variable_genes(p.counts, N_GENES) for p in pieces]
+    genes = [overdispersed_genes(p.counts, N_GENES) for p in pieces]
     if not all(map(len, genes)):
         raise ValueError("No gene is found in 5 % of a section's spots: strength and number of axes can't be chosen.")
     graphs = [neighbor_graph(p.xy) for p in pieces]

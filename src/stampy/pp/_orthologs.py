@@ -20,7 +20,7 @@ from ._genes.match_checks import checked_match
 from ._genes.match_report import GeneMatch
 from ._genes.matching import PREVIOUS, SYMBOL, lookup
 from ._genes.names import FOLDER, cut_version
-from ._vocabulary import Vocabulary, packaged
+from ._vocabulary import Vocabulary, packaged_vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -159,7 +159,7 @@ def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None =
 def _vocabulary(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
-    return packaged() if vocabulary is None else Vocabulary.load(vocabulary)
+    return packaged_vocabulary() if vocabulary is None else Vocabulary.load(vocabulary)
 
 
 def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, sparse
 
-__all__ = ["gene_targets", "halves", "heldout_correlation", "regions", "variable_genes"]
+__all__ = ["gene_targets", "halves", "heldout_correlation", "overdispersed_genes", "regions"]
 
 N_FOLDS = 5
 MIN_SHARE = 0.05  # of the spots in which a target gene must be detected
@@ -74,7 +74,7 @@ def _cut(xy: np.ndarray, rows: np.ndarray, names: np.ndarray, folds: np.ndarray)
     _cut(xy, order[at:], names[low:], folds)
 
 
-def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
+def overdispersed_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
     """Columns of the `n` most variable genes, in ascending order.
 
     Ranked by the variance of Pearson residuals against Poisson noise, among genes detected in at least 5% of the spots.

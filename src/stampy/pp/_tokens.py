@@ -12,10 +12,10 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._counts import CHUNK, checked_rows, counts_of, source_of
+from ._counts import CHUNK, checked_rows, counts_name, counts_of
 from ._genes.match_report import GeneMatch
 from ._rank_tokens import rank_tokens
-from ._vocabulary import Vocabulary, packaged
+from ._vocabulary import Vocabulary, packaged_vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,7 +106,7 @@ def tokenize(
     logger.info("%s", match)
 
     tokens = np.empty((table.n_obs, max_tokens), dtype=np.int32)
-    source = source_of(layer)
+    source = counts_name(layer)
     blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=table.layers)
     for start, block in blocks:
         tokens[start : start + len(block)] = block
@@ -115,11 +115,11 @@ def tokenize(
         adata = _utils.copy_of(adata, table_key)
         table = _utils.table_of(adata, table_key)
     table.obsm[key_added] = tokens
-    table.uns.setdefault(_keys.UNS, {})[key_added] = provenance(vocabulary, match, source)
+    table.uns.setdefault(_keys.UNS, {})[key_added] = token_provenance(vocabulary, match, source)
     return adata if copy else None
 
 
-def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
+def token_provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
     """Provenance of tokens for `uns`, in types that every file format supports."""
     return {
         "stampy": stampy.__version__,
@@ -135,7 +135,7 @@ def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[st
 def _vocabulary_of(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
     """Return the vocabulary itself, load it from a path, or return the packaged one."""
     if vocabulary is None:
-        return packaged()
+        return packaged_vocabulary()
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
     if isinstance(vocabulary, str | Path):

@@ -24,7 +24,7 @@ from ._genes.means import gene_means
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Vocabulary", "packaged"]
+__all__ = ["Vocabulary", "packaged_vocabulary"]
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class Vocabulary:
         return found.rows, int((found.ways == CASE).sum())
 
 
-def packaged() -> Vocabulary:
+def packaged_vocabulary() -> Vocabulary:
     """The vocabulary of the packaged model; FileNotFoundError if this installation has none."""
     path = Path(str(resources.files("stampy") / "models" / "weights" / "stampy-mini" / FILE))
     if not path.is_file():

@@ -23,7 +23,7 @@ from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_pane
 from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +247,7 @@ def _embed_one(
         normed = request.normed
         found = {name: in_context(v, places.xy, places.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
-    return write(written, result, copy=copy, table_key=request.table_key)
+    return write_result(written, result, copy=copy, table_key=request.table_key)
 
 
 def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:

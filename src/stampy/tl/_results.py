@@ -34,7 +34,7 @@ __all__ = [
     "check_same_space",
     "space_of",
     "unit",
-    "write",
+    "write_result",
 ]
 
 Modality = Literal["gene", "image", "fused"]
@@ -206,7 +206,7 @@ class Result:
                 yield slot, name, value
 
 
-def write(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
+def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
     """Write a result in place, or into the copy that is returned.
 
     Slots that the earlier call under the same key filled and this one does not are removed. Results of other calls that

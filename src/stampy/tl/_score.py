@@ -16,7 +16,7 @@ from stampy._utils import table_of
 
 from ._embedding.arguments import ORGANISMS, Organism
 from ._embedding.encoders import genes_of, human_names, loaded_stamp, vocabulary_of
-from ._results import Result, check_model, space_of, write
+from ._results import Result, check_model, space_of, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,7 +143,7 @@ def score(
         "unknown": unknown,
     }
     result = Result(key_added, record, obs={key_added: values.astype(np.float32)}, blank=~space.known)
-    return write(adata, result, copy=copy, table_key=table_key)
+    return write_result(adata, result, copy=copy, table_key=table_key)
 
 
 def rows_of_genes(

@@ -16,7 +16,7 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._files import digest_of_arrays
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import SectionInput, as_sections, of_section
 from stampy._section.image.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
 from stampy._section.tile_boxes import choose_cells
@@ -244,7 +244,7 @@ class TrainingData:
 
 
 def prepare(
-    section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
+    section: SectionInput, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
 ) -> MemorySection:
     """Read a section, compute its tokens, and open its image for the tiles of the image tower, if there is one."""
     with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):
@@ -349,7 +349,7 @@ def pairs_in_memory(sections: Sections, vocabulary: Vocabulary, model: StampConf
     return TrainingData(found, vocabulary, width, _identity_of(found, vocabulary))
 
 
-def _vocabulary_of(sections: Sequence[Section]) -> Vocabulary:
+def _vocabulary_of(sections: Sequence[SectionInput]) -> Vocabulary:
     """Compute the vocabulary of all sections with genes; errors name the section."""
     sums = None
     for section in sections:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import SectionInput, as_sections, of_section
 from stampy._section.section import has_images
 from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp
@@ -150,7 +150,7 @@ def _prepared(
     return found
 
 
-def _has_image(section: Section) -> bool:
+def _has_image(section: SectionInput) -> bool:
     if section.image is not None:
         return True
     with of_section(section.name):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from stampy._io.assemble import Counts, add_library, placed, unique_names, without_controls
+from stampy._io.assemble import Counts, add_library, unique_names, with_positions, without_controls
 from stampy._io.delimited import table, wide_counts
 from stampy._io.input_files import SectionFiles, listing, refuse
 
@@ -52,7 +52,7 @@ def read_merscope(folder: Path) -> AnnData:
     kept = without_controls(genes, _CONTROLS)
     var = pd.DataFrame(index=unique_names([genes[i] for i in kept]))
     counts = Counts(x[:, kept], names, var)
-    adata = placed(counts, cells, counts_name=paths[_COUNTS].name, positions_name=paths[_CELLS].name)
+    adata = with_positions(counts, cells, counts_name=paths[_COUNTS].name, positions_name=paths[_CELLS].name)
     centres = adata.obsm["spatial"]
     adata.obs["center_x"], adata.obs["center_y"] = centres[:, 0], centres[:, 1]
     add_library(adata, folder.resolve().name, {"microns_per_pixel": 1.0, "spot_diameter_fullres": CELL_UM})

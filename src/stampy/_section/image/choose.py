@@ -18,7 +18,7 @@ from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
-from stampy._section.libraries import REFUSED, Library, images_of, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, image_path_of, images_of, libraries_of, named_file
 from stampy._section.spatialdata_elements import shared_systems
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
     for name, library in libraries_of(adata).items():
         entry = raw.get(name, raw) if isinstance(raw, dict) else library
         images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
-        if source := source_of(library):
+        if source := image_path_of(library):
             metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
             if REFUSED in metadata:
                 del metadata[_keys.SOURCE_IMAGE]
@@ -136,7 +136,7 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
             "open it by default. Pass the image (`image`, or the column of a manifest), or allow it with "
             f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
         )
-    source = source_of(library)
+    source = image_path_of(library)
     if not source:
         return None, ""
     if "://" in source:
@@ -247,7 +247,7 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
         Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
     """
     images, factors = images_of(library), library.get("scalefactors", {})
-    source = source_of(library) if image_key is None else ""
+    source = image_path_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
         try:

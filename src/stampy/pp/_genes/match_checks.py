@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy.pp._counts import column_sums, counts_of, raw_layers, source_of
+from stampy.pp._counts import column_sums, counts_name, counts_of, raw_layers
 
 from .annotation import Features, features_of
 from .match_report import GeneMatch, contradictions, match, name_of
@@ -82,8 +82,8 @@ def _sums(adata: AnnData, layer: str | None) -> np.ndarray | None:
     sums, complete = column_sums(counts_of(adata, layer))
     if complete and sums is not None and not sums.any() and (layers := raw_layers(adata.layers, but=layer)):
         raise ValueError(
-            f"`{source_of(layer)}` has no counts: all values are 0. Raw counts are in {_checks.shortlist(layers)}: use "
-            f"layer={layers[0]!r}."
+            f"`{counts_name(layer)}` has no counts: all values are 0. Raw counts are in {_checks.shortlist(layers)}: "
+            f"use layer={layers[0]!r}."
         )
     return sums
 

@@ -20,7 +20,7 @@ from stampy.models import Stamp, packaged
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
 
 from .arguments import Organism, Request, is_several, named
@@ -231,7 +231,7 @@ def fitted(
             section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
         )
     parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     made = with_axes(stamp, found.axes, found.head, found.bias)
     made.adapted = found.record(stamp.name)
     return made

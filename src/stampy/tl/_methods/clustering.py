@@ -11,7 +11,7 @@ from scipy import sparse
 
 from stampy import _checks
 from stampy._utils import keeping_threads
-from stampy.tl._evaluation.folds import seed_of
+from stampy.tl._evaluation.folds import int_seed
 from stampy.tl._evaluation.metrics import silhouette
 
 __all__ = [
@@ -77,7 +77,7 @@ def find_domains(
     >>> np.bincount(codes).tolist(), how["n_domains"]
     ([20, 20], 2)
     """
-    seed = seed_of(rng)
+    seed = int_seed(rng)
     values = _components(values, n_pcs if method != "gmm" or n_pcs else 20, seed)
     if method == "leiden":
         codes, how = _leiden(values, n_domains, resolution, n_neighbors, seed)

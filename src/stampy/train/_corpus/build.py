@@ -17,7 +17,7 @@ import numpy as np
 import stampy
 from stampy import _checks, _files, _keys
 from stampy._files import atomic
-from stampy._io.sections import Section, file_name, of_section
+from stampy._io.sections import SectionInput, file_name, of_section
 from stampy._locks import FolderLock
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
@@ -30,7 +30,7 @@ from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    record_of,
+    stored_record,
     sums_of,
     write_section,
 )
@@ -93,7 +93,7 @@ def _build(
     with workers(scheduler, n_workers, progress) as run:
         skipped |= _settle_vocabulary(out, source.vocabulary, chosen, reader, skip, run)
         sources = source.digests or _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
+        records = {s.name: stored_record(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections exist already", len(done), len(chosen))
@@ -221,7 +221,7 @@ def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], sk
     return found
 
 
-def _fingerprint(section: Section) -> str:
+def _fingerprint(section: SectionInput) -> str:
     """Fingerprint of a section's source: changes with the contents of files, or with any value in memory.
 
     Files above 256 MiB are represented by size, modification time and 64 parts.

@@ -14,7 +14,7 @@ from stampy._io.sections import file_name
 from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
 from stampy.train._corpus.layout import SectionRecord
-from stampy.train._corpus.section_writer import record_of
+from stampy.train._corpus.section_writer import stored_record
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import MemorySection, SectionGroups
 
@@ -218,7 +218,7 @@ def changed_files(path: Path, record: SectionRecord) -> Iterator[str]:
     """Problems with the files of a section, as messages."""
     wrong = dict(wrong_sizes(path, record))
     folder = path / "sections" / file_name(record["name"])
-    if record_of(folder) != record and not wrong:
+    if stored_record(folder) != record and not wrong:
         wrong[folder / "zarr.json"] = "it is missing or differs from the manifest"
     for name, (_, digest) in record["files"].items():
         file = folder / name

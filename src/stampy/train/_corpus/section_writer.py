@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
+from stampy._io.sections import FAULTS, SectionInput, file_name, one_line, several_sections
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["Reader", "record_of", "sums_of", "write_section"]
+__all__ = ["Reader", "stored_record", "sums_of", "write_section"]
 
 Reader = Callable[[Path], Any]
 
 PARTIAL = ".partial-"
 
 
-def record_of(folder: Path) -> SectionRecord | None:
+def stored_record(folder: Path) -> SectionRecord | None:
     """Record of a complete section; None if there is none or files are incomplete."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
@@ -69,7 +69,7 @@ def record_of(folder: Path) -> SectionRecord | None:
     return record if whole else None
 
 
-def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
+def sums_of(section: SectionInput, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
     """Sums of a section's genes for the vocabulary; None for a section without genes, text for an error."""
     try:
         with warnings.catch_warnings():
@@ -83,7 +83,7 @@ def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str 
 
 
 def write_section(
-    section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
+    section: SectionInput | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
 ) -> SectionRecord | SkippedSection:
     """Write a section into ``out/sections``; returns its record, or with `skip` ``{"name", "error"}`` if unusable."""
     folder = out / "sections" / file_name(section.name)
@@ -99,7 +99,7 @@ def write_section(
                     "name": section.name, "organ": section.organ, "platform": section.platform, "source": source,
                     **written, "notes": [], "files": _hashes(partial),
                 }  # fmt: skip
-                if isinstance(section, Section):
+                if isinstance(section, SectionInput):
                     record |= _metadata(section)
                 notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record["notes"] = list(dict.fromkeys(notes))
@@ -111,7 +111,7 @@ def write_section(
     return record
 
 
-def _metadata(section: Section) -> SectionMetadata:
+def _metadata(section: SectionInput) -> SectionMetadata:
     """Metadata given for a section."""
     found: SectionMetadata = {}
     if section.species:
@@ -170,7 +170,7 @@ def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _data(section: Section, reader: Reader) -> Any:
+def _data(section: SectionInput, reader: Reader) -> Any:
     return reader(section.data) if isinstance(section.data, Path) else section.data
 
 
@@ -179,7 +179,7 @@ def _vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> ArrayRecord:
+def _write(section: SectionInput, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> ArrayRecord:
     import zarr
 
     data = _data(section, reader)
@@ -212,7 +212,7 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
     return record
 
 
-def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSettings) -> TileSource | None:
+def _images(data: AnnData | SpatialData, section: SectionInput, settings: CorpusSettings) -> TileSource | None:
     """Tiles of the section; None if tiles are not wanted, or if the section has no image and none is required."""
     found = section.image is not None or has_images(data)
     wanted = settings["images"]

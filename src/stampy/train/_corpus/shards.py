@@ -70,7 +70,7 @@ class Shards:
             self._per_shard = meta["chunk_grid"]["configuration"]["chunk_shape"][0] // self._chunk_shape[0]
             self._decode = _decoder(sharding["codecs"], self.dtype)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise damaged(folder / "zarr.json", repr(error)) from error
+            raise damaged_corpus(folder / "zarr.json", repr(error)) from error
         self._key = next(_keys)  # unique per instance, so that files of a rebuilt corpus are opened anew
         self._prefix, self._suffix = f"{folder / 'c'}{os.sep}", f"{os.sep}0" * (len(self.shape) - 1)
         self._index = lru_cache(maxsize=None)(self._read_index)
@@ -95,7 +95,7 @@ class Shards:
         try:
             return self._decode(data, self._chunk_shape)[:rows]
         except (ValueError, RuntimeError) as error:  # errors of imagecodecs are RuntimeErrors
-            raise damaged(path, f"chunk {place}: {error}") from error
+            raise damaged_corpus(path, f"chunk {place}: {error}") from error
 
     def read_into(self, number: int, out: np.ndarray) -> None:
         """Read a whole chunk of an uncompressed array directly into `out`."""
@@ -103,7 +103,7 @@ class Shards:
         path = self._path(shard)
         found = _open(path, self._key).read_into(out, int(self._index(shard)[place, 0]))
         if found != out.nbytes:
-            raise damaged(path, f"it ends {out.nbytes - found} bytes early")
+            raise damaged_corpus(path, f"it ends {out.nbytes - found} bytes early")
 
     def row(self, number: int) -> np.ndarray:
         """Read one row."""
@@ -123,15 +123,15 @@ class Shards:
         path, size = self._path(shard), 16 * self._per_shard
         length = _open(path, self._key).length()
         if length < size + _CRC_BYTES:
-            raise damaged(path, f"it has {length} bytes, fewer than its index")
+            raise damaged_corpus(path, f"it has {length} bytes, fewer than its index")
         index = np.frombuffer(_pread(path, self._key, size, length - size - _CRC_BYTES), dtype="<u8").reshape(-1, 2)
         ends = index[index[:, 0] != _NO_CHUNK].sum(axis=1)
         if ends.size and ends.max() > length:
-            raise damaged(path, f"it has {length} bytes where {ends.max()} were expected")
+            raise damaged_corpus(path, f"it has {length} bytes where {ends.max()} were expected")
         return index
 
 
-def damaged(path: str | Path, why: str) -> ValueError:
+def damaged_corpus(path: str | Path, why: str) -> ValueError:
     """Return an error for a damaged file of a corpus."""
     return ValueError(
         f"The corpus is damaged at {str(path)!r}: {why}. `stampy corpus verify` lists all that is; building again "
@@ -167,13 +167,13 @@ def _open(path: str, key: int) -> _OpenFile:
     try:
         return _open_again(path, key)
     except FileNotFoundError as error:
-        raise damaged(path, "it is missing") from error
+        raise damaged_corpus(path, "it is missing") from error
 
 
 def _pread(path: str, key: int, size: int, start: int) -> bytes:
     data = _open(path, key).read(size, start)
     if len(data) != size:
-        raise damaged(path, f"it ends {size - len(data)} bytes early")
+        raise damaged_corpus(path, f"it ends {size - len(data)} bytes early")
     return data
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from stampy import _checks
 from stampy._files import sha256_of
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 from stampy._section.outside_links import leads_out
 from stampy.pp import Vocabulary
 from stampy.train._corpus import spavis, spavis_index
@@ -31,7 +31,7 @@ __all__ = ["DOWNLOADS", "CorpusSource", "HubFile", "HubFolder", "SourceSection",
 
 logger = logging.getLogger(__name__)
 
-SourceSection: TypeAlias = Section | Slide
+SourceSection: TypeAlias = SectionInput | Slide
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vo
             "one would read all files twice."
         )
     names = _names(file.name for file in remote.files)
-    found = [Section(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
+    found = [SectionInput(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
     digests = {name: f"{remote.repository} {file.digest}" for file, name in zip(remote.files, names, strict=True)}
     return CorpusSource(found, settings, vocabulary, digests=digests, remote=remote)
 
