@@ -164,3 +164,19 @@ def test_a_corpus_of_a_manifest(hest, tmp_path, capsys):
     assert corpus.section("TOY2").record["study"] == "Toy study 1"
     again = train.Corpus.build(datasets.hest_manifest(hest), tmp_path / "again", **small)
     assert again.digest == corpus.digest
+
+
+def test_unstated_spots_and_platforms_are_told(tmp_path):
+    rows = [row("A", spots_under_tissue=""), row("B", spots_under_tissue=-5), row("C"), row("D", st_technology="")]
+    with pytest.warns(stampy.StampyWarning, match=r"no number of spots .* for 2 sections.*\['A', 'B'\]"):
+        manifest = datasets.hest_manifest(table_only(tmp_path, rows))
+    assert manifest.attrs["spots"] == {"C": 100, "D": 100}
+    assert hest_counts(manifest).loc["all"].to_dict() == {"(not stated)": 1, "Visium": 3, "all": 4, "spots": 200}
+
+
+def test_one_id_to_exclude_and_filters_of_another_type(tmp_path):
+    folder = table_only(tmp_path, [row("A"), row("B")])
+    assert datasets.hest_manifest(folder, exclude="A")["name"].tolist() == ["B"]
+    for wrong in (3, ["Homo sapiens", None]):
+        with pytest.raises(TypeError, match="`species` must be text or a list of texts"):
+            datasets.hest_manifest(folder, species=wrong)

@@ -30,7 +30,16 @@ def test_files_of_r(tmp_path, name, line):
         with pytest.raises(ValueError, match="a file of R") as refused:
             stampy.read(path)
         assert line in str(refused.value)
-        assert "anndataR::write_h5ad(x," in str(refused.value)
+        assert "GetTissueCoordinates(x, scale = NULL)" in str(refused.value)
+        assert 'anndataR::write_h5ad(x, "s.h5ad")' in str(refused.value)
+        # only Seurat writes .h5Seurat; the others may hold a SpatialExperiment, such as spatialLIBD's
+        assert ("zellkonverter::writeH5AD(x," in str(refused.value)) == (name != "s.h5Seurat")
+
+
+def test_the_name_of_a_file_of_r_is_kept(tmp_path):
+    put(tmp_path / "Donor.1.RDS", b"x")
+    with pytest.raises(ValueError, match=r'write_h5ad\(x, "Donor\.1\.h5ad"\)'):
+        stampy.read(tmp_path / "Donor.1.RDS")
 
 
 @pytest.mark.parametrize(

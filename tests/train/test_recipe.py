@@ -1,5 +1,6 @@
 """The recipe of the paper: its settings are the paper's, its scripts are well-formed, the rehearsal runs."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -50,6 +51,30 @@ def test_both_backbones_are_vit_large():
         if json.loads((RECIPE / "align-open.json").read_text())[key] != value
     }
     assert differ == {"backbone"}
+
+
+def test_the_expected_cost_is_computed_from_settings_and_measured_speeds():
+    pytest.importorskip("timm")
+    specification = importlib.util.spec_from_file_location("cost", RECIPE / "cost.py")
+    cost = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(cost)
+    assert (cost.SPOTS, cost.PAIRS) == (SPOTS, PAIRS)
+    rows = {what: (one, two) for what, one, two in cost.table(GPUS, cost.SPOTS_PER_S, cost.PAIRS_PER_S)}
+    assert rows["warm-up, steps"] == ("100", "5,000")
+    # 11.5 million spots at 738 to 534 a second, 41.82 million pairs at 330
+    assert rows["GPU hours, H100"] == ("4 to 6", "35")
+    measured = (RECIPE.parents[1] / "docs" / "performance.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
+    for speed in (*cost.SPOTS_PER_S, *cost.PAIRS_PER_S):
+        assert f"| {speed:.0f} |" in measured
+    readme = (RECIPE / "README.md").read_text()
+    again = rows["GPU hours, H100, checkpoint_activations"][1], rows["GPU hours, A100, checkpoint_activations"][1]
+    for line in (
+        "| steps on 4 GPUs | {} | {} |".format(*rows["steps on 4 GPUs"]),
+        "| checkpoints, 2 kept | {} | {} |".format(*rows["checkpoints, 2 kept"]),
+        "| **GPU hours, H100** | **{}** | **{}; {} with `".format(*rows["GPU hours, H100"], again[0]),
+        "| GPU hours, A100 or A800 | {} | {}; {} with `".format(*rows["GPU hours, A100, by nominal peaks"], again[1]),
+    ):
+        assert line in readme
 
 
 def test_settings_of_the_rehearsal():

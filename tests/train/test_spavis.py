@@ -393,6 +393,22 @@ def test_vocabularies(groups, tmp_path):
         build(groups._replace(vocabulary=few), tmp_path / "corpus")
 
 
+def test_a_folder_that_is_built_again_has_its_new_vocabulary(groups, tmp_path):
+    build(groups, tmp_path / "corpus")
+    shutil.rmtree(tmp_path / "corpus")
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(groups.vocabulary.read_text().splitlines(keepends=True)[:101]))
+    with pytest.raises(ValueError, match=r"of the vocabulary of 100 genes"):  # not that of the removed corpus
+        build(groups._replace(vocabulary=few), tmp_path / "corpus")
+
+
+def test_gaps_in_the_numbers_of_files_are_told(groups, tmp_path):
+    folder = shutil.copytree(groups.folder, tmp_path / "part")
+    (folder / "train" / "tokens-1.h5").rename(folder / "train" / "tokens-4.h5")
+    with pytest.warns(UserWarning, match=r"has 2 files, but not 3 .*\['tokens-1.h5', 'tokens-2.h5', 'tokens-3.h5'\]"):
+        build(groups._replace(folder=folder), tmp_path / "corpus")
+
+
 def test_settings_without_effect_and_mixtures_are_refused(groups, toy, tmp_path):
     for name, value in {"draws": 2, "regions": 3, "max_distance": 2.0, "seed": 1, "tile_um": 55.0}.items():
         with pytest.raises(ValueError, match=rf"{name}=.*no effect on files of SpaVis-6M"):

@@ -19,6 +19,14 @@ _R = {
     ".rdata": 'x <- get(load("{name}"))',
     ".rda": 'x <- get(load("{name}"))',
 }
+# Without `scale = NULL`, coordinates of a VisiumV1 image are px of the lowres image.
+_SEURAT = (
+    'x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x, scale = NULL)); anndataR::write_h5ad(x, "{stem}.h5ad")'
+)
+_SPATIAL_EXPERIMENT = (
+    "library(SpatialExperiment); colData(x) <- cbind(colData(x), spatialCoords(x)); "
+    'zellkonverter::writeH5AD(x, "{stem}.h5ad", X_name = "counts")'
+)
 _IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 _PARTS_OF_A_RUN = ("feature_slice.h5", "molecule_info.h5", "raw_probe_bc_matrix.h5", "per_sample_outs.h5")
@@ -28,14 +36,8 @@ _SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zar
 def refused_file(path: Path, kind: str = "") -> ValueError:
     """The error for a file that is no section."""
     name, low = path.name, path.name.lower()
-    plain = low.removesuffix(".gz")
-    r = next((line for end, line in _R.items() if plain.endswith(end)), _R[".h5seurat"] if kind == "h5Seurat" else None)
-    if r is not None:
-        return refuse(
-            f"{name!r} is a file of R, which stampy does not read. Convert it in R: "
-            f"`{r.format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and then "
-            f'`anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
-        )
+    if (steps := _steps_in_r(name, kind)) is not None:
+        return refuse(f"{name!r} is a file of R, which stampy does not read. Convert it in R: {steps}")
     if low.endswith(".h5ad.gz"):
         return refuse(f"{name!r} is gzipped, and HDF5 is read in pieces. Unpack it first: `gunzip {name}`.")
     if kind == "Stereo-seq .gef":
@@ -54,6 +56,24 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
         f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
         "Of a "
         "Space Ranger run or other platform give the folder, not one of its files."
+    )
+
+
+def _steps_in_r(name: str, kind: str) -> str | None:
+    """The lines of R that convert a file of R by this name or of the kind "h5Seurat"; None for another file."""
+    plain = name[:-3] if name.lower().endswith(".gz") else name
+    ending = ".h5seurat" if kind == "h5Seurat" else next((e for e in _R if plain.lower().endswith(e)), None)
+    if ending is None:
+        return None
+    stem = plain[: -len(ending)] if plain.lower().endswith(ending) else plain.partition(".")[0]
+    loaded = _R[ending].format(name=name)
+    # satijalab/seurat-object issue 229: the x of a VisiumV2 image is the row of the pixel
+    swapped = "Versions of Seurat differ in which of x and y is the row of the image: check with `stampy.pl.spatial`."
+    if ending == ".h5seurat":
+        return f"`{loaded}; {_SEURAT.format(stem=stem)}`. {swapped}"
+    return (
+        f"`{loaded}`, then for a Seurat object `{_SEURAT.format(stem=stem)}`, for a SpatialExperiment "
+        f"`{_SPATIAL_EXPERIMENT.format(stem=stem)}`. `class(x)` shows which it is. {swapped}"
     )
 
 

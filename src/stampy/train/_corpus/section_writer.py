@@ -174,8 +174,13 @@ def _data(section: SectionInput, reader: Reader) -> Any:
     return reader(section.data) if isinstance(section.data, Path) else section.data
 
 
-@lru_cache(maxsize=2)
 def _vocabulary(path: Path) -> Vocabulary:
+    about = path.stat()  # a folder that is removed and built again has another vocabulary at the same path
+    return _loaded(path, about.st_ino, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, inode: int, mtime_ns: int) -> Vocabulary:
     return Vocabulary.load(path)
 
 

@@ -126,7 +126,15 @@ def _files_in(path: Path) -> list[Path]:
         raise ValueError(f"{str(path)!r} has files tokens-N.h5 both in itself and in {there[0]!r}. Name one of them.")
     if len(there) == 2:
         logger.info("%s: val/ is skipped, for evaluation; pass this folder to build from it", path)
-    return _numbered(path / there[0]) if there else own
+    files = _numbered(path / there[0]) if there else own
+    numbers = {number_of(file.name) for file in files}
+    if absent := sorted(set(range(min(numbers, default=0), max(numbers, default=0))) - numbers):
+        _checks.warn(
+            f"{str(files[0].parent)!r} has {len(files)} files, but not {len(absent)} with numbers between theirs: "
+            f"{_checks.shortlist(f'tokens-{n}.h5' for n in absent)}. Their spots are missing from the corpus. If the "
+            "download was interrupted, repeat it and build again."
+        )
+    return files
 
 
 def _numbered(folder: Path) -> list[Path]:
