@@ -18,12 +18,11 @@ try:
     import triton
     import triton.language as tl
 
-    jit: Callable[..., Any] = triton.jit
+    _jit: Callable[..., Any] = triton.jit
 except ImportError:  # a PyTorch without CUDA: the file can be imported, and nothing in it is called
 
-    def jit(function: Any = None, **_: object) -> Any:
-        """Stands for `triton.jit`."""
-        return function if function is not None else jit
+    def _jit(function: Any = None, **_: object) -> Any:
+        return _jit if function is None else function
 
 
 __all__ = ["backward", "forward", "sums_length"]
@@ -101,7 +100,7 @@ def _grid(shape: _Shape, longest: int, heads: int, spots: int) -> tuple[int, int
     return -(-longest // shape.rows), heads, spots
 
 
-@jit
+@_jit
 def _span(starts, keys):
     # Spots are sorted by length where a batch is trained on: the longest first, so that the end is not waited for.
     spot = tl.num_programs(2) - 1 - tl.program_id(2)
@@ -112,7 +111,7 @@ def _span(starts, keys):
     return first, n_q, n_k, aligned
 
 
-@jit
+@_jit
 def _forward_block(q, k_ptr, v_ptr, c, acc, m, total, j, n_k, ROW: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
                    MASKED: tl.constexpr):  # fmt: skip
     cols = j + tl.arange(0, BN)
@@ -136,7 +135,7 @@ def _forward_block(q, k_ptr, v_ptr, c, acc, m, total, j, n_k, ROW: tl.constexpr,
     return acc, m_new, total
 
 
-@jit(do_not_specialize=["Tp"])
+@_jit(do_not_specialize=["Tp"])
 def _forward_kernel(qkv, out, lse, starts, keys, Tp, c, H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
                     BN: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     first, n_q, n_k, aligned = _span(starts, keys)
@@ -169,7 +168,7 @@ def _forward_kernel(qkv, out, lse, starts, keys, Tp, c, H: tl.constexpr, D: tl.c
     )
 
 
-@jit
+@_jit
 def _dq_block(q, do, lse, delta, k_ptr, v_ptr, c, acc, j, n_k, ROW: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
               MASKED: tl.constexpr):  # fmt: skip
     cols = j + tl.arange(0, BN)
@@ -189,7 +188,7 @@ def _dq_block(q, do, lse, delta, k_ptr, v_ptr, c, acc, j, n_k, ROW: tl.constexpr
     return tl.dot(ds.to(k.dtype), k, acc)
 
 
-@jit(do_not_specialize=["Tp"])
+@_jit(do_not_specialize=["Tp"])
 def _dq_kernel(qkv, out, dout, lse, delta, dqkv, starts, keys, Tp, c, scale, H: tl.constexpr, D: tl.constexpr,
                BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     # Also writes `delta`, the sums of output times gradient, which `_dkv_kernel` needs.
@@ -222,7 +221,7 @@ def _dq_kernel(qkv, out, dout, lse, delta, dqkv, starts, keys, Tp, c, scale, H: 
     tl.store(dqkv + q_at, (acc * scale).to(dqkv.dtype.element_ty), mask=there)
 
 
-@jit
+@_jit
 def _dkv_block(k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, c, dk, dv, i, n_q, H: tl.constexpr, D: tl.constexpr,
                BM: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     ROW: tl.constexpr = 3 * H * D
@@ -245,7 +244,7 @@ def _dkv_block(k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, c, dk, dv, i, n_q, H: tl
     return dk, dv
 
 
-@jit(do_not_specialize=["Tp"])
+@_jit(do_not_specialize=["Tp"])
 def _dkv_kernel(qkv, dout, lse, delta, dqkv, starts, keys, Tp, c, scale, H: tl.constexpr, D: tl.constexpr,
                 BN: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     first, n_q, n_k, aligned = _span(starts, keys)
