@@ -47,7 +47,9 @@ def test_layers(layer):
         assert others <= MAY_IMPORT[layer], path
 
 
-@pytest.mark.parametrize("name", ["_keys", "_checks", "_utils", "_files", "_locks", "_labels", "_settings", "_workers"])
+@pytest.mark.parametrize(
+    "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_locks", "_labels", "_settings", "_workers"]
+)
 def test_the_ground_imports_no_room(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import stampy
 from stampy import pp
-from stampy._section.image.choose import named_images
+from stampy._section.outside_links import named_images
 from stampy.cli.main import main
 
 
