@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,7 @@ SAME = {
     "evaluate",
     "expression",
     "load",
+    "main",
     "probe",
     "retrieve",
     "score",
@@ -125,6 +127,14 @@ def test_old_names_of_classes_are_deprecated(room, new):
     with pytest.warns(stampy.StampyWarning, match="deprecated") as told:
         exec(compile(f"from stampy.{room} import Section", "user.py", "exec"), {})
     assert {w.filename for w in told} == {"user.py"}
+
+
+def test_files_named_in_contributing_exist():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    section = text.partition("## Where things are")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.(?:py|html\.j2))`", section)
+    assert len(named) > 50
+    assert [name for name in named if not (SOURCE / name).is_file()] == []
 
 
 def test_import_is_light():
