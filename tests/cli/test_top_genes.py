@@ -28,7 +28,7 @@ def test_planted_genes_are_found():
     }
 
 
-def test_what_is_no_gene_is_no_marker():
+def test_features_that_are_not_genes_are_not_markers():
     adata = _section()
     others = np.where(adata.obs[["g"]] == "1", 5000, 10) * np.ones((1, 2))
     var = pd.DataFrame({"feature_types": ["Gene Expression"] * adata.n_vars + ["Antibody Capture"] * 2},
@@ -39,7 +39,7 @@ def test_what_is_no_gene_is_no_marker():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other packages'
-def test_scores_are_scanpys():
+def test_scores_equal_scanpy():
     sc = pytest.importorskip("scanpy")
     adata = _section()
     adata.X[3] = 0  # an empty spot
