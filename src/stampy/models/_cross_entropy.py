@@ -20,7 +20,7 @@ __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entrop
 
 Kernel: TypeAlias = Literal["torch", "auto", "liger"]
 
-ENABLED = True  # benchmarks compare with PyTorch's own operators
+ENABLED = True  # tests compare with PyTorch's own operators
 _HALF = (torch.bfloat16, torch.float16)
 _MOST_CLASSES = 32_768  # a row of logits is one block of the kernel; longer ones were never tried
 _TOLERANCE = 0.03  # of the norm: both round to half precision, at different places
@@ -42,8 +42,9 @@ def linear_cross_entropy(
     Parameters
     ----------
     kernel
-        ``"torch"`` works as above; on CUDA in half precision with our own Triton kernel, where it runs. ``"liger"`` (liger-kernel) never writes logits to memory, and runs on CUDA only.
-        ``"auto"``: liger where it is installed and the tensors are on CUDA in half precision.
+        ``"torch"`` works as above; on CUDA in half precision, in one pass by a Triton kernel where that runs.
+        ``"liger"`` (liger-kernel) never writes logits to memory, and runs on CUDA only. ``"auto"``: liger where it is
+        installed and the tensors are on CUDA in half precision.
 
     Examples
     --------
