@@ -28,9 +28,9 @@ from stampy._io.formats.space_ranger import has_cells, is_counts_file, is_space_
 from stampy._io.formats.st import is_st, read_st
 from stampy._io.formats.stereo_seq import is_gem, read_gem
 from stampy._io.formats.xenium import is_xenium, read_xenium
-from stampy._io.input_files import reading, refuse, unzipped
+from stampy._io.input_files import is_address, reading, refuse, unzipped
 from stampy._io.refused import refused_file, refused_folder, refused_zarr
-from stampy._io.remote import is_address, read_address
+from stampy._io.remote import read_address
 from stampy._io.write import append, checked_target, write, written_keys
 from stampy._section.image.choose import settle_sources
 from stampy._section.outside_links import refuse_links

@@ -1,7 +1,8 @@
 """Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Reported, SectionConfig, System, Task, read_config
@@ -55,7 +56,7 @@ def __getattr__(name: str) -> Any:
         name = "SectionConfig"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -19,7 +19,7 @@ import stampy
 from stampy import _checks, _files, _keys, _utils
 from stampy._io.sections import FAULTS, SectionInput, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
-from stampy._section.image.choose import VARIABLE
+from stampy._section.outside_links import VARIABLE
 
 from . import records
 from .plan import WORDS, Plan, Row
