@@ -18,7 +18,7 @@ from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
 from stampy.cli.domain_summary import top_genes
 from stampy.cli.options import in_options
-from stampy.cli.pages import Maps, Picture, maps_of, png_of, render, percent_of
+from stampy.cli.pages import Maps, Picture, maps_of, percent_of, png_of, render
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -268,7 +268,8 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     return {
         "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
         f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account for "
-        f"{percent_of(genes.known, digits=1)} of all counts." + (f" Not genes, and ignored: {others}." if others else ""),
+        f"{percent_of(genes.known, digits=1)} of all counts."
+        + (f" Not genes, and ignored: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),
