@@ -9,7 +9,8 @@ import stampy
 from stampy import datasets, models, tl, train
 from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt, leading_axes, neighbor_graph, pieces_of
+from stampy.pp._adaptation import LinearEncoder, adapt, pieces_of
+from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -64,7 +65,7 @@ def test_the_adapted_model_embeds_what_was_solved(mini, section, adapted):
     pieces = pieces_of(section, vocabulary.match, rng=rng)
     parts = LinearEncoder(*linear_parts(mini))
     found = adapt(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
-    from stampy.pp._linear_encoder import _weighted
+    from stampy.pp._adaptation import _weighted
 
     features = _weighted(pieces[0].counts, pieces[0].rows, parts, vocabulary.divisors) @ found.axes
     expected = features @ found.head.T + found.bias

@@ -14,8 +14,8 @@ from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp, load
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, pieces_of
-from stampy.pp._linear_encoder import adapt as solve
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
+from stampy.pp._adaptation import adapt as solve
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections

@@ -20,7 +20,7 @@ from stampy.models import Stamp, packaged
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt, pieces_of
 from stampy.pp._orthologs import human_matched
 
 from .arguments import Organism, Request, is_several, named
