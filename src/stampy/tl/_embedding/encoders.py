@@ -203,6 +203,7 @@ def adapted_to(
             library_key=request.library_key,
             table_key=request.table_key,
             organism=request.organism,
+            in_context=request.context is not None,
         )
 
 
@@ -216,6 +217,7 @@ def fitted(
     organism: Organism = "human",
     strength: float | None = None,
     n_axes: int | None = None,
+    in_context: bool = False,
 ) -> Stamp:
     """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
@@ -231,7 +233,7 @@ def fitted(
             section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
         )
     parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=in_context, rng=rng)
     made = with_axes(stamp, found.axes, found.head, found.bias)
     made.adapted = found.record(stamp.name)
     return made
