@@ -37,7 +37,7 @@ from evaluate import baselines, log_counts
 import stampy
 from stampy._labels import known_labels
 from stampy._section.neighbors import nearest
-from stampy.pp._thinning import variable_genes
+from stampy.pp._thinning import overdispersed_genes
 
 N_GENES, NEIGHBORS, WIDTH, EPOCHS, RATE = 3000, 3, 64, 600, 1e-3
 RECONSTRUCTION, CONTRAST = 10.0, 1.0  # weights of the losses
@@ -47,7 +47,7 @@ def features(counts):
     """(n, G) log counts per 10,000 of the most variable genes, each divided by its deviation, at most 10."""
     x = counts.astype(np.float64)
     logged = (sparse.diags(1e4 / np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1)) @ x).log1p()
-    dense = logged[:, variable_genes(counts, N_GENES)].toarray()
+    dense = logged[:, overdispersed_genes(counts, N_GENES)].toarray()
     return np.minimum(dense / np.maximum(dense.std(axis=0, ddof=1), 1e-12), 10).astype(np.float32)
 
 

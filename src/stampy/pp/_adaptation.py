@@ -25,10 +25,10 @@ from scipy import linalg, sparse
 from stampy import _keys, _utils
 from stampy._section.section import places_of, told_apart
 
-from ._counts import CountMatrix, checked_rows, counts_of, source_of
+from ._counts import CountMatrix, checked_rows, counts_name, counts_of
 from ._linear_encoder import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
 from ._rank_tokens import rank_tokens
-from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from ._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,32 +36,32 @@ if TYPE_CHECKING:
 
     from ._genes.match_report import GeneMatch
 
-__all__ = ["MAX_SPOTS", "Adaptation", "LinearEncoder", "SectionPart", "adapt", "pieces_of"]
+__all__ = ["MAX_SPOTS", "Adaptation", "LinearEncoder", "SectionPart", "adapt_encoder", "pieces_of"]
 
-STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # share of the sections in the covariance; 0 is the model's own axes
+STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # weight of the sections in the covariance; 0 keeps the model's own axes
 N_AXES = (8, 12, 16, 24, 32, 48, 64)
 STRENGTHS_BESIDE = (0.0, 0.1)  # share in the squared norm: more costs clusters where the model knows the tissue
 N_AXES_BESIDE = (8, 16, 32)
 N_AROUND = 6  # spots whose mean is taken in context
-N_GENES = 200  # to predict, of each piece
-MAX_SPOTS = 20_000  # that axes are fitted to; more change them little
-MAX_JUDGED = 5_000  # spots of a piece by which strength and number are chosen
+N_GENES = 200  # predicted genes per piece
+MAX_SPOTS = 20_000  # spots for fitting the axes; more change them little
+MAX_JUDGED = 5_000  # spots per piece for choosing strength and number of axes
 MIN_SPOTS = 50
 
 
 class LinearEncoder(NamedTuple):
-    """The parts of a gene encoder that the closed form needs; the encoder must add up gene vectors."""
+    """Parts of a gene encoder that the closed form uses; the encoder must be a sum of gene vectors."""
 
     gate: np.ndarray  # (L,) weight of each rank
     level: np.ndarray  # (G,) weight of each gene
     axes: np.ndarray  # (G, K) orthonormal
-    covariance: np.ndarray  # (K, K) of the model's training spots along these axes
+    covariance: np.ndarray  # (K, K), of the model's training spots, in these axes
     head: np.ndarray  # (E, K) with the bias, makes the model's embedding
     bias: np.ndarray  # (E,)
 
 
 class SectionPart(NamedTuple):
-    """Spots of one section: counts, how genes are found in the vocabulary, coordinates."""
+    """Spots of one section: counts, rows of their genes in the vocabulary, coordinates."""
 
     counts: sparse.csr_matrix  # (n, v)
     rows: np.ndarray  # (v,) row of the vocabulary, -1 for none
@@ -70,7 +70,7 @@ class SectionPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """Axes fitted to sections, and the head that makes an embedding of them."""
+    """Axes fitted to sections, and the head that maps them to an embedding."""
 
     axes: np.ndarray  # (G, K)
     head: np.ndarray  # (K, K)
@@ -79,10 +79,10 @@ class Adaptation:
     n_axes: int
     n_spots: int
     in_context: bool
-    scores: pd.DataFrame  # strength, n_axes, score of all that were tried
+    scores: pd.DataFrame  # score of every strength and n_axes tried
 
     def record(self, model: str) -> dict[str, str | float | int]:
-        """The fit as a record for ``uns``, in types that every file format holds."""
+        """The fit as a record for ``uns``, in types that every file format supports."""
         found: dict[str, str | float | int] = {
             "model": model, "strength": self.strength, "n_axes": self.n_axes, "n_spots": self.n_spots
         }  # fmt: skip
@@ -99,14 +99,14 @@ def pieces_of(
     max_spots: int | None = MAX_SPOTS,
     rng: np.random.Generator,
 ) -> list[SectionPart]:
-    """The sections of a table; a large section is reduced to a compact piece, so that memory stays bounded.
+    """Sections of a table; a large section is reduced to a compact piece to bound memory.
 
-    `match` finds the genes of the table, such as ``Vocabulary.match``.
+    `match` matches the genes of the table, such as ``Vocabulary.match``.
 
     Raises
     ------
     ValueError
-        A section of fewer than 50 spots.
+        A section has fewer than 50 spots.
     """
     table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
     places = places_of(adata, library_key=library_key, table_key=table_key)
@@ -122,12 +122,12 @@ def pieces_of(
             n = max(round(share * len(mine)), MIN_SPOTS)
             distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
             mine = np.sort(mine[np.argsort(distance, kind="stable")[:n]])
-        pieces.append(SectionPart(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
+        pieces.append(SectionPart(_rows_of(counts, mine, counts_name(layer)), rows, xy[mine]))
     return pieces
 
 
 def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_matrix:
-    """Chosen rows (sorted) of counts in any storage, read block by block."""
+    """Read selected rows (sorted) of counts in any storage, block by block."""
     wanted = np.zeros(counts.shape[0], dtype=bool)
     wanted[rows] = True
     parts = []
@@ -138,7 +138,7 @@ def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_m
     return sparse.vstack(parts, format="csr")
 
 
-def adapt(
+def adapt_encoder(
     pieces: Sequence[SectionPart],
     model: LinearEncoder,
     divisors: np.ndarray,
@@ -148,7 +148,7 @@ def adapt(
     in_context: bool = False,
     rng: np.random.Generator,
 ) -> Adaptation:
-    """Axes and head of a model for these pieces.
+    """Fit axes and head of a model to these pieces.
 
     Parameters
     ----------
@@ -256,10 +256,10 @@ class _Beside:
 
 
 def _head(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components of the features, scaled by the square root of their deviation; (K, K) and (K,).
+    """Principal components of the features, scaled by the square root of their standard deviation; (K, K) and (K,).
 
-    As in a trained model. The scaling is between none, where a few components dominate, and whitening, where noise
-    counts as much as signal.
+    This matches a trained model. Without scaling, few components dominate; after whitening, noise counts as much as
+    signal.
     """
     stacked = np.vstack(features).astype(np.float64)
     mean = stacked.mean(axis=0)
@@ -302,7 +302,7 @@ class _Judged:
     """A piece by which settings are chosen: its molecules in two halves, and what each half is to predict."""
 
     def __init__(self, piece: SectionPart, rng: np.random.Generator):
-        genes = variable_genes(piece.counts, N_GENES)
+        genes = overdispersed_genes(piece.counts, N_GENES)
         if not len(genes):
             raise ValueError(
                 "No gene is found in 5 % of a section's spots: strength and number of axes can't be chosen."
@@ -327,7 +327,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def _cut(piece: SectionPart) -> SectionPart:
-    """A compact part of a large piece, enough to choose between a few settings."""
+    """A compact part of a large piece, sufficient to choose between a few settings."""
     if len(piece.xy) <= MAX_JUDGED:
         return piece
     near = np.argsort(np.linalg.norm(piece.xy - np.median(piece.xy, axis=0), axis=1), kind="stable")[:MAX_JUDGED]

@@ -1,8 +1,8 @@
-"""A linear gene encoder in closed form: the axes along which spots and their neighbours agree.
+"""Closed-form linear gene encoder: the axes along which spots and their neighbours agree.
 
-The covariance between a spot and the mean of its neighbours leaves out what varies from spot to spot by chance. Its
-leading eigenvectors are contextual gene reconstruction (paper, section 3.2) for a linear encoder: the start of stage 1,
-and the sections' part of an adaptation (`stampy.pp._adaptation`).
+The covariance between a spot and the mean of its neighbours excludes variation that is independent between spots. Its
+leading eigenvectors solve contextual gene reconstruction (paper, section 3.2) for a linear encoder: the start of stage
+1, and the part of the sections in an adaptation (`stampy.pp._adaptation`).
 
 Shapes: n spots, G genes of the vocabulary, K axes, L positions, m columns of a basis.
 """
@@ -21,27 +21,27 @@ __all__ = ["SpotGenes", "leading_axes", "neighbor_graph", "orthonormal", "weight
 
 NEIGHBORS = 8
 ITERATIONS = 6
-SPARE = 20  # columns of the subspace iteration beyond those kept
-OWN = 0.1  # share of a spot's own covariance: steadies axes that few neighbours support
+SPARE = 20  # extra columns of the subspace iteration
+OWN = 0.1  # weight of a spot's own covariance; stabilises axes that few neighbours support
 
 
 class SpotGenes:
-    """One section: its weighted genes (n, G) and the graph of its neighbours (n, n)."""
+    """A section: its weighted genes (n, G) and its neighbour graph (n, n)."""
 
     def __init__(self, genes_nG: sparse.csr_matrix, graph_nn: sparse.csr_matrix):
         self.genes, self.graph = genes_nG, graph_nn
         self.mean = np.asarray(genes_nG.mean(axis=0)).ravel()
-        self.weight = float(genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12))  # a weak scalar: float32 stays
+        self.weight = float(genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12))  # float(): arrays stay float32
 
     def agreement(self, basis: np.ndarray, own: float) -> np.ndarray:
-        """(spot, neighbours)-covariance times `basis` (G, m), scaled to the number of spots."""
+        """Product of the covariance between spots and neighbours with `basis` (G, m), scaled to the number of spots."""
         y = self.genes @ basis - self.mean @ basis
         y = (self.graph @ y + self.graph.T @ y) / 2 + own * y
         return (self.genes.T @ y - np.outer(self.mean, y.sum(axis=0))) * self.weight
 
 
 def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) -> sparse.csr_matrix:
-    """Genes of spots (n, G): each of a spot's tokens weighs (gate of its rank) x (level of the gene)."""
+    """Genes of spots (n, G); the weight of a token is (gate of its rank) x (level of the gene)."""
     tokens = np.asarray(tokens)[:, : len(gate_L)].astype(np.int64)
     rows, ranks = np.nonzero(tokens)
     genes = tokens[rows, ranks] - _keys.N_SPECIAL
@@ -50,10 +50,9 @@ def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) 
 
 
 def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
-    """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
+    """Leading eigenvectors (G, K), orthonormal, of the covariance of genes between a spot and its neighbours.
 
-    Sections are centred, and weigh by their number of spots alone. Found by subspace iteration; no (G, G) matrix is
-    made.
+    Sections are centred and weighted only by their number of spots. Subspace iteration avoids the (G, G) matrix.
     """
     n_genes = len(parts[0].mean)
     basis = orthonormal(rng.standard_normal((n_genes, min(k + SPARE, n_genes)), dtype=np.float32))
@@ -65,12 +64,12 @@ def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -
 
 
 def orthonormal(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns' span, in their own precision (numpy's would work in double)."""
+    """Orthonormal basis of the columns' span in their own precision (numpy's function computes in double precision)."""
     return linalg.qr(columns, mode="economic", overwrite_a=True, check_finite=False)[0]
 
 
 def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
-    """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
+    """(n, n) weights; the product with values is the mean over the `k` nearest neighbours of each spot."""
     n = len(xy)
     columns = nearest(xy, k)[1]
     return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
