@@ -1,4 +1,4 @@
-"""What to compare: a JSON or TOML file as frozen records, checked whole before any work."""
+"""Configs of comparisons: a JSON or TOML file as frozen records, checked completely before any work."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def is_path(source: str) -> bool:
 
 
 def _systems(raw: Any, folder: Path) -> list[System]:
-    """A system, or several replicates of it where `model` is a list."""
+    """A system, or several replicates if `model` is a list."""
     raw = {"model": raw} if isinstance(raw, str) else raw
     _known_fields("a system", raw, _fields(System) - {"replicate"})
     found = raw.get("model")
@@ -345,7 +345,7 @@ def _systems(raw: Any, folder: Path) -> list[System]:
 
 
 def _model(name: str, folder: Path) -> str:
-    """A name as it is; a relative path as one below the config's folder, if it is there."""
+    """Return the name, or for an existing relative path the path below the config's folder."""
     if name in (*models.packaged(), "stamp") or name.startswith("hf-hub:"):
         return name
     named = models.split_name(name)

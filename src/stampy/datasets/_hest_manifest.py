@@ -1,4 +1,4 @@
-"""HEST: from its table to a manifest for a corpus, without the sections that models are compared on."""
+"""Manifest of a corpus from HEST's table, without sections used to evaluate models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = re.compile(r"HEST_v(\d+)_(\d+)_(\d+)\.csv")
 _PLACES = (".", "metadata", "assets")
 REQUIRED = ("id", "species", "organ", "st_technology")
 SPECIES = {"human": "Homo sapiens", "mouse": "Mus musculus"}
-# columns of the manifest -> of HEST's table
+# columns of the manifest -> columns of HEST's table
 _COLUMNS = {
     "species": "species",
     "platform": "st_technology",
@@ -150,7 +150,7 @@ def _evaluation() -> dict[str, Any]:
 
 
 def _spread(text: str) -> Iterator[str]:
-    """SPA119-154 is SPA119, SPA120, ..."""
+    """Expand SPA119-154 to SPA119, SPA120, ..."""
     match = re.fullmatch(r"([A-Z]+)(\d+)-(\d+)", text)
     if match is None:
         yield text
@@ -252,13 +252,13 @@ def _check_ids(table: pd.DataFrame, exclude: Iterable[str], name: str) -> None:
 
 
 def _left_out(table: pd.DataFrame, exclude: set[str], evaluation: bool) -> dict[str, str]:
-    """Id -> why, of sections that are left out on purpose."""
+    """Id -> reason for sections that are excluded on purpose."""
     out = {name: "as asked for" for name in table["id"] if name in exclude}
     return (_shared(table) if evaluation else {}) | out
 
 
 def _shared(table: pd.DataFrame) -> dict[str, str]:
-    """Id -> data set of the paper, by id or by the title of the study: later versions may have more of its sections."""
+    """Id -> data set of the paper, by id or study title, since later versions may have more of its sections."""
     title = table["dataset_title"] if "dataset_title" in table else pd.Series("", index=table.index)
     found: dict[str, str] = {}
     for entry in _evaluation()["data_sets"]:
@@ -282,7 +282,7 @@ def _rows(table: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _pixel_um(row: dict[str, str]) -> float:
-    """As HEST estimated it from the spots, else as the slide states it; NaN where neither is known."""
+    """Pixel size estimated by HEST from the spots, else as stated by the slide; NaN if unknown."""
     for column in _PIXEL_SIZES:
         value = pd.to_numeric(row.get(column, ""), errors="coerce")
         if np.isfinite(value) and value > 0:
@@ -291,7 +291,7 @@ def _pixel_um(row: dict[str, str]) -> float:
 
 
 def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Rows whose files are there, and of the others what is missing."""
+    """Rows whose files exist, and the missing files of the others."""
     counts = manifest["path"].map(lambda path: Path(path).is_file()).astype(bool)
     image = manifest["image"].map(lambda path: Path(path).is_file()).astype(bool)
     wrong = ~counts | (~image if images else False)
@@ -327,7 +327,7 @@ def _spots(table: pd.DataFrame, names: pd.Series) -> dict[str, int]:
 
 
 def hest_counts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Sections and spots by organ (rows) and platform, with sums; for the command line."""
+    """Sections and spots by organ (rows) and platform, with sums, for the command line."""
     spots = manifest["name"].map(manifest.attrs["spots"]).fillna(0).astype(int)
     table = manifest.assign(spots=spots, **{c: manifest[c].replace("", "(not stated)") for c in ("organ", "platform")})
     shared = {"index": "organ", "columns": "platform", "fill_value": 0, "margins": True, "margins_name": "all"}

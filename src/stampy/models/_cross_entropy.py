@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without its logits in memory.
+"""Cross-entropy over a large vocabulary without keeping its logits in memory.
 
 Shapes: M scored positions, D width, C classes.
 """
@@ -16,24 +16,24 @@ __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entrop
 
 Kernel: TypeAlias = Literal["torch", "auto", "liger"]
 
-_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits at a time: on the CPU as many as its caches hold
+_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits per block; on the CPU, as many as fit into the caches
 _LIGER = "liger_kernel"
 
 
 def linear_cross_entropy(
     hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, *, kernel: Kernel = "torch"
 ) -> Tensor:
-    """The mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, in blocks of rows that fit the cache.
+    """Mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, in blocks of rows that fit into the cache.
 
-    The gradient is computed together with the loss, so the (M, C) logits exist one block of rows at a time: with 20,000
-    genes they would be the largest tensor of a training step by far. Under autocast the products run in its lower
-    precision and the rest in float32, as those of the two functions above would.
+    The gradient is computed together with the loss, so only one block of rows of the (M, C) logits exists at a time;
+    with 20,000 genes, the logits would be by far the largest tensor of a training step. Under autocast, matrix products
+    use the lower precision and everything else float32, as in the two functions above.
 
     Parameters
     ----------
     kernel
-        ``"torch"`` works as above. ``"liger"`` (liger-kernel) never writes logits to memory, and runs on CUDA only.
-        ``"auto"``: liger where it is installed and the tensors are on CUDA in half precision.
+        ``"torch"``: as described above. ``"liger"`` (liger-kernel): never writes logits to memory; CUDA only.
+        ``"auto"``: liger if it is installed and the tensors are on CUDA in half precision.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def cross_entropy_by_kind(
     *,
     kernel: Kernel = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy`, and without gradient the sums of the rows' losses (n_kinds,), by the kind of a row.
+    """`linear_cross_entropy`, and the sums of the losses (n_kinds,) by kind of row, without gradient.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def cross_entropy_by_kind(
         mean, rows_M = _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
         return mean, rows_M.new_zeros(n_kinds).index_add(0, kinds_M, rows_M)
     total, sums = hidden_MD.new_zeros((), dtype=torch.float32), []
-    for kind in range(n_kinds):  # these kernels give means alone
+    for kind in range(n_kinds):  # these kernels return only means
         rows = (kinds_M == kind).nonzero()[:, 0]
         if len(rows):
             part = _fused(kernel, low, hidden_MD[rows], weight_CD, bias_C, targets_M[rows]) * len(rows)
@@ -84,7 +84,7 @@ def cross_entropy_by_kind(
 
 
 def _chosen(kernel: Kernel, hidden_MD: Tensor, weight_CD: Tensor) -> tuple[Kernel, torch.dtype]:
-    """The kernel, and the type that it computes in."""
+    """Kernel to use, and the type of its computations."""
     kind = hidden_MD.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_CD.dtype
     return kernel_for(kernel, kind, low), low
@@ -98,7 +98,7 @@ def _fused(
 
 
 def kernel_for(kernel: Kernel, device: str, dtype: torch.dtype) -> Kernel:
-    """The kernel to use on a type of device; ImportError or ValueError if the named kernel cannot run."""
+    """Kernel to use on a type of device; ImportError or ValueError if the requested kernel cannot run."""
     if kernel == "torch":
         return kernel
     installed = find_spec(_LIGER) is not None

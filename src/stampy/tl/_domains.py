@@ -165,7 +165,7 @@ def domains(
 
 
 def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:
-    """Coordinates (n, 2). If only the coherence needs them and they can't be used: None, with a warning."""
+    """Coordinates (n, 2); None, with a warning, if they are invalid and only the coherence needs them."""
     if not needed and not has_coordinates(data, table_key):
         return None
     try:
@@ -178,7 +178,7 @@ def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool)
 
 
 def _warn_if_averaged(table: AnnData, use_rep: str, smooth: int) -> None:
-    """Warn of an embedding that is averaged over neighbours already."""
+    """Warn about an embedding that is already averaged over neighbours."""
     records = table.uns.get(_keys.UNS, {})
     main = use_rep.removesuffix(_keys.GENE_SUFFIX).removesuffix(_keys.IMAGE_SUFFIX)
     record = records.get(use_rep, records.get(main, {}))
@@ -192,7 +192,7 @@ def _warn_if_averaged(table: AnnData, use_rep: str, smooth: int) -> None:
 
 def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,
            n_pcs: Any, smooth: Any) -> None:  # fmt: skip
-    """Raise for what is out of its range or makes no sense together."""
+    """Raise for values out of range and conflicting arguments."""
     _checks.one_of("method", method, METHODS)
     _checks.at_least("n_neighbors", n_neighbors, 2)
     _checks.at_least("max_domains", max_domains, 2)

@@ -1,4 +1,4 @@
-"""`tl.embed`: arguments, section, what to embed, towers, result, in this order."""
+"""`tl.embed`: arguments, section, choice of modality, towers, result, in this order."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def embed(
 def _embed_one(
     adata: SectionData, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
 ) -> SectionData | None:
-    """One section, from arguments to result. What can be checked without the model comes before it is loaded."""
+    """Embed one section. Everything that does not need the model is checked before it is loaded."""
     written, adata = adata, with_columns(adata, request.table_key)
     table = table_of(adata, request.table_key)
     _checks.not_empty(table, genes=False)
@@ -261,7 +261,7 @@ def _embed_one(
 
 
 def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:
-    """What there is to embed: counts, an image, or both."""
+    """Available modality: counts, an image, or both."""
     pictured = request.image is not None or has_images(adata, request.table_key)
     has_counts = table.n_vars > 0 and (table.X is not None or request.layer is not None)
     if pictured:
@@ -304,7 +304,7 @@ def _choose(
 
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
-    """The embedding by a baseline, and its record."""
+    """Embedding by a baseline, and its record."""
     if request.organism != "human":
         raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
     if request.genes is not None or not request.normalize:
@@ -321,7 +321,7 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
 def _by_model(
     model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
 ) -> tuple[Vectors, Record]:
-    """The vectors of a model's towers, and their record."""
+    """Vectors from the towers of a model, and their record."""
     precision = Tower(model, table.n_obs, request.precision).precision
     record = _origin(model, precision, tiles, modality, request.level)
     if not request.normalize:
@@ -351,7 +351,7 @@ def _by_model(
 
 
 def _check_lengths(model: Encoder, modality: Modality) -> None:
-    """Raise ValueError where vectors have no other length than 1."""
+    """Raise ValueError if vectors always have unit length."""
     if not isinstance(model, models.Stamp):
         raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are not normalised.")
     if modality == "fused":
@@ -361,7 +361,7 @@ def _check_lengths(model: Encoder, modality: Modality) -> None:
 
 
 def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: str, level: str) -> Record:
-    """The part of a record that is known before the work; a resumed run must have the same."""
+    """Part of a record that is known in advance and must be equal in a resumed run."""
     record: Record = {"stampy": stampy.__version__, "modality": modality, "level": level}
     record |= {"model": model.name, "precision": precision}
     if source := getattr(model, "source", ""):

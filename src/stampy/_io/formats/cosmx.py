@@ -1,4 +1,4 @@
-"""CosMx flat files, by cells: ``*_exprMat_file.csv`` at the centres in ``*_metadata_file.csv``."""
+"""CosMx flat files, by cells: ``*_exprMat_file.csv`` with the centres in ``*_metadata_file.csv``."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ LOOKED_FOR = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
 _COUNTS, _CELLS, _FIELDS = "exprMat_file.csv", "metadata_file.csv", "fov_positions_file.csv"
 _KEYS = ("fov", "cell_ID", "cell_id", "cell")
 _CENTRES = ["CenterX_global_px", "CenterY_global_px"]
-_CENTRES_MM = ["x_slide_mm", "y_slide_mm"]  # of exports without global px
+_CENTRES_MM = ["x_slide_mm", "y_slide_mm"]  # for exports without global px
 _CONTROLS = ("negprb", "negative", "systemcontrol", "falsecode", "custom_neg")
-CELL_UM = 10.0  # across; for drawing
+CELL_UM = 10.0  # diameter for plots
 
 
 def is_cosmx(folder: Path) -> bool:
-    """Whether the folder holds CosMx flat files."""
+    """Whether the folder contains CosMx flat files."""
     return bool(SectionFiles(folder).all(_COUNTS, _CELLS))
 
 
 def read_cosmx(folder: Path) -> AnnData:
-    """Cells with their genes at the global centres, in px; control probes are left out.
+    """Cells and genes at the global centres, in px, without control probes.
 
-    µm per px are computed from areas given in px and in µm², or from fields of view given in px and in mm; without
-    either the scale is unknown, with a warning.
+    µm per px are computed from areas given in px and µm², or from fields of view given in px and mm; otherwise the
+    scale is unknown, with a warning.
     """
     parts = SectionFiles(folder)
     counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)
@@ -57,7 +57,7 @@ def read_cosmx(folder: Path) -> AnnData:
 
 
 def _names(frame: pd.DataFrame) -> list[str]:
-    """FOV_CELL: unique in a section; a cell's number alone is not."""
+    """FOV_CELL, which is unique in a section, unlike the number of a cell."""
     cell = "cell_ID" if "cell_ID" in frame else "cell_id"
     return [f"{fov}_{number}" for fov, number in zip(frame["fov"].astype(str), frame[cell].astype(str), strict=True)]
 
@@ -90,7 +90,7 @@ def _cells(path: Path) -> pd.DataFrame:
 
 
 def _in_um(cells: pd.DataFrame) -> bool:
-    """Whether the centres came from columns in mm, for lack of columns in px."""
+    """Whether the centres are from columns in mm, since there are none in px."""
     return set(_CENTRES_MM) <= set(cells) and np.array_equal(cells["x"], 1000 * cells[_CENTRES_MM[0]])
 
 
@@ -101,7 +101,7 @@ def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
             return ratio
     if (path := parts.find(_FIELDS)) is not None:
         fields = table(path)
-        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # names by version
+        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # depends on version
         if {"x_global_px", "x_mm", "y_global_px", "y_mm"} <= set(fields.columns) and len(fields) > 1:
             px = float(np.ptp(fields["x_global_px"]) + np.ptp(fields["y_global_px"]))
             um = 1000 * float(np.ptp(fields["x_mm"]) + np.ptp(fields["y_mm"]))

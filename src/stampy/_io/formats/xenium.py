@@ -1,4 +1,4 @@
-"""Xenium folders, by cells: counts as .h5, folder, zipped zarr or archive; coordinates in µm or px of the H&E."""
+"""Xenium folders, by cells: counts as .h5, folder, zipped zarr or archive; coordinates in µm or px of the H&E image."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _CELLS = ("cells.parquet", "cells.csv")
 _H5, _FOLDER = "cell_feature_matrix.h5", "cell_feature_matrix"
 _ZARR = ("cell_feature_matrix.zarr.zip", "cell_feature_matrix.zarr")
 _ARCHIVE = ("cell_feature_matrix.tar.gz", "cell_feature_matrix.tar", "cell_feature_matrix.zip")
-_PIXEL_UM = 0.2125  # of Xenium's morphology image, where experiment.xenium does not say
-CELL_UM = 10.0  # across; for drawing
+_PIXEL_UM = 0.2125  # of Xenium's morphology image, if experiment.xenium does not state it
+CELL_UM = 10.0  # diameter for plots
 
 
 def is_xenium(folder: Path) -> bool:
-    """Whether the folder holds Xenium's cells."""
+    """Whether the folder contains Xenium's cells."""
     parts = SectionFiles(outs_of(folder))
     if parts.all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, "cells.parquet", "experiment.xenium"):
         return True
@@ -42,9 +42,9 @@ def is_xenium(folder: Path) -> bool:
 
 
 def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
-    """Cells of a Xenium folder.
+    """Read the cells of a Xenium folder.
 
-    Where the folder has the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
+    If the folder contains the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
     coordinates are px of that image, and its path is recorded; otherwise coordinates are µm.
     """
     outs = outs_of(folder)
@@ -61,7 +61,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
 
 
 def _cells(path: Path) -> pd.DataFrame:
-    """Cells by their names, with the centre as x and y."""
+    """Cells by name, with the centre as x and y."""
     cells = table(path)
     lacking = [c for c in ("cell_id", "x_centroid", "y_centroid") if c not in cells]
     if lacking:
@@ -110,7 +110,7 @@ def _of_zarr(path: Path) -> Counts:
 
 
 def _place(adata: AnnData, outs: Path, parts: SectionFiles, image: str | Path | None) -> None:
-    """Coordinates in µm, or through the alignment of the H&E image in its px."""
+    """Set coordinates in µm, or in px of the H&E image by its alignment."""
     name = sample_of(outs)
     he = image or parts.find("he_image.ome.tif", "he_image.tif", "he_image.ome.tiff", "he_image.tiff")
     alignment = parts.find("he_imagealignment.csv", "he_alignment.csv")

@@ -1,4 +1,4 @@
-"""Which image a section has: a file or array that is given, an entry of `uns["spatial"]`, or one of `sdata.images`."""
+"""Choose the image of a section: a given file or array, an entry of `uns["spatial"]`, or one of `sdata.images`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 def settle_sources(adata: AnnData, file: str | Path | None) -> None:
-    """Resolve the image paths of a section against the folder of its file, never the working directory.
+    """Resolve image paths of a section relative to the folder of its file, never to the working directory.
 
-    Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
-    None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
+    Under ``named_images("below")``, a path outside the folder is marked as refused, and opening the image raises the
+    error. None: the section is from a URL, and images on this machine are opened only with the rule "anywhere".
     """
     folder = None if file is None else Path(file).absolute().parent
     raw = adata.uns.get(_keys.UNS_SPATIAL)
@@ -73,8 +73,8 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
 
 
 def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
-    """The absolute path under `key`, or the source itself under `REFUSED`."""
-    if "://" in source:  # refused where it is opened
+    """The absolute path under `key`, or the original path under `REFUSED`."""
+    if "://" in source:  # refused when it is opened
         return {key: source}
     if folder is None:
         return {key: source} if os.environ.get(VARIABLE) == "anywhere" else {REFUSED: source}
@@ -85,7 +85,7 @@ def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
 
 
 def without_refused(adata: AnnData) -> None:
-    """Remove refused image paths, with a warning; a section with another image is shown on that one."""
+    """Remove refused image paths, with a warning, so that another image of the section is shown."""
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     for name, library in libraries_of(adata).items() if isinstance(raw, dict) else ():
         if refused := library.get("metadata", {}).get(REFUSED):
@@ -98,15 +98,14 @@ def without_refused(adata: AnnData) -> None:
 
 
 def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
-    """The file that an entry of ``uns["spatial"]`` names, and why it is not opened ("" if it is, or none is named).
+    """File named by an entry of ``uns["spatial"]``, and why it is refused ("" if it is not, or none is named).
 
-    Opened are regular files of this machine by absolute path. `stampy.read` makes relative ones absolute.
+    Only regular files on this machine with an absolute path are accepted; `stampy.read` makes relative paths absolute.
 
     Raises
     ------
     ValueError
-        The section was read where images may only lie below its folder, and this one lies elsewhere; or it is an
-        address, a device, a pipe or a folder.
+        Images of the section must be in its folder and this one is not, or it is a URL, a device, a pipe or a folder.
     """
     refused = library.get("metadata", {}).get(REFUSED)
     if refused:
@@ -136,19 +135,19 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
 
 
 GIVE = "Give an image with `image=` (an array or a file in full resolution)."
-_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
-_FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
+_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # names of the Visium reader of spatialdata-io
+_FULL = "fullres"  # CELLxGENE's name of an image in px of the coordinates, without scale factor
 
 
 def open_image(source: ImageSource) -> SlideImage:
-    """A path, an array, a WSIData or a `SlideImage` as a `SlideImage`.
+    """Open a path, array, WSIData or `SlideImage` as a `SlideImage`.
 
-    Its pixels are those of the coordinates, unless it says so.
+    Its pixels are the units of the coordinates, unless it states another scale.
 
     Raises
     ------
     TypeError
-        For anything else.
+        Anything else.
     """
     if isinstance(source, SlideImage):
         return source
@@ -162,25 +161,25 @@ def open_image(source: ImageSource) -> SlideImage:
 
 
 def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
-    """The image `image_key` of a section; by default the full-resolution file it names, else its finest image.
+    """The image `image_key` of a section; by default the full-resolution file, else its finest image.
 
     Parameters
     ----------
     library
-        The entry of ``uns["spatial"]``.
+        Entry of ``uns["spatial"]``.
     image_key
-        The image that is asked for.
+        Selected image.
     where, of
-        What messages call the entry and the section.
+        Names of the entry and the section in messages.
 
     Returns
     -------
-    The image, or None where there is none, and what to tell the user ("" for nothing).
+    The image, None without image; and a message for the user ("" for none).
 
     Raises
     ------
     KeyError
-        Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
+        The selected image has no pixels or no scale, or the only image is a file that no longer exists.
     """
     images, factors = images_of(library), library.get("scalefactors", {})
     source = image_path_of(library) if image_key is None else ""
@@ -193,7 +192,7 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
                 raise
             why_not = f"is not read ({error})"
     if image_key is not None:
-        if image_key not in images:  # it may be one that is refused
+        if image_key not in images:  # it may be a refused one
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
         _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
         if not _has_scale(image_key, factors):
@@ -212,7 +211,7 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
 
 
 def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], key: str) -> Iterator[str]:
-    """What to warn about if two sizes of the same image contradict the ratio of their scale factors."""
+    """Warn if two sizes of the same image contradict the ratio of their scale factors."""
     height, width = _size_of(images[key], key)
     for other in scales:
         rows, columns = _size_of(images[other], other)
@@ -231,7 +230,7 @@ def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], ke
 
 
 def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: str, where: str) -> str:
-    """What to warn about if a larger image is not used, since it has no scale factor; else ""."""
+    """Warning that a larger image is not used because it has no scale factor; else ""."""
     px = np.prod(_size_of(images[key], key))
     larger = [other for other in images if other not in scales and np.prod(_size_of(images[other], other)) > px > 0]
     if not larger:
@@ -243,7 +242,7 @@ def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: 
 
 
 def _size_of(image: Any, name: str) -> tuple[int, int]:
-    """Height and width in px; (0, 0) where they are not known without reading, or it is no picture."""
+    """Height and width in px; (0, 0) if unknown without reading, or not an image."""
     shape = tuple(getattr(image, "shape", ()))
     if hasattr(image, "dims") or len(shape) not in (2, 3) or 0 in shape:
         return 0, 0
@@ -255,7 +254,7 @@ def _size_of(image: Any, name: str) -> tuple[int, int]:
 
 
 def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
-    """Pixels, or the file that is named in their place."""
+    """Open pixels, or the file named instead of them."""
     if source := named_file(image):  # the same rule as for the full-resolution image
         path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
         if path is None:
@@ -273,14 +272,14 @@ def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
 
 
 def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | None) -> str:
-    """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
+    """Key of the image: `image_key`, the only one in the coordinate system of the spots, or the finest of one image.
 
     Raises
     ------
     KeyError
-        Where there is no such image.
+        There is no such image.
     ValueError
-        Where none shares a coordinate system with the spots, or it is not clear which is meant.
+        No image shares a coordinate system with the spots, or the choice is ambiguous.
     """
     if image_key is not None:
         _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image with `image_key=`.")
@@ -303,13 +302,13 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
 
 
 def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:
-    """The images with red, green and blue, where some have them: the others are stains beside the H&E picture."""
+    """Images with red, green and blue, if any: the others are stains next to the H&E image."""
     found = [key for key in keys if len(_channels(sdata.images[key], key)) >= 3]
     return found or keys
 
 
 def _channels(image: DataArray | DataTree, name: str) -> tuple[int, ...]:
-    """Positions of the colours; () where the channels are none."""
+    """Indices of the colour channels; () without colours."""
     array = image if hasattr(image, "data") else next(iter(next(iter(image.children.values())).data_vars.values()))
     try:
         _, _, c = stored_axes(list(array.dims), name)

@@ -1,4 +1,4 @@
-"""Whether an image fits its section: the spots lie on it, and it looks like H&E around them."""
+"""Check that an image fits its section: spots are on it, and it looks like H&E around them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
     "warn_of_doubts",
 ]
 
-FEWEST = 20  # spots; fewer tell nothing about the axes
+FEWEST = 20  # minimum number of spots for checking the axes
 
 
 _ROW, _COLUMN = "array_row", "array_col"
 
 
 def _indices(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
-    """Column and row of the spots on the array, (m, 2); None where `obs` does not have them."""
+    """Column and row of the spots on the array, (m, 2); None if `obs` does not contain them."""
     if not {_ROW, _COLUMN} <= set(table.obs.columns):
         return None
     try:
@@ -44,7 +44,7 @@ def _indices(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
 
 
 def check_indices(section: PlacedSection, table: AnnData) -> None:
-    """Raise ValueError for coordinates that are rows and columns of the array, which lie on no image."""
+    """Raise ValueError if coordinates are rows and columns of the array, which are not positions on an image."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < 2 or np.ptp(indices, axis=0).min() == 0:
         return
@@ -58,7 +58,7 @@ def check_indices(section: PlacedSection, table: AnnData) -> None:
 
 
 def doubt_of_axes(section: PlacedSection, table: AnnData) -> str:
-    """The warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
+    """Warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < FEWEST or section.region is not None:
         return ""
@@ -77,7 +77,7 @@ def doubt_of_axes(section: PlacedSection, table: AnnData) -> str:
 
 
 def check_inside(section: PlacedSection) -> str:
-    """Raise if most spots are outside the image; return a warning if some do, else ""."""
+    """Raise if most spots are outside the image; return a warning if some are, else ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
     if not outside.any():
@@ -112,9 +112,9 @@ def _likely_cause(section: PlacedSection) -> str:
     )
 
 
-# Thresholds in 8-bit values. After each, the lowest value in 30 real H&E images (reduced, dark, pale, recoloured).
+# Thresholds in 8-bit values, each with the lowest value in 30 real H&E images (reduced, dark, pale, recoloured).
 _SPOTS = 64
-_ACROSS_PX = 16  # pixels across a tile: cells are seen as texture
+_ACROSS_PX = 16  # pixels across a tile, at which cells are visible as texture
 _LEAST_OPACITY = 0.5  # mean
 _BLACK = 8  # brightest channel, 99.9th percentile
 _MOST_BLACK = 0.1  # share of the spots: none
@@ -134,7 +134,7 @@ class Pictured(Protocol):
 
     @property
     def image(self) -> SlideImage | None:
-        """The picture."""
+        """Image of the section."""
 
     @property
     def image_xy(self) -> np.ndarray:
@@ -146,13 +146,13 @@ class Pictured(Protocol):
 
 
 def warn_of_doubts(sections: Iterable[Pictured]) -> None:
-    """Warn of each picture that does not look like H&E."""
+    """Warn about each image that does not look like H&E."""
     for doubt in doubts_of(sections):
         _checks.warn(f"{doubt} Make sure that it is the right image; choose another one with `image=` or `image_key=`.")
 
 
 def doubts_of(sections: Iterable[Pictured]) -> list[str]:
-    """A sentence for each picture that does not look like H&E."""
+    """One sentence for each image that does not look like H&E."""
     found = []
     for section in sections:
         if section.image is not None and (why := doubt_of(section.image, section.image_xy, section.um_per_image_px)):
@@ -166,18 +166,18 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
 
     Detects images that are transparent, black (also in part), of one colour, too blurred to show cells, dark with
     bright signal (fluorescence), negatives, or without colour (one channel repeated, a mask). A grey image of H&E
-    counts as without colour: a model that was trained on colour needs it to tell nuclei from cytoplasm.
+    counts as without colour, since models trained on colour use it to separate nuclei from cytoplasm.
 
     Parameters
     ----------
     image
-        The picture.
+        Image to check.
     xy
         Centres of the spots, (n, 2), in px of the image.
     um_per_image_px
         Size of a px of the image.
     tile_um
-        Edge of the area that is checked around a spot.
+        Edge of the checked area around a spot.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def _read(image: SlideImage, boxes: np.ndarray, fill: tuple[int, int, int]) -> n
 
 
 def _texture(light: np.ndarray) -> np.ndarray:
-    """How much the brightness of each tile (n, s, s) varies around a surface of second order, (n,)."""
+    """Variation of the brightness of each tile (n, s, s) around a quadratic surface, (n,)."""
     y, x = (a.ravel() for a in np.mgrid[-1 : 1 : light.shape[1] * 1j, -1 : 1 : light.shape[2] * 1j])
     surface = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1))[0]
     flat = light.reshape(len(light), -1)

@@ -21,7 +21,7 @@ ImageSource: TypeAlias = "str | Path | np.ndarray | SlideImage"
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user said about images and scale; each value for all sections, or by section."""
+    """Image and scale as specified by the user; each value for all sections, or by section."""
 
     image: ImageSource | Mapping[str, ImageSource] | None = None
     image_key: str | Mapping[str, str] | None = None
@@ -39,7 +39,7 @@ class Wishes:
                 _checks.positive(name, value)
 
     def of(self, section: str, names: Collection[str]) -> Wishes:
-        """The wishes for one of the sections."""
+        """The values for one of the sections."""
         if self.image is not None and not isinstance(self.image, Mapping) and len(names) > 1:
             first = next(iter(names))
             raise ValueError(
