@@ -59,7 +59,7 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
 
 
 def _steps_in_r(name: str, kind: str) -> str | None:
-    """The lines of R that convert a file of R by this name or of the kind "h5Seurat"; None for another file."""
+    """R code that converts an R file of this name or of the kind "h5Seurat"; None for other files."""
     plain = name[:-3] if name.lower().endswith(".gz") else name
     ending = ".h5seurat" if kind == "h5Seurat" else next((e for e in R_FILES if plain.lower().endswith(e)), None)
     if ending is None:

@@ -214,7 +214,7 @@ def _texts(column: str, values: str | Sequence[str]) -> list[str]:
 def _warn_of_doubts(
     table: pd.DataFrame, chosen: pd.DataFrame, wanted: dict[str, Any], name: str, evaluation: bool
 ) -> None:
-    """Warn of unstated values in a filtered column, of numbers that are none, and of a missing column of studies."""
+    """Warn of missing values in a filtered column, of invalid numbers, and of a missing column of studies."""
     for column in (column for column, values in wanted.items() if values is not None):
         if empty := table["id"][table[column] == ""].tolist():
             _checks.warn(

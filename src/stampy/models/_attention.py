@@ -1,4 +1,4 @@
-"""Attention of packed spots on CUDA in half precision, as operators that `torch.compile` knows.
+"""Attention of packed spots on CUDA in half precision, as operators for `torch.compile`.
 
 Shapes: B spots, T positions of all spots end to end, H heads, d width of a head.
 """
@@ -19,11 +19,11 @@ from ._packed import Packing
 
 __all__ = ["Spans", "attention", "spans_for"]
 
-ENABLED = True  # benchmarks compare with PyTorch's own kernels
+ENABLED = True  # False in benchmarks, to compare with PyTorch's own kernels
 _WIDTHS = (32, 64)
 _HALF = (torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
-_TRITON = (3, 4)  # comes with the oldest torch that stampy takes
+_TRITON = (3, 4)  # version in the oldest supported torch
 _MOST_SPOTS = 65_535  # of a CUDA grid
 
 _log = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """A `Packing` for the kernels, which read all that they need from the device.
+    """A `Packing` for the kernels, with all values on the device.
 
     Parameters
     ----------
     packing
         The packing itself.
     dtype
-        Type that q, k and v are expected in.
+        Type of q, k and v.
     starts, keys
-        (B + 1,) where each spot begins, and (B,) how many positions of it are attended to.
+        (B + 1,) start of each spot, and (B,) number of its positions that are keys.
     longest
         Positions of the longest spot.
     """
@@ -53,16 +53,16 @@ class Spans:
 
 
 def spans_for(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> Packing | Spans:
-    """`packing` as the kernels need it, or as it is where they can't run.
+    """Convert `packing` for the kernels; unchanged if they cannot run.
 
     Parameters
     ----------
     packing
         Lengths of the spots.
     dtype
-        Type that q, k and v will have.
+        Type of q, k and v.
     heads, width
-        Heads, and the width of one.
+        Number of heads and width of a head.
     """
     if not (ENABLED and 0 < len(packing.queries) <= _MOST_SPOTS and _runs(packing.device, dtype, heads, width)):
         return packing
@@ -82,7 +82,7 @@ def _runs(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> b
 
 @functools.cache
 def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
-    """Whether the kernels run on a GPU: tried once, since Triton also needs a C compiler there."""
+    """Whether the kernels run on a GPU; tried once, because Triton also needs a C compiler."""
     problem = _missing(index)
     if not problem:
         try:
@@ -150,7 +150,7 @@ def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, starts: Tensor, keys:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, starts, keys, ctx.longest = inputs
     ctx.save_for_backward(qkv, *output, starts, keys)
-    ctx.set_materialize_grads(False)  # none for the sums
+    ctx.set_materialize_grads(False)  # no gradients for the sums
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """Losses of both stages as plain functions of tensors (paper, sections 3.2 and 3.3).
 
-The targets of IGR and CGR are made in `train/_pretrain_step.py`, the views of stage 2 in `train/_align_step.py`.
+`train/_pretrain_step.py` creates the targets of IGR and CGR, `train/_align_step.py` the views of stage 2.
 
 Means are over the given rows. With several ranks, the overall mean is the sum of the ranks' means weighted by their
 fraction of rows; `info_nce` takes keys of all ranks.

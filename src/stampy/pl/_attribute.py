@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 WIDTH_INCHES, ROW_INCHES = 2.6, 0.2
-TITLE_CHARS = 28  # of a line of a title
+TITLE_CHARS = 28  # per line of a title
 XLABELS = {
     "embedding": "turn of the embedding",
     "cluster": "pull to the cluster",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 COLUMNS = 3  # panels per row, to be legible on a phone
-LEGEND_INCHES = 6  # width of a figure above which the legend is one row
+LEGEND_INCHES = 6  # the legend of wider figures has one row
 OURS, BASELINE = "#003C5F", "#8A9BA8"
 TITLES = {
     "score": "score\n(mean of spot and neighbours)",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GAP, QUERY_GAP = 0.08, 0.35  # in tiles; between tiles and after the query
 LINE = 0.16  # in tiles; height of a line of text below a tile
 LINE_CHARS = 16  # characters per line of a label, to fit the width of a tile
-LEAST_POINTS = 5  # of the titles
+LEAST_POINTS = 5  # minimum font size of titles
 OWN = SAFE[1]
 
 
@@ -183,7 +183,7 @@ def _write(ax: Axes, x: float, y: float, text: str, scale: float) -> None:
 
 
 def _points(size: str, scale: float) -> float:
-    """A named font size, smaller where the tiles are, so that texts do not cover each other."""
+    """Font size in points, smaller for small tiles, so that texts do not overlap."""
     from matplotlib.font_manager import FontProperties
 
     return scale * FontProperties(size=size).get_size_in_points()

@@ -275,7 +275,7 @@ def _image_alpha(paint: Paint, given: float | None) -> float:
 
 
 def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float, on_dark: bool | None) -> None:
-    """The spots; `on_dark`: whether outlines lie on a dark image, None without an image."""
+    """Draw the spots. `on_dark`: whether the image is dark; None without an image."""
     from matplotlib.collections import EllipseCollection
 
     if paint.rgba is None:
@@ -299,7 +299,7 @@ def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float, o
 
 
 def _outlines(alpha: float, *, on_dark: bool | None) -> dict[str, Any]:
-    """Of the circles: black on pale tissue, white on dark tissue, and without an image (None) the colour of text."""
+    """Colour of outlines: black on pale tissue, white on dark tissue, that of text without an image (None)."""
     from matplotlib import rcParams
     from matplotlib.colors import to_rgba
 

@@ -143,7 +143,7 @@ def _some(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
 
 SIZE_PX = 160  # edge of a plotted tile
 TILE_INCHES = 0.95
-LABEL_CHARS = 30  # of a label's line beside the tiles
+LABEL_CHARS = 30  # per line of a label next to the tiles
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
 
 
 def gallery_axes(width: float, height: float) -> Axes:
-    """A panel of that size (in tiles), not yet in place: see `fit_figure`."""
+    """Create a panel of that size (in tiles), not yet positioned, see `fit_figure`."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")

@@ -33,7 +33,7 @@ REFERENCES = {
 WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
 FIRST = ("igr", "cgr")
 GREYS = ("0.65", "0.45", "0.2")
-CLOSE = 0.08  # of the axis: lines nearer than that have their names on different sides
+CLOSE = 0.08  # fraction of the axis; closer lines have their names on different sides
 OTHERS = {  # columns other than losses -> title of the panel
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -151,7 +151,7 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
     for known in references.values():
         for (key, name), color in zip(REFERENCES.items(), GREYS, strict=True):
             value = known.get(key) if key in keys else None
-            if value is None or round(value, 4) in lines:  # of one section, two are the same
+            if value is None or round(value, 4) in lines:  # equal for a single section
                 continue
             lines[round(value, 4)] = name
             ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")

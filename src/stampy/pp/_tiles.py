@@ -1,4 +1,4 @@
-"""Tiles of a physical size around the spots, read on request and in order; `SlideImage.tile` cuts a single one."""
+"""Tiles of a physical size around the spots, read on request and in order; for single tiles, see `SlideImage.tile`."""
 
 from __future__ import annotations
 

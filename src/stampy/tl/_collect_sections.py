@@ -62,7 +62,7 @@ def collect_sections(
         `out` contains no ``sections.tsv``, or no result.
     ValueError
         The sections have no embedding in common: embed all with one `modality`. Or they were embedded by other models
-        or settings, so that their vectors share no space.
+        or settings, so that their vectors are not comparable.
     FileExistsError
         `store` exists.
 
@@ -123,7 +123,7 @@ def _results(out: Path) -> dict[str, Path]:
 
 
 def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
-    """Raise ValueError where the vectors of two sections share no space; warn where each has axes of its own."""
+    """Raise ValueError if vectors of sections are not comparable; warn if each section has its own axes."""
     import anndata
 
     first: Origin | None = None
@@ -136,7 +136,7 @@ def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
         fits.add(record.pop("fit", None))
         origin = Origin(f"{name}: {key}", record.get("modality", "fused"), record)
         first = first or origin
-        modality = origin.modality if first.modality == "fused" else first.modality  # what is joined
+        modality = origin.modality if first.modality == "fused" else first.modality  # modality of the joined vectors
         if origin.modality in (modality, "fused"):
             check_same_origin(replace(first, modality=modality), replace(origin, modality=modality))
     if len(fits) > 1:

@@ -187,7 +187,7 @@ class _Job:
         adata.uns[_keys.UNS][key] = record
         mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
         record["tiles"] = origin | {"image_path": tiles.image_paths()}  # path: not in the fingerprint
-        record["weights_digest"] = digest_of_towers(model)  # the mark has its own
+        record["weights_digest"] = digest_of_towers(model)  # the fingerprint has its own hash
         return cls(adata, tiles, tower, level, chunk_size, key, mark)
 
     @property

@@ -1,4 +1,4 @@
-"""Results that tools write into AnnData: all or none, what is stale removed, with their provenance.
+"""Write results into AnnData atomically, with their provenance, and remove stale ones.
 
 A tool first computes a `Result`. Its record in ``uns["stamp"]`` lists the slots that were written, so that the next
 call with the same key can remove them, whatever its settings.

@@ -1,4 +1,4 @@
-"""`SlideImage`: an image of any storage as 8-bit RGB, from which tiles are cut, padded beyond the border."""
+"""`SlideImage`: an image in any storage as 8-bit RGB; tiles are padded beyond the border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user said about images and scale, checked before any image is opened; imports nothing heavy."""
+"""Options of the user for images and scale, checked before any image is opened. No heavy imports."""
 
 from __future__ import annotations
 

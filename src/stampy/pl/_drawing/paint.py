@@ -37,7 +37,7 @@ MORE = (
 )
 
 Palette = str | Sequence | Mapping
-DARKEST = 0.45  # OKLab's lightness of further colours: small dots that are darker all look black
+DARKEST = 0.45  # OKLab lightness of further colours; darker small dots all look black
 OUTLYING = 0.25  # clip values beyond the 1st or 99th percentile if they would take up a larger fraction of the scale
 LOW, HIGH = 0.05, 0.95  # neither black nor white
 FEW = 20  # minimum number of values for detecting outliers
@@ -59,7 +59,7 @@ class Paint:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all values are whole numbers, such as counts."""
+        """Whether all values are integers, such as counts."""
         if self.values is None:
             return False
         finite = self.values[np.isfinite(self.values)]
@@ -224,7 +224,7 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
 
 
 def default_colors(n: int) -> np.ndarray:
-    """RGBA (n, 4): 30 chosen colours, then those that are farthest from all before them; repeated above 2,000 labels.
+    """RGBA (n, 4): 30 selected colours, then those farthest from all previous ones; repeated above 2,000 labels.
 
     >>> default_colors(2).round(2).tolist()
     [[0.0, 0.45, 0.7, 1.0], [0.9, 0.62, 0.0, 1.0]]
@@ -238,7 +238,7 @@ def default_colors(n: int) -> np.ndarray:
 
 
 def _far_from(colors: np.ndarray, n: int) -> np.ndarray:
-    """RGBA (n, 4) of a grid of colours, one by one the one farthest in OKLab from all before it, white and MISSING."""
+    """RGBA (n, 4) from a grid, each the farthest in OKLab from all previous colours, white and MISSING."""
     levels = np.linspace(0, 1, 16)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(grid)
@@ -254,7 +254,7 @@ def _far_from(colors: np.ndarray, n: int) -> np.ndarray:
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Colours (n, 3) in Ottosson's OKLab (2020), where distances are about those seen."""
+    """Colours (n, 3) in OKLab (Ottosson 2020), where distances are roughly perceptual."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lms = [[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970], [0.0883025, 0.2817188, 0.6299787]]
     lab = [[0.2104543, 0.7936178, -0.0040720], [1.9779985, -2.4285922, 0.4505937], [0.0259040, 0.7827718, -0.8086758]]

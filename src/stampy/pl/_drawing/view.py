@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y points downwards, so bottom > top
 
-FILL = 0.8  # spot diameter over spot distance where no scale factor tells it
-DARK = 0.5  # mean of an image, of 0 to 1, below which black outlines are hard to see
-MAX_PX = 2500  # of an image that is drawn as a whole, and of the part that is drawn of a larger one
+FILL = 0.8  # ratio of spot diameter to spot distance without scale factor
+DARK = 0.5  # black outlines are hard to see on images with a lower mean (of 0 to 1)
+MAX_PX = 2500  # of a whole image, and of the part of a larger image
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class View:
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
 
     def is_dark(self, window: Window, *, max_px: int | None = None) -> bool | None:
-        """Whether the image that `draw_image` draws is mostly dark; None where there is nothing to draw."""
+        """Whether the image drawn by `draw_image` is mostly dark; None if nothing is drawn."""
         if self.image is None:
             return None
         max_px = MAX_PX if max_px is None else max_px

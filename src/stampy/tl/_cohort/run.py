@@ -1,4 +1,4 @@
-"""A run over many sections or slides: names, workers (processes, GPUs or dask, by `stampy._workers`), and the table."""
+"""Run over many sections or slides: check names, start workers (`stampy._workers`), and keep the table up to date."""
 
 from __future__ import annotations
 

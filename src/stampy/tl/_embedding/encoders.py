@@ -186,10 +186,10 @@ _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyD
 
 
 def digest_of_towers(model: Encoder) -> dict[str, str]:
-    """A hash of the weights of each tower, by what it embeds; computed once for a state of the weights.
+    """Hash of the weights of each tower, by modality; computed once for a state of the weights.
 
-    Not of the file, so that a model has one hash in memory and on disk. The heads count as part of their tower, and the
-    vocabulary as part of the gene tower; settings do not count.
+    They do not depend on the file, so a model has the same hashes in memory and on disk. Heads are part of their tower, the
+    vocabulary is part of the gene tower; settings are not included.
     """
     tensors = dict(model.state_dict())
     state = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors.items()]
@@ -206,7 +206,7 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
 
 
 def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
-    """What a model embeds, and how the names of the weights that do it begin."""
+    """Modalities of a model, and the prefixes of their weights."""
     if not isinstance(model, models.Stamp):
         return {"image" if isinstance(model, models.ImageSystem) else "gene": ("",)}
     gene: dict[Literal["gene", "image"], tuple[str, ...]] = {"gene": ("gene.", "gene_head.")}

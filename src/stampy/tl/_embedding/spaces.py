@@ -1,4 +1,4 @@
-"""Embeddings read back from AnnData: the space that they are in, and whether two may be compared."""
+"""Spaces of embeddings stored in AnnData, and whether two embeddings are comparable."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ SUFFIXES: dict[Modality, str] = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What is recorded of how an embedding was made."""
+    """Provenance of an embedding."""
 
     name: str  # name of the slot in messages
     modality: Modality
-    record: Mapping[str, Any] | None  # what `tl.embed` says of it; None where it says nothing
+    record: Mapping[str, Any] | None  # record of `tl.embed`; None if it is missing
 
 
 @dataclass(frozen=True, eq=False)
 class Space(Origin):
     """Embeddings of one modality of a table."""
 
-    vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
+    vectors: np.ndarray  # (n, d) float32, with L2 norm 1 or all zeros
 
     @property
     def known(self) -> np.ndarray:
@@ -78,7 +78,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
 
 
 def origin_of(adata: AnnData, key: str, *, slot: str = "adata.obsm") -> Origin | None:
-    """What is recorded of the embedding in obsm[key], which may be one modality of several; None: nothing."""
+    """Provenance of the embedding in obsm[key], which may be one of several modalities; None without a record."""
     records = adata.uns.get(_keys.UNS, {})
     for modality, suffix in SUFFIXES.items():
         record = records.get(key.removesuffix(suffix)) if key.endswith(suffix) else None
@@ -111,9 +111,9 @@ def check_same_space(query: Space, reference: Space) -> None:
 
 
 def check_same_origin(query: Origin, reference: Origin) -> None:
-    """Raise ValueError where the records of two embeddings say that they do not share a space.
+    """Raise ValueError if two embeddings are not comparable according to their records.
 
-    What only one record has, as those of earlier versions lack the hashes, is not compared.
+    Fields that only one record has are not compared: records of earlier versions have no hashes.
     """
     names = f"`{query.name}`", f"`{reference.name}`"
     records = [{} if one.record is None else UNSAID | dict(one.record) for one in (query, reference)]
@@ -145,9 +145,9 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
 
 
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
-    """False where the weights are known to differ.
+    """False if the weights are known to differ.
 
-    Vectors of genes and of images share a space if one of the two towers is common: the other was trained towards it.
+    Vectors of genes and of images are comparable if they share one tower, because the other was aligned to it.
     """
     equal = {tower: a[tower] == b[tower] for tower in a if tower in b}
     if of_a == of_b:

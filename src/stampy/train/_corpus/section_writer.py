@@ -175,7 +175,7 @@ def _data(section: SectionInput, reader: Reader) -> Any:
 
 
 def _vocabulary(path: Path) -> Vocabulary:
-    about = path.stat()  # a folder that is removed and built again has another vocabulary at the same path
+    about = path.stat()  # a rebuilt folder may have another vocabulary at the same path
     return _loaded(path, about.st_ino, about.st_mtime_ns)
 
 
