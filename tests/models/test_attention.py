@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, _attention
-from stampy.models._attention import Spans, _forward, _tried, spans_for
+from stampy.models._attention import Spans, _forward, _kernels_run, spans_for
 from stampy.models._packed import Packing
 from stampy.train import PretrainConfig
 from stampy.train._pretrain_step import Reconstruction
@@ -122,7 +122,7 @@ def test_compiled_layers_are_one_graph_at_all_lengths():
 def test_elsewhere_pytorchs_own_kernels_run(monkeypatch, caplog):
     packing = Packing((3, 1), (3, 1), torch.device("cpu"))
     assert spans_for(packing, torch.bfloat16, 2, 32) is packing
-    _tried.cache_clear()
+    _kernels_run.cache_clear()
     monkeypatch.setattr(_attention, "_missing", lambda index: "Triton is not installed")
     on_cuda = Packing((3, 1), (3, 1), torch.device("cuda", 7))
     with caplog.at_level(logging.INFO, logger="stampy"):
@@ -132,7 +132,7 @@ def test_elsewhere_pytorchs_own_kernels_run(monkeypatch, caplog):
     assert [r.message for r in caplog.records if "Triton" in r.message] == [
         "Attention runs on PyTorch's kernels, which are slower: Triton's can't be used, since Triton is not installed"
     ]
-    _tried.cache_clear()
+    _kernels_run.cache_clear()
 
 
 def test_layers_in_another_precision_than_expected():
@@ -163,7 +163,7 @@ def with_marks(test):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [32, 64])
 def test_kernels_on_cuda(width, dtype):
-    assert _tried(torch.cuda.current_device(), dtype, 3, width)
+    assert _kernels_run(torch.cuda.current_device(), dtype, 3, width)
     most = 8e-3 if dtype == torch.bfloat16 else 1e-3
     assert max(errors((*QUERIES, 1500, 700), (*KEYS, 1500, 256), 3, width, dtype, "cuda")) < most
     assert max(errors((64,) * 9, (64,) * 9, 3, width, dtype, "cuda")) < most

@@ -102,7 +102,7 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
                 f"No feature in {path.name!r} is has the type {GENES!r}, found {_counted(kinds)}; all are kept."
             )
         elif not is_gene.all():
-            _say_left_out(kinds[~is_gene], path)
+            _warn_of_excluded(kinds[~is_gene], path)
             kept = np.flatnonzero(is_gene)
             x, features = x[:, kept], features.iloc[kept]
     named = {"id": "gene_ids", "feature_type": "feature_types", "genome": "genome"}
@@ -114,7 +114,7 @@ def _counted(kinds: pd.Series) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).most_common())
 
 
-def _say_left_out(kinds: pd.Series, path: Path) -> None:
+def _warn_of_excluded(kinds: pd.Series, path: Path) -> None:
     logger.info("%s: dropped features that are not genes: %s", path.name, _counted(kinds))
     others = kinds[~kinds.str.lower().str.contains("|".join(_CONTROLS))]
     if len(others):
@@ -135,7 +135,7 @@ def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str,
     """
     import anndata
 
-    positions = _one_each(positions, positions_name)
+    positions = _unique_positions(positions, positions_name)
     barcodes = pd.Index(counts.barcodes, dtype=object)
     rows = _matched(barcodes, positions.index, counts_name, positions_name)
     kept = np.flatnonzero(rows >= 0)
@@ -153,7 +153,7 @@ def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str,
     in_order = np.array_equal(rows, np.arange(len(positions)))
     spots = positions if in_order else positions.iloc[rows[kept]]
     xy = _numbers(spots, positions_name)
-    _say_without_counts(positions, rows, counts_name)
+    _warn_of_missing_counts(positions, rows, counts_name)
     x = counts.x if len(kept) == len(rows) else counts.x[kept]
     obs = spots.drop(columns=["x", "y"])
     obs.index = _unique(barcodes if len(kept) == len(rows) else barcodes[kept], counts_name)
@@ -181,7 +181,7 @@ def _unique(index: pd.Index, name: str) -> pd.Index:
     return unique_names(index)
 
 
-def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
+def _unique_positions(positions: pd.DataFrame, name: str) -> pd.DataFrame:
     """One position per barcode; identical repeated lines are merged."""
     if positions.index.is_unique:
         return positions
@@ -235,7 +235,7 @@ def _numbers(spots: pd.DataFrame, name: str) -> np.ndarray:
     return xy
 
 
-def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: str) -> None:
+def _warn_of_missing_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: str) -> None:
     """Warn about spots under tissue that are missing from the table of counts."""
     left = np.ones(len(positions), dtype=bool)
     left[rows[rows >= 0]] = False

@@ -214,7 +214,7 @@ _XY = (
 )  # fmt: skip
 _BARCODES = ("barcode", "barcodes", "cell_id", "cellid", "cell", "spot", "spot_id", "spotid", "bead", "id", "name",
              "cell_barcode", "beads", "spots", "index", "unnamed: 0", "")  # fmt: skip
-_MOST_COLUMNS = 200  # of a table of coordinates; tables of counts have one column per gene or spot
+_MAX_COLUMNS = 200  # of a table of coordinates; tables of counts have one column per gene or spot
 
 
 def tables_in(folder: Path) -> dict[Path, TableLayout]:
@@ -238,7 +238,7 @@ def xy_of(columns: list[str]) -> tuple[str, str] | None:
 
 def is_coordinates(layout: TableLayout) -> bool:
     """Whether a table has one position per line: by column names, or a name and two numbers."""
-    if len(layout.named) > _MOST_COLUMNS or not layout.row:
+    if len(layout.named) > _MAX_COLUMNS or not layout.row:
         return False
     if headed(layout):
         return xy_of(layout.named) is not None

@@ -35,9 +35,9 @@ __all__ = [
     "unzipped",
 ]
 
-MOST_UNPACKED = 2**30  # bytes; any compressed file may unpack to this size ...
-MOST_RATIO = 500  # ... and to larger sizes only up to this ratio, since tables of counts are mostly zeros
-MOST_MEMBERS = 1_000_000
+MAX_UNPACKED = 2**30  # bytes; any compressed file may unpack to this size ...
+MAX_RATIO = 500  # ... and to larger sizes only up to this ratio, since tables of counts are mostly zeros
+MAX_MEMBERS = 1_000_000
 _BETWEEN = "_-. "  # separators between a prefix, such as GSM123_S1, and the name of a part
 _LONGEST = 300  # maximum length of another package's message
 
@@ -95,7 +95,7 @@ class _Bounded(io.RawIOBase):
     """Decompressed stream that raises if a small file unpacks to a very large one."""
 
     def __init__(self, stream: gzip.GzipFile, path: Path):
-        self._stream, self._path, self._left = stream, path, _most(path.stat().st_size)
+        self._stream, self._path, self._left = stream, path, _max_unpacked(path.stat().st_size)
 
     def readable(self) -> bool:
         """True."""
@@ -115,8 +115,8 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _most(packed: int) -> int:
-    return MOST_UNPACKED + MOST_RATIO * packed
+def _max_unpacked(packed: int) -> int:
+    return MAX_UNPACKED + MAX_RATIO * packed
 
 
 def _too_large(path: Path) -> ValueError:
@@ -183,13 +183,13 @@ def _untar(path: Path, target: Path) -> None:
         sizes = []
         for member in archive:
             sizes.append((member.name, member.size))
-            _check_members(path, sizes[-1:] if len(sizes) <= MOST_MEMBERS else sizes)
+            _check_members(path, sizes[-1:] if len(sizes) <= MAX_MEMBERS else sizes)
             if member.isfile():
                 archive.extract(member, target, filter="data")
 
 
 def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
-    if len(members) > MOST_MEMBERS or sum(size for _, size in members) > _most(path.stat().st_size):
+    if len(members) > MAX_MEMBERS or sum(size for _, size in members) > _max_unpacked(path.stat().st_size):
         raise _too_large(path)
     for name, _ in members:
         place = PurePosixPath(name.replace("\\", "/"))
@@ -236,7 +236,7 @@ class SectionFiles:
                 hits: dict[str, list[Path]] = {}
                 for path in entries:
                     prefix = _prefix(path.name, name)
-                    if prefix is not None and _go_together(prefix, self.prefix):
+                    if prefix is not None and _may_be_one_section(prefix, self.prefix):
                         hits.setdefault(prefix, []).append(path)
                 if hits:
                     return self._best(hits, entries[0].parent)
@@ -282,7 +282,7 @@ def _prefix(filename: str, name: str) -> str | None:
     return None
 
 
-def _go_together(one: str, other: str | None) -> bool:
+def _may_be_one_section(one: str, other: str | None) -> bool:
     """Whether two prefixes may be of one section: equal, or one contains the other (S1, GSM123_S1)."""
     if not one or not other:
         return True

@@ -32,7 +32,7 @@ from stampy._io.input_files import is_address, reading, refuse, unzipped
 from stampy._io.refused import refused_file, refused_folder, refused_zarr
 from stampy._io.remote import read_address
 from stampy._io.write import append, checked_target, write, written_keys
-from stampy._section.image.choose import settle_sources
+from stampy._section.image.choose import resolve_image_paths
 from stampy._section.outside_links import refuse_links
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ _FOLDERS = (  # in the order of the tests
     ("Stereo-seq", is_gem),
     ("tables", is_counts_and_coordinates),
 )
-_LOOKED_FOR = (
+_EXPECTED_FILES = (
     ".h5ad, .zarr, Space Ranger (filtered_feature_bc_matrix and spatial/), Xenium (cell_feature_matrix and cells), "
     "CosMx (exprMat_file and metadata_file), MERSCOPE (cell_by_gene and cell_metadata), ST, .gem, a table of counts "
     "and one of coordinates."
@@ -171,7 +171,7 @@ def read(
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)
     if kind in ("h5ad", "zarr", "MuData", "SpatialData"):  # other formats do not name images
         for table in data.tables.values() if kind == "SpatialData" else [data]:
-            settle_sources(table, path)
+            resolve_image_paths(table, path)
     if image is not None and kind not in ("Xenium", "ST"):  # the readers of these formats use the image for coordinates
         if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
             raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
@@ -226,7 +226,7 @@ def format_of(path: Path) -> str:
     for name, test in _FOLDERS:
         if test(path):
             return name
-    raise refused_folder(path, _LOOKED_FOR)
+    raise refused_folder(path, _EXPECTED_FILES)
 
 
 def _format_of_file(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stampy._io.formats.anndata_mudata_spatialdata import MARKS, read_backed, read_group, zarr_kind_of
-from stampy._section.image.choose import settle_sources
+from stampy._section.image.choose import resolve_image_paths
 from stampy._section.outside_links import refuse_links_in
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_address(address: str, *, backed: bool = False) -> AnnData:
         protocol = address.partition("://")[0].split("::")[-1]
         needed = _LOADERS.get(protocol, f"the fsspec package for {protocol}")
         raise ImportError(f"Reading {address!r} needs {needed}: {error}") from error
-    settle_sources(adata, None)
+    resolve_image_paths(adata, None)
     return adata
 
 

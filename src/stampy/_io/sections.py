@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["FAULTS", "SectionInput", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
+__all__ = ["SECTION_ERRORS", "SectionInput", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,7 @@ def one_line(error: BaseException, name: str = "") -> str:
 
 
 # Errors of a section in a run over many; any other error is a bug and stops the run.
-FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
+SECTION_ERRORS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 # Types of errors raised for a section, most specific first.
 _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,

@@ -22,7 +22,7 @@ from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._config_names import TABLES, TASKS
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
 from ._paper.load_sections import on_folder, with_models
-from ._paper.pieces import Found, look
+from ._paper.pieces import Found, find_pieces
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
@@ -144,7 +144,7 @@ def _chosen(
             raise ValueError(
                 f"`folder` is only for the paper's tables ({', '.join(TABLES)}), found the config {name!r}."
             )
-        found = look(name, folder)
+        found = find_pieces(name, folder)
         chosen = on_folder(chosen, found, _checks.writable(out))
     for name in systems or ():
         _checks.one_of("systems", name, [system.name for system in chosen.systems])

@@ -106,14 +106,14 @@ def hest_manifest(
     _check_ids(table, exclude, path.name)
     chosen = chosen[~chosen["id"].isin(out)]
     manifest = pd.DataFrame(list(_rows(chosen, folder)), columns=list(COLUMNS))
-    manifest, missing = _those_there(manifest, images)
+    manifest, missing = _existing(manifest, images)
     if manifest.empty:
         such = f", such as {next(iter(missing.values()))!r}" if missing else ""
         raise ValueError(
             f"No section is left of the {len(table):,} in {path.name}: {len(chosen) + len(out):,} fit the filters, "
             f"{len(out)} of these are excluded on purpose, {len(missing)} lack files{such}."
         )
-    _tell(missing, chosen, out, exclude_evaluation)
+    _report(missing, chosen, out, exclude_evaluation)
     manifest.attrs = {"left_out": out, "spots": _spots(chosen, manifest["name"]), "table": path.name}
     return manifest
 
@@ -145,11 +145,11 @@ def hest_evaluation() -> pd.DataFrame:
 def _evaluation() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((files("stampy.datasets") / "hest_evaluation.json").read_text(encoding="utf-8"))
     for entry in found["data_sets"]:
-        entry["ids"] = [name for text in entry["ids"] for name in _spread(text)]
+        entry["ids"] = [name for text in entry["ids"] for name in _expanded(text)]
     return found
 
 
-def _spread(text: str) -> Iterator[str]:
+def _expanded(text: str) -> Iterator[str]:
     """Expand SPA119-154 to SPA119, SPA120, ..."""
     match = re.fullmatch(r"([A-Z]+)(\d+)-(\d+)", text)
     if match is None:
@@ -290,7 +290,7 @@ def _pixel_um(row: dict[str, str]) -> float:
     return float("nan")
 
 
-def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+def _existing(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
     """Rows whose files exist, and the missing files of the others."""
     counts = manifest["path"].map(lambda path: Path(path).is_file()).astype(bool)
     image = manifest["image"].map(lambda path: Path(path).is_file()).astype(bool)
@@ -302,7 +302,7 @@ def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, di
     return found, missing
 
 
-def _tell(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], exclude_evaluation: bool) -> None:
+def _report(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], exclude_evaluation: bool) -> None:
     if missing:
         names = list(missing)
         _checks.warn(

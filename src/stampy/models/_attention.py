@@ -24,7 +24,7 @@ _WIDTHS = (32, 64)
 _HALF = (torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
 _TRITON = (3, 4)  # version in the oldest supported torch
-_MOST_SPOTS = 65_535  # of a CUDA grid
+_MAX_SPOTS = 65_535  # of a CUDA grid
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def spans_for(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> P
     heads, width
         Number of heads and width of a head.
     """
-    if not (ENABLED and 0 < len(packing.queries) <= _MOST_SPOTS and _runs(packing.device, dtype, heads, width)):
+    if not (ENABLED and 0 < len(packing.queries) <= _MAX_SPOTS and _runs(packing.device, dtype, heads, width)):
         return packing
     return Spans(packing, dtype, packing.starts, packing.key_starts.diff(), max(packing.queries))
 
@@ -77,11 +77,11 @@ def attention(qkv_T3Hd: Tensor, spans: Spans) -> Tensor:
 def _runs(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> bool:
     if device.type != "cuda" or dtype not in _HALF or width not in _WIDTHS:
         return False
-    return _tried(torch.cuda.current_device() if device.index is None else device.index, dtype, heads, width)
+    return _kernels_run(torch.cuda.current_device() if device.index is None else device.index, dtype, heads, width)
 
 
 @functools.cache
-def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
+def _kernels_run(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
     """Whether the kernels run on a GPU; tried once, because Triton also needs a C compiler."""
     problem = _missing(index)
     if not problem:

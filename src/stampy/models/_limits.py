@@ -21,7 +21,7 @@ _MAX_SIZE = 2**20
 _MAX_POSITIONS = 2**16  # patch tokens of an image; attention is quadratic in their number
 _LARGEST = {"depth": 1000, "heads": 1024, "num_heads": 1024, "size_px": 8192, "img_size": 8192, "patch_size": 1024,
             "reg_tokens": 64, "mlp_ratio": 64.0, "tile_um": 1e6}  # fmt: skip
-_LEAST_STEM_PX = 48  # 3 x 3 cells of the maps of all blocks
+_MIN_STEM_PX = 48  # 3 x 3 cells of the maps of all blocks
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens", "mlp_ratio")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _SWITCHES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "qkv_bias", "qk_norm", "class_token",
@@ -94,8 +94,8 @@ def _check_stem(config: ImageConfig) -> None:
     n = config.backbone_kwargs["n_blocks"]
     if type(n) is not int or not 1 <= n <= len(BLOCKS):
         raise ValueError(f"`n_blocks` must be an integer between 1 and {len(BLOCKS)}, found {n!r:.120}.")
-    if config.size_px < _LEAST_STEM_PX:
-        raise ValueError(f"`size_px` of {STEM!r} must be at least {_LEAST_STEM_PX}, found {config.size_px}.")
+    if config.size_px < _MIN_STEM_PX:
+        raise ValueError(f"`size_px` of {STEM!r} must be at least {_MIN_STEM_PX}, found {config.size_px}.")
 
 
 def _keyword(name: str, value: Any) -> None:

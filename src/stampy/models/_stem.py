@@ -37,7 +37,7 @@ BLOCKS = (
 )
 _ENDS = (2, 4, 7, 10)  # last block of each resolution: 1/4, 1/8 and 1/16 of the image's
 _EPSILON = 1e-6  # added to variances, so that constant channels have a gradient
-_AT_A_TIME = 16  # images per pass on the CPU; more exceed its caches and take twice as long
+_CPU_BATCH = 16  # images per pass on the CPU; more exceed its caches and take twice as long
 
 
 class RegionFeatures(NamedTuple):
@@ -169,7 +169,7 @@ class StemEncoder(nn.Module):
                 "This image tower sees each tile with its surroundings: images must have shape (B, 2, 3, height, "
                 f"width), found {tuple(images.shape)}. `stampy.tl.embed` reads both from the image."
             )
-        parts = images.split(_AT_A_TIME if images.device.type == "cpu" else max(len(images), 1))
+        parts = images.split(_CPU_BATCH if images.device.type == "cpu" else max(len(images), 1))
         found = []
         for part in parts:
             maps = self.base_model(part.flatten(0, 1))

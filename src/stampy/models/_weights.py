@@ -131,7 +131,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     try:
         settings = StampConfig.from_dict(config)
         genes = read_genes(folder / GENES, at_most=settings.gene.n_genes)
-        with torch.device("meta"), _NoStart():  # allocates no memory before the file is compared
+        with torch.device("meta"), _SkipInit():  # allocates no memory before the file is compared
             model = Stamp(settings, genes)
     except _NOT_BUILT as error:
         raise ValueError(f"{str(folder)!r} does not describe a model that can be built: {error}") from error
@@ -145,7 +145,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     return model.to(device_of(device)).eval()
 
 
-class _NoStart(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Skip initialisation: random numbers on the meta device would make torch import its compiler (1.3 s)."""
 
     def __torch_function__(

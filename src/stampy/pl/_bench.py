@@ -78,7 +78,7 @@ def bench(
     table = _chosen(summary, datasets, tasks, metric, reported)
     rows = list(dict.fromkeys(table["dataset"]))
     columns = list(dict.fromkeys(zip(table["task"], table["variant"], strict=True)))
-    columns = _ours_first(table, columns)
+    columns = _stampy_first(table, columns)
     panels = [(d, c, _panel(table, d, c)) for d in rows for c in columns]
     if ax is not None:
         drawn = [p for p in panels if len(p[2])]
@@ -146,7 +146,7 @@ def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None
     return pd.concat(parts)
 
 
-def _ours_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _stampy_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Panels of computed results; reported results, which name no variant, go to the first panel of their task."""
     ours = table[table["status"] == "ok"]
     have = list(dict.fromkeys(zip(ours["task"], ours["variant"], strict=True)))

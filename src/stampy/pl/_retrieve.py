@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GAP, QUERY_GAP = 0.08, 0.35  # in tiles; between tiles and after the query
 LINE = 0.16  # in tiles; height of a line of text below a tile
 LINE_CHARS = 16  # characters per line of a label, to fit the width of a tile
-LEAST_POINTS = 5  # minimum font size of titles
+MIN_POINTS = 5  # minimum font size of titles
 OWN = SAFE[1]
 
 
@@ -200,7 +200,7 @@ def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: 
     below = f"; below: cosine similarity, {label}" if label is not None else "; below: cosine similarity"
     nearest = f"nearest by {record['target']}{below}{_recall(record)}"
     for x, text, align in ((0.5, f"query: {record['query']}", "center"), (offsets[1], nearest, "left")):
-        size = max(_points("small", scale), LEAST_POINTS)
+        size = max(_points("small", scale), MIN_POINTS)
         ax.text(x, -0.06, text, ha=align, va="bottom", fontsize=size, parse_math=False)
 
 

@@ -106,7 +106,7 @@ def tiles(
     if groupby is not None:
         labels, rows = _by_group(adata, groupby, groups, n_tiles, random)
     else:
-        chosen = _some(np.arange(adata.n_obs), n_tiles, random) if spots is None else rows_of_spots(adata, spots)
+        chosen = _sampled(np.arange(adata.n_obs), n_tiles, random) if spots is None else rows_of_spots(adata, spots)
         rows = [chosen[i : i + n_tiles] for i in range(0, len(chosen), n_tiles)]
         labels = [""] * len(rows)
     cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
@@ -133,10 +133,10 @@ def _by_group(
     for name in wanted:
         _checks.one_of("groups", name, names)
     codes = column.cat.codes.to_numpy()
-    return wanted, [_some(np.flatnonzero(codes == names.index(name)), n, random) for name in wanted]
+    return wanted, [_sampled(np.flatnonzero(codes == names.index(name)), n, random) for name in wanted]
 
 
-def _some(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+def _sampled(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
     """`n` of the rows, or all if there are fewer, in ascending order."""
     return rows if len(rows) <= n else np.sort(random.choice(rows, n, replace=False))
 

@@ -24,7 +24,7 @@ from scipy import linalg, sparse
 
 from stampy import _keys, _utils
 from stampy._section.neighbors import nearest
-from stampy._section.section import places_of, told_apart
+from stampy._section.section import places_of, resolved_library_key
 
 from ._counts import CountMatrix, checked_rows, counts_name, counts_of
 from ._rank_tokens import rank_tokens
@@ -172,7 +172,7 @@ def pieces_of(
     ValueError
         A section has fewer than 50 spots.
     """
-    table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
+    table, library_key = _utils.table_of(adata, table_key), resolved_library_key(adata, library_key, table_key)
     places = places_of(adata, library_key=library_key, table_key=table_key)
     xy, rows = places.xy, match(table).rows
     counts, pieces = counts_of(table, layer), []

@@ -167,7 +167,7 @@ def attribute(
     counts_of(table, layer)
     vocabulary = vocabulary_of(loaded)
     match = match_genes(table, vocabulary, organism, layer)
-    asked = _asked(genes, loaded, match, organism)
+    asked = _selected_genes(genes, loaded, match, organism)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
     most = loaded.gene.config.max_tokens
@@ -256,7 +256,9 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     return labels
 
 
-def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, organism: Organism) -> np.ndarray:
+def _selected_genes(
+    genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, organism: Organism
+) -> np.ndarray:
     """Mask (n_vocabulary,) of the genes of the vocabulary to include in the table."""
     asked = np.zeros(match.n_vocabulary, dtype=bool)
     asked[match.rows[match.rows >= 0]] = True

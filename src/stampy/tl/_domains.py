@@ -17,7 +17,7 @@ from ._embedding.context import smoothed
 from ._evaluation.folds import int_seed
 from ._evaluation.metrics import domain_scores
 from ._methods.clustering import METHODS, Method, find_domains
-from ._probe import texted
+from ._probe import with_text_index
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def domains(
     named_domains = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
     record: dict[str, Any] = {
         "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
-        "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
+        "scores": with_text_index(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
     return write_result(
         adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key

@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _keys, models
 from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
-from stampy._section.section import has_images, places_of, told_apart
+from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
 
@@ -237,7 +237,7 @@ def _embed_one(
     modality = wanted or _available(adata, table, request)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
-        request = replace(request, library_key=told_apart(adata, request.library_key, request.table_key))
+        request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))
     places = None
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
@@ -245,7 +245,7 @@ def _embed_one(
         found, record = _by_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
-        modality, tiles = _choose(adata, loaded, request, modality, is_wish=wanted is not None)
+        modality, tiles = _choose(adata, loaded, request, modality, is_requested=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
     if request.center is not None:
         record["center"] = request.center
@@ -279,16 +279,16 @@ def _available(adata: SectionData, table: AnnData, request: Request) -> Modality
 
 
 def _choose(
-    adata: SectionData, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
+    adata: SectionData, model: Encoder, request: Request, modality: Modality, *, is_requested: bool
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
-    if modality == "fused" and not is_wish and model.image is None and request.image is None:
+    if modality == "fused" and not is_requested and model.image is None and request.image is None:
         _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        by_default = modality == "fused" and not is_wish and not request.names_image
+        by_default = modality == "fused" and not is_requested and not request.names_image
         tiles = usable_tiles(adata, model, request, notes) if by_default else open_tiles(adata, model, request, notes)
         if tiles is None:
             modality = "gene"

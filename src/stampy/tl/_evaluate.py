@@ -22,7 +22,7 @@ from ._embed import embed
 from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
+from ._evaluation.label_free import MEASURES, JudgedSpots, StoredVectors, scores_of_split
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -
 
 def _jobs(
     table: AnnData, keys: str | Sequence[str] | Mapping[str, Embedder] | None, library_key: str | None
-) -> tuple[dict[str, Embedder | AsItIs], list[str]]:
+) -> tuple[dict[str, Embedder | StoredVectors], list[str]]:
     """Functions that embed a half by name, and the names of embeddings that cannot be recomputed."""
     if isinstance(keys, Mapping):
         if not keys:
@@ -220,15 +220,15 @@ def _jobs(
                 "There is no embedding of `stampy.tl.embed` to evaluate. Embed first, or name a key of `adata.obsm`. "
                 f"Available: {_checks.shortlist(table.obsm)}."
             )
-    jobs: dict[str, Embedder | AsItIs] = {}
+    jobs: dict[str, Embedder | StoredVectors] = {}
     loaded: dict[str, Encoder | str] = {}
     for key in [keys] if isinstance(keys, str) else list(keys):
         _checks.embedding(table, key)
-        jobs[key] = _again(records, key, library_key, loaded) or AsItIs(key)
-    return jobs, [key for key, job in jobs.items() if isinstance(job, AsItIs)]
+        jobs[key] = _embedder_of(records, key, library_key, loaded) or StoredVectors(key)
+    return jobs, [key for key, job in jobs.items() if isinstance(job, StoredVectors)]
 
 
-def _again(
+def _embedder_of(
     records: Mapping[str, Mapping[str, Any]], key: str, library_key: str | None, loaded: dict[str, Encoder | str]
 ) -> Embedder | None:
     """Function that embeds genes with model and settings of a key; None if these are not recorded."""
@@ -317,7 +317,7 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     return counts
 
 
-def _table(found: list[Scores], jobs: Mapping[str, Embedder | AsItIs]) -> pd.DataFrame:
+def _table(found: list[Scores], jobs: Mapping[str, Embedder | StoredVectors]) -> pd.DataFrame:
     """One row per embedding: means over splits, and standard deviations of the three predicted measures."""
     rows = {}
     for name in found[0]:
@@ -330,7 +330,7 @@ def _table(found: list[Scores], jobs: Mapping[str, Embedder | AsItIs]) -> pd.Dat
             "own": mean["own"], "own_std": spread["own"],
             "neighbors": mean["neighbors"], "neighbors_std": spread["neighbors"],
             **{k: mean[k] for k in MEASURES[2:]},
-            "thinned": not (ours and isinstance(jobs[name], AsItIs)),
+            "thinned": not (ours and isinstance(jobs[name], StoredVectors)),
             "n_dims": int(mean["n_dims"]),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="embedding")

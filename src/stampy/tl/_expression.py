@@ -28,7 +28,7 @@ from ._methods.linear_models import (
     top_variable_genes,
     transformed,
 )
-from ._probe import folds_in, texted
+from ._probe import folds_in, with_text_index
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _scored(
 ) -> dict[str, pd.DataFrame]:
     """Scores of each gene in each group, and their summary."""
     scores = gene_scores(measured, predicted, genes, groups)
-    return {"scores": texted(scores), "summary": texted(gene_summary(scores))}
+    return {"scores": with_text_index(scores), "summary": with_text_index(gene_summary(scores))}
 
 
 def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,

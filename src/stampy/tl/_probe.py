@@ -233,7 +233,7 @@ def probe(
         "label_key": labels, "classes": np.array(classes, dtype=object),
         "embeddings": np.array(reps, dtype=object), "folds": scheme, "n_folds": len(names), "method": method,
         "n_spots": int(known.sum()), "n_unlabelled": int((~known).sum()), "scores": scores,
-        "summary": texted(summary_of_folds(scores)), "confusion": matrices,
+        "summary": with_text_index(summary_of_folds(scores)), "confusion": matrices,
     }  # fmt: skip
     obs = {f"{key_added}_{rep}": pd.Categorical.from_codes(column, classes) for rep, column in columns.items()}
     obs[f"{key_added}{_keys.FOLD_SUFFIX}"] = spread(fold, known, -1).astype(np.int32)
@@ -297,6 +297,6 @@ def spread(values: np.ndarray, rows: np.ndarray, fill: object) -> np.ndarray:
     return full
 
 
-def texted(table: pd.DataFrame) -> pd.DataFrame:
+def with_text_index(table: pd.DataFrame) -> pd.DataFrame:
     """The table with text row names, as required for AnnData's files."""
     return table.set_axis(table.index.map(str), axis=0)

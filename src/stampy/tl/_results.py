@@ -92,15 +92,15 @@ def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _k
         table = table_of(adata, table_key)
     records: Mapping[str, object] = table.uns.get(_keys.UNS, {})
     new = [(slot, name) for slot, name, _ in result.items()]
-    stale = [place for place in _left_by(table, result.key, records.get(result.key)) if place not in new]
+    stale = [place for place in _slots_of(table, result.key, records.get(result.key)) if place not in new]
     changed = {name for slot, name in stale if slot == "obsm"}
     changed |= {name for name, value in result.obsm.items() if name in table.obsm and _differ(table.obsm[name], value)}
     listed = {slot: list(getattr(result, slot)) for slot in SLOTS if getattr(result, slot)}
     record = {"stampy": stampy.__version__, **result.record, WRITTEN: listed}
     _replace(table, result, stale, {**records, result.key: record})
-    logger.info("Written: %s, uns['%s'][%r]", _told(new), _keys.UNS, result.key)
+    logger.info("Written: %s, uns['%s'][%r]", _names_of(new), _keys.UNS, result.key)
     if stale:
-        logger.info("Removed, of an earlier call: %s", _told(stale))
+        logger.info("Removed, of an earlier call: %s", _names_of(stale))
     _warn_of_dependents(table, changed, result.key)
     return adata if copy else None
 
@@ -137,7 +137,7 @@ def _check_inputs(result: Result) -> None:
             )
 
 
-def _left_by(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:
+def _slots_of(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:
     """Existing slots that an earlier call with this key wrote."""
     if not isinstance(record, Mapping):
         return []
@@ -214,5 +214,5 @@ def _differ(old: object, new: np.ndarray) -> bool:
     return not (isinstance(old, np.ndarray) and np.array_equal(old, new, equal_nan=new.dtype.kind == "f"))
 
 
-def _told(places: list[tuple[Slot, str]]) -> str:
+def _names_of(places: list[tuple[Slot, str]]) -> str:
     return ", ".join(f"{slot}[{name!r}]" for slot, name in places)

@@ -138,7 +138,7 @@ def retrieve(
     table = table_of(adata, table_key)
     other = table if reference is None else table_of(reference, table_key)
     _check_arguments(query, target, k, exclude, radius, paired, method, reference)
-    sought, given = _spaces(table, other, (embedding_key, reference_key or embedding_key), query, target)
+    sought, given = _comparable_spaces(table, other, (embedding_key, reference_key or embedding_key), query, target)
     if exclude is None:
         exclude = "spot" if reference is None and query == target else "nothing"
     library_key = library_key_of(adata, library_key, table_key)
@@ -174,7 +174,7 @@ def retrieve(
     return write_result(adata, result, copy=copy, table_key=table_key)
 
 
-def _spaces(
+def _comparable_spaces(
     table: AnnData, other: AnnData, keys: tuple[str, str], query: Modality, target: Modality
 ) -> tuple[Space, Space]:
     """Embeddings of queries and reference, which must share a space."""

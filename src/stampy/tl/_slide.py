@@ -200,8 +200,8 @@ def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: s
         table.obs, patient_key, slot="adata.obs", needs="`patient_key` names the column with the patient of each slide."
     )
     codes, names = _checks.libraries(table, library_key)
-    patients = _one_each(table.obs[patient_key], codes, names, patient_key)
-    labels = _one_each(table.obs[label], codes, names, label)
+    patients = _unique_values(table.obs[patient_key], codes, names, patient_key)
+    labels = _unique_values(table.obs[label], codes, names, label)
     class_names = sorted(set(labels))
     if len(class_names) < 2:
         raise ValueError(f"All {len(names)} slides have the label {class_names[0]!r}; at least two labels are needed.")
@@ -218,7 +218,7 @@ def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: s
     return Slides(names, rows, patients, np.searchsorted(class_names, labels), class_names)
 
 
-def _one_each(column: pd.Series, codes: np.ndarray, names: list[str], key: str) -> np.ndarray:
+def _unique_values(column: pd.Series, codes: np.ndarray, names: list[str], key: str) -> np.ndarray:
     """The unique value of each slide (S,) as text."""
     missing = sorted({names[c] for c in codes[column.isna().to_numpy()]})
     if missing:

@@ -94,7 +94,7 @@ def read_h5ad(path: Path, *, backed: bool) -> AnnData:
 
     with reading(path):
         adata = anndata.read_h5ad(path, backed="r" if backed else None)
-    _say_where_coordinates_are(adata, path)
+    _hint_at_coordinates(adata, path)
     return adata
 
 
@@ -105,7 +105,7 @@ def read_zarr(path: Path, *, backed: bool) -> AnnData:
 
     with reading(path):
         adata = read_backed(zarr.open_group(path, mode="r")) if backed else anndata.read_zarr(path)
-    _say_where_coordinates_are(adata, path)
+    _hint_at_coordinates(adata, path)
     return adata
 
 
@@ -138,7 +138,7 @@ def _on_disk(element: Any) -> Any:
     return anndata.io.sparse_dataset(element)
 
 
-def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
+def _hint_at_coordinates(adata: AnnData, path: Path) -> None:
     """Warn about coordinates elsewhere in a table without ``obsm["spatial"]``; the user must choose."""
     if _keys.SPATIAL in adata.obsm:
         return

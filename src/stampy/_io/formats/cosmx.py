@@ -17,11 +17,11 @@ from stampy._io.input_files import SectionFiles, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_cosmx", "read_cosmx"]
+__all__ = ["EXPECTED_FILES", "is_cosmx", "read_cosmx"]
 
 logger = logging.getLogger(__name__)
 
-LOOKED_FOR = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
+EXPECTED_FILES = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
 _COUNTS, _CELLS, _FIELDS = "exprMat_file.csv", "metadata_file.csv", "fov_positions_file.csv"
 _KEYS = ("fov", "cell_ID", "cell_id", "cell")
 _CENTRES = ["CenterX_global_px", "CenterY_global_px"]
@@ -42,9 +42,9 @@ def read_cosmx(folder: Path) -> AnnData:
     scale is unknown, with a warning.
     """
     parts = SectionFiles(folder)
-    counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)
+    counts_path = parts.need(_COUNTS, looked_for=EXPECTED_FILES)
     parts = parts.of(counts_path, _COUNTS)
-    cells_path = parts.need(_CELLS, looked_for=LOOKED_FOR)
+    cells_path = parts.need(_CELLS, looked_for=EXPECTED_FILES)
     cells = _cells(cells_path)
     counts = _counts(counts_path)
     adata = with_positions(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
@@ -66,7 +66,7 @@ def _counts(path: Path) -> Counts:
     columns = layout_of(path).named
     keys = [c for c in columns if c in _KEYS]
     if "fov" not in keys or not {"cell_ID", "cell_id"} & set(keys):
-        raise refuse(f"{str(path)!r} lacks the columns fov and cell_ID; it begins with {columns[:4]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns fov and cell_ID; it begins with {columns[:4]}. {EXPECTED_FILES}")
     x, _, genes, found = wide_counts(path, keys=keys)
     cell = found["cell_ID" if "cell_ID" in found else "cell_id"].astype(str)
     in_cells = np.flatnonzero((cell != "0").to_numpy())  # 0: transcripts outside of cells
@@ -84,7 +84,7 @@ def _cells(path: Path) -> pd.DataFrame:
         cells[_CENTRES] = 1000 * cells[_CENTRES_MM].to_numpy()  # in µm
     lacking = [c for c in needed if c not in cells]
     if lacking:
-        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {EXPECTED_FILES}")
     cells = cells.set_axis(_names(cells), axis=0).drop(columns=[c for c in cells if not str(c)])
     return cells.rename(columns={"CenterX_global_px": "x", "CenterY_global_px": "y"})
 

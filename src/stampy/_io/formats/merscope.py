@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_merscope", "read_merscope"]
 
-LOOKED_FOR = "A MERSCOPE folder has cell_by_gene.csv and cell_metadata.csv."
+EXPECTED_FILES = "A MERSCOPE folder has cell_by_gene.csv and cell_metadata.csv."
 CELL_UM = 10.0  # diameter for plots
 _COUNTS, _CELLS = "cell_by_gene", "cell_metadata"
 _CONTROLS = ("blank", "negcontrol", "antisense", "unassigned")  # prefixes of control probes and codewords

@@ -16,9 +16,9 @@ from stampy._io.input_files import refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_counts_and_coordinates", "read_counts_and_coordinates"]
+__all__ = ["EXPECTED_FILES", "is_counts_and_coordinates", "read_counts_and_coordinates"]
 
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "Of any other platform: a table of counts (spots by genes or genes by spots) and a table of coordinates (spots' "
     "names, x, y), .csv, .tsv or .txt, in one folder."
 )
@@ -49,7 +49,7 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
             f"{_checks.shortlist([p.name for p in candidates])}. Pass the table of the section to `stampy.read`."
         )
     x, rows, columns, _ = wide_counts(candidates[0])
-    where, spots, turned = _that_fits(places, rows, columns, candidates[0])
+    where, spots, turned = _matching_orientation(places, rows, columns, candidates[0])
     if turned:
         x, rows, columns = x.T.tocsr(), columns, rows
     counts = Counts(x, rows, pd.DataFrame(index=unique_names(columns)))
@@ -68,7 +68,7 @@ def _looks_like_counts(layout: TableLayout) -> bool:
     return len(layout.row) > 2 and all(v.replace(".", "", 1).isdigit() for v in layout.row[1:50])
 
 
-def _that_fits(
+def _matching_orientation(
     places: dict[Path, TableLayout], rows: list[str], columns: list[str], counts: Path
 ) -> tuple[Path, pd.DataFrame, bool]:
     """Table of coordinates that matches the spots, and whether spots are the columns of the counts."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
-    "LOOKED_FOR",
+    "EXPECTED_FILES",
     "POSITIONS",
     "has_cells",
     "is_counts_file",
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
 _SAME_PX = 1.0  # one file may round the coordinates of the other
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "A Space Ranger folder has filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/ with matrix.mtx) and "
     "spatial/ with tissue_positions (.csv, _list.csv or .parquet) and scalefactors_json.json; one of Visium HD has "
     "binned_outputs/square_008um/ and the like. Names may have a prefix and may end in .gz."
@@ -177,7 +177,9 @@ def _matrix(path: Path, here: SectionFiles) -> Path:
     packed = [p.name for _, p in here.all(*_ARCHIVES)]
     hint = f" Unpack {_checks.shortlist(packed)} there first." if packed else ""
     folder = here.folders[0]
-    raise FileNotFoundError(f"{str(folder)!r} has no matrix of counts.{hint} {LOOKED_FOR} Found: {listing(folder)}.")
+    raise FileNotFoundError(
+        f"{str(folder)!r} has no matrix of counts.{hint} {EXPECTED_FILES} Found: {listing(folder)}."
+    )
 
 
 def _counts(matrix: Path, parts: SectionFiles) -> Counts:
@@ -187,11 +189,11 @@ def _counts(matrix: Path, parts: SectionFiles) -> Counts:
         inside = SectionFiles(matrix)
         if not inside.all(*_MTX) and len(deeper := [p for p in matrix.iterdir() if p.is_dir()]) == 1:
             inside = SectionFiles(deeper[0])  # Cell Ranger 2: subfolder for the genome
-        matrix = inside.need(*_MTX, looked_for=LOOKED_FOR)
+        matrix = inside.need(*_MTX, looked_for=EXPECTED_FILES)
     else:
         inside = SectionFiles(matrix.parent).of(matrix, *_MTX)
     return counts_mtx(
-        matrix, inside.need(*_FEATURES, looked_for=LOOKED_FOR), inside.need(*_BARCODES, looked_for=LOOKED_FOR)
+        matrix, inside.need(*_FEATURES, looked_for=EXPECTED_FILES), inside.need(*_BARCODES, looked_for=EXPECTED_FILES)
     )
 
 
@@ -206,7 +208,7 @@ def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool)
         counts, spots = _under_tissue(counts, spots, matrix, where)
     adata = with_positions(counts, spots, counts_name=matrix.name, positions_name=where.name)
     known = bool(parts.all(*POSITIONS, *_GEOJSON))
-    path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
+    path = parts.need(*_SCALE, looked_for=EXPECTED_FILES) if known else parts.find(*_SCALE)
     if path is None:
         _checks.warn(f"{where.name} was used as the coordinates; their scale is not known without scalefactors_json.")
         add_library(adata, name, {}, pictures(parts))

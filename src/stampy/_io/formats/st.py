@@ -18,12 +18,12 @@ from stampy._io.input_files import listed, listing, reading, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_st", "numbers_of", "on_pixels", "read_st", "st_counts"]
+__all__ = ["EXPECTED_FILES", "is_st", "numbers_of", "on_pixels", "read_st", "st_counts"]
 
 logger = logging.getLogger(__name__)
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "ST is a table of counts (.tsv or .tsv.gz; spots named COLUMNxROW by genes) and a table of spots with the "
     "columns x, y, pixel_x, pixel_y."
 )
@@ -62,7 +62,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     if beside is None:
         if image is not None:
             raise FileNotFoundError(
-                f"No file of the spots for {path.name}: they can't be placed on an image. {LOOKED_FOR}"
+                f"No file of the spots for {path.name}: they can't be placed on an image. {EXPECTED_FILES}"
             )
         adata = _by_numbers(counts)
         add_library(adata, name, {"microns_per_pixel": PITCH_UM, "spot_diameter_fullres": SPOT_UM / PITCH_UM})
@@ -107,7 +107,7 @@ def _by_numbers(counts: Counts) -> AnnData:
 def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
     """Spots under tissue (by the column ``selected``, if it exists), in px of the image."""
     for column in sorted(_ALIGNED):
-        _checks.has_key(spots, column, slot=table_name, needs=LOOKED_FOR)
+        _checks.has_key(spots, column, slot=table_name, needs=EXPECTED_FILES)
     listed_spots = spots.dropna(subset=sorted(_ALIGNED))
     if len(listed_spots) < len(spots):
         _checks.warn(f"{len(spots) - len(listed_spots)} lines of {table_name} lack numbers and are dropped.")
@@ -121,7 +121,7 @@ def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
     if not len(kept):
         raise refuse(f"No spot of {table_name} ({_checks.shortlist(index, 3)}) is among the counts ({names[:3]}).")
     n_unlisted = sum(name not in everywhere for name in names)
-    _say_left_out(n_unlisted, len(names) - len(kept) - n_unlisted, len(index) - len(kept), table_name)
+    _warn_of_excluded(n_unlisted, len(names) - len(kept) - n_unlisted, len(index) - len(kept), table_name)
     adata = _by_numbers(counts)
     if len(kept) < len(names):
         adata = adata[kept].copy()
@@ -134,7 +134,7 @@ def _names_of(spots: pd.DataFrame) -> list[str]:
     return [f"{x:.0f}x{y:.0f}" for x, y in zip(spots["x"], spots["y"], strict=True)]
 
 
-def _say_left_out(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
+def _warn_of_excluded(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
     if n_unselected:
         logger.info("%s: %d spots with counts are not selected and were dropped", table_name, n_unselected)
     if n_unlisted:
@@ -148,7 +148,7 @@ def _one_table(folder: Path) -> Path:
     if len(found) != 1:
         raise refuse(
             f"{str(folder)!r} has {len(found)} tables of counts ({_checks.shortlist([p.name for p in found])}); "
-            f"name one. Found: {listing(folder)}. {LOOKED_FOR}"
+            f"name one. Found: {listing(folder)}. {EXPECTED_FILES}"
         )
     return found[0]
 

@@ -18,9 +18,9 @@ from stampy._io.input_files import listed, opened, reading, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_gem", "read_gem"]
+__all__ = ["EXPECTED_FILES", "is_gem", "read_gem"]
 
-LOOKED_FOR = "Stereo-seq is a .gem or .gem.gz with the columns geneID, x, y, MIDCount."
+EXPECTED_FILES = "Stereo-seq is a .gem or .gem.gz with the columns geneID, x, y, MIDCount."
 DNB_UM = 0.5  # distance of spots on the chip, the unit of x and y
 DEFAULT_BIN_UM = 50.0
 _GENE, _NAME = ("geneid", "gene", "gene_id"), ("genename", "gene_name")
@@ -58,18 +58,18 @@ def _columns(layout: TableLayout) -> dict[str, int] | None:
 
 def read_gem(path: Path, *, bin_um: float | None = None) -> AnnData:
     """Square bins of `bin_um` µm (50 by default, "bin100"); coordinates in units of 0.5 µm."""
-    path = path if path.is_file() else _one(path)
+    path = path if path.is_file() else _only_file(path)
     layout = layout_of(path)
     columns = _columns(layout)
     if columns is None:
-        raise refuse(f"{str(path)!r} has the columns {layout.header[:12]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} has the columns {layout.header[:12]}. {EXPECTED_FILES}")
     edge = round((DEFAULT_BIN_UM if bin_um is None else bin_um) / DNB_UM)
     if edge < 1:
         raise ValueError(f"`bin_um` must be at least {DNB_UM} for Stereo-seq, found {bin_um}.")
     return _section(*_summed(path, layout, columns, edge), edge, path)
 
 
-def _one(folder: Path) -> Path:
+def _only_file(folder: Path) -> Path:
     found = [p for p in listed(folder) if p.is_file() and is_gem(p)]
     if len(found) != 1:
         raise refuse(

@@ -19,9 +19,9 @@ from stampy._section.outside_links import refuse_links_zarr
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_xenium", "read_xenium"]
+__all__ = ["EXPECTED_FILES", "is_xenium", "read_xenium"]
 
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "A Xenium folder has cell_feature_matrix.h5 (or cell_feature_matrix/, .zarr.zip, .tar.gz) and cells.parquet, "
     "cells.csv.gz or cells.csv."
 )
@@ -51,7 +51,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     parts = SectionFiles(outs)
     cells_path = parts.find(*_CELLS)
     if cells_path is None:
-        raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {LOOKED_FOR} Found: {listing(outs)}.")
+        raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {EXPECTED_FILES} Found: {listing(outs)}.")
     where, counts = _counts(parts)
     with reading(cells_path):
         cells = _cells(cells_path)
@@ -65,7 +65,7 @@ def _cells(path: Path) -> pd.DataFrame:
     cells = table(path)
     lacking = [c for c in ("cell_id", "x_centroid", "y_centroid") if c not in cells]
     if lacking:
-        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {EXPECTED_FILES}")
     ids = cells["cell_id"]
     first = ids.iloc[0] if len(ids) else ""
     index = ids if isinstance(first, str) else [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
@@ -88,13 +88,13 @@ def _counts(parts: SectionFiles) -> tuple[Path, Counts]:
             inside = next((p.parent for p in folder.rglob("matrix.mtx*")), folder)
             return path, _of_folder(inside)
     outs = parts.folders[0]
-    raise FileNotFoundError(f"{str(outs)!r} has no matrix of counts. {LOOKED_FOR} Found: {listing(outs)}.")
+    raise FileNotFoundError(f"{str(outs)!r} has no matrix of counts. {EXPECTED_FILES} Found: {listing(outs)}.")
 
 
 def _of_folder(folder: Path) -> Counts:
     inside = SectionFiles(folder)
     names = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
-    return counts_mtx(*(inside.need(*n, looked_for=LOOKED_FOR) for n in names))
+    return counts_mtx(*(inside.need(*n, looked_for=EXPECTED_FILES) for n in names))
 
 
 def _of_zarr(path: Path) -> Counts:

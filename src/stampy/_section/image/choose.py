@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy._section.image.image_options import ImageOptions, ImageSource
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
-from stampy._section.image.wishes import ImageSource, Wishes
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
 from stampy._section.libraries import REFUSED, Library, image_path_of, images_of, libraries_of, named_file
 from stampy._section.outside_links import VARIABLE
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from stampy._section.spatialdata_elements import Element
 
 __all__ = [
+    "ImageOptions",
     "ImageSource",
-    "Wishes",
     "checked_source",
     "image_key_of",
     "library_image",
     "open_image",
-    "settle_sources",
+    "resolve_image_paths",
     "without_refused",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def settle_sources(adata: AnnData, file: str | Path | None) -> None:
+def resolve_image_paths(adata: AnnData, file: str | Path | None) -> None:
     """Resolve image paths of a section relative to the folder of its file, never to the working directory.
 
     Under ``named_images("below")``, a path outside the folder is marked as refused, and opening the image raises the
@@ -56,12 +56,12 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
         entry = raw.get(name, raw) if isinstance(raw, dict) else library
         images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
         if source := image_path_of(library):
-            metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
+            metadata |= _resolved_path(source, folder, _keys.SOURCE_IMAGE)
             if REFUSED in metadata:
                 del metadata[_keys.SOURCE_IMAGE]
         for key, image in library.get("images", {}).items():
             if source := named_file(image):
-                found = _settled(source, folder, key)
+                found = _resolved_path(source, folder, key)
                 images.update({k: v for k, v in found.items() if k == key})
                 if key not in found:
                     del images[key]
@@ -72,7 +72,7 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
             entry["metadata"] = metadata
 
 
-def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
+def _resolved_path(source: str, folder: Path | None, key: str) -> dict[str, str]:
     """The absolute path under `key`, or the original path under `REFUSED`."""
     if "://" in source:  # refused when it is opened
         return {key: source}
@@ -134,7 +134,7 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     return path, ""
 
 
-GIVE = "Give an image with `image=` (an array or a file in full resolution)."
+IMAGE_REMEDY = "Give an image with `image=` (an array or a file in full resolution)."
 _BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # names of the Visium reader of spatialdata-io
 _FULL = "fullres"  # CELLxGENE's name of an image in px of the coordinates, without scale factor
 
@@ -194,17 +194,21 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
     if image_key is not None:
         if image_key not in images:  # it may be a refused one
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
-        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
+        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=IMAGE_REMEDY)
         if not _has_scale(image_key, factors):
-            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
+            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=IMAGE_REMEDY)
     usable = [key for key in images if _has_scale(key, factors)]
     if not usable and source:
-        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {GIVE}")
+        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {IMAGE_REMEDY}")
     if not usable:
         return None, ""
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
-    note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
+    note = (
+        f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {IMAGE_REMEDY}"
+        if source
+        else ""
+    )
     doubts = (*_doubts_of_scales(images, scales, key), "" if image_key else _without_scale(images, scales, key, where))
     notes = [note, *(of + doubt for doubt in doubts if doubt)]
     return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
@@ -258,7 +262,7 @@ def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
     if source := named_file(image):  # the same rule as for the full-resolution image
         path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
         if path is None:
-            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {GIVE}")
+            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {IMAGE_REMEDY}")
         return SlideImage.open(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 
@@ -289,7 +293,7 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
         raise UnusableImageError(
             f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one."
         )
-    near = near if image_key is not None else _coloured(sdata, near)
+    near = near if image_key is not None else _with_colours(sdata, near)
     if len(near) == 1:
         return near[0]
     for ending in _BY_RESOLUTION:
@@ -301,7 +305,7 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
     )
 
 
-def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:
+def _with_colours(sdata: SpatialData, keys: list[str]) -> list[str]:
     """Images with red, green and blue, if any: the others are stains next to the H&E image."""
     found = [key for key in keys if len(_channels(sdata.images[key], key)) >= 3]
     return found or keys

@@ -140,16 +140,16 @@ class _FolderSearch:
         if obs is not None and not isinstance(obs, str):
             rows = obs if place.part is None else obs[obs[place.part[0]].map(plain) == place.part[1]]
             for column in [c for c in self.kind.columns if c in rows]:
-                unknown, known = _understood(rows[column].unique(), self.kind)
+                unknown, known = _parsed_labels(rows[column].unique(), self.kind)
                 if known and not unknown:
                     return replace(place, column=column)
-                trouble = trouble or _odd(f"obs[{column!r}] of {place.path and place.path.name!r}", unknown)
+                trouble = trouble or _unknown_labels(f"obs[{column!r}] of {place.path and place.path.name!r}", unknown)
         best = self._best_table(place.name)
         if best is None:
             return replace(place, trouble=trouble)
-        unknown, _ = _understood(best.labels, self.kind)
+        unknown, _ = _parsed_labels(best.labels, self.kind)
         if unknown:
-            return replace(place, trouble=trouble or _odd(f"{best.path.name!r}", unknown))
+            return replace(place, trouble=trouble or _unknown_labels(f"{best.path.name!r}", unknown))
         return replace(place, labels=best.path, column=best.column)
 
     def _best_table(self, name: str) -> LabelTable | None:
@@ -171,7 +171,7 @@ def _rank(path: Path) -> tuple[int, int]:
     return "raw_feature" in low, 0 if low.endswith(".h5") else 2 if "matrix.mtx" in low else 1
 
 
-def _understood(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
+def _parsed_labels(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
     """Words without a meaning, and the number of words with one."""
     unknown, known = [], set()
     for value in set(values):
@@ -182,7 +182,7 @@ def _understood(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
     return sorted(unknown), len(known - {None})
 
 
-def _odd(where: str, unknown: Sequence[str]) -> str:
+def _unknown_labels(where: str, unknown: Sequence[str]) -> str:
     if not unknown:
         return f"{where} contains no label"
     return f"{where} contains other words than the labels of this table: {', '.join(map(repr, unknown[:6]))}"
@@ -214,12 +214,12 @@ def _all(files: Files) -> list[Place]:
     for path in sorted(files.matrices, key=_rank):
         by_folder.setdefault(path.parent, []).append(path)
     for folder, paths in by_folder.items():
-        prefixes = {_before(p): p for p in reversed(paths)}
+        prefixes = {_prefix(p): p for p in reversed(paths)}
         found += [Place(name=before or _sample(folder, files), path=p) for before, p in sorted(prefixes.items())]
-    return _unlike(found)
+    return _with_unique_names(found)
 
 
-def _before(matrix: Path) -> str:
+def _prefix(matrix: Path) -> str:
     return re.split(r"(filtered|raw)_(feature|gene)|matrix\.mtx", matrix.name, flags=re.IGNORECASE)[0].rstrip("_-. ")
 
 
@@ -228,7 +228,7 @@ def _sample(folder: Path, files: Files) -> str:
     return parts[-1] if parts else files.folder.name
 
 
-def _unlike(found: list[Place]) -> list[Place]:
+def _with_unique_names(found: list[Place]) -> list[Place]:
     """Make names unique by appending numbers to repeated names."""
     seen: dict[str, int] = {}
     out = []

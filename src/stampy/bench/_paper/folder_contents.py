@@ -22,7 +22,7 @@ STORES = (".h5ad", ".zarr", ".zarr.zip")
 TEXTS = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
 PICTURES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png")
 REDUCED = re.compile(r"(hires|lowres|aligned|detected|thumbnail|fiducial|mask)", re.IGNORECASE)
-MOST_FILES, DEEPEST = 200_000, 8
+MAX_FILES, MAX_DEPTH = 200_000, 8
 
 
 @dataclass
@@ -63,9 +63,9 @@ def files_in(folder: str | Path) -> Files:
     found, n = Files(root), 0
     for place, names in _folders(root):
         n += len(names)
-        if n > MOST_FILES:
+        if n > MAX_FILES:
             raise ValueError(
-                f"{str(root)!r} contains more than {MOST_FILES:,} files. Pass only the folder of the data set."
+                f"{str(root)!r} contains more than {MAX_FILES:,} files. Pass only the folder of the data set."
             )
         _sort(found, place, names)
     for paths in (found.stores, found.matrices, found.positions, found.texts, found.images, found.r):
@@ -84,7 +84,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         seen.add(real)
         names = sorted(name for name in os.listdir(place) if not name.startswith("."))
         yield place, names
-        if depth < DEEPEST:
+        if depth < MAX_DEPTH:
             deeper = [place / name for name in names if not _is_whole(place / name)]
             waiting += [(path, depth + 1) for path in deeper if path.is_dir()]
 

@@ -18,7 +18,7 @@ from .folder_contents import Files, files_in, slide_table
 if TYPE_CHECKING:
     from stampy.models import Card
 
-__all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "grouped", "look", "pieces", "weights_of"]
+__all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "find_pieces", "grouped", "pieces", "weights_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def pieces(table: str, folder: str | Path) -> list[Piece]:
     >>> [(piece.what, piece.name, piece.found) for piece in found[:2]]
     [('counts', 'block A, section 1', ''), ('labels', 'block A, section 1', '')]
     """
-    return list(look(table, folder).pieces)
+    return list(find_pieces(table, folder).pieces)
 
 
 def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
@@ -107,7 +107,7 @@ def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
     return out
 
 
-def look(table: str, folder: str | Path) -> Found:
+def find_pieces(table: str, folder: str | Path) -> Found:
     """Like `pieces`, with the paths of the files."""
     _checks.one_of("table", table, TABLES)
     raw = json.loads(config_path(table).read_text("utf-8"))

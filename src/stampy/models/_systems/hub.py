@@ -62,7 +62,7 @@ def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
         known = f" (commit {card.revision}, but no hash of its file)" if card.revision else ""
         raise ValueError(
             f"stampy does not know which file of {card.repository!r} on the hub is the right one{known}, so it is not "
-            f"downloaded unasked. {_by_hand(card)} To take what the hub has, name the commit, or a branch: "
+            f"downloaded unasked. {_manual_download(card)} To take what the hub has, name the commit, or a branch: "
             f"model='{card.name}@{card.revision or 'main'}'."
         )
     path, source = _fetched(card, wanted)
@@ -107,37 +107,37 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise ConnectionError(
                 f"The hub can't be reached, and {name!r} of {card.repository!r} is not in the local cache. "
-                f"{_by_hand(card)}"
+                f"{_manual_download(card)}"
             ) from error
         except EntryNotFoundError:
             continue  # it may exist under another name, see `Card.files`
         except RepositoryNotFoundError as error:  # includes GatedRepoError
-            raise PermissionError(_closed(card)) from error
+            raise PermissionError(_access_denied(card)) from error
         except HfHubHTTPError as error:
             if getattr(error.response, "status_code", None) in (401, 403):
-                raise PermissionError(_closed(card)) from error
+                raise PermissionError(_access_denied(card)) from error
             raise ConnectionError(
                 f"The hub did not give {name!r} of {card.repository!r}: {error}. Try again."
             ) from error
         except OSError as error:
             raise ConnectionError(
-                f"{name!r} of {card.repository!r} can't be fetched: {error}. {_by_hand(card)}"
+                f"{name!r} of {card.repository!r} can't be fetched: {error}. {_manual_download(card)}"
             ) from error
         return path, f"hf-hub:{card.repository}@{path.parent.name}"
     raise FileNotFoundError(
-        f"{card.repository!r} contains none of {list(card.files)}: its authors changed it. {_by_hand(card)}"
+        f"{card.repository!r} contains none of {list(card.files)}: its authors changed it. {_manual_download(card)}"
     )
 
 
-def _closed(card: Card) -> str:
+def _access_denied(card: Card) -> str:
     return (
         f"The hub does not give you the weights of {card.title}. Ask for access at "
         f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in with `hf auth login` or set "
-        f"the environment variable HF_TOKEN. {_by_hand(card)}"
+        f"the environment variable HF_TOKEN. {_manual_download(card)}"
     )
 
 
-def _by_hand(card: Card) -> str:
+def _manual_download(card: Card) -> str:
     return f"Or download the file elsewhere and name it: model='{card.name}:/path/to/{card.files[-1]}'."
 
 

@@ -186,15 +186,15 @@ def arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
     left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
     width, height = inner[2:] - inner[:2]
     row, column = np.array(cells).T
-    x, total_width = _line_up(column, left, width, right, centred=True)
-    y, total_height = _line_up(row, top, height, bottom, centred=False)  # from the top; titles of a row are aligned
+    x, total_width = _starts(column, left, width, right, centred=True)
+    y, total_height = _starts(row, top, height, bottom, centred=False)  # from the top; titles of a row are aligned
     figure.set_size_inches(total_width, total_height)
     boxes = np.array([x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height])
     for ax, box in zip(axes, boxes.T, strict=True):
         ax.set_position(box)
 
 
-def _line_up(
+def _starts(
     at: np.ndarray, before: np.ndarray, size: np.ndarray, after: np.ndarray, *, centred: bool
 ) -> tuple[np.ndarray, float]:
     """Start of the panels in columns (or rows) `at`, and the end of the last one, in inches."""

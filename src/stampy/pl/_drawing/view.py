@@ -12,7 +12,7 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import pixel_size as _scale
-from stampy._section.image.choose import Wishes
+from stampy._section.image.choose import ImageOptions
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.libraries import images_of
@@ -63,7 +63,7 @@ class View:
     def um_per_px(self) -> float | None:
         """µm per px of the full-resolution image, or None if neither given nor certain."""
         pixel = self.section.pixel
-        given = self.section.wishes.um_per_px is not None
+        given = self.section.image_options.um_per_px is not None
         return None if pixel is None or (pixel.doubt and not given) else pixel.um_per_px
 
     def window(self, *, size: float, crop: bool | Window) -> Window:
@@ -159,10 +159,12 @@ def views_of(
     """Views of the selected sections, in order."""
     if image_key is not None and not image:
         raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
-    wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
+    image_options = ImageOptions(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
-        for section in sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=["neighbors"])
+        for section in sections_of(
+            data, image_options, library_key=library_key, table_key=table_key, needs=["neighbors"]
+        )
     }
     drawn = [found[name] for name in _wanted(list(found), sections)]
     if image and not any(_may_have_image(section) for section in drawn) and (names := _entries(data, table_key)):
@@ -208,7 +210,7 @@ def _image_of(section: PlacedSection) -> SlideImage | None:
     """Image used by the models; a warning if its file no longer exists, KeyError if its position is unknown."""
     if not _may_have_image(section):
         return None
-    if section.wishes.image_key is not None:
+    if section.image_options.image_key is not None:
         return section.require_image()
     try:
         found = section.image

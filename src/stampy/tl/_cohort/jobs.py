@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.sections import FAULTS, SectionInput, of_section, one_line
+from stampy._io.sections import SECTION_ERRORS, SectionInput, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
 from stampy._section.outside_links import VARIABLE
 
@@ -67,7 +67,7 @@ def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Pla
         with warnings.catch_warnings(record=True) as caught, named_images_of(plan), of_section(section.name):
             warnings.simplefilter("always", UserWarning)
             found = work(section, plan, model)
-    except FAULTS as error:
+    except SECTION_ERRORS as error:
         if not plan.skip or _files.is_full(error):
             raise
         row |= {"status": "failed", "error": one_line(error, section.name)}
@@ -275,7 +275,7 @@ def _embed_slide(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
 
 _device: str | None = None  # of this process, if several share the GPUs of a machine
 _n_threads: int | None = None
-_held: dict[str, LoadedModel] = {}  # only of the latest run, since workers of a cluster are reused
+_models: dict[str, LoadedModel] = {}  # only of the latest run, since workers of a cluster are reused
 
 
 @dataclass(frozen=True)
@@ -302,10 +302,10 @@ def worker_name() -> str:
 
 def loaded(plan: Plan) -> LoadedModel:
     """The model of a run, loaded by the first job of a process."""
-    if plan.run not in _held:
-        _held.clear()
-        _held[plan.run] = _load(plan)
-    return _held[plan.run]
+    if plan.run not in _models:
+        _models.clear()
+        _models[plan.run] = _load(plan)
+    return _models[plan.run]
 
 
 def _load(plan: Plan) -> LoadedModel:

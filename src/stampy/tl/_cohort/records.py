@@ -62,7 +62,7 @@ def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | Non
     record = _read(plan, name)
     if record.get("state") != DONE or record.get("identity") != json.loads(json.dumps(identity)):
         return None
-    return dict(record["row"]) if _is_as_left(plan.target(name), record.get("output")) else None
+    return dict(record["row"]) if _is_unchanged(plan.target(name), record.get("output")) else None
 
 
 def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
@@ -74,7 +74,7 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         target, record = plan.target(name), _read(plan, name)
         if not (target.exists() or target.is_symlink()):
             continue
-        if record.get("state") == BEGUN or (record and _is_as_left(target, record.get("output"))):
+        if record.get("state") == BEGUN or (record and _is_unchanged(target, record.get("output"))):
             continue
         strange.append(f"{target.name} ({'changed since' if record else 'not of such a run'})")
     if strange:
@@ -84,7 +84,7 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         )
 
 
-def _is_as_left(target: Path, output: dict[str, Any] | None) -> bool:
+def _is_unchanged(target: Path, output: dict[str, Any] | None) -> bool:
     if not output or not target.exists():
         return False
     return output["stat"] == _stat(target) or output["digest"] == _files.digest_of_path(target)

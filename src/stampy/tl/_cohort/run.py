@@ -47,7 +47,7 @@ def run_cohort(
     _check_names(sections, plan)
     fresh = not plan.out.exists()
     out = _checks.writable(plan.out)
-    with _nothing_left(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
+    with _removed_on_failure(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
         (out / RECORDS).mkdir(exist_ok=True)
         records.check_outputs(plan, [s.name for s in sections], overwrite=overwrite)
         rows: dict[str, Row] = {}
@@ -62,12 +62,12 @@ def run_cohort(
                         written = time.monotonic()
         finally:
             table = _write_table(sections, rows, plan)
-    _tell(rows, plan, len(sections))
+    _report(rows, plan, len(sections))
     return table
 
 
 @contextmanager
-def _nothing_left(plan: Plan) -> Iterator[None]:
+def _removed_on_failure(plan: Plan) -> Iterator[None]:
     """If a run fails before its first result, remove the folder that it created."""
     try:
         yield
@@ -167,7 +167,7 @@ def _write_table(sections: Sequence[SectionInput], rows: dict[str, Row], plan: P
     return table
 
 
-def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
+def _report(rows: dict[str, Row], plan: Plan, n: int) -> None:
     """Warn about sections after all are processed; ValueError if all failed."""
     failed = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
     if failed and len(failed) == n:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image.wishes import Wishes
+from stampy._section.image.image_options import ImageOptions
 from stampy._utils import table_of, with_columns
 
 if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
 
-    from stampy._section.image.wishes import ImageSource
+    from stampy._section.image.image_options import ImageSource
     from stampy.tl._embed import SectionData, SectionsData
 
 __all__ = [
@@ -94,7 +94,7 @@ class Request:
             _checks.one_of("genes", self.genes, ("shared",))
         self._check_norm()
         check_running(self.level, self.precision, self.batch_size, self.n_workers)
-        Wishes(self.image, self.image_key, self.um_per_px, self.spot_um)  # raises for invalid values
+        ImageOptions(self.image, self.image_key, self.um_per_px, self.spot_um)  # raises for invalid values
         for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
             if isinstance(image, str | Path):
                 _checks.existing(image, what="image")

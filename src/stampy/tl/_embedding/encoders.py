@@ -188,8 +188,8 @@ _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyD
 def digest_of_towers(model: Encoder) -> dict[str, str]:
     """Hash of the weights of each tower, by modality; computed once for a state of the weights.
 
-    They do not depend on the file, so a model has the same hashes in memory and on disk. Heads belong to their tower, the
-    vocabulary to the gene tower; settings are not included.
+    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their tower,
+    the vocabulary to the gene tower; settings are not included.
     """
     tensors = dict(model.state_dict())
     state = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors.items()]

@@ -130,7 +130,7 @@ def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tu
 
 
 EXPECTED = 10.0  # expected counts of a gene in a section; then 0 counts has Poisson probability 5e-5
-MOST_APART = 0.05  # warn above this fraction of a section's counts in genes that are not shared
+MAX_UNSHARED = 0.05  # warn above this fraction of a section's counts in genes that are not shared
 
 
 def within(match: GeneMatch, panel: np.ndarray | None) -> GeneMatch:
@@ -206,7 +206,7 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         return np.asarray(shared)
     apart = 1 - sums[:, shared].sum(axis=1) / np.maximum(sums.sum(axis=1), 1)
     most = int(np.argmax(apart))
-    if apart[most] > MOST_APART:
+    if apart[most] > MAX_UNSHARED:
         _checks.warn(
             f"The {len(names)} sections measure different genes: {apart[most]:.0%} of the counts of section "
             f"{names[most]!r} are in genes that not all sections measure ({int(shared.sum())} of "

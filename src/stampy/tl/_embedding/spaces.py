@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Modality = Literal["gene", "image", "fused"]
-UNSAID = {"center": "nothing"}  # defaults for records that lack a field
+RECORD_DEFAULTS = {"center": "nothing"}  # defaults for records that lack a field
 TOWERS: dict[Modality, tuple[str, ...]] = {"gene": ("gene",), "image": ("image",), "fused": ("gene", "image")}
 SUFFIXES: dict[Modality, str] = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
 
@@ -116,7 +116,7 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
     Fields that only one record has are not compared: records of earlier versions have no hashes.
     """
     names = f"`{query.name}`", f"`{reference.name}`"
-    records = [{} if one.record is None else UNSAID | dict(one.record) for one in (query, reference)]
+    records = [{} if one.record is None else RECORD_DEFAULTS | dict(one.record) for one in (query, reference)]
     for what in ("model", "level", "center"):
         a, b = (record.get(what) for record in records)
         if a is not None and b is not None and a != b:

@@ -91,7 +91,7 @@ class Tower(Generic[M]):
         training = self.model.training
         self.model.eval()
         low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        on_mps = _mps_limits_told() if self.device.type == "mps" else contextlib.nullcontext()
+        on_mps = _explained_mps_limits() if self.device.type == "mps" else contextlib.nullcontext()
         try:
             with torch.inference_mode(), low, on_mps:
                 yield
@@ -100,7 +100,7 @@ class Tower(Generic[M]):
 
 
 @contextlib.contextmanager
-def _mps_limits_told() -> Iterator[None]:
+def _explained_mps_limits() -> Iterator[None]:
     """Warn once about operations that run on the CPU for lack of support on Apple GPUs; RuntimeError if they cannot."""
     with warnings.catch_warnings():
         # torch warns once per process, at the first such operation
@@ -190,7 +190,7 @@ def stream_genes(
             order = np.argsort(lengths, kind="stable")
             with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
                 config = tower.model.gene.config
-                batches = [order] if whole else _of_like_length(order, lengths, batch_size, config, tower.device)
+                batches = [order] if whole else _by_length(order, lengths, batch_size, config, tower.device)
                 for batch in batches:
                     if chunk.has(batch):
                         values = chunk.get(batch)
@@ -225,7 +225,7 @@ def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
     return _GeneFeatures(lambda tokens: features(torch.from_numpy(tokens).to(tower.device)), is_bag=False)
 
 
-def _of_like_length(
+def _by_length(
     order: np.ndarray, lengths: np.ndarray, batch_size: int | None, config: GeneConfig, device: torch.device
 ) -> Iterator[np.ndarray]:
     """Batches of rows in ascending order of length: `batch_size` each, or limited by a number of positions."""

@@ -75,10 +75,10 @@ def _blocks(xy: np.ndarray, n_folds: int, per_fold: int, seed: int) -> np.ndarra
     n_places = len(np.unique(xy, axis=0))
     _enough(n_places, n_folds, "different coordinates in a section")
     block = KMeans(min(per_fold * n_folds, n_places), n_init=1, random_state=seed).fit_predict(xy)
-    return _dealt(np.bincount(block), n_folds)[block]
+    return _balanced(np.bincount(block), n_folds)[block]
 
 
-def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
+def _balanced(sizes: np.ndarray, n_folds: int) -> np.ndarray:
     """Fold of each group: in descending order of size, each to the smallest fold so far."""
     fold, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(n_folds)
     for group in np.argsort(-sizes):
@@ -106,7 +106,7 @@ def group_folds(groups: Sequence[object] | np.ndarray, n_folds: int = 5) -> tupl
         )
     if len(names) <= n_folds:
         return codes.astype(np.int64), [str(n) for n in names]
-    return _dealt(np.bincount(codes), n_folds)[codes], [str(i) for i in range(n_folds)]
+    return _balanced(np.bincount(codes), n_folds)[codes], [str(i) for i in range(n_folds)]
 
 
 def random_folds(n: int, n_folds: int = 5, *, rng: int | np.random.Generator | None = 0) -> np.ndarray:

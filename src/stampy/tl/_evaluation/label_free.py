@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Embedder = Callable[[AnnData], np.ndarray]
     Scores = dict[str, dict[str, float]]
 
-__all__ = ["BASELINES", "MEASURES", "AsItIs", "JudgedSpots", "masked_accuracy", "scores_of_split"]
+__all__ = ["BASELINES", "MEASURES", "JudgedSpots", "StoredVectors", "masked_accuracy", "scores_of_split"]
 
 N_NEAREST = 15  # neighbours in the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
@@ -41,7 +41,7 @@ BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT, POSITION)
 
 
 @dataclass(frozen=True)
-class AsItIs:
+class StoredVectors:
     """Embedding that cannot be recomputed from half of the molecules; its vectors in obsm are used unchanged."""
 
     key: str
@@ -79,7 +79,7 @@ class JudgedSpots:
 
 
 def scores_of_split(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator, *, stability: bool = True
+    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], rng: np.random.Generator, *, stability: bool = True
 ) -> Scores:
     """All measures of all embeddings for one split, in which each half predicts the other once.
 
@@ -101,14 +101,14 @@ def scores_of_split(
 
 
 def _embedded(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], pair: Sequence[sparse.csr_matrix]
+    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], pair: Sequence[sparse.csr_matrix]
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Names and embeddings of both halves; warnings were shown when the whole was embedded."""
     found, tables = {}, [part.with_counts(half) for half in pair]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _checks.StampyWarning)
         for name, job in jobs.items():
-            if isinstance(job, AsItIs):
+            if isinstance(job, StoredVectors):
                 found[name] = [_checks.embedding(part.table, job.key)] * 2
             else:
                 found[name] = [_judged(job(t), name, len(part.xy)) for t in tables]
