@@ -171,3 +171,12 @@ def _light(data: AnnData | SpatialData, library_key: str | None, table_key: str)
         return light
     elements = {name: element for kind, name, element in data.gen_elements() if kind != "tables"}
     return type(data).init_from_elements({**elements, table_key: light}, attrs=data.attrs)
+
+
+def percent_of(part: float, *, digits: int = 0) -> str:
+    """A fraction as text, rounded, but 100 % only if it is all.
+
+    >>> percent_of(0.99998, digits=1), percent_of(1.0), percent_of(0.25)
+    ('99.9%', '100%', '25%')
+    """
+    return f"{part if part == 1 else min(part, 1 - 10 ** -(digits + 2)):.{digits}%}"

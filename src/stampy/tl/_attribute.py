@@ -137,8 +137,8 @@ def attribute(
     KeyError
         A missing column or embedding.
     ValueError
-        One label only, missing labels, no gene in common, embeddings of another model or other counts, or conflicting
-        arguments.
+        One label only, missing labels, no gene in common, embeddings of another model, other weights or other counts,
+        or conflicting arguments.
     ImportError
         Integrated gradients without captum.
 

@@ -141,10 +141,11 @@ def embed(
     normalize
         False: do not scale embeddings to L2 norm 1. Their length increases with the information in the genes of a spot.
     adapt
-        First fit the model to these sections, without labels, as `stampy.train.adapt` does; for domains and maps within
-        one study. All sections of the call share one space, which is not comparable with other embeddings: search, gene
-        programme scores and transfer across adaptations raise an error. Only for genes, and for models such as
-        ``"stampy-mini"``.
+        First fit the model to these sections, without labels, as `stampy.train.adapt` does; for maps and domains within
+        one study. With `context`, the axes of the sections are put beside those of the model if this predicts genes
+        better; without, a few axes of both replace them. All sections of the call share one space, which is not
+        comparable with other embeddings: search, gene programme scores and transfer across adaptations raise an error.
+        Only for genes, and for models such as ``"stampy-mini"``.
     batch_size
         Spots per batch; None: chosen for the device.
     n_workers

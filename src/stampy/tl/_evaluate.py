@@ -276,6 +276,7 @@ def _encoder(
     return fitted(
         loaded_model(loaded[model], None), [table], library_key=library_key,
         organism=record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
+        in_context="context" in fit,
     )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def expression(
         A gene, column, layer or embedding is missing.
     ValueError
         Values that are not raw counts, no gene in common, too few spots, sections or patients for the folds, NaN in the
-        embedding, or conflicting arguments.
+        embedding, a reference embedded with another model or other weights, or conflicting arguments.
 
     Examples
     --------

@@ -118,8 +118,8 @@ def retrieve(
     KeyError
         The embedding, the coordinates (for neighbours) or a column is missing.
     ValueError
-        Embeddings of different models, levels or sizes; `k` larger than the number of spots to find; no spots in common
-        for `paired`; conflicting arguments.
+        Embeddings of different models, weights, levels or sizes; `k` larger than the number of spots to find; no spots
+        in common for `paired`; conflicting arguments.
 
     Examples
     --------

@@ -97,7 +97,8 @@ def score(
     KeyError
         The spots have no such embedding.
     ValueError
-        Too few genes in the vocabulary, embeddings of another model, or a model without image tower.
+        Too few genes in the vocabulary, embeddings of another model or other weights, or a model without
+        image tower.
 
     Notes
     -----

@@ -22,7 +22,7 @@ from stampy.models import Stamp, packaged
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
 
 from .arguments import Organism, Request, is_several, named
@@ -237,6 +237,7 @@ def adapted_to(
             library_key=request.library_key,
             table_key=request.table_key,
             organism=request.organism,
+            in_context=request.context is not None,
         )
 
 
@@ -250,6 +251,7 @@ def fitted(
     organism: Organism = "human",
     strength: float | None = None,
     n_axes: int | None = None,
+    in_context: bool = False,
 ) -> Stamp:
     """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
@@ -265,7 +267,9 @@ def fitted(
             section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
         )
     parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = adapt_encoder(
+        pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=in_context, rng=rng
+    )
     made = with_axes(stamp, found.axes, found.head, found.bias)
     made.adapted = found.record(stamp.name)
     return made
