@@ -42,7 +42,7 @@ class _Shape(NamedTuple):
 # the sums of the next spot; columns of _DKV divide rows of _FORWARD, so that none reads sums that were not written.
 _FORWARD = {32: _Shape(64, 64, 4, 3), 64: _Shape(64, 64, 4, 3)}
 _DQ = {32: _Shape(64, 64, 4, 3), 64: _Shape(64, 64, 4, 3)}
-_DKV = {32: _Shape(128, 32, 4, 3), 64: _Shape(64, 64, 4, 2)}
+_DKV = {32: _Shape(128, 32, 4, 4), 64: _Shape(64, 32, 4, 3)}
 
 
 def sums_length(n_positions: int, n_spots: int) -> int:

@@ -224,8 +224,11 @@ class GeneEncoder(nn.Module):
         return x_BLD
 
     def _embed(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
-        at = slice(ids_BL.shape[1]) if positions is None else positions
-        return self._genes(ids_BL, positions) + self.positional_embedding.weight[at]
+        if positions is not None and positions.is_cuda:  # its gradient is faster than that of an index
+            places = self.positional_embedding(positions)
+        else:
+            places = self.positional_embedding.weight[slice(ids_BL.shape[1]) if positions is None else positions]
+        return self._genes(ids_BL, positions) + places
 
     def _genes(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
         x_BLD = self.embeddings(ids_BL)
