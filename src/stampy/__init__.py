@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from stampy._settings import Settings
@@ -24,11 +25,9 @@ __all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", 
 def __getattr__(name: str) -> ModuleType | Callable | type[Warning] | Settings:
     # PEP 562: subpackages are imported on first access, which keeps `import stampy` below 0.1 s.
     if name in _SUBPACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imports.module(f"{__name__}.{name}")
     if name == "read":
-        from stampy._io.read import read
-
-        return read
+        return _imports.module(f"{__name__}._io.read").read
     if name == "settings":
         from stampy._settings import settings
 

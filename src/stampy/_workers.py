@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stampy._imports import collection_paused
 from stampy._settings import settings
 from stampy._utils import hidden
 
@@ -79,7 +80,8 @@ def _initialise_worker(values: dict[str, Any], setup: Callable[..., None] | None
             setattr(settings, name, value)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:
-        setup(*setup_args)
+        with collection_paused():
+            setup(*setup_args)
 
 
 def _end_with_parent() -> None:

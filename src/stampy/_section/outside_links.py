@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from stampy import _checks
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     import tifffile
 
 __all__ = [
+    "VARIABLE",
     "LinkError",
+    "Rule",
     "leads_out",
+    "named_images",
     "refuse_links",
     "refuse_links_h5",
     "refuse_links_in",
@@ -39,6 +43,25 @@ _CHECKED_FILES: set[tuple[int, ...]] = set()  # files that were checked before, 
 _MAX_CHECKED_FILES = 256
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _INDEX_ENTRY = re.compile(r"^\s*(\w*FILE\w*)\s*=\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+VARIABLE = "STAMPY_NAMED_IMAGES"
+Rule = Literal["anywhere", "below"]
+
+
+@contextlib.contextmanager
+def named_images(rule: Rule) -> Iterator[None]:
+    """Set where images named by a section may be, for this process and those started in the block.
+
+    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
+    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
+    """
+    if VARIABLE in os.environ:
+        yield
+        return
+    os.environ[VARIABLE] = rule
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
 
 
 class LinkError(ValueError):

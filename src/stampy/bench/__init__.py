@@ -1,7 +1,8 @@
 """Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from ._config import Config, DataSet, Reported, SectionConfig, System, Task, read_config
@@ -47,7 +48,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: an unknown name of a config, or a missing file, is answered before pandas and torch are imported.
+    # PEP 562: errors for unknown configs and missing files come before pandas and torch are imported.
     if name == "Section":
         from stampy import _checks
 
@@ -55,7 +56,7 @@ def __getattr__(name: str) -> Any:
         name = "SectionConfig"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -142,7 +142,7 @@ def named_images_rule(rule: Literal["below", "anywhere"] | None) -> Iterator[Non
     if rule is None:
         yield
         return
-    from stampy._section.image.choose import named_images
+    from stampy._section.outside_links import named_images
 
     with named_images(rule):
         yield
@@ -151,7 +151,7 @@ def named_images_rule(rule: Literal["below", "anywhere"] | None) -> Iterator[Non
 def _build(
     *, sections: list[str], out: str, images: str, vocabulary: str | None, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
-    _check_build(sections, vocabulary, options)
+    _check_build(sections, out, vocabulary, options)
     from stampy import train
 
     wanted = {"auto": None, "all": True, "none": False}[images]
@@ -162,7 +162,7 @@ def _build(
         _print_corpus(corpus)
 
 
-def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
+def _check_build(sections: list[str], out: str, vocabulary: str | None, options: dict[str, Any]) -> None:
     """Raise for missing files and invalid values before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
@@ -176,6 +176,7 @@ def _check_build(sections: list[str], vocabulary: str | None, options: dict[str,
         _checks.at_least(name, options[name], least)
     _checks.at_most("quality", options["quality"], 100)
     check_workers(options["scheduler"], options["n_workers"])
+    _checks.writable(out)
 
 
 def _check_corpus(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from stampy import _checks, _files, _keys, _utils, datasets
+from stampy import _checks, _files, _imports, _keys, _utils, datasets
 from stampy._io import read as _formats
 from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict_paragraphs
 from stampy.cli.early_checks import TOY, offline_section
@@ -113,8 +114,9 @@ def demo(
         if labels is not None:
             _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
         _check_size(adata, n_domains)
+        _load_packages()
 
-        from stampy import tl  # imports torch, so only once section and labels are checked
+        from stampy import tl
         from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 
         agreed_modality(options.get("modality"), model)
@@ -143,6 +145,18 @@ def demo(
         pictures = _draw(adata, out, labels, library_key)
     say(_about_files(out, pictures))
     say(f"Time: {clock}")
+
+
+def _load_packages() -> None:
+    """Import the packages of the demo after section and labels are checked; they are not garbage-collected later."""
+    with _imports.collection_paused():
+        import igraph  # noqa: F401
+        import matplotlib.pyplot  # noqa: F401
+        import sklearn.metrics
+        import sklearn.neighbors  # noqa: F401
+        import torch  # noqa: F401
+
+    gc.freeze()
 
 
 def _about_files(out: Path, pictures: Mapping[str, str]) -> str:
@@ -299,6 +313,6 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
         figure = figure_of(axes)
         with _files.atomic(out / name) as temporary:
-            figure.savefig(temporary, dpi=200)
+            figure.savefig(temporary, dpi=200, pil_kwargs={"compress_level": 2})  # the default of 6 takes half a second
         plt.close(figure)
     return {name: title for name, (_, title) in wanted.items()}

@@ -147,26 +147,18 @@ def _embed_one(
     table_key: str,
     **options: Any,
 ) -> None:
-    from stampy import _checks
+    place, path = _checked_paths(source, target, options, overwrite=overwrite, table_key=table_key)
+
     from stampy._io import read as _formats
-    from stampy.cli.early_checks import check_names
-    from stampy.models._systems.catalogue import check_name
     from stampy.tl._embedding.arguments import Request
 
-    check_name(options["model"])
-    place = None if _formats.is_address(source) else _checks.existing(source, what="section")
     kind = "address" if place is None else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
         if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
             options["um_per_px"] = None
-    asked = {name: value for name, value in options.items() if name not in ("model", "device")}
-    Request(**asked, table_key=table_key)  # raise for conflicts before anything is read
-    path = _formats.checked_target(target, overwrite=overwrite)
-    if place is not None:
-        names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
-        check_names(place, **names, table_key=table_key)
+    Request(**_request_options(options), table_key=table_key)  # raise for conflicts before anything is read
     # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
@@ -186,6 +178,33 @@ def _embed_one(
         print(f"Written: {path}, obsm[{key!r}] {table.obsm[key].shape}")
 
 
+def _checked_paths(
+    source: str, target: str, options: dict[str, Any], *, overwrite: bool, table_key: str
+) -> tuple[Path | None, Path]:
+    """Input (None: an address) and output; raise for invalid names and paths before heavy imports."""
+    from stampy import _checks
+    from stampy._io.input_files import is_address
+    from stampy._io.write import checked_target
+    from stampy.cli.early_checks import check_names
+    from stampy.models._systems.catalogue import check_name
+    from stampy.tl._embedding.arguments import Request
+
+    check_name(options["model"])
+    place = None if is_address(source) else _checks.existing(source, what="section")
+    path = checked_target(target, overwrite=overwrite)
+    if place is not None and place.suffix == ".h5ad":  # other readers may use `image`, `um_per_px`
+        Request(**_request_options(options), table_key=table_key)
+    if place is not None:
+        names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
+        check_names(place, **names, table_key=table_key)
+    return place, path
+
+
+def _request_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are arguments of `Request`."""
+    return {name: value for name, value in options.items() if name not in ("model", "device")}
+
+
 def _embed_many(
     inputs: list[str],
     out: str,
@@ -197,7 +216,7 @@ def _embed_many(
     **options: Any,
 ) -> None:
     from stampy import tl
-    from stampy._section.image.choose import named_images
+    from stampy._section.outside_links import named_images
 
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:

@@ -103,11 +103,14 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     from dataclasses import replace
 
     from stampy import _checks, train
+    from stampy.models._backbone_names import check_backbone
     from stampy.models._systems.catalogue import check_name
 
     _check_paths(sections, config, options.get("vocabulary"))
     if options.get("model") is not None:
         check_name(str(options["model"]))
+    if options.get("backbone") is not None:
+        check_backbone(str(options["backbone"]))
     chosen = getattr(train, settings).of(config)
     chosen = chosen if seed is None else replace(chosen, seed=seed)
     _checks.writable(out)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideSource", "covered", "open_slide", "overview", "slide_tiles", "tissue_mask"]
 
-SlideSource: TypeAlias = ImageSource | Any  # a WSIData is also possible
+SlideSource: TypeAlias = "ImageSource | Any"  # a WSIData is also possible
 
 MASK_UM = 8.0  # pixel size of the tissue mask: 14 pixels per tile edge
 

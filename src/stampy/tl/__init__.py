@@ -1,7 +1,8 @@
-"""Tools: model and data -> results in AnnData."""
+"""Tools: compute results from models and data, and write them into AnnData."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from ._attribute import attribute
@@ -35,11 +36,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch is imported when a tool is first named; arguments are checked without it.
+    # PEP 562: importing a tool imports torch; checking arguments does not.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     file = "_embed_sections" if name == "embed_slides" else f"_{name}"
-    value = getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    value = getattr(_imports.module(f"{__name__}.{file}"), name)
     globals()[name] = value
     return value
 

@@ -1,10 +1,11 @@
-"""The results of a run over many sections as one: a collection of the files, or one store."""
+"""Combine the results of a run over many sections: a collection of the files, or one store."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from stampy import _checks, _files, _keys
 
 from ._cohort.plan import TABLE
+from ._embedding.spaces import Origin, check_same_origin
 
 if TYPE_CHECKING:
     import zarr
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["checked_store", "collect_sections"]
 
 MARK = "stampy_joined"  # attribute of the store
-ROWS = 65_536  # a chunk of the joined embedding
+ROWS = 65_536  # rows per chunk of the joined embedding
 
 
 def collect_sections(
@@ -59,7 +61,8 @@ def collect_sections(
     FileNotFoundError
         `out` contains no ``sections.tsv``, or no result.
     ValueError
-        The sections have no embedding in common: embed all with one `modality`.
+        The sections have no embedding in common: embed all with one `modality`. Or they were embedded by other models
+        or settings, so that their vectors are not comparable.
     FileExistsError
         `store` exists.
 
@@ -67,7 +70,7 @@ def collect_sections(
     -----
     StampyWarning
         An embedding is skipped because some sections lack it or have it in another width (some fused, others only
-        genes).
+        genes). Or the model was fitted to each section, so that the axes differ.
 
     Examples
     --------
@@ -83,6 +86,7 @@ def collect_sections(
     (120, {'a': 60, 'b': 60})
     """
     paths = _results(Path(out).expanduser())
+    _check_one_space(paths, key)
     if store is None:
         return _collection(paths)
     store = checked_store(store, overwrite=overwrite)
@@ -91,7 +95,7 @@ def collect_sections(
 
 
 def checked_store(store: str | Path, *, overwrite: bool) -> Path:
-    """The path; an error where nothing may be written there."""
+    """Return the path; raise if it must not be written."""
     store = Path(store).expanduser()
     if store.suffix != ".zarr":
         raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
@@ -104,7 +108,7 @@ def checked_store(store: str | Path, *, overwrite: bool) -> Path:
 
 
 def _results(out: Path) -> dict[str, Path]:
-    """The files of the sections that are done, by name."""
+    """Files of the finished sections, by name."""
     table = _checks.existing(out, what="folder of a run") / TABLE
     if not table.is_file():
         raise FileNotFoundError(f"{str(out)!r} has no {TABLE}: give the folder that `embed_sections` wrote.")
@@ -116,6 +120,30 @@ def _results(out: Path) -> dict[str, Path]:
         left = rows.loc[~rows.index.isin(done.index), "name"]
         _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are skipped: {_checks.shortlist(left)}.")
     return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
+
+
+def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
+    """Raise ValueError if vectors of sections are not comparable; warn if each section has its own axes."""
+    import anndata
+
+    first: Origin | None = None
+    fits = set()
+    for name, group in _opened(paths):
+        records = group["uns"].get(_keys.UNS, {})
+        if key not in records:
+            continue
+        record = dict(anndata.io.read_elem(records[key]))
+        fits.add(record.pop("fit", None))
+        origin = Origin(f"{name}: {key}", record.get("modality", "fused"), record)
+        first = first or origin
+        modality = origin.modality if first.modality == "fused" else first.modality  # modality of the joined vectors
+        if origin.modality in (modality, "fused"):
+            check_same_origin(replace(first, modality=modality), replace(origin, modality=modality))
+    if len(fits) > 1:
+        _checks.warn(
+            f"The embedding {key!r} was fitted to each section, so that its axes differ between sections: compare "
+            "spots only within a section."
+        )
 
 
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
@@ -150,7 +178,7 @@ def _write(paths: Mapping[str, Path], store: Path, key: str) -> None:
 
 
 def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
-    """Each result as an open group, in order."""
+    """Yield each result as an open group, in order."""
     import h5py
     import zarr
 
@@ -163,7 +191,7 @@ def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], int]:
-    """Shape beyond the spots, and type, of each key of obsm that all sections have, and the number of spots."""
+    """Shape without spots, and type, of each key of obsm that all sections have; and the number of spots."""
     wanted = (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX, _keys.SPATIAL)
     found: dict[str, set[tuple[int, ...] | None]] = {k: set() for k in wanted}
     types: dict[str, list[np.dtype]] = {k: [] for k in wanted}
@@ -175,7 +203,7 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[
             found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
             types[name] += [obsm[name].dtype] if name in obsm else []
     alone = {name: next(iter(s)) for name, s in found.items() if len(s) == 1}
-    # integers in one section and floats in another are stored as floats
+    # integers in one section and floats in another become floats
     shapes = {name: (shape, np.result_type(*types[name])) for name, shape in alone.items() if shape is not None}
     if not set(shapes) - {_keys.SPATIAL}:
         raise ValueError(
@@ -193,7 +221,7 @@ def _fill(
     n: int,
     key: str,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Write the arrays section by section; returns obs, and what the sections' records have in common."""
+    """Write the arrays section by section; returns obs, and the common entries of the sections' records."""
     import anndata
 
     arrays, start = {}, 0
@@ -211,10 +239,10 @@ def _fill(
         start += len(obs)
         frames.append(obs.drop(columns="section", errors="ignore").set_index(f"{name}-" + obs.index.astype(str)))
         record = anndata.io.read_elem(group["uns"][_keys.UNS][key])
-        plain = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
+        plain = {k: v for k, v in record.items() if isinstance(v, str | int | float) or k == "weights_digest"}
         common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
     joined = pd.concat(frames, join="inner")
-    for column in joined:  # as categories, so that a missing label stays missing
+    for column in joined:  # as categories, so that missing labels stay missing
         labels = all(isinstance(frame[column].dtype, pd.CategoricalDtype) for frame in frames)
         if labels or pd.api.types.is_object_dtype(joined[column]):
             joined[column] = pd.Categorical(joined[column])

@@ -1,4 +1,4 @@
-"""Score of every spot for a gene programme."""
+"""Score every spot for a gene programme."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from stampy._section.section import library_key_of
 from stampy._utils import table_of
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import genes_of, human_names, loaded_stamp, vocabulary_of
-from ._results import Result, check_model, space_of, write_result
+from ._embedding.encoders import digest_of_towers, genes_of, human_names, loaded_stamp, vocabulary_of
+from ._embedding.spaces import check_model, space_of
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,7 +97,8 @@ def score(
     KeyError
         The spots have no such embedding.
     ValueError
-        Too few genes in the vocabulary, embeddings of another model, or a model without image tower.
+        Too few genes in the vocabulary, embeddings of another model or other weights, or a model without
+        image tower.
 
     Notes
     -----
@@ -124,7 +126,7 @@ def score(
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
     space = space_of(table, embedding_key, modality)
-    check_model(space, loaded.name, loaded.config.embedding)
+    check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:
         _checks.warn(
@@ -149,7 +151,7 @@ def score(
 def rows_of_genes(
     genes: Sequence[str], model: models.Stamp, minimum: int, organism: Organism = "human"
 ) -> tuple[np.ndarray, list[str]]:
-    """Rows of the model's vocabulary of a ranked list, each once and in its order, and the names that are not in it."""
+    """Rows of the vocabulary for a ranked list, without repetitions and in order, and the names missing in it."""
     if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
     if not len(genes):
@@ -170,7 +172,7 @@ def rows_of_genes(
 
 
 def _names(model: models.Stamp) -> np.ndarray:
-    """First symbol, or id, of every gene of the vocabulary."""
+    """First symbol, or id, of every gene in the vocabulary."""
     genes = genes_of(model)
     symbols = genes["symbol"].fillna("").astype(str).str.split("|").str[0]
     return np.asarray(np.where(symbols == "", genes["gene_id"], symbols))
@@ -178,7 +180,7 @@ def _names(model: models.Stamp) -> np.ndarray:
 
 @torch.inference_mode()
 def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
-    """Embedding (d,) of a ranked list of rows of the vocabulary, of L2 norm 1."""
+    """Embedding (d,) of a ranked list of rows of the vocabulary, with L2 norm 1."""
     tokens = torch.from_numpy(rows[None] + _keys.N_SPECIAL).to(model.device)
     training = model.training
     try:
@@ -188,7 +190,7 @@ def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
 
 
 def _standardized(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Z scores within each section; 0 where all spots of a section score the same."""
+    """Z scores within each section; 0 if all spots of a section have the same score."""
     out = values.copy()
     for code in np.unique(sections):
         mine = values[sections == code]

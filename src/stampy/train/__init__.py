@@ -1,7 +1,8 @@
 """Training: stage 1 (`pretrain`), stage 2 (`align`), and adaptation of a model to sections in closed form (`adapt`)."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from stampy._io.sections import SectionInput
@@ -36,7 +37,7 @@ def __getattr__(name: str) -> Any:
         name = "SectionInput"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(_imports.module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

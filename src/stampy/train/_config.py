@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
+from stampy.models._backbone_names import check_backbone
 
 from ._setting_checks import NumberRange, checked, no_effect_error
 
@@ -342,6 +343,8 @@ class AlignConfig(_StageConfig):
     lora_rank: int = _LORA_RANK
 
     def _check(self) -> None:
+        if self.backbone is not None:
+            check_backbone(self.backbone)
         if not self.losses:
             raise ValueError(f"`losses` is empty; name some of {LOSSES}.")
         for name in self.losses:
