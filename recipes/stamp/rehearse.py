@@ -40,9 +40,10 @@ def generate(out: Path) -> None:
     from stampy import datasets
 
     # The same seed gives the same domains and genes in both folders. Toy sections are drawn one after the other, so the
-    # three sections of stage 1 differ from the fourth and fifth, which are used for evaluation.
-    datasets.toy_spavis(out / "spavis", n_spots=2 * N_SPOTS, n_sections=3, n_val=0, n_positions=64, rng=SEED)
-    sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=4, rng=SEED)
+    # three sections of stage 1 differ from the last two, which are used for evaluation.
+    shared = {"n_domains": N_DOMAINS, "rng": SEED}
+    datasets.toy_spavis(out / "spavis", n_spots=300, n_sections=3, n_val=0, n_positions=64, **shared)
+    sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=N_TRAINED + 1, **shared)
     (out / "truth").mkdir()
     for section, name in zip(sections[-2:], KEPT_OUT, strict=True):
         section.write_h5ad(out / "truth" / f"{name}.h5ad")
@@ -77,6 +78,9 @@ def start(out: Path) -> None:
 
     from stampy import models
 
+    trained = json.loads((out / "both" / "data.json").read_text())["spots"]
+    if len(trained) != N_TRAINED or set(KEPT_OUT) & set(trained):
+        raise SystemExit(f"Stage 2 was to see {N_TRAINED} sections without {KEPT_OUT}, but saw {sorted(trained)}.")
     after = models.load(out / "both" / "model")
     genes = models.load(out / "genes" / "model")
     torch.manual_seed(SEED)
