@@ -222,7 +222,7 @@ def test_the_model_is_loaded_once(manifest, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "loaded_model", lambda m, d: loads.append(str(m)) or load(m, d))
     tl.embed_sections(manifest, tmp_path / "out", model=weights, **GENES)
     assert loads == [weights]
-    assert len(worker._held) == 1
+    assert len(worker._models) == 1
 
 
 def test_sections_in_memory_and_a_loaded_model(toy, model, tmp_path):

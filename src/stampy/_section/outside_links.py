@@ -49,7 +49,7 @@ Rule = Literal["anywhere", "below"]
 
 @contextlib.contextmanager
 def named_images(rule: Rule) -> Iterator[None]:
-    """Set where images named by a section may lie, for this process and those started in the block.
+    """Set where images named by a section may be, for this process and those started in the block.
 
     ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
     machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.

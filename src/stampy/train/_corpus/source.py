@@ -20,7 +20,7 @@ from stampy.pp import Vocabulary
 from stampy.train._corpus import spavis, spavis_index
 from stampy.train._corpus.layout import CorpusSettings
 from stampy.train._corpus.spavis import Slide, is_token_file, number_of
-from stampy.train._corpus.spavis_index import FAULTS, damaged_file
+from stampy.train._corpus.spavis_index import SECTION_ERRORS, damaged_file
 
 if TYPE_CHECKING:
     import h5py
@@ -176,7 +176,7 @@ class HubFolder:
                 h5py.File(remote) as file,
             ):
                 yield file
-        except FAULTS as error:
+        except SECTION_ERRORS as error:
             if isinstance(error, ConnectionError | PermissionError | FileNotFoundError):
                 raise
             raise damaged_file(name, error) from error
