@@ -115,7 +115,6 @@ def demo(
             _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
         _check_size(adata, n_domains)
         _load_packages()
-
         from stampy import tl
         from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 

@@ -181,12 +181,7 @@ def expression(
             n_neighbors=n_neighbors, reference=keys, rng=rng,
         )  # fmt: skip
     else:
-        values = _checks.embedding(table, use_rep)
-        keys = _checks.embedding(reference, reference_rep or use_rep)
-        _same_space(values, keys, use_rep, reference_rep or use_rep)
-        ours, theirs = origin_of(table, use_rep), origin_of(reference, reference_rep or use_rep, slot="reference.obsm")
-        if ours is not None and theirs is not None:
-            check_same_origin(ours, theirs)
+        values, keys = _of_one_space(table, reference, use_rep, reference_rep or use_rep)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
         predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
         measured = _measured(table, chosen, layer, transform)
@@ -237,6 +232,16 @@ def _same_space(values: np.ndarray, keys: np.ndarray, name: str, other: str | No
             f"Spots must be in one space; `{name}` has {values.shape[1]} dimensions, the reference's `{other}` "
             f"{keys.shape[1]}. Embed both with the same model."
         )
+
+
+def _of_one_space(table: AnnData, reference: AnnData, name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings of both tables; ValueError if they are known to be of different models or settings."""
+    values, keys = _checks.embedding(table, name), _checks.embedding(reference, other)
+    _same_space(values, keys, name, other)
+    ours, theirs = origin_of(table, name), origin_of(reference, other, slot="reference.obsm")
+    if ours is not None and theirs is not None:
+        check_same_origin(ours, theirs)
+    return values, keys
 
 
 def _warn_if_underdetermined(method: str, values: np.ndarray, folds: np.ndarray) -> None:

@@ -147,7 +147,8 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
     """False if the weights are known to differ.
 
-    Vectors of genes and of images are comparable if they share one tower, because the other was aligned to it.
+    Genes by one model can be compared with images by another if the two have one of the towers in common, since that is
+    the comparison that one of the models makes by itself.
     """
     equal = {tower: a[tower] == b[tower] for tower in a if tower in b}
     if of_a == of_b:
