@@ -282,7 +282,7 @@ def test_a_disk_that_is_full_from_the_start(toy, small_disk):
     with (small_disk / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    with pytest.raises(OSError, match=r"No space left on the disk|can't be written to"):
+    with pytest.raises(OSError, match=r"No space left on the disk|cannot be written to"):
         train.pretrain(toy, small_disk, config=STAGE1, **QUIET)
 
 

@@ -96,7 +96,7 @@ def slides_of(
     _warn_of_ignored(known)
     if faults:
         _checks.warn(
-            f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
+            f"{len(faults)} of {len(files)} files cannot be read: {_checks.shortlist(faults)}. Sections that also have "
             "rows in them are incomplete. Repair or remove the files and build again; changed sections are rebuilt."
         )
     return [Slide(name, tuple(found)) for name, found in parts.items()], faults
