@@ -50,7 +50,7 @@ class Spans:
 
 
 def spans_for(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> Packing | Spans:
-    """`packing` as the kernels need it, or as it is where they can't run.
+    """`packing` as the kernels need it, or as it is where they cannot run.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
 
     problem = _triton.problem(index, right)
     if problem:
-        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's can't be used, since %s", problem)
+        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since %s", problem)
     return not problem
 
 

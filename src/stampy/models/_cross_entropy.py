@@ -215,5 +215,5 @@ def _tried(index: int, low: torch.dtype) -> bool:
 
     problem = _triton.problem(index, right)
     if problem:
-        _log.info("The loss runs on PyTorch's operators, which are slower: Triton's can't be used, since %s", problem)
+        _log.info("The loss runs on PyTorch's operators, which are slower: Triton's cannot be used, since %s", problem)
     return not problem

@@ -52,7 +52,7 @@ def loss_and_gradients(
     (M, D), C = hidden_MD.shape, len(weight_CD)
     width = -(-C // _PADDED) * _PADDED
     bias_C, targets_M = bias_C.float().contiguous(), targets_M.contiguous()
-    bias_C.gather(0, targets_M)  # fails for a class that does not exist, as PyTorch's own loss does; the kernel can't
+    bias_C.gather(0, targets_M)  # fails for a class that does not exist, as PyTorch's own loss does; the kernel cannot
     weight = weight_CD.new_zeros(width, D)
     weight[:C] = weight_CD
     losses_M = torch.empty(M, device=hidden_MD.device)

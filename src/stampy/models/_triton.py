@@ -15,7 +15,7 @@ _VERSION = (3, 4)  # comes with the oldest torch that stampy takes
 
 
 def problem(index: int, right: Callable[[], bool]) -> str:
-    """Why the kernels can't be used on a GPU, or "".
+    """Why the kernels cannot be used on a GPU, or "".
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A comparison of systems: a dot for each figure, with its spread."""
+"""Comparison of systems: one dot per result, with its spread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-COLUMNS = 4  # panels in a row: legible on a page
+COLUMNS = 4  # panels per row, legible on a page
 OURS, OTHERS, SECTION = "#003C5F", "#B5541C", "#A9C8DF"
-# metric -> heading; of each task the first that the table has is drawn
+# metric -> heading; the first available metric of each task is plotted
 METRICS = {
     "probe": {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"},
     "domains": {"ari": "ARI", "nmi": "NMI", "ami": "AMI"},
@@ -79,7 +79,7 @@ def bench(
 
     table = _chosen(summary, datasets, tasks, metric, reported)
     columns = list(dict.fromkeys(zip(table["task"], table["variant"], strict=True)))
-    columns = _ours_first(table, columns)
+    columns = _stampy_first(table, columns)
     panels = {d: [c for c in columns if len(_panel(table, d, c))] for d in dict.fromkeys(table["dataset"])}
     if ax is not None:
         drawn = [(d, c) for d, wanted in panels.items() for c in wanted]
@@ -112,7 +112,7 @@ def bench(
 
 
 def _legend(figure: Any, table: pd.DataFrame) -> None:
-    """What the marks are, below the panels."""
+    """Legend of the marks, below the panels."""
     from matplotlib.lines import Line2D
 
     ours = table[table["status"] == "ok"]
@@ -131,7 +131,7 @@ def _legend(figure: Any, table: pd.DataFrame) -> None:
 
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
-    """The rows to draw: of each task one metric."""
+    """Rows to plot, with one metric per task."""
     table = summary if reported else summary[summary["status"] != "reported"]
     for name, wanted in (("dataset", datasets), ("task", tasks)):
         if wanted is not None:
@@ -155,8 +155,8 @@ def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None
     return pd.concat(parts)
 
 
-def _ours_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Panels of what was computed; reported figures, which name no variant, go to the first of their task."""
+def _stampy_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Panels of computed results; reported results, which name no variant, go to the first panel of their task."""
     ours = table[table["status"] == "ok"]
     have = list(dict.fromkeys(zip(ours["task"], ours["variant"], strict=True)))
     return have + [c for c in columns if c[0] not in {task for task, _ in have}]
@@ -173,7 +173,7 @@ def _panel(table: pd.DataFrame, data: str, column: tuple[str, str]) -> pd.DataFr
 
 
 def _names(table: pd.DataFrame, data: str) -> list[tuple[str, str]]:
-    """Systems of a data set with their status, ours above."""
+    """Systems of a data set with their status; computed results first."""
     mine = table[table["dataset"] == data]
     names = list(dict.fromkeys(zip(mine["system"], mine["status"], strict=True)))
     return sorted(names, key=lambda pair: pair[1] == "reported")
@@ -210,16 +210,18 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
     ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
-    _limit(ax, part["value"].to_numpy(dtype=float), chance)
+    _limit(ax, part, chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _limit(ax: Axes, values: np.ndarray, chance: float) -> None:
-    """From 0, or below, to the highest value or chance, with a margin."""
+def _limit(ax: Axes, part: pd.DataFrame, chance: float) -> None:
+    """From 0, or below, to the highest value with its deviation, or chance, with a margin."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+    values, spread = part["value"].to_numpy(dtype=float), part["std"].fillna(0).to_numpy(dtype=float)
+    low = min(0.0, np.nanmin(values - spread))
+    high = max(np.nanmax(values + spread), 0.0 if np.isnan(chance) else chance)
     ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
     ax.xaxis.set_major_locator(MaxNLocator(3))

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import linalg, sparse
 
 from stampy import _keys, _utils
-from stampy._section.section import places_of, told_apart
+from stampy._section.section import places_of, resolved_library_key
 
 from ._counts import CountMatrix, checked_rows, counts_name, counts_of
 from ._linear_encoder import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
@@ -40,11 +40,11 @@ __all__ = ["MAX_SPOTS", "Adaptation", "LinearEncoder", "SectionPart", "adapt_enc
 
 STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # weight of the sections in the covariance; 0 keeps the model's own axes
 N_AXES = (8, 12, 16, 24, 32, 48, 64)
-STRENGTHS_BESIDE = (0.0, 0.1)  # share in the squared norm: more costs clusters where the model knows the tissue
+STRENGTHS_BESIDE = (0.0, 0.1)  # share in the squared norm; more worsens clusters of tissues seen in training
 N_AXES_BESIDE = (8, 16, 32)
-N_AROUND = 6  # spots whose mean is taken in context
+N_AROUND = 6  # spots per mean in context
 N_GENES = 200  # predicted genes per piece
-MAX_SPOTS = 20_000  # spots for fitting the axes; more change them little
+MAX_SPOTS = 20_000  # spots for fitting the axes; more have little effect
 MAX_JUDGED = 5_000  # spots per piece for choosing strength and number of axes
 MIN_SPOTS = 50
 
@@ -56,7 +56,7 @@ class LinearEncoder(NamedTuple):
     level: np.ndarray  # (G,) weight of each gene
     axes: np.ndarray  # (G, K) orthonormal
     covariance: np.ndarray  # (K, K), of the model's training spots, in these axes
-    head: np.ndarray  # (E, K) with the bias, makes the model's embedding
+    head: np.ndarray  # (E, K), with the bias: maps features to the model's embedding
     bias: np.ndarray  # (E,)
 
 
@@ -108,7 +108,7 @@ def pieces_of(
     ValueError
         A section has fewer than 50 spots.
     """
-    table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
+    table, library_key = _utils.table_of(adata, table_key), resolved_library_key(adata, library_key, table_key)
     places = places_of(adata, library_key=library_key, table_key=table_key)
     xy, rows = places.xy, match(table).rows
     counts, pieces = counts_of(table, layer), []
@@ -161,9 +161,9 @@ def adapt_encoder(
     strength
         Share of the sections, 0 to 1. None: chosen by the label-free measure.
     n_axes
-        Number of axes: of the mixture, or in context of the sections alone. None: chosen likewise.
+        Number of axes of the mixture, or in context of the sections only. None: chosen in the same way.
     in_context
-        For means over a spot and its nearest: axes of the sections beside those of the model, instead of a mixture.
+        For means over a spot and its neighbours: axes of the sections in addition to those of the model, not a mixture.
     rng
         Generator for the splits and the subspace iteration.
     """
@@ -205,10 +205,10 @@ class _Fit(Protocol):
 
 
 class _Mixture:
-    """The span of the model's axes and the sections' own: all mixtures are small matrices in it."""
+    """Span of the axes of model and sections, in which all mixtures are small matrices."""
 
     def __init__(self, parts: Sequence[SpotGenes], model: LinearEncoder, k: int, rng: np.random.Generator):
-        own = leading_axes(parts, max(k, *N_AXES), rng)  # always as many: a strength means the same for any number
+        own = leading_axes(parts, max(k, *N_AXES), rng)  # fixed: a strength has the same meaning for every k
         self.basis = orthonormal(np.hstack([own, model.axes]).astype(np.float32))
         seen = self.basis.T @ sum(s.agreement(self.basis, 0.0) for s in parts)
         seen = (seen + seen.T) / 2
@@ -220,7 +220,7 @@ class _Mixture:
         self.sorted: dict[float, np.ndarray] = {}
 
     def fitted(self, strength: float, k: int) -> _Fitted:
-        """The leading axes of the mixture; the head is fitted to the sections."""
+        """Leading axes of the mixture, with a head fitted to the sections."""
         if strength not in self.sorted:
             self.sorted[strength] = np.linalg.eigh(strength * self.seen + (1 - strength) * self.known)[1][:, ::-1]
         mix = self.sorted[strength][:, :k]
@@ -236,7 +236,7 @@ class _Beside:
         self.along, self.along_own = ([s.genes @ axes for s in parts] for axes in (model.axes, self.own))
 
     def fitted(self, strength: float, k: int) -> _Fitted:
-        """Both blocks; a block without a share is left out."""
+        """Both blocks, without a block of share 0."""
         own = [f[:, :k] for f in self.along_own]
         blocks = []
         if strength < 1:
@@ -280,11 +280,11 @@ def _scores(
 ) -> np.ndarray:
     """Held-out correlation with genes of the other half of the molecules, for each of `tried`.
 
-    For single spots, the genes of the spot itself. Genes of neighbours would mislead here: a section has far more genes
-    than spots, so axes fitted to its neighbourhoods can spell out where each spot lies, which predicts the neighbours'
+    For single spots, the genes of the spot itself. Genes of neighbours would mislead: a section has far more genes than
+    spots, so axes fitted to its neighbourhoods can encode the position of each spot, which predicts the neighbours'
     mean without any biological meaning. On four patients with labels (HER2+ B, C, D, G) a spot's own genes ranked the
-    settings as a linear probe does; neighbours' genes did not. In context, where the model's axes stay, it is the score
-    of `stampy.tl.evaluate`, of the mean over a spot and its nearest.
+    settings as a linear probe does; neighbours' genes did not. In context, the axes of the model are kept, and the
+    score is that of `stampy.tl.evaluate` for the mean over a spot and its neighbours.
     """
     judged = [_Judged(_cut(p), rng) for p in pieces]
     found = np.zeros(len(tried))
@@ -299,13 +299,13 @@ def _scores(
 
 
 class _Judged:
-    """A piece by which settings are chosen: its molecules in two halves, and what each half is to predict."""
+    """A piece for choosing settings: its molecules in two halves, and the targets of each half."""
 
     def __init__(self, piece: SectionPart, rng: np.random.Generator):
         genes = overdispersed_genes(piece.counts, N_GENES)
         if not len(genes):
             raise ValueError(
-                "No gene is found in 5 % of a section's spots: strength and number of axes can't be chosen."
+                "No gene is found in 5 % of a section's spots: strength and number of axes cannot be chosen."
             )
         self.rows, self.graph, self.folds = piece.rows, neighbor_graph(piece.xy), regions(piece.xy)
         self.around = neighbor_graph(piece.xy, N_AROUND)
@@ -313,7 +313,7 @@ class _Judged:
         self.targets = [gene_targets(half, genes) for half in self.pair]
 
     def score(self, values: np.ndarray, half: int, in_context: bool) -> float:
-        """How well an embedding of one half predicts the other."""
+        """Correlation of predictions of one half from an embedding of the other."""
         own = self.targets[half]
         if not in_context:
             return float(np.nanmean(heldout_correlation(values, own, self.folds)))

@@ -1,4 +1,4 @@
-"""Closed-form linear gene encoder: the axes along which spots and their neighbours agree.
+"""Closed-form linear gene encoder: axes along which spots and their neighbours agree.
 
 The covariance between a spot and the mean of its neighbours excludes variation that is independent between spots. Its
 leading eigenvectors solve contextual gene reconstruction (paper, section 3.2) for a linear encoder: the start of stage
