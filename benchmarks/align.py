@@ -23,6 +23,7 @@ from torch import nn
 from train import LENGTHS, MAX, matmul_peak, measured, run, table
 
 from stampy.models import GeneConfig, ImageConfig, Stamp, StampConfig
+from stampy.models._gene import ready_to_compile
 from stampy.train import AlignConfig
 from stampy.train._align_step import Alignment
 
@@ -96,6 +97,7 @@ def measure(options) -> dict:
     plain, batch = options.variant == "plain", batch_of(options)
     stage = Alignment(model, config)
     if config.compile and not plain:
+        ready_to_compile()
         for layer in stage.layers():
             layer.compile(dynamic=True)
     stage = Plain(stage) if plain else stage
@@ -132,6 +134,7 @@ def parsed():
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")

@@ -30,7 +30,8 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from stampy._utils import stream
-from stampy.models import GeneConfig, Stamp, StampConfig
+from stampy.models import GeneConfig, Stamp, StampConfig, _attention
+from stampy.models._gene import ready_to_compile
 from stampy.train import PretrainConfig
 from stampy.train._loop.loop import _prefetched
 from stampy.train._pretrain_step import Reconstruction, mask_tokens
@@ -120,6 +121,7 @@ def measure(options) -> dict:
     stage = Plain(model, config) if plain else Reconstruction(model, config, igr_steps=0)
     stage.train()
     if config.compile and not plain:
+        ready_to_compile()
         for layer in stage.layers():
             layer.compile(dynamic=True)
     pieces_of = (lambda step: [masked(batch, config, step)]) if plain else (lambda step: stage.pieces(batch, step))
@@ -135,6 +137,7 @@ def measure(options) -> dict:
 
 def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
     """GB, seconds and losses of steps of `stage`, stampy's or plain, on prepared pieces; and the step function."""
+    _attention.ENABLED = options.attention == "ours"
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=lr, fused=True))
@@ -216,13 +219,17 @@ def matmul_peak(n=8192, repeats=20) -> float:
     return 2 * n**3 * repeats / (time.perf_counter() - began) / 1e12
 
 
-def table(function) -> None:
+def table(function, most=40) -> None:
+    """Print the kernels of a step by their own time."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         function()
         torch.cuda.synchronize()
-    print(profiled.key_averages().table(sort_by="device_time_total", row_limit=25), file=sys.stderr)
+    found = sorted(profiled.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    print(f"{sum(kernel.self_device_time_total for kernel in found) / 1e3:.1f} ms of kernels", file=sys.stderr)
+    for kernel in found[:most]:
+        print(f"{kernel.self_device_time_total / 1e3:8.2f} ms {kernel.count:5} x {kernel.key[:150]}", file=sys.stderr)
 
 
 def parsed(arguments=None):
@@ -234,6 +241,7 @@ def parsed(arguments=None):
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--fused", default="torch")
+    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")

@@ -1,8 +1,9 @@
-"""The house rules, checked."""
+"""Rules of the code base."""
 
 import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_layers(layer):
 @pytest.mark.parametrize(
     "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_locks", "_labels", "_settings", "_workers"]
 )
-def test_the_ground_imports_no_room(name):
+def test_bottom_layer_imports_no_subpackage(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
 
 
@@ -62,12 +63,12 @@ def house():
     return module
 
 
-def test_no_circle_of_files():
+def test_no_circular_imports():
     """Not even through imports inside functions."""
     assert house().circles(SOURCE, deferred=True) == []
 
 
-def test_circles_are_found(tmp_path):
+def test_circular_imports_are_detected(tmp_path):
     package = tmp_path / "some"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -87,7 +88,7 @@ def test_no_any_in_public_signatures():
     script, found = house(), []
     for path in SOURCE.rglob("*.py"):
         found += [f"{path.name}: {f.name}" for f in script.functions(path) if script.anys_in_signature(f)]
-    assert found == []  # write what it is, or `object` where it may be anything
+    assert found == []  # write the exact type, or `object` for any value
 
 
 # Functions that share a name because they do the same for one tool: the tool, its plot, its task, its command.
@@ -98,6 +99,7 @@ SAME = {
     "evaluate",
     "expression",
     "load",
+    "main",
     "probe",
     "retrieve",
     "score",
@@ -106,7 +108,7 @@ SAME = {
 }
 
 
-def test_one_name_means_one_thing():
+def test_names_are_unique():
     """No two classes share a name, nor two functions that other files may call."""
     where = {}
     for path in SOURCE.rglob("*.py"):
@@ -125,6 +127,14 @@ def test_old_names_of_classes_are_deprecated(room, new):
     with pytest.warns(stampy.StampyWarning, match="deprecated") as told:
         exec(compile(f"from stampy.{room} import Section", "user.py", "exec"), {})
     assert {w.filename for w in told} == {"user.py"}
+
+
+def test_files_named_in_contributing_exist():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    section = text.partition("## Where things are")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.(?:py|html\.j2))`", section)
+    assert len(named) > 50
+    assert [name for name in named if not (SOURCE / name).is_file()] == []
 
 
 def test_import_is_light():

@@ -1,4 +1,4 @@
-"""One process a folder, and hashes that miss nothing."""
+"""One process per folder, and hashes of all inputs."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ def test_a_lock_dies_with_its_process(number, tmp_path):
         assert f"{os.getpid()} on" in (tmp_path / ".stampy.lock").read_text()
 
 
-def test_a_holder_on_another_machine_is_told_of(tmp_path):
-    """Where locks stay on one machine, the name in the file is all that can be seen of a process on another."""
+def test_error_names_the_other_machine(tmp_path):
+    """With locks local to a machine, only the name in the file shows a process on another machine."""
     (tmp_path / ".stampy.lock").write_text("123 on elsewhere\n")
     with pytest.warns(UserWarning, match="still marked by process 123 on elsewhere"):
         _locks.FolderLock(tmp_path, what="run").close()
@@ -44,7 +44,7 @@ def test_a_holder_on_another_machine_is_told_of(tmp_path):
     _locks.FolderLock(tmp_path, what="run").close()  # without a warning
 
 
-def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+def test_file_system_without_locks_warns(tmp_path, monkeypatch):
     import fcntl
 
     def none(*_):
@@ -62,7 +62,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {".other", "checkpoint-1.ckpt", ".stampy.lock"}
 
 
-def test_a_large_file_is_known_by_size_time_and_parts(tmp_path, monkeypatch):
+def test_digest_of_a_large_file_is_from_size_time_and_samples(tmp_path, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(10_000))
     whole = _files.digest_of_file(path)

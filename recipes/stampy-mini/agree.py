@@ -24,11 +24,11 @@ import stampy
 from stampy._labels import known_labels
 from stampy._section.neighbors import graph
 from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _tfidf
 from stampy.tl._methods.clustering import find_domains
 from stampy.tl._probe import probe_predictions, probe_scores
-from stampy.tl._results import unit
 
 CHOOSE = {f"HER2ST_{name}": "label" for name in ("B1", "C1", "D1", "F1", "G2")}
 FINAL = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}

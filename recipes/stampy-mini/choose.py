@@ -38,9 +38,9 @@ from stampy._labels import known_labels
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.label_free import _tfidf
 from stampy.tl._methods.principal_components import principal_components
-from stampy.tl._results import unit
 
 # Tissue: prefixes of the names of its sections, and tissues of cell types that are held out with it
 TISSUES = {

@@ -24,11 +24,11 @@ from stampy._labels import known_labels
 from stampy.pp._linear_encoder import neighbor_graph
 from stampy.pp._thinning import heldout_correlation, regions
 from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _mixing, _tfidf
 from stampy.tl._methods.clustering import find_domains
 from stampy.tl._probe import probe_predictions, probe_scores
-from stampy.tl._results import unit
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 PAIRED = ["HER2ST_A1", "HER2ST_A2"]

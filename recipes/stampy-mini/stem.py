@@ -21,8 +21,8 @@ from scipy import ndimage
 import stampy
 from stampy import models
 from stampy.pp._tiles import TileSource
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._methods.linear_models import Scaler, solve_ridge, transformed
-from stampy.tl._results import unit
 
 SCALES = (0.0, 1.0, 2.0, 4.0)  # px, of the smoothing before the texture is computed
 N_GENES = 250

@@ -1,4 +1,4 @@
-"""Validators of user input, and the wording of their errors."""
+"""Validators of user input, the wording of their errors, and warnings that point to the line of the user."""
 
 from __future__ import annotations
 

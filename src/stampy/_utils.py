@@ -1,4 +1,4 @@
-"""Helpers for all layers: the table of a SpatialData, random generators, devices."""
+"""Helpers for all layers: the table of a SpatialData, random generators and streams by name, devices, threads."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def sha(content: bytes) -> str:
 # toy ----------------------------------------------------------------------------------------------------------------
 
 
-def test_toy_has_the_promised_slots(toy):
+def test_toy_has_the_documented_slots(toy):
     assert toy.shape == (400, 800)
     assert isinstance(toy.X, sparse.csr_matrix)
     assert toy.X.dtype == np.int32
@@ -98,7 +98,7 @@ def test_toy_counts_are_sparse_like_a_section(toy):
     assert np.median((squares - means**2) / means) > 1.2  # more spread than Poisson
 
 
-def test_toy_programmes_are_up_in_their_domain_and_nothing_else_is(toy):
+def test_toy_programmes_are_expressed_in_their_domain_only(toy):
     dense = toy.X.toarray() / toy.X.sum(axis=1)
     for domain in toy.obs["domain"].cat.categories:
         inside = (toy.obs["domain"] == domain).to_numpy()
@@ -163,7 +163,7 @@ def test_toy_of_any_size(n_spots, n_domains, n_sections, grid, rng):
             assert (np.array([width, height]) * UM_PER_PX - xy.max(axis=0)).min() >= 168
 
 
-def test_toy_comes_back_from_disk(tmp_path):
+def test_toy_survives_a_file(tmp_path):
     adata = datasets.toy(30, n_sections=2)
     adata.write_h5ad(tmp_path / "toy.h5ad")
     again = anndata.read_h5ad(tmp_path / "toy.h5ad")
@@ -186,7 +186,7 @@ def test_toy_comes_back_from_disk(tmp_path):
         ({"grid": "vizium"}, ValueError, "Did you mean 'visium'"),
     ],
 )
-def test_toy_refuses(options, error, words):
+def test_toy_raises(options, error, words):
     with pytest.raises(error, match=words):
         datasets.toy(**options)
 
@@ -202,7 +202,7 @@ def test_toy_genes_are_real(data_dir, reference_dir):
 # registry -----------------------------------------------------------------------------------------------------------
 
 
-def test_registry_is_whole():
+def test_registry_is_complete():
     entries = _registry.entries()
     assert sum(n.startswith("HER2ST_") for n in entries) == 36
     assert sum(n.startswith("spatialLIBD_") for n in entries) == 12
@@ -251,7 +251,7 @@ def test_registry_agrees_with_the_data(data_dir):
                 assert (file.sha256, file.n_bytes) == known[address]
 
 
-def test_every_file_of_the_mirror_is_right(data_dir, monkeypatch):
+def test_every_file_of_the_mirror_has_its_hash(data_dir, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     paths = [
         _fetch.fetch_file(entry, role)
@@ -271,7 +271,7 @@ def test_names_filter():
         datasets.names("test")
 
 
-def test_unknown_names_get_the_nearest():
+def test_unknown_names_suggest_the_nearest():
     for function in (datasets.info, datasets.fetch, datasets.load):
         with pytest.raises(ValueError, match="Did you mean 'HER2ST_A1'"):
             function("HER2ST_A11")
@@ -286,7 +286,7 @@ def test_unknown_names_get_the_nearest():
 
 @pytest.fixture
 def server():
-    """A loopback server: `pages` is what it serves, `asked` what it was asked for."""
+    """A loopback server: `pages` are its responses, `asked` the requested paths."""
     pages, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -337,7 +337,7 @@ def test_fetch_downloads_once(server, register, tmp_path):
     assert server.asked == ["/a%20b/counts.tsv"]
 
 
-def test_fetch_refuses_and_removes_a_wrong_file(server, register, tmp_path):
+def test_fetch_rejects_and_removes_a_wrong_file(server, register, tmp_path):
     server.pages["/counts.tsv"] = b"something else"
     register([_registry.File("counts", server.url + "/counts.tsv", sha(b"counts"), 6)])
     with pytest.raises(ValueError, match="not the file that stampy knows"):
@@ -359,7 +359,7 @@ def test_fetch_replaces_a_damaged_file_of_the_cache(server, register, caplog):
     assert not path.exists()
 
 
-def test_fetch_without_a_network_says_what_to_do(server, register, tmp_path):
+def test_fetch_without_a_network_explains_what_to_do(server, register, tmp_path):
     register([_registry.File("counts", server.url + "/none.tsv", sha(b""), 0)])
     with pytest.raises(ConnectionError, match=r"none\.tsv can't be downloaded .*404.*STAMPY_DATA_DIR"):
         datasets.fetch("made_up")
@@ -369,7 +369,7 @@ def test_fetch_without_a_network_says_what_to_do(server, register, tmp_path):
     assert cached(tmp_path) == []
 
 
-def test_fetch_by_several_at_once(server, register, tmp_path):
+def test_fetch_by_several_processes(server, register, tmp_path):
     content = b"x" * 1_000_000
     server.pages["/counts.tsv"] = content
     register([_registry.File("counts", server.url + "/counts.tsv", sha(content), len(content))])
@@ -380,7 +380,7 @@ def test_fetch_by_several_at_once(server, register, tmp_path):
     assert cached(tmp_path) == ["counts.tsv"]
 
 
-def test_fetch_takes_an_unknown_hash_only_when_told(server, register, tmp_path):
+def test_fetch_accepts_an_unknown_hash_only_on_request(server, register, tmp_path):
     server.pages["/counts.h5"] = b"counts"
     register([_registry.File("counts", server.url + "/counts.h5", None, None)])
     with pytest.raises(ValueError, match="does not know the hash of the counts"):
@@ -391,7 +391,7 @@ def test_fetch_takes_an_unknown_hash_only_when_told(server, register, tmp_path):
     with pytest.warns(UserWarning, match=sha(b"counts")):
         datasets.fetch("made_up", allow_unverified=True)
     assert datasets.fetch("made_up", file="counts", sha256=sha(b"counts").upper()).read_bytes() == b"counts"
-    with pytest.raises(ValueError, match="not the file"):  # what lies in the cache is checked against the new hash
+    with pytest.raises(ValueError, match="not the file"):  # cached files are checked against the new hash
         datasets.fetch("made_up", sha256=sha(b"other"))
     assert cached(tmp_path) == []
 
@@ -425,7 +425,7 @@ def test_mirror_may_hold_another_edition(register, tmp_path, monkeypatch):
     assert datasets.fetch("made_up", file="order").read_bytes() == b"edition"
 
 
-def test_what_only_a_mirror_has(monkeypatch, tmp_path):
+def test_data_available_from_a_mirror_only(monkeypatch, tmp_path):
     for function in (datasets.fetch, datasets.load):
         with pytest.raises(FileNotFoundError, match=r"STAMPY_DATA_DIR .*sections/HCC1_human\.h5ad"):
             function("HCC1_human")
@@ -434,7 +434,7 @@ def test_what_only_a_mirror_has(monkeypatch, tmp_path):
         datasets.load("HCC1_human")
 
 
-def test_cache_that_is_no_folder(register, tmp_path, monkeypatch):
+def test_cache_that_is_not_a_folder(register, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("STAMPY_CACHE_DIR", str(tmp_path / "file"))
     register([_registry.File("counts", "http://127.0.0.1:9/counts.tsv", sha(b""), 0)])
@@ -673,7 +673,7 @@ def test_divisors_are_whole_near_and_above_zero(means):
     assert (result[~kept] == 1).all()
 
 
-def test_published_vocabulary_refuses_pickles(tmp_path, register, monkeypatch):
+def test_published_vocabulary_rejects_pickles(tmp_path, register, monkeypatch):
     np.save(tmp_path / "means.npy", np.array([{}], dtype=object), allow_pickle=True)
     with h5py.File(tmp_path / "model.h5ad", "w") as file:
         file.create_group("var").attrs["_index"] = "_index"
@@ -696,7 +696,7 @@ def test_published_vocabulary_of_the_mirror(data_dir, reference_dir, monkeypatch
     assert (table["symbol"] != "").sum() > 19_000
 
 
-def test_effect_sets_how_much_the_markers_tell():
+def test_effect_sets_the_strength_of_markers():
     def ratio(effect):
         adata = datasets.toy(n_spots=300, image=False, effect=effect)
         marker = (adata.var["domain"] == "D1").to_numpy()

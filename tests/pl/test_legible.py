@@ -1,4 +1,4 @@
-"""Plots with long names, many labels and dark images: nothing covers anything else, nothing vanishes."""
+"""Plots with long names, many labels and dark images: no overlaps, and everything is visible."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,7 +48,7 @@ def test_names_of_a_confusion_matrix(toy, size):
     assert all(box.x0 >= figure.x0 - 1 and box.y0 >= figure.y0 - 1 for box in boxes(ax.get_yticklabels()))
 
 
-def test_titles_of_groups(toy):
+def test_long_group_names_are_wrapped(toy):
     tl.embed(toy, modality="gene", show_progress_bar=False)
     tl.attribute(toy, groupby="long", n_spots=2, genes=["COL1A1", "DCN"], show_progress_bar=False)
     assert overlapping([ax.title for ax in pl.attribute(toy)]) == 0

@@ -1,4 +1,4 @@
-"""The recipe of the paper: its settings are the paper's, its scripts are well-formed, the rehearsal runs."""
+"""The recipe of the paper: settings, job scripts and rehearsal."""
 
 import importlib.util
 import json
@@ -103,7 +103,7 @@ def test_jobs_are_queued_again_after_a_signal(script, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 1)])
-def test_other_ends_are_not_queued_again(status, expected, tmp_path):
+def test_jobs_that_end_otherwise_are_not_queued_again(status, expected, tmp_path):
     for name, body in {"srun": f"exit {status}", "scontrol": f"touch {tmp_path}/called"}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -114,7 +114,7 @@ def test_other_ends_are_not_queued_again(status, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_rehearsal_finds_the_planted_truth(tmp_path):
+def test_rehearsal_recovers_the_planted_structure(tmp_path):
     done = subprocess.run(["bash", RECIPE / "rehearse.sh", tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "NOT BETTER" not in done.stdout

@@ -10,9 +10,9 @@ from stampy._io.delimited import is_coordinates, tables_in
 from stampy._io.formats.anndata_mudata_spatialdata import is_zarr
 from stampy._io.input_files import listed, listing, refuse
 
-__all__ = ["refused_file", "refused_folder", "refused_zarr"]
+__all__ = ["R_FILES", "refused_file", "refused_folder", "refused_zarr"]
 
-_R = {
+R_FILES = {  # ending -> how R reads the file
     ".rds": 'x <- readRDS("{name}")',
     ".qs": 'x <- qs::qread("{name}")',
     ".h5seurat": 'x <- SeuratDisk::LoadH5Seurat("{name}")',
@@ -54,19 +54,18 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
         )
     return refuse(
         f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
-        "Of a "
-        "Space Ranger run or other platform give the folder, not one of its files."
+        "Of a Space Ranger run or other platform give the folder, not one of its files."
     )
 
 
 def _steps_in_r(name: str, kind: str) -> str | None:
     """The lines of R that convert a file of R by this name or of the kind "h5Seurat"; None for another file."""
     plain = name[:-3] if name.lower().endswith(".gz") else name
-    ending = ".h5seurat" if kind == "h5Seurat" else next((e for e in _R if plain.lower().endswith(e)), None)
+    ending = ".h5seurat" if kind == "h5Seurat" else next((e for e in R_FILES if plain.lower().endswith(e)), None)
     if ending is None:
         return None
     stem = plain[: -len(ending)] if plain.lower().endswith(ending) else plain.partition(".")[0]
-    loaded = _R[ending].format(name=name)
+    loaded = R_FILES[ending].format(name=name)
     # satijalab/seurat-object issue 229: the x of a VisiumV2 image is the row of the pixel
     swapped = "Versions of Seurat differ in which of x and y is the row of the image: check with `stampy.pl.spatial`."
     if ending == ".h5seurat":
@@ -103,7 +102,7 @@ def refused_folder(path: Path, looked_for: str) -> ValueError:
         if (p.name.lower().endswith(_SECTIONS) and not p.name.lower().endswith(_PARTS_OF_A_RUN))
         or (p.is_dir() and is_zarr(p))
     ]
-    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
+    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(R_FILES))]
     if sections:
         return refuse(
             f"{where} is not a section itself, but contains {sections[:4]}. Pass one of them to `stampy.read`."

@@ -153,6 +153,7 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     Group -> symbols (or ids), best first; empty if there is nothing to compare.
     """
     from stampy.pp._genes.annotation import features_of, gene_names
+    from stampy.tl._methods.principal_components import log_normalised
 
     groups = adata.obs[column].cat.remove_unused_categories()
     sizes = groups.value_counts()
@@ -168,16 +169,9 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     if not seen.any():
         return {}
     names = names[seen]
-    scores = _scores(_log_normalised(counts[:, seen]), groups.dropna(), large)
+    scores = _scores(log_normalised(counts[:, seen])[0], groups.dropna(), large)
     ranked = {c: np.argsort(-s, kind="stable")[:n] for c, s in scores.items()}
     return {c: [names[g] for g in best if scores[c][g] > 0] for c, best in ranked.items()}
-
-
-def _log_normalised(counts: sparse.csr_matrix, to: float = 1e4) -> sparse.csr_matrix:
-    """Log of 1 + counts per 10,000, as in scanpy; spots without counts remain empty."""
-    depth = np.asarray(counts.sum(axis=1)).ravel()
-    scaled = sparse.diags((to / np.where(depth > 0, depth, to)).astype(np.float32)) @ counts
-    return scaled.log1p().tocsr()
 
 
 def _scores(X: sparse.csr_matrix, groups: pd.Series, large: list[str]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tiles of a physical size around the spots, read on request and in order."""
+"""Tiles of a physical size around the spots, read on request and in order; `SlideImage.tile` cuts a single one."""
 
 from __future__ import annotations
 

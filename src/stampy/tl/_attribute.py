@@ -19,10 +19,11 @@ from stampy.pp._genes.match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import genes_of, loaded_stamp, match_genes
+from ._embedding.encoders import digest_of_towers, genes_of, loaded_stamp, match_genes
+from ._embedding.spaces import Space, check_model, space_of, unit
 from ._embedding.stream import Tower
 from ._methods.token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._results import Result, Space, check_model, space_of, unit, write_result
+from ._results import Result, write_result
 from ._score import rows_of_genes, vocabulary_of
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp)
     if target == "embedding":
         return None
     space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
-    check_model(space, model.name, model.config.embedding)
+    check_model(space, model.name, model.config.embedding, digest_of_towers(model))
     return space
 
 

@@ -15,6 +15,7 @@ from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of, iter_rows
 from stampy.pp._genes.annotation import features_of, gene_columns
 
+from ._embedding.spaces import check_same_origin, origin_of
 from ._evaluation.folds import Scheme
 from ._evaluation.metrics import gene_scores, gene_summary
 from ._methods.linear_models import (
@@ -183,6 +184,9 @@ def expression(
         values = _checks.embedding(table, use_rep)
         keys = _checks.embedding(reference, reference_rep or use_rep)
         _same_space(values, keys, use_rep, reference_rep or use_rep)
+        ours, theirs = origin_of(table, use_rep), origin_of(reference, reference_rep or use_rep, slot="reference.obsm")
+        if ours is not None and theirs is not None:
+            check_same_origin(ours, theirs)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
         predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
         measured = _measured(table, chosen, layer, transform)

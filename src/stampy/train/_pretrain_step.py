@@ -1,4 +1,4 @@
-"""Step of stage 1: masking, and the losses of one piece of a batch.
+"""Step of stage 1: masking, the targets of IGR and CGR, and the losses of one piece of a batch.
 
 Shapes: S groups, N spots per group, L positions, B = S N spots, T positions of all spots concatenated, M scored
 positions, D width.

@@ -1,4 +1,4 @@
-"""Slide images of any storage behind one small class: `SlideImage` gives 8-bit RGB, padded beyond the border."""
+"""`SlideImage`: an image of any storage as 8-bit RGB, from which tiles are cut, padded beyond the border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run over many sections or slides: names checked, workers started, the table of what was done kept on disk."""
+"""A run over many sections or slides: names, workers (processes, GPUs or dask, by `stampy._workers`), and the table."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from stampy import _checks
 from stampy._section.neighbors import graph
-from stampy.tl._results import unit
+
+from .spaces import unit
 
 __all__ = ["N_NEIGHBORS", "by_key", "centered", "in_context", "smoothed"]
 

@@ -11,8 +11,8 @@ from stampy._section.section import places_of
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.tl._embed import embed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluate import Judgement, judged
-from stampy.tl._results import unit
 
 if TYPE_CHECKING:
     from anndata import AnnData

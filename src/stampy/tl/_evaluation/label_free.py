@@ -18,8 +18,8 @@ from stampy import _checks, _keys, _utils
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 from stampy.tl._embedding.context import N_NEIGHBORS, smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._methods.principal_components import N_COMPONENTS, principal_components
-from stampy.tl._results import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import linalg, optimize, sparse
 
 from stampy import _checks
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import int_seed
 from stampy.tl._methods.principal_components import variable_genes
-from stampy.tl._results import unit
 
 __all__ = [
     "Scaler",

@@ -1,4 +1,4 @@
-"""Training loop of both stages."""
+"""Training loop of both stages: optimiser, learning rate, steps, checkpoints, logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections of training come through the door that all share: SpatialData, stores, several sections in one table."""
+"""Training takes the same sections as other functions: SpatialData, stores, several sections in one table."""
 
 import anndata as ad
 import numpy as np
@@ -58,7 +58,7 @@ def test_regions_are_no_neighbours(toy, vocabulary, make_sdata):
     np.testing.assert_allclose(np.diff(side_by_side(places)[120:], axis=0), np.diff(places.xy[120:], axis=0))
 
 
-def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary, model, tmp_path):
+def test_overlaid_sections_raise_and_name_training_options(toy, vocabulary, model, tmp_path):
     both = ad.concat([toy, toy], label="sample", keys=["A", "B"], index_unique="-")
     section = train.SectionInput(data=both, name="heart")
     calls = [
@@ -80,7 +80,7 @@ def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary,
     assert "library_key" not in str(error.value)
 
 
-def test_the_doubt_names_the_section(toy, vocabulary, model):
+def test_warning_names_the_section(toy, vocabulary, model):
     dark = toy.copy()
     images = dark.uns["spatial"]["toy"]["images"]
     dark.uns["spatial"]["toy"]["images"] = {"hires": np.zeros_like(images["hires"])}
