@@ -147,7 +147,7 @@ def _embed_one(
     table_key: str,
     **options: Any,
 ) -> None:
-    asked = None if bin_um is not None else _asked(options)  # with bins, `um_per_px` may be theirs
+    asked = None if bin_um is not None else _request_options(options)  # with bins, `um_per_px` may be theirs
     place, path = _checked_paths(source, target, options, asked, overwrite=overwrite, table_key=table_key)
 
     from stampy._io import read as _formats
@@ -159,7 +159,7 @@ def _embed_one(
         extra["um_per_px"] = options["um_per_px"]
         if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
             options["um_per_px"] = None
-    Request(**_asked(options), table_key=table_key)  # raise for conflicts before anything is read
+    Request(**_request_options(options), table_key=table_key)  # raise for conflicts before anything is read
     # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
@@ -188,7 +188,7 @@ def _checked_paths(
     overwrite: bool,
     table_key: str,
 ) -> tuple[Path | None, Path]:
-    """Input (None: an address) and output; raises for wrong names and paths before anything heavy is imported."""
+    """Input (None: an address) and output; raise for invalid names and paths before heavy imports."""
     from stampy import _checks
     from stampy._io.input_files import is_address
     from stampy._io.write import checked_target
@@ -201,7 +201,9 @@ def _checked_paths(
     path = checked_target(target, overwrite=overwrite)
     if (resume := options["resume"]) is not None and Path(resume).expanduser().is_file():
         raise NotADirectoryError(f"`resume` must be a folder, found the file {resume!r}. Choose another.")
-    if asked is not None and place is not None and place.suffix == ".h5ad":  # other readers may take the image
+    if (
+        asked is not None and place is not None and place.suffix == ".h5ad"
+    ):  # other readers may use `image`, `um_per_px`
         Request(**asked, table_key=table_key)
     if place is not None:
         names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
@@ -209,8 +211,8 @@ def _checked_paths(
     return place, path
 
 
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `Request` among the options."""
+def _request_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are arguments of `Request`."""
     return {name: value for name, value in options.items() if name not in ("model", "device")}
 
 

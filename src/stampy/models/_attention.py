@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import subprocess
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _triton
 from ._packed import Packing
 
 __all__ = ["Spans", "attention", "spans_for"]
@@ -22,8 +21,6 @@ __all__ = ["Spans", "attention", "spans_for"]
 ENABLED = True  # benchmarks compare with PyTorch's own kernels
 _WIDTHS = (32, 64)
 _HALF = (torch.bfloat16, torch.float16)
-_CAPABILITY = (8, 0)
-_TRITON = (3, 4)  # comes with the oldest torch that stampy takes
 _MOST_SPOTS = 65_535  # of a CUDA grid
 
 _log = logging.getLogger(__name__)
@@ -53,7 +50,7 @@ class Spans:
 
 
 def spans_for(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> Packing | Spans:
-    """`packing` as the kernels need it, or as it is where they can't run.
+    """`packing` as the kernels need it, or as it is where they cannot run.
 
     Parameters
     ----------
@@ -83,29 +80,17 @@ def _runs(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> b
 @functools.cache
 def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
     """Whether the kernels run on a GPU: tried once, since Triton also needs a C compiler there."""
-    problem = _missing(index)
-    if not problem:
-        try:
-            one = torch.ones(1, 3, heads, width, device=f"cuda:{index}", dtype=dtype)
-            starts = torch.tensor([0, 1], device=one.device)
-            found, _ = _forward(one, starts, starts[1:], 1)
-            problem = "" if torch.equal(found, one[:, 2]) else "their result is wrong"
-        except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-            problem = f"they failed ({type(error).__name__}: {error})"
+
+    def right() -> bool:
+        one = torch.ones(1, 3, heads, width, device=f"cuda:{index}", dtype=dtype)
+        starts = torch.tensor([0, 1], device=one.device)
+        found, _ = _forward(one, starts, starts[1:], 1)
+        return torch.equal(found, one[:, 2])
+
+    problem = _triton.problem(index, right)
     if problem:
-        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's can't be used, since %s", problem)
+        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since %s", problem)
     return not problem
-
-
-def _missing(index: int) -> str:
-    if torch.version.hip or torch.cuda.get_device_capability(index) < _CAPABILITY:
-        return "they need an NVIDIA GPU of compute capability 8.0"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return "" if version >= _TRITON else f"version {triton.__version__} of Triton is too old"
 
 
 @torch.library.custom_op(
