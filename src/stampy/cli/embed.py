@@ -201,9 +201,7 @@ def _checked_paths(
     path = checked_target(target, overwrite=overwrite)
     if (resume := options["resume"]) is not None and Path(resume).expanduser().is_file():
         raise NotADirectoryError(f"`resume` must be a folder, found the file {resume!r}. Choose another.")
-    if (
-        asked is not None and place is not None and place.suffix == ".h5ad"
-    ):  # other readers may use `image`, `um_per_px`
+    if asked is not None and place is not None and place.suffix == ".h5ad":  # other readers may use the image
         Request(**asked, table_key=table_key)
     if place is not None:
         names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
