@@ -13,7 +13,15 @@ from stampy.datasets import _registry
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["OFFLINE", "TOY", "TOY_COLUMNS", "check_names", "check_section_names", "check_vocabulary", "offline_section"]
+__all__ = [
+    "OFFLINE",
+    "TOY",
+    "TOY_COLUMNS",
+    "check_names",
+    "check_section_names",
+    "check_vocabulary_file",
+    "offline_section",
+]
 
 TOY = "toy"
 TOY_COLUMNS = "in_tissue", "array_row", "array_col", "domain", "section"
@@ -67,7 +75,7 @@ def check_names(
                 _check(there, slot, name, option)
 
 
-def check_vocabulary(path: str | Path) -> None:
+def check_vocabulary_file(path: str | Path) -> None:
     """Raise for a missing file, or one without a vocabulary's columns; its reader checks the rest."""
     place = _checks.existing(path, what="vocabulary")
     place = _checks.existing(place / "genes.tsv", what="vocabulary") if place.is_dir() else place
