@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files, _utils, datasets, models
+from stampy import _checks, _files, _keys, _utils, datasets, models
 from stampy._io.sections import one_line
 from stampy.models._weights import trained_on
 
@@ -307,6 +307,8 @@ class _DataSetRun:
             return f"the section has no labels {self.data.labels!r}" if self.data.labels else "there are no labels"
         if not section.has_counts and (kind in ("gene", "fused") or "counts" in needs):
             return "the section has an image, but no counts"
+        if kind in ("image", "fused") and not section.adata.uns.get(_keys.UNS_SPATIAL) and "image" not in system.embed:
+            return "it sees images, and the section has none"
         if task.name not in RUNNERS:
             return "this task is for whole slides"
         return None

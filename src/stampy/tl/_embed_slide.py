@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy.pp import SlideImage
+    from stampy.pp._slide_tiles import ImageSource  # noqa: F401 (in SlideSource: documentation resolves it here)
 
 __all__ = ["embed_slide"]
 

@@ -293,9 +293,12 @@ def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None
         Precision given by the user; if given, nothing is logged.
     """
     global _hinted
-    if _hinted or precision is not None or n_tiles < MIN_TILES or next(model.parameters()).device.type != "cpu":
+    if _hinted or precision is not None or n_tiles < MIN_TILES:
         return
-    if sum(p.numel() for p in model.parameters()) < MIN_PARAMETERS or not _cpu_has_bfloat16():
+    parameters = list(model.parameters())  # none in "pixels"
+    if sum(p.numel() for p in parameters) < MIN_PARAMETERS or parameters[0].device.type != "cpu":
+        return
+    if not _cpu_has_bfloat16():
         return
     _hinted = True
     logger.warning(
