@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -422,6 +423,14 @@ def test_the_default_tower_is_announced(toy, pretrained, tmp_path, monkeypatch, 
     config = {"backbone": "vit_large_patch16_224"} if named else {}
     with nullcontext() if named else pytest.warns(stampy.StampyWarning, match=said), pytest.raises(BuiltError):
         train.align(toy, tmp_path, model=pretrained[0], config=config, **QUIET)
+
+
+@pytest.mark.parametrize(("scale", "skips"), [(65536.0, True), (1.0, True), (0.5, False)])
+def test_only_overflow_is_skipped_in_float16(scale, skips):
+    """Gradients that are NaN at any scale stop the run, instead of skipping all of its steps."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    assert loop._skips(SimpleNamespace(scaler=scaler)) is skips
+    assert not loop._skips(SimpleNamespace())
 
 
 def test_losses_that_do_not_exist(toy, pretrained, tmp_path):

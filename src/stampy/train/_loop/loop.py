@@ -244,9 +244,9 @@ class TrainState(Generic[B, P, C]):
             layer.compile(dynamic=True)
         self.module = fabric.setup_module(stage)  # before the optimiser, since sharding replaces the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
-        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 skips infinities
         # A fused step would unscale gradients itself, but they are clipped before it.
-        fused = (fabric.device.type in ("cpu", "cuda") and not self.scales) or None
+        scales = getattr(fabric.strategy.precision, "scaler", None) is not None
+        fused = (fabric.device.type in ("cpu", "cuda") and not scales) or None
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # wraps self.optimizer for its precision
         self.sharded = is_sharded(fabric)
@@ -264,7 +264,7 @@ class TrainState(Generic[B, P, C]):
         norm = fabric.clip_gradients(self.module, optimizer, max_norm=config.clip, error_if_nonfinite=False)
         values, norm, caught = _values(losses, norm, ranks, signals.caught)
         loss = sum(value for name, value in values.items() if name in self.stage.names)
-        if not (math.isfinite(loss) and (math.isfinite(norm) or self.scales)):
+        if not (math.isfinite(loss) and (math.isfinite(norm) or _skips(fabric.strategy.precision))):
             _stop(self, sampler, batch, step, values, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -304,6 +304,15 @@ class TrainState(Generic[B, P, C]):
     def whole(self) -> dict[str, Tensor] | None:
         """Complete weights on rank 0, if they are sharded."""
         return checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
+
+
+def _skips(precision: object) -> bool:
+    """Whether a step with infinite gradients is skipped, as in float16: the next one has half the scale.
+
+    At a scale below 1, the gradients themselves are infinite or NaN, and all further steps would be skipped too.
+    """
+    scaler = getattr(precision, "scaler", None)
+    return scaler is not None and scaler.get_scale() >= 1
 
 
 def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) -> float:
