@@ -116,7 +116,7 @@ def test_elsewhere_pytorchs_own_kernels_run(monkeypatch, caplog):
             assert spans_for(on_cuda, torch.bfloat16, 2, width) is on_cuda
         assert spans_for(on_cuda, torch.float32, 2, 32) is on_cuda
     assert [r.message for r in caplog.records if "Triton" in r.message] == [
-        "Attention runs on PyTorch's kernels, which are slower: Triton's can't be used, since Triton is not installed"
+        "Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since Triton is not installed"
     ]
     _tried.cache_clear()
 

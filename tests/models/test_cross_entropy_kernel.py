@@ -74,7 +74,7 @@ def test_elsewhere_pytorchs_operators_run(monkeypatch, caplog):
         assert not _runs(on_cuda, torch.bfloat16, 20_340)
         assert not _runs(torch.device("cpu"), torch.bfloat16, 20_340)
     assert [r.message for r in caplog.records if "Triton" in r.message] == [
-        "The loss runs on PyTorch's operators, which are slower: Triton's can't be used, since Triton is not installed"
+        "The loss runs on PyTorch's operators, which are slower: Triton's cannot be used, since Triton is not installed"
     ]
     _tried.cache_clear()
 

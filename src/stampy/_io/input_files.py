@@ -71,7 +71,7 @@ class reading:
         if worded and type(error).__module__.split(".")[0] in ("builtins", "stampy"):
             return
         raise refuse(
-            f"{str(self.path)!r} can't be read: it is truncated, damaged or of another format ({_short(error)})."
+            f"{str(self.path)!r} cannot be read: it is truncated, damaged or of another format ({_short(error)})."
         ) from error
 
 

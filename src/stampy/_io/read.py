@@ -174,7 +174,7 @@ def read(
             resolve_image_paths(table, path)
     if image is not None and kind not in ("Xenium", "ST"):  # the readers of these formats use the image for coordinates
         if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
-            raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
+            raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it cannot be used.")
         refer_to_image(data, image, path.resolve().stem)
     if bin_um is not None and (kind in _CELLS or (kind == "Space Ranger" and has_cells(path))):
         from stampy import pp
@@ -265,6 +265,6 @@ def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: 
     if image is not None:
         _checks.existing(image, what="image file")
         if kind in _IN_OTHER_UNITS:
-            raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
+            raise ValueError(f"`image` cannot be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")

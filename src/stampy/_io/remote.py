@@ -50,7 +50,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise FileNotFoundError(f"No zarr store at {address!r}.") from error
     except OSError as error:
-        raise ConnectionError(f"{address!r} can't be read ({error}).") from error
+        raise ConnectionError(f"{address!r} cannot be read ({error}).") from error
     kind = zarr_kind_of(group, name)
     if kind != "zarr":
         found = {"": "no section", "image": "an OME-Zarr image"}.get(kind, f"a {kind}")
@@ -81,7 +81,7 @@ def _read_file(address: str, backed: bool) -> AnnData:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No file at {address!r}.") from error
     except OSError as error:
-        raise ConnectionError(f"{address!r} can't be read ({error}).") from error
+        raise ConnectionError(f"{address!r} cannot be read ({error}).") from error
     try:
         file = h5py.File(stream, "r")
         refuse_links_in(file, address)
@@ -93,5 +93,5 @@ def _read_file(address: str, backed: bool) -> AnnData:
             return read_group(file)
     except OSError as error:
         raise ValueError(
-            f"{address!r} can't be read: it is truncated, damaged or of another format ({error})."
+            f"{address!r} cannot be read: it is truncated, damaged or of another format ({error})."
         ) from error

@@ -267,7 +267,7 @@ def _check_metadata(file: Path, root: Path, name: str) -> None:
         values = [json.loads(text)]
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"The metadata {str(file)!r} can't be read as JSON ({error}). Copy the store again."
+            f"The metadata {str(file)!r} cannot be read as JSON ({error}). Copy the store again."
         ) from error
     while values:
         value = values.pop()

@@ -164,7 +164,7 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
         pooch.retrieve(quote(url, safe=":/%?=&"), known, target.name, target.parent, downloader=downloader)
     except requests.RequestException as error:
         raise ConnectionError(
-            f"{url} can't be downloaded ({error}). Without a network, point the environment variable "
+            f"{url} cannot be downloaded ({error}). Without a network, point the environment variable "
             f"{MIRROR_VARIABLE} to a folder that contains the data (see the documentation of stampy.datasets)."
         ) from error
     except ValueError as error:  # raised by pooch for a wrong hash

@@ -217,7 +217,7 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
         )
     except _NOT_BUILT as error:
         raise ValueError(
-            f"The backbone {config.backbone!r} can't be built with {dict(config.backbone_kwargs)}: "
+            f"The backbone {config.backbone!r} cannot be built with {dict(config.backbone_kwargs)}: "
             f"{str(error) or type(error).__name__}"
         ) from error
     lacks = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]

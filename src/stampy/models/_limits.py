@@ -37,7 +37,7 @@ def check_architecture(name: str) -> None:
     if not (isinstance(name, str) and _ARCHITECTURE.fullmatch(name)):
         raise ValueError(
             f"`backbone` must be an architecture of timm, such as 'vit_small_patch16_224', found {name!r:.120}. A "
-            "model's settings can't name weights on the hub or on the disk."
+            "model's settings cannot name weights on the hub or on the disk."
         )
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]

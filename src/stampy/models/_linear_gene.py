@@ -36,7 +36,7 @@ def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
             return model, gate_LD.detach(), model.genes
     name = getattr(model, "name", type(model).__name__)
     raise ValueError(
-        f"The model {name!r} can't be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
+        f"The model {name!r} cannot be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
         "per rank, and a vocabulary, such as 'stampy-mini'. Train others further with `stampy.train`."
     )
 

@@ -139,7 +139,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
         check_shapes(model, shapes_of(folder / TENSORS), where=str(folder))
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"`{TENSORS}` in {str(folder)!r} can't be read as safetensors: {error}.") from error
+        raise ValueError(f"`{TENSORS}` in {str(folder)!r} cannot be read as safetensors: {error}.") from error
     load_strictly(model, tensors, where=str(folder), assign=True)
     model.name = name
     return model.to(device_of(device)).eval()
@@ -198,7 +198,7 @@ def read_genes(path: Path, *, at_most: int = _MAX_GENES) -> pd.DataFrame:
     try:
         genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, nrows=at_most + 1)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path.name}` can't be read as a table: {error}") from error
+        raise ValueError(f"`{path.name}` cannot be read as a table: {error}") from error
     if absent := [column for column in _GENE_COLUMNS if column not in genes]:
         raise ValueError(f"`{path.name}` lacks the columns {absent}, found {list(genes)[:10]}.")
     if len(genes) > at_most:
@@ -228,7 +228,7 @@ def from_hub(name: str) -> Path:
     except (OSError, ValueError) as error:  # no network, repository, revision, access or disk space
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConnectionError(
-            f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
+            f"{name!r} cannot be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
             "network, copy the folder of weights here and give its path."
         ) from error
     if Path(folder).name != revision:
@@ -325,7 +325,7 @@ def _upload(folder: Path, card: str, repository: str, private: bool, tag: str | 
             api.create_tag(repository, tag=tag, revision=commit)
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ConnectionError(
-            f"{repository!r} can't be uploaded: {error}\nLog in with a token that may write (`hf auth login`, or "
+            f"{repository!r} cannot be uploaded: {error}\nLog in with a token that may write (`hf auth login`, or "
             "`token=`), and check that the organisation is yours."
         ) from error
     return f"hf-hub:{repository}@{commit}"

@@ -305,7 +305,7 @@ class _Judged:
         genes = overdispersed_genes(piece.counts, N_GENES)
         if not len(genes):
             raise ValueError(
-                "No gene is found in 5 % of a section's spots: strength and number of axes can't be chosen."
+                "No gene is found in 5 % of a section's spots: strength and number of axes cannot be chosen."
             )
         self.rows, self.graph, self.folds = piece.rows, neighbor_graph(piece.xy), regions(piece.xy)
         self.around = neighbor_graph(piece.xy, N_AROUND)

@@ -249,7 +249,7 @@ class TileSource:
         return (
             f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
             f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-            "Cells can't be seen in them. Pass the full-resolution image with `image=`."
+            "Cells cannot be seen in them. Pass the full-resolution image with `image=`."
         )
 
 

@@ -129,7 +129,7 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
     elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
         raise ValueError(
             f"`bin_um` was given, but {str(folder)!r} contains spots, not bins of Visium HD. Omit it: spots of 55 µm "
-            "can't be divided."
+            "cannot be divided."
         )
     here = SectionFiles(outs)
     matrix = _matrix(path, here)
@@ -249,7 +249,7 @@ def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFram
             with reading(other):
                 theirs = positions(other)
         except ValueError as error:
-            _checks.warn(f"{used.name} is read; {other.name} in the same folder can't be compared with it. {error}")
+            _checks.warn(f"{used.name} is read; {other.name} in the same folder cannot be compared with it. {error}")
             continue
         both = spots.index.intersection(theirs.index[~theirs.index.duplicated()])  # spots may differ
         ours, theirs = (

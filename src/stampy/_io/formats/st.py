@@ -62,7 +62,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     if beside is None:
         if image is not None:
             raise FileNotFoundError(
-                f"No file of the spots for {path.name}: they can't be placed on an image. {EXPECTED_FILES}"
+                f"No file of the spots for {path.name}: they cannot be placed on an image. {EXPECTED_FILES}"
             )
         adata = _by_numbers(counts)
         add_library(adata, name, {"microns_per_pixel": PITCH_UM, "spot_diameter_fullres": SPOT_UM / PITCH_UM})

@@ -118,7 +118,7 @@ def _place(adata: AnnData, outs: Path, parts: SectionFiles, image: str | Path | 
         if image is not None:
             raise FileNotFoundError(
                 f"`image` was given, but {str(outs)!r} has no *_he_imagealignment.csv (H&E px to px of the morphology "
-                "image), so cells can't be placed on it. Export it from Xenium Explorer into the folder."
+                "image), so cells cannot be placed on it. Export it from Xenium Explorer into the folder."
             )
         add_library(adata, name, {"microns_per_pixel": 1.0, "spot_diameter_fullres": CELL_UM})
         return

@@ -178,6 +178,6 @@ def check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -
     """Refuse an image that claims more pixels than real images have."""
     if height * width > most:
         raise TooLargeError(
-            f"The image {str(path)!r} states a size of {height} x {width} px, and it can't be read piece by piece; it "
+            f"The image {str(path)!r} states a size of {height} x {width} px, and it cannot be read piece by piece; it "
             f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
         )

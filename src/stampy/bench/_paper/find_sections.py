@@ -193,7 +193,7 @@ def _obs(path: Path) -> pd.DataFrame | str:
     try:
         return obs_of(path)
     except (ValueError, OSError, KeyError) as error:
-        return f"{path.name!r} can't be read: {error}"
+        return f"{path.name!r} cannot be read: {error}"
 
 
 def _all(files: Files) -> list[Place]:

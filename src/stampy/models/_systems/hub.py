@@ -106,7 +106,7 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
             path = Path(hf_hub_download(card.repository, name, revision=revision))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise ConnectionError(
-                f"The hub can't be reached, and {name!r} of {card.repository!r} is not in the local cache. "
+                f"The hub cannot be reached, and {name!r} of {card.repository!r} is not in the local cache. "
                 f"{_manual_download(card)}"
             ) from error
         except EntryNotFoundError:
@@ -121,7 +121,7 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
             ) from error
         except OSError as error:
             raise ConnectionError(
-                f"{name!r} of {card.repository!r} can't be fetched: {error}. {_manual_download(card)}"
+                f"{name!r} of {card.repository!r} cannot be fetched: {error}. {_manual_download(card)}"
             ) from error
         return path, f"hf-hub:{card.repository}@{path.parent.name}"
     raise FileNotFoundError(
@@ -131,7 +131,7 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
 
 def _access_denied(card: Card) -> str:
     return (
-        f"The hub does not give you the weights of {card.title}. Ask for access at "
+        f"The hub does not give you the weights of {card.title}. Request access at "
         f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in with `hf auth login` or set "
         f"the environment variable HF_TOKEN. {_manual_download(card)}"
     )

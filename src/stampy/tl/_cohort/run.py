@@ -107,7 +107,7 @@ def _running(
     if n_devices is not None:
         _check_devices(n_devices)
         if n_workers < n_devices <= n:
-            raise ValueError(f"{n_workers} workers can't use {n_devices} devices. Give at least one worker to each.")
+            raise ValueError(f"{n_workers} workers cannot use {n_devices} devices. Give at least one worker to each.")
         devices = multiprocessing.get_context("spawn").SimpleQueue()
         for i in range(n_workers):
             devices.put(f"cuda:{i % n_devices}")

@@ -26,7 +26,7 @@ def usable_tiles(adata: SectionData, model: Encoder, request: Request, notes: li
     try:
         tiles = open_tiles(adata, model, request, notes)
     except UnusableImageError as error:
-        _checks.warn(f"Only genes are embedded, since the image can't be used. {error}")
+        _checks.warn(f"Only genes are embedded, since the image cannot be used. {error}")
         return None
     if _too_coarse(tiles) or _no_histology(tiles):
         tiles.close()

@@ -199,7 +199,7 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
         )
     if record.get("center"):
         raise ValueError(
-            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes can't be. Embed without "
+            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes cannot be. Embed without "
             "`center` for this."
         )
     if space.vectors.shape[1] != width:

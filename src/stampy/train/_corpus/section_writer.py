@@ -141,7 +141,7 @@ def _with_name(error: BaseException, name: str) -> Exception:
             f"{error.strerror} while section {name!r} was written. Free space and build again: it continues from there",
         )
     return ValueError(
-        f"Section {name!r} can't be used: {_line(error, name)} Repair or remove it and build again (it continues "
+        f"Section {name!r} cannot be used: {_line(error, name)} Repair or remove it and build again (it continues "
         "from there), or build with on_error='skip'."
     )
 

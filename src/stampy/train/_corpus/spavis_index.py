@@ -96,7 +96,7 @@ def slides_of(
     _warn_of_ignored(known)
     if faults:
         _checks.warn(
-            f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
+            f"{len(faults)} of {len(files)} files cannot be read: {_checks.shortlist(faults)}. Sections that also have "
             "rows in them are incomplete. Repair or remove the files and build again; changed sections are rebuilt."
         )
     return [Slide(name, tuple(found)) for name, found in parts.items()], faults
@@ -181,7 +181,7 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
         return False
     if grouped:
         raise ValueError(
-            f"{name}: {there or 'no images'} beside groups of spots. Tiles belong to rows of single spots (stage 2); "
+            f"{name}: {there or 'no images'} and groups of spots. Tiles belong to rows of single spots (stage 2); "
             "build with images=False to store only the groups."
         )
     for key in TILES:
