@@ -687,7 +687,7 @@ def hub_error(kind, status=403):
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (("GatedRepoError",), PermissionError, r"Ask for access at .*MahmoodLab/UNI .*hf auth login.*model='uni:/path"),
+        (("GatedRepoError",), PermissionError, r"Request access at .*MahmoodLab/UNI .*hf auth login.*model='uni:/path"),
         (("RepositoryNotFoundError", 401), PermissionError, "HF_TOKEN"),
         (("HfHubHTTPError", 401), PermissionError, "hf auth login"),
         (("HfHubHTTPError", 500), ConnectionError, "Try again"),

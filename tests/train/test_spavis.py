@@ -284,7 +284,7 @@ BAD_GROUPS = {
     "a data set that changes": (
         replace("batch_dataset_id", lambda v: np.repeat(v, 9) + (np.arange(9 * len(v)) == 9)),
         r"tokens-1.h5, row 1: 'batch_dataset_id' changes within a group"),
-    "images beside groups": (lambda f: f.__setitem__("images", np.zeros(3)), r"\['images'\] beside groups of spots"),
+    "images beside groups": (lambda f: f.__setitem__("images", np.zeros(3)), r"\['images'\] and groups of spots"),
 }  # fmt: skip
 BAD_PAIRS = {
     "images of another shape": (

@@ -237,7 +237,7 @@ def test_command_line_explains_how_to_resume(toy, tmp_path, monkeypatch, capsys)
     rate = signalling(monkeypatch, signal.SIGINT)
     assert cli.main([*command, "--device", "cpu"]) == 130
     err = capsys.readouterr().err
-    assert err.count("Give the same command again") == 1
+    assert err.count("Repeat the command to resume") == 1
     monkeypatch.setattr(loop, "_learning_rate", rate)
     monkeypatch.setattr(logs, "LINE_EVERY_S", 0.0)
     assert cli.main([*command, "--device", "cpu"]) == 0

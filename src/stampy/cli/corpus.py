@@ -166,12 +166,13 @@ def _check_build(sections: list[str], out: str, vocabulary: str | None, options:
     """Raise for missing files and invalid values before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
+    from stampy.cli.early_checks import check_vocabulary_file
 
     for path in sections:
         if not path.startswith("hf:"):
             _checks.existing(path, what="section or manifest")
     if vocabulary is not None:
-        _checks.existing(vocabulary, what="vocabulary")
+        check_vocabulary_file(vocabulary)
     for name, least in (("max_tokens", 1), ("draws", 1), ("regions", 1), ("quality", 1), ("seed", 0)):
         _checks.at_least(name, options[name], least)
     _checks.at_most("quality", options["quality"], 100)
@@ -234,4 +235,4 @@ def _verify(path: str) -> None:
     if problems:
         raise ValueError(f"{len(problems)} problems. Build again from the same sections to repair the corpus.")
     files = sum(len(s.record["files"]) for s in corpus.sections)
-    print(f"{corpus.path}: {files} files are as the manifest says")
+    print(f"{corpus.path}: {files} files match the manifest")

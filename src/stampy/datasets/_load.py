@@ -103,7 +103,7 @@ def built(builder: str, name: str, paths: Mapping[str, Path]) -> AnnData:
     except _NO_SECTION as error:
         raise ValueError(
             f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) cannot be assembled as a "
-            f"section: {type(error).__name__}: {error}. They are damaged, or other files than stampy knows."
+            f"section: {type(error).__name__}: {error}. They are damaged, or not the expected files."
         ) from error
 
 

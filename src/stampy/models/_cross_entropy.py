@@ -20,11 +20,11 @@ __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entrop
 
 Kernel: TypeAlias = Literal["torch", "auto", "liger"]
 
-ENABLED = True  # tests compare with PyTorch's own operators
+ENABLED = True  # False in tests, to compare with PyTorch's own operators
 _HALF = (torch.bfloat16, torch.float16)
-_MOST_CLASSES = 32_768  # a row of logits is one block of the kernel; longer ones were never tried
-_TOLERANCE = 0.03  # of the norm: both round to half precision, at different places
-_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits at a time: on the CPU as many as its caches hold
+_MOST_CLASSES = 32_768  # a row of logits is one block of the kernel; longer rows are not tested
+_TOLERANCE = 0.03  # relative to the norm; both results are rounded to half precision, at different steps
+_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits at a time; on the CPU limited by its caches
 _LIGER = "liger_kernel"
 
 _log = logging.getLogger(__name__)
@@ -35,15 +35,15 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The mean of ``cross_entropy(linear(hidden, weight, bias), targets)``, in blocks of rows that fit the cache.
 
-    The gradient is computed together with the loss, so the (M, C) logits exist one block of rows at a time: with 20,000
+    The gradient is computed with the loss, so only one block of the (M, C) logits exists at a time: with 20,000
     genes they would be the largest tensor of a training step by far. Under autocast the products run in its lower
-    precision and the rest in float32, as those of the two functions above would.
+    precision and the rest in float32, as in the two functions above.
 
     Parameters
     ----------
     kernel
-        ``"torch"`` works as above; on CUDA in half precision, in one pass by a Triton kernel where that runs.
-        ``"liger"`` (liger-kernel) never writes logits to memory, and runs on CUDA only. ``"auto"``: liger where it is
+        ``"torch"``: as described above; on CUDA in half precision, one pass by a Triton kernel if it can run.
+        ``"liger"`` (liger-kernel) does not write logits to memory, and runs on CUDA only. ``"auto"``: liger if it is
         installed and the tensors are on CUDA in half precision.
 
     Examples
@@ -85,7 +85,7 @@ def cross_entropy_by_kind(
         mean, rows_M = _LinearCrossEntropy.apply(hidden_MD, weight_CD, bias_C, targets_M, low)
         return mean, rows_M.new_zeros(n_kinds).index_add(0, kinds_M, rows_M)
     total, sums = hidden_MD.new_zeros((), dtype=torch.float32), []
-    for kind in range(n_kinds):  # these kernels give means alone
+    for kind in range(n_kinds):  # these kernels return only means
         rows = (kinds_M == kind).nonzero()[:, 0]
         if len(rows):
             part = _fused(kernel, low, hidden_MD[rows], weight_CD, bias_C, targets_M[rows]) * len(rows)
@@ -95,7 +95,7 @@ def cross_entropy_by_kind(
 
 
 def _chosen(kernel: Kernel, hidden_MD: Tensor, weight_CD: Tensor) -> tuple[Kernel, torch.dtype]:
-    """The kernel, and the type that it computes in."""
+    """The kernel, and its precision."""
     kind = hidden_MD.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_CD.dtype
     return kernel_for(kernel, kind, low), low
@@ -160,7 +160,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _in_blocks(
     hidden: Tensor, weight: Tensor, bias_C: Tensor, targets_M: Tensor, *, wanted: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The sum of the losses of all rows, the losses (M,), and if `wanted` the gradients of the sum."""
+    """Sum of the losses of all rows, losses (M,), and if `wanted` the gradients of the sum."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     n = len(hidden)
     grads = [torch.zeros_like(t, dtype=wide) for t in (hidden, weight, bias_C)] if wanted else []
@@ -188,7 +188,7 @@ def _in_blocks(
 def _in_one_pass(
     hidden: Tensor, weight: Tensor, bias_C: Tensor, targets_M: Tensor, *, wanted: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`_in_blocks` on CUDA in half precision, by our own kernel."""
+    """`_in_blocks` on CUDA in half precision, by stampy's kernel."""
     from ._cross_entropy_kernel import loss_and_gradients
 
     with torch.cuda.device_of(hidden):
@@ -204,7 +204,7 @@ def _runs(device: torch.device, low: torch.dtype, classes: int) -> bool:
 
 @functools.cache
 def _tried(index: int, low: torch.dtype) -> bool:
-    """Whether the kernel runs on a GPU: tried once, on a small problem."""
+    """Whether the kernel runs on a GPU; tried once, on a small problem."""
 
     def right() -> bool:
         hidden, weight = (torch.arange(n * 32, device=f"cuda:{index}").sin().view(n, 32).to(low) for n in (5, 70))

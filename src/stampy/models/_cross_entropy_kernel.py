@@ -1,4 +1,4 @@
-"""Triton kernel for the loss over all genes in half precision. Import it only where it is called.
+"""Triton kernel for the loss over all genes in half precision. Import this module only when it is needed.
 
 PyTorch's operators read and write the logits of a block six times, in float32; this kernel reads them once, in half
 precision, and overwrites them with their gradient.
@@ -19,7 +19,7 @@ try:
     import triton.language as tl
 
     _jit: Callable[..., Any] = triton.jit
-except ImportError:  # a PyTorch without CUDA: the file can be imported, and nothing in it is called
+except ImportError:  # PyTorch without CUDA: the module can be imported, but not used
 
     def _jit(function: Any) -> Any:
         return function
@@ -27,7 +27,7 @@ except ImportError:  # a PyTorch without CUDA: the file can be imported, and not
 
 __all__ = ["loss_and_gradients"]
 
-# The fastest of those tried on an H100.
+# Fastest settings on an H100.
 _PADDED = 64  # classes are padded to a multiple, so that rows of logits are aligned
 _WARPS = 16
 _ELEMENTS = 2**28  # logits at a time
@@ -36,7 +36,7 @@ _ELEMENTS = 2**28  # logits at a time
 def loss_and_gradients(
     hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, targets_M: Tensor, *, wanted: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The sum of the losses of all rows, the losses (M,), and if `wanted` the gradients of the sum.
+    """Sum of the losses of all rows, losses (M,), and if `wanted` the gradients of the sum.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def loss_and_gradients(
     (M, D), C = hidden_MD.shape, len(weight_CD)
     width = -(-C // _PADDED) * _PADDED
     bias_C, targets_M = bias_C.float().contiguous(), targets_M.contiguous()
-    bias_C.gather(0, targets_M)  # fails for a class that does not exist, as PyTorch's own loss does; the kernel cannot
+    bias_C.gather(0, targets_M)  # raises for invalid classes, as PyTorch's own loss does; the kernel cannot
     weight = weight_CD.new_zeros(width, D)
     weight[:C] = weight_CD
     losses_M = torch.empty(M, device=hidden_MD.device)
@@ -76,7 +76,7 @@ def loss_and_gradients(
 
 @_jit
 def _rows_kernel(logits, bias, targets, losses, stride, C, BLOCK: tl.constexpr):
-    # The loss of a row; its logits become their gradient: softmax minus one at the target, zeros past the last class.
+    # Loss of a row. Its gradient replaces the logits: softmax minus one at the target, zeros past the last class.
     r = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     there = cols < C

@@ -11,11 +11,11 @@ import torch
 __all__ = ["problem"]
 
 _CAPABILITY = (8, 0)
-_VERSION = (3, 4)  # comes with the oldest torch that stampy takes
+_VERSION = (3, 4)  # version in the oldest supported torch
 
 
 def problem(index: int, right: Callable[[], bool]) -> str:
-    """Why the kernels cannot be used on a GPU, or "".
+    """Reason why the kernels cannot be used on a GPU; "" if they can.
 
     Parameters
     ----------

@@ -210,16 +210,18 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
     ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
-    _limit(ax, part["value"].to_numpy(dtype=float), chance)
+    _limit(ax, part, chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _limit(ax: Axes, values: np.ndarray, chance: float) -> None:
-    """Limits from 0, or below, to the highest value or chance, with a margin."""
+def _limit(ax: Axes, part: pd.DataFrame, chance: float) -> None:
+    """From 0, or below, to the highest value with its deviation, or chance, with a margin."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+    values, spread = part["value"].to_numpy(dtype=float), part["std"].fillna(0).to_numpy(dtype=float)
+    low = min(0.0, np.nanmin(values - spread))
+    high = max(np.nanmax(values + spread), 0.0 if np.isnan(chance) else chance)
     ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
     ax.xaxis.set_major_locator(MaxNLocator(3))

@@ -159,10 +159,10 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
     bottom, top = ax.get_ylim()
     for i, value in enumerate(values):
         below = i + 1 < len(values) and values[i + 1] - value < CLOSE * (top - bottom)
-        ax.annotate(
-            f"{lines[value]} {value:.2f}", (1, value), (0, -2 if below else 2), textcoords="offset points",
-            xycoords=("axes fraction", "data"), ha="right", va="top" if below else "bottom", fontsize="x-small",
-            color="0.25", bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0}, zorder=3,
+        ax.annotate(  # on the left, where the curve is still above
+            f"{lines[value]} {value:.2f}", (0, value), (2, -2 if below else 2), textcoords="offset points",
+            xycoords=("axes fraction", "data"), va="top" if below else "bottom", fontsize="x-small", color="0.25",
+            zorder=1,
         )  # fmt: skip
 
 

@@ -269,7 +269,7 @@ def _get(card: Card) -> str:
     where = f"https://huggingface.co/{card.repository}" if card.repository else card.address
     asked = ""
     if card.gate == "gated":
-        asked = "ask for access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
+        asked = "request access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
     ending = Path(card.files[-1]).suffix if card.files else ".bin"
     return f"{where} ({card.licence}): {asked}put the file into the folder as weights/{_names(card)[-1]}{ending}"
 

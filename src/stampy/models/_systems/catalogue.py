@@ -96,7 +96,7 @@ _ALL = (
         name="h-optimus-0", title="H-optimus-0", modality="image", loader="timm", licence="Apache-2.0", gate="unclear",
         dim=1536, feature_dim=1536, repository="bioptimus/H-optimus-0", files=_BIN, parameters=1_134_774_272,
         citation="github.com/bioptimus/releases", trained_on=f"more than 500,000 slides, {_PRIVATE}",
-        note="Public loaders disagree on whether access must be asked for",
+        note="Public loaders disagree on whether access must be requested",
         architecture={"backbone": "vit_giant_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
                       "dynamic_img_size": False},
         **image_input(mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517)),

@@ -131,7 +131,7 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
 
 def _access_denied(card: Card) -> str:
     return (
-        f"The hub does not give you the weights of {card.title}. Ask for access at "
+        f"The hub does not give you the weights of {card.title}. Request access at "
         f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in with `hf auth login` or set "
         f"the environment variable HF_TOKEN. {_manual_download(card)}"
     )

@@ -144,7 +144,7 @@ def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndar
     """
     largest = np.abs(block.data).max(initial=0)
     if largest > np.finfo(np.float32).max:
-        raise ValueError(f"The values are up to {largest:.3g}, too large for float32. Correct what is broken.")
+        raise ValueError(f"The values are up to {largest:.3g}, too large for float32. Correct these values.")
     block = sparse.csr_matrix(block, dtype=np.float32, copy=True)
     if transform == "log1p_cp10k":
         total = np.asarray((block if is_gene is None else block[:, is_gene]).sum(axis=1)).ravel()

@@ -95,7 +95,7 @@ def source_of(
     if remote is not None and not remote.tokens:
         return _sections_of_hub(remote, settings, vocabulary)
     if remote is None and files is None:
-        return CorpusSource(as_sections(sections, all_there=False), settings, vocabulary)
+        return CorpusSource(as_sections(sections, all_there=not skip), settings, vocabulary)
     settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
@@ -323,7 +323,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise ValueError(f"The hub has no such commit or file of {repository!r}: {_first_line(error)}") from error
     except RepositoryNotFoundError as error:  # includes GatedRepoError
         raise PermissionError(
-            f"The hub has no data set {repository!r}, or asks for a token or for access: accept its terms on its page "
+            f"The hub has no data set {repository!r}, or requires a token or access: accept its terms on its page "
             "and log in with `hf auth login`."
         ) from error
     except HfHubHTTPError as error:

@@ -181,7 +181,7 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
         return False
     if grouped:
         raise ValueError(
-            f"{name}: {there or 'no images'} beside groups of spots. Tiles belong to rows of single spots (stage 2); "
+            f"{name}: {there or 'no images'} and groups of spots. Tiles belong to rows of single spots (stage 2); "
             "build with images=False to store only the groups."
         )
     for key in TILES:
