@@ -1,13 +1,13 @@
-"""A step of stage 2, the straightforward one beside ours: peak memory, pairs a second, the same losses.
+"""A step of stage 2 compared with a straightforward implementation: peak memory, pairs per second, same losses.
 
     python benchmarks/align.py --backbone vit_small_patch16_224 --layers 4 --steps 1               CPU
     python benchmarks/align.py --device cuda --pairs 128 --precision bf16-mixed --compile         ViT-L/16
-    python benchmarks/align.py --device cuda --pairs 128 --precision bf16-mixed --profile         where the time goes
+    python benchmarks/align.py --device cuda --pairs 128 --precision bf16-mixed --profile         profile
 
-The straightforward step sends patches and regions through the ViT one after the other, pads all spots to 1,500
-positions with a float32 attention mask, and loops over `nn.TransformerEncoderLayer`. Both train all of both towers, on
-drawn tiles. A step is tiles (uint8) to normalised input, forward, backward and AdamW. Memory, time, and the share of
-the card's peak are those of `train.py`.
+The straightforward step passes patches and regions through the ViT one after the other, pads all spots to 1,500
+positions with a float32 attention mask, and loops over `nn.TransformerEncoderLayer`. Both steps train all parameters of
+both towers, on random tiles. A step consists of normalisation of the tiles (uint8), forward, backward and AdamW.
+Memory, time and fraction of the GPU's peak are measured as in `train.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 from train import LENGTHS, MAX, matmul_peak, measured, run, table
 
 from stampy.models import GeneConfig, ImageConfig, Stamp, StampConfig
+from stampy.models._gene import ready_to_compile
 from stampy.train import AlignConfig
 from stampy.train._align_step import Alignment
 
@@ -44,7 +45,7 @@ def batch_of(options) -> dict[str, torch.Tensor]:
 
 
 class Plain(nn.Module):
-    """The straightforward step, on the weights of the same model."""
+    """The straightforward step, with the weights of the same model."""
 
     def __init__(self, stage: Alignment):
         super().__init__()
@@ -91,11 +92,12 @@ def measure(options) -> dict:
     extra = {} if options.backbone != "vit_large_patch16_224" else ImageConfig().backbone_kwargs
     image = ImageConfig(backbone=options.backbone, backbone_kwargs=extra)
     model = Stamp(StampConfig(gene=GeneConfig(depth=options.layers), image=image))
-    for head in (model.gene.igr_head, model.gene.cgr_head):  # no part of this stage
+    for head in (model.gene.igr_head, model.gene.cgr_head):  # not used in this stage
         head.requires_grad_(False)
     plain, batch = options.variant == "plain", batch_of(options)
     stage = Alignment(model, config)
     if config.compile and not plain:
+        ready_to_compile()
         for layer in stage.layers():
             layer.compile(dynamic=True)
     stage = Plain(stage) if plain else stage
@@ -114,7 +116,7 @@ def measure(options) -> dict:
 
 
 def operations(model, options, batch) -> float:
-    """Of forward and backward of both towers, two for a multiplication and an addition; repeats count once."""
+    """Floating-point operations of forward and backward of both towers; multiply and add count separately."""
     vit, gene = model.image.base_model, GeneConfig(depth=options.layers)
     n_tokens, width = (224 // model.image.patch_px) ** 2 + 2, model.image.width
     images = 2 * options.pairs * len(vit.blocks) * (12 * n_tokens * width**2 + 2 * n_tokens**2 * width)
@@ -132,6 +134,7 @@ def parsed():
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")

@@ -1,4 +1,4 @@
-"""A cohort of generated sections by `stampy embed`, killed in the middle and resumed: throughput and memory.
+"""Throughput and memory of `stampy embed` on a cohort of generated sections, killed half-way and resumed.
 
 python benchmarks/cohort.py --sections 200 --spots 1000 --workers 2
 """
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def generate(folder: Path, n: int, spots: int) -> Path:
-    """Sections as files, and their manifest."""
+    """Write the sections and their manifest."""
     rows = ["path\tname"]
     for i in range(n):
         stampy.datasets.toy(n_spots=spots, rng=i, image=False).write_h5ad(folder / f"{i}.h5ad")
@@ -68,7 +68,7 @@ def done(out: Path) -> int:
 
 
 def run(command: list[str], until=None) -> dict:
-    """Run to the end, or kill it; time, CPU and the largest process."""
+    """Run to the end, or kill when `until` holds; returns time, CPU time and memory of the largest process."""
     began, peak, cpu, children = time.monotonic(), 0.0, {}, set()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -96,7 +96,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def usage(pid: int) -> tuple[float, float]:
-    """Resident MB and seconds of CPU."""
+    """Resident memory in MB, and CPU seconds."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -113,7 +113,7 @@ def alive(pid: int) -> bool:
 
 
 def check(manifest: Path, out: Path, model: str) -> None:
-    """Some sections beside `tl.embed` on each alone."""
+    """Compare some sections with `tl.embed` on each alone."""
     rows = pd.read_csv(manifest, sep="\t")
     for _, row in rows.iloc[:: max(len(rows) // 3, 1)].iterrows():
         alone = anndata.read_h5ad(manifest.parent / row["path"])

@@ -1,9 +1,10 @@
-"""Ten sections x six systems x four tasks, from cached embeddings.
+"""Time of a comparison of ten sections, six systems and four tasks from cached embeddings.
 
     python benchmarks/compare.py [SECTIONS [SPOTS]]
 
-Sections are toy ones of 3,600 spots (a Visium slide), embeddings random numbers of the systems' usual widths, one seed.
-What is timed is everything after embedding: digests, tasks, tables. Seconds on one core, of each task and of all.
+Sections are toy sections of 3,600 spots (a Visium slide), embeddings are random numbers of the systems' usual widths,
+with one seed. The time covers everything after embedding (digests, tasks, tables), in seconds on one core, for each
+task and for all.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def config(n_sections):
 
 
 def fake_embedding(section, system):
-    """Noise around a centre for each domain: clusters and probes have something to find."""
+    """Noise around a centre per domain, so that clustering and probes find structure."""
     rng = np.random.default_rng(len(system.name))
     codes = section.adata.obs["domain"].cat.codes.to_numpy()
 
@@ -48,7 +49,7 @@ def fake_embedding(section, system):
 
 
 def track_tasks(n_sections=SECTIONS, n_spots=3600):
-    """Seconds of each task, all sections and systems, and of the whole run."""
+    """Seconds of each task over all sections and systems, and of the whole run."""
     spent = dict.fromkeys(_run.RUNNERS, 0.0)
 
     def timed(name, runner):

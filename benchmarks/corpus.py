@@ -1,9 +1,9 @@
-"""What a corpus costs to build and how fast it is read; prints the tables of docs/corpora.md.
+"""Cost of building a corpus, and reading speed; prints the tables of docs/corpora.md.
 
     python benchmarks/corpus.py [codecs | reading | building]
 
-On real sections if STAMPY_DATA_DIR has them, else on toy ones. Spots are drawn from a section with replacement and laid
-out on Visium's grid, so that one section gives corpora of any size.
+Uses real sections if STAMPY_DATA_DIR has them, else toy sections. Spots are drawn from a section with replacement and
+placed on Visium's grid, so that one section gives corpora of any size.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from torch.utils.data import default_collate
 
 import stampy
 from stampy.pp._tiles import TileSource
-from stampy.pp._vocabulary import packaged
-from stampy.train import Corpus, PretrainConfig, Section
+from stampy.pp._vocabulary import packaged_vocabulary
+from stampy.train import Corpus, PretrainConfig, SectionInput
 from stampy.train._corpus.shards import decode_tile, encode_tile
 from stampy.train._corpus.training_data import groups_on_disk
 from stampy.train._samplers import GroupSampler
@@ -56,17 +56,17 @@ def section(name: str, n: int) -> ad.AnnData:
     return found
 
 
-def with_image(n: int) -> Section:
+def with_image(n: int) -> SectionInput:
     """`n` spots on a full-resolution image, without genes."""
     path = DATA / "images" / f"{IMAGE}.jpg"
     if not path.exists():
-        return Section(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
+        return SectionInput(data=stampy.datasets.toy(n_spots=n)[:, :0].copy(), name="toy")
     source = ad.read_h5ad(DATA / "sections" / f"{IMAGE}.h5ad")
-    return Section(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
+    return SectionInput(data=source[np.arange(n) % source.n_obs, :0].copy(), name=IMAGE, image=path)
 
 
 def seconds(function: Callable[[], object], budget: float = 2.0) -> float:
-    """Of a core per call, the median of what the budget allows, after a first call; other processes do not count."""
+    """CPU seconds per call: median of the calls within the budget, after a warm-up; other processes do not count."""
     function()
     times = []
     while sum(times) < budget and len(times) < 30:
@@ -80,7 +80,7 @@ def seconds(function: Callable[[], object], budget: float = 2.0) -> float:
 
 
 def track_codecs(n: int = 60):
-    """Codec, bytes a tile, ms to encode and to decode one on one core, PSNR in dB."""
+    """Codec, bytes per tile, ms to encode and to decode a tile on one core, PSNR in dB."""
     wanted = with_image(n)
     tiles = TileSource.open(wanted.data, image=wanted.image).read(np.arange(n))
     import imagecodecs
@@ -116,12 +116,12 @@ def _costs(tiles, encode, decode, data):
 
 
 def track_reading(n: int = 4000):
-    """Way of reading, spots a second of one core, in random order, from the page cache."""
+    """Reading method, spots per second of one core in random order from the page cache."""
     data, rng = section(SPARSE, n), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(folder)
-        corpus = Corpus.build(data, folder / "corpus", vocabulary=packaged(), n_workers=1, progress=False)
+        corpus = Corpus.build(data, folder / "corpus", vocabulary=packaged_vocabulary(), n_workers=1, progress=False)
         stored = corpus.sections[0]
         data.write_h5ad(folder / "counts.h5ad", compression="gzip")
         with h5py.File(folder / "tokens.h5", "w") as file:
@@ -152,7 +152,7 @@ def track_reading(n: int = 4000):
 
 
 def _published(file: h5py.File, name: str, rows: np.ndarray) -> None:
-    """Batches of 72 as the released code makes them: a row at a time, copied, collated."""
+    """Batches of 72 as in the released code: read row by row, copied and collated."""
     for start in range(0, len(rows), 72):
         default_collate([torch.from_numpy(file[name][i]).clone() for i in rows[start : start + 72]])
 
@@ -161,12 +161,12 @@ def _published(file: h5py.File, name: str, rows: np.ndarray) -> None:
 
 
 def _build(what: str, sizes: tuple[int, ...]) -> list[tuple[float, float, float]]:
-    """Seconds of a core, bytes, and the process's peak memory in MB, of building a section of each size from disk."""
+    """CPU seconds, bytes and peak memory in MB for building a section of each size from disk."""
     found = []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"vocabulary": packaged(), "n_workers": 1, "progress": False, "images": what == "tiles"}
-        for n in (min(sizes) // 2, *sizes):  # the first one compiles and fills caches
+        options = {"vocabulary": packaged_vocabulary(), "n_workers": 1, "progress": False, "images": what == "tiles"}
+        for n in (min(sizes) // 2, *sizes):  # the first build compiles and fills caches
             if what == "tiles":
                 given = with_image(n)
             else:
@@ -181,7 +181,7 @@ def _build(what: str, sizes: tuple[int, ...]) -> list[tuple[float, float, float]
 
 
 def _slopes(what: str, sizes: tuple[int, ...]) -> dict[str, float]:
-    """Core seconds, bytes and MB per 1,000 spots by least squares, and s and MB where the line meets 0 spots."""
+    """CPU seconds, bytes and MB per 1,000 spots by least squares, and the intercepts in s and MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(_build, (what, sizes))
     fits = [np.polyfit(np.array(sizes) / 1000, values, 1) for values in zip(*found, strict=True)]
@@ -190,14 +190,14 @@ def _slopes(what: str, sizes: tuple[int, ...]) -> dict[str, float]:
 
 
 def track_building():
-    """What is built, and its slopes."""
+    """Kind of corpus, and its slopes."""
     yield f"tokens of {SPARSE}", _slopes(SPARSE, SIZES)
     yield f"tokens of {DENSE}", _slopes(DENSE, SIZES)
     yield f"patch and region on {IMAGE}", _slopes("tiles", TILED)
 
 
 def extrapolate(costs: dict[str, dict[str, float]]):
-    """What, spots, GB, core hours, hours of `N_WORKERS` cores, GB of memory of a process at 5,000 spots."""
+    """Data, spots, GB, core hours, hours on `N_WORKERS` cores, and GB of memory per process at 5,000 spots."""
     for name, slope in costs.items():
         n = PAIRED if name.startswith("patch") else SPAVIS
         sections = 1982 * n / SPAVIS

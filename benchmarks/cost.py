@@ -1,7 +1,7 @@
-"""What it costs to embed 10, 1,000 and 100,000 sections: measured slopes, and a table extrapolated from them.
+"""Cost of embedding 10, 1,000 and 100,000 sections, extrapolated from measured slopes.
 
-python benchmarks/cost.py                      seconds of one core, for genes and three sizes of image towers
-python benchmarks/cost.py --device cuda        seconds of this GPU instead, in bfloat16
+python benchmarks/cost.py                      seconds of one core, for genes and image towers of three sizes
+python benchmarks/cost.py --device cuda        seconds of this GPU, in bfloat16
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def told(seconds: float) -> str:
 
 
 def clock(device: str) -> float:
-    """Seconds of this process's CPU, or by the clock once the GPU is done."""
+    """CPU seconds of this process, or wall seconds after synchronising the GPU."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -56,7 +56,7 @@ def clock(device: str) -> float:
 
 
 def genes(device: str) -> float:
-    """The difference between a large and a small section with 36,601 genes and about 1,300 counted per spot."""
+    """Seconds per spot from the difference of a large and a small section (36,601 genes, 1,300 detected per spot)."""
     took = []
     model = models.load("stampy-mini", device=device)
     for n in (500, 4500):
@@ -69,7 +69,7 @@ def genes(device: str) -> float:
 
 
 def section(n: int):
-    """Counts as of Visium: the packaged vocabulary's genes, 1,300 of them counted in a spot."""
+    """Counts as in Visium: genes of the packaged vocabulary, 1,300 of them detected per spot."""
     import anndata
     import numpy as np
     from scipy import sparse
@@ -86,7 +86,7 @@ def section(n: int):
 
 
 def tiles(backbone: str, device: str) -> float:
-    """A tile of 224 px through the tower, with random weights."""
+    """Seconds per tile of 224 px through the tower, with random weights."""
     import timm
 
     model = timm.create_model(backbone, pretrained=False, num_classes=0).to(device).eval()

@@ -1,11 +1,11 @@
-"""Gene features of the published architecture: the plain path against ours, same numbers.
+"""Gene features of the published architecture: a plain implementation compared with stampy's, with equal results.
 
     python benchmarks/embed.py [LAYERS]
-    python benchmarks/embed.py 12 --device cuda      spots and tiles a second of both published towers, bfloat16
+    python benchmarks/embed.py 12 --device cuda      spots and tiles per second of both published towers, bfloat16
 
-The plain path loops over `nn.TransformerEncoderLayer`, all 1,500 positions, float32: once as PyTorch runs it in
-inference, once without the layer's "fast path". Seconds a spot are those of LAYERS layers (default 2; the published
-encoder has 12 of the same size).
+The plain implementation loops over `nn.TransformerEncoderLayer` with all 1,500 positions in float32: once with
+PyTorch's inference kernel ("fast path") and once without. Seconds per spot are those of LAYERS layers (default 2; the
+published encoder has 12 of the same size).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from stampy.models import GeneConfig, GeneEncoder, ImageConfig, Stamp, StampConfig
 
 N_SPOTS = 4
-LENGTHS = (473, 1000, 1500)  # tokens a spot; 473 is the mean of the CRC16 section
+LENGTHS = (473, 1000, 1500)  # tokens per spot; 473 is the mean of the CRC16 section
 
 
 def encoders(depth: int):
@@ -51,19 +51,19 @@ def plain_features(ours, plain, tokens):
 
 
 def seconds(functions, repeats: int = 5) -> list[float]:
-    """Median seconds a spot of each; taken in turns, so that a busy machine slows all alike."""
+    """Median seconds per spot of each function, alternating so that other load affects all equally."""
     times = [[] for _ in functions]
     for turn in range(repeats + 1):
         for function, took in zip(functions, times, strict=True):
             began = time.perf_counter()
             function()
-            if turn:  # the first warms up
+            if turn:  # the first turn is a warm-up
                 took.append(time.perf_counter() - began)
     return [sorted(took)[repeats // 2] / N_SPOTS for took in times]
 
 
 def without_fast_path(function):
-    """The same with PyTorch's own inference kernel of the layer switched off (`set_fastpath_enabled(False)`)."""
+    """The same without PyTorch's inference kernel of the layer (`set_fastpath_enabled(False)`)."""
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         function()
@@ -73,7 +73,7 @@ def without_fast_path(function):
 
 @torch.inference_mode()
 def rows(depth: int):
-    """Tokens a spot; seconds a spot of the plain path as it is, without its fast path, of ours; largest difference."""
+    """Tokens per spot; seconds per spot of the plain code with and without fast path, and of stampy; difference."""
     ours, plain = encoders(depth)
     for length in LENGTHS:
         tokens = tokens_of(length)
@@ -85,7 +85,7 @@ def rows(depth: int):
 
 @torch.inference_mode()
 def on_card(depth: int, n: int = 256) -> None:
-    """Spots and tiles a second of `gene_features` and `image_features`, as `tl.embed` calls them on CUDA."""
+    """Spots and tiles per second of `gene_features` and `image_features`, as called by `tl.embed` on CUDA."""
     image = ImageConfig()
     model = Stamp(StampConfig(gene=GeneConfig(depth=depth), image=image)).cuda().eval()
     tiles = torch.randint(256, (n, image.size_px, image.size_px, 3), dtype=torch.uint8, device="cuda")

@@ -1,9 +1,9 @@
-"""How much do random folds flatter a probe? DLPFC 151673, cortical layers, one probe on random and on blocked folds.
+"""Bias of random folds: a probe of cortical layers of DLPFC 151673 on random and on spatially blocked folds.
 
     python benchmarks/folds.py
 
-Balanced accuracy of the held-out predictions, mean and standard deviation over five draws of the folds. "position
-alone" knows nothing but where a spot lies: 256 random waves over its coordinates.
+Balanced accuracy of held-out predictions, mean and standard deviation over five draws of the folds. "position alone"
+uses only the position of a spot, as 256 random waves over its coordinates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 import stampy
 from stampy._labels import known_labels
+from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation.folds import block_folds, random_folds
-from stampy.tl._methods.clustering import smoothed
 from stampy.tl._probe import probe_predictions, probe_scores
 
 SECTION, LABELS = "DLPFC_151673", "layer"
@@ -33,7 +33,7 @@ def principal_components(adata):
 
 
 def waves(xy, n=128, rng=0):
-    """sin and cos of random linear functions of position, wavelengths of some ten spots and more."""
+    """Sine and cosine of random linear functions of position, with wavelengths of ten spots and more."""
     random = np.random.default_rng(rng)
     span = np.ptp(xy, axis=0).max()
     phase = xy / span @ random.normal(0, 8, (2, n))
@@ -51,7 +51,7 @@ def embeddings():
 
 
 def track_flattery():
-    """Rows of the table: embedding, blocked folds, random folds (mean and deviation each), and the difference."""
+    """Rows of the table: embedding, blocked folds, random folds (mean and standard deviation each), difference."""
     found, xy, codes, names = embeddings()
     known = codes >= 0
     for name, values in found.items():

@@ -1,4 +1,4 @@
-"""The house in figures: files, lines, circles of imports, `Any` in public signatures, long files and functions.
+"""Figures of the code: files, lines, import cycles, `Any` in public signatures, long files and functions.
 
 Usage: python benchmarks/house.py [--root SRC/stampy] [--list]
 """
@@ -19,7 +19,7 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def imports_of(path: Path, module: str, known: set[str], *, deferred: bool) -> set[str]:
-    """Modules of the package that a file imports; those inside functions on request, those for types never."""
+    """Modules of the package that a file imports; imports in functions only if `deferred`, imports for typing never."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
     for node in _statements(ast.parse(path.read_text(encoding="utf-8")), deferred):
@@ -46,9 +46,9 @@ def _statements(tree: ast.AST, deferred: bool) -> Iterator[ast.stmt]:
 
 
 def circles(root: Path, *, deferred: bool = False) -> list[list[str]]:
-    """Groups of files that import each other (strongly connected components of more than one file).
+    """Groups of files that import each other (strongly connected components with more than one file).
 
-    An `__init__` that only passes names on is looked through: an import of a name from it is one of the package.
+    An `__init__` that only re-exports names counts as the package whose names are imported.
     """
     paths = {module_of(p, root): p for p in root.rglob("*.py")}
     known = set(paths)
@@ -97,7 +97,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def anys_in_signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """How often `Any` stands in the annotations of a public function."""
+    """Number of `Any` in the annotations of a public function."""
     if function.name.startswith("_"):
         return 0
     every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]

@@ -1,4 +1,4 @@
-"""How long `import stampy` and `stampy --help` take: the median of some runs, each in a process of its own.
+"""Time of `import stampy` and `stampy --help`: median of several runs, each in a new process.
 
 The time of an empty interpreter is subtracted. Usage: python benchmarks/imports.py [--runs 11]
 """
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=11)
     runs = parser.parse_args().runs
-    for command in COMMANDS.values():  # compile and fill the disk cache
+    for command in COMMANDS.values():  # compile, and fill the disk cache
         seconds(command, 1)
     empty = seconds(COMMANDS["empty"], runs)
     for name, limit in LIMITS.items():

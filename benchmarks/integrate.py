@@ -1,9 +1,9 @@
-"""What integrating patients gains: mixing, and labels transferred from two patients to the third.
+"""Gain from integrating patients: mixing, and transfer of labels from two patients to the third.
 
-``python benchmarks/integrate.py`` takes three labelled sections of the HER2+ breast cancer study (patients B, D and G),
-from ``STAMPY_DATA_DIR`` or the authors' repository. Rows with Harmony need harmonypy. Mixing is the share of other
-patients among the 30 nearest spots, over that of a random order. Transfer is the balanced accuracy of the labels that
-the 30 nearest spots of the other two patients vote for, the mean over the three patients.
+``python benchmarks/integrate.py`` uses three labelled sections of the HER2+ breast cancer study (patients B, D and G)
+from ``STAMPY_DATA_DIR`` or the authors' repository. Rows with Harmony need harmonypy. Mixing is the fraction of other
+patients among the 30 nearest spots, relative to a random order. Transfer is the balanced accuracy of labels predicted
+by majority of the 30 nearest spots of the other two patients, averaged over the three patients.
 """
 
 import logging
@@ -31,7 +31,7 @@ def load():
         adata.obs["patient"] = name[-2]
         adata.uns.clear()
         parts.append(adata)
-    return anndata.concat(parts)  # the genes that all three measure
+    return anndata.concat(parts)  # genes measured in all three
 
 
 def embeddings(adata):

@@ -1,11 +1,11 @@
-"""Peak memory against the number of spots, with the counts left on disk.
+"""Peak memory as a function of the number of spots, with counts on disk.
 
     python benchmarks/large.py [--spots 20000 100000] [--formats h5ad zarr] [--model stampy-mini] [--resume]
 
-Sections are made up: 18,000 genes, 150 genes a spot, as in the 8 µm bins of Visium HD. Each is written by one process
-and embedded (genes) by another, whose peak is told beside what it had before it read anything. The result itself stays
-in memory: "result" is its size. ``--model tiny`` takes one narrow layer of random weights instead: the memory of a
-large section in a fraction of the time.
+Sections are synthetic: 18,000 genes, 150 detected per spot, as in the 8 µm bins of Visium HD. Each is written by one
+process and embedded (genes) by another, whose peak memory is reported with its memory before reading. The result stays
+in memory; "result" is its size. ``--model tiny`` uses one narrow layer with random weights instead, to measure the
+memory of a large section in less time.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _peak() -> float:
 
 
 def _apart(*arguments: object) -> str:
-    """Run this file again, for a peak of its own."""
+    """Run this file in a new process, to measure its own peak."""
     command = [sys.executable, "-W", "ignore", __file__, *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

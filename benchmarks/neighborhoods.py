@@ -1,4 +1,4 @@
-"""Neighbourhood groups: near linear in spots, beside the plain way, which is quadratic."""
+"""Neighbourhood groups: nearly linear in the number of spots, compared with a plain quadratic implementation."""
 
 import time
 from functools import cache
@@ -10,14 +10,14 @@ from stampy.pp._neighborhoods import group_spots
 
 @cache
 def section(n):
-    """A hexagonal grid of `n` spots in random order, as barcodes come."""
+    """A hexagonal grid of `n` spots in random order, like barcodes."""
     row, column = np.divmod(np.arange(n), int(np.sqrt(n)))
     xy = np.column_stack([column + row % 2 / 2, row * np.sqrt(3) / 2])
     return np.random.default_rng(0).permutation(xy)
 
 
 def group_spots_plainly(xy, size=9):
-    """Random free seeds; all free spots are sorted for each group. No left-overs, no limit: the least it can cost."""
+    """Random free seeds; all free spots are sorted for each group. Without left-over spots and limit: a lower bound."""
     free = np.random.default_rng(0).permutation(len(xy))
     members = []
     while len(free) >= size:
@@ -44,17 +44,17 @@ def peakmem_group_spots(n):
 
 
 def track_slope():
-    """Time goes with the number of spots to this power, from 10^4 to 10^6."""
+    """Exponent of the time as a function of the number of spots, from 10^4 to 10^6."""
     return slope(group_spots, [10**4, 10**5, 10**6])
 
 
 def track_slope_plain():
-    """The same for the plain way, from 10^4 to 4 x 10^4, where its arithmetic outweighs the calls."""
+    """The same for the plain implementation, from 10^4 to 4 x 10^4, where arithmetic dominates the overhead."""
     return slope(group_spots_plainly, [10**4, 2 * 10**4, 4 * 10**4])
 
 
 def track_left_over(n):
-    """Percent of spots in groups that had to borrow."""
+    """Percentage of spots in groups with borrowed spots."""
     groups = group_spots(section(n))
     own = np.bincount(groups.own, minlength=len(groups.members))
     return 100 * own[own < groups.members.shape[1]].sum() / n

@@ -1,4 +1,4 @@
-"""Drawing 500,000 spots, as many as the 8 µm bins of a Visium HD section: from the table to a PNG in memory."""
+"""Time to plot 500,000 spots, as many as 8 µm bins in a Visium HD section, from the table to a PNG in memory."""
 
 import io
 import time
@@ -44,7 +44,7 @@ def draw(kind, color):
 
 
 def main():
-    draw("spatial", "values")  # imports, fonts
+    draw("spatial", "values")  # loads modules and fonts
     for kind in ("spatial", "umap"):
         for color in COLORS:
             cpu, wall = draw(kind, color)

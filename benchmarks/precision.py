@@ -1,8 +1,8 @@
-"""bfloat16 beside float32 on this CPU: ``python benchmarks/precision.py``.
+"""bfloat16 compared with float32 on this CPU: ``python benchmarks/precision.py``.
 
 A tile of 224 px through ViT-L/16, and spots of 1,000 tokens through 2 gene layers of the published size, with random
-weights: CPU seconds, medians of turns, and the largest distance of an output vector from that in float32, relative to
-its norm.
+weights. Reports median CPU seconds over several turns, and the maximum distance of an output vector from that in
+float32, relative to its norm.
 """
 
 import time
@@ -15,7 +15,7 @@ TURNS = 3
 
 
 def outputs(function, *, low: bool) -> tuple[torch.Tensor, float]:
-    """Outputs (n, d) and CPU seconds of each."""
+    """Outputs (n, d), and CPU seconds per output."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
         began = time.process_time()
         found = function()

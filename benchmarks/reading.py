@@ -1,9 +1,9 @@
-"""Reading, tokenising and tiling beside another version of stampy: ``python benchmarks/reading.py OTHER/src``.
+"""Reading, tokenisation and tiling compared with another version of stampy: ``python benchmarks/reading.py OTHER/src``.
 
-Each version runs in a process of its own, and the two take turns: what else the machine does falls on both. Given are
-medians of CPU time over the turns, and the median of the differences. Visium and .h5ad are CRC16 from
-``STAMPY_DATA_DIR``, or a toy section where that is not set; ST and Xenium are written anew. Without another version
-this one is measured alone.
+Each version runs in its own process, and the two alternate, so that other load affects both equally. Reports median CPU
+times over the turns, and the median of the differences. Visium and .h5ad are CRC16 from ``STAMPY_DATA_DIR``, or a toy
+section if this is not set; ST and Xenium folders are written for the benchmark. Without another version, only this one
+is measured.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main():
         workers = [started(source) for source in sources]
         for name, job in jobs.items():
             times = [[] for _ in workers]
-            for turn in range(-2, options.turns):  # two turns warm up
+            for turn in range(-2, options.turns):  # two warm-up turns
                 order = range(len(workers)) if turn % 2 else reversed(range(len(workers)))
                 for k in order:
                     seconds = asked(workers[k], job)
@@ -74,7 +74,7 @@ def asked(worker, job):
 
 
 def work():
-    """Do what each line of the standard input asks for, and say how long it took."""
+    """Worker: run the job named by each line of standard input and print its duration."""
     import stampy
 
     warnings.simplefilter("ignore")
@@ -98,7 +98,7 @@ def work():
 
 
 def inputs(folder):
-    """What is measured by name: what to do, and with which section."""
+    """Jobs by name: function and section."""
     import stampy
 
     data = os.environ.get("STAMPY_DATA_DIR", "")
@@ -150,7 +150,7 @@ def space_ranger(folder, adata):
 
 
 def st(folder, adata):
-    """Counts and spots of Spatial Transcriptomics."""
+    """Write counts and spots of Spatial Transcriptomics."""
     import pandas as pd
 
     folder.mkdir()
@@ -164,7 +164,7 @@ def st(folder, adata):
 
 
 def xenium(folder, adata):
-    """Cells of Xenium."""
+    """Write cells of Xenium."""
     import pandas as pd
 
     folder.mkdir()

@@ -1,7 +1,7 @@
-"""CPU of `tl.embed` (genes, the packaged model) beside scanpy's PCA recipe: ``python benchmarks/recipe.py [N ...]``.
+"""CPU time of `tl.embed` (genes, packaged model) compared with scanpy's PCA: ``python benchmarks/recipe.py [N ...]``.
 
-The recipe: normalize_total, log1p, 2,000 highly variable genes, 50 principal components of them, on a copy of the
-counts. The spots are those of CRC16_human, drawn again (``STAMPY_DATA_DIR``), else of the toy. Both take turns.
+The PCA recipe: normalize_total, log1p, 2,000 highly variable genes and 50 principal components, on a copy of the
+counts. Spots are resampled from CRC16_human (``STAMPY_DATA_DIR``), else from the toy section. The two alternate.
 """
 
 import os
@@ -53,7 +53,7 @@ def cpu(function, adata: AnnData) -> float:
 def main() -> None:
     warnings.simplefilter("ignore")
     small = spots(500)
-    for function in (recipe, embed):  # imports, compiled code, the loaded model
+    for function in (recipe, embed):  # imports, compilation, loading of the model
         function(small)
     print(
         f"{'spots':>8}{'genes':>8}{'recipe s':>10}{'embed s':>10}{'ratio':>8}   CPU seconds, medians of {TURNS} turns"

@@ -1,8 +1,8 @@
 """Run benchmarks, each in its own process: ``python benchmarks/run.py [part of a name ...]``; without a name, all.
 
-Benchmarks are functions as asv knows them: ``time_*`` (best of several runs after a first), ``peakmem_*`` (of the whole
-process) and ``track_*`` (what it returns, in its ``unit``), with values for their arguments in ``params``. A file that
-has a ``main`` prints its own table instead.
+Benchmarks are functions in the conventions of asv: ``time_*`` (best of several runs after a warm-up), ``peakmem_*`` (of
+the whole process) and ``track_*`` (the returned value, in its ``unit``), with argument values in ``params``. A file
+with a ``main`` prints its own table instead.
 """
 
 import importlib
@@ -20,14 +20,14 @@ KINDS = {"time_": "s", "peakmem_": "MB", "track_": ""}
 
 def measure(module, name, arguments):
     function = getattr(importlib.import_module(module), name)
-    value = function(*arguments)  # compiles, fills caches
+    value = function(*arguments)  # compiles and fills caches
     if name.startswith("peakmem_"):
         return peak_mb()
     return min(seconds(function, arguments)) if name.startswith("time_") else value
 
 
 def peak_mb():
-    """Peak of this process; what `getrusage` says on Linux is at least the peak of the process that started it."""
+    """Peak memory of this process in MB; `getrusage` on Linux reports at least the peak of the parent process."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,7 @@
-"""How long one section takes: seconds of CPU, peak memory and what it adds to the file, each in a process of its own.
+"""Cost of one section: CPU seconds, peak memory and increase in file size, each in a new process.
 
-``python benchmarks/section.py`` takes CRC16 (3,106 spots, a 2,000 px image) from ``STAMPY_DATA_DIR`` or its authors'
-repository. The published model is timed with random weights of its size on some spots, and the rest is extrapolated.
+``python benchmarks/section.py`` uses CRC16 (3,106 spots, 2,000 px image) from ``STAMPY_DATA_DIR`` or its authors'
+repository. The published model is timed with random weights on some spots, and extrapolated.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 SECTION = "CRC16_human"
-SOME = 8  # spots for the published size
+SOME = 8  # number of spots for the published model
 
 
 def load():
@@ -33,7 +33,7 @@ def packaged(modality):
 
 
 def published():
-    """The architecture of the published checkpoint, random weights, its own vocabulary's size."""
+    """Architecture of the published checkpoint and size of its vocabulary, with random weights."""
     import numpy as np
 
     import stampy
@@ -52,7 +52,7 @@ def published():
 
 
 def padded(genes, n):
-    """The vocabulary with made-up rows up to `n`, so that the embedding table has its size."""
+    """The vocabulary with made-up rows up to `n`, for an embedding table of the published size."""
     import pandas as pd
 
     rows = [{"gene_id": f"X{i}", "symbol": f"X{i}", "divisor": 1.0} for i in range(n - len(genes))]

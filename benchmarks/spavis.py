@@ -1,10 +1,10 @@
-"""What it costs to turn files of SpaVis-6M into a corpus: core seconds and peak memory by the size of the files.
+"""Cost of converting files of SpaVis-6M to a corpus: CPU seconds and peak memory by the size of the files.
 
     python benchmarks/spavis.py [GB ...]
 
-The files are made up, of the published layout: int32 tokens (groups, 9, 4,096), a slide of 500 groups after the other,
-in files of 1 GB; and 1 GB of spots with patches and regions. One process each; a straight line through the measurements
-is carried on to the 94 GB of SpaVis-6M. Core seconds do not count other work on the machine, wall seconds do.
+The files are synthetic with the published layout: int32 tokens (groups, 9, 4,096), slides of 500 groups in sequence, in
+files of 1 GB; and 1 GB of spots with patches and regions. Each runs in its own process, and a linear fit is
+extrapolated to the 94 GB of SpaVis-6M. CPU seconds exclude other load on the machine, wall seconds do not.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pairs(folder: Path, gb: float) -> None:
 
 
 def build(folder: str, out: str, genes: str, answer) -> None:
-    """In a process of its own: core seconds, wall seconds, peak MB."""
+    """Build in a new process: CPU seconds, wall seconds, peak MB."""
     from stampy.train import Corpus
 
     warnings.simplefilter("ignore")

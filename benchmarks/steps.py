@@ -1,8 +1,8 @@
-"""Training steps and corpus reading beside another version of stampy: ``python benchmarks/steps.py OTHER/src``.
+"""Training steps and corpus reading compared with another version of stampy: ``python benchmarks/steps.py OTHER/src``.
 
-Each version runs in a process of its own, and the two take turns, a step each, so that both see the same load. Printed
-are medians of CPU time over the turns (all threads, batches that are made ahead included), and the median of the
-differences. Small models on toy sections; `benchmarks/train.py` and `align.py` measure those of the paper.
+Each version runs in its own process, and the two alternate step by step, so that other load affects both equally.
+Reports median CPU times over the turns (all threads, including prepared batches), and the median of the differences.
+Uses small models on toy sections; `benchmarks/train.py` and `align.py` measure those of the paper.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main():
     for stage in (name for name in STAGES if options.only in name):
         workers = [started(source, stage) for source in sources]
         times = [[] for _ in workers]
-        for turn in range(-3, options.turns):  # three turns warm up
+        for turn in range(-3, options.turns):  # three warm-up turns
             for k in range(len(workers)) if turn % 2 else reversed(range(len(workers))):
                 seconds = asked(workers[k])
                 if turn >= 0:
@@ -60,7 +60,7 @@ def asked(worker):
 
 
 def work(stage):
-    """Do a step for each line of the standard input, and say how much CPU time it took."""
+    """Worker: run a step for each line of standard input, and print its CPU time."""
     import torch
 
     import stampy
@@ -86,7 +86,7 @@ def work(stage):
 
 
 def gated(optimizer):
-    """Let each step of the optimizer tell the CPU time since the last one and wait for a line."""
+    """Make each step of the optimizer print the CPU time since the last one and wait for a line."""
     step, last = optimizer.step, []
 
     def waiting(self, *arguments, **options):
@@ -103,7 +103,7 @@ def gated(optimizer):
 
 
 def in_turn(job):
-    """Run a job for each line."""
+    """Run a job for each line of standard input."""
     while sys.stdin.readline():
         began = time.process_time()
         job()
@@ -112,10 +112,10 @@ def in_turn(job):
 
 def reading(toy, folder):
     """Read an epoch of batches of stage 1 from a corpus."""
-    from stampy.pp._vocabulary import packaged
+    from stampy.pp._vocabulary import packaged_vocabulary
     from stampy.train import Corpus, PretrainConfig
 
-    options = {"vocabulary": packaged(), "n_workers": 1, "progress": False, "images": False}
+    options = {"vocabulary": packaged_vocabulary(), "n_workers": 1, "progress": False, "images": False}
     corpus = Corpus.build(toy, f"{folder}/corpus", **options)
     config = PretrainConfig()
     try:

@@ -1,8 +1,7 @@
-"""Tiles a second, memory, and the share of the file that is read, from each storage of a full-resolution image.
+"""Tiles per second, memory, and fraction of the file that is read, for each storage of a full-resolution image.
 
-`python benchmarks/tiles.py` prints a table, and the resampling alone beside OpenCV's where that is installed
-(`python benchmarks/tiles.py resampling`: only this). The picture is a real section if
-STAMPY_DATA_DIR has one, else noise.
+`python benchmarks/tiles.py` prints a table, and compares resampling with OpenCV if it is installed (`python
+benchmarks/tiles.py resampling`: only this). The image is that of a real section if STAMPY_DATA_DIR has one, else noise.
 """
 
 import os
@@ -35,7 +34,7 @@ def picture() -> np.ndarray:
 
 
 class Tiles:
-    """A section of `N` spots on the same picture in several storages."""
+    """A section of `N` spots on the same image in several storages."""
 
     params = ("array", "jpg", "deflate.tif", "jpeg.tif", "pyramid.tif")
     param_names = ("storage",)
@@ -83,7 +82,7 @@ class Tiles:
             list(pool.map(self.source.read, np.array_split(np.arange(N), 20)))
 
     def track_peak_mb(self, folder: Path, storage: str) -> float:
-        """Memory of opening and reading 100 tiles in batches of 10, the tiles themselves included (1.5 MB)."""
+        """Memory for opening and reading 100 tiles in batches of 10, including the tiles themselves (1.5 MB)."""
         tracemalloc.start()
         source = self.open()
         for rows in np.array_split(np.arange(100), 10):
@@ -95,7 +94,7 @@ class Tiles:
 
 
 def resampling() -> None:
-    """CPU of a tile of 224 px from an array: ours beside OpenCV's, and how far its grey levels are from ours."""
+    """CPU time for a tile of 224 px from an array, compared with OpenCV, and the difference in grey levels."""
     try:
         import cv2
     except ImportError:

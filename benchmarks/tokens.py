@@ -1,7 +1,7 @@
-"""Gene tokens: ours against loops over dense and sparse rows of a section, and the cost from 10^3 to 10^6 spots.
+"""Gene tokens: stampy compared with loops over dense and sparse rows, and the cost from 10^3 to 10^6 spots.
 
-Run as ``python benchmarks/tokens.py``. With real sections (``STAMPY_DATA_DIR``, or ``shared/data`` beside the
-repository) the section is CRC16_human and the vocabulary its own, else both are synthetic.
+Run as ``python benchmarks/tokens.py``. With real sections (``STAMPY_DATA_DIR``, or ``shared/data`` next to the
+repository), the section is CRC16_human with its own vocabulary; otherwise both are synthetic.
 """
 
 import os
@@ -27,7 +27,7 @@ PAIRS = 5
 
 
 def synthetic(n: int, genes: int = 20_000, per_spot: int = 500, rng: int = 0) -> AnnData:
-    """A section of `n` spots with about `per_spot` genes each, some genes far more frequent than others."""
+    """A section of `n` spots with about `per_spot` genes each; gene frequencies differ widely."""
     rng = np.random.default_rng(rng)
     level = rng.lognormal(0, 2, genes)
     columns = rng.choice(genes, (n, per_spot), p=level / level.sum())
@@ -37,20 +37,20 @@ def synthetic(n: int, genes: int = 20_000, per_spot: int = 500, rng: int = 0) ->
 
 
 def section() -> AnnData:
-    """CRC16_human where it is at hand, else a synthetic section of the same size."""
+    """CRC16_human if available, else a synthetic section of the same size."""
     path = DATA / "sections" / "CRC16_human.h5ad"
     return anndata.read_h5ad(path) if path.is_file() else synthetic(3106)
 
 
 def plain_loop(adata: AnnData, vocabulary: Vocabulary, max_tokens: int = 1500) -> np.ndarray:
-    """The same tokens, one dense row and one argsort a spot, by the published arithmetic; the match is free."""
+    """The same tokens with a dense row and an argsort per spot, by the published arithmetic; excludes gene matching."""
     rows = vocabulary.match(adata).rows
     known = rows >= 0
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=np.int32)
     for i in range(adata.n_obs):
         value = np.zeros(len(vocabulary))
         value[rows[known]] = adata.X[[i]].toarray().ravel()[known]
-        value /= max(np.gcd.reduce(value.astype(np.int64)), 1)  # a spot sequenced twice as deep has the same tokens
+        value /= max(np.gcd.reduce(value.astype(np.int64)), 1)  # makes tokens independent of depth
         value = (value.astype(np.float32) * np.float32(10_000 / max(value.sum(), 1))).astype(np.float64)
         value *= 1 / vocabulary.divisors
         best = np.argsort(-value, kind="stable")[:max_tokens]
@@ -59,7 +59,7 @@ def plain_loop(adata: AnnData, vocabulary: Vocabulary, max_tokens: int = 1500) -
 
 
 def sparse_loop(adata: AnnData, vocabulary: Vocabulary, max_tokens: int = 1500) -> np.ndarray:
-    """The same tokens from the stored values of each sparse row alone, as good tokenizers in plain numpy do it."""
+    """The same tokens from the stored values of each sparse row, as in good tokenizers in plain numpy."""
     rows, divisors = vocabulary.match(adata).rows, vocabulary.divisors
     counts = sparse.csr_matrix(adata.X)
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=np.int32)
@@ -75,7 +75,7 @@ def sparse_loop(adata: AnnData, vocabulary: Vocabulary, max_tokens: int = 1500) 
 
 
 def beside_sparse() -> None:
-    """CPU seconds of one thread with the vocabulary of the packaged model, beside the loop over sparse rows."""
+    """CPU seconds of one thread with the vocabulary of the packaged model, compared with the loop over sparse rows."""
     torch.set_num_threads(1)
     adata, vocabulary = section(), Vocabulary(models.load("stampy-mini", device="cpu").genes)
     tokenize(adata, vocabulary)
@@ -89,7 +89,7 @@ def beside_sparse() -> None:
 
 
 def stream(n: int, blocks: list, match, divisors: np.ndarray) -> int:
-    """Tokens of `n` spots, a block at a time, none kept."""
+    """Compute tokens of `n` spots block by block without keeping them."""
     done = 0
     while done < n:
         for _, tokens in iter_tokens(blocks[done // CHUNK % len(blocks)][: n - done], match, divisors):
@@ -98,7 +98,7 @@ def stream(n: int, blocks: list, match, divisors: np.ndarray) -> int:
 
 
 class Section:
-    """One section: ours, the plain loop, and how many times faster ours is."""
+    """One section: stampy, the plain loop, and the ratio of their times."""
 
     def setup(self):
         self.adata = section()
@@ -113,9 +113,9 @@ class Section:
         plain_loop(self.adata, self.vocabulary)
 
     def pairs(self, times: int = PAIRS) -> np.ndarray:
-        """Seconds and CPU seconds (times, 2, 2) of the plain loop and of ours, one after the other, again and again.
+        """Seconds and CPU seconds (times, 2, 2) of the plain loop and of stampy, alternating.
 
-        Other work on the machine so slows both sides alike. Ours, by far the shorter, is the median of some calls.
+        Other load thus affects both equally. The much shorter time of stampy is the median of several calls.
         """
         found = []
         for _ in range(times):
@@ -130,7 +130,7 @@ class Section:
 
 
 class Scaling:
-    """Time over the number of spots, memory bounded by a block."""
+    """Time as a function of the number of spots; memory is bounded by a block."""
 
     params = SIZES
     param_names = ("n_spots",)
@@ -147,14 +147,14 @@ class Scaling:
 
 
 def measured(function, *args) -> tuple[float, float]:
-    """Seconds of a call, and the CPU's seconds, in which other work on the machine does not count."""
+    """Wall seconds of a call, and its CPU seconds, which exclude other load."""
     start, cpu = time.perf_counter(), time.process_time()
     function(*args)
     return time.perf_counter() - start, time.process_time() - cpu
 
 
 def ratios(pairs: np.ndarray) -> np.ndarray:
-    """How many times as long the plain loop takes as ours (times, 2), by the clock and by the CPU."""
+    """Ratio of the times of the plain loop and of stampy (times, 2), by wall clock and by CPU time."""
     return pairs[:, 0] / pairs[:, 1]
 
 

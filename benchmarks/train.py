@@ -1,17 +1,17 @@
-"""A step of stage 1, the straightforward one beside ours: peak memory, spots a second, the same losses.
+"""A step of stage 1 compared with a straightforward implementation: peak memory, spots per second, same losses.
 
-    python benchmarks/train.py                                          CPU, the published width, 12 layers, one group
-    python benchmarks/train.py --layers 4 --lengths 1500                every spot full
+    python benchmarks/train.py                                          CPU, published width, 12 layers, one group
+    python benchmarks/train.py --layers 4 --lengths 1500                spots with the maximum number of tokens
     python benchmarks/train.py --device cuda --groups 8 --precision bf16-mixed --compile
-    python benchmarks/train.py --device cuda --only ours --profile      where the time goes
+    python benchmarks/train.py --device cuda --only ours --profile      profile
 
 The straightforward step pads all spots to 1,500 positions, loops over `nn.TransformerEncoderLayer` with a float32
-attention mask, makes the logits of both heads at all positions, and takes the cross-entropy of those that are selected.
-Lengths of spots are drawn from those of real sections unless --lengths says otherwise. A step is forward, backward and
-AdamW. Every variant runs in a process of its own; on the CPU time is that of the processor (set OMP_NUM_THREADS=1), and
-memory is what the steps add to the process, weights and
-optimizer not counted, on CUDA what is allocated at most, all counted. On CUDA the share of the card's bfloat16 peak is
-that of the model's own floating point operations (padding not counted) in what a large product of matrices reaches.
+attention mask, computes the logits of both heads at all positions, and takes the cross-entropy of the selected ones.
+Lengths of spots are drawn from those of real sections unless --lengths is given. A step consists of forward, backward
+and AdamW. Every variant runs in its own process. On the CPU, time is CPU time (set OMP_NUM_THREADS=1), and memory is
+what the steps add, without weights and optimizer; on CUDA, memory is the peak allocation. On CUDA, the
+fraction of the GPU's bfloat16 peak is the rate of the model's floating-point operations (without padding) relative to
+that of a large matrix product.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from stampy._utils import stream
-from stampy.models import GeneConfig, Stamp, StampConfig
+from stampy.models import GeneConfig, Stamp, StampConfig, _attention
+from stampy.models._gene import ready_to_compile
 from stampy.train import PretrainConfig
 from stampy.train._loop.loop import _prefetched
 from stampy.train._pretrain_step import Reconstruction, mask_tokens
 from stampy.train._samplers import moved
 
-# Deciles of the number of genes found in a spot, at most 1,500, over the 31,716 spots of 43 public sections.
+# Deciles of the number of genes detected per spot, at most 1,500, over the 31,716 spots of 43 public sections.
 LENGTHS = (0, 231, 321, 446, 603, 766, 997, 1420, 1500, 1500, 1500)
 VARIANTS = ("plain", "ours", "checkpointed")
 GROUP, MAX = 9, 1500
@@ -70,7 +71,7 @@ def batch_of(options) -> dict[str, torch.Tensor]:
 
 
 class Plain(nn.Module):
-    """The straightforward step, on the weights of the same encoder."""
+    """The straightforward step, with the weights of the same encoder."""
 
     def __init__(self, model: Stamp, config: PretrainConfig):
         super().__init__()
@@ -120,6 +121,7 @@ def measure(options) -> dict:
     stage = Plain(model, config) if plain else Reconstruction(model, config, igr_steps=0)
     stage.train()
     if config.compile and not plain:
+        ready_to_compile()
         for layer in stage.layers():
             layer.compile(dynamic=True)
     pieces_of = (lambda step: [masked(batch, config, step)]) if plain else (lambda step: stage.pieces(batch, step))
@@ -134,15 +136,16 @@ def measure(options) -> dict:
 
 
 def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
-    """Steps of `stage`, ours or a plain module, on pieces that are made ahead: GB, seconds, losses; and the step."""
+    """GB, seconds and losses of steps of `stage`, stampy's or plain, on prepared pieces; and the step function."""
+    _attention.ENABLED = options.attention == "ours"
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=lr, fused=True))
-    for p in trained:  # the optimizer's own memory is there before the first step is measured
+    for p in trained:  # allocates the optimizer's memory before the first measured step
         p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    # Processor time on the CPU, which other work on the machine does not change: give it one thread.
+    # CPU time on the CPU, independent of other load; use one thread.
     clock = time.perf_counter if options.device == "cuda" else time.process_time
     before, losses, times = memory(options.device), [], []
 
@@ -160,7 +163,7 @@ def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
         found = gradients()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        names = getattr(stage, "names", found)  # beside them, stage 1 returns measures
+        names = getattr(stage, "names", found)  # stage 1 also returns measures
         losses.append(sum(v.item() for k, v in found.items() if k in names))  # waits for the device
         times.append(clock() - began)
     peak = memory(options.device) - (before if options.device == "cpu" else 0)
@@ -171,7 +174,7 @@ def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
 
 
 class Repeated:
-    """A sampler that gives one batch at every step."""
+    """Sampler that returns the same batch for every step."""
 
     def __init__(self, batch, steps):
         self.steps, self._batch = steps, batch
@@ -181,7 +184,7 @@ class Repeated:
 
 
 def data_wait(options, fabric, stage, module, batch) -> float:
-    """Seconds that a step waits for its pieces, which the loop has made ahead; the tiles are in memory already."""
+    """Seconds that a step waits for its pieces, which the loop prepares in advance; tiles are in memory."""
     waits = []
     for _, _, pieces, waited in _prefetched(Repeated(batch, options.steps + 1), stage, 0):
         found = stage.run(fabric, module, [moved(piece, fabric.device) for piece in pieces])
@@ -197,7 +200,7 @@ def memory(device) -> float:
 
 
 def operations(options, batch) -> float:
-    """Of forward and backward, two for a multiplication and an addition, at the tokens there are."""
+    """Floating-point operations of forward and backward without padding; multiply and add count separately."""
     c = GeneConfig(depth=options.layers)
     lengths = (batch["tokens"] != 0).sum(dim=2).double()
     own, scored = lengths.sum().item(), 0.15 * (lengths.sum() + lengths[:, 0].sum()).item()
@@ -216,13 +219,17 @@ def matmul_peak(n=8192, repeats=20) -> float:
     return 2 * n**3 * repeats / (time.perf_counter() - began) / 1e12
 
 
-def table(function) -> None:
+def table(function, most=40) -> None:
+    """Print the kernels of a step by their own time."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         function()
         torch.cuda.synchronize()
-    print(profiled.key_averages().table(sort_by="device_time_total", row_limit=25), file=sys.stderr)
+    found = sorted(profiled.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    print(f"{sum(kernel.self_device_time_total for kernel in found) / 1e3:.1f} ms of kernels", file=sys.stderr)
+    for kernel in found[:most]:
+        print(f"{kernel.self_device_time_total / 1e3:8.2f} ms {kernel.count:5} x {kernel.key[:150]}", file=sys.stderr)
 
 
 def parsed(arguments=None):
@@ -234,6 +241,7 @@ def parsed(arguments=None):
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--fused", default="torch")
+    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")
@@ -242,7 +250,7 @@ def parsed(arguments=None):
 
 
 def run(variant: str) -> dict | None:
-    """The figures of a variant, from a process of its own; None where it failed, out of memory most likely."""
+    """Results of a variant from a new process; None if it failed, most likely out of memory."""
     done = subprocess.run([sys.executable, *sys.argv, "--variant", variant], stdout=subprocess.PIPE, text=True)
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 

@@ -1,7 +1,7 @@
-"""How soon each command answers wrong input: seconds until the message, and whether it left a file behind.
+"""Response time of each command to wrong input: seconds until the message, and whether it left files behind.
 
-Every command gets three kinds of wrong input: an option that does not exist or can't be, a name that does not exist,
-and a path that does not exist. Usage: python benchmarks/wrong_arguments.py
+Every command gets three kinds of wrong input: an invalid option, an unknown name, and a missing path. Usage: python
+benchmarks/wrong_arguments.py
 """
 
 import json
@@ -94,7 +94,7 @@ embd section.h5ad out.h5ad
 
 
 def prepared(folder: Path) -> None:
-    """A toy section, a picture and files of settings."""
+    """Write a toy section, an image and settings files."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Fixtures that the layers share."""
+"""Shared fixtures."""
 
 import ipaddress
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Processes that tests start: whatever asks for a page outside is refused at once (nothing listens on this port).
+# Requests of child processes to other machines fail at once: nothing listens on this port.
 os.environ |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
 
@@ -44,7 +44,7 @@ def _refuse_network(event: str, arguments: tuple) -> None:
     if event == "socket.connect":
         connection, address = arguments
         if connection.type == socket.SOCK_DGRAM or not isinstance(address, tuple):
-            return  # UDP sends nothing here: dask asks so for the machine's address. Not a tuple: a socket in a file
+            return  # dask finds the machine's address by UDP, without sending data. Not a tuple: a Unix socket
         host = address[0]
     if not _is_here(host):
         _refused.append(str(host))
@@ -69,7 +69,7 @@ def offline(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real sections; the test is skipped where there is none."""
+    """The folder of real sections; skips the test without it."""
     if not (DATA / "sections").is_dir():
         pytest.skip("no real sections here (STAMPY_DATA_DIR)")
     return DATA
@@ -77,7 +77,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
-    """Inputs and outputs of the published implementation; the test is skipped where there are none."""
+    """Inputs and outputs of the published implementation; skips the test without them."""
     if not (REFERENCE / "golden").is_dir():
         pytest.skip("no reference outputs here (STAMPY_DATA_DIR)")
     return REFERENCE
@@ -129,9 +129,9 @@ def model(vocabulary):
 
 @pytest.fixture(scope="session")
 def aligned(toy, vocabulary):
-    """A small model whose gene tower was trained for some seconds to tell the toy section's domains, and the section.
+    """A small model with a gene tower trained briefly to separate the toy section's domains, and the section.
 
-    The section is embedded; its image embeddings stand for a trained image tower: a classifier of the tiles' colours.
+    The section is embedded; image embeddings of a classifier of tile colours replace those of a trained image tower.
     """
     import numpy as np
     import torch

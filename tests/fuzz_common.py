@@ -1,4 +1,4 @@
-"""What the fuzzers share: how a case is judged, and whether an input is what it was."""
+"""Common functions of the fuzzers: outcome of a case, and whether an input was changed."""
 
 import copy
 import traceback

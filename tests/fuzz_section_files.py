@@ -1,4 +1,4 @@
-"""A truth as files of the platforms, as SpatialData, and beside another section in one table."""
+"""A section in the files of the platforms, as SpatialData, and in one table with another section."""
 
 import csv
 import gzip
@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.io import mmwrite
 
 HALF = 0.5  # µm per px of cells, exact in binary
-DAMAGE = r"."  # whatever stampy says of a damaged file
+DAMAGE = r"."  # any message of stampy about a damaged file
 PREFIXES = ("", "", "GSM1234567_", "GSM99_S1_", "sample.", "A1-")
 
 

@@ -1,4 +1,4 @@
-"""A truth as MuData, loom, bins and cells of Visium HD, and Stereo-seq's table of transcripts."""
+"""A section as MuData, loom, bins and cells of Visium HD, and Stereo-seq's table of transcripts."""
 
 import json
 
@@ -92,7 +92,7 @@ FACTORS = {"tissue_hires_scalef": 1.0, "tissue_lowres_scalef": 0.25, "microns_pe
 
 
 def bins_of_hd(case, folder, rng):
-    """Bins of 8 and of 16 µm: each may be asked for, the other holds other counts."""
+    """Bins of 8 and of 16 µm: either is requested; the other has other counts."""
     truth = case.truth
     order = order_of(case, rng)
     wanted = choice(rng, None, 8, 16)

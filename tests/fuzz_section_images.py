@@ -1,4 +1,4 @@
-"""Disguises of a section's picture, and of where it is kept."""
+"""Other forms of a section's image, and of its storage."""
 
 import gzip
 import io
@@ -183,7 +183,7 @@ def wrong_scale(case, rng):
 
 
 def odd_pixels(case, rng):
-    """Pixels whose range can't be told, or that are none."""
+    """Pixels of unknown range, or arrays that are not pixels."""
     library = entry(case)["images"]
     picture = library["hires"]
     how = choice(rng, "nan", "cut", "dark u2", "negative", "text", "transposed", "1d", "empty", "two channels", "list")

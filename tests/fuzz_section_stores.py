@@ -1,4 +1,4 @@
-"""A truth as SpatialData of many kinds, and two truths in one table."""
+"""A section as SpatialData of many kinds, and two sections in one table."""
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def spatialdata(case, rng):
     parts = {"images": {"he": image}, kind: {"spots": spots}, "tables": {"table": table}}
     case.data = SpatialData(**parts)
     case.told[-1] += f" ({kind}, {how}, {system})"
-    if kind != "shapes":  # nothing tells the size of a pixel
+    if kind != "shapes":  # the pixel size is unknown
         if rng.random() < 0.7:
             case.options["um_per_px"] = UM / unit  # per unit of the element's own coordinates
         else:
@@ -136,7 +136,7 @@ def two_regions(case, rng):
     table = TableModel.parse(table, region=["spots_a", "spots_b"], region_key="region", instance_key="instance_id")
     case.data = SpatialData(**parts, tables={"table": table})
     case.told[-1] += f" ({kind}, {told})"
-    if kind == "shapes" and rng.random() < 0.5:  # the grid tells the size of a pixel
+    if kind == "shapes" and rng.random() < 0.5:  # the pixel size follows from the grid
         del case.options["um_per_px"]
     return ""
 

@@ -1,4 +1,4 @@
-"""Sections as strangers have them: a truth is drawn, and dressed by a random choice of disguises.
+"""Sections in the forms of other users: a plain section is drawn, and changed by random "disguises".
 
 A disguise returns what a warning or an error may say of it (a regular expression), or "" where the result must be that
 of the truth. `col_gene` of a `Case` holds the true gene of each column, `rows` the true spot of each row.
@@ -67,7 +67,7 @@ class Case:
     truth: Truth
     data: object  # AnnData or SpatialData
     rows: np.ndarray  # true spot of each row
-    col_gene: np.ndarray  # row of the vocabulary of each column, -1 for what is no gene
+    col_gene: np.ndarray  # row of the vocabulary for each column, -1 if not a gene
     options: dict = dataclasses.field(default_factory=dict)  # library_key, layer, um_per_px, organism
     matters: list = dataclasses.field(default_factory=list)
     told: list = dataclasses.field(default_factory=list)
@@ -78,7 +78,7 @@ class Case:
     names: dict = dataclasses.field(default_factory=dict)  # there: name of a spot -> the true one
     shuffled: bool = False
     spoilt: bool = False
-    strangers: bool = False  # spots beside those of the truth
+    strangers: bool = False  # spots in addition to those of the truth
     pictured: bool = True
 
     def do(self, disguise, rng, *arguments):
@@ -238,7 +238,7 @@ def id_column(case, rng):
 
 
 def swapped_columns(case, rng):
-    """Ids where symbols belong, symbols where ids belong; or both names in columns that say nothing."""
+    """Ids in the place of symbols and vice versa, or both in columns with uninformative names."""
     names = choice(rng, ("gene_symbol", "gene_id"), ("feature_name", "feature_id"), ("a", "b"), ("0", "1"))
     index = choice(rng, case.truth.symbols, case.truth.ids, np.arange(len(case.truth.ids)).astype(str))
     case.data.var = pd.DataFrame({names[0]: case.truth.ids, names[1]: case.truth.symbols}, index=index)
@@ -278,7 +278,7 @@ def split_columns(case, rng):
 
 
 def other_features(case, rng):
-    """Antibodies, guides and control probes beside the genes."""
+    """Antibodies, guides and control probes in addition to genes."""
     a = case.data
     n = int(rng.integers(1, 6))
     typed = rng.random() < 0.6
@@ -301,7 +301,7 @@ def other_features(case, rng):
 
 
 def unknown_genes(case, rng):
-    """Human genes that the vocabulary lacks, and names that nobody knows, with few or many counts."""
+    """Human genes outside the vocabulary, and unknown names, with few or many counts."""
     a = case.data
     high = rng.random() < 0.6
     names = choice(rng, ["GAPDH", "ACTB", "B2M"], ["AL592183.1", "LOC12345"], ["12345", "678"], ["ENST00000361390"])
@@ -380,7 +380,7 @@ def in_layer(case, rng):
 
 
 def fractions(case, rng):
-    """Counts that are no whole numbers: corrected ones are another truth, told; depth-normalised ones the same."""
+    """Fractional counts: corrected counts change the result, with a warning; depth-normalised counts do not."""
     x = dense(case.data).astype(np.float64)
     how = choice(rng, "corrected", "depth", "tiny")
     if how == "corrected":
@@ -444,7 +444,7 @@ XY_WORDS = r"coordinates|'x'|x and y|third column|obsm|apart|wide"
 def coordinate_storage(case, rng):
     xy = case.data.obsm["spatial"]
     how = choice(rng, "int", "i2", "f4", "object", "text", "third constant", "third", "fortran", "f2", "u2")
-    if how == "f2" and not np.array_equal(xy.astype("f2"), xy):  # rounded: another truth, and nothing tells
+    if how == "f2" and not np.array_equal(xy.astype("f2"), xy):  # rounded: another result, without a warning
         how = "f4"
     made = {
         "int": lambda: xy.astype(np.int64), "i2": lambda: np.rint(xy).astype(np.int16), "f4": lambda: xy.astype("f4"),
@@ -458,7 +458,7 @@ def coordinate_storage(case, rng):
 
 
 def coordinate_table(case, rng):
-    """x and y by many names, in any order, with other columns beside them."""
+    """x and y under many names, in any order, among other columns."""
     xy = np.asarray(case.data.obsm["spatial"])
     x, y = choice(rng, *XY_NAMES)
     columns = {x: xy[:, 0], y: xy[:, 1]}

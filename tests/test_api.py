@@ -1,8 +1,9 @@
-"""The house rules, checked."""
+"""Rules of the code base."""
 
 import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,10 @@ def test_layers(layer):
         assert others <= MAY_IMPORT[layer], path
 
 
-@pytest.mark.parametrize("name", ["_keys", "_checks", "_utils", "_files", "_labels", "_settings", "_workers"])
-def test_the_ground_imports_no_room(name):
+@pytest.mark.parametrize(
+    "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_locks", "_labels", "_settings", "_workers"]
+)
+def test_bottom_layer_imports_no_subpackage(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)
 
 
@@ -60,12 +63,12 @@ def house():
     return module
 
 
-def test_no_circle_of_files():
+def test_no_circular_imports():
     """Not even through imports inside functions."""
     assert house().circles(SOURCE, deferred=True) == []
 
 
-def test_circles_are_found(tmp_path):
+def test_circular_imports_are_detected(tmp_path):
     package = tmp_path / "some"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -85,7 +88,53 @@ def test_no_any_in_public_signatures():
     script, found = house(), []
     for path in SOURCE.rglob("*.py"):
         found += [f"{path.name}: {f.name}" for f in script.functions(path) if script.anys_in_signature(f)]
-    assert found == []  # write what it is, or `object` where it may be anything
+    assert found == []  # write the exact type, or `object` for any value
+
+
+# Functions that share a name because they do the same for one tool: the tool, its plot, its task, its command.
+SAME = {
+    "add_commands",
+    "attribute",
+    "domains",
+    "evaluate",
+    "expression",
+    "load",
+    "main",
+    "probe",
+    "retrieve",
+    "score",
+    "slide",
+    "tiles",
+}
+
+
+def test_names_are_unique():
+    """No two classes share a name, nor two functions that other files may call."""
+    where = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.name.startswith("_")):
+                where.setdefault(node.name, set()).add(path.relative_to(SOURCE).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in SAME} == {}
+
+
+@pytest.mark.parametrize(("room", "new"), [("train", "SectionInput"), ("bench", "SectionConfig")])
+def test_old_names_of_classes_are_deprecated(room, new):
+    module = getattr(stampy, room)
+    with pytest.warns(stampy.StampyWarning, match=f"`stampy.{room}.{new}`") as told:
+        assert module.Section is getattr(module, new)
+    assert told[0].filename == __file__
+    with pytest.warns(stampy.StampyWarning, match="deprecated") as told:
+        exec(compile(f"from stampy.{room} import Section", "user.py", "exec"), {})
+    assert {w.filename for w in told} == {"user.py"}
+
+
+def test_files_named_in_contributing_exist():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    section = text.partition("## Where things are")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.(?:py|html\.j2))`", section)
+    assert len(named) > 50
+    assert [name for name in named if not (SOURCE / name).is_file()] == []
 
 
 def test_import_is_light():

@@ -1,4 +1,4 @@
-"""Devices: which is taken, and that an Apple GPU, which knows no float64, is never given one."""
+"""Devices: selection, and no float64 on Apple GPUs, which do not support it."""
 
 import contextlib
 import subprocess
@@ -27,7 +27,7 @@ def test_the_best_device_is_taken(monkeypatch, cuda, mps, taken):
 
 
 @pytest.mark.parametrize(("device", "what"), [("mps", "Apple GPU"), ("cuda:1", "CUDA device")])
-def test_a_device_that_is_not_there(monkeypatch, device, what):
+def test_unavailable_device(monkeypatch, device, what):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=f"torch sees no {what}"):
@@ -47,12 +47,12 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch):
-    """As if the model lay on a device without float64: what is moved to the CPU for it is exempt."""
+    """Simulate a device without float64; tensors moved to the CPU are exempt."""
     double = _utils.float64
 
     def exempt(values):
         with _disable_current_modes():
-            return double(values).float()  # stays in what the device knows
+            return double(values).float()  # keeps a supported type
 
     monkeypatch.setattr(slide_classifiers, "float64", exempt)
     monkeypatch.setattr(_utils, "float64", exempt)
@@ -95,7 +95,7 @@ def test_slide_classifiers_use_no_float64(no_float64):
     assert attention.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_an_apple_gpu_lacks_is_told_once():
+def test_missing_features_of_apple_gpus_warn_once():
     said = (
         "The operator 'aten::nonsense' is not currently supported on the MPS backend and will fall back to run on the "
         "CPU. This may have performance implications."

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whatever ends the process that writes them."""
+"""Files and folders are written atomically, also if the process is killed."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_a_kill_at_any_step_leaves_a_folder_under_its_name(step, found, tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exchange_leaves_no_moment_without_a_folder(tmp_path):
+def test_exchange_swaps_two_folders(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     for path in (a, b):
         path.mkdir()
@@ -91,7 +91,7 @@ WRITING = """
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_and_files_of_live_ones_kept(tmp_path):
     path = tmp_path / "a.h5ad"
     command = [sys.executable, "-c", textwrap.dedent(WRITING), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as live:
@@ -109,7 +109,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_of_another_machine_are_left_alone(tmp_path):
+def test_leftovers_of_another_machine_are_kept(tmp_path):
     path = tmp_path / "a.h5ad"
     stem, here = _files._stem(path), _files._machine()
     (tmp_path / f"{stem}{here}-1-12345-x.h5ad").touch()  # its number has another process by now
@@ -119,7 +119,7 @@ def test_leftovers_of_another_machine_are_left_alone(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_link_is_replaced_and_not_what_it_names(tmp_path):
+def test_link_is_replaced_and_its_target_kept(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("precious")
     link.symlink_to(target)
@@ -129,7 +129,7 @@ def test_a_link_is_replaced_and_not_what_it_names(tmp_path):
     assert target.read_text() == "precious"
 
 
-def test_a_linked_folder_is_replaced_and_not_what_it_names(tmp_path):
+def test_linked_folder_is_replaced_and_its_target_kept(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "precious").touch()
     (tmp_path / "link").symlink_to(tmp_path / "target")
@@ -150,7 +150,7 @@ def test_names_up_to_the_longest_that_file_systems_take(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["there", "nowhere"])
-def test_a_link_in_the_way(target, tmp_path):
+def test_link_as_output(target, tmp_path):
     (tmp_path / "there").touch()
     link = tmp_path / "out.h5ad"
     link.symlink_to(tmp_path / target)
@@ -161,7 +161,7 @@ def test_a_link_in_the_way(target, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "seal"])
-def test_a_seal_tells_of_damage(damage, tmp_path):
+def test_checksum_detects_damage(damage, tmp_path):
     path = tmp_path / "a"
     path.write_bytes(os.urandom(3_000_000))
     assert _files.sealed(path) is None

@@ -1,4 +1,4 @@
-"""Odd and broken input, drawn at random: each call ends in a right result or a clear error, and changes no input.
+"""Random malformed input: each call gives a correct result or a clear error, and does not change its input.
 
 Some tens of cases run by default, thousands on request::
 
@@ -8,7 +8,7 @@ Some tens of cases run by default, thousands on request::
 Half of them are sections in disguise, whose result must be that of a known truth (`test_fuzz_sections.py`). Damaged and
 hostile files (checkpoints, weights, corpora, HDF5, TIFF) are in `test_fuzz_files.py`.
 
-A clear error is of a documented type and raised, and so worded, by stampy itself. A case is told by its number:
+A clear error has a documented type and is raised and worded by stampy itself. A case is reproduced by its number:
 `--only` runs one again and shows its traceback.
 """
 
@@ -78,7 +78,7 @@ def vocabulary():
     return pp.Vocabulary(pd.DataFrame(frame))
 
 
-# ---- what can be wrong with them ----------------------------------------------------------------------------------
+# ---- faults of the inputs ----------------------------------------------------------------------------------
 
 
 def some(rng, n):
@@ -334,7 +334,7 @@ MUTATIONS = (
     odd_provenance, odd_picture, odd_factors, odd_embedding,
 )  # fmt: skip
 
-# ---- what is called, and what must hold of the result -------------------------------------------------------------
+# ---- functions that are called, and properties of the result --------------------------------------------------------
 
 
 def tokenize(a, rng, world):
@@ -357,7 +357,7 @@ def tokenize(a, rng, world):
 
 
 def ranked(counts, rows, divisors, n):
-    """Tokens of a spot, slowly; what is a tie is decided in float32, as documented."""
+    """Tokens of a spot by a simple implementation; ties are determined in float32, as documented."""
     sums = np.zeros(len(divisors))
     np.add.at(sums, rows[rows >= 0], counts[rows >= 0].astype(np.float64))
     common = functools.reduce(math.gcd, map(int, sums)) if (sums == np.floor(sums)).all() and sums.any() else 1
@@ -525,7 +525,7 @@ CALLS = (tokenize, embed, tiles, neighborhoods, probe, domains, expression, retr
 
 
 def run_case(number, world):
-    """Draw the case of that number and run it; what was called and how it ended."""
+    """Draw the case of that number and run it; return the call and its outcome."""
     rng = np.random.default_rng(number)
     make = choice(rng, *CALLS)
     adata, told = section(rng), [make.__name__]
@@ -539,7 +539,7 @@ def run_case(number, world):
                 TypeError,
                 LookupError,
                 AttributeError,
-            ):  # what anndata itself refuses never reaches stampy
+            ):  # rejected by anndata before stampy is called
                 continue
             told.append(mutate.__name__)
         before = contents(adata)
@@ -575,12 +575,12 @@ def run_case(number, world):
 
 
 def run_cases(numbers, world, *, most=20, say=lambda _: None):
-    """How the cases ended, and what was broken; `say` hears of that at once."""
+    """Outcomes of the cases, and failures, which `say` reports at once."""
     ends, broken = Counter(), []
     for number in numbers:
         try:
             ends[run_case(number, world)] += 1
-        except KeyboardInterrupt:  # what was found so far counts
+        except KeyboardInterrupt:  # keep the results so far
             break
         except BrokenError as error:
             broken.append(str(error))

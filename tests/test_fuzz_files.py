@@ -1,4 +1,4 @@
-"""Files made at random, damaged or made to do harm: checkpoints, weights, corpora, HDF5 and TIFF.
+"""Random, damaged and malicious files: checkpoints, weights, corpora, HDF5 and TIFF.
 
 Each case damages one sound file, or puts something hostile into it, and opens it. It must end in the right result or in
 an error of stampy's own; nothing outside of the case's folder may be read, written or fetched, which is watched through
@@ -44,7 +44,7 @@ class BrokenError(AssertionError):
     """A case that ended otherwise than in a right result or a clear error."""
 
 
-# ---- what is watched ------------------------------------------------------------------------------------------------
+# ---- files that are watched -----------------------------------------------------------------------------------------
 
 _watched: dict[str, object] = {"inside": None, "seen": []}
 
@@ -66,7 +66,7 @@ def _hook(event, arguments):
 def watched(inside, outside):
     """Nothing outside is opened, nothing is written elsewhere, no socket connects."""
     if not _watched.get("hooked"):
-        sys.addaudithook(_hook)  # for the rest of the process; it looks away unless a case runs
+        sys.addaudithook(_hook)  # cannot be removed; inactive unless a case runs
         _watched["hooked"] = True
     before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in outside.rglob("*") if p.is_file()}
     _watched.update(inside=os.path.realpath(inside), outside=os.path.realpath(outside), seen=[])
@@ -104,7 +104,7 @@ def damaged(content, rng):
 
 
 def put_nasty(values, rng):
-    """A nasty value in place of one of those in nested dicts and lists, or beside them."""
+    """A malformed value that replaces one in nested dicts and lists, or is added to them."""
     here = values
     while True:
         keys = list(here) if isinstance(here, dict) else list(range(len(here)))
@@ -296,7 +296,7 @@ def make_world(root, small_model):
 
 
 def run_case(number, world):
-    """Draw the case of that number and run it; what it was and how it ended."""
+    """Draw the case of that number and run it; return its description and outcome."""
     rng = np.random.default_rng(number)
     make = KINDS[rng.integers(len(KINDS))]
     folder = world.root / "case"
@@ -320,7 +320,7 @@ def run_case(number, world):
 
 
 def run_cases(numbers, world, *, most=30, say=lambda _: None):
-    """How the cases ended, and what was broken; `say` hears of that at once."""
+    """Outcomes of the cases, and failures, which `say` reports at once."""
     ends, broken = Counter(), []
     for number in numbers:
         try:

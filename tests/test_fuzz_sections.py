@@ -1,10 +1,10 @@
-"""Sections in disguise: what stampy makes of them is what it makes of the plain truth, or it says why not.
+"""Sections in other forms: results equal those of the plain section, or stampy explains the difference.
 
 A truth is drawn (counts by Ensembl id, coordinates, a picture), dressed in a random choice of disguises
 (`fuzz_sections.py`, files in `fuzz_section_files.py`), and given to a random function. A case ends
 
 - `equal`: tokens, groups and embeddings are those of the truth, tiles within 2 grey levels;
-- `told`: they differ, and a warning names the matter;
+- `told`: they differ, with a warning about the cause;
 - `refused`: an error of stampy's own names the matter;
 - `few counts`: genes with less than 5 % of the counts were not found, and no gene was taken for another;
 
@@ -47,7 +47,7 @@ UNITS = (
     "other_units (mm",
 )  # the same neighbours, equally near ones in another order
 
-# ---- what is called --------------------------------------------------------------------------------------------------
+# ---- functions that are called --------------------------------------------------------------------------------------
 
 
 def table_of(data):
@@ -205,7 +205,7 @@ def of_tables(rng, world):
 
 
 def read(case, call, world):
-    """The section in the files, and what was said; the rows of the truth by the names of its spots."""
+    """The section in the files, and the messages; the rows of the truth by the names of its spots."""
     data, said = run(lambda *_: stampy.read(case.path, **case.reading), None, case, world)
     if isinstance(data, Exception):
         return data, said
@@ -219,7 +219,7 @@ def read(case, call, world):
 
 
 def run(call, data, case, world):
-    """What the call gives, or its error; and what was said."""
+    """Result or error of the call, and the messages."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -343,7 +343,7 @@ def run_case(number, world):
 
 
 def run_cases(numbers, world, *, most=30, say=lambda _: None):
-    """How the cases ended, and what was broken; `say` hears of that at once."""
+    """Outcomes of the cases, and failures, which `say` reports at once."""
     ends, broken = Counter(), []
     for number in numbers:
         try:

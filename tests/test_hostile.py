@@ -1,4 +1,4 @@
-"""Nothing let in, nothing lost: files made to do harm, damaged files, full disks, no network, two at once."""
+"""Malicious files, damaged files, full disks, missing network, concurrent processes."""
 
 import hashlib
 import http.server
@@ -26,9 +26,8 @@ import stampy
 from stampy import _files, datasets, models, pl, pp, tl
 from stampy._io import read as _formats
 from stampy._io.sections import file_name
-from stampy._section.image import files as _readers
-from stampy.datasets import _fetch, _registry, _sections
-from stampy.datasets import _sections as _builders
+from stampy._section.image import image_files as _readers
+from stampy.datasets import _fetch, _load, _registry
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -80,7 +79,7 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("content", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_tensors_that_are_none(saved, content, tmp_path):
+def test_invalid_tensors(saved, content, tmp_path):
     put(saved, "model.safetensors", content)
     with pytest.raises(ValueError, match=r"safetensors|can be built"):
         models.load(saved)
@@ -172,7 +171,7 @@ def test_config_of_a_newer_or_no_format(saved, value):
     ],
     ids=str,
 )  # fmt: skip
-def test_config_with_values_that_can_not_be(saved, change_to):
+def test_config_with_impossible_values(saved, change_to):
     config = json.loads((saved / "config.json").read_text())
     (name, value), *_ = change_to.items()
     change(saved, **{name: config[name] | value if isinstance(value, dict) else value})
@@ -185,7 +184,7 @@ def test_config_with_values_that_can_not_be(saved, change_to):
 @pytest.mark.parametrize(
     "text", ["", "gene_id\tsymbol\n", "a\tb\tc\n1\t2\t3\n", "\x00\x01", "gene_id\tsymbol\tdivisor\nA\tA\tx\n"]
 )
-def test_vocabulary_beside_the_weights(saved, text):
+def test_vocabulary_that_does_not_match_the_weights(saved, text):
     put(saved, "genes.tsv", text.encode())
     with pytest.raises(ValueError, match="can be built"):
         models.load(saved)
@@ -201,7 +200,7 @@ def test_vocabulary_beside_the_weights(saved, text):
         (lambda t: t.to(torch.float8_e4m3fn), "of a type that the model does not take"),
     ],
 )
-def test_weights_that_are_no_finite_numbers(saved, change_to, message):
+def test_non_finite_weights(saved, change_to, message):
     tensors = load_file(saved / "model.safetensors")
     changed = change_to(tensors["gene_head.weight"])
     tensors["gene_head.weight"] = tensors["gene_head.weight"] if changed.numel() < 2 else changed
@@ -229,7 +228,7 @@ def test_a_loaded_model_does_not_change_with_its_file(saved):
     assert torch.equal(loaded.gene_head.weight, before)
 
 
-def test_no_more_genes_are_read_than_the_model_has(saved):
+def test_vocabulary_longer_than_the_model_raises(saved):
     whole = (saved / "genes.tsv").read_text()
     put(saved, "genes.tsv", (whole + "ENSGX\tX\t1.0\n").encode())
     with pytest.raises(ValueError, match="has more than the"):
@@ -307,10 +306,10 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a_coord.txt", b"0" * 2_000_000)
     assert (tmp_path / "bomb.zip").stat().st_size < 5000
-    monkeypatch.setattr(_builders, "MAX_UNZIPPED", 1_000_000)
+    monkeypatch.setattr(_load, "MAX_UNZIPPED", 1_000_000)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"unpacks to 2,000,000 bytes"):
-        _builders.spcs("x", {"archive": tmp_path / "bomb.zip"})
+        _load.spcs("x", {"archive": tmp_path / "bomb.zip"})
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "..", "a/../../b", "a\\..\\b", ".hidden", "", "ß\u202e"])
@@ -335,7 +334,7 @@ def png_of(width, height):
     )
 
 
-def test_pictures_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch):
+def test_images_that_claim_huge_sizes_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(_readers, "_pixels", lambda *_: pytest.fail("it was decoded"))
     (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
     with pytest.raises(ValueError, match=r"60000 x 60000 px.*not decoded"):
@@ -349,7 +348,7 @@ def test_pictures_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)])
-def test_tiffs_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch, tile):
+def test_tiffs_that_claim_huge_sizes_are_not_decoded(tmp_path, monkeypatch, tile):
     tifffile.imwrite(tmp_path / "bomb.tif", np.zeros((256, 256, 3), np.uint8), compression="zlib", tile=tile,
                      photometric="rgb")  # fmt: skip
     content = bytearray((tmp_path / "bomb.tif").read_bytes())
@@ -364,7 +363,7 @@ def test_tiffs_that_claim_too_much_are_not_decoded(tmp_path, monkeypatch, tile):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".tiled.tif"])
-@pytest.mark.filterwarnings("ignore")  # tifffile and PIL say what they see
+@pytest.mark.filterwarnings("ignore")  # of tifffile and PIL
 def test_any_byte_of_an_image_may_be_wrong(tmp_path, suffix):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
@@ -388,7 +387,7 @@ def test_any_byte_of_an_image_may_be_wrong(tmp_path, suffix):
             tells(error)
 
 
-# ---- odd sections: what the fuzzer (test_fuzz.py) found -------------------------------------------------------------
+# ---- malformed sections found by the fuzzer (test_fuzz.py) ----------------------------------------------------------
 
 
 def odd(toy, change):
@@ -452,7 +451,7 @@ def test_cosines_do_not_depend_on_the_scale_of_an_embedding(toy, scale):
     assert np.array_equal(far.obsm["stamp_retrieve_index"], few.obsm["stamp_retrieve_index"])
 
 
-def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
+def test_tiny_and_huge_counts(toy, vocabulary):
     few = toy[:30].copy()
     few.X = few.X.toarray().astype(np.float64)
     few.X[:, 0], few.X[:, 1] = 1e-320, 100
@@ -467,7 +466,7 @@ def test_counts_near_nothing_and_beyond_all(toy, vocabulary):
 @pytest.mark.parametrize(
     ("value", "message"), [(-1, "go from -1 to"), (2.0**63, "the dispersion for"), (1e300, "float32")]
 )
-def test_values_that_leave_no_genes_to_choose(toy, value, message):
+def test_values_without_variable_genes(toy, value, message):
     few = toy[:30].copy()
     few.X = few.X.toarray().astype(np.float64)
     few.X[:, 0] = value
@@ -536,7 +535,7 @@ def archive_of(path, members):
 
 
 @pytest.mark.parametrize("builder", ["paste", "sepal", "spcs"])
-@pytest.mark.filterwarnings("ignore")  # pandas says what it sees
+@pytest.mark.filterwarnings("ignore")  # of pandas
 def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
     rng = np.random.default_rng(3)
     paths = {role: tmp_path / role for role in ("counts", "positions", "archive")}
@@ -547,7 +546,7 @@ def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
     if builder != "spcs":
         del paths["archive"]
     role = "archive" if builder == "spcs" else "counts"
-    assert _sections.built(builder, "sound", paths).shape == (2, 2)
+    assert _load.built(builder, "sound", paths).shape == (2, 2)
     whole = paths[role].read_bytes()
     for _ in range(40):
         broken = bytearray(whole)
@@ -555,7 +554,7 @@ def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
             broken[rng.integers(len(broken))] = rng.integers(256)
         paths[role].write_bytes(bytes(broken[: rng.integers(len(broken))] if rng.random() < 0.2 else broken))
         try:
-            assert _sections.built(builder, "broken", paths).n_obs >= 0
+            assert _load.built(builder, "broken", paths).n_obs >= 0
         except ValueError as error:
             tells(error, "can't be assembled as a section")
 
@@ -707,7 +706,7 @@ def test_two_processes_fill_one_cache(server, fetch, tmp_path):
     both = threading.Barrier(2)
 
     def together(number):
-        both.wait(timeout=120)  # neither gets an answer before both have asked
+        both.wait(timeout=120)  # no response before both requests
         return {}, b"counts"
 
     server.answer = together
@@ -744,7 +743,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_stays_as_it_was_set():
+def test_number_of_threads_is_unchanged():
     """numba's threads, once begun, set OpenMP's count for torch as well: 64 of them where one was allowed."""
     code = (
         "import torch, stampy; adata = stampy.datasets.toy(n_spots=80)\n"

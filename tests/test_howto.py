@@ -1,4 +1,4 @@
-"""The code of the how-to guides runs, page by page, where the packages that it needs are installed."""
+"""The code of the how-to guides runs, page by page, if its packages are installed."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""Which words are no labels: one list for tools, plots and pages."""
+"""Words that count as missing labels, in tools, plots and reports."""
 
 import numpy as np
 import pandas as pd
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 import stampy
 from stampy import _keys, datasets, pl, tl
-from stampy._labels import known_labels, means_none
+from stampy._labels import is_missing_label, known_labels
 
 
-def test_what_is_no_label():
+def test_words_that_count_as_missing():
     column = ["b", "NA", "nan", "undetermined", "", None, np.nan, "a", " "]
     with pytest.warns(stampy.StampyWarning, match=r"1 of 9 spots .*'undetermined' \(1\)"):
         codes, names = known_labels(column)
@@ -25,14 +25,14 @@ def test_missing_values_need_no_warning():
 
 @given(st.sampled_from(sorted(_keys.NO_LABELS - {""})), st.sampled_from([str.upper, str.title, str.lower]))
 def test_case_and_space_do_not_matter(word, cased):
-    assert means_none(cased(word))
-    assert means_none(f" {cased(word)} ")
+    assert is_missing_label(cased(word))
+    assert is_missing_label(f" {cased(word)} ")
     assert known_labels(["a", cased(word), "b"], warn=False)[0].tolist() == [0, -1, 1]
 
 
 @pytest.mark.parametrize("word", ["other", "background", "normal", "0", "-", "no", "none of these", "unknown 1"])
-def test_real_labels_stay(word):
-    assert not means_none(word)
+def test_valid_labels_are_kept(word):
+    assert not is_missing_label(word)
     assert known_labels([word, "b"])[1] == sorted([word, "b"])
 
 

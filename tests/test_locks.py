@@ -1,4 +1,4 @@
-"""One process a folder, and hashes that miss nothing."""
+"""One process per folder, and hashes of all inputs."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stampy import _files
+from stampy import _files, _locks
 from stampy._section.image.levels import ArrayLevel
 from stampy._section.image.slide_image import SlideImage
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from stampy._files import FolderLock
+from stampy._locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]), what="run")
 print("held", flush=True)
 time.sleep(60)
@@ -28,41 +28,41 @@ def test_a_lock_dies_with_its_process(number, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(RuntimeError, match=rf"process {holder.pid} on .*would damage the run"):
-            _files.FolderLock(tmp_path, what="run")
+            _locks.FolderLock(tmp_path, what="run")
         holder.send_signal(number)
         holder.wait()
-    with _files.FolderLock(tmp_path, what="run"):
+    with _locks.FolderLock(tmp_path, what="run"):
         assert f"{os.getpid()} on" in (tmp_path / ".stampy.lock").read_text()
 
 
-def test_a_holder_on_another_machine_is_told_of(tmp_path):
-    """Where locks stay on one machine, the name in the file is all that can be seen of a process on another."""
+def test_error_names_the_other_machine(tmp_path):
+    """With locks local to a machine, only the name in the file shows a process on another machine."""
     (tmp_path / ".stampy.lock").write_text("123 on elsewhere\n")
     with pytest.warns(UserWarning, match="still marked by process 123 on elsewhere"):
-        _files.FolderLock(tmp_path, what="run").close()
+        _locks.FolderLock(tmp_path, what="run").close()
     assert (tmp_path / ".stampy.lock").read_text() == ""
-    _files.FolderLock(tmp_path, what="run").close()  # without a warning
+    _locks.FolderLock(tmp_path, what="run").close()  # without a warning
 
 
-def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+def test_file_system_without_locks_warns(tmp_path, monkeypatch):
     import fcntl
 
     def none(*_):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="can't lock files"), _files.FolderLock(tmp_path, what="run"):
+    with pytest.warns(UserWarning, match="can't lock files"), _locks.FolderLock(tmp_path, what="run"):
         pass
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
     for name in (".checkpoint-1.ckpt.x_1.ckpt", ".metrics.jsonl.x", ".other", "checkpoint-1.ckpt", ".stampy.lock"):
         (tmp_path / name).touch()
-    _files.remove_leftovers(tmp_path, ("checkpoint-", "metrics."))
+    _locks.remove_leftovers(tmp_path, ("checkpoint-", "metrics."))
     assert {p.name for p in tmp_path.iterdir()} == {".other", "checkpoint-1.ckpt", ".stampy.lock"}
 
 
-def test_a_large_file_is_known_by_size_time_and_parts(tmp_path, monkeypatch):
+def test_digest_of_a_large_file_is_from_size_time_and_samples(tmp_path, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(10_000))
     whole = _files.digest_of_file(path)

@@ -1,4 +1,4 @@
-"""The suite stays on this machine."""
+"""The test suite does not use the network."""
 
 import socket
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-OUTSIDE = "192.0.2.1"  # for documentation: nobody has this address
+OUTSIDE = "192.0.2.1"  # reserved for documentation
 
 
 def test_a_connection_out_of_the_machine_is_refused_and_noted(request):
@@ -19,12 +19,12 @@ def test_a_connection_out_of_the_machine_is_refused_and_noted(request):
     guard._refused.clear()
 
 
-def test_this_machine_is_reached():
+def test_local_connections_are_allowed():
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()
 
 
-def test_a_process_that_a_test_starts_reaches_nothing_either():
+def test_child_processes_have_no_network():
     code = f"import urllib.request; urllib.request.urlopen('http://{OUTSIDE}/', timeout=60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1

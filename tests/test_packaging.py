@@ -1,4 +1,4 @@
-"""What users install: built, looked into, installed into an empty folder and run from there."""
+"""The wheel and the source distribution: built, inspected, installed into an empty folder and run."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(built):
+def test_wheel_contains_only_the_package_and_its_weights(built):
     wheel, _ = built
     assert wheel.stat().st_size < 25e6
     with zipfile.ZipFile(wheel) as archive:
@@ -67,7 +67,7 @@ def test_the_source_distribution_is_complete(built):
 
 
 @pytest.mark.slow
-def test_it_runs_where_it_is_installed(built, tmp_path):
+def test_installed_package_runs(built, tmp_path):
     wheel, _ = built
     install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
@@ -85,7 +85,7 @@ def test_it_runs_where_it_is_installed(built, tmp_path):
     assert name == "stampy-mini"
 
 
-def test_groups_and_recipe_say_what_pyproject_says():
+def test_groups_and_recipe_match_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
     for name in ("test", "lint", "docs"):

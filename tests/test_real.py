@@ -1,4 +1,4 @@
-"""The real sections: each loads, tokenises, embeds, clusters, and comes back from disk unchanged."""
+"""Real sections: each is loaded, tokenised, embedded and clustered, and is unchanged after writing and reading."""
 
 import anndata as ad
 import numpy as np

@@ -1,4 +1,4 @@
-"""`stampy.settings`: checked where they are set, and respected."""
+"""`stampy.settings`: validation, and effect."""
 
 import logging
 import subprocess
@@ -33,7 +33,7 @@ def as_before():
         ("seed", True, TypeError, "integer from 0 on"),
     ],
 )
-def test_what_can_not_be_is_refused(name, value, error, message):
+def test_invalid_settings_raise(name, value, error, message):
     with pytest.raises(error, match=message):
         setattr(stampy.settings, name, value)
     with pytest.raises(error, match=message), stampy.settings.override(**{name: value}):
@@ -49,7 +49,7 @@ def test_an_override_ends():
     assert (settings.seed, settings.device) == (0, None)
 
 
-def test_the_seed_counts_where_none_is_given(toy):
+def test_seed_is_the_default(toy):
     def drawn(**given):
         return pp.neighborhoods(toy, copy=True, **given).obs["stamp_group"].to_numpy()
 
@@ -66,7 +66,7 @@ def test_the_seed_reaches_tools_and_training(toy, monkeypatch):
 
     with settings.override(seed=5):
         assert train.PretrainConfig().seed == 5
-        assert folds.seed_of(_settings.DEFAULT_SEED) == 5
+        assert folds.int_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(_settings.DEFAULT_SEED) == 5
         assert _utils.chosen_seed(0) == 0
     adata = toy.copy()
@@ -78,7 +78,7 @@ def test_the_seed_reaches_tools_and_training(toy, monkeypatch):
     assert adata.obs["stamp_domain"].tolist() == by_setting
 
 
-def test_the_device_counts_where_none_is_given():
+def test_device_is_the_default():
     with settings.override(device="cpu"):
         assert _utils.device_of(None).type == "cpu"
     with settings.override(device="mps"):
@@ -109,13 +109,13 @@ def test_verbosity():
     with settings.override(verbosity=4):
         assert settings.verbosity == "debug"
         assert logger.isEnabledFor(logging.DEBUG)
-    assert logger.level == logging.NOTSET  # what the program sets up itself counts
+    assert logger.level == logging.NOTSET  # settings of the program take precedence
     code = "import stampy, logging; stampy.settings.verbosity = 'info'; logging.getLogger('stampy.x').info('told')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert said == "told\n"
 
 
-def test_the_environment_sets_the_start(monkeypatch):
+def test_environment_variables_set_the_defaults(monkeypatch):
     monkeypatch.setenv("STAMPY_SEED", "7")
     monkeypatch.setenv("STAMPY_PROGRESS_BARS", "0")
     monkeypatch.setenv("STAMPY_DEVICE", "cpu")
@@ -134,7 +134,7 @@ def test_workers_have_the_settings(monkeypatch):
     values, *_ = given[0]["initargs"]
     assert values["seed"] == 9
     monkeypatch.setattr(_workers, "_end_with_parent", lambda: None)
-    _workers._begin(values, None, ())
+    _workers._initialise_worker(values, None, ())
     assert settings.seed == 9
 
 

@@ -1,8 +1,8 @@
-"""Make the two tables of gene names that stampy ships, from those of HGNC and MGI.
+"""Build the two packaged tables of gene names from those of HGNC and MGI.
 
 Run as ``python package.py hgnc.tsv.gz mouse_orthologs.tsv.gz``. The first has the columns symbol, ensembl_gene_id,
 prev_symbol, alias_symbol and hgnc_id of HGNC's complete set, the second mouse_symbol, mouse_ensembl_id and hgnc_id of
-MGI's HGNC_AllianceHomology report. The same input gives the same bytes.
+MGI's HGNC_AllianceHomology report. The output is reproducible to the byte.
 """
 
 import gzip
@@ -25,19 +25,19 @@ MOUSE = """\
 
 
 def read(path: str) -> pd.DataFrame:
-    """A table of text; nothing in it is taken for missing."""
+    """Read a table as text, without missing values."""
     return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
 
 
 def write(name: str, text: str) -> None:
-    """Compressed, without a time stamp."""
+    """Compress without a time stamp."""
     path = OUT / name
     path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def names_of(hgnc: pd.DataFrame, column: str, taken: set[str]) -> dict[str, int]:
-    """Name -> number of its gene, -1 where several genes have it; without the names in `taken`."""
+    """Name -> number of its gene, -1 if several genes have it; without the names in `taken`."""
     genes: dict[str, int] = {}
     for gene, cell in enumerate(hgnc[column]):
         for name in filter(None, cell.split("|")):
@@ -47,7 +47,7 @@ def names_of(hgnc: pd.DataFrame, column: str, taken: set[str]) -> dict[str, int]
 
 
 def write_hgnc(hgnc: pd.DataFrame) -> None:
-    """The names of human genes, a column a line."""
+    """Names of human genes, one column per line."""
     previous = names_of(hgnc, "prev_symbol", set(hgnc["symbol"]))
     aliases = names_of(hgnc, "alias_symbol", set(hgnc["symbol"]) | set(previous))
     columns = {
@@ -62,7 +62,7 @@ def write_hgnc(hgnc: pd.DataFrame) -> None:
 
 
 def write_mouse(mouse: pd.DataFrame, hgnc: pd.DataFrame) -> None:
-    """A pair of mouse and human gene a line; a gene with several partners has several lines."""
+    """One pair of mouse and human gene per line; a gene with several partners has several lines."""
     mouse = mouse.assign(hgnc_id=mouse["hgnc_id"].str.split("|")).explode("hgnc_id")
     human = hgnc.set_index("hgnc_id")[["symbol", "ensembl_gene_id"]].set_axis(["human", "human_id"], axis=1)
     mouse = mouse.rename(columns={"mouse_symbol": "mouse", "mouse_ensembl_id": "mouse_id"})

@@ -1,24 +1,24 @@
-"""Does stage 1 learn? A planted corpus, whose best possible loss is known, at several sizes and lengths of run.
+"""Does stage 1 learn? A simulated corpus with known minimum loss, at several sizes and lengths of run.
 
     python recipes/planted/curve.py --out recipes/planted/curve.csv
     python recipes/planted/curve.py --spots 8000 --steps 1000 --losses igr both --seeds 0 1 2 3 --out cgr.csv
     python recipes/planted/curve.py --spots 100000 --steps 10000 --groups 64 --losses igr both --device cuda
 
-Every row is a run. All losses are in nats, at the same hidden genes of two sections that were left out:
+Each row is a run. All losses are in nats, at the same hidden genes of two held-out sections:
 
-masked              the model's
-masked_unseen       the model's, where the genes that a spot shows elsewhere are ruled out for it
-frequency, _unseen  guesses by how frequent a gene is in the section; the second rules out visible genes
-linear              a softmax regression from the visible genes, fitted to the same spots
-composition         one who tells from the visible genes what the spot is made of, but does not rule them out
-best_allowed        the same, ruling them out: no model of single spots can do better
-best_told           one who is told the odds of the spot's genes
-cgr, cgr_best       the loss of CGR, and of one who is told the domain of each spot
+masked              loss of the model
+masked_unseen       loss of the model, with genes visible elsewhere in the spot excluded
+frequency, _unseen  by the frequency of genes in the section; the second excludes visible genes
+linear              softmax regression from the visible genes, fitted to the same spots
+composition         optimal inference of a spot's composition from its visible genes, without excluding them
+best_allowed        the same with visible genes excluded; the optimum for models of single spots
+best_told           given the true gene probabilities of the spot
+cgr, cgr_best       loss of CGR, and its value given the domain of each spot
 
-Then how well features tell domains, which neighbours share, from states, which are each spot's own, in left-out
-sections: adjusted Rand index of k-means, share of the variance, and accuracy of a linear probe that is fitted on one
-left-out section and measured on the other. The same of two linear encoders that are fitted to the training spots:
-principal components of the genes (``_pca``), and the axes along which neighbours agree (``_axes``).
+The other columns show how well features separate domains, which neighbours share, from states, which are specific to a
+spot, in held-out sections: adjusted Rand index of k-means, fraction of the variance, and accuracy of a linear probe
+fitted on one held-out section and tested on the other. The same for two linear encoders fitted to the training spots:
+principal components of the genes (``_pca``), and the axes shared by neighbours (``_axes``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
 from stampy import _keys, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, hidden_genes, planted
 from stampy.models._gene import MASK_ID
 from stampy.pp import Vocabulary
@@ -53,14 +53,14 @@ WORLD = {
 
 
 def world_of(n_spots: int, seed: int, options):
-    """So many spots in training sections, and the left-out ones first."""
+    """Training sections with `n_spots` spots, preceded by the held-out sections."""
     per_section = min(n_spots, options.per_section)
     sizes = {name: getattr(options, option) for option, name in WORLD.items()}
     return planted(per_section, max(n_spots // per_section, 1) + N_KEPT, rng=seed, **sizes)
 
 
 def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]:
-    """Train for about so many steps; what is reached on sections that were left out."""
+    """Train for about `steps` steps and evaluate on the held-out sections."""
     vocabulary = Vocabulary(world.genes)
     n_spots = sum(s.n_obs for s in world.sections[N_KEPT:])
     epochs = max(round(steps * options.groups * 9 / n_spots), 1)
@@ -87,7 +87,7 @@ def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]
         print(table.round(3).to_string(), flush=True)
     model = model.cpu()
     tokens = [
-        prepare(Section(data=s, name="kept"), vocabulary, max_tokens=2 * options.shown).tokens.astype(np.int64)
+        prepare(SectionInput(data=s, name="kept"), vocabulary, max_tokens=2 * options.shown).tokens.astype(np.int64)
         for s in kept
     ]
     hidden = [hidden_genes(s.X.toarray() > 0) for s in kept]
@@ -100,7 +100,7 @@ def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]
 
 @torch.inference_mode()
 def masked_loss(model, tokens: np.ndarray, hidden: np.ndarray) -> dict[str, float]:
-    """Mean cross-entropy at hidden genes, as it is and over the genes that the spot does not show elsewhere."""
+    """Mean cross-entropy at hidden genes, over all genes and over genes not visible elsewhere in the spot."""
     rows, columns = np.nonzero(tokens)
     gone = np.zeros(tokens.shape, bool)
     gone[rows, columns] = hidden[rows, tokens[rows, columns] - _keys.N_SPECIAL]
@@ -111,7 +111,7 @@ def masked_loss(model, tokens: np.ndarray, hidden: np.ndarray) -> dict[str, floa
         logits = model.gene.logits(model.gene(ids.masked_fill(chosen, MASK_ID))[chosen])
         targets = torch.from_numpy(tokens[part])[chosen]
         total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-        shown = ids.masked_fill(chosen, 1)[chosen.nonzero()[:, 0]]  # 1 pads: no gene
+        shown = ids.masked_fill(chosen, 1)[chosen.nonzero()[:, 0]]  # 1 is padding
         logits = logits.scatter(1, shown, -torch.inf)
         unseen += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
     n = max(int(gone.sum()), 1)
@@ -119,7 +119,7 @@ def masked_loss(model, tokens: np.ndarray, hidden: np.ndarray) -> dict[str, floa
 
 
 def told_apart(features, sections, ending: str = "") -> dict[str, float]:
-    """What features say of domains and states: clusters and variance in a section, a probe from one to another."""
+    """Separation of domains and states by features: clusters and variance in a section, a probe between sections."""
     features = [(own - own.mean(axis=0)) / own.std() for own in features]
     found = {}
     for key in ("domain", "state"):
@@ -136,14 +136,14 @@ def told_apart(features, sections, ending: str = "") -> dict[str, float]:
 
 
 def explained(features: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the variance that lies between the means of groups."""
+    """Fraction of the variance between group means."""
     own = features - features.mean(axis=0)
     between = sum((labels == y).sum() * (own[labels == y].mean(axis=0) ** 2).sum() for y in set(labels))
     return between / (own**2).sum()
 
 
 def known(world, seed: int) -> dict[str, float]:
-    """What frequencies, linear models, and those who know the simulator reach on the left-out sections."""
+    """Losses of frequencies, of linear models and of optimal predictors on the held-out sections."""
     kept, training = world.sections[:N_KEPT], world.sections[N_KEPT:]
     shows = [s.X.toarray() > 0 for s in kept]
     predicted = linear_model(np.concatenate([s.X.toarray() > 0 for s in training]), seed)
@@ -178,7 +178,7 @@ def loss_of(logits: np.ndarray, hidden: np.ndarray) -> float:
 
 
 def linear_model(shows: np.ndarray, seed: int, steps: int = 1500, batch: int = 256):
-    """A softmax regression from visible to hidden genes; the step that is best for a tenth of the spots is kept."""
+    """Softmax regression from visible to hidden genes; keeps the step with the lowest loss on a tenth of the spots."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
     shows = shows[random.permutation(len(shows))]

@@ -1,11 +1,11 @@
-"""Does stage 2 learn? Planted pairs: the direction of a tile's fibres is what its genes say, its colour says nothing.
+"""Does stage 2 learn? Simulated pairs: genes determine the direction of a tile's fibres but not its colour.
 
     python recipes/planted/pairs.py --sections 20 --epochs 15
     python recipes/planted/pairs.py --sections 40 --epochs 40 --device cuda
 
-Both towers start at random. Printed is the share of tiles whose own genes are among the 1, 10 and 50 nearest of their
-section, in sections that were left out: of the model, of a ridge from colours and texture that is fitted on all other
-sections, and by chance.
+Both towers start from random weights. Prints the fraction of tiles whose own genes are among the 1, 10 and 50 nearest
+in their section, for held-out sections: of the model, of a ridge on colours and texture fitted to all other sections,
+and by chance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from stampy import models, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import TILE_PX, UM_PER_PX, planted
 from stampy.pp import Vocabulary
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     world = planted(N_SPOTS, options.sections + N_KEPT, texture_effect=2.5, state_effect=0.5, rng=options.seed)
     sections = [
-        Section(data=data, name=f"left out {i}" if i < N_KEPT else f"s{i}", um_per_px=UM_PER_PX)
+        SectionInput(data=data, name=f"left out {i}" if i < N_KEPT else f"s{i}", um_per_px=UM_PER_PX)
         for i, data in enumerate(world.sections)
     ]
     config = {"epochs": options.epochs, "pairs_per_batch": options.pairs, "lr": options.lr, "losses": ("patch_gene",),

@@ -1,14 +1,14 @@
-"""Does stage 2 learn from few real pairs? HER2ST C2 to C6 in full resolution, each left out in turn.
+"""Does stage 2 learn from few real pairs? HER2ST C2 to C6 in full resolution, each held out in turn.
 
     python recipes/real/pairs.py features --stem FILE --out features.npz    # as for recipes/stampy-mini/fit_image.py
     python recipes/real/pairs.py fit features.npz --device cuda --out pairs.csv
 
-Heads on both sides are trained by the loss of stage 2 (`losses.symmetric_info_nce`, a batch is a section), on
-features that stay as they are: of images the first blocks of an EfficientNet-Lite0 that was trained on ImageNet (a
-ViT from random weights learns little from 730 pairs), alone or with the mean of a spot's 8 neighbours beside its own,
-as a region shows them; of genes 128 principal components. Rates and sizes are chosen on one of the other sections,
-never on the one that is left out. Printed is the share of tiles whose own genes are among the 1, 10 and 50 nearest of
-the left-out section, beside chance and the ridge of `stampy evaluate`, on the same features and spots.
+Heads on both sides are trained with the loss of stage 2 (`losses.symmetric_info_nce`, one section per batch) on fixed
+features. Image features are those of the first blocks of an EfficientNet-Lite0 trained on ImageNet (a ViT with random
+weights learns little from 730 pairs), alone or with the mean over the spot's 8 neighbours, similar to a region. Gene
+features are 128 principal components. Learning rates and sizes are chosen on one of the other sections, never on the
+held-out one. Prints the fraction of tiles whose own genes are among the 1, 10 and 50 nearest in the held-out section,
+compared with chance and the ridge of `stampy evaluate` on the same features and spots.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from stampy.train._baselines import ranks_of_own, ridge_ranks, tile_features, we
 
 SECTIONS = [f"HER2ST_C{i}" for i in range(2, 7)]
 N_BLOCKS = 11
-TAPPED = (0, 2, 4, 7, 10)  # blocks whose channels' mean and deviation are features
+TAPPED = (0, 2, 4, 7, 10)  # blocks whose channel means and standard deviations are features
 N_TOKENS, COMPONENTS = 20_030, 128
 GRID = {"width": (0, 256), "dropout": (0.6,), "steps": (300,), "weight_decay": (0.01, 1.0)}
 
 
 def features(options) -> None:
-    """Write features, tokens and places of all pairs."""
+    """Write features, tokens and coordinates of all pairs."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "stampy-mini"))
     from fit_image import stem_weights
 
     from stampy import datasets, models
-    from stampy._io.sections import Section
+    from stampy._io.sections import SectionInput
     from stampy.models._stem import ConvStem
     from stampy.pp import Vocabulary
     from stampy.train._data import prepare
@@ -50,7 +50,7 @@ def features(options) -> None:
     stem, model, found = ConvStem(N_BLOCKS).eval(), models.load("stampy-mini"), {}
     stem.load_state_dict(stem_weights(options.stem, N_BLOCKS))
     for name in SECTIONS:
-        section = Section(data=datasets.load(name), name=name, image=datasets.fetch(name, file="image"))
+        section = SectionInput(data=datasets.load(name), name=name, image=datasets.fetch(name, file="image"))
         own = prepare(section, Vocabulary(model.genes), max_tokens=1024, tower=models.ImageConfig())
         tiles = own.tiles.read(np.arange(own.n_spots))
         found |= {f"{name}_tokens": own.tokens, f"{name}_xy": own.xy, f"{name}_colour": tile_features(tiles)}
@@ -60,7 +60,7 @@ def features(options) -> None:
 
 @torch.inference_mode()
 def channels(stem, tiles: torch.Tensor) -> np.ndarray:
-    """(n, F) mean and deviation of the channels of the tapped blocks."""
+    """(n, F) means and standard deviations of the channels of the tapped blocks."""
     x = nn.functional.relu6(stem.first((tiles.permute(0, 3, 1, 2).float() - 127) / 128))
     found = [x.mean((2, 3)), x.std((2, 3))]
     for number, block in enumerate(stem.blocks):
@@ -70,12 +70,12 @@ def channels(stem, tiles: torch.Tensor) -> np.ndarray:
 
 
 def standard(x: np.ndarray) -> np.ndarray:
-    """Within a section: stains differ, and neither a label nor a gene is needed for it."""
+    """Standardise within a section, since stains differ; this needs neither labels nor genes."""
     return ((x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)).astype(np.float32)
 
 
 class Heads(nn.Module):
-    """A head for images and one for genes, into one space."""
+    """A head for images and a head for genes, into one space."""
 
     def __init__(self, n_images: int, n_genes: int, width: int, dropout: float, size: int = 64):
         super().__init__()
@@ -89,7 +89,7 @@ class Heads(nn.Module):
 
 
 def fitted(images, genes, rows, *, width, dropout, steps, weight_decay, seed, device) -> Heads:
-    """Heads after so many steps, each on a section of `rows`."""
+    """Train heads for `steps` steps, each on one of the sections in `rows`."""
     torch.manual_seed(seed)
     heads = Heads(images[rows[0]].shape[1], genes[rows[0]].shape[1], width, dropout).to(device)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, weight_decay=weight_decay)
@@ -106,14 +106,14 @@ def fitted(images, genes, rows, *, width, dropout, steps, weight_decay, seed, de
 
 @torch.inference_mode()
 def ranks(many: list[Heads], images, genes, device) -> np.ndarray:
-    """Of each spot, how many others have nearer genes; the embeddings of several heads side by side."""
+    """For each spot, the number of other spots with nearer genes; embeddings of several heads are concatenated."""
     both = [[x.cpu().numpy() for x in h(*(torch.from_numpy(x).to(device) for x in (images, genes)))] for h in many]
     a, b = (np.concatenate(parts, axis=1) for parts in zip(*both, strict=True))
     return ranks_of_own(a, b, np.arange(len(a)))
 
 
 def left_out(name, images, tokens, options) -> tuple[np.ndarray, dict]:
-    """Ranks on a section, by heads that were fitted, and chosen, on the others."""
+    """Ranks on a section, with heads fitted and selected on the others."""
     others = [n for n in SECTIONS if n != name]
     counts = {n: weighted(tokens[n], N_TOKENS) for n in SECTIONS}
     svd = TruncatedSVD(COMPONENTS, random_state=0).fit(np.vstack([counts[n].toarray() for n in others]))

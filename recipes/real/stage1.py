@@ -1,19 +1,19 @@
-"""Does stage 1 learn from real sections? Masked genes of sections that were left out, along a run.
+"""Does stage 1 learn from real sections? Masked genes of held-out sections during a run.
 
-    python recipes/real/stage1.py build FOLDER                   the corpora: train, choose (HER2+ patient G), kept
+    python recipes/real/stage1.py build FOLDER                   corpora: train, choose (HER2+ patient G), kept
     python recipes/real/stage1.py train FOLDER/train --kept FOLDER/choose --out RUN --steps 4000 --device cuda
     python recipes/real/stage1.py measure RUN/model --kept FOLDER/kept --out kept.csv
     python recipes/real/stage1.py readers FOLDER/train --kept FOLDER/choose --out readers.csv
 
-``train`` hides all that it scores (`mask_share=1`) and starts the heads at gene frequency; it prints the
-loss at masked positions of left-out sections at every checkpoint, beside the references of each: frequency in all these
-sections, in-section frequency, and the same among the genes that a spot does not show elsewhere. "choose" is for
-choosing settings; "kept" is looked at once, at the end: both cortex sections, HER2+ patient A, PDAC-A.
+``train`` masks all scored positions (`mask_share=1`) and initialises the heads with gene frequencies. At every
+checkpoint it prints the loss at masked positions of held-out sections and the baselines of each: frequency in all these
+sections, in the section, and in the section without genes visible elsewhere in the spot. "choose" serves for choosing
+settings; "kept" is evaluated once, at the end: both cortex sections, HER2+ patient A, PDAC-A.
 
-``readers`` shows what can be guessed without a network: from the frequency of genes in the training sections, in the
-sections of other HER2+ patients (of one, two, ... of them), in the 1,000 training spots most similar by their visible
-genes, by a linear model of these, in the other sections of the same patient, and in the section itself, which no
-training section tells.
+``readers`` shows the loss without a network: from the frequency of genes in the training sections, in the sections of
+other HER2+ patients (of one, two, ... of them), in the 1,000 training spots with the most similar visible genes, by a
+linear model of these, in the other sections of the same patient, and in the section itself, which training sections
+cannot provide.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COLUMNS = ["igr_masked", "corpus_frequency", "section_frequency", "section_frequ
 
 
 def build(folder: Path) -> None:
-    """Corpora of tokens, from `stampy.datasets`; the vocabulary is that of the packaged model."""
+    """Build corpora of tokens from `stampy.datasets`, with the vocabulary of the packaged model."""
     names = [n for n in datasets.names(use="train", in_mirror=True) if not n.startswith("image_only")]
     chosen = [n for n in names if n.startswith("HER2ST_G")]
     vocabulary = Vocabulary(models.load("stampy-mini").genes)
@@ -82,7 +82,7 @@ def measured(model, options) -> pd.DataFrame:
 
 
 def readers(options) -> None:
-    """The loss of guesses by frequency, as they are and over the genes that the spot does not show elsewhere."""
+    """Losses of frequency baselines, over all genes and over genes not visible elsewhere in the spot."""
     rng = np.random.default_rng(0)
     known, kept = tokens_of(options.corpus), tokens_of(options.kept)
     n_tokens = max(int(t.max()) for t in (*known.values(), *kept.values())) + 1
@@ -128,14 +128,14 @@ def tokens_of(corpus: Path) -> dict[str, np.ndarray]:
 
 
 def bag(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
-    """Spots x genes, 1 where a spot shows a gene."""
+    """Spots x genes, 1 for genes visible in the spot."""
     rows, columns = np.nonzero(tokens)
     ones = np.ones(len(rows), np.float32)
     return sparse.csr_matrix((ones, (rows, tokens[rows, columns])), (len(tokens), n_tokens))
 
 
 class Linear:
-    """A softmax regression: log frequency, and a line for each gene in principal components of the visible genes."""
+    """Softmax regression: log frequency plus a linear function of principal components of the visible genes."""
 
     def __init__(self, known: dict[str, np.ndarray], n_tokens: int, components: int, steps: int, lr: float = 5e-3):
         tokens = np.concatenate([*known.values()])
@@ -171,14 +171,14 @@ class Linear:
 
 
 def normalised(spots: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr_matrix:
-    """Weighted genes, every spot of length 1."""
+    """Weighted genes, with unit norm per spot."""
     weighted = spots.multiply(weights).tocsr()
     length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     return sparse.diags(1 / np.maximum(length, 1e-9)) @ weighted
 
 
 class Similar:
-    """Frequency of genes in the training spots whose visible genes are most similar; rare genes weigh more."""
+    """Frequency of genes in the training spots with the most similar visible genes; rare genes have more weight."""
 
     def __init__(self, known: dict[str, np.ndarray], n_tokens: int, n: int = 1000):
         self.n, self.spots = n, bag(np.concatenate([*known.values()]), n_tokens)
@@ -187,7 +187,7 @@ class Similar:
         self.index = normalised(self.spots, self.weights).T.tocsr()
 
     def share(self, visible: np.ndarray, usual: np.ndarray) -> np.ndarray:
-        """Half from the similar spots, half as usual: (spots, genes)."""
+        """Mean of the frequency in similar spots and the usual frequency, (spots, genes)."""
         near = bag(visible, len(usual)).multiply(self.weights).tocsr() @ self.index
         near = np.argpartition(-near.toarray(), self.n, axis=1)[:, : self.n]
         found = np.stack([np.asarray(self.spots[rows].sum(axis=0)).ravel() for rows in near])

@@ -1,7 +1,7 @@
-"""The published gene encoder as a folder that stage 2 starts from: `python from_published.py CHECKPOINT OUT`.
+"""Convert the published gene encoder to a start model for stage 2: `python from_published.py CHECKPOINT OUT`.
 
-CHECKPOINT is a stage 1 file of the paper's code. The head that projects features is not in it and starts at random, as
-in the paper. The vocabulary is the published one, with its rounded divisors.
+CHECKPOINT is a stage 1 file of the paper's code. It does not contain the head that projects features, which starts from
+random weights, as in the paper. The vocabulary is the published one, with its rounded divisors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from stampy import datasets, models, pp
 
 
 def main() -> None:
-    """Read the checkpoint, write the folder."""
+    """Read the checkpoint and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("out")

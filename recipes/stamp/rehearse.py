@@ -1,4 +1,4 @@
-"""The parts of rehearse.sh that are no command of stampy: `python rehearse.py generate | killed | whole | ... OUT`."""
+"""Steps of rehearse.sh that are not commands of stampy: `python rehearse.py generate | killed | whole | ... OUT`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ N_SPOTS, SEED = 150, 0
 DATA = "planted sections, kept out"
 KEPT_OUT = ("TOY4", "TENX13")  # of the HEST-like folder
 TABLES = {"dlpfc": 3, "hbc": 1, "her2": 4, "psc": 2, "hhk": 2, "tcga-luad": 6}  # sections, or slides
-# (system before, system after, task, metric, variant): each must be better after than before. Clusters of image
-# embeddings are shown and not required. Toy tissues differ in colour, which an untrained ViT passes on; k-means found
-# less of them after stage 2 (ARI 0.73 before, 0.58 after), a probe more
+# (system before, system after, task, metric, variant): each must improve. Clusters of image embeddings are shown but
+# not required to improve: toy tissues differ in colour, which an untrained ViT preserves. After stage 2, k-means
+# recovered less of them (ARI 0.58 instead of 0.73), a probe more.
 STEPS = {
     "stage 1": [
         ("genes, untrained", "genes, after stage 1", "domains", "ari", "kmeans"),
@@ -36,11 +36,11 @@ SHOWN = [
 
 
 def generate(out: Path) -> None:
-    """The folders, and the sections that are kept out with their truth."""
+    """Write the folders, and the held-out sections with their ground truth."""
     from stampy import datasets
 
-    # The same seed: the same domains and genes in both folders. Toy sections are drawn one after the other, so the
-    # three of stage 1 are other draws than the fourth and fifth, which are judged on.
+    # The same seed gives the same domains and genes in both folders. Toy sections are drawn one after the other, so the
+    # three sections of stage 1 differ from the fourth and fifth, which are used for evaluation.
     datasets.toy_spavis(out / "spavis", n_spots=2 * N_SPOTS, n_sections=3, n_val=0, n_positions=64, rng=SEED)
     sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=4, rng=SEED)
     (out / "truth").mkdir()
@@ -49,7 +49,7 @@ def generate(out: Path) -> None:
 
 
 def killed(name: str, steps: str, run: Path, command: list[str]) -> None:
-    """Start a training, and kill it with all its processes once it has done so many steps."""
+    """Start a training run, and kill it with all its processes after a number of steps."""
     log = run / "metrics.jsonl"
     process = subprocess.Popen(command, start_new_session=True)
     while not log.is_file() or len(log.read_text().splitlines()) < int(steps):
@@ -64,7 +64,7 @@ def killed(name: str, steps: str, run: Path, command: list[str]) -> None:
 
 
 def whole(run: Path) -> None:
-    """Every step of a run that went on was logged, and there is a model."""
+    """Check that every step of a resumed run was logged, and that there is a model."""
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     if sorted(set(steps)) != list(range(max(steps) + 1)) or not (run / "model").is_dir():
         raise SystemExit(f"{run} is no whole run: {len(steps)} steps are logged, the last is {max(steps)}.")
@@ -72,7 +72,7 @@ def whole(run: Path) -> None:
 
 
 def start(out: Path) -> None:
-    """Models as they were before each stage, and the config that compares them on the sections kept out."""
+    """Save the models before each stage, and the config that compares them on the held-out sections."""
     import torch
 
     from stampy import models
@@ -92,7 +92,7 @@ def start(out: Path) -> None:
         ("both, after stage 2", "both/model", "fused"),
     ]  # fmt: skip
     sections = [{"source": f"{name}.h5ad", "name": name} for name in KEPT_OUT]
-    known = {"seen": {DATA: False}}  # by the tables; no model was trained on it
+    known = {"seen": {DATA: False}}  # for the tables: no model was trained on it
     config = {
         "datasets": [{"name": DATA, "sections": sections, "labels": "domain"}],
         "systems": [{"name": n, "model": str(out / path), "modality": kind, **known} for n, path, kind in systems],
@@ -103,11 +103,11 @@ def start(out: Path) -> None:
 
 
 def tables(out: Path) -> None:
-    """Every table of the paper on a generated folder, and the curves of both stages."""
+    """Every table of the paper on a generated folder, and the loss curves of both stages."""
     import matplotlib.pyplot as plt
 
     from stampy import bench, pl
-    from stampy.datasets._toy.folders import toy_folder
+    from stampy.datasets._toy.toy_paper_folder import toy_folder
 
     systems = {"tcga-luad": []}
     for table, n in TABLES.items():
@@ -124,7 +124,7 @@ def tables(out: Path) -> None:
 
 
 def told(table, step) -> tuple[bool, str]:
-    """Whether a figure is above that of before and above chance, and a line about it."""
+    """Whether a result is above the previous one and above chance, and a line about it."""
     before, after, *what = step
     first, last = table.loc[(before, *what)], table.loc[(after, *what)]
     values = f"{before} {first['value']:.3f} -> {after} {last['value']:.3f}, chance {last['chance']:.3f}"
@@ -132,7 +132,7 @@ def told(table, step) -> tuple[bool, str]:
 
 
 def check(out: Path) -> None:
-    """Fail unless each stage made the planted truth easier to find, and every table has figures."""
+    """Fail unless each stage improved the recovery of the ground truth, and every table has results."""
     from stampy import bench
 
     table = bench.summary(bench.read_results(out / "results" / "00-planted-truth"))

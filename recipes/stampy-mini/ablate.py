@@ -1,10 +1,10 @@
-"""What does each part of the training give? Short runs without one part at a time, three seeds each.
+"""Ablation of the training: short runs without one part at a time, three seeds each.
 
     python recipes/stampy-mini/ablate.py FOLDER [--stage gene|image] [--seeds 3] [--out FILE.md]
 
 FOLDER is that of `prepare.py`. Prints Markdown tables: mean and standard deviation over the seeds. The runs are smaller
-than those of the recipe (see `GENE` and `IMAGE` below) and compare parts with each other, not with other models. Runs
-that are done are not repeated.
+than those of the recipe (see `GENE` and `IMAGE` below) and compare parts with each other, not with other models.
+Completed runs are not repeated.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def image_scores(model):
 
 
 def model_of(run, train, *arguments, **options):
-    """The model of a run, trained if it is not there yet."""
+    """The model of a run, trained if it does not exist."""
     if not (run / "model" / "config.json").is_file():
         train(*arguments, run, progress=False, **options)
     return stampy.models.load(run / "model")
 
 
 def table(variants, seeds, score):
-    """A line per variant: mean ± standard deviation over the seeds."""
+    """One line per variant: mean ± standard deviation over the seeds."""
     for number, (name, changes) in enumerate(variants.items()):
         found = [score(number, changes, seed) for seed in range(seeds)]
         if number == 0:
@@ -130,7 +130,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)  # coarse images are known here
+    warnings.simplefilter("ignore", UserWarning)  # coarse images are expected here
     folder, lines = arguments.folder, []
 
     def gene(number, changes, seed):
@@ -142,7 +142,7 @@ def main():
         run, start = folder / "ablation" / f"image-{number}-{seed}", folder / "ablation" / "image-start"
         bag = {"vocabulary": folder / "genes.tsv", "config": GENE | STILL | {"pooling": "bag"}}
         model = model_of(start, stampy.train.pretrain, folder / "pretrain.tsv", **bag)
-        paired = folder / "full_resolution.tsv"  # the sections whose image has a file of its own
+        paired = folder / "full_resolution.tsv"  # sections with the image in a separate file
         table = pd.read_csv(folder / "align.tsv", sep="\t")
         table[table["image"].notna()].to_csv(paired, sep="\t", index=False)
         how = {"model": model, "config": IMAGE | changes | {"seed": seed}}

@@ -1,11 +1,11 @@
-"""Does the label-free score agree with labels, and what does adapting gain?
+"""Agreement of the label-free score with labels, and the gain from adaptation.
 
     python recipes/stampy-mini/agree.py [--sections NAME ...] [--final] [--out FILE.md]
 
 For every labelled section and embedding: the score of `stampy.tl.evaluate`, the linear probe (balanced accuracy, five
-spatially blocked folds) and k-means at the number of labels (ARI, mean of three seeds); then the rank correlation of
-the score with both, within sections. Without `--final`, the sections on which settings may be chosen (HER2+ patients B,
-C, D, F and G); with it, those that are looked at once, at the end. Labels are used here only.
+spatially blocked folds) and k-means with the number of labels (ARI, mean of three seeds); then the rank correlation of
+the score with both, within sections. Without `--final`, uses the sections on which settings may be chosen (HER2+
+patients B, C, D, F and G); with it, the sections that are evaluated once, at the end. Labels are used only here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from sklearn.metrics import adjusted_rand_score
 import stampy
 from stampy._labels import known_labels
 from stampy._section.neighbors import graph
+from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _tfidf
-from stampy.tl._methods.clustering import find_domains, smoothed
+from stampy.tl._methods.clustering import find_domains
 from stampy.tl._probe import probe_predictions, probe_scores
-from stampy.tl._results import unit
 
 CHOOSE = {f"HER2ST_{name}": "label" for name in ("B1", "C1", "D1", "F1", "G2")}
 FINAL = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
@@ -37,7 +38,7 @@ MEASURES = ("score", "own", "neighbors", "coherence", "domains", "score x domain
 
 
 def embeddings(model):
-    """Functions by name, each of a table; what they share is made once a table."""
+    """Embedding functions of a table by name; shared intermediate results are cached per table."""
 
     def kept(table, key, make):
         if key not in table.obsm:
@@ -64,7 +65,7 @@ def embeddings(model):
 
 
 def in_context(values, table):
-    """Mean over a spot and its six nearest, of L2 norm 1."""
+    """Mean over a spot and its six nearest neighbours, with unit L2 norm."""
     return unit(smoothed(values, np.asarray(table.obsm["spatial"], dtype=float), NEIGHBORS))
 
 
@@ -77,7 +78,7 @@ def by_labels(values, codes, xy):
 
 
 def coherence_of_domains(values, xy):
-    """Share of a spot's six nearest that are in its own domain, over that by chance: mean of 4, 6 and 8 domains."""
+    """Fraction of a spot's six nearest in its own domain, relative to chance: mean over 4, 6 and 8 domains."""
     near, found = graph(xy, NEIGHBORS, np.zeros(len(xy), dtype=int)).tocoo(), []
     for k in (4, 6, 8):
         domain = KMeans(k, n_init=3, random_state=0).fit_predict(values)
@@ -87,7 +88,7 @@ def coherence_of_domains(values, xy):
 
 
 def rows_of(name, key, model):
-    """A row for each embedding of a section."""
+    """One row per embedding of a section."""
     adata = stampy.datasets.load(name)
     functions = embeddings(model)
     stampy.tl.evaluate(adata, functions, n_splits=1)

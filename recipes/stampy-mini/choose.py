@@ -1,17 +1,17 @@
-"""Which covariances make the best axes for stampy-mini? One tissue at a time is left out of the fit and judged.
+"""Choose the covariances for the axes of stampy-mini: one tissue at a time is held out and evaluated.
 
     python recipes/stampy-mini/choose.py FOLDER --profiles cell_profile_library.h5ad [--out FILE.md]
 
-FOLDER is that of `prepare.py`. Each setting is fitted seven times, without the sections of one tissue and without its
-cell types, and judged on that tissue without labels:
+FOLDER is that of `prepare.py`. Each setting is fitted seven times, without the sections and cell types of one tissue,
+and evaluated on that tissue without labels:
 
-- score of `stampy.tl.evaluate`, one split, per spot and in context (mean over a spot and its six nearest);
-- coherence: the share of a spot's six nearest that are in its own domain, of six k-means domains in context.
+- score of `stampy.tl.evaluate`, one split, per spot and in context (mean over a spot and its six nearest neighbours);
+- coherence: fraction of a spot's six nearest neighbours in its own domain, with six k-means domains in context.
 
-The combined score is the geometric mean of these three, averaged over tissues. The best setting wins unless, fitted to
-all sections, it makes the seven domains of the cortex section less coherent by more than 0.005, or the labels of HER2+
-patients B to G (left out with all breast sections) do not confirm it; then the next one is considered. Large sections
-are judged by a compact piece of 1,000 spots.
+The combined score is the geometric mean of these three, averaged over tissues. The setting with the best score is
+chosen unless, fitted to all sections, it lowers the coherence of seven domains of the cortex section by more than
+0.005, or is not confirmed by the labels of HER2+ patients B to G (held out with all breast sections); then the next
+setting is considered. Large sections are represented by a compact piece of 1,000 spots.
 
 Shapes: n spots, G genes, K axes, m columns of all factors.
 """
@@ -36,13 +36,13 @@ from agree import by_labels
 from stampy import datasets
 from stampy._labels import known_labels
 from stampy._section.neighbors import graph
-from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
+from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.label_free import _tfidf
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import principal_components
-from stampy.tl._results import unit
+from stampy.tl._methods.principal_components import principal_components
 
-# A tissue, how names of its sections begin, and the tissues of cell types that are left out with it
+# Tissue: prefixes of the names of its sections, and tissues of cell types that are held out with it
 TISSUES = {
     "cortex": (("DLPFC",), ("Brain", "Cerebrum", "Cerebellum")),
     "liver": (("HCC1",), ("Liver",)),
@@ -51,7 +51,7 @@ TISSUES = {
     "skin": (("melanoma",), ("Skin",)),
     "colon": (("CRC16",), ("Colon", "Rectum", "Intestine", "Ileum")),
     "breast": (("HER2ST", "BC_ST", "HBC", "breast"), ()),
-    "": ((), ()),  # nothing is left out
+    "": ((), ()),  # nothing is held out
 }
 PATIENTS = [f"HER2ST_{name}" for name in ("B1", "C1", "D1", "F1", "G2")]
 CORTEX = "DLPFC_Br8325_ant"
@@ -59,7 +59,7 @@ PIECE = 1000
 
 
 class Setting(NamedTuple):
-    """Shares of cell types and mixtures, number of axes; or axes of both beside those of spots, with a weight."""
+    """Weights of cell types and mixtures and number of axes; or separate axes of both with a weight."""
 
     cells: float = 0.0
     mixtures: float = 0.0
@@ -78,7 +78,7 @@ SETTINGS = {
 
 
 class Factors:
-    """The factors (G, m) of all covariances side by side: every setting is a small matrix (m, K) of them."""
+    """Factors (G, m) of all covariances side by side; every setting is a small matrix (m, K) in their basis."""
 
     def __init__(self, weigh, sections, genes, profiles):
         who = fit.patients([s.name for s in sections])
@@ -95,7 +95,7 @@ class Factors:
         self.gram = (self.columns.T @ self.columns).astype(np.float64)
 
     def weights(self, cells, mixtures, tissue):
-        """Weight (m,) of each column; 0 for what is left out with a tissue."""
+        """Weight (m,) of each column; 0 for columns held out with a tissue."""
         names, cell_tissues = TISSUES[tissue]
         kinds = np.array(
             [
@@ -124,7 +124,7 @@ class Factors:
 
 
 class Judged:
-    """A section that is judged: its spots along all factors, whole and in halves, and what is to be predicted."""
+    """Evaluated section: its spots in terms of all factors, whole and split in halves, and the prediction targets."""
 
     def __init__(self, section, weigh, columns, rng):
         self.name = section.name
@@ -133,13 +133,13 @@ class Judged:
         whole, self.xy = section.counts[rows], section.xy[rows]
         self.counts = [whole, *halves(whole, rng)]
         self.along = [weigh(counts, section.rows) @ columns for counts in self.counts]
-        genes, near = variable_genes(whole), graph(self.xy, 6, np.zeros(len(rows), dtype=int)) / 6
+        genes, near = overdispersed_genes(whole), graph(self.xy, 6, np.zeros(len(rows), dtype=int)) / 6
         own = [gene_targets(half, genes) for half in self.counts[1:]]
         self.targets = [np.hstack([t, near @ t]) for t in own]
         self.folds = regions(self.xy)
 
     def measures(self, embed):
-        """All measures of an embedding, which is a function of a number: 0 all molecules, 1 and 2 their halves."""
+        """All measures of an embedding, given as a function of 0 (all molecules), 1 or 2 (their halves)."""
         found, values = {}, [embed(i) for i in range(3)]
         around = [unit(smoothed(x, self.xy)) for x in values]
         for title, (whole, *pair) in (("", values), (", in context", around)):
@@ -155,7 +155,7 @@ class Judged:
 
 
 def coherence(in_context, xy, k):
-    """Share of a spot's six nearest that are in its own one of `k` k-means domains, mean over two seeds."""
+    """Fraction of a spot's six nearest neighbours in its own of `k` k-means domains, mean over two seeds."""
     near, shares = graph(xy, 6, np.zeros(len(xy), dtype=int)).tocoo(), []
     for seed in range(2):
         domain = KMeans(k, n_init=3, random_state=seed).fit_predict(in_context)
@@ -164,7 +164,7 @@ def coherence(in_context, xy, k):
 
 
 def embedder(factors, setting, tissue, along):
-    """A function from spots along all factors (n, m) to embeddings; its heads are fitted to all but a tissue."""
+    """Function from spots in terms of all factors (n, m) to embeddings; its head is fitted to all tissues but one."""
     blocks, training = [], [x for name, x in along.items() if not name.startswith(TISSUES[tissue][0])]
     for axes, weight in factors.axes(setting, tissue):
         features = np.vstack([x @ axes for x in training])
@@ -175,7 +175,7 @@ def embedder(factors, setting, tissue, along):
 
 
 def line(name, rows, in_sample=None):
-    """A row of the table, from the measures of all judged sections."""
+    """Row of the table from the measures of all evaluated sections."""
     found = pd.DataFrame(rows)
     tissues = found.groupby("tissue").mean(numeric_only=True)
     combined = (tissues["score"] * tissues["score, in context"] * tissues["coherence"]) ** (1 / 3)

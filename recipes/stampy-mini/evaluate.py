@@ -1,10 +1,10 @@
-"""How good is a model? Its embeddings beside simple baselines, on sections that it was not trained on.
+"""Evaluate a model on held-out sections: its embeddings compared with simple baselines.
 
     python recipes/stampy-mini/evaluate.py [MODEL] [--out FILE.md]
 
-Prints Markdown tables. The same protocol for every embedding: linear probe (balanced accuracy, five spatially blocked
-folds), k-means at the number of labels (ARI, NMI, mean over three seeds), and image -> gene retrieval within a section.
-The sections come from `stampy.datasets`; labels are used here only.
+Prints Markdown tables. All embeddings are evaluated by the same protocol: linear probe (balanced accuracy, five
+spatially blocked folds), k-means with the number of labels (ARI, NMI, mean over three seeds), and image -> gene
+retrieval within a section. The sections come from `stampy.datasets`; labels are used only here.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import stampy
 from stampy._labels import known_labels
 from stampy.pp._linear_encoder import neighbor_graph
 from stampy.pp._thinning import heldout_correlation, regions
+from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _mixing, _tfidf
-from stampy.tl._methods.clustering import find_domains, smoothed
+from stampy.tl._methods.clustering import find_domains
 from stampy.tl._probe import probe_predictions, probe_scores
-from stampy.tl._results import unit
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 PAIRED = ["HER2ST_A1", "HER2ST_A2"]
 IMAGED = "hbc_blockA"
-CHOOSE = [f"HER2ST_{name}" for name in ("B1", "C1", "D1", "F1", "G2")]  # for what is about several patients
-NEIGHBORS, N_AXES, BANKSY = 6, 50, 0.8  # of the baselines; BANKSY's share of the neighbourhood, as for domains
-WITH_IMAGE = {"HER2ST_A1"}  # the images of the DLPFC sections have 600 px, too few for tiles
+CHOOSE = [f"HER2ST_{name}" for name in ("B1", "C1", "D1", "F1", "G2")]  # for evaluations over several patients
+NEIGHBORS, N_AXES, BANKSY = 6, 50, 0.8  # of the baselines; BANKSY is the weight of its neighbourhood for domains
+WITH_IMAGE = {"HER2ST_A1"}  # images of the DLPFC sections have 600 px, too few for tiles
 
 
 def log_counts(adata):
@@ -50,20 +51,20 @@ def log_counts(adata):
 
 
 def clusters(values, codes):
-    """ARI and NMI of k-means at the number of labels, mean over three seeds, and the deviation of the ARI."""
+    """ARI and NMI of k-means with the number of labels, mean over three seeds, and standard deviation of the ARI."""
     found = [find_domains(values, len(np.unique(codes)), method="kmeans", rng=seed)[0] for seed in range(3)]
     ari = [adjusted_rand_score(codes, f) for f in found]
     return np.mean(ari), np.mean([normalized_mutual_info_score(codes, f) for f in found]), np.std(ari)
 
 
 def depth_explained(values, depth, folds):
-    """Held-out R² of log depth by ridge, on pieces of tissue; 0 where it is worse than the mean."""
+    """Held-out R² of log depth by ridge, with spatial folds; 0 if it is worse than the mean."""
     r = heldout_correlation(values, depth[:, None], folds)[0]
     return max(r, 0.0) ** 2
 
 
 def baselines(adata, pca, xy):
-    """Embeddings that are fitted to the section itself, all smoothed: what a model in context must beat."""
+    """Embeddings fitted to the section itself, all smoothed: baselines for a model in context."""
     logged = log_counts(adata)
     logged = logged - logged.mean(axis=0)
     standard = logged / np.maximum(logged.std(axis=0), 1e-6)
@@ -81,7 +82,7 @@ def baselines(adata, pca, xy):
 
 
 def row(section, name, values, codes, xy, depth=None):
-    """One line of the table; the probe's score is that of all held-out predictions together."""
+    """One line of the table; the probe's score pools all held-out predictions."""
     folds = block_folds(xy)
     scores = probe_scores(codes, probe_predictions(values, codes, folds), folds)
     ari, nmi, spread = clusters(values, codes)
@@ -120,7 +121,7 @@ def labelled(model):
 
 
 def mixing(model):
-    """Two halves of a section, one by a panel of half the genes: are they mixed? And labels from patient to patient."""
+    """Mixing of two halves of a section, one with half of the genes; and label transfer between patients."""
     yield '| | as it is | `genes="shared"` or `center="section"` |'
     yield "|---|---|---|"
     found = [panels_mixed(model, name) for name in CHOOSE]
@@ -137,7 +138,7 @@ def spread(values):
 
 
 def panels_mixed(model, name):
-    """Mixing of both halves of a section whose second half lacks every other gene; all genes, and those shared."""
+    """Mixing of the halves of a section, the second without every other gene: with all and with shared genes."""
     adata, rng = stampy.datasets.load(name), np.random.default_rng(0)
     half = rng.permutation(adata.n_obs) % 2
     genes = np.sort(rng.permutation(adata.n_vars)[: adata.n_vars // 2])
@@ -149,7 +150,7 @@ def panels_mixed(model, name):
 
 
 def embedded_patients(model, context, center):
-    """Vectors and labels of a section of each patient, in one space."""
+    """Vectors and labels of one section per patient, in one space."""
     sections = {name: stampy.datasets.load(name) for name in CHOOSE}
     if model == "pca":
         joined = ad.concat(sections, label="section", index_unique="-", join="inner")
@@ -167,7 +168,7 @@ def embedded_patients(model, context, center):
 
 
 def transfer(found):
-    """Balanced accuracy for each patient: labels of the 15 nearest spots of the four others."""
+    """Balanced accuracy per patient of labels from the 15 nearest spots of the four others."""
     scores = []
     for name, (query, truth) in found.items():
         rest = [pair for other, pair in found.items() if other != name]
@@ -180,14 +181,14 @@ def transfer(found):
 
 
 def colours(adata):
-    """Mean and standard deviation of the three channels of each tile: what an image embedding must beat."""
+    """Mean and standard deviation of the three channels of each tile: a baseline for image embeddings."""
     stampy.pp.tiles(adata, size_px=32, key_added="small")
     pixels = adata.obsm.pop("small").reshape(adata.n_obs, -1, 3) / 255.0
     return np.hstack([pixels.mean(axis=1), pixels.std(axis=1)])
 
 
 def image_only(model):
-    """A section with an image and labels, without counts."""
+    """A section with image and labels but without counts."""
     yield "| section | embedding | balanced accuracy | ARI | NMI | |"
     yield "|---|---|---|---|---|---|"
     adata = stampy.datasets.load(IMAGED)
@@ -201,7 +202,7 @@ def image_only(model):
 
 
 def retrieval(model):
-    """Which spot's genes are nearest to a spot's image? Recall against chance."""
+    """Recall of a spot's own genes among the nearest to its image, and chance."""
     yield "| section | spots | recall@1 | recall@5 | recall@10 | chance @10 |"
     yield "|---|---|---|---|---|---|"
     for name in PAIRED:
@@ -218,7 +219,7 @@ def main():
     parser.add_argument("model", nargs="?", default="stampy-mini")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)  # coarse images are known here
+    warnings.simplefilter("ignore", UserWarning)  # coarse images are expected here
     model = stampy.models.load(arguments.model)
     lines = []
     for table in (labelled, retrieval, mixing, image_only):

@@ -1,16 +1,16 @@
-"""The gene tower of stampy-mini, in closed form.
+"""Fit the gene tower of stampy-mini in closed form.
 
     python recipes/stampy-mini/fit.py FOLDER --profiles cell_profile_library.h5ad --out MODEL [--image MODEL]
 
-FOLDER is that of `prepare.py`. A gene of a spot weighs (gate of its rank) x (level of the gene). The axes are the
-leading eigenvectors of three covariances together: between spots and their neighbours, between the cell types of a
-tissue, and between simulated mixtures of them. The head is the principal components of all training spots along these
-axes. One gene is one token. A minute or two on one CPU core; the same seed gives the same weights.
+FOLDER is that of `prepare.py`. The weight of a gene in a spot is (gate of its rank) x (level of the gene). The axes are
+the leading eigenvectors of a sum of three covariances: between spots and their neighbours, between the cell types of a
+tissue, and between simulated mixtures of cell types. The head is the principal components of all training spots along
+these axes. Each gene is one token. It takes one or two minutes on a CPU core; the same seed gives the same weights.
 
-With `--image`, the image tower of that model is kept, and its head is rotated into the new gene space: by the
-orthogonal map that takes the old gene embeddings of the training spots to the new ones.
+With `--image`, the image tower of that model is kept, and its head is rotated into the new gene space by the orthogonal
+map from the old to the new gene embeddings of the training spots.
 
-The shares of the covariances were chosen by `choose.py`.
+The weights of the covariances were chosen by `choose.py`.
 
 Shapes: n spots, G genes, K axes, p profiles, m columns of a factor.
 """
@@ -39,16 +39,16 @@ from stampy.train._spectral_start import anomaly_of_rank
 N_GENES = 20_000
 N_AXES = 128
 MAX_TOKENS = 1024
-CELLS, MIXTURES = 0.15, 0.15  # variance of cell types and of their mixtures, as a share of that of the spots
-K_PATIENT = 96  # axes of a patient's covariance that are kept
-N_MIXTURES = 8  # a tissue
-N_DRAWS = 6  # of molecules, for each profile
-DEPTH, DEPTH_SPREAD = 3000.0, 0.5  # molecules of a drawn spot: median, and deviation of its logarithm
+CELLS, MIXTURES = 0.15, 0.15  # variance of cell types and of their mixtures, relative to that of the spots
+K_PATIENT = 96  # axes kept of a patient's covariance
+N_MIXTURES = 8  # per tissue
+N_DRAWS = 6  # of molecules, per profile
+DEPTH, DEPTH_SPREAD = 3000.0, 0.5  # molecules of a simulated spot: median, and standard deviation of the logarithm
 SEED = 0
 
 
 class Section(NamedTuple):
-    """A training section, opened: its counts (n, genes), their rows of the vocabulary, and coordinates (n, 2)."""
+    """An opened training section: counts (n, genes), rows of its genes in the vocabulary, coordinates (n, 2)."""
 
     name: str
     counts: sparse.csr_matrix
@@ -57,7 +57,7 @@ class Section(NamedTuple):
 
 
 class Weighing(NamedTuple):
-    """The vocabulary, and what a gene weighs by its rank (L,) and level (G,)."""
+    """The vocabulary, and the weights of ranks (L,) and genes (G,)."""
 
     vocabulary: pp.Vocabulary
     gate: np.ndarray
@@ -70,7 +70,7 @@ class Weighing(NamedTuple):
 
 
 def weighing(paths):
-    """One gene one token: the 20,000 genes in most spots among those that HGNC approves with an Ensembl id."""
+    """One token per gene: the 20,000 genes in most spots among those with an approved HGNC symbol and an Ensembl id."""
     human, means = human_genes(), gene_means(paths)
     means = means[means["gene_id"].isin(human.of_id)]
     means = means.sort_values(["n_spots", "gene_id"], ascending=[False, True]).head(N_GENES).sort_values("gene_id")
@@ -80,7 +80,7 @@ def weighing(paths):
 
 
 def opened(folder, manifest, weigh):
-    """The sections of a manifest."""
+    """Sections of a manifest."""
     for path, name in zip(manifest["path"], manifest["name"], strict=True):
         section = ad.read_h5ad(folder / path)
         rows = weigh.vocabulary.match(section).rows
@@ -94,9 +94,9 @@ def patients(names):
 
 
 def of_patient(genes, places):
-    """Factor (G, m) of a patient's covariance between spots and neighbours, by all spots of its sections.
+    """Factor (G, m) of a patient's covariance between spots and neighbours, over all spots of its sections.
 
-    Compact pieces of the sections instead of all spots lose the cortex: a piece shows few of its layers.
+    Compact pieces instead of all spots would lose the structure of the cortex, since a piece contains few layers.
     """
     parts = [SpotGenes(x, neighbor_graph(xy)) for x, xy in zip(genes, places, strict=True)]
     axes = leading_axes(parts, K_PATIENT, np.random.default_rng(SEED))
@@ -105,7 +105,7 @@ def of_patient(genes, places):
 
 
 def drawn(expected, rows, weigh, rng):
-    """Weighted genes (p, G) of spots drawn from expected counts (p, genes): mean over `N_DRAWS`, tissue centred."""
+    """Weighted genes (p, G) of spots simulated from expected counts (p, genes): mean over `N_DRAWS`, centred."""
     depth = rng.lognormal(np.log(DEPTH), DEPTH_SPREAD, len(expected))
     expected = expected / expected.sum(axis=1, keepdims=True) * depth[:, None]
     draws = (weigh(sparse.csr_matrix(rng.poisson(expected).astype(np.float32)), rows) for _ in range(N_DRAWS))
@@ -114,7 +114,7 @@ def drawn(expected, rows, weigh, rng):
 
 
 def profiles(path, weigh, rng):
-    """Cell types and mixtures of them, (p, G) each, every tissue of a study centred; and the tissue of each row."""
+    """Cell types and their mixtures, (p, G) each, centred by tissue and study; and the tissue of each row."""
     table = ad.read_h5ad(path)
     rows = weigh.vocabulary.match(table).rows
     tissue = table.obs[["tissue", "study", "group"]].astype(str).agg("|".join, axis=1)
@@ -131,7 +131,7 @@ def profiles(path, weigh, rng):
 
 
 def axes_of(spots, cells, mixtures, k):
-    """The `k` leading axes (G, K) of the sum of all covariances; each is given by its factor (G, m)."""
+    """The `k` leading axes (G, K) of the sum of all covariances, each given by a factor (G, m)."""
     total = np.square(spots).sum()
     factors = [spots] + [
         x.T * np.float32(np.sqrt(share * total / np.square(x).sum()))
@@ -143,9 +143,9 @@ def axes_of(spots, cells, mixtures, k):
 
 
 def head_of(features):
-    """Principal components (K, K) of features (n, K), divided by the square root of their deviation, and the mean.
+    """Principal components (K, K) of features (n, K), scaled by the square root of their standard deviation; the mean.
 
-    This is between components alone, where a few dominate, and whitening, where noise counts as much as signal.
+    Without scaling, few components dominate; after whitening, noise counts as much as signal.
     """
     centre = features.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov((features - centre).T))
@@ -159,11 +159,11 @@ def model_of(weigh, axes_GK, features):
         n_genes=len(weigh.vocabulary), width=k, depth=2, heads=4, feedforward=2 * k, max_tokens=MAX_TOKENS,
         pooling="bag", tied_heads=True, norm="pre", rank_gate=True,
     )  # fmt: skip
-    torch.manual_seed(SEED)  # of the layers, which have no part in the embedding
+    torch.manual_seed(SEED)  # for the layers, which do not affect the embedding
     model = models.Stamp(models.StampConfig(gene=gene, embedding=k), weigh.vocabulary.frame)
     table_GK = weigh.level[:, None] * axes_GK
     scale, mean = TABLE_STD / table_GK.std(), weigh.gate.mean()
-    head, centre = head_of(features.astype(np.float64) * scale / mean / MAX_TOKENS)  # as the tower gives them
+    head, centre = head_of(features.astype(np.float64) * scale / mean / MAX_TOKENS)  # as returned by the tower
     with torch.no_grad():
         rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(table_GK))
         model.gene.embeddings.weight.zero_()[rows] = torch.from_numpy(table_GK * scale)
@@ -193,7 +193,7 @@ def with_image(model, other, folder, manifest):
     whole.load_state_dict(other.state_dict() | model.state_dict())
     with torch.no_grad():
         turn = torch.from_numpy(turn.T.astype(np.float32))
-        for head in (whole.patch_head, whole.region_head):  # those that are compared with genes
+        for head in (whole.patch_head, whole.region_head):  # heads that are compared with genes
             head.weight.copy_(turn @ head.weight)
             head.bias.copy_(turn @ head.bias)
     return whole.eval()

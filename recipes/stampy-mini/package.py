@@ -1,9 +1,9 @@
-"""Put a trained model into the package, in half precision, with its card.
+"""Add a trained model to the package, in half precision, with its card.
 
     python recipes/stampy-mini/package.py MODEL [FIGURES.md GENE.md IMAGE.md]
 
-The tables are those of evaluate.py and of both stages of ablate.py. With `stampy-mini` as MODEL the card alone is new;
-without tables the card stays as it is packaged.
+The tables are those of evaluate.py and of both stages of ablate.py. With `stampy-mini` as MODEL only the card is
+rebuilt; without tables, the packaged card is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the sections that stampy-mini is trained on, the two manifests, and its vocabulary into a folder.
+"""Write the training sections of stampy-mini, two manifests and the vocabulary into a folder.
 
     python recipes/stampy-mini/prepare.py FOLDER
 
@@ -17,8 +17,8 @@ from PIL import Image
 from stampy import datasets, pp
 
 FULL_RESOLUTION = [f"HER2ST_C{i}" for i in range(2, 7)]
-REDUCED = ["CRC16_human", "LymphNode_V1_human"]  # pairs whose image is the reduced one of Space Ranger
-# Images without counts, for the two losses that need none: the smaller three of six, lest pairs become rare in a batch.
+REDUCED = ["CRC16_human", "LymphNode_V1_human"]  # pairs with the reduced image of Space Ranger
+# Images without counts, for the two losses without genes: the smallest three of six, so that pairs stay frequent.
 UNPAIRED = ["image_only_gbm243t", "image_only_sows2025", "image_only_ovarian"]
 
 
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     genes, images = [], []
     for name in names:
         section = datasets.load(name)
-        if name == "CRC16_human":  # its larger image is a file of its own
+        if name == "CRC16_human":  # its larger image is a separate file
             hires = np.asarray(Image.open(datasets.fetch(name, file="hires")).convert("RGB"))
             section.uns["spatial"][name]["images"]["hires"] = hires
         path = folder / f"{name}.h5ad"

@@ -1,11 +1,11 @@
-"""How much do sharp tiles tell of genes? Features, baselines and the packaged image tower; one section left out.
+"""Information about genes in sharp tiles: features, baselines and the packaged image tower, with one section held out.
 
     python recipes/stampy-mini/stem.py [--model stampy-mini] [--cache FOLDER] [--out FILE.md]
 
-HER2ST C2 to C6, in full resolution. Features, standardised within a section, of four sections are mapped by ridge to
-genes and to the gene embedding of the model, and judged on the fifth: mean correlation of 250 genes, recall@10 within
-the section. Below, the tower of `fit_image.py` without any standardising, its head fitted without the fifth section; of
-several copies of that section: as it is, as coarse as a reduced image, and in another stain.
+HER2ST C2 to C6, in full resolution. Features of four sections, standardised within a section, are mapped by ridge to
+genes and to the gene embedding of the model, and evaluated on the fifth: mean correlation of 250 genes, and recall@10
+within the section. A second table evaluates the tower of `fit_image.py` without standardisation, with its head fitted
+without the fifth section, on copies of that section: unchanged, reduced, and with another stain.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from scipy import ndimage
 import stampy
 from stampy import models
 from stampy.pp._tiles import TileSource
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._methods.linear_models import Scaler, solve_ridge, transformed
-from stampy.tl._results import unit
 
-SCALES = (0.0, 1.0, 2.0, 4.0)  # px, of the smoothing before a texture is taken
+SCALES = (0.0, 1.0, 2.0, 4.0)  # px, of the smoothing before the texture is computed
 N_GENES = 250
 TILE_PX = 112
 
 
 def colour(tiles):
-    """Mean and deviation of the three channels (n, 6)."""
+    """Mean and standard deviation of the three channels (n, 6)."""
     pixels = tiles.reshape(len(tiles), -1, 3) / 255.0
     return np.hstack([pixels.mean(axis=1), pixels.std(axis=1)])
 
 
 def texture(tiles):
-    """Deviation and mean size of the gradient of each channel at four scales (n, 24)."""
+    """Standard deviation and mean gradient magnitude of each channel at four scales (n, 24)."""
     rows = []
     for tile in tiles / 255.0:
         found = []
@@ -49,7 +49,7 @@ def texture(tiles):
 
 
 def baselines(name):
-    """Features of tiles, and of tiles with their surroundings, by name."""
+    """Features of tiles, and of tiles with surroundings, by name."""
     adata, kwargs = fit_image.opened(name)
     source, rows = TileSource.open(adata, size_px=TILE_PX, **kwargs), np.arange(adata.n_obs)
     tiles, regions = source.read(rows), source.read(rows, region=True)
@@ -60,13 +60,13 @@ def baselines(name):
 
 
 def recall(predicted, genes, k=10):
-    """Share of spots whose own genes are among the k nearest to what their image predicts."""
+    """Fraction of spots whose own genes are among the k nearest to the prediction from their image."""
     scores = unit(predicted) @ unit(genes).T
     return float(((scores > np.diag(scores)[:, None]).sum(axis=1) < k).mean())
 
 
 def correlation(predicted, genes):
-    """Mean over the genes that vary."""
+    """Mean over the genes that are not constant."""
     pairs = zip(predicted.T, genes.T, strict=True)
     return np.mean([np.corrcoef(p, t)[0, 1] for p, t in pairs if t.std() > 0])
 
@@ -85,7 +85,7 @@ def logged(names):
 
 
 def standardised_rows(features, genes, vectors):
-    """For each feature: correlation and recall@10 of a ridge from standardised features."""
+    """For each feature set: correlation and recall@10 of a ridge from standardised features."""
     names = list(genes)
     for feature in features[names[0]]:
         x = {name: Scaler(features[name][feature])(features[name][feature]) for name in names}
@@ -101,7 +101,7 @@ def standardised_rows(features, genes, vectors):
 
 
 def tower_rows(sections, genes, cache, model):
-    """The tower fitted without a section, on copies of it: as vectors come from `tl.embed`, and centred."""
+    """The tower fitted without a section, on copies of it: vectors as from `tl.embed`, and centred."""
     judged = {name: fit_image.features_of(name, model.image, cache) for name in genes}
     guises = {
         "as it is": "as it is",

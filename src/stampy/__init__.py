@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from stampy import _imports
+
 if TYPE_CHECKING:
     from stampy._settings import Settings
 
 __version__ = "0.2.0"
 
-if sys.platform == "darwin":  # torch reads it when it is loaded: what MPS lacks runs on the CPU, with a warning
+if sys.platform == "darwin":  # torch reads it on import: operations that MPS lacks then run on the CPU, with a warning
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _SUBPACKAGES = ("bench", "datasets", "models", "pl", "pp", "tl", "train")
@@ -22,13 +23,11 @@ __all__ = ["StampyWarning", "__version__", "bench", "datasets", "models", "pl", 
 
 
 def __getattr__(name: str) -> ModuleType | Callable | type[Warning] | Settings:
-    # PEP 562: `import stampy` stays below 0.1 s; a subpackage is imported when it is first named.
+    # PEP 562: subpackages are imported on first access, which keeps `import stampy` below 0.1 s.
     if name in _SUBPACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imports.module(f"{__name__}.{name}")
     if name == "read":
-        from stampy._io.read import read
-
-        return read
+        return _imports.module(f"{__name__}._io.read").read
     if name == "settings":
         from stampy._settings import settings
 

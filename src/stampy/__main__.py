@@ -1,10 +1,20 @@
 """``python -m stampy`` and the entry point of the command line."""
 
+import gc
 import sys
+from collections.abc import Sequence
 
-from stampy.cli.main import main
+from stampy.cli import main as command_line
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command as `stampy.cli.main.main`, in a process that ends with it."""
+    status = command_line.main(argv)
+    gc.freeze()  # else Python searches everything for garbage once more, up to a second after torch and matplotlib
+    return status
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The validators: the only place where errors about a user's input are worded."""
+"""Validators of user input, the wording of their errors, and warnings that point to the line of the user."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ __all__ = [
     "has_key",
     "known_field",
     "libraries",
+    "naming_full_disk",
     "not_empty",
     "one_of",
     "positive",
@@ -40,7 +41,6 @@ __all__ = [
     "replaceable",
     "results",
     "single",
-    "space_for",
     "two_labels",
     "unknown",
     "warn",
@@ -52,6 +52,7 @@ __all__ = [
 
 _MAX_NAME_BYTES = 255
 _PACKAGE = str(Path(__file__).parent) + os.sep
+_IMPORTLIB = "<frozen importlib"
 
 
 class StampyWarning(UserWarning):
@@ -62,8 +63,8 @@ _SUBJECT: ContextVar[str] = ContextVar("subject", default="")
 
 
 @contextlib.contextmanager
-def space_for(path: Path) -> Iterator[None]:
-    """Where the disk is full, raise an error that names the file, not the temporary one."""
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one that names the file instead of its temporary copy."""
     try:
         yield
     except OSError as error:
@@ -76,7 +77,7 @@ def space_for(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def warnings_about(subject: str) -> Iterator[None]:
-    """Put the subject, such as "Section 'A1'", in front of the warnings of the block that do not name it."""
+    """Prefix the warnings of the block with the subject, such as "Section 'A1'", unless they name it."""
     token = _SUBJECT.set(subject)
     try:
         yield
@@ -91,13 +92,16 @@ def warn(message: str) -> None:
         message = f"{subject}: {message}"
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
+        skipped = frame.f_code.co_filename.startswith(_IMPORTLIB)  # by `warnings.warn` too
+        frame, level = frame.f_back, level + (not skipped)
     warnings.warn(message, StampyWarning, stacklevel=level)
 
 
 def _is_internal(filename: str) -> bool:
     """Whether a frame belongs to stampy, or to a decorator or context manager between two of its functions."""
-    return filename.startswith(_PACKAGE) or filename.endswith((f"{os.sep}contextlib.py", f"{os.sep}functools.py"))
+    return filename.startswith((_PACKAGE, _IMPORTLIB)) or filename.endswith(
+        (f"{os.sep}contextlib.py", f"{os.sep}functools.py")
+    )
 
 
 def shortlist(names: Iterable[object], n: int = 8) -> str:
@@ -106,7 +110,7 @@ def shortlist(names: Iterable[object], n: int = 8) -> str:
     >>> shortlist(range(20), 3)
     '[0, 1, 2, ... (20 in all)]'
     """
-    # None: the layer of that name is X, as of anndata 0.13
+    # anndata 0.13 lists X among the layers, under the name None
     names = [n.item() if isinstance(n, np.generic) else n for n in names if n is not None]
     if len(names) <= n:
         return repr(names)
@@ -114,13 +118,13 @@ def shortlist(names: Iterable[object], n: int = 8) -> str:
 
 
 def has_key(mapping: Mapping[str, object] | Collection[str], key: str, *, slot: str, needs: str) -> None:
-    """Raise KeyError unless `key` is in `mapping`; `needs` says what stampy needs there."""
+    """Raise KeyError unless `key` is in `mapping`; `needs` states what stampy expects there."""
     if key not in mapping:
         raise KeyError(f"Key `{key}` not found in `{slot}`. Available: {shortlist(mapping)}. {needs}")
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`; the nearest names are given."""
+    """Raise ValueError, with the nearest names, unless `value` is one of `allowed`."""
     if value in allowed:
         return
     near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=3, cutoff=0.4)
@@ -129,7 +133,7 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> None:
 
 
 def known_field(name: str, known: Collection[str], *, where: str) -> None:
-    """Raise ValueError for a setting of a name that `where` does not have; the nearest name comes first."""
+    """Raise ValueError for a setting that `where` does not have; the message starts with the nearest name."""
     if name in known:
         return
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
@@ -138,7 +142,7 @@ def known_field(name: str, known: Collection[str], *, where: str) -> None:
 
 
 def unknown(name: str, value: object, pools: Mapping[str, Iterable[object]]) -> KeyError:
-    """A KeyError to raise for a name found in none of the pools (place -> its names); the nearest names are given."""
+    """Return a KeyError, with the nearest names, for a name that is in none of the pools (place -> its names)."""
     near = []
     for place, names in pools.items():
         folded = {str(n).casefold(): str(n) for n in names}
@@ -185,7 +189,7 @@ def window(name: str, value: Iterable[float]) -> None:
 
 
 def not_empty(adata: AnnData, *, genes: bool = True) -> None:
-    """Raise ValueError for a section without spots or (on request) without genes."""
+    """Raise ValueError for a section without spots or, with `genes`, without genes."""
     if adata.n_obs == 0:
         raise ValueError(f"The section is empty: it has 0 spots and {adata.n_vars} genes. Was everything filtered out?")
     if genes and adata.n_vars == 0:
@@ -196,7 +200,7 @@ def not_empty(adata: AnnData, *, genes: bool = True) -> None:
 
 
 def points(xy: object) -> np.ndarray:
-    """`xy` as (n, 2) float64; ValueError for another shape, NaN or infinity."""
+    """Return `xy` as (n, 2) float64; ValueError for another shape, NaN or infinity."""
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ValueError(f"Coordinates must have shape (n, 2), found {xy.shape}.")
@@ -207,7 +211,7 @@ def points(xy: object) -> np.ndarray:
 
 
 def embedding(adata: AnnData, key: str) -> np.ndarray:
-    """`adata.obsm[key]` as a dense (n, d) float array; ValueError where values are missing or there are no columns."""
+    """Return `adata.obsm[key]` as a dense (n, d) float array; ValueError for missing values or no columns."""
     has_key(adata.obsm, key, slot="adata.obsm", needs="Name an embedding, e.g. of `stampy.tl.embed`.")
     values = adata.obsm[key]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
@@ -225,7 +229,7 @@ def embedding(adata: AnnData, key: str) -> np.ndarray:
 
 
 def results(values: np.ndarray, model: str) -> np.ndarray:
-    """`values` (n, d) that a model made; ValueError, before anything of them is written, where any is not finite."""
+    """Return `values` (n, d), computed by a model; ValueError, before any are written, if some are not finite."""
     bad = int((~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).sum())
     if bad:
         raise ValueError(
@@ -236,7 +240,7 @@ def results(values: np.ndarray, model: str) -> np.ndarray:
 
 
 def single(values: np.ndarray, name: str) -> np.ndarray:
-    """Finite numbers as float32; ValueError where they are too large for that."""
+    """Convert finite numbers to float32; ValueError if any is too large."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float32, copy=False)
     if not np.isfinite(found).all():
@@ -245,7 +249,7 @@ def single(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def provenance(adata: AnnData) -> None:
-    """Raise TypeError early if ``uns["stamp"]`` can't hold what stampy writes there."""
+    """Raise TypeError early if stampy cannot write its records into ``uns["stamp"]``."""
     found = adata.uns.get(_keys.UNS, {})
     if not isinstance(found, Mapping):
         raise TypeError(
@@ -255,7 +259,7 @@ def provenance(adata: AnnData) -> None:
 
 
 def factor(factors: Mapping[str, object], key: str) -> float:
-    """A scale factor as float, from a number, text or an array of one value; ValueError unless it is positive."""
+    """Return a scale factor as float, from a number, text or a one-value array; ValueError unless it is positive."""
     value = float("nan")
     with contextlib.suppress(TypeError, ValueError):
         found = np.asarray(factors[key])
@@ -266,7 +270,7 @@ def factor(factors: Mapping[str, object], key: str) -> float:
 
 
 def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> None:
-    """Raise ValueError unless there are two labels to tell apart."""
+    """Raise ValueError unless there are at least two different labels."""
     if len(names) >= 2:
         return
     raise ValueError(
@@ -276,7 +280,7 @@ def two_labels(names: Collection[str], n_known: int, n: int, *, key: str) -> Non
 
 
 def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size") -> None:
-    """Raise unless each section (name -> number of spots) can fill a neighbourhood group of `size` spots."""
+    """Raise unless each section (name -> number of spots) has the `size` spots that a neighbourhood group needs."""
     at_least(setting, size, 2)
     small = {name: int(n) for name, n in counts.items() if n < size}
     if not small:
@@ -289,7 +293,7 @@ def enough_spots(counts: Mapping[str, int], size: int, *, setting: str = "size")
 
 
 def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Section of every spot as (codes (n,) int, names); one section where `library_key` is None."""
+    """Return the section of every spot as (codes (n,) int, names); one section if `library_key` is None."""
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
     has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
@@ -304,7 +308,7 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
 
 
 def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> Path:
-    """`path` as a Path; FileNotFoundError (with near names) where there is nothing."""
+    """Return `path` as a Path; FileNotFoundError, with similar names, if it does not exist."""
     if "://" in str(path):
         raise ValueError(
             f"{str(path)!r} is an address, where a {what} on this machine was expected. Download it first."
@@ -337,7 +341,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def nameable(path: Path) -> None:
-    """ValueError where the last part of a path is longer than file systems take."""
+    """Raise ValueError if the last part of a path is longer than file systems allow."""
     if (size := len(os.fsencode(path.name))) > _MAX_NAME_BYTES:
         raise ValueError(
             f"The name {path.name[:40]!r}... has {size} bytes; at most {_MAX_NAME_BYTES} are possible. Choose another."
@@ -345,9 +349,10 @@ def nameable(path: Path) -> None:
 
 
 def replaceable(path: Path, *, overwrite: bool) -> None:
-    """Make the folder of `path`; an error if nothing can be written there, or if what is there may not be replaced.
+    """Create the parent folder of `path`; raise if it is not writable, or if `path` exists and must not be replaced.
 
-    A symbolic link counts as something, wherever it leads; with `overwrite` a warning says that the link is replaced.
+    A symbolic link counts as existing, even if its target is missing. With `overwrite`, a warning says that the link
+    is replaced.
     """
     nameable(path)
     writable(path.parent)
@@ -362,7 +367,7 @@ def replaceable(path: Path, *, overwrite: bool) -> None:
 
 
 def writable(folder: str | Path) -> Path:
-    """`folder`, made if needed; PermissionError or NotADirectoryError if nothing can be written there."""
+    """Return `folder`, created if needed; PermissionError or NotADirectoryError if it is not writable."""
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

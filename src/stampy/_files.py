@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, locks, and hashes."""
+"""Atomic files and folders, and every hash; locks are in `_locks`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FolderLock",
     "atomic",
     "atomic_folder",
     "digest",
@@ -39,13 +38,12 @@ __all__ = [
     "digest_of_tensors",
     "make_ordinary",
     "recover",
-    "remove_leftovers",
     "seal",
     "sealed",
     "sha256_of",
 ]
 
-# What readers of the formats raise for files that are damaged, or made to do harm.
+# Errors that readers raise for damaged or malicious files.
 DAMAGED = (
     ArithmeticError,
     AssertionError,
@@ -67,12 +65,12 @@ DAMAGED = (
 )
 _SEAL = b"\nstampy-sha256:"
 _SEAL_BYTES = len(_SEAL) + 64
-WHOLE_BYTES = 2**28  # a file up to this size is hashed as a whole, in a fraction of a second
-_PARTS, _PART_BYTES = 64, 2**20  # of a larger one
+WHOLE_BYTES = 2**28  # a file up to this size is hashed whole, in a fraction of a second
+_PARTS, _PART_BYTES = 64, 2**20  # number and size of the parts of a larger file that are hashed
 
 
 def make_ordinary(path: Path) -> None:
-    """Give a file the rights that an ordinary new file gets here."""
+    """Give a file the permissions of an ordinary new file."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -80,10 +78,10 @@ def make_ordinary(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+    """Yield a temporary path beside `path`, which replaces `path` on success and is removed on error.
 
-    A symbolic link is itself replaced, not the file that it points to. Temporary files for `path` left behind by killed
-    processes are removed.
+    A symbolic link is itself replaced, not its target. Temporary files for `path` left behind by killed processes are
+    removed.
     """
     path = Path(path)
     recover(path)
@@ -91,7 +89,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield temporary
             make_ordinary(temporary)  # mkstemp makes it private
             os.replace(temporary, path)
@@ -101,16 +99,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-    """As `atomic`, for a folder, which must not exist yet when it is written.
+    """Like `atomic`, for a folder; the block creates the folder at the temporary path.
 
-    Old and new folder are exchanged in one step where the system can do that (Linux, on most file systems). Elsewhere
-    there are two steps, and `recover` ends what a kill between them left.
+    The old and the new folder are exchanged in one step where the system supports it (Linux, on most file systems).
+    Elsewhere this takes two steps, and `recover` completes an exchange that was interrupted between them.
     """
     recover(path, beside=beside)
     work = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=_prefix(path)))
     try:
         new, old = work / _NEW, work / _OLD
-        with _checks.space_for(path):
+        with _checks.naming_full_disk(path):
             yield new
         if not os.path.lexists(path):
             os.replace(new, path)
@@ -126,18 +124,18 @@ def atomic_folder(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
 
 def recover(path: str | Path, *, beside: Path | None = None) -> None:
-    """Finish or remove what killed processes left while writing `path`; files of live processes are left alone.
+    """Complete or remove what killed processes left while writing `path`; files of live processes are not touched.
 
-    A folder that was taken away but not yet replaced comes back: the new one where it was complete, else the old one.
+    If the old folder was moved away and not yet replaced, the new folder is put in place if complete, else the old one.
     """
     path = Path(path)
-    with contextlib.suppress(OSError):  # a folder that can't be listed or written to: nothing can be done
+    with contextlib.suppress(OSError):  # ignore folders that cannot be listed or written
         for left in list((beside or path.parent).iterdir()):
             if not left.name.startswith(_stem(path)) or not _is_dead(left.name.removeprefix(_stem(path))):
                 continue
             if left.is_dir() and not left.is_symlink():
                 for part in (left / _NEW, left / _OLD):
-                    # the old one is moved here only when the new one is complete
+                    # the old folder is moved here only once the new one is complete
                     if os.path.lexists(left / _OLD) and os.path.lexists(part) and not os.path.lexists(path):
                         os.replace(part, path)
                 shutil.rmtree(left, ignore_errors=True)
@@ -146,7 +144,7 @@ def recover(path: str | Path, *, beside: Path | None = None) -> None:
 
 
 _NEW, _OLD = "new", "old"
-_MAX_STEM = 100  # bytes: with number, place and ending the name stays below the 255 that file systems take
+_MAX_STEM = 100  # bytes; with the process, the machine and the ending, the name stays below the 255 of file systems
 _OWNER = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-")
 
 
@@ -157,12 +155,12 @@ def _stem(path: Path) -> str:
 
 def _prefix(path: Path) -> str:
     """Prefix of temporary files for `path`, with the process and the machine that write them."""
-    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_started(os.getpid())}-"
+    return f"{_stem(path)}{_machine()}-{os.getpid()}-{_start_ticks(os.getpid())}-"
 
 
 @cache
 def _machine() -> str:
-    """Where process ids are comparable: the machine since it was started, and the container on it."""
+    """Identify the machine since its last boot, and the container: process ids are unique within these."""
     parts = [socket.gethostname()]
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):
@@ -170,8 +168,8 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _started(process: int) -> int:
-    """Start of a process in ticks since the machine's; -1 if there is no such process, 0 if that is not known."""
+def _start_ticks(process: int) -> int:
+    """Start time of a process in ticks after boot; -1 if there is no such process, 0 if the time is unknown."""
     if not Path("/proc/self/stat").is_file():
         with contextlib.suppress(PermissionError):
             try:
@@ -187,13 +185,13 @@ def _started(process: int) -> int:
 
 
 def _is_dead(owner_and_rest: str) -> bool:
-    """Whether the process in a temporary file's name has ended; False for one of another machine."""
+    """Whether the process named in a temporary file's name has ended; False for a process of another machine."""
     owner = _OWNER.match(owner_and_rest)
-    return owner is not None and owner[1] == _machine() and _started(int(owner[2])) != int(owner[3])
+    return owner is not None and owner[1] == _machine() and _start_ticks(int(owner[2])) != int(owner[3])
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two paths in one step (`renameat2`); False, and nothing is done, where that is not possible."""
+    """Exchange two paths in one step (`renameat2`); False, with nothing changed, where this is not possible."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -202,7 +200,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def digest(names: Iterable[str]) -> str:
-    """The first 16 characters of a SHA-256: shows whether rows have changed.
+    """The first 16 characters of a SHA-256 of names, to detect whether rows have changed.
 
     >>> digest(["a", "b"]) == digest(["b", "a"])
     False
@@ -211,7 +209,7 @@ def digest(names: Iterable[str]) -> str:
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error says that the disk, or the user's share of it, is full."""
+    """Whether an error reports that the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -231,7 +229,7 @@ def seal(path: str | Path) -> None:
 
 
 def sealed(path: str | Path) -> bool | None:
-    """Whether a file is unchanged since it was sealed; None if it never was.
+    """Whether a file is unchanged since it was sealed; None if it was not sealed.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "a")
@@ -254,7 +252,7 @@ def sealed(path: str | Path) -> bool | None:
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
-    """A hash of types, shapes and all values.
+    """Hash of types, shapes and all values.
 
     >>> digest_of_arrays(np.zeros(3)) == digest_of_arrays(np.zeros((3, 1)))
     False
@@ -271,7 +269,7 @@ def digest_of_arrays(*arrays: np.ndarray) -> str:
 
 
 def digest_of_file(path: str | Path) -> str:
-    """A hash of a file's content; of one above `WHOLE_BYTES` of its size, its time and parts spread over it."""
+    """Hash of a file's content; above `WHOLE_BYTES`, of its size, modification time and parts spread over it."""
     path = Path(path)
     found = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
@@ -287,7 +285,7 @@ def digest_of_file(path: str | Path) -> str:
 
 
 def digest_of_path(path: str | Path) -> str:
-    """`digest_of_file`, for a folder that of every file in it by its place."""
+    """Like `digest_of_file`; for a folder, the hash of all files in it with their relative paths."""
     path = Path(path)
     if path.is_file():
         return digest_of_file(path)
@@ -298,7 +296,7 @@ def digest_of_path(path: str | Path) -> str:
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, types, shapes and all values of tensors, such as a state dict."""
+    """Hash of names, types, shapes and all values of tensors, such as a state dict."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -307,94 +305,3 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(values.numpy().data)
     return found.hexdigest()
-
-
-class FolderLock:
-    """A lock that admits one process to a folder. The system releases it when the process ends, however it ends.
-
-    The lock is ``flock``. Linux passes it on to the server of a network file system (NFSv4 always, NFSv3 with its lock
-    daemon); one without locks, and a name of another machine that a holder left in the file, give a warning.
-
-    Parameters
-    ----------
-    folder
-        Which must exist.
-    what
-        For the message, such as "run".
-
-    Raises
-    ------
-    RuntimeError
-        Another process holds the lock.
-
-    Examples
-    --------
-    >>> with tempfile.TemporaryDirectory() as folder, FolderLock(Path(folder), what="run"):
-    ...     try:
-    ...         FolderLock(Path(folder), what="run")
-    ...     except RuntimeError as error:
-    ...         print(str(error)[:24])
-    Another process is using
-    """
-
-    NAME = ".stampy.lock"
-
-    def __init__(self, folder: Path, *, what: str):
-        self._file = (folder / self.NAME).open("a+")
-        self._file.seek(0)
-        try:
-            self._lock(folder, what)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _lock(self, folder: Path, what: str) -> None:
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = self._file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"Another process is using {str(folder)!r} (process {holder}). Two processes would damage the "
-                f"{what}: wait for it, end it, or choose another folder."
-            ) from error
-        except OSError as error:
-            _checks.warn(
-                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): stampy cannot prevent a "
-                f"second process from using it. Start no other {what} there."
-            )
-            return
-        if (before := self._file.read().strip()) and not before.endswith(f" on {socket.gethostname()}"):
-            _checks.warn(f"{str(folder)!r} is still marked by process {before}: make sure that this process has ended.")
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
-            os.truncate(self._file.fileno(), 0)
-            os.write(self._file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def close(self) -> None:
-        """Release the lock."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
-            os.truncate(self._file.fileno(), 0)
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed processes left of files that `atomic` was writing; call it under a `FolderLock`.
-
-    Parameters
-    ----------
-    folder
-        Where they were written.
-    names
-        Beginnings of the files' names, such as "checkpoint-".
-    """
-    beginnings = tuple(f".{name}" for name in names)
-    for path in folder.iterdir():
-        if path.name.startswith(beginnings) and path.is_file() and path.name != FolderLock.NAME:
-            path.unlink(missing_ok=True)

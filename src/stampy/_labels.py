@@ -1,4 +1,4 @@
-"""Labels of spots, and which words mean that a spot has none; used by tools, plots, pages and benchmarks."""
+"""Labels of spots, and the words for a missing label; shared by tools, plots, reports and benchmarks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
     Labels: TypeAlias = "pd.Series | pd.Categorical | np.ndarray | Iterable[object]"
 
-__all__ = ["known_labels", "means_none"]
+__all__ = ["is_missing_label", "known_labels"]
 
 MISSING = frozenset(
     {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"}
-)  # how pandas, R and spreadsheets write a missing value
+)  # spellings of a missing value in pandas, R and spreadsheets
 
 
-def means_none(word: object) -> bool:
-    """Whether a word, such as "NA" or "undetermined", says that there is no label; case does not matter.
+def is_missing_label(word: object) -> bool:
+    """Whether a word, such as "NA" or "undetermined", stands for a missing label, in upper or lower case.
 
-    >>> means_none("Undetermined "), means_none("Na+ channel")
+    >>> is_missing_label("Undetermined "), is_missing_label("Na+ channel")
     (True, False)
     """
     return str(word).strip().casefold() in _keys.NO_LABELS
 
 
 def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> tuple[np.ndarray, list[str]]:
-    """Labels as codes (n,) int64 and the names they stand for; -1 where there is no label.
+    """Return labels as codes (n,) int64 and names; -1 for spots without a label.
 
-    Missing values (including the words that files use for them) and the words in `stampy._keys.NO_LABELS` are not
-    labels. A warning says how many spots are left out because of a word such as "unknown", in case the word is a real
-    label. Names are in the order of the categories, else alphabetical.
+    Missing values, including the words that files use for them, and the words in `stampy._keys.NO_LABELS` are not
+    labels. A warning states how many spots are ignored because of a word such as "unknown", in case it is a real label.
+    Names are in the order of the categories, else alphabetical.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
         column = _whole(column, name)
     text = column.astype(object).where(column.notna(), "").map(str).str.strip()
     categories = column.cat.categories.map(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(text))
-    present = {word for word in set(text) if not means_none(word)}
+    present = {word for word in set(text) if not is_missing_label(word)}
     names = list(dict.fromkeys(c.strip() for c in categories if c.strip() in present))
     if warn:
         _warn_of_words(text, present, name)
@@ -63,7 +63,7 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
 
 
 def _whole(column: pd.Series, name: str) -> pd.Series:
-    """Whole numbers, such as clusters, as integers; ValueError for other numbers."""
+    """Convert whole numbers, such as cluster numbers, to integers; ValueError for other numbers."""
     found = column.dropna().to_numpy(float)
     if not (np.abs(found) < 2**53).all():
         raise ValueError(f"`{name}` must contain labels, found {np.abs(found).max():.3g}. Correct or drop it.")

@@ -1,4 +1,4 @@
-"""`stampy.settings`: what holds for all calls, in the way of ``scanpy.settings``."""
+"""`stampy.settings`: defaults for all calls, modelled on ``scanpy.settings``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX: Final = "STAMPY_"
 
 
 class SettingValues(TypedDict, total=False):
-    """Some of the `settings` by name."""
+    """Settings by name, each optional."""
 
     verbosity: Verbosity
     progress_bars: bool
@@ -83,7 +83,7 @@ class Settings:
     def __init__(self) -> None:
         object.__setattr__(self, "_values", {})
         for name, default in DEFAULTS.items():
-            # where downloads go is looked up when it is needed
+            # the cache folder is looked up on use
             given = os.environ.get(PREFIX + name.upper()) if name != "cache_dir" else None
             try:
                 if given:
@@ -156,7 +156,7 @@ def _unknown(name: str) -> AttributeError:
 
 
 def _parsed(name: str, text: str) -> Any:
-    """A value from the environment."""
+    """Parse a value of an environment variable."""
     if name == "seed":
         return int(text)
     if name == "progress_bars":
@@ -169,7 +169,7 @@ def _parsed(name: str, text: str) -> Any:
 
 def _checked(name: str, value: Any) -> Any:
     if name == "verbosity":
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 4:  # as scanpy numbers them
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 4:  # scanpy's numeric levels
             value = ("error", "warning", "info", "info", "debug")[value]
         if value not in LEVELS:
             raise ValueError(f"`verbosity` must be one of {', '.join(LEVELS)}, found {value!r}.")
@@ -188,9 +188,9 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _show(level: int) -> None:
-    """Show messages of the logger ``stampy`` from this level on, on stderr unless the program handles them itself."""
+    """Show messages of the logger ``stampy`` from this level on; on stderr unless the program has its own handlers."""
     logger = logging.getLogger("stampy")
-    logger.setLevel(level if level != logging.WARNING else logging.NOTSET)  # then the program's own level counts
+    logger.setLevel(level if level != logging.WARNING else logging.NOTSET)  # NOTSET: the program's level applies
     own = [handler for handler in logger.handlers if isinstance(handler, _Stderr)]
     if level < logging.WARNING and not own and not logger.hasHandlers():
         handler = _Stderr()
@@ -201,14 +201,14 @@ def _show(level: int) -> None:
 
 
 class _Stderr(logging.StreamHandler):
-    """Ours, to be told from a program's own."""
+    """Handler of stampy, distinct from handlers that the program adds."""
 
 
 settings = Settings()
 
 
 class DefaultSeed(int):
-    """Stands for ``settings.seed`` where a function is not told otherwise."""
+    """Placeholder for ``settings.seed``, the default of `rng` and `seed`."""
 
     def __repr__(self) -> str:
         return "settings.seed"

@@ -1,4 +1,4 @@
-"""Small helpers that every layer shares: the table of a SpatialData, generators, devices."""
+"""Helpers for all layers: the table of a SpatialData, random generators and streams by name, devices, threads."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ __all__ = [
 
 
 def n_cores() -> int:
-    """Cores that this process may use; on a cluster fewer than the machine has."""
+    """Number of cores that this process may use; on a cluster, often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def n_threads() -> int:
-    """Threads to compute with: torch's where it is loaded, else OMP_NUM_THREADS, else one for each core.
+    """Number of compute threads: torch's if it is loaded, else OMP_NUM_THREADS, else one per core.
 
-    numba is not asked: to answer it starts its threads, by which OpenMP's count, that of torch, is set to its own.
+    numba is not queried, because the query starts its threads and sets the OpenMP thread count, and so torch's, to its
+    own.
     """
     if (torch := sys.modules.get("torch")) is not None:
         return torch.get_num_threads()
@@ -56,7 +57,7 @@ def n_threads() -> int:
 
 @contextlib.contextmanager
 def keeping_threads() -> Iterator[None]:
-    """Restore torch's number of threads at the end; numba, used by packages called in the block, changes it."""
+    """Restore torch's number of threads on exit; packages that call numba in the block change it."""
     before = n_threads()
     try:
         yield
@@ -71,7 +72,7 @@ def is_spatialdata(data: object) -> TypeGuard[SpatialData]:
 
 
 def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
-    """The AnnData in `data`: itself, or the table `table_key` of a SpatialData."""
+    """Return the AnnData in `data`: itself, or the table `table_key` of a SpatialData."""
     from anndata import AnnData
 
     if isinstance(data, AnnData):
@@ -87,12 +88,12 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
 
 
 def is_lazy(table: AnnData) -> bool:
-    """Whether a table was opened by ``anndata.experimental.read_lazy``: its names and columns are on disk as well."""
+    """Whether a table was opened by ``anndata.experimental.read_lazy``: names and columns are on disk as well."""
     return type(table.obs).__name__ == "Dataset2D"
 
 
 def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
-    """`data`, or of a table that was opened lazily one with names, columns and vectors in memory; counts stay."""
+    """Return `data`; if its table was opened lazily, with names, columns and vectors in memory but counts on disk."""
     table = table_of(data, table_key)
     if table is not data or not is_lazy(table):
         return data
@@ -104,7 +105,7 @@ def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
 
 
 def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
-    """A copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
+    """Return a copy to write into; of a SpatialData only the table is copied, images and shapes are shared."""
     table = table_of(data, table_key)
     copied = table.to_memory() if table.isbacked or is_lazy(table) else table.copy()
     if table is data:
@@ -114,22 +115,22 @@ def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
 
 
 def hidden(progress: bool) -> bool:
-    """Whether a progress bar is not shown: it was not asked for, or the settings say so."""
+    """Whether to hide a progress bar, by the argument or by the settings."""
     return not (progress and settings.progress_bars)
 
 
 def chosen_seed(seed: int) -> int:
-    """`seed`, or that of the settings where none was given."""
+    """Return `seed`, or the seed of the settings if none was given."""
     return settings.seed if isinstance(seed, DefaultSeed) else seed
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    """A numpy generator from a seed, a generator or None (fresh entropy); the global state is never touched."""
+    """Return a numpy generator from a seed, a generator or None (fresh entropy); the global state is not changed."""
     return np.random.default_rng(settings.seed if isinstance(rng, DefaultSeed) else rng)
 
 
 def seed_of(seed: int, name: str, *counters: int) -> int:
-    """A number (64 bits) for the random stream of a name; other names or counters give unrelated ones.
+    """Return a 64-bit seed for a named random stream; other names or counters give unrelated seeds.
 
     >>> seed_of(0, "masks", 4) == seed_of(0, "groups", 4), seed_of(0, "masks", 4) == seed_of(0, "masks", 4)
     (False, True)
@@ -139,7 +140,7 @@ def seed_of(seed: int, name: str, *counters: int) -> int:
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
-    """A numpy generator for one purpose of a run: the same for the same seed, name and counters, unrelated to others.
+    """Return a numpy generator for one purpose of a run, determined by seed, name and counters and unrelated to others.
 
     >>> float(stream(0, "masks", 4, 1).random()) == float(stream(0, "masks", 4, 1).random())
     True
@@ -148,14 +149,14 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
 
 
 def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
-    """A torch CPU generator seeded from `rng`."""
+    """Return a torch CPU generator seeded from `rng`."""
     import torch
 
     return torch.Generator().manual_seed(int(generator(rng).integers(2**63)))
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """`device`, or that of the settings; else CUDA or an Apple GPU (MPS) if there is one, else the CPU."""
+    """Return `device`, or that of the settings; else CUDA or an Apple GPU (MPS) if available, else the CPU."""
     import torch
 
     device = settings.device if device is None else device
@@ -170,5 +171,5 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def float64(values: Tensor) -> Tensor:
-    """`values` in double precision; on the CPU where their device, such as MPS, has none."""
+    """Return `values` in double precision; on the CPU if their device, such as MPS, does not support it."""
     return (values.cpu() if values.device.type == "mps" else values).double()

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stampy._imports import collection_paused
 from stampy._settings import settings
 from stampy._utils import hidden
 
@@ -25,7 +26,7 @@ Run: TypeAlias = Callable[[Sequence[Job], str], Iterator[Any]]
 
 
 def check_workers(scheduler: str | None, n_workers: int | None) -> None:
-    """Raise for a number of workers below 1, or one that has no effect."""
+    """Raise for a number of workers below 1, or for a number that has no effect."""
     from stampy import _checks
 
     if n_workers is not None:
@@ -43,7 +44,7 @@ def workers(
     setup: Callable[..., None] | None = None,
     setup_args: tuple[object, ...] = (),
 ) -> Iterator[Run]:
-    """A function that runs jobs and yields their results as they finish, in any order.
+    """Return a function that runs jobs and yields their results as they finish, in any order.
 
     Parameters
     ----------
@@ -54,13 +55,13 @@ def workers(
     progress
         Show a bar.
     setup, setup_args
-        Function, and its arguments, called first in each new process on this machine; not called on a cluster.
+        Function, with its arguments, to call first in each new process on this machine; not called on a cluster.
     """
     if scheduler is None and n_workers == 1:
         yield partial(_run_in_turn, progress)
     elif scheduler is None:
-        # One pool for all jobs, since starting a process takes seconds; spawned, since a fork with threads may hang.
-        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _begin}
+        # One pool for all jobs: starting a process takes seconds. Spawned: forking a process with threads may hang.
+        how: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _initialise_worker}
         with ProcessPoolExecutor(n_workers, initargs=(settings.as_dict(), setup, setup_args), **how) as pool:
             yield partial(_run_in_pool, pool, progress)
     else:
@@ -72,14 +73,15 @@ def workers(
             yield partial(_run_on_cluster, client, progress)
 
 
-def _begin(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
-    """Initialise a worker process, which ends when its parent process ends, even if the parent was killed."""
+def _initialise_worker(values: dict[str, Any], setup: Callable[..., None] | None, setup_args: tuple[Any, ...]) -> None:
+    """Initialise a worker process, which ends when its parent ends, even if the parent is killed."""
     for name, value in values.items():
         if getattr(settings, name) != value:
             setattr(settings, name, value)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:
-        setup(*setup_args)
+        with collection_paused():
+            setup(*setup_args)
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Comparisons: configs, what runs and what is left out, going on after an interrupt, tables, the picture."""
+"""Comparisons: configs, skipped parts, resuming, tables and the figure."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ import stampy
 from stampy import bench, datasets, models
 from stampy._section.identity import digest_of_section
 from stampy.bench import _embeddings, _run, _tasks
-from stampy.bench._config import DataSet, Section, System
+from stampy.bench._config import DataSet, SectionConfig, System
 from stampy.bench._run import seen
 from stampy.bench._table import tidy
 from stampy.cli.main import main
@@ -99,7 +99,7 @@ def test_every_task_and_kind_of_system(full, tmp_path):
         axes[0].figure.canvas.draw()
 
 
-def test_figures_are_those_of_the_tools(tmp_path):
+def test_figures_equal_those_of_the_tools(tmp_path):
     found = go({**BASIC, "seeds": [3]}, tmp_path)
     adata = datasets.toy()
     stampy.tl.embed(adata, "pca")
@@ -109,7 +109,7 @@ def test_figures_are_those_of_the_tools(tmp_path):
     assert value["balanced_accuracy"] == pytest.approx(scores["balanced_accuracy"])
 
 
-def test_goes_on_after_an_interrupt(tmp_path, monkeypatch):
+def test_interrupted_run_resumes(tmp_path, monkeypatch):
     config = {**BASIC, "systems": ["pca", "pixels"], "tasks": ["probe", {"task": "domains", "methods": ["kmeans"]}]}
     real, calls = _run.RUNNERS["domains"], []
 
@@ -128,14 +128,14 @@ def test_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     calls[:] = ["again"] * 4  # stops no more
     results = go(config, tmp_path)
     assert embedded == []
-    assert calls[4:] == ["pixels"] * 3  # three seeds of what was not done
+    assert calls[4:] == ["pixels"] * 3  # three seeds of the unfinished part
     assert (results["status"] == "ok").all()
     again = go(config, tmp_path)
     assert len(calls) == 7
     pd.testing.assert_frame_equal(results, again)
 
 
-def test_a_damaged_embedding_is_made_anew(tmp_path, caplog):
+def test_damaged_embedding_is_recomputed(tmp_path, caplog):
     first = go({**BASIC, "seeds": [0]}, tmp_path)
     (path,) = (tmp_path / "embeddings").iterdir()
     path.write_bytes(path.read_bytes()[:50])
@@ -145,10 +145,10 @@ def test_a_damaged_embedding_is_made_anew(tmp_path, caplog):
     assert len(first) == len(second)
 
 
-def test_digest_tells_what_embeddings_depend_on(toy):
+def test_digest_covers_the_inputs_of_embeddings(toy):
     base, changed = digest_of_section(toy), toy.copy()
     changed.obs["domain"] = changed.obs["domain"].astype(str).str[::-1]
-    assert digest_of_section(changed) == base  # labels are none of it
+    assert digest_of_section(changed) == base  # labels are not part of it
 
 
 def _changed_genes(adata):
@@ -250,7 +250,7 @@ def test_sections_held_out_from_each_other(folds, tmp_path):
     assert results.loc[results["metric"] == "pearson_pooled", "section"].tolist() == ["all"]
 
 
-def test_what_is_missing_is_said(tmp_path, toy):
+def test_missing_inputs_are_reported(tmp_path, toy):
     bare = toy[:, :0].copy()
     del bare.obs["domain"]
     bare.write_h5ad(tmp_path / "bare.h5ad")
@@ -281,7 +281,7 @@ def test_what_is_missing_is_said(tmp_path, toy):
         assert reason in text
 
 
-def test_weights_that_are_missing_are_said(tmp_path):
+def test_missing_weights_are_reported(tmp_path):
     results = go({**BASIC, "systems": ["uni:/nowhere/model.bin"], "seeds": [0]}, tmp_path)
     assert results["status"].tolist() == ["skipped"]
     assert "/nowhere/model.bin" in results["reason"][0]
@@ -349,7 +349,7 @@ def test_packaged_configs(name):
         assert data.name == "toy" or (data.known_as and data.steps)
 
 
-def test_reported_figures_stand_apart(tmp_path):
+def test_reported_figures_are_separate(tmp_path):
     figure = {"dataset": "T", "system": "UNI", "task": "probe", "metric": "balanced_accuracy", "value": 0.99,
               "source": "Doe 2026"}  # fmt: skip
     results = go({**BASIC, "seeds": [0], "reported": [figure]}, tmp_path)
@@ -362,7 +362,7 @@ def test_reported_figures_stand_apart(tmp_path):
     assert [t.get_text() for t in ax.get_yticklabels()] == ["pca", "UNI (reported)"]
 
 
-def test_replicates_make_the_spread(tmp_path, weights):
+def test_spread_is_over_replicates(tmp_path, weights):
     system = {"name": "ours", "model": [weights, "stampy-mini"], "modality": "gene"}
     results = go({**BASIC, "systems": [system], "seeds": [0]}, tmp_path)
     row = bench.summary(results).query("metric == 'accuracy' and section == 'all'").iloc[0]
@@ -380,7 +380,7 @@ def test_replicates_make_the_spread(tmp_path, weights):
         (["TENX1"], [], {"PSC": "unknown"}),  # the paper does not name its source
     ],
 )
-def test_what_a_run_has_seen(names, before, answers, tmp_path):
+def test_training_data_of_a_run(names, before, answers, tmp_path):
     write_trained_on(tmp_path, dict.fromkeys(names, 10), before)
     for name, answer in answers.items():
         data = DataSet(name="D", known_as=name)
@@ -388,9 +388,9 @@ def test_what_a_run_has_seen(names, before, answers, tmp_path):
     assert seen(System(name="mine", model=str(tmp_path / "elsewhere" / "model")), data) == "unknown"
 
 
-def test_seen():
+def test_training_data_marks():
     def data(*sources, **more):
-        return DataSet(name="D", sections=tuple(Section(source=s, name=s) for s in sources), **more)
+        return DataSet(name="D", sections=tuple(SectionConfig(source=s, name=s) for s in sources), **more)
 
     mini, uni = System(name="m", model="stampy-mini"), System(name="u", model="uni")
     assert seen(mini, data("HER2ST_A1")) == "no"
@@ -421,7 +421,7 @@ def test_exports_are_safe():
     assert "a_b &amp; &lt;c&gt;" in page
 
 
-def test_masked_genes_of_a_model_that_knows():
+def test_masked_gene_score_of_ideal_and_constant_heads():
     """A head that names the right gene by its position scores 1; one that is constant scores nothing."""
     import torch
 
@@ -497,7 +497,7 @@ def test_depends_on_seed():
     assert not _tasks.depends_on_seed("probe", DataSet(name="x", folds="section"))
 
 
-def test_what_is_no_gene_is_not_predicted():
+def test_features_that_are_not_genes_are_not_predicted():
     var = pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture", "Gene Expression"]}, index=list("aPb"))
     counts, names = _tasks._genes_of(ad.AnnData(np.arange(6.0).reshape(2, 3), var=var))
     assert counts.tolist() == [[0, 2], [3, 5]]

@@ -1,4 +1,4 @@
-"""The paper's tables from a folder: every form in which people have the data, what is missing, how figures compare."""
+"""The paper's tables from a folder: layouts of the data, missing data, comparison of figures."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from stampy import bench
-from stampy.bench._paper.labels import label_table
-from stampy.bench._paper.load import read_section
-from stampy.bench._paper.places import KINDS
+from stampy.bench._paper.find_sections import KINDS
+from stampy.bench._paper.label_columns import label_table
+from stampy.bench._paper.load_sections import read_section
 from stampy.bench._run import _chosen
 from stampy.cli.main import main
-from stampy.datasets._toy.folders import DLPFC, FORMS, LAYERS, toy_folder
+from stampy.datasets._toy.toy_paper_folder import DLPFC, FORMS, LAYERS, toy_folder
 
 LAYER_NAMES = {"L1", "L2", "L3", "L4", "L5", "L6", "WM"}
 QUICK = {"systems": ["PCA"], "show_progress_bar": False, "device": "cpu", "seeds": [0]}
@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS["dlpfc"])
-def test_every_form_of_the_cortex_is_found_and_read_alike(folders, form, tmp_path):
+def test_every_layout_of_the_cortex_data_gives_the_same_sections(folders, form, tmp_path):
     data, found = chosen("dlpfc", folders[form], tmp_path)
     there = [p for p in found.pieces if p.found and p.what in ("counts", "labels")]
     assert {(p.what, p.name) for p in there} == {(w, n) for w in ("counts", "labels") for n in DLPFC[:2]}
@@ -60,7 +60,7 @@ def test_every_form_of_the_cortex_is_found_and_read_alike(folders, form, tmp_pat
         assert all(bool(images[n]) == (form != "sce") for n in DLPFC[:2])
 
 
-def test_sections_of_all_forms_hold_the_same_labels(folders, tmp_path):
+def test_all_layouts_have_the_same_labels(folders, tmp_path):
     from stampy.bench._embeddings import LABELS, load_section
 
     known = {}
@@ -73,7 +73,7 @@ def test_sections_of_all_forms_hold_the_same_labels(folders, tmp_path):
         pd.testing.assert_series_equal(known[form], known["h5ad"], check_names=False)
 
 
-def test_what_is_missing_is_listed_with_the_steps(tmp_path, capsys):
+def test_missing_data_are_listed_with_download_steps(tmp_path, capsys):
     folder = toy_folder("dlpfc", tmp_path / "data", form="10x", n_sections=1, n_spots=60)
     (folder / "151507" / "metadata.tsv").unlink()
     (folder / "151507" / "151507_full_image.tif").unlink()
@@ -102,7 +102,7 @@ def test_an_empty_folder_is_refused_with_the_list(tmp_path, capsys):
         assert not (tmp_path / f"out-{table}").exists()
 
 
-def test_nothing_heavy_before_names_and_pieces_are_checked(tmp_path):
+def test_names_and_parts_are_checked_before_heavy_imports(tmp_path):
     code = (
         "import sys; from stampy.cli.main import main; code = main(sys.argv[1:]); "
         "print(code, sorted({'torch', 'scanpy'} & set(sys.modules)))"
@@ -116,7 +116,7 @@ def test_nothing_heavy_before_names_and_pieces_are_checked(tmp_path):
     assert "Did you mean 'dlpfc'" in unknown.stderr
 
 
-def test_labels_of_another_table_are_not_taken_for_layers(tmp_path):
+def test_labels_of_another_table_are_not_used_as_layers(tmp_path):
     folder = toy_folder("dlpfc", tmp_path / "data", form="h5ad", n_sections=1, n_spots=60)
     import anndata
 
@@ -145,14 +145,14 @@ def test_tables_of_labels(tmp_path, text, column):
     assert [KINDS["dlpfc"].means(word) for word in found.labels] == ["L3", "WM"]
 
 
-def test_a_column_with_an_unknown_word_is_no_column_of_labels(tmp_path):
+def test_column_with_an_unknown_word_is_not_a_label_column(tmp_path):
     path = tmp_path / "labels.txt"
     for word in map("unknown{}".format, range(20)):  # words in a set come in any order
         path.write_text(f"AAACAAGTATCTCCCA-1\tLayer_3\nAAACACCAATAACTGC-1\t{word}\n")
         assert label_table(path, KINDS["dlpfc"].columns, ["151507"], KINDS["dlpfc"].means) is None
 
 
-def test_one_text_of_sections_that_share_barcodes(tmp_path):
+def test_one_label_file_for_sections_that_share_barcodes(tmp_path):
     path, barcodes = tmp_path / "labels.tsv", ["AAACAAGTATCTCCCA-1", "AAACACCAATAACTGC-1"]
     rows = [(b, s, w) for s, words in {"151507": ("L3", "WM"), "151508": ("L1", "L2")}.items()
             for b, w in zip(barcodes, words, strict=True)]  # fmt: skip
@@ -163,7 +163,7 @@ def test_one_text_of_sections_that_share_barcodes(tmp_path):
         assert found.labels == ("L3", "WM", "L1", "L2")
 
 
-def test_texts_that_are_no_labels(tmp_path):
+def test_text_files_that_are_not_labels(tmp_path):
     for name, text in {"a.txt": "hello\nworld\n", "b.csv": "x,y\n1,2\n", "c.tsv": "gene\tn\nACTB\t3\n"}.items():
         (tmp_path / name).write_text(text)
         assert label_table(tmp_path / name, KINDS["dlpfc"].columns, ["151507"], KINDS["dlpfc"].means) is None
@@ -181,11 +181,11 @@ def test_fractions_without_counts_are_refused(tmp_path):
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of anndata's next release
         adata.write_zarr(path)
-    section = bench.Section(source=str(path), name="151507", part="sample_name=151507")
+    section = bench.SectionConfig(source=str(path), name="151507", part="sample_name=151507")
     with pytest.raises(ValueError, match="no raw counts"):
         read_section(section, tmp_path)
     with pytest.raises(ValueError, match="No row of"):
-        read_section(bench.Section(source=str(path), name="1", part="sample_name=1"), tmp_path)
+        read_section(bench.SectionConfig(source=str(path), name="1", part="sample_name=1"), tmp_path)
 
 
 @pytest.mark.parametrize(("table", "form"), [(t, f) for t in ("hbc", "her2", "psc", "hhk") for f in FORMS[t]])
@@ -213,7 +213,7 @@ def test_slides_that_are_absent_or_unlabelled_are_listed(tmp_path):
     (folder / "gdc.tsv").write_text("\n".join([*lines, "TCGA-99.svs\tTCGA-99\tStage I"]) + "\n")
     lines = (folder / "gdc.tsv").read_text().splitlines()
     data, found = chosen("tcga-luad", folder, tmp_path)
-    assert data.n_folds == 5  # a label of one patient: the tool says so
+    assert data.n_folds == 5  # a label with one patient only, with a warning
     steps = {p.name: p.steps for p in found.pieces if p.what == "slides"}
     assert "TCGA-99.svs" in steps["slides that are absent"]
     assert "TCGA-00-DX1.tif" in steps["slides without a label"]
@@ -223,7 +223,7 @@ def test_slides_that_are_absent_or_unlabelled_are_listed(tmp_path):
     assert data.slides["label"] == "cases.0.diagnoses.0.ajcc_pathologic_stage"
 
 
-def test_figures_stand_beside_the_papers(folders, tmp_path, capsys):
+def test_figures_are_listed_with_those_of_the_paper(folders, tmp_path, capsys):
     out = tmp_path / "results" / "dlpfc"
     results = bench.run("dlpfc", out, folder=folders["spe"], **QUICK)
     assert (results["status"] == "ok").any()
@@ -284,7 +284,7 @@ def test_own_models_join_the_table(folders, tmp_path, model):
         bench.run("toy", tmp_path / "out", folder=tmp_path)
 
 
-def test_axes_of_one_section_are_not_probed_on_another(tmp_path):
+def test_axes_of_one_section_are_not_evaluated_on_another(tmp_path):
     data = {"name": "T", "sections": ["toy", "toy:1"], "labels": "domain", "folds": "section", "n_folds": 2}
     config = {"datasets": [data], "systems": ["pca", "pixels"], "tasks": ["probe"], "seeds": [0]}
     results = bench.run(config, tmp_path, show_progress_bar=False, device="cpu")
@@ -292,7 +292,7 @@ def test_axes_of_one_section_are_not_probed_on_another(tmp_path):
     assert "fitted to each section" in results.loc[results["system"] == "pca", "reason"].iloc[0]
 
 
-def test_a_file_that_leads_out_of_itself_is_not_opened(tmp_path):
+def test_file_with_links_outside_is_not_opened(tmp_path):
     import h5py
 
     (tmp_path / "data").mkdir()
@@ -305,7 +305,7 @@ def test_a_file_that_leads_out_of_itself_is_not_opened(tmp_path):
     assert "151507.h5ad" in piece.steps
 
 
-def test_folds_of_few_slides_are_told(tmp_path):
+def test_folds_of_few_slides_warn(tmp_path):
     folder = toy_folder("tcga-luad", tmp_path / "data", n_sections=4)
     with pytest.warns(UserWarning, match="2 patients, so there are 2 folds, not 5"):
         data, _ = chosen("tcga-luad", folder, tmp_path)

@@ -1,4 +1,4 @@
-"""The command line: what is written, what is said, and that an error is one line and leaves nothing behind."""
+"""The command line: outputs, messages, and errors of one line that leave no files."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def _no_surroundings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """Runs a command; gives its exit status, what it said, and what it complained of."""
+    """Run a command; return its exit status, stdout and stderr."""
 
     def run(*argv):
         capsys.readouterr()
@@ -168,14 +168,14 @@ def test_demo_on_a_file(run, section, weights, tmp_path):
         assert min(pixels.shape[:2]) > 300
         assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # it shows something
     written = ad.read_h5ad(out / "section.h5ad")
-    assert set(written.obsm) == {*KEYS, "spatial"}  # nothing is left of what was compared
+    assert set(written.obsm) == {*KEYS, "spatial"}  # results of the comparison are not kept
     sizes = written.obs["stamp_cluster"].value_counts(sort=False)
     assert sizes.index.tolist() == [str(i) for i in range(len(sizes))]
     assert sizes.is_monotonic_decreasing  # "0" is the largest
     assert _demo._checked_folder(out, section) == out  # the folder of a demo may get another
 
 
-def test_demo_without_a_section_says_why_it_is_the_toy(run, weights):
+def test_demo_without_a_section_explains_why_it_uses_the_toy(run, weights):
     status, said, err = run("demo", "--model", weights, "--modality", "gene")
     assert status == 0
     assert "dropped" not in err  # the small model's vocabulary is the toy's
@@ -217,7 +217,7 @@ def test_demo_on_a_real_section(run, data_dir, monkeypatch, weights):
         (["--image", "slide.tif"], "slide.tif"),
     ],
 )
-def test_demo_refuses(fails, section, weights, options, words):
+def test_demo_raises(fails, section, weights, options, words):
     given = {"--section": str(section), "--model": str(weights), "--out": "out"} | dict([options])
     assert words in fails("demo", *[part for pair in given.items() for part in pair])
     assert not Path("out").exists()
@@ -228,7 +228,7 @@ def test_demo_needs_spots_to_cluster(fails, toy, weights, tmp_path):
     assert "at least 3 spots" in fails("demo", "--section", tmp_path / "two.h5ad", "--model", weights)
 
 
-def test_demo_leaves_other_files_alone(fails, section, weights, tmp_path):
+def test_demo_does_not_change_other_files(fails, section, weights, tmp_path):
     mine = shutil.copy(section, tmp_path / "section.h5ad")
     before = (tmp_path / "section.h5ad").read_bytes()
     assert "is not from a demo" in fails("demo", "--section", mine, "--model", weights, "--out", tmp_path)
@@ -356,7 +356,7 @@ def spoilt(toy, how):
         ("transposed", "gene", "transposed"),
     ],
 )
-def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
+def test_embed_rejects_invalid_sections(fails, toy, weights, how, modality, words):
     spoilt(toy, how).write_h5ad("bad.h5ad")
     line = fails("embed", "bad.h5ad", "out.h5ad", "--model", weights, "--modality", modality)
     assert words in line
@@ -380,7 +380,7 @@ def test_embed_refuses_bad_sections(fails, toy, weights, how, modality, words):
         ("empty", "out.h5ad", "'empty' is not a section in a format that stampy knows"),
     ],
 )
-def test_embed_refuses_bad_paths(fails, section, weights, source, target, words):
+def test_embed_rejects_invalid_paths(fails, section, weights, source, target, words):
     here = Path()
     shutil.copy(section, "toy.h5ad")
     (here / "half.h5ad").write_bytes(section.read_bytes()[:5000])
@@ -394,7 +394,7 @@ def test_embed_refuses_bad_paths(fails, section, weights, source, target, words)
     assert names_in(here) == before
 
 
-def test_embed_refuses_bad_weights(fails, section, weights):
+def test_embed_rejects_invalid_weights(fails, section, weights):
     here = Path()
     shutil.copytree(weights, "cut")
     tensors = here / "cut" / "model.safetensors"
@@ -433,7 +433,7 @@ def test_a_folder_that_cannot_be_made():
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data", "ignore:zarr v3 autosharding")
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_nothing_half_written_stays(fails, section, weights, monkeypatch, suffix):
+def test_no_partial_files_remain(fails, section, weights, monkeypatch, suffix):
     here = Path()
     shutil.copy(section, "toy.h5ad")
     old = here / f"out{suffix}"
@@ -450,7 +450,7 @@ def test_nothing_half_written_stays(fails, section, weights, monkeypatch, suffix
     message = fails("embed", "toy.h5ad", old, "--model", weights, "--overwrite", "--modality", "gene")
     assert f"No space left on the disk of '.' for {old}" in message
     assert names_in(here) == sorted(["toy.h5ad", old.name])
-    assert "X_stamp" not in _formats.read(old).obsm  # what was there before
+    assert "X_stamp" not in _formats.read(old).obsm  # the earlier embedding
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ def test_pretrain_align_embed(run, section, tmp_path):
         (["align", "SECTION", "--model", "nowhere"], "nowhere"),
     ],
 )
-def test_training_refuses(fails, section, argv, words):
+def test_training_raises(fails, section, argv, words):
     here = Path()
     (here / "bad.json").write_text('{"widht": 8}')
     (here / "half.json").write_text('{"width": ')
@@ -547,7 +547,7 @@ def test_traceback_on_request(run, monkeypatch, where):
     assert err.splitlines()[-1] == "stampy: error: No section at 'none.h5ad'."
 
 
-def test_an_interrupt_is_no_error(run, section, weights, monkeypatch):
+def test_interrupt_is_not_an_error(run, section, weights, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -576,7 +576,7 @@ def test_a_bug_shows_its_traceback(section, weights, monkeypatch):
         ("Pass `um_per_px=` or\n `spot_um=`.", "Pass `--um-per-px` or `--spot-um`."),
         ("use modality='gene', or layer='counts'", "use --modality gene, or --layer counts"),
         ('use modality="gene"', "use --modality gene"),
-        ("leave image=False", "leave image=False"),  # no option says that
+        ("leave image=False", "leave image=False"),  # without a corresponding option
         (KeyError("`layer=`"), "`--layer`"),
         (ValueError(), "ValueError"),
     ],
@@ -585,7 +585,7 @@ def test_parameters_are_named_as_options(message, line):
     assert in_options(message) == line
 
 
-def test_warnings_are_lines_and_those_of_others_are_left_out(run, toy, weights, monkeypatch):
+def test_warnings_are_single_lines_and_those_of_other_packages_are_hidden(run, toy, weights, monkeypatch):
     adata = toy.copy()
     image = adata.uns["spatial"]["toy"]["images"].pop("hires")
     assert image is not None
@@ -606,7 +606,7 @@ def test_warnings_are_lines_and_those_of_others_are_left_out(run, toy, weights, 
     assert "None" not in line
 
 
-def test_as_a_program(section, weights, tmp_path):
+def test_python_dash_m(section, weights, tmp_path):
     def stampy_(*argv):
         argv = [sys.executable, "-m", "stampy", *map(str, argv)]
         return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
@@ -643,7 +643,7 @@ def test_a_link_as_output_is_not_followed(target, toy, tmp_path, capsys):
     assert not (tmp_path / "nowhere.h5ad").exists()
 
 
-def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path, capsys):
+def test_too_long_name_raises_before_any_computation(tmp_path, capsys):
     (tmp_path / "broken.h5ad").write_bytes(b"never read")
     assert main(["embed", str(tmp_path / "broken.h5ad"), str(tmp_path / "new" / f"{'x' * 260}.h5ad")]) == 1
     assert "265 bytes" in capsys.readouterr().err
@@ -658,7 +658,7 @@ def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path, capsys):
         (("embed", "a.h5ad", "b.h5ad", "--modality", "genes"), "Did you mean 'gene'?"),
     ],
 )
-def test_near_names_are_offered(run, argv, words):
+def test_similar_names_are_suggested(run, argv, words):
     status, _, complaint = run(*argv)
     assert status == 2
     assert words in complaint
@@ -684,7 +684,7 @@ def test_an_error_leaves_no_folder(run, section, argv):
     assert not Path("new").exists()
 
 
-def test_wrong_names_are_answered_without_torch(section, tmp_path):
+def test_wrong_names_raise_before_torch_is_imported(section, tmp_path):
     bad, unknown = tmp_path / "bad.json", tmp_path / "unknown.json"
     bad.write_text("{")
     unknown.write_text('{"dataset": []}')
@@ -733,13 +733,13 @@ def test_wrong_options_of_training_leave_no_folder(fails, section, tmp_path, wro
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_can_not_begin_leaves_no_folder(fails, section, tmp_path):
+def test_run_that_cannot_start_leaves_no_folder(fails, section, tmp_path):
     (tmp_path / "genes.tsv").write_text("gene_id\tsymbol\tdivisor\nENSG00000141510\tTP53\t-1\n")
     fails("pretrain", section, "--out", tmp_path / "run", "--vocabulary", tmp_path / "genes.tsv")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "align"])
-def test_training_on_what_is_not_there_leaves_no_folder(fails, tmp_path, command):
+def test_training_on_missing_files_leaves_no_folder(fails, tmp_path, command):
     assert "No section or manifest at 'nothing.h5ad'" in fails(command, "nothing.h5ad", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The report: all of it in one file, nothing in it but text and pictures, and the section as it was."""
+"""The report: one file with text and images only; the section is not changed."""
 
 import re
 from html.parser import HTMLParser
@@ -84,7 +84,7 @@ def test_nothing_is_loaded_or_run(embedded, report_of):
     assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
 
 
-def test_names_are_text(embedded, report_of):
+def test_names_are_escaped(embedded, report_of):
     bad = '<script>alert("1")</script>'
     adata = embedded.copy()
     column = "<b onclick=x>"  # of h5ad, a name has no slash
@@ -120,7 +120,7 @@ def test_a_spatialdata_without_obsm_spatial_has_maps(embedded, make_sdata, kind,
 
 
 @sdata_warnings
-def test_of_several_images_the_page_asks_for_one(toy, make_sdata, tmp_path, capsys):
+def test_report_requires_a_choice_among_several_images(toy, make_sdata, tmp_path, capsys):
     sdata = make_sdata(toy, "shapes", np.eye(3))
     sdata.images["dapi"] = sdata.images["he"]
     sdata.tables["spots"] = sdata.tables.pop("table")
@@ -137,7 +137,7 @@ def test_of_several_images_the_page_asks_for_one(toy, make_sdata, tmp_path, caps
     assert "Key `hires` not found in `sdata.images`" in capsys.readouterr().err
 
 
-def test_overlaid_sections_are_refused_in_words_of_the_command_line(toy, tmp_path, capsys):
+def test_error_for_overlaid_sections_names_command_line_options(toy, tmp_path, capsys):
     both = ad.concat([toy, toy], label="sample", keys=["A", "B"], index_unique="-")
     both.write_h5ad(tmp_path / "a.h5ad")
     assert main(["report", str(tmp_path / "a.h5ad"), str(tmp_path / "a.html")]) == 1
@@ -146,7 +146,7 @@ def test_overlaid_sections_are_refused_in_words_of_the_command_line(toy, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["bare", "image only", "no coordinates"])
-def test_sections_that_lack_something(toy, report_of, what):
+def test_incomplete_sections(toy, report_of, what):
     adata = toy.copy()
     if what == "image only":
         adata = adata[:, :0].copy()
@@ -166,7 +166,7 @@ def test_several_sections(report_of):
     assert "sections" in page.text
 
 
-def test_genes_that_nobody_knows(toy, report_of):
+def test_unknown_genes(toy, report_of):
     adata = toy[:, :60].copy()
     adata.var_names = [f"unknown{i}" for i in range(adata.n_vars)]
     adata.var = adata.var[[]]
@@ -195,7 +195,7 @@ def test_token_counts_are_those_of_the_tokens(toy, vocabulary, model):
         ({"target": "taken.html"}, FileExistsError, "--overwrite"),
     ],
 )
-def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, words):
+def test_errors_before_any_computation(toy, tmp_path, monkeypatch, options, error, words):
     monkeypatch.setattr(_report, "_contents", lambda *_: pytest.fail("it began to work"))
     toy.write_h5ad(tmp_path / "a.h5ad")
     (tmp_path / "taken.html").write_text("mine")
@@ -207,7 +207,7 @@ def test_refused_before_any_work(toy, tmp_path, monkeypatch, options, error, wor
     assert not (tmp_path / "a.html").exists()
 
 
-def test_the_verdict_is_stored_computed_or_refused(toy, embedded, report_of):
+def test_verdict_is_stored_computed_or_declined(toy, embedded, report_of):
     page = report_of(embedded)
     assert any("Not evaluated: 'elsewhere' made the embedding" in text for text in page.text)
     assert "details" in page.tags  # the provenance is folded up

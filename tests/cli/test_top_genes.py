@@ -6,7 +6,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from stampy.cli.domains import _log_normalised, _scores, about_labels, top_genes
+from stampy.cli.domain_summary import _scores, about_labels, top_genes
+from stampy.tl._methods.principal_components import log_normalised
 
 
 def _section(n=90, n_genes=40):
@@ -27,7 +28,7 @@ def test_planted_genes_are_found():
     }
 
 
-def test_what_is_no_gene_is_no_marker():
+def test_features_that_are_not_genes_are_not_markers():
     adata = _section()
     others = np.where(adata.obs[["g"]] == "1", 5000, 10) * np.ones((1, 2))
     var = pd.DataFrame({"feature_types": ["Gene Expression"] * adata.n_vars + ["Antibody Capture"] * 2},
@@ -38,11 +39,11 @@ def test_what_is_no_gene_is_no_marker():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other packages'
-def test_scores_are_scanpys():
+def test_scores_equal_scanpy():
     sc = pytest.importorskip("scanpy")
     adata = _section()
     adata.X[3] = 0  # an empty spot
-    ours = _scores(_log_normalised(sparse.csr_matrix(adata.X)), adata.obs["g"], ["0", "1", "2"])
+    ours = _scores(log_normalised(sparse.csr_matrix(adata.X))[0], adata.obs["g"], ["0", "1", "2"])
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     sc.tl.rank_genes_groups(adata, "g", method="t-test_overestim_var")

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from stampy import datasets
-from stampy.datasets import _fetch, _registry, _sections
+from stampy.datasets import _fetch, _load, _registry
 from stampy.datasets import _fetch as _published_vocabulary
 from stampy.datasets._toy import tissue_image as _toy_image
 from stampy.datasets._toy import toy as _toy
@@ -51,7 +51,7 @@ def sha(content: bytes) -> str:
 # toy ----------------------------------------------------------------------------------------------------------------
 
 
-def test_toy_has_the_promised_slots(toy):
+def test_toy_has_the_documented_slots(toy):
     assert toy.shape == (400, 800)
     assert isinstance(toy.X, sparse.csr_matrix)
     assert toy.X.dtype == np.int32
@@ -98,7 +98,7 @@ def test_toy_counts_are_sparse_like_a_section(toy):
     assert np.median((squares - means**2) / means) > 1.2  # more spread than Poisson
 
 
-def test_toy_programmes_are_up_in_their_domain_and_nothing_else_is(toy):
+def test_toy_programmes_are_expressed_in_their_domain_only(toy):
     dense = toy.X.toarray() / toy.X.sum(axis=1)
     for domain in toy.obs["domain"].cat.categories:
         inside = (toy.obs["domain"] == domain).to_numpy()
@@ -163,7 +163,7 @@ def test_toy_of_any_size(n_spots, n_domains, n_sections, grid, rng):
             assert (np.array([width, height]) * UM_PER_PX - xy.max(axis=0)).min() >= 168
 
 
-def test_toy_comes_back_from_disk(tmp_path):
+def test_toy_survives_a_file(tmp_path):
     adata = datasets.toy(30, n_sections=2)
     adata.write_h5ad(tmp_path / "toy.h5ad")
     again = anndata.read_h5ad(tmp_path / "toy.h5ad")
@@ -186,7 +186,7 @@ def test_toy_comes_back_from_disk(tmp_path):
         ({"grid": "vizium"}, ValueError, "Did you mean 'visium'"),
     ],
 )
-def test_toy_refuses(options, error, words):
+def test_toy_raises(options, error, words):
     with pytest.raises(error, match=words):
         datasets.toy(**options)
 
@@ -202,14 +202,14 @@ def test_toy_genes_are_real(data_dir, reference_dir):
 # registry -----------------------------------------------------------------------------------------------------------
 
 
-def test_registry_is_whole():
+def test_registry_is_complete():
     entries = _registry.entries()
     assert sum(n.startswith("HER2ST_") for n in entries) == 36
     assert sum(n.startswith("spatialLIBD_") for n in entries) == 12
     for name, entry in entries.items():
         assert entry.kind in {"section", "images", "vocabulary", "orthologs"}, name
         assert entry.use in _registry.USES or entry.kind not in _registry.SECTIONS, name
-        assert entry.builder is None or entry.builder in _sections.BUILDERS, name
+        assert entry.builder is None or entry.builder in _load.BUILDERS, name
         assert entry.builder or entry.kind not in _registry.SECTIONS or set(entry.files) == {"section"}, name
         assert entry.licence, name
         for file in entry.files.values():
@@ -251,7 +251,7 @@ def test_registry_agrees_with_the_data(data_dir):
                 assert (file.sha256, file.n_bytes) == known[address]
 
 
-def test_every_file_of_the_mirror_is_right(data_dir, monkeypatch):
+def test_every_file_of_the_mirror_has_its_hash(data_dir, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     paths = [
         _fetch.fetch_file(entry, role)
@@ -271,7 +271,7 @@ def test_names_filter():
         datasets.names("test")
 
 
-def test_unknown_names_get_the_nearest():
+def test_unknown_names_suggest_the_nearest():
     for function in (datasets.info, datasets.fetch, datasets.load):
         with pytest.raises(ValueError, match="Did you mean 'HER2ST_A1'"):
             function("HER2ST_A11")
@@ -286,7 +286,7 @@ def test_unknown_names_get_the_nearest():
 
 @pytest.fixture
 def server():
-    """A loopback server: `pages` is what it serves, `asked` what it was asked for."""
+    """A loopback server: `pages` are its responses, `asked` the requested paths."""
     pages, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -337,7 +337,7 @@ def test_fetch_downloads_once(server, register, tmp_path):
     assert server.asked == ["/a%20b/counts.tsv"]
 
 
-def test_fetch_refuses_and_removes_a_wrong_file(server, register, tmp_path):
+def test_fetch_rejects_and_removes_a_wrong_file(server, register, tmp_path):
     server.pages["/counts.tsv"] = b"something else"
     register([_registry.File("counts", server.url + "/counts.tsv", sha(b"counts"), 6)])
     with pytest.raises(ValueError, match="not the file that stampy knows"):
@@ -359,7 +359,7 @@ def test_fetch_replaces_a_damaged_file_of_the_cache(server, register, caplog):
     assert not path.exists()
 
 
-def test_fetch_without_a_network_says_what_to_do(server, register, tmp_path):
+def test_fetch_without_a_network_explains_what_to_do(server, register, tmp_path):
     register([_registry.File("counts", server.url + "/none.tsv", sha(b""), 0)])
     with pytest.raises(ConnectionError, match=r"none\.tsv can't be downloaded .*404.*STAMPY_DATA_DIR"):
         datasets.fetch("made_up")
@@ -369,7 +369,7 @@ def test_fetch_without_a_network_says_what_to_do(server, register, tmp_path):
     assert cached(tmp_path) == []
 
 
-def test_fetch_by_several_at_once(server, register, tmp_path):
+def test_fetch_by_several_processes(server, register, tmp_path):
     content = b"x" * 1_000_000
     server.pages["/counts.tsv"] = content
     register([_registry.File("counts", server.url + "/counts.tsv", sha(content), len(content))])
@@ -380,7 +380,7 @@ def test_fetch_by_several_at_once(server, register, tmp_path):
     assert cached(tmp_path) == ["counts.tsv"]
 
 
-def test_fetch_takes_an_unknown_hash_only_when_told(server, register, tmp_path):
+def test_fetch_accepts_an_unknown_hash_only_on_request(server, register, tmp_path):
     server.pages["/counts.h5"] = b"counts"
     register([_registry.File("counts", server.url + "/counts.h5", None, None)])
     with pytest.raises(ValueError, match="does not know the hash of the counts"):
@@ -391,7 +391,7 @@ def test_fetch_takes_an_unknown_hash_only_when_told(server, register, tmp_path):
     with pytest.warns(UserWarning, match=sha(b"counts")):
         datasets.fetch("made_up", allow_unverified=True)
     assert datasets.fetch("made_up", file="counts", sha256=sha(b"counts").upper()).read_bytes() == b"counts"
-    with pytest.raises(ValueError, match="not the file"):  # what lies in the cache is checked against the new hash
+    with pytest.raises(ValueError, match="not the file"):  # cached files are checked against the new hash
         datasets.fetch("made_up", sha256=sha(b"other"))
     assert cached(tmp_path) == []
 
@@ -425,7 +425,7 @@ def test_mirror_may_hold_another_edition(register, tmp_path, monkeypatch):
     assert datasets.fetch("made_up", file="order").read_bytes() == b"edition"
 
 
-def test_what_only_a_mirror_has(monkeypatch, tmp_path):
+def test_data_available_from_a_mirror_only(monkeypatch, tmp_path):
     for function in (datasets.fetch, datasets.load):
         with pytest.raises(FileNotFoundError, match=r"STAMPY_DATA_DIR .*sections/HCC1_human\.h5ad"):
             function("HCC1_human")
@@ -434,7 +434,7 @@ def test_what_only_a_mirror_has(monkeypatch, tmp_path):
         datasets.load("HCC1_human")
 
 
-def test_cache_that_is_no_folder(register, tmp_path, monkeypatch):
+def test_cache_that_is_not_a_folder(register, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("STAMPY_CACHE_DIR", str(tmp_path / "file"))
     register([_registry.File("counts", "http://127.0.0.1:9/counts.tsv", sha(b""), 0)])
@@ -462,9 +462,9 @@ def test_her2st(tmp_path):
     )
     Image.new("RGB", (1200, 1300), (200, 100, 150)).save(tmp_path / "image.jpg")
     paths = {"counts": tmp_path / "A1.tsv.gz", "spots": tmp_path / "spots.tsv"}
-    bare = _sections.her2st("HER2ST_A1", paths)
+    bare = _load.her2st("HER2ST_A1", paths)
     assert "spatial" not in bare.uns
-    adata = _sections.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
+    adata = _load.her2st("HER2ST_A1", paths | {"labels": tmp_path / "labels.tsv", "image": tmp_path / "image.jpg"})
     assert adata.obs_names.tolist() == ["10x13", "11x13"]
     assert adata.var_names.tolist() == ["SAMD11", "NOC2L"]
     assert dense(adata) == [[0, 3], [1, 0]]
@@ -482,7 +482,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
     """Geometry and reduced image of the builder are those of the sections in the mirror."""
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     library = datasets.load("HER2ST_C2").uns["spatial"]["HER2ST_C2"]
-    lowres, factor = _sections._reduced(datasets.fetch("HER2ST_C2", file="image"))
+    lowres, factor = _load._reduced(datasets.fetch("HER2ST_C2", file="image"))
     assert factor == pytest.approx(library["scalefactors"]["tissue_lowres_scalef"])
     assert lowres.shape == library["images"]["lowres"].shape
     assert np.abs(lowres.astype(int) - library["images"]["lowres"]).mean() < 3
@@ -491,7 +491,7 @@ def test_her2st_agrees_with_the_finished_sections(data_dir, monkeypatch):
 def test_paste(tmp_path):
     (tmp_path / "slice.csv").write_text(",GAPDH,UBE2G2\n13.064x6.086,1,0\n12.116x7.015,0,2\n")
     (tmp_path / "coor.csv").write_text("1.3064e+01,6.086e+00\n1.2116e+01,7.015e+00\n")
-    adata = _sections.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
+    adata = _load.paste("x", {"counts": tmp_path / "slice.csv", "positions": tmp_path / "coor.csv"})
     assert adata.obs_names.tolist() == ["13.064x6.086", "12.116x7.015"]
     assert dense(adata) == [[1, 0], [0, 2]]
     assert adata.obsm["spatial"].tolist() == [[13.064, 6.086], [12.116, 7.015]]
@@ -499,12 +499,12 @@ def test_paste(tmp_path):
 
 def test_sepal(tmp_path):
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\tDNAH1\n2x9\t1.0\t0.0\n2x10\t0.0\t4.0\n"))
-    adata = _sections.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+    adata = _load.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
     assert adata.obsm["spatial"].tolist() == [[2, 9], [2, 10]]
     assert dense(adata) == [[1, 0], [0, 4]]
     (tmp_path / "melanoma.tsv.gz").write_bytes(gzip.compress(b"\tANXA2\n2x9\t0.5\n"))
     with pytest.raises(ValueError, match="raw counts were expected"):
-        _sections.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
+        _load.sepal("x", {"counts": tmp_path / "melanoma.tsv.gz"})
 
 
 def test_spcs_reads_its_archive_without_unpacking(tmp_path):
@@ -514,7 +514,7 @@ def test_spcs_reads_its_archive_without_unpacking(tmp_path):
         archive.writestr("PDACA1/PDACA1_label.txt", '"label"\n"ST2","Duct epithelium"\n"ST1","Interstitium"\n')
         archive.writestr("__MACOSX/PDACA1_coord.txt", "rubbish")
     before = sorted(tmp_path.parent.rglob("*"))
-    adata = _sections.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
+    adata = _load.spcs("PDAC_A_human", {"archive": tmp_path / "PDACA1.zip"})
     assert sorted(tmp_path.parent.rglob("*")) == before
     assert adata.obs_names.tolist() == ["ST1", "ST2"]
     assert adata.var_names.tolist() == ["A1BG", "A2M"]
@@ -546,7 +546,7 @@ def space_ranger_files(tmp_path):
 
 
 def test_space_ranger(space_ranger_files, tmp_path):
-    adata = _sections.space_ranger("crc", space_ranger_files)
+    adata = _load.space_ranger("crc", space_ranger_files)
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs_names.tolist() == ["B-1", "A-1"]
     assert adata.var_names.tolist() == ["TBCE", "GAPDH", "TBCE-1"]
@@ -561,22 +561,22 @@ def test_space_ranger(space_ranger_files, tmp_path):
     (tmp_path / "features.tsv.gz").write_bytes(gzip.compress(b"ENSG1\tTBCE\nENSG2\tGAPDH\nENSG3\tTBCE\n"))
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress(b"B-1\nA-1\n"))
     mtx = {k: tmp_path / f"{k}.tsv.gz" for k in ("features", "barcodes")} | {"counts": tmp_path / "matrix.mtx.gz"}
-    again = _sections.space_ranger("crc", space_ranger_files | mtx)
+    again = _load.space_ranger("crc", space_ranger_files | mtx)
     assert dense(again) == dense(adata)
     assert again.var.equals(adata.var)
     assert again.obs.equals(adata.obs)
 
     space_ranger_files["positions"].write_text("A-1,1,0,0,100,50\n")
     with pytest.raises(ValueError, match="1 of 2 barcodes of 'crc' have no position"):
-        _sections.space_ranger("crc", space_ranger_files)
+        _load.space_ranger("crc", space_ranger_files)
 
 
 def test_dlpfc(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("barcode\tlayer_guess\nA-1\tLayer_3\nB-1\tNA\n")
-    adata = _sections.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["NA", "L3"]
     (tmp_path / "metadata.tsv").write_text("layer_guess\tother\nA-1\tL3\t1\nB-1\tWM\t1\n")  # row names, as R has them
-    adata = _sections.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.dlpfc("dlpfc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert adata.obs["layer"].tolist() == ["WM", "L3"]
 
 
@@ -585,7 +585,7 @@ def test_images(space_ranger_files, tmp_path):
     files = {k: v for k, v in space_ranger_files.items() if k != "counts"} | {"labels": tmp_path / "metadata.tsv"}
     text = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
     files["positions"].write_text(text + files["positions"].read_text())
-    adata = _sections.images("hbc", files)
+    adata = _load.images("hbc", files)
     assert adata.shape == (2, 0)
     assert adata.obs["annot_type"].isna().tolist() == [False, True]
     assert adata.obsm["spatial"].tolist() == [[50, 100], [100, 187]]
@@ -593,7 +593,7 @@ def test_images(space_ranger_files, tmp_path):
 
 def test_annotated(space_ranger_files, tmp_path):
     (tmp_path / "metadata.tsv").write_text("ID\tfine_annot_type\nA-1\tIDC_1\nC-1\tIDC_2\n")
-    adata = _sections.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
+    adata = _load.annotated("hbc", space_ranger_files | {"labels": tmp_path / "metadata.tsv"})
     assert dense(adata) == COUNTS.tolist()
     assert adata.obs["fine_annot_type"].isna().tolist() == [True, False]
 
@@ -602,7 +602,7 @@ def test_the_builder_makes_the_finished_section(data_dir, monkeypatch):
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     entry = datasets.info("CRC16_human")
     roles = ("counts", "positions", "scalefactors", "lowres")
-    made = _sections.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
+    made = _load.space_ranger(entry.name, {role: _fetch.fetch_file(entry, role) for role in roles})
     kept = datasets.load(entry.name)
     assert (made.X != kept.X).nnz == 0
     assert made.obs.equals(kept.obs)
@@ -673,7 +673,7 @@ def test_divisors_are_whole_near_and_above_zero(means):
     assert (result[~kept] == 1).all()
 
 
-def test_published_vocabulary_refuses_pickles(tmp_path, register, monkeypatch):
+def test_published_vocabulary_rejects_pickles(tmp_path, register, monkeypatch):
     np.save(tmp_path / "means.npy", np.array([{}], dtype=object), allow_pickle=True)
     with h5py.File(tmp_path / "model.h5ad", "w") as file:
         file.create_group("var").attrs["_index"] = "_index"
@@ -696,7 +696,7 @@ def test_published_vocabulary_of_the_mirror(data_dir, reference_dir, monkeypatch
     assert (table["symbol"] != "").sum() > 19_000
 
 
-def test_effect_sets_how_much_the_markers_tell():
+def test_effect_sets_the_strength_of_markers():
     def ratio(effect):
         adata = datasets.toy(n_spots=300, image=False, effect=effect)
         marker = (adata.var["domain"] == "D1").to_numpy()

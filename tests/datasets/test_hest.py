@@ -1,4 +1,4 @@
-"""HEST folders become manifests; what is left out, or missing, is named."""
+"""Manifests of HEST folders; excluded and missing sections are named."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 import stampy
 from stampy import datasets, train
 from stampy.cli import main as cli
-from stampy.datasets._hest import hest_counts
+from stampy.datasets._hest_manifest import hest_counts
 from stampy.datasets._toy.toy_hest import HEST_COLUMNS
 
 
@@ -35,7 +35,7 @@ def row(name, **more):
             "st_technology": "Visium", "pixel_size_um_estimated": 0.5, "spots_under_tissue": 100} | more  # fmt: skip
 
 
-def test_a_manifest_says_what_the_table_says(hest):
+def test_manifest_matches_the_table(hest):
     manifest = datasets.hest_manifest(hest)
     assert manifest["name"].tolist() == ["TOY1", "TOY2", "TOY3"]
     assert manifest["um_per_px"].tolist() == [1.6] * 3
@@ -50,7 +50,7 @@ def test_a_manifest_says_what_the_table_says(hest):
     assert counts.loc["all"].to_dict() == {"Visium": 3, "all": 3, "spots": 90}
 
 
-def test_a_toy_section_is_read_as_hest_is(hest):
+def test_toy_section_is_read_like_hest(hest):
     found = stampy.read(hest / "st" / "TOY1.h5ad")
     library = found.uns["spatial"]["ST"]
     assert library["scalefactors"]["microns_per_pixel"] == 1.6
@@ -128,7 +128,7 @@ def test_pixel_sizes(tmp_path):
     assert np.isnan(found[2])
 
 
-def test_what_a_table_does_not_say_is_told(tmp_path):
+def test_missing_metadata_warns(tmp_path):
     rows = [row("A"), row("B", species="")]
     with pytest.warns(UserWarning, match=r"states no species for 1 sections, which the filter leaves out: \['B'\]"):
         datasets.hest_manifest(table_only(tmp_path / "a", rows), species="human", images=False)
@@ -164,3 +164,19 @@ def test_a_corpus_of_a_manifest(hest, tmp_path, capsys):
     assert corpus.section("TOY2").record["study"] == "Toy study 1"
     again = train.Corpus.build(datasets.hest_manifest(hest), tmp_path / "again", **small)
     assert again.digest == corpus.digest
+
+
+def test_missing_spots_and_platforms_warn(tmp_path):
+    rows = [row("A", spots_under_tissue=""), row("B", spots_under_tissue=-5), row("C"), row("D", st_technology="")]
+    with pytest.warns(stampy.StampyWarning, match=r"no number of spots .* for 2 sections.*\['A', 'B'\]"):
+        manifest = datasets.hest_manifest(table_only(tmp_path, rows))
+    assert manifest.attrs["spots"] == {"C": 100, "D": 100}
+    assert hest_counts(manifest).loc["all"].to_dict() == {"(not stated)": 1, "Visium": 3, "all": 4, "spots": 200}
+
+
+def test_one_id_to_exclude_and_filters_of_another_type(tmp_path):
+    folder = table_only(tmp_path, [row("A"), row("B")])
+    assert datasets.hest_manifest(folder, exclude="A")["name"].tolist() == ["B"]
+    for wrong in (3, ["Homo sapiens", None]):
+        with pytest.raises(TypeError, match="`species` must be text or a list of texts"):
+            datasets.hest_manifest(folder, species=wrong)

@@ -1,4 +1,4 @@
-"""The tests of the readers share `small_section`."""
+"""`small_section`, shared by the tests of the readers."""
 
 import sys
 from pathlib import Path

@@ -22,7 +22,7 @@ FACTORS = {"spot_diameter_fullres": 55.0, "tissue_hires_scalef": 0.5, "tissue_lo
 
 
 def put(path, content):
-    """Text or bytes into a file, gzipped where its name says so."""
+    """Write text or bytes to a file, gzipped according to its name."""
     content = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)

@@ -1,4 +1,4 @@
-"""Xenium, MERSCOPE and CosMx, each in the variants in which their files are handed on."""
+"""Xenium, MERSCOPE and CosMx, each in several variants of their files."""
 
 import io
 import shutil
@@ -169,7 +169,7 @@ def test_cosmx_with_centres_in_mm_alone(tmp_path):
     assert found.uns["spatial"]["S1"]["scalefactors"]["microns_per_pixel"] == 1.0
 
 
-def test_cosmx_that_does_not_tell_its_scale(tmp_path):
+def test_cosmx_without_a_scale(tmp_path):
     cosmx(tmp_path)
     with pytest.warns(stampy.StampyWarning, match="do not state how large a pixel is"):
         found = stampy.read(tmp_path)

@@ -1,4 +1,4 @@
-"""`stampy.read` and the writer: every format, told apart by itself; nothing but the results is written back."""
+"""`stampy.read` and the writer: every format is recognised, and only results are written back."""
 
 import gzip
 import hashlib
@@ -160,7 +160,7 @@ def test_visium_hd_by_bins(toy, tmp_path, bin_um, n):
         stampy.read(tmp_path / "run", bin_um=5)
 
 
-def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
+def test_full_image_is_referenced_and_used(toy, toy_model, tmp_path):
     library = next(iter(toy.uns["spatial"].values()))
     full = np.asarray(Image.fromarray(library["images"]["hires"]).resize((1300, 900)))
     full = np.clip(full + np.random.default_rng(0).normal(0, 25, full.shape), 0, 255).astype(np.uint8)
@@ -182,7 +182,7 @@ def test_full_image_is_referred_to_and_used(toy, toy_model, tmp_path):
         tl.embed(again, toy_model, um_per_px=1.35, modality="image", **QUIET)
 
 
-def test_full_image_gone_but_another_there(toy, toy_model):
+def test_missing_full_image_with_a_replacement(toy, toy_model):
     adata = toy.copy()
     library = next(iter(adata.uns["spatial"].values()))
     library["metadata"] = {"source_image_path": "/nowhere/slide.tif"}
@@ -404,7 +404,7 @@ def spatialdata_of(toy, affine, *, system="global", regions=1):
         elements[f"spots{i}"] = ShapesModel.parse(
             own[rows, :2], geometry=0, radius=radius, index=rows + 1000, transformations={system: to_world}
         )
-    # the image is stored at an offset, and smaller: only the transformation tells
+    # the image is stored at an offset, and smaller, as stated by the transformation only
     shifted = np.zeros((hires.shape[0] + 3, hires.shape[1] + 7, 3), np.uint8)
     back = Sequence([Translation([-7.0, -3.0], ("x", "y")), Scale([1 / scale, 1 / scale], ("x", "y"))])
     shifted[3:, 7:] = hires
@@ -485,7 +485,7 @@ def test_command_line_writes_into_a_spatialdata_in_place(toy, toy_model, weights
     assert "X_stamp" in stampy.read(tmp_path / "t.h5ad").obsm
 
 
-def test_a_failed_write_leaves_all_as_it_was(toy, tmp_path, monkeypatch):
+def test_failed_write_changes_nothing(toy, tmp_path, monkeypatch):
     path = tmp_path / "s.zarr"
     spatialdata_of(toy, np.eye(3)).write(path)
     before = digests(path)
@@ -499,7 +499,7 @@ def test_a_failed_write_leaves_all_as_it_was(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_command_line_copies_all_else(toy, weights, tmp_path, suffix):
+def test_command_line_copies_all_other_elements(toy, weights, tmp_path, suffix):
     adata = toy.copy()
     adata.raw = adata
     adata.layers["counts"] = adata.X.copy()

@@ -1,4 +1,4 @@
-"""Real files of other producers: each is read, or refused with a word that helps."""
+"""Real files of other producers: each is read, or rejected with a helpful message."""
 
 import warnings
 
@@ -20,7 +20,7 @@ READ = {  # spots, genes, whether there are coordinates
 
 
 def read(path, **options):
-    """The section, and what stampy warned about."""
+    """The section, and the warnings of stampy."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = stampy.read(path, **options)
@@ -62,7 +62,7 @@ def test_spatialdata_of_other_versions(data_dir, name, backed):
     assert set(found.images) == {"blobs_image", "blobs_multiscale_image"}
 
 
-def test_images_are_no_sections(data_dir):
+def test_images_are_not_sections(data_dir):
     with pytest.raises(ValueError, match="an OME-Zarr image, no section"):
         stampy.read(data_dir / "real_files" / "test.ome.zarr")
     with pytest.raises(FileNotFoundError, match="no matrix of counts"):

@@ -1,4 +1,4 @@
-"""What is no section is refused in a short line of stampy's own; damage and bombs are, too."""
+"""Files that are not sections, damaged files and decompression bombs raise a short error of stampy."""
 
 import gzip
 import io
@@ -30,7 +30,16 @@ def test_files_of_r(tmp_path, name, line):
         with pytest.raises(ValueError, match="a file of R") as refused:
             stampy.read(path)
         assert line in str(refused.value)
-        assert "anndataR::write_h5ad(x," in str(refused.value)
+        assert "GetTissueCoordinates(x, scale = NULL)" in str(refused.value)
+        assert 'anndataR::write_h5ad(x, "s.h5ad")' in str(refused.value)
+        # only Seurat writes .h5Seurat; the others may hold a SpatialExperiment, such as spatialLIBD's
+        assert ("zellkonverter::writeH5AD(x," in str(refused.value)) == (name != "s.h5Seurat")
+
+
+def test_error_keeps_the_name_of_an_r_file(tmp_path):
+    put(tmp_path / "Donor.1.RDS", b"x")
+    with pytest.raises(ValueError, match=r'write_h5ad\(x, "Donor\.1\.h5ad"\)'):
+        stampy.read(tmp_path / "Donor.1.RDS")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,7 @@ def test_damage_is_refused_by_name_or_harmless(tmp_path, data):
 
 
 def read_or_refused(folder):
-    """The section and "", or None and what was said."""
+    """The section and "", or None and the message."""
     try:
         return stampy.read(folder), ""
     except (ValueError, FileNotFoundError) as error:

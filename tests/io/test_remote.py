@@ -1,4 +1,4 @@
-"""Sections at addresses, and tables opened lazily; only from memory and this machine."""
+"""Sections at addresses, and lazy tables; only from memory and this machine."""
 
 import http.server
 import shutil
@@ -100,7 +100,7 @@ def test_http(server, model_of, wanted, name):
     np.testing.assert_array_equal(adata.obsm["X_stamp"], wanted)
 
 
-def test_what_is_not_there(in_memory):
+def test_missing_address(in_memory):
     with pytest.raises(FileNotFoundError, match=r"No zarr store at 'memory://stampy/b\.zarr'"):
         stampy.read(f"{in_memory}/b.zarr")
     with pytest.raises(FileNotFoundError, match=r"No file at 'memory://stampy/b\.h5ad'"):
@@ -113,13 +113,13 @@ def test_what_is_not_there(in_memory):
         tl.embed_sections(f"{in_memory}/a.zarr", "nowhere", show_progress_bar=False)
 
 
-def test_what_is_no_section(in_memory):
+def test_address_that_is_not_a_section(in_memory):
     fsspec.filesystem("memory").pipe("/stampy/bad.h5ad", b"no section")
     with pytest.raises(ValueError, match="truncated, damaged or of another format"):
         stampy.read(f"{in_memory}/bad.h5ad")
 
 
-def test_a_remote_file_opens_no_file_of_this_machine(tmp_path, in_memory, section):
+def test_remote_file_opens_no_local_file(tmp_path, in_memory, section):
     """Neither by a link in HDF5 nor as an image that it names."""
     section.write_h5ad(tmp_path / "linked.h5ad")
     with h5py.File(tmp_path / "secret.h5", "w") as file:

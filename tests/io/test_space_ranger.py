@@ -1,4 +1,4 @@
-"""Space Ranger and GEO: parts are found whatever their names, and what is lacking or left over is said."""
+"""Space Ranger and GEO: parts are found under any name; missing and unused files are reported."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_flat_and_nested_layouts_with_any_prefix(tmp_path, end, prefix, counts):
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("table", ["tissue_positions.csv", "tissue_positions_list.csv"])
-def test_positions_however_they_are_written(tmp_path, options, table):
+def test_positions_in_every_form(tmp_path, options, table):
     spatial(tmp_path / "spatial", table=table, **options)
     put(tmp_path / "filtered_feature_bc_matrix.h5", h5())
     same(stampy.read(tmp_path))
@@ -122,7 +122,7 @@ def test_counts_beside_a_table_of_coordinates(tmp_path):
 
 @pytest.mark.parametrize("kind", ["h5", "mtx"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_fractions_are_kept_and_said(tmp_path, kind, dtype):
+def test_fractions_are_kept_with_a_warning(tmp_path, kind, dtype):
     spatial(tmp_path / "spatial")
     x = (X * 0.75).astype(dtype)
     if kind == "h5":
@@ -226,7 +226,7 @@ def test_spots_of_one_table_only_are_counted(tmp_path):
         stampy.read(tmp_path)
 
 
-def test_barcodes_that_stand_there_twice(tmp_path):
+def test_duplicate_barcodes(tmp_path):
     spatial(tmp_path / "spatial")
     put(tmp_path / "filtered_feature_bc_matrix.h5", h5(barcodes=[BARCODES[0], *BARCODES[:-1]]))
     with pytest.warns(stampy.StampyWarning) as said:
@@ -239,7 +239,7 @@ def test_barcodes_that_stand_there_twice(tmp_path):
         stampy.read(tmp_path)
 
 
-def test_no_image_is_said(tmp_path):
+def test_missing_image_is_reported(tmp_path):
     spatial(tmp_path / "spatial")
     put(tmp_path / "filtered_feature_bc_matrix.h5", h5())
     for image in (tmp_path / "spatial").glob("*.png"):
@@ -261,7 +261,7 @@ def test_two_files_of_positions_that_differ(tmp_path):
     spatial(tmp_path / "spatial")
     put(tmp_path / "spatial" / "tissue_positions_list.csv", positions(header=False))
     same(stampy.read(tmp_path))
-    moved = positions(header=False).replace("300", "340")  # a section aligned anew
+    moved = positions(header=False).replace("300", "340")  # another alignment of the section
     put(tmp_path / "spatial" / "tissue_positions_list.csv", moved)
     says = r"tissue_positions\.csv is read; tissue_positions_list\.csv .* other coordinates for 3 of 12 spots"
     with pytest.warns(UserWarning, match=says):

@@ -1,4 +1,4 @@
-"""AnnData, SpatialData, MuData and loom in the versions that are about."""
+"""AnnData, SpatialData, MuData and loom in the versions in use."""
 
 import shutil
 import zipfile
@@ -82,7 +82,7 @@ def test_h5ad_of_anndata_0_6(tmp_path, x):
     same(stampy.read(path))
 
 
-def test_content_counts_not_the_ending(tmp_path):
+def test_format_is_detected_by_content_not_by_extension(tmp_path):
     from small_section import h5, put, spatial
 
     spatial(tmp_path)
@@ -167,7 +167,7 @@ def test_spatialdata_without_a_table(tmp_path):
 
 
 def mudata(root, *, rna="rna", protein=True, with_rows=True):
-    """A MuData whose coordinates stand at the whole."""
+    """A MuData with coordinates in its top-level `obsm`."""
     root.attrs["encoding-type"] = "MuData"
     table = section()
     del table.obsm["spatial"]
@@ -236,7 +236,7 @@ def test_loom_without_coordinates_or_genes(tmp_path):
         stampy.read(tmp_path / "s.loom")
 
 
-def test_results_go_into_no_store_of_another_kind(tmp_path):
+def test_results_are_not_written_into_stores_of_other_types(tmp_path):
     """A MuData or a 10x file under the name of an AnnData is not copied for results to be put into it."""
     from small_section import h5
 
@@ -252,7 +252,7 @@ def test_results_go_into_no_store_of_another_kind(tmp_path):
 
 
 def test_an_image_for_a_section_of_cellxgene(tmp_path):
-    """`is_single` stands beside the section in ``uns["spatial"]``, and is none itself."""
+    """`is_single` in ``uns["spatial"]`` is not a section."""
     from small_section import png, put
 
     adata = section()

@@ -1,4 +1,4 @@
-"""ST, Stereo-seq, Slide-seq, and any table of counts beside one of coordinates."""
+"""ST, Stereo-seq, Slide-seq, and any table of counts with a table of coordinates."""
 
 import gzip
 
@@ -30,7 +30,7 @@ def places(columns=("barcode", "xcoord", "ycoord"), separator=",", names=BARCODE
 @pytest.mark.parametrize("r", [True, False])
 @pytest.mark.parametrize("separator", ["\t", ",", " "])
 @pytest.mark.parametrize("names", [("barcode", "xcoord", "ycoord"), ("", "x", "y"), ("cell_ID", "sdimx", "sdimy")])
-def test_counts_and_coordinates_turned_either_way(tmp_path, turned, r, separator, names):
+def test_counts_and_coordinates_in_both_orientations(tmp_path, turned, r, separator, names):
     put(tmp_path / "Puck_1.digital_expression.txt.gz", wide(turned=turned, separator=separator, r=r))
     put(tmp_path / "Puck_1_bead_locations.csv", places(names))
     with pytest.warns(stampy.StampyWarning, match=r"how large the unit.*0\.65"):
@@ -55,7 +55,7 @@ def test_coordinates_without_a_header(tmp_path):
     end=st.sampled_from(["", ".gz"]),
     encoding=st.sampled_from(["utf-8", "utf-16"]),
 )  # fmt: skip
-def test_a_table_is_read_however_it_is_written(tmp_path, separator, newline, quoting, bom, comment, end, encoding):
+def test_tables_in_every_text_format(tmp_path, separator, newline, quoting, bom, comment, end, encoding):
     text = (bom if encoding == "utf-8" else "") + comment
     text += wide(separator=separator, lineterminator=newline, quoting=quoting)
     found = delimited.wide_counts(put(tmp_path / f"t.txt{end}", text.encode(encoding)))
@@ -72,7 +72,7 @@ def test_decimal_commas_and_genes_of_one_name(tmp_path):
     np.testing.assert_array_equal(found.x.toarray(), [[1.5, 0, 2], [0, 3, 4]])
 
 
-def test_tables_that_do_not_fit(tmp_path):
+def test_tables_that_do_not_match(tmp_path):
     put(tmp_path / "counts.tsv", wide())
     with pytest.raises(ValueError, match="Nearest: counts and coordinates as tables; it lacks the coordinates"):
         stampy.read(tmp_path)
@@ -132,7 +132,7 @@ def test_st_spots_without_a_position(tmp_path):
         stampy.read(tmp_path)
 
 
-def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
+def test_st_truncated_lines_differ_from_unselected_spots(tmp_path):
     put(tmp_path / "S.tsv", wide(SPOTS))
     lines = alignment().splitlines()
     put(tmp_path / "a.tsv", "\n".join([*lines[:-4], lines[-4][:5]]))
@@ -144,14 +144,14 @@ def test_st_lines_cut_off_are_told_from_spots_that_are_not_selected(tmp_path):
     assert found.n_obs == N - 2 - 4  # two are not selected
 
 
-def test_st_damaged_table_of_spots_is_not_passed_over_in_silence(tmp_path):
+def test_st_damaged_table_of_spots_warns(tmp_path):
     put(tmp_path / "S.tsv", wide(SPOTS))
     (tmp_path / "spots.tsv.gz").write_bytes(gzip.compress(alignment().encode())[:40])
     with pytest.warns(stampy.StampyWarning, match=r"spots\.tsv\.gz is ignored: .*truncated"):
         stampy.read(tmp_path)
 
 
-def test_st_that_can_not_tell_its_image(tmp_path):
+def test_st_with_an_ambiguous_image(tmp_path):
     put(tmp_path / "S.tsv", wide(SPOTS))
     put(tmp_path / "a.tsv", alignment(selected=False))
     for name in ("one.png", "two.png"):

@@ -1,4 +1,4 @@
-"""What the command line writes, where the disk can't take it."""
+"""Output of the command line on a full disk."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ except OSError as error:
 
 @pytest.mark.parametrize("what", ["append", "write"])
 @pytest.mark.parametrize("share", [0.3, 0.97])
-def test_a_write_that_fails_ends_in_an_error_and_not_in_a_crash(what, share, tmp_path):
+def test_failed_write_raises_instead_of_crashing(what, share, tmp_path):
     source, folder = tmp_path / "source.h5ad", tmp_path / "out"
     folder.mkdir()
     adata = datasets.toy(n_spots=60, image=False)
@@ -43,7 +43,7 @@ def test_a_write_that_fails_ends_in_an_error_and_not_in_a_crash(what, share, tmp
     assert not list(folder.iterdir())
 
 
-def test_what_is_written_is_what_anndata_writes(tmp_path):
+def test_files_equal_those_of_anndata(tmp_path):
     adata = datasets.toy(n_spots=60)
     adata.raw = adata.copy()
     adata.layers["counts"] = adata.X.toarray()

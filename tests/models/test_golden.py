@@ -1,4 +1,4 @@
-"""Our code against outputs of the published implementation on small random weights (float32, 1e-4 relative)."""
+"""Comparison with outputs of the published implementation on small random weights (float32, 1e-4 relative)."""
 
 import json
 from functools import partial
@@ -108,7 +108,7 @@ def test_alignment_losses(model, outputs, alignment, expected):
     assert float(sum(found.values())) == pytest.approx(expected["alignment_losses"]["train_loss"], rel=1e-4)
 
 
-def test_references_are_patches_shrunk(model, alignment):
+def test_references_are_reduced_patches(model, alignment):
     images = model.image.normalize(torch.from_numpy(alignment["images"]))
     assert model.image.shrink(images).shape == alignment["reference_patches"].shape
 

@@ -1,4 +1,4 @@
-"""Downloads by the real client of the hub, from a server on this machine: pinned commits, hashes, what is missing."""
+"""Downloads by the real client of the hub, from a local server: pinned commits, hashes, missing files."""
 
 import hashlib
 import http.server
@@ -60,7 +60,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """A function that downloads through a server on the loopback; the paths asked for."""
+    """A function that downloads from a loopback server, and the requested paths."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.asked = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -90,7 +90,7 @@ def test_pinned(hub):
     assert bytes.fromhex(content) == CONTENT
     assert source == f"hf-hub:paige-ai/Virchow2@{COMMIT}"
     assert not notes
-    assert all(COMMIT in path for path in asked)  # never a branch, which may move
+    assert all(COMMIT in path for path in asked)  # not a branch, which may change
 
 
 def test_another_file_is_refused_and_removed(hub):
@@ -108,5 +108,5 @@ def test_unpinned_is_refused_unless_named(hub):
     assert not asked
     content, source, notes = run(None, {}, "main")
     assert bytes.fromhex(content) == CONTENT
-    assert source.endswith(COMMIT)  # the commit of the branch stands in the record
+    assert source.endswith(COMMIT)  # the record has the commit of the branch
     assert "was not verified" in notes[0]

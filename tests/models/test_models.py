@@ -132,7 +132,7 @@ def test_pool_3x3_covers_the_image_row_by_row(side, width):
     torch.testing.assert_close(grid[2, 1], image[-width:, side * 2 // 7 : side * 2 // 7 + width].mean())
 
 
-def test_unknown_backbone_and_backbone_that_is_no_vit():
+def test_unknown_backbone_and_backbone_that_is_not_a_vit():
     with pytest.raises(ValueError, match="timm knows no model"):
         models.ImageEncoder(models.ImageConfig(backbone="vit_enormous", backbone_kwargs={}))
     with pytest.raises(ValueError, match="not a plain ViT"):
@@ -167,7 +167,7 @@ def test_round_trip_is_exact(model, saved):
         assert torch.equal(a, b), name
 
 
-def test_parameter_names_stay(saved):
+def test_parameter_names_are_stable(saved):
     """Weights of today must load tomorrow: these names are a promise."""
     from safetensors import safe_open
 
@@ -239,7 +239,7 @@ def test_config_of_another_model(saved):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
-def test_config_that_is_none(saved, text):
+def test_invalid_config(saved, text):
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json"):
         models.load(saved)
@@ -272,7 +272,7 @@ def test_foreign_checkpoint(tmp_path):
         models.load_published(tmp_path / "modle.bin")
 
 
-def test_save_leaves_other_folders_alone(model, tmp_path):
+def test_save_does_not_replace_other_folders(model, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="not changed"):
@@ -315,7 +315,7 @@ def test_normalisation_of_tiles(model):
     torch.testing.assert_close(found[1, 0, 2, 3], expected)
 
 
-def test_saved_weights_are_for_all_to_read(model, tmp_path):
+def test_saved_weights_are_readable_by_all_users(model, tmp_path):
     models.save(model, tmp_path / "m")
     (tmp_path / "ordinary").touch()
     rights = {path.stat().st_mode for path in [*(tmp_path / "m").iterdir(), tmp_path / "ordinary"]}

@@ -13,7 +13,7 @@ def test_sizes_of_the_predictors():
     counted = [sum(p.numel() for p in network.parameters()) for network in (stnet, egn)]
     assert counted == [models.card("stnet").parameters, models.card("egn").parameters]
     assert round(counted[0] / 1e6, 2) == 12.08
-    unused = 4 * (8 * 32 * 1024 + 1024)  # an output layer of each bridge that the published code never calls
+    unused = 4 * (8 * 32 * 1024 + 1024)  # an output layer of each bridge that the published code does not use
     assert round((counted[1] + unused) / 1e6, 2) == 146.02
 
 
@@ -97,7 +97,7 @@ def test_predictors_refuse_bad_input(name, arguments, message):
         predictor.fit(pixels, **({"targets": targets} | arguments))
 
 
-def test_predictors_refuse_what_they_do_not_take():
+def test_predictors_reject_unsupported_arguments():
     with pytest.raises(TypeError, match="takes no"):
         models.Predictor("stnet", depth=3, device="cpu")
     with pytest.raises(ValueError, match="no pretrained"):

@@ -1,4 +1,4 @@
-"""Sharing weights: what is uploaded, and what is refused. The hub is replaced by a record of calls."""
+"""Sharing weights: uploads and rejections. A record of calls replaces the hub."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_folder_is_uploaded_with_its_card(hub, folder, tmp_path):
     assert hub.repositories == [("my-lab/mine", True, True)]
     assert hub.tags == [("v1", "0123abc")]
     assert hub.files["README.md"] == b"# Mine"
-    for name, content in hub.files.items():  # what was uploaded can be loaded again
+    for name, content in hub.files.items():  # the uploaded model can be loaded
         (tmp_path / name).write_bytes(content)
     assert models.load(tmp_path, device="cpu").config == models.load(folder, device="cpu").config
 
@@ -63,7 +63,7 @@ def test_a_loaded_model_needs_a_card(hub, folder):
     assert json.loads(hub.files["config.json"])["format"] == 1
 
 
-def test_what_cannot_be_used_is_not_uploaded(hub, folder, tmp_path):
+def test_invalid_models_are_not_uploaded(hub, folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "genes.tsv").write_text("gene_id\tsymbol\tdivisor\n")
@@ -75,6 +75,6 @@ def test_what_cannot_be_used_is_not_uploaded(hub, folder, tmp_path):
     assert not hub.files
 
 
-def test_a_refusal_says_what_to_do(hub, folder):
+def test_rejection_explains_what_to_do(hub, folder):
     with pytest.raises(ConnectionError, match="hf auth login"):
         models.push(folder, "my-lab/mine", token="none")

@@ -1,4 +1,4 @@
-"""The convolutional image tower: what it computes, what it sees, and what goes with it."""
+"""The convolutional image tower: computation, inputs, settings and licence."""
 
 import subprocess
 import sys
@@ -156,7 +156,7 @@ def test_packaged_stem_brings_its_licence():
 
 
 def by_hand(model, toy):
-    """Embeddings of all spots from what `pp.tiles` draws."""
+    """Embeddings of all spots from the tiles of `pp.tiles`."""
     tiles = stampy.pp.tiles(toy, size_px=PX, copy=True).obsm["stamp_tiles"]
     regions = stampy.pp.tiles(toy, size_px=PX, region=True, copy=True).obsm["stamp_tiles"]
     with torch.inference_mode():
@@ -164,7 +164,7 @@ def by_hand(model, toy):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, None])
-def test_embed_sees_what_pp_tiles_draws(batch_size, model, toy):
+def test_embed_input_equals_pp_tiles(batch_size, model, toy):
     adata = toy.copy()
     options = {"modality": "image", "batch_size": batch_size, "n_workers": 2, "show_progress_bar": False}
     stampy.tl.embed(adata, model, **options)
@@ -178,7 +178,7 @@ def test_embed_sees_what_pp_tiles_draws(batch_size, model, toy):
 
 
 def test_vector_is_a_function_of_the_image_alone(model, toy):
-    """The same spot has the same vector whichever spots are beside it in the table."""
+    """The vector of a spot does not depend on other spots of the table."""
     adata, alone = toy.copy(), toy[[5]].copy()
     um_per_px = TileSource.open(toy).um_per_px
     for data in (adata, alone):
@@ -188,7 +188,7 @@ def test_vector_is_a_function_of_the_image_alone(model, toy):
     np.testing.assert_allclose(alone.obsm["X_stamp"][0], adata.obsm["X_stamp"][5], atol=2e-5)
 
 
-def test_spot_at_the_border_sees_white(model):
+def test_spot_at_the_border_is_padded_with_white(model):
     """Beyond the picture its surroundings are white, as if the picture went on so."""
     picture = np.random.default_rng(1).integers(0, 200, (300, 300, 3), dtype=np.uint8)
     wide = np.full((900, 900, 3), 255, dtype=np.uint8)
@@ -203,7 +203,7 @@ def test_spot_at_the_border_sees_white(model):
     np.testing.assert_array_equal(*inputs)
 
 
-def test_embed_slide_sees_surroundings(model, tmp_path):
+def test_embed_slide_uses_surroundings(model, tmp_path):
     import anndata
 
     picture = stampy.datasets.toy(n_spots=60).uns["spatial"]["toy"]["images"]["hires"]
@@ -218,7 +218,7 @@ def test_embed_slide_sees_surroundings(model, tmp_path):
     assert found.uns["stamp"]["X_stamp"]["tiles"]["surroundings_um"] == 336
 
 
-def test_digest_tells_tiles_from_tiles_with_surroundings(toy):
+def test_digest_differs_with_surroundings(toy):
     digests = {TileSource.open(toy, size_px=PX, surroundings=s).digest(np.arange(3)) for s in (False, True)}
     assert len(digests) == 2
 

@@ -1,4 +1,4 @@
-"""Other people's encoders: their cards, their loaders on random weights in their own formats, and one door to all."""
+"""Third-party encoders: cards, loaders on random weights in their own formats, and the common interface."""
 
 import json
 from dataclasses import replace
@@ -12,12 +12,12 @@ from scipy import sparse
 from torch import nn
 
 from stampy import datasets, models, tl
-from stampy.models._systems import genes as _scgpt
+from stampy.models._systems import gene_encoders as _scgpt
 from stampy.models._systems import hub as _hub
-from stampy.models._systems import vision as _language
-from stampy.models._systems import vision as _vision
+from stampy.models._systems import image_encoders as _language
+from stampy.models._systems import image_encoders as _vision
 from stampy.models._systems.catalogue import CARDS
-from stampy.models._systems.genes import CONTEXT, ranked
+from stampy.models._systems.gene_encoders import CONTEXT, ranked_by_ratio
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 TIMM = ["uni", "uni2-h", "h-optimus-0", "virchow2", "mstar"]
@@ -234,13 +234,13 @@ NEEDS = {"plip": "transformers", "omiclip": "open_clip"}
 
 @pytest.fixture(scope="module")
 def toy(toy):
-    """The toy section, of the genes that the small systems know and a few more."""
+    """The toy section with the genes of the small systems and a few more."""
     return toy[:, :205].copy()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Weights of a system, written once: (card, path, what they were written from)."""
+    """Weights of a system, written once: (card, path, source)."""
     done = {}
 
     def give(name):
@@ -363,7 +363,7 @@ def test_image_contract(written, name):
         assert system.embed_images(pixels, level="feature").shape == (5, system.card.feature_dim)
         one = torch.cat([system.embed_images(pixels[i : i + 1]) for i in range(5)])
         torch.testing.assert_close(one, found, atol=1e-5, rtol=1e-4)
-    assert found.std(0).max() > 1e-4  # it looks at the tiles
+    assert found.std(0).max() > 1e-4  # vectors depend on the tiles
     if name in ("conch", "plip", "omiclip"):
         torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
     with pytest.raises(ValueError, match="Tiles must be uint8"):
@@ -373,7 +373,7 @@ def test_image_contract(written, name):
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_the_right_token(written, name):
+def test_tokens_used_as_features(written, name):
     system, vit = loaded(written, name)
     pixels = tiles(3, 28)
     with torch.inference_mode():
@@ -511,7 +511,7 @@ def test_gene_contract(written, name):
         assert (found[2] == 0).all()
         one = torch.cat([system.embed_counts(block[i : i + 1]) for i in range(6)])
         torch.testing.assert_close(one, found, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(system.embed_counts(block * 3), found, atol=1e-5, rtol=1e-4)  # depth says nothing
+        torch.testing.assert_close(system.embed_counts(block * 3), found, atol=1e-5, rtol=1e-4)  # depth has no effect
     assert found.std(0).max() > 1e-4
     assert {"gene_id", "symbol", "divisor"} <= set(system.genes)
     with pytest.raises(ValueError, match="expects counts of its"):
@@ -526,7 +526,7 @@ def reference_encoder(tensors, prefix, eps):
     return encoder
 
 
-def test_nicheformer_as_described(written):
+def test_nicheformer_tokens_match_its_paper(written):
     system, (tensors, genes) = loaded(written, "nicheformer")
     block = counts()
     expected = []
@@ -547,10 +547,10 @@ def test_nicheformer_as_described(written):
 
 def test_ranked_ties_go_to_the_lower_row():
     block = sparse.csr_matrix([[2.0, 0, 4, 2], [0, 0, 0, 0]])
-    assert ranked(block, np.array([1.0, 1, 2, 1]), 5).tolist() == [[30, 32, 33, 0, 0], [0] * 5]
+    assert ranked_by_ratio(block, np.array([1.0, 1, 2, 1]), 5).tolist() == [[30, 32, 33, 0, 0], [0] * 5]
 
 
-def test_scgpt_as_described(written):
+def test_scgpt_tokens_match_its_paper(written):
     system, (tensors, tokens, means) = loaded(written, "scgpt-spatial")
     assert len(system.genes) == len(GENES) - 3  # those without a mean are left out
     block = counts(4, len(system.genes))
@@ -559,7 +559,8 @@ def test_scgpt_as_described(written):
     for row in block.toarray():
         (here,) = np.nonzero(row)
         ids = torch.tensor([[tokens["<cls>"], *here]])
-        values = torch.tensor([[-2.0, *_scgpt.bins(row[here] / means["mean"].to_numpy()[here])]], dtype=torch.float32)
+        bins = _scgpt.quantile_bins(row[here] / means["mean"].to_numpy()[here])
+        values = torch.tensor([[-2.0, *bins]], dtype=torch.float32)
         gene = F.layer_norm(
             t["encoder.embedding.weight"][ids], (16,), t["encoder.enc_norm.weight"], t["encoder.enc_norm.bias"]
         )
@@ -576,10 +577,10 @@ def test_scgpt_as_described(written):
 
 def test_bins_of_a_spot():
     rng = np.random.default_rng(0)
-    distinct = _scgpt.bins(rng.permutation(500) + 1.0)
+    distinct = _scgpt.quantile_bins(rng.permutation(500) + 1.0)
     assert (distinct.min(), distinct.max()) == (1, 50)
-    assert _scgpt.bins(np.full(9, 2.0)).tolist() == [25] * 9  # every edge is the same: the middle
-    assert _scgpt.bins(np.array([])).tolist() == []
+    assert _scgpt.quantile_bins(np.full(9, 2.0)).tolist() == [25] * 9  # every edge is the same: the middle
+    assert _scgpt.quantile_bins(np.array([])).tolist() == []
 
 
 def test_scgpt_keeps_the_same_genes_of_rich_spots(written, monkeypatch):
@@ -656,7 +657,7 @@ def test_nothing_is_executed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"), [("uni", "No weights of UNI"), ("nicheformer", "No weights of Nicheformer")]
 )
-def test_no_such_path(tmp_path, name, message):
+def test_missing_path(tmp_path, name, message):
     with pytest.raises(FileNotFoundError, match=message):
         models.load(f"{name}:{tmp_path / 'nowhere.bin'}")
 
@@ -694,7 +695,7 @@ def hub_error(kind, status=403):
         (("RemoteEntryNotFoundError", 404), FileNotFoundError, "contains none of"),
     ],
 )
-def test_what_the_hub_may_say(monkeypatch, error, expected, message):
+def test_errors_of_the_hub(monkeypatch, error, expected, message):
     import huggingface_hub
 
     def refuse(*_, **__):
@@ -751,7 +752,7 @@ def test_another_file_on_the_hub_is_refused_and_removed(hub, tmp_path):
 
 
 @pytest.mark.parametrize("known", [{}, {"revision": "c" * 40}])
-def test_what_is_not_pinned_is_not_downloaded_unasked(hub, known):
+def test_unpinned_weights_are_downloaded_only_on_request(hub, known):
     from dataclasses import replace
 
     card, asked = hub
@@ -806,7 +807,7 @@ def test_two_paths():
 
 
 @pytest.mark.parametrize(("name", "message"), [("pca", "is fitted to a section"), ("stnet", "trained by you")])
-def test_what_has_no_weights(name, message):
+def test_systems_without_weights(name, message):
     with pytest.raises(ValueError, match=message):
         models.load(name)
 
@@ -870,12 +871,12 @@ def test_embed_with_a_loaded_system(toy, written, name):
         ("egn", {}, "predicts expression"),
     ],
 )
-def test_embed_refuses_before_any_work(toy, name, arguments, message):
+def test_embed_raises_before_any_computation(toy, name, arguments, message):
     with pytest.raises(ValueError, match=message):
         tl.embed(toy, name, **arguments, **QUIET)
 
 
-def test_embed_refuses_other_objects(toy):
+def test_embed_raises_for_other_objects(toy):
     with pytest.raises(TypeError, match="a name, a path or a loaded model"):
         tl.embed(toy, nn.Linear(2, 2), **QUIET)
 
@@ -892,7 +893,7 @@ def test_duplicated_genes_are_summed(toy, written):
 
 
 def test_embed_the_published_stamp_from_a_file(toy, tmp_path):
-    """stamp-g, stamp-v and stamp-f are one checkpoint; `genes.tsv` beside it is its vocabulary."""
+    """stamp-g, stamp-v and stamp-f are one checkpoint; its vocabulary is `genes.tsv` in the same folder."""
     from stampy.models._published import RENAMED, RENAMED_GENE
 
     gene = models.GeneConfig(n_genes=len(GENES), width=32, depth=1, feedforward=16, max_tokens=20, pooling="positions")

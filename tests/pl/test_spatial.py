@@ -1,4 +1,4 @@
-"""Pictures: what the artists hold, what stands beside them, and that nothing is written."""
+"""Plots: contents of the artists, legends and titles; plots write nothing."""
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from scipy import sparse
 from stampy import datasets, pl
 from stampy._section.pixel_size import lattice
 from stampy.pl._drawing.paint import HIGH, LOW, MISSING, SAFE, colors_of, default_colors, embedding_rgb
-from stampy.pl._drawing.view import spot_distance
+from stampy.pl._drawing.view import drawing_distance
 
 GREY = to_rgba(MISSING)
 quick = settings(deadline=None, max_examples=30)
@@ -167,7 +167,7 @@ def test_missing_labels_are_grey_and_named_last():
     ax = pl.spatial(adata, "label")
     assert names(ax) == ["y", "x", "NA"]
     faces = spots(ax).get_facecolors()
-    np.testing.assert_allclose(faces[[0, 2]], [GREY, GREY])  # no label, and a label that says so
+    np.testing.assert_allclose(faces[[0, 2]], [GREY, GREY])  # no label, and a word that means none
     np.testing.assert_allclose(faces[[1, 3]], default_colors(2))
 
 
@@ -203,7 +203,7 @@ def test_booleans_and_mixed_objects_are_labels():
 
 
 @pytest.mark.parametrize("label", ["Größe µm β", "$\\frac{$", "_hidden", "a $ b $ c", "x" * 80])
-def test_odd_labels_are_drawn_as_they_are(label):
+def test_labels_with_markup_are_drawn_verbatim(label):
     adata = section()
     adata.obs[label] = pd.Categorical([label] * adata.n_obs)
     ax = pl.spatial(adata, label)
@@ -254,7 +254,7 @@ def simulated(colors: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
         ("deutan", [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
     ],
 )
-def test_default_colours_can_be_told_apart(vision, matrix):
+def test_default_colours_are_distinguishable(vision, matrix):
     seen = simulated(np.vstack([default_colors(len(SAFE)), GREY]), matrix)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
     assert distance.min() > 0.07, vision  # just noticeable is about 0.02
@@ -413,7 +413,7 @@ def test_rgb_is_bounded_equivariant_and_free_of_scale(seed, n, d, scale):
     np.testing.assert_allclose(embedding_rgb(x, use)[use], embedding_rgb(x[use]), atol=1e-6)
 
 
-def test_rgb_invents_no_direction():
+def test_rgb_of_degenerate_embeddings_is_neutral():
     line = np.outer(np.arange(50.0), [1, 2, 3]).astype(np.float32) / 7
     np.testing.assert_allclose(embedding_rgb(line)[:, 1:], 0.5)
     np.testing.assert_allclose(embedding_rgb(np.ones((4, 5))), 0.5)
@@ -422,7 +422,7 @@ def test_rgb_invents_no_direction():
 # --- no colour, no image, few spots
 
 
-def test_without_colour_the_tissue_with_outlines():
+def test_without_color_tissue_and_outlines_are_drawn():
     ax = pl.spatial(section())
     assert len(spots(ax).get_facecolors()) == 0
     assert len(spots(ax).get_edgecolors()) == 1
@@ -439,7 +439,7 @@ def test_without_image_the_size_comes_from_the_distance():
     assert bar_um(ax) is None
     xy = np.random.default_rng(0).random((4000, 2)) * 1000
     assert lattice(xy) is None
-    assert spot_distance(xy) == pytest.approx(1000 / 4000**0.5, rel=0.2)  # no grid: about the mean spacing
+    assert drawing_distance(xy) == pytest.approx(1000 / 4000**0.5, rel=0.2)  # no grid: about the mean spacing
 
 
 @pytest.mark.parametrize("xy", [[[5, 5]], [[5, 5], [5, 5]], [[5, 5], [9, 5]], [[0, 0], [1, 1], [1, 1]]])
@@ -462,7 +462,7 @@ def test_grids_are_recognised_at_any_rotation(n_rows, n_cols, pitch, angle):
         turned = xy @ turn * pitch / 200
         assert lattice(turned) == (kind, pytest.approx(pitch))
         assert lattice(np.repeat(turned, 2, axis=0)[:-1])[0] == kind  # spots at the same place do not hide it
-        assert spot_distance(turned) == pytest.approx(pitch)
+        assert drawing_distance(turned) == pytest.approx(pitch)
 
 
 # --- scale bar
@@ -481,7 +481,7 @@ def test_scale_bar_from_the_grid_of_a_known_platform():
     assert bar_um(pl.spatial(known, "domain")) == "2 mm"
 
 
-def test_scale_bar_has_the_length_that_it_says():
+def test_scale_bar_length_matches_its_label():
     ax = pl.spatial(section(), "domain", um_per_px=0.1)
     assert bar_um(ax) == "20 µm"
     ax.figure.canvas.draw()
@@ -517,7 +517,7 @@ def test_chosen_sections_in_that_order():
     assert axes[1].get_legend().get_title().get_text() == "domain"
     one = pl.spatial(adata, "G1", library_key="section", sections="s2")
     assert isinstance(one, plt.Axes)
-    assert colorbar(one).get_ylim() == (0, 35)  # limits of what is shown
+    assert colorbar(one).get_ylim() == (0, 35)  # limits of the displayed values
     with pytest.raises(ValueError, match="`sections` must be one of"):
         pl.spatial(adata, "domain", library_key="section", sections="s3")
     with pytest.raises(ValueError, match="empty"):
@@ -573,7 +573,7 @@ def test_global_style_is_left_alone(tmp_path):
 # --- input
 
 
-def test_an_embedding_that_holds_no_numbers():
+def test_non_numeric_embedding_raises():
     adata = two_sections()
     for values in (adata.obsm["X_e"].astype(complex), adata.obsm["X_e"].astype(str)):
         adata.obsm["X_odd"] = values
@@ -612,7 +612,7 @@ def test_spatialdata_gives_its_table():
     ("color", "near"),
     [("domains", "domain"), ("SCORE", "score"), ("g1", "G1"), ("x_E", "X_e"), ("zzzz", "no similar names")],
 )
-def test_unknown_colour_gets_near_names(color, near):
+def test_unknown_colour_suggests_similar_names(color, near):
     with pytest.raises(KeyError, match=near):
         pl.spatial(section(), color)
     assert plt.get_fignums() == []
@@ -733,7 +733,7 @@ def test_a_few_outliers_do_not_darken_all_other_values():
     adata.obs.iloc[-1, adata.obs.columns.get_loc("counts")] = -1e6
     assert pl.spatial(adata, "counts").child_axes[0].get_ylim()[0] >= 0
     adata.obs["counts"] = 0.0
-    adata.obs.iloc[0, adata.obs.columns.get_loc("counts")] = 7.0  # the only value: all that is to be seen
+    adata.obs.iloc[0, adata.obs.columns.get_loc("counts")] = 7.0  # the only value
     assert pl.spatial(adata, "counts").child_axes[0].get_ylim() == (0, 7)
 
 
@@ -753,7 +753,7 @@ def test_the_image_is_grey_under_values_only():
     assert not is_grey(None)
 
 
-def test_thirty_labels_can_be_told_apart():
+def test_thirty_labels_are_distinguishable():
     seen = simulated(np.vstack([default_colors(30), GREY]), np.eye(3).tolist())
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
     assert distance.min() > 0.07

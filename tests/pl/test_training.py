@@ -43,7 +43,7 @@ def test_panels_of_a_run(run):
     axes[0].figure.draw_without_rendering()
 
 
-def test_runs_beside_each_other(run):
+def test_runs_side_by_side(run):
     table = pd.read_json(run / "metrics.jsonl", lines=True, nrows=300)
     axes = pl.training({"a": run, "b $x$": table.assign(igr=table.igr + 1)}, which=("igr",), log=True, smooth=1)
     assert [len(ax.get_lines()) for ax in axes] == [2]
@@ -58,7 +58,7 @@ def test_smoothing_keeps_the_mean():
     plt.close("all")
 
 
-def test_runs_that_can_not_be_drawn(tmp_path, run):
+def test_invalid_runs_raise(tmp_path, run):
     with pytest.raises(FileNotFoundError, match="No run at"):
         pl.training(tmp_path / "none")
     (tmp_path / "empty").mkdir()

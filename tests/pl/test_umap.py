@@ -40,12 +40,12 @@ def test_umap(umapped):
         ({"title": ["a", "b"]}, ValueError, "one title for each of 1"),
     ],
 )
-def test_umap_refuses(umapped, options, error, words):
+def test_umap_raises(umapped, options, error, words):
     with pytest.raises(error, match=words):
         pl.umap(umapped, **options)
 
 
-def test_umap_refuses_nan_and_two_panels_in_one(umapped):
+def test_umap_raises_for_nan_and_for_two_panels_in_one_axes(umapped):
     with pytest.raises(ValueError, match="Omit `ax`"):
         pl.umap(umapped, ["domain", None], ax=plt.gca())
     umapped.obsm["X_umap"][3, 0] = np.nan
@@ -64,7 +64,7 @@ def test_a_part_of_a_section(toy):
     plt.close("all")
 
 
-def test_very_many_spots_touch(toy, monkeypatch):
+def test_points_touch_with_very_many_spots(toy, monkeypatch):
     from stampy.pl import _spatial
 
     few = pl.spatial(toy, "domain").collections[0]

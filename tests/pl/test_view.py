@@ -1,4 +1,4 @@
-"""What is drawn is what the models see: image, coordinates and scale, of every storage."""
+"""Plots show the input of the models: image, coordinates and scale, in every storage."""
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -93,7 +93,7 @@ def test_drawn_pixels_are_those_of_the_tiles(name):
 
 
 @pytest.mark.parametrize(("key", "scale"), [("hires", 0.25), ("lowres", 2.0), ("fullres", 1.0)])
-def test_of_every_image_and_scale(key, scale):
+def test_view_matches_tiles_for_every_image_and_scale(key, scale):
     adata = section(picture(), key=key, scale=scale)
     if key == "fullres":
         del adata.uns["spatial"]["s"]["scalefactors"]["tissue_fullres_scalef"]
@@ -101,7 +101,7 @@ def test_of_every_image_and_scale(key, scale):
     assert_drawn_is_what_models_see(adata, scale=scale, image_key=key)
 
 
-def test_the_finest_image_is_drawn_or_the_one_asked_for(tmp_path):
+def test_finest_or_requested_image_is_drawn(tmp_path):
     adata = section(picture(50, 60), scale=0.25)
     library = adata.uns["spatial"]["s"]
     assert drawn(pl.spatial(adata)).shape == (50, 60, 3)
@@ -165,7 +165,7 @@ def spatialdata(kind, *, transform=None, dims=("y", "x", "c"), channels=None, im
 
 
 @pytest.mark.parametrize("kind", ["shapes", "labels", "points"])
-def test_a_spatialdata_is_drawn_as_the_models_see_it(kind):
+def test_drawn_spatialdata_equals_model_input(kind):
     assert_drawn_is_what_models_see(spatialdata(kind))
 
 

@@ -35,7 +35,7 @@ def test_equals_the_encoder(n, length, gated, seed):
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_threads_share_all_spots_once(monkeypatch, n_threads):
+def test_threads_process_each_spot_once(monkeypatch, n_threads):
     monkeypatch.setattr(_rank_tokens._utils, "n_threads", lambda: n_threads)
     seen = np.zeros(1000, dtype=int)
 

@@ -1,4 +1,4 @@
-"""How the genes of a section are found in a vocabulary: by which names, what is refused, and what is said."""
+"""Matching of the genes of a section to a vocabulary: names, errors and warnings."""
 
 from contextlib import nullcontext
 
@@ -16,11 +16,11 @@ from stampy.pp import Vocabulary, tokenize
 from stampy.pp._counts import column_sums, raw_layers
 from stampy.pp._genes.annotation import features_of, resolved_names
 from stampy.pp._genes.names import control_of, human_genes, mended
-from stampy.pp._vocabulary import packaged
+from stampy.pp._vocabulary import packaged_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique")
 QUIET = {"show_progress_bar": False, "device": "cpu"}
-# approved symbol, Ensembl id; what others call it
+# approved symbol, Ensembl id; other names
 GENES = {
     "GAPDH": "ENSG00000111640",
     "SEPTIN2": "ENSG00000168385",
@@ -122,14 +122,14 @@ def found(vocabulary, names, **columns):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*of the counts are dropped", "ignore:.*only in another case")
-def test_one_name(human, name, gene):
+def test_single_names(human, name, gene):
     assert found(human, ["CD4", name]) == ["CD4", gene]
 
 
 @pytest.mark.filterwarnings("ignore:.*of the counts are dropped")
 @given(st.data())
 @settings(deadline=None, max_examples=60)
-def test_each_gene_by_itself(human, data):
+def test_genes_are_matched_one_by_one(human, data):
     """Any mixture of ways to write the names leads to the same genes."""
     ways = [
         lambda s: s,
@@ -148,7 +148,7 @@ def test_each_gene_by_itself(human, data):
 @pytest.mark.parametrize("write", [str.lower, str.upper, lambda name: name.replace("-", ".").lower()])
 def test_names_in_one_case(write):
     """Every approved symbol of HGNC in one case is its own gene, those of the mitochondria included."""
-    human = packaged()
+    human = packaged_vocabulary()
     names = [human.index.human.symbols[gene] for gene in human.index.by_gene]
     rows = list(human.index.by_gene.values())
     kept = [k for k, name in enumerate(names) if human.index.by_symbol.get(name) == rows[k]][::20]
@@ -178,7 +178,7 @@ def test_a_column_that_claims_ids_but_holds_none(human):
     assert found(human, NAMES, paralog_id=[GENES["TP53"]] * 14) == NAMES
 
 
-def test_an_id_that_nobody_knows_is_a_retired_one_or_another_gene(human):
+def test_unknown_ids_fall_back_to_symbols(human):
     names = ["GAPDH", "TP53", "TP53", "CD4"]
     ids = ["ENSG00009999999", GENES["TP53"], "ENSG00009999998", GENES["CD4"]]
     with pytest.warns(StampyWarning, match="25% of the counts are dropped"):
@@ -225,12 +225,12 @@ def test_names_of_several_genes_are_refused_and_counted(human):
     assert "3 names are ambiguous" in str(match)
 
 
-# ---- what is no gene -----------------------------------------------------------------------------------------------
+# ---- features that are not genes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", ["feature_types", "feature_type"])
 @pytest.mark.parametrize("kind", ["Antibody Capture", "CRISPR Guide Capture", "Custom", "Negative Control Probe"])
-def test_features_that_are_no_genes(human, column, kind):
+def test_features_that_are_not_genes(human, column, kind):
     kinds = ["Gene Expression"] * 3 + [kind]
     match = human.match(section(["GAPDH", "TP53", "CD4", "CD4"], np.array([1, 1, 1, 900]), **{column: kinds}))
     assert match.rows.tolist() == [0, 11, 12, -1]
@@ -254,7 +254,7 @@ def test_controls_by_name_alone(human, name):
     assert match.unmatched_share == 0
 
 
-def test_no_human_gene_is_a_control():
+def test_human_genes_are_not_taken_for_controls():
     genes = human_genes()
     names = [*genes.symbols, *genes.previous]
     assert not [name for name, kind in zip(names, control_of(names), strict=True) if kind]
@@ -270,12 +270,12 @@ def test_nothing_but_antibodies(human):
         human.match(section(["CD4", "TP53"], feature_types=["Antibody Capture"] * 2))
 
 
-def test_antibodies_that_look_like_repeated_genes(human):
+def test_antibodies_with_repeated_gene_names(human):
     with pytest.warns(StampyWarning, match="repeat a gene only by its name account for 90% of the counts"):
         human.match(section(["GAPDH", "CD4", "CD4-1"], np.array([5, 5, 90])))
 
 
-# ---- what is lost is said ------------------------------------------------------------------------------------------
+# ---- warnings about lost counts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,12 +292,12 @@ def test_antibodies_that_look_like_repeated_genes(human):
         (["foo1x", "foo2x"], "not in HGNC"),
     ],
 )
-def test_the_likely_reason(human, names, reason):
+def test_warning_names_the_likely_reason(human, names, reason):
     with pytest.warns(StampyWarning, match=rf"40% of the counts are dropped: 2 of .*{reason}"):
         human.match(section(["GAPDH", "TP53", *names], np.array([30, 30, 20, 20])))
 
 
-def test_a_small_loss_is_in_the_report_alone(human):
+def test_small_loss_does_not_warn(human):
     match = human.match(section(["GAPDH", "TP53", "AKT1"], np.array([50, 47, 3])))
     assert match.unmatched_share == pytest.approx(0.03)
     assert "they account for 97.0% of the counts" in str(match)
@@ -306,7 +306,7 @@ def test_a_small_loss_is_in_the_report_alone(human):
 
 def test_errors_show_real_ids():
     with pytest.raises(ValueError, match=r"expected ids such as \['ENSG0\d+', .*symbols such as \['TSPAN6'"):
-        packaged().match(section([f"x{i}" for i in range(50)]))
+        packaged_vocabulary().match(section([f"x{i}" for i in range(50)]))
 
 
 def test_the_layer_is_named(toy, model):
@@ -348,8 +348,8 @@ def test_bins_and_divisors_of_small_integers(dtype):
 # ---- vocabularies --------------------------------------------------------------------------------------------------
 
 
-def test_one_gene_one_token():
-    """A vocabulary with old symbols beside ids: both names lead to the row with the id, the other tokens stay."""
+def test_one_token_per_gene():
+    """A vocabulary with old symbols and ids: both names refer to the row with the id, other tokens do not change."""
     frame = pd.DataFrame(
         {
             "gene_id": ["SEPT2", GENES["GAPDH"], "MT.CO2", GENES["SEPTIN2"], "TP53.1", "TP53", "ABC-17.1"],
@@ -372,7 +372,7 @@ def test_one_gene_one_token():
 
 
 def test_the_packaged_vocabulary():
-    vocabulary = packaged()
+    vocabulary = packaged_vocabulary()
     assert len(vocabulary) == 20_000
     assert vocabulary.merged["ADRBK1"] == "ENSG00000173020"
     for old, new in (("ADRBK1", "GRK2"), ("MARCH1", "MARCHF1"), ("SEPT2", "SEPTIN2"), ("C10orf54", "VSIR")):
@@ -423,11 +423,11 @@ def test_sources_of_ids_by_column():
 
 def test_share_of_the_counts_of_real_sections(data_dir):
     for name, least in (("melanoma_ST_sepal", 0.997), ("PDAC_A_human", 0.980), ("prostate_CP_mini", 0.9999)):
-        match = packaged().match(anndata.read_h5ad(data_dir / "sections" / f"{name}.h5ad"))
+        match = packaged_vocabulary().match(anndata.read_h5ad(data_dir / "sections" / f"{name}.h5ad"))
         assert 1 - match.unmatched_share > least, str(match)
 
 
-def test_what_is_remembered_is_not_mixed_up():
+def test_cached_matches_are_not_mixed_up():
     """Sections with the same names share what was found; one changed name, kind or column does not."""
     vocabulary = Vocabulary(
         pd.DataFrame({"gene_id": ["ENSG00000111640", "ENSG00000141510"], "symbol": ["GAPDH", "TP53"], "divisor": 1.0})
@@ -462,14 +462,14 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("how", WRITTEN)
-def test_what_stands_around_every_name_is_cut(how):
-    vocabulary = packaged()
+def test_common_prefixes_and_suffixes_are_removed(how):
+    vocabulary = packaged_vocabulary()
     names = [name for name in vocabulary.index.first_symbols if name][:200]
     expected = vocabulary.match(section(names)).rows
     np.testing.assert_array_equal(vocabulary.match(section([WRITTEN[how](name) for name in names])).rows, expected)
 
 
-def test_families_keep_the_front_of_their_names(human):
+def test_common_starts_of_gene_families_are_kept(human):
     names = [f"MT-ND{i}" for i in range(1, 7)]
     assert features_of(pd.DataFrame(index=names)).symbols["var_names"] == names
 
@@ -490,14 +490,14 @@ def test_more_dates(human, date, symbol):
     assert match.rows[0] == NAMES.index(symbol)
 
 
-def test_mars_is_a_gene_and_a_month():
+def test_mars_is_distinguished_from_dates():
     assert list(mended("1-mars")) == [("date", "MARCH1"), ("date", "MARC1")]
     for name, gene in {"MARS.1": "MARS", "MARS-2": "MARS", "Mars.1": "Mars"}.items():  # as make.unique writes them
         assert ("suffix", gene) in mended(name)
         assert all(how != "date" for how, _ in mended(name))
 
 
-def test_numbers_are_dates_only_where_they_are_few(human):
+def test_numbers_are_dates_only_if_few(human):
     with pytest.warns(StampyWarning, match="numbers, e.g. Entrez"):
         match = human.match(section([*NAMES, *map(str, range(44070, 44090))]))
     assert (match.rows[len(NAMES) :] < 0).all()

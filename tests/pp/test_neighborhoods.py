@@ -124,7 +124,7 @@ def test_exactly_one_group():
     np.testing.assert_array_equal(groups.centers, [4])
 
 
-def test_left_over_spot_borrows_and_is_its_own_centre():
+def test_leftover_spot_borrows_members_and_is_its_own_centre():
     xy = np.vstack([square(3, 3), [[3, 1]]])
     groups = group_spots(xy)
     check(groups, xy)
@@ -135,7 +135,7 @@ def test_left_over_spot_borrows_and_is_its_own_centre():
     assert groups.members[left, 0] != groups.centers[left]  # training starts from the most central member
 
 
-def test_isolated_spots_are_dropped_and_drop_no_other():
+def test_only_isolated_spots_are_dropped():
     xy = np.vstack([square(9, 9), [[30, 30], [30, 31], [-30, 0]]])
     groups = group_spots(xy)
     np.testing.assert_array_equal(np.flatnonzero(groups.own < 0), [81, 82, 83])
@@ -159,7 +159,7 @@ def test_degenerate(xy):
         check(group_spots(xy, max_distance=max_distance), xy, max_distance=max_distance)
 
 
-def test_one_place_gives_full_groups():
+def test_spots_at_one_place_give_full_groups():
     assert np.bincount(group_spots(np.zeros((27, 2))).own).tolist() == [9, 9, 9]
 
 
@@ -219,7 +219,7 @@ def test_bad_arrays(xy, arguments, error, message):
 # -- AnnData and SpatialData
 
 
-def test_writes_obs_and_nothing_else():
+def test_writes_only_obs():
     adata = datasets.toy(n_spots=150)
     before = adata.copy()
     assert neighborhoods(adata) is None
@@ -251,7 +251,7 @@ def test_copy_key_and_size():
     pd.testing.assert_frame_equal(changed.obs, again.obs)
 
 
-def test_comes_back_from_disk(tmp_path):
+def test_results_survive_a_file(tmp_path):
     adata = section(hexagonal(12, 12))
     neighborhoods(adata)
     adata.write_h5ad(tmp_path / "section.h5ad")
@@ -262,7 +262,7 @@ def test_comes_back_from_disk(tmp_path):
 
 @settings(deadline=None, max_examples=20)
 @given(sizes=st.lists(st.integers(9, 40), min_size=2, max_size=4), seed=st.integers(0, 100))
-def test_sections_stay_apart(sizes, seed):
+def test_groups_do_not_span_sections(sizes, seed):
     """Sections lie on top of each other and are mixed; still each gets the groups that it gets alone."""
     rng = np.random.default_rng(seed)
     name = rng.permutation(np.repeat([f"s{i}" for i in range(len(sizes))], sizes))

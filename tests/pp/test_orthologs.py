@@ -1,4 +1,4 @@
-"""Mouse sections for human models: what is mapped, by what, and that it is said."""
+"""Mouse sections for human models: mapping, tables and messages."""
 
 import gzip
 
@@ -86,7 +86,7 @@ def test_table_of_mgi_and_the_rule(tmp_path, small):
     strict = pp.orthologs(section(names), path, same_symbol=False, vocabulary=small, copy=True)
     assert strict.uns["stamp"]["human_ortholog"]["n_same_symbol"] == 0
     assert small.match(strict).n_matched == 2  # not 3: the names themselves no longer count
-    again = pp.orthologs(strict, None, vocabulary=small, copy=True)  # anew, not on top
+    again = pp.orthologs(strict, None, vocabulary=small, copy=True)  # replaces earlier results
     assert [b for _, b in of(again)].count("table") == 3
 
 
@@ -119,7 +119,7 @@ def test_the_packaged_table():
     assert by_id.var["human_ortholog"].tolist() == [k[3] for k in KNOWN]
 
 
-def test_the_packaged_table_says_where_it_is_from():
+def test_packaged_table_states_its_source():
     text = gzip.decompress((FOLDER / "mouse_orthologs.tsv.gz").read_bytes()).decode()
     head = [line for line in text.split("\n") if line.startswith("#")]
     assert "Mouse Genome Informatics" in head[0]
@@ -132,7 +132,7 @@ def test_symbols_in_another_case(small):
     assert of(adata) == [("APOE", "table"), ("PTGDS", "table"), ("", "none"), ("SNAP25", "table")]
 
 
-def test_matching_without_a_trace(small):
+def test_matching_does_not_change_the_object(small):
     adata = section(["Apoe", "Actb", "Ptgds", "Snap25"])
     with pytest.raises(ValueError, match=r"look like mouse genes.*organism='mouse'"):
         small.match(adata)
@@ -193,5 +193,5 @@ def test_real_mouse_section(data_dir, small):
     assert (report["n_table"], report["n_same_symbol"], report["n_none"]) == (4, 0, 996)
     with pytest.warns(StampyWarning, match="99% of the counts are dropped"):
         assert small.match(adata).n_matched == 4
-    with pytest.raises(ValueError, match="Only 4 of 1000 genes"):  # honest: four genes are no overlap
+    with pytest.raises(ValueError, match="Only 4 of 1000 genes"):  # four genes are not a useful overlap
         tl.embed(adata, modality="gene", **QUIET)

@@ -1,4 +1,4 @@
-"""Tiles: geometry, size of a pixel, AnnData and SpatialData at the door, real sections, and bad input."""
+"""Tiles: geometry, pixel size, AnnData and SpatialData as input, real sections, and invalid input."""
 
 import threading
 import tracemalloc
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets
-from stampy._section.boxes import choose_cells, region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.pixel_size import infer_um_per_px, lattice
+from stampy._section.tile_boxes import choose_cells, region_boxes, region_cells, tile_boxes
 from stampy.pp._tiles import TileSource, tiles
 
 quick = settings(deadline=None, max_examples=30)
@@ -65,7 +65,7 @@ def test_boxes_are_centred_and_cells_are_row_major():
 
 
 @pytest.mark.parametrize("cells", [np.array([9]), np.array([-2]), np.array([1, 2])])
-def test_cells_that_are_none_are_refused(cells):
+def test_invalid_cells_raise(cells):
     with pytest.raises(ValueError, match="-1 to 8"):
         region_boxes(np.zeros((1, 2)), 1.0, cells=cells)
 
@@ -223,7 +223,7 @@ def test_a_region_holds_its_patch_in_the_cell():
     assert source.region_cells().all()
 
 
-def test_threads_read_the_same():
+def test_threads_read_equal_tiles():
     xy = np.full((40, 2), 100.0) + np.arange(40)[:, None]
     source = TileSource.open(section(xy, ramp()), um_per_px=3.0, size_px=64)
     alone = source.read(np.arange(40))
@@ -267,7 +267,7 @@ def test_a_large_slide_costs_little_memory(tmp_path):
 # AnnData at the door
 
 
-def test_tiles_writes_and_leaves_the_input(tmp_path):
+def test_tiles_writes_only_its_keys(tmp_path):
     adata = datasets.toy(n_spots=30)
     before = adata.copy()
     changed = tiles(adata, size_px=32, copy=True)
@@ -291,7 +291,7 @@ def test_tiles_writes_and_leaves_the_input(tmp_path):
     assert back.uns["stamp"]["regions"]["region"]
 
 
-def test_the_finest_image_is_taken_unless_named():
+def test_finest_image_is_used_by_default():
     adata = section(grid("hexagonal", 20.0), ramp(), 1.0, spot_diameter_fullres=4.0)
     library = adata.uns["spatial"]["a"]
     library["images"] = {"lowres": ramp()[::4, ::4], **library["images"], "unscaled": ramp()}
@@ -501,7 +501,7 @@ def test_spatialdata_other_sources():
     table.obsm["spatial"] = xy
     given = TileSource.open(sdata, image=ramp(), um_per_px=5.0, size_px=20)
     np.testing.assert_array_equal(given.read([3]), TileSource.open(sdata, um_per_px=5.0, size_px=20).read([3]))
-    del table.uns["spatialdata_attrs"]  # the table stands alone: coordinates are px of the image
+    del table.uns["spatialdata_attrs"]  # without a region, coordinates are px of the image
     np.testing.assert_array_equal(given.read([3]), TileSource.open(sdata, um_per_px=5.0, size_px=20).read([3]))
 
 

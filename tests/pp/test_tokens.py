@@ -113,7 +113,7 @@ def golden(request, data_dir, reference_dir):
     return tokens, expected, counts, vocabulary.divisors
 
 
-def test_golden_exactly(golden):
+def test_golden_tokens(golden):
     ours, expected, *_ = golden
     np.testing.assert_array_equal(ours, expected)
 
@@ -181,7 +181,7 @@ def test_scaling_a_spot_leaves_its_tokens(factor, rounded):
 @pytest.mark.filterwarnings("ignore:.*of the counts are dropped")
 @given(st.integers(0, 40), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=20)
-def test_foreign_genes_change_nothing(place, seed):
+def test_genes_outside_the_vocabulary_change_nothing(place, seed):
     vocabulary, section = vocabulary_of(), section_of()
     foreign = section_of(genes=1, seed=seed)
     foreign.var_names, foreign.var["gene_ids"] = ["FOREIGN"], ["ENSG99999999999"]
@@ -221,7 +221,7 @@ def test_thread_count_does_not_matter(monkeypatch):
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_a_fault_in_a_thread_is_raised(monkeypatch):
+def test_error_in_a_thread_is_raised(monkeypatch):
     def broken(*_):
         raise MemoryError
 
@@ -236,7 +236,7 @@ def test_threads_of_a_process_that_was_forked_are_its_own(monkeypatch):
     vocabulary, section = vocabulary_of(), section_of(n=200)
     expected = tokens_of(section, vocabulary)
     before = _rank_tokens._helpers(2)
-    _rank_tokens._helpers.cache_clear()  # what a fork does in the child
+    _rank_tokens._helpers.cache_clear()  # as after a fork, in the child process
     np.testing.assert_array_equal(tokens_of(section, vocabulary), expected)
     assert _rank_tokens._helpers(2) is not before
 
@@ -369,7 +369,7 @@ def test_spatialdata():
         tokenize(sdata, vocabulary, table_key="counts")
 
 
-def test_what_is_written(tmp_path):
+def test_stored_results(tmp_path):
     vocabulary, section = vocabulary_of(), section_of()
     X, obs, var = section.X.copy(), section.obs.copy(), section.var.copy()
     section.uns["stamp"] = {"other": {"kept": 1}}
@@ -405,7 +405,7 @@ def test_impossible_values(value, word, form):
     assert "stamp" not in section.uns
 
 
-def test_where_in_a_later_block():
+def test_error_names_the_row_in_a_later_block():
     X = np.ones((10, 3))
     X[7, 2] = -1
     with pytest.raises(ValueError, match=r"spots 6 to 8 \(first: spot 7, gene 2, value -1"):
@@ -444,7 +444,7 @@ def test_fractional_counts_warn_once():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_errors_of_rounding_are_no_fractions(dtype):
+def test_rounding_errors_are_not_fractions(dtype):
     counts = np.random.default_rng(0).poisson(20, (6, 90)).astype(dtype)
     noisy = counts * (1 + np.random.default_rng(1).uniform(-3e-6, 3e-6, counts.shape)).astype(dtype)
     assert not np.array_equal(noisy, counts)
@@ -463,7 +463,7 @@ def test_spots_of_a_table_that_are_log_normalised_are_named():
         list(checked_rows(counts))
 
 
-def test_few_fractions_in_shallow_spots_are_no_logarithms():
+def test_few_fractions_in_shallow_spots_are_not_log_values():
     counts = np.random.default_rng(0).poisson(0.5, (20, 90)).astype(np.float32)
     counts[:, 0] = 60
     counts[12:, 0] = 9
@@ -477,7 +477,7 @@ def test_few_fractions_in_shallow_spots_are_no_logarithms():
         list(checked_rows(counts))
 
 
-def test_presence_of_genes_is_no_count():
+def test_binary_matrix_warns():
     counts = np.random.default_rng(0).poisson(3, (20, 90))
     for present in (counts > 0, (counts > 0).astype(np.float32)):
         with pytest.warns(UserWarning, match=r"All values of `adata\.X` are 0 or 1"):
@@ -549,7 +549,7 @@ def test_symbols_versions_and_case():
     assert dataclasses.replace(match, unmatched=()).unmatched == ()
 
 
-def test_mouse_symbols_are_not_human_ones_in_another_case():
+def test_mouse_symbols_do_not_match_human_genes():
     vocabulary = vocabulary_of()
     with pytest.raises(ValueError, match=r"look like mouse.*stampy\.pp\.orthologs\(adata\)"):
         vocabulary.match(named([f"Gene{i}" for i in range(1, 30)]))

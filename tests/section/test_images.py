@@ -1,4 +1,4 @@
-"""Images: every storage gives the same pixels, every layout is read or refused, damaged files are named."""
+"""Images: every storage gives the same pixels, every layout is read or rejected, damaged files are named."""
 
 import gzip
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from stampy._section.image import files as _readers
+from stampy._section.image import image_files as _readers
 from stampy._section.image.slide_image import SlideImage
 
 
@@ -131,7 +131,7 @@ def test_png_and_jpeg_modes(tmp_path, mode):
         ({"data": np.zeros((4, 64, 64), np.uint8), "photometric": "minisblack", "metadata": {"axes": "CYX"}}, "4 grey"),
     ],
 )
-def test_tiffs_that_are_no_picture(tmp_path, options, message):
+def test_tiffs_that_are_not_images(tmp_path, options, message):
     tifffile.imwrite(tmp_path / "a.tif", **options)
     with pytest.raises(ValueError, match=message):
         SlideImage.open(tmp_path / "a.tif")
@@ -190,7 +190,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path, mode):
     np.testing.assert_array_equal(SlideImage.open(path).read(0, 0, 700, 600), expected)
 
 
-def test_a_thumbnail_is_the_mean_of_what_it_covers(tmp_path, monkeypatch):
+def test_thumbnail_is_the_mean_of_its_area(tmp_path, monkeypatch):
     picture = smooth(600, 700)
     image = SlideImage.from_array(picture)
     np.testing.assert_array_equal(image.thumbnail(700), picture)
@@ -223,7 +223,7 @@ def test_truncated_files(tmp_path, suffix, keep):
         SlideImage.open(path)
 
 
-def test_a_reduced_file_says_its_scale(tmp_path):
+def test_scale_of_a_reduced_file(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with SlideImage.open(tmp_path / "a.png", scale=0.25) as image:
         assert (image.scale, image.shape) == (0.25, (60, 80))
@@ -231,7 +231,7 @@ def test_a_reduced_file_says_its_scale(tmp_path):
         SlideImage.open(tmp_path / "a.png", scale=0.0)
 
 
-def test_no_such_file_and_foreign_files(tmp_path):
+def test_missing_files_and_other_formats(tmp_path):
     (tmp_path / "slide.tif").write_text("not an image")
     with pytest.raises(FileNotFoundError, match=r"No image file.*slide\.tif"):
         SlideImage.open(tmp_path / "slid.tif")

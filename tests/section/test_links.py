@@ -1,4 +1,4 @@
-"""A file names no other file: links out of HDF5, zarr, ZIP and TIFF are refused before they are followed."""
+"""Links out of HDF5, zarr, ZIP and TIFF files are rejected before they are followed."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_hdf5_links_are_refused_by_name(link, section, private, tmp_path):
     assert (bytes_of(private), bytes_of(section)) == before
 
 
-def test_appending_looks_at_the_copy_that_it_writes_to(section, private, toy, tmp_path):
+def test_appending_checks_the_copy_that_it_writes_to(section, private, toy, tmp_path):
     with h5py.File(section, "r+") as file:
         external(file, private)
     before = bytes_of(private)
@@ -142,7 +142,7 @@ def test_counts_of_space_ranger_with_links(private, tmp_path):
         stampy.read(tmp_path / "counts.h5")
 
 
-def test_a_damaged_file_is_no_traceback_of_h5py(section):
+def test_damaged_file_gives_no_traceback_of_h5py(section):
     content = bytearray(section.read_bytes())
     content[len(content) // 3 :] = b""
     section.write_bytes(content)
@@ -204,7 +204,7 @@ def test_a_store_that_is_reached_by_a_link_is_read(store, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["../../private.zarr/0", "/private.zarr/0", "file:///private.zarr", "..\\x"])
-def test_metadata_that_leads_out_of_a_store(target, store):
+def test_metadata_that_refers_outside_a_store(target, store):
     (store / "uns" / ".zattrs").write_text(json.dumps({"multiscales": [{"datasets": [{"path": target}]}]}))
     with pytest.raises(LinkError, match="outside of the store"):
         refuse_links(store)
@@ -232,7 +232,7 @@ def test_a_link_in_a_zipped_store(tmp_path):
 
 
 def ome(tmp_path, *, file_name, uuid, own="urn:uuid:1", compression=None):
-    """An OME-TIFF whose metadata say that its pixels lie in the file of that name."""
+    """An OME-TIFF whose metadata refer to pixels in another file."""
     path = tmp_path / "a.ome.tif"
     pixels = np.zeros((64, 64, 3), np.uint8)
     xml = (
@@ -261,7 +261,7 @@ def test_a_renamed_ome_tiff_is_read(tmp_path, own):
         assert image.shape == (64, 64)
 
 
-def test_pixels_in_the_header_are_damage(tmp_path):
+def test_pixel_offsets_in_the_header_count_as_damage(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((64, 64), np.uint8))
     with tifffile.TiffFile(path) as tiff:
@@ -274,7 +274,7 @@ def test_pixels_in_the_header_are_damage(tmp_path):
         stampy.pp.SlideImage.open(path)
 
 
-def test_a_slide_whose_index_leads_elsewhere(tmp_path):
+def test_slide_whose_index_refers_elsewhere(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a.mrxs").write_bytes(b"")
     (tmp_path / "a" / "Slidedat.ini").write_text("[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = Data0000.dat\n")
@@ -284,13 +284,13 @@ def test_a_slide_whose_index_leads_elsewhere(tmp_path):
         refuse_slide_references(tmp_path / "a.mrxs")
 
 
-def test_a_sound_file_that_is_changed_is_looked_through_again(tmp_path):
+def test_changed_file_is_checked_again(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["group/x"] = np.arange(4)
     refuse_links_h5(path)
     refuse_links_h5(path)
-    time.sleep(0.02)  # file systems tell times by ticks of some milliseconds
+    time.sleep(0.02)  # the time resolution of file systems is some milliseconds
     with h5py.File(path, "r+") as file:
         file["group/y"] = h5py.ExternalLink("other.h5", "/x")
     with pytest.raises(LinkError, match=r"`/group/y` is an external link to '/x' in the file 'other\.h5'"):

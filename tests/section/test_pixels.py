@@ -1,4 +1,4 @@
-"""Pixels: one picture is the same in every type and layout, and what can't be told is refused."""
+"""Pixels: an image is the same in every type and layout; ambiguous arrays raise an error."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_types_and_layouts(array, expected):
     np.testing.assert_array_equal(array, before)
 
 
-def test_opacity_is_laid_on_the_fill():
+def test_alpha_is_blended_with_the_fill():
     rgba = np.full((20, 30, 4), 100, np.uint8)
     rgba[:, :10, 3], rgba[:, 10:20, 3], rgba[:, 20:, 3] = 255, 0, 51
     got = SlideImage.from_array(rgba).read(0, 0, 30, 20, fill=(200, 0, 50))
@@ -103,7 +103,7 @@ def test_opacity_is_laid_on_the_fill():
         (np.zeros((50, 60), np.complex64), TypeError, "dtype complex64"),
     ],
 )
-def test_other_layouts_are_refused(array, error, message):
+def test_other_layouts_raise(array, error, message):
     with pytest.raises(error, match=message):
         SlideImage.from_array(array)
 
@@ -159,7 +159,7 @@ def test_named_channels(names, order, dims):
 
 
 @pytest.mark.parametrize("names", [["DAPI", "CD45", "CK"], ["2", "1", "0"], ["red fluor", "gfp", "bfp"], ["r", "g"]])
-def test_channels_that_are_no_colours_are_refused(names):
+def test_channels_that_are_not_colours_raise(names):
     array = DataArray(np.zeros((len(names), 9, 8), np.uint8), dims=list("cyx"), coords={"c": names})
     with pytest.raises(ValueError, match="has the channels"):
         open_spatialdata_image(array)

@@ -1,4 +1,4 @@
-"""What a section is: coordinates of every storage, entries of `uns["spatial"]`, contradictions of scale, overlays."""
+"""Sections: coordinates in every storage, entries of `uns["spatial"]`, contradicting scales, overlapping sections."""
 
 import warnings
 
@@ -69,7 +69,7 @@ def test_tables_are_read_by_the_names_of_their_columns(x, y):
     assert repr(x) in places_of(adata).source
 
 
-def test_other_columns_do_no_harm():
+def test_other_columns_are_ignored():
     xy = hexagonal()
     adata = table(xy)
     adata.obsm["spatial"] = pd.DataFrame(
@@ -87,7 +87,7 @@ def test_other_columns_do_no_harm():
         ({"x": "left", "y": 2.0}, TypeError, "must contain numbers"),
     ],
 )
-def test_tables_that_are_not_clear(columns, error, message):
+def test_ambiguous_tables(columns, error, message):
     adata = table(hexagonal())
     adata.obsm["spatial"] = pd.DataFrame(columns, index=adata.obs_names)
     with pytest.raises(error, match=message):
@@ -106,14 +106,14 @@ def test_a_third_column_is_named():
 # uns["spatial"]
 
 
-def test_entries_beside_the_sections_are_left_aside(one):
+def test_other_entries_of_uns_are_ignored(one):
     expected = pp.tiles(one, size_px=16, copy=True).obsm["stamp_tiles"]
     one.uns["spatial"] |= {"is_single": np.True_, "note": "from the portal", "version": 3}
     np.testing.assert_array_equal(pp.tiles(one, size_px=16, copy=True).obsm["stamp_tiles"], expected)
     assert list(libraries_of(one)) == ["toy"]
 
 
-def test_keys_that_are_numbers(one):
+def test_integer_keys(one):
     one.uns["spatial"] = {7: one.uns["spatial"]["toy"]}
     one.obs["slide"] = 7
     for column in (one.obs["slide"], one.obs["slide"].astype(float)):
@@ -154,7 +154,7 @@ def test_uns_laid_out_in_another_way_is_refused(one, found):
         sections_of(one)
 
 
-def test_an_entry_that_is_none_has_no_section(one):
+def test_entry_of_none_is_not_a_section(one):
     one.uns["spatial"] = None
     with pytest.raises(KeyError, match=r"`adata.uns\['spatial'\]` has no section.*found an empty dict"):
         sections_of(one, needs=("image",))
@@ -233,7 +233,7 @@ def test_bins_as_wide_as_they_are_apart():
     assert infer_um_per_px(bins, {"spot_diameter_fullres": 29.3, "microns_per_pixel": 0.2738}).um_per_px == 0.2738
 
 
-def test_places_on_the_array_are_no_coordinates(one):
+def test_array_positions_are_not_coordinates(one):
     one.obsm["spatial"] = one.obs[["array_col", "array_row"]].to_numpy(float)
     for options in ({}, {"um_per_px": 1.6}):
         with pytest.raises(ValueError, match="`array_col` and `array_row`, places on the array"):
@@ -290,7 +290,7 @@ def test_dense_cells_of_one_section_pass(seed, n_kinds):
         places_of(table(xy, kind=kinds, half=(xy[:, 0] > np.median(xy[:, 0])).astype(str)))
 
 
-def test_everything_that_uses_neighbours_or_folds_refuses(one):
+def test_functions_with_neighbours_or_folds_raise(one):
     both = ad.concat([one, one], label="sample", keys=["A", "B"], index_unique="-")
     both.obsm["X_e"] = np.random.default_rng(0).normal(size=(240, 4)).astype(np.float32)
     for call in (
@@ -388,7 +388,7 @@ def test_real_labels(data_dir):
 
 
 @sdata_warnings
-def test_elements_that_do_not_fit_are_refused(toy, make_sdata):
+def test_elements_that_do_not_match_raise(toy, make_sdata):
     sdata = make_sdata(toy, "shapes", np.eye(3))
     sdata.shapes["cells"] = sdata.shapes["cells"].iloc[:-2]
     with pytest.raises(ValueError, match=r"2 of 120 spots of the table are not in `sdata.shapes\['cells'\]`"):
@@ -396,7 +396,7 @@ def test_elements_that_do_not_fit_are_refused(toy, make_sdata):
     del sdata.shapes["cells"]
     with pytest.raises(KeyError, match="annotates 'cells', which is in none of"):
         coordinates_of(sdata)
-    sdata["table"].obsm["spatial"] = toy.obsm["spatial"]  # then the table stands for itself
+    sdata["table"].obsm["spatial"] = toy.obsm["spatial"]  # then the table is used alone
     np.testing.assert_array_equal(coordinates_of(sdata), toy.obsm["spatial"])
 
 
@@ -418,7 +418,7 @@ def test_neighbours_are_the_nearest_others(seed, k):
     assert (graph(xy, k, codes).sum(axis=1) == k).all()
 
 
-def test_rows_and_columns_of_the_array_are_told_from_px_by_neighbors():
+def test_array_rows_and_columns_are_distinguished_from_px_by_neighbors():
     row, column = np.divmod(np.arange(60), 10)
     indices = np.column_stack([2 * column + row % 2, row]).astype(float)
     with pytest.warns(stampy.StampyWarning, match="rows and columns of Visium's array"):
@@ -426,13 +426,13 @@ def test_rows_and_columns_of_the_array_are_told_from_px_by_neighbors():
     pp.neighborhoods(table(hexagonal(30.0)), size=5)
 
 
-def test_given_um_per_px_does_not_silence_spots_wider_than_their_distance(one):
+def test_um_per_px_does_not_hide_spots_wider_than_their_distance(one):
     one.obsm["spatial"] = one.obsm["spatial"] / 1000
     with pytest.warns(stampy.StampyWarning, match="do not have the same unit"):
         pp.tiles(one, size_px=16, um_per_px=1.6)
 
 
-def test_indices_of_the_array_count_only_alone_and_with_a_word():
+def test_array_indices_are_used_only_without_pixels_and_with_a_warning():
     indices = pd.DataFrame({"array_row": [0, 1], "array_col": [0, 1]}, index=["a", "b"])
     adata = table(indices.to_numpy())
     adata.obs_names = ["a", "b"]
@@ -480,7 +480,7 @@ def test_spots_without_a_position_are_named(one):
         places_of(many)
 
 
-def test_kinds_of_cells_that_keep_apart_have_a_way_on():
+def test_error_for_separate_cell_types_names_a_solution():
     y, x = np.mgrid[:30, :30]
     xy = np.column_stack([x.ravel(), y.ravel()]) * 30.0 + np.random.default_rng(0).normal(0, 5, (900, 2))
     cells = ad.AnnData(np.ones((900, 3)), obsm={"spatial": xy})
@@ -491,7 +491,7 @@ def test_kinds_of_cells_that_keep_apart_have_a_way_on():
     assert places_of(cells, library_key="section").names == ["1"]
 
 
-def test_the_size_of_a_pixel_that_the_file_states(one, tmp_path):
+def test_pixel_size_stated_by_the_file(one, tmp_path):
     picture = one.uns["spatial"]["toy"]["images"]["hires"]
     um = sections_of(one)[0].require_pixel().um_per_px
     for stated, doubted in ((um, False), (1.2 * um, False), (2 * um, True), (25_400 / 96, False)):  # the last: a screen

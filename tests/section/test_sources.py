@@ -1,4 +1,4 @@
-"""The image that a section names: from its own folder or by absolute path, a regular file, and told of."""
+"""Images named by a section: from its own folder or by absolute path, regular files only, with a warning."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from PIL import Image
 
 import stampy
 from stampy import pp
-from stampy._section.image.choose import named_images
+from stampy._section.outside_links import named_images
 from stampy.cli.main import main
 
 
@@ -60,18 +60,18 @@ def test_a_relative_path_without_a_file_is_not_taken_against_the_working_folder(
     assert list(record["image_path"]) == [""]
 
 
-def test_an_absolute_path_is_opened_and_told_of(section, tmp_path):
+def test_absolute_path_is_opened_with_a_warning(section, tmp_path):
     record = tiles(stampy.read(section(tmp_path / "private.png")))
     assert list(record["image_path"]) == [str((tmp_path / "private.png").resolve())]
 
 
 @pytest.mark.parametrize("name", ["https://example.org/a.png", "file:///etc/passwd", "s3://bucket/a.tif"])
-def test_no_address_is_fetched(name, section):
+def test_urls_are_not_fetched(name, section):
     with pytest.raises(ValueError, match="addresses are not downloaded"):
         tiles(stampy.read(section(name)))
 
 
-def test_only_regular_files_that_are_pictures_are_opened(section, tmp_path):
+def test_only_regular_image_files_are_opened(section, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for name in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
         with pytest.raises(ValueError, match="which is not a file"):
@@ -87,7 +87,7 @@ def test_only_regular_files_that_are_pictures_are_opened(section, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../private.png", "{outside}/private.png"])
-def test_below_the_folder_alone(name, section, tmp_path):
+def test_only_files_below_the_folder(name, section, tmp_path):
     path = section(name.format(outside=tmp_path))
     with named_images("below"), pytest.raises(ValueError, match=r"outside its folder.*--named-images"):
         tiles(stampy.read(path))
@@ -98,7 +98,7 @@ def test_below_the_folder_alone(name, section, tmp_path):
         tiles(stampy.read(section("images/link.png")))
 
 
-def test_a_cohort_takes_no_image_from_elsewhere_unasked(section, tmp_path, capsys):
+def test_cohort_opens_outside_images_only_on_request(section, tmp_path, capsys):
     path = section(tmp_path / "private.png")
     command = ["corpus", "build", str(path), "--workers", "1", "--max-tokens", "50", "--out"]
     assert main([*command, str(tmp_path / "a")]) == 1
@@ -116,14 +116,14 @@ def test_a_report_shows_the_sections_own_image_instead(section, tmp_path):
     assert "outside its folder; it is not opened" in (tmp_path / "a.html").read_text().replace("&#x27;", "'")
 
 
-def test_what_is_computed_does_not_depend_on_where_the_image_lies(section, model, tmp_path):
+def test_result_does_not_depend_on_the_path_of_the_image(section, model, tmp_path):
     adata = stampy.read(section("images/full.png"))
     found = stampy.tl.embed(adata, model, modality="image", device="cpu", show_progress_bar=False, copy=True)
     assert np.isfinite(found.obsm["X_stamp"]).all()
     assert found.uns["stamp"]["X_stamp"]["tiles"]["image_path"][0].endswith("full.png")
 
 
-def test_a_path_in_the_place_of_pixels_obeys_the_same_rule(section, tmp_path, monkeypatch):
+def test_path_instead_of_pixels_follows_the_same_rule(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(name):

@@ -1,4 +1,4 @@
-"""Every public function takes a SpatialData that has coordinates in its elements alone."""
+"""Every public function takes a SpatialData with coordinates in its elements only."""
 
 import inspect
 
@@ -107,7 +107,7 @@ CALLS = {
 }
 
 
-def test_all_functions_are_called_here():
+def test_all_functions_are_tested():
     public = {
         f"{room.__name__.removeprefix('stampy.')}.{name}"
         for room in (pp, tl, pl)
@@ -246,16 +246,16 @@ def test_one_doubtful_image_of_several_is_named(model):
 
 
 @pytest.mark.parametrize("entry", [None, "text", ["a", "b"]])
-def test_no_section_in_uns_is_said(toy, entry):
+def test_missing_section_in_uns_is_reported(toy, entry):
     adata = ad.AnnData(toy.X, obs=toy.obs, var=toy.var, obsm={"spatial": toy.obsm["spatial"]})
     adata.uns["spatial"] = {"toy": entry}
     with pytest.raises(TypeError, match=rf"\['toy'\]` must contain images .* found {type(entry).__name__}"):
         sections_of(adata)
-    adata.uns["spatial"]["is_single"] = True  # of CELLxGENE, beside whatever notes
+    adata.uns["spatial"]["is_single"] = True  # of CELLxGENE, among other entries
     assert len(sections_of(adata)) == 1
 
 
-def test_stains_beside_the_picture(toy, make_sdata, model):
+def test_stains_in_addition_to_the_image(toy, make_sdata, model):
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity
 

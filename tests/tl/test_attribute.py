@@ -1,4 +1,4 @@
-"""Which genes drive an embedding, a cluster, a match; and the picture of it."""
+"""Attribution of an embedding, a cluster or a match to genes, and its plot."""
 
 import sys
 
@@ -41,7 +41,7 @@ def test_planted_genes_rank_above_the_others(aligned, target, method):
             assert planted[found[domain].nlargest(15).index].sum() >= 6
 
 
-def test_leaving_out_is_embedding_without_the_counts(aligned):
+def test_leaving_out_equals_embedding_without_the_counts(aligned):
     """The definition, by the long way: the gene's column set to zero."""
     model, adata = aligned
     rows = np.array([2, 40, 77])
@@ -77,7 +77,7 @@ def test_gradients_add_up(aligned):
     assert table(one)["all"].sum() == pytest.approx(1 - masked @ one.obsm["X_stamp_gene"][0], abs=0.02)
 
 
-def test_written_as_said(aligned, tmp_path):
+def test_results_are_stored_as_documented(aligned, tmp_path):
     model, adata = aligned
     adata = adata.copy()
     adata.obs["label"] = pd.Categorical(["a/b" if d == "D1" else "c" for d in adata.obs["domain"]])

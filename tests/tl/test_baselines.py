@@ -1,4 +1,4 @@
-"""Principal components, plain and smoothed, through the door of all models."""
+"""Principal components, plain and smoothed, as models of `tl.embed`."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from stampy import datasets, tl
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
-def test_pca_is_scanpys(toy):
+def test_pca_equals_scanpy(toy):
     import scanpy as sc
 
     mine = tl.embed(toy, "pca", copy=True, **QUIET).obsm["X_stamp"]

@@ -1,4 +1,4 @@
-"""Many sections or slides in one run: what is written, what goes on, what is refused."""
+"""Many sections or slides in one run: outputs, resuming and errors."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_each_section_has_its_file_and_its_row(manifest, weights, tmp_path):
     assert list(on_disk) == list(table)
 
 
-def test_what_is_done_is_kept_and_what_changed_is_done_anew(manifest, model, weights, tmp_path):
+def test_finished_sections_are_kept_and_changed_ones_recomputed(manifest, model, weights, tmp_path):
     out = tmp_path / "out"
     options = GENES | {"model": weights}
     tl.embed_sections(manifest, out, **options)
@@ -116,7 +116,7 @@ def test_the_scale_of_the_manifest_counts(toy, weights, tmp_path):
     assert "2.1" in scales[1]
 
 
-def test_a_run_that_is_cut_off_goes_on(manifest, weights, tmp_path, monkeypatch):
+def test_interrupted_run_resumes(manifest, weights, tmp_path, monkeypatch):
     out = tmp_path / "out"
     ended = records.finish
 
@@ -169,7 +169,7 @@ def test_a_bad_section_is_named(manifest, weights, tmp_path):
         ({"device": "cpu", "n_devices": 2}, ValueError, "`device` and `n_devices` were given"),
     ],
 )
-def test_what_can_not_be_is_refused_before_anything_is_read(folder, tmp_path, options, error, message):
+def test_invalid_arguments_raise_before_anything_is_read(folder, tmp_path, options, error, message):
     for path in folder.glob("*.h5ad"):
         path.write_bytes(b"no section")
     with pytest.raises(error, match=message):
@@ -189,7 +189,7 @@ def test_names_are_unique_before_anything_is_read(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_others_are_left_alone(folder, weights, tmp_path):
+def test_other_files_are_kept(folder, weights, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.h5ad").write_bytes(b"mine")
@@ -280,7 +280,7 @@ def test_all_as_one(manifest, weights, tmp_path):
         tl.collect_sections(tmp_path)
 
 
-def test_vectors_of_two_kinds_are_not_joined(toy, folder, model, tmp_path):
+def test_incomparable_vectors_are_not_joined(toy, folder, model, tmp_path):
     toy.write_h5ad(folder / "pictured.h5ad")
     paths = [folder / "a.h5ad", folder / "pictured.h5ad"]
     tl.embed_sections(paths, tmp_path / "out", model=model, **HERE)
@@ -289,7 +289,7 @@ def test_vectors_of_two_kinds_are_not_joined(toy, folder, model, tmp_path):
     assert set(anndata.read_zarr(store).obsm) == {"X_stamp_gene", "spatial"}
 
 
-def test_panels_that_differ_are_told(folder, weights, tmp_path):
+def test_differing_panels_warn(folder, weights, tmp_path):
     whole = anndata.read_h5ad(folder / "a.h5ad")
     whole[:, :500].copy().write_h5ad(folder / "b.h5ad")
     with pytest.warns(StampyWarning, match=r"measure between \d+ \('b'\) and \d+ \('a'\) of the model's genes"):
@@ -347,7 +347,7 @@ def test_a_run_that_fails_before_its_first_result_leaves_no_folder(folder, weigh
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_no_fault_of_the_section(folder, weights, tmp_path, monkeypatch):
+def test_full_disk_is_not_an_error_of_the_section(folder, weights, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -375,7 +375,7 @@ def test_records_that_are_damaged_are_not_trusted(folder, weights, tmp_path):
         (["a.h5ad", "b.h5ad", "--out", "o", "--resume", "r"], "--resume is only for a single section"),
     ],
 )
-def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, arguments, message):
+def test_command_line_explains_conflicting_options(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit, match="2"):
         main(["embed", *arguments])
@@ -398,7 +398,7 @@ def test_command_line_says_what_goes_together(folder, monkeypatch, capsys, argum
         (["demo", "--section", "HER2ST_A11", "--out", "o"], "HER2ST_A1"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_torch_is_loaded(folder, arguments, message):
+def test_mistakes_raise_before_torch_is_imported(folder, arguments, message):
     """In the words of the command line, and without a folder left behind."""
     (folder / "bad.json").write_text("{,}")
     (folder / "unknown.json").write_text('{"lrr": 1}')

@@ -1,4 +1,4 @@
-"""Runs over many sections: nothing stale is kept, nothing of a section is lost."""
+"""Runs over many sections after changes: outputs are current and complete."""
 
 import anndata
 import numpy as np
@@ -24,7 +24,7 @@ def status(table):
     return table["status"].tolist()
 
 
-def test_an_output_that_was_changed_is_made_anew(folder, model, tmp_path):
+def test_changed_output_is_recomputed(folder, model, tmp_path):
     out = tmp_path / "out"
     tl.embed_sections([folder / "a.h5ad"], out, model=model, **GENES)
     (out / "a.h5ad").write_bytes(b"something else")
@@ -32,7 +32,7 @@ def test_an_output_that_was_changed_is_made_anew(folder, model, tmp_path):
     assert "X_stamp" in anndata.read_h5ad(out / "a.h5ad").obsm
 
 
-def test_words_of_the_manifest_are_those_of_today(folder, model, tmp_path):
+def test_metadata_follows_the_current_manifest(folder, model, tmp_path):
     manifest, found = folder / "sections.tsv", []
     for organ in ("breast", "kidney"):
         manifest.write_text(f"path\tname\torgan\na.h5ad\ta\t{organ}\n")
@@ -68,7 +68,7 @@ def test_files_beside_a_path_count(model, tmp_path):
     assert run() == ["embedded"]
 
 
-def test_the_scale_of_a_section_stands_alone(toy, model, tmp_path):
+def test_scale_of_a_section_overrides_the_manifest(toy, model, tmp_path):
     toy.write_h5ad(tmp_path / "a.h5ad")
     (tmp_path / "sections.tsv").write_text("path\tum_per_px\na.h5ad\t1.6\n")
     options = GENES | {"modality": "fused", "spot_um": 55}
@@ -88,7 +88,7 @@ def test_raw_is_kept_in_another_format(folder, model, tmp_path):
     assert "X_stamp" in written.obsm
 
 
-def test_results_never_replace_their_section(folder, model):
+def test_results_do_not_replace_their_section(folder, model):
     with pytest.raises(
         ValueError, match=r"Section 'a': the result, which does not contain all .* Choose another folder"
     ):

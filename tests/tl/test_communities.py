@@ -1,4 +1,4 @@
-"""The neighbour graph and its communities are scanpy's."""
+"""The neighbour graph and its communities equal those of scanpy."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from stampy.tl._methods.clustering import connectivities, leiden
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other packages'
-def test_graph_and_clusters_are_scanpys():
+def test_graph_and_clusters_equal_scanpy():
     pytest.importorskip("umap")
     sc, anndata = pytest.importorskip("scanpy"), pytest.importorskip("anndata")
     rng = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def test_a_graph_of_few_or_equal_spots(values):
     assert len(leiden(graph, 1.0, 0)) == len(values)
 
 
-def test_communities_leave_the_global_random_numbers_alone():
+def test_communities_do_not_change_the_global_random_state():
     import random
 
     values = np.random.default_rng(0).normal(size=(60, 5))

@@ -1,4 +1,4 @@
-"""Principal components and variable genes are scanpy's."""
+"""Principal components and variable genes equal those of scanpy."""
 
 import anndata as ad
 import numpy as np
@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from stampy.tl._methods import components
-from stampy.tl._methods.components import principal_components, variable_genes
+from stampy.tl._methods import principal_components as components
+from stampy.tl._methods.principal_components import principal_components, variable_genes
 
 
 def counts_of(n_spots, n_genes, seed):
@@ -32,7 +32,7 @@ def scanpys(counts, n_genes):
 @pytest.mark.filterwarnings("ignore:Some cells have zero counts", "ignore:`n_top_genes` > number")
 @settings(max_examples=15, deadline=None)
 @given(st.integers(5, 60), st.integers(30, 150), st.integers(0, 2**20), st.sampled_from([5, 20]))
-def test_variable_genes_are_scanpys(n_spots, n_genes, seed, n):
+def test_variable_genes_equal_scanpy(n_spots, n_genes, seed, n):
     expected = scanpys(counts_of(n_spots, n_genes, seed), n)
     np.testing.assert_array_equal(variable_genes(expected.X, n), expected.var["highly_variable"])
 
@@ -52,7 +52,7 @@ def test_constant_genes_and_genes_of_their_own_bin():
     assert not variable_genes(sparse.csr_matrix(np.ones((4, 6), dtype=np.float32)), 3).any()
 
 
-def test_components_of_variable_genes_are_scanpys(monkeypatch):
+def test_components_of_variable_genes_equal_scanpy(monkeypatch):
     import scanpy as sc
 
     monkeypatch.setattr(components, "N_GENES", 100)

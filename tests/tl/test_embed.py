@@ -1,4 +1,4 @@
-"""A section in, an embedding out."""
+"""`tl.embed`."""
 
 import anndata as ad
 import numpy as np
@@ -147,7 +147,7 @@ def test_several_sections_in_one_table(model):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
-def test_comes_back_from_disk(embedded, tmp_path):
+def test_results_survive_a_file(embedded, tmp_path):
     embedded.write_h5ad(tmp_path / "a.h5ad")
     again = ad.read_h5ad(tmp_path / "a.h5ad")
     np.testing.assert_array_equal(again.obsm["X_stamp"], embedded.obsm["X_stamp"])
@@ -159,7 +159,7 @@ def test_comes_back_from_disk(embedded, tmp_path):
     np.testing.assert_array_equal(again.obsm["X_stamp"], embedded.obsm["X_stamp"])
 
 
-def test_names_of_what_is_written(toy, model):
+def test_names_of_the_results(toy, model):
     adata = toy.copy()
     tl.embed(adata, model, modality="gene", **QUIET)
     tl.embed(adata, model, modality="gene", key_added="X_other", **QUIET)
@@ -266,7 +266,7 @@ def test_log_normalised(toy, model):
         ({"precision": "float8"}, ValueError, "`precision` must be one of"),
     ],
 )
-def test_arguments_that_can_not_be_used(toy, model, arguments, error, message):
+def test_invalid_arguments_raise(toy, model, arguments, error, message):
     with pytest.raises(error, match=message):
         tl.embed(toy, model, **arguments, **QUIET)
 
@@ -286,7 +286,7 @@ def test_model_without_an_image_tower(toy, model):
             tl.embed(toy, alone, modality=asked, **QUIET)
 
 
-def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
+def test_too_coarse_image_is_used_only_on_request(toy, model):
     adata = toy.copy()
     del adata.uns["spatial"]["toy"]["images"]["hires"]
     scales = adata.uns["spatial"]["toy"]["scalefactors"]
@@ -307,7 +307,7 @@ def test_a_hopelessly_coarse_image_is_taken_on_request_alone(toy, model):
         assert both.uns["stamp"]["X_stamp"]["modality"] == "fused"
 
 
-def test_an_image_that_is_no_histology_is_taken_on_request_alone(toy, model):
+def test_image_that_is_not_histology_is_used_only_on_request(toy, model):
     adata = toy.copy()
     library = adata.uns["spatial"]["toy"]
     library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
@@ -334,7 +334,7 @@ NO_PICTURES = {
 
 
 @pytest.mark.parametrize("name", NO_PICTURES)
-def test_pixels_that_are_no_picture_are_left_out_unless_asked_for(toy, model, name):
+def test_arrays_that_are_not_images_are_used_only_on_request(toy, model, name):
     adata = toy.copy()
     library = adata.uns["spatial"]["toy"]
     change, reason = NO_PICTURES[name]
@@ -351,7 +351,7 @@ def test_pixels_that_are_no_picture_are_left_out_unless_asked_for(toy, model, na
     assert not axes.images
 
 
-def test_a_placeholder_is_no_image(toy, model):
+def test_placeholder_is_not_an_image(toy, model):
     for nothing in (None, np.array([]), np.zeros((0, 0, 3))):
         adata = toy.copy()
         adata.uns["spatial"]["toy"]["images"] = {"hires": nothing}
@@ -370,7 +370,7 @@ def test_a_larger_image_without_a_scale_factor_is_named(toy, model):
         sections_of(adata, needs=["image"])
 
 
-def test_baselines_say_what_they_are(toy):
+def test_baselines_are_recorded(toy):
     record = tl.embed(toy, "pca", copy=True, **QUIET).uns["stamp"]["X_stamp"]
     assert record["stampy"]
     assert (record["modality"], record["level"], record["model"]) == ("gene", "embedding", "pca")
@@ -382,7 +382,7 @@ def test_model_without_a_vocabulary(toy, model):
         tl.embed(toy, nameless, modality="gene", **QUIET)
 
 
-def test_training_flag_is_put_back(toy, model):
+def test_training_mode_is_restored(toy, model):
     model.train()
     tl.embed(toy[:5].copy(), model, modality="gene", copy=True, **QUIET)
     assert model.training
@@ -471,7 +471,7 @@ def test_a_scale_without_an_image_is_named(toy, model):
         tl.embed(section, model, um_per_px=0.5, **QUIET)
 
 
-def test_counts_in_a_layer_alone_are_not_left_out_without_a_word(toy, model):
+def test_counts_only_in_a_layer_warn(toy, model):
     adata = toy.copy()
     adata.layers["counts"] = adata.X
     adata.X = None

@@ -1,4 +1,4 @@
-"""Embeddings judged without labels."""
+"""Evaluation of embeddings without labels."""
 
 import anndata as ad
 import numpy as np
@@ -55,7 +55,7 @@ def test_folds_are_compact_regions_of_every_section():
         assert max(spread) < xy.std(axis=0).prod() / 3
 
 
-def test_what_is_no_gene_is_not_judged(section):
+def test_features_that_are_not_genes_are_excluded(section):
     other = sparse.csr_matrix(np.random.default_rng(0).poisson(900, (section.n_obs, 2)))
     var = pd.DataFrame({"feature_types": ["Gene Expression"] * section.n_vars + ["Antibody Capture"] * 2},
                        index=[*section.var_names, "CD3", "IgG"])  # fmt: skip
@@ -92,7 +92,7 @@ def test_heldout_correlation_is_ridge_by_fold():
     assert np.isnan(found[1])
 
 
-def test_targets_say_nothing_of_depth():
+def test_targets_do_not_depend_on_depth():
     rng = np.random.default_rng(0)
     counts = sparse.csr_matrix(rng.poisson(rng.gamma(2, 2, size=(400, 1)) * np.ones((1, 30))).astype(float))
     depth = np.log1p(np.asarray(counts.sum(axis=1)).ravel())
@@ -104,7 +104,7 @@ def test_variable_genes_are_those_that_differ():
     rng = np.random.default_rng(0)
     rate = np.full((300, 50), 3.0)
     rate[:150, 10:15] = 12
-    assert _thinning.variable_genes(sparse.csr_matrix(rng.poisson(rate)), 5).tolist() == [10, 11, 12, 13, 14]
+    assert _thinning.overdispersed_genes(sparse.csr_matrix(rng.poisson(rate)), 5).tolist() == [10, 11, 12, 13, 14]
 
 
 def test_truth_beats_noise(section):
@@ -122,7 +122,7 @@ def test_truth_beats_noise(section):
     assert "less" in table.uns["stamp_evaluate"]["verdict"]
 
 
-def test_what_is_written(judged, tmp_path):
+def test_stored_results(judged, tmp_path):
     record = judged.uns["stamp_evaluate"]
     scores = record["scores"]
     assert scores.index.tolist()[:2] == ["X_stamp", "X_context"]
@@ -147,7 +147,7 @@ def first_genes(table):
     return table.X[:, :20].toarray()
 
 
-def test_without_stability_all_else_is_the_same(section):
+def test_without_stability_other_results_are_the_same(section):
     how = {"library_key": None, "layer": None, "n_splits": 2, "n_genes": 50, "max_spots": None, "table_key": "table"}
     full, short = (evaluated(section, {"genes": first_genes}, rng=0, stability=s, **how) for s in (True, False))
     assert short["verdict"] == full["verdict"]
@@ -156,7 +156,7 @@ def test_without_stability_all_else_is_the_same(section):
     pd.testing.assert_frame_equal(*(found["scores"].drop(columns="stability") for found in (full, short)))
 
 
-def test_unknown_vectors_are_taken_as_they_are_with_a_warning(section):
+def test_vectors_without_record_are_used_with_a_warning(section):
     table = section.copy()
     table.obsm["X_mine"] = table.obsm["X_stamp"]
     with pytest.warns(stampy.StampyWarning, match="X_mine.*scores are too high"):
@@ -176,13 +176,13 @@ def test_mixing_of_sections():
     assert 0.85 < scores.loc["mixed", "mixing"] < 1.15
 
 
-def test_a_large_section_is_judged_by_a_piece(section):
+def test_large_section_is_evaluated_on_a_piece(section):
     with pytest.warns(stampy.StampyWarning, match="100 of 200 spots"):
         found = tl.evaluate(section, {"noise": noise}, n_splits=1, max_spots=100, copy=True)
     assert found.uns["stamp_evaluate"]["parameters"]["n_spots"] == 100
 
 
-def test_what_is_refused(section):
+def test_invalid_arguments_raise(section):
     table = section.copy()
     with pytest.raises(KeyError, match="X_nothing"):
         tl.evaluate(table, "X_nothing")

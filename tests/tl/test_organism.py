@@ -1,4 +1,4 @@
-"""Mouse sections in a human model."""
+"""Mouse sections with a human model."""
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,11 @@ def test_mouse_is_embedded_by_orthologs_and_var_stays(mouse, toy, model):
     np.testing.assert_array_equal(named.obsm["X_stamp"], mouse.obsm["X_stamp"])
 
 
-def test_human_is_not_in_the_record(toy, model):
+def test_human_is_not_recorded(toy, model):
     assert "organism" not in tl.embed(toy, model, modality="gene", copy=True, **QUIET).uns["stamp"]["X_stamp"]
 
 
-def test_resume_tells_organisms_apart(mouse, model, tmp_path):
+def test_resume_distinguishes_organisms(mouse, model, tmp_path):
     named = pp.orthologs(mouse, vocabulary=pp.Vocabulary(model.genes), copy=True)
     tl.embed(named, model, modality="gene", resume=tmp_path / "parts", **QUIET)
     with pytest.raises(ValueError, match="another run"):
@@ -60,6 +60,6 @@ def test_score_and_attribute_take_names_of_mouse(mouse, toy, model):
         ("pca", {"organism": "mouse", "modality": "gene"}, "no effect"),
     ],
 )
-def test_refused(mouse, model, name, options, message):
+def test_invalid_arguments_raise(mouse, model, name, options, message):
     with pytest.raises(ValueError, match=message):
         tl.embed(mouse, model if name == "small" else name, **options, **QUIET)

@@ -22,7 +22,7 @@ def told(caplog, *calls):
     return [record.getMessage() for record in caplog.records if record.name == encoders.__name__]
 
 
-def test_it_is_given_once(caplog):
+def test_hint_is_given_once(caplog):
     large = nn.Linear(4, 4), 500, None
     (message,) = told(caplog, large, large)
     assert 'precision="bfloat16"' in message
@@ -33,10 +33,10 @@ def test_it_is_given_once(caplog):
     [(nn.Linear(2, 2), 500, None), (nn.Linear(4, 4), 499, None), (nn.Linear(4, 4), 500, "float32")],
     ids=["small model", "few tiles", "asked for"],
 )
-def test_it_is_not_given_where_it_does_not_help(caplog, call):
+def test_no_hint_if_it_does_not_help(caplog, call):
     assert told(caplog, call) == []
 
 
-def test_nor_where_the_cpu_lacks_the_instructions(caplog, monkeypatch):
+def test_no_hint_if_the_cpu_lacks_the_instructions(caplog, monkeypatch):
     monkeypatch.setattr(encoders, "_cpu_has_bfloat16", lambda: False)
     assert told(caplog, (nn.Linear(4, 4), 500, None)) == []

@@ -1,4 +1,4 @@
-"""What tools leave in AnnData: whole or not at all, and nothing stale."""
+"""Results in AnnData are written completely or not at all, and stale results are removed."""
 
 import anndata as ad
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 
 import stampy
 from stampy import datasets, tl
-from stampy.tl._results import Result, check_finite, write
+from stampy.tl._results import Result, check_finite, write_result
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -36,7 +36,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_another_modality_leaves_nothing_of_the_first(section, model, copy):
+def test_another_modality_removes_earlier_results(section, model, copy):
     tl.embed(section, model, **QUIET)
     assert {"X_stamp", "X_stamp_gene", "X_stamp_image"} <= set(section.obsm)
     again = tl.embed(section, model, modality="gene", copy=copy, **QUIET) or section
@@ -46,14 +46,14 @@ def test_another_modality_leaves_nothing_of_the_first(section, model, copy):
     assert ("X_stamp_image" in section.obsm) == copy
 
 
-def test_a_record_of_an_earlier_version_tells_what_it_left(section, model):
+def test_record_of_an_earlier_version_names_its_results(section, model):
     tl.embed(section, model, **QUIET)
     del section.uns["stamp"]["X_stamp"]["written"]
     tl.embed(section, model, modality="image", **QUIET)
     assert {k for k in section.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_image"}
 
 
-def test_of_several_sections_and_a_collection(section, model):
+def test_results_of_several_sections_and_a_collection(section, model):
     from anndata.experimental import AnnCollection
 
     other = datasets.toy(n_spots=80, rng=1)
@@ -64,7 +64,7 @@ def test_of_several_sections_and_a_collection(section, model):
         assert {k for k in part.obsm if k.startswith("X_stamp")} == {"X_stamp", "X_stamp_gene"}
 
 
-def test_of_a_spatialdata(section, model):
+def test_results_of_a_spatialdata(section, model):
     from spatialdata import SpatialData
 
     sdata = SpatialData(tables={"table": section})
@@ -74,7 +74,7 @@ def test_of_a_spatialdata(section, model):
     assert "X_stamp_image" in sdata.tables["table"].obsm
 
 
-def test_survives_a_file(section, model, tmp_path):
+def test_results_survive_a_file(section, model, tmp_path):
     tl.embed(section, model, **QUIET)
     tl.probe(section, "domain", use_rep=["X_a", "X_b"])
     section.write_h5ad(tmp_path / "a.h5ad")
@@ -124,7 +124,7 @@ def test_dependents_are_named_once_they_are_stale(section, model):
     assert "'other'" not in message
 
 
-def test_a_result_never_replaces_its_input(section):
+def test_result_does_not_replace_its_input(section):
     before = state(section)
     with pytest.raises(ValueError, match="input of this call"):
         tl.domains(section, use_rep="X_a", labels="domain", key_added="domain")
@@ -135,7 +135,7 @@ def test_a_result_never_replaces_its_input(section):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("copy", [False, True])
-def test_what_is_not_finite_is_not_written(section, model, bad, copy):
+def test_non_finite_results_are_not_written(section, model, bad, copy):
     import copy as copies
 
     import torch
@@ -157,16 +157,16 @@ def test_spots_without_a_value_may_be_missing():
         check_finite("x", np.array([[np.nan], [np.nan]]), blank=blank)
 
 
-def test_all_is_undone_when_a_part_does_not_fit(section):
+def test_all_writes_are_undone_if_one_fails(section):
     section.obsm["r"] = np.zeros((80, 1))
     before = state(section)
     wrong = Result("r", {}, obs={"new": np.zeros(80)}, obsm={"r": np.ones((80, 2)), "s": np.ones((3, 2))})
     with pytest.raises(ValueError, match=r"shape|dim"):
-        write(section, wrong, copy=False)
+        write_result(section, wrong, copy=False)
     assert same(before, state(section))
 
 
-def test_the_record_of_the_user_stays(section):
+def test_records_of_the_user_are_kept(section):
     section.uns["stamp"] = {"mine": {"a": 1}}
     tl.domains(section, 3, use_rep="X_a", method="kmeans")
     assert section.uns["stamp"]["mine"] == {"a": 1}

@@ -1,4 +1,4 @@
-"""Long runs that are interrupted and go on; several sections; counts that never come into memory."""
+"""Long runs that are interrupted and resumed; several sections; counts that are not loaded into memory."""
 
 import json
 import signal
@@ -14,14 +14,14 @@ from scipy import sparse
 
 from stampy import datasets, models, pp, tl
 from stampy._files import digest_of_arrays
-from stampy.tl._embedding import genes, stream
+from stampy.tl._embedding import gene_vectors, stream
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    for module in (genes, stream):
+    for module in (gene_vectors, stream):
         monkeypatch.setattr(module, "CHUNK", 32)
 
 
@@ -47,7 +47,7 @@ def stopping_after(n, monkeypatch, model, name):
 
 @pytest.mark.parametrize("name", ["gene", "image"])
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_goes_on_where_it_stopped(toy, model, tmp_path, monkeypatch, name, after):
+def test_run_resumes_where_it_stopped(toy, model, tmp_path, monkeypatch, name, after):
     options = {"modality": name, "batch_size": 10, **QUIET}
     expected = tl.embed(toy, model, copy=True, **options).obsm["X_stamp"]
     with monkeypatch.context() as context:
@@ -66,7 +66,7 @@ def test_goes_on_where_it_stopped(toy, model, tmp_path, monkeypatch, name, after
     np.testing.assert_array_equal(third.obsm["X_stamp"], expected)
 
 
-def test_another_batch_size_goes_on_too(toy, model, tmp_path, monkeypatch):
+def test_run_resumes_with_another_batch_size(toy, model, tmp_path, monkeypatch):
     with monkeypatch.context() as context:
         stopping_after(3, context, model, "gene")
         with pytest.raises(Stop):
@@ -119,7 +119,7 @@ def test_other_settings_are_refused(toy, model, small_model, vocabulary, tmp_pat
         tl.embed(toy, model, resume=tmp_path / "a", modality="gene", **QUIET)
 
 
-def test_a_damaged_chunk_is_made_anew(toy, model, tmp_path):
+def test_damaged_chunk_is_recomputed(toy, model, tmp_path):
     a = tl.embed(toy, model, resume=tmp_path, modality="gene", copy=True, **QUIET)
     path = sorted(tmp_path.glob("gene-*.npz"))[1]
     whole = path.read_bytes()
@@ -146,8 +146,8 @@ SCRIPT = """
 import pathlib, sys, time
 import anndata
 from stampy import tl, models
-from stampy.tl._embedding import genes, resume, stream
-stream.CHUNK, genes.CHUNK, resume.SAVE_EVERY_S = 32, 32, 0.0
+from stampy.tl._embedding import gene_vectors, resume, stream
+stream.CHUNK, gene_vectors.CHUNK, resume.SAVE_EVERY_S = 32, 32, 0.0
 model = models.load(sys.argv[2])
 real = model.image_features
 def until_killed(x):
@@ -239,7 +239,7 @@ def test_several_copies_images_and_resume(sections, wide, tmp_path):
         tl.embed(data, wide, image={"c": grey}, **QUIET)
 
 
-def test_bad_sections_are_found_before_any_work(sections, wide):
+def test_invalid_sections_raise_before_any_computation(sections, wide):
     mine = [s.copy() for s in sections]
     del mine[1].obsm["spatial"]
     with pytest.raises(KeyError, match="Section 1: Key `spatial` not found"):
@@ -253,7 +253,7 @@ def test_bad_sections_are_found_before_any_work(sections, wide):
         tl.embed(AnnCollection([mine[0]]), wide, copy=True, **QUIET)
 
 
-def test_digests_tell_apart():
+def test_digests_differ():
     a = np.arange(6, dtype=np.int32)
     assert digest_of_arrays(a) == digest_of_arrays(a[::-1][::-1])
     others = [a.reshape(2, 3), a.astype(np.int64), a[::-1]]
@@ -280,7 +280,7 @@ print(json.dumps(peaks))
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_memory_does_not_grow_with_the_counts(toy, model, tmp_path, suffix):
-    """The small section first, in the same process: what the large one adds is compared with its size."""
+    """Additional memory of the large section after the small one, in one process, compared with its size."""
     models.save(model, tmp_path / "model")
     paths = []
     for n in (20, 300):  # times 120 spots
@@ -298,7 +298,7 @@ def test_memory_does_not_grow_with_the_counts(toy, model, tmp_path, suffix):
     assert large - small < counts_mb / 2
 
 
-def test_one_pixel_that_changed_is_refused(toy, model, tmp_path):
+def test_one_changed_pixel_raises(toy, model, tmp_path):
     """Also one that no spot's tile shows: all of an image in memory is hashed."""
     changed = toy.copy()
     changed.uns["spatial"] = {"toy": {**toy.uns["spatial"]["toy"]}}

@@ -1,4 +1,4 @@
-"""Retrieval, scores of gene programmes, and their pictures."""
+"""Retrieval, scores of gene programmes, and their plots."""
 
 import anndata as ad
 import numpy as np
@@ -41,7 +41,7 @@ def section(n=60, *, d=8, noise=0.3, seed=0, sections=2, model="m", level="embed
 @given(
     st.integers(1, 30), st.integers(1, 40), st.integers(1, 9), st.integers(1, 7), st.integers(1, 11), st.integers(0, 99)
 )
-def test_blocks_find_what_a_full_sort_finds(n, m, k, rows, columns, seed):
+def test_blocks_equal_a_full_sort(n, m, k, rows, columns, seed):
     rng = np.random.default_rng(seed)  # small whole numbers: exact cosines and many ties
     query, reference = (rng.integers(-1, 2, (size, 3)).astype(np.float32) for size in (n, m))
     k, pairs = min(k, m), rng.integers(-1, m, n)
@@ -54,7 +54,7 @@ def test_blocks_find_what_a_full_sort_finds(n, m, k, rows, columns, seed):
         assert found.tied[i] == (cosines[i] == cosines[i, pairs[i]]).sum() - 1
 
 
-@pytest.mark.slow  # numba compiles pynndescent anew in every process
+@pytest.mark.slow  # numba compiles pynndescent in every process
 def test_approximate_finds_nearly_all_of_the_nearest():
     query, reference = vectors(50, 16, 1), vectors(1500, 16, 2)
     near, true = approximate(query, reference, 10, rng=np.random.default_rng(0)), exact(query, reference, 10)
@@ -70,7 +70,7 @@ def test_a_constant_embedding_is_no_better_than_chance():
     assert hit_rates(exact(x, x, 5, pairs=pairs), pairs, 5).mean() == pytest.approx(5 / 50)
 
 
-def test_hits_by_hand():
+def test_hits_match_a_manual_example():
     found = Nearest(np.zeros((3, 1)), np.zeros((3, 1)), above=np.array([0, 3, 0]), tied=np.array([0, 1, 0]))
     np.testing.assert_allclose(hit_rates(found, np.array([0, 1, -1]), 4), [1, 0.5, np.nan])
     np.testing.assert_allclose(hit_rates(found, np.array([0, 1, -1]), 3), [1, 0, np.nan])
@@ -80,7 +80,7 @@ def test_hits_by_hand():
 
 
 @pytest.mark.parametrize(("query", "target"), [("image", "gene"), ("gene", "image"), ("gene", "gene")])
-def test_written_as_said(query, target):
+def test_results_are_stored_as_documented(query, target):
     adata = section()
     before = adata.copy()
     assert tl.retrieve(adata, query=query, target=target, k=4, **QUIET) is None
@@ -136,7 +136,7 @@ def test_another_reference_in_any_order():
     np.testing.assert_array_equal(
         other.obs_names.to_numpy()[adata.obsm[INDEX]], own.obs_names.to_numpy()[own.obsm[INDEX]]
     )
-    tl.retrieve(adata, other, **QUIET)  # names recur among slides: never taken for the same spots unasked
+    tl.retrieve(adata, other, **QUIET)  # equal names in different slides are not the same spots
     assert "recall" not in adata.uns["stamp"]["stamp_retrieve"]
 
 
@@ -155,7 +155,7 @@ def test_exclusions():
 
 
 def test_approximate_search_leaves_out_and_writes_the_same(monkeypatch):
-    """What stands around the graph of neighbours, with an exact search in its place."""
+    """The code around the neighbour graph, with an exact search."""
     monkeypatch.setattr("stampy.tl._retrieve.approximate", lambda q, r, k, rng: exact(q, r, k))
     adata = section(72)
     adata.obsm["X_stamp_gene"][4] = 0
@@ -360,7 +360,7 @@ def closed():
     plt.close("all")
 
 
-def test_retrieve_draws_the_tiles_of_what_was_found(found):
+def test_retrieve_draws_the_tiles_of_the_hits(found):
     from matplotlib.patches import Rectangle
 
     ax = pl.retrieve(found, [3, 50], n_nearest=4, label="domain")
@@ -380,7 +380,7 @@ def test_retrieve_draws_the_tiles_of_what_was_found(found):
     np.testing.assert_array_equal(drawn.images[0].get_array(), tiles.obsm["stamp_tiles"][3])
 
 
-def test_retrieve_refuses_what_would_be_wrong(found):
+def test_retrieve_plot_raises_for_mismatched_input(found):
     with pytest.raises(ValueError, match="after taking a subset"):
         pl.retrieve(found[:50].copy())
     with pytest.raises(ValueError, match="at most 10"):

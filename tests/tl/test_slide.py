@@ -1,4 +1,4 @@
-"""Whole slides: tiles lie on tissue, streams go on where they were cut, attention finds what was planted."""
+"""Whole slides: tiles on tissue, resumed stores, attention on planted tiles."""
 
 import json
 from types import SimpleNamespace
@@ -113,7 +113,7 @@ def test_overview_is_the_mean_of_areas_whatever_the_bands(size, factor, band):
 
 @pytest.mark.parametrize("tile", [(64, 64), None])
 def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile):
-    """Of a slide too large to be read wholly one block in several is; what is found is nearly the same."""
+    """One block in several is read of a slide that is too large; the result is nearly the same."""
     y, x = np.mgrid[:2000, :2400]
     pixels = np.full((2000, 2400, 3), 240, np.uint8)
     pixels[((y - 900) / 600) ** 2 + ((x - 1200) / 800) ** 2 < 1] = (190, 110, 170)
@@ -135,7 +135,7 @@ def test_finding_tissue_is_bounded_without_a_pyramid(tmp_path, monkeypatch, tile
     assert len(common) > 0.9 * max(exact.n_obs, found.n_obs)
 
 
-def test_tissue_mask_knows_glass_and_full_slides():
+def test_tissue_mask_of_empty_and_full_slides():
     random = np.random.default_rng(0)
     glass = np.clip(random.normal(240, 2, (60, 80, 3)), 0, 255).astype(np.uint8)
     assert tissue_mask(glass).mean() < 0.02  # Otsu alone would take half of the noise
@@ -291,7 +291,7 @@ def test_wsidata_embeds_as_the_same_pixels(picture, model):
     np.testing.assert_array_equal(a.obsm["X_stamp"], b.obsm["X_stamp"])
 
 
-@pytest.mark.filterwarnings("ignore")  # what other packages say at import
+@pytest.mark.filterwarnings("ignore")  # of other packages at import
 def test_real_wsidata(slide):
     wsidata = pytest.importorskip("wsidata")
     path, _ = slide
@@ -350,7 +350,7 @@ def cut_after(monkeypatch, n_batches):
 
 
 @pytest.mark.parametrize("n_batches", [0, 1, 3, 5])
-def test_a_cut_run_goes_on(slide, model, tmp_path, monkeypatch, n_batches):
+def test_interrupted_run_resumes(slide, model, tmp_path, monkeypatch, n_batches):
     path, _ = slide
     how = {"model": model, "chunk_size": 8, "batch_size": 4, **QUIET}
     whole = stored(tl.embed_slide(path, tmp_path / "whole.zarr", **how))
@@ -360,17 +360,17 @@ def test_a_cut_run_goes_on(slide, model, tmp_path, monkeypatch, n_batches):
         with pytest.raises(Killed):
             tl.embed_slide(path, store, **how)
     assert not store.exists()
-    with pytest.raises(FileExistsError, match="another"):  # other parameters do not go on with it
+    with pytest.raises(FileExistsError, match="another"):  # other parameters do not resume it
         tl.embed_slide(path, store, **how | {"chunk_size": 16})
     with monkeypatch.context() as patch:
         seen = cut_after(patch, 10**9)
         tl.embed_slide(path, store, **how)
     done = n_batches * 4 // 8 * 8  # whole chunks
-    assert seen == list(range(done, len(whole)))  # what was lost is less than a chunk
+    assert seen == list(range(done, len(whole)))  # less than a chunk was lost
     assert np.array_equal(stored(store), whole)
 
 
-def test_a_stump_is_begun_anew_and_others_files_are_left(slide, model, tmp_path):
+def test_incomplete_store_is_restarted_and_other_files_are_kept(slide, model, tmp_path):
     how = {"model": model, **QUIET}
     stump = tmp_path / "S1.zarr.partial" / "store.zarr"
     stump.mkdir(parents=True)
@@ -388,7 +388,7 @@ def test_a_stump_is_begun_anew_and_others_files_are_left(slide, model, tmp_path)
         tl.embed_slide(slide[0], tmp_path / "S1.h5ad", **how)
 
 
-def test_no_more_than_a_chunk_is_held(slide, model, tmp_path, monkeypatch):
+def test_memory_is_bounded_by_a_chunk(slide, model, tmp_path, monkeypatch):
     held = []
     original = _embed_slide.np.concatenate
     watched = SimpleNamespace(**{**vars(np), "concatenate": lambda parts: held.append(len(parts)) or original(parts)})
@@ -427,7 +427,7 @@ def test_padding_and_order_of_tiles_do_not_matter():
         model(x, torch.tensor([7, 0]))
 
 
-def test_gated_attention_is_the_papers_formula():
+def test_gated_attention_matches_the_paper():
     model = GatedAttentionMIL(4, 2, hidden=3)
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     h = torch.relu(x @ model.project.weight.T + model.project.bias)
@@ -440,7 +440,7 @@ def test_gated_attention_is_the_papers_formula():
     torch.testing.assert_close(out.logits[0], expected)
 
 
-def test_first_weights_leave_the_global_state_alone():
+def test_initial_weights_do_not_change_the_global_random_state():
     state = torch.get_rng_state()
     GatedAttentionMIL(4, 2)
     assert torch.equal(state, torch.get_rng_state())
@@ -463,7 +463,7 @@ def test_metrics_are_those_of_scikit_learn(seed, n_classes):
             assert got == pytest.approx(roc_auc_score(classes, scores[:, 1], sample_weight=weight))
 
 
-def test_draws_are_of_patients():
+def test_bootstrap_draws_patients():
     patients = np.array(["a", "a", "b", "c", "c", "c"])
     weights = _metrics.draws(patients, 50, np.random.default_rng(0))
     assert (weights[:, 0] == weights[:, 1]).all()
@@ -521,7 +521,7 @@ def test_attention_finds_the_planted_tiles(classified):
     np.testing.assert_allclose(attention.groupby(classified.obs["slide"], observed=True).mean(), 1, rtol=1e-4)
 
 
-def test_predictions_are_whole(classified):
+def test_every_slide_has_a_prediction(classified):
     predictions = classified.uns["stamp_slide"]["predictions"]
     assert predictions.index.tolist() == classified.obs["slide"].cat.categories.tolist()
     for method in ("abmil", "mean"):

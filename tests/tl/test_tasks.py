@@ -1,4 +1,4 @@
-"""Probing, domains, expression: folds that hold out, scores as others compute them, planted truth found."""
+"""Probing, domains, expression: folds, scores equal to reference implementations, simulated structure."""
 
 import warnings
 
@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 import stampy
 from stampy import StampyWarning, datasets, pl, tl
 from stampy.tl import _probe
+from stampy.tl._embedding.context import smoothed
 from stampy.tl._evaluation import folds as _folds
 from stampy.tl._evaluation import metrics as _metrics
 from stampy.tl._methods import clustering, linear_models
@@ -32,7 +33,7 @@ def _closed():
 
 @pytest.fixture(scope="module")
 def base():
-    """Two sections with counts, an embedding that knows the domains and one that knows nothing."""
+    """Two sections with counts, an embedding that contains the domains and one of noise."""
     adata = datasets.toy(n_spots=150, n_sections=2, n_genes=120)
     random = np.random.default_rng(0)
     truth = np.eye(4)[adata.obs["domain"].cat.codes]
@@ -93,7 +94,7 @@ def test_groups_stay_together_and_give_folds_their_names():
     assert np.bincount(folds).tolist() == [9, 9, 9, 9]
 
 
-def test_folds_need_enough_of_what_they_hold_out():
+def test_folds_need_enough_groups():
     for call, message in (
         (lambda: _folds.block_folds(np.zeros((3, 2)), 5), "at least 5 spots"),
         (lambda: _folds.block_folds(np.zeros((30, 2)), 5), "different coordinates"),
@@ -111,7 +112,7 @@ def test_folds_need_enough_of_what_they_hold_out():
 
 
 @pytest.mark.parametrize("d", [6, 200])
-def test_logistic_is_scikit_learns(d):
+def test_logistic_equals_scikit_learn(d):
     random = np.random.default_rng(0)
     codes = random.integers(3, size=90)
     x = StandardScaler().fit_transform(random.normal(size=(90, d)) + codes[:, None] * 0.4)
@@ -123,7 +124,7 @@ def test_logistic_is_scikit_learns(d):
 
 @pytest.mark.parametrize("d", [5, 60])
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
-def test_ridge_is_scikit_learns_for_all_targets(d, penalty):
+def test_ridge_equals_scikit_learn_for_all_targets(d, penalty):
     random = np.random.default_rng(1)
     x, y, weights = random.normal(size=(40, d)) + 3, random.normal(size=(40, 7)) + 5, random.uniform(0.5, 2, 40)
     w, b = linear_models.solve_ridge(x, y, penalty, weights)
@@ -131,7 +132,7 @@ def test_ridge_is_scikit_learns_for_all_targets(d, penalty):
     np.testing.assert_allclose(x @ w + b, model.fit(x, y, sample_weight=weights).predict(x), atol=1e-6)
 
 
-def test_a_constant_column_does_no_harm():
+def test_constant_column_has_no_effect():
     values = np.column_stack([np.full(40, 3.0), np.repeat([0.0, 1.0], 20)])
     codes = np.repeat([0, 1], 20)
     for method in _probe.METHODS:
@@ -140,7 +141,7 @@ def test_a_constant_column_does_no_harm():
 
 @quick
 @given(st.integers(2, 5), st.integers(0, 1000))
-def test_label_scores_are_scikit_learns(k, seed):
+def test_label_scores_equal_scikit_learn(k, seed):
     random = np.random.default_rng(seed)
     truth, predicted = random.integers(k, size=40), random.integers(k, size=40)
     found = _metrics.label_scores(_metrics.confusion(truth, predicted, k))
@@ -151,7 +152,7 @@ def test_label_scores_are_scikit_learns(k, seed):
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
 
 
-def test_pearson_is_scipys_and_undefined_for_a_constant_gene():
+def test_pearson_equals_scipy_and_is_nan_for_a_constant_gene():
     random = np.random.default_rng(0)
     a, b = random.normal(size=(30, 4)).astype(np.float32), random.normal(size=(30, 4)).astype(np.float32)
     a[:, 3] = 7.1
@@ -160,7 +161,7 @@ def test_pearson_is_scipys_and_undefined_for_a_constant_gene():
     assert np.isnan(found[3])
 
 
-def test_pooled_slide_and_fold_are_told_apart():
+def test_pooled_slide_and_fold_correlations_differ():
     """Two slides that differ in level only: r is high when pooled and nil within each."""
     random = np.random.default_rng(0)
     slide = np.repeat(["a", "b"], 500)
@@ -178,7 +179,7 @@ def test_pooled_slide_and_fold_are_told_apart():
 # --- probe
 
 
-def test_probe_finds_what_is_there_and_not_what_is_not(sections):
+def test_probe_finds_signal_and_not_noise(sections):
     tl.probe(sections, "domain", use_rep=["X_good", "X_noise"], library_key="section")
     found = result(sections)
     overall = found["summary"].query("metric == 'balanced_accuracy'").set_index("embedding")["overall"]
@@ -303,7 +304,7 @@ def bad_probes():
 
 
 @pytest.mark.parametrize(("change", "arguments", "error", "message"), list(bad_probes()))
-def test_probe_refuses(sections, change, arguments, error, message):
+def test_probe_raises(sections, change, arguments, error, message):
     change(sections)
     before = set(sections.obs), set(sections.uns)
     with pytest.raises(error, match=message):
@@ -350,11 +351,11 @@ def test_smoothing_is_the_mean_over_nearest_spots_of_the_section(sections):
 
     values, xy = sections.obsm["X_noise"], sections.obsm["spatial"] + np.random.default_rng(0).normal(size=(300, 2))
     codes = (sections.obs["section"] == "toy_2").to_numpy()
-    found = clustering.smoothed(values, xy, 6, codes)
+    found = smoothed(values, xy, 6, codes)
     for part in (codes, ~codes):
         near = NearestNeighbors(n_neighbors=7).fit(xy[part]).kneighbors(xy[part], return_distance=False)
         np.testing.assert_allclose(found[part], values[part][near].mean(axis=1), atol=1e-5)
-    assert clustering.smoothed(values, xy, 0) is values
+    assert smoothed(values, xy, 0) is values
 
 
 def test_smoothing_makes_domains_coherent(sections):
@@ -371,7 +372,7 @@ def test_coherence_counts_neighbours_even_at_the_same_place():
     assert np.isnan(_metrics.coherence(np.zeros(1, dtype=int), xy[:1], np.zeros(1))).all()
 
 
-def test_leiden_says_when_a_number_can_not_be_had(one):
+def test_leiden_warns_if_the_number_is_not_reached(one):
     one.obsm["X_e"] = np.repeat(np.eye(2, 5) * 9, 75, axis=0) + np.random.default_rng(0).normal(size=(150, 5)) * 0.01
     with pytest.warns(UserWarning, match=r"gives 140 domains"):
         tl.domains(one, 140, use_rep="X_e", method="leiden", n_neighbors=10)
@@ -386,7 +387,7 @@ def test_a_number_alone_means_kmeans(one):
 
 
 @pytest.mark.parametrize("record", [{"context": "neighbors, 6"}, {"model": "pca-smoothed"}])
-def test_averaging_twice_is_warned_of(one, record):
+def test_averaging_twice_warns(one, record):
     one = one.copy()
     one.uns["stamp"] = {"X_good": record}
     with pytest.warns(stampy.StampyWarning, match="averages again"):
@@ -409,7 +410,7 @@ def test_averaging_twice_is_warned_of(one, record):
         ({"smooth": -1}, ValueError, "at least 0"),
     ],
 )
-def test_domains_refuse(one, arguments, error, message):
+def test_domains_raises(one, arguments, error, message):
     with pytest.raises(error, match=message):
         tl.domains(one, **({"use_rep": "X_good"} | arguments))
 
@@ -435,7 +436,7 @@ def test_expression_of_planted_genes(sections, method):
     assert pooled["pearson"].iloc[0] == pytest.approx(stats.pearsonr(measured[:, 0], predicted[:, 0])[0], abs=1e-4)
 
 
-def test_hest_is_its_published_recipe():
+def test_hest_split_follows_the_published_recipe():
     """Standardise, components, ridge with penalty 100 / (components x genes), no intercept: the same r in a fold."""
     from sklearn.decomposition import PCA
 
@@ -463,7 +464,7 @@ def test_expression_holds_out():
 def test_genes_are_chosen_among_those_of_every_section(sections):
     dense = sections.X.toarray()
     dense[:150, 5] = 0  # absent in one section
-    found = linear_models.top_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
+    found = linear_models.top_variable_genes(sparse.csr_matrix(np.log1p(dense)), np.repeat([0, 1], 150), 20)
     assert len(found) == 20
     assert 5 not in found
     markers = sections.var["domain"].notna().to_numpy()
@@ -491,7 +492,7 @@ def test_expression_reads_any_storage(one, storage):
 
 
 @pytest.mark.parametrize("kind", ["Antibody Capture", "CRISPR Guide Capture", "Peaks"])
-def test_what_is_no_gene_is_not_predicted_and_not_depth(one, kind):
+def test_features_that_are_not_genes_are_neither_predicted_nor_counted(one, kind):
     rng = np.random.default_rng(0)
     more = rng.poisson(rng.uniform(20, 900, (one.n_obs, 3)))
     both = ad.AnnData(sparse.hstack([one.X, more], format="csr"), obs=one.obs[[]], obsm=dict(one.obsm))
@@ -502,7 +503,7 @@ def test_what_is_no_gene_is_not_predicted_and_not_depth(one, kind):
     tl.expression(one, use_rep="X_good", n_top_genes=20)
     assert list(result(both, "stamp_expression")["genes"]) == list(result(one, "stamp_expression")["genes"])
     np.testing.assert_array_equal(both.obsm["stamp_expression_measured"], one.obsm["stamp_expression_measured"])
-    tl.expression(both, ["p2"], use_rep="X_good")  # asked for
+    tl.expression(both, ["p2"], use_rep="X_good")  # requested
     assert list(result(both, "stamp_expression")["genes"]) == ["p2"]
 
 
@@ -525,7 +526,7 @@ def test_expression_from_a_reference(sections):
     assert "stamp_expression_measured" not in without.obsm
 
 
-def test_a_later_run_leaves_nothing_of_an_earlier_one(sections):
+def test_later_run_removes_earlier_results(sections):
     tl.expression(sections, use_rep="X_good", n_top_genes=5, library_key="section")
     reference = sections.copy()
     tl.expression(sections, use_rep="X_good", method="knn", n_top_genes=5, reference=reference)
@@ -548,12 +549,12 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one(sections):
         ({"n_folds": 200, "folds": "random"}, ValueError, "200 folds need"),
     ],
 )
-def test_expression_refuses(one, arguments, error, message):
+def test_expression_raises(one, arguments, error, message):
     with pytest.raises(error, match=message):
         tl.expression(one, **({"use_rep": "X_good"} | arguments))
 
 
-def test_expression_refuses_unfit_tables(one):
+def test_expression_rejects_unsuitable_tables(one):
     logged = one.copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="log-normalised"):
@@ -579,7 +580,7 @@ def test_sections_without_a_gene_in_common(sections):
         tl.expression(sections, use_rep="X_good", library_key="section")
 
 
-def test_least_squares_warns_where_it_can_not_work(one):
+def test_least_squares_warns_if_underdetermined(one):
     one.obsm["X_wide"] = np.random.default_rng(0).normal(size=(150, 140))
     with pytest.warns(UserWarning, match="ridge"):
         tl.expression(one, use_rep="X_wide", method="linear", n_top_genes=3)
@@ -599,7 +600,7 @@ def test_results_survive_files(sections, tmp_path, store):
         read = ad.read_h5ad(tmp_path / "a.h5ad")
     else:
         with ad.settings.override(zarr_write_format=3), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of what a coming release of anndata will do
+            warnings.simplefilter("ignore", UserWarning)  # of changes in a coming release of anndata
             sections.write_zarr(tmp_path / "a.zarr")
         read = ad.read_zarr(tmp_path / "a.zarr")
     for key in ("probe", "stamp_domain", "stamp_expression"):
@@ -670,9 +671,7 @@ def test_plots_write_nothing(one):
 # --- real sections
 
 
-def test_random_folds_flatter_on_a_real_section(data_dir):
-    from stampy.tl._methods.clustering import smoothed
-
+def test_random_folds_are_optimistic_on_a_real_section(data_dir):
     adata = ad.read_h5ad(data_dir / "sections" / "DLPFC_151673.h5ad")
     counts = adata.X[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:200]]
     total = np.asarray(adata.X.sum(axis=1)).reshape(-1, 1)
@@ -692,12 +691,12 @@ def test_empty_spots_are_named_and_stay_out_of_the_means_of_others(one):
         tl.domains(one, 3, use_rep="X_e", method="kmeans", smooth=6)
     ones = np.ones((150, 2), np.float32)
     ones[:5] = 0
-    smooth = clustering.smoothed(ones, one.obsm["spatial"], 6)
+    smooth = smoothed(ones, one.obsm["spatial"], 6)
     assert (smooth[5:] == 1).all()
     assert not smooth[:5].any()
 
 
-def test_fewer_domains_than_asked_for_are_said():
+def test_fewer_domains_than_requested_warn():
     values = np.repeat(np.eye(2, 4, dtype=np.float32), 20, axis=0)
     with pytest.warns(UserWarning, match="2 instead of 3 domains: the embedding has only 2 different vectors"):
         codes, how = clustering.find_domains(values, 3, method="kmeans")

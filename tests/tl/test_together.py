@@ -1,4 +1,4 @@
-"""Several sections in one space: centred, by the genes that they share, and vectors with their length."""
+"""Several sections in one space: centring, shared genes, and vectors without normalisation."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_empty_spots_stay_empty_when_centred(two, model):
     assert np.isfinite(adata.obsm["X_stamp"]).all()
 
 
-def test_a_section_of_one_spot_can_not_be_centred(two, model):
+def test_section_of_one_spot_cannot_be_centred(two, model):
     adata = two[:61].copy()
     with pytest.raises(ValueError, match="two spots with counts in every section, found one in"):
         tl.embed(adata, model, library_key="section", center="section", **QUIET)
@@ -67,7 +67,7 @@ def test_principal_components_are_centred_and_keep_their_length(two):
         assert np.linalg.norm(mine, axis=1).std() > 0
 
 
-def test_centred_and_plain_vectors_share_no_space(two, model):
+def test_centred_and_plain_vectors_are_not_comparable(two, model):
     adata = two.copy()
     tl.embed(adata, model, **QUIET)
     tl.embed(adata, model, library_key="section", center="section", key_added="X_centred", **QUIET)
@@ -84,7 +84,7 @@ def panels(two, keep=slice(None, None, 2)):
     return {"a": a, "b": b[:, keep].copy()}
 
 
-def test_differing_panels_are_told_and_shared_genes_put_them_on_one_footing(two, model):
+def test_differing_panels_warn_and_shared_genes_make_them_comparable(two, model):
     sections = panels(two)
     with pytest.warns(StampyWarning, match=r"of the counts of section 'a' .* Use genes='shared'"):
         tl.embed(sections, model, copy=True, **QUIET)
@@ -96,7 +96,7 @@ def test_differing_panels_are_told_and_shared_genes_put_them_on_one_footing(two,
     )
 
 
-def test_panels_of_one_table_are_told_by_the_counts(two, model):
+def test_panels_of_one_table_are_inferred_from_the_counts(two, model):
     adata = two.copy()
     second = (adata.obs["section"] == adata.obs["section"].cat.categories[1]).to_numpy()
     measured = np.arange(adata.n_vars) % 2 == 0
@@ -116,7 +116,7 @@ def test_sections_without_a_common_gene_share_none(two, model):
         tl.embed(sections, model, genes="shared", copy=True, **QUIET)
 
 
-def test_vectors_with_their_length(two, model):
+def test_vectors_without_normalisation(two, model):
     plain = tl.embed(two, model, copy=True, **QUIET).obsm["X_stamp"]
     found = tl.embed(two, model, normalize=False, copy=True, **QUIET)
     long = found.obsm["X_stamp"]
@@ -125,7 +125,7 @@ def test_vectors_with_their_length(two, model):
     assert found.uns["stamp"]["X_stamp"]["normalize"] is False
 
 
-def test_evaluate_makes_centred_vectors_again(two, model, monkeypatch):
+def test_evaluate_recomputes_centred_vectors(two, model, monkeypatch):
     adata = two.copy()
     tl.embed(adata, "pca", library_key="section", center="section", key_added="X_centred", **QUIET)
     tl.embed(adata, "pca", library_key="section", key_added="X_plain", **QUIET)

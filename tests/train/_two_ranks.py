@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in each of two processes: ``python -m torch.distributed.run ... _two_ranks.py OUT``."""
+"""Program of test_distributed.py for two processes: ``python -m torch.distributed.run ... _two_ranks.py OUT``."""
 
 import json
 import os
@@ -20,13 +20,13 @@ def main(out: Path) -> None:
     train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)
     if os.environ["RANK"] == "0":
         (out / "fsdp1" / "checkpoint-00000004.ckpt").unlink()
-    train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)  # goes on from step 2
+    train.pretrain(section(), out / "fsdp1", config=halved(SINGLE), strategy="fsdp", **quiet)  # resumes from step 2
 
     stopped(out, halved(STAGE1))
 
 
 def stopped(out: Path, config: dict) -> None:
-    """A run in which SIGTERM comes to the second process alone, in its third step, and that then goes on."""
+    """A run in which only the second process receives SIGTERM, in its third step, and that is then resumed."""
     from test_distributed import section
 
     from stampy import train

@@ -1,4 +1,4 @@
-"""Runs are compared bit for bit, so all of them, in whatever process or thread, compute with one thread."""
+"""One thread for all runs, in every process, because they are compared bit for bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A model fitted to sections in closed form."""
+"""Closed-form adaptation of a model to sections."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import stampy
 from stampy import datasets, models, tl, train
 from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt, leading_axes, neighbor_graph, pieces_of
+from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt_encoder, leading_axes, neighbor_graph, pieces_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -42,8 +42,8 @@ def test_axes_are_the_eigenvectors_of_the_whole_matrix():
     np.testing.assert_allclose(np.abs(np.linalg.svd(found.T @ expected)[1]), 1, atol=1e-3)
 
 
-def test_parts_of_a_model_make_it_again(mini, section):
-    """Taken apart and put together with its own axes, a model says the same."""
+def test_model_is_rebuilt_from_its_parts(mini, section):
+    """A model that is rebuilt with its own axes gives the same vectors."""
     _, level, axes, covariance = linear_parts(mini)
     np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-4)
     assert np.linalg.eigvalsh(covariance).min() > -1e-9
@@ -57,13 +57,13 @@ def test_parts_of_a_model_make_it_again(mini, section):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_the_adapted_model_embeds_what_was_solved(mini, section, adapted):
+def test_adapted_model_embeds_the_solution(mini, section, adapted):
     values = tl.embed(section, adapted, copy=True, **QUIET).obsm["X_stamp"]
     vocabulary = Vocabulary(mini.genes)
     rng = np.random.default_rng(0)
     pieces = pieces_of(section, vocabulary.match, rng=rng)
     parts = LinearEncoder(*linear_parts(mini))
-    found = adapt(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
+    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
     from stampy.pp._linear_encoder import _weighted
 
     features = _weighted(pieces[0].counts, pieces[0].rows, parts, vocabulary.divisors) @ found.axes
@@ -78,7 +78,7 @@ def test_strength_zero_keeps_the_space_of_the_model(mini, section):
     np.testing.assert_allclose(np.linalg.svd(own.T @ other)[1], 1, atol=1e-2)
 
 
-def test_the_choice_is_by_the_measure_and_the_same_again(mini, section):
+def test_choice_follows_the_measure_and_is_reproducible(mini, section):
     first, second = (train.adapt(mini, section, rng=1) for _ in range(2))
     assert first.name == second.name
     assert first.adapted == second.adapted
@@ -119,7 +119,7 @@ def test_sections_of_one_call_share_a_space_and_others_do_not(section, mini):
         tl.score(a, ["COL1A1", "COL1A2", "COL3A1"], model=mini, modality="gene")
 
 
-def test_a_saved_adaptation_says_the_same(adapted, section, tmp_path):
+def test_saved_adaptation_gives_the_same_vectors(adapted, section, tmp_path):
     models.save(adapted, tmp_path / "mine")
     again = models.load(tmp_path / "mine", device="cpu")
     mine, theirs = (tl.embed(section, m, copy=True, **QUIET).obsm["X_stamp"] for m in (adapted, again))
@@ -136,7 +136,7 @@ def test_several_sections_of_a_table_are_each_centred(mini):
     assert [len(p.xy) for p in pieces] == both.obs["section"].value_counts(sort=False).tolist()
 
 
-def test_what_is_refused(mini, model, section):
+def test_invalid_arguments_raise(mini, model, section):
     with pytest.raises(ValueError, match="pooling='bag'"):
         train.adapt(model, section)
     with pytest.raises(ValueError, match="50 spots or more"):

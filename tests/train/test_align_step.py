@@ -1,4 +1,4 @@
-"""A step of stage 2 asks the device for nothing before its losses are logged, and computes what it always did."""
+"""A step of stage 2 does not synchronise before its losses are logged, and gives the same results as before."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ GENE = models.GeneConfig(n_genes=60, width=16, depth=1, heads=2, feedforward=24,
 
 
 class Waits(TorchDispatchMode):
-    """Collects what would make the CPU wait for a GPU: numbers read from tensors, places counted on it."""
+    """Record operations that synchronise with a GPU: numbers read from tensors, and counts of positions."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def former(out, data, cells):
 def test_losses_are_the_former_ones_bit_for_bit(paired, known):
     found, data = stage(augment=False), batch(paired, known)
     pieces = found.pieces(data, 0)
-    there, views = found._there(pieces, torch.device("cpu")), found._views(pieces)
+    there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
     with torch.no_grad():
         out = found(views[0])
         assert torch.equal(out["gene"], found.model.gene_embeddings(data["tokens"]))
@@ -99,13 +99,13 @@ def test_losses_are_the_former_ones_bit_for_bit(paired, known):
         assert torch.equal(out[name].grad, other[name].grad), name
 
 
-def test_forward_and_losses_do_not_wait():
+def test_forward_and_losses_do_not_synchronise():
     found, data = stage(augment=False), batch([True, False, True, True], [True, True, False, True])
     pieces = found.pieces(data, 0)
-    there, views = found._there(pieces, torch.device("cpu")), found._views(pieces)
+    there, views = found._genes_and_regions(pieces, torch.device("cpu")), found._views(pieces)
     with Waits() as forward:
         out = found(views[0])
-    # On the CPU the lengths are read by `Packing`, one by one or as a list: of tensors that never were elsewhere.
+    # On the CPU, `Packing` reads the lengths, one by one or as a list, from tensors that were never on a GPU.
     assert "aten.nonzero.default" not in forward.found
     with Waits() as scored:
         found.losses(out, views, there)
@@ -156,7 +156,7 @@ def test_gradients_of_a_batch_in_pieces_on_cuda(precision):
 
 
 @pytest.mark.gpu
-def test_a_step_on_cuda_never_waits():
+def test_step_on_cuda_does_not_synchronise():
     found = stage().cuda()
     data = batch([True, False, True, True], [True, True, False, True])
     pieces = [
@@ -165,7 +165,7 @@ def test_a_step_on_cuda_never_waits():
     ]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        there = found._there(pieces, torch.device("cuda"))
+        there = found._genes_and_regions(pieces, torch.device("cuda"))
         views = found._views(pieces)
         torch.stack(list(found.losses(found(views[0]), views, there).values())).sum().backward()
     finally:

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.train._corpus.training_data import groups_on_disk, pairs_on_disk
 from stampy.train._data import TrainingData, prepare
 from stampy.train._samplers import GroupSampler, PairSampler
@@ -17,7 +17,7 @@ GENE = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48
 def corpus(toy, tmp_path_factory):
     """Two gene panels, and a section without genes."""
     tables = (toy, datasets.toy(n_spots=70, n_genes=500, rng=1), datasets.toy(n_spots=30, rng=2)[:, :0].copy())
-    sections = [Section(data=table, name=name) for table, name in zip(tables, ("a", "b", "no genes"), strict=True)]
+    sections = [SectionInput(data=table, name=name) for table, name in zip(tables, ("a", "b", "no genes"), strict=True)]
     options = {"max_tokens": 48, "size_px": 32, "codec": "zstd", "n_workers": 1, "progress": False}
     return train.Corpus.build(sections, tmp_path_factory.mktemp("corpus"), **options, draws=2, regions=2), sections
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or left out, never something in between."""
+"""Checkpoints are complete or skipped, never partial."""
 
 import shutil
 import zipfile
@@ -42,7 +42,7 @@ def damaged(content, rng):
 
 
 @pytest.mark.filterwarnings("ignore:.*is damaged")
-def test_whatever_is_damaged_the_state_is_one_that_was_saved(out):
+def test_any_damage_leaves_a_saved_state(out):
     rng = np.random.default_rng(0)
     newest = out / "checkpoint-00000002.ckpt"
     whole = newest.read_bytes()
@@ -53,7 +53,7 @@ def test_whatever_is_damaged_the_state_is_one_that_was_saved(out):
         assert set(found["optimizer"]["state"][0]) == {"m"}
 
 
-def test_a_flipped_bit_in_the_directory_is_told_and_the_checkpoint_before_it_taken(out):
+def test_flipped_bit_warns_and_the_previous_checkpoint_is_used(out):
     newest = out / "checkpoint-00000002.ckpt"
     content = bytearray(newest.read_bytes())
     content[content.rindex(b"PK\x01\x02") + 24] ^= 1  # the size that torch would allocate
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_the_directory_is_told_and_the_checkpoint_before_it_tak
 
 
 @pytest.mark.parametrize("at", [10, 16, 20, 24, 28, 42])
-def test_the_same_in_a_checkpoint_from_before_there_were_hashes(out, at):
+def test_flipped_bit_in_a_checkpoint_without_hashes(out, at):
     newest = out / "checkpoint-00000002.ckpt"
     torch.save(state(2), newest)
     assert same(checkpoints.newest(out), state(2))  # whole, it is still read
@@ -74,7 +74,7 @@ def test_the_same_in_a_checkpoint_from_before_there_were_hashes(out, at):
         assert same(checkpoints.newest(out), state(1))
 
 
-def test_nothing_whole_starts_anew_and_says_so(out):
+def test_run_without_intact_checkpoint_starts_anew_with_a_warning(out):
     (out / "checkpoint-00000002.ckpt").unlink()
     (out / "checkpoint-00000001.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="the run starts again"):
@@ -82,13 +82,13 @@ def test_nothing_whole_starts_anew_and_says_so(out):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"weights": torch.zeros(3)}])
-def test_a_file_of_something_else_is_no_state(out, content):
+def test_other_file_is_not_a_state(out, content):
     torch.save(content, out / "checkpoint-00000003.ckpt")
     with pytest.warns(UserWarning, match="it contains no state of a run"):
         assert same(checkpoints.newest(out), state(2))
 
 
-def test_the_seal_does_not_keep_other_readers_from_the_file(out):
+def test_checksum_does_not_hinder_other_readers(out):
     path = out / "checkpoint-00000002.ckpt"
     assert same(torch.load(path, weights_only=True), state(2))
     with zipfile.ZipFile(path) as archive:

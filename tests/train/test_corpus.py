@@ -1,4 +1,4 @@
-"""Corpora: what is written equals what pp gives, survives crashes, tells of damage, and trains."""
+"""Corpora: content equal to pp, robustness to crashes, detection of damage, and training."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy._utils import stream
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
@@ -57,7 +57,7 @@ def sections(toy):
     other = datasets.toy(n_spots=70, n_genes=500, rng=1)
     image_only = datasets.toy(n_spots=30, rng=2)[:, :0].copy()
     pairs = ((toy, "a"), (other, "b"), (image_only, "no genes"))
-    return [Section(data=a, name=n, organ="colon", platform="Visium") for a, n in pairs]
+    return [SectionInput(data=a, name=n, organ="colon", platform="Visium") for a, n in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +91,20 @@ def files(path, name):
 # What is written
 
 
-def test_a_picture_that_is_no_histology_is_noted(toy, tmp_path):
+def test_image_that_is_not_histology_is_noted(toy, tmp_path):
     dark = toy.copy()
     images = dark.uns["spatial"]["toy"]["images"]
     dark.uns["spatial"]["toy"]["images"] = {key: np.zeros_like(image) for key, image in images.items()}
     with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
-        Corpus.build([Section(data=dark, name="dark")], tmp_path / "corpus", **SMALL)
+        Corpus.build([SectionInput(data=dark, name="dark")], tmp_path / "corpus", **SMALL)
     (record,) = [json.loads(p.read_text()) for p in (tmp_path / "corpus" / "sections").glob("*/zarr.json")]
     assert any("does not look like H&E" in note for note in record["attributes"]["stampy"]["notes"])
     tower = models.ImageConfig(backbone="vit_tiny_patch16_224", size_px=32)
     with pytest.warns(UserWarning, match="'dark': The image 'hires' does not look like H&E"):
-        prepare(Section(data=dark, name="dark"), Vocabulary.from_sections([dark]), max_tokens=48, tower=tower)
+        prepare(SectionInput(data=dark, name="dark"), Vocabulary.from_sections([dark]), max_tokens=48, tower=tower)
 
 
-def test_tokens_coordinates_and_tiles_equal_what_pp_gives(corpus, sections):
+def test_tokens_coordinates_and_tiles_equal_those_of_pp(corpus, sections):
     for section in sections:
         stored = corpus.section(section.name)
         source = TileSource.open(section.data, size_px=32)
@@ -142,7 +142,7 @@ def test_a_group_is_one_chunk_with_its_centre_first(corpus, sections):
     assert not np.array_equal(first[:9], second[:9])
 
 
-def test_zarr_reads_the_same(corpus):
+def test_zarr_reads_equal_values(corpus):
     zarr = pytest.importorskip("zarr")
     group = zarr.open_group(corpus.path / "sections", mode="r")
     assert sorted(group) == sorted(s.folder.name for s in corpus.sections)
@@ -155,7 +155,7 @@ def test_zarr_reads_the_same(corpus):
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "jpegxl"])
-def test_compressed_tiles_look_the_same(codec, toy, tmp_path):
+def test_compressed_tiles_are_similar(codec, toy, tmp_path):
     zarr = pytest.importorskip("zarr")
     corpus = Corpus.build(toy, tmp_path, **SMALL | {"codec": codec, "size_px": 224})
     stored, rows = corpus.sections[0], np.array([3, 100])
@@ -195,7 +195,7 @@ def test_layouts_hold_every_spot(n, size, draws, two, seed):
     assert (again == spots).all()
 
 
-def test_the_table_tells_what_is_there(corpus):
+def test_table_describes_the_content(corpus):
     table = corpus.table.set_index("name")
     assert table.loc["a", "n_spots"] == 120
     assert table.loc["no genes", "n_groups"] == 0
@@ -244,7 +244,7 @@ def test_formats_and_manifests(toy, tmp_path):
 # Building
 
 
-def test_building_again_keeps_what_is_there_and_adds(sections, corpus, copied, monkeypatch):
+def test_rebuilding_keeps_sections_and_adds_new_ones(sections, corpus, copied, monkeypatch):
     written = []
     write = _corpus_build.write_section
     monkeypatch.setattr(_corpus_build, "write_section", lambda s, *a: written.append(s.name) or write(s, *a))
@@ -253,14 +253,19 @@ def test_building_again_keeps_what_is_there_and_adds(sections, corpus, copied, m
     assert written == []
     changed = sections[1].data.copy()
     changed.obsm["spatial"] = changed.obsm["spatial"] + 1
-    new = [sections[0], Section(data=changed, name="b"), *sections[2:], Section(data=sections[0].data, name="more")]
+    new = [
+        sections[0],
+        SectionInput(data=changed, name="b"),
+        *sections[2:],
+        SectionInput(data=sections[0].data, name="more"),
+    ]
     assert again(new).digest != corpus.digest
     assert written == ["b", "more"]
     with pytest.raises(ValueError, match=r"the section 'more' that was not passed"):
         again(sections)
 
 
-def test_damage_is_mended_by_building_again(sections, corpus, copied):
+def test_rebuilding_repairs_damage(sections, corpus, copied):
     files(copied, "tokens")[0].write_bytes(b"short")
     with pytest.raises(ValueError, match="has 5 bytes where"):
         Corpus(copied)
@@ -268,7 +273,7 @@ def test_damage_is_mended_by_building_again(sections, corpus, copied):
     assert Corpus(copied).verify() == []
 
 
-def test_a_build_that_was_killed_goes_on(tmp_path):
+def test_killed_build_resumes(tmp_path):
     for i in range(3):
         datasets.toy(n_spots=40, image=False, rng=i).write_h5ad(tmp_path / f"{i}.h5ad")
     paths = [str(tmp_path / f"{i}.h5ad") for i in range(3)]
@@ -310,7 +315,7 @@ def test_a_bad_section_stops_or_is_left_out_with_a_warning(toy, tmp_path):
     (tmp_path / "bad.h5ad").write_bytes(b"no")
     negative = toy.copy()
     negative.X = -negative.X
-    chosen = [Section(data=toy, name="good"), tmp_path / "bad.h5ad", Section(data=negative, name="negative")]
+    chosen = [SectionInput(data=toy, name="good"), tmp_path / "bad.h5ad", SectionInput(data=negative, name="negative")]
     with pytest.raises(ValueError, match=r"Section 'bad' can't be used: .*truncated.*on_error='skip'"):
         Corpus.build(chosen, tmp_path / "out", **SMALL)
     with pytest.warns(UserWarning, match="was skipped") as caught:
@@ -343,10 +348,10 @@ def test_a_full_disk_stops_also_where_bad_sections_are_skipped(sections, corpus,
     assert build().digest == corpus.digest
 
 
-def test_too_few_spots_for_a_group_is_said(toy, tmp_path):
-    few = Section(data=toy[:5].copy(), name="few")
+def test_too_few_spots_for_a_group_warns(toy, tmp_path):
+    few = SectionInput(data=toy[:5].copy(), name="few")
     with pytest.warns(UserWarning, match="'few': No neighbourhood group"):
-        corpus = Corpus.build([few, Section(data=toy, name="all")], tmp_path, **SMALL)
+        corpus = Corpus.build([few, SectionInput(data=toy, name="all")], tmp_path, **SMALL)
     assert corpus.section("few").n_groups == [0]
     assert corpus.section("few").tokens(np.arange(5)).any()
 
@@ -362,7 +367,7 @@ def test_images_may_be_required_or_left_out(toy, tmp_path):
         Corpus.build([toy, blind[:, :0].copy()], tmp_path / "nothing", **SMALL)
 
 
-def test_an_image_that_is_only_referred_to_gives_tiles(toy, tmp_path):
+def test_referenced_image_gives_tiles(toy, tmp_path):
     library = toy.uns["spatial"]["toy"]
     factor = library["scalefactors"]["tissue_hires_scalef"]
     Image.fromarray(library["images"]["hires"]).save(tmp_path / "he.png")
@@ -395,7 +400,7 @@ def test_another_image_under_the_same_name_is_noticed(toy, tmp_path, ending, pla
     prints = set()
     for side in (30, 40, 40):
         Image.new("RGB", (side, side)).save(image)
-        prints.add(_corpus_build._fingerprint(Section(name="s", data=path)))
+        prints.add(_corpus_build._fingerprint(SectionInput(name="s", data=path)))
     assert len(prints) == 2
 
 
@@ -413,13 +418,13 @@ def test_another_image_under_the_same_name_is_noticed(toy, tmp_path, ending, pla
         ({"n_workers": 0}, "`n_workers` must be at least 1"),
     ],
 )
-def test_settings_that_can_not_be_used(toy, tmp_path, changes, message):
+def test_invalid_settings_raise(toy, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         Corpus.build(toy, tmp_path / "out", **SMALL | changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_path):
+def test_invalid_folders_and_sections_raise(toy, copied, sections, tmp_path):
     with pytest.raises(ValueError, match=r"with other settings: \['max_tokens'\]"):
         Corpus.build(sections, copied, **SMALL | {"max_tokens": 20}, draws=2, regions=2)
     other = Vocabulary.from_sections([toy], min_spots=60)
@@ -428,7 +433,7 @@ def test_folders_and_sections_that_can_not_be_used(toy, copied, sections, tmp_pa
     with pytest.raises(ValueError, match="neither empty nor a corpus"):
         Corpus.build(toy, tmp_path, **SMALL)
     with pytest.raises(ValueError, match=r"different names, found \['s: in memory, in memory'\]"):
-        Corpus.build([Section(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
+        Corpus.build([SectionInput(data=toy, name="s")] * 2, tmp_path / "new", **SMALL)
     with pytest.raises(FileNotFoundError, match="is not a corpus"):
         Corpus(tmp_path)
 
@@ -468,7 +473,7 @@ def test_verify_finds_a_flipped_byte(copied):
     assert problem == f"{path.relative_to(copied).as_posix()}: its contents changed (SHA-256)"
 
 
-def test_what_was_changed_by_hand_is_found(copied):
+def test_manual_changes_are_detected(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["settings"]["seed"] = 1
     (copied / "manifest.json").write_text(json.dumps(manifest))
@@ -482,7 +487,7 @@ def test_what_was_changed_by_hand_is_found(copied):
         Corpus(copied)
 
 
-def test_damage_that_comes_while_a_corpus_is_open(copied):
+def test_damage_while_a_corpus_is_open(copied):
     corpus = Corpus(copied)
     path = files(copied, "tokens")[0]
     whole = path.read_bytes()
@@ -497,7 +502,7 @@ def test_damage_that_comes_while_a_corpus_is_open(copied):
         Shards(section.folder / "tokens").chunk(0)
     cells = section.folder / "cells" / "c" / "0" / "0"
     spoiled = bytearray(cells.read_bytes())
-    spoiled[20] ^= 1  # what is compressed has a checksum
+    spoiled[20] ^= 1  # compressed data have a checksum
     cells.write_bytes(spoiled)
     with pytest.raises(ValueError, match=r"damaged at .*chunk 0"):
         _ = section.cells
@@ -508,7 +513,7 @@ def test_damage_that_comes_while_a_corpus_is_open(copied):
         Corpus(copied)
 
 
-def test_a_token_that_is_none_is_refused(copied):
+def test_invalid_token_raises(copied):
     for path in files(copied, "tokens"):
         spoiled = bytearray(path.read_bytes())
         spoiled[: 48 * 9 * 2] = np.full(48 * 9, 9999, dtype="<u2").tobytes()  # the first group of each section
@@ -604,8 +609,8 @@ class Stopped(Exception):
     pass
 
 
-def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypatch):
-    sections = [Section(data=s.data[:50].copy(), name=s.name) for s in sections[:2]]
+def test_both_stages_train_from_a_corpus_and_resume(sections, tmp_path, monkeypatch):
+    sections = [SectionInput(data=s.data[:50].copy(), name=s.name) for s in sections[:2]]
     corpus = Corpus.build(sections, tmp_path / "corpus", **SMALL | {"size_px": 224, "codec": "jpeg"})
     model = train.pretrain(corpus, tmp_path / "genes", config=STAGE1, **QUIET)
     assert Vocabulary(model.genes) == corpus.vocabulary
@@ -628,7 +633,7 @@ def test_both_stages_train_from_a_corpus_and_go_on(sections, tmp_path, monkeypat
     assert both.config.image is not None
     assert (tmp_path / "both" / "model").is_dir()
 
-    more = [*sections, Section(data=sections[0].data, name="more")]
+    more = [*sections, SectionInput(data=sections[0].data, name="more")]
     Corpus.build(more, corpus.path, **SMALL | {"size_px": 224, "codec": "jpeg"})
     with pytest.raises(ValueError, match="contains a run with other data"):
         again()
@@ -715,7 +720,7 @@ def test_groups_in_a_corpus_are_those_of_pp(corpus):
 # Starts that are found from the data
 
 
-def test_a_spectral_gene_encoder_starts_alike_from_a_corpus_and_from_its_sections(sections, corpus, tmp_path):
+def test_spectral_gene_encoder_from_a_corpus_equals_that_from_its_sections(sections, corpus, tmp_path):
     config = GENE | {"norm": "pre", "rank_gate": True, "pooling": "bag", "start": "spectral", "embedding": 8}
     config |= {"lr": 1e-12, "min_lr": 1e-12, "groups_per_batch": 8, "epochs_igr": 1, "epochs_cgr": 0}
     options = {"config": config, **QUIET}

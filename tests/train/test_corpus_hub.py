@@ -1,4 +1,4 @@
-"""Corpora of data sets of the hub, by its real client, from a server on this machine."""
+"""Corpora from data sets of the hub, by its real client, from a local server."""
 
 import hashlib
 import http.server
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """What the client asks of the hub: the commit, the tree, some paths, and files or ranges of them."""
+    """Requests of the client: the commit, the tree, some paths, and files or ranges of them."""
 
     protocol_version = "HTTP/1.1"
 
@@ -174,7 +174,7 @@ def test_spavis_comes_file_by_file(server, tmp_path):
     found = server.run(address, tmp_path / "corpus", stop=1, **options)
     assert found[0] == "stopped", found
     written = sorted(p.name for p in (tmp_path / "corpus" / "sections").iterdir() if p.is_dir())
-    assert written == ["dataset0_slide0"]  # the other section of the first file goes on in the second
+    assert written == ["dataset0_slide0"]  # the other section of the first file continues in the second
     digest, names, there, left = server.run(address, tmp_path / "corpus", **options)
     assert digest == local.digest
     assert names == [s.name for s in local.sections]
@@ -217,7 +217,7 @@ def test_a_file_a_section(server, toy, vocabulary, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
-def test_what_came_damaged_is_removed(server, tmp_path):
+def test_damaged_download_is_removed(server, tmp_path):
     toy = datasets.toy_spavis(tmp_path / "SpaVis", n_spots=20, n_sections=1, n_val=0, n_files=1, n_positions=48)
     data = (toy.folder / "train" / "tokens-0.h5").read_bytes()
     half = len(data) // 2
@@ -239,12 +239,12 @@ def test_a_commit_is_required(address, tmp_path):
     assert not (tmp_path / "corpus").exists()
 
 
-def test_the_hub_stands_alone(tmp_path):
+def test_hub_source_excludes_other_sources(tmp_path):
     with pytest.raises(ValueError, match="is a separate corpus"):
         Corpus.build([f"hf:org/name@{COMMIT}", "a.h5ad"], tmp_path / "corpus")
 
 
-def test_only_addresses_of_the_hub_are_meant(tmp_path):
+def test_only_hub_addresses_are_recognised(tmp_path):
     assert source.hub_folder("hf", tmp_path) is None
     assert source.hub_folder([tmp_path], tmp_path) is None
     assert source.hub_folder(None, tmp_path) is None

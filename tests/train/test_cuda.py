@@ -1,4 +1,4 @@
-"""Training on a CUDA device: the same as on the CPU, and no step waits for the device before its losses are logged."""
+"""Training on a CUDA device equals training on the CPU, and does not synchronise before losses are logged."""
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,12 @@ from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.pp import Vocabulary
 from stampy.train import PretrainConfig
 from stampy.train._data import MemorySection, TrainingData
-from stampy.train._loop.loop import claimed, fit
+from stampy.train._loop.loop import fit, locked_folder
 from stampy.train._loop.ranks import make_fabric
 from stampy.train._pretrain_step import Reconstruction
 from stampy.train._samplers import GroupSampler, moved, pinned
 
-# torch's own compiler and process groups warn of what they do themselves
+# warnings of torch's compiler and process groups about themselves
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 N_GENES, N_SPOTS, WIDTH = 90, 64, 24
@@ -65,7 +65,7 @@ def trained(folder, device, strategy=None, steps=None, **changes):
     stage.run = watched
 
     def whole(fabric):
-        with claimed(fabric, folder) as out:
+        with locked_folder(fabric, folder) as out:
             return fit(stage, sampler, config, out, fabric=fabric, identity={"data": {}}, progress=False)
 
     try:
@@ -104,7 +104,7 @@ def test_precision_and_memory_change_little(changes, on_cpu, tmp_path):
     np.testing.assert_allclose(means(losses), means(on_cpu[1]), rtol=0.05)
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
+def test_interrupted_run_resumes(tmp_path):
     whole, _ = trained(tmp_path / "whole", "cuda")
     trained(tmp_path / "cut", "cuda", steps=5)
     found, losses = trained(tmp_path / "cut", "cuda")
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_step_of_stage_1_never_waits(precision):
+def test_stage_1_step_does_not_synchronise(precision):
     config = PretrainConfig.of(SMALL)
     fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
     stage = Reconstruction(model_of(config), config, 0).train()
@@ -124,7 +124,7 @@ def test_a_step_of_stage_1_never_waits(precision):
     pieces = [[pinned(piece) for piece in stage.pieces(batch, step)] for step in range(3)]
     for number, own in enumerate(pieces):
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first builds what is kept
+        torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step fills caches
         try:
             stage.run(fabric, module, [moved(piece, fabric.device) for piece in own])
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole: the same losses, the same weights."""
+"""Two processes with half a batch each have the losses and weights of one process with the whole batch."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ STAGE1 = COMMON | {
     "embedding": 12,
     "positions_per_step": 30,
 }
-SINGLE = STAGE1 | {"precision": "32-true", "lr": 1e-3, "checkpoint_every": 2}  # sharding knows no float64
+SINGLE = STAGE1 | {"precision": "32-true", "lr": 1e-3, "checkpoint_every": 2}  # sharding does not support float64
 STAGE2 = COMMON | {
     "backbone": "vit_tiny_patch16_224",
     "backbone_kwargs": {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2},
@@ -87,7 +87,7 @@ def test_stage_1_on_two_ranks_is_one_of_twice_the_batch(two, tmp_path):
     assert_alike(two / "ddp1", tmp_path)
 
 
-def test_weights_in_two_parts_learn_as_whole_ones(two, tmp_path):
+def test_sharded_weights_learn_like_whole_ones(two, tmp_path):
     train.pretrain(section(), tmp_path, config=SINGLE, **QUIET)
     # The bias of keys has no gradient; the gene head is made of components, which have no sign.
     assert_alike(
@@ -100,7 +100,7 @@ def test_stage_2_on_two_ranks_is_one_of_twice_the_batch(two, accumulate, tmp_pat
     """With spots that have no genes, which ranks have in different numbers."""
     config = STAGE2 | {"accumulate": accumulate}
     train.align(pairs(), tmp_path, model=two / "ddp1" / "model", config=config, **QUIET)
-    assert_alike(two / "ddp2", tmp_path, rtol=1e-3, atol=1e-4)  # Fabric hands embeddings over as float32
+    assert_alike(two / "ddp2", tmp_path, rtol=1e-3, atol=1e-4)  # Fabric converts embeddings to float32
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(two):
@@ -124,17 +124,17 @@ def test_one_rank_needs_no_processes():
         ({"device": "cpu:0", "devices": 2}, "names one device"),
     ],
 )
-def test_devices_that_can_not_be_used(arguments, message):
+def test_invalid_devices_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_fabric("32-true", **arguments)
 
 
-def test_more_devices_than_there_are():
+def test_more_devices_than_available():
     with pytest.raises(ValueError, match="this machine has"):
         make_fabric("32-true", device="cuda", devices=99)
 
 
-def test_what_a_launcher_says(monkeypatch):
+def test_settings_from_launchers(monkeypatch):
     from stampy.train._loop.ranks import _launched
 
     assert _launched() == (1, 1)

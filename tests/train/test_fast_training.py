@@ -1,4 +1,4 @@
-"""What makes training fast must not change what it computes: packed spots, pieces, kernels, low-rank updates."""
+"""Fast training equals plain training: packed spots, pieces, kernels, low-rank updates."""
 
 import re
 import subprocess
@@ -135,14 +135,14 @@ def test_keys_of_other_ranks():
 # Kernels
 
 
-def test_kernels_that_are_not_there():
+def test_missing_kernels():
     assert kernel_for("auto", "cpu", torch.bfloat16) == "torch"
     with pytest.raises(ImportError, match=r"needs the package liger-kernel"):
         kernel_for("liger", "cuda", torch.bfloat16)
 
 
 def test_kernels_get_what_they_expect(monkeypatch):
-    """A stand-in with the signature of the package, which itself needs CUDA."""
+    """Replacement with the signature of the package, which needs CUDA."""
 
     class Liger:
         def __init__(self, accum_dtype=None):
@@ -227,7 +227,7 @@ def test_patch_and_region_in_one_pass(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py --lengths 60", "align.py --backbone vit_tiny_patch16_224 --pairs 6"])
 def test_the_benchmarks_run_to_their_end_and_their_steps_agree(script):
-    """Each variant in the table has the losses of the straightforward step: what is compared is the same work."""
+    """Each variant in the table has the losses of the plain step, so the comparison is of equal work."""
     file, *options = script.split()
     command = [sys.executable, str(BENCHMARKS / file), *options, "--layers", "1", "--steps", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Shown to learn: what must be reached where the truth is known. Minutes each, hence slow."""
+"""Training reaches a required loss on data with a known optimum. Each test takes minutes, hence slow."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from stampy import datasets, train
-from stampy._io.sections import Section
+from stampy._io.sections import SectionInput
 from stampy.datasets._toy.planted import best_allowed, best_context, best_loss, planted
 from stampy.pp import Vocabulary
 from stampy.train._baselines import ranks_of_own
@@ -25,10 +25,10 @@ def test_the_best_loss_of_a_planted_section_is_that_of_its_odds():
     odds = np.tile(np.where(np.arange(50) < 20, 1.0, 1e-9), (400, 1))
     shows = np.random.default_rng(0).random((400, 50)) < odds / (1 + odds)
     found = best_loss(odds, shows)
-    assert np.log(10) < found < np.log(13)  # of 20 genes about 8.5 are seen
+    assert np.log(10) < found < np.log(13)  # about 8.5 of 20 genes are visible
 
 
-def test_planted_sections_show_what_their_odds_say():
+def test_planted_sections_follow_their_odds():
     world = planted(n_spots=900, n_sections=2, shown=30)
     for section, odds in zip(world.sections, world.odds, strict=True):
         shows = section.X.toarray() > 0
@@ -41,8 +41,8 @@ def test_planted_sections_show_what_their_odds_say():
     assert found < np.log(200 - 25)
 
 
-def test_one_who_must_tell_what_a_spot_is_does_no_better_than_one_who_is_told():
-    """With one kind of spot there is nothing to tell; with many, visible genes tell most of it."""
+def test_inferred_composition_is_no_better_than_known_composition():
+    """Equal with one kind of spot; with many, visible genes determine most of the composition."""
     small = {"n_sections": 1, "n_genes": 60, "shown": 20, "batch_effect": 0.0}
     alone = planted(200, n_domains=1, n_states=1, **small)
     assert best_allowed(alone, 0) == pytest.approx(
@@ -54,22 +54,22 @@ def test_one_who_must_tell_what_a_spot_is_does_no_better_than_one_who_is_told():
     assert allowed + 0.3 < best_allowed(world, 0, rule_out=False)  # visible genes are no small part of 60
 
 
-def test_batch_effects_are_told_from_visible_genes():
+def test_batch_effects_are_inferred_from_visible_genes():
     world = planted(40, n_sections=1, n_genes=60, shown=20, batch_effect=1.0)
     assert best_allowed(world, 0) < best_allowed(world, 0, rule_out=False)
     unaware = world._replace(programmes=world.programmes._replace(batches=np.zeros((2, 60))))
     assert best_allowed(world, 0) < best_allowed(unaware, 0)
 
 
-def test_the_best_guess_from_neighbours_knows_the_domain_alone():
+def test_best_context_loss_is_between_best_and_frequency():
     world = planted(400, n_sections=1, n_genes=60, shown=20)
     shares = world.sections[0].X.toarray().astype(bool).mean(axis=0)
     frequency = -(shares * np.log(shares / shares.sum()))[shares > 0].sum() / shares.sum()
     assert best_loss(world.odds[0], world.sections[0].X.toarray() > 0) < best_context(world, 0) < frequency
 
 
-def test_stage_1_learns_a_tiny_world_in_seconds(tmp_path):
-    """168 steps lead more than half of the way from what frequencies tell to the best possible loss."""
+def test_stage_1_learns_a_tiny_simulation_in_seconds(tmp_path):
+    """168 steps cover more than half of the distance from the frequency loss to the best possible loss."""
     world = planted(250, 6, n_genes=40, shown=12, n_domains=2, n_states=2, batch_effect=0.0, rng=0)
     config = PLANTED | {"width": 64, "feedforward": 128, "max_tokens": 24, "epochs_igr": 12, "epochs_cgr": 0}
     model = train.pretrain(world.sections[1:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)
@@ -83,7 +83,7 @@ def test_stage_1_learns_a_tiny_world_in_seconds(tmp_path):
 
 
 @pytest.mark.slow
-def test_sixty_four_spots_are_learned_by_heart(tmp_path):
+def test_sixty_four_spots_are_memorised(tmp_path):
     """Where there is enough capacity and time, nothing is left of the loss: the gradient is right at every position."""
     spots = datasets.toy(n_spots=64, rng=0)
     config = {"width": 96, "depth": 2, "heads": 4, "feedforward": 192, "max_tokens": 24, "tied_heads": True,
@@ -96,14 +96,14 @@ def test_sixty_four_spots_are_learned_by_heart(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_of_thirty_two_pairs_find_each_other(model, tmp_path):
+def test_thirty_two_pairs_are_all_retrieved(model, tmp_path):
     """Every tile is nearest to its own genes after 1,200 steps (after 300 steps 29 are); chance is one."""
     section = datasets.toy(n_spots=32, rng=0)
     config = {"epochs": 600, "pairs_per_batch": 32, "lr": 2e-3, "losses": ("patch_gene",), "augment": False,
               "weight_decay": 0.0, "checkpoint_every": 10**6}  # fmt: skip
     aligned = train.align(section, tmp_path, model=model, config=config, **QUIET)
     prepared = prepare(
-        Section(data=section, name="s"), Vocabulary(model.genes), max_tokens=64, tower=model.config.image
+        SectionInput(data=section, name="s"), Vocabulary(model.genes), max_tokens=64, tower=model.config.image
     )
     rows = np.arange(32)
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_all_of_thirty_two_pairs_find_each_other(model, tmp_path):
 
 @pytest.mark.slow
 def test_stage_1_comes_near_the_best_possible_loss(tmp_path):
-    """On left-out sections, 10,000 spots and 1,015 steps: within 7 % of what the simulator allows."""
+    """On held-out sections, 10,000 spots and 1,015 steps: within 7 % of the best possible loss."""
     world = planted(250, 42, n_genes=60, shown=24, n_domains=2, n_states=2, state_effect=2.0, batch_effect=0.0, rng=0)
     config = PLANTED | {"width": 128, "feedforward": 256, "max_tokens": 48, "epochs_igr": 7, "epochs_cgr": 0}
     model = train.pretrain(world.sections[2:], tmp_path, vocabulary=Vocabulary(world.genes), config=config, **QUIET)
@@ -141,7 +141,7 @@ def test_cgr_finds_neighbourhoods_that_igr_does_not(tmp_path):
 
 
 def _domains_found(model, section, vocabulary) -> float:
-    tokens = prepare(Section(data=section, name="kept"), vocabulary, max_tokens=40).tokens.astype(np.int64)
+    tokens = prepare(SectionInput(data=section, name="kept"), vocabulary, max_tokens=40).tokens.astype(np.int64)
     with torch.inference_mode():
         features = model.gene_features(torch.from_numpy(tokens)).numpy()
     domains = section.obs["domain"].astype(str)

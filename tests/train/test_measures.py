@@ -1,4 +1,4 @@
-"""Measures that can't flatter: masked, replaced and kept positions apart, beside what guessing gives."""
+"""Measures of stage 1 by kind of position (masked, replaced, kept), compared with frequency baselines."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_a_corpus_is_measured_as_its_sections_are(toy, vocabulary, model, tmp_pa
         train.evaluate("stampy-mini", corpus, n_groups=1, device="cpu")
 
 
-def test_what_was_done_to_a_position_is_told_from_its_input(model):
+def test_masking_kind_is_inferred_from_the_input(model):
     config = train.PretrainConfig.of({**STAGE1, "max_tokens": 64})
     stage = Reconstruction(model, config, igr_steps=0)
     tokens = torch.arange(4 * 9 * 64).view(4, 9, 64) % 700 + 30
@@ -90,7 +90,7 @@ def test_what_was_done_to_a_position_is_told_from_its_input(model):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_logs_them_apart_and_their_mean_is_the_loss(accumulate, toy, tmp_path):
+def test_run_logs_each_kind_and_their_mean_is_the_loss(accumulate, toy, tmp_path):
     train.pretrain(toy, tmp_path, config=STAGE1 | {"accumulate": accumulate}, loggers=("csv",), **QUIET)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -101,7 +101,7 @@ def test_a_run_logs_them_apart_and_their_mean_is_the_loss(accumulate, toy, tmp_p
     assert "igr_masked" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_a_model_that_copies_is_found_out():
+def test_copying_model_is_detected():
     """Trained to copy, its loss at kept positions falls; that at masked ones does not."""
     gene = {"n_genes": 50, "width": 64, "depth": 1, "heads": 2, "feedforward": 8, "max_tokens": 20}
     gene = models.GeneConfig(**gene, tied_heads=True, norm="pre")
@@ -141,7 +141,7 @@ def test_references_are_ordered_and_exact(seed, n_sections, length):
 
 
 def test_unseen_genes_alone_explain_a_spot_that_shows_all_others():
-    """All spots have the same genes: what is hidden is among the few that are not shown."""
+    """All spots have the same genes: hidden genes are among the few that are not visible."""
     tokens = {"a": np.tile(np.arange(30, 70), (50, 1))}
     found = references(tokens, 70, fraction=0.15, seed=0)
     assert found["corpus_frequency"] == pytest.approx(np.log(40))
@@ -162,18 +162,18 @@ def test_a_run_writes_its_references_and_the_plot_draws_them(toy, tmp_path):
     assert not any("frequency" in str(line.get_label()) for line in axes["igr"].get_lines())
 
 
-# Recall beside a linear model
+# Recall compared with a linear model
 
 
-def test_ranks_count_equals_as_nearer():
+def test_ties_count_as_nearer():
     x = np.eye(4)
     assert ranks_of_own(x, x, np.arange(4)).tolist() == [0, 0, 0, 0]
     assert ranks_of_own(np.ones((4, 2)), np.ones((4, 2)), np.arange(4)).tolist() == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("n_sections", [1, 3])
-def test_a_ridge_finds_what_colours_say(n_sections):
-    """Genes that follow the colour of the tile along a line that bends, beside tiles that say nothing."""
+def test_ridge_recovers_colour_signal(n_sections):
+    """Genes that depend on the colour of the tile non-linearly, and uninformative tiles."""
     rng = np.random.default_rng(0)
     tokens, features, xy = {}, {}, {}
     for name in map(str, range(n_sections)):

@@ -1,5 +1,6 @@
-"""The recipe of the paper: its settings are the paper's, its scripts are well-formed, the rehearsal runs."""
+"""The recipe of the paper: settings, job scripts and rehearsal."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -52,6 +53,30 @@ def test_both_backbones_are_vit_large():
     assert differ == {"backbone"}
 
 
+def test_the_expected_cost_is_computed_from_settings_and_measured_speeds():
+    pytest.importorskip("timm")
+    specification = importlib.util.spec_from_file_location("cost", RECIPE / "cost.py")
+    cost = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(cost)
+    assert (cost.SPOTS, cost.PAIRS) == (SPOTS, PAIRS)
+    rows = {what: (one, two) for what, one, two in cost.table(GPUS, cost.SPOTS_PER_S, cost.PAIRS_PER_S)}
+    assert rows["warm-up, steps"] == ("100", "5,000")
+    # 11.5 million spots at 738 to 534 a second, 41.82 million pairs at 330
+    assert rows["GPU hours, H100"] == ("4 to 6", "35")
+    measured = (RECIPE.parents[1] / "docs" / "performance.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
+    for speed in (*cost.SPOTS_PER_S, *cost.PAIRS_PER_S):
+        assert f"| {speed:.0f} |" in measured
+    readme = (RECIPE / "README.md").read_text()
+    again = rows["GPU hours, H100, checkpoint_activations"][1], rows["GPU hours, A100, checkpoint_activations"][1]
+    for line in (
+        "| steps on 4 GPUs | {} | {} |".format(*rows["steps on 4 GPUs"]),
+        "| checkpoints, 2 kept | {} | {} |".format(*rows["checkpoints, 2 kept"]),
+        "| **GPU hours, H100** | **{}** | **{}; {} with `".format(*rows["GPU hours, H100"], again[0]),
+        "| GPU hours, A100 or A800 | {} | {}; {} with `".format(*rows["GPU hours, A100, by nominal peaks"], again[1]),
+    ):
+        assert line in readme
+
+
 def test_settings_of_the_rehearsal():
     PretrainConfig.of(RECIPE / "rehearsal" / "pretrain.json")
     AlignConfig.of(RECIPE / "rehearsal" / "align.json")
@@ -78,7 +103,7 @@ def test_jobs_are_queued_again_after_a_signal(script, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 1)])
-def test_other_ends_are_not_queued_again(status, expected, tmp_path):
+def test_jobs_that_end_otherwise_are_not_queued_again(status, expected, tmp_path):
     for name, body in {"srun": f"exit {status}", "scontrol": f"touch {tmp_path}/called"}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -89,7 +114,7 @@ def test_other_ends_are_not_queued_again(status, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_rehearsal_finds_the_planted_truth(tmp_path):
+def test_rehearsal_recovers_the_planted_structure(tmp_path):
     done = subprocess.run(["bash", RECIPE / "rehearse.sh", tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "NOT BETTER" not in done.stdout

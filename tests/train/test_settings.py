@@ -1,4 +1,4 @@
-"""Settings: wrong kinds, impossible values, conflicts and settings without effect raise where they are made."""
+"""Settings: wrong types, impossible values, conflicts and settings without effect raise at construction."""
 
 import json
 
@@ -65,14 +65,14 @@ SPECTRAL = {"start": "spectral", "norm": "pre", "rank_gate": True}
         (AlignConfig, {"lora_rank": 4}, ValueError, "lora_rank=4 has no effect: `image_tower` is 'full'"),
     ],
 )
-def test_settings_that_can_not_be(kind, settings, error, message):
+def test_invalid_settings_raise(kind, settings, error, message):
     with pytest.raises(error, match=message):
         kind(**settings)
     with pytest.raises(error, match=message):
         kind.of(settings)
 
 
-def test_settings_from_json_and_numpy_come_in_their_own_kinds(tmp_path):
+def test_settings_from_json_and_numpy_keep_their_types(tmp_path):
     (tmp_path / "c.json").write_text('{"losses": ["patch_gene"], "lr": 1, "min_lr": 0}')
     found = AlignConfig.of(tmp_path / "c.json")
     assert (found.losses, found.lr, type(found.lr)) == (("patch_gene",), 1.0, float)
@@ -83,7 +83,7 @@ def test_settings_from_json_and_numpy_come_in_their_own_kinds(tmp_path):
         AlignConfig.of(tmp_path / "d.json")
 
 
-def test_warm_up_is_never_cut_without_a_word():
+def test_shortened_warm_up_warns():
     assert AlignConfig().warmup(40_830) == 5000  # the paper's own run
     assert AlignConfig().warmup(1000) == 200
     assert PretrainConfig().warmup(40_830) == 100
@@ -102,7 +102,7 @@ def test_warm_up_is_never_cut_without_a_word():
         ({"frozen": ("genes.",)}, "`frozen`: no parameter starts with 'genes.'"),
     ],
 )
-def test_settings_of_a_tower_beside_a_model_that_has_one(settings, message, model, tmp_path):
+def test_tower_settings_with_a_model_that_has_the_tower_raise(settings, message, model, tmp_path):
     """Before anything is read or made: the section is no HDF5 file."""
     (tmp_path / "none.h5ad").touch()
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Files of SpaVis-6M: what is in a corpus is what was in them; what does not fit is named by file and row."""
+"""Files of SpaVis-6M: a corpus contains their content; errors name file and row."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def put(key, at, value):
 # What is written
 
 
-def test_what_goes_in_comes_out(written, tmp_path):
+def test_round_trip(written, tmp_path):
     corpus = build(written, tmp_path / "corpus")
     ids, slides = contents(written, "tokenized_gene"), contents(written, "batch_slide_id")
     assert [s.name for s in corpus.sections] == [f"dataset{i // 2}_slide{i}" for i in range(3)]
@@ -124,7 +124,7 @@ def test_toy_files_have_the_tokens_that_stampy_makes(written):
 
 @pytest.fixture
 def published_vocabulary(data_dir, monkeypatch):
-    """The published vocabulary's file, read from the folder of real data and never downloaded."""
+    """The file of the published vocabulary, from the folder of real data, not downloaded."""
     monkeypatch.setenv("STAMPY_DATA_DIR", str(data_dir))
     return datasets.published_vocabulary()
 
@@ -151,7 +151,7 @@ def test_published_tokens_are_kept(reference_dir, published_vocabulary, tmp_path
         assert found.dtype == np.uint16
 
 
-def test_images_are_kept_as_they_are_published(reference_dir, published_vocabulary, tmp_path):
+def test_published_images_are_unchanged(reference_dir, published_vocabulary, tmp_path):
     golden = np.load(reference_dir / "golden" / "alignment.npz")
     with h5py.File(tmp_path / "tokens-0.h5", "w") as file:
         file["tokenized_gene"] = golden["tokens"]
@@ -210,18 +210,18 @@ def test_files_with_data_set_ids_alone_have_a_section_for_each(groups, tmp_path)
     assert len(found) > 1
 
 
-def test_rows_that_no_stage_can_use_are_told(pairs, tmp_path):
+def test_rows_that_neither_stage_can_use_warn(pairs, tmp_path):
     with pytest.warns(UserWarning, match="neither groups of spots .* nor tiles"):
         build(pairs, tmp_path / "out", images=False)
 
 
-def test_what_has_no_room_is_named(pairs, tmp_path):
+def test_fields_that_are_not_stored_are_named(pairs, tmp_path):
     other = changed(pairs, tmp_path, lambda file: file.__setitem__("spot_label", np.zeros(len(file["images"]))))
     with pytest.warns(UserWarning, match="Not stored in a corpus: .*spot_label"):
         build(other, tmp_path / "corpus")
 
 
-def test_mixed_rows_in_large_chunks_are_told(groups, tmp_path):
+def test_mixed_rows_in_large_chunks_warn(groups, tmp_path):
     def mix(file):
         n = len(file[GENES])
         order = np.argsort(np.arange(n) % 3, kind="stable")
@@ -245,7 +245,7 @@ def test_val_is_built_when_it_is_named(groups, tmp_path):
 # Building
 
 
-def test_building_goes_on(groups, tmp_path, monkeypatch):
+def test_interrupted_build_resumes(groups, tmp_path, monkeypatch):
     corpus = build(groups, tmp_path / "corpus")
     done = []
     write = _corpus_build.write_section
@@ -393,7 +393,23 @@ def test_vocabularies(groups, tmp_path):
         build(groups._replace(vocabulary=few), tmp_path / "corpus")
 
 
-def test_settings_without_effect_and_mixtures_are_refused(groups, toy, tmp_path):
+def test_a_folder_that_is_built_again_has_its_new_vocabulary(groups, tmp_path):
+    build(groups, tmp_path / "corpus")
+    shutil.rmtree(tmp_path / "corpus")
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(groups.vocabulary.read_text().splitlines(keepends=True)[:101]))
+    with pytest.raises(ValueError, match=r"of the vocabulary of 100 genes"):  # not that of the removed corpus
+        build(groups._replace(vocabulary=few), tmp_path / "corpus")
+
+
+def test_gaps_in_the_numbers_of_files_warn(groups, tmp_path):
+    folder = shutil.copytree(groups.folder, tmp_path / "part")
+    (folder / "train" / "tokens-1.h5").rename(folder / "train" / "tokens-4.h5")
+    with pytest.warns(UserWarning, match=r"has 2 files, but not 3 .*\['tokens-1.h5', 'tokens-2.h5', 'tokens-3.h5'\]"):
+        build(groups._replace(folder=folder), tmp_path / "corpus")
+
+
+def test_settings_without_effect_and_mixed_inputs_raise(groups, toy, tmp_path):
     for name, value in {"draws": 2, "regions": 3, "max_distance": 2.0, "seed": 1, "tile_um": 55.0}.items():
         with pytest.raises(ValueError, match=rf"{name}=.*no effect on files of SpaVis-6M"):
             build(groups, tmp_path / "corpus", **{name: value})

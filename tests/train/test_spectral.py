@@ -1,4 +1,4 @@
-"""Where small towers may start: at axes and components that are found from the sections at once."""
+"""Spectral starts: towers that start from axes and components of the sections."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_features_start_at_the_axes(section, vocabulary, toy, tmp_path):
     np.testing.assert_allclose(ratio, np.median(ratio), rtol=2e-2)
 
 
-def test_planted_domains_are_seen_at_the_start(toy, vocabulary, tmp_path):
+def test_planted_domains_are_separated_at_the_start(toy, vocabulary, tmp_path):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
@@ -93,7 +93,7 @@ def test_a_spectral_start_needs_its_architecture(toy, tmp_path):
         train.pretrain(toy, tmp_path, config=GENE | {"norm": "post"}, device="cpu", progress=False)
 
 
-def test_image_tower_sees_colours_at_the_start():
+def test_image_tower_encodes_colours_at_the_start():
     kwargs = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
     encoder = models.ImageEncoder(models.ImageConfig(backbone="vit_tiny_patch16_224", backbone_kwargs=kwargs)).eval()
@@ -122,7 +122,7 @@ def test_a_spectral_image_tower_aligns(toy, model, tmp_path):
     assert aligned.image.width == 32
 
 
-def test_a_bag_of_genes_stays_as_it_starts_while_the_layers_learn(section, vocabulary, toy, tmp_path):
+def test_frozen_gene_bag_stays_while_layers_train(section, vocabulary, toy, tmp_path):
     gene = GENE | {"pooling": "bag", "frozen": ["embeddings.", "rank_gate"], "lr": 1e-2, "groups_per_batch": 2}
     frozen = {"lr": 1e-12, "min_lr": 1e-12}
     tokens = torch.from_numpy(section.tokens.astype(np.int64))

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
 from stampy.pp import Vocabulary
 from stampy.train import _pretrain_step
@@ -98,7 +98,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_run_that_was_stopped_equals_one_that_was_not(stage, toy, pretrained, aligned, tmp_path, monkeypatch):
+def test_stopped_run_equals_uninterrupted_run(stage, toy, pretrained, aligned, tmp_path, monkeypatch):
     whole = (pretrained if stage == 1 else aligned)[0]
 
     def run():
@@ -201,7 +201,7 @@ def killed(unbroken, tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", ["step", "checkpoint"])
-def test_a_run_that_is_killed_equals_one_that_was_not(where, unbroken, killed, toy):
+def test_killed_run_equals_uninterrupted_run(where, unbroken, killed, toy):
     whole, lines = unbroken
     out, step = killed[where]
     assert where == "step" or list(out.glob(".checkpoint-*"))
@@ -215,7 +215,7 @@ def test_a_run_that_is_killed_equals_one_that_was_not(where, unbroken, killed, t
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_checkpoint_is_left_out(damage, pretrained, toy, tmp_path):
+def test_damaged_checkpoint_is_skipped(damage, pretrained, toy, tmp_path):
     whole, done = pretrained
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     newest = sorted(tmp_path.glob("checkpoint-*.ckpt"))[-1]
@@ -241,7 +241,7 @@ def test_a_state_that_failed_is_kept(toy, tmp_path, monkeypatch):
     assert all(torch.equal(v, before["model"][k]) for k, v in state["model"].items())
 
 
-def test_settings_of_no_consequence_may_change(pretrained, toy, tmp_path):
+def test_settings_that_do_not_affect_the_result_may_change(pretrained, toy, tmp_path):
     shutil.copytree(pretrained[1], tmp_path, dirs_exist_ok=True)
     config = STAGE1 | {"checkpoint_every": 1, "keep": 1, "prefetch": 3}
     assert equal(train.pretrain(toy, tmp_path, config=config, **QUIET), pretrained[0])
@@ -254,7 +254,7 @@ def test_data_that_changed_is_refused(pretrained, toy):
         train.pretrain(changed, pretrained[1], config=STAGE1, **QUIET)
 
 
-def test_a_batch_that_can_not_be_made_says_which(toy, tmp_path, monkeypatch):
+def test_error_names_the_batch_that_failed(toy, tmp_path, monkeypatch):
     def lost(self, step):
         raise FileNotFoundError("No shard.")
 
@@ -294,7 +294,7 @@ def test_logs(toy, tmp_path, monkeypatch):
     assert (made[0].status, made[0].config["width"]) == ("success", 16)
 
 
-def test_loggers_that_can_not_be_used(toy, tmp_path, monkeypatch):
+def test_invalid_loggers_raise(toy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
         train.pretrain(toy, tmp_path, loggers=("tensorbord",))
     with pytest.raises(TypeError, match="sequence of names"):
@@ -333,7 +333,7 @@ def test_an_image_tower_that_is_not_trained_in_full(tower, toy, aligned, tmp_pat
     assert all(p.requires_grad for p in tuned.parameters())
 
 
-def test_a_backbone_of_ones_own(toy, aligned, tmp_path, monkeypatch):
+def test_own_backbone(toy, aligned, tmp_path, monkeypatch):
     """It brings its weights, and the mean and deviation that it was trained with."""
     import timm
 
@@ -367,7 +367,7 @@ def test_a_backbone_of_ones_own(toy, aligned, tmp_path, monkeypatch):
         ({"accumulate": 0}, "`accumulate` must be at least 1"),
     ],
 )
-def test_fine_tuning_that_can_not_be(toy, aligned, tmp_path, config, message):
+def test_invalid_fine_tuning_raises(toy, aligned, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         train.align(toy, tmp_path, model=aligned[0], config=STAGE2 | config, **QUIET)
 
@@ -389,7 +389,7 @@ def test_compiled_layers(toy, pretrained, tmp_path):
         ({"group_size": 1}, "`group_size` must be at least 2"),
     ],
 )
-def test_settings_that_can_not_be_used(toy, tmp_path, config, message):
+def test_invalid_settings_raise(toy, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         train.pretrain(toy, tmp_path, config=config, **QUIET)
 
@@ -451,7 +451,7 @@ def test_manifest(toy, tmp_path):
 def prepared(toy, vocabulary):
     other = datasets.toy(n_spots=60, rng=1)
     read = functools.partial(prepare, vocabulary=vocabulary, max_tokens=48, tower=models.ImageConfig())
-    return TrainingData([read(Section(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))], vocabulary, 48)
+    return TrainingData([read(SectionInput(data=a, name=n)) for a, n in ((toy, "a"), (other, "b"))], vocabulary, 48)
 
 
 def test_groups_stay_within_their_section_and_are_drawn_anew(prepared):
@@ -531,7 +531,7 @@ def test_spots_without_a_region_keep_no_cell():
     assert ((moved < 0) == (cells < 0)).all()
 
 
-def test_training_leaves_the_section_alone(toy, pretrained, aligned):
+def test_training_does_not_change_the_section(toy, pretrained, aligned):
     fresh = datasets.toy(n_spots=120, rng=0)
     assert (toy.X != fresh.X).nnz == 0
     assert list(toy.obsm) == list(fresh.obsm)

@@ -1,4 +1,4 @@
-"""Runs that can be trusted: identity, locks, signals, full disks, logs, and what is left out is told."""
+"""Reliability of runs: identity, locks, signals, full disks, logs, and warnings about skipped input."""
 
 import contextlib
 import copy
@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from stampy import datasets, models, train
-from stampy._files import FolderLock
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
+from stampy._locks import FolderLock
 from stampy.cli import main as cli
 from stampy.pp import Vocabulary
 from stampy.train._corpus.training_data import pairs_on_disk
@@ -79,7 +79,7 @@ def _divisor(toy, model):
 
 
 def _scale(toy, model):
-    return [Section(data=_own(toy), name="section 0", um_per_px=1.5)], model, STAGE2
+    return [SectionInput(data=_own(toy), name="section 0", um_per_px=1.5)], model, STAGE2
 
 
 def _spot(toy, model):
@@ -117,7 +117,7 @@ def test_a_run_with_any_other_input_is_refused(change, toy, model, aligned):
         train.align(sections, aligned, model=start, config=config, **QUIET)
 
 
-def test_the_same_input_in_other_clothes_goes_on(toy, model, aligned, tmp_path):
+def test_equal_input_in_another_format_resumes(toy, model, aligned, tmp_path):
     shutil.copytree(aligned, tmp_path, dirs_exist_ok=True)
     own = _own(toy)
     own.X = own.X.toarray()
@@ -125,7 +125,7 @@ def test_the_same_input_in_other_clothes_goes_on(toy, model, aligned, tmp_path):
     assert equal(again, models.load(aligned / "model", device="cpu"))
 
 
-def test_a_run_of_an_earlier_version_is_refused_clearly(toy, model, aligned, tmp_path):
+def test_run_of_an_earlier_version_raises(toy, model, aligned, tmp_path):
     shutil.copytree(aligned, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["identity"]
@@ -175,7 +175,7 @@ def signalling(monkeypatch, *numbers, at=3):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pretrained, tmp_path, monkeypatch, capfd):
+def test_signal_saves_a_checkpoint_and_the_run_resumes(number, error, toy, pretrained, tmp_path, monkeypatch, capfd):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     rate = signalling(monkeypatch, number)
     with pytest.raises(error, match=r"Stopped after 4 of .* steps; .* same command again") as caught:
@@ -190,7 +190,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(number, error, toy, pre
     assert steps_of(tmp_path) == list(range(len(steps_of(tmp_path))))
 
 
-def test_a_refused_run_leaves_the_record_of_the_data_alone(toy, tmp_path):
+def test_rejected_run_does_not_write_the_record_of_the_data(toy, tmp_path):
     train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
     (tmp_path / "data.json").unlink()
     with pytest.raises(ValueError, match=r"another run|other settings|lr"):
@@ -200,7 +200,7 @@ def test_a_refused_run_leaves_the_record_of_the_data_alone(toy, tmp_path):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C interrupts, also where what runs the tests ignores it."""
+    """Ctrl-C interrupts, also if the test runner ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -215,7 +215,7 @@ def test_a_second_signal_stops_at_once(toy, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_in_another_thread_leaves_signals_alone(toy, pretrained, tmp_path):
+def test_run_in_another_thread_does_not_change_signals(toy, pretrained, tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)))
     thread.start()
@@ -223,7 +223,7 @@ def test_a_run_in_another_thread_leaves_signals_alone(toy, pretrained, tmp_path)
     assert equal(found[0], pretrained)
 
 
-def test_the_command_line_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys):
+def test_command_line_explains_how_to_resume(toy, tmp_path, monkeypatch, capsys):
     toy.write_h5ad(tmp_path / "a.h5ad")
     (tmp_path / "c.json").write_text(json.dumps(STAGE1))
     command = [
@@ -310,10 +310,10 @@ FAULTS = {_nan: "NaN", _no_place: "`spatial` not found", _logs_of_counts: "raw c
 
 @pytest.mark.parametrize("way", ["memory", "file", "manifest", "corpus"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_errors_name_the_section_in_every_way_in(way, fault, toy, model, tmp_path):
+def test_errors_name_the_section_for_every_input(way, fault, toy, model, tmp_path):
     bad = _own(toy)
     fault(bad)
-    sections = [Section(data=toy, name="good"), Section(data=bad, name="bad one")]
+    sections = [SectionInput(data=toy, name="good"), SectionInput(data=bad, name="bad one")]
     if way in ("file", "manifest"):
         bad.write_h5ad(tmp_path / "bad one.h5ad")
         sections = tmp_path / "bad one.h5ad"
@@ -354,7 +354,7 @@ def test_faults_of_a_manifest(rows, message, toy, tmp_path):
         (b"path\tname\na.h5ad\t\xff\n", r"m\.tsv' is not a text in UTF-8"),
     ],
 )
-def test_a_manifest_that_is_no_table_is_named(text, message, tmp_path):
+def test_manifest_that_is_not_a_table_is_named(text, message, tmp_path):
     (tmp_path / "m.tsv").write_bytes(text)
     with pytest.raises(ValueError, match=message):
         train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
@@ -369,7 +369,7 @@ def test_short_lines_and_empty_cells_of_a_manifest(text, toy, tmp_path):
     assert (section.name, section.organ) == ("a", "")
 
 
-def test_missing_files_are_told_before_anything_is_read(tmp_path):
+def test_missing_files_raise_before_anything_is_read(tmp_path):
     pd.DataFrame({"path": ["a.h5ad"]}).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
     with pytest.raises(FileNotFoundError, match=r"a\.h5ad"):
         train.pretrain(tmp_path / "m.tsv", tmp_path / "out", config=STAGE1, **QUIET)
@@ -379,11 +379,11 @@ def test_missing_files_are_told_before_anything_is_read(tmp_path):
         train.align(tmp_path / "m.tsv", tmp_path / "out", **QUIET)
 
 
-def test_sections_without_a_part_in_stage_1(toy, tmp_path):
-    few = Section(data=toy[:5].copy(), name="few")
+def test_sections_that_stage_1_cannot_use(toy, tmp_path):
+    few = SectionInput(data=toy[:5].copy(), name="few")
     with pytest.raises(ValueError, match=r"needs at least 9 spots .* found .'few: 5'"):
         train.pretrain([toy, few], tmp_path, config=STAGE1, **QUIET)
-    blind = Section(data=toy[:, :0].copy(), name="image alone")
+    blind = SectionInput(data=toy[:, :0].copy(), name="image alone")
     with pytest.warns(UserWarning, match=r"1 of the sections have no genes .*'image alone'"):
         train.pretrain([toy, blind], tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.raises(ValueError, match="No section has genes"):
@@ -393,24 +393,24 @@ def test_sections_without_a_part_in_stage_1(toy, tmp_path):
 # Nothing is left out without a word
 
 
-def test_spots_that_stage_1_drops_are_counted_and_said(toy, vocabulary, tmp_path):
+def test_dropped_spots_are_counted_and_reported(toy, vocabulary, tmp_path):
     sparse = toy.copy()
     sparse.obsm["spatial"] = toy.obsm["spatial"].copy()
     sparse.obsm["spatial"][:40] += 1e6 * np.arange(40)[:, None]  # each alone
-    section = prepare(Section(data=sparse, name="s"), vocabulary, max_tokens=48)
+    section = prepare(SectionInput(data=sparse, name="s"), vocabulary, max_tokens=48)
     sampler = GroupSampler(TrainingData([section], vocabulary, 48), train.PretrainConfig())
     assert sampler.dropped() == {"s": (40, 120)}
     with pytest.warns(UserWarning, match=r"skips 40 of 120 spots.*'section 0: 40 of 120'"):
         train.pretrain(sparse, tmp_path, config=STAGE1 | {"epochs_cgr": 0}, **QUIET)
     with pytest.warns(UserWarning, match="No neighbourhood group|near each other|fewer"):
         corpus = train.Corpus.build(
-            [Section(data=toy, name="a"), Section(data=sparse[:40].copy(), name="b")], tmp_path / "c", n_workers=1,
-            max_tokens=48, images=False, progress=False,
+            [SectionInput(data=toy, name="a"), SectionInput(data=sparse[:40].copy(), name="b")], tmp_path / "c",
+            n_workers=1, max_tokens=48, images=False, progress=False,
         )  # fmt: skip
     assert corpus.table["n_groups"].tolist()[1] == 0
 
 
-def test_spots_without_tokens_are_counted_and_said(toy, model, tmp_path):
+def test_spots_without_tokens_are_counted_and_reported(toy, model, tmp_path):
     bare = _own(toy)
     bare.X = bare.X.toarray()
     bare.X[[3, 7]] = 0
@@ -427,10 +427,10 @@ def test_warnings_name_the_section(toy, model):
     halved = toy.copy()
     halved.X = toy.X * 0.3
     with pytest.warns(UserWarning, match=r"Section 'few': `adata.X` seems to be depth-normalised"):
-        prepare(Section(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
+        prepare(SectionInput(data=halved, name="few"), Vocabulary(model.genes), max_tokens=48, tower=model.config.image)
 
 
-def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tmp_path):
+def test_sections_of_a_corpus_that_a_stage_cannot_use_are_named(toy, model, tmp_path):
     blind = toy[:, :0].copy()
     deaf = toy.copy()
     del deaf.uns["spatial"]
@@ -444,7 +444,7 @@ def test_sections_of_a_corpus_without_a_part_in_a_stage_are_named(toy, model, tm
 
 
 def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):
-    section = prepare(Section(data=toy, name="s"), vocabulary, max_tokens=48, tower=models.ImageConfig())
+    section = prepare(SectionInput(data=toy, name="s"), vocabulary, max_tokens=48, tower=models.ImageConfig())
     sampler = PairSampler(TrainingData([section], vocabulary, 48), train.AlignConfig.of(STAGE2))
     drawn = []
     draw = PairSampler._draw_order
@@ -455,7 +455,7 @@ def test_pairs_are_permuted_once_an_epoch(toy, vocabulary, monkeypatch):
     assert sorted(rows[:120]) == sorted(rows[120:]) == list(range(120))
 
 
-def test_too_long_a_warm_up_is_told(toy, tmp_path):
+def test_too_long_warm_up_warns(toy, tmp_path):
     with pytest.raises(ValueError, match=r"`warmup_steps` is 500, the run has \d+ steps"):
         train.pretrain(toy, tmp_path, config=STAGE1 | {"warmup_steps": 500}, **QUIET)
     with pytest.warns(UserWarning, match=r"warm-up takes 7 of the run's \d+ steps"):
@@ -489,7 +489,7 @@ def _gene(adata):
 
 
 @pytest.mark.parametrize("change", [_dense, _indices, _one_pixel, _place, _gene], ids=lambda f: f.__name__)
-def test_a_corpus_is_written_again_where_anything_changed(change, toy, tmp_path):
+def test_changed_parts_of_a_corpus_are_rewritten(change, toy, tmp_path):
     own = _own(toy)
     if change is _dense:
         own.X = own.X.toarray()

@@ -27,10 +27,11 @@ __all__ = [
     "genes_only",
     "picture",
     "pictures",
-    "placed",
     "refer_to_image",
     "unique_names",
     "unplaced",
+    "with_positions",
+    "without_controls",
 ]
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ _SUFFIX = re.compile(r"[-_](?:\d+|[A-Za-z]\w?)$")  # of the GEM well, or what a 
 _SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
 
 
-def placed(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positions_name: str) -> AnnData:
+def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positions_name: str) -> AnnData:
     """An AnnData of the spots that have counts and a position (`positions`: by barcode, with columns ``x`` and ``y``).
 
     Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots that are in only one of
@@ -308,3 +309,8 @@ def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
     if library is None:
         library = known[name] = {"images": {}, "scalefactors": {}}
     library["metadata"] = {**library.get("metadata", {}), _keys.SOURCE_IMAGE: str(path)}
+
+
+def without_controls(genes: list[str], controls: tuple[str, ...]) -> np.ndarray:
+    """Columns that are genes, without control probes, which have known prefixes."""
+    return np.flatnonzero([not gene.lower().startswith(controls) for gene in genes])

@@ -20,7 +20,7 @@ __all__ = [
     "ENDINGS",
     "TableLayout",
     "Wide",
-    "coordinates",
+    "coordinates_table",
     "is_coordinates",
     "layout_of",
     "rows_of",
@@ -245,7 +245,7 @@ def is_coordinates(layout: TableLayout) -> bool:
     return len(layout.header) == 3
 
 
-def coordinates(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
+def coordinates_table(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
     """Spots by name, with the columns x and y and whatever else the table has."""
     layout = layout or layout_of(path)
     if not headed(layout):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SectionFiles",
     "hdf5",
+    "is_address",
     "json_of",
     "listed",
     "listing",
@@ -39,6 +40,11 @@ MOST_RATIO = 500  # ... and more only in this proportion to its size: tables of 
 MOST_MEMBERS = 1_000_000
 _BETWEEN = "_-. "  # between a prefix such as GSM123_S1 and the name of a part
 _LONGEST = 300  # of another package's message in ours
+
+
+def is_address(path: object) -> bool:
+    """Whether a text is an address for fsspec, not the path of a file."""
+    return isinstance(path, str) and ("://" in path or "::" in path)
 
 
 def refuse(message: str) -> ValueError:

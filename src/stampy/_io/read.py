@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from stampy import _checks, _files, _keys
 from stampy._io.assemble import refer_to_image
-from stampy._io.delimited import is_coordinates, tables_in
 from stampy._io.formats.anndata_mudata_spatialdata import (
     MARKS,
     hdf5_kind,
@@ -29,8 +28,9 @@ from stampy._io.formats.space_ranger import has_cells, is_counts_file, is_space_
 from stampy._io.formats.st import is_st, read_st
 from stampy._io.formats.stereo_seq import is_gem, read_gem
 from stampy._io.formats.xenium import is_xenium, read_xenium
-from stampy._io.input_files import listed, listing, reading, refuse, unzipped
-from stampy._io.remote import is_address, read_address
+from stampy._io.input_files import is_address, reading, refuse, unzipped
+from stampy._io.refused import refused_file, refused_folder, refused_zarr
+from stampy._io.remote import read_address
 from stampy._io.write import append, checked_target, write, written_keys
 from stampy._section.image.choose import settle_sources
 from stampy._section.outside_links import refuse_links
@@ -45,9 +45,6 @@ __all__ = [
     "format_of",
     "read",
     "read_zipped",
-    "refused_file",
-    "refused_folder",
-    "refused_zarr",
     "write",
     "written_keys",
 ]
@@ -271,96 +268,3 @@ def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: 
             raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")
-
-
-_R = {
-    ".rds": 'x <- readRDS("{name}")',
-    ".qs": 'x <- qs::qread("{name}")',
-    ".h5seurat": 'x <- SeuratDisk::LoadH5Seurat("{name}")',
-    ".rdata": 'x <- get(load("{name}"))',
-    ".rda": 'x <- get(load("{name}"))',
-}
-_IMAGES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".png", ".jpg", ".jpeg", ".dcm", ".czi")
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
-_PARTS_OF_A_RUN = ("feature_slice.h5", "molecule_info.h5", "raw_probe_bc_matrix.h5", "per_sample_outs.h5")
-_SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zarr.zip")
-
-
-def refused_file(path: Path, kind: str = "") -> ValueError:
-    """The error for a file that is no section."""
-    name, low = path.name, path.name.lower()
-    plain = low.removesuffix(".gz")
-    r = next((line for end, line in _R.items() if plain.endswith(end)), _R[".h5seurat"] if kind == "h5Seurat" else None)
-    if r is not None:
-        return refuse(
-            f"{name!r} is a file of R, which stampy does not read. Convert it in R: "
-            f"`{r.format(name=name)}; x <- Seurat::AddMetaData(x, Seurat::GetTissueCoordinates(x))` and then "
-            f'`anndataR::write_h5ad(x, "{plain.partition(".")[0]}.h5ad")`.'
-        )
-    if low.endswith(".h5ad.gz"):
-        return refuse(f"{name!r} is gzipped, and HDF5 is read in pieces. Unpack it first: `gunzip {name}`.")
-    if kind == "Stereo-seq .gef":
-        return refuse(
-            f"{name!r} is a Stereo-seq .gef. Give the .gem, or write an .h5ad with stereopy: "
-            "`st.io.stereo_to_anndata(st.io.read_gef(path))`."
-        )
-    if low.endswith(_ARCHIVES) or zipfile.is_zipfile(path):
-        return refuse(f"{name!r} is an archive. Unpack it, and give the folder of the section.")
-    if low.endswith(_IMAGES):
-        return refuse(
-            f"{name!r} is an image; a section has counts. Give the counts, and this as `image=`; slides without counts "
-            "are for `stampy.tl.embed_slide`."
-        )
-    return refuse(
-        f"{name!r} is not a section: an .h5ad, .h5, .h5mu, .loom, .gem, a table of counts or a folder was expected. "
-        "Of a "
-        "Space Ranger run or other platform give the folder, not one of its files."
-    )
-
-
-def refused_zarr(path: Path, kind: str) -> ValueError:
-    """The error for a zarr store that is no section."""
-    if kind == "image":
-        return refuse(
-            f"{path.name!r} is an OME-Zarr image, no section: it has no table of counts. A SpatialData with this image "
-            "and a table would be read."
-        )
-    inside = [p.name for p in listed(path) if p.name != "zarr.json"]
-    return refuse(
-        f"{path.name!r} is a zarr store, but neither of AnnData (obs, var and X), of SpatialData (tables) nor of "
-        f"MuData (mod); it contains {inside or 'nothing'}."
-    )
-
-
-def refused_folder(path: Path, looked_for: str) -> ValueError:
-    """The error for a folder in which no format was found."""
-    where = repr(str(path))
-    entries = listed(path)
-    if not entries:
-        return refuse(f"{where} is not a section in a format that stampy knows: it is empty.")
-    sections = [
-        p.name
-        for p in entries
-        if (p.name.lower().endswith(_SECTIONS) and not p.name.lower().endswith(_PARTS_OF_A_RUN))
-        or (p.is_dir() and is_zarr(p))
-    ]
-    in_r = [p for p in entries if p.name.lower().removesuffix(".gz").endswith(tuple(_R))]
-    if sections:
-        return refuse(
-            f"{where} is not a section itself, but contains {sections[:4]}. Pass one of them to `stampy.read`."
-        )
-    if in_r:
-        return refused_file(in_r[0])
-    if packed := [p.name for p in entries if p.name.lower().endswith(_ARCHIVES)]:
-        return refuse(f"{where} is not a section: unpack {_checks.shortlist(packed)} there first.")
-    found = f"Found there: {listing(path)}."
-    tables = tables_in(path)
-    places = [p.name for p, layout in tables.items() if is_coordinates(layout)]
-    if tables:
-        lacking = "the counts" if places else "the coordinates (columns x and y)"
-        nearest = f"counts and coordinates as tables; it lacks {lacking}"
-    elif any(p.name.lower().endswith((*_IMAGES, ".png.gz", ".jpg.gz")) for p in entries):
-        nearest = "an image; it lacks the counts"
-    else:
-        return refuse(f"{where} is not a section in a format that stampy knows. {found} Looked for: {looked_for}")
-    return refuse(f"{where} is not a section in a format that stampy knows. Nearest: {nearest}. {found}")

@@ -12,15 +12,10 @@ from stampy._section.outside_links import refuse_links_in
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["is_address", "read_address"]
+__all__ = ["read_address"]
 
 _LOADERS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp",
             "https": "aiohttp"}  # fmt: skip
-
-
-def is_address(path: object) -> bool:
-    """Whether a text is an address for fsspec, not the path of a file."""
-    return isinstance(path, str) and ("://" in path or "::" in path)
 
 
 def read_address(address: str, *, backed: bool = False) -> AnnData:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["FAULTS", "Section", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
+__all__ = ["FAULTS", "SectionInput", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
+class SectionInput:
     """One section for training.
 
     Parameters
@@ -45,7 +45,7 @@ class Section:
     Examples
     --------
     >>> import stampy
-    >>> section = Section(data=stampy.datasets.toy(n_spots=30), name="mine", organ="breast")
+    >>> section = SectionInput(data=stampy.datasets.toy(n_spots=30), name="mine", organ="breast")
     >>> section.read().n_obs
     30
     """
@@ -77,7 +77,7 @@ class Section:
 
 
 if TYPE_CHECKING:  # below the class: documentation tools evaluate the aliases
-    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | Section
+    Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | SectionInput
     Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
 
@@ -112,13 +112,17 @@ def several_sections(error: SeveralSectionsError, name: str) -> str:
     which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
     return (
         f"Section {name!r}: {error.found} Pass each as a separate section{which}: "
-        f"`[train.Section(data=adata[adata.obs[{column}] == s].copy(), name=str(s)) for s in "
+        f"`[train.SectionInput(data=adata[adata.obs[{column}] == s].copy(), name=str(s)) for s in "
         f"adata.obs[{column}].unique()]`."
     )
 
 
-def one_line(error: BaseException, name: str) -> str:
-    """The message of an error about a section, in one line and without its name."""
+def one_line(error: BaseException, name: str = "") -> str:
+    """The message of an error in one line, without the name of its section and the quotes that KeyError adds.
+
+    >>> one_line(KeyError("no such key")), one_line(ValueError("Section 'a': no counts"), "a")
+    ('no such key', 'no counts')
+    """
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
 
@@ -131,8 +135,8 @@ _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, Type
           ArithmeticError)  # fmt: skip
 
 
-def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
-    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `Section` itself, or a sequence or dict of these.
+def as_sections(sections: Sections, *, all_there: bool = True) -> list[SectionInput]:
+    """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `SectionInput`, or a sequence or dict of these.
 
     The keys of a dict are the sections' names.
 
@@ -154,7 +158,7 @@ def as_sections(sections: Sections, *, all_there: bool = True) -> list[Section]:
     return found
 
 
-def _check_names(sections: Sequence[Section]) -> None:
+def _check_names(sections: Sequence[SectionInput]) -> None:
     by_name: dict[str, list[str]] = {}
     for section in sections:
         where = str(section.data) if isinstance(section.data, Path) else "in memory"
@@ -163,11 +167,11 @@ def _check_names(sections: Sequence[Section]) -> None:
     if twice:
         raise ValueError(
             f"Sections must have different names, found {_checks.shortlist(twice)}. Give each its own, by a manifest "
-            "(.tsv) with the columns path and name, or by `train.Section`."
+            "(.tsv) with the columns path and name, or by `train.SectionInput`."
         )
 
 
-def _check_files(sections: Sequence[Section]) -> None:
+def _check_files(sections: Sequence[SectionInput]) -> None:
     """Raise FileNotFoundError before anything is read where a file of any section is missing."""
     for section in sections:
         with of_section(section.name):
@@ -177,26 +181,26 @@ def _check_files(sections: Sequence[Section]) -> None:
                 _checks.existing(section.image, what="image")
 
 
-def _by_key(name: str, item: Any) -> Section:
+def _by_key(name: str, item: Any) -> SectionInput:
     """A section of a dict."""
-    if isinstance(item, Section):
+    if isinstance(item, SectionInput):
         return replace(item, name=name)
     data = _checks.existing(item, what="section") if isinstance(item, str | Path) else item
-    return Section(data=_checked(data), name=name)
+    return SectionInput(data=_checked(data), name=name)
 
 
-def _expand(sections: Iterable[Any]) -> Iterator[Section]:
+def _expand(sections: Iterable[Any]) -> Iterator[SectionInput]:
     for number, item in enumerate(sections):
-        if isinstance(item, Section):
+        if isinstance(item, SectionInput):
             yield item
         elif isinstance(item, str | Path):
             path = _checks.existing(item, what="section or manifest")
-            yield from _manifest(path) if path.suffix == ".tsv" else [Section(data=path, name=_name(path))]
+            yield from _manifest(path) if path.suffix == ".tsv" else [SectionInput(data=path, name=_name(path))]
         elif isinstance(item, pd.DataFrame):
             cells = item.astype(object).where(item.notna(), "").astype(str)
             yield from _rows_of(cells.set_axis(range(2, len(cells) + 2)), Path("manifest"))
         else:
-            yield Section(data=_checked(item), name=f"section {number}")
+            yield SectionInput(data=_checked(item), name=f"section {number}")
 
 
 def _checked(item: Any) -> Any:
@@ -217,7 +221,7 @@ def _name(path: Path) -> str:
     return path.name if path.is_dir() and path.suffix != ".zarr" else path.stem
 
 
-def _manifest(path: Path) -> Iterator[Section]:
+def _manifest(path: Path) -> Iterator[SectionInput]:
     yield from _rows_of(_table(path), path)
 
 
@@ -245,7 +249,7 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.DataFrame(list(cells.values()), index=list(cells), columns=columns, dtype=str)
 
 
-def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[Section]:
+def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[SectionInput]:
     _checks.has_key(table.columns, "path", slot=path.name, needs="A manifest names one .h5ad per row there.")
     words = ("organ", "platform", "species", "patient", "study")
     allowed = {"path", "name", "image", "um_per_px", "spot_um", *words}
@@ -254,7 +258,7 @@ def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[Section]:
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
         if not row["path"]:
             raise ValueError(f"{path.name}, line {number}: `path` is empty.")
-        yield Section(
+        yield SectionInput(
             data=path.parent / row["path"],
             name=row.get("name") or _name(path.parent / row["path"]),
             image=path.parent / row["image"] if row.get("image") else None,

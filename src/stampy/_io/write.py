@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.formats.anndata_mudata_spatialdata import hdf5_kind, is_spatialdata, is_zarr, zarr_kind
+from stampy._io.formats.anndata_mudata_spatialdata import hdf5_kind, is_spatialdata_store, is_zarr, zarr_kind
 from stampy._section.outside_links import refuse_links_h5, refuse_links_zarr
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
             return False  # a MuData, or another format under this name
     if source.is_file():
         _append_h5ad(table, keys, source, target)
-    elif is_spatialdata(source):
+    elif is_spatialdata_store(source):
         _append_spatialdata(table, keys, source, target, table_key)
     else:
         with _files.atomic_folder(target) as temporary:

@@ -1,1 +1,1 @@
-"""Spots, coordinates, image and pixel size of a section, by one set of rules for all packages."""
+"""Spots, coordinates, image and pixel size of a section, by the same rules in all packages."""

@@ -1,4 +1,4 @@
-"""Where the spots of a table are, and which section each belongs to: arrays by position, tables by column name."""
+"""Coordinates of the spots of a table, and the section of each spot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "told_apart",
 ]
 
-# x and y as the files of Space Ranger, Xenium, CosMx, MERSCOPE, Seurat, Giotto and SpatialExperiment call them
+# names of x and y in files of Space Ranger, Xenium, CosMx, MERSCOPE, Seurat, Giotto and SpatialExperiment
 _NAMES = (
     ("x", "y"),
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),
@@ -66,24 +66,24 @@ _NAMES = (
     ("centerx_global_px", "centery_global_px"),
     ("sdimx", "sdimy"),
 )
-_COLUMN_AND_ROW = (("col", "row"), ("cols", "rows"), ("column", "row"))  # of the array, where px stand beside them
-_INDICES = (("array_col", "array_row"),)  # no px: rows and columns of the array
+_COLUMN_AND_ROW = (("col", "row"), ("cols", "rows"), ("column", "row"))  # array indices if px are present too
+_INDICES = (("array_col", "array_row"),)  # never px: rows and columns of the array
 _IN_ORDER = (("0", "1"), ("1", "2"), ("spatial1", "spatial2"), ("spatial_1", "spatial_2"), ("spatial_0", "spatial_1"),
              ("v1", "v2"))  # fmt: skip
 
 
 def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, str]:
-    """The spots' centres as (n, 2) float64, x and y, and where they are from.
+    """Return the centres of the spots as (n, 2) float64, x and y, and their source.
 
     Raises
     ------
     KeyError
-        Where there are none.
+        There are no coordinates.
     TypeError, ValueError
-        Where they are no finite numbers, or it is not clear which are x and y.
+        Coordinates are not finite numbers, or the columns x and y are ambiguous.
     """
     where = f"adata.obsm['{key}']"
-    needs = f"stampy needs pixel coordinates (x, y) of the spots' centres there.{_elsewhere(adata, key)}"
+    needs = f"stampy needs pixel coordinates (x, y) of the spots' centres there.{_hint_at_coordinates(adata, key)}"
     _checks.has_key(adata.obsm, key, slot="adata.obsm", needs=needs)
     found = adata.obsm[key]
     if hasattr(found, "columns"):
@@ -103,8 +103,8 @@ def coordinates(adata: AnnData, key: str = _keys.SPATIAL) -> tuple[np.ndarray, s
     return xy, where
 
 
-def _elsewhere(adata: AnnData, key: str) -> str:
-    """Where the coordinates seem to be instead, and how to put them in place; "" where nothing looks like them."""
+def _hint_at_coordinates(adata: AnnData, key: str) -> str:
+    """Hint at coordinates stored elsewhere, with the code to copy them; "" if none are found."""
     others = [name for name in adata.obsm if "spatial" in str(name).lower() and np.shape(adata.obsm[name])[1] in (2, 3)]
     if others:
         return f" If they are in {others[0]!r}: `adata.obsm['{key}'] = adata.obsm[{others[0]!r}]`."
@@ -128,7 +128,7 @@ def _by_position(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def _by_name(table: pd.DataFrame, where: str) -> tuple[np.ndarray, str]:
-    """Columns that are called x and y; ValueError where none are, or several that differ."""
+    """Columns named x and y; ValueError if there are none, or several with different values."""
     columns = {str(c).strip().lower(): c for c in table.columns}
     found = _pairs(columns, _NAMES) or _pairs(columns, _COLUMN_AND_ROW)
     if not found and len(columns) == 2:
@@ -160,7 +160,7 @@ def _pairs(columns: dict[str, Any], known: tuple[tuple[str, str], ...]) -> list[
 
 
 def _numbers(values: np.ndarray, where: str) -> np.ndarray:
-    """As float64; digits in text are read."""
+    """Convert to float64, including numbers stored as text."""
     try:
         if values.dtype.kind == "c":
             raise TypeError("complex numbers are no coordinates")
@@ -170,12 +170,12 @@ def _numbers(values: np.ndarray, where: str) -> np.ndarray:
 
 
 class Places(NamedTuple):
-    """Where the spots of a table are, and in which section."""
+    """Coordinates and section of the spots of a table."""
 
     xy: np.ndarray  # (n, 2) float64, in px of the section's full-resolution image
     codes: np.ndarray  # (n,) int64, number of the section
-    names: list[str]  # of the sections; [""] for a table that is one section
-    source: str  # where the coordinates are from
+    names: list[str]  # names of the sections; [""] if the table is one section
+    source: str  # where the coordinates were found
 
 
 def places_of(
@@ -185,9 +185,9 @@ def places_of(
     table_key: str = _keys.TABLE,
     neighbors: bool = True,
 ) -> Places:
-    """Coordinates and section of every spot, for what needs no image.
+    """Coordinates and section of every spot, for functions that use no image.
 
-    With `neighbors` a table in which several sections lie on top of each other is refused, as by :func:`sections_of`.
+    With `neighbors`, a table in which several sections overlap raises an error, as in :func:`sections_of`.
     """
     table = _utils.table_of(data, table_key)
     places, _ = placed(data, table, library_key)
@@ -198,9 +198,9 @@ def places_of(
 
 
 def side_by_side(places: Places) -> np.ndarray:
-    """Coordinates (n, 2) with the sections shifted apart, so that spots of two sections are never neighbours.
+    """Coordinates (n, 2) with the sections shifted apart, so that spots of different sections are never neighbours.
 
-    The first section stays where it is.
+    The first section is not shifted.
     """
     xy = places.xy.copy()
     extents = [np.ptp(xy[places.codes == code], axis=0).max() for code in range(len(places.names))]
@@ -217,7 +217,7 @@ def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) ->
     Raises
     ------
     KeyError
-        Where there are none.
+        There are no coordinates.
     """
     return places_of(data, table_key=table_key, neighbors=False).xy
 
@@ -225,7 +225,7 @@ def coordinates_of(data: AnnData | SpatialData, table_key: str = _keys.TABLE) ->
 def library_key_of(
     data: AnnData | SpatialData, library_key: str | None = None, table_key: str = _keys.TABLE
 ) -> str | None:
-    """The column that tells the sections apart: `library_key`, or that of several regions of a SpatialData."""
+    """Column that separates the sections: `library_key`, or that of several regions of a SpatialData."""
     table = _utils.table_of(data, table_key)
     if library_key is not None or data is table or not elements.is_linked(data, table):
         return library_key
@@ -233,7 +233,7 @@ def library_key_of(
 
 
 def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
-    """As `library_key_of`; or, with a warning, the one column whose values are the entries of ``uns["spatial"]``."""
+    """Like `library_key_of`; else, with a warning, the only column with the entries of ``uns["spatial"]`` as values."""
     table = _utils.table_of(data, table_key)
     key = library_key_of(data, library_key, table_key)
     libraries = libraries_of(table)
@@ -267,7 +267,7 @@ def has_images(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> boo
 def placed(
     data: AnnData | SpatialData, table: AnnData, library_key: str | None
 ) -> tuple[Places, dict[str, Region | None]]:
-    """Coordinates and sections of all spots; the region in which each section lies."""
+    """Coordinates and section of all spots, and the region of each section."""
     if data is table or not elements.is_linked(data, table):
         xy, source = coordinates(table)
         return Places(xy, *_checks.libraries(table, library_key), source), {}

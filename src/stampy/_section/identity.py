@@ -1,4 +1,4 @@
-"""A hash of everything in a section that decides a result. Resume, caches and corpora compare it."""
+"""Hash of everything in a section that determines results, compared by resume, caches and corpora."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stampy import _files, _keys, _utils
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
-from stampy._section.libraries import Library, libraries_of, library_named, named_file, source_of
+from stampy._section.libraries import Library, image_path_of, libraries_of, library_named, named_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["digest_of_references", "digest_of_section"]
 
-_ROWS = 4096  # of a matrix that is not in memory
-_WHOLE_VALUES = 2**28  # of a raster that is not in memory
+_ROWS = 4096  # rows per block of a matrix on disk
+_WHOLE_VALUES = 2**28  # a raster on disk up to this size is hashed whole
 
 
 def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> str:
-    """A hash (32 hexadecimal characters) of a section: all counts, names, coordinates, images and scale factors.
+    """Hash (32 hexadecimal characters) of a section: counts, names, coordinates, images and scale factors.
 
-    Every value of ``X``, of the layers and of ``obsm["spatial"]`` counts, as do the names of spots, names and text
-    columns of ``var``, all of ``uns["spatial"]``, the full-resolution image that it refers to, and of a SpatialData its
-    images, labels and shapes. Columns of ``obs`` count only where they link a SpatialData or name entries of
-    ``uns["spatial"]``; results do not count.
+    The hash covers all values of ``X``, layers and ``obsm["spatial"]``; names of spots; names and text columns of
+    ``var``; all of ``uns["spatial"]`` and the full-resolution image that it refers to; and images, labels and shapes of
+    a SpatialData. Columns of ``obs`` are included only if they link a SpatialData or name entries of
+    ``uns["spatial"]``. Results are not included.
 
     Examples
     --------
@@ -54,10 +54,10 @@ def digest_of_section(data: AnnData | SpatialData, *, table_key: str = _keys.TAB
 
 
 def digest_of_references(table: AnnData) -> str:
-    """A hash of what lies outside of a table's own file or decides its scale: ``uns["spatial"]`` and named images."""
+    """Hash of ``uns["spatial"]``, which determines the scale, and of the image files that it refers to."""
     parts = [_tree(table.uns.get(_keys.UNS_SPATIAL))]
     for library in _libraries(table).values():
-        parts += _referred(library)
+        parts += _referred_images(library)
     return _files.digest(parts)
 
 
@@ -79,11 +79,11 @@ def _table(table: AnnData) -> Iterator[str]:
     libraries = _libraries(table)
     yield from _library_columns(table.obs, libraries)
     for library in libraries.values():
-        yield from _referred(library)
+        yield from _referred_images(library)
 
 
 def _libraries(table: AnnData) -> dict[str, Library]:
-    """The entries of ``uns["spatial"]``; none where its layout is refused later, or not needed."""
+    """Entries of ``uns["spatial"]``; none if their layout is invalid (refused later, if they are used)."""
     try:
         return libraries_of(table)
     except TypeError:
@@ -91,14 +91,14 @@ def _libraries(table: AnnData) -> dict[str, Library]:
 
 
 def _coordinates(found: Any) -> str:
-    """Of a table the names too: they tell which column is x."""
+    """Includes the column names of a table, which define x and y."""
     if hasattr(found, "columns"):
         return f"{[str(c) for c in found.columns]} {_files.digest_of_arrays(np.asarray(found))}"
     return _matrix(found) if sparse.issparse(found) else _files.digest_of_arrays(np.asarray(found))
 
 
 def _library_columns(obs: pd.DataFrame, libraries: Mapping[str, Library]) -> Iterator[str]:
-    """Columns of ``obs`` that tell which of several entries of ``uns["spatial"]`` a spot belongs to."""
+    """Columns of ``obs`` that assign spots to the entries of ``uns["spatial"]``."""
     for column in obs.columns if len(libraries) > 1 else ():
         if obs[column].dtype.kind in "bfcmM":
             continue
@@ -107,15 +107,15 @@ def _library_columns(obs: pd.DataFrame, libraries: Mapping[str, Library]) -> Ite
             yield f"obs.{column} {_files.digest(found)}"
 
 
-def _referred(library: Library) -> Iterator[str]:
-    """The image files that an entry of ``uns["spatial"]`` names, where they are there."""
-    for name in (source_of(library), *map(named_file, library.get("images", {}).values())):
+def _referred_images(library: Library) -> Iterator[str]:
+    """Existing image files to which an entry of ``uns["spatial"]`` refers."""
+    for name in (image_path_of(library), *map(named_file, library.get("images", {}).values())):
         if name and (path := Path(name).expanduser()).is_file():
             yield f"file {_files.digest_of_file(path)}"
 
 
 def _frame(name: str, frame: pd.DataFrame) -> Iterator[str]:
-    """Names and text; numbers about genes decide nothing."""
+    """Names and text columns; numeric columns of ``var`` do not affect results."""
     yield f"{name} {_files.digest(frame.index)}"
     for column in frame.columns:
         if name == "obs" or frame[column].dtype.kind not in "biufcmM":
@@ -137,7 +137,7 @@ def _matrix(matrix: Any) -> str:
 
 
 def _tree(value: Any) -> str:
-    """A text that identifies nested dicts, lists, arrays and plain values."""
+    """Text that identifies nested dicts, lists, arrays and plain values."""
     if isinstance(value, Mapping):
         return repr(sorted((str(k), _tree(v)) for k, v in value.items()))
     if isinstance(value, np.ndarray):
@@ -152,7 +152,7 @@ def _tree(value: Any) -> str:
 
 
 def _elements(data: SpatialData) -> Iterator[str]:
-    """Images, labels and shapes of a SpatialData, with their transformations."""
+    """Images, labels and shapes of a SpatialData with their transformations."""
     from spatialdata.transformations import get_transformation
 
     for name, element in sorted(data.images.items()):
@@ -170,7 +170,7 @@ def _elements(data: SpatialData) -> Iterator[str]:
 
 
 def _raster(element: Any) -> str:
-    """The finest scale of labels: all of it if small, else bands spread over it."""
+    """Finest scale of labels: whole if small, else bands spread over it."""
     array = element.data if hasattr(element, "data") else next(iter(element.children.values()))["image"].data
     rows = array.shape[0]
     if array.size <= _WHOLE_VALUES:

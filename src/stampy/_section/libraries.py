@@ -1,4 +1,4 @@
-"""The sections (libraries) of a table: the entries of `uns["spatial"]`, and sections that lie on top of each other."""
+"""Sections (libraries) of a table: entries of `uns["spatial"]`, and detection of overlapping sections."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "SeveralSectionsError",
     "check_one_section",
     "has_image",
+    "image_path_of",
     "images_of",
     "is_single",
     "libraries_of",
@@ -28,65 +29,63 @@ __all__ = [
     "matching_columns",
     "named_file",
     "section_column",
-    "source_of",
     "warn_of_indices",
 ]
 
-REFUSED = "refused_image_path"  # in place of `source_image_path`, in memory alone, see `image.choose`
+REFUSED = "refused_image_path"  # replaces `source_image_path` in memory, never on disk; see `image.choose`
 _PARTS = ("images", "scalefactors", "metadata")
-_IS_SINGLE = "is_single"  # CELLxGENE: whether the table holds one section
+_IS_SINGLE = "is_single"  # flag of CELLxGENE: whether the table contains a single section
 
 
 class Library(TypedDict, total=False):
-    """An entry of ``uns["spatial"]`` as Space Ranger's readers write it; its contents are unchecked."""
+    """Entry of ``uns["spatial"]`` in the layout of Space Ranger's readers; its contents are not checked."""
 
-    images: dict[str, Any]  # pixels (h, w, channels), or the path of a file
+    images: dict[str, Any]  # pixels (h, w, channels) or the path of a file
     scalefactors: dict[str, Any]
     metadata: dict[str, Any]
 
 
 def libraries_of(adata: AnnData) -> dict[str, Library]:
-    """The sections in ``uns["spatial"]`` by name, each a dict whose images, scale factors and metadata are dicts.
+    """Sections in ``uns["spatial"]`` by name, each a dict of dicts: images, scale factors, metadata.
 
-    Keys that are no text become text. Flags and texts beside the sections (`is_single` of CELLxGENE) are left aside. A
-    single section that lies there without a name is called "spatial".
+    Keys are converted to text. Flags and text next to the sections (`is_single` of CELLxGENE) are ignored. A single
+    section without a name is called "spatial".
 
     Raises
     ------
     TypeError
-        Where the entry, or a part of it, is laid out in another way; where there is no section, but text or None in
-        the place of one.
+        The layout of the entry or a part of it is unknown, or it contains text or None instead of a section.
     """
     found = adata.uns.get(_keys.UNS_SPATIAL)
     if found is None:
         return {}
     where = f"adata.uns['{_keys.UNS_SPATIAL}']"
     if not isinstance(found, Mapping):
-        raise _laid_out(where, found)
+        raise _layout_error(where, found)
     if any(isinstance(found.get(part), Mapping) and not _is_library(found[part]) for part in _PARTS[:2]):
         return {_keys.UNS_SPATIAL: _parts(found, where)}
     sections: dict[str, Library] = {}
     for key, entry in found.items():
         if isinstance(entry, Mapping):
             sections[str(key)] = _parts(entry, f"{where}[{key!r}]")
-        elif np.ndim(entry) > 1:  # a picture, or a table: nothing that may be left aside
-            raise _laid_out(f"{where}[{key!r}]", entry)
+        elif np.ndim(entry) > 1:  # an image or a table must not be ignored
+            raise _layout_error(f"{where}[{key!r}]", entry)
     odd = [key for key, entry in found.items() if not _is_flag(entry)]
     if not sections and odd and _IS_SINGLE not in found:
-        raise _laid_out(f"{where}[{odd[0]!r}]", found[odd[0]])
+        raise _layout_error(f"{where}[{odd[0]!r}]", found[odd[0]])
     return sections
 
 
 def is_single(adata: AnnData) -> bool | None:
-    """What CELLxGENE's flag says about the table: True for one section, False for several, None where it is missing."""
+    """CELLxGENE's flag: True for a single section, False for several, None if it is missing."""
     found = adata.uns.get(_keys.UNS_SPATIAL)
     flag = found.get(_IS_SINGLE) if isinstance(found, Mapping) else None
-    flag = _lone(flag)
+    flag = _single_value(flag)
     return bool(flag) if isinstance(flag, bool | np.bool_) else None
 
 
 def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
-    """The key of a section: its name, or the same whole number written in another way (1 and 1.0)."""
+    """Key of a section: its name, or the same whole number in another notation (1 and 1.0)."""
     if name in libraries:
         return name
     try:
@@ -97,33 +96,33 @@ def library_named(libraries: Mapping[str, Library], name: str) -> str | None:
 
 
 def has_image(library: Library) -> bool:
-    """Whether an entry of ``uns["spatial"]`` has pixels, or says where the full-resolution image is."""
-    return bool(images_of(library) or source_of(library) or library.get("metadata", {}).get(REFUSED))
+    """Whether an entry of ``uns["spatial"]`` has pixels or the path of a full-resolution image."""
+    return bool(images_of(library) or image_path_of(library) or library.get("metadata", {}).get(REFUSED))
 
 
 def images_of(library: Mapping[str, object]) -> dict[str, object]:
-    """The images of an entry of ``uns["spatial"]`` but for placeholders: None, and arrays without values."""
+    """Images of an entry of ``uns["spatial"]``, without placeholders (None, empty arrays)."""
     images = cast("Mapping[str, object]", library.get("images", {}))
     return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
 
 
 def named_file(image: object) -> str:
-    """The path that is stored in place of an image's pixels, or ""."""
-    image = _lone(image)
+    """Path that is stored instead of the pixels of an image, or ""."""
+    image = _single_value(image)
     return str(image) if isinstance(image, str | Path) else ""
 
 
-def source_of(library: Library) -> str:
+def image_path_of(library: Library) -> str:
     """Path of the full-resolution image, or ""."""
-    path = _lone(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
+    path = _single_value(library.get("metadata", {}).get(_keys.SOURCE_IMAGE))
     if isinstance(path, bytes):
         path = path.decode()
     return str(path) if path is not None and str(path) not in _keys.NO_LABELS else ""
 
 
 def _is_flag(entry: Any) -> bool:
-    """Whether an entry is a flag or a number, which tells something beside the sections."""
-    return isinstance(_lone(entry), bool | int | float | np.bool_ | np.number)
+    """Whether an entry is a flag or number rather than a section."""
+    return isinstance(_single_value(entry), bool | int | float | np.bool_ | np.number)
 
 
 def _is_library(entry: Mapping[str, Any]) -> bool:
@@ -136,8 +135,8 @@ def _parts(entry: Mapping[str, Any], where: str) -> Library:
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
-    """A part as a dict: R's lists come as tables of one row, as JSON, or (empty) as arrays without values."""
-    part = _lone(part)
+    """Convert a part to a dict; files written by R contain one-row tables, JSON text, or empty arrays."""
+    part = _single_value(part)
     if part is None or (not isinstance(part, Mapping | str | bytes) and np.size(part) == 0):
         return {}
     if isinstance(part, str | bytes):
@@ -150,18 +149,18 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if hasattr(part, "to_dict"):
         part = part.to_dict()
     if not isinstance(part, Mapping):
-        raise _laid_out(where, part)
+        raise _layout_error(where, part)
     return {str(key): value for key, value in part.items()}
 
 
-def _lone(value: Any) -> Any:
-    """The value in an array or list of one."""
+def _single_value(value: Any) -> Any:
+    """The value in an array or list of length one, else the argument."""
     if isinstance(value, np.ndarray) and value.size == 1:
         return value.reshape(-1)[0]
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
-def _laid_out(where: str, found: Any) -> TypeError:
+def _layout_error(where: str, found: Any) -> TypeError:
     return TypeError(
         f"`{where}` must contain images and scale factors by section, a dict of dicts; found "
         f"{type(found).__name__}. Read "
@@ -169,28 +168,28 @@ def _laid_out(where: str, found: Any) -> TypeError:
     )
 
 
-FEWEST = 20  # spots; fewer tell nothing
-COINCIDENT = 0.01  # share of the spots at the place of another: cells whose centres are rounded stay far below
-PLACELESS = 3  # spots at one place, where no other spots coincide
-CLOSE = (0.2, 0.6)  # of the median distance of neighbours: pairs so near are rare on one section
+MIN_SPOTS = 20  # minimum number of spots for these checks
+COINCIDENT = 0.01  # fraction of coincident spots; rounding of cell centres stays far below it
+MIN_UNPLACED = 3  # coincident spots, all at one position, that suggest missing coordinates
+CLOSE = (0.2, 0.6)  # of the median neighbour distance; closer pairs are rare within one section
 CLOSE_SHARE = 0.015
-RARELY = 0.25  # of the pairs that chance would put in one section
-ENOUGH_PAIRS = 20
-MOST_SECTIONS = 1000
-MOST_INDEX = 700  # of rows and columns: Visium has 128, that of 11 mm 223
+MAX_SHARE_OF_CHANCE = 0.25  # of the pairs expected by chance to share a section
+MIN_PAIRS = 20
+MAX_SECTIONS = 1000
+MAX_INDEX = 700  # highest row or column; Visium has 128, with 11 mm 223
 
 
 class SeveralSectionsError(ValueError):
-    """A table is taken for one section and holds several.
+    """A table that should be one section contains several.
 
     Parameters
     ----------
     found
-        What says so.
+        The evidence, for the message.
     columns
-        Columns of ``obs`` that may tell the sections apart.
+        Columns of ``obs`` that may separate the sections.
     remedy
-        What to do where the caller takes a `library_key`.
+        What to do if the caller accepts a `library_key`.
     """
 
     def __init__(self, found: str, columns: list[str], remedy: str):
@@ -210,35 +209,35 @@ def check_one_section(
     library_key: str | None,
     given: object = None,
 ) -> None:
-    """Raise SeveralSectionsError where several lie on top of each other and nothing tells them apart.
+    """Raise SeveralSectionsError if sections overlap and no column separates them.
 
-    That is so where ``uns["spatial"]`` names several (and no image is `given` for the whole table), where more than 1 %
-    of the spots are at the place of another, or where the nearest neighbours are of different values of a column of
-    ``obs`` far more often than by chance. Cells and bins of one section do none of this, however dense they are. Where
-    the sections were told apart, coinciding spots are warned about.
+    Evidence: several entries in ``uns["spatial"]`` (and no image `given` for the whole table); more than 1% of the
+    spots at the position of another; or nearest neighbours that differ in a column of ``obs`` far more often than by
+    chance. Dense cells or bins of a single section meet none of these conditions. If the sections are separated,
+    coincident spots give a warning.
     """
     if library_key is not None or codes.any():
         _warn_of_coincident(table, xy, codes, library_key)
         return
     if given is None and (len(libraries) > 1 or is_single(table) is False) and section_column(table, libraries) is None:
         _raise_several(table, libraries)
-    if len(xy) < FEWEST:
+    if len(xy) < MIN_SPOTS:
         return
     together = _coincident(xy)
-    _check_placeless(xy, together)
+    _check_unplaced(xy, together)
     if together.mean() > COINCIDENT:
         apart = [c for c, values in _columns(table) if not _coincident(xy, values).mean() > COINCIDENT]
         found = f"{int(together.sum())} of {len(xy)} spots have the coordinates of another spot"
-        raise _overlaid(found, matching_columns(table, libraries) or apart)
-    crowded = _crowded(table, xy)
+        raise _overlap_error(found, matching_columns(table, libraries) or apart)
+    crowded = _separating_columns(table, xy)
     if crowded:
-        raise _overlaid("the spots of several sections are interleaved", crowded)
+        raise _overlap_error("the spots of several sections are interleaved", crowded)
 
 
 def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
-    """Warn where coordinates are Visium's rows and columns: whole numbers whose sum is even (or odd) at every spot."""
+    """Warn if coordinates are Visium's rows and columns: whole numbers whose sums are all even or all odd."""
     first = xy[codes == codes[0]]
-    if len(first) < FEWEST or np.abs(first).max() > MOST_INDEX or not np.array_equal(first, np.rint(first)):
+    if len(first) < MIN_SPOTS or np.abs(first).max() > MAX_INDEX or not np.array_equal(first, np.rint(first)):
         return
     if len(np.unique(first.sum(axis=1) % 2)) == 1 and (grid := lattice(first)) is not None and grid.pitch < 2:
         _checks.warn(
@@ -249,7 +248,7 @@ def warn_of_indices(xy: np.ndarray, codes: np.ndarray) -> None:
 
 
 def section_column(table: AnnData, libraries: Mapping[str, Library]) -> str | None:
-    """The one of several entries of ``uns["spatial"]`` to which the whole table belongs by a column of ``obs``."""
+    """Entry of ``uns["spatial"]`` to which all spots of the table belong, according to a column of ``obs``."""
     named = set()
     for column in table.obs.columns:
         values = table.obs[column]
@@ -270,7 +269,7 @@ def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     raise SeveralSectionsError(f"{found}.", columns, remedy)
 
 
-def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
+def _overlap_error(found: str, columns: list[str]) -> SeveralSectionsError:
     if columns:
         remedy = (
             f"Name the column of `adata.obs` that separates the sections with `library_key=`{_hint(columns)}. If it "
@@ -285,11 +284,11 @@ def _overlaid(found: str, columns: list[str]) -> SeveralSectionsError:
     return SeveralSectionsError(found, columns, remedy)
 
 
-def _check_placeless(xy: np.ndarray, together: np.ndarray) -> None:
-    """Raise (or warn, of few) where all coinciding spots are at one place, such as (0, 0): they have no position."""
+def _check_unplaced(xy: np.ndarray, together: np.ndarray) -> None:
+    """Raise (or warn, if few) if all coincident spots are at one position, such as (0, 0): coordinates are missing."""
     places = np.unique(xy[together], axis=0)
     n = int(together.sum())
-    if n < PLACELESS or len(places) > 1:
+    if n < MIN_UNPLACED or len(places) > 1:
         return
     x, y = map(float, places[0])
     says = (
@@ -307,7 +306,7 @@ def _hint(columns: list[str]) -> str:
 
 def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, library_key: str | None) -> None:
     together = _coincident(xy, codes)
-    if len(xy) < FEWEST or together.mean() <= COINCIDENT:
+    if len(xy) < MIN_SPOTS or together.mean() <= COINCIDENT:
         return
     apart = [c for c, v in _columns(table) if c != library_key and not _coincident(xy, v, codes).mean() > COINCIDENT]
     _checks.warn(
@@ -317,7 +316,7 @@ def _warn_of_coincident(table: AnnData, xy: np.ndarray, codes: np.ndarray, libra
 
 
 def _coincident(xy: np.ndarray, *codes: np.ndarray) -> np.ndarray:
-    """Which spots are at the place of another with the same codes, (n,) bool."""
+    """Spots at the position of another spot with the same codes, (n,) bool."""
     keys = [xy[:, 0], xy[:, 1], *codes]
     order = np.lexsort(keys)
     same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
@@ -328,24 +327,24 @@ def _coincident(xy: np.ndarray, *codes: np.ndarray) -> np.ndarray:
 
 
 def _columns(table: AnnData) -> Iterator[tuple[str, np.ndarray]]:
-    """Columns of ``obs`` that may name sections, as codes: text, categories or whole numbers, of which two or more."""
+    """Columns of ``obs`` that may name sections, as codes: text, categories or integers with at least two values."""
     for name in table.obs.columns:
         values = table.obs[name]
         if pd.api.types.is_float_dtype(values) or str(name).startswith("array_") or values.isna().any():
             continue
         codes, found = pd.factorize(values)
-        if 2 <= len(found) <= min(MOST_SECTIONS, len(values) // 3):
+        if 2 <= len(found) <= min(MAX_SECTIONS, len(values) // 3):
             yield str(name), codes
 
 
 def matching_columns(table: AnnData, libraries: Mapping[str, Library]) -> list[str]:
-    """Columns whose values are entries of ``uns["spatial"]``."""
+    """Columns whose values are all entries of ``uns["spatial"]``."""
     found = ((name, set(table.obs[name].astype(str).unique())) for name, _ in _columns(table))
     return [name for name, values in found if values <= set(libraries)]
 
 
-def _crowded(table: AnnData, xy: np.ndarray) -> list[str]:
-    """Columns by which nearest neighbours differ far more often than by chance, the surest first."""
+def _separating_columns(table: AnnData, xy: np.ndarray) -> list[str]:
+    """Columns in which nearest neighbours differ far more often than by chance, strongest evidence first."""
     some = np.arange(0, len(xy), max(1, len(xy) // QUERIES))
     distances, others = (found[:, 0] for found in nearest(xy, 1, some=some))
     pairs = [some] if lattice(xy) is None else []
@@ -361,7 +360,7 @@ def _crowded(table: AnnData, xy: np.ndarray) -> list[str]:
         chance = float((np.bincount(codes) ** 2.0).sum() / len(codes) ** 2)
         for close in which:
             same = float((codes[some[close]] == codes[others[close]]).mean())
-            if same < RARELY * chance and close.sum() * chance >= ENOUGH_PAIRS:
+            if same < MAX_SHARE_OF_CHANCE * chance and close.sum() * chance >= MIN_PAIRS:
                 found.append((same, int(codes.max()), name))
                 break
     return [name for *_, name in sorted(found)]

@@ -1,17 +1,17 @@
-"""The one k-d tree: which spots lie nearest, for groups, smoothing, coherence and the grid."""
+"""Nearest spots by a k-d tree, for groups, smoothing, coherence and grid detection."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
 
-__all__ = ["Tree", "graph", "nearest", "neighbour_distances", "place_distance"]
+__all__ = ["Tree", "graph", "nearest", "neighbour_distances", "spot_distance"]
 
-CHUNK = 1 << 18  # spots of one query: scipy's answer is four times as large as what is kept of it
+CHUNK = 1 << 18  # spots per query; scipy's result is four times as large as the part that is kept
 
 
 class Tree:
-    """Spots of one section, sorted for queries.
+    """k-d tree of the spots of one section.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Tree:
         self._tree = KDTree(xy)
 
     def distances(self, at: np.ndarray, k: int, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Distances (m, k) from the places `at` to their `k` nearest spots, nearest first, and the spots' rows."""
+        """Distances (m, k) from the points `at` to their `k` nearest spots, ascending, and the rows of these spots."""
         return self._tree.query(at, k=range(1, k + 1), workers=threads)
 
     def rows(self, at: np.ndarray, k: int) -> np.ndarray:
@@ -36,19 +36,19 @@ class Tree:
         return near
 
     def within(self, at: np.ndarray, radius: float) -> list[list[int]]:
-        """Rows of the spots not farther than `radius` from each place."""
+        """Rows of the spots within `radius` of each point."""
         return list(self._tree.query_ball_point(at, radius))
 
 
 def nearest(xy: np.ndarray, k: int, *, some: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest other spots of each spot, nearest first; of spots at the same place, the others count.
+    """The `k` nearest other spots of each spot, in ascending distance; coincident spots count as neighbours.
 
     Parameters
     ----------
     xy
         (n, 2) coordinates, n > k.
     some
-        Rows (m,) that are asked for; None: all.
+        Rows (m,) to query; None: all.
 
     Returns
     -------
@@ -62,14 +62,14 @@ def nearest(xy: np.ndarray, k: int, *, some: np.ndarray | None = None) -> tuple[
     rows = np.arange(len(xy)) if some is None else np.asarray(some)
     distances, found = Tree(xy).distances(xy[rows], k + 1)
     own = found == rows[:, None]
-    own[~own.any(axis=1), -1] = True  # of many spots at one place the spot itself may not be among the nearest
+    own[~own.any(axis=1), -1] = True  # among more than k coincident spots, the spot itself may be missing
     return distances[~own].reshape(len(rows), k), found[~own].reshape(len(rows), k)
 
 
 def neighbour_distances(xy: np.ndarray, some: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from `some` places (m, 2) to their `k` nearest spots, in rising order, and which spots these are.
+    """Ascending distances from `some` points (m, 2) to their `k` nearest spots, and the rows of these spots.
 
-    NaN, and last, where there are fewer spots, and for spots at the very same place (itself, mostly).
+    NaN, at the end, for missing neighbours and for spots at the same position (usually the spot itself).
     """
     distances, spots = Tree(xy).distances(some, min(k, len(xy)))
     distances[distances == 0] = np.nan
@@ -77,8 +77,8 @@ def neighbour_distances(xy: np.ndarray, some: np.ndarray, k: int) -> tuple[np.nd
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(spots, order, axis=1)
 
 
-def place_distance(xy: np.ndarray) -> float:
-    """Median distance of the places at which there are spots to the nearest other place; 1 if there is one place."""
+def spot_distance(xy: np.ndarray) -> float:
+    """Median distance between nearest distinct positions of spots; 1 if there is a single position."""
     places = np.unique(xy, axis=0)
     if len(places) == 1:
         return 1.0
@@ -86,23 +86,23 @@ def place_distance(xy: np.ndarray) -> float:
 
 
 def graph(xy: np.ndarray, k: int, codes: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Each spot's `k` nearest others of the same section, (n, n) of ones; the same graph as squidpy's.
+    """Graph of the `k` nearest spots in the same section, (n, n) with value 1; identical to squidpy's.
 
     Parameters
     ----------
     xy
         (n, 2) coordinates.
     k
-        Fewer than the spots of any section.
+        Number of neighbours, below the number of spots in every section.
     codes
-        (n,) section of each spot; None: one.
+        (n,) section of each spot; None: a single section.
 
     Examples
     --------
     >>> graph(np.array([[0.0, 0], [1, 0], [3, 0]]), 1).toarray().astype(int).tolist()
     [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
     """
-    from sklearn.neighbors import NearestNeighbors  # spots equally far: it decides as squidpy does
+    from sklearn.neighbors import NearestNeighbors  # breaks ties between equidistant spots as squidpy does
 
     n = len(xy)
     columns = np.empty((n, k), dtype=np.int64)

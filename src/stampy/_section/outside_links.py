@@ -1,7 +1,8 @@
-"""Refuse inputs that link to other files: links in HDF5, zarr, ZIP and TIFF are found without following them."""
+"""Refuse inputs that link to other files; links in HDF5, zarr, ZIP and TIFF are found without following them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from stampy import _checks
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     import tifffile
 
 __all__ = [
+    "VARIABLE",
     "LinkError",
+    "Rule",
     "leads_out",
+    "named_images",
     "refuse_links",
     "refuse_links_h5",
     "refuse_links_in",
@@ -33,25 +37,44 @@ __all__ = [
 _ZARR_METADATA = ("zarr.json", ".zattrs")
 _ZARR_MARKS = (*_ZARR_METADATA, ".zgroup")
 _MAX_METADATA_BYTES = 2**28
-# An AnnData reaches each group once. A few more paths to a group are harmless; doubling them per level is not.
-_MAX_WAYS = 10
-_SOUND: set[tuple[int, ...]] = set()  # files that were checked already: a section passes several checks
-_MOST_SOUND = 256
+# AnnData has one path to each group. A few more are harmless, but links that double at every level are not.
+_MAX_PATHS_PER_GROUP = 10
+_CHECKED_FILES: set[tuple[int, ...]] = set()  # files that were checked before, since a section passes several checks
+_MAX_CHECKED_FILES = 256
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _INDEX_ENTRY = re.compile(r"^\s*(\w*FILE\w*)\s*=\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+VARIABLE = "STAMPY_NAMED_IMAGES"
+Rule = Literal["anywhere", "below"]
+
+
+@contextlib.contextmanager
+def named_images(rule: Rule) -> Iterator[None]:
+    """Set where images named by a section may lie, for this process and those started in the block.
+
+    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
+    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
+    """
+    if VARIABLE in os.environ:
+        yield
+        return
+    os.environ[VARIABLE] = rule
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
 
 
 class LinkError(ValueError):
-    """A file links outside of itself, or in a circle."""
+    """A file has a link that leads outside of it or in a circle."""
 
 
 def refuse_links(path: str | Path) -> None:
-    """Refuse an HDF5 file, a zarr store or a ZIP archive that leads out of itself; anything else is not looked at.
+    """Refuse an HDF5 file, zarr store or ZIP archive with links to the outside; other files are not checked.
 
     Raises
     ------
     LinkError
-        With the name of the link and where it leads.
+        There is such a link; the message names it and its target.
     ValueError
         The file is damaged.
     """
@@ -76,10 +99,9 @@ def _refused(path: Path, name: str, what: str) -> LinkError:
 
 
 def refuse_links_h5(path: str | Path) -> None:
-    """Refuse external links, external storage, virtual datasets, and links that lead round in a circle.
+    """Refuse external links, external storage, virtual datasets, and circular links.
 
-    Soft links to another place in the file are allowed. Each group is visited once, and no link is followed out of the
-    file.
+    Soft links within the file are allowed. Each group is visited once, and no link out of the file is followed.
     """
     import h5py
 
@@ -87,29 +109,29 @@ def refuse_links_h5(path: str | Path) -> None:
     with _checks.readable(path):
         mark = path.stat()
         signature = (mark.st_dev, mark.st_ino, mark.st_size, mark.st_mtime_ns, mark.st_ctime_ns)
-        if signature in _SOUND:
+        if signature in _CHECKED_FILES:
             return
         with h5py.File(path, "r", locking=False) as file:
             _walk(file, path)
-    if len(_SOUND) >= _MOST_SOUND:
-        _SOUND.clear()
-    _SOUND.add(signature)
+    if len(_CHECKED_FILES) >= _MAX_CHECKED_FILES:
+        _CHECKED_FILES.clear()
+    _CHECKED_FILES.add(signature)
 
 
 def refuse_links_in(file: h5py.File, name: str) -> None:
-    """The same for an open file, which has this name in messages."""
+    """Like `refuse_links_h5` for an open file; `name` is used in messages."""
     _walk(file, Path(name))
 
 
 def _walk(file: h5py.File, path: Path) -> None:
-    """Depth first, counting the paths into each group, so that doubled links can't multiply.
+    """Traverse depth first and count the paths into each group, so that repeatedly doubled links are refused.
 
-    By identifiers of HDF5: the objects that h5py makes of them take ten times as long.
+    Uses HDF5 identifiers; creating h5py objects would take ten times as long.
     """
     import h5py
 
     root = file["/"].id
-    ways: dict[Any, int] = {}  # objects that a reader meets below a group, by the group's address
+    ways: dict[Any, int] = {}  # address of a group -> number of objects that a reader meets below it
     open_groups: set[Any] = {_address(root)}
     stack: list[tuple[h5py.h5g.GroupID, Iterator[bytes], list[int]]] = [(root, iter(list(root)), [1])]
     while stack:
@@ -120,7 +142,7 @@ def _walk(file: h5py.File, path: Path) -> None:
             key = _address(group)
             open_groups.discard(key)
             ways[key] = total[0]
-            if total[0] > _MAX_WAYS * len(ways) + 100_000:
+            if total[0] > _MAX_PATHS_PER_GROUP * len(ways) + 100_000:
                 what = f"a group that leads to {total[0]:,} objects by links to one another"
                 raise _refused(path, os.fsdecode(h5py.h5i.get_name(group)), what)
             if stack:
@@ -154,7 +176,7 @@ def _place(group: Any, name: bytes) -> str:
 
 
 def _child(group: Any, name: bytes, path: Path) -> Any:
-    """The identifier of the object behind a link, once it is known that it lies in this file."""
+    """Identifier of the object behind a link, after checking that it is in this file."""
     import h5py
 
     kind = group.links.get_info(name).type
@@ -163,7 +185,7 @@ def _child(group: Any, name: bytes, path: Path) -> Any:
         what = f"an external link to {os.fsdecode(target)!r} in the file {os.fsdecode(filename)!r}"
         raise _refused(path, _place(group, name), what)
     if kind == h5py.h5l.TYPE_SOFT:
-        return _behind_soft_link(h5py.Group(group), os.fsdecode(name), _place(group, name), path).id
+        return _soft_link_target(h5py.Group(group), os.fsdecode(name), _place(group, name), path).id
     if kind != h5py.h5l.TYPE_HARD:
         raise _refused(path, _place(group, name), "a link of a type that HDF5 does not define")
     found = h5py.h5o.open(group, name)
@@ -174,8 +196,8 @@ def _child(group: Any, name: bytes, path: Path) -> Any:
     return found
 
 
-def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> Any:
-    """The target of a soft link, resolved step by step: one step on the way may be an external link."""
+def _soft_link_target(group: h5py.Group, name: str, where: str, path: Path) -> Any:
+    """Target of a soft link, resolved step by step, since any step may be an external link."""
     import h5py
 
     steps, here, n_links = [name], group, 0
@@ -196,7 +218,7 @@ def _behind_soft_link(group: h5py.Group, name: str, where: str, path: Path) -> A
         here = here[step]
         if steps and not isinstance(here, h5py.Group):
             raise _refused(path, where, f"a soft link through {step!r}, which is not a group")
-    return here  # a dataset there is checked at its own place
+    return here  # datasets are checked where they are stored
 
 
 def _check_dataset(dataset: h5py.Dataset, where: str, path: Path) -> None:
@@ -212,9 +234,9 @@ def _check_dataset(dataset: h5py.Dataset, where: str, path: Path) -> None:
 
 
 def refuse_links_zarr(path: str | Path) -> None:
-    """Refuse symbolic links and special files anywhere below a store, and metadata that name places outside of it.
+    """Refuse symbolic links and special files below a store, and metadata with paths that lead outside.
 
-    The store itself may be reached by a link: that one the user named.
+    The path of the store itself may be a symbolic link, since the user chose it.
     """
     root = Path(path)
     folders = [os.fspath(root)]
@@ -233,7 +255,7 @@ def refuse_links_zarr(path: str | Path) -> None:
 
 
 def _check_metadata(file: Path, root: Path, name: str) -> None:
-    """Refuse paths of OME-NGFF metadata that lead out of the store: their reader joins them to the store's folder."""
+    """Refuse paths in OME-NGFF metadata that lead out of the store; readers join them to the store's folder."""
     if file.stat().st_size > _MAX_METADATA_BYTES:
         raise ValueError(
             f"The metadata {str(file)!r} has {file.stat().st_size:,} bytes; an intact store has far fewer."
@@ -258,7 +280,7 @@ def _check_metadata(file: Path, root: Path, name: str) -> None:
 
 
 def leads_out(target: str) -> bool:
-    r"""Whether a path is absolute, an address, or goes upwards.
+    r"""Whether a path is absolute, a URL, or leads upwards.
 
     >>> [leads_out(p) for p in ("0", "labels/0", "/etc", "../x", "a\\..\\b", "s3://bucket/x", "C:x")]
     [False, False, True, True, True, True, True]
@@ -268,7 +290,7 @@ def leads_out(target: str) -> bool:
 
 
 def refuse_links_zip(path: str | Path) -> None:
-    """Refuse members of a ZIP archive that would be written outside of a folder, or that are links."""
+    """Refuse members of a ZIP archive that are links or would be written outside the target folder."""
     path = Path(path)
     with _checks.readable(path):
         try:
@@ -287,7 +309,7 @@ def refuse_links_zip(path: str | Path) -> None:
 
 
 def refuse_tiff_references(tiff: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a TIFF whose pixels lie in other files; call this before `tiff.series`, which would open them."""
+    """Refuse a TIFF with pixels in other files. Call this before accessing `tiff.series`, which opens them."""
     for name, kind in (("is_mmstack", "Micro-Manager"), ("is_ndtiff", "NDTiff")):
         if getattr(tiff, name, False):
             raise _refused(path, kind, "a set of several files. Export the image as one OME-TIFF")
@@ -306,13 +328,13 @@ def refuse_tiff_references(tiff: tifffile.TiffFile, path: Path) -> None:
             raise _refused(path, "OME-XML", f"metadata kept in the file {element.get('MetadataFile')!r}")
         if kind != "UUID":
             continue
-        own = own if own is not None else element.text  # without a UUID of its own, the first is this file's
+        own = own if own is not None else element.text  # the first element without a UUID refers to this file
         if element.text != own:
             raise _refused(path, "TiffData", f"pixels of the file {element.get('FileName')!r}")
 
 
 def refuse_slide_references(path: Path) -> None:
-    """Refuse whole slides whose index names files beyond their folder (.mrxs, .vms, .vmu; others are one file)."""
+    """Refuse whole slides whose index names files outside their folder (.mrxs, .vms, .vmu; others are single files)."""
     if path.suffix.lower() not in _INDEX_SUFFIXES:
         return
     index = path.with_suffix("") / "Slidedat.ini" if path.suffix.lower() == ".mrxs" else path

@@ -1,4 +1,4 @@
-"""How large a pixel is: from the grid of spots, spots and fiducials of known size, or as an image file states it."""
+"""Pixel size from the grid of spots, from spots and fiducials of known size, or as stated by an image file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Lattice", "PixelSize", "infer_um_per_px", "lattice", "openslide_um_per_px", "tiff_um_per_px"]
 
-QUERIES = 5_000  # spots sampled to find the grid; more do not change the result
+QUERIES = 5_000  # number of sampled spots; more do not change the result
 
 
 class Platform(NamedTuple):
-    """A grid of spots: µm between neighbours, µm across a spot, and the µm that files may give for the latter."""
+    """Grid of spots: distance and diameter in µm, and the range of diameters that files may give, in µm."""
 
     name: str
     pitch_um: float
@@ -30,33 +30,33 @@ class Platform(NamedTuple):
     usual_um: tuple[float, float]
 
 
-# Visium's spots have 55 µm, but `spot_diameter_fullres` spans "a theoretical 65 µm spot", 60 to 70 µm by version.
+# Visium's spots are 55 µm wide, but `spot_diameter_fullres` is that of "a theoretical 65 µm spot", 60 to 70 µm.
 _PLATFORMS = {
     "hexagonal": Platform("Visium", 100.0, 55.0, (45.0, 80.0), (45.0, 80.0)),
     "square": Platform("ST", 200.0, 100.0, (80.0, 160.0), (80.0, 125.0)),
 }
-_SPOT_TOLERANCE = 0.05  # the spots' diameter fixes the scale where it agrees this well with the grid
-_FIDUCIAL_UM = 105.0  # of Visium's frame, as every Space Ranger version writes it
+_SPOT_TOLERANCE = 0.05  # use the spot diameter if it agrees with the grid within this fraction
+_FIDUCIAL_UM = 105.0  # of Visium's frame, in all versions of Space Ranger
 _FIDUCIAL_TO_SPOT = (1.4, 1.95)
-_TOUCHING = 1.05  # bins are as wide as they are apart, spots less
-_CONTRADICTION = 0.15  # sizes of a pixel that differ by more can't both be right
+_TOUCHING = 1.05  # bins touch, spots do not
+_CONTRADICTION = 0.15  # pixel sizes that differ by more contradict each other
 _NEAR = 0.03
-_INDEX_PITCH = 2.5  # rows and columns of an array are 1 or 2 apart
+_INDEX_PITCH = 2.5  # rows and columns of an array differ by 1 or 2
 FIDUCIAL = "fiducial_diameter_fullres"
-GIVE = "Pass `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
+REMEDY = "Pass `um_per_px=` (µm per pixel of the full-resolution image) or `spot_um=` (the spots' diameter in µm)."
 
 
 class Lattice(NamedTuple):
-    """The grid on which spots lie; `pitch` is the distance between neighbours in the units of the coordinates."""
+    """Grid of the spots; `pitch` is the distance between neighbours in the units of the coordinates."""
 
     kind: Literal["hexagonal", "square"]
     pitch: float
 
 
 def lattice(xy: np.ndarray) -> Lattice | None:
-    """The regular grid on which the spots lie, at any rotation and with missing spots; None where there is none.
+    """Find the regular grid of the spots, at any rotation and with missing spots; None if there is none.
 
-    The directions to the nearest neighbours have six-fold or four-fold order (a bond order parameter near 1).
+    The directions to nearest neighbours must have six-fold or four-fold order (bond order parameter near 1).
 
     Examples
     --------
@@ -65,17 +65,17 @@ def lattice(xy: np.ndarray) -> Lattice | None:
     """
     key = hashlib.blake2b(np.ascontiguousarray(xy).data, digest_size=16).digest()
     try:
-        return _LATTICES[key]
+        return _LATTICE_CACHE[key]
     except KeyError:
         found = _lattice(xy)
-    if len(_LATTICES) >= _MOST_LATTICES:
-        _LATTICES.clear()
-    _LATTICES[key] = found
+    if len(_LATTICE_CACHE) >= _LATTICE_CACHE_SIZE:
+        _LATTICE_CACHE.clear()
+    _LATTICE_CACHE[key] = found
     return found
 
 
-_LATTICES: dict[bytes, Lattice | None] = {}  # of the sections seen last: checks of one section ask more than once
-_MOST_LATTICES = 4
+_LATTICE_CACHE: dict[bytes, Lattice | None] = {}  # recent results, since the checks of a section repeat the query
+_LATTICE_CACHE_SIZE = 4
 
 
 def _lattice(xy: np.ndarray) -> Lattice | None:
@@ -100,7 +100,7 @@ def _lattice(xy: np.ndarray) -> Lattice | None:
 
 
 class PixelSize(NamedTuple):
-    """µm per pixel of the full-resolution image, where it comes from, and what to warn about (or "")."""
+    """µm per pixel of the full-resolution image, its source, and a doubt to warn about (or "")."""
 
     um_per_px: float
     source: str
@@ -164,7 +164,7 @@ def infer_um_per_px(xy: np.ndarray, scalefactors: Mapping[str, object], *, spot_
 
 
 def doubt_of_grid(grid: Lattice | None, um_per_px: float) -> str:
-    """What speaks against a size of a pixel that was stated: a hexagonal grid that is not Visium's, or ""."""
+    """Doubt about a stated pixel size: a hexagonal grid that does not match Visium, or ""."""
     if grid is None or grid.kind != "hexagonal" or abs(grid.pitch * um_per_px / 100 - 1) <= _CONTRADICTION:
         return ""
     return (
@@ -188,7 +188,7 @@ def check_units(xy: np.ndarray, grid: Lattice | None, scalefactors: Mapping[str,
 
 
 def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, object]) -> str:
-    """Which unit the coordinates seem to have, and what to do; "" where none explains them."""
+    """Likely unit of the coordinates and the remedy, as a sentence; "" if unknown."""
     spot_px = _positive(scalefactors, "spot_diameter_fullres")
     platform = _PLATFORMS[grid.kind]
     if grid.pitch < _INDEX_PITCH and np.array_equal(xy, np.rint(xy)):
@@ -216,7 +216,7 @@ def likely_unit(xy: np.ndarray, grid: Lattice, scalefactors: Mapping[str, object
 def _check_stated(
     grid: Lattice | None, um_per_px: float, spot_px: float | None, scalefactors: Mapping[str, Any]
 ) -> None:
-    """Raise ValueError where spots that are as wide and as far apart as Visium's contradict `microns_per_pixel`."""
+    """Raise ValueError if spots with Visium's ratio of width to distance contradict `microns_per_pixel`."""
     if not doubt_of_grid(grid, um_per_px) or grid is None or spot_px is None:
         return
     low, high = (um / 100 for um in _PLATFORMS["hexagonal"].plausible_um)
@@ -225,12 +225,12 @@ def _check_stated(
         raise ValueError(
             f"`microns_per_pixel` ({um_per_px:.4g}) contradicts the spots, which would be {wide:.4g} µm wide and "
             f"{apart:.4g} µm apart; on the hexagonal grid of Visium they are 55 to 70 µm wide and 100 µm apart "
-            f"({100 / grid.pitch:.4g} µm per px). {GIVE}"
+            f"({100 / grid.pitch:.4g} µm per px). {REMEDY}"
         )
 
 
 def _agrees(grid: Lattice | None, fiducial_px: float) -> bool:
-    """Whether Visium's fiducials and its grid give the same size of a pixel."""
+    """Whether Visium's fiducials and grid give the same pixel size."""
     if grid is None or grid.kind != "hexagonal":
         return False
     return abs(fiducial_px * 100 / grid.pitch / _FIDUCIAL_UM - 1) <= _CONTRADICTION
@@ -251,7 +251,7 @@ def _unknown(grid: Lattice | None, scalefactors: Mapping[str, Any]) -> str:
 
 
 def _from_grid(grid: Lattice | None, spot_px: float | None, fiducial_px: float | None) -> PixelSize | None:
-    """From the distance of neighbours; a known diameter must also match the platform."""
+    """From the distance between neighbours; the diameter, if known, must also match the platform."""
     if grid is None:
         return None
     platform = _PLATFORMS[grid.kind]
@@ -295,31 +295,31 @@ def _from_spot(
         raise ValueError(
             f"The platform is not known: the spots lie {grid.pitch:.4g} px apart on a {grid.kind} grid and are "
             f"{spot_px:.4g} px wide, which is neither Visium (hexagonal, 100 µm apart, 55 to 70 µm wide) nor ST "
-            f"(square, 200 µm apart, 100 µm wide). {likely_unit(xy, grid, scalefactors) + ' ' if near else ''}{GIVE}"
+            f"(square, 200 µm apart, 100 µm wide). {likely_unit(xy, grid, scalefactors) + ' ' if near else ''}{REMEDY}"
         )
     um_per_px = _PLATFORMS["hexagonal"].spot_um / spot_px
     return PixelSize(
         um_per_px,
         "assumed: Visium spots of 55 µm",
         f"The platform cannot be determined from the positions of {len(xy)} spots, because they form no regular "
-        f"grid; Visium spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {GIVE}",
+        f"grid; Visium spots of 55 µm were assumed ({um_per_px:.4g} µm per px). {REMEDY}",
     )
 
 
 def _positive(scalefactors: Mapping[str, Any], key: str) -> float | None:
-    """The scale factor, or None where it is missing; ValueError where it is no positive number."""
+    """Scale factor, None if it is missing; ValueError if it is not a positive number."""
     if scalefactors.get(key) is None:
         return None
     return _checks.factor(scalefactors, key)
 
 
-_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}  # OME writes µm if it writes nothing
+_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}  # OME's default unit is µm
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
-_PLAUSIBLE_UM = (0.05, 10.0)  # what lies outside is a printer's resolution (72 dpi: 353 µm), not a microscope's
+_PLAUSIBLE_UM = (0.05, 10.0)  # outside this range, e.g. a printer's resolution (72 dpi: 353 µm)
 
 
 def tiff_um_per_px(tiff: tifffile.TiffFile, number: int) -> float | None:
-    """µm per pixel of the finest level of series `number`, None where the file does not say."""
+    """µm per pixel of the finest level of series `number`; None if the file does not state it."""
     page = tiff.series[number].keyframe
     found = None
     if tiff.is_ome:
@@ -330,7 +330,7 @@ def tiff_um_per_px(tiff: tifffile.TiffFile, number: int) -> float | None:
 
 
 def openslide_um_per_px(properties: Mapping[str, str]) -> float | None:
-    """µm per pixel by OpenSlide's properties, the mean of both directions."""
+    """µm per pixel from OpenSlide's properties, averaged over both directions."""
     values = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
     known = [v for v in values if v is not None]
     return _plausible(sum(known) / len(known)) if known else None
@@ -344,7 +344,7 @@ def _ome(xml: str, series: int) -> float | None:
     size = re.search(r'\bPhysicalSizeX="([^"]+)"', tag)
     unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', tag)
     value = _number(size[1]) if size else None
-    factor = _UM.get(unit[1].replace("\u03bc", "µ") if unit else "µm")  # two characters look like a mu
+    factor = _UM.get(unit[1].replace("\u03bc", "µ") if unit else "µm")  # micro sign or Greek mu
     return None if value is None or factor is None else value * factor
 
 

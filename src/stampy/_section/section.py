@@ -1,4 +1,4 @@
-"""Spots, image and pixel size of the sections in an AnnData or SpatialData. All packages take them from here."""
+"""Spots, image and pixel size of the sections in an AnnData or SpatialData, used by all packages."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from stampy._section.coordinates import (
     side_by_side,
     told_apart,
 )
-from stampy._section.image.checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
     Library,
     check_one_section,
+    image_path_of,
     images_of,
     libraries_of,
     library_named,
     section_column,
-    source_of,
 )
 from stampy._section.pixel_size import PixelSize, doubt_of_grid, infer_um_per_px, lattice, likely_unit
 from stampy._section.spatialdata_elements import Region
@@ -57,56 +57,56 @@ __all__ = [
     "told_apart",
 ]
 
-_APART = 0.3  # of the size of a pixel: files that were rescaled often keep a size that is somewhat off
+_SCALE_TOLERANCE = 0.3  # of the pixel size; rescaled images often state a slightly wrong size
 Need = Literal["image", "scale", "neighbors"]
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedSection:
-    """One section: its spots, and its image and pixel size, which are found when first used.
+    """One section: its spots, and its image and pixel size, which are found on first use.
 
-    Coordinates are in px of the full-resolution image, the unit in which `adata.obsm["spatial"]` and the shapes of a
-    SpatialData are given. In a SpatialData they lie in the axes of the coordinate system (`global` where there is one),
-    so an element that is turned, flipped or stretched there is drawn as it lies.
+    Coordinates are in px of the full-resolution image, the unit of `adata.obsm["spatial"]` and of the shapes of a
+    SpatialData. For a SpatialData they are in the axes of the coordinate system (`global` if it exists), so an element
+    that is rotated, reflected or stretched there is drawn in that orientation.
     """
 
-    name: str  # "" for a table that is one section
+    name: str  # "" if the table is one section
     rows: np.ndarray  # (m,) rows of the table
     xy: np.ndarray  # (m, 2) float64
-    source: str  # where the coordinates are from
-    library_name: str | None  # the key in uns["spatial"], None where there is no entry
-    library: Mapping[str, Any]  # the entry: images, scalefactors, metadata; {} where there is none
+    source: str  # where the coordinates were found
+    library_name: str | None  # key in uns["spatial"]; None without entry
+    library: Mapping[str, Any]  # the entry: images, scalefactors, metadata; {} without entry
     factors: Mapping[str, Any]  # scale factors, in the units of the coordinates
     wishes: Wishes
-    region: Region | None = None  # of a SpatialData
-    sdata: Any = None  # a SpatialData that has images
+    region: Region | None = None  # region of a SpatialData
+    sdata: Any = None  # SpatialData with images
 
     @property
     def title(self) -> str:
-        """What plots call it: its name, or that of its entry in `uns["spatial"]`."""
+        """Title in plots: its name, or that of its entry in `uns["spatial"]`."""
         return self.name or self.library_name or ""
 
     @property
     def spot_px(self) -> float | None:
-        """Diameter of a spot; None where it is not known."""
+        """Diameter of a spot in px; None if unknown."""
         if self.factors.get("spot_diameter_fullres") is None:
             return None
         return _checks.factor(self.factors, "spot_diameter_fullres")
 
     @cached_property
     def image(self) -> SlideImage | None:
-        """The finest image, or the one asked for, opened and not read; None where the section has none.
+        """The finest or the selected image, opened but not read; None without image.
 
         Raises
         ------
         KeyError, ValueError
-            Where the image asked for is not there, or it is not clear which is meant.
+            The selected image does not exist, or the choice is ambiguous.
         """
         return self._found[0]
 
     @property
     def note(self) -> str:
-        """What to tell the user about the choice of the image, or ""."""
+        """Message about the choice of the image, or ""."""
         return self._found[1]
 
     @cached_property
@@ -123,7 +123,7 @@ class PlacedSection:
 
     @cached_property
     def image_xy(self) -> np.ndarray:
-        """Centres of the spots (m, 2) in px of `image`. Over `image.scale` they are in px of the full resolution."""
+        """Centres of the spots (m, 2) in px of `image`; divided by `image.scale`, in px of the full resolution."""
         image = self.require_image()
         if self.wishes.image is None and self.region is not None and self.sdata is not None:
             return elements.apply(self._to_image(image.name), self.region.xy)
@@ -131,7 +131,7 @@ class PlacedSection:
 
     @cached_property
     def image_to_xy(self) -> np.ndarray:
-        """From px of `image` to the coordinates of the spots, affine (3, 3)."""
+        """Affine matrix (3, 3) from px of `image` to the coordinates of the spots."""
         image = self.require_image()
         if self.wishes.image is None and self.region is not None and self.sdata is not None:
             system = elements.shared_systems(self.region.element, self.sdata.images[image.name])[0]
@@ -142,7 +142,7 @@ class PlacedSection:
 
     @cached_property
     def pixel(self) -> PixelSize | None:
-        """Size of a px of the full-resolution image, its source and what is doubtful; None where it is not known."""
+        """Pixel size of the full-resolution image, with its source and doubt; None if unknown."""
         try:
             return self.require_pixel()
         except ValueError:
@@ -154,13 +154,13 @@ class PlacedSection:
         return self.require_pixel().um_per_px / self.require_image().scale
 
     def require_image(self) -> SlideImage:
-        """The image; KeyError where there is none."""
+        """The image; KeyError without image."""
         if self.image is None:
             raise KeyError(self._no_image())
         return self.image
 
     def require_pixel(self) -> PixelSize:
-        """The size of a pixel; ValueError where it is not known."""
+        """The pixel size; ValueError if it is unknown."""
         return self._pixel
 
     @cached_property
@@ -175,15 +175,15 @@ class PlacedSection:
             raise
 
     def _stated_um_per_px(self) -> float | None:
-        """µm per pixel of the full-resolution image, as the file of the image says it."""
-        named = self.wishes.image is not None or bool(source_of(self.library))  # type: ignore[arg-type]
+        """µm per pixel of the full-resolution image, as stated by the image file."""
+        named = self.wishes.image is not None or bool(image_path_of(self.library))  # type: ignore[arg-type]
         image = self.image if named else None
         return None if image is None or image.um_per_px is None else image.um_per_px * image.scale
 
     def doubt_of_file(self) -> str:
-        """What to warn about if the file of the image states another size of a pixel than was found; else ""."""
+        """Warning if the image file states another pixel size than was found; else ""."""
         stated, found = self._stated_um_per_px(), self.require_pixel()
-        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _APART:
+        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _SCALE_TOLERANCE:
             return ""
         return (
             f"{self.prefix}The image file states {stated:.4g} µm per px, where {found.um_per_px:.4g} was found "
@@ -191,7 +191,7 @@ class PlacedSection:
         )
 
     def _contradiction(self) -> str:
-        """What speaks against the size of a pixel that the user gave, and against the unit of the coordinates."""
+        """Doubt about the pixel size given by the user, or about the unit of the coordinates."""
         if self.spot_px is None:
             return ""
         grid = lattice(self.xy)
@@ -208,11 +208,11 @@ class PlacedSection:
 
     @property
     def prefix(self) -> str:
-        """How messages about it begin."""
+        """Prefix of messages about the section."""
         return f"Section {self.name!r}: " if self.name else ""
 
     def _to_image(self, key: str) -> np.ndarray:
-        """From the region's own units to px of an image of the SpatialData, (3, 3)."""
+        """Matrix (3, 3) from the units of the region to px of an image of the SpatialData."""
         image = self.sdata.images[key]
         system = elements.shared_systems(self.region.element, image)[0]  # type: ignore[union-attr]
         to_world = elements.affine(self.region.element, system)  # type: ignore[union-attr]
@@ -243,34 +243,34 @@ def sections_of(
     needs: Collection[Need] = (),
     notes: list[str] | None = None,
 ) -> list[PlacedSection]:
-    """The sections of a table, in the order of their names.
+    """Sections of a table, ordered by name.
 
-    Sections are told apart by `library_key`; without it the regions of a SpatialData are the sections, and an AnnData
-    is one section.
+    Sections are separated by `library_key`. Without it, the sections are the regions of a SpatialData, or the whole
+    table of an AnnData.
 
     Parameters
     ----------
     data
         AnnData with ``obsm["spatial"]``, or a SpatialData whose table annotates shapes, labels or points.
     wishes
-        What the user said about image and scale.
+        Image and scale as specified by the user.
     library_key
         Column of ``obs`` that names the section of each spot.
     table_key
         The table of a SpatialData.
     needs
-        What is looked for at once, and must be there: ``"image"``, ``"scale"``. ``"neighbors"`` (and ``"image"``)
-        refuse a table in which several sections lie on top of each other.
+        Find the ``"image"`` or ``"scale"`` now, or raise an error. ``"neighbors"`` and ``"image"`` raise an error if
+        several sections overlap.
     notes
-        Where to put what the user is to know; None: it is warned about.
+        List to which messages are appended; None: messages are warnings.
 
     Raises
     ------
     KeyError
-        Where there are no coordinates, no such column, or no image that is needed.
+        There are no coordinates, no such column, or no image although it is needed.
     ValueError
-        Where it is not clear which image is meant, most spots lie outside it, the size of its pixels is needed and not
-        known, or several sections lie on top of each other.
+        The choice of the image is ambiguous, most spots are outside it, the pixel size is needed and unknown, or
+        several sections overlap.
     """
     wishes = wishes or Wishes()
     table = _utils.table_of(data, table_key)
@@ -306,7 +306,7 @@ def sections_of(
             )
         )
     for section in found:
-        for note in _satisfy(section, needs, table, libraries):
+        for note in _resolve_needs(section, needs, table, libraries):
             _checks.warn(note) if notes is None else notes.append(note)
     return found
 
@@ -314,7 +314,7 @@ def sections_of(
 def _library_names(
     table: AnnData, libraries: Mapping[str, Library], names: list[str], library_key: str | None
 ) -> dict[str, str | None]:
-    """The entry of `uns["spatial"]` for each section: that with its name, or the only one for the only section."""
+    """Entry of `uns["spatial"]` for each section: that of the same name, or the only entry for the only section."""
     found = {name: library_named(libraries, name) for name in names}
     if len(names) == 1 and found[names[0]] is None and library_key is None:
         alone = next(iter(libraries)) if len(libraries) == 1 else section_column(table, libraries)
@@ -322,10 +322,10 @@ def _library_names(
     return found
 
 
-def _satisfy(
+def _resolve_needs(
     section: PlacedSection, needs: Collection[Need], table: AnnData, libraries: Mapping[str, Library]
 ) -> Iterator[str]:
-    """Find what is needed; yield what is doubtful."""
+    """Find what is needed; yield warnings."""
     if "image" in needs:
         if section.wishes.image is None and section.sdata is None and section.library_name is None:
             _no_library(section, table, libraries)
@@ -342,12 +342,12 @@ def _satisfy(
 
 
 def _no_library(section: PlacedSection, table: AnnData, libraries: Mapping[str, Library]) -> None:
-    """Raise for a section whose image is needed and that has no entry in `uns["spatial"]`."""
+    """Raise for a section that needs an image but has no entry in `uns["spatial"]`."""
     _checks.has_key(
         table.uns, _keys.UNS_SPATIAL, slot="adata.uns", needs="stampy needs the image there, or pass it with `image=`."
     )
     if not libraries:
-        held = table.uns[_keys.UNS_SPATIAL] or {}  # None, or a dict of what is no section
+        held = table.uns[_keys.UNS_SPATIAL] or {}  # may be None, or a dict without sections
         entries = ", ".join(f"{key!r}: {type(entry).__name__}" for key, entry in held.items())
         raise KeyError(
             "`adata.uns['spatial']` has no section: a section is a dict with `images` and `scalefactors` there; found "

@@ -1,6 +1,6 @@
-"""Where the spots of a SpatialData are: the shapes, labels or points that its table annotates.
+"""Coordinates of a SpatialData's spots: the shapes, labels or points that its table annotates.
 
-spatialdata is imported inside the functions alone.
+spatialdata is imported only inside functions.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _LINK = "spatialdata_attrs"
 
 
 class Region(NamedTuple):
-    """The spots of one element that the table annotates."""
+    """Spots of one element that the table annotates."""
 
     name: str
-    rows: np.ndarray  # (m,) of the table
+    rows: np.ndarray  # (m,) rows of the table
     element: Any
     kind: str  # "shapes", "labels" or "points"
-    xy: np.ndarray  # (m, 2) centres in the element's own units
-    diameter: float | None  # of its circles, in the same units
+    xy: np.ndarray  # (m, 2) centres in units of the element
+    diameter: float | None  # of circles, in units of the element
 
 
 def is_linked(sdata: SpatialData, table: AnnData) -> bool:
-    """Whether the table says where its spots are and the elements are there.
+    """Whether the table names elements for its spots and at least one of them exists.
 
-    A table whose elements were all left out stands for itself if it has coordinates.
+    A table whose elements are all missing is used alone if it has coordinates.
     """
     link = table.uns.get(_LINK)
     if link is None or not {"region_key", "instance_key"} <= set(link):
@@ -53,20 +53,20 @@ def is_linked(sdata: SpatialData, table: AnnData) -> bool:
 
 
 def several_regions(table: AnnData) -> str | None:
-    """The column that names the element of each spot, where they are several."""
+    """Column with the element of each spot, if there is more than one element."""
     key = table.uns[_LINK]["region_key"]
     return key if len(set(_of_row(table, key))) > 1 else None
 
 
 def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:
-    """The elements that a table annotates, with the centres of its spots, in order of their names.
+    """Elements that a table annotates, with the centres of their spots, ordered by name.
 
     Raises
     ------
     KeyError
-        Where the table names an element that is not there.
+        The table names an element that does not exist.
     ValueError
-        Where spots are not in their element, or have no finite coordinates.
+        Spots are not in their element, or have no finite coordinates.
     """
     link = table.uns[_LINK]
     of_row = _of_row(table, link["region_key"])
@@ -88,7 +88,7 @@ def regions_of(sdata: SpatialData, table: AnnData) -> list[Region]:
 
 
 def shared_systems(*elements: Element) -> list[str]:
-    """Coordinate systems that all elements know, `global` first."""
+    """Coordinate systems shared by all elements, `global` first."""
     from spatialdata.transformations import get_transformation
 
     shared = set.intersection(*(set(get_transformation(e, get_all=True)) for e in elements))
@@ -96,7 +96,7 @@ def shared_systems(*elements: Element) -> list[str]:
 
 
 def affine(element: Element, system: str) -> np.ndarray:
-    """From the x and y of an element to those of a coordinate system, (3, 3)."""
+    """Affine matrix (3, 3) from x and y of an element to those of a coordinate system."""
     from spatialdata.models import get_axes_names
     from spatialdata.transformations import get_transformation
 
@@ -106,7 +106,7 @@ def affine(element: Element, system: str) -> np.ndarray:
 
 
 def apply(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Points (m, 2) moved by an affine matrix (3, 3)."""
+    """Transform points (m, 2) by an affine matrix (3, 3)."""
     return xy @ matrix[:2, :2].T + matrix[:2, 2]
 
 
@@ -171,7 +171,7 @@ def _of_points(points: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, No
 
 
 def _of_labels(labels: Any, ids: np.ndarray, where: str) -> tuple[np.ndarray, None]:
-    """Mean of the pixels of each label; pixel i covers [i, i + 1)."""
+    """Mean pixel position of each label; pixel i covers [i, i + 1)."""
     known, xy = label_centroids(labels, where)
     return xy[_places(pd.Index(known), ids, where)], None
 
@@ -180,9 +180,9 @@ _CENTRES = {"shapes": _of_shapes, "labels": _of_labels, "points": _of_points}
 
 
 def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tuple[np.ndarray, np.ndarray]:
-    """Labels of a raster except the background 0, ascending, and their centroids (k, 2), x and y.
+    """Labels of a raster without the background 0, ascending, and their centroids (k, 2), x and y.
 
-    A block is in memory at a time. The result is kept as long as the element lives and its pixels stay the same.
+    Reads one block at a time. The result is cached while the element exists and its pixels do not change.
     """
     raster = labels
     if hasattr(labels, "children") and not hasattr(labels, "data"):  # several scales, the finest first
@@ -204,12 +204,12 @@ def label_centroids(labels: DataArray | DataTree, where: str = "labels") -> tupl
     return found
 
 
-# Cache of centroids by the identity of an element. The name of a dask array changes with its pixels.
+# Centroids by identity of the element; the name of a dask array changes with its pixels.
 _computed: dict[int, tuple[weakref.ref[Any], tuple[Any, ...], tuple[np.ndarray, np.ndarray]]] = {}
 
 
 def _state(raster: Any) -> tuple[Any, ...] | None:
-    """What decides the centroids of a raster; None where it may be changed in place."""
+    """Everything that determines the centroids of a raster; None if its pixels can change in place."""
     name = getattr(raster.data, "name", None)
     if name is None:
         return None
@@ -230,7 +230,7 @@ def _centroids(raster: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(labels: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of a raster as they are stored, with y of their rows and x of their columns."""
+    """Stored blocks of a raster, with y of their rows and x of their columns."""
     labels = labels.transpose("y", "x")
     y, x = (labels[axis].to_numpy().astype(np.float64) for axis in ("y", "x"))
     chunks = labels.chunks or tuple((n,) for n in labels.shape)

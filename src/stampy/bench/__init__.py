@@ -1,12 +1,13 @@
 """Benchmarks: data sets x systems x tasks, computed with the functions of `stampy.tl`, as one tidy DataFrame."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from stampy import _imports
+
 if TYPE_CHECKING:
-    from ._config import Config, DataSet, Reported, Section, System, Task, read_config
+    from ._config import Config, DataSet, Reported, SectionConfig, System, Task, read_config
+    from ._config_names import configs
     from ._export import to_html, to_latex, to_markdown
-    from ._names import configs
     from ._paper.pieces import Piece, pieces
     from ._paper.protocol import comparison, protocol
     from ._run import run
@@ -17,7 +18,7 @@ __all__ = [
     "DataSet",
     "Piece",
     "Reported",
-    "Section",
+    "SectionConfig",
     "System",
     "Task",
     "comparison",
@@ -35,9 +36,9 @@ __all__ = [
 ]
 
 _WHERE = {
-    "_config": ("Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"),
+    "_config": ("Config", "DataSet", "Reported", "SectionConfig", "System", "Task", "read_config"),
     "_export": ("to_html", "to_latex", "to_markdown"),
-    "_names": ("configs",),
+    "_config_names": ("configs",),
     "_paper.pieces": ("Piece", "pieces"),
     "_paper.protocol": ("comparison", "protocol"),
     "_run": ("run",),
@@ -48,9 +49,14 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     # PEP 562: an unknown name of a config, or a missing file, is answered before pandas and torch are imported.
+    if name == "Section":
+        from stampy import _checks
+
+        _checks.warn("`stampy.bench.Section` is deprecated; its new name is `stampy.bench.SectionConfig`.")
+        name = "SectionConfig"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

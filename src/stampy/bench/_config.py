@@ -11,9 +11,9 @@ from typing import Any, Literal
 from stampy import _checks, datasets, models, tl
 from stampy.models._systems.cards import BENCHMARKS
 
-from ._names import FIELDS, TASKS, config_path, configs, raw_config
+from ._config_names import FIELDS, TASKS, config_path, configs, raw_config
 
-__all__ = ["Config", "DataSet", "Reported", "Section", "System", "Task", "read_config"]
+__all__ = ["Config", "DataSet", "Reported", "SectionConfig", "System", "Task", "read_config"]
 
 MODALITIES = ("gene", "image", "fused")
 SCHEMES = ("blocks", "random", "section", "patient")
@@ -22,7 +22,7 @@ NOT_FOR_SYSTEMS = {"adata", "model", "modality", "level", "device", "show_progre
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class SectionConfig:
     """One section.
 
     Parameters
@@ -88,7 +88,7 @@ class DataSet:
     """
 
     name: str
-    sections: tuple[Section, ...] = ()
+    sections: tuple[SectionConfig, ...] = ()
     labels: str | None = None
     folds: Literal["blocks", "random", "section", "patient"] = "blocks"
     n_folds: int = 5
@@ -301,16 +301,16 @@ def _dataset(raw: Any) -> DataSet:
     return DataSet(**{**{k: v for k, v in raw.items() if k != "source"}, "sections": sections})
 
 
-def _section(raw: Any) -> Section:
+def _section(raw: Any) -> SectionConfig:
     raw = {"source": raw} if isinstance(raw, str) else raw
-    _known_fields("a section", raw, _fields(Section))
+    _known_fields("a section", raw, _fields(SectionConfig))
     source = str(raw.get("source", ""))
     if not is_path(source) and source.split(":")[0] != "toy":
         known = [n for n in datasets.names() if datasets.info(n).kind != "vocabulary"]
         _checks.one_of("section", source, [*known, "toy", "PATH.h5ad"])
     if raw.get("part") is not None and "=" not in str(raw["part"]):
         raise ValueError(f"`part` of a section must be COLUMN=VALUE, found {raw['part']!r}.")
-    return Section(**{"name": Path(source).stem if is_path(source) else source, **raw})
+    return SectionConfig(**{"name": Path(source).stem if is_path(source) else source, **raw})
 
 
 def is_path(source: str) -> bool:

@@ -17,10 +17,10 @@ import stampy
 from stampy import _checks, _files, _keys, datasets, models, tl
 from stampy._section.identity import digest_of_section
 from stampy._section.section import coordinates_of
-from stampy.tl._methods.clustering import smoothed
+from stampy.tl._embedding.context import smoothed
 
-from ._config import DataSet, Section, System, is_path
-from ._paper.load import labels_of, read_section
+from ._config import DataSet, SectionConfig, System, is_path
+from ._paper.load_sections import labels_of, read_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,9 @@ class LoadedSection:
         return self.adata.n_vars > 0
 
 
-def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverified: bool = False) -> LoadedSection:
+def load_section(
+    section: SectionConfig, data: DataSet, folder: Path, *, allow_unverified: bool = False
+) -> LoadedSection:
     """Read a section and give it the columns that the tasks use; raises one of `MISSING` if it is not available."""
     adata = _read(section, folder, allow_unverified)
     adata.obs[SECTION] = section.name
@@ -62,7 +64,7 @@ def load_section(section: Section, data: DataSet, folder: Path, *, allow_unverif
     return LoadedSection(section.name, adata, digest_of_section(adata), labels)
 
 
-def _read(section: Section, folder: Path, allow_unverified: bool) -> AnnData:
+def _read(section: SectionConfig, folder: Path, allow_unverified: bool) -> AnnData:
     if section.source.split(":")[0] == "toy":
         seed = section.source.partition(":")[2]
         return datasets.toy(rng=int(seed or 0))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stampy import _checks
 
-from ._names import TASKS, TaskKind
+from ._config_names import TASKS, TaskKind
 from ._table import OVERALL, SEPARATOR, skipped, summary
 
 __all__ = ["Sheet", "sheets", "to_html", "to_latex", "to_markdown"]

@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 
 import stampy
 from stampy import _checks, _files, _utils, datasets, models
+from stampy._io.sections import one_line
 from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
+from ._config_names import TABLES, TASKS
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
-from ._names import TABLES, TASKS
-from ._paper.load import on_folder, with_models
+from ._paper.load_sections import on_folder, with_models
 from ._paper.pieces import Found, look
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
@@ -333,16 +334,6 @@ class _DataSetRun:
 
     def _skipped(self, system: System, task: Task, section: str, reason: str) -> dict[str, Any]:
         return {**self._head(system, task), "section": section, "status": "skipped", "reason": reason}
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line, without the quotes that a KeyError puts around it.
-
-    >>> one_line(KeyError("no such key"))
-    'no such key'
-    """
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 ANSWERS = {True: "yes", False: "no", None: "unknown"}

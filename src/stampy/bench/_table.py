@@ -12,10 +12,10 @@ import pandas as pd
 
 from stampy import _checks, _files
 
-from ._names import TASKS
+from ._config_names import TASKS
 
 if TYPE_CHECKING:
-    from ._config import Config, DataSet, Section
+    from ._config import Config, DataSet, SectionConfig
     from ._paper.pieces import Found
 
 __all__ = ["RESULTS", "about_results", "read_results", "skipped", "summary", "tidy", "write_results"]
@@ -93,7 +93,7 @@ def _about(data: DataSet) -> DataSetAbout:
     }  # fmt: skip
 
 
-def _label_source(section: Section, data: DataSet) -> str:
+def _label_source(section: SectionConfig, data: DataSet) -> str:
     column = section.column or str(data.labels)
     return f"{column} of {Path(section.labels).name}" if section.labels else f"obs[{column!r}]"
 

@@ -1,1 +1,1 @@
-"""The command line: one file per group of commands."""
+"""Command line, with one file per group of commands."""

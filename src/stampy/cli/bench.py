@@ -1,4 +1,4 @@
-"""`stampy bench run | table | report`: the options, thin over `stampy.bench`."""
+"""`stampy bench run | table | report`: options that are passed to `stampy.bench`."""
 
 from __future__ import annotations
 
@@ -73,39 +73,39 @@ def add_commands(commands: Commands) -> None:
 
 
 def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **options: Any) -> None:
-    from stampy.bench._names import TABLES, config_path, raw_config
+    from stampy.bench._config_names import TABLES, config_path, raw_config
 
     path = config_path(config)
-    raw_config(path)  # a damaged file is told before anything heavy is imported
+    raw_config(path)  # report a damaged file before heavy imports
     out = out or str(Path("results") / path.stem)
     if folder is not None:
         if config not in TABLES:
             raise ValueError(
                 f"FOLDER is only for the paper's tables ({', '.join(TABLES)}), found the config {config!r}."
             )
-        _check_pieces(config, folder, options["systems"], quiet=quiet)
+        _check_inputs(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
     results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
     if not quiet:
-        say(_told(results, out))
+        say(_results_summary(results, out))
 
 
-def _check_pieces(table: str, folder: str, systems: Sequence[str] | None, *, quiet: bool) -> None:
-    """Say what is there and what is missing; FileNotFoundError where nothing can be run."""
+def _check_inputs(table: str, folder: str, systems: Sequence[str] | None, *, quiet: bool) -> None:
+    """Print which inputs exist and which are missing; FileNotFoundError if nothing can be run."""
     from stampy.bench import pieces
 
     wanted = None if systems is None else set(systems)
     found = [p for p in pieces(table, folder) if p.what != "weights" or wanted is None or p.name in wanted]
     if not quiet:
-        say(pieces_told(table, folder, found))
+        say(inputs_summary(table, folder, found))
     if not any(p.found for p in found if p.what in ("counts", "slides")):
         steps = next(p.steps for p in found if p.what in ("counts", "slides"))
         raise FileNotFoundError(f"Nothing of the table {table!r} can be run from {folder!r}. {steps}")
 
 
-def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
-    """What is there, by kind, and what is missing with the steps, each step once."""
+def inputs_summary(table: str, folder: str, found: Sequence[Piece]) -> str:
+    """Text: existing inputs by kind, and missing inputs with the steps to get them, each step once."""
     from stampy.bench._paper.pieces import grouped
 
     lines = [f"{table} from {folder}:"]
@@ -122,24 +122,24 @@ def pieces_told(table: str, folder: str, found: Sequence[Piece]) -> str:
 
 
 def _report(*, folder: str, out: str, title: str) -> None:
-    from stampy.cli.tables import report
+    from stampy.cli.tables import write_tables
 
-    say(f"Written: {report(folder, out, title=title)}")
+    say(f"Written: {write_tables(folder, out, title=title)}")
 
 
-def _told(results: pd.DataFrame, out: str) -> str:
+def _results_summary(results: pd.DataFrame, out: str) -> str:
     from stampy import bench
 
     n = int((results["status"] == "ok").sum())
-    lines = [*_beside_the_paper(out), f"{n} figures: {Path(out) / 'results.csv'}"]
+    lines = [*_comparison_lines(out), f"{n} figures: {Path(out) / 'results.csv'}"]
     left = bench.skipped(results)
     lines += [f"Skipped: {r.dataset}, {r.sections}; {r.systems}; {r.tasks}: {r.reason}" for r in left.itertuples()]
     lines.append(f"Show it with: stampy bench table {out}, or stampy bench report {out} --out page.html")
     return "\n".join(lines)
 
 
-def _beside_the_paper(out: str) -> list[str]:
-    """Own figures beside the paper's, where there are both kinds."""
+def _comparison_lines(out: str) -> list[str]:
+    """Own results next to the paper's, if both exist."""
     from stampy import bench
 
     table = bench.comparison(out)

@@ -99,7 +99,7 @@ def _hest_options(add: Add) -> None:
 def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool, quiet: bool, **filters: Any) -> None:
     from stampy import _checks, datasets
     from stampy._files import atomic
-    from stampy.datasets._hest import hest_counts
+    from stampy.datasets._hest_manifest import hest_counts
 
     target = Path(out).expanduser()
     if target.suffix != ".tsv":
@@ -115,11 +115,11 @@ def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool,
     if not quiet:
         print(f"{manifest.attrs['table']}: {len(manifest):,} sections, {sum(manifest.attrs['spots'].values()):,} spots")
         print(hest_counts(manifest).to_string())
-        _tell_left_out(manifest.attrs["left_out"])
+        _print_excluded(manifest.attrs["left_out"])
         print(f"Manifest: {target}")
 
 
-def _tell_left_out(left_out: dict[str, str]) -> None:
+def _print_excluded(left_out: dict[str, str]) -> None:
     by_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
         by_reason.setdefault(why, []).append(name)
@@ -129,7 +129,7 @@ def _tell_left_out(left_out: dict[str, str]) -> None:
 
 
 def named_images_option(add: Add, *, default: Literal["below"] | None = "below") -> None:
-    """Add the option of commands that read files of many people, or of strangers; None: the command decides."""
+    """Add the option to commands that may read untrusted files; None: the default depends on the command."""
     usual = "%(default)s" if default else "below with --out, else anywhere"
     add("--named-images", choices=("below", "anywhere"), default=default,
         help="open full-resolution images named by a section only below the folder of the section, or anywhere on "
@@ -137,12 +137,12 @@ def named_images_option(add: Add, *, default: Literal["below"] | None = "below")
 
 
 @contextlib.contextmanager
-def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
-    """The option's meaning, for the commands that have it (`rule` is None for others)."""
+def named_images_rule(rule: Literal["below", "anywhere"] | None) -> Iterator[None]:
+    """Apply the option; `rule` is None for commands without it."""
     if rule is None:
         yield
         return
-    from stampy._section.image.choose import named_images
+    from stampy._section.outside_links import named_images
 
     with named_images(rule):
         yield
@@ -151,7 +151,7 @@ def where_named_images_may_lie(rule: Literal["below", "anywhere"] | None) -> Ite
 def _build(
     *, sections: list[str], out: str, images: str, vocabulary: str | None, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
-    _check_build(sections, vocabulary, options)
+    _check_build(sections, out, vocabulary, options)
     from stampy import train
 
     wanted = {"auto": None, "all": True, "none": False}[images]
@@ -159,11 +159,11 @@ def _build(
     found = vocabulary or _published_vocabulary(sections, out)
     corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
     if not quiet:
-        _tell(corpus)
+        _print_corpus(corpus)
 
 
-def _check_build(sections: list[str], vocabulary: str | None, options: dict[str, Any]) -> None:
-    """Raise for missing files and invalid values, before torch is imported."""
+def _check_build(sections: list[str], out: str, vocabulary: str | None, options: dict[str, Any]) -> None:
+    """Raise for missing files and invalid values before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
 
@@ -176,10 +176,11 @@ def _check_build(sections: list[str], vocabulary: str | None, options: dict[str,
         _checks.at_least(name, options[name], least)
     _checks.at_most("quality", options["quality"], 100)
     check_workers(options["scheduler"], options["n_workers"])
+    _checks.writable(out)
 
 
 def _check_corpus(path: str) -> None:
-    """Raise where there is no corpus, before torch is imported."""
+    """Raise if there is no corpus, before torch is imported."""
     from stampy import _checks
 
     folder = _checks.existing(path, what="corpus")
@@ -188,7 +189,7 @@ def _check_corpus(path: str) -> None:
 
 
 def _published_vocabulary(sections: list[str], out: str) -> Path | None:
-    """The one that SpaVis-6M is made with, also for the hub; None for others, or where the corpus has one."""
+    """The published vocabulary, if the corpus is built from SpaVis-6M and has none yet; else None."""
     from stampy.train._corpus import build, source, spavis
 
     meant = any(text.startswith(source.PREFIX) for text in sections) or spavis.files_of(sections)
@@ -206,10 +207,10 @@ def _info(path: str) -> None:
     corpus = train.Corpus(path)
     print(corpus.table.to_string(index=False, formatters={"bytes": lambda n: f"{n / 1e6:.1f} MB"}))
     print()
-    _tell(corpus)
+    _print_corpus(corpus)
 
 
-def _tell(corpus: Corpus) -> None:
+def _print_corpus(corpus: Corpus) -> None:
     table = corpus.table
     print(f"{corpus.path}: {corpus!r}")
     print(f"digest {corpus.digest[:16]}, built by stampy {corpus.manifest['stampy']}")

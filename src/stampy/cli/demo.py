@@ -1,8 +1,9 @@
-"""`stampy demo`: embed one section, cluster it, draw it, and report what was found."""
+"""`stampy demo`: embed one section, cluster it, plot it and report the results."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -11,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from stampy import _checks, _files, _keys, _utils, datasets
+from stampy import _checks, _files, _imports, _keys, _utils, datasets
 from stampy._io import read as _formats
-from stampy.cli.domains import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict
+from stampy.cli.domain_summary import MIN_SPOTS, Judged, about_labels, as_categories, top_genes, verdict_paragraphs
 from stampy.cli.early_checks import TOY, offline_section
 from stampy.cli.pages import figure_of
 from stampy.datasets._fetch import fetch_file
@@ -27,26 +28,26 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest
+CLUSTER = "stamp_cluster"  # obs, written: categorical, "0" is the largest cluster
 SECTION = "section.h5ad"
-DOWNLOAD = "HER2ST_B4"  # small, with its image in full resolution; no model of ours was trained on it
-PROBE_S = 4.0  # how long the network may take to answer
-SIZE = 1.5  # of the drawn circles: they nearly touch, and colours are easier to compare
+DOWNLOAD = "HER2ST_B4"  # small, with full-resolution image, and not used to train the packaged models
+PROBE_S = 4.0  # maximum wait for a response of the network
+SIZE = 1.5  # size of the plotted spots; nearly touching spots make colours comparable
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The section of the demo."""
+class DemoSection:
+    """Section of the demo."""
 
     data: AnnData | SpatialData
-    words: str  # what it is, and why it was taken
+    words: str  # what it is, and why it was chosen
     labels: str | None = None  # column of obs
-    image: Path | None = None  # in full resolution, where it is a file of its own
+    image: Path | None = None  # full-resolution image in a separate file
 
 
 @dataclass
-class Clock:
-    """How long each step took."""
+class StepTimer:
+    """Duration of each step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -78,33 +79,33 @@ def demo(
     layer: str | None = None,
     **options: Unpack[InputOptions],
 ) -> None:
-    """Embed a section, cluster it, write the result and pictures into `out`, and `say` what was found.
+    """Embed a section, cluster it, write results and plots into `out`, and `say` what was found.
 
     Parameters
     ----------
     section
-        A path, a name of `stampy.datasets`, or None for a real section where one can be had, else the toy section.
+        A path, a name of `stampy.datasets`, or None: a real section if available, else the toy section.
     out
-        Folder for ``section.h5ad`` and the pictures.
+        Folder for ``section.h5ad`` and the plots.
     say
-        Takes each paragraph of the report.
+        Function that receives each paragraph of the report.
     model
-        As for `stampy.tl.embed`.
+        See `stampy.tl.embed`.
     labels
-        Column of obs to compare the clusters with; they never enter the clustering. None: the data set's own.
+        Column of obs to compare the clusters with; not used for clustering. None: that of the data set.
     n_domains
-        Number of clusters wanted; None: as many as Leiden finds at resolution 1.
+        Number of clusters; None: that of Leiden clustering at resolution 1.
     seed
         Seed of the neighbour graph and the clustering.
     device
-        As for `stampy.models.load`.
+        See `stampy.models.load`.
     progress
         Show progress bars.
     image, library_key, layer, options
-        As for `stampy.tl.embed`.
+        See `stampy.tl.embed`.
     """
     check_name(model)
-    clock = Clock()
+    clock = StepTimer()
     out = _checked_folder(out, section)
     with clock.of("loading"):
         subject = _find(section)
@@ -113,8 +114,9 @@ def demo(
         if labels is not None:
             _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
         _check_size(adata, n_domains)
+        _load_packages()
 
-        from stampy import tl  # torch, once section and labels are there
+        from stampy import tl
         from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 
         agreed_modality(options.get("modality"), model)
@@ -133,7 +135,7 @@ def demo(
     with clock.of("evaluating"):
         organism = options.get("organism", "human")
         judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
-        said = verdict(judged, seed)
+        said = verdict_paragraphs(judged, seed)
         if labels is not None:
             said.append(about_labels(adata, labels, CLUSTER))
     for text in said:
@@ -145,6 +147,18 @@ def demo(
     say(f"Time: {clock}")
 
 
+def _load_packages() -> None:
+    """Import what the demo needs, torch foremost, once section and labels are there; nothing of it is garbage later."""
+    with _imports.collection_paused():
+        import igraph  # noqa: F401
+        import matplotlib.pyplot  # noqa: F401
+        import sklearn.metrics
+        import sklearn.neighbors  # noqa: F401
+        import torch  # noqa: F401
+
+    gc.freeze()
+
+
 def _about_files(out: Path, pictures: Mapping[str, str]) -> str:
     files = {SECTION: f"the section with obsm['{_keys.EMBEDDING}'] and obs['{CLUSTER}']", **pictures}
     width = max(map(len, files))
@@ -152,7 +166,7 @@ def _about_files(out: Path, pictures: Mapping[str, str]) -> str:
 
 
 def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
-    """The folder, writable, with no section of somebody else's in it."""
+    """Create the output folder; raise if it contains another section."""
     out = _checks.writable(out)
     target = out / SECTION
     if target.exists() and not (out / "embedding.png").exists():
@@ -164,8 +178,8 @@ def _checked_folder(out: str | Path, section: str | Path | None) -> Path:
     return out
 
 
-def _find(section: str | Path | None) -> Subject:
-    """The section asked for, or the best that can be had."""
+def _find(section: str | Path | None) -> DemoSection:
+    """The given section, or the best available."""
     if section is None:
         return _best()
     known = datasets.names()
@@ -174,13 +188,13 @@ def _find(section: str | Path | None) -> Subject:
     if section == TOY:
         return _toy("as asked for")
     if Path(section).expanduser().exists():
-        return Subject(_formats.read(section), str(section))
+        return DemoSection(_formats.read(section), str(section))
     here = [p.name for p in Path(section).expanduser().parent.glob("*")]
     raise _checks.unknown("section", str(section), {"the data sets": [*known, TOY], "that folder": here})
 
 
-def _best() -> Subject:
-    """A real section from the mirror or by download, else the toy section and the reason."""
+def _best() -> DemoSection:
+    """A real section from the mirror or by download, else the toy section with the reason."""
     if (offline := offline_section()) is not None:
         return _named(offline)
     mirror = os.environ.get("STAMPY_DATA_DIR")
@@ -192,12 +206,12 @@ def _best() -> Subject:
         return _toy(f"no real section, because {reason} and no section can be downloaded ({error})")
 
 
-def _toy(reason: str) -> Subject:
-    return Subject(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
+def _toy(reason: str) -> DemoSection:
+    return DemoSection(datasets.toy(), f"{TOY}, made up with 4 planted domains: {reason}.", labels="domain")
 
 
-def _named(name: str) -> Subject:
-    """A section of the registry, with its image in full resolution if that is a file of its own."""
+def _named(name: str) -> DemoSection:
+    """Section of the registry, with its full-resolution image if that is a separate file."""
     entry = datasets.info(name)
     offline = name in datasets.names(in_mirror=True)
     adata = datasets.load(name)
@@ -205,11 +219,11 @@ def _named(name: str) -> Subject:
     path = fetch_file(entry, "image") if image is not None and (image.in_mirror() or image.url) else None
     origin = f"from {os.environ.get('STAMPY_DATA_DIR')}" if offline else "downloaded, or from the cache"
     words = f"{name}, real: {entry.title} ({entry.platform}), {origin}. Source: {entry.origin}"
-    return Subject(adata, words, entry.labels[0] if entry.labels else None, path)
+    return DemoSection(adata, words, entry.labels[0] if entry.labels else None, path)
 
 
 def _check_network(url: str | None) -> None:
-    """ConnectionError unless `url` answers soon. In a thread, since looking up a name knows no time limit."""
+    """ConnectionError unless `url` responds in time. Uses a thread, since name resolution has no timeout."""
     import requests
 
     if url is None:
@@ -276,7 +290,7 @@ def _about_clusters(adata: AnnData, markers: dict[str, list[str]]) -> str:
 
 
 def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None) -> dict[str, str]:
-    """The pictures, as file name -> what it shows."""
+    """Save the plots; returns file name -> description."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -292,13 +306,13 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
     shown = adata
     if labels is not None:
         wanted["labels.png"] = (labels, f"Labels: {labels}")
-        shown = adata[:, :0].copy()  # without genes: cheap
+        shown = adata[:, :0].copy()  # copying without genes is cheap
         shown.obs[labels] = as_categories(adata, labels)
     for name, (color, title) in wanted.items():
         size = 1.0 if color is None else SIZE
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
         figure = figure_of(axes)
         with _files.atomic(out / name) as temporary:
-            figure.savefig(temporary, dpi=200)
+            figure.savefig(temporary, dpi=200, pil_kwargs={"compress_level": 2})  # the usual 6 takes half a second
         plt.close(figure)
     return {name: title for name, (_, title) in wanted.items()}

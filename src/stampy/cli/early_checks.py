@@ -1,4 +1,4 @@
-"""Names in a stored section, checked before anything heavy is imported or read, or a folder made."""
+"""Checks of names in a stored section, before heavy imports, before reading it and before creating folders."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["OFFLINE", "TOY", "TOY_COLUMNS", "check_names", "check_section_names"
 
 TOY = "toy"
 TOY_COLUMNS = "in_tissue", "array_row", "array_col", "domain", "section"
-OFFLINE = "HER2ST_A1"  # of the demo, preferred from a mirror: it has an image and labels
+OFFLINE = "HER2ST_A1"  # preferred for the demo if a mirror exists, since it has an image and labels
 
 
 def offline_section() -> str | None:
-    """The section of the registry that the demo takes where a mirror is at hand; None without one."""
+    """Section of the registry that the demo uses if a mirror exists; None without mirror."""
     names = [name for name in _registry.names(in_mirror=True) if _registry.info(name).kind == "section"]
     return OFFLINE if OFFLINE in names else next(iter(names), None)
 
 
 def check_section_names(section: str | None, labels: str) -> None:
-    """Raise KeyError for a column that the demo's section lacks, where its columns are known without reading it."""
+    """Raise KeyError if the demo's section lacks the column and its columns are known without reading it."""
     if section == TOY:
         _check(TOY_COLUMNS, "obs", labels, "labels")
     elif (path := _stored(section or offline_section())) is not None:
@@ -41,14 +41,14 @@ def check_names(
     layers: Mapping[str, str | None] | None = None,
     table_key: str = "table",
 ) -> None:
-    """Raise KeyError for a column of obs or a layer that an .h5ad or .zarr lacks; other formats are not looked at.
+    """Raise KeyError if an .h5ad or .zarr lacks a column of obs or a layer; other formats are not checked.
 
     Parameters
     ----------
     path
-        The section, a local path.
+        Local path of the section.
     obs, layers
-        Option -> the name that was given; None for none.
+        Option -> given name; None if not given.
     table_key
         Table of a SpatialData.
     """
@@ -73,14 +73,14 @@ def _stored(section: str | None) -> Path | None:
 
 
 def _listed_in(path: Path, slot: str, table_key: str) -> Collection[str] | None:
-    """Names in `slot`; None for a format, or a file, that only its reader understands."""
+    """Names in `slot`; None if the file or format must be read by its reader."""
     if path.suffix == ".h5ad" and path.is_file():
         import h5py
 
         try:
             with h5py.File(path) as file:
                 return _names_of(file, slot)
-        except OSError:  # its reader says what is wrong
+        except OSError:  # the reader reports the error later
             return None
     for folder in (path, path / "tables" / table_key):
         if (folder / "obs").is_dir():
@@ -94,7 +94,7 @@ def _names_of(file: h5py.File, slot: str) -> Collection[str] | None:
     group = file.get(slot)
     if slot == "obs":
         return _column_order(group.attrs) if isinstance(group, h5py.Group) else None
-    if "X" not in file and "obs" not in file:  # no AnnData
+    if "X" not in file and "obs" not in file:  # not an AnnData
         return None
     return list(group) if isinstance(group, h5py.Group) else []
 

@@ -1,4 +1,4 @@
-"""`stampy embed` and `stampy slide`: one section or slide into a file, or many into a folder."""
+"""`stampy embed` and `stampy slide`: one section or slide into a file, or several into a folder."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ EXAMPLES = {
         """,
 }
 
-COHORT = ("workers", "devices", "scheduler", "on_error", "verdict", "join", "format", "contents")  # need --out
+COHORT = ("workers", "devices", "scheduler", "on_error", "verdict", "join", "format", "contents")  # require --out
 
 
 def add_commands(commands: Commands) -> None:
-    """Add both to the parser."""
+    """Add both commands to the parser."""
     _embed_options(commands)
     _slide_options(commands)
 
@@ -76,7 +76,7 @@ def _embed_options(commands: Commands) -> None:
 
 
 def _cohort_options(add: Add) -> None:
-    """What goes with --out."""
+    """Options for use with --out."""
     add(
         "--out",
         metavar="FOLDER",
@@ -118,16 +118,16 @@ def _slide_options(commands: Commands) -> None:
 
 
 def _embed(*, inputs: list[str], out: str | None, **options: Any) -> None:
-    of_many = {name: options.pop(name) for name in COHORT}
+    cohort = {name: options.pop(name) for name in COHORT}
     if out is not None:
-        _embed_many(inputs, out, of_many, **options)
+        _embed_many(inputs, out, cohort, **options)
     else:
-        _embed_one(*_in_and_out(inputs, of_many), **options)
+        _embed_one(*_input_and_output(inputs, cohort), **options)
 
 
-def _in_and_out(inputs: list[str], of_many: dict[str, Any]) -> tuple[str, str]:
-    """The one input and its output; UsageError for what needs --out."""
-    given = [f"--{name.replace('_', '-')}" for name, value in of_many.items() if value]
+def _input_and_output(inputs: list[str], cohort: dict[str, Any]) -> tuple[str, str]:
+    """The single input and its output; UsageError for options that require --out."""
+    given = [f"--{name.replace('_', '-')}" for name, value in cohort.items() if value]
     if given:
         raise UsageError(f"{' and '.join(given)} needs --out FOLDER, into which many inputs are written.")
     if len(inputs) != 2:
@@ -147,27 +147,19 @@ def _embed_one(
     table_key: str,
     **options: Any,
 ) -> None:
-    from stampy import _checks
+    place, path = _checked_paths(source, target, options, overwrite=overwrite, table_key=table_key)
+
     from stampy._io import read as _formats
-    from stampy.cli.early_checks import check_names
-    from stampy.models._systems.catalogue import check_name
     from stampy.tl._embedding.arguments import Request
 
-    check_name(options["model"])
-    place = None if _formats.is_address(source) else _checks.existing(source, what="section")
     kind = "address" if place is None else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
         extra["um_per_px"] = options["um_per_px"]
-        if options["modality"] == "gene":  # then `um_per_px` is the scale of the bins
+        if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
             options["um_per_px"] = None
-    asked = {name: value for name, value in options.items() if name not in ("model", "device")}
-    Request(**asked, table_key=table_key)  # report conflicts before anything is read
-    path = _formats.checked_target(target, overwrite=overwrite)
-    if place is not None:
-        names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
-        check_names(place, **names, table_key=table_key)
-    # Where input and output have the same format, results are added to a copy of the file; the counts stay on disk.
+    Request(**_asked(options), table_key=table_key)  # raise for conflicts before anything is read
+    # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
 
@@ -186,10 +178,37 @@ def _embed_one(
         print(f"Written: {path}, obsm[{key!r}] {table.obsm[key].shape}")
 
 
+def _checked_paths(
+    source: str, target: str, options: dict[str, Any], *, overwrite: bool, table_key: str
+) -> tuple[Path | None, Path]:
+    """Input (None: an address) and output; raises for wrong names and paths before anything heavy is imported."""
+    from stampy import _checks
+    from stampy._io.input_files import is_address
+    from stampy._io.write import checked_target
+    from stampy.cli.early_checks import check_names
+    from stampy.models._systems.catalogue import check_name
+    from stampy.tl._embedding.arguments import Request
+
+    check_name(options["model"])
+    place = None if is_address(source) else _checks.existing(source, what="section")
+    path = checked_target(target, overwrite=overwrite)
+    if place is not None and place.suffix == ".h5ad":  # in other formats `image` and `um_per_px` may be the reader's
+        Request(**_asked(options), table_key=table_key)
+    if place is not None:
+        names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
+        check_names(place, **names, table_key=table_key)
+    return place, path
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Request` among the options."""
+    return {name: value for name, value in options.items() if name not in ("model", "device")}
+
+
 def _embed_many(
     inputs: list[str],
     out: str,
-    of_many: dict[str, Any],
+    cohort: dict[str, Any],
     *,
     image: str | None,
     resume: str | None,
@@ -197,38 +216,41 @@ def _embed_many(
     **options: Any,
 ) -> None:
     from stampy import tl
-    from stampy._section.image.choose import named_images
+    from stampy._section.outside_links import named_images
 
     for name, value in (("--image", image), ("--resume", resume)):
         if value is not None:
             instead = "name images in the manifest's column image" if name == "--image" else "every run with --out does"
             raise UsageError(f"{name} is only for a single section ({instead}). Omit it.")
-    _check_joined(out, of_many)
-    how: dict[str, Any] = {"suffix": f".{of_many['format'] or 'h5ad'}", "contents": of_many["contents"] or "all"}
-    with named_images("below"):  # unless --named-images says otherwise
+    _check_joined(out, cohort)
+    how: dict[str, Any] = {
+        "suffix": f".{cohort['format'] or 'h5ad'}",
+        "contents": cohort["contents"] or "all",
+    }
+    with named_images("below"):  # unless --named-images was given
         table = tl.embed_sections(
-            inputs, out, verdict=of_many["verdict"], show_progress_bar=show_progress(quiet),
-            **how, **_running(of_many), **options,
+            inputs, out, verdict=cohort["verdict"], show_progress_bar=show_progress(quiet),
+            **how, **_run_options(cohort), **options,
         )  # fmt: skip
-    _end(table, out, of_many, quiet, "sections", options["key_added"])
+    _report_cohort(table, out, cohort, quiet, "sections", options["key_added"])
 
 
-def _running(of_many: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run as its function names them."""
+def _run_options(cohort: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run under the names of the function's arguments."""
     return {
-        "n_workers": of_many["workers"],
-        "n_devices": of_many["devices"],
-        "scheduler": of_many["scheduler"],
-        "on_error": of_many["on_error"] or "raise",
+        "n_workers": cohort["workers"],
+        "n_devices": cohort["devices"],
+        "scheduler": cohort["scheduler"],
+        "on_error": cohort["on_error"] or "raise",
     }
 
 
-def _end(table: pd.DataFrame, out: str, of_many: dict[str, Any], quiet: bool, what: str, key: str) -> None:
-    """Join on request; say what was done."""
+def _report_cohort(table: pd.DataFrame, out: str, cohort: dict[str, Any], quiet: bool, what: str, key: str) -> None:
+    """Join the results if requested, and print a summary."""
     lines = [f"{table['status'].value_counts().get(status, 0)} {status}" for status in ("embedded", "kept", "failed")]
     lines = [f"{len(table)} {what}: {', '.join(lines)}; {int(table['n_spots'].sum()):,} rows"]
     lines.append(f"Written: {Path(out) / 'sections.tsv'}")
-    if of_many["join"]:
+    if cohort["join"]:
         from stampy import tl
 
         lines.append(f"Written: {tl.collect_sections(out, _joined(out), key=key, overwrite=True)}")
@@ -240,30 +262,30 @@ def _joined(out: str) -> Path:
     return Path(out).expanduser() / "joined.zarr"
 
 
-def _check_joined(out: str, of_many: dict[str, Any]) -> None:
-    """Raise, before anything is done, where the joined store can't be written."""
-    if of_many["join"] and Path(out).expanduser().is_dir():
+def _check_joined(out: str, cohort: dict[str, Any]) -> None:
+    """Raise early if the joined store cannot be written."""
+    if cohort["join"] and Path(out).expanduser().is_dir():
         from stampy.tl._collect_sections import checked_store
 
         checked_store(_joined(out), overwrite=True)
 
 
 def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, n_workers: int, **options: Any) -> None:
-    of_many = {name: options.pop(name, None) for name in COHORT}
+    cohort = {name: options.pop(name, None) for name in COHORT}
     if out is not None:
-        _slide_many(inputs, out, of_many, quiet=quiet, overwrite=overwrite, n_workers=n_workers, **options)
+        _slide_many(inputs, out, cohort, quiet=quiet, overwrite=overwrite, n_workers=n_workers, **options)
         return
-    source, target = _in_and_out(inputs, {**of_many, "overwrite": overwrite})
+    source, target = _input_and_output(inputs, {**cohort, "overwrite": overwrite})
 
     from stampy import _checks
-    from stampy._section.image.files import check_is_image
+    from stampy._section.image.image_files import check_is_image
     from stampy.models._systems.catalogue import check_name
 
     place = _checks.existing(source, what="image file")
     check_name(options["model"])
     if not target.rstrip("/").endswith(".zarr"):
         raise ValueError(f"OUT must end in .zarr, found {target!r}.")
-    if place.suffix != ".zarr":  # that may hold a WSIData
+    if place.suffix != ".zarr":  # a .zarr may be a WSIData
         check_is_image(place)
 
     from stampy import tl
@@ -281,7 +303,7 @@ def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, 
 def _slide_many(
     inputs: list[str],
     out: str,
-    of_many: dict[str, Any],
+    cohort: dict[str, Any],
     *,
     quiet: bool,
     overwrite: bool,
@@ -292,8 +314,13 @@ def _slide_many(
 
     if n_workers != 1:
         raise UsageError("--n-workers is only for a single slide; with --out use --workers, the number of processes.")
-    _check_joined(out, of_many)
+    _check_joined(out, cohort)
     table = tl.embed_slides(
-        inputs, out, overwrite=overwrite, show_progress_bar=show_progress(quiet), **_running(of_many), **options
+        inputs,
+        out,
+        overwrite=overwrite,
+        show_progress_bar=show_progress(quiet),
+        **_run_options(cohort),
+        **options,
     )
-    _end(table, out, of_many, quiet, "slides", "X_stamp")
+    _report_cohort(table, out, cohort, quiet, "slides", "X_stamp")

@@ -1,4 +1,4 @@
-"""The command line, thin over the functions: `stampy demo | embed | slide | corpus | pretrain | align | bench ...`."""
+"""Command line over the functions of stampy: `stampy demo | embed | slide | corpus | pretrain | align | bench ...`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from stampy import __version__
 from stampy.cli import bench, corpus, embed, options, overview, train
-from stampy.cli.corpus import where_named_images_may_lie
+from stampy.cli.corpus import named_images_rule
 from stampy.cli.options import in_options
 
-# Nothing heavy above: `stampy --help` answers at once. Every command imports what it needs.
+# No heavy imports here, so that `stampy --help` is fast. Each command imports what it needs.
 
-# What may go wrong with a user's input, files, memory or network; anything else is a bug and shows its traceback.
+# Errors of input, files, memory or network; any other error is a bug and shows its traceback.
 EXPECTED = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 EXAMPLES = {
@@ -43,21 +43,21 @@ options.EXAMPLES.update(EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
+    """Run a command; exit status 0, 1 for an error, 2 for wrong usage, 130 for an interrupt, 143 for SIGTERM."""
     given = vars(_parser().parse_args(argv))
     run, wrong_usage, with_traceback = given.pop("run"), given.pop("wrong_usage"), given.pop("traceback")
     names = given.pop("names")()
     try:
         named = given.pop("named_images", None)
-        with _warnings_as_lines(names), _no_empty_folders(given), where_named_images_may_lie(named):
+        with _warnings_as_lines(names), _no_empty_folders(given), named_images_rule(named):
             options.check_values(given)
             run(**given)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
-        if not error.args:  # a training run has said more
+        if not error.args:  # a training run has printed its message already
             print("stampy: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except options.UsageError as error:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _warnings_as_lines(names: Mapping[str, str]) -> Iterator[None]:
-    """Show stampy's own warnings as one line each, once, and those of other packages not at all."""
+    """Print each of stampy's warnings once, as one line, and hide warnings of other packages."""
     from stampy import _checks
 
     shown = set()
@@ -92,7 +92,7 @@ def _warnings_as_lines(names: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
-    """If the command fails, remove the folders that it made for its output, unless something lies in them."""
+    """If the command fails, remove the output folders that it created and that are still empty."""
     paths = [Path(given["out"]).expanduser()] if given.get("out") else []
     target = given.get("target") or (given["inputs"][-1] if given.get("inputs") and not given.get("out") else None)
     paths += [Path(target).expanduser().parent] if target else []
@@ -100,9 +100,9 @@ def _no_empty_folders(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        from stampy._files import FolderLock
+        from stampy._locks import FolderLock
 
-        for folder in made:  # the deepest first
+        for folder in made:  # deepest first
             with contextlib.suppress(OSError):
                 if [path.name for path in folder.iterdir()] == [FolderLock.NAME]:
                     (folder / FolderLock.NAME).unlink()

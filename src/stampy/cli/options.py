@@ -1,4 +1,4 @@
-"""Shared by the commands: adding one to the parser, and options that several have."""
+"""Helpers of the commands: adding them to the parser, and shared options."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = [
 ]
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # what `add_subparsers` returns
+Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # return type of `add_subparsers`
 
 
 class Add(Protocol):
     """`add_argument` of a parser."""
 
     def __call__(self, *names: str, **how: Any) -> object:
-        """Add an option by its names."""
+        """Add an option."""
 
 
 class InputOptions(TypedDict, total=False):
-    """What `input_options` adds, but for image, layer and library_key: arguments of `stampy.tl.embed`."""
+    """Options of `input_options` except image, layer and library_key: arguments of `stampy.tl.embed`."""
 
     modality: Literal["gene", "image", "fused"] | None
     image_key: str | None
@@ -49,17 +49,17 @@ class InputOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-# How functions name a parameter in their messages; on the command line it is an option.
+# Parameters in messages of functions that are options on the command line.
 PARAMETER = re.compile(
     r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality"
     r"|device|key_added|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
-# What a manifest may say of a section.
+# Parameters that are columns of a manifest.
 _COLUMN = re.compile(r"`(image|um_per_px|spot_um)=`")
 
-# Values that have another name here.
+# Values with another name on the command line.
 VALUES = {
     "`stampy.tl.embed(adata, organism='mouse')`": "`stampy embed --organism mouse`",
     "images=False": "--images none",
@@ -70,13 +70,13 @@ VALUES = {
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
          "n_genes": 1, "n_domains": 2}  # fmt: skip
 ABOVE_ZERO = "um_per_px", "spot_um", "tile_um", "bin_um"
-DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # torch's kinds that run a model
+DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
 
-EXAMPLES: dict[str, str] = {}  # by command; each group of commands adds its own
+EXAMPLES: dict[str, str] = {}  # by command, added by each group of commands
 
 
 def in_options(message: BaseException | str, names: Mapping[str, str] | None = None) -> str:
-    """The message of an error or a warning, with options named as they are here; `names`: parameter -> option.
+    """Message of an error or warning in terms of the command line; `names`: parameter -> option.
 
     >>> in_options(KeyError("Give `um_per_px=`, or modality='gene'."))
     'Give `--um-per-px`, or --modality gene.'
@@ -89,25 +89,25 @@ def in_options(message: BaseException | str, names: Mapping[str, str] | None = N
     >>> in_options(ValueError("Give `um_per_px=`."), {"sections": "SECTIONS"})
     'Give `um_per_px` in a manifest.'
     """
-    plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # else Python quotes it
+    plain = message.args[0] if isinstance(message, KeyError) and message.args else message  # str() would add quotes
     line = " ".join(str(plain).split()) or type(message).__name__
     for value, option in VALUES.items():
         line = line.replace(value, option)
-    if names and "sections" in names:  # what has no option here can be said for each section
+    if names and "sections" in names:  # parameters without an option can be set per section
         line = _COLUMN.sub(lambda m: m[0] if m[1] in names else f"`{m[1]}` in a manifest", line)
     line = re.sub(r"(?<!Key )`(\w+)`(?:=(['\"][^'\"]*['\"]))?", lambda m: _option(m, names or {}), line)
     return PARAMETER.sub(lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".rstrip(), line)
 
 
 def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
-    """The option that a parameter in backticks is, with its value; others stay as they are."""
+    """Option for a parameter in backticks, with its value; other text is not changed."""
     if found[1] not in names:
         return found[0]
     return f"{names[found[1]]} {(found[2] or '').strip(chr(39))}".rstrip()
 
 
 def check_values(given: Mapping[str, object]) -> None:
-    """Raise for a number out of its range or a device of no known kind, before torch is imported or a folder made."""
+    """Raise for numbers out of range and unknown devices, before torch is imported or a folder created."""
     from stampy import _checks
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -124,24 +124,24 @@ def check_values(given: Mapping[str, object]) -> None:
 
 
 def show_progress(quiet: bool) -> bool:
-    """Whether bars are shown."""
+    """Whether to show progress bars."""
     return not quiet and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print without buffering, also into a pipe."""
     print(text, flush=True)
 
 
 class UsageError(ValueError):
-    """Arguments that do not go together; told with the usage, exit status 2."""
+    """Options that conflict; shown with the usage, exit status 2."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names the nearest command where there is none of the name that was given."""
+    """Parser that suggests the nearest command for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
-        """Show the usage and the message, exit with 2."""
+        """Print the usage and the message; exit with status 2."""
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if found:
             near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
@@ -154,7 +154,7 @@ class Parser(argparse.ArgumentParser):
 def described(
     make: Callable[..., argparse.ArgumentParser], name: str, about: str, *, examples: str | None = None, **more: str
 ) -> argparse.ArgumentParser:
-    """A parser with the examples of its command, by default those of `name`."""
+    """Create a parser with the examples of its command, by default those of `name`."""
     lines = [line.strip() for line in EXAMPLES.get(examples or name, "").strip().splitlines()]
     epilog = "\n  ".join(["examples:", *lines]) if lines else None
     return make(name, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
@@ -162,10 +162,10 @@ def described(
 
 def command(commands: Commands, name: str, run: Callable[..., None] | None, about: str) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its options."""
-    above = commands._prog_prefix.split()[1:]  # "stampy bench" has another `report` than "stampy"
+    above = commands._prog_prefix.split()[1:]  # "report" is a different command in "stampy bench" and in "stampy"
     parser = described(commands.add_parser, name, about, examples=" ".join([*above, name]), help=about)
     parser.set_defaults(run=run, wrong_usage=parser.error, names=lambda: _names(parser))
-    # SUPPRESS: without it, the default here would undo `stampy --traceback COMMAND`
+    # SUPPRESS: a default here would override `stampy --traceback COMMAND`
     parser.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error was raised"
     )
@@ -173,9 +173,9 @@ def command(commands: Commands, name: str, run: Callable[..., None] | None, abou
 
 
 def _names(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Option by the name of its parameter."""
+    """Parameter -> option."""
     names = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
-    names = {f"n_{dest}": option for dest, option in names.items()} | names  # functions count by `n_workers`
+    names = {f"n_{dest}": option for dest, option in names.items()} | names  # functions use the form `n_workers`
     return names | {a.dest: str(a.metavar) for a in parser._actions if a.dest == "sections"}
 
 
@@ -185,7 +185,7 @@ def model_option(add: Add) -> None:
 
 
 def input_options(add: Add) -> None:
-    """Add what says how a section is to be read and embedded."""
+    """Add the options for reading and embedding a section."""
     add("--modality", choices=("gene", "image", "fused"), help="default: fused if there are counts and an image")
     add("--image", metavar="PATH", help="image in full resolution, instead of the section's own")
     add("--image-key", metavar="NAME", help="name of the image in the section, such as hires")

@@ -25,13 +25,13 @@ EXAMPLES = {
 
 
 def add_commands(commands: Commands) -> None:
-    """Add demo and report to the parser."""
+    """Add the commands demo and report."""
     _demo_options(commands)
     _report_options(commands)
 
 
 def add_lists(commands: Commands) -> None:
-    """Add models and datasets to the parser."""
+    """Add the commands models and datasets."""
     command(commands, "models", _models, "List the models and systems for `--model`.")
     command(commands, "datasets", _datasets, "List the data sets that stampy knows.")
 
@@ -84,7 +84,7 @@ def _demo(*, quiet: bool, **options: Any) -> None:
 
 
 def _check_demo(model: str, section: str | None, labels: str | None, image: str | None) -> None:
-    """Raise for a model, section, column or image that there is not, before torch is imported or a folder made."""
+    """Raise for a missing model, section, column or image, before torch is imported or a folder created."""
     from stampy import _checks
     from stampy.cli.early_checks import TOY, check_section_names
     from stampy.datasets import _registry

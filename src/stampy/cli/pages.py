@@ -1,4 +1,4 @@
-"""Pages from the templates in this folder, one file each, without scripts; and the maps that they show."""
+"""HTML pages from the templates in this folder, as single files without scripts, and their maps."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = [
     "Picture",
     "figure_of",
     "maps_of",
-    "picture",
+    "png_of",
     "render",
 ]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture within the page."""
+    """Picture in a page."""
 
     source: str  # data URL
     caption: str
-    width: int  # CSS px: sharp on dense screens, small on narrow ones
+    width: int  # CSS px; sharp on high-resolution screens, small on narrow ones
 
 
 def figure_of(axes: Axes | list[Axes]) -> Figure:
-    """The figure that a function of `stampy.pl` drew into."""
+    """Figure that a function of `stampy.pl` drew."""
     from matplotlib.figure import Figure
 
     figure = (axes[0] if isinstance(axes, list) else axes).figure
@@ -47,8 +47,8 @@ def figure_of(axes: Axes | list[Axes]) -> Figure:
     return figure
 
 
-def picture(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
-    """The figure as a PNG; it is closed."""
+def png_of(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
+    """Convert the figure to PNG and close it."""
     import matplotlib.pyplot as plt
 
     with io.BytesIO() as file:
@@ -60,7 +60,7 @@ def picture(figure: Figure, caption: str, *, dpi: int = 130) -> Picture:
 
 
 def render(template: str, **values: object) -> str:
-    """A page by the template of that name.
+    """Render a page from the template of that name.
 
     >>> page = render("report.html.j2", title="a < b", facts={}, verdict={}, domains={}, provenance=[])
     >>> "<h1>a &lt; b</h1>" in page
@@ -76,16 +76,16 @@ def _templates() -> Environment:
     return Environment(loader=PackageLoader("stampy.cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-_LINK = "spatialdata_attrs"  # of a table to its elements
+_LINK = "spatialdata_attrs"  # links the table of a SpatialData to its elements
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Draws maps of a section; what they show is written into `table`, a light copy."""
+    """Plots maps of a section; values to show are written into `table`, a light copy."""
 
     data: AnnData | SpatialData
     table: AnnData
-    names: list[str]  # of the sections; [""] for a table that is one section
+    names: list[str]  # of the sections; [""] if the table is one section
     placed: bool  # whether the spots have coordinates
     library_key: str | None
     table_key: str
@@ -93,9 +93,9 @@ class Maps:
     image_key: str | None
 
     def draw(self, color: str | None, caption: str, *, vmax: float | str | None = None) -> Picture:
-        """A map of a column or an embedding of `table`; None: the tissue with outlines of the spots.
+        """Map of a column or an embedding of `table`; None: the tissue with outlines of the spots.
 
-        `vmax` is the end of the colour scale, as `stampy.pl.spatial` takes it.
+        `vmax` is the upper limit of the colour scale, see `stampy.pl.spatial`.
         """
         from stampy import pl
 
@@ -104,18 +104,18 @@ class Maps:
             self.data, color, library_key=self.library_key, title=title, image=self.image, image_key=self.image_key,
             table_key=self.table_key, size=1.0 if color is None else 1.5, vmax=vmax,
         )  # fmt: skip
-        return picture(figure_of(axes), caption)
+        return png_of(figure_of(axes), caption)
 
 
 def maps_of(
     data: AnnData | SpatialData, *, library_key: str | None, image_key: str | None, table_key: str = _keys.TABLE
 ) -> Maps:
-    """What draws the maps. An image that can't be chosen or opened is left out with a warning.
+    """Create the `Maps` of a section. An image that cannot be chosen or opened is omitted with a warning.
 
     Raises
     ------
     KeyError, ValueError
-        Where coordinates are unusable, sections lie on top of each other, or `image_key` names no image.
+        Coordinates are invalid, sections overlap, or `image_key` does not exist.
     """
     placed = has_coordinates(data, table_key)
     if placed:
@@ -134,14 +134,14 @@ def maps_of(
 def _has_usable_image(
     data: AnnData | SpatialData, library_key: str | None, image_key: str | None, table_key: str
 ) -> bool:
-    """Whether the images are drawn: with one that is not clear, or not readable, the spots are drawn alone."""
+    """Whether to draw images; without, e.g. if an image is ambiguous or unreadable, only spots are drawn."""
     sections = sections_of(data, Wishes(image_key=image_key), library_key=library_key, table_key=table_key)
     if image_key is not None:
         for section in sections:
             section.require_image()
         return True
     try:
-        images = [section.image for section in sections]  # each is opened
+        images = [section.image for section in sections]  # opens each image
     except (KeyError, ValueError, TypeError, OSError, ImportError) as error:
         _checks.warn(f"The maps are drawn without image. {error.args[0] if isinstance(error, KeyError) else error}")
         return False
@@ -149,7 +149,7 @@ def _has_usable_image(
 
 
 def _light(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> AnnData | SpatialData:
-    """Coordinates, images and elements without genes; of obs what tells sections and elements alone."""
+    """Coordinates, images and elements without genes; `obs` only with the columns that name sections and elements."""
     import anndata
 
     table = _utils.table_of(data, table_key)

@@ -1,4 +1,4 @@
-"""A section on one page of HTML: genes that the model knows, tokens, maps, domains with their genes, provenance."""
+"""HTML report of a section: gene overlap with the model, tokens, maps, domains with their genes, provenance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
-from stampy.cli.domains import top_genes
+from stampy.cli.domain_summary import top_genes
 from stampy.cli.options import in_options
-from stampy.cli.pages import Maps, Picture, maps_of, picture, render
+from stampy.cli.pages import Maps, Picture, maps_of, png_of, render
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 MINI = "stampy-mini"
-DOMAIN_COLUMNS = (_keys.DOMAINS, "stamp_cluster", "leiden")  # looked for in this order
-COUNTS, TOKENS, DOMAIN = "counts", "tokens", "domain"  # columns of the table that the maps are drawn from
-SHORT = 80  # tokens; spots with fewer say little
-MAX_ROWS = 40  # of a table
+DOMAIN_COLUMNS = (_keys.DOMAINS, "stamp_cluster", "leiden")  # in this order
+COUNTS, TOKENS, DOMAIN = "counts", "tokens", "domain"  # columns of the table for the maps
+SHORT = 80  # tokens; spots with fewer are reported as short
+MAX_ROWS = 40  # rows per table
 
 
 @dataclass(frozen=True)
 class GeneFacts:
-    """Genes that the model knows, and their counts."""
+    """Overlap of genes with the vocabulary, and counts."""
 
     match: GeneMatch
-    tokens: np.ndarray  # (n,) distinct genes of the vocabulary that a spot has
-    total: np.ndarray  # (n,) counts
-    known: float  # share of all counts that belongs to genes of the vocabulary
-    unknown: list[tuple[str, float]]  # genes outside with the most counts, and their share of all counts
+    tokens: np.ndarray  # (n,) distinct vocabulary genes per spot
+    total: np.ndarray  # (n,) counts per spot
+    known: float  # fraction of the counts in vocabulary genes
+    unknown: list[tuple[str, float]]  # most abundant genes outside the vocabulary, and their fraction of all counts
 
 
 def report(
@@ -62,45 +62,45 @@ def report(
     n_genes: int = 8,
     overwrite: bool = False,
 ) -> Path:
-    """Write a page about a section: self-contained, without scripts, nothing is loaded from elsewhere.
+    """Write an HTML report of a section as one self-contained file without scripts.
 
-    The section is read and not changed. Where it has an embedding but no domains, some are found for the report alone.
+    The section is not changed. If it has an embedding but no domains, domains are computed for the report only.
 
     Parameters
     ----------
     source
-        ``.h5ad``, ``.zarr`` (AnnData or SpatialData) or a folder that `stampy.read` reads.
+        ``.h5ad``, ``.zarr`` (AnnData or SpatialData) or a folder in a format of `stampy.read`.
     target
-        The ``.html`` to write.
+        Output path, ``.html``.
     model
-        Whose vocabulary the genes are held against; None: the model that made the embedding if it is a packaged one,
-        else stampy-mini. A folder or an address that the section's provenance names is not loaded.
+        Model whose vocabulary is compared with the genes. None: the model of the embedding if it is packaged, else
+        stampy-mini. A folder or URL in the section's provenance is not loaded.
     embedding
         Key of obsm.
     domains
-        Column of obs; None: ``stamp_domain``, ``stamp_cluster`` or ``leiden``, whichever is there.
+        Column of obs; None: the first of ``stamp_domain``, ``stamp_cluster`` and ``leiden`` that exists.
     library_key
         Column of obs that names the section of each spot.
     image_key
-        Which image the maps are drawn over, such as "lowres", or a name in ``sdata.images``; None: the one that models
-        see. Where that is not clear or can't be read, the page says so and the maps have no image.
+        Image of the maps, such as "lowres", or a name in ``sdata.images``; None: the image that models use. If that
+        image is ambiguous or unreadable, the page says so and the maps have no image.
     layer
         Layer with raw counts; None: ``X``.
     table_key
         Table of a SpatialData.
     n_genes
-        Genes told for each domain.
+        Number of genes listed per domain.
     overwrite
-        Replace `target`.
+        Replace an existing `target`.
 
     Returns
     -------
-    The path that was written.
+    Path of the report.
 
     Raises
     ------
     FileExistsError, FileNotFoundError, KeyError, ValueError
-        Something is in the way, or missing: before any work is done.
+        `target` exists, or an input is missing; raised before any work is done.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: 
 
 def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None, embedding: str,
               domains: str | None, layer: str | None, n_genes: int) -> dict[str, object]:  # fmt: skip
-    """What the page says, from top to bottom."""
+    """Contents of the page, from top to bottom."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -175,7 +175,7 @@ def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None
 
 def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path | None, embedding: str,
                    library_key: str | None, layer: str | None) -> dict[str, object]:  # fmt: skip
-    """Whether the embedding is worth using: as it was judged before, else judged now."""
+    """Verdict on the embedding: the stored one, else computed now."""
     stored = adata.uns.get(_keys.EVALUATE, {})
     record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
     if "verdict" in stored:
@@ -195,7 +195,7 @@ def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Pat
             warnings.simplefilter("ignore", _checks.StampyWarning)
             return _verdict(judge(data, load_stamp(name, device="cpu"), library_key=library_key, layer=layer,
                                   organism=record.get("organism", "human"), rng=0))  # fmt: skip
-    except ValueError as error:  # too small, or counts that can't be split
+    except ValueError as error:  # too small, or counts that cannot be split
         return {"text": f"Not evaluated: {error}"}
 
 
@@ -205,7 +205,7 @@ def _verdict(found: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str | Path, str]:
-    """Whose vocabulary to use, and why."""
+    """Model whose vocabulary is used, and why."""
     from stampy import models
 
     if model is not None:
@@ -213,12 +213,12 @@ def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str 
     made_by = str(record.get("model") or "")
     if made_by in models.packaged():
         return made_by, "which made the embedding"
-    # A path or an address in a file is not followed: it is whoever wrote the file that chose it.
+    # Paths and URLs in a file are not followed, since they were chosen by the file's author.
     return MINI, f"not {made_by!r}, which made the embedding: name it by --model" if made_by else "the packaged model"
 
 
 def _genes(adata: AnnData, model: Stamp, layer: str | None) -> GeneFacts:
-    """Overlap and token counts, a block of rows at a time."""
+    """Overlap and token counts, computed in blocks of rows."""
     from scipy import sparse
 
     from stampy.pp import Vocabulary
@@ -228,7 +228,7 @@ def _genes(adata: AnnData, model: Stamp, layer: str | None) -> GeneFacts:
 
     vocabulary = Vocabulary(model.genes)
     features = features_of(adata.var)
-    found = match(features, vocabulary.index)  # no error where few are known: the report is there to tell
+    found = match(features, vocabulary.index)  # no error for low overlap, which is a result of the report
     known, is_gene = found.rows >= 0, features.is_gene
     tokens, total = np.zeros(adata.n_obs, dtype=np.int64), np.zeros(adata.n_obs)
     per_gene = np.zeros(adata.n_vars)
@@ -276,7 +276,7 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
 
 
 def _percent(part: float) -> str:
-    """A share, however small.
+    """A fraction as text, also if very small.
 
     >>> _percent(0.0123), _percent(1e-6)
     ('1.23%', '< 0.01%')
@@ -292,7 +292,7 @@ def _about_tokens(genes: GeneFacts, max_tokens: int) -> dict[str, object]:
         f"level. The model uses the first {max_tokens:,}: {cut:.1%} of the spots have more. {short:.1%} have fewer "
         "than "
         f"{SHORT}{'; their embedding is unreliable' if short else ''}.",
-        "histogram": picture(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
+        "histogram": png_of(_histogram(genes.tokens, max_tokens), "Spots by their number of tokens"),
         "names": ("least", "5 %", "25 %", "median", "75 %", "95 %", "most"),
         "marks": [f"{v:,.0f}" for v in marks],
     }
@@ -353,7 +353,7 @@ def _about_domains(adata: AnnData, maps: Maps, embedding: str, column: str | Non
 
 
 def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> tuple[pd.Series | None, str]:
-    """The domain of each spot as text, and where that is from; None and the reason where there are none."""
+    """Domain of each spot as text, and its source; None and the reason if there are none."""
     column = column or next((c for c in DOMAIN_COLUMNS if c in adata.obs), None)
     if column is not None:
         codes, names = known_labels(adata.obs[column], name=f"adata.obs['{column}']")
@@ -375,7 +375,7 @@ def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> 
 
 
 def _labelled(adata: AnnData, values: pd.Series) -> AnnData:
-    """The counts, shared, with the domains as a column."""
+    """The counts, not copied, with the domains as a column."""
     import anndata
 
     obs = pd.DataFrame({DOMAIN: values.array}, index=adata.obs_names)
@@ -388,7 +388,7 @@ def _provenance(adata: AnnData, source: Path) -> list[tuple[str, str]]:
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Nested records as `a.b.c`, value; tables and long lists by their size."""
+    """Nested records as `a.b.c`, value; tables and long lists only by their size."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, (*path, str(key)))

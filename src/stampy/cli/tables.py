@@ -1,4 +1,4 @@
-"""The tables of runs on one page of HTML: figures beside the paper's, pictures, choices, what is missing."""
+"""HTML page with the tables of runs: results next to the paper's, plots, choices, missing inputs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, bench, pl
+from stampy.bench._config_names import TASKS
 from stampy.bench._export import NOTHING, Sheet, sheets
-from stampy.bench._names import TASKS
 from stampy.bench._paper.pieces import grouped
 from stampy.bench._table import RESULTS, ResultsAbout, about_results
-from stampy.cli.pages import Picture, figure_of, picture, render
+from stampy.cli.pages import Picture, figure_of, png_of, render
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["report"]
+__all__ = ["write_tables"]
 
 SAME = {"yes": "same", "no": "differs", "not known": "unknown"}
 NEVER = "not known"
@@ -28,7 +28,7 @@ NEVER = "not known"
 
 @dataclass(frozen=True)
 class Beside:
-    """One task's figures beside the paper's: a row a system, three columns a metric (own, paper, difference)."""
+    """Results of a task next to the paper's: one row per system, three columns per metric (own, paper, difference)."""
 
     title: str
     heads: list[tuple[str, int]]
@@ -38,15 +38,15 @@ class Beside:
     notes: list[str]
 
 
-def report(folder: str | Path, target: str | Path, *, title: str = "Tables") -> Path:
-    """Write one page with the tables and pictures of a run, or of all runs below a folder.
+def write_tables(folder: str | Path, target: str | Path, *, title: str = "Tables") -> Path:
+    """Write a page with the tables and plots of a run, or of all runs below a folder.
 
     Parameters
     ----------
     folder
-        `out` of `stampy.bench.run`, or a folder with several of them. Their .png files are shown as well.
+        `out` of `stampy.bench.run`, or a folder with several of them. Their .png files are included.
     target
-        The .html to write.
+        Output path, .html.
     title
         Title of the page.
 
@@ -81,7 +81,7 @@ def report(folder: str | Path, target: str | Path, *, title: str = "Tables") -> 
 
 
 def _run(path: Path, root: Path) -> dict[str, Any]:
-    """What the page shows of one run."""
+    """Contents of the page for one run."""
     results = bench.read_results(path)
     about = about_results(path)
     ok = results[results["status"] == "ok"]
@@ -112,7 +112,7 @@ def _shown(sheet: Sheet) -> dict[str, Any]:
 def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
     for (dataset, task, metric), part in table.groupby(["dataset", "task", "metric"], sort=False):
         keys = list(dict.fromkeys(zip(part["variant"], part["metric"], strict=True)))
-        keys = [k for k in keys if k[0]] or keys  # figures of the paper name no variant
+        keys = [k for k in keys if k[0]] or keys  # results of the paper have no variant
         kind = TASKS[str(task)]
         several = len({variant for variant, _ in keys}) > 1
         heads = [(f"{kind.metrics[m]}{f' ({v})' if several else ''}", 3) for v, m in keys]
@@ -126,7 +126,7 @@ def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
 
 
 def _cells(part: pd.DataFrame, keys: list[tuple[str, str]]) -> list[str]:
-    """Own, paper, difference for each column; a figure of the paper stands beside every variant."""
+    """Own, paper and difference for each column; a result of the paper applies to all variants."""
     out = []
     for variant, metric in keys:
         mine = part[(part["metric"] == metric) & part["variant"].isin([variant, ""])]
@@ -152,15 +152,15 @@ def _choices(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _drawn(results: pd.DataFrame) -> Iterator[Picture]:
-    """A picture a data set, so that each is legible on a narrow screen."""
+    """One plot per data set, to be legible on narrow screens."""
     summary = bench.summary(results)
     for dataset in dict.fromkeys(summary.loc[summary["status"] == "ok", "dataset"]):
         axes = pl.bench(summary, datasets=dataset)
-        yield picture(figure_of(axes), f"{dataset}: every system and task.")
+        yield png_of(figure_of(axes), f"{dataset}: every system and task.")
 
 
 def _file(path: Path) -> Picture:
-    """A picture of the user's."""
+    """A plot made by the user."""
     from PIL import Image
 
     with Image.open(path) as image:

@@ -29,7 +29,7 @@ EXAMPLES = {
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the three commands to the parser."""
+    """Add the commands pretrain, align and evaluate."""
     _pretrain_options(commands)
     _align_options(commands)
     _evaluate_options(commands)
@@ -103,11 +103,14 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
     from dataclasses import replace
 
     from stampy import _checks, train
+    from stampy.models._backbone_names import check_backbone
     from stampy.models._systems.catalogue import check_name
 
     _check_paths(sections, config, options.get("vocabulary"))
     if options.get("model") is not None:
         check_name(str(options["model"]))
+    if options.get("backbone") is not None:
+        check_backbone(str(options["backbone"]))
     chosen = getattr(train, settings).of(config)
     chosen = chosen if seed is None else replace(chosen, seed=seed)
     _checks.writable(out)
@@ -117,7 +120,7 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
 
 
 def _check_paths(sections: list[str], config: str | None = None, vocabulary: str | None = None) -> None:
-    """Raise FileNotFoundError for what is not there, before torch is imported or a folder made."""
+    """Raise FileNotFoundError for missing paths, before torch is imported or a folder created."""
     from stampy import _checks
 
     for path in sections:
@@ -129,7 +132,7 @@ def _check_paths(sections: list[str], config: str | None = None, vocabulary: str
 
 
 def _is_first_rank() -> bool:
-    """Whether this is the one process that speaks for a run of several."""
+    """Whether this process prints for all processes of a run."""
     import torch.distributed as dist
 
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

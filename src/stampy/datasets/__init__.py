@@ -1,14 +1,19 @@
 """Toy sections with known ground truth, and a registry of real sections, downloaded on request and checked by hash."""
 
-from stampy.datasets._fetch import fetch, published_vocabulary
-from stampy.datasets._hest import hest_evaluation, hest_manifest
-from stampy.datasets._registry import Entry, File, Source, info, names
-from stampy.datasets._sections import load
-from stampy.datasets._slide_manifest import gdc_query, slide_manifest
-from stampy.datasets._toy.toy import toy
-from stampy.datasets._toy.toy_hest import toy_hest
-from stampy.datasets._toy.toy_slide import toy_slide
-from stampy.datasets._toy.toy_spavis import ToySpavis, toy_spavis
+from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
+
+if TYPE_CHECKING:
+    from stampy.datasets._fetch import fetch, published_vocabulary
+    from stampy.datasets._hest_manifest import hest_evaluation, hest_manifest
+    from stampy.datasets._load import load
+    from stampy.datasets._registry import Entry, File, Source, info, names
+    from stampy.datasets._slide_manifest import gdc_query, slide_manifest
+    from stampy.datasets._toy.toy import toy
+    from stampy.datasets._toy.toy_hest import toy_hest
+    from stampy.datasets._toy.toy_slide import toy_slide
+    from stampy.datasets._toy.toy_spavis import ToySpavis, toy_spavis
 
 __all__ = [
     "Entry",
@@ -29,3 +34,29 @@ __all__ = [
     "toy_slide",
     "toy_spavis",
 ]
+
+_WHERE = {
+    "_fetch": ("fetch", "published_vocabulary"),
+    "_hest_manifest": ("hest_evaluation", "hest_manifest"),
+    "_registry": ("Entry", "File", "Source", "info", "names"),
+    "_load": ("load",),
+    "_slide_manifest": ("gdc_query", "slide_manifest"),
+    "_toy.toy": ("toy",),
+    "_toy.toy_hest": ("toy_hest",),
+    "_toy.toy_slide": ("toy_slide",),
+    "_toy.toy_spavis": ("ToySpavis", "toy_spavis"),
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: names and records are read without pandas and scipy, which the sections need.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,8 @@
 """Models in pure torch: both towers, their losses, weights on disk, and encoders of other groups."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
@@ -72,7 +73,7 @@ def __getattr__(name: str) -> Any:
     # PEP 562: torch is imported when a model is first named; names and cards are told without it.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    module = _imports.module(f"{__name__}.{_MODULES[name]}")
     value = module if name == "losses" else getattr(module, name)
     globals()[name] = value
     return value

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
+from ._attention import Spans, attention, spans_for
 from ._cross_entropy import Kernel, cross_entropy_by_kind, linear_cross_entropy
 from ._limits import check_gene
 from ._packed import Packing, attend
@@ -106,12 +107,16 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def packed(self, x_TD: Tensor, packing: Packing) -> Tensor:
+    def packed(self, x_TD: Tensor, packing: Packing | Spans) -> Tensor:
         qkv = F.linear(x_TD, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        if isinstance(packing, Spans):
+            if qkv.dtype == packing.dtype:
+                return self.out_proj(attention(qkv, packing).flatten(1))
+            packing = packing.packing
         return self.out_proj(_attend(*qkv.unbind(1), packing).flatten(1))
 
-    def forward(self, x_BLD: Tensor, n_keys: int | Packing, mask: Tensor | None) -> Tensor:
-        if isinstance(n_keys, Packing):
+    def forward(self, x_BLD: Tensor, n_keys: int | Packing | Spans, mask: Tensor | None) -> Tensor:
+        if isinstance(n_keys, Packing | Spans):
             return self.packed(x_BLD, n_keys)
         D = x_BLD.shape[-1]
         if n_keys == x_BLD.shape[1]:
@@ -137,7 +142,7 @@ class _Layer(nn.Module):
         self.dropout = config.dropout
         self.pre_norm = config.norm == "pre"
 
-    def forward(self, x_BLD: Tensor, n_keys: int | Packing, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, n_keys: int | Packing | Spans, mask: Tensor | None = None) -> Tensor:
         if self.pre_norm:
             x_BLD = x_BLD + self._drop(self.self_attn(self.norm1(x_BLD), n_keys, mask))
             return x_BLD + self._drop(self.linear2(self._relu(self.linear1(self.norm2(x_BLD)))))
@@ -242,11 +247,14 @@ class GeneEncoder(nn.Module):
         """
         places_T = packing.column if positions is None else positions[packing.column]
         x_TD = self._embed(ids_T, places_T)
+        kind, heads = x_TD.device.type, self.config.heads
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
+        spans = spans_for(packing, low, heads, self.config.width // heads)
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x_TD = checkpoint(layer, x_TD, packing, use_reentrant=False)
+                x_TD = checkpoint(layer, x_TD, spans, use_reentrant=False)
             else:
-                x_TD = layer(x_TD, packing)
+                x_TD = layer(x_TD, spans)
         return x_TD
 
     def residual_outputs(self) -> list[nn.Linear]:

@@ -14,9 +14,9 @@ from stampy.models._systems import hub
 from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
 from stampy.models._systems.cards import Card
 from stampy.models._systems.catalogue import CARDS, card, split_name, split_revision
-from stampy.models._systems.genes import load_nicheformer, load_scgpt
+from stampy.models._systems.gene_encoders import load_nicheformer, load_scgpt
+from stampy.models._systems.image_encoders import Pixels, load_conch, load_omiclip, load_plip, load_vit
 from stampy.models._systems.tangle import load_tangle
-from stampy.models._systems.vision import Pixels, load_conch, load_omiclip, load_plip, load_vit
 
 from ._published import load_published
 from ._stamp import Stamp

@@ -96,8 +96,8 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def attend(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packing: Packing) -> Tensor:
     """Attention of each spot to itself: (T, H, d).
 
-    On CUDA in one call over all spots (PyTorch's kernels for sequences of any length); on the CPU one call for each run
-    of spots of equal length, as such a kernel would do on a CPU.
+    On CUDA in one call over all spots (PyTorch's kernels for sequences of any length, where those of `_attention` can't
+    run); on the CPU one call for each run of spots of equal length, as such a kernel would do on a CPU.
     """
     if packing.attended is not None:
         k_THd, v_THd = k_THd[packing.attended], v_THd[packing.attended]

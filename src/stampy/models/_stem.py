@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._backbone_names import STEM
+
 if TYPE_CHECKING:
     from ._image import ImageConfig
 
 __all__ = ["BLOCKS", "STEM", "STEM_CHANNELS", "ConvStem", "RegionFeatures", "StemEncoder"]
 
-STEM = "efficientnet_lite0_stem"  # as the settings of an image tower name it
 STEM_CHANNELS = 32
 # Of EfficientNet-Lite0 (Tan and Le 2019), in order: expansion, edge of the kernel, stride, channels
 BLOCKS = (

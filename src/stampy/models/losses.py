@@ -1,5 +1,7 @@
 """The losses of both stages, as plain functions of tensors (paper, sections 3.2 and 3.3).
 
+The targets of IGR and CGR are made in `train/_pretrain_step.py`, the views of stage 2 in `train/_align_step.py`.
+
 Means are over the rows that are given. Over several ranks the mean of all is the sum of the ranks' means, each times
 its share of the rows; keys from all ranks are given to `info_nce` as they are.
 

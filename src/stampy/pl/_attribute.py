@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 WIDTH_INCHES, ROW_INCHES = 2.6, 0.2
+TITLE_CHARS = 28  # of a line of a title
 XLABELS = {
     "embedding": "turn of the embedding",
     "cluster": "pull to the cluster",
@@ -91,7 +93,13 @@ def attribute(
         raise ValueError(f"`ax` takes one panel, but there are {len(names)} groups. Omit `ax`, or name a group.")
     by = str(record.get("groupby", ""))
     said = [f"{by} {name}" if by and name.isdigit() else name for name in names]  # a bare number says nothing
-    titles = said if title is None else [title] if isinstance(title, str) else list(title)
+    titles = (
+        [textwrap.fill(name, TITLE_CHARS) for name in said]
+        if title is None
+        else [title]
+        if isinstance(title, str)
+        else list(title)
+    )
     if len(titles) != len(names):
         raise ValueError(f"`title` must have one title for each of {len(names)} panels, found {len(titles)}.")
     axes = [ax] if ax is not None else _new_axes(len(names), min(n_genes, len(table)), ncols)

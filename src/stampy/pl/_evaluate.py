@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 COLUMNS = 3  # panels in a row: legible on a phone
+LEGEND_INCHES = 6  # width of a figure above which the legend is one row
 OURS, BASELINE = "#003C5F", "#8A9BA8"
 TITLES = {
-    "score": "score\n(geometric mean of the next two)",
+    "score": "score\n(mean of spot and neighbours)",
     "own": "genes of the spot\n(held-out correlation)",
     "neighbors": "genes of its neighbours\n(held-out correlation)",
     "coherence": "spatial coherence\n(Moran's I)",
@@ -110,15 +111,16 @@ def _legend(figure: Figure, scores: pd.DataFrame) -> None:
     """What the points are, below the panels."""
     from matplotlib.lines import Line2D
 
-    kinds = [("embedding", OURS, OURS)] if (scores["kind"] == "embedding").any() else []
+    kinds = [("embedding", OURS, OURS)] if ((scores["kind"] == "embedding") & scores["thinned"]).any() else []
     kinds += [("baseline", BASELINE, BASELINE)]
     if not scores["thinned"].all():
-        kinds += [("without thinning: score too high", OURS, "white")]
+        kinds += [("embedding without thinning: score too high", OURS, "white")]
     points = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
         for label, edge, face in kinds
     ]
-    figure.legend(handles=points, loc="outside lower center", ncols=len(points), fontsize="small", frameon=False)
+    columns = len(points) if figure.get_figwidth() > LEGEND_INCHES else 1
+    figure.legend(handles=points, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
 
 
 def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:

@@ -162,4 +162,4 @@ def _title(gene: str, what: str, section: str, record: ExpressionRecord) -> str:
     scores = record["scores"]
     level, group = ("slide", section) if section and (scores["level"] == "slide").any() else ("pooled", "all")
     r = scores.loc[(scores["gene"] == gene) & (scores["level"] == level) & (scores["group"] == group), "pearson"]
-    return f"{title}, {'slide' if level == 'slide' else 'pooled'} r {float(r.iloc[0]):.2f}" if len(r) else title
+    return f"{title}, {'' if level == 'slide' else 'pooled '}r {float(r.iloc[0]):.2f}" if len(r) else title

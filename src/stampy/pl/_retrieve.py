@@ -12,7 +12,8 @@ import numpy as np
 from stampy import _checks, _files, _keys, _utils
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing.paint import SAFE
-from stampy.pl._tiles import Cut, draw, fit, new_axes, rows_of_spots, tiles_of
+from stampy.pl._drawing.panel import inches_of
+from stampy.pl._tiles import TILE_INCHES, Cut, draw, fit_figure, gallery_axes, rows_of_spots, tiles_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GAP, QUERY_GAP = 0.08, 0.35  # in tiles: between tiles, after the query
 LINE = 0.16  # in tiles: a line of text below a tile
 LINE_CHARS = 16  # of a label's line; as many as a tile is wide
+LEAST_POINTS = 5  # of the titles
 OWN = SAFE[1]
 
 
@@ -118,22 +120,23 @@ def retrieve(
     lines = 0 if label is None else max(text.count("\n") + 1 for text in [*below, *above])
     step, row_height = 1 + GAP, 1.1 + LINE * (1 + lines)
     offsets = [0.0, *(1 + QUERY_GAP + step * i for i in range(n_nearest))]
-    panel = new_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
+    panel = gallery_axes(offsets[-1] + 1, len(queries) * row_height) if ax is None else ax
     images = [[asked[int(q)], *(found[int(r)] for r in line)] for q, line in zip(queries, nearest, strict=True)]
     names = [str(name) for name in adata.obs_names[queries]]
     draw(panel, images, names, offsets=offsets, row_height=row_height, edge_um=edge if scale_bar else None)
+    panel.set_ylim(len(queries) * row_height, 0)
+    scale = min(1.0, inches_of(panel)[0] / (offsets[-1] + 1) / TILE_INCHES)
     for i, query in enumerate(queries):
         y = i * row_height
-        _write(panel, 0.5, y + 1, below[i])
+        _write(panel, 0.5, y + 1, below[i], scale)
         for j, row in enumerate(nearest[i]):
             cosine = f"{score[query, j]:.3f}".replace("-", "−")
-            _write(panel, offsets[j + 1] + 0.5, y + 1, f"{cosine}\n{above[i * n_nearest + j]}".strip())
+            _write(panel, offsets[j + 1] + 0.5, y + 1, f"{cosine}\n{above[i * n_nearest + j]}".strip(), scale)
             if other is adata and row == query:
                 _frame(panel, offsets[j + 1], y)
-    panel.set_ylim(len(queries) * row_height, 0)
-    _head(panel, offsets, record, label)
+    _head(panel, offsets, record, label, scale)
     if ax is None:
-        fit(panel)
+        fit_figure(panel)
     return panel
 
 
@@ -175,8 +178,15 @@ def _texts(adata: AnnData, rows: np.ndarray, label: str | None) -> list[str]:
     return ["\n".join(textwrap.wrap(str(value), LINE_CHARS)) for value in adata.obs[label].iloc[rows]]
 
 
-def _write(ax: Axes, x: float, y: float, text: str) -> None:
-    ax.text(x, y + 0.05, text, ha="center", va="top", fontsize="x-small", parse_math=False)
+def _write(ax: Axes, x: float, y: float, text: str, scale: float) -> None:
+    ax.text(x, y + 0.05, text, ha="center", va="top", fontsize=_points("x-small", scale), parse_math=False)
+
+
+def _points(size: str, scale: float) -> float:
+    """A named font size, smaller where the tiles are, so that texts do not cover each other."""
+    from matplotlib.font_manager import FontProperties
+
+    return scale * FontProperties(size=size).get_size_in_points()
 
 
 def _frame(ax: Axes, x: float, y: float) -> None:
@@ -185,14 +195,13 @@ def _frame(ax: Axes, x: float, y: float) -> None:
     ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=OWN, linewidth=2.5))
 
 
-def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: str | None) -> None:
+def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: str | None, scale: float) -> None:
     """Titles above the columns: query, target and recall."""
     below = f"; below: cosine similarity, {label}" if label is not None else "; below: cosine similarity"
-    for x, text in (
-        (0.5, f"query: {record['query']}"),
-        ((offsets[1] + offsets[-1] + 1) / 2, f"nearest by {record['target']}{below}{_recall(record)}"),
-    ):
-        ax.text(x, -0.06, text, ha="center", va="bottom", fontsize="small", parse_math=False)
+    nearest = f"nearest by {record['target']}{below}{_recall(record)}"
+    for x, text, align in ((0.5, f"query: {record['query']}", "center"), (offsets[1], nearest, "left")):
+        size = max(_points("small", scale), LEAST_POINTS)
+        ax.text(x, -0.06, text, ha=align, va="bottom", fontsize=size, parse_math=False)
 
 
 def _recall(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +104,8 @@ def slide(
     )
     shown = np.concatenate([s.rows for s in drawn])
     colours = paint(adata, color, style=Style(None, cmap, vmin, vmax), shown=shown)
+    if color == key + _keys.ATTENTION_SUFFIX:
+        colours = replace(colours, label="attention (mean tile: 1)")
     panels = [(s, p) for s in drawn for p in ((Paint("", "", None), colours) if tissue else (colours,))]
     windows = [s.window(size=1.0, crop=False) for s, _ in panels]
     axes = panel.new_axes(windows)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy.pl._drawing import panel as _panel
 from stampy.pl._drawing.paint import Limit, Paint, Palette, Style, paint
-from stampy.pl._drawing.view import View, Window, spot_distance, views_of
+from stampy.pl._drawing.view import View, Window, drawing_distance, views_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,7 +125,8 @@ def spatial(
         Diameter of the drawn circles, as a multiple of the spots' diameter.
     palette
         Colours of labels: the name of a matplotlib colour map, a list, or a dict from label to colour. By default 30
-        colours, of which the first 20 are distinguishable for colour-blind readers; more labels get generated colours.
+        colours, of which the first 20 are distinguishable for colour-blind readers; further labels get the colours that
+        are farthest from these.
     cmap
         Colour map of values.
     vmin, vmax
@@ -146,7 +147,7 @@ def spatial(
         Maximum number of panels per row.
     ax
         Axes for a single panel. Legends and colour bars are placed outside; create the figure with
-        `layout="constrained"`.
+        `layout="compressed"`, which keeps them inside.
     layer
         Layer to read genes from; `X` by default.
     gene_symbols
@@ -224,7 +225,8 @@ def draw_panels(
         grey = p.scale is not None if image_grey is None else image_grey
         max_px = _panel.PANEL_PX if ax is None else None
         section.draw_image(panel, windows[i], _image_alpha(p, image_alpha), grey=grey, max_px=max_px)
-        _draw(panel, p, section, size=size, alpha=alpha)
+        on_dark = section.is_dark(windows[i], max_px=max_px) if p.rgba is None else None
+        _draw(panel, p, section, size=size, alpha=alpha, on_dark=on_dark)
         left, right, bottom, top = windows[i]
         panel.set(xlim=(left, right), ylim=(bottom, top))
         panel.set_title(titles[i], y=1.0, fontsize="medium", parse_math=parse_titles)
@@ -272,12 +274,12 @@ def _image_alpha(paint: Paint, given: float | None) -> float:
     return 1.0 if paint.rgba is None else 0.6
 
 
-def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float) -> None:
-    """The spots."""
+def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float, on_dark: bool | None) -> None:
+    """The spots; `on_dark`: whether outlines lie on a dark image, None without an image."""
     from matplotlib.collections import EllipseCollection
 
     if paint.rgba is None:
-        look = {"facecolors": "none", "edgecolors": (0, 0, 0, alpha), "linewidths": 0.25}
+        look = _outlines(alpha, on_dark=on_dark)
     else:
         look = {"facecolors": paint.rgba[section.rows] * (1, 1, 1, alpha), "linewidths": 0}
     diameter = [size * _drawn_diameter(section)]  # one for all: a single path to draw, whatever the number of spots
@@ -296,8 +298,17 @@ def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float) -
     ax.spines[:].set_visible(False)
 
 
+def _outlines(alpha: float, *, on_dark: bool | None) -> dict[str, Any]:
+    """Of the circles: black on pale tissue, white on dark tissue, and without an image (None) the colour of text."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgba
+
+    color = rcParams["text.color"] if on_dark is None else "w" if on_dark else "k"
+    return {"facecolors": "none", "edgecolors": to_rgba(color, alpha), "linewidths": 0.4 if on_dark else 0.25}
+
+
 def _drawn_diameter(section: View) -> float:
     """The spots' diameter; very many spots at least touch, so that the white between them does not dominate."""
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter
-    return max(section.diameter, TOUCHING * spot_distance(section.xy))
+    return max(section.diameter, TOUCHING * drawing_distance(section.xy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
-from stampy._section.boxes import tile_boxes
+from stampy._section.tile_boxes import tile_boxes
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing import panel
 from stampy.pl._drawing.view import View, views_of
@@ -111,11 +112,11 @@ def tiles(
     cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
     found, edge = tiles_of(data, np.concatenate(rows), cut)
     offsets = [i * (1 + GAP) for i in range(max(map(len, rows)))]
-    panel = new_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
+    panel = gallery_axes(offsets[-1] + 1, len(rows) * (1 + GAP) - GAP) if ax is None else ax
     images = [[found[int(row)] for row in line] for line in rows]
     draw(panel, images, labels, offsets=offsets, row_height=1 + GAP, edge_um=edge if scale_bar else None)
     if ax is None:
-        fit(panel)
+        fit_figure(panel)
     return panel
 
 
@@ -142,6 +143,7 @@ def _some(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
 
 SIZE_PX = 160  # of a tile as drawn
 TILE_INCHES = 0.95
+LABEL_CHARS = 30  # of a label's line beside the tiles
 
 
 @dataclass(frozen=True)
@@ -230,8 +232,8 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
     return rows
 
 
-def new_axes(width: float, height: float) -> Axes:
-    """A panel of that size (in tiles), not yet in place: see `fit`."""
+def gallery_axes(width: float, height: float) -> Axes:
+    """A panel of that size (in tiles), not yet in place: see `fit_figure`."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -239,7 +241,7 @@ def new_axes(width: float, height: float) -> Axes:
     return figure.add_axes((0, 0, *size))
 
 
-def fit(ax: Axes) -> None:
+def fit_figure(ax: Axes) -> None:
     """Make the figure just as large as the panel with its labels."""
     panel.arrange([ax], [(0, 0)])
 
@@ -266,7 +268,7 @@ def draw(
         yticks=[i * row_height + 0.5 for i in range(len(tiles))] if any(labels) else [],
     )
     if any(labels):
-        ax.set_yticklabels(labels, parse_math=False)
+        ax.set_yticklabels([textwrap.fill(label, LABEL_CHARS) for label in labels], parse_math=False)
     ax.tick_params(length=0, labelsize="small")
     ax.spines[:].set_visible(False)
     if edge_um is not None:

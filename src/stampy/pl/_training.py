@@ -33,6 +33,7 @@ REFERENCES = {
 WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
 FIRST = ("igr", "cgr")
 GREYS = ("0.65", "0.45", "0.2")
+CLOSE = 0.08  # of the axis: lines nearer than that have their names on different sides
 OTHERS = {  # what is no loss -> title of its panel
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -146,19 +147,23 @@ def _references(source: str | Path | pd.DataFrame) -> dict[str, float]:
 
 def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> None:
     """The references of the runs as lines; where runs share them, once."""
-    seen = set()
+    lines: dict[float, str] = {}
     for known in references.values():
         for (key, name), color in zip(REFERENCES.items(), GREYS, strict=True):
             value = known.get(key) if key in keys else None
-            if value is None or round(value, 4) in seen:  # of one section, two are the same
+            if value is None or round(value, 4) in lines:  # of one section, two are the same
                 continue
-            seen.add(round(value, 4))
+            lines[round(value, 4)] = name
             ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")
-            ax.annotate(
-                f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize="xx-small", color=color,
-                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0},
-            )  # fmt: skip
+    values = sorted(lines)
+    bottom, top = ax.get_ylim()
+    for i, value in enumerate(values):
+        below = i + 1 < len(values) and values[i + 1] - value < CLOSE * (top - bottom)
+        ax.annotate(
+            f"{lines[value]} {value:.2f}", (1, value), (0, -2 if below else 2), textcoords="offset points",
+            xycoords=("axes fraction", "data"), ha="right", va="top" if below else "bottom", fontsize="x-small",
+            color="0.25", bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0}, zorder=3,
+        )  # fmt: skip
 
 
 def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Preprocessing: raw data -> arrays that a model takes. No torch here."""
+"""Preprocessing: from raw data to the arrays that models take, without torch."""
 
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.pixel_size import infer_um_per_px

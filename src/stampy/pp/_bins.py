@@ -1,4 +1,4 @@
-"""Cells of an imaging platform, or small bins, summed up in square bins."""
+"""Sum cells of an imaging platform, or small bins, in square bins."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def _scale(factors: Mapping[str, Any], um_per_px: float | None) -> float:
 
 
 def _wide(dtype: np.dtype) -> np.dtype:
-    """The type to add counts up in: small integers would overflow."""
+    """Data type for the sums; small integer types would overflow."""
     return np.dtype(np.int64) if dtype.kind in "bui" and dtype.itemsize < 4 else dtype
 
 
 def _summed(counts: Any, codes: np.ndarray, n: int) -> sparse.csr_matrix:
-    """Sums of the rows of each code, (n, genes) CSR; a block at a time."""
+    """Sum the rows of each code, (n, genes) CSR, one block at a time."""
     parts = []
     for start, block in iter_rows(counts):
         here, within = np.unique(codes[start : start + block.shape[0]], return_inverse=True)
@@ -129,6 +129,6 @@ def _summed(counts: Any, codes: np.ndarray, n: int) -> sparse.csr_matrix:
         part = sparse.coo_matrix(which @ block)
         parts.append((part.data, here[part.row], part.col))
     data, rows, columns = (np.concatenate(p) for p in zip(*parts, strict=True))
-    summed = sparse.csr_matrix((data, (rows, columns)), shape=(n, counts.shape[1]))  # adds what has the same place
+    summed = sparse.csr_matrix((data, (rows, columns)), shape=(n, counts.shape[1]))  # sums duplicate entries
     summed.sort_indices()
     return summed

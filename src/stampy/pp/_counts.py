@@ -1,4 +1,4 @@
-"""Counts of a section in any storage, read as blocks of rows, and the checks that they are raw counts."""
+"""Read the counts of a section in blocks of rows from any storage, and check that they are raw counts."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from stampy import _checks
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_of", "iter_rows", "raw_layers", "source_of"]
+__all__ = ["CHUNK", "CountMatrix", "checked_rows", "column_sums", "counts_name", "counts_of", "iter_rows", "raw_layers"]
 
-CHUNK = 2048  # spots a block: a dense block of a whole transcriptome takes some hundred MB
-LARGEST_SUM = 1e300  # differences and shares of sums stay finite
-SUMMED = 5_000_000  # stored values: of a larger matrix some blocks of rows stand for all where a share is enough
-PRESENT = 50  # genes a spot: where so many are found, some have two counts
-_ROUNDING = 1e-5  # of a value: single precision keeps 7 digits
-_LOG2_MAXIMUM = 16  # of log2(1 + count): single precision does not tell larger ones from other numbers
-LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, the largest raw count nearly always is
+CHUNK = 2048  # spots per block; a dense block of a whole transcriptome takes a few hundred MB
+LARGEST_SUM = 1e300  # keeps differences and ratios of sums finite
+SUMMED = 5_000_000  # stored values; larger matrices are sampled by blocks of rows where estimated shares suffice
+PRESENT = 50  # genes per spot; with so many detected genes, some counts are above 1
+_ROUNDING = 1e-5  # relative; single precision has 7 digits
+_LOG2_MAXIMUM = 16  # log2(1 + count); above this, single precision cannot distinguish log2 values from other numbers
+LOG_MAXIMUM = 25  # log2(1 + 1e6) is 20: no log-normalised value is larger, while raw counts nearly always are
 
 
 class CountMatrix(Protocol):
-    """Counts (n, genes) in any storage: numpy, scipy's sparse matrices, AnnData's and HDF5's on disk, dask, zarr."""
+    """Counts (n, genes) in any storage: numpy, scipy sparse, AnnData's and HDF5's on disk, dask, zarr."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Spots and genes."""
+        """Numbers of spots and genes."""
 
     @property
     def dtype(self) -> np.dtype:
         """Type of the values."""
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """Some rows."""
+        """Select rows."""
 
 
 def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
-    """`adata.X`, or the layer of that name, as it is stored.
+    """Return `adata.X`, or the layer of that name, as it is stored.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def counts_of(adata: AnnData, layer: str | None = None) -> CountMatrix:
 
 
 def raw_layers(layers: Mapping[str, CountMatrix], *, but: str | None = None) -> list[str]:
-    """Names of the layers whose first spots hold whole numbers, none negative, not all 0; ``counts`` first.
+    """Names of the layers whose first spots contain only non-negative whole numbers, not all 0; ``counts`` first.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def raw_layers(layers: Mapping[str, CountMatrix], *, but: str | None = None) -> 
         try:
             _, block = next(iter_rows(layers[name][:256], 256))
         except (TypeError, StopIteration, ValueError):
-            continue  # it is no matrix of numbers
+            continue  # not a matrix of numbers
         data = block.data
         if data.size and data.min() >= 0 and data.max() > 0 and np.array_equal(data, np.trunc(data)):
             found.append(name)
@@ -90,14 +90,14 @@ def raw_layers(layers: Mapping[str, CountMatrix], *, but: str | None = None) -> 
 
 
 def _by_rows_or_columns(X: Any) -> Any:
-    """Sparse formats that can't be sliced as CSR."""
+    """Convert sparse formats without slicing to CSR."""
     return X.tocsr() if sparse.issparse(X) and X.format not in ("csr", "csc") else X
 
 
 def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
-    """Sum of each column as float64, and whether all rows were summed: only some rows of a large matrix are.
+    """Sum each column as float64; also return whether all rows were summed, since large matrices are sampled.
 
-    None if `X` holds no numbers; NaN and infinity count as 0, sums above 1e300 as 1e300. Only for shares in messages.
+    None if `X` is not numeric. NaN and infinity count as 0, sums above 1e300 as 1e300. Use only for shares in messages.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
     parts = 1 if n_values <= SUMMED or (in_memory and getattr(values, "format", "") == "csc") else 8
     rows = n if parts == 1 else max(SUMMED * n // max(n_values, 1) // parts, 1)
     if not in_memory and parts > 1:
-        parts, rows = 1, min(rows * parts, 512)  # one stretch on disk
+        parts, rows = 1, min(rows * parts, 512)  # one contiguous part on disk
     starts = np.linspace(0, n - rows, parts).astype(np.int64).tolist()
     sums = np.zeros(width)
     for start in starts:
@@ -122,7 +122,7 @@ def column_sums(X: CountMatrix) -> tuple[np.ndarray | None, bool]:
 
 
 def _sums_of(X: Any) -> np.ndarray:
-    """Sums of columns in float64, also for small integer types."""
+    """Sum columns in float64, also for small integer types."""
     sums = np.zeros(X.shape[1])
     blocks = [(0, X)] if sparse.issparse(X) else iter_rows(X)
     for _, block in blocks:
@@ -130,30 +130,30 @@ def _sums_of(X: Any) -> np.ndarray:
         data = np.where(np.isfinite(data), data, 0.0) if block.data.dtype.kind == "f" else data
         if block.format == "csc":
             filled = np.flatnonzero(np.diff(block.indptr))
-            with np.errstate(over="ignore"):  # as bincount below; values so large are refused where they are used
+            with np.errstate(over="ignore"):  # as in bincount below; such large values are refused where they are used
                 sums[filled] += np.add.reduceat(data, block.indptr[filled]) if len(filled) else 0.0
         else:
             sums += np.bincount(block.indices, weights=data, minlength=X.shape[1])
     return sums
 
 
-def source_of(layer: str | None) -> str:
-    """What to call these counts in messages and records."""
+def counts_name(layer: str | None) -> str:
+    """Name of these counts in messages and records."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def iter_rows(X: CountMatrix, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
-    """Blocks of at most `chunk` rows as (first row, CSR block), without ever densifying `X`.
+    """Yield blocks of at most `chunk` rows as (first row, CSR block), without densifying `X`.
 
-    Memory is bounded by the block. The exceptions: CSC, in memory or on disk, is turned into CSR once, and a chunk of a
-    dask array is computed whole.
+    Memory is bounded by the block, with two exceptions: CSC, in memory or on disk, is converted to CSR as a whole, and
+    chunks of a dask array are computed whole.
 
     Parameters
     ----------
     X
         (n, genes): numpy, scipy CSR or CSC (matrix or array), a backed matrix (HDF5 or zarr, sparse or dense), dask.
     chunk
-        Rows of a block.
+        Rows per block.
 
     Examples
     --------
@@ -171,21 +171,21 @@ def iter_rows(X: CountMatrix, chunk: int = CHUNK) -> Iterator[tuple[int, sparse.
         block = X[start : start + chunk]
         if not sparse.issparse(block):
             block = np.asarray(block)
-            # scipy has no sparse matrices of half precision
+            # scipy has no sparse matrices in half precision
             block = sparse.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
         yield start, block
 
 
 def _rows(X: sparse.csr_matrix | sparse.csr_array, start: int, stop: int) -> sparse.csr_matrix | sparse.csr_array:
-    """`X[start:stop]` of a CSR in memory, without a copy of its values."""
+    """Return `X[start:stop]` of a CSR matrix in memory without copying its values."""
     low, high = X.indptr[start], X.indptr[stop]
     parts = X.data[low:high], X.indices[low:high], X.indptr[start : stop + 1] - low
     return type(X)(parts, shape=(stop - start, X.shape[1]), copy=False)
 
 
 def _sliceable(X: Any) -> Any:
-    """`X` itself, or its CSR form where slices of rows would be slow; TypeError where it isn't numbers in a table."""
-    # here, so that a machine that only trains needs none of them
+    """Return `X`, as CSR if slicing its rows would be slow; TypeError if it is not a numeric matrix."""
+    # imported here, since training needs neither package
     import h5py
     import zarr
     from anndata.abc import CSCDataset, CSRDataset
@@ -205,7 +205,7 @@ def _sliceable(X: Any) -> Any:
 
 
 def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
-    """The same for a dask array, one of its rows of chunks at a time, so that no chunk is computed twice."""
+    """Like `iter_rows` for a dask array, one row of chunks at a time, so that no chunk is computed twice."""
     offset = 0
     for i in range(X.numblocks[0]):
         part = X.blocks[i].compute()
@@ -221,31 +221,31 @@ def checked_rows(
     source: str = "adata.X",
     layers: Mapping[str, CountMatrix] | Collection[str] = (),
 ) -> Iterator[tuple[int, sparse.csr_matrix | sparse.csr_array]]:
-    """The blocks of :func:`iter_rows`, each checked to hold raw counts before it is handed out.
+    """Yield the blocks of :func:`iter_rows` after checking that each contains raw counts.
 
-    Whole numbers with errors of rounding (up to 1e-5 of the value) are handed out as whole numbers.
+    Whole numbers with rounding errors (up to 1e-5 of the value) are rounded.
 
     Parameters
     ----------
     X, chunk
         As for :func:`iter_rows`.
     source
-        What `X` is, for the messages.
+        Name of `X` in messages.
     layers
-        The layers in which raw counts may be instead, by name (or their names alone).
+        Layers to search for raw counts, by name (or only their names), for messages.
 
     Warns
     -----
     UserWarning
-        Once, if values are not whole: depth-normalised (which changes tokens at ties only) or fractional counts. At the
-        end, if many genes a spot have a value and all values are 1: presence of genes, not counts.
+        Once, if values are not whole: depth-normalised (which can only change the order of ties) or fractional counts.
+        At the end, if spots have many genes and all values are 1: presence of genes, not counts.
 
     Raises
     ------
     ValueError
         If values are negative, NaN or infinite, or look log-normalised.
     """
-    whole = True  # until a value is found that is not; that block then tells what the values are
+    whole = True  # until the first block with fractions, which is then judged
     largest, n_values = 0.0, 0
     for start, block in iter_rows(X, chunk):
         largest, n_values = max(largest, _check_finite(block, start, source)), n_values + block.nnz
@@ -265,9 +265,9 @@ def checked_rows(
 
 
 def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
-    """The largest value; ValueError with number and place of the negative, NaN and infinite values of a block."""
+    """Return the largest value; ValueError with number and first position of negative, NaN or infinite values."""
     data = block.data
-    if data.size == 0 or (data.min() >= 0 and data.max() < np.inf):  # NaN makes both comparisons false
+    if data.size == 0 or (data.min() >= 0 and data.max() < np.inf):  # NaN fails both comparisons
         return float(data.max()) if data.size else 0.0
     for what, bad, hint in (
         ("NaN", np.isnan(data), "Missing counts must be 0."),
@@ -286,10 +286,10 @@ def _check_finite(block: sparse.csr_matrix, start: int, source: str) -> float:
 
 
 def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: Any) -> None:
-    """Warn of values that are not whole, or refuse them where they look log-normalised, also in some spots alone."""
+    """Warn of fractional values; ValueError if they look log-normalised in all or some spots."""
     n_spots = block.shape[0]
     rows = np.flatnonzero(_seem_transformed(block))
-    if not len(rows):  # a few fractions among whole counts
+    if not len(rows):  # few fractions among whole counts
         rows = np.arange(n_spots)
     if len(rows) < n_spots:
         block = block[rows]
@@ -315,7 +315,7 @@ def _judge_fractions(block: sparse.csr_matrix, start: int, source: str, layers: 
 
 
 def _seem_transformed(block: sparse.csr_matrix) -> np.ndarray:
-    """Which rows (bool) have more fractions than whole numbers, or fractions that are all log2(1 + n) of whole n."""
+    """Rows (bool) with more fractions than whole numbers, or whose fractions all equal log2(1 + n) of a whole n."""
     rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     values = block.data.astype(np.float64)
     is_fraction = values != np.trunc(values)
@@ -328,15 +328,15 @@ def _seem_transformed(block: sparse.csr_matrix) -> np.ndarray:
 
 
 def _is_depth_normalised(block: sparse.csr_matrix, tolerance: float = 1e-4) -> bool:
-    """Whether the values of nearly every row are whole multiples of the row's smallest (or half or a third of it)."""
+    """Whether the values of nearly every row are whole multiples of its smallest (or half or a third of it)."""
     n_rows = n_multiples = 0
     for low, high in zip(block.indptr[:-1], block.indptr[1:], strict=True):
         values = block.data[low:high].astype(np.float64)
         values = values[values > 0]
         if values.size < 2 or values.min() == values.max():
-            continue  # one level only: says nothing, and its order does not depend on the scale
+            continue  # a single value is uninformative, and the order of ties does not depend on the scale
         n_rows += 1
-        with np.errstate(over="ignore", invalid="ignore"):  # beside a value near 0 all others are infinite
+        with np.errstate(over="ignore", invalid="ignore"):  # ratios to a value near 0 overflow
             ratio = values / values.min()
             n_multiples += any(
                 np.all(np.abs(ratio * k - np.rint(ratio * k)) <= np.minimum(ratio * k * tolerance, 0.02))

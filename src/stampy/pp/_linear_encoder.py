@@ -1,12 +1,12 @@
-"""A linear gene encoder, solved in closed form: spatial axes, and fitting it to sections without labels.
+"""Closed-form linear gene encoder: spatial axes, and their adaptation to sections without labels.
 
-The covariance between a spot and the mean of its neighbours leaves out what varies from spot to spot by chance. Its
-leading eigenvectors are contextual gene reconstruction (paper, section 3.2) for a linear encoder. The covariance
-between spots and their neighbours in the sections is mixed with the model's own. The share of the sections and the
-number of axes are chosen to predict best the genes of the other half of the molecules (`stampy.pp._thinning`).
+The covariance between a spot and the mean of its neighbours excludes variation that is independent between spots. Its
+leading eigenvectors solve contextual gene reconstruction (paper, section 3.2) for a linear encoder. To adapt a model,
+this covariance, computed on the sections, is mixed with the model's own. The weight of the sections and the number of
+axes are chosen by how well they predict the genes of the other half of the molecules (`stampy.pp._thinning`).
 
-The module is in pp because both `stampy.train` (start of stage 1, `train.adapt`) and `stampy.tl` (`embed(adapt=True)`)
-need it, and these two never import each other.
+The module is in pp because both `stampy.train` (initialisation of stage 1, `train.adapt`) and `stampy.tl`
+(`embed(adapt=True)`) use it, and these two never import each other.
 
 Shapes: n spots, v genes of a section, G genes of the vocabulary, K axes, L positions, m columns of a basis, Q axes of
 model and sections together.
@@ -26,9 +26,9 @@ from stampy import _keys, _utils
 from stampy._section.neighbors import nearest
 from stampy._section.section import places_of, told_apart
 
-from ._counts import CountMatrix, checked_rows, counts_of, source_of
+from ._counts import CountMatrix, checked_rows, counts_name, counts_of
 from ._rank_tokens import rank_tokens
-from ._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
+from ._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +43,7 @@ __all__ = [
     "LinearEncoder",
     "SectionPart",
     "SpotGenes",
-    "adapt",
+    "adapt_encoder",
     "leading_axes",
     "neighbor_graph",
     "orthonormal",
@@ -53,27 +53,27 @@ __all__ = [
 
 NEIGHBORS = 8
 ITERATIONS = 6
-SPARE = 20  # columns of the subspace iteration beyond those kept
-OWN = 0.1  # share of a spot's own covariance: steadies axes that few neighbours support
+SPARE = 20  # extra columns of the subspace iteration
+OWN = 0.1  # weight of a spot's own covariance; stabilises axes that few neighbours support
 
 
 class SpotGenes:
-    """One section: its weighted genes (n, G) and the graph of its neighbours (n, n)."""
+    """A section: its weighted genes (n, G) and its neighbour graph (n, n)."""
 
     def __init__(self, genes_nG: sparse.csr_matrix, graph_nn: sparse.csr_matrix):
         self.genes, self.graph = genes_nG, graph_nn
         self.mean = np.asarray(genes_nG.mean(axis=0)).ravel()
-        self.weight = float(genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12))  # a weak scalar: float32 stays
+        self.weight = float(genes_nG.shape[0] / max(genes_nG.power(2).sum(), 1e-12))  # float(): arrays stay float32
 
     def agreement(self, basis: np.ndarray, own: float) -> np.ndarray:
-        """(spot, neighbours)-covariance times `basis` (G, m), scaled to the number of spots."""
+        """Product of the covariance between spots and neighbours with `basis` (G, m), scaled to the number of spots."""
         y = self.genes @ basis - self.mean @ basis
         y = (self.graph @ y + self.graph.T @ y) / 2 + own * y
         return (self.genes.T @ y - np.outer(self.mean, y.sum(axis=0))) * self.weight
 
 
 def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) -> sparse.csr_matrix:
-    """Genes of spots (n, G): each of a spot's tokens weighs (gate of its rank) x (level of the gene)."""
+    """Genes of spots (n, G); the weight of a token is (gate of its rank) x (level of the gene)."""
     tokens = np.asarray(tokens)[:, : len(gate_L)].astype(np.int64)
     rows, ranks = np.nonzero(tokens)
     genes = tokens[rows, ranks] - _keys.N_SPECIAL
@@ -82,10 +82,9 @@ def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) 
 
 
 def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
-    """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
+    """Leading eigenvectors (G, K), orthonormal, of the covariance of genes between a spot and its neighbours.
 
-    Sections are centred, and weigh by their number of spots alone. Found by subspace iteration; no (G, G) matrix is
-    made.
+    Sections are centred and weighted only by their number of spots. Subspace iteration avoids the (G, G) matrix.
     """
     n_genes = len(parts[0].mean)
     basis = orthonormal(rng.standard_normal((n_genes, min(k + SPARE, n_genes)), dtype=np.float32))
@@ -97,36 +96,36 @@ def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -
 
 
 def orthonormal(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns' span, in their own precision (numpy's would work in double)."""
+    """Orthonormal basis of the columns' span in their own precision (numpy's function computes in double precision)."""
     return linalg.qr(columns, mode="economic", overwrite_a=True, check_finite=False)[0]
 
 
 def neighbor_graph(xy: np.ndarray, k: int = NEIGHBORS) -> sparse.csr_matrix:
-    """(n, n) weights whose product with values is the mean over a spot's `k` nearest others."""
+    """(n, n) weights; the product with values is the mean over the `k` nearest neighbours of each spot."""
     n = len(xy)
     columns = nearest(xy, k)[1]
     return sparse.csr_matrix((np.full(n * k, 1 / k, np.float32), (np.repeat(np.arange(n), k), columns.ravel())), (n, n))
 
 
-STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # share of the sections in the covariance; 0 is the model's own axes
+STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # weight of the sections in the covariance; 0 keeps the model's own axes
 N_AXES = (16, 32, 64)
-N_GENES = 200  # to predict, of each piece
-MAX_SPOTS = 20_000  # that axes are fitted to; more change them little
-MAX_JUDGED = 5_000  # spots of a piece by which strength and number are chosen
+N_GENES = 200  # predicted genes per piece
+MAX_SPOTS = 20_000  # spots for fitting the axes; more change them little
+MAX_JUDGED = 5_000  # spots per piece for choosing strength and number of axes
 MIN_SPOTS = 50
 
 
 class LinearEncoder(NamedTuple):
-    """The parts of a gene encoder that the closed form needs; the encoder must add up gene vectors."""
+    """Parts of a gene encoder that the closed form uses; the encoder must be a sum of gene vectors."""
 
     gate: np.ndarray  # (L,) weight of each rank
     level: np.ndarray  # (G,) weight of each gene
     axes: np.ndarray  # (G, K) orthonormal
-    covariance: np.ndarray  # (K, K) of the model's training spots along these axes
+    covariance: np.ndarray  # (K, K), of the model's training spots, in these axes
 
 
 class SectionPart(NamedTuple):
-    """Spots of one section: counts, how genes are found in the vocabulary, coordinates."""
+    """Spots of one section: counts, rows of their genes in the vocabulary, coordinates."""
 
     counts: sparse.csr_matrix  # (n, v)
     rows: np.ndarray  # (v,) row of the vocabulary, -1 for none
@@ -135,14 +134,14 @@ class SectionPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """Axes fitted to sections, and the head that makes an embedding of them."""
+    """Axes fitted to sections, and the head that maps them to an embedding."""
 
     axes: np.ndarray  # (G, K)
     head: np.ndarray  # (K, K)
     bias: np.ndarray  # (K,)
     strength: float
     n_spots: int
-    scores: pd.DataFrame  # strength, n_axes, score of all that were tried
+    scores: pd.DataFrame  # score of every strength and n_axes tried
 
     @property
     def n_axes(self) -> int:
@@ -150,7 +149,7 @@ class Adaptation:
         return self.axes.shape[1]
 
     def record(self, model: str) -> dict[str, str | float | int]:
-        """The fit as a record for ``uns``, in types that every file format holds."""
+        """The fit as a record for ``uns``, in types that every file format supports."""
         return {"model": model, "strength": self.strength, "n_axes": self.n_axes, "n_spots": self.n_spots}
 
 
@@ -164,14 +163,14 @@ def pieces_of(
     max_spots: int | None = MAX_SPOTS,
     rng: np.random.Generator,
 ) -> list[SectionPart]:
-    """The sections of a table; a large section is reduced to a compact piece, so that memory stays bounded.
+    """Sections of a table; a large section is reduced to a compact piece to bound memory.
 
-    `match` finds the genes of the table, such as ``Vocabulary.match``.
+    `match` matches the genes of the table, such as ``Vocabulary.match``.
 
     Raises
     ------
     ValueError
-        A section of fewer than 50 spots.
+        A section has fewer than 50 spots.
     """
     table, library_key = _utils.table_of(adata, table_key), told_apart(adata, library_key, table_key)
     places = places_of(adata, library_key=library_key, table_key=table_key)
@@ -187,12 +186,12 @@ def pieces_of(
             n = max(round(share * len(mine)), MIN_SPOTS)
             distance = np.linalg.norm(xy[mine] - xy[rng.choice(mine)], axis=1)
             mine = np.sort(mine[np.argsort(distance, kind="stable")[:n]])
-        pieces.append(SectionPart(_rows_of(counts, mine, source_of(layer)), rows, xy[mine]))
+        pieces.append(SectionPart(_rows_of(counts, mine, counts_name(layer)), rows, xy[mine]))
     return pieces
 
 
 def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_matrix:
-    """Chosen rows (sorted) of counts in any storage, read block by block."""
+    """Read selected rows (sorted) of counts in any storage, block by block."""
     wanted = np.zeros(counts.shape[0], dtype=bool)
     wanted[rows] = True
     parts = []
@@ -203,7 +202,7 @@ def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_m
     return sparse.vstack(parts, format="csr")
 
 
-def adapt(
+def adapt_encoder(
     pieces: Sequence[SectionPart],
     model: LinearEncoder,
     divisors: np.ndarray,
@@ -212,7 +211,7 @@ def adapt(
     n_axes: int | None = None,
     rng: np.random.Generator,
 ) -> Adaptation:
-    """Axes and head of a model for these pieces.
+    """Fit axes and head of a model to these pieces.
 
     Parameters
     ----------
@@ -223,9 +222,9 @@ def adapt(
     divisors
         Divisors (G,) of the vocabulary.
     strength
-        Share of the sections in the covariance, 0 to 1. None: chosen by the label-free measure.
+        Weight of the sections in the covariance, 0 to 1. None: chosen by the label-free measure.
     n_axes
-        Columns of the embedding. None: chosen likewise.
+        Columns of the embedding. None: chosen by the same measure.
     rng
         Generator for the splits and the subspace iteration.
     """
@@ -253,7 +252,7 @@ def _weighted(
 
 
 class _Joint:
-    """The span of the model's axes and the sections' own: all mixtures are small matrices in it."""
+    """Joint span of the model's axes and those of the sections, in which mixtures are small matrices."""
 
     def __init__(
         self,
@@ -274,16 +273,16 @@ class _Joint:
         self.features = [genes @ self.basis for genes, _ in parts]
 
     def mixed(self, strength: float, k: int) -> np.ndarray:
-        """Leading axes (Q, K) of the mixture, in the joint basis."""
+        """Leading axes (Q, K) of the mixture in the joint basis."""
         values, vectors = np.linalg.eigh(strength * self.seen + (1 - strength) * self.known)
         return vectors[:, np.argsort(-values)[:k]]
 
 
 def _head(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components of the features, scaled by the square root of their deviation; (K, K) and (K,).
+    """Principal components of the features, scaled by the square root of their standard deviation; (K, K) and (K,).
 
-    As in a trained model. The scaling is between none, where a few components dominate, and whitening, where noise
-    counts as much as signal.
+    This matches a trained model. Without scaling, few components dominate; after whitening, noise counts as much as
+    signal.
     """
     stacked = np.vstack(features).astype(np.float64)
     mean = stacked.mean(axis=0)
@@ -302,14 +301,14 @@ def _scores(
 ) -> np.ndarray:
     """Mean held-out correlation with a spot's own genes of the other half, for each of `tried`.
 
-    Genes of neighbours would mislead here. A section has far more genes than spots, so axes fitted to its
-    neighbourhoods can spell out where each spot lies: that predicts the neighbours' mean without any biological
-    meaning. On four patients with labels (HER2+ B, C, D, G) a spot's own genes ranked the settings as a linear probe
-    does; neighbours' genes did not.
+    Genes of neighbours would be misleading targets. A section has far more genes than spots, so axes fitted to its
+    neighbourhoods can encode the position of each spot, which predicts the neighbours' mean without biological meaning.
+    On four labelled patients (HER2+ B, C, D, G), a spot's own genes ranked the settings as a linear probe does; genes
+    of neighbours did not.
     """
     pieces = [_cut(p) for p in pieces]
     pairs = [halves(p.counts, rng) for p in pieces]
-    genes = [variable_genes(p.counts, N_GENES) for p in pieces]
+    genes = [overdispersed_genes(p.counts, N_GENES) for p in pieces]
     if not all(map(len, genes)):
         raise ValueError("No gene is found in 5 % of a section's spots: strength and number of axes can't be chosen.")
     graphs = [neighbor_graph(p.xy) for p in pieces]
@@ -336,7 +335,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def _cut(piece: SectionPart) -> SectionPart:
-    """A compact part of a large piece, enough to choose between a few settings."""
+    """A compact part of a large piece, sufficient to choose between a few settings."""
     if len(piece.xy) <= MAX_JUDGED:
         return piece
     near = np.argsort(np.linalg.norm(piece.xy - np.median(piece.xy, axis=0), axis=1), kind="stable")[:MAX_JUDGED]

@@ -1,4 +1,4 @@
-"""Neighbourhood groups: every spot in one compact group of neighbours, the most central member first (Algorithm 2)."""
+"""Neighbourhood groups: compact groups of neighbouring spots, the most central member first (Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, _utils
-from stampy._section.neighbors import Tree, place_distance
+from stampy._section.neighbors import Tree, spot_distance
 from stampy._section.section import places_of
 from stampy._settings import DEFAULT_SEED
 
@@ -22,18 +22,18 @@ __all__ = ["Groups", "group_spots", "neighborhoods"]
 
 logger = logging.getLogger(__name__)
 
-JITTER = 1e-6  # spot distances; equally near spots come in random order, so duplicates and grids are no special case
-TIE = 1e-9  # relative; mean distances that differ by less are equal
-MANY_DROPPED = 0.1  # share of a section's spots above which the user is warned
-FREE, TRIED = -1, -2  # a spot without a group; the same, and no group could be grown from it
+JITTER = 1e-6  # in spot distances; equidistant spots get a random order, so duplicates and grids need no special case
+TIE = 1e-9  # relative; mean distances that differ by less count as equal
+MANY_DROPPED = 0.1  # warn above this fraction of a section's spots
+FREE, TRIED = -1, -2  # a spot without a group; a spot from which no group could be grown
 
 
 class Groups(NamedTuple):
     """Neighbourhood groups of one section."""
 
     members: np.ndarray  # int64 (g, size), distinct spots of each group; the most central first, the others ascending
-    own: np.ndarray  # int32 (n,), the one group of each spot, -1 if it was dropped
-    centers: np.ndarray  # int64 (g,), the most central of the group's own spots; members[:, 0] unless that is borrowed
+    own: np.ndarray  # int32 (n,), group of each spot, -1 if dropped
+    centers: np.ndarray  # int64 (g,), most central of the spots that are not borrowed; may differ from members[:, 0]
 
 
 def neighborhoods(
@@ -143,21 +143,21 @@ def neighborhoods(
 def group_spots(
     xy: np.ndarray, *, size: int = 9, max_distance: float = 5.0, rng: int | np.random.Generator | None = 0
 ) -> Groups:
-    """Groups of near spots of one section, in n log n.
+    """Group neighbouring spots of one section in O(n log n).
 
-    Seeds are free spots beside the last group, those with the fewest free spots around them first, so that little is
-    left over between groups; where there are none, a random one. A seed takes the nearest free spots. What is left
-    forms groups of the nearest free spots, filled up with the nearest others.
+    The seed of a group is the free spot next to the last group that has the fewest free spots around it, so that few
+    spots are left over between groups; if there is none, a random spot. A group consists of the seed and the nearest
+    free spots. Spots left over then form groups of the nearest free spots, completed with the nearest other spots.
 
     Parameters
     ----------
     xy
         (n, 2) coordinates in any unit.
     size
-        Spots of a group.
+        Spots per group.
     max_distance
-        The widest pair of a group may be this many median nearest-neighbour distances apart. A spot with `size` spots
-        (itself included) within half of that always gets a group, one with fewer within all of it never.
+        Maximum distance between two spots of a group, in median nearest-neighbour distances. A spot with `size` spots
+        (including itself) within half of it always gets a group; a spot with fewer within all of it never does.
     rng
         Seed or generator.
 
@@ -177,7 +177,7 @@ def group_spots(
     _checks.positive("max_distance", max_distance)
     rng = _utils.generator(rng)
 
-    xy = (xy - xy.min(axis=0)) / place_distance(xy)
+    xy = (xy - xy.min(axis=0)) / spot_distance(xy)
     order = rng.permutation(len(xy))
     jittered = xy + rng.uniform(-JITTER, JITTER, xy.shape)
     tree, k = Tree(jittered), min(4 * size, len(xy))
@@ -194,7 +194,7 @@ def group_spots(
 def _all_sections(
     xy: np.ndarray, codes: np.ndarray, size: int, max_distance: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Group and whether it is the centre, for the spots of all sections."""
+    """Group of the spots of all sections, and whether each spot is the centre of its group."""
     group, is_center = np.empty(len(xy), dtype=np.int32), np.zeros(len(xy), dtype=bool)
     n_groups = 0
     for rows in np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]):
@@ -227,7 +227,7 @@ def _take(
     row: np.ndarray,
     m: int,
 ) -> int:
-    """Add the nearest spots to the `m` of `row` till it is full: within `reach` of the seed, no pair beyond `limit`."""
+    """Append nearest spots to the `m` in `row`, within `reach` of the seed and `limit` of each other; new `m`."""
     for c in near:
         if m == len(row):
             break
@@ -247,7 +247,7 @@ def _take(
 
 @numba.njit(nogil=True, cache=True)
 def _grow(xy: np.ndarray, near: np.ndarray, order: np.ndarray, limit: float, own: np.ndarray, size: int) -> np.ndarray:
-    """Groups of free spots (g, size), entered in `own`; what is left is not FREE but TRIED."""
+    """Grow groups of free spots (g, size) and enter them in `own`; the remaining spots become TRIED."""
     rank = np.empty(len(xy), np.int64)
     rank[order] = np.arange(len(xy))
     members = np.empty((len(xy) // size, size), np.int64)
@@ -272,7 +272,7 @@ def _grow(xy: np.ndarray, near: np.ndarray, order: np.ndarray, limit: float, own
 
 @numba.njit(nogil=True, cache=True)
 def _next_seed(near: np.ndarray, own: np.ndarray, rank: np.ndarray, row: np.ndarray) -> int:
-    """The free spot near `row` with the fewest spots without a group around it, or -1; ties in the random order."""
+    """The FREE spot near `row` with the fewest ungrouped spots around it, or -1; ties are broken in random order."""
     best, fewest = -1, near.shape[1] + 1
     for spot in row:
         for c in near[spot]:
@@ -290,7 +290,7 @@ def _next_seed(near: np.ndarray, own: np.ndarray, rank: np.ndarray, row: np.ndar
 def _borrow(
     xy: np.ndarray, near: np.ndarray, left: np.ndarray, limit: float, own: np.ndarray, size: int, n_groups: int
 ) -> np.ndarray:
-    """Groups of left-over spots (g, size), filled up with spots of other groups and entered in `own`."""
+    """Groups of left-over spots (g, size), completed with spots of other groups and entered in `own`."""
     members = np.empty((len(left), size), np.int64)
     row = np.empty(size, np.int64)
     made = 0
@@ -298,7 +298,7 @@ def _borrow(
         if own[left[i]] >= 0:
             continue
         row[0] = left[i]
-        # Spots within half the limit of the seed are within the limit of each other: they can't keep others out.
+        # Spots within half the limit of the seed are within the limit of each other, so they never exclude others.
         m = _take(xy, near[i], own, False, limit / 2, limit, row, 1)
         m = _take(xy, near[i], own, True, limit, limit, row, m)
         if m < size:
@@ -313,7 +313,7 @@ def _borrow(
 
 @numba.njit(nogil=True, cache=True)
 def _put_centre_first(xy: np.ndarray, members: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Sort each row of `members`, put the most central spot first; the most central of each group's own spots (g,)."""
+    """Put the most central spot first and sort the others; return the most central of each group's own spots (g,)."""
     size = members.shape[1]
     centers = np.empty(len(members), np.int64)
     for g in range(len(members)):
@@ -333,5 +333,5 @@ def _put_centre_first(xy: np.ndarray, members: np.ndarray, own: np.ndarray) -> n
 
 @numba.njit(nogil=True, cache=True)
 def _lowest(values: np.ndarray) -> np.intp:
-    """Position of the first value that equals the lowest, rounding aside."""
+    """Position of the first value equal to the lowest, up to rounding."""
     return np.argmax(values <= values.min() * (1 + TIE))

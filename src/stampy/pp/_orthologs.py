@@ -1,4 +1,4 @@
-"""Genes of another species as the human genes that the models know, with a report of what was mapped."""
+"""Map genes of another species to the human genes of the models, with a report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._genes.match_checks import checked_match
 from ._genes.match_report import GeneMatch
 from ._genes.matching import PREVIOUS, SYMBOL, lookup
 from ._genes.names import FOLDER, cut_version
-from ._vocabulary import Vocabulary, packaged
+from ._vocabulary import Vocabulary, packaged_vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +30,7 @@ __all__ = ["human_matched", "orthologs"]
 
 logger = logging.getLogger(__name__)
 
-# columns of Ensembl's BioMart, in the words used here
+# columns of Ensembl's BioMart and their names here
 _ENSEMBL = {
     "Gene stable ID": "other_id",
     "Gene name": "other",
@@ -133,7 +133,7 @@ def orthologs(
 
 
 def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None = None) -> GeneMatch:
-    """The match of a mouse section in a human vocabulary by `orthologs`; nothing is written.
+    """Match of a mouse section to a human vocabulary by `orthologs`; writes nothing.
 
     Parameters
     ----------
@@ -142,15 +142,15 @@ def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None =
     vocabulary
         Human genes.
     layer
-        Layer with the counts that shares are of; None: ``X``.
+        Layer with the counts for the shares; None: ``X``.
 
     Raises
     ------
     ValueError
-        No gene was mapped, or too few of the vocabulary's.
+        No gene was mapped, or too few genes are in the vocabulary.
     """
     _checks.not_empty(adata)
-    if _keys.ORTHOLOG in adata.var:  # named before, perhaps by another table
+    if _keys.ORTHOLOG in adata.var:  # mapped before, perhaps by another table
         return vocabulary.match(adata, layer=layer)
     var = adata.var.join(_named(adata.var, _pairs(None)[0], vocabulary))
     return checked_match(adata, vocabulary.index, layer, var=var)
@@ -159,11 +159,11 @@ def human_matched(adata: AnnData, vocabulary: Vocabulary, *, layer: str | None =
 def _vocabulary(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
-    return packaged() if vocabulary is None else Vocabulary.load(vocabulary)
+    return packaged_vocabulary() if vocabulary is None else Vocabulary.load(vocabulary)
 
 
 def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None) -> pd.DataFrame:
-    """The columns that `orthologs` writes; with a vocabulary, genes of the same symbol are mapped as well."""
+    """The columns that `orthologs` writes; with a vocabulary, genes are also mapped by symbol."""
     var = var.drop(columns=[c for c in var if str(c).startswith(_keys.ORTHOLOG)])
     ids, symbols = gene_names(var)
     n_human, n_ids = sum(gene.startswith("ENSG") for gene in ids), int((ids != "").sum())
@@ -173,7 +173,7 @@ def _named(var: pd.DataFrame, pairs: pd.DataFrame, vocabulary: Vocabulary | None
             "mouse ortholog are lost. Omit `pp.orthologs`, or organism='mouse'."
         )
     rows = _by_table(pairs, ids, symbols)
-    # row -1, where there is none, is the empty one at the end
+    # row -1 (no pair) selects the appended empty string
     human, human_id = (np.append(pairs[name].to_numpy(dtype=object), "")[rows] for name in ("human", "human_id"))
     by = np.where(rows >= 0, "table", "none").astype(object)
     if vocabulary is not None:
@@ -199,7 +199,7 @@ def _packaged_pairs() -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _pairs(table: pd.DataFrame | str | Path | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The one-to-one pairs (text, empty where unknown), and what to report of the table."""
+    """One-to-one pairs (text, empty if unknown), and a report of the table."""
     if table is None:
         return _packaged_pairs()
     name, sha256 = "given", ""
@@ -228,7 +228,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _normalised(table: pd.DataFrame) -> pd.DataFrame:
-    """Any of the known layouts as the columns other, other_id, human, human_id; each pair once."""
+    """Convert any supported layout to the columns other, other_id, human, human_id, without duplicate pairs."""
     if {"DB Class Key", "Common Organism Name", "Symbol"} <= set(table):
         table = _of_classes(table)
     else:
@@ -246,7 +246,7 @@ def _normalised(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """Pairs from MGI's layout: one line per gene; genes of the same class are orthologs."""
+    """Pairs from MGI's layout of one line per gene; genes of the same class are orthologs."""
     organism = table["Common Organism Name"].astype(str)
     genes = table[["DB Class Key", "Symbol"]]
     mouse = genes[organism.str.startswith("mouse")].rename(columns={"Symbol": "other"})
@@ -254,9 +254,9 @@ def _of_classes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """Row of the pairs for each gene, by id, else by symbol, else by symbol in any case; -1 where there is none."""
+    """Row of the pairs for each gene, by id, else by symbol, else by symbol in any case; -1 without pair."""
     rows = np.full(len(ids), -1)
-    # names that differ only by case may belong to two species: only names that are unique in capitals count
+    # names that differ only by case may belong to two species: use only names that are unique in capitals
     capitals = pd.Series(symbols, dtype=object).str.upper()
     once = capitals.where(~capitals.duplicated(keep=False), "").to_numpy()
     in_capitals = pairs["other"].str.upper()
@@ -273,14 +273,14 @@ def _by_table(pairs: pd.DataFrame, ids: np.ndarray, symbols: np.ndarray) -> np.n
 def _by_symbol(
     vocabulary: Vocabulary, symbols: np.ndarray, human: np.ndarray, human_id: np.ndarray, by: np.ndarray
 ) -> None:
-    """Fill in, in place, genes with the same symbol in capitals, unless the human gene is taken already."""
+    """Map, in place, genes by their symbol in capitals, unless the human gene is mapped already."""
     index = vocabulary.index
     taken = set()
     for kind, names in (("gene_id", human_id), ("symbol", human)):
         taken |= set(lookup([name for name in names if name], kind, index).rows.tolist())
     rest = np.flatnonzero((by == "none") & (symbols != ""))
     found = lookup([str(s).upper() for s in symbols[rest]], "symbol", index)
-    exact = (found.ways == SYMBOL) | (found.ways == PREVIOUS)  # the capitals of a mouse alias need not be the same gene
+    exact = (found.ways == SYMBOL) | (found.ways == PREVIOUS)  # an alias in capitals may be another gene
     for place, row in zip(rest[exact].tolist(), found.rows[exact].tolist(), strict=True):
         symbol = index.first_symbols[row]
         if symbol and row not in taken:

@@ -1,4 +1,4 @@
-"""Compiled loops over a spot's genes: their ranks, in time linear in its counts, and sums of gene vectors by rank."""
+"""Compiled loops over the genes of a spot: ranking in linear time, and sums of gene vectors weighted by rank."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = [
     "weighted_bag",
 ]
 
-PARTS_PER_THREAD = 8  # spots differ in size: a thread that finishes early takes another part
-MIN_SPOTS = 64  # spots of a part; fewer are quicker without a thread
+PARTS_PER_THREAD = 8  # more parts than threads balance spots of unequal size
+MIN_SPOTS = 64  # minimum spots per part; below this, threads cost more than they save
 
 
 def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
     """Call ``function(first, end)`` for parts that cover all spots, in as many threads as torch uses.
 
-    numba's own threads divide the spots beforehand and wait for each other in a busy loop: on a busy machine two
-    threads took longer than one. Here no thread waits for another that has not started.
+    numba's own threads divide the spots in advance and wait for each other in a busy loop; on a busy machine, two
+    threads were slower than one. Here the calling thread processes all parts that no other thread has started.
     """
     n_threads = _utils.n_threads()
     n_parts = min(PARTS_PER_THREAD * n_threads, n_spots // MIN_SPOTS)
@@ -59,20 +59,20 @@ def share_spots(function: Callable[[int, int], None], n_spots: int) -> None:
 
 @lru_cache(maxsize=1)
 def _helpers(n: int) -> ThreadPoolExecutor:
-    """A pool of threads that is kept, since starting threads is slow on a busy machine."""
+    """A reused pool of threads, since starting threads is slow on a busy machine."""
     return ThreadPoolExecutor(n, thread_name_prefix="spots")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads are not inherited by a fork
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a fork does not inherit threads
 
 
-# the place of the only set bit of a 64-bit word: the sequence times that bit has a different top six bits for each
+# position of the only set bit of a 64-bit word, by a de Bruijn sequence: times that bit, its top six bits are unique
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT = np.zeros(64, dtype=np.int64)
 _BIT[[((0x03F79D71B4CB0A89 << place) & (2**64 - 1)) >> 58 for place in range(64)]] = np.arange(64)
 
-_DEPTH = 10_000.0  # counts a spot that the published tokens are scaled to
+_DEPTH = 10_000.0  # counts per spot, as in the published tokens
 
 
 def rank_tokens(
@@ -86,7 +86,7 @@ def rank_tokens(
         (spots, genes) CSR, finite and not negative; duplicate entries, explicit zeros and columns in any order are
         allowed.
     rows
-        int32 (genes,): row of the vocabulary, -1 for a gene that is not in it.
+        int32 (genes,): row of the vocabulary, -1 for a gene outside it.
     divisors
         float64 (vocabulary,), above 0.
     max_tokens
@@ -116,9 +116,9 @@ def _rank_spots(
     first: int,
     last: int,
 ) -> None:
-    """Fill the tokens of the spots from `first` to before `last`."""
+    """Fill the tokens of spots `first` to `last` - 1."""
     low, high = block.indptr[first], block.indptr[last]
-    _rank(  # one set of types, so that it is compiled once
+    _rank(  # one set of types, to compile only once
         block.indptr[first : last + 1].astype(np.int64) - low,
         block.indices[low:high].astype(np.int32, copy=False),
         block.data[low:high].astype(np.float64, copy=False),
@@ -132,7 +132,7 @@ def _rank_spots(
 def _rank(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, rows: np.ndarray, shares: np.ndarray, tokens: np.ndarray
 ) -> None:
-    """Fill `tokens`, which must be all 0."""
+    """Fill `tokens`, which must be zeros."""
     n_genes = len(shares)
     value = np.zeros(n_genes)  # by vocabulary row; all zero between spots
     seen = np.zeros(n_genes // 64 + 1, np.uint64)  # one bit per vocabulary row; all zero between spots
@@ -150,7 +150,7 @@ def _rank(
 
 @numba.njit(nogil=True, cache=True)
 def _sum_genes(indices: np.ndarray, data: np.ndarray, rows: np.ndarray, value: np.ndarray, seen: np.ndarray) -> None:
-    """Add a spot's counts up by vocabulary row, and mark the rows."""
+    """Sum the counts of a spot by vocabulary row, and mark the rows in `seen`."""
     for j in range(len(indices)):
         row = rows[indices[j]]
         if row >= 0 and data[j] > 0:
@@ -160,11 +160,11 @@ def _sum_genes(indices: np.ndarray, data: np.ndarray, rows: np.ndarray, value: n
 
 @numba.njit(nogil=True, cache=True)
 def _collect(value: np.ndarray, shares: np.ndarray, seen: np.ndarray, found: np.ndarray) -> int:
-    """Scale the counts of the marked rows, list these rows in rising order and clear the marks. Returns their number.
+    """Scale the counts of marked rows, list these rows in ascending order, clear the marks and return their number.
 
-    The published tokens come from counts scaled to 10,000 a spot in float32 and multiplied by the reciprocal of the
-    divisor, which decides what counts as a tie; this does the same. Counts are first divided by their greatest common
-    divisor, so that a spot sequenced twice as deep has the same tokens to the last one.
+    As in the published tokens, counts are scaled to 10,000 per spot in float32 and multiplied by the reciprocal of the
+    divisor, since rounding decides which values are ties. Counts are first divided by their greatest common divisor, so
+    that a spot sequenced twice as deep has identical tokens.
     """
     n = 0
     total, common = 0.0, 0.0
@@ -189,7 +189,7 @@ def _collect(value: np.ndarray, shares: np.ndarray, seen: np.ndarray, found: np.
 
 @numba.njit(nogil=True, cache=True)
 def _common(a: float, b: float) -> float:
-    """Greatest common divisor of whole numbers (0 and b: b); 1 where `b` is no whole number."""
+    """Greatest common divisor of whole numbers (b if a is 0); 1 if `b` is not whole."""
     if b != np.floor(b):
         return 1.0
     while b > 0:
@@ -199,10 +199,10 @@ def _common(a: float, b: float) -> float:
 
 @numba.njit(nogil=True, cache=True)
 def _sort(order: np.ndarray, keys: np.ndarray, value: np.ndarray) -> None:
-    """Sort the rows in `order` by falling value; rows of the same value keep their (rising) order.
+    """Sort the rows in `order` by descending value; rows of equal value stay in ascending order.
 
-    The bits of a positive float, read as an integer, rise with it. Two stable counting passes sort by the upper 16 bits
-    of the distance from the highest; an insertion pass, with few moves, sorts by the lower bits.
+    Read as integers, the bits of positive floats are in the same order. Two stable counting passes sort by the upper 16
+    bits of the difference from the highest; an insertion pass, with few moves, sorts by the rest.
     """
     if len(order) < 2:
         return
@@ -231,7 +231,7 @@ def _sort(order: np.ndarray, keys: np.ndarray, value: np.ndarray) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _counting_pass(keys: np.ndarray, out: np.ndarray, shift: np.uint64) -> None:
-    """Write the keys to `out`, sorted stably by the 8 bits from `shift` on."""
+    """Write the keys to `out`, sorted stably by the 8 bits starting at `shift`."""
     byte = np.uint64(0xFF)
     start = np.zeros(257, np.int64)
     for k in range(len(keys)):
@@ -245,22 +245,22 @@ def _counting_pass(keys: np.ndarray, out: np.ndarray, shift: np.uint64) -> None:
 
 
 def weighted_bag(tokens: np.ndarray, table: np.ndarray, gate: np.ndarray | None, share: float) -> np.ndarray:
-    """Sum of the vectors of a spot's tokens, each times the gate of its rank, divided by `share`.
+    """Sum the vectors of each spot's tokens, weighted by the gate of their rank, and divide by `share`.
 
     Parameters
     ----------
     tokens
-        (spots, positions) int32, 0 pads on the right.
+        (spots, positions) int32, padded with 0 on the right.
     table
         (tokens, width) float32, the vector of each token.
     gate
-        (positions or more, width) float32; None: 1.
+        (positions or more, width) float32; None: all 1.
     share
-        Number that sums are divided by.
+        Divisor of the sums.
 
     Returns
     -------
-    (spots, width) float32; zeros for a spot without tokens. A spot's sum does not depend on the spots beside it.
+    (spots, width) float32; zeros for a spot without tokens. The sum of a spot does not depend on other spots.
 
     Examples
     --------
@@ -278,7 +278,7 @@ def weighted_bag(tokens: np.ndarray, table: np.ndarray, gate: np.ndarray | None,
     return out
 
 
-# fastmath: the sum runs over positions one after the other for each output, so only multiply and add are contracted
+# "contract" only fuses multiply and add: for each output, the sum runs over positions in order
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def _add(
     tokens: np.ndarray, table: np.ndarray, gate: np.ndarray, share: np.float32, out: np.ndarray, first: int, end: int
@@ -288,7 +288,7 @@ def _add(
         row = out[spot]
         for position in range(tokens.shape[1]):
             token = tokens[spot, position]
-            if token == 0:  # _keys.PAD, on the right
+            if token == 0:  # _keys.PAD, only on the right
                 break
             vector, weight = table[token], gate[position]
             for d in range(width):

@@ -1,4 +1,4 @@
-"""Whole slides as AnnData: a row per tile of tissue, which is found on a reduced image; no genes."""
+"""Whole slides as AnnData without genes: one row per tile of tissue, which is found on a reduced image."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideSource", "covered", "open_slide", "overview", "slide_tiles", "tissue_mask"]
 
-SlideSource: TypeAlias = ImageSource | Any  # or a WSIData
+SlideSource: TypeAlias = "ImageSource | Any"  # a WSIData is also possible
 
-MASK_UM = 8.0  # edge of a pixel of the tissue mask: 14 across a tile
+MASK_UM = 8.0  # pixel size of the tissue mask: 14 pixels per tile edge
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of a slide in px of its finest level."""
+    """Tiles of a slide in px of the finest level."""
 
     boxes: np.ndarray  # (n, 4) left, top, right, bottom
     row: np.ndarray  # (n,)
@@ -140,12 +140,12 @@ def slide_tiles(
 
 
 def open_slide(slide: SlideSource) -> tuple[SlideImage, bool]:
-    """The slide as a `SlideImage`, and whether the caller must close it."""
+    """Return the slide as a `SlideImage`, and whether the caller must close it."""
     return open_image(slide), not isinstance(slide, SlideImage) and not is_wsidata(slide)
 
 
 def pixel_size(image: SlideImage, um_per_px: float | None) -> float:
-    """µm per pixel of the finest level, as given or as the file says."""
+    """µm per pixel of the finest level, as given or as stated by the file."""
     found = um_per_px if um_per_px is not None else image.um_per_px
     if found is None:
         raise ValueError(
@@ -156,7 +156,7 @@ def pixel_size(image: SlideImage, um_per_px: float | None) -> float:
 
 
 def lay_grid(image: SlideImage, edge: float, stride: float) -> TileGrid:
-    """All tiles whose centre lies in the image, in rows from the top left; edge and stride in px."""
+    """All tiles whose centre is in the image, row by row from the top left; edge and stride in px."""
     height, width = image.shape
     if edge > 2 * max(height, width):
         raise ValueError(
@@ -180,7 +180,7 @@ def _check_arguments(tile_um: Any, stride_um: Any, min_tissue: Any, um_per_px: A
 
 
 def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> None:
-    """Whether `tile_key` may be given at all."""
+    """Raise if `tile_key` conflicts with the slide or with other arguments."""
     if tile_key is None:
         return
     if not is_wsidata(slide):
@@ -191,13 +191,13 @@ def _check_table(slide: Any, tile_key: str | None, others: dict[str, Any]) -> No
 
 
 def _tabled(boxes: np.ndarray) -> TileGrid:
-    """The boxes of a tile table with their places in it, as far as they lie on a grid."""
+    """Boxes of a tile table with row and column numbers."""
     row, col = (np.unique(boxes[:, axis].round(), return_inverse=True)[1] for axis in (1, 0))
     return TileGrid(boxes, row, col)
 
 
 def _tissue_of(image: SlideImage, grid: TileGrid, um: float) -> np.ndarray:
-    """Part of each tile that is tissue (n,)."""
+    """Tissue fraction of each tile (n,)."""
     picture = overview(image, max(1.0, MASK_UM / um))
     height, width = image.shape
     return covered(tissue_mask(picture), grid.boxes, (width / picture.shape[1], height / picture.shape[0]))
@@ -211,7 +211,7 @@ def _no_tissue(image: SlideImage, tissue: np.ndarray, least: float) -> ValueErro
 
 
 def _thumbnail(image: SlideImage, longest: int) -> tuple[np.ndarray, float]:
-    """The reduced picture, and its px per px of the full resolution."""
+    """Reduced image, and its px per px of the full resolution."""
     factor = max(1.0, max(image.shape) / longest)
     picture = overview(image, factor)
     return picture, max(picture.shape[:2]) / max(image.shape)
@@ -236,24 +236,24 @@ def _table(grid: TileGrid, tissue: np.ndarray, kept: np.ndarray, name: str) -> A
     return adata
 
 
-_MAX_READ_PX = 2**29  # half a minute of decoding; a slide with a pyramid needs a hundredth of that
+_MAX_READ_PX = 2**29  # half a minute of decoding; a slide with a pyramid needs a hundredth of it
 _BLOCK_PX = 512
 _SATURATION = (0.05, 0.15)  # bounds of the threshold: glass is below the first, pale tissue above the second
-_DENSITY = (0.05, 0.1)  # likewise of the optical density over a grey background
-_WHITE_GLASS = 200  # brightest channel of a background that is white rather than grey
-_BACKGROUND = 0.25  # share of the pixels that have the colour of the background, give or take the step
+_DENSITY = (0.05, 0.1)  # bounds of the threshold for the optical density, used on grey backgrounds
+_WHITE_GLASS = 200  # brightest channel above which a background counts as white
+_BACKGROUND = 0.25  # minimum fraction of pixels with the background colour, within a step
 _COLOUR_STEP = 8
-_DARK = 40  # the brightest channel of pen marks and of what the scanner left black
+_DARK = 40  # brightest channel of pen marks and of areas that were not scanned
 _SMOOTH_PX = 5
 
 
 def overview(image: SlideImage, factor: float) -> np.ndarray:
-    """The whole image reduced `factor` times, read in pieces: memory does not grow with the slide, time is bounded.
+    """Read the whole image reduced `factor` times; memory and time are bounded for slides of any size.
 
     Returns
     -------
-    (h, w, 3) uint8; each pixel is the mean of the area that it covers. For a level of more than `_MAX_READ_PX` pixels,
-    only one block in each square of blocks is read and represents the square, with a warning.
+    (h, w, 3) uint8; each pixel is the mean of the area that it covers. If the level has more than `_MAX_READ_PX`
+    pixels, only one block of each square of blocks is read and represents the square, with a warning.
     """
     level = image._level_for(factor)
     height, width = image.levels[level].shape
@@ -269,7 +269,7 @@ def overview(image: SlideImage, factor: float) -> np.ndarray:
 
 
 def _sampled(image: SlideImage, level: int, factor: float, every: int) -> np.ndarray:
-    """`overview` from the middle block of each square of `every` x `every` blocks, stretched over the square."""
+    """`overview` from the middle block of each square of `every` x `every` blocks, resized to the square."""
     height, width = image.levels[level].shape
     out = np.empty((max(1, round(image.shape[0] / factor)), max(1, round(image.shape[1] / factor)), 3), dtype=np.uint8)
     block = _block_px(image, level)
@@ -290,23 +290,23 @@ def _sampled(image: SlideImage, level: int, factor: float, every: int) -> np.nda
 
 
 def _block_px(image: SlideImage, level: int) -> int:
-    """Edge of the blocks in which a level is stored, so that each is decoded once."""
+    """Edge of the blocks in which a level is stored; reading whole blocks decodes each once."""
     chunks = getattr(getattr(image.levels[level], "array", None), "chunks", None)
     edges = [edge for edge in chunks or () if isinstance(edge, int) and edge > 4]
     return min(max(edges, default=_BLOCK_PX), 4 * _BLOCK_PX)
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
-    """Where there is tissue: saturation above Otsu's threshold, smoothed.
+    """Mask of tissue: saturation above Otsu's threshold, smoothed.
 
-    The threshold is kept within 0.05 to 0.15: Otsu's threshold would separate noise from noise on a slide without
-    tissue, and dark from light tissue on a slide full of tissue. Black places (no scan, pen) are no tissue. On a grey
-    background, whose tint would hide pale tissue, tissue is what differs from it in colour or brightness.
+    The threshold is limited to 0.05 to 0.15, since Otsu's threshold would separate noise from noise on an empty slide,
+    and dark from light tissue on a full one. Black areas (not scanned, pen) are not tissue. On a grey background, whose
+    tint would hide pale tissue, tissue is everything that differs from it in colour or brightness.
 
     Parameters
     ----------
     rgb
-        Reduced image (h, w, 3) uint8, at some µm per pixel.
+        Reduced image (h, w, 3) uint8, at a few µm per pixel.
 
     Returns
     -------
@@ -333,7 +333,7 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
 
 
 def _above(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """Where values are above Otsu's threshold, kept within bounds."""
+    """Mask of values above Otsu's threshold, which is limited to `bounds`."""
     from skimage.filters import threshold_otsu
 
     otsu = threshold_otsu(values) if np.ptp(values) > 0 else 0.0
@@ -341,13 +341,13 @@ def _above(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 
 def _grey_background(pixels: np.ndarray) -> np.ndarray | None:
-    """The colour (3,) of a quarter of the pixels (n, 3) or more, if it is grey; None for white glass, or none found."""
+    """Colour (3,) of the background of the pixels (n, 3) if it is grey; None for white glass or without background."""
     if not len(pixels):
         return None
     n = 256 // _COLOUR_STEP
     bins = pixels // _COLOUR_STEP
     counts = np.bincount(np.ravel_multi_index(tuple(bins.T), (n, n, n)), minlength=n**3).reshape(n, n, n)
-    for axis in range(3):  # overlapping bins of twice the step: noise may lie on an edge
+    for axis in range(3):  # overlapping bins of twice the step, since noise may straddle an edge
         counts = counts + np.roll(counts, -1, axis=axis)
     first = np.array(np.unravel_index(np.argmax(counts), counts.shape))
     colour = pixels[((bins == first) | (bins == (first + 1) % n)).all(axis=1)].mean(axis=0)
@@ -372,7 +372,7 @@ def covered(mask: np.ndarray, boxes: np.ndarray, px_per_mask_px: tuple[float, fl
     total[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
     left, top, right, bottom = (boxes / np.array([*px_per_mask_px, *px_per_mask_px])).T
 
-    def area(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # the integral is bilinear within a pixel
+    def area(x: np.ndarray, y: np.ndarray) -> np.ndarray:  # the integral image is bilinear within a pixel
         return ndimage.map_coordinates(total, np.stack([y, x]), order=1, mode="nearest")
 
     inside = area(right, bottom) - area(left, bottom) - area(right, top) + area(left, top)

@@ -1,7 +1,7 @@
-"""Data thinning: molecules are split in two independent halves, and one half predicts the genes of the other.
+"""Data thinning: split molecules into two independent halves, and predict the genes of one half from the other.
 
-This measure needs no labels. The module is in pp because both `stampy.tl` (to judge embeddings) and `stampy.train` (to
-choose how far a model is adapted) use it, and these two never import each other.
+This measure needs no labels. The module is in pp because both `stampy.tl` (evaluation of embeddings) and
+`stampy.train` (choice of settings for adaptation) use it, and these two never import each other.
 
 Shapes: n spots, G genes of the section, g target genes, d columns of an embedding.
 """
@@ -11,17 +11,17 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, sparse
 
-__all__ = ["gene_targets", "halves", "heldout_correlation", "regions", "variable_genes"]
+__all__ = ["gene_targets", "halves", "heldout_correlation", "overdispersed_genes", "regions"]
 
 N_FOLDS = 5
-MIN_SHARE = 0.05  # of the spots in which a target gene is found
+MIN_SHARE = 0.05  # of the spots in which a target gene must be detected
 
 
 def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Split the molecules (n, G) at random: each goes to either half with probability one half.
+    """Split the molecules (n, G) at random, each with probability one half.
 
-    Given their means, the counts of the two halves are independent where counts are Poisson. What an embedding of one
-    half predicts of the other half therefore reflects the tissue, not the noise.
+    If counts are Poisson, the counts of the two halves are independent given their means. What an embedding of one half
+    predicts of the other half therefore reflects the tissue, not the noise.
 
     Examples
     --------
@@ -41,11 +41,11 @@ def halves(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.
 
 
 def regions(xy: np.ndarray, sections: np.ndarray | None = None, n_folds: int = N_FOLDS) -> np.ndarray:
-    """Folds (n,) of one compact region each: every section is cut into `n_folds` regions of similar size.
+    """Folds (n,) that each are a compact region: every section is divided into `n_folds` regions of similar size.
 
-    Small scattered blocks are unsuitable: with them the position of a spot alone predicts the genes of its neighbours
-    well (correlation 0.34 on a section of 295 spots), and an embedding that is fitted to the section may encode just
-    the position. Between regions, position predicts little.
+    Small scattered blocks are unsuitable: with them, the position of a spot alone predicts the genes of its neighbours
+    well (correlation 0.34 on a section of 295 spots), so an embedding fitted to the section may merely encode position.
+    Between regions, position predicts little.
 
     Examples
     --------
@@ -74,10 +74,10 @@ def _cut(xy: np.ndarray, rows: np.ndarray, names: np.ndarray, folds: np.ndarray)
     _cut(xy, order[at:], names[low:], folds)
 
 
-def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
-    """Columns of the `n` genes whose counts vary most beyond chance, in rising order.
+def overdispersed_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
+    """Columns of the `n` most variable genes, in ascending order.
 
-    The variance of a gene's Pearson residuals against Poisson noise, among genes found in at least 5 % of the spots.
+    Ranked by the variance of Pearson residuals against Poisson noise, among genes detected in at least 5% of the spots.
     """
     counts = sparse.csr_matrix(counts, dtype=np.float64)
     totals = np.asarray(counts.sum(axis=1)).ravel()
@@ -86,7 +86,7 @@ def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
     part = sparse.csc_matrix(counts[:, columns])
     shares = np.asarray(part.sum(axis=0)).ravel() / max(totals.sum(), 1.0)
     inverse = 1 / np.maximum(totals, 1.0)
-    # sum of (x - ts)^2 / (ts) over all spots t and a gene's share s: only counts above 0 need a look
+    # sum of (x - ts)^2 / (ts) over spots of depth t, with the gene's share s: only x > 0 must be visited
     squares = sparse.csc_matrix((part.data**2, part.indices, part.indptr), part.shape)
     variance = (squares.T @ inverse) / np.maximum(shares, 1e-300) - 2 * np.asarray(part.sum(axis=0)).ravel()
     variance = (variance + totals.sum() * shares) / counts.shape[0]
@@ -94,10 +94,10 @@ def variable_genes(counts: sparse.csr_matrix, n: int = 200) -> np.ndarray:
 
 
 def gene_targets(counts: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
-    """The targets, (n, g) float32: log1p of counts per 10,000, with the effect of log depth removed.
+    """Targets (n, g) float32: log1p of counts per 10,000, with the effect of log depth removed.
 
-    Log-normalised counts of sparse spots still follow depth. The effect is removed by fitting a parabola of each gene
-    over log depth, so that an embedding gains nothing by knowing how deeply a spot was sequenced.
+    Log-normalised counts of sparse spots still depend on sequencing depth. The effect is removed by regression of each
+    gene on a quadratic function of log depth, so that an embedding gains nothing by encoding depth.
     """
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     part = np.asarray(counts[:, genes].todense(), dtype=np.float64)
@@ -109,11 +109,11 @@ def gene_targets(counts: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
 
 
 def heldout_correlation(values: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Pearson correlation (g,) between targets and their prediction by ridge from `values`, each fold held out once.
+    """Pearson correlation (g,) of targets with their ridge prediction from `values`; each fold is held out once.
 
-    Columns are standardised; the penalty is the number of columns `d`, so that all columns together are expected to
-    explain half of the variance. The mean of the training spots is left out of a prediction: it is low where
-    the held-out region is high, so that noise would score below 0. NaN for a target that doesn't vary.
+    Columns are standardised. The penalty is the number of columns `d`, so that all columns together are expected to
+    explain half of the variance. Predictions omit the mean of the training spots: it is low where the held-out region
+    is high, so noise would score below 0. NaN for a constant target.
     """
     x = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     scale = x.std(axis=0)

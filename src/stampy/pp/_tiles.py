@@ -1,4 +1,4 @@
-"""Tiles of a physical size around the spots, on request and in order."""
+"""Tiles of a physical size around the spots, read on request and in order; `SlideImage.tile` cuts a single one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy._section.boxes import region_boxes, region_cells, tile_boxes
 from stampy._section.image.slide_image import WHITE
 from stampy._section.section import ImageSource, PlacedSection, Wishes, sections_of
+from stampy._section.tile_boxes import region_boxes, region_cells, tile_boxes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["TileSource", "tiles"]
 
 _MAX_UPSAMPLING = 4.0
-_CELLS_UM_PER_PX = 2.0  # of the image; coarser, cells can't be seen
+_CELLS_UM_PER_PX = 2.0  # of the image; cells are not visible at coarser resolution
 
 
 class TileProvenance(TypedDict):
-    """How tiles were read and from which images; lists have one value per section."""
+    """How and from which images tiles were read; lists have one value per section."""
 
     tile_um: float
     size_px: int
@@ -35,7 +35,7 @@ class TileProvenance(TypedDict):
     um_per_px: list[float]
     um_per_px_from: list[str]
     upsampling: list[float]
-    surroundings_um: NotRequired[float]  # edge of the region that a model sees beside each tile
+    surroundings_um: NotRequired[float]  # edge of the region that a model uses with each tile
 
 
 class TileSource:
@@ -179,7 +179,7 @@ class TileSource:
         return out
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """What a model sees of some spots: their tiles, with `surroundings` each with the region about it.
+        """Model inputs of some spots: their tiles; with `surroundings`, also the region around each.
 
         Returns
         -------
@@ -190,7 +190,7 @@ class TileSource:
         return np.stack([self.read(rows), self.read(rows, region=True)], axis=1)
 
     def digest(self, rows: np.ndarray) -> str:
-        """A hash of everything that decides the tiles of some spots: positions, images and pixels."""
+        """Hash of everything that determines the tiles of some spots: positions, images and pixels."""
         found = hashlib.blake2b(digest_size=16)
         rows = np.asarray(rows, dtype=np.int64)
         images = [s.require_image() for s in self.sections]
@@ -210,7 +210,7 @@ class TileSource:
         return out
 
     def provenance(self) -> TileProvenance:
-        """Record of what was read and how, in types that every AnnData writer takes."""
+        """Record of the images and parameters, in types that every AnnData writer supports."""
         found: TileProvenance = {
             "tile_um": self.tile_um,
             "size_px": self.size_px,
@@ -226,9 +226,9 @@ class TileSource:
         return found
 
     def image_paths(self) -> list[str]:
-        """The file that the tiles of each section come from, "" for pixels in memory.
+        """Path of the image of each section; "" for pixels in memory.
 
-        Not part of `provenance`, since the place of a file does not affect the results.
+        Not part of `provenance`, since the path does not affect results.
         """
         paths = (getattr(s.require_image(), "path", None) for s in self.sections)
         return [os.path.realpath(path) if path else "" for path in paths]
@@ -239,10 +239,10 @@ class TileSource:
             section.require_image().close()
 
     def _enlarged(self) -> str:
-        """What to say of an image that is coarse, or ""."""
+        """Warning about an image that is too coarse, or ""."""
         worst = max(self.upsampling, key=self.upsampling.__getitem__)
         factor = self.upsampling[worst]
-        # A model that sees surroundings has small tiles, which show cells all the same: the image itself must.
+        # Tiles of a model with surroundings are so small that few px are enough; check the image's own resolution.
         unseen = self.surroundings and self.tile_um * factor / self.size_px > _CELLS_UM_PER_PX
         if factor <= _MAX_UPSAMPLING and not unseen:
             return ""
@@ -254,7 +254,7 @@ class TileSource:
 
 
 def _check_edge(section: PlacedSection, tile_um: float) -> None:
-    """Raise ValueError if a tile is far larger than the whole image: the size of a pixel must be wrong."""
+    """Raise ValueError if a tile is far larger than the whole image, which means a wrong pixel size."""
     edge = tile_um / section.um_per_image_px
     if edge > 2 * max(section.require_image().shape):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Gene tokens: the genes of a spot in falling order of how far each is above its usual level."""
+"""Gene tokens: the genes of a spot in descending order of count divided by usual level."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import stampy
 from stampy import _checks, _keys, _utils
 
-from ._counts import CHUNK, checked_rows, counts_of, source_of
+from ._counts import CHUNK, checked_rows, counts_name, counts_of
 from ._genes.match_report import GeneMatch
 from ._rank_tokens import rank_tokens
-from ._vocabulary import Vocabulary, packaged
+from ._vocabulary import Vocabulary, packaged_vocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,7 +106,7 @@ def tokenize(
     logger.info("%s", match)
 
     tokens = np.empty((table.n_obs, max_tokens), dtype=np.int32)
-    source = source_of(layer)
+    source = counts_name(layer)
     blocks = iter_tokens(counts, match, vocabulary.divisors, max_tokens, source=source, layers=table.layers)
     for start, block in blocks:
         tokens[start : start + len(block)] = block
@@ -115,12 +115,12 @@ def tokenize(
         adata = _utils.copy_of(adata, table_key)
         table = _utils.table_of(adata, table_key)
     table.obsm[key_added] = tokens
-    table.uns.setdefault(_keys.UNS, {})[key_added] = provenance(vocabulary, match, source)
+    table.uns.setdefault(_keys.UNS, {})[key_added] = token_provenance(vocabulary, match, source)
     return adata if copy else None
 
 
-def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
-    """What `uns` says of where tokens came from, in types that every file format holds."""
+def token_provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[str, str | int | float]:
+    """Provenance of tokens for `uns`, in types that every file format supports."""
     return {
         "stampy": stampy.__version__,
         "counts": source,
@@ -133,9 +133,9 @@ def provenance(vocabulary: Vocabulary, match: GeneMatch, source: str) -> dict[st
 
 
 def _vocabulary_of(vocabulary: Vocabulary | str | Path | None) -> Vocabulary:
-    """The vocabulary itself, the one of a file, or the packaged one."""
+    """Return the vocabulary itself, load it from a path, or return the packaged one."""
     if vocabulary is None:
-        return packaged()
+        return packaged_vocabulary()
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
     if isinstance(vocabulary, str | Path):
@@ -153,18 +153,18 @@ def iter_tokens(
     source: str = "adata.X",
     layers: Mapping[str, object] | Collection[str] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)), one at a time.
+    """Yield tokens of blocks of at most `chunk` spots as (first spot, int32 (spots, max_tokens)).
 
     Parameters
     ----------
     X
         (n, genes) raw counts in any storage; checked block by block as by :func:`checked_rows`.
     match, divisors
-        Where the columns are in the vocabulary (``Vocabulary.match``), and its divisors.
+        Match of the columns (``Vocabulary.match``), and divisors of the vocabulary.
     max_tokens, chunk
-        Length of a row; spots of a block.
+        Length of a row; spots per block.
     source, layers
-        What `X` is and which layers there are, for messages.
+        Name of `X` and the other layers, for messages.
     """
     for start, block in checked_rows(X, chunk, source=source, layers=layers):
         yield start, rank_tokens(block, match.rows, divisors, max_tokens)

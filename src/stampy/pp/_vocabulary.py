@@ -1,4 +1,4 @@
-"""The vocabulary: which gene is which token, and the gene's usual level."""
+"""The vocabulary: the token of each gene, and the gene's usual level."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ._genes.means import gene_means
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Vocabulary", "packaged"]
+__all__ = ["Vocabulary", "packaged_vocabulary"]
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["gene_id", "symbol", "divisor"]
 FILE = "genes.tsv"
-# The ids of the published vocabulary. It has its own table of symbols, and its tokens must be the published ones: names
-# of HGNC are not used.
+# Digest of the ids of the published vocabulary. Its genes are matched only by its own symbols, not by HGNC's, so that
+# tokens are identical to the published ones.
 PUBLISHED = "2100328d6c7832bf"
 
 
@@ -130,10 +130,10 @@ class Vocabulary:
         path = Path(path).expanduser()
         path = _checks.existing(path / FILE if path.is_dir() else path, what="vocabulary")
         try:
-            # quoting=3 (none) and no NA words: NA and NAN are text here; floats are parsed exactly in _validated
+            # quoting=3 (none) and no NA words, since NA and NAN are names; _validated parses floats exactly
             frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
             return cls(frame)
-        except ValueError as error:  # pandas' own and those of text that isn't UTF-8 are ValueErrors too
+        except ValueError as error:  # includes the errors of pandas and of text that is not UTF-8
             raise ValueError(f"{str(path)!r} is not a vocabulary: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -254,7 +254,7 @@ class Vocabulary:
 
     @cached_property
     def index(self) -> GeneIndex:
-        """The names of its genes, to look up others by."""
+        """Index of the names of its genes, for matching."""
         return GeneIndex(self.gene_ids, self.symbols, exact=_files.digest(self.gene_ids) == PUBLISHED)
 
     @property
@@ -279,15 +279,15 @@ class Vocabulary:
     def rows_of(self, names: pd.Index, kind: str) -> tuple[np.ndarray, int]:
         """Row of each name (int32, -1 if unknown), and the number of names matched only in another case.
 
-        `kind` is ``gene_id`` (an id, or whatever stands for one here) or ``symbol`` (also a previous symbol, an alias,
-        a name that a program changed).
+        `kind` is ``gene_id`` (an id, or a name used as one) or ``symbol`` (also a previous symbol, an alias or a name
+        that a program changed).
         """
         found = lookup(names, kind, self.index)
         return found.rows, int((found.ways == CASE).sum())
 
 
-def packaged() -> Vocabulary:
-    """The vocabulary of the packaged model; FileNotFoundError where this installation has none."""
+def packaged_vocabulary() -> Vocabulary:
+    """The vocabulary of the packaged model; FileNotFoundError if this installation has none."""
     path = Path(str(resources.files("stampy") / "models" / "weights" / "stampy-mini" / FILE))
     if not path.is_file():
         raise FileNotFoundError(
@@ -299,7 +299,7 @@ def packaged() -> Vocabulary:
 
 @lru_cache(maxsize=1)
 def _loaded(path: Path, changed: int) -> Vocabulary:
-    """The vocabulary of a file, cached until the file changes; it and its index are immutable."""
+    """Load a vocabulary, cached until the file changes; vocabulary and index are immutable."""
     vocabulary = Vocabulary.load(path)
     if merged := vocabulary.merged:
         logger.info("%d entries of the packaged vocabulary are genes of other entries and were merged", len(merged))
@@ -307,7 +307,7 @@ def _loaded(path: Path, changed: int) -> Vocabulary:
 
 
 def _number(text: str | float) -> float:
-    """The number, to the last bit (pandas' own parser is not exact), NaN where it is none."""
+    """Parse a number exactly (pandas' own parser is not exact); NaN if it is not a number."""
     try:
         return float(text)
     except (TypeError, ValueError):
@@ -315,7 +315,7 @@ def _number(text: str | float) -> float:
 
 
 def _validated(frame: pd.DataFrame) -> pd.DataFrame:
-    """The three columns as text, text and float64, or a ValueError."""
+    """Validate the three columns and convert them to text, text and float64."""
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"A vocabulary is made from a pandas DataFrame, found {type(frame).__name__}.")
     missing = [column for column in COLUMNS if column not in frame.columns]

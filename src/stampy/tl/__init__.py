@@ -1,7 +1,8 @@
 """Tools: model and data -> results in AnnData."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from stampy import _imports
 
 if TYPE_CHECKING:
     from ._attribute import attribute
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     file = "_embed_sections" if name == "embed_slides" else f"_{name}"
-    value = getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    value = getattr(_imports.module(f"{__name__}.{file}"), name)
     globals()[name] = value
     return value
 

@@ -14,15 +14,16 @@ from scipy import sparse
 from stampy import _checks, _keys, models
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
-from stampy.pp._counts import counts_of, source_of
+from stampy.pp._counts import counts_name, counts_of
 from stampy.pp._genes.match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import genes_of, loaded_stamp, match_genes
+from ._embedding.encoders import digest_of_towers, genes_of, loaded_stamp, match_genes
+from ._embedding.spaces import Space, check_model, space_of, unit
 from ._embedding.stream import Tower
 from ._methods.token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
-from ._results import Result, Space, check_model, space_of, unit, write
+from ._results import Result, write_result
 from ._score import rows_of_genes, vocabulary_of
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def attribute(
         "attribution": _table(found, table.var_names, shown, labels, groups, spots),
     }
     layers = {key_added: _spread(found, spots, table.n_obs)} if per_spot else {}
-    return write(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
+    return write_result(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
 
 
 def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp) -> Space | None:
@@ -201,7 +202,7 @@ def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp)
     if target == "embedding":
         return None
     space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
-    check_model(space, model.name, model.config.embedding)
+    check_model(space, model.name, model.config.embedding, digest_of_towers(model))
     return space
 
 
@@ -209,7 +210,7 @@ def _tokens(
     table: AnnData, spots: np.ndarray, layer: str | None, match: GeneMatch, vocabulary: Vocabulary, most: int
 ) -> np.ndarray:
     """Tokens (n, most) of some spots."""
-    counts, source = counts_of(table[spots], layer), source_of(layer)
+    counts, source = counts_of(table[spots], layer), counts_name(layer)
     blocks = iter_tokens(counts, match, vocabulary.divisors, most, source=source, layers=table.layers)
     return np.concatenate([block for _, block in blocks])
 

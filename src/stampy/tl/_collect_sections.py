@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from stampy import _checks, _files, _keys
 
 from ._cohort.plan import TABLE
+from ._embedding.spaces import Origin, check_same_origin
 
 if TYPE_CHECKING:
     import zarr
@@ -59,7 +61,8 @@ def collect_sections(
     FileNotFoundError
         `out` contains no ``sections.tsv``, or no result.
     ValueError
-        The sections have no embedding in common: embed all with one `modality`.
+        The sections have no embedding in common: embed all with one `modality`. Or they were embedded by other models
+        or settings, so that their vectors share no space.
     FileExistsError
         `store` exists.
 
@@ -67,7 +70,7 @@ def collect_sections(
     -----
     StampyWarning
         An embedding is skipped because some sections lack it or have it in another width (some fused, others only
-        genes).
+        genes). Or the model was fitted to each section, so that the axes differ.
 
     Examples
     --------
@@ -83,6 +86,7 @@ def collect_sections(
     (120, {'a': 60, 'b': 60})
     """
     paths = _results(Path(out).expanduser())
+    _check_one_space(paths, key)
     if store is None:
         return _collection(paths)
     store = checked_store(store, overwrite=overwrite)
@@ -116,6 +120,30 @@ def _results(out: Path) -> dict[str, Path]:
         left = rows.loc[~rows.index.isin(done.index), "name"]
         _checks.warn(f"{len(left)} of {len(rows)} sections have no result and are skipped: {_checks.shortlist(left)}.")
     return {name: _checks.existing(out / path, what="result") for name, path in done[["name", "output"]].to_numpy()}
+
+
+def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
+    """Raise ValueError where the vectors of two sections share no space; warn where each has axes of its own."""
+    import anndata
+
+    first: Origin | None = None
+    fits = set()
+    for name, group in _opened(paths):
+        records = group["uns"].get(_keys.UNS, {})
+        if key not in records:
+            continue
+        record = dict(anndata.io.read_elem(records[key]))
+        fits.add(record.pop("fit", None))
+        origin = Origin(f"{name}: {key}", record.get("modality", "fused"), record)
+        first = first or origin
+        modality = origin.modality if first.modality == "fused" else first.modality  # what is joined
+        if origin.modality in (modality, "fused"):
+            check_same_origin(replace(first, modality=modality), replace(origin, modality=modality))
+    if len(fits) > 1:
+        _checks.warn(
+            f"The embedding {key!r} was fitted to each section, so that its axes differ between sections: compare "
+            "spots only within a section."
+        )
 
 
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
@@ -211,7 +239,7 @@ def _fill(
         start += len(obs)
         frames.append(obs.drop(columns="section", errors="ignore").set_index(f"{name}-" + obs.index.astype(str)))
         record = anndata.io.read_elem(group["uns"][_keys.UNS][key])
-        plain = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
+        plain = {k: v for k, v in record.items() if isinstance(v, str | int | float) or k == "weights_digest"}
         common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
     joined = pd.concat(frames, join="inner")
     for column in joined:  # as categories, so that a missing label stays missing

@@ -13,11 +13,12 @@ from stampy._section.section import has_coordinates, library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
-from ._evaluation.folds import seed_of
+from ._embedding.context import smoothed
+from ._evaluation.folds import int_seed
 from ._evaluation.metrics import domain_scores
-from ._methods.clustering import METHODS, Method, find_domains, smoothed
+from ._methods.clustering import METHODS, Method, find_domains
 from ._probe import texted
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,7 +144,7 @@ def domains(
         codes, classes = known_labels(table.obs[labels], name=f"adata.obs['{labels}']")
         _checks.two_labels(classes, int((codes >= 0).sum()), len(codes), key=labels)
     xy = _places(adata, library_key, table_key, needed=smooth > 0)
-    seed = seed_of(rng)
+    seed = int_seed(rng)
     if smooth and xy is not None:
         _warn_if_averaged(table, use_rep, smooth)
         values = smoothed(values, xy, smooth, sections)
@@ -158,7 +159,9 @@ def domains(
         "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
         "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
-    return write(adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key)
+    return write_result(
+        adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key
+    )
 
 
 def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:

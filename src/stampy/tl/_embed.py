@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._section.image.checks import warn_of_doubts
+from stampy._files import digest_of_arrays
+from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, told_apart
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
-from ._embedding.encoders import BASELINES, Encoder, adapted_to, agreed_modality, image_model, is_baseline, loaded_model
-from ._embedding.genes import Record, embed_genes, embed_pca, shared_panel
+from ._embedding.encoders import (
+    BASELINES,
+    Encoder,
+    adapted_to,
+    agreed_modality,
+    digest_of_towers,
+    image_model,
+    is_baseline,
+    loaded_model,
+)
+from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +257,7 @@ def _embed_one(
         normed = request.normed
         found = {name: in_context(v, places.xy, places.codes, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
-    return write(written, result, copy=copy, table_key=request.table_key)
+    return write_result(written, result, copy=copy, table_key=request.table_key)
 
 
 def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:
@@ -303,7 +313,7 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
     if request.resume is not None:
         raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
     values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
-    record: Record = {"model": model, "precision": "float32", "genes": genes}
+    record: Record = {"model": model, "precision": "float32", "genes": genes, "fit": digest_of_arrays(values)}
     record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
     return {"gene": values}, record
 
@@ -321,6 +331,7 @@ def _by_model(
         record["organism"] = request.organism
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
     parts = Chunks(request.resume, identity)
+    record["weights_digest"] = digest_of_towers(model)
     found: Vectors = {}
     if modality != "image" and not isinstance(model, models.ImageSystem):
         found["gene"], record["genes"] = embed_genes(model, table, request, parts)

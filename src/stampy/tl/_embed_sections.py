@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 from stampy import _checks
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 
 from ._cohort.jobs import embed_section_job, embed_slide_job
 from ._cohort.plan import Contents, EmbedOptions, Plan, check_plan
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._embedding.arguments import Level, Precision
     from ._embedding.encoders import Encoder, ImageModel
 
-    One: TypeAlias = str | Path | AnnData | SpatialData | Section
+    One: TypeAlias = str | Path | AnnData | SpatialData | SectionInput
 
 __all__ = ["SlideOptions", "embed_sections", "embed_slides"]
 
@@ -58,7 +58,8 @@ def embed_sections(
     sections
         A manifest: a table (.tsv) with a column ``path``, and optionally ``name``, ``image``, ``um_per_px``,
         ``spot_um``, ``organ`` and ``platform``; paths are relative to it. Or paths of anything that `stampy.read`
-        reads, `stampy.train.Section`, AnnData or SpatialData: one, several, or a dict by name. Names must be unique.
+        reads, `stampy.train.SectionInput`, AnnData or SpatialData: one, several, or a dict by name. Names must be
+        unique.
     out
         Folder for the results.
     model
@@ -184,7 +185,7 @@ class SlideOptions(TypedDict, total=False):
 
 
 def embed_slides(
-    slides: str | Path | Section | Sequence[str | Path | Section] | Mapping[str, str | Path],
+    slides: str | Path | SectionInput | Sequence[str | Path | SectionInput] | Mapping[str, str | Path],
     out: str | Path,
     *,
     model: str | Path | ImageModel = "stampy-mini",
@@ -273,7 +274,7 @@ def _check_settings(plan: Plan) -> None:
         check_name(str(plan.model))
 
 
-def _check_slide(section: Section) -> None:
+def _check_slide(section: SectionInput) -> None:
     """Raise for what a slide can't have."""
     if not isinstance(section.data, Path):
         raise TypeError(f"Slide {section.name!r}: a path was expected, found {type(section.data).__name__}.")

@@ -22,8 +22,8 @@ from stampy.pp._slide_tiles import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, check_running
-from ._embedding.encoders import ImageModel, image_model, loaded_model
-from ._embedding.genes import Record
+from ._embedding.encoders import ImageModel, digest_of_towers, image_model, loaded_model
+from ._embedding.gene_vectors import Record
 from ._embedding.resume import digest_of_model
 from ._embedding.stream import Tower, iter_images
 
@@ -187,6 +187,7 @@ class _Job:
         adata.uns[_keys.UNS][key] = record
         mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
         record["tiles"] = origin | {"image_path": tiles.image_paths()}  # decides nothing: not in the mark
+        record["weights_digest"] = digest_of_towers(model)  # the mark has its own
         return cls(adata, tiles, tower, level, chunk_size, key, mark)
 
     @property

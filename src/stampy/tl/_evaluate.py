@@ -15,7 +15,7 @@ from stampy import _checks, _keys
 from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
-from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import gene_columns
 
 from ._embed import embed
@@ -23,7 +23,7 @@ from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
 from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -147,7 +147,7 @@ def evaluate(
     )  # fmt: skip
     ours = found["scores"].index[found["scores"]["kind"] == "embedding"].tolist()
     result = Result(key_added, {"embeddings": ours}, uns={key_added: found})
-    return write(adata, result, copy=copy, table_key=table_key)
+    return write_result(adata, result, copy=copy, table_key=table_key)
 
 
 def judged(
@@ -187,7 +187,7 @@ def judged(
             f"are too high. For a fair comparison, pass a function that embeds a table (`keys={{'name': function}}`)."
         )
     parameters = {
-        "stampy": stampy.__version__, "counts": source_of(layer), "n_splits": n_splits, "n_spots": len(rows),
+        "stampy": stampy.__version__, "counts": counts_name(layer), "n_splits": n_splits, "n_spots": len(rows),
         "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
     logger.info("%s", sentence)
@@ -305,7 +305,7 @@ def _enough(sections: np.ndarray, names: Sequence[str]) -> None:
 
 def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     """The counts as CSR; ValueError unless they are whole numbers, since molecules are to be split."""
-    source = source_of(layer)
+    source = counts_name(layer)
     parts = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     counts = sparse.vstack(parts, format="csr")
     odd = int((counts.data != np.trunc(counts.data)).sum())

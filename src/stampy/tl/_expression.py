@@ -12,9 +12,10 @@ from stampy import _checks, _keys
 from stampy._section.section import library_key_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
-from stampy.pp._counts import checked_rows, counts_of, iter_rows, source_of
+from stampy.pp._counts import checked_rows, counts_name, counts_of, iter_rows
 from stampy.pp._genes.annotation import features_of, gene_columns
 
+from ._embedding.spaces import check_same_origin, origin_of
 from ._evaluation.folds import Scheme
 from ._evaluation.metrics import gene_scores, gene_summary
 from ._methods.linear_models import (
@@ -24,11 +25,11 @@ from ._methods.linear_models import (
     Transform,
     nearest_mean,
     predict_folds,
-    top_genes,
+    top_variable_genes,
     transformed,
 )
 from ._probe import folds_in, texted
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +184,9 @@ def expression(
         values = _checks.embedding(table, use_rep)
         keys = _checks.embedding(reference, reference_rep or use_rep)
         _same_space(values, keys, use_rep, reference_rep or use_rep)
+        ours, theirs = origin_of(table, use_rep), origin_of(reference, reference_rep or use_rep, slot="reference.obsm")
+        if ours is not None and theirs is not None:
+            check_same_origin(ours, theirs)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
         predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
         measured = _measured(table, chosen, layer, transform)
@@ -196,7 +200,7 @@ def expression(
         record |= _scored(measured, predicted, chosen, groups)
     obsm = {key_added: predicted} | ({} if measured is None else {f"{key_added}{_keys.MEASURED_SUFFIX}": measured})
     obs = {} if fold is None else {f"{key_added}{_keys.FOLD_SUFFIX}": fold.astype(np.int32)}
-    return write(adata, Result(key_added, record, obs=obs, obsm=obsm), copy=copy, table_key=table_key)
+    return write_result(adata, Result(key_added, record, obs=obs, obsm=obsm), copy=copy, table_key=table_key)
 
 
 def _scored(
@@ -257,7 +261,7 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
         _checks.warn(left_out)
     numbers = np.flatnonzero(is_gene)
     logged = _logged(table, layer, transform)
-    chosen = numbers[top_genes(logged if is_gene.all() else logged[:, numbers], sections, n)]
+    chosen = numbers[top_variable_genes(logged if is_gene.all() else logged[:, numbers], sections, n)]
     if not len(chosen):
         raise ValueError(
             "No gene is detected in a tenth of the spots of every section, so none can be selected. Do the sections "
@@ -329,6 +333,6 @@ def _rows(table: AnnData, layer: str | None, transform: Transform, columns: Any 
     counts = counts_of(table, layer)
     features = features_of(table.var)
     is_gene = None if features.is_gene.all() or not features.is_gene.any() else features.is_gene
-    source = source_of(layer)
+    source = counts_name(layer)
     blocks = iter_rows(counts) if transform == "none" else checked_rows(counts, source=source, layers=table.layers)
     return sparse.vstack([transformed(block, transform, is_gene)[:, columns] for _, block in blocks], format="csr")

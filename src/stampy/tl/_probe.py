@@ -15,9 +15,9 @@ from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._evaluation.folds import Scheme, check_folds, folds_of
-from ._evaluation.metrics import confusion, label_scores, summary
+from ._evaluation.metrics import confusion, label_scores, summary_of_folds
 from ._methods.linear_models import Scaler, balanced_weights, logistic, rotation, solve_ridge
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -233,11 +233,11 @@ def probe(
         "label_key": labels, "classes": np.array(classes, dtype=object),
         "embeddings": np.array(reps, dtype=object), "folds": scheme, "n_folds": len(names), "method": method,
         "n_spots": int(known.sum()), "n_unlabelled": int((~known).sum()), "scores": scores,
-        "summary": texted(summary(scores)), "confusion": matrices,
+        "summary": texted(summary_of_folds(scores)), "confusion": matrices,
     }  # fmt: skip
     obs = {f"{key_added}_{rep}": pd.Categorical.from_codes(column, classes) for rep, column in columns.items()}
     obs[f"{key_added}{_keys.FOLD_SUFFIX}"] = spread(fold, known, -1).astype(np.int32)
-    return write(adata, Result(key_added, record, obs=obs), copy=copy, table_key=table_key)
+    return write_result(adata, Result(key_added, record, obs=obs), copy=copy, table_key=table_key)
 
 
 def folds_in(

@@ -1,4 +1,4 @@
-"""Embeddings that are read from AnnData, and results that are written there: all or none, what is stale removed.
+"""Results that tools write into AnnData: all or none, what is stale removed, with their provenance.
 
 A tool computes first and hands over a `Result`. Its record in ``uns["stamp"]`` lists the slots that it wrote, so the
 next call under the same key knows what to remove, whatever its settings were.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,143 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Result",
-    "Space",
     "check_finite",
-    "check_model",
-    "check_same_space",
-    "space_of",
-    "unit",
-    "write",
+    "write_result",
 ]
-
-Modality = Literal["gene", "image", "fused"]
-UNSAID = {"center": "nothing"}  # defaults of records that lack a field
-SUFFIXES = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
-
-
-@dataclass(frozen=True, eq=False)
-class Space:
-    """The embeddings of one modality of a table."""
-
-    name: str  # of the slot, for messages
-    modality: Modality
-    vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
-    record: Mapping[str, Any] | None  # what `tl.embed` says of them; None where it says nothing
-
-    @property
-    def known(self) -> np.ndarray:
-        """Spots that have an embedding at all (n,) bool."""
-        return np.asarray(self.vectors.any(axis=1))
-
-
-def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
-    """The embeddings `key` of a modality, brought to norm 1; KeyError or ValueError where they are of no use."""
-    _checks.one_of("modality", modality, SUFFIXES)
-    name = key + SUFFIXES[modality]
-    needs = f"Embed the spots first: `stampy.tl.embed(adata, modality={modality!r}, key_added={key!r})`."
-    if modality == "image":
-        needs += " That takes an image, and a model with an image tower."
-    _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
-    values = adata.obsm[name]
-    values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
-    if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        raise ValueError(f"`{slot}['{name}']` must contain numbers (n, d), found {values.dtype} {values.shape}.")
-    bad = int((~np.isfinite(values).all(axis=1)).sum())
-    if bad:
-        raise ValueError(
-            f"`{slot}['{name}']` has NaN or infinite values for {bad} of {len(values)} spots. Drop those spots first."
-        )
-    values = _checks.single(values, f"{slot}['{name}']")
-    largest = np.abs(values).max(axis=1, keepdims=True)  # squares of large or tiny numbers would leave float32
-    values = values / np.where(largest == 0, 1, largest)
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return Space(f"{slot}['{name}']", modality, values / np.where(norm == 0, 1, norm), _record(adata, key, modality))
-
-
-def _record(adata: AnnData, key: str, modality: Modality) -> Mapping[str, Any] | None:
-    """The provenance that `tl.embed` left, if it is about this modality."""
-    record = adata.uns.get(_keys.UNS, {}).get(key)
-    return record if isinstance(record, Mapping) and record.get("modality") in (modality, "fused") else None
-
-
-def check_same_space(query: Space, reference: Space) -> None:
-    """Raise ValueError unless the two share a space; warn if that is not known."""
-    if query.vectors.shape[1] != reference.vectors.shape[1]:
-        raise ValueError(
-            f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "
-            f"{reference.vectors.shape[1]}: they are not of one space. Embed both with the same model and `level`."
-        )
-    for what in ("model", "level", "center"):
-        a, b = (None if s.record is None else s.record.get(what, UNSAID.get(what)) for s in (query, reference))
-        if a is not None and b is not None and a != b:
-            raise ValueError(
-                f"`{query.name}` was made with {what}={a!r}, `{reference.name}` with {what}={b!r}: cosines between "
-                "them are meaningless. Embed both in the same way."
-            )
-    if query.modality != "gene" and reference.modality != "gene":
-        _check_same_tiles(query, reference)
-    level = (query.record or reference.record or {}).get("level")
-    if query.modality != reference.modality and level == "feature":
-        raise ValueError(
-            "Features of genes and images (`level='feature'`) share no space. Embed with `level='embedding'`."
-        )
-    if (query.record is None) != (reference.record is None):
-        unknown, other = (query, reference) if query.record is None else (reference, query)
-        known = other.record or {}
-        _checks.warn(
-            f"How `{unknown.name}` was made is not in `uns['stamp']`; it is assumed to be from the model of "
-            f"`{other.name}`, {known['model']!r}."
-        )
-
-
-def _check_same_tiles(query: Space, reference: Space) -> None:
-    """Raise ValueError where a model of one name had another image tower: its tiles then had another size."""
-    sizes = []
-    for space in (query, reference):
-        tiles = (space.record or {}).get("tiles")
-        if not isinstance(tiles, Mapping) or "size_px" not in tiles:
-            return
-        sizes.append((int(tiles["size_px"]), "surroundings_um" in tiles))
-    if sizes[0] != sizes[1]:
-        a, b = (f"{px} px{' and their surroundings' * around}" for px, around in sizes)
-        raise ValueError(
-            f"`{query.name}` was made from tiles of {a}, `{reference.name}` from tiles of {b}: by different image "
-            "towers, whose vectors share no space. Embed both with the same version of the model."
-        )
-
-
-def check_model(space: Space, model: str, width: int) -> None:
-    """Raise ValueError unless the embeddings are in the shared space of the model `model`, of size `width`."""
-    record = space.record or {}
-    if record.get("model", model) != model:
-        raise ValueError(
-            f"`{space.name}` was made by the model {record['model']!r}, but `model` is {model!r}. Give the same one."
-        )
-    if record.get("level", "embedding") != "embedding":
-        raise ValueError(
-            f"`{space.name}` contains features (`level='feature'`), which genes and images do not share. Embed with "
-            "`level='embedding'`."
-        )
-    if record.get("center"):
-        raise ValueError(
-            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes can't be. Embed without "
-            "`center` for this."
-        )
-    if space.vectors.shape[1] != width:
-        raise ValueError(
-            f"`{space.name}` has {space.vectors.shape[1]} columns, embeddings of the model {model!r} have {width}. "
-            "Embed the spots with that model."
-        )
-
-
-def unit(values: np.ndarray) -> np.ndarray:
-    """Rows (n, d) brought to L2 norm 1; one of zeros stays.
-
-    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-    [[0.6, 0.8], [0.0, 0.0]]
-    """
-    norm = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norm == 0, 1, norm)
 
 
 logger = logging.getLogger(__name__)
@@ -206,7 +72,7 @@ class Result:
                 yield slot, name, value
 
 
-def write(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
+def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
     """Write a result in place, or into the copy that is returned.
 
     Slots that the earlier call under the same key filled and this one does not are removed. Results of other calls that

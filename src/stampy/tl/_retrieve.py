@@ -15,8 +15,9 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 
+from ._embedding.spaces import Modality, Space, check_same_space, space_of
 from ._methods.cosine_neighbors import Nearest, approximate, exact, hit_rates
-from ._results import Modality, Result, Space, check_same_space, space_of, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,7 +171,7 @@ def retrieve(
         key_added + _keys.SCORE_SUFFIX: np.where(known, found.score[:, :k], np.nan).astype(np.float32),
     }
     result = Result(key_added, record, obsm=obsm, blank=~sought.known)
-    return write(adata, result, copy=copy, table_key=table_key)
+    return write_result(adata, result, copy=copy, table_key=table_key)
 
 
 def _spaces(

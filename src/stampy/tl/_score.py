@@ -15,8 +15,9 @@ from stampy._section.section import library_key_of
 from stampy._utils import table_of
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import genes_of, human_names, loaded_stamp, vocabulary_of
-from ._results import Result, check_model, space_of, write
+from ._embedding.encoders import digest_of_towers, genes_of, human_names, loaded_stamp, vocabulary_of
+from ._embedding.spaces import check_model, space_of
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -124,7 +125,7 @@ def score(
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
     space = space_of(table, embedding_key, modality)
-    check_model(space, loaded.name, loaded.config.embedding)
+    check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:
         _checks.warn(
@@ -143,7 +144,7 @@ def score(
         "unknown": unknown,
     }
     result = Result(key_added, record, obs={key_added: values.astype(np.float32)}, blank=~space.known)
-    return write(adata, result, copy=copy, table_key=table_key)
+    return write_result(adata, result, copy=copy, table_key=table_key)
 
 
 def rows_of_genes(

@@ -18,7 +18,7 @@ from stampy._utils import device_of, generator, hidden, table_of
 
 from ._evaluation import metrics
 from ._methods.slide_classifiers import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
-from ._results import Result, write
+from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ def slide(
     )
     _check_arguments(methods, n_folds, n_bootstrap, recipe)
     table = table_of(adata, table_key)
-    slides = slides_of(table, label, library_key, patient_key)
+    slides = labelled_slides(table, label, library_key, patient_key)
     _check_folds(slides, n_folds)
     bag = _bags(table, use_rep, slides)
     where = device_of(device)
@@ -176,7 +176,7 @@ def slide(
               **asdict(recipe)}  # fmt: skip
     obs = {} if attention is None else {key_added + _keys.ATTENTION_SUFFIX: attention}
     result = Result(key_added, record, obs=obs, uns={key_added: tables})
-    return write(adata, result, copy=copy, table_key=table_key)
+    return write_result(adata, result, copy=copy, table_key=table_key)
 
 
 def _check_arguments(methods: Sequence[str], n_folds: int, n_bootstrap: int, recipe: Recipe) -> None:
@@ -192,7 +192,7 @@ def _check_arguments(methods: Sequence[str], n_folds: int, n_bootstrap: int, rec
     _checks.at_least("weight_decay", recipe.weight_decay, 0, integer=False)
 
 
-def slides_of(table: AnnData, label: str, library_key: str, patient_key: str) -> Slides:
+def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: str) -> Slides:
     """The slides of a table of tiles, checked; the order of their names."""
     _checks.not_empty(table, genes=False)
     _checks.has_key(table.obs, label, slot="adata.obs", needs="`label` names the column with the slides' labels.")

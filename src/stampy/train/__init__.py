@@ -1,10 +1,11 @@
-"""Training: stage 1 (`pretrain`) and stage 2 (`align`); `adapt` fits a model to sections in closed form."""
+"""Training: stage 1 (`pretrain`), stage 2 (`align`), and adaptation of a model to sections in closed form (`adapt`)."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from stampy import _imports
+
 if TYPE_CHECKING:
-    from stampy._io.sections import Section
+    from stampy._io.sections import SectionInput
     from stampy.train._corpus.corpus import Corpus
 
     from ._adapt import adapt
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
     from ._evaluate import evaluate
     from ._pretrain import pretrain
 
-__all__ = ["AlignConfig", "Corpus", "PretrainConfig", "Section", "adapt", "align", "evaluate", "pretrain"]
+__all__ = ["AlignConfig", "Corpus", "PretrainConfig", "SectionInput", "adapt", "align", "evaluate", "pretrain"]
 
 _MODULES = {
     "AlignConfig": "stampy.train._config",
     "Corpus": "stampy.train._corpus.corpus",
     "PretrainConfig": "stampy.train._config",
-    "Section": "stampy._io.sections",
+    "SectionInput": "stampy._io.sections",
     "adapt": "stampy.train._adapt",
     "align": "stampy.train._align",
     "evaluate": "stampy.train._evaluate",
@@ -28,10 +29,15 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch is imported when something is trained; settings are checked without it.
+    # PEP 562: importing a training function imports torch; checking settings does not.
+    if name == "Section":
+        from stampy import _checks
+
+        _checks.warn("`stampy.train.Section` is deprecated; its new name is `stampy.train.SectionInput`.")
+        name = "SectionInput"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(_imports.module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""A packaged model fitted to one's own sections, in seconds and without labels."""
+"""Adaptation of a packaged model to sections in closed form, without labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stampy.models import Stamp, load
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
 from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, pieces_of
-from stampy.pp._linear_encoder import adapt as solve
+from stampy.pp._linear_encoder import adapt_encoder as solve
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections

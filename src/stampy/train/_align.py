@@ -27,10 +27,10 @@ from ._corpus.training_data import pairs_on_disk
 from ._data import pairs_in_memory
 from ._loop.checkpoints import CONFIG
 from ._loop.logs import check_loggers
-from ._loop.loop import claimed, fit
+from ._loop.loop import fit, locked_folder
 from ._loop.ranks import is_sharded, make_fabric
 from ._samplers import PairSampler
-from ._setting_checks import without_effect
+from ._setting_checks import no_effect_error
 from ._spectral_start import start_spectral_image
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ def _align(
     start: str,
     before: TrainedOn | None,
 ) -> Stamp | None:
-    """In each process; the model where there is one process."""
+    """Run the training in each process; returns the model if there is a single process."""
     vocabulary = Vocabulary(model.genes)
-    with claimed(fabric, out) as out:
+    with locked_folder(fabric, out) as out:
         corpus = as_corpus(sections)
         if corpus is not None:
             data = pairs_on_disk(corpus, vocabulary, model.config)
@@ -158,7 +158,7 @@ def _align(
         tower = model.image_tower()
         if config.start == "spectral" and isinstance(tower, ImageEncoder):
             start_spectral_image(tower, torch.from_numpy(data.some_patches(config.seed)), config.seed)
-        # an existing run keeps its record, since this one may still be refused
+        # keep the record of an existing run, since this run may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             earlier = before.sections if before is not None and before.complete else None
             write_trained_on(out, {s.name: s.n_spots for s in data.sections}, earlier)
@@ -178,27 +178,27 @@ def _align(
 
 
 def _identity_of(start: Stamp, aligned: Stamp | None) -> str:
-    """A hash of the model to start from, and of an added tower whose weights are not made from the seed."""
+    """Hash of the start model and of an added tower whose weights are not determined by the seed."""
     found = f"{digest_of_tensors(start.state_dict())}-{digest([repr(start.config.to_dict())])}"
     return found if aligned is None else f"{found}-{digest_of_tensors(aligned.image_tower().state_dict())}"
 
 
 def _with_backbone(config: AlignConfig, backbone: str) -> AlignConfig:
-    """The settings with the argument `backbone`, which brings its own weights."""
+    """Settings with the argument `backbone`, which has its own weights."""
     if config.backbone not in (None, backbone):
         raise ValueError(f"`backbone` is {backbone!r}, that of the settings {config.backbone!r}. Give one of them.")
     return replace(config, backbone=backbone, pretrained=True)
 
 
 def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
-    """Raise ValueError for settings of an added image tower where the model has one of its own."""
+    """Raise ValueError for settings of an added image tower if the model already has one."""
     given = {"backbone": config.backbone, "backbone_kwargs": config.backbone_kwargs}
     own = {"backbone": tower.backbone, "backbone_kwargs": dict(tower.backbone_kwargs)}
     useless = [f"{k}={v!r}" for k, v in given.items() if v is not None and v != own[k]]
     useless += ["pretrained=True"] if config.pretrained else []
     useless += ["start='spectral'"] if config.start == "spectral" else []
     if useless:
-        raise without_effect(
+        raise no_effect_error(
             ", ".join(useless),
             f"the model to start from has an image tower ({tower.backbone})",
             "Omit it, or replace the tower with the argument `backbone=` (`--backbone`).",
@@ -206,11 +206,11 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
 
 
 def _check_stem(config: AlignConfig) -> None:
-    """Raise ValueError for settings that only a ViT has."""
+    """Raise ValueError for settings that require a ViT."""
     useless = ["image_tower='lora'"] if config.image_tower == "lora" else []
     useless += ["start='spectral'"] if config.start == "spectral" else []
     if useless:
-        raise without_effect(
+        raise no_effect_error(
             ", ".join(useless),
             "the image tower is a convolutional stem, and no ViT",
             "Omit it ('full' and 'frozen' work), or replace the tower with `backbone=` (`--backbone`).",
@@ -219,7 +219,7 @@ def _check_stem(config: AlignConfig) -> None:
 
 def _choose_trained(model: Stamp, config: AlignConfig) -> None:
     """Set `requires_grad` of every parameter."""
-    # The reconstruction heads of stage 1 have no target here.
+    # The reconstruction heads of stage 1 are not used in this stage.
     frozen = (*config.frozen, "gene.igr_head.", "gene.cgr_head.")
     names = [name for name, _ in model.named_parameters()]
     for prefix in config.frozen:
@@ -248,7 +248,7 @@ def _choose_trained(model: Stamp, config: AlignConfig) -> None:
 
 
 def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
-    """A model with both towers, weights from `start` as far as it has them."""
+    """Model with both towers; weights that `start` has are copied from it."""
     if start.config.image is not None and not afresh:
         return deepcopy(start)
     image = ImageConfig(
@@ -257,7 +257,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
-        if tower is not None:  # its input is normalised as in its own training
+        if tower is not None:  # inputs are normalised as in the tower's own training
             known = tower.base_model.pretrained_cfg
             image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)

@@ -1,6 +1,6 @@
-"""The step of stage 2: tiles are augmented, a piece of a batch is embedded, and the losses over all pieces.
+"""Step of stage 2: augment tiles, embed the batch piece by piece, and compute the losses over all pieces.
 
-Shapes: B spots, P spots that have genes, E size of the shared space.
+Shapes: B spots, P spots with genes, E size of the shared space.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WITH_REGION = {"region_gene", "patch_region", "localization"}
 
 
 class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
-    """The four losses of equal weight, or some of them."""
+    """The four losses with equal weight, or a selection of them."""
 
     def __init__(self, model: Stamp, config: AlignConfig):
         super().__init__(model, config, config.losses)
@@ -40,11 +40,11 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         self.trains_gene = any(p.requires_grad for p in gene)
 
     def pieces(self, batch: PairBatch, step: int) -> list[PairPiece]:
-        """What is drawn is the same for all ranks; each takes its slice."""
+        """Draw the same random numbers on all ranks; each rank takes its slice."""
         n = min(self.config.accumulate, len(batch["rows"]))
         ids, lengths = self.model.gene.ids(batch["tokens"])
         tensors = (ids, batch["patches"], batch["regions"], batch["cells"], batch["rows"])
-        # Values that decide shapes stay on the CPU, as arrays: reading them from a GPU would block.
+        # Values that determine shapes stay on the CPU as arrays, since reading them from a GPU would block.
         paired, known = (batch["tokens"] != _keys.PAD).any(dim=1), batch["cells"] >= 0
         arrays = ([x.numpy() for x in whole.tensor_split(n)] for whole in (lengths, paired, known))
         cut = zip(*(whole.tensor_split(n) for whole in tensors), *arrays, strict=True)
@@ -57,15 +57,16 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         ]  # fmt: skip
 
     def run(self, fabric: Fabric, module: nn.Module, pieces: list[PairPiece]) -> Losses:
-        """Embeddings of all pieces are compared with each other, whatever piece or rank they are in."""
-        there = self._there(pieces, fabric.device)
+        """Compute losses between the embeddings of all pieces and ranks, and their gradients."""
+        there = self._genes_and_regions(pieces, fabric.device)
         pieces = self._views(pieces)
         if len(pieces) == 1:
             found = self.losses(module(pieces[0]), pieces, there)
             fabric.backward(torch.stack(list(found.values())).sum())
             return found
-        # The losses need all embeddings; the memory holds the activations of a piece. So: embed all without
-        # activations, take the gradient at the embeddings, then embed each piece again and pass its gradient on.
+        # The losses need all embeddings at once, but only the activations of one piece fit into memory. Therefore all
+        # pieces are first embedded without activations; then the gradients at the embeddings are computed; then each
+        # piece is embedded again and its gradients are propagated.
         state = _generators(fabric.device)
         with torch.no_grad():
             outputs = [module(piece) for piece in pieces]
@@ -85,12 +86,12 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
                     if grad is not None and value.requires_grad:
                         passed.append((value * (grad[rows] if value.ndim else grad / len(pieces))).sum())
                 total = torch.stack(passed).sum()
-                # The gradients at the embeddings are scaled already where float16 needs it, and Fabric scales again.
+                # With float16, the gradients at the embeddings are scaled already, and Fabric scales the total again.
                 fabric.backward(total if scaler is None else total / scaler.get_scale())
         return {k: v.detach() for k, v in found.items()}
 
     def forward(self, piece: PairPiece) -> dict[str, Tensor]:
-        """Embeddings of a piece that the losses need."""
+        """Embeddings of a piece as needed by the losses."""
         model, found = self.model, {"scale": self.model.scale}
         surroundings = self.has_patch and model.surroundings
         if self.has_patch and (self.has_region or surroundings):
@@ -104,20 +105,20 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         if self.has_gene:
             with torch.set_grad_enabled(self.trains_gene and torch.is_grad_enabled()):
                 features = model.gene.pooled(piece["ids"], torch.from_numpy(piece["lengths"]))
-                found["gene"] = model.project_genes(features)  # zeros for a spot without genes
+                found["gene"] = model.project_genes(features)  # zeros for spots without genes
         unused = () if "localization" in self.names else ("query", "grid")
         return {k: v for k, v in found.items() if k not in unused}
 
-    def _there(self, pieces: list[PairPiece], device: torch.device) -> Tensor:
-        """(2, B of all ranks) on the CPU: which spots have genes, and which a region."""
+    def _genes_and_regions(self, pieces: list[PairPiece], device: torch.device) -> Tensor:
+        """(2, B of all ranks) on the CPU: which spots have genes, and which have a region."""
         there = torch.from_numpy(np.stack([np.concatenate([p[k] for p in pieces]) for k in ("paired", "known")]))
         if self.ranks.world_size == 1:
             return there
-        # The only synchronisation of this kind, before the GPU has work in this step.
+        # The only synchronisation of this kind, done before the GPU has work in this step.
         return self.ranks.gather(there.T.long().to(device)).cpu().bool().T
 
     def _views(self, pieces: list[PairPiece]) -> list[PairPiece]:
-        """Rotate, flip and recolour the whole batch at once, so that the result does not depend on the pieces."""
+        """Augment the whole batch at once, so that the result does not depend on the division into pieces."""
         image, config, ranks = self.model.image_tower(), self.config, self.ranks
         sizes = [len(piece["rows"]) for piece in pieces]
         patches, regions = (image.normalize(torch.cat([p[k] for p in pieces])) for k in ("patches", "regions"))
@@ -134,7 +135,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         ]
 
     def losses(self, out: dict[str, Tensor], pieces: list[PairPiece], there: Tensor) -> Losses:
-        """Means over the spots of all ranks, as this rank's share of them (times the number of ranks)."""
+        """Means over the spots of all ranks; each rank returns its contribution times the number of ranks."""
         ranks, scale = self.ranks, out["scale"]
         rows, cells = (torch.cat([p[k] for p in pieces]) for k in ("rows", "cells"))
         own = {k: out[k] for k in ("patch", "region", "gene") if k in out}
@@ -145,7 +146,7 @@ class Alignment(Stage[PairBatch, PairPiece, AlignConfig]):
         before, (n_paired, n_known) = int(there[0, :start].sum()), there.sum(dim=1).tolist()
         mine = there[:, start : start + len(rows)]
         all_paired, paired, known = (x.nonzero()[:, 0].to(rows.device, non_blocking=True) for x in (there[0], *mine))
-        # In every loss, so that all ranks take part in all exchanges of gradients, whatever spots they have.
+        # Added to every loss, so that all ranks take part in all gradient exchanges, whichever spots they have.
         zero = (sum(x.sum() for x in out.values()) + gathered.sum()) * 0
 
         def with_genes(name: Literal["patch", "region"]) -> Tensor:
@@ -191,22 +192,22 @@ _COARSEST_PX = 24  # edge of a patch in the reduced image of a Visium section
 def augment(
     patches: Tensor, regions: Tensor, cells_B: Tensor, generator: torch.Generator, *, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, ...]:
-    """Rotate and flip each patch with its region and cell number; vary resolution and colours.
+    """Rotate and reflect each patch with its region and cell number; vary resolution and colours.
 
     Parameters
     ----------
     patches, regions
         (B, 3, size, size), normalised.
     cells_B
-        The patch's cell in its region, row by row; -1 without one.
+        Cell of the patch in its region, in row-major order; -1 without region.
     generator
-        On the CPU.
+        Generator on the CPU.
     rank, world_size
-        These spots are the rank-th consecutive slice of a batch `world_size` times as large, for which is drawn.
+        The spots are slice number `rank` of a batch `world_size` times as large, for which random numbers are drawn.
 
     Returns
     -------
-    The same three, changed copies.
+    Changed copies of patches, regions and cells.
     """
     cells_39 = torch.arange(9).view(3, 3)
     n = len(patches)
@@ -232,7 +233,7 @@ def augment(
 
 
 def _places(chosen: Tensor, images: Tensor) -> Tensor:
-    # Indices from the CPU: torch would block to count a mask on a GPU.
+    # Indices are computed on the CPU, since counting a mask on a GPU would block.
     return chosen.nonzero()[:, 0].to(images.device, non_blocking=True)
 
 
@@ -242,7 +243,7 @@ def _turn(x: Tensor, turn: int, mirror: bool) -> Tensor:
 
 
 def _coarsen(images: Tensor, px: int, chosen: Tensor) -> None:
-    """Show the chosen images, in place, at a lower resolution; in µm it is the same for a patch and its region."""
+    """Reduce the resolution of the chosen images in place, equally in µm for a patch and its region."""
     size = images.shape[-1]
     if px < size and len(chosen):
         small = F.interpolate(images[chosen], size=px, mode="area")
@@ -250,7 +251,7 @@ def _coarsen(images: Tensor, px: int, chosen: Tensor) -> None:
 
 
 def _colours(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    # One gain and offset for the spot, so that a patch and its region stay of one stain; the tint is per channel.
+    # Gain and offset are drawn per spot, so that patch and region keep the same stain; the tint is drawn per channel.
     gain = 1 + _CONTRAST * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
     brightness = _BRIGHTNESS * torch.randn(n, 1, 1, 1, generator=generator)
     tint = _TINT * torch.randn(n, 3, 1, 1, generator=generator)

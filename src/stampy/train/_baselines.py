@@ -1,6 +1,6 @@
-"""What a trained model has to beat: guessing genes by frequency, and a linear model of colours and texture.
+"""Baselines for trained models: gene frequencies, and a linear model of colours and texture.
 
-Shapes: n spots, L positions, G tokens of the vocabulary and special ones.
+Shapes: n spots, L positions, G tokens including special ones.
 
 Shapes: n spots, F features of tiles, K components of the genes.
 """
@@ -25,7 +25,7 @@ __all__ = [
     "tile_features",
 ]
 
-SPOTS = 200  # of a section, on which the share of visible genes is measured
+SPOTS = 200  # per section, to estimate the fraction of visible genes
 
 
 def references(
@@ -37,28 +37,28 @@ def references(
     positions: int | None = None,
     corpus: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Cross-entropies (nats) of three guesses that know frequencies alone, at positions drawn for masking.
+    """Cross-entropies (nats) of three baselines that use only frequencies, at randomly masked positions.
 
     Parameters
     ----------
     tokens
-        (n, L) by section, 0 pads.
+        (n, L) by section, padded with 0.
     n_tokens
-        Classes: genes and special tokens.
+        Number of classes: genes and special tokens.
     fraction
-        Share of a spot's tokens that are selected.
+        Fraction of a spot's tokens that are selected.
     seed
-        Seed of the draw for the third.
+        Seed of the masks for the third baseline.
     positions
-        A step shows so many positions alone, drawn at random; None: all.
+        Number of randomly drawn positions per step; None: all.
     corpus
-        (n, L) to count the frequency in the corpus on; None: all of `tokens`.
+        (n, L) tokens that define the corpus frequencies; None: all of `tokens`.
 
     Returns
     -------
-    ``corpus_frequency``: how frequent a gene is among all tokens. ``section_frequency``: among those of the section.
-    ``section_frequency_unseen``: likewise, over the genes that the spot does not show elsewhere. A gene has one token
-    in a spot, so a model that learns nothing but this rule gets there.
+    ``corpus_frequency``: by the frequency of a gene among all tokens. ``section_frequency``: among those of the
+    section. ``section_frequency_unseen``: among those of the section, excluding genes visible in the spot. A gene
+    occurs once per spot, so this is what a model attains by learning only this rule.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def references(
     unseen, n_unseen = 0.0, 0
     for number, (name, values) in enumerate(tokens.items()):
         found, n = _unseen_sum(values, counts[name], fraction, positions, stream(seed, "references", number))
-        share = counts[name].sum() / max(n, 1)  # sections weigh by their tokens
+        share = counts[name].sum() / max(n, 1)  # sections are weighted by their number of tokens
         unseen, n_unseen = unseen + found * share, n_unseen + n * share
     return {
         "corpus_frequency": float(_entropy_sum(whole, known) / total),
@@ -85,14 +85,14 @@ def references(
 
 
 def frequencies(tokens: np.ndarray, n_tokens: int) -> np.ndarray:
-    """(G,) how often each token occurs; padding does not count."""
+    """(G,) counts of each token, without padding."""
     found = np.bincount(tokens.ravel(), minlength=n_tokens).astype(np.float64)
     found[: _keys.N_SPECIAL] = 0
     return found
 
 
 def _entropy_sum(counts: np.ndarray, model: np.ndarray) -> float:
-    """Sum over the counted tokens of -log of their share in `model`."""
+    """Sum of -log of the frequency in `model` over the counted tokens."""
     there = counts > 0
     return float(-(counts[there] * np.log(model[there] / model.sum())).sum())
 
@@ -100,7 +100,7 @@ def _entropy_sum(counts: np.ndarray, model: np.ndarray) -> float:
 def _unseen_sum(
     tokens: np.ndarray, counts: np.ndarray, fraction: float, positions: int | None, rng: np.random.Generator
 ) -> tuple[float, int]:
-    """Sum of -log over tokens selected in some spots, and their number, where visible genes are ruled out."""
+    """Sum of -log over the selected tokens of some spots, with visible genes excluded, and their number."""
     share = counts / max(counts.sum(), 1)
     total, n = 0.0, 0
     for row in tokens[rng.permutation(len(tokens))[:SPOTS]]:
@@ -122,8 +122,8 @@ QUANTILES = (0.1, 0.5, 0.9)
 def tile_features(tiles: np.ndarray) -> np.ndarray:
     """Colours and texture (n, F) of tiles (n, px, px, 3) uint8.
 
-    Mean and deviation of the brightness and of the optical density of each channel, quantiles of the latter, and how
-    much its mean over the channels changes from place to place at scales of 1 to 16 px.
+    Mean and standard deviation of brightness and of the optical density of each channel, quantiles of the latter, and
+    the variation of its mean over channels at scales of 1 to 16 px.
     """
     density = -np.log((tiles.astype(np.float32) + 1) / 256)
     flat = density.reshape(len(tiles), -1, 3)
@@ -144,10 +144,10 @@ def tile_features(tiles: np.ndarray) -> np.ndarray:
 def ridge_ranks(
     features: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], xy: Mapping[str, np.ndarray], n_tokens: int
 ) -> dict[str, np.ndarray]:
-    """For each spot, how many spots of its section have genes nearer to its tile's prediction than its own genes.
+    """For each spot, the number of spots in its section whose genes are nearer to its tile's prediction than its own.
 
-    A section is predicted from the others. Where there is one alone, its left half is predicted from the right one and
-    the other way round; the nearest are sought in the whole section all the same.
+    A section is predicted from the others. A single section is predicted by halves, the left from the right and vice
+    versa; neighbours are searched in the whole section.
 
     Parameters
     ----------
@@ -156,9 +156,9 @@ def ridge_ranks(
     tokens
         (n, L) by section.
     xy
-        (n, 2) by section, to part a section by.
+        (n, 2) by section, to divide a section into halves.
     n_tokens
-        Genes and special tokens.
+        Number of genes and special tokens.
     """
     names = list(features)
     genes = {name: weighted(tokens[name], n_tokens) for name in names}
@@ -174,7 +174,7 @@ def ridge_ranks(
             x = xy[name][:, 0]
             x = (
                 x if np.isfinite(x).all() else np.arange(len(x))
-            )  # without coordinates by rows: neighbours stand together
+            )  # without coordinates, by row: neighbouring rows are often neighbouring spots
             left = x <= np.median(x)
             folds = [(part, scaled[name][~part], genes[name][np.flatnonzero(~part)]) for part in (left, ~left)]
         found[name] = np.empty(len(scaled[name]), dtype=np.int64)
@@ -184,7 +184,7 @@ def ridge_ranks(
 
 
 def weighted(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
-    """(n, genes): how far above its usual level a gene of its rank typically is."""
+    """(n, genes): typical ratio of a gene of this rank to its usual level."""
     rows, ranks = np.nonzero(tokens)
     gates = np.log1p(anomaly_of_rank(tokens.shape[1])).astype(np.float32)
     genes = tokens[rows, ranks].astype(np.int64) - _keys.N_SPECIAL
@@ -192,9 +192,9 @@ def weighted(tokens: np.ndarray, n_tokens: int) -> sparse.csr_matrix:
 
 
 def ranks_of_own(queries: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """For each query (m, K), how many keys (n, K) are nearer, by cosine, than its own key, `rows` (m,).
+    """For each query (m, K), the number of keys (n, K) nearer by cosine than its own key, in row `rows` (m,).
 
-    Equals count as nearer: a model that says the same of all spots finds none.
+    Ties count as nearer, so a model with the same output for all spots has no hits.
     """
     cosine = queries @ keys.T
     at = np.arange(len(rows))

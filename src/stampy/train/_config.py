@@ -1,4 +1,4 @@
-"""Settings of the two stages. The defaults are those of the paper."""
+"""Settings of the two stages; the defaults are those of the paper."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from stampy._checks import existing, known_field, one_of
 from stampy._settings import settings
+from stampy.models._backbone_names import check_backbone
 
-from ._setting_checks import NumberRange, checked, without_effect
+from ._setting_checks import NumberRange, checked, no_effect_error
 
 __all__ = ["AlignConfig", "PretrainConfig"]
 
-# These do not affect the result: a run may resume with other values.
-FREE = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
+# These do not affect results, so a run may be resumed with other values.
+RESULT_NEUTRAL = ("checkpoint_every", "keep", "accumulate", "checkpoint_activations", "compile", "prefetch", "fused")
 
 
 LOSSES = ("patch_gene", "region_gene", "patch_region", "localization")
@@ -118,12 +119,12 @@ class _StageConfig:
         """Raise ValueError for settings that conflict or have no effect."""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain types, for JSON."""
+        """Convert to plain types for JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, config: Self | Mapping[str, object] | str | Path | None) -> Self:
-        """A config from itself, a mapping, a JSON file, or None for the defaults; ValueError for an unknown field."""
+        """Make a config from itself, a mapping, a JSON file, or None (defaults); ValueError for an unknown field."""
         if config is None:
             return cls()
         if isinstance(config, cls):
@@ -135,10 +136,10 @@ class _StageConfig:
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
         for name in config:
             known_field(name, {f.name for f in fields(cls)}, where=where)
-        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks kinds and ranges
+        return cls(**cast("Mapping[str, Any]", config))  # `__post_init__` checks types and ranges
 
     def warmup(self, steps: int) -> int:
-        """Steps of the rise in a run of so many steps; ValueError where they fill it."""
+        """Number of warm-up steps in a run of so many steps; ValueError if the warm-up is as long as the run."""
         if self.warmup_steps is None:
             return min(self.USUAL_WARMUP, max(steps // 5, 1))
         if self.warmup_steps >= steps and self.warmup_steps > 0:
@@ -247,13 +248,13 @@ checkpoint_activations, compile, prefetch
         if self.epochs_igr + self.epochs_cgr == 0:
             raise ValueError("`epochs_igr` and `epochs_cgr` are both 0: one of them must be at least 1.")
         if self.cgr_targets != "masked" and self.epochs_cgr == 0:
-            raise without_effect("cgr_targets='all'", "`epochs_cgr` is 0", "Omit it, or raise `epochs_cgr`.")
+            raise no_effect_error("cgr_targets='all'", "`epochs_cgr` is 0", "Omit it, or raise `epochs_cgr`.")
         if self.accumulate > self.groups_per_batch:
             raise ValueError(
                 f"`accumulate` must be at most `groups_per_batch`, found {self.accumulate} and {self.groups_per_batch}."
             )
         if self.positions_per_step is not None and self.positions_per_step > self.max_tokens:
-            raise without_effect(
+            raise no_effect_error(
                 f"positions_per_step={self.positions_per_step}", f"`max_tokens` is {self.max_tokens}", "Lower it."
             )
 
@@ -342,6 +343,8 @@ class AlignConfig(_StageConfig):
     lora_rank: int = _LORA_RANK
 
     def _check(self) -> None:
+        if self.backbone is not None:
+            check_backbone(self.backbone)
         if not self.losses:
             raise ValueError(f"`losses` is empty; name some of {LOSSES}.")
         for name in self.losses:
@@ -355,7 +358,7 @@ class AlignConfig(_StageConfig):
         if self.start == "spectral" and self.pretrained:
             raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image tower.")
         if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
-            raise without_effect(
+            raise no_effect_error(
                 f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Omit it, or use 'lora'."
             )
         try:

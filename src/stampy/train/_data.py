@@ -1,6 +1,6 @@
-"""The training data of a run: sections in memory or on disk behind one interface, and their tokens and tiles.
+"""Training data of a run: sections in memory or on disk with one interface to tokens and tiles.
 
-Shapes: n spots of a section, m of them, G groups of a section, N spots per group, L positions.
+Shapes: n spots of a section, m selected spots, G groups of a section, N spots per group, L positions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._files import digest_of_arrays
-from stampy._io.sections import Section, as_sections, of_section
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import doubts_of
+from stampy._io.sections import SectionInput, as_sections, of_section
+from stampy._section.image.image_checks import doubts_of
 from stampy._section.section import places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy._utils import stream
 from stampy.pp import Vocabulary
 from stampy.pp._counts import counts_of
@@ -44,11 +44,11 @@ __all__ = [
     "TrainingSection",
     "groups_in_memory",
     "identity_of",
+    "missing_tokens_message",
     "pairs_in_memory",
     "prepare",
     "ranked",
     "token_dtype",
-    "without_tokens",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,38 +57,38 @@ logger = logging.getLogger(__name__)
 class SectionGroups(NamedTuple):
     """Neighbourhood groups of a section."""
 
-    numbers: np.ndarray  # (G,) int64, by which `read_group` finds them
-    members: np.ndarray  # (G, N) int64, spots of the section, the centre first
-    longest: np.ndarray  # (G,) tokens of the group's longest spot
-    n_dropped: int  # spots in no group
+    numbers: np.ndarray  # (G,) int64, arguments of `read_group`
+    members: np.ndarray  # (G, N) int64, spots of the section, the central spot first
+    longest: np.ndarray  # (G,) number of tokens of the group's longest spot
+    n_dropped: int  # number of spots without group
 
 
 class TrainingSection(Protocol):
-    """One section for training. Any thread may read from it."""
+    """One section for training; reading is safe from several threads."""
 
     @property
     def name(self) -> str:
-        """Name for messages and logs."""
+        """Name in messages and logs."""
 
     @property
     def n_spots(self) -> int:
-        """Rows."""
+        """Number of spots."""
 
     def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
-        """Groups of a draw. Those in memory are drawn from `rng`; those on disk were drawn when they were written."""
+        """Groups of a draw: drawn from `rng` in memory, or as stored on disk."""
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
-        """The tokens of a group, read into `out` (N, `tokens_kept`), 0 pads."""
+        """Read the tokens of a group into `out` (N, `tokens_kept`), padded with 0."""
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens that are kept of each spot."""
+        """Number of tokens stored per spot."""
 
     def spot_tokens(self, rows: np.ndarray, width: int) -> np.ndarray:
-        """(m, width) tokens of spots, 0 pads; all 0 in a section without genes."""
+        """(m, width) tokens of spots, padded with 0; zeros for a section without genes."""
 
     def ready_tiles(self) -> None:
-        """Read what all batches with tiles need; called once, before there are threads."""
+        """Read data used by all batches with tiles; called once, before threads start."""
 
     @property
     def size_px(self) -> int:
@@ -98,39 +98,39 @@ class TrainingSection(Protocol):
         """(m, size_px, size_px, 3) uint8."""
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, size_px, size_px, 3) uint8, for towers that see surroundings: each patch, and a region about it."""
+        """(m, 2, size_px, size_px, 3) uint8, for towers with surroundings: each patch and a region around it."""
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(m,) int64, for each spot the number of one of its regions."""
+        """(m,) int64, number of a random region of each spot."""
 
     def regions(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """(m, size_px, size_px, 3) uint8, of each spot its region number `which`."""
+        """(m, size_px, size_px, 3) uint8, region number `which` of each spot."""
 
     def cells_of(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """(m,) the patch's cell in that region, row by row; -1 where no region fits into the image."""
+        """(m,) cell of the patch in that region, row-major; -1 if no region is inside the image."""
 
     def load(self, max_tokens: int) -> MemorySection:
-        """The section in memory, without tiles if it is read from disk."""
+        """Load the section into memory, without tiles if it is on disk."""
 
 
 @dataclass(frozen=True)
 class MemorySection:
-    """A `TrainingSection` in memory. Its regions have the numbers of their cells; -1 is the one around the spot."""
+    """A `TrainingSection` in memory. A region's number is its cell; -1 is the region centred on the spot."""
 
     name: str
     xy: np.ndarray  # (n, 2) float64, px
-    tokens: np.ndarray  # (n, max_tokens) uint16 or int32, 0 pads; all 0 for a section without genes
+    tokens: np.ndarray  # (n, max_tokens) uint16 or int32, padded with 0; zeros for a section without genes
     tiles: TileSource | None
-    kept_groups: np.ndarray | None = None  # (G, N) spots, where groups are given and coordinates are not
+    kept_groups: np.ndarray | None = None  # (G, N) spots, if the source has groups but no coordinates
 
     @property
     def n_spots(self) -> int:
-        """Rows."""
+        """Number of spots."""
         return len(self.xy)
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens that are kept of each spot."""
+        """Number of tokens stored per spot."""
         return self.tokens.shape[1]
 
     @cached_property
@@ -138,13 +138,13 @@ class MemorySection:
         return (self.tokens != 0).sum(axis=1)
 
     def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
-        """Neighbourhood groups, newly drawn."""
+        """Draw new neighbourhood groups."""
         found = group_spots(self.xy, size=config.group_size, max_distance=config.max_distance, rng=rng)
         longest = self._lengths[found.members].max(axis=1, initial=0)
         return SectionGroups(np.arange(len(found.members)), found.members, longest, int((found.own < 0).sum()))
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
-        """The tokens of a group."""
+        """Read the tokens of a group."""
         out[:] = self.tokens[members]
 
     def spot_tokens(self, rows: np.ndarray, width: int) -> np.ndarray:
@@ -162,7 +162,7 @@ class MemorySection:
         return self._opened.region_cells()
 
     def ready_tiles(self) -> None:
-        """Find for which cells a region fits into the image."""
+        """Find the cells for which a region is inside the image."""
         _ = self._allowed_cells
 
     @property
@@ -175,11 +175,11 @@ class MemorySection:
         return self._opened.read(rows)
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, size_px, size_px, 3) uint8: what the tower sees of spots, the patch in the middle of its region."""
+        """(m, 2, size_px, size_px, 3) uint8: inputs of the tower, with the patch in the middle of its region."""
         return self._opened.inputs(rows)
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Those of random cells."""
+        """(m,) int64, random allowed cells."""
         return choose_cells(self._allowed_cells[rows], rng)
 
     def regions(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -187,33 +187,33 @@ class MemorySection:
         return self._opened.read(rows, region=True, cells=which)
 
     def cells_of(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """The numbers themselves."""
+        """The region numbers, which are the cells."""
         return which
 
     def load(self, max_tokens: int) -> MemorySection:
-        """Itself."""
+        """Return the section itself."""
         return self
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on.
+    """Training data of a run.
 
     Parameters
     ----------
     sections
-        Sections used in the stage; row i of all is row ``i - start`` of its section.
+        Sections used in the stage; row i of the data is row ``i - start`` of its section.
     vocabulary
-        Genes that the tokens stand for.
+        Vocabulary of the tokens.
     max_tokens
-        Tokens of a spot that the model sees.
+        Number of tokens per spot that the model uses.
     identity
-        Describes the data of a run; compared when a run is resumed.
+        Record of the data, compared on resume.
     corpus
-        Folder of the corpus that the sections are in; None: they are in memory.
+        Folder of the corpus; None: sections in memory.
     draws, regions
-        How many draws of groups and regions of a spot the corpus holds. None, for data in memory: a new draw for every
-        epoch, and any region that fits into the image.
+        Numbers of stored draws of groups and of stored regions per spot. None, for data in memory: a new draw for every
+        epoch, and any region inside the image.
     """
 
     sections: Sequence[TrainingSection]
@@ -225,7 +225,7 @@ class TrainingData:
     regions: int | None = None
 
     def loaded(self, seed: int, n_spots: int = 100_000) -> list[MemorySection]:
-        """Sections in memory: of a corpus whole ones, drawn at random until there are `n_spots`."""
+        """Sections in memory; of a corpus, whole sections drawn at random until `n_spots` are reached."""
         chosen = self.sections
         if self.corpus is not None:
             order = stream(seed, "sections").permutation(len(chosen))
@@ -234,7 +234,7 @@ class TrainingData:
         return [s.load(self.max_tokens) for s in chosen]
 
     def some_patches(self, seed: int, n_sections: int = 500, n: int = 40) -> np.ndarray:
-        """Patches of some spots of each section; of a corpus, of some of its sections."""
+        """Patches of some spots of each section; of a corpus, of randomly drawn sections."""
         chosen = self.sections
         if self.corpus is not None:
             order = stream(seed, "sections").permutation(len(chosen))[:n_sections]
@@ -244,9 +244,9 @@ class TrainingData:
 
 
 def prepare(
-    section: Section, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
+    section: SectionInput, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
 ) -> MemorySection:
-    """Read a section, rank its genes, and open its image for the tiles that an image tower sees, if one is given."""
+    """Read a section, compute its tokens, and open its image for the tiles of the image tower, if there is one."""
     with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):
         data = section.read()
         table = _utils.table_of(data)
@@ -269,7 +269,7 @@ def prepare(
 
 
 def identity_of(sections: Iterable[MemorySection]) -> dict[str, str]:
-    """A digest of tokens, coordinates and images by name: what a run must find again when it goes on."""
+    """Digest of tokens, coordinates and images by section name, compared on resume."""
     found = {}
     for section in sections:
         with of_section(section.name):
@@ -284,13 +284,13 @@ def _tokens(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) 
     if not adata.n_vars:
         return np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
     tokens = ranked(adata, vocabulary, max_tokens, name)[0]
-    if missing := without_tokens(tokens):
+    if missing := missing_tokens_message(tokens):
         _checks.warn(missing)
     return tokens
 
 
-def without_tokens(tokens: np.ndarray) -> str:
-    """How many spots have no token, (n, L); "" where all have some."""
+def missing_tokens_message(tokens: np.ndarray) -> str:
+    """Message with the number of spots without tokens, (n, L); "" if all spots have tokens."""
     n = int((tokens[:, 0] == _keys.PAD).sum())
     if not n:
         return ""
@@ -301,7 +301,7 @@ def without_tokens(tokens: np.ndarray) -> str:
 
 
 def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -> tuple[np.ndarray, GeneMatch]:
-    """Tokens (n, max_tokens), 0 pads, and how the section's genes were found."""
+    """Tokens (n, max_tokens), padded with 0, and the match of the section's genes."""
     match = vocabulary.match(adata)
     logger.info("%s: %s", name, match)
     tokens = np.zeros((adata.n_obs, max_tokens), dtype=token_dtype(vocabulary))
@@ -311,12 +311,12 @@ def ranked(adata: AnnData, vocabulary: Vocabulary, max_tokens: int, name: str) -
 
 
 def token_dtype(vocabulary: Vocabulary) -> type[np.generic]:
-    """The smallest type that holds the tokens of a vocabulary."""
+    """Smallest type for the tokens of a vocabulary."""
     return np.uint16 if vocabulary.n_tokens <= 2**16 else np.int32
 
 
 def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
-    """What stage 1 trains on: the sections that have genes; None: a vocabulary of all of them.
+    """Data of stage 1: sections with genes; None: a vocabulary computed from all of them.
 
     Raises
     ------
@@ -325,7 +325,7 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
     """
     chosen = as_sections(sections)
     if vocabulary is None:
-        vocabulary = _made_of(chosen)
+        vocabulary = _vocabulary_of(chosen)
     found = [prepare(s, vocabulary, max_tokens=config.max_tokens) for s in chosen]
     with_genes = [s for s in found if s.tokens.any()]
     for section in with_genes:
@@ -343,14 +343,14 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
 
 
 def pairs_in_memory(sections: Sections, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
-    """What stage 2 trains on: all sections, with tiles as the model's image tower sees them."""
+    """Data of stage 2: all sections, with the tiles of the model's image tower."""
     width = model.gene.max_tokens
     found = [prepare(s, vocabulary, max_tokens=width, tower=model.image) for s in as_sections(sections)]
     return TrainingData(found, vocabulary, width, _identity_of(found, vocabulary))
 
 
-def _made_of(sections: Sequence[Section]) -> Vocabulary:
-    """A vocabulary of all sections with genes; errors name the section."""
+def _vocabulary_of(sections: Sequence[SectionInput]) -> Vocabulary:
+    """Compute the vocabulary of all sections with genes; errors name the section."""
     sums = None
     for section in sections:
         with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):

@@ -1,4 +1,4 @@
-"""Evaluation of both training stages on held-out sections, beside simple baselines.
+"""Evaluate both training stages on held-out sections, with simple baselines.
 
 Shapes: n spots, L positions, S groups, K components, F features of tiles.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _checks, _keys, _utils
-from stampy._io.sections import Section, as_sections, of_section
+from stampy._io.sections import SectionInput, as_sections, of_section
 from stampy._section.section import has_images
 from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp
@@ -115,7 +115,7 @@ def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, se
     found = _prepared(model, sections, vocabulary)
     with_genes = [s for s, _ in found if s.tokens.any()]
     rows: dict[str, dict[str, float]] = {s.name: {} for s, _ in found}
-    known = _known(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
+    known = _frequency_baselines(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
     for section in with_genes:
         rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
     pairs = [(s, tiled) for s, tiled in found if tiled is not None and s.tokens.any()]
@@ -132,7 +132,7 @@ def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, se
 def _prepared(
     model: Stamp, sections: Sections, vocabulary: Vocabulary
 ) -> list[tuple[MemorySection, TrainingSection | None]]:
-    """Sections in memory, each beside what reads its tiles; None where it or the model has no part for images."""
+    """Sections in memory, each with the source of its tiles; None without image or image tower."""
     width = model.gene.config.max_tokens
     corpus = as_corpus(sections)
     if corpus is not None:
@@ -150,15 +150,15 @@ def _prepared(
     return found
 
 
-def _has_image(section: Section) -> bool:
+def _has_image(section: SectionInput) -> bool:
     if section.image is not None:
         return True
     with of_section(section.name):
         return has_images(section.read())
 
 
-def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
-    """The references of each section; the frequency in the corpus is that of all sections."""
+def _frequency_baselines(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
+    """Frequency baselines of each section; the corpus frequency is that of all sections."""
     fraction = PretrainConfig().mask_fraction
     everything = np.concatenate([s.tokens for s in sections]) if sections else np.zeros((0, 1), np.int64)
     return {
@@ -169,7 +169,7 @@ def _known(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[
 
 @torch.inference_mode()
 def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> dict[str, float]:
-    """Mean cross-entropies over the masked, replaced and kept positions of some groups, and that of CGR."""
+    """Mean cross-entropies over the masked, replaced and kept positions of some groups, and of CGR."""
     config = PretrainConfig(max_tokens=model.gene.config.max_tokens, seed=seed)
     _checks.enough_spots({section.name: len(section.xy)}, config.group_size, setting="group_size")
     stage = Reconstruction(model, config, igr_steps=0)
@@ -201,7 +201,7 @@ def _stage_1(model: Stamp, section: MemorySection, n_groups: int, seed: int) -> 
 def _stage_2(
     model: Stamp, sections: Sequence[tuple[MemorySection, TrainingSection]], n_spots: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Recall from tiles to genes in each section: of the model, a ridge from colours and texture, and chance."""
+    """Recall from tiles to genes in each section, for the model, a ridge on colours and texture, and chance."""
     if not sections:
         return {}
     chosen, images, genes, tokens, colours = {}, {}, {}, {}, {}
@@ -209,7 +209,7 @@ def _stage_2(
         there = np.flatnonzero(section.tokens.any(axis=1))
         rows = np.sort(_utils.stream(seed, "spots").permutation(there)[:n_spots])
         chosen[section.name], tokens[section.name] = rows, section.tokens[rows]
-        images[section.name], genes[section.name], colours[section.name] = _both(model, section, tiled, rows)
+        images[section.name], genes[section.name], colours[section.name] = _embed_pairs(model, section, tiled, rows)
     if model.surroundings:
         _warn_of_regions([(tiled, chosen[section.name]) for section, tiled in sections])
     ridge = ridge_ranks(
@@ -233,7 +233,7 @@ def _stage_2(
 
 
 def _warn_of_regions(tiles: Sequence[tuple[TrainingSection, np.ndarray]]) -> None:
-    """Warn if surroundings of a corpus are not those that `stampy.tl.embed` would see."""
+    """Warn if surroundings in a corpus differ from those that `stampy.tl.embed` uses."""
     stored = [tiled.centred(rows) for tiled, rows in tiles if isinstance(tiled, StoredSection)]
     n = int(sum((~centred).sum() for centred in stored))
     if n:
@@ -244,7 +244,7 @@ def _warn_of_regions(tiles: Sequence[tuple[TrainingSection, np.ndarray]]) -> Non
 
 
 @torch.inference_mode()
-def _both(
+def _embed_pairs(
     model: Stamp, section: MemorySection, tiled: TrainingSection, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and gene embeddings (n, E) of some spots, and colours and texture of their tiles (n, F)."""

@@ -1,4 +1,4 @@
-"""Stage 1: the gene encoder (paper, section 3.2).
+"""Stage 1: train the gene encoder (paper, section 3.2).
 
 Shapes: D width.
 """
@@ -34,7 +34,7 @@ from ._corpus.training_data import groups_on_disk
 from ._data import TrainingData, groups_in_memory
 from ._loop.checkpoints import CONFIG
 from ._loop.logs import check_loggers
-from ._loop.loop import claimed, fit
+from ._loop.loop import fit, locked_folder
 from ._loop.ranks import make_fabric
 from ._pretrain_step import Reconstruction
 from ._samplers import GroupSampler
@@ -143,20 +143,20 @@ def _pretrain(
     loggers: tuple[str, ...],
     progress: bool,
 ) -> Stamp | None:
-    """In each process; the model where there is one process."""
-    with claimed(fabric, out) as out:
+    """Run the training in each process; returns the model if there is a single process."""
+    with locked_folder(fabric, out) as out:
         data = _data(sections, vocabulary, config)
         sampler = GroupSampler(data, config)
-        sampler.place(fabric.global_rank, fabric.world_size)  # an epoch has fewer steps the more ranks share them
+        sampler.place(fabric.global_rank, fabric.world_size)  # sets the number of steps per epoch
         if fabric.is_global_zero:
-            _tell_of_dropped(sampler.dropped(), config)
+            _report_dropped(sampler.dropped(), config)
         model = _new_model(config, data.vocabulary)
         if config.start == "spectral":
             start_spectral(model.gene, data.loaded(config.seed), data.vocabulary.divisors, config.seed)
         if config.head_bias == "frequency":
-            _start_heads(model, [s.tokens for s in data.loaded(config.seed)])
+            _set_head_biases(model, [s.tokens for s in data.loaded(config.seed)])
         _freeze(model, config)
-        # an existing run keeps its record, since this one may still be refused
+        # keep the record of an existing run, since this run may still be refused
         if fabric.is_global_zero and not (out / CONFIG).exists():
             _describe_data(out / DATA, data, sampler.dropped(), config)
         stage = Reconstruction(model, config, sampler.steps_per_epoch * config.epochs_igr)
@@ -176,7 +176,7 @@ def _pretrain(
 
 
 def _data(sections: Sections, vocabulary: Vocabulary | str | Path | None, config: PretrainConfig) -> TrainingData:
-    """From a corpus, or in memory."""
+    """Training data from a corpus, or in memory."""
     if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
         vocabulary = Vocabulary.load(vocabulary)
     corpus = as_corpus(sections)
@@ -185,8 +185,8 @@ def _data(sections: Sections, vocabulary: Vocabulary | str | Path | None, config
     return groups_in_memory(sections, vocabulary, config)
 
 
-def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
-    """Say how many spots are in no neighbourhood group; warn where they are many."""
+def _report_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainConfig) -> None:
+    """Log the number of spots without neighbourhood group; warn if there are many."""
     n_dropped, n_spots = (sum(column) for column in zip(*dropped.values(), strict=True))
     logger.info("%d of %d spots are in no neighbourhood group and are not used in stage 1", n_dropped, n_spots)
     many = [f"{name}: {n:,} of {total:,}" for name, (n, total) in dropped.items() if n > MANY_DROPPED * total]
@@ -201,7 +201,7 @@ def _tell_of_dropped(dropped: Mapping[str, tuple[int, int]], config: PretrainCon
 def _describe_data(
     path: Path, data: TrainingData, dropped: Mapping[str, tuple[int, int]], config: PretrainConfig
 ) -> None:
-    """Write what is known of the data before the first step: references, and what is left out."""
+    """Write properties of the data before the first step: baselines and excluded spots."""
     tokens = {s.name: s.tokens for s in data.loaded(config.seed)}
     n_tokens = len(data.vocabulary) + _keys.N_SPECIAL
     known = {
@@ -221,14 +221,14 @@ def _describe_data(
 
 
 def _freeze(model: Stamp, config: PretrainConfig) -> None:
-    model.gene_head.requires_grad_(False)  # it has no part in these losses
+    model.gene_head.requires_grad_(False)  # not used in these losses
     for name, parameter in model.gene.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(config.frozen)))
 
 
 def _check_frozen(config: PretrainConfig) -> None:
-    """Raise ValueError for a prefix that no parameter has, or where none is left to train."""
-    with torch.device("meta"):  # names alone
+    """Raise ValueError for a prefix without parameter, or if no parameter remains to be trained."""
+    with torch.device("meta"):  # only names are needed
         names = [name for name, _ in GeneEncoder(_gene_config(config, n_genes=1)).named_parameters()]
     for prefix in config.frozen:
         if not any(name.startswith(prefix) for name in names):
@@ -244,14 +244,14 @@ def _gene_config(config: PretrainConfig, n_genes: int) -> GeneConfig:
 
 def _new_model(config: PretrainConfig, vocabulary: Vocabulary) -> Stamp:
     gene = _gene_config(config, len(vocabulary))
-    with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is put back
+    with torch.random.fork_rng(devices=[]):  # torch initialises from its global generator, which is restored
         torch.manual_seed(config.seed)
         return Stamp(StampConfig(gene=gene, embedding=config.embedding), vocabulary.frame)
 
 
 @torch.no_grad()
-def _start_heads(model: Stamp, tokens: list[np.ndarray]) -> None:
-    """Set the biases of both heads to the logarithm of how frequent each token is; one never seen counts as once."""
+def _set_head_biases(model: Stamp, tokens: list[np.ndarray]) -> None:
+    """Set the biases of both heads to the log frequency of each token; unseen tokens count as seen once."""
     counts = np.maximum(sum(frequencies(section, model.gene.config.n_tokens) for section in tokens), 1)
     for head in (model.gene.igr_head, model.gene.cgr_head):
         head.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
@@ -261,8 +261,8 @@ def _start_heads(model: Stamp, tokens: list[np.ndarray]) -> None:
 def _fit_gene_head(model: Stamp, tokens: list[np.ndarray], seed: int, per_section: int = 250) -> None:
     """Set the gene head to principal components of the features of spots from all sections.
 
-    Raw features share a large mean, so that their cosines are all alike. Components are scaled by the square root of
-    their deviation: between leaving them alone, where a few count, and whitening, where noise counts as much as signal.
+    Raw features have a large common mean, which makes all cosines alike. Components are scaled by the square root of
+    their standard deviation. Without scaling, few components dominate; after whitening, noise counts as much as signal.
     """
     rng = stream(seed, "gene head")
     features = []

@@ -1,6 +1,6 @@
-"""The step of stage 1: what is masked, and the losses of one piece of a batch.
+"""Step of stage 1: masking, the targets of IGR and CGR, and the losses of one piece of a batch.
 
-Shapes: S groups, N spots per group, L positions, B = S N spots, T positions of all spots end to end, M scored
+Shapes: S groups, N spots per group, L positions, B = S N spots, T positions of all spots concatenated, M scored
 positions, D width.
 """
 
@@ -27,19 +27,19 @@ from ._samplers import GroupBatch, GroupPiece, Losses
 
 __all__ = ["KINDS", "Reconstruction", "mask_tokens"]
 
-# Kinds of selected positions. Where the gene was kept, a model can copy it.
+# Kinds of selected positions. Kept genes can be copied by a model.
 KINDS = ("igr_masked", "igr_replaced", "igr_kept")
 
 
 class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
-    """IGR, and CGR from step `igr_steps` on."""
+    """IGR, and from step `igr_steps` on also CGR."""
 
     def __init__(self, model: Stamp, config: PretrainConfig, igr_steps: int):
         super().__init__(model, config, ("igr", "cgr"), KINDS)
         self.igr_steps = igr_steps
 
     def pieces(self, batch: GroupBatch, step: int) -> list[GroupPiece]:
-        """Mask the tokens, group by group, so that a group is masked alike whichever rank has it."""
+        """Mask the tokens by group, so that the mask of a group does not depend on its rank."""
         config, tokens_SNL = self.config, batch["tokens"].long()
         first = self.ranks.rank * len(tokens_SNL)
         width = config.positions_per_step or config.max_tokens
@@ -58,7 +58,7 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
         return [_piece(t, i, chosen, scored, batch["positions"], cgr=cgr) for t, i, chosen, scored in cut]
 
     def run(self, fabric: Fabric, module: nn.Module, pieces: list[GroupPiece]) -> Losses:
-        """Means over the selected positions of all pieces and ranks."""
+        """Train on the means over the selected positions of all pieces and ranks."""
         names = list(pieces[0]["counts"])
         local = [float(sum(piece["counts"][name] for piece in pieces)) for name in names]
         if self.ranks.world_size > 1:
@@ -67,7 +67,7 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
         found: Losses = {}
         for number, piece in enumerate(pieces, start=1):
             with synchronised(fabric, module, number == len(pieces)):
-                # sums become shares of the mean over all pieces and ranks
+                # convert sums to contributions to the mean over all pieces and ranks
                 weights = {k: self.ranks.world_size / max(total, 1) for k, total in totals.items()}
                 shares: Losses = module({**piece, "weights": weights})
                 fabric.backward(torch.stack([v for k, v in shares.items() if k in self.names]).sum())
@@ -76,14 +76,14 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
         return found
 
     def forward(self, piece: GroupPiece) -> Losses:
-        """Losses of a piece, and what is measured of them, each as its share of the mean over all positions."""
+        """Losses and measures of a piece, as contributions to the means over all positions."""
         weights, counts = piece["weights"], piece["counts"]
         means, sums = self.scored(piece)
         found = {name: mean * (counts[name] * weights[name]) for name, mean in means.items()}
         return found | {name: sums[i] * weights[name] for i, name in enumerate(KINDS) if name in weights}
 
     def scored(self, piece: GroupPiece) -> tuple[Losses, Tensor]:
-        """Mean losses of a piece, and the sums of that of IGR by what was done to the position, as in `KINDS`."""
+        """Mean losses of a piece, and the sums of the IGR loss by kind of position, see `KINDS`."""
         encoder, sums = self.model.gene, []
         score = partial(encoder.reconstruction, kernel=self.config.fused)
 
@@ -96,7 +96,7 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
 
         packing = Packing(piece["queries"], piece["keys"], piece["inputs"].device)
         hidden_TD = encoder.packed(piece["inputs"], packing, piece["positions"])
-        selected_MD = hidden_TD.index_select(0, piece["igr_at"])  # its gradient is added up at once, without a sort
+        selected_MD = hidden_TD.index_select(0, piece["igr_at"])  # accumulates its gradient without sorting
         found = {"igr": losses.igr(selected_MD, piece["igr_targets"], None, igr_score)}
         if "cgr" in piece["counts"]:
             around_1NMD = hidden_TD.index_select(0, piece["cgr_at"].flatten()).unflatten(0, piece["cgr_at"].shape)[None]
@@ -108,9 +108,9 @@ class Reconstruction(Stage[GroupBatch, GroupPiece, PretrainConfig]):
 def _piece(
     tokens_SNL: Tensor, inputs_SNL: Tensor, selected_SNL: Tensor, scored_SL: Tensor, positions: Tensor, *, cgr: bool
 ) -> GroupPiece:
-    """Spots end to end, those of equal length side by side; where the losses are taken, as places in that row."""
+    """Concatenate the spots, those of equal length together; losses are taken at positions of this sequence."""
     lengths_SN = (tokens_SNL != _keys.PAD).sum(dim=2)
-    # A neighbour predicts at every scored position of its centre; past its own tokens it is padded.
+    # A neighbour predicts at all scored positions of its central spot; past its own tokens it is padded.
     last_S = (scored_SL * torch.arange(1, scored_SL.shape[1] + 1)).amax(dim=1)
     wanted_SN = torch.maximum(lengths_SN, last_S[:, None].expand_as(lengths_SN))
     lengths_B, wanted_B = lengths_SN.flatten(), wanted_SN.flatten()
@@ -149,26 +149,26 @@ def mask_tokens(
     rng: np.random.Generator,
     width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Select tokens: 80 % become the mask id, 10 % a random gene, and 10 % are kept (section 3.2).
+    """Select tokens: 80% are masked, 10% replaced by a random gene, and 10% kept (section 3.2).
 
     Parameters
     ----------
     tokens_BL
-        (B, L), 0 pads.
+        (B, L), padded with 0.
     n_tokens
         Genes + 30.
     fraction
-        Share of a spot's tokens that are selected.
+        Fraction of a spot's tokens that are selected.
     share
-        Share of these that become the mask id; the rest is halved between the two others.
+        Fraction of these that are masked; half of the others are replaced, half are kept.
     rng
         Generator for the draw.
     width
-        Draw for so many positions, whatever L is; None: L.
+        Number of positions for the draw, independent of L; None: L.
 
     Returns
     -------
-    Ids for the encoder (padding is 1, mask 0), and where the loss is taken (bool).
+    Ids for the encoder (padding is 1, mask 0), and the selected positions (bool).
     """
     shape = tokens_BL.shape
     drawn = (torch.from_numpy(part) for part in _draw(rng, shape, n_tokens, max(width or 0, shape[1])))
@@ -178,7 +178,7 @@ def mask_tokens(
 def _draw(
     rng: np.random.Generator, shape: Sequence[int], n_tokens: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What decides for each of (B, L) tokens: whether it is selected, what then becomes of it, and a random gene."""
+    """Random numbers for each of (B, L) tokens: for selection, for its effect, and a random gene."""
     B, L = shape
     width = max(width, L)
     draw, what = (rng.random((B, width), dtype=np.float32)[:, :L] for _ in range(2))

@@ -1,11 +1,11 @@
-"""Samplers and their batches. A batch is a function of (seed, step): a resumed run equals one that never stopped.
+"""Samplers and their batches. A batch is a function of (seed, step), so a resumed run equals an uninterrupted run.
 
-Any thread may make any batch: the loop has the next ones made while the device works. Several ranks share a batch: it
-is as many times as large, and rank r takes the r-th consecutive slice of it. All ranks draw for the whole batch.
-Batches are on the CPU; the pieces of them go to the device.
+Any thread can make any batch; the loop prepares batches while the device works. With several ranks, batches are larger
+by the number of ranks, rank r takes the r-th consecutive slice, and all ranks draw the random numbers of the whole
+batch. Batches are on the CPU; their pieces are moved to the device.
 
-Shapes: G groups of a draw, S groups of a batch, N spots per group, L positions, B spots (of the piece: B of it),
-T positions of all spots end to end, M scored positions.
+Shapes: G groups of a draw, S groups of a batch, N spots per group, L positions, B spots (of a piece: B of these), T
+positions of all spots concatenated, M scored positions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class _BaseSampler:
-    """What both samplers have: sections one after the other, and a place among the ranks."""
+    """Base of both samplers: consecutive sections, and the slice of a rank."""
 
     def __init__(self, data: TrainingData):
         self.data, self.sections = data, data.sections
@@ -48,7 +48,7 @@ class _BaseSampler:
         self.place(0, 1)
 
     def place(self, rank: int, world_size: int) -> None:
-        """Give rank `rank` of `world_size` its share of every batch from now on: the rank-th consecutive slice."""
+        """Return only slice number `rank` of `world_size` of every batch from now on."""
         _checks.at_least("rank", rank, 0)
         _checks.at_least("world_size", world_size, rank + 1)
         self.rank, self.world_size = rank, world_size
@@ -61,17 +61,17 @@ class _BaseSampler:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def _by_section(self, rows: np.ndarray) -> Iterator[tuple[TrainingSection, np.ndarray, np.ndarray]]:
-        """Section after section: where `rows` has its spots, and their rows in it."""
+        """Yield each section with the positions in `rows` of its spots, and their rows in the section."""
         section_of = self._section_of(rows)
         for number in np.unique(section_of):
             at = np.flatnonzero(section_of == number)
             yield self.sections[number], at, rows[at] - self._starts[number]
 
-    def _mine(self, per_rank: int) -> slice:
+    def _rank_slice(self, per_rank: int) -> slice:
         return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
-        """The tokens as int64, checked: on a GPU an invalid token would fail without naming its section."""
+        """Convert tokens to int64 and check them; on a GPU, an invalid token would fail without naming its section."""
         if tokens.max(initial=0) >= self._n_tokens:
             where = "A section" if self.data.corpus is None else f"The corpus {str(self.data.corpus)!r}"
             raise ValueError(
@@ -82,22 +82,22 @@ class _BaseSampler:
 
 
 class _Table(NamedTuple):
-    """Groups of a draw, of all sections."""
+    """Groups of one draw in all sections."""
 
-    sections: np.ndarray  # (G,) position of the section
-    numbers: np.ndarray  # (G,) of the group in its section
+    sections: np.ndarray  # (G,) index of the section
+    numbers: np.ndarray  # (G,) number of the group in its section
     members: np.ndarray  # (G, N) spots of the section
-    longest: np.ndarray  # (G,) tokens of the group's longest spot
-    dropped: dict[str, tuple[int, int]]  # by section: spots that are in no group, and all spots
+    longest: np.ndarray  # (G,) number of tokens of the group's longest spot
+    dropped: dict[str, tuple[int, int]]  # by section: number of spots without group, and of all spots
 
 
 class GroupSampler(_BaseSampler):
-    """Batches of neighbourhood groups for stage 1: groups of all sections in shuffled order, drawn anew every epoch.
+    """Batches of neighbourhood groups for stage 1: groups of all sections, drawn anew and shuffled in every epoch.
 
     Raises
     ------
     ValueError
-        There is no group in any of the sections.
+        No section has a group.
     """
 
     def __init__(self, data: TrainingData, config: PretrainConfig):
@@ -111,7 +111,7 @@ class GroupSampler(_BaseSampler):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of groups differs a little from draw to draw; this is what the first draw allows."""
+        """Number of full batches in the first draw; the number of groups varies slightly between draws."""
         return max(self._n_groups // (self.config.groups_per_batch * self.world_size), 1)
 
     @property
@@ -120,7 +120,7 @@ class GroupSampler(_BaseSampler):
         return self.steps_per_epoch * (self.config.epochs_igr + self.config.epochs_cgr)
 
     def dropped(self) -> dict[str, tuple[int, int]]:
-        """By section: the spots that are in no group (in memory: of the first epoch), and all spots."""
+        """By section: number of spots without group (in memory: in the first epoch), and of all spots."""
         return self._dropped
 
     def _draw_table(self, draw: int) -> _Table:
@@ -143,11 +143,11 @@ class GroupSampler(_BaseSampler):
         return stream(self.config.seed, "groups", epoch).permutation(len(self._table_of(epoch).members))
 
     def batch(self, step: int) -> GroupBatch:
-        """Tokens are cut to the longest spot, or to positions that are drawn for the batch of all ranks."""
+        """Batch with tokens cut to the longest spot, or to positions that are drawn for all ranks."""
         epoch, number = divmod(step, self.steps_per_epoch)
         table, size = self._table_of(epoch), self.config.groups_per_batch * self.world_size
         groups = np.take(self._orders(epoch), range(number * size, (number + 1) * size), mode="wrap")
-        mine = groups[self._mine(self.config.groups_per_batch)]
+        mine = groups[self._rank_slice(self.config.groups_per_batch)]
         used, longest = (min(max(int(table.longest[g].max()), 1), self.data.max_tokens) for g in (mine, groups))
         positions, wanted = np.arange(used), self.config.positions_per_step
         columns: slice | np.ndarray = slice(used)
@@ -163,7 +163,7 @@ class GroupSampler(_BaseSampler):
         }
 
     def _read(self, table: _Table, groups: np.ndarray) -> np.ndarray:
-        """(S, N, tokens kept) of some groups, each in one read."""
+        """(S, N, tokens kept) tokens of some groups, each in one read."""
         shape = (len(groups), self.config.group_size, self.sections[0].tokens_kept)
         out = np.empty(shape, dtype=self._dtype)
         sections, numbers = table.sections[groups].tolist(), table.numbers[groups].tolist()
@@ -184,12 +184,12 @@ class PairSampler(_BaseSampler):
 
     @property
     def _half(self) -> int:
-        """Spots of the batch of all ranks that come in shuffled order; each has a partner of its section."""
+        """Number of shuffled spots in a batch of all ranks; each has a partner in its section."""
         return self.config.pairs_per_batch * self.world_size // 2
 
     @property
     def steps_per_epoch(self) -> int:
-        """As many as give each spot a place in the shuffled half of a batch."""
+        """Number of batches in which every spot occurs once among the shuffled half."""
         return max(int(self._starts[-1]) // self._half, 1)
 
     @property
@@ -201,8 +201,8 @@ class PairSampler(_BaseSampler):
         return stream(self.config.seed, "order", epoch).permutation(self._starts[-1])
 
     def batch(self, step: int) -> PairBatch:
-        """The rank's spots: half in shuffled order, then one more of the section of each."""
-        rows, which = (drawn[self._mine(self.config.pairs_per_batch)] for drawn in self._draw(step))
+        """Spots of this rank: half in shuffled order, then one more from the section of each."""
+        rows, which = (drawn[self._rank_slice(self.config.pairs_per_batch)] for drawn in self._draw(step))
         px = self.sections[0].size_px
         tokens = np.zeros((len(rows), self.data.max_tokens), dtype=np.int64)
         patches = np.empty((len(rows), px, px, 3), dtype=np.uint8)
@@ -221,14 +221,14 @@ class PairSampler(_BaseSampler):
         }
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spots of the batch of all ranks, and the number of the region that each of them gets."""
+        """Spots of the batch of all ranks, and the number of the region of each."""
         epoch, number = divmod(step, self.steps_per_epoch)
         first = np.take(self._orders(epoch), range(number * self._half, (number + 1) * self._half), mode="wrap")
         section_of = self._section_of(first)
         rng = stream(self.config.seed, "partners", step)
         partners = rng.integers(self._starts[section_of], self._starts[section_of + 1])
         rows = np.concatenate([first, partners])
-        if self.data.regions is not None:  # every spot has as many: one draw for all
+        if self.data.regions is not None:  # all spots have the same number of regions
             return rows, rng.integers(self.data.regions, size=len(rows))
         which, rng = np.empty(len(rows), dtype=np.int64), stream(self.config.seed, "cells", step)
         for section, at, own in self._by_section(rows):
@@ -236,18 +236,18 @@ class PairSampler(_BaseSampler):
         return rows, which
 
 
-Losses = dict[str, Tensor]  # scalars, by the name in the logs
+Losses = dict[str, Tensor]  # scalars, by name in the logs
 
 
 class Batch(TypedDict):
-    """What the batches of both stages have; rows count over all sections, one after the other."""
+    """Common part of the batches of both stages; rows count over all sections."""
 
-    tokens: Tensor  # int64, 0 pads; shapes below
-    rows: Tensor  # int64, the spots
+    tokens: Tensor  # int64, padded with 0; shapes below
+    rows: Tensor  # int64, rows of the spots
 
 
 class GroupBatch(Batch):
-    """Stage 1: ``tokens`` (S, N, L), the centre first; ``rows`` (S, N)."""
+    """Stage 1: ``tokens`` (S, N, L), the central spot first; ``rows`` (S, N)."""
 
     positions: Tensor  # (L,) int64, ranks of the columns of `tokens`
 
@@ -257,7 +257,7 @@ class PairBatch(Batch):
 
     patches: Tensor  # (B, px, px, 3) uint8
     regions: Tensor  # (B, px, px, 3) uint8, three times as wide
-    cells: Tensor  # (B,) int64, the patch's cell in its region, row by row; -1 where no region fits into the image
+    cells: Tensor  # (B,) int64, cell of the patch in its region, row-major; -1 if no region is inside the image
 
 
 class GroupPiece(TypedDict):
@@ -267,40 +267,40 @@ class GroupPiece(TypedDict):
     keys: tuple[int, ...]  # (B,)
     inputs: Tensor  # (T,) int64, ids for the encoder
     positions: Tensor  # (L,) int64
-    igr_at: Tensor  # (M,) int64, places in the row of T
+    igr_at: Tensor  # (M,) int64, positions in the sequence of T
     igr_targets: Tensor  # (M,) int64, tokens
-    igr_kinds: Tensor  # (M,) int64, index in `KINDS`
+    igr_kinds: Tensor  # (M,) int64, index into `KINDS`
     cgr_at: NotRequired[Tensor]  # (N - 1, M of CGR) int64
     cgr_targets: NotRequired[Tensor]  # (M of CGR,) int64
-    counts: dict[str, int]  # scored positions by loss and kind
-    weights: NotRequired[dict[str, float]]  # turns sums into shares of the mean over all pieces and ranks
+    counts: dict[str, int]  # number of scored positions by loss and kind
+    weights: NotRequired[dict[str, float]]  # factors from sums to contributions to the means
 
 
 class PairPiece(TypedDict):
     """Some spots of a `PairBatch`."""
 
     ids: Tensor  # (B, L) int64, ids for the encoder
-    lengths: np.ndarray  # (B,) int64; values that decide shapes stay on the CPU: reading them from a GPU would block
-    paired: np.ndarray  # (B,) bool, has genes
-    known: np.ndarray  # (B,) bool, has a region
+    lengths: np.ndarray  # (B,) int64; on the CPU, since it determines shapes and reading a GPU would block
+    paired: np.ndarray  # (B,) bool, spots with genes
+    known: np.ndarray  # (B,) bool, spots with a region
     patches: Tensor  # (B, px, px, 3) uint8, after augmentation (B, 3, px, px) float
-    regions: Tensor  # likewise
-    references: NotRequired[Tensor]  # (B, 3, small, small) float, the shrunken patches
+    regions: Tensor  # same as patches
+    references: NotRequired[Tensor]  # (B, 3, small, small) float, reduced patches
     cells: Tensor  # (B,) int64
     rows: Tensor  # (B,) int64
     step: int
-    piece: int  # number of the piece
-    pieces: int  # how many there are
+    piece: int  # index of the piece
+    pieces: int  # number of pieces
 
 
 P = TypeVar("P", bound=Mapping[str, object])
 
 
 def pinned(piece: P) -> P:
-    """Its tensors in memory from which a GPU reads while the CPU works on."""
+    """The piece with its tensors in pinned memory, for asynchronous copies to a GPU."""
     return cast("P", {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in piece.items()})
 
 
 def moved(piece: P, device: torch.device) -> P:
-    """Its tensors on a device."""
+    """The piece with its tensors on a device."""
     return cast("P", {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in piece.items()})

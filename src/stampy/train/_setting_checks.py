@@ -1,4 +1,4 @@
-"""Checks of settings by their annotations: kind, then range."""
+"""Check settings by their annotations: first type, then range."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from stampy._checks import one_of
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["NumberRange", "checked", "without_effect"]
+__all__ = ["NumberRange", "checked", "no_effect_error"]
 
 
 class NumberRange(NamedTuple):
-    """The range of a number."""
+    """Range of a number."""
 
     least: float
     most: float = math.inf
-    above: bool = False  # than the least, which is then excluded
-    below: bool = False  # the most, likewise
+    above: bool = False  # exclude `least`
+    below: bool = False  # exclude `most`
 
     def __str__(self) -> str:
         low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
@@ -32,20 +32,20 @@ class NumberRange(NamedTuple):
         return f"{low} and {f'below {self.most:g}' if self.below else f'at most {self.most:g}'}"
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in it; NaN and infinity never are."""
+        """Whether a number is in the range; False for NaN and infinity."""
         low = value > self.least if self.above else value >= self.least
         return math.isfinite(value) and low and (value < self.most if self.below else value <= self.most)
 
 
 def checked(settings: DataclassInstance, ranges: Mapping[str, NumberRange]) -> dict[str, object]:
-    """The values of a dataclass in its own kinds: whole numbers as int, lists as tuples.
+    """Values of a dataclass in canonical types: whole numbers as int, lists as tuples.
 
     Raises
     ------
     TypeError
         A value does not have the annotated type.
     ValueError
-        A value is not one of the choices, or out of its range.
+        A value is not one of the choices, or is out of range.
     """
     hints = get_type_hints(type(settings))
     return {f.name: _value(f.name, getattr(settings, f.name), hints[f.name], ranges) for f in fields(settings)}
@@ -89,6 +89,6 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def without_effect(what: str, why: str, remedy: str) -> ValueError:
-    """An error to raise for a setting that would change nothing."""
+def no_effect_error(what: str, why: str, remedy: str) -> ValueError:
+    """Return an error for a setting that would have no effect."""
     return ValueError(f"{what} has no effect: {why}. {remedy}")

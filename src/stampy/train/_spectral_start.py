@@ -1,12 +1,12 @@
-"""Spectral initialisation: a gene encoder at the axes shared by neighbouring spots, a ViT at colours.
+"""Spectral initialisation: a gene encoder from axes shared by neighbouring spots, a ViT from image components.
 
-Before any step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the covariance
-between spots and the mean of their neighbours. That is contextual gene reconstruction (paper, section 3.2) for a linear
-encoder, solved in seconds instead of learned in days; variation between spots by chance alone is left out.
+Before the first step, the feature of a spot is the projection of its genes onto the leading eigenvectors of the
+covariance between spots and the mean of their neighbours. This solves contextual gene reconstruction (paper, section
+3.2) for a linear encoder in seconds, and excludes variation that is independent between spots.
 
-A small image tower starts at the mean of a tile's principal components, its colours among them.
+A small image tower starts from the mean principal components of a tile, including its colours.
 
-Shapes: n spots, G genes, K axes or components, L positions, B tiles, N pieces of tiles, p edge of a piece in px.
+Shapes: n spots, G genes, K axes or components, L positions, B tiles, N image patches, p edge of a patch in px.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ._data import MemorySection
 
 __all__ = ["spatial_axes", "start_spectral", "start_spectral_image"]
 
-TABLE_STD = 0.05  # standard deviation of the embedding table at the start
-ANCHORS = 16  # columns held constant, so that layer norm preserves the length of the vector in the other columns
+TABLE_STD = 0.05  # initial standard deviation of the embedding table
+ANCHORS = 16  # constant columns, so that layer norm preserves the length of the vector in the others
 ANCHOR = 3.0
 PIECES = 20_000
 
 
 def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divisors: np.ndarray, seed: int) -> None:
-    """Set embeddings and rank gates so that `encoder.features` are the spatial axes; its layers start without effect.
+    """Set embeddings and rank gates so that `encoder.features` are the spatial axes; layers initially add nothing.
 
     Parameters
     ----------
@@ -64,16 +64,16 @@ def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divi
 
 
 def anomaly_of_rank(max_tokens: int) -> np.ndarray:
-    """How far above its usual level the gene of a rank typically is; fitted to real spots of all platforms together."""
+    """Typical ratio of the gene of a rank to its usual level; fitted to real spots of all platforms."""
     return 8 / (1 + np.arange(max_tokens) / 15) ** 0.6
 
 
 def spatial_axes(
     sections: Sequence[MemorySection], gate_L: np.ndarray, level_G: np.ndarray, k: int, seed: int
 ) -> np.ndarray:
-    """The leading eigenvectors (G, K), orthonormal, of the genes' covariance between a spot and its neighbours.
+    """Leading eigenvectors (G, K), orthonormal, of the covariance of genes between a spot and its neighbours.
 
-    A gene of a spot weighs (gate of its rank) x (its own level). See `stampy.pp._linear_encoder`.
+    The weight of a gene in a spot is (gate of its rank) x (level of the gene). See `stampy.pp._linear_encoder`.
     """
     parts = [
         SpotGenes(weighted_genes(s.tokens, gate_L, level_G), neighbor_graph(s.xy))
@@ -91,10 +91,11 @@ def spatial_axes(
 
 @torch.no_grad()
 def start_spectral_image(encoder: ImageEncoder, patches: Tensor, seed: int) -> None:
-    """Set a ViT so that its class token is the mean over a tile of the principal components of small pieces.
+    """Initialise a ViT so that its class token is the mean of the principal components of small patches of a tile.
 
-    A ViT from random weights needs millions of tiles to see more than a tile's mean colour; from here it sees more at
-    once. The pretext token of a region starts as its patch's own components.
+    A ViT with random weights needs millions of tiles to learn more than the mean colour of a tile; with this
+    initialisation it represents more from the start. The pretext token of a region starts as the components of its
+    patch.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def start_spectral_image(encoder: ImageEncoder, patches: Tensor, seed: int) -> N
     patches
         Tiles of all sections, uint8 (B, size, size, 3).
     seed
-        Seed of the draw of pieces.
+        Seed of the random choice of patches.
     """
     vit, width, size = encoder.base_model, encoder.width, encoder.patch_px
     k = min(width - ANCHORS, 3 * size**2)
@@ -118,20 +119,20 @@ def start_spectral_image(encoder: ImageEncoder, patches: Tensor, seed: int) -> N
     nn.init.eye_(encoder.ref_pos_embed.weight)
     encoder.ref_pos_embed.bias.copy_(anchor)
     for number, block in enumerate(vit.blocks):
-        _add_nothing(block.mlp.fc2)
-        _add_nothing(block.attn.proj)
-        if number == 0:  # queries and keys stay small and random: attention is nearly even
+        _zero(block.mlp.fc2)
+        _zero(block.attn.proj)
+        if number == 0:  # queries and keys remain small and random, so that attention is almost uniform
             block.attn.qkv.weight[2 * width :] = torch.eye(width)
             nn.init.eye_(block.attn.proj.weight)
 
 
-def _add_nothing(layer: nn.Linear) -> None:
+def _zero(layer: nn.Linear) -> None:
     layer.weight.zero_()
     layer.bias.zero_()
 
 
 def _components(images: Tensor, size: int, k: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean (3 p p,) and principal components (K, 3 p p) of pieces, scaled by the square root of their deviation."""
+    """Mean (3 p p,) and principal components (K, 3 p p) of patches, scaled by the square root of their deviation."""
     generator = torch.Generator().manual_seed(seed)
     per_tile = (images.shape[-1] // size) ** 2
     chosen = images[torch.randperm(len(images), generator=generator)[: max(PIECES // per_tile, 1)]]

@@ -20,7 +20,7 @@ __all__ = [
     "ELEMENTS",
     "MARKS",
     "hdf5_kind",
-    "is_spatialdata",
+    "is_spatialdata_store",
     "is_zarr",
     "read_backed",
     "read_group",
@@ -195,7 +195,7 @@ def _own_rows(root: Any, rna: str, n: int) -> np.ndarray:
     return found
 
 
-def is_spatialdata(path: Path) -> bool:
+def is_spatialdata_store(path: Path) -> bool:
     """Whether the folder is the zarr store of a SpatialData."""
     return is_zarr(path) and zarr_kind(path) == "SpatialData"
 

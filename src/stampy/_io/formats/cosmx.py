@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import Counts, add_library, placed, unique_names
+from stampy._io.assemble import Counts, add_library, unique_names, with_positions, without_controls
 from stampy._io.delimited import layout_of, table, wide_counts
-from stampy._io.formats.merscope import without_controls
 from stampy._io.input_files import SectionFiles, refuse
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def read_cosmx(folder: Path) -> AnnData:
     cells_path = parts.need(_CELLS, looked_for=LOOKED_FOR)
     cells = _cells(cells_path)
     counts = _counts(counts_path)
-    adata = placed(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
+    adata = with_positions(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
     um_per_px = 1.0 if _in_um(cells) else _um_per_px(cells, parts)
     factors = (
         {} if um_per_px is None else {"microns_per_pixel": um_per_px, "spot_diameter_fullres": CELL_UM / um_per_px}

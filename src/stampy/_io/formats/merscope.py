@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from stampy._io.assemble import Counts, add_library, placed, unique_names
+from stampy._io.assemble import Counts, add_library, unique_names, with_positions, without_controls
 from stampy._io.delimited import table, wide_counts
 from stampy._io.input_files import SectionFiles, listing, refuse
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["is_merscope", "read_merscope", "without_controls"]
+__all__ = ["is_merscope", "read_merscope"]
 
 LOOKED_FOR = "A MERSCOPE folder has cell_by_gene.csv and cell_metadata.csv."
 CELL_UM = 10.0  # across; for drawing
@@ -53,7 +52,7 @@ def read_merscope(folder: Path) -> AnnData:
     kept = without_controls(genes, _CONTROLS)
     var = pd.DataFrame(index=unique_names([genes[i] for i in kept]))
     counts = Counts(x[:, kept], names, var)
-    adata = placed(counts, cells, counts_name=paths[_COUNTS].name, positions_name=paths[_CELLS].name)
+    adata = with_positions(counts, cells, counts_name=paths[_COUNTS].name, positions_name=paths[_CELLS].name)
     centres = adata.obsm["spatial"]
     adata.obs["center_x"], adata.obs["center_y"] = centres[:, 0], centres[:, 1]
     add_library(adata, folder.resolve().name, {"microns_per_pixel": 1.0, "spot_diameter_fullres": CELL_UM})
@@ -69,8 +68,3 @@ def _cells(path: Path) -> pd.DataFrame:
         raise refuse(f"{str(path)!r} lacks {lacking} (centres of cells in µm) among {list(cells.columns)}.")
     cells = cells.set_axis(cells[key].astype(str), axis=0).rename_axis(None)
     return cells.drop(columns=key).rename(columns={"center_x": "x", "center_y": "y"})
-
-
-def without_controls(genes: list[str], controls: tuple[str, ...]) -> np.ndarray:
-    """Columns that are genes, without control probes, which have known prefixes."""
-    return np.flatnonzero([not gene.lower().startswith(controls) for gene in genes])

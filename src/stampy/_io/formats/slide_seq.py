@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import Counts, add_library, placed, unique_names
-from stampy._io.delimited import TableLayout, coordinates, is_coordinates, is_table, share, tables_in, wide_counts
+from stampy._io.assemble import Counts, add_library, unique_names, with_positions
+from stampy._io.delimited import TableLayout, coordinates_table, is_coordinates, is_table, share, tables_in, wide_counts
 from stampy._io.input_files import refuse
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
     if turned:
         x, rows, columns = x.T.tocsr(), columns, rows
     counts = Counts(x, rows, pd.DataFrame(index=unique_names(columns)))
-    adata = placed(counts, spots, counts_name=candidates[0].name, positions_name=where.name)
+    adata = with_positions(counts, spots, counts_name=candidates[0].name, positions_name=where.name)
     add_library(adata, re.split(r"[.]", candidates[0].name)[0] if path.is_file() else folder.resolve().name, {})
     _checks.warn(
         f"{candidates[0].name} and {where.name} do not state how large the unit of the coordinates is. Pass "
@@ -74,7 +74,7 @@ def _that_fits(
     """The table of coordinates that names the spots, and whether spots are the columns of the counts."""
     best, found = 0.0, None
     for path, layout in places.items():
-        spots = coordinates(path, layout)
+        spots = coordinates_table(path, layout)
         for turned, names in ((False, rows), (True, columns)):
             fits = share(pd.Index(names, dtype=object), spots.index)
             if fits > best:

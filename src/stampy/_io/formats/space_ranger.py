@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks
-from stampy._io.assemble import IN_TISSUE, Counts, add_library, pictures, placed, unplaced
-from stampy._io.delimited import coordinates, headed, is_coordinates, layout_of, read_text, tables_in
+from stampy._io.assemble import IN_TISSUE, Counts, add_library, pictures, unplaced, with_positions
+from stampy._io.delimited import coordinates_table, headed, is_coordinates, layout_of, read_text, tables_in
 from stampy._io.formats.matrix_10x import counts_h5, counts_mtx
 from stampy._io.input_files import SectionFiles, json_of, listing, reading, refuse
 
@@ -204,7 +204,7 @@ def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool)
         return unplaced(counts, name=name, why=f"no tissue_positions were found next to {matrix.name}.{hint}")
     if _is_raw(matrix):
         counts, spots = _under_tissue(counts, spots, matrix, where)
-    adata = placed(counts, spots, counts_name=matrix.name, positions_name=where.name)
+    adata = with_positions(counts, spots, counts_name=matrix.name, positions_name=where.name)
     known = bool(parts.all(*POSITIONS, *_GEOJSON))
     path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
     if path is None:
@@ -233,7 +233,7 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
     tables = {p: layout for f in parts.folders for p, layout in tables_in(f).items() if is_coordinates(layout)}
     if len(tables) == 1:  # of another producer
         found, layout = next(iter(tables.items()))
-        return found, coordinates(found, layout)
+        return found, coordinates_table(found, layout)
     return None, None
 
 

@@ -18,7 +18,7 @@ from stampy._io.input_files import listed, listing, reading, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "counts_of", "is_st", "numbers_of", "on_pixels", "read_st"]
+__all__ = ["LOOKED_FOR", "is_st", "numbers_of", "on_pixels", "read_st", "st_counts"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     """
     path = path if path.is_file() else _one_table(path)
     name = path.name.split(".")[0].removesuffix("_stdata")
-    counts = counts_of(path)
+    counts = st_counts(path)
     beside = _spots_file(path, name)
     if beside is None:
         if image is not None:
@@ -77,7 +77,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     return adata
 
 
-def counts_of(path: Path, *, fractions: bool = True) -> Counts:
+def st_counts(path: Path, *, fractions: bool = True) -> Counts:
     """The table of counts, spots by genes or genes by spots."""
     x, rows, columns, _ = wide_counts(path, fractions=fractions)
     if not _NAME.fullmatch(rows[0]) and all(_NAME.fullmatch(c) for c in columns):

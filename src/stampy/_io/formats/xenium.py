@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _keys
-from stampy._io.assemble import Counts, add_library, placed, refer_to_image
+from stampy._io.assemble import Counts, add_library, refer_to_image, with_positions
 from stampy._io.delimited import layout_of, table
 from stampy._io.formats.matrix_10x import counts_h5, counts_mtx, counts_zarr
 from stampy._io.formats.space_ranger import outs_of, sample_of
@@ -55,7 +55,7 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
     where, counts = _counts(parts)
     with reading(cells_path):
         cells = _cells(cells_path)
-    adata = placed(counts, cells, counts_name=where.name, positions_name=cells_path.name)
+    adata = with_positions(counts, cells, counts_name=where.name, positions_name=cells_path.name)
     _place(adata, outs, parts, image)
     return adata
 

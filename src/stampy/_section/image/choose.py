@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +15,10 @@ from stampy import _checks, _keys
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
+from stampy._section.image.wishes import ImageSource, Wishes
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
-from stampy._section.libraries import REFUSED, Library, images_of, libraries_of, named_file, source_of
+from stampy._section.libraries import REFUSED, Library, image_path_of, images_of, libraries_of, named_file
+from stampy._section.outside_links import VARIABLE
 from stampy._section.spatialdata_elements import shared_systems
 
 if TYPE_CHECKING:
@@ -34,33 +34,12 @@ __all__ = [
     "checked_source",
     "image_key_of",
     "library_image",
-    "named_images",
     "open_image",
     "settle_sources",
     "without_refused",
 ]
 
 logger = logging.getLogger(__name__)
-
-VARIABLE = "STAMPY_NAMED_IMAGES"
-Rule = Literal["anywhere", "below"]
-
-
-@contextlib.contextmanager
-def named_images(rule: Rule) -> Iterator[None]:
-    """Set where images named by a section may lie, for this process and those started in the block.
-
-    ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
-    machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
-    """
-    if VARIABLE in os.environ:
-        yield
-        return
-    os.environ[VARIABLE] = rule
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE, None)
 
 
 def settle_sources(adata: AnnData, file: str | Path | None) -> None:
@@ -76,7 +55,7 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
     for name, library in libraries_of(adata).items():
         entry = raw.get(name, raw) if isinstance(raw, dict) else library
         images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
-        if source := source_of(library):
+        if source := image_path_of(library):
             metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
             if REFUSED in metadata:
                 del metadata[_keys.SOURCE_IMAGE]
@@ -136,7 +115,7 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
             "open it by default. Pass the image (`image`, or the column of a manifest), or allow it with "
             f"--named-images anywhere (in Python: the environment variable {VARIABLE}=anywhere)."
         )
-    source = source_of(library)
+    source = image_path_of(library)
     if not source:
         return None, ""
     if "://" in source:
@@ -156,52 +135,9 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     return path, ""
 
 
-ImageSource: TypeAlias = str | Path | np.ndarray | SlideImage
-
 GIVE = "Give an image with `image=` (an array or a file in full resolution)."
 _BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
 _FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user said about images and scale; each value for all sections, or by section."""
-
-    image: ImageSource | Mapping[str, ImageSource] | None = None
-    image_key: str | Mapping[str, str] | None = None
-    um_per_px: float | Mapping[str, float] | None = None
-    spot_um: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.um_per_px is not None and self.spot_um is not None:
-            raise ValueError("Pass `um_per_px` or `spot_um`, not both: either fixes the size of a pixel.")
-        if self.image is not None and self.image_key is not None:
-            raise ValueError("Pass `image` or `image_key`, not both: either names the image.")
-        values = self.um_per_px.values() if isinstance(self.um_per_px, Mapping) else [self.um_per_px]
-        for name, value in [*(("um_per_px", v) for v in values), ("spot_um", self.spot_um)]:
-            if value is not None:
-                _checks.positive(name, value)
-
-    def of(self, section: str, names: Collection[str]) -> Wishes:
-        """The wishes for one of the sections."""
-        if self.image is not None and not isinstance(self.image, Mapping) and len(names) > 1:
-            first = next(iter(names))
-            raise ValueError(
-                f"One `image` was given for {len(names)} sections; give one for each: image={{{first!r}: ..., ...}}."
-            )
-        return Wishes(
-            _pick(self.image, section, "image"),
-            _pick(self.image_key, section, "image_key"),
-            _pick(self.um_per_px, section, "um_per_px"),
-            self.spot_um,
-        )
-
-
-def _pick(wish: Any, section: str, name: str) -> Any:
-    if not isinstance(wish, Mapping):
-        return wish
-    _checks.has_key(wish, section, slot=name, needs="Sections are named by `library_key`; each needs an entry.")
-    return wish[section]
 
 
 def open_image(source: ImageSource) -> SlideImage:
@@ -247,7 +183,7 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
         Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
     """
     images, factors = images_of(library), library.get("scalefactors", {})
-    source = source_of(library) if image_key is None else ""
+    source = image_path_of(library) if image_key is None else ""
     path, why_not = checked_source(library, of) if image_key is None else (None, "")
     if path is not None:
         try:

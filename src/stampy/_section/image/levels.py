@@ -19,7 +19,7 @@ __all__ = [
     "TooLargeError",
     "UnusableImageError",
     "check_px",
-    "damaged",
+    "damaged_image",
     "windows",
 ]
 
@@ -169,7 +169,7 @@ class UnusableImageError(ValueError):
     """An image whose values, channels or format are not those of a picture, or that does not share the spots' axes."""
 
 
-def damaged(path: Path, why: object) -> ValueError:
+def damaged_image(path: Path, why: object) -> ValueError:
     """The error for a file that is not whole."""
     return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
 

@@ -1,4 +1,4 @@
-"""Slide images of any storage behind one small class: `SlideImage` gives 8-bit RGB, padded beyond the border."""
+"""`SlideImage`: an image of any storage as 8-bit RGB, from which tiles are cut, padded beyond the border."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stampy import _checks, _files
-from stampy._section.image.files import open_levels
+from stampy._section.image.image_files import open_levels
 from stampy._section.image.levels import ArrayLevel, ImageLevel, UnusableImageError
 from stampy._section.image.pixels import CHANNELS, axes_of, colours_of, named_level, range_of, rgb_of
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
-from stampy.bench._names import TABLES, config_path
+from stampy.bench._config_names import TABLES, config_path
 
-from .files import Files, files_in, slide_table
-from .places import KINDS, Place, places
+from .find_sections import KINDS, Place, places
+from .folder_contents import Files, files_in, slide_table
 
 if TYPE_CHECKING:
     from stampy.models import Card

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from stampy.bench._names import TASKS
+from stampy.bench._config_names import TASKS
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NOT_KNOWN", "comparison", "protocol", "verdict"]
+__all__ = ["NOT_KNOWN", "comparison", "protocol", "protocol_verdict"]
 
 NOT_KNOWN = "not known"
 COLUMNS = ("dataset", "task", "choice", "here", "paper", "same")
@@ -156,7 +156,7 @@ def _rows(data: Data, task: Options) -> list[dict[str, str]]:
     return out
 
 
-def verdict(table: pd.DataFrame, dataset: str, task: str) -> str:
+def protocol_verdict(table: pd.DataFrame, dataset: str, task: str) -> str:
     """Whether the protocol of a task is the paper's, in a few words."""
     mine = table[(table["dataset"] == dataset) & (table["task"] == task)]
     if not len(mine):
@@ -211,7 +211,7 @@ def comparison(folder: str | Path) -> pd.DataFrame:
     left = skipped(results)
     rows = []
     for (dataset, task), part in whole.groupby(["dataset", "task"], sort=False):
-        told = verdict(choices, dataset, task)
+        told = protocol_verdict(choices, dataset, task)
         for row in _side_by_side(part, str(task)):
             why = _why(left, str(dataset), str(task), row["system"]) if math.isnan(row["own"]) else ""
             rows.append({"dataset": dataset, "task": task, **row, "protocol": told, "reason": why})

@@ -70,7 +70,7 @@ def waves(random: np.random.Generator, *, wavelength: float, n: int) -> Field:
     return lambda xy: np.cos(xy @ k + phase).sum(axis=1) * np.sqrt(2 / n)
 
 
-def render(
+def render_tissue(
     layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float, random: np.random.Generator
 ) -> np.ndarray:
     """The section's image (height, width, 3) uint8, white outside the tissue; `size_px` is (width, height)."""

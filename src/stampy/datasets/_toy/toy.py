@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
-from stampy.datasets._toy.tissue_image import TEXTURES, Field, TissueLayout, render, waves
+from stampy.datasets._toy.tissue_image import TEXTURES, Field, TissueLayout, render_tissue, waves
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -192,7 +192,7 @@ def _section(
     )
     origin = xy_um.min(axis=0) - MARGIN_UM
     size_px = np.ceil((np.ptp(xy_um, axis=0) + 2 * MARGIN_UM) / UM_PER_PX).astype(int)
-    library = _library(render(layout, origin, size_px, UM_PER_PX, for_image), grid) if image else {}
+    library = _library(render_tissue(layout, origin, size_px, UM_PER_PX, for_image), grid) if image else {}
     return counts, obs, (xy_um - origin) / UM_PER_PX, library
 
 

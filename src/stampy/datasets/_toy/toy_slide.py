@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy.datasets._toy.tissue_image import TissueLayout, maps, render, waves
+from stampy.datasets._toy.tissue_image import TissueLayout, maps, render_tissue, waves
 
 __all__ = ["toy_slide"]
 
@@ -70,7 +70,7 @@ def toy_slide(
     layout = _layout(size_um, tumor, random)
     size_px = np.full(2, int(size_um / um_per_px))
     origin = np.full(2, -size_um / 2)
-    picture = render(layout, origin, size_px, um_per_px, random)
+    picture = render_tissue(layout, origin, size_px, um_per_px, random)
     with _files.atomic(path) as temporary:
         _write(temporary, picture, um_per_px)
     return _truth(layout, origin, size_px, um_per_px)

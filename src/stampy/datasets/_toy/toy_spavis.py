@@ -110,7 +110,7 @@ def toy_spavis(
     adata = toy(n_spots, n_domains, n_genes=n_genes, n_sections=n_all, image=stage == 2, rng=rng)
     sections = [adata[adata.obs["section"] == name].copy() for name in adata.obs["section"].cat.categories]
     genes = _own_genes(sections[:n_sections]) if vocabulary is None else pd.read_csv(vocabulary, sep="\t")
-    rows = [_Rows.of(section, i, genes, n_positions, stage, size_px, rng) for i, section in enumerate(sections)]
+    rows = [_ToyRows.of(section, i, genes, n_positions, stage, size_px, rng) for i, section in enumerate(sections)]
     truth = [_write_split(folder, "train", rows[:n_sections], n_files)]
     if n_val:
         truth.append(_write_split(folder, "val", rows[n_sections:], 1))
@@ -121,7 +121,7 @@ def toy_spavis(
     return ToySpavis(folder, folder / "genes.tsv", found, sections)
 
 
-class _Rows(NamedTuple):
+class _ToyRows(NamedTuple):
     """The rows of one section."""
 
     members: np.ndarray  # (rows, N or 1) spots
@@ -131,7 +131,7 @@ class _Rows(NamedTuple):
     @classmethod
     def of(
         cls, section: AnnData, number: int, genes: pd.DataFrame, n_positions: int, stage: int, px: int, rng: int
-    ) -> _Rows:
+    ) -> _ToyRows:
         """Record of a toy section."""
         random = _utils.stream(rng, "spavis", number)
         tokens = _tokens(section, genes, n_positions)
@@ -226,7 +226,7 @@ def _cut(image: Any, centre: np.ndarray, size: float, px: int) -> np.ndarray:
     return np.asarray(image.resize((px, px), box=tuple(box)))
 
 
-def _write_split(folder: Path, split: str, sections: list[_Rows], n_files: int) -> pd.DataFrame:
+def _write_split(folder: Path, split: str, sections: list[_ToyRows], n_files: int) -> pd.DataFrame:
     """The truth of the rows, in the order of the files."""
     import h5py
 

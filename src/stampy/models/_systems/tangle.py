@@ -24,7 +24,7 @@ _GATES = {"softmax": lambda a: a.softmax(dim=0), "sigmoid": torch.sigmoid, "relu
           "leaky_relu": nn.functional.leaky_relu}  # fmt: skip
 
 
-class _Attention(nn.Module):
+class _GatedAttention(nn.Module):
     # Gated attention: tanh and sigmoid branch, then one score.
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -58,8 +58,8 @@ class Tangle(SlideSystem):
         for i, (a, b) in enumerate(blocks):
             layers |= {f"{4 * i}": nn.Linear(a, b), f"{4 * i + 1}": nn.LayerNorm(b), f"{4 * i + 2}": nn.GELU()}
         self.pre_attn = nn.ModuleDict(layers)
-        one = _Attention(width, hidden)
-        self.attn = nn.ModuleList([one, *(_Attention(width, hidden) for _ in range(heads - 1))]) if heads else one
+        one = _GatedAttention(width, hidden)
+        self.attn = nn.ModuleList([one, *(_GatedAttention(width, hidden) for _ in range(heads - 1))]) if heads else one
         if heads:
             self.proj_multihead = nn.Linear(width * heads, width)
 

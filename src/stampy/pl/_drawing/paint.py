@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba, to_rgba_array
 
 from stampy import _checks
-from stampy._labels import means_none
+from stampy._labels import is_missing_label
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,6 +36,7 @@ MORE = (
 )
 
 Palette = str | Sequence | Mapping
+DARKEST = 0.45  # OKLab's lightness of further colours: small dots that are darker all look black
 OUTLYING = 0.25  # values beyond the 1st or 99th percentile that would take up more of the scale than this are clipped
 LOW, HIGH = 0.05, 0.95  # neither black nor white
 FEW = 20  # with fewer values, none is called an outlier
@@ -55,6 +55,14 @@ class Paint:
     scale: ScalarMappable | None = None  # of the colour bar
     extend: str = "neither"  # ends of the colour bar beyond which there are values
     values: np.ndarray | None = None  # (n,) where it is values that are shown
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all values are whole numbers, such as counts."""
+        if self.values is None:
+            return False
+        finite = self.values[np.isfinite(self.values)]
+        return bool((finite == np.rint(finite)).all())
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def _gene(adata: AnnData, genes: pd.Index, gene: str, layer: str | None) -> np.n
 def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.ndarray) -> Paint:
     column = _categorical(column)
     names = [str(c) for c in column.cat.categories]
-    real = np.array([not means_none(name) for name in names], dtype=bool)
+    real = np.array([not is_missing_label(name) for name in names], dtype=bool)
     colors = np.tile(to_rgba(MISSING), (len(names) + 1, 1))  # the last row is for code -1, no label
     if style.palette is None and stored is not None and len(stored) == len(names):
         colors[:-1][real] = to_rgba_array(list(stored))[real]
@@ -215,17 +223,41 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
 
 
 def default_colors(n: int) -> np.ndarray:
-    """RGBA (n, 4): 30 chosen colours, or, for more labels than those, hues a golden angle apart in three lightnesses.
+    """RGBA (n, 4): 30 chosen colours, then those that are farthest from all before them; repeated above 2,000 labels.
 
     >>> default_colors(2).round(2).tolist()
     [[0.0, 0.45, 0.7, 1.0], [0.9, 0.62, 0.0, 1.0]]
     >>> len(set(map(tuple, default_colors(500))))
     500
     """
-    if n <= len(SAFE + MORE):
-        return to_rgba_array((SAFE + MORE)[:n])
-    golden = (5**0.5 - 1) / 2
-    return to_rgba_array([colorsys.hls_to_rgb(i * golden % 1, (0.35, 0.55, 0.75)[i % 3], 0.75) for i in range(n)])
+    chosen = to_rgba_array(SAFE + MORE)
+    if n > len(chosen):
+        chosen = np.vstack([chosen, _far_from(chosen, min(n, 2_000) - len(chosen))])
+    return chosen[np.arange(n) % len(chosen)]
+
+
+def _far_from(colors: np.ndarray, n: int) -> np.ndarray:
+    """RGBA (n, 4) of a grid of colours, one by one the one farthest in OKLab from all before it, white and MISSING."""
+    levels = np.linspace(0, 1, 16)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(grid)
+    grid, lab = grid[lab[:, 0] > DARKEST], lab[lab[:, 0] > DARKEST]
+    distance = np.full(len(grid), np.inf)
+    for taken in _oklab(np.vstack([colors[:, :3], to_rgba_array([MISSING, "w"])[:, :3]])):
+        distance = np.minimum(distance, np.linalg.norm(lab - taken, axis=1))
+    found = np.empty(n, dtype=int)
+    for i in range(n):
+        found[i] = distance.argmax()
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[found[i]], axis=1))
+    return to_rgba_array(grid[found])
+
+
+def _oklab(rgb: np.ndarray) -> np.ndarray:
+    """Colours (n, 3) in Ottosson's OKLab (2020), where distances are about those seen."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lms = [[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970], [0.0883025, 0.2817188, 0.6299787]]
+    lab = [[0.2104543, 0.7936178, -0.0040720], [1.9779985, -2.4285922, 0.4505937], [0.0259040, 0.7827718, -0.8086758]]
+    return np.cbrt(linear @ np.array(lms).T) @ np.array(lab).T
 
 
 def colors_of(names: Sequence[str], palette: Palette | None) -> np.ndarray:

@@ -26,13 +26,14 @@ PAD_INCHES = 0.05  # around the figure
 GAP_INCHES = 0.15  # between panels
 SIDE_INCHES = 0.1  # between a panel and what stands beside it
 BAR_INCHES = 0.11
+SCALE_INCHES = 0.03  # thickness of the scale bar
 
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
     """Colour bar or legend to the right of the panel; `titled` if the legend must say what it is about."""
     from matplotlib.font_manager import FontProperties
 
-    inches = width, height = _inches_of(ax)
+    inches = width, height = inches_of(ax)
     left = 1 + SIDE_INCHES / width
     if paint.scale is not None:
         bottom = _colorbar(ax, paint, paint.scale, left, inches)
@@ -52,7 +53,7 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
             legend.get_title().set_parse_math(False)
 
 
-def _inches_of(ax: Axes) -> tuple[float, float]:
+def inches_of(ax: Axes) -> tuple[float, float]:
     """Width and height of the panel."""
     ax.apply_aspect()  # else the box is still that of the grid cell
     box = ax.get_window_extent()
@@ -66,7 +67,8 @@ def _colorbar(ax: Axes, paint: Paint, scale: ScalarMappable, left: float, inches
     width, height = inches
     length = max(0.6, 0.75 * MIN_INCHES / height)
     cax = ax.inset_axes((left, 0.5 - length / 2, BAR_INCHES / width, length))
-    bar = ax.figure.colorbar(scale, cax=cax, extend=paint.extend, ticks=MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=paint.is_whole)
+    bar = ax.figure.colorbar(scale, cax=cax, extend=paint.extend, ticks=ticks)
     bar.set_label(paint.label, fontsize="small", parse_math=False)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize="small", length=2, width=0.5)
@@ -99,6 +101,7 @@ def _legend(ax: Axes, paint: Paint, **place: Any) -> Legend:
 
 def scale_bar(ax: Axes, um_per_px: float, *, at_most: float | None = None) -> None:
     """A bar of a round length, about a quarter of the panel or `at_most` (px), below its left corner."""
+    from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
@@ -115,7 +118,8 @@ def scale_bar(ax: Axes, um_per_px: float, *, at_most: float | None = None) -> No
             borderpad=0,
             sep=2,
             frameon=False,
-            size_vertical=abs(bottom - top) * 0.008,
+            color=rcParams["text.color"],
+            size_vertical=abs(bottom - top) * SCALE_INCHES / inches_of(ax)[1],
             fill_bar=True,
             fontproperties=FontProperties(size="small"),
             bbox_to_anchor=(0, -0.02),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y runs downwards, so bottom > top
 
 FILL = 0.8  # spot diameter over spot distance where no scale factor tells it
+DARK = 0.5  # mean of an image, of 0 to 1, below which black outlines are hard to see
 MAX_PX = 2500  # of an image that is drawn as a whole, and of the part that is drawn of a larger one
 
 
@@ -56,7 +57,7 @@ class View:
     @cached_property
     def diameter(self) -> float:
         """Diameter of a spot; if unknown, most of the distance to the next."""
-        return self.section.spot_px or FILL * spot_distance(self.xy) or 1.0
+        return self.section.spot_px or FILL * drawing_distance(self.xy) or 1.0
 
     @cached_property
     def um_per_px(self) -> float | None:
@@ -99,6 +100,17 @@ class View:
             ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
         else:  # turned or mirrored in the coordinate system
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
+
+    def is_dark(self, window: Window, *, max_px: int | None = None) -> bool | None:
+        """Whether the image that `draw_image` draws is mostly dark; None where there is nothing to draw."""
+        if self.image is None:
+            return None
+        max_px = MAX_PX if max_px is None else max_px
+        left, top, right, bottom = box = self._box(window, max_px)
+        if right <= left or bottom <= top:
+            return None
+        pixels = self._pixels(box, max_px)
+        return bool(pixels[..., :3].mean() < DARK * (255 if pixels.dtype == np.uint8 else 1))
 
     def _box(self, window: Window, max_px: int) -> tuple[int, int, int, int]:
         """The box of the image that is read: left, top, right, bottom in its px."""
@@ -218,12 +230,12 @@ def _inside(view: View) -> np.ndarray:
     return np.all((xy >= 0) & (xy <= (width, height)), axis=1)
 
 
-def spot_distance(xy: np.ndarray) -> float:
-    """Distance of neighbouring spots, 0.0 for one spot.
+def drawing_distance(xy: np.ndarray) -> float:
+    """Distance at which neighbouring spots are drawn, 0.0 for one spot.
 
     Where there is no grid, it is that to the fourth neighbour, which on a grid is the same.
 
-    >>> spot_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
+    >>> drawing_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
     2.0
     """
     grid = _scale.lattice(xy)

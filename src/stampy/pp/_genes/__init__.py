@@ -1,1 +1,1 @@
-"""Genes: their names and annotation, how they match a vocabulary, their usual levels; with the packaged tables."""
+"""Gene names and annotation, matching to a vocabulary, usual levels, and the packaged tables."""

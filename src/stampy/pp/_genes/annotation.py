@@ -1,4 +1,4 @@
-"""Read the table `var` of a section: Ensembl id and symbols of each column, and whether the column is a gene."""
+"""Read `var` of a section: Ensembl id and symbols of each column, and whether the column is a gene."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ OF_OTHER_GENES = re.compile(r"ortho|homolog|paralog|mouse|transcript|protein|tar
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The columns of a section as `var` describes them; every array has one entry per column."""
+    """Columns of a section as described by `var`; every array has one entry per column."""
 
     ids: np.ndarray
-    """Ensembl id without version, empty where there is none."""
+    """Ensembl id without version; empty without id."""
     id_sources: np.ndarray
-    """Where the id was found: ``var_names`` or ``var['gene_ids']``; empty where there is none."""
+    """Source of the id, ``var_names`` or e.g. ``var['gene_ids']``; empty without id."""
     symbols: dict[str, list[str]]
-    """Source -> names that are no ids, without blanks and genome, empty where there is none; most trusted first."""
+    """Source -> names that are not ids, without blanks and genome prefix, empty if missing; most trusted first."""
     left_out: np.ndarray
-    """What it is where it is no gene, e.g. ``Antibody Capture`` or ``blank``; else empty."""
+    """Kind of a feature that is not a gene, e.g. ``Antibody Capture`` or ``blank``; empty for genes."""
     foreign: np.ndarray
-    """Bool: the name has the genome of another species in front."""
+    """Bool: the name has the genome prefix of another species."""
     names: list[str]
-    """The names as written, for messages."""
+    """Names as written, for messages."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def is_gene(self) -> np.ndarray:
-        """(n,) bool: columns that are kept as genes."""
+        """(n,) bool, True for genes."""
         return self.left_out == ""
 
 
 def features_of(var: pd.DataFrame) -> Features:
-    """Read `var`: its index, columns that usually hold names, and ids in any column of text.
+    """Read `var`: its index, columns that usually contain gene names, and ids in any text column.
 
-    If `stampy.pp.orthologs` has written human genes, only these are used.
+    If `stampy.pp.orthologs` has added human genes, only these are used.
 
     Examples
     --------
@@ -74,19 +74,19 @@ def features_of(var: pd.DataFrame) -> Features:
     (['ENSG00000141510', ''], ['TP53', 'GAPDH'])
     """
     key = _key(var)
-    if key not in _SEEN:
-        if len(_SEEN) == _MOST_SEEN:
-            _SEEN.pop(next(iter(_SEEN)))
-        _SEEN[key] = _read(var)
-    return _SEEN[key]
+    if key not in _CACHE:
+        if len(_CACHE) == _CACHE_SIZE:
+            _CACHE.pop(next(iter(_CACHE)))
+        _CACHE[key] = _read(var)
+    return _CACHE[key]
 
 
-_SEEN: dict[str, Features] = {}  # those read last, by their text: sections of a cohort have the same names
-_MOST_SEEN = 4
+_CACHE: dict[str, Features] = {}  # most recent results by hash of `var`: sections of a cohort share their genes
+_CACHE_SIZE = 4
 
 
 def _key(var: pd.DataFrame) -> str:
-    """A hash of all in `var` that may be a name or a kind."""
+    """Hash of all entries of `var` that may be a name or a feature type."""
     found = hashlib.blake2b(digest_size=16)
     columns = [c for c in var.columns if var[c].dtype.kind not in "biufcmM"]
     for title, values in (("", var.index), *((c, var[c]) for c in columns)):
@@ -109,7 +109,7 @@ def _read(var: pd.DataFrame) -> Features:
         foreign |= of_others
         bare = cut_common(bare)
         symbols[source] = [
-            _beside(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
+            _symbol_beside_id(name, gene_id) if gene_id else name for name, gene_id in zip(bare, found, strict=True)
         ]
     foreign |= _of_another_genome(var)
     if not (ids != "").any() and _keys.ORTHOLOG not in var:
@@ -120,12 +120,12 @@ def _read(var: pd.DataFrame) -> Features:
 
 
 def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Which columns are genes, bool (n_vars,), and what to warn about where some are not (antibodies, guides, peaks).
+    """Return which columns are genes, bool (n_vars,), and a message about the others (antibodies, guides, peaks).
 
     Raises
     ------
     ValueError
-        Where none is a gene.
+        No column is a gene.
 
     Examples
     --------
@@ -144,13 +144,13 @@ def gene_columns(var: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 
 def gene_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Ensembl id (without version) and symbol of every column, each empty where it is not known."""
+    """Ensembl id (without version) and symbol of every column; empty if unknown."""
     found = features_of(var)
     return found.ids, _first_symbols(found)
 
 
 def _first_symbols(features: Features) -> np.ndarray:
-    """The most trusted symbol of every column, empty where there is none."""
+    """Most trusted symbol of every column; empty without symbol."""
     symbols = np.full(len(features), "", dtype=object)
     for names in features.symbols.values():
         symbols = np.where(symbols == "", np.array(names, dtype=object), symbols)
@@ -158,7 +158,7 @@ def _first_symbols(features: Features) -> np.ndarray:
 
 
 def _of_another_genome(var: pd.DataFrame) -> np.ndarray:
-    """Which columns (bool) are of mouse or rat by a column that names the genomes of several species."""
+    """Columns (bool) of mouse or rat genes, by a column with the genomes of several species."""
     if "genome" not in var or _keys.ORTHOLOG in var:
         return np.zeros(len(var), dtype=bool)
     found = np.array([name.lower().startswith(FOREIGN) for name in _texts(var["genome"])])
@@ -166,8 +166,8 @@ def _of_another_genome(var: pd.DataFrame) -> np.ndarray:
 
 
 def _sources(var: pd.DataFrame) -> dict[str, list[str]]:
-    """`var_names` and the columns that usually hold names of genes; blanks cut off, missing names empty."""
-    if _keys.ORTHOLOG in var:  # of another species: its own names say nothing here
+    """`var_names` and the columns that usually contain gene names, stripped of blanks; missing names are empty."""
+    if _keys.ORTHOLOG in var:  # genes were mapped to human: the original names are not used
         columns = [c for c in (f"{_keys.ORTHOLOG}_id", _keys.ORTHOLOG) if c in var]
         return {f"var['{column}']": _texts(var[column]) for column in columns}
     found = {"var_names": cut_quotes([str(name).strip() for name in var.index])}
@@ -189,7 +189,7 @@ def _texts(column: pd.Series) -> list[str]:
 
 
 def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Other text columns, as (source, names), except columns that do not name the gene itself."""
+    """Other text columns as (source, names), except columns that name other genes."""
     return [
         (f"var['{column}']", _texts(var[column]))
         for column in var.columns
@@ -200,14 +200,14 @@ def _other_columns(var: pd.DataFrame) -> list[tuple[str, list[str]]]:
 
 
 def _fill(ids: np.ndarray, id_sources: np.ndarray, found: list[str], source: str) -> None:
-    """Fill in missing ids, in place."""
+    """Fill in missing ids in place."""
     new = np.array(found, dtype=object)
     here = (ids == "") & (new != "")
     ids[here], id_sources[here] = new[here], source
 
 
-def _beside(name: str, gene_id: str) -> str:
-    """The symbol that stands beside an id in a name such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
+def _symbol_beside_id(name: str, gene_id: str) -> str:
+    """Symbol next to an id in names such as ``TP53_ENSG00000141510`` or ``ENSG00000141510|TP53``."""
     if name == gene_id:
         return ""
     rest = re.sub(r"ENS[A-Z]*G\d+(?:\.\d+)?(?:[-_]PAR[-_]Y)?", "", name, flags=re.I).strip(" |:;,-_.()[]/")
@@ -215,7 +215,7 @@ def _beside(name: str, gene_id: str) -> str:
 
 
 def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """What each column is if it is no gene: from a column of feature types, else from its name."""
+    """Kind of each column that is not a gene, from a column of feature types, else from its name."""
     kinds = np.array(control_of(names), dtype=object)
     for column in var.columns:
         if str(column).lower().replace(" ", "_") not in KIND_COLUMNS:
@@ -230,10 +230,10 @@ def _left_out(var: pd.DataFrame, names: list[str]) -> np.ndarray:
 
 
 def resolved_names(var: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ensembl id and symbol of every column as HGNC has them now, and which columns are genes (bool).
+    """Current HGNC id and symbol of every column, and which columns are genes (bool).
 
-    In a table of human genes, a symbol, previous symbol, alias or mended name gets its gene's id, and every gene gets
-    HGNC's symbol. Names in tables of other species, and names that HGNC does not know, are left unchanged.
+    In a table of human genes, symbols, previous symbols, aliases and corrected names are resolved to the gene's id, and
+    every gene gets HGNC's symbol. Names in tables of other species, and names unknown to HGNC, are not changed.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks of a match: errors if it is too small to be right, warnings if counts are lost or names are ambiguous."""
+"""Checks of a match: errors if too few genes match, warnings if counts are lost or names are ambiguous."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy.pp._counts import column_sums, counts_of, raw_layers, source_of
+from stampy.pp._counts import column_sums, counts_name, counts_of, raw_layers
 
 from .annotation import Features, features_of
 from .match_report import GeneMatch, contradictions, match, name_of
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["checked_match"]
 
-MINIMUM = 0.1  # of the smaller of the two gene lists; sections of any platform have more in common
-LOST = 0.05  # of the counts: warn if genes without a token hold more
-REPEATED = 0.1  # of the counts: warn if columns that repeat a gene by name hold more
+MINIMUM = 0.1  # of the smaller gene list; correct matches of any platform share more
+LOST = 0.05  # of the counts; warn if unmatched genes account for more
+REPEATED = 0.1  # of the counts; warn if columns that repeat a gene by name account for more
 MOUSE = (
     "map them with `stampy.pp.orthologs(adata)` or, in one call, `stampy.tl.embed(adata, organism='mouse')`; or "
     "use a mouse vocabulary"
 )
-# what a name looks like, and what to do: (pattern, text), the first that fits
+# patterns of names with a description and remedy; the first match applies
 LOOKS = (
     (re.compile(r"ENS[A-Z]*T\d{6,}"), "ids of transcripts (ENST): sum them by gene"),
     (re.compile(r"ENSMUSG\d+"), f"mouse genes: {MOUSE}"),
@@ -46,23 +46,23 @@ LOOKS = (
 def checked_match(
     adata: AnnData, index: GeneIndex, layer: str | None = None, var: pd.DataFrame | None = None
 ) -> GeneMatch:
-    """The match of a section, judged with its counts.
+    """Match a section and check the match, weighted by counts.
 
     Parameters
     ----------
     adata
         The section.
     index
-        Names of the vocabulary.
+        Index of the vocabulary.
     layer
-        Layer whose counts are used for the shares; None: ``X``, if there is one.
+        Layer with the counts for the shares; None: ``X``, if it exists.
     var
-        Names to use instead of ``adata.var``.
+        Table of names to use instead of ``adata.var``.
 
     Raises
     ------
     ValueError
-        Too few genes match to be right, or the layer (or ``X``) holds no counts.
+        Too few genes match, or the layer (or ``X``) contains no counts.
     """
     features = features_of(adata.var if var is None else var)
     sums = _sums(adata, layer)
@@ -76,20 +76,20 @@ def checked_match(
 
 
 def _sums(adata: AnnData, layer: str | None) -> np.ndarray | None:
-    """Counts of each column (of some spots of a large section); ValueError where X is all zeros and a layer is not."""
+    """Counts per column (sampled in a large section); ValueError if X is all zeros and a layer is not."""
     if layer is None and adata.X is None:
         return None
     sums, complete = column_sums(counts_of(adata, layer))
     if complete and sums is not None and not sums.any() and (layers := raw_layers(adata.layers, but=layer)):
         raise ValueError(
-            f"`{source_of(layer)}` has no counts: all values are 0. Raw counts are in {_checks.shortlist(layers)}: use "
-            f"layer={layers[0]!r}."
+            f"`{counts_name(layer)}` has no counts: all values are 0. Raw counts are in {_checks.shortlist(layers)}: "
+            f"use layer={layers[0]!r}."
         )
     return sums
 
 
 def _lost(features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarray | None) -> str:
-    """The message if genes without a token hold a large part of the counts."""
+    """Message if unmatched genes account for many of the counts."""
     if sums is None or found.unmatched_share is None or found.unmatched_share <= LOST:
         return ""
     lost = (found.rows < 0) & features.is_gene
@@ -105,7 +105,7 @@ def _lost(features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarr
 
 
 def _reason(top: list[int], features: Features, index: GeneIndex, found: GeneMatch, sums: np.ndarray) -> str:
-    """The likely reason for most of the counts lost."""
+    """The most likely reason, weighted by the lost counts."""
     weights: dict[str, float] = {}
     ambiguous = set(found.ambiguous)
     for column in top:
@@ -115,7 +115,7 @@ def _reason(top: list[int], features: Features, index: GeneIndex, found: GeneMat
 
 
 def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]) -> str:
-    """What an unmatched gene seems to be, as a sentence."""
+    """Describe in a sentence what an unmatched gene seems to be."""
     name, gene_id = name_of(features, column), features.ids[column]
     if any(source.startswith(f"var['{_keys.ORTHOLOG}") for source in features.symbols):
         return "They have no one-to-one human ortholog in the table, or the ortholog is not in the vocabulary."
@@ -138,7 +138,7 @@ def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]
 
 
 def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
-    """The message about names that were guessed, or contradict each other."""
+    """Message about names that were guessed or that contradict each other."""
     parts = []
     n_both = int(((features.ids != "") & features.is_gene).sum())
     if found.n_contradictions > max(3, 0.01 * n_both):
@@ -173,7 +173,7 @@ def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:
 
 
 def _too_small(adata: AnnData, features: Features, index: GeneIndex, found: GeneMatch) -> str:
-    """The message: what was seen, what was expected, and what to do."""
+    """Error message for too few matches: found, expected, remedy."""
     n_genes = int(features.is_gene.sum())
     if n_genes == 0:
         return (
@@ -202,7 +202,7 @@ def _too_small(adata: AnnData, features: Features, index: GeneIndex, found: Gene
 
 
 def _expected(index: GeneIndex) -> str:
-    """Real ids and symbols of the vocabulary."""
+    """Examples of ids and symbols of the vocabulary."""
     ids = [gene for gene in index.gene_ids if gene.startswith("ENS")][:3] or index.gene_ids[:3]
     rows = [row for row, gene in enumerate(index.gene_ids) if gene in ids]
     symbols = [index.first_symbols[row] for row in rows if index.first_symbols[row]]

@@ -1,4 +1,4 @@
-"""Count and report how the genes of a section match a vocabulary (`_gene_matching` matches them)."""
+"""Summarise how the genes of a section match a vocabulary (matched in `stampy.pp._genes.matching`)."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ __all__ = ["GeneMatch", "match"]
 
 @dataclass(frozen=True, eq=False)
 class GeneMatch:
-    """Where the columns of a section are in a vocabulary; as text, a report of the overlap."""
+    """Positions of the columns of a section in a vocabulary; prints as a report of the overlap."""
 
     rows: np.ndarray
-    """int32 (n_vars,): row of the vocabulary, -1 where the gene is not in it, or the column is no gene."""
+    """int32 (n_vars,): row of the vocabulary; -1 if the gene is not in it or the column is not a gene."""
     source: str
     """Source of most of the matched names, e.g. ``var['gene_ids']`` or ``var_names``."""
     kind: str
     """Kind of most of the matched names: ``gene_id`` or ``symbol``."""
     n_matched: int
-    """Genes of the vocabulary that the section has."""
+    """Genes of the vocabulary that the section contains."""
     n_vocabulary: int
     unmatched: tuple[str, ...]
-    """Some genes of the section that are not in the vocabulary, those with most counts first where counts were read."""
+    """Some unmatched genes, by falling counts if counts were read."""
     n_folded: int = 0
-    """Columns matched by symbol only after upper and lower case were made equal."""
+    """Columns matched by symbol only after ignoring case."""
     by: dict[str, int] = field(default_factory=dict)
-    """Columns matched by each way: ``Ensembl id``, ``symbol``, ``previous symbol``, ``alias``, ``mended name``, ..."""
+    """Columns by rule of the match: ``Ensembl id``, ``symbol``, ``previous symbol``, ``alias``, ``mended name``, ..."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Columns that are no genes, by what they are, e.g. ``Antibody Capture``."""
+    """Columns that are not genes, by kind, e.g. ``Antibody Capture``."""
     n_contradictions: int = 0
-    """Columns whose symbol is that of another gene than their id; the id was taken."""
+    """Columns whose symbol and id belong to different genes; the id was used."""
     ambiguous: tuple[str, ...] = ()
-    """Names that may be one of several genes and were not matched."""
+    """Names that may stand for several genes and were not matched."""
     guessed: tuple[str, ...] = ()
-    """Names matched to the likelier one of two genes, with both."""
+    """Names matched to the more likely of two genes, with both."""
     unmatched_share: float | None = None
-    """Part of the genes' counts that unmatched columns hold; None where the counts were not read."""
+    """Fraction of the genes' counts in unmatched columns; None if the counts were not read."""
     repeated_share: float | None = None
-    """Part of the genes' counts in columns that repeat a gene by its name alone; None where they were not read."""
+    """Fraction of the genes' counts in columns that repeat a gene by name alone; None if they were not read."""
 
     @property
     def n_vars(self) -> int:
@@ -54,21 +54,21 @@ class GeneMatch:
 
     @property
     def n_left_out(self) -> int:
-        """Columns that are no genes."""
+        """Columns that are not genes."""
         return sum(self.left_out.values())
 
     @property
     def n_columns(self) -> int:
-        """Columns that were matched."""
+        """Matched columns."""
         return int((self.rows >= 0).sum())
 
     @property
     def n_duplicated(self) -> int:
-        """Columns beyond the first of their gene; their counts are summed."""
+        """Columns beyond the first of their gene; counts of such columns are summed."""
         return self.n_columns - self.n_matched
 
     def record(self) -> dict[str, str | int | float]:
-        """The match as a record for ``uns``, in types that every file format holds."""
+        """The match as a record for ``uns``, in types that every file format supports."""
         numbers = {f"n_by_{way.replace(' ', '_')}": n for way, n in self.by.items()}
         share = {} if self.unmatched_share is None else {"unmatched_share": round(self.unmatched_share, 6)}
         return {
@@ -111,14 +111,14 @@ class GeneMatch:
 
 
 def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) -> GeneMatch:
-    """The match of a section's columns, each by itself.
+    """Match the columns of a section.
 
     Parameters
     ----------
     features
-        What `var` says of the columns, by :func:`features_of`.
+        Columns from :func:`features_of`.
     index
-        Names of the vocabulary.
+        Index of the vocabulary.
     sums
         Counts of each column (n_vars,), for the shares; None: no shares are reported.
     """
@@ -126,7 +126,7 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
     ways, rows = found.ways.tolist(), found.rows
     by = {WAYS[way]: n for way, n in sorted(Counter(ways).items()) if way}
     sources = Counter(zip(found.sources[rows >= 0].tolist(), (way == ID for way in ways if way), strict=True))
-    # of two sources with as many, the first, and ids before symbols
+    # of two sources with equal numbers, prefer ids, then the first
     source, is_id = max(sources, key=lambda s: (sources[s], s[1])) if sources else ("any column", False)
     lost = (rows < 0) & features.is_gene
     order = np.flatnonzero(lost)
@@ -155,16 +155,16 @@ def match(features: Features, index: GeneIndex, sums: np.ndarray | None = None) 
     )
 
 
-@lru_cache(maxsize=4)  # of sections with the same names, such as those of a cohort, only the first is looked up
+@lru_cache(maxsize=4)  # the genes of a cohort's sections are often the same
 def _found(features: Features, index: GeneIndex) -> tuple[FoundRows, int]:
-    """What was found, read-only, and the number of contradictions."""
+    """The match, read-only, and the number of contradictions."""
     found = find(features, index)
     found.rows.setflags(write=False)
     return found, len(contradictions(features, index))
 
 
 def name_of(features: Features, column: int) -> str:
-    """What to call a column in messages: its first symbol, else its name as written."""
+    """Name of a column in messages: its first symbol, else its name as written."""
     return next((names[column] for names in features.symbols.values() if names[column]), features.names[column])
 
 
@@ -183,7 +183,7 @@ def contradictions(features: Features, index: GeneIndex) -> list[int]:
 
 
 def _repeated(features: Features, rows: np.ndarray, ways: np.ndarray) -> np.ndarray:
-    """Bool (n,): columns whose gene an earlier column has by the same name, such as CD4 and CD4-1."""
+    """Bool (n,): columns that repeat the gene of an earlier column by name, such as CD4 and CD4-1."""
     repeated = np.zeros(len(rows), dtype=bool)
     named = np.flatnonzero((ways == SYMBOL) | (ways >= MENDED))
     numbers = np.bincount(rows[named], minlength=1)

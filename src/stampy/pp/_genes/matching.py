@@ -1,4 +1,4 @@
-"""Match the names of a section's columns to genes of a vocabulary: exact names before guesses."""
+"""Match the names of a section's columns to genes of a vocabulary: exact names first, then guesses."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ __all__ = ["CASE", "ID", "MENDED", "PREVIOUS", "SYMBOL", "WAYS", "FoundRows", "G
 
 
 class GeneIndex:
-    """The names of a vocabulary's genes; for human genes also the names that HGNC lists.
+    """Names of a vocabulary's genes; for human genes also the names listed by HGNC.
 
-    Rows of the same gene count as one: the row with an Ensembl id is used, the others (`merged`) are never found.
+    Rows of the same gene are merged: the row with an Ensembl id is used, the others (`merged`) are never matched.
 
     Parameters
     ----------
     gene_ids, symbols
         Columns of the vocabulary.
     exact
-        Accept only these names, exactly as written: no aliases, and no repair of names that programs changed.
+        Accept only these names, exactly as written: no aliases and no correction of changed names.
     """
 
     def __init__(self, gene_ids: Iterable[str], symbols: Iterable[str], *, exact: bool = False):
         self.exact = exact
         self.gene_ids, self.symbols = list(gene_ids), list(symbols)
         self.first_symbols = [cell.split("|", 1)[0] for cell in self.symbols]
-        self._inner = ensembl_ids(self.gene_ids)  # also of CYB561D2-ENSG00000114395, whose id is not its own
+        self._inner = ensembl_ids(self.gene_ids)  # also CYB561D2-ENSG00000114395, where the id is another gene's
         self._proper = [
             bool(inner) and name[:3] == "ENS" for name, inner in zip(self.gene_ids, self._inner, strict=True)
         ]
         self.human = self._human_genes()
         self._gene_of_row = self._genes_of_rows()
-        self.merged = self._merged()  # row -> row that stands for it
+        self.merged = self._merged()  # row -> row that is used instead
 
     def _human_genes(self) -> HumanGenes | None:
-        """HGNC's names where at least half of the rows are known to it."""
+        """HGNC's names, if HGNC lists at least half of the rows."""
         if self.exact or sum(inner.startswith("ENSG") for inner in self._inner) < sum(map(bool, self._inner)) / 2:
             return None
         human = human_genes()
@@ -52,7 +52,7 @@ class GeneIndex:
         return human if 2 * known >= len(self.gene_ids) else None
 
     def _genes_of_rows(self) -> list[int]:
-        """HGNC's gene of every row, -1 where there is none."""
+        """HGNC's gene of every row; -1 without gene."""
         human = self.human
         if human is None:
             return [-1] * len(self.gene_ids)
@@ -89,7 +89,7 @@ class GeneIndex:
 
     @cached_property
     def by_symbol(self) -> dict[str, int]:
-        """Symbol -> row; a symbol of several rows belongs to the row that names it first, then to the lower row."""
+        """Symbol -> row; a symbol of several rows belongs to the row that lists it earliest, then to the lower row."""
         rows: dict[str, int] = {}
         for row, name in enumerate(self.first_symbols):
             if name:
@@ -105,7 +105,7 @@ class GeneIndex:
 
     @cached_property
     def by_folded(self) -> dict[str, int]:
-        """Symbol in capitals -> row, -1 if symbols that differ only by case belong to several rows."""
+        """Symbol in capitals -> row; -1 if symbols that differ only by case belong to several rows."""
         rows: dict[str, int] = {}
         for name, row in self.by_symbol.items():
             upper = name.upper()
@@ -126,9 +126,9 @@ class GeneIndex:
         return rows
 
     def row_of_gene(self, gene: int) -> int:
-        """Row of HGNC's gene, -1 where the vocabulary does not have it.
+        """Row of an HGNC gene; -1 if it is not in the vocabulary.
 
-        A row with an id that HGNC does not know, such as a retired one, is found by the gene's approved symbol.
+        A row whose id is unknown to HGNC, e.g. a retired id, is found by the gene's approved symbol.
         """
         if gene < 0 or self.human is None:
             return -1
@@ -136,17 +136,17 @@ class GeneIndex:
         if row is None:
             row = self.by_symbol.get(self.human.symbols[gene], -1)
             if row >= 0 and self._gene_of_row[row] >= 0:
-                return -1  # there the symbol belongs to a different gene
+                return -1  # the row belongs to a different gene
         return row
 
     @cached_property
     def title_case(self) -> bool:
-        """Whether most symbols are written as those of mouse and rat are."""
+        """Whether most symbols are in title case, as in mouse and rat."""
         names = [name for name in self.first_symbols[:2000] if name]
         return 2 * sum(map(is_title_case, names)) > len(names)
 
     def row_of_id(self, gene_id: str) -> int | None:
-        """Row of an Ensembl id; -1 if it is known to have none, None if the id is unknown."""
+        """Row of an Ensembl id; -1 if the gene is known to have no row, None if the id is unknown."""
         row = self.by_id.get(gene_id)
         if row is not None:
             return row
@@ -168,33 +168,33 @@ WAYS = ("none", "Ensembl id", "symbol", "previous symbol", "alias", "mended name
 
 @dataclass(eq=False)
 class FoundRows:
-    """Rows of the vocabulary for the columns of a section, and by which way each was found."""
+    """Rows of the vocabulary for the columns of a section, and the rule that matched each."""
 
     rows: np.ndarray  # int32 (n,), -1 for none
-    ways: np.ndarray  # int8 (n,), an index of WAYS
-    sources: np.ndarray  # object (n,), where the name was by which it was found
-    settled: np.ndarray  # bool (n,): nothing more to look for, with or without a row
-    ambiguous: list[str] = field(default_factory=list)  # names that may be one of several genes; they have no row
+    ways: np.ndarray  # int8 (n,), index into WAYS
+    sources: np.ndarray  # object (n,), source of the matched name
+    settled: np.ndarray  # bool (n,): decided, with or without a row
+    ambiguous: list[str] = field(default_factory=list)  # names that may stand for several genes; they have no row
     guessed: list[str] = field(default_factory=list)  # "1-Mar as MARCH1, not MARC1"
 
     def put(self, column: int, row: int, way: int, source: str) -> None:
-        """Settle a column; row -1: its gene is known but not in the vocabulary, or must not be guessed."""
+        """Settle a column; row -1 if its gene is not in the vocabulary or must not be guessed."""
         self.settled[column] = True
         if row >= 0:
             self.rows[column], self.ways[column], self.sources[column] = row, way, source
 
     def refuse(self, column: int, name: str) -> None:
-        """Settle a column whose name may be one of several genes."""
+        """Settle a column whose name may stand for several genes."""
         self.settled[column] = True
         self.ambiguous.append(name)
 
     def open(self) -> list[int]:
-        """Columns still to be found."""
+        """Columns that are not settled."""
         return np.flatnonzero(~self.settled).tolist()
 
 
 def find(features: Features, index: GeneIndex) -> FoundRows:
-    """The rows of a section's columns in a vocabulary.
+    """Rows of a section's columns in a vocabulary.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
     _by_ids(features, index, found)
     by_id = set(found.rows[found.ways == ID].tolist())
     _by_names(features, index, found)
-    # An unknown id may be retired. But if its symbol's gene has an id of its own here, it is a different gene.
+    # An unknown id may be retired. But if the gene of its symbol matched by another id, it is a different gene.
     doubtful = np.flatnonzero((features.ids != "") & (found.ways > ID))
     for column in doubtful[[row in by_id for row in found.rows[doubtful].tolist()]] if len(doubtful) else ():
         found.rows[column], found.ways[column], found.sources[column] = -1, NONE, ""
@@ -221,7 +221,7 @@ def find(features: Features, index: GeneIndex) -> FoundRows:
 
 
 def lookup(names: Iterable[str], kind: str, index: GeneIndex) -> FoundRows:
-    """The rows of plain names of one kind: ``gene_id`` (an id, or the name used as one) or ``symbol``."""
+    """Rows of names of one kind: ``gene_id`` (an id, or a name used as id) or ``symbol``."""
     texts = [str(name).strip() for name in names]
     n, none = len(texts), [""] * len(texts)
     ids = np.array(ensembl_ids(texts) if kind == "gene_id" else none, dtype=object)
@@ -250,7 +250,7 @@ def _by_ids(features: Features, index: GeneIndex, found: FoundRows) -> None:
 
 
 def _by_names(features: Features, index: GeneIndex, found: FoundRows) -> None:
-    """Exact names: the vocabulary's own, then approved and previous symbols of HGNC."""
+    """Match exact names: the vocabulary's own, then approved and previous symbols of HGNC."""
     for source, names in features.symbols.items():
         for column in found.open():
             row = index.by_symbol.get(names[column]) if names[column] else None
@@ -269,7 +269,7 @@ def _by_names(features: Features, index: GeneIndex, found: FoundRows) -> None:
 
 
 def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
-    """Aliases, then names that a program changed, then names in another case."""
+    """Match aliases, then names changed by programs, then names in another case."""
     taken = set(found.rows[found.rows >= 0].tolist())
     if index.human is not None:
         for source, names in features.symbols.items():
@@ -278,9 +278,7 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
                 if gene is None:
                     continue
                 row = index.row_of_gene(gene)
-                if (
-                    gene < 0 or row in taken
-                ):  # a table has one name per gene: here the alias belongs to a different gene
+                if gene < 0 or row in taken:  # genes have one column each, so the alias refers to another gene
                     found.refuse(column, names[column])
                 else:
                     found.put(column, row, ALIAS, source)
@@ -297,7 +295,7 @@ def _by_guess(features: Features, index: GeneIndex, found: FoundRows) -> None:
 
 
 def _undated(name: str) -> str:
-    """The name without the suffix that make.unique adds to a second 1-Mar."""
+    """The name without the suffix that make.unique appends to a second 1-Mar."""
     head, _, tail = name.rpartition(".")
     return head if tail.isdecimal() and "-" in head else name
 
@@ -305,7 +303,7 @@ def _undated(name: str) -> str:
 def _mend(
     column: int, name: str, source: str, index: GeneIndex, found: FoundRows, taken: set[int], repeated: Counter[str]
 ) -> None:
-    """Put the row of a name that a program changed, if undoing that leads to a gene."""
+    """Match a name that a program changed, if reverting the change gives a gene."""
     rows: dict[int, str] = {}
     for how, other in mended(name):
         row = _exact(other, index, aliases=how == "date" or other[:1].isdecimal())
@@ -315,7 +313,7 @@ def _mend(
             found.put(column, row, MENDED, source)
             return
         rows.setdefault(row, other)
-    if len(rows) > 1:  # a date: of 1-Mar that gene which the table does not have by another name
+    if len(rows) > 1:  # of the genes of a date (1-Mar), keep those not matched by another column
         rows = {row: other for row, other in rows.items() if row not in taken} or rows
     if not rows:
         return
@@ -329,7 +327,7 @@ def _mend(
 
 
 def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
-    """Row of a symbol (or alias) as it stands; -1 if its gene is known and has no row, None if no gene has it."""
+    """Row of a symbol (or alias) as written; -1 if its gene has no row, None if there is no such gene."""
     row = index.by_symbol.get(name)
     if row is None and index.human is not None:
         gene = index.human.find(name)
@@ -339,19 +337,19 @@ def _exact(name: str, index: GeneIndex, *, aliases: bool) -> int | None:
 
 
 def _fold(source: str, names: Sequence[str], index: GeneIndex, found: FoundRows) -> None:
-    """Find names regardless of case, but not mouse names among human genes or human names among mouse genes."""
+    """Match names regardless of case, but never mouse names to human genes or human names to mouse genes."""
     columns = list(_foldable(names, index, found.open()))
     if not columns:
         return
     folded = Counter(name.upper() for name in set(names))
     for column, row in columns:
-        # in doubt where two names of the section differ by case alone (of two species, say)
+        # ambiguous if names of the section differ only by case, e.g. those of two species
         if row >= 0 and folded[names[column].upper()] == 1:
             found.put(column, row, CASE, source)
 
 
 def _foldable(names: Sequence[str], index: GeneIndex, columns: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The columns whose names in capitals, or these without what a program did to them, are a gene's; and its row."""
+    """Yield (column, row) for names that match a gene in capitals, as they are or with changes by programs reverted."""
     for column in columns:
         name = names[column]
         if not name or (name.isupper() if index.title_case else is_title_case(name)):

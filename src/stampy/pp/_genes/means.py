@@ -1,4 +1,4 @@
-"""The mean of every gene over the spots of a corpus that have it, streamed over its sections."""
+"""Mean of every gene over the spots of a corpus in which it was detected, computed section by section."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_sums", "gene_means", "means_of", "section_sums"]
 
-DEPTH = 10_000.0  # counts a spot that all spots are scaled to
+DEPTH = 10_000.0  # counts per spot after scaling
 
 
 def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = None) -> pd.DataFrame:
-    """One row per gene: gene_id, symbol, divisor (mean of the depth-scaled counts that are not zero), n_spots.
+    """Return one row per gene: gene_id, symbol, divisor (mean of the depth-scaled non-zero counts), n_spots.
 
     Examples
     --------
@@ -57,13 +57,13 @@ def add_sums(sums: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def means_of(sums: pd.DataFrame) -> pd.DataFrame:
-    """What `gene_means` returns, from the sums of all sections."""
+    """Compute the result of `gene_means` from the sums of all sections."""
     return _merged(_resolved(sums))
 
 
 @contextlib.contextmanager
 def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnData, str]]:
-    """The section and its name for messages; a file is opened backed, and closed at the end."""
+    """Yield the section and its name for messages; a file is opened backed and closed at the end."""
     import anndata
 
     if isinstance(section, anndata.AnnData):
@@ -82,14 +82,14 @@ def _opened(section: AnnData | str | Path, number: int) -> Iterator[tuple[AnnDat
 
 
 def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
-    """Sum of the depth-scaled counts of each gene of a section, and the number of spots that have it."""
+    """Sum of the depth-scaled counts of each gene of a section, and the number of spots in which it was detected."""
     _checks.not_empty(adata)
     gene_ids, symbols, is_gene = resolved_names(adata.var)
     if not is_gene.any():
         raise ValueError(f"None of the {adata.n_vars} columns of {name} is a gene, e.g. {adata.var_names[0]!r}.")
     codes, keys = pd.factorize(np.where(gene_ids == "", symbols, gene_ids))
-    first = np.unique(codes, return_index=True)[1]  # of several columns of a gene, the first gives the symbol
-    # what is no gene, such as antibodies, counts for nothing
+    first = np.unique(codes, return_index=True)[1]  # the first column of a gene gives the symbol
+    # exclude features that are not genes, such as antibodies
     columns = sparse.csr_array(
         (is_gene.astype(np.float64), (np.arange(len(codes)), codes)), shape=(len(codes), len(keys))
     )
@@ -97,9 +97,9 @@ def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
     total, n_spots = np.zeros(len(keys)), np.zeros(len(keys), dtype=np.int64)
     where = f"{'X' if layer is None else f'layers[{layer!r}]'} of {name}"
     for _, block in checked_rows(counts_of(adata, layer), source=where, layers=adata.layers):
-        genes = sparse.csr_array(block, dtype=np.float64) @ columns  # also sums what a file may hold twice
+        genes = sparse.csr_array(block, dtype=np.float64) @ columns  # also sums duplicate entries of a file
         depth = np.asarray(genes.sum(axis=1)).ravel()
-        with np.errstate(over="ignore"):  # what is infinite is refused as a divisor
+        with np.errstate(over="ignore"):  # infinite values are refused as divisors
             scale = np.divide(DEPTH, depth, out=np.zeros_like(depth), where=depth > 0)
         values = genes.data * np.repeat(scale, np.diff(genes.indptr))
         total += np.bincount(genes.indices, weights=values, minlength=len(keys))
@@ -110,17 +110,17 @@ def section_sums(adata: AnnData, layer: str | None, name: str) -> pd.DataFrame:
 
 
 def _resolved(sums: pd.DataFrame) -> pd.DataFrame:
-    """The same with an id in every row, and every symbol with one id only."""
+    """Give every row an id and every symbol a single id."""
     both = sums[(sums["gene_id"] != "") & (sums["symbol"] != "")]
     both = both.sort_values(["n_spots", "gene_id"], ascending=[False, True]).drop_duplicates("symbol")
     id_of = both.set_index("symbol")["gene_id"]
-    found = sums["symbol"].map(id_of).astype(object)  # NaN where the symbol has no id anywhere, or is empty
+    found = sums["symbol"].map(id_of).astype(object)  # NaN if the symbol is empty or has no id in any section
     gene_id = sums["gene_id"].where(sums["gene_id"] != "", found.fillna(sums["symbol"]))
     return sums.assign(gene_id=gene_id, symbol=sums["symbol"].where(found.isna() | (found == gene_id), ""))
 
 
 def _merged(sums: pd.DataFrame) -> pd.DataFrame:
-    """One row per gene, its symbols joined by ``|``, the one in most spots first."""
+    """One row per gene, with its symbols joined by ``|``, the most frequent first."""
     sums = sums.sort_values(["n_spots", "symbol"], ascending=[False, True])
     symbols: dict[str, list[str]] = {}
     for gene_id, symbol in zip(sums["gene_id"], sums["symbol"], strict=True):

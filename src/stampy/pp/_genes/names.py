@@ -1,4 +1,4 @@
-"""Names of genes: ids and suffixes in text, names that are no genes, and HGNC's table of human genes (packaged)."""
+"""Gene names: ids and suffixes in text, names of features that are not genes, and HGNC's table of human genes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SMALL_ENSEMBL = re.compile(r"(?<![A-Za-z0-9])(?!ENS[A-Z]*G)[Ee][Nn][Ss][A-Za-z]{
 ENSEMBL = re.compile(r"(?<![A-Za-z0-9])(ENS[A-Z]{0,6}G)(R?)(\d{6,})(?![A-Za-z0-9])")
 VERSION = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+")
 VERSION_IN_LINES = re.compile(rf"\n{VERSION.pattern}\n")
-# of a reference genome in front of a name, as tables of two species have it: GRCh38_, hg19_, mm10___, GRCh38-
+# genome prefixes in tables of two species: GRCh38_, hg19_, mm10___, GRCh38-
 GENOME = re.compile(
     r"(Homo_sapiens|Mus_musculus|GRC[a-z]\d+|GRC[HM]\d+|grc[hm]\d+|hg\d\d|HG(?:19|38)|mm\d+|rn\d+|human|mouse|HUMAN|MOUSE)(?:[-_.]?(?:20\d\d[-_.]?[A-Z]|premrna))?[-_.:]+(?=[^-_.:])"
 )
-FOREIGN = ("mm", "rn", "mouse", "mus_musculus", "grcm", "grcr")  # genomes of mouse and rat, in small letters
+FOREIGN = ("mm", "rn", "mouse", "mus_musculus", "grcm", "grcr")  # lower-case prefixes of mouse and rat genomes
 GENOME_IN_LINES = re.compile(rf"\n(?:{GENOME.pattern})")
-# names that tell what they are: (kind, pattern); none is the name of a gene
+# names of features that are not genes: (kind, pattern)
 CONTROLS = tuple(
     (kind, re.compile(pattern, re.I))
     for kind, pattern in (
@@ -71,21 +71,21 @@ WORD_DATE = re.compile(
 YEAR_FIRST = re.compile(r"X?(?:19|20)\d\d[-./](\d{1,2})[-./](\d{1,2})(?:[ T.]00[:.]00(?:[:.]00)?(?:\.0+)?)?")
 YEAR_LAST = re.compile(r"X?(\d{1,2})([-./])(\d{1,2})[-./](?:(?:19|20)\d\d|\d\d)")
 NO_YEAR = re.compile(r"(\d{1,2})(/)(\d{1,2})")
-SERIAL = re.compile(r"[34]\d{4}")  # spreadsheets count the days since 1899-12-30; 3xxxx and 4xxxx are 1982 to 2036
-FEW_SERIALS = 0.02  # of the names: more are ids of another kind
+SERIAL = re.compile(r"[34]\d{4}")  # spreadsheets count days from 1899-12-30; 3xxxx and 4xxxx are 1982 to 2036
+FEW_SERIALS = 0.02  # of the names; a larger fraction means ids of another kind
 QUOTED = re.compile(r"""b?(["'])(.*)\1""")
-SHARED_BY = 50  # names; fewer may be one family, such as MT- or HLA-
+SHARED_BY = 50  # names; fewer may be a gene family, such as MT- or HLA-
 REPEATED = re.compile(r"(.+?)[-._]\d{1,3}")
 TITLE = re.compile(r"[A-Z][a-z0-9]*[a-z][a-z0-9-]*")
 
 
 def cut_version(names: pd.Index) -> pd.Index:
-    """Ensembl ids without `.version`; anything else, such as the symbol AC010608.1, as it is.
+    """Remove `.version` from Ensembl ids; other names, such as the symbol AC010608.1, are not changed.
 
     >>> cut_version(pd.Index(["ENSG00000141510.18", "AC010608.1"])).tolist()
     ['ENSG00000141510', 'AC010608.1']
     """
-    text = "\n".join(("", *names, ""))  # a search in all of them is far faster than one in each
+    text = "\n".join(("", *names, ""))  # searching the joined text is far faster than searching each name
     if "." not in text or "\nENS" not in text or not VERSION_IN_LINES.search(text):
         return names
     return pd.Index([_cut(name) if "." in name else name for name in names], dtype=object)
@@ -96,12 +96,12 @@ def _cut(name: str) -> str:
 
 
 def ensembl_ids(names: Sequence[str]) -> list[str]:
-    """The Ensembl gene id in each name, without version, genome and ``_PAR_Y``; empty where there is none, or two.
+    """Ensembl gene id in each name, without version, genome and ``_PAR_Y``; empty if there is none or more than one.
 
     >>> ensembl_ids(["ENSG00000182378.15_PAR_Y", "GRCh38_ENSG00000141510", "TP53|ensg00000141510", "TP53"])
     ['ENSG00000182378', 'ENSG00000141510', 'ENSG00000141510', '']
     """
-    text = "\n".join(names)  # a search in all of them is far faster than one in each
+    text = "\n".join(names)  # searching the joined text is far faster than searching each name
     if ("ens" in text or "Ens" in text) and SMALL_ENSEMBL.search(text):
         names = [SMALL_ENSEMBL.sub(lambda found: found[0].upper(), name) for name in names]
     elif "ENS" not in text:
@@ -114,13 +114,13 @@ def ensembl_ids(names: Sequence[str]) -> list[str]:
 
 
 def _ensembl_id(name: str) -> str:
-    # ENSGR0000182378: the copy of ENSG00000182378 on the Y chromosome, in older annotations
+    # ENSGR0000182378: in older annotations, the copy of ENSG00000182378 on the Y chromosome
     found = {kind + ("0" if again else "") + number for kind, again, number in ENSEMBL.findall(name)}
     return found.pop() if len(found) == 1 else ""
 
 
 def cut_genome(names: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
-    """Names without the genome in front, and which of them (bool) had a genome other than human.
+    """Names without genome prefix, and which of them (bool) had the prefix of a genome other than human.
 
     >>> cut_genome(["GRCh38_____TP53", "mm10___Trp53", "TP53"])
     (['TP53', 'Trp53', 'TP53'], array([False,  True, False]))
@@ -135,7 +135,7 @@ def cut_genome(names: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
 
 
 def control_of(names: Sequence[str]) -> list[str]:
-    """What a name that is no gene stands for, such as ``blank`` or ``control probe``; empty for genes.
+    """Kind of each feature that is not a gene, such as ``blank`` or ``control probe``; empty for genes.
 
     >>> control_of(["BLANK_0012", "NegControlProbe_00042", "antisense_PROKR2", "CD3_TotalSeqB", "NEGR1", "CD3E"])
     ['blank', 'control probe', 'antisense control', 'antibody', '', '']
@@ -149,7 +149,7 @@ def control_of(names: Sequence[str]) -> list[str]:
 
 
 def is_title_case(name: str) -> bool:
-    """Whether a name is written as mouse and rat genes are (Gapdh); human C1orf74 is not.
+    """Whether a name is in title case, as in mouse and rat (Gapdh); human C1orf74 is not.
 
     >>> [is_title_case(name) for name in ("Gapdh", "H2-K1", "GAPDH", "C1orf74", "mt-Co1", "mt-co1")]
     [True, False, False, False, True, False]
@@ -158,7 +158,7 @@ def is_title_case(name: str) -> bool:
 
 
 def mended(name: str) -> Iterator[tuple[str, str]]:
-    """What the name may have been before a program changed it, most likely first, as (how it was changed, name).
+    """Candidates for the name before a program changed it, as (kind of change, name), most likely first.
 
     >>> list(mended("HLA.A")), list(mended("2-Sep")), list(mended("GAPDH|2597"))[0]
     ([('hyphen', 'HLA-A')], [('date', 'SEPT2')], ('joined', 'GAPDH'))
@@ -178,7 +178,7 @@ def mended(name: str) -> Iterator[tuple[str, str]]:
 
 
 def without_serials(names: Sequence[str]) -> Sequence[str]:
-    """Names with dates in the place of the numbers by which spreadsheets keep them, where few names are numbers.
+    """Replace spreadsheets' serial numbers of days by dates, if few names are numbers.
 
     >>> without_serials(["44076", *["GAPDH"] * 99])[0], without_serials(["44076", "2597"])[0]
     ('2020-09-02', '44076')
@@ -191,7 +191,7 @@ def without_serials(names: Sequence[str]) -> Sequence[str]:
 
 
 def cut_quotes(names: list[str]) -> list[str]:
-    """Names without quotation marks around them, also as Python prints bytes.
+    """Remove quotation marks around names, including those of printed Python bytes.
 
     >>> cut_quotes(['"TP53"', "b'TP53'", "TP53"])
     ['TP53', 'TP53', 'TP53']
@@ -202,7 +202,7 @@ def cut_quotes(names: list[str]) -> list[str]:
 
 
 def cut_common(names: Sequence[str]) -> Sequence[str]:
-    """Names without what stands in front of all of them, such as ``rna_``, which tells nothing of a gene.
+    """Remove a prefix common to all names, such as ``rna_``.
 
     >>> cut_common([f"rna_GENE{i}" for i in range(99)])[0], cut_common(["MT-ND1", "MT-ND2"])[0]
     ('GENE0', 'MT-ND1')
@@ -216,9 +216,9 @@ def cut_common(names: Sequence[str]) -> Sequence[str]:
 
 
 def hyphens(name: str) -> Iterator[str]:
-    """The name before R wrote dots for hyphens (HLA.A), or Seurat hyphens for underscores (GTF2H2C-2).
+    """Candidates for a name in which R wrote dots for hyphens (HLA.A) or Seurat hyphens for underscores (GTF2H2C-2).
 
-    In RP11.34P13.7 the last dot is original, the other was a hyphen.
+    In RP11.34P13.7 the last dot is original, the first was a hyphen.
     """
     if "." in name:
         yield name.replace(".", "-")
@@ -232,13 +232,13 @@ def hyphens(name: str) -> Iterator[str]:
 
 
 def _of_date(name: str) -> list[str]:
-    """Symbols that spreadsheets turn into this date; 1-Mar was MARCH1 or MARC1."""
+    """Symbols that spreadsheets convert to this date; 1-Mar was MARCH1 or MARC1."""
     if not any(map(str.isdecimal, name)):
         return []
     days = set()
     if found := WORD_DATE.fullmatch(name):
         day, month = (found[1], found[2]) if found[1] else (found[4], found[3])
-        # "mars" is March in French; MARS and Mars are a gene, whose second column make.unique calls MARS.1
+        # "mars" is March in French, but MARS and Mars are a gene; make.unique renames its second column MARS.1
         days = {(0 if month in ("MARS", "Mars") else MONTHS.get(month.lower(), 0), int(day))}
     elif found := YEAR_FIRST.fullmatch(name):
         days = {(int(found[1]), int(found[2]))}
@@ -254,17 +254,17 @@ FOLDER = Path(str(resources.files("stampy") / "pp" / "_genes"))
 
 @dataclass(frozen=True)
 class HumanGenes:
-    """All human genes that HGNC names; gene i has `symbols[i]` and `ids[i]`."""
+    """All human genes listed by HGNC; gene i has `symbols[i]` and `ids[i]`."""
 
     symbols: list[str]
     ids: list[str]
-    """Ensembl ids, empty where HGNC gives none."""
+    """Ensembl ids; empty if HGNC lists none."""
     approved: dict[str, int]
     """Approved symbol -> gene."""
     previous: dict[str, int]
-    """Previous symbol -> gene, -1 where it is one of several genes; approved symbols are not among them."""
+    """Previous symbol -> gene; -1 if several genes had it; without approved symbols."""
     aliases: dict[str, int]
-    """Alias -> gene, -1 where it is one of several genes; approved and previous symbols are not among them."""
+    """Alias -> gene; -1 if several genes have it; without approved and previous symbols."""
 
     @cached_property
     def of_id(self) -> dict[str, int]:
@@ -275,21 +275,21 @@ class HumanGenes:
 
     @cached_property
     def folded(self) -> dict[str, int]:
-        """Approved or previous symbol in capitals -> gene, -1 if several genes have it."""
+        """Approved or previous symbol in capitals -> gene; -1 if several genes have it."""
         genes: dict[str, int] = {name.upper(): gene for name, gene in self.approved.items()}
         for name, gene in self.previous.items():
             genes.setdefault(name.upper(), gene)
         return genes
 
     def find(self, name: str) -> int:
-        """The gene of an approved or previous symbol; -1 where there is none, or several."""
+        """Gene of an approved or previous symbol; -1 if there is none or more than one."""
         gene = self.approved.get(name)
         return self.previous.get(name, -1) if gene is None else gene
 
     def find_alias(self, name: str) -> int | None:
-        """The gene of an alias; -1 if several genes have it, None if it is no alias.
+        """Gene of an alias; -1 if several genes have it, None if it is not an alias.
 
-        NKX6.1 is read as NKX6-1 written by R, although HGNC lists it as an alias of NKX6-2.
+        NKX6.1 is read as R's spelling of NKX6-1, although HGNC lists it as an alias of NKX6-2.
         """
         gene = self.aliases.get(name)
         if gene is not None and "." in name and any(other in self.approved for other in hyphens(name)):
@@ -297,7 +297,7 @@ class HumanGenes:
         return gene
 
     def guess(self, name: str) -> int:
-        """The gene of a name of any kind, including names that programs changed; -1 if none or ambiguous."""
+        """Gene of a name of any kind, including names changed by programs; -1 if unknown or ambiguous."""
         if (gene := self.find(name)) >= 0 or name in self.previous:
             return gene
         if (alias := self.find_alias(name)) is not None:
@@ -308,7 +308,7 @@ class HumanGenes:
 
 @lru_cache(maxsize=1)
 def human_genes() -> HumanGenes:
-    """The packaged table, read once.
+    """Read the packaged table, once.
 
     Examples
     --------

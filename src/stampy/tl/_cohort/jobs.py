@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.sections import FAULTS, Section, of_section, one_line
+from stampy._io.sections import FAULTS, SectionInput, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
-from stampy._section.image.choose import VARIABLE
+from stampy._section.outside_links import VARIABLE
 
 from . import records
 from .plan import WORDS, Plan, Row
@@ -32,24 +32,32 @@ if TYPE_CHECKING:
 
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["LoadedModel", "embed_section_job", "embed_slide_job", "loaded", "named_images_of", "prepare", "worker_name"]
+__all__ = [
+    "LoadedModel",
+    "embed_section_job",
+    "embed_slide_job",
+    "loaded",
+    "named_images_of",
+    "prepare_worker",
+    "worker_name",
+]
 
 _ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
 
 
-def embed_section_job(section: Section, plan: Plan) -> Row:
+def embed_section_job(section: SectionInput, plan: Plan) -> Row:
     """Embed a section into its file; its row of the table."""
     with _ONE_AT_A_TIME:
         return _row_of(section, plan, _embed_section)
 
 
-def embed_slide_job(section: Section, plan: Plan) -> Row:
+def embed_slide_job(section: SectionInput, plan: Plan) -> Row:
     """Embed a slide into its store; its row of the table."""
     with _ONE_AT_A_TIME:
         return _row_of(section, plan, _embed_slide)
 
 
-def _row_of(section: Section, plan: Plan, work: Callable[[Section, Plan, LoadedModel], Row]) -> Row:
+def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Plan, LoadedModel], Row]) -> Row:
     """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
     where = str(section.data) if isinstance(section.data, Path) else ""
     row: Row = {"name": section.name, "path": where, **{word: getattr(section, word) for word in WORDS}}
@@ -82,7 +90,7 @@ def _identity(plan: Plan, model: LoadedModel, source: str) -> dict[str, Any]:
 # ---- sections -------------------------------------------------------------------------------------------------------
 
 
-def _embed_section(section: Section, plan: Plan, model: LoadedModel) -> Row:
+def _embed_section(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
     place = section.data if isinstance(section.data, Path) else None
     data, kind, source = _opened(section, plan)
     identity = _identity(plan, model, source)
@@ -110,13 +118,13 @@ _PLACED_ON_IMAGE = ("Xenium", "ST")  # the reader needs the image
 _WHOLE = ("h5ad", "zarr", "SpatialData")  # other formats may have files beside the path
 
 
-def _scale(section: Section, plan: Plan) -> dict[str, float | None]:
+def _scale(section: SectionInput, plan: Plan) -> dict[str, float | None]:
     """A section's own scale, else that of the run."""
     own = {"um_per_px": section.um_per_px, "spot_um": section.spot_um}
     return own if any(v is not None for v in own.values()) else {name: plan.options.get(name) for name in own}
 
 
-def _opened(section: Section, plan: Plan) -> tuple[Any, str, str]:
+def _opened(section: SectionInput, plan: Plan) -> tuple[Any, str, str]:
     """The section, if that costs little; its format; and a hash of all that its result depends on."""
     found = hashlib.sha256(repr((section.um_per_px, section.spot_um)).encode())
     kind, data = "", section.data
@@ -147,7 +155,7 @@ def _digest_in_memory(data: AnnData | SpatialData, table_key: str) -> str:
     return digest_of_section(data, table_key=table_key) + _files.digest_of_arrays(obs) + _files.digest(table.obs)
 
 
-def _read(section: Section, plan: Plan, *, backed: bool) -> AnnData | SpatialData:
+def _read(section: SectionInput, plan: Plan, *, backed: bool) -> AnnData | SpatialData:
     from stampy._io import read as _formats
 
     path = _checks.existing(section.data, what="section")
@@ -240,7 +248,7 @@ def _results_alone(table: AnnData, keys: list[str]) -> AnnData:
 # ---- slides ---------------------------------------------------------------------------------------------------------
 
 
-def _embed_slide(section: Section, plan: Plan, model: LoadedModel) -> Row:
+def _embed_slide(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
     import anndata
 
     from stampy import tl
@@ -279,7 +287,7 @@ class LoadedModel:
     precision: str
 
 
-def prepare(n_threads: int | None, devices: Queue[str] | None) -> None:
+def prepare_worker(n_threads: int | None, devices: Queue[str] | None) -> None:
     """In a new process: take a device from the queue, and compute with so many threads."""
     global _device, _n_threads
     _n_threads = n_threads

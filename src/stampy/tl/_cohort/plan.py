@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
-from stampy._section.image.choose import VARIABLE
+from stampy._section.outside_links import VARIABLE
 
 if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Level, Modality, Organism, Precision

@@ -1,4 +1,4 @@
-"""A run over many sections or slides: names checked, workers started, the table of what was done kept on disk."""
+"""A run over many sections or slides: names, workers (processes, GPUs or dask, by `stampy._workers`), and the table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy import _checks, _files, _utils
-from stampy._io.sections import Section, file_name
+from stampy import _checks, _files, _locks, _utils
+from stampy._io.sections import SectionInput, file_name
 from stampy._workers import Run, workers
 
 from . import records
-from .jobs import prepare
+from .jobs import prepare_worker
 from .plan import COLUMNS, RECORDS, TABLE, WORDS, Plan, Row
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ CORES_PER_MODEL = 8  # of a model that is not packaged, which each process holds
 
 
 def run_cohort(
-    sections: Sequence[Section],
+    sections: Sequence[SectionInput],
     plan: Plan,
-    job: Callable[[Section, Plan], Row],
+    job: Callable[[SectionInput, Plan], Row],
     *,
     scheduler: str | None,
     n_workers: int | None,
@@ -47,7 +47,7 @@ def run_cohort(
     _check_names(sections, plan)
     fresh = not plan.out.exists()
     out = _checks.writable(plan.out)
-    with _nothing_left(plan) if fresh else nullcontext(), _files.FolderLock(out, what="run"):
+    with _nothing_left(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
         (out / RECORDS).mkdir(exist_ok=True)
         records.check_outputs(plan, [s.name for s in sections], overwrite=overwrite)
         rows: dict[str, Row] = {}
@@ -72,13 +72,13 @@ def _nothing_left(plan: Plan) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        own = {RECORDS, TABLE, _files.FolderLock.NAME}
+        own = {RECORDS, TABLE, _locks.FolderLock.NAME}
         if not {path.name for path in plan.out.iterdir()} - own:
             shutil.rmtree(plan.out, ignore_errors=True)
         raise
 
 
-def _check_names(sections: Sequence[Section], plan: Plan) -> None:
+def _check_names(sections: Sequence[SectionInput], plan: Plan) -> None:
     """Raise where two sections would be written to one file, also on a disk that knows no upper case."""
     by_file: dict[str, list[str]] = {}
     for section in sections:
@@ -112,13 +112,13 @@ def _running(
         for i in range(n_workers):
             devices.put(f"cuda:{i % n_devices}")
     if n_workers == 1 and scheduler is None:
-        prepare(None, devices)
+        prepare_worker(None, devices)
         with workers(None, 1, progress) as run:
             yield run
         return
     n_threads = max(_utils.n_cores() // n_workers, 1)
     logger.info("%s", scheduler or f"{n_workers} processes of {n_threads} threads")
-    with workers(scheduler, n_workers, progress, setup=prepare, setup_args=(n_threads, devices)) as run:
+    with workers(scheduler, n_workers, progress, setup=prepare_worker, setup_args=(n_threads, devices)) as run:
         yield run
 
 
@@ -148,7 +148,7 @@ def _check_devices(n_devices: int) -> None:
         raise ValueError(f"`n_devices`={n_devices}, but torch sees {found} CUDA devices. Omit it, or give fewer.")
 
 
-def _write_table(sections: Sequence[Section], rows: dict[str, Row], plan: Plan) -> pd.DataFrame:
+def _write_table(sections: Sequence[SectionInput], rows: dict[str, Row], plan: Plan) -> pd.DataFrame:
     """The table of all sections, in the order in which they were given; those that are not done are "pending"."""
     import pandas as pd
 

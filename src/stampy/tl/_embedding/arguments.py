@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image.choose import Wishes
-from stampy._section.section import coordinates_of
+from stampy._section.image.wishes import Wishes
 from stampy._utils import table_of, with_columns
 
 if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
 
-    from stampy._section.section import ImageSource
+    from stampy._section.image.wishes import ImageSource
     from stampy.tl._embed import SectionData, SectionsData
 
 __all__ = [
@@ -225,6 +224,7 @@ def check_sections(data: SectionsData, request: Request) -> None:
 
 
 def _check_section(section: SectionData, request: Request) -> None:
+    from stampy._section.section import coordinates_of
     from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
 
     section = with_columns(section, request.table_key)

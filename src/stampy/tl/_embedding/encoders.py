@@ -8,19 +8,21 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 import torch
 
 from stampy import _checks, _keys, models
+from stampy._files import digest, digest_of_arrays, digest_of_tensors
 from stampy._utils import device_of, generator, table_of
 from stampy.models import Stamp, packaged
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt, pieces_of
+from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
 
 from .arguments import Organism, Request, is_several, named
@@ -40,6 +42,7 @@ __all__ = [
     "ImageModel",
     "adapted_to",
     "agreed_modality",
+    "digest_of_towers",
     "fitted",
     "genes_of",
     "hint_bfloat16",
@@ -179,6 +182,37 @@ def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary
     return [human[name] or name for name in names]
 
 
+_DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyDictionary()
+
+
+def digest_of_towers(model: Encoder) -> dict[str, str]:
+    """A hash of the weights of each tower, by what it embeds; computed once for a state of the weights.
+
+    Not of the file, so that a model has one hash in memory and on disk. The heads count as part of their tower, and the
+    vocabulary as part of the gene tower; settings do not count.
+    """
+    tensors = dict(model.state_dict())
+    state = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors.items()]
+    before, found = _DIGESTS.get(model, (None, {}))
+    if before != state:
+        for what, below in _towers(model).items():
+            found[what] = digest_of_tensors({k: t for k, t in tensors.items() if k.startswith(below)})
+        _DIGESTS[model] = state, found
+    found = dict(found)
+    if "gene" in found and (genes := getattr(model, "genes", None)) is not None:
+        vocabulary = digest(genes["gene_id"]) + digest_of_arrays(genes["divisor"].to_numpy(np.float64))
+        found["gene"] = digest([found["gene"], vocabulary])
+    return found
+
+
+def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
+    """What a model embeds, and how the names of the weights that do it begin."""
+    if not isinstance(model, models.Stamp):
+        return {"image" if isinstance(model, models.ImageSystem) else "gene": ("",)}
+    gene: dict[Literal["gene", "image"], tuple[str, ...]] = {"gene": ("gene.", "gene_head.")}
+    return gene if model.image is None else {**gene, "image": ("image.", "patch_head.")}
+
+
 SEED = 0
 
 
@@ -231,7 +265,7 @@ def fitted(
             section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
         )
     parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
     made = with_axes(stamp, found.axes, found.head, found.bias)
     made.adapted = found.record(stamp.name)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stampy import _checks
-from stampy._section.image.checks import doubts_of
+from stampy._section.image.image_checks import doubts_of
 from stampy._section.image.levels import UnusableImageError
 from stampy.pp._tiles import TileSource
 

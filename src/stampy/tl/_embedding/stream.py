@@ -1,4 +1,4 @@
-"""Streaming a section through a tower in batches, so that memory does not grow with the section.
+"""Streaming a section through a tower in batches, at its precision, so that memory does not grow with the section.
 
 Shapes: B spots of a batch, L positions, D size of the output.
 """

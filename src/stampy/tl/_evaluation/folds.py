@@ -18,7 +18,7 @@ SCHEMES = ("section", "patient", "blocks", "random")
 BLOCKS_PER_FOLD = 5
 
 
-def seed_of(rng: int | np.random.Generator | None) -> int:
+def int_seed(rng: int | np.random.Generator | None) -> int:
     """A seed for scikit-learn, scanpy and the like: an int as it is, else drawn."""
     if isinstance(rng, DefaultSeed):
         return settings.seed
@@ -57,7 +57,7 @@ def block_folds(
     >>> np.bincount(block_folds(xy, 5)).sum()
     np.int64(100)
     """
-    xy, seed = _checks.points(xy), seed_of(rng)
+    xy, seed = _checks.points(xy), int_seed(rng)
     _checks.at_least("n_folds", n_folds, 2)
     _checks.at_least("blocks_per_fold", blocks_per_fold, 1)
     sections = np.zeros(len(xy), dtype=int) if sections is None else np.asarray(sections)

@@ -9,10 +9,10 @@ import numpy as np
 from stampy import _keys
 from stampy._section.section import places_of
 from stampy._utils import table_of
-from stampy.pp._counts import checked_rows, counts_of, source_of
+from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.tl._embed import embed
+from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluate import Judgement, judged
-from stampy.tl._results import unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -87,7 +87,7 @@ def stripped(
     table = table_of(data, table_key)
     wanted = list(dict.fromkeys(c for c in (library_key, *columns) if c is not None))
     obs = table.obs[wanted].set_axis([str(i) for i in range(table.n_obs)])
-    rows = checked_rows(counts_of(table, layer), source=source_of(layer), layers=table.layers)
+    rows = checked_rows(counts_of(table, layer), source=counts_name(layer), layers=table.layers)
     counts = sparse.vstack([sparse.csr_matrix(block) for _, block in rows], format="csr")
     places = places_of(data, library_key=library_key, table_key=table_key).xy
     vectors = {k: v for k, v in table.obsm.items() if k.startswith(key)}

@@ -16,11 +16,10 @@ from scipy import sparse
 
 from stampy import _checks, _keys, _utils
 from stampy._section.neighbors import graph
-from stampy.pp._thinning import gene_targets, halves, heldout_correlation, regions, variable_genes
-from stampy.tl._embedding.context import N_NEIGHBORS
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import N_COMPONENTS, principal_components
-from stampy.tl._results import unit
+from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
+from stampy.tl._embedding.context import N_NEIGHBORS, smoothed
+from stampy.tl._embedding.spaces import unit
+from stampy.tl._methods.principal_components import N_COMPONENTS, principal_components
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +61,7 @@ class JudgedSpots:
     ):
         self.table, self.counts, self.xy, self.sections = table, counts, xy, sections
         self.library_key = library_key
-        self.genes = variable_genes(counts, n_genes)
+        self.genes = overdispersed_genes(counts, n_genes)
         if not len(self.genes):
             raise ValueError(
                 "No gene is detected in 5 % of the spots: there is nothing to predict. Evaluate a larger piece."

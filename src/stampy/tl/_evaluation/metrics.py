@@ -21,7 +21,7 @@ __all__ = [
     "interval",
     "label_scores",
     "pearson",
-    "summary",
+    "summary_of_folds",
 ]
 
 LABEL_METRICS = ("balanced_accuracy", "weighted_f1", "accuracy")
@@ -57,7 +57,7 @@ def label_scores(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def summary(scores: pd.DataFrame) -> pd.DataFrame:
+def summary_of_folds(scores: pd.DataFrame) -> pd.DataFrame:
     """One row per embedding and metric: `overall` (all held-out spots together), and mean, std, min, max over folds."""
     rows = []
     for name, part in scores.groupby("embedding", sort=False):

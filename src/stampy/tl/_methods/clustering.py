@@ -1,4 +1,4 @@
-"""Clustering an embedding: smoothing, neighbour graph, Leiden, k-means, mixtures, and how many domains. Arrays only."""
+"""Clustering an embedding: neighbour graph, Leiden, k-means, mixtures, and how many domains. Arrays only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from scipy import sparse
 
 from stampy import _checks
-from stampy._section.neighbors import graph
 from stampy._utils import keeping_threads
-from stampy.tl._evaluation.folds import seed_of
+from stampy.tl._evaluation.folds import int_seed
 from stampy.tl._evaluation.metrics import silhouette
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "connectivities",
     "find_domains",
     "leiden",
-    "smoothed",
 ]
 
 Method = Literal["leiden", "kmeans", "gmm"]
@@ -28,47 +26,6 @@ METHODS = ("leiden", "kmeans", "gmm")
 COVARIANCES = ("spherical", "diag", "tied", "full")  # mclust's VII, VVI, EEE and VVV
 SEARCH = 1e-3, 20.0  # resolutions
 STEPS, SEEDS = 25, 10
-
-
-def smoothed(
-    values: np.ndarray, xy: np.ndarray, n_neighbors: int = 6, sections: np.ndarray | None = None
-) -> np.ndarray:
-    """Mean over each spot and its nearest spots of the same section.
-
-    Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
-
-    Parameters
-    ----------
-    values
-        (n, d).
-    xy
-        (n, 2) coordinates.
-    n_neighbors
-        Nearest spots that count, the spot itself left aside; 0 changes nothing.
-    sections
-        (n,) section of each spot. No edge joins two sections.
-
-    Returns
-    -------
-    (n, d), of the type of `values`.
-    """
-    if n_neighbors == 0:
-        return values
-    sections = np.zeros(len(xy), dtype=int) if sections is None else np.asarray(sections)
-    names, counts = np.unique(sections, return_counts=True)
-    small = {str(name): int(n) for name, n in zip(names, counts, strict=True) if n <= n_neighbors}
-    if small:
-        raise ValueError(
-            f"Smoothing over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found "
-            f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Smooth over fewer, or not at all."
-        )
-    around = graph(xy, n_neighbors, sections)
-    total = values + around @ values
-    known = values.any(axis=1)
-    n_known = 1 + (around @ known.astype(np.float32)).reshape(-1, 1)
-    means = (total / n_known).astype(values.dtype, copy=False)
-    means[~known] = 0
-    return means
 
 
 def by_size(codes: np.ndarray) -> np.ndarray:
@@ -120,7 +77,7 @@ def find_domains(
     >>> np.bincount(codes).tolist(), how["n_domains"]
     ([20, 20], 2)
     """
-    seed = seed_of(rng)
+    seed = int_seed(rng)
     values = _components(values, n_pcs if method != "gmm" or n_pcs else 20, seed)
     if method == "leiden":
         codes, how = _leiden(values, n_domains, resolution, n_neighbors, seed)

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import linalg, optimize, sparse
 
 from stampy import _checks
-from stampy.tl._evaluation.folds import seed_of
-from stampy.tl._methods.components import variable_genes
-from stampy.tl._results import unit
+from stampy.tl._embedding.spaces import unit
+from stampy.tl._evaluation.folds import int_seed
+from stampy.tl._methods.principal_components import variable_genes
 
 __all__ = [
     "Scaler",
@@ -20,7 +20,7 @@ __all__ = [
     "predict_folds",
     "rotation",
     "solve_ridge",
-    "top_genes",
+    "top_variable_genes",
     "transformed",
 ]
 
@@ -152,7 +152,7 @@ def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndar
     return block if transform == "none" else block.log1p()
 
 
-def top_genes(
+def top_variable_genes(
     logged: sparse.csr_matrix, sections: np.ndarray, n_top: int = 50, *, min_share: float = MIN_SHARE
 ) -> np.ndarray:
     """Numbers of the most variable genes, as HEST-Bench chooses them: sorted, at most `n_top`.
@@ -223,7 +223,7 @@ def predict_folds(
     True
     """
     _checks.one_of("method", method, METHODS)
-    seed = seed_of(rng)
+    seed = int_seed(rng)
     predicted = np.empty(targets.shape, dtype=np.float32)
     for fold in np.unique(folds):
         test = folds == fold

@@ -1,1 +1,1 @@
-"""Corpora on disk: build, write, read, sample."""
+"""Corpora on disk: build, write, read and sample."""

@@ -1,4 +1,4 @@
-"""Sections -> a corpus on disk: settings, vocabulary, the sections in parallel, the manifest."""
+"""Build a corpus on disk from sections: settings, vocabulary, sections in parallel, manifest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _files, _keys
-from stampy._files import FolderLock, atomic
-from stampy._io.sections import Section, file_name, of_section
+from stampy._files import atomic
+from stampy._io.sections import SectionInput, file_name, of_section
+from stampy._locks import FolderLock
 from stampy._section.identity import digest_of_section
 from stampy._utils import n_cores
 from stampy._workers import check_workers, workers
@@ -29,7 +30,7 @@ from stampy.train._corpus.section_writer import (
     FAULTS,
     PARTIAL,
     Reader,
-    record_of,
+    stored_record,
     sums_of,
     write_section,
 )
@@ -60,7 +61,7 @@ def build(
     reader: Reader | None,
     progress: bool,
 ) -> None:
-    """Build, or go on building; see `Corpus.build`."""
+    """Build a corpus, or continue an interrupted build; see `Corpus.build`."""
     check_settings(settings)
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     check_workers(scheduler, n_workers)
@@ -85,14 +86,14 @@ def _build(
     n_workers: int | None,
     progress: bool,
 ) -> None:
-    """In a folder that no other process builds in."""
+    """Build in a folder that is locked for other processes."""
     chosen, settings, skipped = source.sections, source.settings, dict(source.skipped)
     _begin(out, settings, chosen)
     n_workers = n_workers or max(min(len(chosen), n_cores()), 1)
     with workers(scheduler, n_workers, progress) as run:
         skipped |= _settle_vocabulary(out, source.vocabulary, chosen, reader, skip, run)
         sources = source.digests or _fingerprints(chosen, skipped, skip)
-        records = {s.name: record_of(out / "sections" / file_name(s.name)) for s in chosen}
+        records = {s.name: stored_record(out / "sections" / file_name(s.name)) for s in chosen}
         done = {name: r for name, r in records.items() if r is not None and r["source"] == sources.get(name)}
         todo = [s for s in chosen if s.name not in done and s.name not in skipped]
         logger.info("%d of %d sections exist already", len(done), len(chosen))
@@ -107,7 +108,7 @@ def _build(
 
 
 def check_settings(settings: CorpusSettings) -> None:
-    """Raise for settings that can't be used."""
+    """Raise for invalid settings."""
     least: dict[Literal["max_tokens", "group_size", "draws", "regions", "size_px"], int] = {
         "max_tokens": 1, "group_size": 2, "draws": 1, "regions": 1, "size_px": 1,
     }  # fmt: skip
@@ -125,7 +126,7 @@ def check_settings(settings: CorpusSettings) -> None:
 
 
 def digest_of(manifest: Manifest) -> str:
-    """What tells corpora apart: settings, vocabulary and the contents of all files, but not where they came from."""
+    """Digest of settings, vocabulary and contents of all files, independent of the origin of the files."""
     parts = {
         "settings": manifest["settings"],
         "vocabulary": manifest["vocabulary"],
@@ -141,7 +142,7 @@ def _default_reader() -> Reader:
 
 
 def _begin(out: Path, settings: CorpusSettings, sections: Sequence[SourceSection]) -> None:
-    """Write corpus.json and the zarr groups, or refuse a folder that holds something else."""
+    """Write corpus.json and the zarr groups; ValueError if the folder contains something else."""
     path = out / SETTINGS
     if path.exists():
         found = json.loads(path.read_text())
@@ -158,12 +159,12 @@ def _begin(out: Path, settings: CorpusSettings, sections: Sequence[SourceSection
         with atomic(path) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "settings": settings}, indent=1) + "\n")
     (out / "sections").mkdir(exist_ok=True)
-    write_group(out / "sections", {})  # so that zarr opens the corpus as one hierarchy
+    write_group(out / "sections", {})  # makes the corpus a single zarr hierarchy
     _clear(out / "sections", sections)
 
 
 def _clear(folder: Path, sections: Sequence[SourceSection]) -> None:
-    """Remove what a killed build left unfinished; ValueError for sections that are not among those given."""
+    """Remove unfinished parts of a killed build; ValueError for stored sections that were not passed."""
     known = {file_name(s.name) for s in sections}
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
@@ -178,7 +179,7 @@ def _clear(folder: Path, sections: Sequence[SourceSection]) -> None:
 def _settle_vocabulary(
     out: Path, vocabulary: Vocabulary | None, sections: Sequence[SourceSection], reader: Reader, skip: bool, run: Any
 ) -> dict[str, str]:
-    """Write genes.tsv unless it is there; returns the sections that were skipped on the way, with their faults."""
+    """Write genes.tsv unless it exists; returns the sections that were skipped, with the reasons."""
     path = out / GENES
     skipped: dict[str, str] = {}
     if path.exists():
@@ -188,7 +189,7 @@ def _settle_vocabulary(
     if vocabulary is None:
         sums, order = None, {s.name: i for i, s in enumerate(sections)}
         jobs = [partial(_sums_job, s, reader, skip) for s in sections]
-        # in the order of the sections, whichever ended first: sums of floats depend on it
+        # in the order of the sections, since sums of floats depend on the order
         for name, found in sorted(run(jobs, "genes"), key=lambda item: order[item[0]]):
             if isinstance(found, str):
                 skipped[name] = found
@@ -202,13 +203,13 @@ def _settle_vocabulary(
 
 
 def _sums_job(section: SourceSection, reader: Reader, skip: bool) -> tuple[str, Any]:
-    if isinstance(section, Slide):  # its vocabulary is the published one
+    if isinstance(section, Slide):  # uses the published vocabulary
         raise TypeError(f"{section.name!r} has tokens, but no genes for a vocabulary.")
     return section.name, sums_of(section, reader, skip)
 
 
 def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], skip: bool) -> dict[str, str]:
-    """Fingerprints of the sections by name; with `skip`, unreadable sections go into `skipped`."""
+    """Fingerprints of the sections by name; with `skip`, unreadable sections are added to `skipped`."""
     found = {}
     for section in sections:
         try:
@@ -220,16 +221,16 @@ def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], sk
     return found
 
 
-def _fingerprint(section: Section) -> str:
-    """Tells whether a section's source changed: by the contents of files, or by all values in memory.
+def _fingerprint(section: SectionInput) -> str:
+    """Fingerprint of a section's source: changes with the contents of files, or with any value in memory.
 
-    For files above 256 MiB, the size, the time and 64 parts of the file stand for its contents.
+    Files above 256 MiB are represented by size, modification time and 64 parts.
     """
     said: tuple[object, ...] = (section.um_per_px, section.spot_um, section.organ, section.platform)
     more = (section.species, section.patient, section.study)
     digest = hashlib.sha256(
         repr(said + more if any(more) else said).encode()
-    )  # corpora from before 0.3 have three less
+    )  # before version 0.3 there were only the first four fields
     with of_section(section.name):
         if isinstance(section.data, Path):
             digest.update(_files.digest_of_path(_checks.existing(section.data, what="section")).encode())
@@ -242,9 +243,9 @@ def _fingerprint(section: Section) -> str:
 
 
 def _named_images(path: Path) -> Iterator[Path]:
-    """Image files that an .h5ad or .zarr refers to, as full-resolution image or in place of pixels, if they are there.
+    """Existing image files that an .h5ad or .zarr refers to, as full-resolution image or instead of pixels.
 
-    Relative paths are taken against the folder of the section, as `stampy.read` does.
+    Relative paths refer to the folder of the section, as in `stampy.read`.
     """
     with contextlib.suppress(*_UNREADABLE), _root_of(path) as root:
         libraries = root[f"uns/{_keys.UNS_SPATIAL}"]
@@ -259,7 +260,7 @@ _UNREADABLE = (OSError, KeyError, ValueError)
 
 @contextlib.contextmanager
 def _root_of(path: Path) -> Iterator[Any]:
-    """The root of an HDF5 file or Zarr store, not read."""
+    """Root of an HDF5 file or Zarr store, without reading its contents."""
     if path.is_dir():
         import zarr
 
@@ -272,13 +273,13 @@ def _root_of(path: Path) -> Iterator[Any]:
 
 
 def _keys_of(group: Any, name: str = "") -> list[str]:
-    """What a group, or a group in it, holds; nothing where it is no group."""
+    """Names in a group, or in a subgroup; empty if it is not a group."""
     found = group.get(name) if name and hasattr(group, "keys") else group
     return list(found) if hasattr(found, "keys") else []
 
 
 def _text_in(library: Any, entry: str) -> str:
-    """The text at a place, or that in an array of one; "" where there is something else."""
+    """Text of an entry, also if stored as an array of length one; "" for anything else."""
     found = library.get(entry) if hasattr(library, "keys") else None
     if found is None or not hasattr(found, "dtype") or np.prod(found.shape) != 1 or found.dtype.kind not in "OSUT":
         return ""
@@ -289,7 +290,7 @@ def _text_in(library: Any, entry: str) -> str:
 def _finish(
     out: Path, settings: CorpusSettings, records: list[SectionRecord], skipped: dict[str, str], fresh: set[str]
 ) -> None:
-    """Write the manifest and tell what was left out."""
+    """Write the manifest, and warn about skipped sections and doubts."""
     if not records:
         raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in skipped.items())}.")
     manifest: Manifest = {

@@ -1,4 +1,4 @@
-"""JPEG and JPEG XL tiles as a codec of zarr v3, so that zarr itself reads and writes them; imported where needed."""
+"""JPEG and JPEG XL tiles as a codec of zarr v3, for reading and writing with zarr; imported on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["TileCodec"]
 
 @dataclass(frozen=True)
 class TileCodec(ArrayBytesCodec):
-    """One RGB tile a chunk, (1, h, w, 3) uint8.
+    """One RGB tile per chunk, (1, h, w, 3) uint8.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class TileCodec(ArrayBytesCodec):
         return {"name": TILE_CODEC, "configuration": asdict(self)}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known before."""
+        """The encoded size is not known in advance."""
         raise NotImplementedError
 
     async def _encode_single(self, chunk_data: Any, chunk_spec: Any) -> Any:

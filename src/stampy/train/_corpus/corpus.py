@@ -1,4 +1,4 @@
-"""A corpus: many sections in one store on disk, as training reads them."""
+"""Corpus: many sections in one store on disk, read by training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from stampy import _checks, _keys
-from stampy._io.sections import Section, as_sections, file_name
+from stampy._io.sections import SectionInput, as_sections, file_name
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import chosen_seed
 from stampy.pp import Vocabulary
@@ -20,7 +20,7 @@ from stampy.train._corpus.build import FORMAT, GENES, MANIFEST, SETTINGS, build,
 from stampy.train._corpus.layout import CorpusSettings, Manifest
 from stampy.train._corpus.section_reader import StoredSection, changed_files, wrong_sizes
 from stampy.train._corpus.section_writer import Reader
-from stampy.train._corpus.shards import damaged
+from stampy.train._corpus.shards import damaged_corpus
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
@@ -65,10 +65,10 @@ class Corpus:
         self.manifest = _manifest(self.path)
         for record in self.manifest["sections"]:
             for file, problem in wrong_sizes(self.path, record):
-                raise damaged(file, problem)
+                raise damaged_corpus(file, problem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # to other processes goes the path alone
+        return type(self), (self.path,)  # only the path is sent to other processes
 
     @classmethod
     def build(
@@ -105,9 +105,9 @@ class Corpus:
         sections
             Paths of .h5ad files, .zarr (AnnData or SpatialData) and Space Ranger folders, manifests (.tsv with the
             columns path, name, image, um_per_px, spot_um, organ, platform, species, patient, study, or such a table),
-            AnnData, SpatialData or `Section`; one or a list, with any gene panels. A section without genes (0 columns)
-            contributes only its image. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or the folder
-            itself): one section per slide id, with the tokens, groups, tiles and regions of the files. Or
+            AnnData, SpatialData or `SectionInput`; one or a list, with any gene panels. A section without genes (0
+            columns) contributes only its image. Or a folder of SpaVis-6M (``tokens-N.h5`` in ``train/``, ``val/`` or
+            the folder itself): one section per slide id, with the tokens, groups, tiles and regions of the files. Or
             ``"hf:org/name@COMMIT"``, a data set on the hub with such files or with .h5ad files, read one at a time.
         out
             Folder of the corpus.
@@ -200,12 +200,12 @@ class Corpus:
         """Vocabulary of its tokens."""
         found = Vocabulary.load(self.path / GENES)
         if found.digest != self.manifest["vocabulary"]:
-            raise damaged(self.path / GENES, "it is not the vocabulary of the manifest")
+            raise damaged_corpus(self.path / GENES, "it is not the vocabulary of the manifest")
         return found
 
     @cached_property
     def sections(self) -> list[StoredSection]:
-        """In the order in which they were given."""
+        """Sections in the order in which they were passed."""
         return [StoredSection(self.path / "sections" / file_name(r["name"]), r) for r in self.manifest["sections"]]
 
     def section(self, name: str) -> StoredSection:
@@ -250,7 +250,7 @@ class Corpus:
 
 
 def as_corpus(sections: object) -> Corpus | None:
-    """The corpus, given itself or by its path (also alone in a list); None for anything else."""
+    """The corpus, passed as such or by its path (also as the only item of a list); None for anything else."""
     if isinstance(sections, Sequence) and not isinstance(sections, str) and len(sections) == 1:
         sections = sections[0]
     if isinstance(sections, Corpus):
@@ -260,8 +260,8 @@ def as_corpus(sections: object) -> Corpus | None:
     return None
 
 
-def corpus_or_sections(sections: Sections) -> Corpus | list[Section]:
-    """What to train on, its names and files checked, before anything is read or made."""
+def corpus_or_sections(sections: Sections) -> Corpus | list[SectionInput]:
+    """Training data with names and files checked, before anything is read or created."""
     return as_corpus(sections) or as_sections(sections)
 
 
@@ -277,7 +277,7 @@ def _manifest(path: Path) -> Manifest:
         manifest = json.loads((path / MANIFEST).read_text())
         found = manifest["format"]
     except (ValueError, LookupError, TypeError) as error:
-        raise damaged(path / MANIFEST, f"it is not a manifest ({error})") from error
+        raise damaged_corpus(path / MANIFEST, f"it is not a manifest ({error})") from error
     if found != FORMAT:
         raise ValueError(
             f"The corpus {str(path)!r} has format {found}; this version of stampy reads format {FORMAT}. "
@@ -300,13 +300,13 @@ _OF_SECTION = {
 
 
 def _check_layout(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise ValueError unless the manifest is laid out as `Corpus.build` does it."""
+    """Raise ValueError unless the manifest has the layout of `Corpus.build`."""
     wrong = _wrong_fields(manifest, _LAYOUT)
     if not wrong:
         wrong = [f"section {i}: {name}" for i, r in enumerate(manifest["sections"]) for name in _wrong_in_section(r)]
         wrong += [f"skipped: {r!r:.40}" for r in manifest["skipped"] if _wrong_fields(r, {"name": str, "error": str})]
     if wrong:
-        raise damaged(path / MANIFEST, f"missing, or of another kind: {_checks.shortlist(wrong, 5)}")
+        raise damaged_corpus(path / MANIFEST, f"missing, or of another kind: {_checks.shortlist(wrong, 5)}")
 
 
 def _wrong_in_section(record: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The layout of a corpus on disk: its JSON files as types, and its arrays (sharded zarr v3), made and filled."""
+"""Layout of a corpus on disk: types of its JSON files, and functions that create its arrays (sharded zarr v3)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = [
     "GROUP",
     "ROWS_PER_SHARD",
     "TILES_PER_SHARD",
+    "ArrayRecord",
     "CorpusSettings",
-    "Described",
-    "Fault",
     "GeneRecord",
     "ImageRecord",
     "Manifest",
+    "SectionMetadata",
     "SectionRecord",
-    "Written",
+    "SkippedSection",
     "new_array",
     "put",
     "write_group",
@@ -33,11 +33,11 @@ __all__ = [
 
 
 class CorpusSettings(TypedDict):
-    """Arguments of `Corpus.build`, which describes them."""
+    """Arguments of `Corpus.build`, documented there."""
 
     max_tokens: int
     group_size: int
-    max_distance: float | None  # None: the groups of the source are kept
+    max_distance: float | None  # None: groups of the source are kept
     draws: int
     images: bool | None
     tile_um: float
@@ -46,11 +46,11 @@ class CorpusSettings(TypedDict):
     codec: Literal["jpeg", "jpegxl", "zstd"]
     quality: int
     seed: int
-    layout: NotRequired[str]  # of the source, where it is not sections
+    layout: NotRequired[str]  # layout of the source, if it does not consist of sections
 
 
 class GeneRecord(TypedDict):
-    """How the genes of a section were matched."""
+    """Result of matching the genes of a section."""
 
     n_vars: int
     n_matched: int
@@ -58,7 +58,7 @@ class GeneRecord(TypedDict):
 
 
 class ImageRecord(TypedDict):
-    """What the tiles of a section were cut from."""
+    """Pixel size and upsampling of a section's tiles."""
 
     um_per_px: list[float] | None
     um_per_px_from: list[str] | str
@@ -66,26 +66,26 @@ class ImageRecord(TypedDict):
 
 
 class SpavisRecord(TypedDict):
-    """What was read of files of SpaVis-6M."""
+    """Rows, and losses, of a section of SpaVis-6M."""
 
     rows: dict[str, int]  # by file
     n_cut: int
     n_empty: int
 
 
-class Written(TypedDict):
-    """What is known of a section once its arrays are written."""
+class ArrayRecord(TypedDict):
+    """Properties of a section after its arrays are written."""
 
     n_spots: int
-    n_groups: list[int]  # of each draw
+    n_groups: list[int]  # per draw
     genes: GeneRecord | None
     image: ImageRecord | None
     notes: list[str]
     spavis: NotRequired[SpavisRecord]
 
 
-class Described(TypedDict, total=False):
-    """What may be said of a section."""
+class SectionMetadata(TypedDict, total=False):
+    """Optional metadata of a section."""
 
     species: str
     patient: str
@@ -93,49 +93,49 @@ class Described(TypedDict, total=False):
 
 
 @final
-class SectionRecord(Written, Described):
-    """A section of a corpus."""
+class SectionRecord(ArrayRecord, SectionMetadata):
+    """Record of a section in a corpus."""
 
     name: str
     organ: str
     platform: str
     source: str  # a digest
-    files: Mapping[str, tuple[int, str]]  # bytes and SHA-256 by path; JSON makes lists of the pairs
+    files: Mapping[str, tuple[int, str]]  # size in bytes and SHA-256 by path; JSON stores the pairs as lists
 
 
 @final
-class Fault(TypedDict):
-    """A section that was left out."""
+class SkippedSection(TypedDict):
+    """A section that was skipped, with the reason."""
 
     name: str
     error: str
 
 
 class Manifest(TypedDict):
-    """manifest.json."""
+    """Contents of manifest.json."""
 
     format: int
     stampy: str
     settings: CorpusSettings
     vocabulary: str  # a digest
     sections: list[SectionRecord]
-    skipped: list[Fault]
+    skipped: list[SkippedSection]
     digest: NotRequired[str]
 
 
-GROUP = "zarr.json"  # of a section's group: its attributes hold the record
-ROWS_PER_SHARD = 4608  # of tokens: 14 MB before compression
+GROUP = "zarr.json"  # of a section's group; its attributes contain the record
+ROWS_PER_SHARD = 4608  # of tokens; 14 MB before compression
 TILES_PER_SHARD = 256  # 39 MB before compression
 
 
 def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
-    """The metadata of a zarr group."""
+    """Write the metadata of a zarr group."""
     with _files.atomic(folder / GROUP) as temporary:
         temporary.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}) + "\n")
 
 
 def put(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    """A small array in one piece."""
+    """Write a small array as a single chunk."""
     new_array(group, name, values.shape, values.dtype, len(values), 1)[:] = values
 
 
@@ -143,7 +143,7 @@ def new_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int, chunks: int,
     codec: str = "zstd", quality: int = 90,
 ) -> zarr.Array:  # fmt: skip
-    """A new array with `rows` rows in a chunk and `chunks` chunks in a shard."""
+    """Create an array with `rows` rows per chunk and `chunks` chunks per shard."""
     from zarr.codecs import ZstdCodec
 
     if codec in ("none", "zstd"):

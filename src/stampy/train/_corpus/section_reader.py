@@ -1,4 +1,4 @@
-"""One section of a corpus, read piece by piece, and checked against its record."""
+"""Section of a corpus, read in parts and checked against its record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stampy._io.sections import file_name
 from stampy._section.outside_links import leads_out
 from stampy.train._config import PretrainConfig
 from stampy.train._corpus.layout import SectionRecord
-from stampy.train._corpus.section_writer import record_of
+from stampy.train._corpus.section_writer import stored_record
 from stampy.train._corpus.shards import Shards
 from stampy.train._data import MemorySection, SectionGroups
 
@@ -23,38 +23,38 @@ __all__ = ["StoredSection", "changed_files", "wrong_sizes"]
 
 @dataclass(frozen=True, eq=False)
 class StoredSection:
-    """A `TrainingSection` on disk. Rows are spots in the order of the source, unless they are named rows of tokens."""
+    """A `TrainingSection` on disk. Rows are spots in the order of the source, unless documented as rows of tokens."""
 
     folder: Path
     record: SectionRecord
 
     @property
     def name(self) -> str:
-        """As it was given."""
+        """Name as passed to the build."""
         return self.record["name"]
 
     @property
     def n_spots(self) -> int:
-        """Spots of the source."""
+        """Number of spots in the source."""
         return self.record["n_spots"]
 
     @property
     def n_groups(self) -> list[int]:
-        """Neighbourhood groups of each draw; empty for a section without genes."""
+        """Number of neighbourhood groups per draw; empty for a section without genes."""
         return self.record["n_groups"]
 
     @property
     def has_genes(self) -> bool:
-        """Whether there are tokens."""
+        """Whether the section has tokens."""
         return self.record["genes"] is not None
 
     @property
     def has_tiles(self) -> bool:
-        """Whether there are patches and regions."""
+        """Whether the section has patches and regions."""
         return self.record["image"] is not None
 
     def summary(self) -> dict[str, object]:
-        """A row of `Corpus.table`."""
+        """Row of `Corpus.table`."""
         record, genes = self.record, self.record["genes"]
         return {
             "name": record["name"],
@@ -76,22 +76,22 @@ class StoredSection:
 
     @cached_property
     def spots(self) -> np.ndarray:
-        """(R,) int32, the spot of each row of tokens: group after group, draw after draw, then those in no group."""
+        """(R,) int32, spot of each row of tokens: all groups of all draws, then spots without group."""
         return self._array("spots").all()
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(R,) uint16, tokens of each row."""
+        """(R,) uint16, number of tokens per row."""
         return self._array("lengths").all()
 
     @cached_property
     def first_row(self) -> np.ndarray:
-        """(n,) the first row of tokens of each spot."""
+        """(n,) first row of tokens of each spot."""
         return np.unique(self.spots, return_index=True)[1]
 
     @cached_property
     def cells(self) -> np.ndarray:
-        """(n, K) int8, the patch's cell in each of its regions, row by row; -1 where no region fits into the image."""
+        """(n, K) int8, cell of the patch in each of its regions, row-major; -1 if no region is inside the image."""
         return self._array("cells").all()
 
     @cached_property
@@ -99,11 +99,11 @@ class StoredSection:
         return self._array("tokens")
 
     def group(self, number: int) -> np.ndarray:
-        """(group_size, L) tokens of a group, centre first, in one read; numbers count on over the draws."""
+        """(group_size, L) tokens of a group, centre first, in one read; group numbers continue over the draws."""
         return self._tokens.chunk(number)
 
     def groups(self, draw: int, config: PretrainConfig, rng: np.random.Generator) -> SectionGroups:
-        """Those that were written; `SectionGroups.n_dropped` are the spots in no group of any draw."""
+        """Stored groups; `SectionGroups.n_dropped` counts spots without group in all draws."""
         size = config.group_size
         numbers = np.arange(self.n_groups[draw]) + sum(self.n_groups[:draw])
         of_draw = slice(size * sum(self.n_groups[:draw]), size * sum(self.n_groups[: draw + 1]))
@@ -112,28 +112,28 @@ class StoredSection:
         return SectionGroups(numbers, members, longest, len(self.spots) - size * sum(self.n_groups))
 
     def read_group(self, number: int, members: np.ndarray, out: np.ndarray) -> None:
-        """The tokens of a group, in one read, into `out`."""
+        """Read the tokens of a group into `out`, in one read."""
         self._tokens.read_into(number, out)
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens that are kept of each spot."""
+        """Number of tokens stored per spot."""
         return self._tokens.shape[1]
 
     def spot_tokens(self, rows: np.ndarray, width: int) -> np.ndarray:
-        """(m, width) tokens of spots; all 0 in a section without genes."""
+        """(m, width) tokens of spots; zeros for a section without genes."""
         return self.tokens(rows)[:, :width] if self.has_genes else np.zeros((len(rows), width), dtype=np.uint16)
 
     def load(self, max_tokens: int) -> MemorySection:
-        """The section in memory, without tiles."""
+        """Load the section into memory, without tiles."""
         tokens, kept = self.spot_tokens(np.arange(self.n_spots), max_tokens), None
-        if not np.isfinite(self.xy).all():  # groups came with the source
+        if not np.isfinite(self.xy).all():  # groups of the source, without coordinates
             n = sum(self.n_groups)
             kept = self.spots.reshape(n, -1).astype(np.int64) if n else None
         return MemorySection(self.name, self.xy, tokens, None, kept)
 
     def ready_tiles(self) -> None:
-        """Read cells and first rows, which all batches with tiles need."""
+        """Read cells and first rows, which all batches with tiles use."""
         _ = self.cells
         if self.has_genes:
             _ = self.first_row
@@ -152,27 +152,27 @@ class StoredSection:
         return np.concatenate([self._patches.chunk(i) for i in rows])
 
     def regions(self, rows: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
-        """(m, px, px, 3) uint8: of each spot its region number `which` (the first)."""
+        """(m, px, px, 3) uint8: for each spot, its region number `which` (default: the first)."""
         which = np.zeros(len(rows), dtype=np.int64) if which is None else which
         return np.concatenate([self._regions.chunk(i) for i in rows * self.cells.shape[1] + which])
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, px, px, 3) uint8: patches, and a region of each, with the patch in the middle if there is one."""
+        """(m, 2, px, px, 3) uint8: patch and a region of each spot, if possible with the patch in the middle."""
         return np.stack([self.patches(rows), self.regions(rows, self._in_middle(rows).argmax(axis=1))], axis=1)
 
     def centred(self, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool, whether the region of `inputs` has the patch in the middle, as `stampy.tl.embed` sees it."""
+        """(m,) bool, whether `inputs` has the patch in the middle of its region, as in `stampy.tl.embed`."""
         return np.asarray(self._in_middle(rows).any(axis=1))
 
     def _in_middle(self, rows: np.ndarray) -> np.ndarray:
         return np.isin(self.cells[rows], (-1, 4))
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(m,) int64, numbers of regions."""
+        """(m,) int64, random region numbers."""
         return rng.integers(self.cells.shape[1], size=len(rows))
 
     def cells_of(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """(m,) int8, the patch's cell in its region number `which`."""
+        """(m,) int8, cell of the patch in its region number `which`."""
         return self.cells[rows, which]
 
     @cached_property
@@ -188,9 +188,9 @@ class StoredSection:
 
 
 def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]:
-    """Files of a section that are missing or of another size, or lead out of the corpus."""
+    """Files of a section that are missing, have another size, or are outside the corpus."""
     folder = path / "sections" / file_name(record["name"])
-    linked: dict[Path, bool] = {path: False}  # the corpus itself may be reached by a link
+    linked: dict[Path, bool] = {path: False}  # the path of the corpus itself may be a symbolic link
     for name, (size, _) in record["files"].items():
         file = folder / name
         if leads_out(name):
@@ -208,17 +208,17 @@ def wrong_sizes(path: Path, record: SectionRecord) -> Iterator[tuple[Path, str]]
 
 
 def _is_linked(place: Path, known: dict[Path, bool]) -> bool:
-    """Whether a place below those that are known is reached by a symbolic link."""
+    """Whether a path below the known ones contains a symbolic link."""
     if place not in known:
         known[place] = place.is_symlink() or _is_linked(place.parent, known)
     return known[place]
 
 
 def changed_files(path: Path, record: SectionRecord) -> Iterator[str]:
-    """What is wrong with the files of a section."""
+    """Problems with the files of a section, as messages."""
     wrong = dict(wrong_sizes(path, record))
     folder = path / "sections" / file_name(record["name"])
-    if record_of(folder) != record and not wrong:
+    if stored_record(folder) != record and not wrong:
         wrong[folder / "zarr.json"] = "it is missing or differs from the manifest"
     for name, (_, digest) in record["files"].items():
         file = folder / name

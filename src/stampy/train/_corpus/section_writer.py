@@ -1,7 +1,7 @@
-"""One section of a corpus: read, ranked, grouped, cut into tiles, and written; runs in a worker of its own.
+"""Write one section of a corpus in a worker: read, tokenize, group, cut tiles.
 
-Shapes: n spots, R rows of tokens (R >= n: a spot that fills up a second group has a second row), L positions, K regions
-per spot.
+Shapes: n spots, R rows of tokens (R >= n, since a spot that completes a second group has a second row), L positions, K
+regions per spot.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy._io.sections import FAULTS, Section, file_name, one_line, several_sections
-from stampy._section.boxes import choose_cells
-from stampy._section.image.checks import warn_of_doubts
+from stampy._io.sections import FAULTS, SectionInput, file_name, one_line, several_sections
+from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
+from stampy._section.tile_boxes import choose_cells
 from stampy.pp import Vocabulary
 from stampy.pp._genes.means import section_sums
 from stampy.pp._neighborhoods import group_spots
@@ -33,34 +33,34 @@ from stampy.train._corpus.layout import (
     GROUP,
     ROWS_PER_SHARD,
     TILES_PER_SHARD,
+    ArrayRecord,
     CorpusSettings,
-    Described,
-    Fault,
     ImageRecord,
+    SectionMetadata,
     SectionRecord,
-    Written,
+    SkippedSection,
     new_array,
     put,
     write_group,
 )
 from stampy.train._corpus.spavis import Slide
 from stampy.train._corpus.spavis_convert import write_slide
-from stampy.train._data import ranked, without_tokens
+from stampy.train._data import missing_tokens_message, ranked
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["Reader", "record_of", "sums_of", "write_section"]
+__all__ = ["Reader", "stored_record", "sums_of", "write_section"]
 
 Reader = Callable[[Path], Any]
 
 PARTIAL = ".partial-"
 
 
-def record_of(folder: Path) -> SectionRecord | None:
-    """What was written about a section that is complete; None where there is none, or its files are not whole."""
+def stored_record(folder: Path) -> SectionRecord | None:
+    """Record of a complete section; None if there is none or files are incomplete."""
     try:
         record = json.loads((folder / GROUP).read_text())["attributes"]["stampy"]
         whole = all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
@@ -69,51 +69,51 @@ def record_of(folder: Path) -> SectionRecord | None:
     return record if whole else None
 
 
-def sums_of(section: Section, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
-    """What the vocabulary needs of a section: sums of its genes; None for one without genes, text for a fault."""
+def sums_of(section: SectionInput, reader: Reader, skip: bool) -> pd.DataFrame | str | None:
+    """Sums of a section's genes for the vocabulary; None for a section without genes, text for an error."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are given again when the section is written
+            warnings.simplefilter("ignore")  # repeated when the section is written
             table = _utils.table_of(_data(section, reader))
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
     except FAULTS as error:
         if not skip or _files.is_full(error):
-            raise _named(error, section.name) from error
+            raise _with_name(error, section.name) from error
         return _line(error, section.name)
 
 
 def write_section(
-    section: Section | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
-) -> SectionRecord | Fault:
-    """Write a section into ``out/sections``; its record, or with `skip` ``{"name", "error"}`` if it is unusable."""
+    section: SectionInput | Slide, settings: CorpusSettings, out: Path, reader: Reader, source: str, skip: bool
+) -> SectionRecord | SkippedSection:
+    """Write a section into ``out/sections``; returns its record, or with `skip` ``{"name", "error"}`` if unusable."""
     folder = out / "sections" / file_name(section.name)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with _whole_folder(folder) as partial:
                 if isinstance(section, Slide):
-                    written: Written = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
+                    written: ArrayRecord = write_slide(section, settings, len(_vocabulary(out / "genes.tsv")), partial)
                 else:
                     written = _write(section, settings, out, reader, partial)
                 record: SectionRecord = {
                     "name": section.name, "organ": section.organ, "platform": section.platform, "source": source,
                     **written, "notes": [], "files": _hashes(partial),
                 }  # fmt: skip
-                if isinstance(section, Section):
-                    record |= _said(section)
+                if isinstance(section, SectionInput):
+                    record |= _metadata(section)
                 notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record["notes"] = list(dict.fromkeys(notes))
-                write_group(partial, {"stampy": record})  # last: a group with a record is complete
+                write_group(partial, {"stampy": record})  # written last: a group with a record is complete
     except FAULTS as error:
         if not skip or _files.is_full(error):
-            raise _named(error, section.name) from error
+            raise _with_name(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
     return record
 
 
-def _said(section: Section) -> Described:
-    """What was said of a section, as far as something was."""
-    found: Described = {}
+def _metadata(section: SectionInput) -> SectionMetadata:
+    """Metadata given for a section."""
+    found: SectionMetadata = {}
     if section.species:
         found["species"] = section.species
     if section.patient:
@@ -133,8 +133,8 @@ def _line(error: BaseException, name: str) -> str:
     return one_line(error, name)
 
 
-def _named(error: BaseException, name: str) -> Exception:
-    """The error with the section's name; what was written before stays, so the build goes on from there."""
+def _with_name(error: BaseException, name: str) -> Exception:
+    """The error with the section's name; data written before are kept, so the build can continue."""
     if _files.is_full(error):
         return OSError(
             error.errno,
@@ -148,7 +148,7 @@ def _named(error: BaseException, name: str) -> Exception:
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it when the block ends well, and is removed when it does not."""
+    """Yield a folder beside `folder` that replaces it on success and is removed on error."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
     try:
         yield partial
@@ -161,7 +161,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file of the arrays, by path."""
+    """Size and SHA-256 of every file of the arrays, by path."""
     found = {}
     for path in sorted(p for p in folder.glob("*/**/*") if p.is_file()):
         with path.open("rb") as file:
@@ -170,16 +170,21 @@ def _hashes(folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _data(section: Section, reader: Reader) -> Any:
+def _data(section: SectionInput, reader: Reader) -> Any:
     return reader(section.data) if isinstance(section.data, Path) else section.data
 
 
-@lru_cache(maxsize=2)
 def _vocabulary(path: Path) -> Vocabulary:
+    about = path.stat()  # a folder that is removed and built again has another vocabulary at the same path
+    return _loaded(path, about.st_ino, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, inode: int, mtime_ns: int) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> Written:
+def _write(section: SectionInput, settings: CorpusSettings, out: Path, reader: Reader, folder: Path) -> ArrayRecord:
     import zarr
 
     data = _data(section, reader)
@@ -190,12 +195,12 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
     xy, codes = side_by_side(places), places.codes
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     put(group, "xy", xy)
-    record: Written = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
+    record: ArrayRecord = {"n_spots": len(xy), "n_groups": [], "genes": None, "image": None, "notes": []}
     if table.n_vars:
         vocabulary = _vocabulary(out / "genes.tsv")
         tokens, match = ranked(table, vocabulary, settings["max_tokens"], section.name)
         spots, record["n_groups"] = layout(xy, codes, settings, section.name)
-        if missing := without_tokens(tokens):
+        if missing := missing_tokens_message(tokens):
             record["notes"].append(missing)
         record["genes"] = {"n_vars": match.n_vars, "n_matched": match.n_matched, "source": match.source}
         if 0 in record["n_groups"]:
@@ -212,8 +217,8 @@ def _write(section: Section, settings: CorpusSettings, out: Path, reader: Reader
     return record
 
 
-def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSettings) -> TileSource | None:
-    """The section's image, where one is wanted and (unless it is required) there."""
+def _images(data: AnnData | SpatialData, section: SectionInput, settings: CorpusSettings) -> TileSource | None:
+    """Tiles of the section; None if tiles are not wanted, or if the section has no image and none is required."""
     found = section.image is not None or has_images(data)
     wanted = settings["images"]
     if wanted is False or (wanted is None and not found):
@@ -231,17 +236,17 @@ def _images(data: AnnData | SpatialData, section: Section, settings: CorpusSetti
 
 
 def layout(xy: np.ndarray, codes: np.ndarray, settings: CorpusSettings, name: str) -> tuple[np.ndarray, list[int]]:
-    """In which order spots are written, (R,) int32: group after group, draw after draw, then those in no group.
+    """Order in which spots are written, (R,) int32: all groups of all draws, then spots without group.
 
     Returns
     -------
     The order, and the number of groups of each draw.
     """
     size, farthest, draws = settings["group_size"], settings["max_distance"], []
-    if farthest is None:  # for sources that have groups of their own
+    if farthest is None:  # only sources with their own groups
         raise ValueError("`max_distance` must be a number, found None.")
     for draw in range(settings["draws"]):
-        # by name: a section keeps its groups whatever stands beside it
+        # seeded by name: the groups of a section do not depend on other sections
         rng = _utils.stream(settings["seed"], f"groups of {name}", draw)
         members = [np.empty((0, size), dtype=np.int64)]
         for code in range(codes.max() + 1):
@@ -259,7 +264,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
     put(group, "spots", spots)
     put(group, "lengths", (tokens != 0).sum(axis=1)[spots].astype(np.uint16))
     per_shard = max(ROWS_PER_SHARD // size, 1)
-    # not compressed: the tokens are a small part of a corpus with tiles, and to unpack them would cost half the speed
+    # not compressed: tokens are a small part of a corpus with tiles, and decompression would halve the speed
     array = new_array(group, "tokens", (len(spots), tokens.shape[1]), tokens.dtype, size, per_shard, "none")
     for start in range(0, len(spots), size * per_shard):
         rows = spots[start : start + size * per_shard]
@@ -267,7 +272,7 @@ def _put_tokens(group: Any, tokens: np.ndarray, spots: np.ndarray, size: int) ->
 
 
 def _put_tiles(group: Any, source: TileSource, settings: CorpusSettings, name: str) -> ImageRecord:
-    """The patch of every spot and its regions, in the order of the spots, with the cells that the patch has in them."""
+    """Write patch and regions of every spot, in the order of the spots, and the cell of the patch in each region."""
     n, k, px = len(source), settings["regions"], settings["size_px"]
     rng = _utils.stream(settings["seed"], f"cells of {name}")
     allowed = source.region_cells()

@@ -1,7 +1,7 @@
-"""Rows of a sharded zarr v3 array, read chunk by chunk where they lie: for random reads from many threads.
+"""Read rows of a sharded zarr v3 array chunk by chunk, for random access from many threads.
 
-zarr reads the same arrays; its machinery costs about a millisecond a call, as much as a hundred reads here. Nothing but
-the standard library, numpy and imagecodecs is needed, so a machine that only trains can do without zarr.
+zarr can read the same arrays, but takes about a millisecond per call, as long as a hundred reads here. Only the
+standard library, numpy and imagecodecs are used, so that training does not need zarr.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["TILE_CODEC", "TILE_FORMATS", "Shards", "decode_tile", "encode_tile"]
 
 TILE_CODEC = "stampy.tile"
 TILE_FORMATS = ("jpeg", "jpegxl", "zstd")
-_NO_CHUNK = 2**64 - 1  # in a shard's index: nothing was written, all values are 0
+_NO_CHUNK = 2**64 - 1  # index value of an unwritten chunk, whose values are all 0
 _CRC_BYTES = 4
 
 _keys = itertools.count()
@@ -30,24 +30,24 @@ Decode = Callable[[bytes, tuple[int, ...]], np.ndarray]
 
 
 def encode_tile(tile: np.ndarray, format: str, quality: int) -> bytes:  # noqa: A002
-    """An RGB tile (h, w, 3) uint8 as JPEG or JPEG XL, of a quality from 1 to 100 (JPEG XL: 100 is lossless)."""
+    """Encode an RGB tile (h, w, 3) uint8 as JPEG or JPEG XL, with quality 1 to 100 (JPEG XL: 100 is lossless)."""
     if format == "jpeg":
         return imagecodecs.jpeg8_encode(tile, level=quality, subsampling="444", optimize=True)
     if quality == 100:
         return imagecodecs.jpegxl_encode(tile, lossless=True, effort=3, numthreads=1)
-    # how libjxl's own tools map JPEG's scale of quality to a distance
+    # conversion of JPEG's quality to a distance, as in libjxl's tools
     return imagecodecs.jpegxl_encode(tile, distance=0.1 + (100 - quality) * 0.09, effort=3, numthreads=1)
 
 
 def decode_tile(data: bytes, format: str) -> np.ndarray:  # noqa: A002
-    """The tile, (h, w, 3) uint8."""
+    """Decode a tile to (h, w, 3) uint8."""
     if format == "jpeg":
         return imagecodecs.jpeg8_decode(data)
     return imagecodecs.jpegxl_decode(data, numthreads=1)
 
 
 class Shards:
-    """A zarr v3 array whose first axis is sharded and chunked, the others whole.
+    """A zarr v3 array that is sharded and chunked only along the first axis.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Shards:
     Raises
     ------
     ValueError
-        It is no such array, or (when it is read) damaged.
+        It is not such an array, or (when it is read) it is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -70,21 +70,21 @@ class Shards:
             self._per_shard = meta["chunk_grid"]["configuration"]["chunk_shape"][0] // self._chunk_shape[0]
             self._decode = _decoder(sharding["codecs"], self.dtype)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise damaged(folder / "zarr.json", repr(error)) from error
-        self._key = next(_keys)  # files of a corpus that was built again are opened again
+            raise damaged_corpus(folder / "zarr.json", repr(error)) from error
+        self._key = next(_keys)  # unique per instance, so that files of a rebuilt corpus are opened anew
         self._prefix, self._suffix = f"{folder / 'c'}{os.sep}", f"{os.sep}0" * (len(self.shape) - 1)
         self._index = lru_cache(maxsize=None)(self._read_index)
 
     @property
     def rows_per_chunk(self) -> int:
-        """Rows that are read together."""
+        """Number of rows per chunk."""
         return self._chunk_shape[0]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def chunk(self, number: int) -> np.ndarray:
-        """The rows of a chunk."""
+        """Read the rows of a chunk."""
         shard, place = divmod(number, self._per_shard)
         start, size = self._index(shard)[place]
         rows = min(self.rows_per_chunk, len(self) - number * self.rows_per_chunk)
@@ -94,24 +94,24 @@ class Shards:
         data = _pread(path, self._key, int(size), int(start))
         try:
             return self._decode(data, self._chunk_shape)[:rows]
-        except (ValueError, RuntimeError) as error:  # imagecodecs' own errors are RuntimeErrors
-            raise damaged(path, f"chunk {place}: {error}") from error
+        except (ValueError, RuntimeError) as error:  # errors of imagecodecs are RuntimeErrors
+            raise damaged_corpus(path, f"chunk {place}: {error}") from error
 
     def read_into(self, number: int, out: np.ndarray) -> None:
-        """The rows of a whole chunk of an array without compression, read to where they are wanted."""
+        """Read a whole chunk of an uncompressed array directly into `out`."""
         shard, place = divmod(number, self._per_shard)
         path = self._path(shard)
         found = _open(path, self._key).read_into(out, int(self._index(shard)[place, 0]))
         if found != out.nbytes:
-            raise damaged(path, f"it ends {out.nbytes - found} bytes early")
+            raise damaged_corpus(path, f"it ends {out.nbytes - found} bytes early")
 
     def row(self, number: int) -> np.ndarray:
-        """One row."""
+        """Read one row."""
         chunk, place = divmod(number, self.rows_per_chunk)
         return self.chunk(chunk)[place]
 
     def all(self) -> np.ndarray:
-        """The whole array."""
+        """Read the whole array."""
         chunks = [self.chunk(i) for i in range(-(-len(self) // self.rows_per_chunk))]
         return np.concatenate(chunks) if chunks else np.zeros(self.shape, dtype=self.dtype)
 
@@ -119,20 +119,20 @@ class Shards:
         return f"{self._prefix}{shard}{self._suffix}"
 
     def _read_index(self, shard: int) -> np.ndarray:
-        """Start and size in bytes of each chunk of a shard; they stand at its end, before a checksum."""
+        """Start and size in bytes of each chunk, from the end of the shard, where they precede a checksum."""
         path, size = self._path(shard), 16 * self._per_shard
         length = _open(path, self._key).length()
         if length < size + _CRC_BYTES:
-            raise damaged(path, f"it has {length} bytes, fewer than its index")
+            raise damaged_corpus(path, f"it has {length} bytes, fewer than its index")
         index = np.frombuffer(_pread(path, self._key, size, length - size - _CRC_BYTES), dtype="<u8").reshape(-1, 2)
         ends = index[index[:, 0] != _NO_CHUNK].sum(axis=1)
         if ends.size and ends.max() > length:
-            raise damaged(path, f"it has {length} bytes where {ends.max()} were expected")
+            raise damaged_corpus(path, f"it has {length} bytes where {ends.max()} were expected")
         return index
 
 
-def damaged(path: str | Path, why: str) -> ValueError:
-    """An error to raise for a file of a corpus."""
+def damaged_corpus(path: str | Path, why: str) -> ValueError:
+    """Return an error for a damaged file of a corpus."""
     return ValueError(
         f"The corpus is damaged at {str(path)!r}: {why}. `stampy corpus verify` lists all that is; building again "
         "from the same sections repairs it."
@@ -140,7 +140,7 @@ def damaged(path: str | Path, why: str) -> ValueError:
 
 
 class _OpenFile:
-    """An open file that is closed with its last reference, so that no thread loses it while reading."""
+    """An open file that is closed with its last reference, so that it is never closed while a thread reads."""
 
     def __init__(self, number: int):
         self._number = number
@@ -158,7 +158,7 @@ class _OpenFile:
         return os.preadv(self._number, [out.data.cast("B")], start)
 
 
-@lru_cache(maxsize=256)  # a corpus has more shards than a process may have files open
+@lru_cache(maxsize=256)  # bounded, since a corpus has more shards than a process may open files
 def _open_again(path: str, key: int) -> _OpenFile:
     return _OpenFile(os.open(path, os.O_RDONLY))
 
@@ -167,18 +167,18 @@ def _open(path: str, key: int) -> _OpenFile:
     try:
         return _open_again(path, key)
     except FileNotFoundError as error:
-        raise damaged(path, "it is missing") from error
+        raise damaged_corpus(path, "it is missing") from error
 
 
 def _pread(path: str, key: int, size: int, start: int) -> bytes:
     data = _open(path, key).read(size, start)
     if len(data) != size:
-        raise damaged(path, f"it ends {size - len(data)} bytes early")
+        raise damaged_corpus(path, f"it ends {size - len(data)} bytes early")
     return data
 
 
 def _decoder(codecs: list[Mapping[str, Any]], dtype: np.dtype) -> Decode:
-    """From the bytes of a chunk to its values, by the codecs that the array names."""
+    """Function that decodes the bytes of a chunk with the codecs of the array."""
     names = [codec["name"] for codec in codecs]
     if names == [TILE_CODEC]:
         return partial(_tile_chunk, codecs[0]["configuration"]["format"])

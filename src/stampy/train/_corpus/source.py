@@ -1,4 +1,4 @@
-"""Sources of a corpus: sections, files of SpaVis-6M, or a data set of the Hugging Face hub, one file at a time."""
+"""Sources of a corpus: sections, files of SpaVis-6M, or a data set on the Hugging Face Hub, one file at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from stampy import _checks
 from stampy._files import sha256_of
-from stampy._io.sections import Section, as_sections
+from stampy._io.sections import SectionInput, as_sections
 from stampy._section.outside_links import leads_out
 from stampy.pp import Vocabulary
 from stampy.train._corpus import spavis, spavis_index
@@ -31,27 +31,27 @@ __all__ = ["DOWNLOADS", "CorpusSource", "HubFile", "HubFolder", "SourceSection",
 
 logger = logging.getLogger(__name__)
 
-SourceSection: TypeAlias = Section | Slide
+SourceSection: TypeAlias = SectionInput | Slide
 
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """The sections and all that is known before they are read.
+    """Sections, and what is known about them before they are read.
 
     Parameters
     ----------
     sections
-        In the order of the corpus.
+        Sections in the order of the corpus.
     settings
         Settings of the corpus.
     vocabulary
-        None: to be made of the sections.
+        None: computed from the sections.
     skipped
-        Files that can't be used -> why.
+        Unusable files -> reason.
     digests
-        Name -> hash of the source, where it is known without reading.
+        Name -> hash of the source, if it is known without reading.
     remote
-        Where the files come from, one after the other.
+        Folder on the hub from which files are downloaded one after the other.
     """
 
     sections: Sequence[SourceSection]
@@ -62,7 +62,7 @@ class CorpusSource:
     remote: HubFolder | None = None
 
     def batches(self, todo: Sequence[SourceSection], n_workers: int) -> Iterator[Sequence[SourceSection]]:
-        """Sections that can be read now; what they were read from may be gone when the next ones are asked for."""
+        """Yield sections that can be read now; their files may be deleted when the next ones are requested."""
         if self.remote is None:
             yield todo
         else:
@@ -89,7 +89,7 @@ def source_of(
     reader: object,
     skip: bool,
 ) -> CorpusSource:
-    """Find out what is meant, and check it as far as that is cheap."""
+    """Determine the kind of source, with checks that are cheap."""
     remote = hub_folder(sections, out)
     files = None if remote is not None else spavis.files_of(sections)
     if remote is not None and not remote.tokens:
@@ -107,20 +107,20 @@ def source_of(
 
 
 def _sections_of_hub(remote: HubFolder, settings: CorpusSettings, vocabulary: Vocabulary | None) -> CorpusSource:
-    """A section for each .h5ad."""
+    """One section per .h5ad file."""
     if vocabulary is None:
         raise ValueError(
             f"{remote.repository!r} has a file for each section. Pass the vocabulary (genes.tsv), because computing "
             "one would read all files twice."
         )
     names = _names(file.name for file in remote.files)
-    found = [Section(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
+    found = [SectionInput(data=remote.path(file), name=name) for file, name in zip(remote.files, names, strict=True)]
     digests = {name: f"{remote.repository} {file.digest}" for file, name in zip(remote.files, names, strict=True)}
     return CorpusSource(found, settings, vocabulary, digests=digests, remote=remote)
 
 
 def _names(files: Iterable[str]) -> list[str]:
-    """Without folder and ending, unless two would be alike."""
+    """File names without folder and extension, unless these are ambiguous."""
     files = list(files)
     short = [Path(name).stem for name in files]
     return short if len(set(short)) == len(short) else [name.removesuffix(".h5ad").replace("/", "_") for name in files]
@@ -129,10 +129,10 @@ def _names(files: Iterable[str]) -> list[str]:
 T = TypeVar("T")
 
 PREFIX = "hf:"
-DOWNLOADS = "downloads"  # below the corpus
+DOWNLOADS = "downloads"  # subfolder of the corpus
 _ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^/:]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PART_BYTES = 2**20  # read at a time, of files that are looked into on the hub
+_PART_BYTES = 2**20  # bytes per read of a file on the hub
 
 
 @dataclass(frozen=True)
@@ -141,37 +141,37 @@ class HubFile:
 
     name: str  # path in the repository
     n_bytes: int
-    digest: str  # SHA-256 of the content, or git's hash of a small file
+    digest: str  # SHA-256 of the content, or the git hash of a small file
 
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A folder of a data set at one commit, and the files of it that are sections."""
+    """Folder of a data set at one commit, and the files in it that are sections."""
 
     repository: str
     commit: str
     files: tuple[HubFile, ...]
-    place: Path  # of downloads
+    place: Path  # local folder for downloads
 
     @property
     def tokens(self) -> bool:
-        """Whether it is laid out as SpaVis-6M."""
+        """Whether the layout is that of SpaVis-6M."""
         return is_token_file(self.files[0].name)
 
     def path(self, file: HubFile) -> Path:
-        """Where the file will be."""
+        """Local path of the downloaded file."""
         return self.place / file.name
 
     @contextmanager
     def opened(self, path: Path, name: str) -> Iterator[h5py.File]:
-        """A file, opened where it is, of which only what is asked for is transferred."""
+        """Open a file on the hub; only the parts that are read are transferred."""
         import h5py
         from huggingface_hub import HfFileSystem
 
         address = f"datasets/{self.repository}@{self.commit}/{path.relative_to(self.place).as_posix()}"
         try:
             with (
-                _answers(self.repository),
+                _hub_errors(self.repository),
                 HfFileSystem().open(address, "rb", block_size=_PART_BYTES) as remote,
                 h5py.File(remote) as file,
             ):
@@ -182,11 +182,11 @@ class HubFolder:
             raise damaged_file(name, error) from error
 
     def fetch(self, file: HubFile) -> Path:
-        """Download a file unless it is there, and compare its hash; ValueError for another content."""
+        """Download a file unless it exists, and check its hash; ValueError if the hash differs."""
         from huggingface_hub import hf_hub_download
 
         logger.info("%s: %s (%.1f GB)", self.repository, file.name, file.n_bytes / 1e9)
-        with _answers(self.repository):
+        with _hub_errors(self.repository):
             path = Path(hf_hub_download(self.repository, file.name, repo_type="dataset", revision=self.commit,
                                         local_dir=self.place))  # fmt: skip
         found = sha256_of(path) if len(file.digest) == 64 else _git_hash(path)
@@ -199,16 +199,16 @@ class HubFolder:
         return path
 
     def batches(self, todo: Sequence[T], files_of: Callable[[T], set[Path]], at_once: int) -> Iterator[list[T]]:
-        """Sections whose files are on the disk; a file is removed as soon as no section that is left needs it.
+        """Yield sections with their files on disk; a file is deleted once no remaining section needs it.
 
         Parameters
         ----------
         todo
             Sections to write.
         files_of
-            Their files, where they will be.
+            Local paths of the files of a section.
         at_once
-            Files to have before sections are handed out.
+            Number of files to download before sections are yielded.
         """
         waiting = {id(section): (section, files_of(section)) for section in todo}
         here: set[Path] = set()
@@ -227,19 +227,19 @@ class HubFolder:
             )
 
     def clear(self) -> None:
-        """Remove what is left of the downloads."""
+        """Delete the remaining downloads."""
         shutil.rmtree(self.place, ignore_errors=True)
 
 
 def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
-    """What ``hf:org/name@COMMIT`` (``/folder``) means; None for anything else.
+    """Resolve ``hf:org/name@COMMIT`` (``/folder``); None for anything else.
 
     Raises
     ------
     ValueError
         The commit is missing, or the folder has neither ``tokens-N.h5`` nor .h5ad.
     ConnectionError, PermissionError
-        The hub can't be reached, or does not let one in.
+        The hub cannot be reached, or denies access.
     """
     items = [sections] if isinstance(sections, str) else sections
     if not isinstance(items, Sequence) or not any(isinstance(i, str) and i.startswith(PREFIX) for i in items):
@@ -254,14 +254,14 @@ def hub_folder(sections: Sections, out: Path) -> HubFolder | None:
         )
     repository, commit, folder = match[1], match[2], (match[3] or "").strip("/")
     files = _chosen(_listed(repository, commit), folder, repository)
-    return HubFolder(repository, commit, tuple(files), (out / DOWNLOADS).resolve())  # as the hub returns paths
+    return HubFolder(repository, commit, tuple(files), (out / DOWNLOADS).resolve())  # as in the client's paths
 
 
 def _listed(repository: str, commit: str) -> list[HubFile]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with _answers(repository):
+    with _hub_errors(repository):
         HfApi().dataset_info(repository, revision=commit, timeout=_TIMEOUT_S)  # tried once; a tree is retried for 23 s
         found = HfApi().list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True)
         files = [file for file in found if isinstance(file, RepoFile)]
@@ -269,7 +269,7 @@ def _listed(repository: str, commit: str) -> list[HubFile]:
 
 
 def _chosen(files: Sequence[HubFile], folder: str, repository: str) -> list[HubFile]:
-    """The token files in train/, val/ or the folder itself, else all .h5ad."""
+    """Token files in train/, val/ or the folder itself, else all .h5ad."""
     by_parent: dict[str, list[HubFile]] = {}
     for file in files:
         if is_token_file(file.name):
@@ -300,12 +300,12 @@ def _git_hash(path: Path) -> str:
 
 
 _TIMEOUT_S = 10.0
-_CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # of the hub's client, by version
+_CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # HTTP libraries of the hub's client, by version
 
 
 @contextmanager
-def _answers(repository: str) -> Iterator[None]:
-    """Errors of the hub say what to do."""
+def _hub_errors(repository: str) -> Iterator[None]:
+    """Add remedies to errors of the hub."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -321,7 +321,7 @@ def _answers(repository: str) -> Iterator[None]:
         raise ConnectionError(f"The hub can't be reached for {repository!r}: {_first_line(error)}") from error
     except (RevisionNotFoundError, EntryNotFoundError) as error:
         raise ValueError(f"The hub has no such commit or file of {repository!r}: {_first_line(error)}") from error
-    except RepositoryNotFoundError as error:  # also a closed gate: GatedRepoError is one
+    except RepositoryNotFoundError as error:  # includes GatedRepoError
         raise PermissionError(
             f"The hub has no data set {repository!r}, or asks for a token or for access: accept its terms on its page "
             "and log in with `hf auth login`."

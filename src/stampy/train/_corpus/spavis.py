@@ -1,4 +1,4 @@
-"""The files of SpaVis-6M: where they are, and what their names and tables say."""
+"""Files of SpaVis-6M: their locations, names and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["LAYOUT", "Part", "Slide", "TokenFile", "check_vocabulary", "files_of
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "spavis"  # of the settings
+LAYOUT = "spavis"  # value of `layout` in the settings
 TOKENS, SLIDES, DATASETS = "tokenized_gene", "batch_slide_id", "batch_dataset_id"
 PATCHES, REGIONS, CELLS = TILES = ("images", "images_aug", "pos_label")
 _NAME = re.compile(r"tokens-(\d+)\.h5")
@@ -34,33 +34,33 @@ _FOLDERS = ("train", "val")
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One ``tokens-N.h5``."""
+    """A file ``tokens-N.h5``."""
 
     path: Path
     name: str  # for messages
     n_rows: int
     grouped: bool  # rows are groups of spots
     tiles: bool
-    identity: str  # tells whether the file changed
-    ignored: tuple[str, ...]  # data sets that a corpus has no room for
+    identity: str  # changes if the file changes
+    ignored: tuple[str, ...]  # data sets that are not stored in a corpus
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one section in one file."""
+    """Rows of one section in one file."""
 
     file: TokenFile
-    runs: np.ndarray  # (m, 2) int64, start and stop of rows that follow each other
+    runs: np.ndarray  # (m, 2) int64, start and stop of consecutive rows
 
     @property
     def n_rows(self) -> int:
-        """How many."""
+        """Number of rows."""
         return int((self.runs[:, 1] - self.runs[:, 0]).sum())
 
 
 @dataclass(frozen=True)
 class Slide:
-    """One section of SpaVis-6M: all rows with its slide id."""
+    """One section of SpaVis-6M: all rows with the same slide id."""
 
     name: str
     parts: tuple[Part, ...]
@@ -69,7 +69,7 @@ class Slide:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether its source changed."""
+        """Fingerprint that shows whether the source changed."""
         found = hashlib.sha256()
         for part in self.parts:
             found.update(f"{part.file.identity} {part.runs.shape}".encode())
@@ -78,9 +78,9 @@ class Slide:
 
 
 def files_of(sections: Sections) -> list[Path] | None:
-    """The files in the order of their numbers where folders of SpaVis-6M, or such files, are meant; None otherwise.
+    """Files in numerical order if `sections` are folders or files of SpaVis-6M; otherwise None.
 
-    In a folder: the files in ``train/``, else those in ``val/``, else those in the folder itself.
+    For a folder: the files in ``train/``, else those in ``val/``, else those in the folder itself.
     """
     items = [sections] if isinstance(sections, str | Path) else sections
     if not isinstance(items, Sequence):
@@ -126,7 +126,15 @@ def _files_in(path: Path) -> list[Path]:
         raise ValueError(f"{str(path)!r} has files tokens-N.h5 both in itself and in {there[0]!r}. Name one of them.")
     if len(there) == 2:
         logger.info("%s: val/ is skipped, for evaluation; pass this folder to build from it", path)
-    return _numbered(path / there[0]) if there else own
+    files = _numbered(path / there[0]) if there else own
+    numbers = {number_of(file.name) for file in files}
+    if absent := sorted(set(range(min(numbers, default=0), max(numbers, default=0))) - numbers):
+        _checks.warn(
+            f"{str(files[0].parent)!r} has {len(files)} files, but not {len(absent)} with numbers between theirs: "
+            f"{_checks.shortlist(f'tokens-{n}.h5' for n in absent)}. Their spots are missing from the corpus. If the "
+            "download was interrupted, repeat it and build again."
+        )
+    return files
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -137,12 +145,12 @@ def _numbered(folder: Path) -> list[Path]:
     )
 
 
-# What says how groups and regions are drawn, with the values that it has where nothing is said.
+# Settings of groups and regions that have no effect here, with their defaults.
 _WITHOUT_EFFECT = {"draws": 1, "regions": 1, "max_distance": 5.0, "tile_um": _keys.TILE_UM, "seed": 0, "reader": None}
 
 
 def settings_of(settings: CorpusSettings, reader: object) -> CorpusSettings:
-    """Settings of the corpus; ValueError for those that have no effect here."""
+    """Settings of the corpus; ValueError for settings that have no effect here."""
     given = {**settings, "reader": reader}
     useless = [f"{k}={given[k]!r}" for k, default in _WITHOUT_EFFECT.items() if given[k] != default]
     if useless:
@@ -153,7 +161,7 @@ def settings_of(settings: CorpusSettings, reader: object) -> CorpusSettings:
 
 
 def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
-    """The vocabulary, which must be said; a warning where it is not the published one."""
+    """Return the vocabulary, which is required; warn if it is not the published one."""
     if vocabulary is None:
         raise ValueError(
             "Files of SpaVis-6M contain token ids, not gene names: pass their "
@@ -171,7 +179,7 @@ def check_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
 
 
 def warn_of_losses(records: Sequence[SectionRecord], max_tokens: int) -> None:
-    """Tell once, for all sections that were written, what of them is cut or empty."""
+    """Warn once, over all written sections, about tokens cut and spots without tokens."""
     n_spots = sum(record["n_spots"] for record in records if "spavis" in record)
     own = [record["spavis"] for record in records if "spavis" in record]
     n_cut, n_empty = sum(record["n_cut"] for record in own), sum(record["n_empty"] for record in own)

@@ -1,4 +1,4 @@
-"""Convert one section of SpaVis-6M into a corpus, block by block: memory use does not grow with files or sections.
+"""Convert one section of SpaVis-6M block by block; memory use does not depend on the size of files or sections.
 
 Shapes: b rows of a block, N spots of a group, L positions, n spots.
 """
@@ -12,32 +12,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stampy import _keys
-from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, CorpusSettings, Written, new_array, put
+from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, ArrayRecord, CorpusSettings, new_array, put
 from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide
 from stampy.train._corpus.spavis_index import open_file
 
 __all__ = ["write_slide"]
 
-READ_BYTES = 2**25  # read at a time
-CACHE_BYTES = 2**28  # at most, for chunks of a file that span more rows than are read at a time
+READ_BYTES = 2**25  # bytes per read
+CACHE_BYTES = 2**28  # maximum cache for chunks of a file that span more rows than one read
 PADS = (0, 1)
 
 
 class _Rows(NamedTuple):
-    """Rows that were read together."""
+    """Consecutive rows from one read."""
 
-    name: str  # of the file
+    name: str  # name of the file
     start: int
     values: np.ndarray  # (b, ...)
 
 
-def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Path) -> Written:
-    """Write the arrays of a section into `folder`; what goes into its record.
+def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Path) -> ArrayRecord:
+    """Write the arrays of a section into `folder`, and return its record.
 
     Raises
     ------
     ValueError
-        A file is damaged, or has impossible tokens, cells or rows; the message names file and row.
+        A file is damaged or has impossible tokens, cells or rows; the message names file and row.
     """
     import zarr
 
@@ -49,7 +49,7 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
     put(group, "spots", np.arange(n_rows * size, dtype=np.int32))
     n_cut, n_empty = _put_tokens(group, slide, settings["max_tokens"], size, n_rows, n_genes + _keys.N_SPECIAL)
     rows = {part.file.name: part.n_rows for part in slide.parts}
-    record: Written = {
+    record: ArrayRecord = {
         "n_spots": n_rows * size,
         "n_groups": [n_rows if grouped else 0],
         "genes": {"n_vars": n_genes, "n_matched": n_genes, "source": "token ids of SpaVis-6M"},
@@ -64,9 +64,9 @@ def write_slide(slide: Slide, settings: CorpusSettings, n_genes: int, folder: Pa
 
 
 def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) -> Iterator[_Rows]:
-    """The section's rows in order, as many at a time as may be in memory; pieces end where chunks of the file end.
+    """Yield the rows of a section in order, in pieces bounded by memory that end at chunk boundaries of the file.
 
-    Only the first `width` positions of the last axis of each row are read.
+    Only the first `width` positions of the last axis are read.
     """
     for part in slide.parts:
         with open_file(part.file.path, part.file.name) as file:
@@ -85,14 +85,14 @@ def _pieces(slide: Slide, key: str, row_bytes: int, width: int | None = None) ->
 
 
 class _ShardWriter:
-    """Fills an array shard by shard from pieces of any size."""
+    """Write an array shard by shard from pieces of any size."""
 
     def __init__(self, array: Any, rows_per_shard: int):
         self._array, self._done, self._filled = array, 0, 0
         self._rows = np.empty((min(rows_per_shard, array.shape[0]), *array.shape[1:]), dtype=array.dtype)
 
     def add(self, values: np.ndarray) -> None:
-        """Rows that follow."""
+        """Append rows."""
         while len(values):
             n = min(len(self._rows) - self._filled, len(values))
             self._rows[self._filled : self._filled + n] = values[:n]
@@ -101,18 +101,18 @@ class _ShardWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self._array[self._done : self._done + self._filled] = self._rows[: self._filled]
         self._done, self._filled = self._done + self._filled, 0
 
 
 def _put_tokens(group: Any, slide: Slide, max_tokens: int, size: int, n_rows: int, n_tokens: int) -> tuple[int, int]:
-    """Write tokens and their lengths; the spots that have more than are kept, and those that have none."""
+    """Write tokens and their lengths; returns the numbers of spots with too many tokens and of spots without tokens."""
     per_shard = ROWS_PER_SHARD // size
     dtype = np.dtype(np.uint16 if n_tokens <= 2**16 else np.int32)
     array = new_array(group, "tokens", (n_rows * size, max_tokens), dtype, size, per_shard, "none")
     shards, lengths, n_cut = _ShardWriter(array, per_shard * size), [np.empty(0, dtype=np.uint16)], 0
-    wanted = max_tokens + 1  # one more tells whether a spot has more
+    wanted = max_tokens + 1  # one more, to detect spots with more tokens
     for name, start, values in _pieces(slide, TOKENS, size * wanted * 8, wanted):
         found = values.reshape(len(values), size, -1)
         if found.shape[2] > max_tokens:
@@ -130,7 +130,7 @@ def _put_tokens(group: Any, slide: Slide, max_tokens: int, size: int, n_rows: in
 
 
 def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (b x N, L), 0 pads, of ids (b, N, L); and how many each spot has (b x N,)."""
+    """Convert ids (b, N, L) to tokens (b x N, L), padded with 0, and the number of tokens per spot (b x N,)."""
     if found.min() < 0 or found.max() >= n_tokens:
         _refuse_id(found, (found < 0) | (found >= n_tokens), n_tokens, name, first)
     tokens = found.astype(dtype)
@@ -168,7 +168,7 @@ def _refuse_id(found: np.ndarray, wrong: np.ndarray, n_tokens: int, name: str, f
 
 
 def _put_tiles(group: Any, slide: Slide, settings: Mapping[str, Any], n_rows: int) -> None:
-    """Write patches, regions, and the cells that the patches have in them."""
+    """Write patches, regions, and the cells of the patches in their regions."""
     px, how = settings["size_px"], (settings["codec"], settings["quality"])
     for key, what in ((PATCHES, "patches"), (REGIONS, "regions")):
         array = new_array(group, what, (n_rows, px, px, 3), np.dtype(np.uint8), 1, TILES_PER_SHARD, *how)
@@ -186,7 +186,7 @@ def _put_tiles(group: Any, slide: Slide, settings: Mapping[str, Any], n_rows: in
 
 
 def _cells(name: str, start: int, values: np.ndarray) -> np.ndarray:
-    """(b, 1) int8, -1 at borders."""
+    """Cells (b, 1) int8, -1 at borders."""
     found = values.reshape(-1, 1)
     wrong = (found < -1) | (found > 8)
     if wrong.any():

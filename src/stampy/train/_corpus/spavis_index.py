@@ -1,6 +1,6 @@
-"""What is in files of SpaVis-6M, checked, and which rows are which section.
+"""Check the files of SpaVis-6M, and find the rows of each section.
 
-Shapes: R rows (groups, or spots where there are none), L positions.
+Shapes: R rows (groups, or spots in files without groups), L positions.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS", "damaged_file", "open_file", "slides_of"]
 
-FAULTS = (OSError, RuntimeError, KeyError)  # what h5py raises for a damaged file
-MANY_READS = 4  # of the same chunk
+FAULTS = (OSError, RuntimeError, KeyError)  # errors of h5py for a damaged file
+MAX_CHUNK_READS = 4  # of the same chunk
 
 Opener = Callable[[Path, str], AbstractContextManager["h5py.File"]]
 
 
 @contextmanager
 def open_file(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5py.File]:
-    """A file that is open; errors of HDF5 name it."""
+    """Open a file; errors of HDF5 name it."""
     import h5py
 
     if not path.is_file():
@@ -47,7 +47,7 @@ def open_file(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5
 
 
 def damaged_file(name: str, error: BaseException) -> ValueError:
-    """An error to raise for a file that HDF5 can't read."""
+    """Return an error for a file that HDF5 cannot read."""
     line = " ".join(str(error.args[0] if error.args else error).split())
     return ValueError(f"{name} is damaged, is truncated, or is not an HDF5 file ({line}). Download it again.")
 
@@ -59,23 +59,23 @@ def slides_of(
     skip: bool = False,
     opened: Opener | None = None,
 ) -> tuple[list[Slide], dict[str, str]]:
-    """The sections that the files hold, in the order in which they begin, and files that can't be used, with why.
+    """Sections in the files, in order of their first row, and unusable files with reasons.
 
     Parameters
     ----------
     files
-        Paths; of files that are elsewhere the path to come, a name for messages, and a hash.
+        Paths; for remote files, (future local path, name for messages, hash).
     settings
         Settings of the corpus.
     skip
-        Go on where a file can't be used.
+        Skip unusable files.
     opened
-        Opens files that are elsewhere.
+        Function that opens remote files.
 
     Raises
     ------
     ValueError
-        A file can't be used (unless it is to be skipped), or the files are of both stages.
+        A file is unusable (unless skipped), or the files are of both stages.
     """
     parts: dict[str, list[Part]] = {}
     faults: dict[str, str] = {}
@@ -93,7 +93,7 @@ def slides_of(
         for section, runs in of_file.items():
             parts.setdefault(section, []).append(Part(file, runs))
     _check_alike(known)
-    _tell_ignored(known)
+    _warn_of_ignored(known)
     if faults:
         _checks.warn(
             f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
@@ -115,7 +115,7 @@ def _check_alike(files: Sequence[TokenFile]) -> None:
         )
 
 
-def _tell_ignored(files: Sequence[TokenFile]) -> None:
+def _warn_of_ignored(files: Sequence[TokenFile]) -> None:
     ignored = sorted({name for file in files for name in file.ignored})
     if ignored:
         _checks.warn(f"Not stored in a corpus: {_checks.shortlist(ignored)}. Labels and expression stay in the files.")
@@ -124,7 +124,7 @@ def _tell_ignored(files: Sequence[TokenFile]) -> None:
 def _read_index(
     path: Path, name: str, identity: str, settings: CorpusSettings, opened: Opener
 ) -> tuple[TokenFile, dict[str, np.ndarray]]:
-    """What a file is, and the runs of rows of each of its sections."""
+    """Properties of a file, and the runs of rows of each of its sections."""
     with opened(path, name) as file:
         n_rows, grouped = _check_tokens(file, name, settings["group_size"])
         tiles = _check_tiles(file, name, n_rows, grouped, settings)
@@ -147,7 +147,7 @@ def _read_index(
 
 
 def _warn_of_mixed_rows(file: TokenFile, sections: Mapping[str, np.ndarray], chunk: int) -> None:
-    """Sections are read one after the other; a chunk with rows of many is unpacked for each of them."""
+    """Warn about chunks with rows of several sections, which are decompressed once per section."""
     if chunk == 1:
         return
     reads = 0
@@ -155,7 +155,7 @@ def _warn_of_mixed_rows(file: TokenFile, sections: Mapping[str, np.ndarray], chu
         first, last = runs[:, 0] // chunk, (runs[:, 1] - 1) // chunk
         reads += int((last - first + 1).sum() - (first[1:] == last[:-1]).sum())
     times = reads / -(-file.n_rows // chunk)
-    if times > MANY_READS:
+    if times > MAX_CHUNK_READS:
         _checks.warn(
             f"{file.name}: rows of {len(sections)} sections share chunks of {chunk} rows, so that the file is unpacked "
             f"{times:.0f} times. `h5repack -l CHUNK=...` with chunks of fewer rows makes the build faster."
@@ -175,7 +175,7 @@ def _check_tokens(file: h5py.File, name: str, group_size: int) -> tuple[int, boo
 
 
 def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, settings: Mapping[str, Any]) -> bool:
-    """Whether the file has tiles that are wanted."""
+    """Whether the file has tiles, and tiles are wanted."""
     there, px = [key for key in TILES if key in file], settings["size_px"]
     if settings["images"] is False or (settings["images"] is None and not there):
         return False
@@ -201,14 +201,14 @@ def _dataset(file: h5py.File, name: str, key: str, remedy: str = "") -> h5py.Dat
     import h5py
 
     link = file.get(key, getlink=True)
-    found = file.get(key) if isinstance(link, h5py.HardLink) else None  # another kind may lead out of the file
+    found = file.get(key) if isinstance(link, h5py.HardLink) else None  # links of other kinds may lead out of the file
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise ValueError(f"{name} has no data set {key!r}. It has {_checks.shortlist(file)}. {remedy}".rstrip())
     return found
 
 
 def _ids(file: h5py.File, name: str, key: str, n_rows: int, group_size: int) -> np.ndarray | None:
-    """(R,) ids as text; one for each row, or for each spot of a group if these agree."""
+    """(R,) ids as text; one per row, or one per spot of a group if they agree."""
     if key not in file:
         return None
     values = _dataset(file, name, key)
@@ -232,7 +232,7 @@ def _ids(file: h5py.File, name: str, key: str, n_rows: int, group_size: int) -> 
 
 
 def _runs(slide: np.ndarray, dataset: np.ndarray | None) -> Iterator[tuple[tuple[str, str | None], np.ndarray]]:
-    """The key and the runs of rows (m, 2) of each section, in the order in which sections begin."""
+    """Key and runs of rows (m, 2) of each section, in order of their first row."""
     own = [np.unique(ids, return_inverse=True) for ids in ([slide] if dataset is None else [slide, dataset])]
     codes = own[0][1] if dataset is None else own[0][1] + own[1][1] * len(own[0][0])
     changes = np.flatnonzero(np.diff(codes)) + 1
@@ -246,5 +246,5 @@ def _runs(slide: np.ndarray, dataset: np.ndarray | None) -> Iterator[tuple[tuple
 
 
 def _section_name(slide: str, dataset: str | None) -> str:
-    """Such as dataset3_slide17."""
+    """Name such as dataset3_slide17."""
     return f"slide{slide}" if dataset is None else f"dataset{dataset}_slide{slide}"

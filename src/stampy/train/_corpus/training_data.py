@@ -1,4 +1,4 @@
-"""The training data of a run from a corpus, checked against settings and model."""
+"""Training data of a run from a corpus, checked against settings and model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["check_corpus", "groups_on_disk", "pairs_on_disk"]
 
 
 def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: PretrainConfig) -> TrainingData:
-    """For stage 1: the sections that have neighbourhood groups.
+    """Data of stage 1: sections with neighbourhood groups.
 
     Raises
     ------
     ValueError
-        The corpus was built with another vocabulary, other groups or fewer tokens than are asked for.
+        The corpus has another vocabulary, other groups or fewer tokens than required.
     """
     if vocabulary is not None:
         _check_vocabulary(corpus, vocabulary)
@@ -30,23 +30,23 @@ def groups_on_disk(corpus: Corpus, vocabulary: Vocabulary | None, config: Pretra
     sections = [s for s in corpus.sections if any(s.n_groups)]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no neighbourhood group for training.")
-    _tell_of_left_out(corpus, sections, "neighbourhood groups", 1)
+    _warn_of_skipped(corpus, sections, "neighbourhood groups", 1)
     return _data(corpus, sections, config.max_tokens)
 
 
 def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
-    """For stage 2: the sections that have tiles.
+    """Data of stage 2: sections with tiles.
 
     Raises
     ------
     ValueError
-        The corpus has no tiles, or its tiles, tokens or vocabulary are not those of the model.
+        The corpus has no tiles, or its tiles, tokens or vocabulary do not match the model.
     """
     _check_vocabulary(corpus, vocabulary)
     if model.image is not None:
         for name in ("tile_um", "size_px"):
             wanted, found = getattr(model.image, name), corpus.settings[name]
-            reduced = name == "size_px" and model.image.surroundings and found > wanted  # by the tower itself
+            reduced = name == "size_px" and model.image.surroundings and found > wanted  # reduced by the tower itself
             if wanted != found and not reduced:
                 raise ValueError(
                     f"The corpus {str(corpus.path)!r} has tiles of {name}={found}, the model takes {wanted}. Build one "
@@ -55,13 +55,13 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     sections = [s for s in corpus.sections if s.has_tiles]
     if not sections:
         raise ValueError(f"The corpus {str(corpus.path)!r} has no tiles. Build one with `images=True`.")
-    _tell_of_left_out(corpus, sections, "tiles", 2)
+    _warn_of_skipped(corpus, sections, "tiles", 2)
     _check_tokens(corpus, model.gene.max_tokens)
     return _data(corpus, sections, model.gene.max_tokens)
 
 
-def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
-    """Warn of the sections of a corpus that a stage can't use."""
+def _warn_of_skipped(corpus: Corpus, used: list[StoredSection], what: str, stage: int) -> None:
+    """Warn about the sections of a corpus that a stage cannot use."""
     without = [s.name for s in corpus.sections if s not in used]
     if without:
         _checks.warn(
@@ -71,7 +71,7 @@ def _tell_of_left_out(corpus: Corpus, used: list[StoredSection], what: str, stag
 
 
 def check_corpus(corpus: Corpus, vocabulary: Vocabulary, max_tokens: int) -> None:
-    """Raise ValueError where a model of this vocabulary and so many tokens can't be measured on the corpus."""
+    """Raise ValueError if the corpus cannot be used to evaluate a model with this vocabulary and number of tokens."""
     _check_vocabulary(corpus, vocabulary)
     _check_tokens(corpus, max_tokens)
 

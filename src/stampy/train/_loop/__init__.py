@@ -1,1 +1,1 @@
-"""The loop of both stages: steps, checkpoints, logs, ranks of a distributed run, and signals."""
+"""Training loop of both stages: steps, checkpoints, logs, ranks of a distributed run, and signals."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, sealed by a SHA-256, and the identity that resuming compares."""
+"""Checkpoints of a run, verified by SHA-256, and the identity that is compared on resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 import stampy
 from stampy import _checks
 from stampy._files import DAMAGED, atomic, is_full, seal, sealed
-from stampy.train._config import FREE
+from stampy.train._config import RESULT_NEUTRAL
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -50,7 +50,7 @@ State = dict[str, Any]
 
 
 def check_same_run(out: Path, described: State) -> None:
-    """Refuse a folder that holds another run."""
+    """Raise ValueError if the folder contains another run."""
     path = out / CONFIG
     if not path.exists():
         return
@@ -80,9 +80,9 @@ def _described(path: Path) -> State:
 
 
 def _difference(found: State, described: State) -> str:
-    """What differs between two runs; "" for the same run."""
+    """Description of the difference between two runs; "" for the same run."""
     before, now = found.get("config", {}), described["config"]
-    differs = [k for k in now if k not in FREE and (k not in before or before[k] != now[k])]
+    differs = [k for k in now if k not in RESULT_NEUTRAL and (k not in before or before[k] != now[k])]
     if differs:
         return f"settings: {differs}"
     if found.get("devices", 1) != described["devices"]:
@@ -108,14 +108,14 @@ def _difference(found: State, described: State) -> str:
 
 
 def write_config(out: Path, described: State) -> None:
-    """Write config.json, before the first step; an existing one is kept."""
+    """Write config.json before the first step; an existing file is kept."""
     if not (out / CONFIG).exists():
         with atomic(out / CONFIG) as temporary:
             temporary.write_text(json.dumps({"stampy": stampy.__version__, **described}, indent=2) + "\n")
 
 
 def state_of(model: nn.Module, optimizer: Optimizer, *, sharded: bool) -> State:
-    """Weights and optimizer on rank 0; every rank must call it."""
+    """Collect weights and optimizer state on rank 0; every rank must call it."""
     if not sharded:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -133,23 +133,23 @@ def load_state(state: State, model: nn.Module, optimizer: Optimizer, *, sharded:
         return
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, state["model"], options=options)
-    # Parameters that had no gradient yet have no state.
+    # Parameters without gradient so far have no state.
     partial = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=partial)
     saved = state["optimizer"]["state"]
-    for name, parameter in model.named_parameters():  # torch initialised a state for these
+    for name, parameter in model.named_parameters():  # remove the state that torch initialised for these
         if name not in saved:
             optimizer.state.pop(parameter, None)
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write beside `path`, to the disk, and rename; if the disk is full, the partial file is removed."""
+    """Write to disk beside `path` and rename; if the disk is full, the partial file is removed."""
     try:
         with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
             writer = _Writer(file)
             try:
-                torch.save(state, cast("IO[bytes]", writer))  # torch calls `write` and `flush` alone
-            except RuntimeError as error:  # torch's error for a failed write
+                torch.save(state, cast("IO[bytes]", writer))  # torch only calls `write` and `flush`
+            except RuntimeError as error:  # raised by torch for a failed write
                 raise (writer.failed or error) from error
             os.fsync(file.fileno())
             seal(temporary)
@@ -158,7 +158,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 class _Writer:
-    """A file for torch that keeps the OSError of a failed write, which torch hides."""
+    """File for torch that keeps the OSError of a failed write, which torch replaces."""
 
     def __init__(self, file: io.RawIOBase):
         self.file = file
@@ -168,7 +168,7 @@ class _Writer:
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
-            while len(rest):  # a raw file may write fewer bytes than given, as on a full disk
+            while len(rest):  # a raw file may write fewer bytes than given
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             self.failed = error
@@ -180,7 +180,7 @@ class _Writer:
 
 
 def no_space(error: OSError, path: Path) -> OSError:
-    """`error` with a clearer message if the disk is full."""
+    """`error`, with a clearer message if the disk is full."""
     if not is_full(error):
         return error
     whole = sorted(path.parent.glob("checkpoint-*.ckpt"))
@@ -193,7 +193,7 @@ def no_space(error: OSError, path: Path) -> OSError:
 
 
 def newest(out: Path) -> State | None:
-    """The newest intact state; damaged checkpoints are skipped with a warning."""
+    """Newest intact state; damaged checkpoints are skipped with a warning."""
     paths = sorted(out.glob("checkpoint-*.ckpt"), reverse=True)
     for left, path in zip(reversed(range(len(paths))), paths, strict=True):
         try:
@@ -208,7 +208,7 @@ def newest(out: Path) -> State | None:
 
 
 def _read(path: Path) -> State:
-    """A checkpoint, every byte checked against its SHA-256, or in older checkpoints against the archive's checksums."""
+    """Read a checkpoint after checking its SHA-256, or for older checkpoints the archive's checksums."""
     whole = sealed(path)
     if whole is False:
         raise ValueError("its SHA-256 does not match")
@@ -221,9 +221,9 @@ def _read(path: Path) -> State:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise unless the ZIP archive is whole: its members by their checksums, its directory by their own headers.
+    """Raise unless the ZIP archive is intact: members match their checksums, and the directory matches their headers.
 
-    torch trusts the directory: where it gives wrong sizes, torch allocates memory that it never fills.
+    torch trusts the directory; with wrong sizes it would return uninitialised memory.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         if (bad := archive.testzip()) is not None:

@@ -1,4 +1,4 @@
-"""Logs of every step of a run: metrics.jsonl always, others on request."""
+"""Logs of every step: metrics.jsonl always, others on request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check_loggers(loggers: Sequence[str]) -> None:
-    """Raise for a logger that stampy does not know or that is not installed."""
+    """Raise for an unknown logger or one that is not installed."""
     if isinstance(loggers, str):
         raise TypeError(f"`loggers` must be a sequence of names, such as ({loggers!r},).")
     for name in loggers:
@@ -38,22 +38,22 @@ def check_loggers(loggers: Sequence[str]) -> None:
 
 
 class Logs:
-    """metrics.jsonl, metrics.csv, TensorBoard, Weights & Biases, and the bar; lines from `first` on are made anew.
+    """Write metrics.jsonl, other logs and the progress bar; lines from step `first` on are replaced.
 
     Parameters
     ----------
     out
-        The run's folder.
+        Folder of the run.
     names
-        Names of the losses that a line may have.
+        Names of the losses and measures.
     loggers
         Any of "csv", "tensorboard", "wandb".
     first, steps
-        Where the run goes on, and where it ends.
+        Next step, and number of steps.
     config
-        Settings, for those that show them.
+        Settings, for logs that record them.
     progress
-        Show a bar; where there is no terminal (and no notebook), a line now and then.
+        Show a progress bar; without terminal or notebook, print a line every minute.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Logs:
     ):
         self.path = out / "metrics.jsonl"
         columns = ["step", "loss", *names, "lr", "grad_norm", "spots_per_s", "data_wait_s"]
-        _cut(self.path, first)
+        _truncate(self.path, first)
         self._lines = self.path.open("a", buffering=1)
-        self._files, self._others = [self._lines], _others(out, loggers, first, config)
+        self._files, self._extra_loggers = [self._lines], _extra_loggers(out, loggers, first, config)
         self._table = None
         if "csv" in loggers:
             table = out / "metrics.csv"
@@ -79,11 +79,11 @@ class Logs:
             self._files.append(table.open("a", buffering=1, newline=""))
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
         self._first, self._steps, self._began = first, steps, time.monotonic()
-        self._said = self._began if progress and not _is_watched() else math.inf
+        self._said = self._began if progress and not _is_interactive() else math.inf
         self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
 
     def write(self, line: Mapping[str, float]) -> None:
-        """A step."""
+        """Write the line of a step."""
         line = {k: _short(v) for k, v in line.items()}
         try:
             self._lines.write(json.dumps(line) + "\n")
@@ -91,14 +91,14 @@ class Logs:
                 self._table.writerow(line)
         except OSError as error:
             raise no_space(error, self.path) from error
-        for other in self._others:
+        for other in self._extra_loggers:
             other.log_metrics({k: v for k, v in line.items() if k != "step"}, step=line["step"])
-        self._say(line)
+        self._print_line(line)
         self._bar.set_postfix(loss=f"{line['loss']:.3f}", spots_per_s=f"{line['spots_per_s']:.0f}", refresh=False)
         self._bar.update()
 
-    def _say(self, line: Mapping[str, float]) -> None:
-        """A line for a log file: at the first step and the last, and every minute between."""
+    def _print_line(self, line: Mapping[str, float]) -> None:
+        """Print a line at the first and last step, and every minute between."""
         now, done = time.monotonic(), line["step"] + 1
         if not (now - self._said >= LINE_EVERY_S or (self._said < math.inf and done in (self._first + 1, self._steps))):
             return
@@ -113,15 +113,15 @@ class Logs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """At the end, good or bad."""
+        """Close the logs, also after an error."""
         self._bar.close()
         for file in self._files:
             file.close()
-        for other in self._others:
+        for other in self._extra_loggers:
             other.finalize("success" if kind is None else "failed")
 
 
-def _is_watched() -> bool:
+def _is_interactive() -> bool:
     """Whether a progress bar is visible: in a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
@@ -136,8 +136,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _cut(path: Path, first: int) -> None:
-    """Remove lines of steps that will be repeated, and an unfinished last line."""
+def _truncate(path: Path, first: int) -> None:
+    """Remove the lines of steps that will be repeated, and an incomplete last line."""
     if path.exists():
         kept = [x for x in path.read_text().splitlines() if x.endswith("}") and json.loads(x)["step"] < first]
         with atomic(path) as temporary:
@@ -151,7 +151,7 @@ def _rewrite(table: Path, lines: Path, columns: list[str]) -> None:
         writer.writerows(json.loads(x) for x in lines.read_text().splitlines())
 
 
-def _others(out: Path, loggers: Sequence[str], first: int, config: dict[str, Any]) -> list[Any]:
+def _extra_loggers(out: Path, loggers: Sequence[str], first: int, config: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     if "tensorboard" in loggers:
         from lightning.fabric.loggers import TensorBoardLogger

@@ -1,4 +1,4 @@
-"""The loop of both stages. It reads top to bottom."""
+"""Training loop of both stages: optimiser, learning rate, steps, checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from stampy import _checks
-from stampy._files import FolderLock, is_full, remove_leftovers
+from stampy._files import is_full
+from stampy._locks import FolderLock, remove_leftovers
 from stampy._utils import seed_of
 from stampy.models import Stamp
 from stampy.models._gene import ready_to_compile
@@ -30,49 +31,49 @@ from .logs import Logs
 from .ranks import Layered, Ranks, is_sharded
 from .signals import Signals, stop
 
-__all__ = ["Sampler", "Stage", "TrainState", "claimed", "fit"]
+__all__ = ["Sampler", "Stage", "TrainState", "fit", "locked_folder"]
 
-# Version of a run's identity and random streams; runs of another version can't be resumed.
+# Version of a run's identity and random streams; runs of another version cannot be resumed.
 IDENTITY = 2
-_TERM = 2**20  # stands for SIGTERM in a sum over ranks, in which each SIGINT counts 1
+_TERM = 2**20  # encodes SIGTERM in a sum over ranks, in which each SIGINT counts 1
 TEMPORARY = ("checkpoint-", "failed-", "config.json", "data.json", "metrics.", "stampy-")
 
 B = TypeVar("B", bound=Batch)
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
-P = TypeVar("P", bound=Mapping[str, object])  # the piece of a batch
+P = TypeVar("P", bound=Mapping[str, object])  # piece of a batch
 C = TypeVar("C", PretrainConfig, AlignConfig)
 
 
 class Sampler(Protocol[B_co]):
-    """A source of batches. A batch depends only on its step, so that any thread can make it."""
+    """Source of batches. A batch depends only on its step, so any thread can make it."""
 
     @property
     def steps(self) -> int:
         """Number of steps of the whole run."""
 
     def place(self, rank: int, world_size: int) -> None:
-        """From now on, give rank `rank` of `world_size` its share of every batch: the rank-th consecutive slice."""
+        """Return only slice number `rank` of `world_size` of every batch from now on."""
 
     def batch(self, step: int) -> B_co:
-        """The rank's share of the batch of a step."""
+        """Slice of a batch for this rank."""
 
     def names(self, rows: Tensor) -> list[str]:
-        """Names of the sections that the rows belong to."""
+        """Names of the sections of some rows."""
 
 
 class Stage(Layered, Generic[B, P, C]):
-    """A model and its losses, trained on batches B that are cut into pieces P.
+    """Model and losses, trained on batches B that are divided into pieces P.
 
     Parameters
     ----------
     model
-        Both towers.
+        Model with both towers.
     config
         Settings of the stage.
     names
         Names of the losses.
     measures
-        Names of the measures that are logged with the losses.
+        Names of measures that are logged with the losses.
     """
 
     def __init__(self, model: Stamp, config: C, names: Sequence[str], measures: Sequence[str] = ()):
@@ -85,31 +86,31 @@ class Stage(Layered, Generic[B, P, C]):
             model.image.checkpointing = config.checkpoint_activations
 
     def layers(self) -> list[nn.Module]:
-        """The layers of both Transformers, to be compiled or sharded one by one."""
+        """Layers of both Transformers, which are compiled or sharded individually."""
         found = [*self.model.gene.layers]
         if self.model.image is not None:
             found += self.model.image.base_model.blocks
         return found
 
     def pieces(self, batch: B, step: int) -> list[P]:
-        """Draw what is random in a step, and cut the batch into pieces; runs ahead, in a thread, on the CPU."""
+        """Draw the random numbers of a step and divide the batch; runs in advance, in a thread, on the CPU."""
         raise NotImplementedError
 
     def run(self, fabric: Fabric, module: nn.Module, pieces: list[P]) -> Losses:
-        """Forward and backward. Losses and measures of all ranks are the mean of what each of them returns."""
+        """Forward and backward pass. Losses and measures are means over the values returned by all ranks."""
         raise NotImplementedError
 
 
 @contextlib.contextmanager
-def claimed(fabric: Fabric, out: str | Path) -> Iterator[Path]:
+def locked_folder(fabric: Fabric, out: str | Path) -> Iterator[Path]:
     """Lock the run's folder, and remove files left by killed processes.
 
     Raises
     ------
     RuntimeError
-        Another process is at work in the folder.
+        Another process is using the folder.
     OSError
-        The disk is full; the message says from where the run can go on.
+        The disk is full; the message states how to resume.
     """
     out = _checks.writable(out)
     with contextlib.ExitStack() as held:
@@ -142,42 +143,42 @@ def fit(
     progress: bool = True,
     loggers: Sequence[str] = (),
 ) -> dict[str, Tensor] | None:
-    """Train ``stage.model`` in place; go on from the newest checkpoint in `out` if there is one.
+    """Train ``stage.model`` in place, continuing from the newest checkpoint in `out`, if any.
 
     Parameters
     ----------
     stage
-        The stage; its model is changed.
+        Stage; its model is changed.
     sampler
         Source of batches.
     config
         Settings of the stage.
     out
-        Folder of config.json, metrics.jsonl and the checkpoints, from `claimed`.
+        Folder of config.json, metrics.jsonl and the checkpoints, from `locked_folder`.
     fabric
         Launched Fabric.
     identity
-        Describes the run beside its settings; a checkpoint of a different run is refused.
+        Record of the run beside its settings; a checkpoint with another record is refused.
     progress
-        Show a bar, or without a terminal a line now and then.
+        Show a progress bar, or without terminal a line every minute.
     loggers
-        More logs: "csv", "tensorboard", "wandb".
+        Additional logs: "csv", "tensorboard", "wandb".
 
     Returns
     -------
-    None; with sharded weights, whole ones on rank 0.
+    None; for sharded weights, the complete weights on rank 0.
 
     Raises
     ------
     FloatingPointError
-        The loss is NaN or infinite; the message says at which step and in which sections.
+        The loss is NaN or infinite; the message states step and sections.
     ValueError
-        `out` holds a run with other settings or other data, or the warm-up fills the run.
+        `out` contains a run with other settings or data, or the warm-up is as long as the run.
     KeyboardInterrupt, SystemExit
-        SIGINT or SIGTERM came; a checkpoint was saved.
+        SIGINT or SIGTERM was received; a checkpoint was saved.
     """
     stage.ranks = ranks = Ranks(fabric.global_rank, fabric.world_size)
-    _claim(out, config, fabric, ranks, identity)
+    _record_run(out, config, fabric, ranks, identity)
     sampler.place(ranks.rank, ranks.world_size)
     _check_warmup(config, sampler.steps)
     run = TrainState(out, fabric, stage)
@@ -188,7 +189,7 @@ def fit(
             out, names=(*stage.names, *stage.measures), loggers=loggers, first=first, steps=sampler.steps,
             config=config.to_dict(), progress=progress,
         )  # fmt: skip
-    # Dropout draws from torch's own generator: seeded for every step, and put back at the end.
+    # Dropout uses torch's global generator, which is seeded for every step and restored at the end.
     own_generators = torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else [])
     with logs as log, own_generators, Signals() as signals:
         for step, batch, pieces, waited in _prefetched(sampler, stage, first):
@@ -208,10 +209,10 @@ def fit(
     return run.whole()
 
 
-def _claim(
+def _record_run(
     out: Path, config: PretrainConfig | AlignConfig, fabric: Fabric, ranks: Ranks, identity: Mapping[str, Any]
 ) -> None:
-    """Write into the folder what the run is about, or refuse one that holds another run."""
+    """Write the record of the run into the folder; ValueError if it contains another run."""
     described = {"stage": type(config).__name__, "identity": IDENTITY, **identity, "devices": ranks.world_size}
     described["config"] = config.to_dict()
     checkpoints.check_same_run(out, described)
@@ -230,7 +231,7 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
 
 
 class TrainState(Generic[B, P, C]):
-    """Model, optimizer and precision of a run: a training step, and saving and loading."""
+    """Model, optimizer and precision of a run; performs training steps, saves and resumes."""
 
     def __init__(self, out: Path, fabric: Fabric, stage: Stage[B, P, C]):
         self.out, self.fabric, self.model = out, fabric, stage.model
@@ -241,19 +242,19 @@ class TrainState(Generic[B, P, C]):
             ready_to_compile()
         for layer in stage.layers() if config.compile else ():
             layer.compile(dynamic=True)
-        self.module = fabric.setup_module(stage)  # before the optimizer: sharding exchanges the parameters
+        self.module = fabric.setup_module(stage)  # before the optimizer, since sharding replaces the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
-        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 steps over infinities
-        # A fused step would undo the scale itself, and gradients are clipped before it.
+        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 skips infinities
+        # A fused step would unscale gradients itself, but they are clipped before it.
         fused = (fabric.device.type in ("cpu", "cuda") and not self.scales) or None
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-        self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # the same one, stepped in its precision
+        self._fabrics_optimizer = fabric.setup_optimizers(self.optimizer)  # wraps self.optimizer for its precision
         self.sharded = is_sharded(fabric)
 
     def step(
         self, step: int, batch: B, pieces: list[P], sampler: Sampler[B], signals: Signals
     ) -> tuple[dict[str, float], int]:
-        """Train on a batch; returns what to log, and the signal that any rank received, or 0."""
+        """Train on a batch; returns values to log, and the signal that any rank received, or 0."""
         fabric, config, ranks, optimizer = self.fabric, self.stage.config, self.stage.ranks, self._fabrics_optimizer
         torch.manual_seed(seed_of(config.seed, "dropout", step, ranks.rank) >> 1)
         lr = _learning_rate(config, step, sampler.steps)
@@ -270,7 +271,7 @@ class TrainState(Generic[B, P, C]):
         return {"step": step, "loss": loss, **values, "lr": lr, "grad_norm": norm}, caught
 
     def save(self, name: str, step: int, **more: object) -> None:
-        """Every rank must call it; rank 0 writes."""
+        """Save a checkpoint; every rank must call it, and rank 0 writes."""
         state = checkpoints.state_of(self.model, self.optimizer, sharded=self.sharded)
         state |= {"step": step, "precision": self.fabric.strategy.precision.state_dict(), **more}
         if self.fabric.is_global_zero:
@@ -278,7 +279,7 @@ class TrainState(Generic[B, P, C]):
         self.fabric.barrier()
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint; the step to go on with."""
+        """Load the newest intact checkpoint; returns the next step."""
         state = checkpoints.newest(self.out)
         if state is not None:
             checkpoints.load_state(state, self.model, self.optimizer, sharded=self.sharded)
@@ -291,7 +292,7 @@ class TrainState(Generic[B, P, C]):
         return step
 
     def stop(self, number: int, step: int, steps: int) -> NoReturn:
-        """End a run that got a signal, on all ranks."""
+        """Stop the run on all ranks after a signal."""
         message = (
             f"Stopped after {step:,} of {steps:,} steps; the checkpoint is saved in {str(self.out)!r}. Give the same "
             "command again to go on."
@@ -301,7 +302,7 @@ class TrainState(Generic[B, P, C]):
         stop(number, message)
 
     def whole(self) -> dict[str, Tensor] | None:
-        """Weights of the model on rank 0, where no rank has them all."""
+        """Complete weights on rank 0, if they are sharded."""
         return checkpoints.state_of(self.model, self.optimizer, sharded=True)["model"] if self.sharded else None
 
 
@@ -314,7 +315,7 @@ def _learning_rate(config: PretrainConfig | AlignConfig, step: int, steps: int) 
 
 
 def _prefetched(sampler: Sampler[B], stage: Stage[B, P, C], first: int) -> Iterator[tuple[int, B, list[P], float]]:
-    """Step, batch, its pieces, seconds waited for them; the next ones are made while this one is trained on."""
+    """Yield step, batch, pieces and waiting time in s; next batches are prepared during training."""
     ahead = stage.config.prefetch
     pin = torch.cuda.is_available() and stage.model.device.type == "cuda"
 
@@ -341,13 +342,13 @@ def _prefetched(sampler: Sampler[B], stage: Stage[B, P, C], first: int) -> Itera
 
 
 def _values(losses: Losses, norm: Tensor, ranks: Ranks, caught: int) -> tuple[dict[str, float], float, int]:
-    """Losses over all ranks, the gradient's norm, and the signal that any rank got, or 0.
+    """Mean losses over all ranks, norm of the gradient, and the signal that any rank received, or 0.
 
-    The CPU waits for the device only here in a step.
+    The only point in a step at which the CPU waits for the device.
     """
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     local = torch.stack([*(v.detach().float() for v in losses.values()), norm.float()])
-    if ranks.world_size > 1:  # ranks must stop together: one that goes on alone would wait forever for the others
+    if ranks.world_size > 1:  # ranks must stop together, since a remaining rank would wait forever
         flag = {0: 0, signal.SIGINT: 1}.get(caught, _TERM)
         total = ranks.total(torch.cat([local, torch.full_like(local[:1], flag)]))
         local, flags = total[:-1] / ranks.world_size, total[-1:]

@@ -1,4 +1,4 @@
-"""Distributed training: starting the ranks, and sums and rows over all of them."""
+"""Distributed training: starting the ranks, sums over ranks, and gathering of rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranks", "is_sharded", "make_fabric", "synchronised"]
 
-# Name -> how the processes of a node are started, where no launcher has done it.
+# Name -> start method of the processes of a node, without launcher.
 STRATEGIES = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork", "fsdp": None}
 
 
@@ -35,16 +35,16 @@ def make_fabric(
     num_nodes: int | None = None,
     strategy: str | None = None,
 ) -> Fabric:
-    """Fabric for one process or many.
+    """Create Fabric for one or several processes.
 
     Parameters
     ----------
     precision
-        As Fabric names it.
+        Precision in Fabric's notation.
     device
         None: CUDA if available, else the CPU.
     devices, num_nodes
-        Devices of a node, and nodes. None: as many as processes that torchrun or SLURM started, else one.
+        Devices per node, and nodes. None: the number of processes started by torchrun or SLURM, else one.
     strategy
         One of "ddp", "ddp_spawn", "ddp_notebook", "fsdp"; None: "ddp" for more than one device.
     """
@@ -64,7 +64,7 @@ def make_fabric(
     else:
         chosen = DDPStrategy(
             start_method=STRATEGIES[strategy or "ddp"],
-            find_unused_parameters=True,  # the head of CGR rests in the first epochs
+            find_unused_parameters=True,  # the CGR head is unused in the first epochs
             gradient_as_bucket_view=True,
         )
     which = [target.index] if target.index is not None and target.type != "cpu" else devices
@@ -91,15 +91,15 @@ def _check_devices(target: torch.device, devices: int) -> None:
 
 
 class Layered(nn.Module):
-    """A module that can list its Transformer layers."""
+    """Module that lists its Transformer layers."""
 
     def layers(self) -> list[nn.Module]:
-        """To be compiled or sharded one by one."""
+        """Layers to compile or shard individually."""
         raise NotImplementedError
 
 
 def _shard(stage: Layered, mesh: DeviceMesh) -> Layered:
-    # By Transformer layer; the rest (embeddings, heads) is a unit of its own.
+    # Shard by Transformer layer; embeddings and heads form another unit.
     from torch.distributed.fsdp import fully_shard
 
     for layer in stage.layers():
@@ -120,19 +120,19 @@ def synchronised(fabric: Fabric, module: nn.Module, now: bool) -> AbstractContex
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One of `world_size` processes that share every batch: which one, and sums and rows over all of them."""
+    """One of `world_size` processes that share every batch; computes sums and gathers rows over all of them."""
 
     rank: int = 0
     world_size: int = 1
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over ranks."""
+        """Sum over ranks."""
         if self.world_size > 1:
             dist.all_reduce(values := values.clone())
         return values
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks in order; gradients flow back to the rank that a row came from."""
+        """Rows of all ranks in order; gradients flow back to the rank of each row."""
         return rows if self.world_size == 1 else _Gather.apply(rows, self)
 
 
@@ -150,5 +150,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _GatherContext, grad: Tensor) -> tuple[Tensor, None]:
-        # The gradient of every rank's loss with respect to this rank's rows.
+        # Gradient of the losses of all ranks with respect to the rows of this rank.
         return ctx.ranks.total(grad).chunk(ctx.ranks.world_size)[ctx.ranks.rank], None

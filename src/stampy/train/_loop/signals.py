@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the current step ends, a checkpoint is saved, then the run stops."""
+"""SIGTERM and Ctrl-C: finish the current step, save a checkpoint and stop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Interrupted", "Signals", "Terminated"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by Ctrl-C (SIGINT) after a checkpoint was saved; the message says how to go on."""
+    """The run was stopped by Ctrl-C (SIGINT) after a checkpoint was saved; the message states how to resume."""
 
 
 class Terminated(SystemExit):
-    """A run was stopped by SIGTERM after a checkpoint was saved; a script that lets it pass ends with status 143."""
+    """The run was stopped by SIGTERM after a checkpoint was saved; uncaught, it ends a script with status 143."""
 
     def __init__(self, message: str):
         super().__init__(128 + signal.SIGTERM)
@@ -27,9 +27,9 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """Notes the first SIGINT or SIGTERM within the block; a second one has its usual effect.
+    """Record the first SIGINT or SIGTERM within the block; a second one has its usual effect.
 
-    Handlers belong to the main thread: in another one, nothing is changed. The former handlers come back at the end.
+    Handlers can only be set in the main thread; in other threads, nothing is changed. Previous handlers are restored.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # None: a handler that was not set by Python can't be put back
+                # None: a handler not set by Python, which cannot be restored
                 if signal.getsignal(number) is not None:
                     self._before[number] = signal.signal(number, self._note)
         return self
@@ -66,11 +66,11 @@ class Signals:
             signal.raise_signal(number)
             return
         self.caught = number
-        # not print: a handler may run in the middle of another write to the same buffer
+        # print could interrupt another write to the same buffer
         name = signal.Signals(number).name
         os.write(2, f"\nstampy: {name}: saving a checkpoint after this step; a second signal stops at once\n".encode())
 
 
 def stop(number: int, message: str) -> NoReturn:
-    """Raise what ends a run that was stopped by a signal."""
+    """Raise the exception that ends a run after a signal."""
     raise Interrupted(message) if number == signal.SIGINT else Terminated(message)

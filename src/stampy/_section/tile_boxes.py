@@ -1,4 +1,4 @@
-"""Where tiles lie: arrays in, arrays out, no image is read here.
+"""Boxes of tiles and regions, computed without reading an image.
 
 Coordinates are continuous: pixel i covers [i, i + 1), so a tile of 224 px centred on x = 500 covers [388, 612).
 """
@@ -73,7 +73,7 @@ def region_boxes(
 def region_cells(
     xy: np.ndarray, image_shape: tuple[int, int], um_per_px: float, tile_um: float = _keys.TILE_UM
 ) -> np.ndarray:
-    """For which of the nine cells the region lies wholly inside the image.
+    """Whether the region lies entirely inside the image, for each of the nine cells.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def region_cells(
     array([[1, 0, 0, 0, 0, 0, 0, 0, 0]])
     """
     height, width = image_shape
-    slack = 1e-6  # px; a region that ends exactly on the border is inside
+    slack = 1e-6  # px; a region may end exactly on the border
     inside = []
     for cell in range(9):
         left, top, right, bottom = region_boxes(xy, um_per_px, tile_um, cells=np.full(len(xy), cell)).T
@@ -101,14 +101,14 @@ def region_cells(
 
 
 def choose_cells(allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the allowed cells per row, each with the same probability; -1 where none is allowed.
+    """Draw one of the allowed cells per row, uniformly; -1 if none is allowed.
 
     Parameters
     ----------
     allowed
         (n, 9) bool, from :func:`region_cells`.
     rng
-        The generator that draws.
+        Generator for the draw.
 
     Returns
     -------

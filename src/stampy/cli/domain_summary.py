@@ -1,4 +1,4 @@
-"""What `demo` and `report` say of domains: the verdict without labels, against labels, and top genes (no test)."""
+"""Text of `demo` and `report` about domains: label-free verdict, agreement with labels, and top genes (not a test)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Organism
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict"]
+__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict_paragraphs"]
 
 PCA = "X_pca"
-FOLLOWS = 0.3  # adjusted Rand index below which clusters do not follow the labels
+MIN_AGREEMENT = 0.3  # adjusted Rand index below which clusters and labels are said to differ
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An embedded section, and how it was embedded."""
+    """Embedded section, and the parameters of the embedding."""
 
     data: AnnData | SpatialData
     model: Encoder
@@ -40,15 +40,15 @@ class Judged:
     organism: Organism
 
 
-def verdict(judged: Judged, seed: int) -> list[str]:
-    """Paragraphs: is the embedding worth using here, by `tl.evaluate` and, with labels, by `tl.probe` beside PCA.
+def verdict_paragraphs(judged: Judged, seed: int) -> list[str]:
+    """Paragraphs that judge the embedding, by `tl.evaluate` and, with labels, by `tl.probe` compared with PCA.
 
-    A section that can't be judged (too small, counts that are not whole numbers) gets the reason instead.
+    For a section that cannot be judged (too small, counts that are not whole numbers), the reason is given instead.
     """
     if table_of(judged.data).uns[_keys.UNS][_keys.EMBEDDING]["modality"] == "image":
         return ["Verdict: none, because no genes were embedded."]
     try:
-        with warnings.catch_warnings():  # warnings were shown when the section was embedded
+        with warnings.catch_warnings():  # already shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
             said = [_without_labels(judged, seed)]
             return said if judged.labels is None else [*said, _by_probe(judged, judged.labels, seed)]
@@ -93,7 +93,7 @@ def _by_probe(judged: Judged, labels: str, seed: int) -> str:
 
 
 def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
-    """How well the clusters agree with labels that they never saw, and why where they do not."""
+    """Agreement of clusters with labels, which were not used for clustering, and an explanation if it is low."""
     from sklearn.metrics import adjusted_rand_score
 
     column = as_categories(adata, labels)
@@ -111,8 +111,8 @@ def about_labels(adata: AnnData, labels: str, clusters: str) -> str:
 
 
 def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
-    """Why a low index says little against the embedding; nothing for a high one."""
-    if score >= FOLLOWS:
+    """Explain why a low index says little about the embedding; "" for a high one."""
+    if score >= MIN_AGREEMENT:
         return ""
     share = float(sizes.iloc[0] / sizes.sum())
     if share > 0.5 and n_clusters > 2:
@@ -126,7 +126,7 @@ def _why(score: float, sizes: pd.Series, n_clusters: int) -> str:
 
 
 def as_categories(adata: AnnData, labels: str) -> pd.Series:
-    """Labels as categories; missing where the word is none, such as "undetermined"."""
+    """Labels as categories; missing for words such as "undetermined"."""
     codes, names = known_labels(adata.obs[labels], name=f"adata.obs['{labels}']", warn=False)
     return pd.Series(pd.Categorical.from_codes(codes, names), index=adata.obs_names)
 
@@ -135,7 +135,7 @@ MIN_SPOTS = 3
 
 
 def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int = 5) -> dict[str, list[str]]:
-    """Genes that stand out in each group of at least 3 spots, from log-normalised counts.
+    """Marker genes of each group of at least 3 spots, from log-normalised counts.
 
     Parameters
     ----------
@@ -146,13 +146,14 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     layer
         Layer with the counts.
     n
-        Genes of each group, at most.
+        Maximum number of genes per group.
 
     Returns
     -------
-    Group -> symbols (or ids), best first; empty where there is nothing to compare.
+    Group -> symbols (or ids), best first; empty if there is nothing to compare.
     """
     from stampy.pp._genes.annotation import features_of, gene_names
+    from stampy.tl._methods.principal_components import log_normalised
 
     groups = adata.obs[column].cat.remove_unused_categories()
     sizes = groups.value_counts()
@@ -162,26 +163,19 @@ def top_genes(adata: AnnData, column: str, *, layer: str | None = None, n: int =
     ids, symbols = gene_names(adata.var)
     names = [s.split("|")[0] or i or v for i, s, v in zip(ids, symbols, adata.var_names, strict=True)]
     counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32)
-    is_gene = features_of(adata.var).is_gene  # without antibodies and control probes, in the depth too
+    is_gene = features_of(adata.var).is_gene  # antibodies and control probes are also excluded from the depth
     counts, names = counts[groups.notna().to_numpy()][:, is_gene], np.array(names, dtype=object)[is_gene]
     seen = counts.getnnz(axis=0) >= min(10, adata.n_obs // 10 + 1)
     if not seen.any():
         return {}
     names = names[seen]
-    scores = _scores(_log_normalised(counts[:, seen]), groups.dropna(), large)
+    scores = _scores(log_normalised(counts[:, seen])[0], groups.dropna(), large)
     ranked = {c: np.argsort(-s, kind="stable")[:n] for c, s in scores.items()}
     return {c: [names[g] for g in best if scores[c][g] > 0] for c, best in ranked.items()}
 
 
-def _log_normalised(counts: sparse.csr_matrix, to: float = 1e4) -> sparse.csr_matrix:
-    """Log of 1 + counts per 10,000, as scanpy has it; spots without counts stay empty."""
-    depth = np.asarray(counts.sum(axis=1)).ravel()
-    scaled = sparse.diags((to / np.where(depth > 0, depth, to)).astype(np.float32)) @ counts
-    return scaled.log1p().tocsr()
-
-
 def _scores(X: sparse.csr_matrix, groups: pd.Series, large: list[str]) -> dict[str, np.ndarray]:
-    """Welch's t of each gene in each of the groups against all other spots; scanpy's ``"t-test_overestim_var"``."""
+    """Welch's t of each gene in each group against all other spots; scanpy's ``"t-test_overestim_var"``."""
     found = {}
     codes = groups.to_numpy()
     for group in large:
@@ -189,7 +183,7 @@ def _scores(X: sparse.csr_matrix, groups: pd.Series, large: list[str]) -> dict[s
         n = int(inside.sum())
         mean, var = _moments(X[inside])
         rest_mean, rest_var = _moments(X[~inside])
-        spread = np.sqrt((var + rest_var) / n)  # the rest counts as if it were as small: fewer genes by its size alone
+        spread = np.sqrt((var + rest_var) / n)  # with the group's size for both: conservative
         found[group] = np.divide(mean - rest_mean, spread, out=np.zeros_like(mean), where=spread > 0)
     return found
 

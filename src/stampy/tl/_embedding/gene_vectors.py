@@ -16,14 +16,13 @@ from scipy import sparse
 from stampy import _checks, models
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
-from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_of, source_of
+from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import features_of
 from stampy.pp._tokens import iter_tokens
-from stampy.tl._methods.clustering import smoothed
-from stampy.tl._methods.components import principal_components
+from stampy.tl._methods.principal_components import principal_components
 
 from .arguments import Request, named
-from .context import N_NEIGHBORS
+from .context import N_NEIGHBORS, smoothed
 from .encoders import match_genes, vocabulary_of
 from .resume import Chunks
 from .stream import Tower, stream_counts, stream_genes
@@ -63,7 +62,7 @@ def embed_genes(
             "Remove them before clustering."
         )
     record: Record = {
-        "counts": source_of(request.layer),
+        "counts": counts_name(request.layer),
         "matched_by": match.source,
         **match.record(),
         "n_vocabulary": len(vocabulary),
@@ -91,7 +90,7 @@ def _streamed(
     parts: Chunks,
 ) -> np.ndarray:
     """The outputs (n, D) of the gene tower, block by block."""
-    counts, source = counts_of(table, request.layer), source_of(request.layer)
+    counts, source = counts_of(table, request.layer), counts_name(request.layer)
     size, progress = request.batch_size, request.progress
     if isinstance(model, models.GeneSystem):
         rows = checked_rows(counts, CHUNK, source=source, layers=table.layers)
@@ -119,7 +118,7 @@ def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tu
         raise ValueError(
             f"Principal components need at least 3 spots and 3 genes, found {table.n_obs} x {table.n_vars}."
         )
-    source = source_of(layer)
+    source = counts_name(layer)
     genes = np.flatnonzero(features_of(table.var).is_gene)  # without antibodies and control probes
     rows = checked_rows(counts_of(table, layer), source=source, layers=table.layers)
     blocks = [sparse.csr_matrix(block)[:, genes] for _, block in rows]
@@ -189,7 +188,7 @@ def _sums(
     known = np.flatnonzero(rows >= 0)
     to_gene = sparse.csr_matrix((np.ones(len(known)), (known, rows[known])), (len(rows), n_genes))
     total = np.zeros((n_sections, len(rows)))
-    for start, block in checked_rows(counts_of(table, request.layer), source=source_of(request.layer)):
+    for start, block in checked_rows(counts_of(table, request.layer), source=counts_name(request.layer)):
         here = codes[start : start + block.shape[0]]
         spots = sparse.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (n_sections, len(here)))
         total += (spots @ sparse.csr_matrix(block, dtype=np.float64)).toarray()

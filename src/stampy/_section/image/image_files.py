@@ -23,7 +23,7 @@ from stampy._section.image.levels import (
     TooLargeError,
     UnusableImageError,
     check_px,
-    damaged,
+    damaged_image,
 )
 from stampy._section.outside_links import refuse_slide_references, refuse_tiff_references
 from stampy._section.pixel_size import openslide_um_per_px, tiff_um_per_px
@@ -85,7 +85,7 @@ def _unpacked(path: Path) -> BytesIO:
         with gzip.open(path) as file:
             content = file.read(_MAX_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise damaged(path, error) from error
+        raise damaged_image(path, error) from error
     if len(content) > _MAX_UNPACKED:
         raise TooLargeError(f"The image {str(path)!r} unpacks to more than {_MAX_UNPACKED:,} bytes. Unpack it first.")
     return BytesIO(content)
@@ -109,7 +109,7 @@ def _open_picture(path: Path, unpacked: BytesIO | None, *, jpeg: bool) -> Opened
     except _PICTURE_ERRORS as error:
         if isinstance(error, TooLargeError):
             raise
-        raise damaged(path, error) from error
+        raise damaged_image(path, error) from error
     level = ArrayLevel(pixels, "yx" if pixels.ndim == 2 else "yxc")
     return Opened([OrientedLevel.of(level, turned)])
 
@@ -189,7 +189,7 @@ def _open_slide(path: Path) -> Opened:
 def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueError:
     """Why OpenSlide does not open a file: it is damaged, or of a format that this version does not read."""
     if not isinstance(error, getattr(openslide, "OpenSlideUnsupportedFormatError", ())):
-        return damaged(path, error)
+        return damaged_image(path, error)
     version = getattr(openslide, "__library_version__", "")
     dicom = "DICOM needs OpenSlide 4.0 or later, and must be a slide (VL Whole Slide Microscopy). "
     return ValueError(
@@ -215,7 +215,7 @@ def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
         with _whole(path):
             refuse_tiff_references(tiff, path)
             if not tiff.series:
-                raise damaged(path, "it has no pages")
+                raise damaged_image(path, "it has no pages")
             main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
             series = tiff.series[main]
             axes = _axes(series, path)
@@ -238,7 +238,7 @@ def _whole(path: Path) -> Iterator[None]:
     except _ERRORS as error:
         if repr(str(path)) in str(error):  # stampy's own
             raise
-        raise damaged(path, error) from error
+        raise damaged_image(path, error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,12 +312,12 @@ def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> N
     """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
     for number, page in enumerate(series.pages):
         if page is None:  # tifffile would put zeros there
-            raise damaged(path, f"page {number} of {len(series.pages)} of its image is not in the file")
+            raise damaged_image(path, f"page {number} of {len(series.pages)} of its image is not in the file")
         parts = (
             [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []
         )
         if min(parts, default=(_HEADER,))[0] < _HEADER:
-            raise damaged(path, f"its pixels would be in its header, at byte {min(parts)[0]}")
+            raise damaged_image(path, f"its pixels would be in its header, at byte {min(parts)[0]}")
         ends = [start + n for start, n in parts]
         if max(ends, default=0) > size:
-            raise damaged(path, f"it has {size} bytes where {max(ends)} were expected")
+            raise damaged_image(path, f"it has {size} bytes where {max(ends)} were expected")

@@ -59,7 +59,7 @@ def hest_manifest(
         Values of the table's columns ``st_technology`` ("Visium", "Visium HD", "Xenium", "Spatial Transcriptomics"),
         ``organ`` and ``disease_state``; one or several, in any case of letters. None: all.
     exclude
-        Ids of further sections to exclude.
+        One or several ids of further sections to exclude.
     exclude_evaluation
         Exclude the sections that are in a data set of the paper's tables (`hest_evaluation`).
     images
@@ -83,7 +83,8 @@ def hest_manifest(
     Warns
     -----
     StampyWarning
-        Files of sections are missing, or evaluation sections are kept.
+        Files of sections are missing, evaluation sections are kept, or the table does not state a value of a filtered
+        column or the spots of a section.
 
     Examples
     --------
@@ -94,7 +95,8 @@ def hest_manifest(
     >>> manifest["name"].tolist(), manifest.attrs["left_out"]
     (['TOY1', 'TOY2'], {'TENX13': 'HBC'})
     """
-    folder, exclude = _checks.existing(folder, what="folder of HEST"), set(exclude)
+    folder = _checks.existing(folder, what="folder of HEST")
+    exclude = {exclude} if isinstance(exclude, str) else set(exclude)
     path = _newest(folder)
     table = _read(path)
     wanted = {"species": species, "st_technology": platform, "organ": organ, "disease_state": disease}
@@ -188,7 +190,7 @@ def _filtered(table: pd.DataFrame, wanted: dict[str, str | Sequence[str] | None]
     for column, values in wanted.items():
         if values is None:
             continue
-        values = [values] if isinstance(values, str) else list(values)
+        values = _texts(column, values)
         if column == "species":
             values = [SPECIES.get(value.lower(), value) for value in values]
         _checks.has_key(table.columns, column, slot=name, needs="The filter looks there.")
@@ -202,10 +204,17 @@ def _filtered(table: pd.DataFrame, wanted: dict[str, str | Sequence[str] | None]
     return chosen
 
 
+def _texts(column: str, values: str | Sequence[str]) -> list[str]:
+    found = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else [values]
+    if wrong := [value for value in found if not isinstance(value, str)]:
+        raise TypeError(f"The filter on `{column}` must be text or a list of texts, found {wrong[0]!r}.")
+    return found
+
+
 def _warn_of_doubts(
     table: pd.DataFrame, chosen: pd.DataFrame, wanted: dict[str, Any], name: str, evaluation: bool
 ) -> None:
-    """Tell what a filter can't know, pixel sizes that are no numbers, and a missing column of studies."""
+    """Warn of unstated values in a filtered column, of numbers that are none, and of a missing column of studies."""
     for column in (column for column, values in wanted.items() if values is not None):
         if empty := table["id"][table[column] == ""].tolist():
             _checks.warn(
@@ -220,6 +229,12 @@ def _warn_of_doubts(
                 f"{name}: `{column}` of {int(wrong.sum())} sections is not a positive number and is not used: "
                 f"{_checks.shortlist(chosen['id'][wrong])}."
             )
+    spots = _spots(chosen, chosen["id"])
+    if unknown := [section for section in chosen["id"] if section not in spots]:
+        _checks.warn(
+            f"{name} states no number of spots (`spots_under_tissue`) for {len(unknown)} sections, which numbers of "
+            f"spots do not include: {_checks.shortlist(unknown)}."
+        )
     if evaluation and "dataset_title" not in table:
         _checks.warn(
             f"{name} has no column `dataset_title`: sections of evaluation data are recognised by id alone, those that "
@@ -308,13 +323,13 @@ def _spots(table: pd.DataFrame, names: pd.Series) -> dict[str, int]:
     if "spots_under_tissue" not in table:
         return {}
     numbers = pd.to_numeric(table.set_index("id")["spots_under_tissue"].reindex(names), errors="coerce")
-    return {name: int(n) for name, n in numbers.items() if np.isfinite(n)}
+    return {name: int(n) for name, n in numbers.items() if np.isfinite(n) and n >= 0}
 
 
 def hest_counts(manifest: pd.DataFrame) -> pd.DataFrame:
     """Sections and spots by organ (rows) and platform, with sums; for the command line."""
     spots = manifest["name"].map(manifest.attrs["spots"]).fillna(0).astype(int)
-    table = manifest.assign(spots=spots, organ=manifest["organ"].replace("", "(not stated)"))
+    table = manifest.assign(spots=spots, **{c: manifest[c].replace("", "(not stated)") for c in ("organ", "platform")})
     shared = {"index": "organ", "columns": "platform", "fill_value": 0, "margins": True, "margins_name": "all"}
     sections = table.pivot_table(values="name", aggfunc="count", **shared)
     by_spots = table.pivot_table(values="spots", aggfunc="sum", **shared)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stampy import _checks
+from stampy._io.refused import R_FILES
 
 __all__ = ["Files", "SlideTable", "files_in", "owner", "slide_table"]
 
@@ -19,7 +20,6 @@ MATRICES = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix", "filt
 POSITIONS = re.compile(r"tissue_positions(_list)?\.(csv|txt|tsv|parquet)(\.gz)?$", re.IGNORECASE)
 STORES = (".h5ad", ".zarr", ".zarr.zip")
 TEXTS = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
-R_FILES = (".rda", ".rdata", ".rds")
 PICTURES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png")
 REDUCED = re.compile(r"(hires|lowres|aligned|detected|thumbnail|fiducial|mask)", re.IGNORECASE)
 MOST_FILES, DEEPEST = 200_000, 8
@@ -106,7 +106,7 @@ def _sort(found: Files, place: Path, names: Sequence[str]) -> None:
         path = place / name
         if low.endswith(STORES):
             found.stores.append(path)
-        elif low.endswith(R_FILES):
+        elif low.removesuffix(".gz").endswith(tuple(R_FILES)):
             found.r.append(path)
         elif low.endswith(PICTURES) and not REDUCED.search(low):
             found.images.append(path)

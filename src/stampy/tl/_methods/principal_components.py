@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stampy import _checks
 
-__all__ = ["N_COMPONENTS", "principal_components", "variable_genes"]
+__all__ = ["N_COMPONENTS", "log_normalised", "principal_components", "variable_genes"]
 
 N_GENES, N_COMPONENTS = 2000, 50
 DEPTH = 1e4  # counts of a spot after normalisation
@@ -23,7 +23,7 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     """Components (n, D) float32 of raw counts, the number of genes used, and of spots without counts."""
     from sklearn.decomposition import PCA
 
-    logged, empty = _log_normalised(counts)
+    logged, empty = log_normalised(counts)
     if empty.any():
         _checks.warn(
             f"{int(empty.sum())} of {len(empty)} spots have no counts; their gene vector is all zeros. "
@@ -41,7 +41,7 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
     return values, logged.shape[1], int(empty.sum())
 
 
-def _log_normalised(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
+def log_normalised(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Log of 1 + counts per 10,000, float32, and which spots have no counts."""
     logged = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
     logged.sum_duplicates()

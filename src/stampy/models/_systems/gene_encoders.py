@@ -26,7 +26,7 @@ from stampy.models._weights import read_genes
 if TYPE_CHECKING:
     from scipy import sparse
 
-__all__ = ["CONTEXT", "Nicheformer", "ScGpt", "bins", "load_nicheformer", "load_scgpt"]
+__all__ = ["CONTEXT", "Nicheformer", "ScGpt", "load_nicheformer", "load_scgpt", "quantile_bins"]
 
 WEIGHTS, SIZES, VOCABULARY, MEANS = "best_model.pt", "args.json", "vocab.json", "all_dict_mean_std.csv"
 _PAD, _CLS, _SPECIAL = "<pad>", "<cls>", ("<pad>", "<cls>", "<eoc>")
@@ -109,7 +109,7 @@ class ScGpt(GeneSystem):
             columns, values = counts.indices[low:high], counts.data[low:high]
             columns, values = columns[values > 0], values[values > 0]
             # The published code divides by the section's mean first: a factor of all values, which bins do not see.
-            values = bins(values / divisors[columns])
+            values = quantile_bins(values / divisors[columns])
             if len(columns) >= _MAX_LENGTH:
                 kept = np.argsort(self.order[columns], kind="stable")[: _MAX_LENGTH - 1]
                 columns, values = columns[kept], values[kept]
@@ -123,13 +123,13 @@ class ScGpt(GeneSystem):
         return ids, binned
 
 
-def bins(values: np.ndarray, n_bins: int = _N_BINS) -> np.ndarray:
+def quantile_bins(values: np.ndarray, n_bins: int = _N_BINS) -> np.ndarray:
     """The values of a spot as bins 1 to 50 between their own quantiles.
 
     A value that equals several edges belongs to several bins. The published code draws one of them; here it is the
     middle one, so that a run can be repeated.
 
-    >>> bins(np.array([1.0, 2.0, 3.0, 40.0]), n_bins=4).tolist()
+    >>> quantile_bins(np.array([1.0, 2.0, 3.0, 40.0]), n_bins=4).tolist()
     [1.0, 1.0, 2.0, 3.0]
     """
     if not len(values):
@@ -214,7 +214,7 @@ class Nicheformer(GeneSystem):
     def gene_features(self, counts: sparse.csr_matrix) -> Tensor:
         """(B, D); zeros for a spot without counts."""
         n_genes = self.encoder.config.max_tokens - len(CONTEXT)
-        tokens = torch.from_numpy(ranked(counts, self.genes["divisor"].to_numpy(), n_genes)).to(self.device)
+        tokens = torch.from_numpy(ranked_by_ratio(counts, self.genes["divisor"].to_numpy(), n_genes)).to(self.device)
         lengths_B = (tokens != _keys.PAD).sum(dim=1)
         context = torch.tensor(CONTEXT, device=self.device).expand(len(tokens), -1)
         ids_BL = torch.cat([context, tokens.masked_fill(tokens == _keys.PAD, PAD_ID)], dim=1)
@@ -223,7 +223,7 @@ class Nicheformer(GeneSystem):
         return pooled_BD * (lengths_B > 0)[:, None]
 
 
-def ranked(counts: sparse.csr_matrix, divisors: np.ndarray, length: int) -> np.ndarray:
+def ranked_by_ratio(counts: sparse.csr_matrix, divisors: np.ndarray, length: int) -> np.ndarray:
     """Tokens (B, length) int64 of each spot's genes in falling order of count over divisor; ties to the lower row."""
     counts = counts.tocsr()
     out = np.full((counts.shape[0], length), _keys.PAD, dtype=np.int64)

@@ -15,11 +15,11 @@ from stampy import _checks, _files, _keys
 from stampy._io.assemble import refer_to_image
 from stampy._io.formats.space_ranger import read_matrix
 from stampy._io.read import read
-from stampy.bench._config import Config, DataSet, Section, System
+from stampy.bench._config import Config, DataSet, SectionConfig, System
 
-from .labels import BARCODE, LabelTable, cortical_layer, label_table, plain, word
+from .find_sections import Place
+from .label_columns import BARCODE, LabelTable, cortical_layer, label_table, plain, word
 from .pieces import Found
-from .places import Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ GRID = ("array_col", "col")
 ROW = np.sqrt(3.0)  # of Visium's grid, whose columns step by 2 in a row
 
 
-def read_section(section: Section, folder: Path) -> AnnData:
+def read_section(section: SectionConfig, folder: Path) -> AnnData:
     """The section at a path; raises what `stampy.read` raises."""
     path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
     with warnings.catch_warnings():
@@ -48,7 +48,7 @@ def read_section(section: Section, folder: Path) -> AnnData:
         return _read(section, path, folder)
 
 
-def _read(section: Section, path: Path, folder: Path) -> AnnData:
+def _read(section: SectionConfig, path: Path, folder: Path) -> AnnData:
     image = None if section.image is None else folder / section.image
     if section.positions is not None:
         adata: Any = read_matrix(path, folder / section.positions, name=section.name, needs_image=image is None)
@@ -80,7 +80,7 @@ def _part(adata: AnnData, part: str, path: Path) -> AnnData:
     return one
 
 
-def _raw_counts(adata: AnnData, section: Section) -> None:
+def _raw_counts(adata: AnnData, section: SectionConfig) -> None:
     """Raw counts in X: those of ``layers["counts"]`` where X holds something else, as exports from R may have it."""
     if adata.n_vars == 0 or _is_counts(adata.X):
         return
@@ -100,7 +100,7 @@ def _is_counts(matrix: Any) -> bool:
     return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
 
 
-def _place(adata: AnnData, section: Section) -> bool:
+def _place(adata: AnnData, section: SectionConfig) -> bool:
     """Coordinates from obs where obsm has none; whether they are px of the full-resolution image."""
     if _keys.SPATIAL in adata.obsm:
         return True
@@ -117,7 +117,7 @@ def _place(adata: AnnData, section: Section) -> bool:
     )
 
 
-def labels_of(section: Section, data: DataSet, adata: AnnData, folder: Path) -> pd.Series | None:
+def labels_of(section: SectionConfig, data: DataSet, adata: AnnData, folder: Path) -> pd.Series | None:
     """The labels of a section's spots, cortical layers by one spelling; None where there are none."""
     means = cortical_layer if data.known_as == "DLPFC" else word
     column = section.column or data.labels
@@ -132,7 +132,7 @@ def labels_of(section: Section, data: DataSet, adata: AnnData, folder: Path) -> 
     return found.astype(object).map(means)
 
 
-def _from_text(section: Section, adata: AnnData, path: Path, means: Any) -> pd.Series:
+def _from_text(section: SectionConfig, adata: AnnData, path: Path, means: Any) -> pd.Series:
     """Labels of a text, by barcode."""
     import pandas as pd
 
@@ -151,7 +151,7 @@ def _from_text(section: Section, adata: AnnData, path: Path, means: Any) -> pd.S
     return pd.Series(labels.to_numpy(), index=adata.obs_names)
 
 
-def _by_barcode(found: LabelTable, section: Section, names: pd.Index) -> pd.Series:
+def _by_barcode(found: LabelTable, section: SectionConfig, names: pd.Index) -> pd.Series:
     import pandas as pd
 
     sections = found.sections or (section.name,) * len(found.barcodes)
@@ -197,11 +197,11 @@ def _sections(data: DataSet, found: Found) -> DataSet:
     return _with_folds(replace(data, sections=sections))
 
 
-def _section(place: Place, known: Section | None) -> Section:
+def _section(place: Place, known: SectionConfig | None) -> SectionConfig:
     def text(path: Path | None) -> str | None:
         return None if path is None else str(path)
 
-    return Section(
+    return SectionConfig(
         name=place.name, source=str(place.path), patient=known.patient if known else None,
         part="=".join(place.part) if place.part else None, image=text(place.image), positions=text(place.positions),
         labels=text(place.labels), column=place.column or None, entry=known.source if known else None,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import Files, owner
-from .labels import SAMPLES, LabelTable, cortical_layer, label_table, obs_of, plain, sample_column, word
+from .folder_contents import Files, owner
+from .label_columns import SAMPLES, LabelTable, cortical_layer, label_table, obs_of, plain, sample_column, word
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.boxes import tile_boxes
 from stampy._section.image.slide_image import WHITE, SlideImage
+from stampy._section.tile_boxes import tile_boxes
 
 if TYPE_CHECKING:
     from anndata import AnnData

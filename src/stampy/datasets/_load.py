@@ -116,7 +116,7 @@ MAX_UNZIPPED = 2**31
 def her2st(name: str, paths: Paths) -> AnnData:
     """ST counts (spots named COLUMNxROW by genes), the spots under tissue, labels and image where there are any."""
     spots = delimited.table(paths["spots"])
-    adata = st.on_pixels(st.counts_of(paths["counts"], fractions=False), spots, paths["spots"].name)
+    adata = st.on_pixels(st.st_counts(paths["counts"], fractions=False), spots, paths["spots"].name)
     adata.obs = adata.obs.astype(np.int64)
     if "labels" in paths:
         labels = pd.read_csv(paths["labels"], sep="\t").dropna(subset=["x", "y"])
@@ -143,7 +143,7 @@ def sepal(name: str, paths: Paths) -> AnnData:
     """ST counts as a table of spots named XxY by genes."""
     import anndata
 
-    counts = st.counts_of(paths["counts"], fractions=False)
+    counts = st.st_counts(paths["counts"], fractions=False)
     adata = anndata.AnnData(counts.x, obs=pd.DataFrame(index=counts.barcodes), var=counts.var)
     adata.obsm[_keys.SPATIAL] = st.numbers_of(counts.barcodes)
     return adata

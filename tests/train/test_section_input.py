@@ -1,4 +1,4 @@
-"""Sections of training come through the door that all share: SpatialData, stores, several sections in one table."""
+"""Training takes the same sections as other functions: SpatialData, stores, several sections in one table."""
 
 import anndata as ad
 import numpy as np
@@ -24,10 +24,10 @@ def test_a_spatialdata_is_a_section(toy, vocabulary, model, make_sdata, tmp_path
     sdata = make_sdata(toy, "shapes", MATRIX)
     if way == "store":
         sdata.write(tmp_path / "a.zarr")
-    given = train.Section(data=tmp_path / "a.zarr" if way == "store" else sdata, name="mine", um_per_px=3.2)
+    given = train.SectionInput(data=tmp_path / "a.zarr" if way == "store" else sdata, name="mine", um_per_px=3.2)
     (section,) = as_sections(given)
     found = prepare(section, vocabulary, max_tokens=32, tower=model.config.image)
-    expected = prepare(train.Section(data=toy, name="toy"), vocabulary, max_tokens=32)
+    expected = prepare(train.SectionInput(data=toy, name="toy"), vocabulary, max_tokens=32)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(np.ptp(found.xy, axis=0) * 2, np.ptp(toy.obsm["spatial"], axis=0))
     own = pp.tiles(sdata, size_px=model.config.image.size_px, um_per_px=3.2, copy=True)["table"].obsm["stamp_tiles"]
@@ -49,7 +49,7 @@ def test_regions_are_no_neighbours(toy, vocabulary, make_sdata):
     table.obs["region"] = table.obs["region"].astype("category")
     table = TableModel.parse(table, region=["a", "b"], region_key="region", instance_key="id")
     both = sd.SpatialData.init_from_elements({"a": one.shapes["cells"], "b": one.shapes["cells"], "table": table})
-    xy = prepare(train.Section(data=both, name="both"), vocabulary, max_tokens=32).xy
+    xy = prepare(train.SectionInput(data=both, name="both"), vocabulary, max_tokens=32).xy
     members = group_spots(xy, size=6, max_distance=50.0, rng=np.random.default_rng(0)).members
     assert len(members)
     assert (np.ptp(members // 120, axis=1) == 0).all()
@@ -58,9 +58,9 @@ def test_regions_are_no_neighbours(toy, vocabulary, make_sdata):
     np.testing.assert_allclose(np.diff(side_by_side(places)[120:], axis=0), np.diff(places.xy[120:], axis=0))
 
 
-def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary, model, tmp_path):
+def test_overlaid_sections_raise_and_name_training_options(toy, vocabulary, model, tmp_path):
     both = ad.concat([toy, toy], label="sample", keys=["A", "B"], index_unique="-")
-    section = train.Section(data=both, name="heart")
+    section = train.SectionInput(data=both, name="heart")
     calls = [
         lambda: prepare(section, vocabulary, max_tokens=32),
         lambda: train.Corpus.build([section], tmp_path / "c", vocabulary=vocabulary, **CORPUS),
@@ -70,7 +70,9 @@ def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary,
         with pytest.raises(ValueError, match=r"'heart'.*overlap.*separate section.*obs\['sample'\]") as error:
             call()
         assert "library_key" not in str(error.value)
-    apart = [train.Section(data=both[both.obs["sample"] == s].copy(), name=str(s)) for s in both.obs["sample"].unique()]
+    apart = [
+        train.SectionInput(data=both[both.obs["sample"] == s].copy(), name=str(s)) for s in both.obs["sample"].unique()
+    ]
     assert [len(prepare(s, vocabulary, max_tokens=32).xy) for s in apart] == [120, 120]
     both.uns["spatial"] = {"A": toy.uns["spatial"]["toy"], "B": toy.uns["spatial"]["toy"]}
     with pytest.raises(ValueError, match=r"'heart'.*has 2 sections.*obs\['sample'\]") as error:
@@ -78,9 +80,9 @@ def test_overlaid_sections_are_refused_with_what_training_takes(toy, vocabulary,
     assert "library_key" not in str(error.value)
 
 
-def test_the_doubt_names_the_section(toy, vocabulary, model):
+def test_warning_names_the_section(toy, vocabulary, model):
     dark = toy.copy()
     images = dark.uns["spatial"]["toy"]["images"]
     dark.uns["spatial"]["toy"]["images"] = {"hires": np.zeros_like(images["hires"])}
     with pytest.warns(UserWarning, match="'night'.*does not look like H&E: it is black"):
-        prepare(train.Section(data=dark, name="night"), vocabulary, max_tokens=32, tower=model.config.image)
+        prepare(train.SectionInput(data=dark, name="night"), vocabulary, max_tokens=32, tower=model.config.image)

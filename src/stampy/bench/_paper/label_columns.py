@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy._labels import means_none
+from stampy._labels import is_missing_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def cortical_layer(value: object) -> str | None:
 def word(value: object) -> str | None:
     """A label as it stands, without spaces around it; None where it says that there is none."""
     text = str(value).strip().strip('"')
-    return None if means_none(text) or text in ("", "None", "nan", "<NA>", "NA") else text
+    return None if is_missing_label(text) or text in ("", "None", "nan", "<NA>", "NA") else text
 
 
 def obs_of(path: Path) -> pd.DataFrame:

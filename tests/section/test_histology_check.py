@@ -1,4 +1,4 @@
-"""Pictures that are no H&E are noticed, and H&E is not."""
+"""Detection of images that are not H&E."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from stampy import datasets
-from stampy._section.image.checks import doubt_of
+from stampy._section.image.image_checks import doubt_of
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.pixel_size import infer_um_per_px
 
@@ -58,7 +58,7 @@ NO_HISTOLOGY = {
 
 
 @pytest.mark.parametrize("name", NO_HISTOLOGY)
-def test_what_is_no_histology_is_noticed(toy_picture, name):
+def test_images_that_are_not_histology_are_detected(toy_picture, name):
     picture, xy, um = toy_picture
     change, reason = NO_HISTOLOGY[name]
     assert re.search(reason, doubt_of(SlideImage.from_array(change(picture, um)), xy, um))
@@ -81,7 +81,7 @@ def test_histology_passes(toy_picture, name):
     assert doubt_of(SlideImage.from_array(np.ascontiguousarray(CHANGES[name](picture))), xy, um) == ""
 
 
-def test_it_is_looked_at_around_the_spots(toy_picture):
+def test_check_uses_the_pixels_around_spots(toy_picture):
     picture, xy, um = toy_picture
     (left, top), (right, bottom) = xy.min(axis=0).astype(int), xy.max(axis=0).astype(int)
     hidden = picture.copy()

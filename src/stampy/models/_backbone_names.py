@@ -1,0 +1,56 @@
+"""Names of timm's models, read from its files: importing timm, and with it torchvision, takes seconds."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["STEM", "check_backbone"]
+
+STEM = "efficientnet_lite0_stem"  # as the settings of the packaged image tower name it
+_REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.M)
+_SHOWN = 3
+
+
+def check_backbone(name: str) -> None:
+    """Raise ValueError for a backbone that timm does not know; the nearest names are given.
+
+    An address (``hf-hub:``, ``local-dir:``) is not looked at, nor is the tag of weights behind the name.
+
+    >>> check_backbone("vit_small_patch16_224.augreg_in21k")
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"`backbone` must be the name of a timm ViT, found {name!r}.")
+    bare = name.rpartition("/")[2].partition(".")[0]
+    if ":" in name or bare == STEM or bare in _known() or _added(bare):
+        return
+    near = difflib.get_close_matches(bare, [n for n in _known() if "vit" in n or "deit" in n], n=_SHOWN, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(
+        f"`backbone` {name!r} is no model of timm.{hint} `timm.list_models('vit*')` lists its ViTs; your own weights "
+        "are 'local-dir:FOLDER' or 'hf-hub:org/name'."
+    )
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Names in the files of timm, retired ones too; empty where timm is laid out in another way."""
+    spec = find_spec("timm")
+    folder = Path(spec.submodule_search_locations[0]) / "models" if spec and spec.submodule_search_locations else None
+    files = sorted(folder.glob("*.py")) if folder is not None else []
+    texts = [path.read_text("utf-8") for path in files]
+    retired = {name for text in texts for part in text.split("register_model_deprecations(")[1:]
+               for name in re.findall(r"'(\w+)':", part)}  # fmt: skip
+    return frozenset(retired.union(*(_REGISTERED.findall(text) for text in texts)))
+
+
+def _added(name: str) -> bool:
+    """Whether timm, if it is loaded, knows the name otherwise; True where its files could not be read."""
+    if not _known():
+        return True
+    timm = sys.modules.get("timm")
+    return timm is not None and bool(timm.is_model(name))

@@ -1,0 +1,100 @@
+"""Plots with long names, many labels and dark images: no overlaps, and everything is visible."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from stampy import datasets, pl, tl
+from stampy.pl._drawing.paint import MISSING, _oklab, default_colors
+
+LONG = ["Cancer cells and desmoplastic stroma at the margin", "Tertiary lymphoid structure, germinal centre", "fat"]
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def toy():
+    adata = datasets.toy(n_spots=120)
+    adata.obs["long"] = pd.Categorical([LONG[i % 3] for i in range(120)])
+    adata.obsm["X"] = np.random.default_rng(0).normal(size=(120, 4))
+    return adata
+
+
+def boxes(texts):
+    figure = texts[0].get_figure(root=True)
+    figure.canvas.draw()
+    return [t.get_window_extent() for t in texts if t.get_text()]
+
+
+def overlapping(texts) -> int:
+    found = boxes(texts)
+    return sum(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize("size", [None, (5, 3)])
+def test_names_of_a_confusion_matrix(toy, size):
+    tl.probe(toy, "long", use_rep="X", method="ridge")
+    ax = None if size is None else plt.subplots(figsize=size, layout="constrained")[1]
+    ax = pl.probe(toy, show="confusion", ax=ax)
+    assert overlapping(ax.get_yticklabels()) == overlapping(ax.get_xticklabels()) == 0
+    inches = ax.get_window_extent().width / ax.figure.dpi
+    assert inches > 1
+    figure = ax.figure.bbox
+    assert all(box.x0 >= figure.x0 - 1 and box.y0 >= figure.y0 - 1 for box in boxes(ax.get_yticklabels()))
+
+
+def test_long_group_names_are_wrapped(toy):
+    tl.embed(toy, modality="gene", show_progress_bar=False)
+    tl.attribute(toy, groupby="long", n_spots=2, genes=["COL1A1", "DCN"], show_progress_bar=False)
+    assert overlapping([ax.title for ax in pl.attribute(toy)]) == 0
+
+
+def test_titles_of_retrieved_tiles(toy):
+    toy.obsm["X_stamp_image"] = toy.obsm["X"]
+    tl.retrieve(toy, query="image", target="image", show_progress_bar=False)
+    ax = pl.retrieve(toy, n_queries=1, n_nearest=1)
+    assert overlapping([t for t in ax.texts if t.get_va() == "bottom"]) == 0
+
+
+def test_sixty_labels_differ_on_the_paper():
+    seen = _oklab(np.vstack([default_colors(60)[:, :3], plt.matplotlib.colors.to_rgba_array(MISSING)[:, :3]]))
+    distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
+    assert distance.min() > 0.07
+    assert (default_colors(60)[:30] == default_colors(30)).all()  # one more label recolours none
+
+
+@pytest.mark.parametrize(("light", "expected"), [(1.0, 0.0), (0.2, 1.0)])
+def test_outlines_differ_from_the_tissue(toy, light, expected):
+    images = toy.uns["spatial"]["toy"]["images"]
+    images["hires"] = (images["hires"] * light).astype(np.uint8)
+    assert pl.spatial(toy).collections[0].get_edgecolor()[0, :3].tolist() == [expected] * 3
+
+
+def test_outlines_and_scale_bar_on_a_dark_page(toy):
+    with plt.style.context("dark_background"):
+        ax = pl.spatial(toy, image=False)
+    assert ax.collections[0].get_edgecolor()[0, :3].tolist() == [1.0] * 3
+    (bar,) = (artist for artist in ax.artists if hasattr(artist, "size_bar"))
+    assert bar.size_bar.get_children()[0].get_facecolor()[:3] == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_the_scale_bar_has_one_thickness(toy, n):
+    ax = pl.tiles(toy, spots=list(toy.obs_names[:n]), n_tiles=1)
+    ax.figure.canvas.draw()
+    (bar,) = (artist for artist in ax.artists if hasattr(artist, "size_bar"))
+    thickness = bar.size_bar.get_children()[0].get_window_extent().height / ax.figure.dpi
+    assert thickness == pytest.approx(0.03, rel=0.2)
+
+
+def test_counts_have_whole_ticks(toy):
+    toy.obs["counts"] = np.arange(120) % 3
+    ax = pl.spatial(toy, "counts")
+    ax.figure.canvas.draw()
+    ticks = ax.child_axes[0].get_yticks()
+    assert (ticks == np.rint(ticks)).all()
