@@ -161,7 +161,9 @@ class GroupSteps:
                 value.zero_()
         self.total.zero_()
 
-    def run(self, steps: int, lr: float, points: list[int], warmup: int = 100) -> Iterator[tuple[int, list[float], float]]:
+    def run(
+        self, steps: int, lr: float, points: list[int], warmup: int = 100
+    ) -> Iterator[tuple[int, list[float], float]]:
         """Train; at each of `points`, the step, mean losses since the last and seconds."""
         self.encoder.train()
         self.capture()
@@ -211,7 +213,9 @@ def hidden_loss(encoder: GeneEncoder, tokens: Tensor, gone: Tensor) -> dict[str,
         targets = own[hidden]
         total += float(F.cross_entropy(logits, targets, reduction="sum"))
         shown = ids.masked_fill(hidden, PAD_ID)[hidden.nonzero()[:, 0]]
-        copied += float(logits.softmax(dim=1).scatter(1, torch.full_like(shown[:, :1], PAD_ID), 0).gather(1, shown).sum())
+        copied += float(
+            logits.softmax(dim=1).scatter(1, torch.full_like(shown[:, :1], PAD_ID), 0).gather(1, shown).sum()
+        )
         logits = logits.scatter(1, shown, -torch.inf)
         unseen += float(F.cross_entropy(logits, targets, reduction="sum"))
     n = max(int(gone.sum()), 1)

@@ -198,7 +198,9 @@ def main() -> None:
         found, weights[json.dumps(job)] = run(job, options, ends)
         append(options.out, found)
         last = found["curve"][-1] if found["curve"] else {}
-        print({**job, **last, **{k: v for k, v in found.items() if k.startswith(("ari", "probe", "graph"))}}, flush=True)
+        print(
+            {**job, **last, **{k: v for k, v in found.items() if k.startswith(("ari", "probe", "graph"))}}, flush=True
+        )
         if options.models:
             torch.save(weights, options.models.with_suffix(".part"))
             os.replace(options.models.with_suffix(".part"), options.models)

@@ -168,7 +168,12 @@ class Data:
             for name, (tokens, gone) in own.items():
                 targets = tokens[gone].cpu().numpy()
                 known = {"all training sections": everywhere}
-                same = [r for p in (part, "training") for n, r in self.parts[p].items() if patient(n) == patient(name) and n != name]
+                same = [
+                    r
+                    for p in (part, "training")
+                    for n, r in self.parts[p].items()
+                    if patient(n) == patient(name) and n != name
+                ]
                 if same:
                     own_counts = sum(frequencies(self.host[r], self.n_tokens) for r in same)
                     known["other sections of the patient"] = own_counts + 2000 * everywhere / everywhere.sum()
@@ -243,7 +248,9 @@ class Network(nn.Module):
         super().__init__()
         sizes = {k: job[k] for k in SMALL}
         spectral = {"rank_gate": True, "pooling": "bag"} if job["start"] == "spectral" else {}
-        encoder = encoder_of(len(data.divisors), job["seed"], data.counts, max_tokens=data.host.shape[1], **sizes, **spectral)
+        encoder = encoder_of(
+            len(data.divisors), job["seed"], data.counts, max_tokens=data.host.shape[1], **sizes, **spectral
+        )
         if job["start"] == "spectral":
             sections = [MemorySection(n, data.xy[r], data.host[r], None) for n, r in data.parts["training"].items()]
             start_spectral(encoder, sections, data.divisors, job["seed"])
@@ -296,7 +303,11 @@ def step_of(model, data: Data, job: dict, trained: Tensor, near: Tensor | None) 
     encoder = model.encoder
     with low:
         x_BLD = outputs(encoder, ids_of(tokens, gone), positions)
-        scored = gone & (torch.rand(tokens.shape, device=data.device) < min(FRACTION / 0.35, 1)) if job["hide"] == "varied" else gone
+        scored = (
+            gone & (torch.rand(tokens.shape, device=data.device) < min(FRACTION / 0.35, 1))
+            if job["hide"] == "varied"
+            else gone
+        )
         loss = encoder.reconstruction(x_BLD[scored], tokens[scored])
         if job["cgr"]:
             around = x_BLD.unflatten(0, (n, 9))[:, 1:].mean(dim=1)
@@ -325,7 +336,9 @@ def run(job: dict, data: Data, split: str, ends: float) -> tuple[dict, dict]:
     model = Linear(data, job["components"]) if linear else Network(data, job)
     trained = data.trained
     if job.get("breast"):
-        trained = np.concatenate([r for n, r in data.parts["training"].items() if n.startswith(("HER2ST", "BC_ST", "HBC"))])
+        trained = np.concatenate(
+            [r for n, r in data.parts["training"].items() if n.startswith(("HER2ST", "BC_ST", "HBC"))]
+        )
     trained = torch.from_numpy(trained).to(data.device)
     near = neighbours(data) if job.get("cgr") else None
     if linear:

@@ -168,9 +168,7 @@ def _programmes(
     return Programmes(level, domains, states, random.normal(0, batch_effect, (2, n_genes)), shown)
 
 
-def _together(
-    random: np.random.Generator, n_genes: int, n_domains: int, n_states: int, effect: float
-) -> np.ndarray:
+def _together(random: np.random.Generator, n_genes: int, n_domains: int, n_states: int, effect: float) -> np.ndarray:
     """(D, R, G) programmes that are on or off in pairs; domains differ in whether a pair agrees.
 
     Each gene belongs to one programme, and each programme is on in half of the spots of every domain: no gene's log
@@ -178,9 +176,7 @@ def _together(
     """
     n_pairs = int(n_domains).bit_length() - 1
     if n_domains != 2**n_pairs or n_states != n_domains or not n_pairs:
-        raise ValueError(
-            f"`together` needs `n_domains` = `n_states` = 2, 4, 8, ..., found {n_domains} and {n_states}."
-        )
+        raise ValueError(f"`together` needs `n_domains` = `n_states` = 2, 4, 8, ..., found {n_domains} and {n_states}.")
     of_domain, of_state = (1 - 2 * (np.arange(n_domains)[:, None] >> np.arange(n_pairs) & 1) for _ in range(2))
     first = np.broadcast_to(of_state, (n_domains, n_states, n_pairs))
     signs = np.concatenate([first, first * of_domain[:, None]], axis=2)
