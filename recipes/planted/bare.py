@@ -2,7 +2,7 @@
 
 `stampy.train.pretrain` prepares batches on the CPU, logs and writes checkpoints: for networks as small as those of
 these recipes, a GPU would wait most of the time. Here a step of the simulated sections is one CUDA graph. On the same
-groups and masks, the losses equal those of `stampy.train` (tests/train/test_recipe_bare.py).
+groups and masks, the losses equal those of `stampy.train` (tests/train/test_recipe_planted.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def start_heads(encoder: GeneEncoder, counts: np.ndarray) -> None:
 
 
 def outputs(encoder: GeneEncoder, ids_BL: Tensor, positions: Tensor | None = None, *, small: bool = False) -> Tensor:
-    """`encoder(ids)` without looking at the ids on the CPU; `small`: embed by a product, which a CUDA graph can hold."""
+    """`encoder(ids)`, all on the device; `small`: embed by a product, which a CUDA graph can hold."""
     if small:
         one_hot = (ids_BL[..., None] == torch.arange(len(encoder.embeddings.weight), device=ids_BL.device)).float()
         x_BLD = one_hot @ encoder.embeddings.weight

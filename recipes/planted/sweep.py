@@ -28,7 +28,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from stampy.datasets._toy.planted import Programmes, PlantedSpots, hidden_genes, planted_spots
+from stampy.datasets._toy.planted import PlantedSpots, Programmes, hidden_genes, planted_spots
 from stampy.pp._linear_encoder import neighbor_graph
 
 N_REPORTED, N_CHOOSING, PER_SECTION = 8, 4, 250

@@ -102,8 +102,12 @@ def main() -> None:
     lines = [json.loads(line) for line in options.runs.read_text().splitlines()]
     pd.DataFrame(rows_of(lines)).to_csv(options.out, index=False, float_format="%.5g")
     if options.curves:
-        curves = [{"spots": line["spots"], "seed": line["seed"], "cgr": line.get("cgr", False), **point}
-                  for line in lines if line.get("what") in ("curve", "niches") for point in line.get("curve", ())]  # fmt: skip
+        runs = [line for line in lines if line.get("what") in ("curve", "niches")]
+        curves = [
+            {"spots": line["spots"], "seed": line["seed"], "cgr": line.get("cgr", False), **point}
+            for line in runs
+            for point in line.get("curve", ())
+        ]
         pd.DataFrame(curves).to_csv(options.curves, index=False, float_format="%.5g")
 
 

@@ -1,6 +1,6 @@
 """Stage 1 on real sections: masked genes of left-out sections along runs, with what should help.
 
-    python recipes/real/held_out.py data FOLDER --out DATA                   # FOLDER: corpora of `stage1.py build`
+    python recipes/real/pack.py FOLDER --out DATA                            # FOLDER: corpora of `stage1.py build`
     python recipes/real/held_out.py fit DATA --split sections --device cuda --out sections.jsonl
     python recipes/real/held_out.py fit DATA --split patients --device cuda --out patients.jsonl
     python recipes/real/held_out.py fit DATA --split sections --tiny --out tiny.jsonl     # a few minutes on a CPU
@@ -48,8 +48,8 @@ SECTIONS = {
 PATIENTS = {"reported": ("HER2ST_G1", "HER2ST_G2", "HER2ST_G3"), "choosing": ("HER2ST_F1", "HER2ST_F2", "HER2ST_F3")}
 MEASURED, FRACTION, EVERY, PATIENCE = 120, 0.15, 25, 8
 SMALL = {"width": 128, "depth": 2, "heads": 4, "feedforward": 256, "dropout": 0.1}
-RUN = {"breast": False, "start": "random", "frozen": False, "thin": False, "cgr": False, "hide": "varied", "positions": 256,
-       "lr": 1e-3, "weight_decay": 0.05, "batch": 198, "steps": 600, "seed": 0}  # fmt: skip
+RUN = {"breast": False, "start": "random", "frozen": False, "thin": False, "cgr": False, "hide": "varied",
+       "positions": 256, "lr": 1e-3, "weight_decay": 0.05, "batch": 198, "steps": 600, "seed": 0}  # fmt: skip
 
 
 def jobs_of() -> list[dict]:
@@ -66,8 +66,8 @@ def jobs_of() -> list[dict]:
         {"name": "frozen spectral", **SMALL, **RUN, "start": "spectral", "frozen": True},
         {"name": "svd, thinned, regularised", **SMALL, **RUN, "start": "svd", "thin": True, "dropout": 0.3,
          "weight_decay": 0.5},
-        {"name": "frozen svd, wide, thinned", **SMALL, **RUN, "width": 256, "heads": 8, "feedforward": 512, "start": "svd",
-         "frozen": True, "thin": True},
+        {"name": "frozen svd, wide, thinned", **SMALL, **RUN, "width": 256, "heads": 8, "feedforward": 512,
+         "start": "svd", "frozen": True, "thin": True},
         {"name": "breast alone, thinned", **SMALL, **RUN, "breast": True, "thin": True},
         {"name": "linear, breast alone", "components": 64, "steps": 2500, "seed": 0, "breast": True},
         {"name": "linear, 256 components", "components": 256, "steps": 2500, "seed": 0},
@@ -99,8 +99,9 @@ class Data:
         self.tokens = torch.from_numpy(self.host).to(device)
         self.trained = np.concatenate([*rows.values()] if not tiny else [*self.parts["training"].values()])
         self.counts = sum(frequencies(self.host[r], self.n_tokens) for r in self.parts["training"].values())
-        self._open_counts(folder, rows_of={str(n): end - k for n, k, end in zip(read["names"], read["n"], ends)},
-                          sizes=dict(zip(map(str, read["names"]), read["n"].tolist(), strict=True)), kept=kept)  # fmt: skip
+        sizes = dict(zip(map(str, read["names"]), read["n"].tolist(), strict=True))
+        first = dict(zip(sizes, (ends - read["n"]).tolist(), strict=True))
+        self._open_counts(folder, rows_of=first, sizes=sizes, kept=kept)
         rng = np.random.default_rng(7)
         self.measured = {p: {n: self._hidden(r, rng) for n, r in self.parts[p].items()}
                          for p in ("reported", "choosing", "evaluate_only")}  # fmt: skip
@@ -410,8 +411,8 @@ def fit(options) -> None:
     ends = time.time() + options.seconds
     torch.set_float32_matmul_precision("high")
     data = Data(options.data, options.split, torch.device(options.device), options.tiny)
-    append(options.out, {"split": options.split, "guesses": data.guesses(),
-                         "spots": {p: {n: len(r) for n, r in own.items()} for p, own in data.parts.items()}})  # fmt: skip
+    spots = {part: {name: len(rows) for name, rows in own.items()} for part, own in data.parts.items()}
+    append(options.out, {"split": options.split, "guesses": data.guesses(), "spots": spots})
     print(f"{options.split}: {len(data.trained)} spots to train on; {ends - time.time():.0f} s left", flush=True)
     done, jobs = [], jobs_of()
     if options.only:

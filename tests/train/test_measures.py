@@ -14,8 +14,8 @@ from stampy import datasets, models, pl, train
 from stampy.cli import main as cli
 from stampy.models._cross_entropy import cross_entropy_by_kind, linear_cross_entropy
 from stampy.train._baselines import ranks_of_own, references, ridge_ranks, tile_features
-from stampy.train._rank_order import order_guesses, places
 from stampy.train._pretrain_step import KINDS, Reconstruction
+from stampy.train._rank_order import order_guesses, places
 
 STAGE1 = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True,
           "groups_per_batch": 4, "lr": 1e-2, "embedding": 12}  # fmt: skip

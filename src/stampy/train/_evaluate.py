@@ -83,7 +83,8 @@ def evaluate(
     One row per section and a row ``"all"`` with means over sections, with the columns ``igr_masked``, ``igr_replaced``,
     ``igr_kept``, ``cgr``; ``corpus_frequency`` (of all sections given), ``section_frequency``,
     ``section_frequency_unseen``, ``section_frequency_order``; ``n_spots`` of stage 2, ``recall_at_1``,
-    ``recall_at_10``, ``recall_at_50``, and the same with the suffixes ``_ridge`` and ``_chance``. NaN if a value does not apply to the section or the model.
+    ``recall_at_10``, ``recall_at_50``, and the same with the suffixes ``_ridge`` and ``_chance``. NaN if
+    a value does not apply to the section or the model.
 
     Raises
     ------

@@ -35,9 +35,9 @@ def places(divisors: np.ndarray) -> np.ndarray:
 def order_guesses(tokens_L: np.ndarray, hidden_L: np.ndarray, share_G: np.ndarray, place_G: np.ndarray) -> np.ndarray:
     """(M, K) probabilities that guesses give to the hidden genes of a spot.
 
-    The first guess is the frequency of genes. Each of the others is the frequency among the genes whose usual level lies
-    between those of two visible tokens, the k-th before and the k-th after the hidden one, and 0 if their levels are in
-    the other order.
+    The first guess is the frequency of genes. Each of the others is the frequency among the genes whose usual level
+    lies between those of two visible tokens, the k-th before and the k-th after the hidden one, and 0 if their levels
+    are in the other order.
 
     Parameters
     ----------
