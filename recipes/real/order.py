@@ -1,7 +1,7 @@
 """Does a model of `held_out.py` read the order of tokens? Its loss with this order destroyed, and the order alone.
 
     python recipes/real/order.py WEIGHTS DATA --split sections --out recipes/real/order.csv
-    python recipes/real/order.py WEIGHTS --product --out evaluate.csv      # `stampy.train.evaluate`, left-out sections
+    python recipes/real/order.py WEIGHTS --product --out evaluate.csv      # by `stampy.train.evaluate`
 
 WEIGHTS: what `held_out.py fit --models` saved; DATA as there. For each left-out section, losses at hidden positions:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import torch
@@ -99,7 +100,21 @@ def evaluated(options) -> pd.DataFrame:
     model.gene.load_state_dict(state)
     sections = [datasets.fetch(name)["section"] for name in SECTIONS]
     table = train.evaluate(model.eval(), sections, n_groups=13, device="cpu")
+    for name in (*SECTIONS, "DLPFC_Br8325_ant"):
+        table.loc[name, "equal_counts"] = equal_counts(datasets.fetch(name)["section"], genes)
     return table.dropna(axis=1, how="all").reset_index()
+
+
+def equal_counts(path: Path, genes: pd.DataFrame, spots: int = 40) -> float:
+    """Mean share of a spot's tokens that have its most common count; genes by symbol."""
+    level = dict(zip(genes["symbol"], genes["divisor"], strict=True))
+    table = anndata.read_h5ad(path)
+    rows = np.sort(np.random.default_rng(0).permutation(table.n_obs)[:spots])
+    table = table[rows, [g in level for g in table.var_names]]
+    counts = np.asarray(table.to_df())
+    top = np.argsort(-counts / np.array([level[g] for g in table.var_names]), axis=1)[:, :512]
+    spread = [row[row > 0].astype(int) for row in np.take_along_axis(counts, top, axis=1)]
+    return float(np.mean([np.bincount(row).max() / len(row) for row in spread if len(row)]))
 
 
 def main() -> None:
