@@ -12,6 +12,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.deprecation import RemovedInSphinx10Warning
 from sphinx.ext.napoleon import NumpyDocstring
 
@@ -133,3 +135,23 @@ def _returns_as_prose(self: NumpyDocstring, section: str) -> list[str]:
 
 
 NumpyDocstring._parse_returns_section = _returns_as_prose
+
+
+def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
+    """Give figures that a cell draws the call that draws them as alternative text, for screen readers."""
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
+        calls = [line for code in cell.findall(nodes.literal_block) for line in code.astext().splitlines()]
+        calls = [line.split("=", 1)[-1].strip() for line in calls if "pl." in line or "show(" in line]
+        for image in cell.findall(nodes.image) if calls else ():
+            image["alt"] = f"Figure drawn by {calls[-1]}"
+
+
+def _class_without_return(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None,
+                          returns: str | None) -> tuple[str | None, str | None]:  # fmt: skip
+    """The signature of a class, without the None that its `__init__` returns."""
+    return signature, None if what == "class" else returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", _name_figures)
+    app.connect("autodoc-process-signature", _class_without_return, priority=900)

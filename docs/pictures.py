@@ -26,6 +26,7 @@ from stampy.pl._drawing.paint import default_colors
 
 HERE = Path(__file__).parent / "_static"
 DPI = 110
+LARGE = {"font.size": 14}  # for figures of three panels, which the page shows at half their size
 
 
 def section():
@@ -38,7 +39,9 @@ def section():
 
 def front(adata):
     """Tissue, domains, and the embedding as colours."""
-    axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=["H&E", "domains", "embedding as colours"])
+    titles = ["H&E", "domains", "embedding as colours"]
+    with plt.rc_context(LARGE):
+        axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
     axes[0].collections[0].remove()  # the outlines of the spots, which hide the tissue
     save("front")
 
@@ -58,7 +61,8 @@ def mouse():
     stampy.tl.embed(adata, modality="gene", context="neighbors", organism="mouse", show_progress_bar=False)
     stampy.tl.domains(adata, 5, method="kmeans")
     titles = ["H&E", "domains", "embedding as colours"]
-    axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
+    with plt.rc_context(LARGE):
+        axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
     axes[0].collections[0].remove()
     save("mouse", dpi=80)
 

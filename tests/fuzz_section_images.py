@@ -49,7 +49,7 @@ def more_images(case, rng):
     elif how == "fullres" and scale == 1:
         library["images"] = {"hires": low, "fullres": picture}
         library["scalefactors"]["tissue_hires_scalef"] = 0.25
-    elif how == "aligned":  # of no scale: can't be meant
+    elif how == "aligned":  # of no scale: cannot be meant
         library["images"]["detected"] = low
     elif how == "renamed":
         library["images"] = {"he": picture}

@@ -102,13 +102,13 @@ def test_missing_features_of_apple_gpus_warn_once():
     )
     with (
         pytest.warns(StampyWarning, match="lacks aten::nonsense, and maybe other operations") as caught,
-        stream._mps_limits_told(),
+        stream._explained_mps_limits(),
     ):
         warnings.warn(said, UserWarning, stacklevel=1)
     assert len([w for w in caught if "MPS" in str(w.message)]) == 1
-    with pytest.raises(RuntimeError, match="Import stampy before torch"), stream._mps_limits_told():
+    with pytest.raises(RuntimeError, match="Import stampy before torch"), stream._explained_mps_limits():
         raise NotImplementedError("The operator 'aten::nonsense' is not currently implemented for the MPS device.")
-    with pytest.raises(NotImplementedError, match="other"), stream._mps_limits_told():
+    with pytest.raises(NotImplementedError, match="other"), stream._explained_mps_limits():
         raise NotImplementedError("other")
 
 

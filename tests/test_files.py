@@ -23,7 +23,7 @@ KILLED = """
 
     step, replace, path = sys.argv[1], os.replace, Path(sys.argv[2])
     if step.startswith("rename"):
-        _files._exchange = lambda a, b: False  # a system that can't exchange two folders
+        _files._exchange = lambda a, b: False  # a system that cannot exchange two folders
     count = 0
 
     def counted(a, b):
@@ -60,7 +60,7 @@ def test_exchange_swaps_two_folders(tmp_path):
         path.mkdir()
         (path / path.name).touch()
     if not _files._exchange(a, b):
-        pytest.skip("this file system can't exchange two folders")
+        pytest.skip("this file system cannot exchange two folders")
     assert (a / "b").exists()
     assert (b / "a").exists()
 

@@ -91,7 +91,7 @@ def test_invalid_tensors(saved, content, tmp_path):
 def test_truncated_and_swapped_tensors(saved):
     whole = (saved / "model.safetensors").read_bytes()
     put(saved, "model.safetensors", whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="can't be read as safetensors"):
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
         models.load(saved)
     put(saved, "model.safetensors", whole)
     tensors = load_file(saved / "model.safetensors")
@@ -556,7 +556,7 @@ def test_any_byte_of_the_files_of_a_data_set_may_be_wrong(tmp_path, builder):
         try:
             assert _load.built(builder, "broken", paths).n_obs >= 0
         except ValueError as error:
-            tells(error, "can't be assembled as a section")
+            tells(error, "cannot be assembled as a section")
 
 
 def test_any_byte_of_a_vocabulary_may_be_wrong(vocabulary, tmp_path):
@@ -590,7 +590,7 @@ def test_a_full_disk_leaves_the_old_vocabulary(vocabulary, tmp_path, monkeypatch
 
 
 def test_weights_are_replaced_at_once_or_not_at_all(model, saved, monkeypatch):
-    monkeypatch.setattr(_files, "_exchange", lambda *_: False)  # as on a system that can't exchange two folders at once
+    monkeypatch.setattr(_files, "_exchange", lambda *_: False)  # as on systems that cannot exchange two folders
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     ordinary, calls = os.replace, []
 
@@ -666,7 +666,7 @@ def test_a_download_that_changes_is_refused_and_the_right_one_taken(server, fetc
 
 def test_a_download_that_breaks_off(server, fetch, tmp_path):
     server.answer = lambda number: ({"Content-Length": "6"}, b"cou")
-    with pytest.raises((ConnectionError, ValueError), match=r"can't be downloaded|not the file that stampy knows"):
+    with pytest.raises((ConnectionError, ValueError), match=r"cannot be downloaded|not the file that stampy knows"):
         fetch()
     assert in_cache(tmp_path) == []
 
@@ -726,7 +726,7 @@ def test_the_hub_without_a_network(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the requested files in the disk cache.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ConnectionError, match=r"can't be fetched from the Hugging Face hub.*give its path"):
+    with pytest.raises(ConnectionError, match=r"cannot be fetched from the Hugging Face hub.*give its path"):
         models.load("hf-hub:someone/model@main")
     with pytest.raises(ValueError, match=r"names no revision.*hf-hub:someone/model@main"):
         models.load("hf-hub:someone/model")

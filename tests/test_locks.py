@@ -51,7 +51,7 @@ def test_file_system_without_locks_warns(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="can't lock files"), _locks.FolderLock(tmp_path, what="run"):
+    with pytest.warns(UserWarning, match="cannot lock files"), _locks.FolderLock(tmp_path, what="run"):
         pass
 
 

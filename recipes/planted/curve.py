@@ -95,7 +95,7 @@ def run(world, steps: int, seed: int, options, *, cgr: bool) -> dict[str, float]
     found |= pd.DataFrame(losses).mean().to_dict() | {"cgr": table.loc["all", "cgr"]}
     with torch.inference_mode():
         features = [model.gene_features(torch.from_numpy(t)).float().numpy() for t in tokens]
-    return found | told_apart(features, kept)
+    return found | separation(features, kept)
 
 
 @torch.inference_mode()
@@ -118,7 +118,7 @@ def masked_loss(model, tokens: np.ndarray, hidden: np.ndarray) -> dict[str, floa
     return {"masked": total / n, "masked_unseen": unseen / n}
 
 
-def told_apart(features, sections, ending: str = "") -> dict[str, float]:
+def separation(features, sections, ending: str = "") -> dict[str, float]:
     """Separation of domains and states by features: clusters and variance in a section, a probe between sections."""
     features = [(own - own.mean(axis=0)) / own.std() for own in features]
     found = {}
@@ -167,7 +167,7 @@ def known(world, seed: int) -> dict[str, float]:
     centred = np.concatenate([(x := s.X.toarray() > 0) - x.mean(axis=0) for s in training])
     components = np.linalg.eigh(centred.T @ centred)[1][:, :-17:-1]
     axes = leading_axes(parts, 16, np.random.default_rng(seed))
-    linear = told_apart([x @ components for x in genes], kept, "_pca") | told_apart(
+    linear = separation([x @ components for x in genes], kept, "_pca") | separation(
         [x @ axes for x in genes], kept, "_axes"
     )
     return pd.DataFrame(rows).mean().to_dict() | linear

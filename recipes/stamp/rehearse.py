@@ -10,29 +10,29 @@ import sys
 import time
 from pathlib import Path
 
-N_SPOTS, SEED = 150, 0
+SEED = int(os.environ.get("REHEARSAL_SEED", "0"))
+# Six tissues: the first four differ so much in colour that k-means finds nearly all of them in a random ViT. 1,200
+# pairs in stage 2: with 450, the towers memorised single spots soon after they told the tissues apart.
+N_DOMAINS, N_SPOTS, N_TRAINED = 6, 200, 6
 DATA = "planted sections, kept out"
-KEPT_OUT = ("TOY4", "TENX13")  # of the HEST-like folder
+KEPT_OUT = (f"TOY{N_TRAINED + 1}", "TENX13")  # of the HEST-like folder
 TABLES = {"dlpfc": 3, "hbc": 1, "her2": 4, "psc": 2, "hhk": 2, "tcga-luad": 6}  # sections, or slides
-# (system before, system after, task, metric, variant): each must improve. Clusters of image embeddings are shown but
-# not required to improve: toy tissues differ in colour, which an untrained ViT preserves. After stage 2, k-means
-# recovered less of them (ARI 0.58 instead of 0.73), a probe more.
+# (system before, system after, task, metric, variant): each must be higher after than before, and than chance
 STEPS = {
     "stage 1": [
         ("genes, untrained", "genes, after stage 1", "domains", "ari", "kmeans"),
         ("genes, untrained", "genes, after stage 1", "probe", "balanced_accuracy", "logistic"),
     ],
     "stage 2": [
+        ("genes, after stage 1", "genes, after stage 2", "domains", "ari", "kmeans"),
         ("genes, after stage 1", "genes, after stage 2", "probe", "balanced_accuracy", "logistic"),
+        ("image, before stage 2", "image, after stage 2", "domains", "ari", "kmeans"),
         ("image, before stage 2", "image, after stage 2", "probe", "balanced_accuracy", "logistic"),
+        ("both, before stage 2", "both, after stage 2", "domains", "ari", "kmeans"),
         ("both, before stage 2", "both, after stage 2", "retrieve", "recall@10", "image to gene"),
         ("both, before stage 2", "both, after stage 2", "retrieve", "recall@10", "gene to image"),
     ],
 }
-SHOWN = [
-    ("image, before stage 2", "image, after stage 2", "domains", "ari", "kmeans"),
-    ("both, before stage 2", "both, after stage 2", "domains", "ari", "kmeans"),
-]
 
 
 def generate(out: Path) -> None:
@@ -40,9 +40,10 @@ def generate(out: Path) -> None:
     from stampy import datasets
 
     # The same seed gives the same domains and genes in both folders. Toy sections are drawn one after the other, so the
-    # three sections of stage 1 differ from the fourth and fifth, which are used for evaluation.
-    datasets.toy_spavis(out / "spavis", n_spots=2 * N_SPOTS, n_sections=3, n_val=0, n_positions=64, rng=SEED)
-    sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=4, rng=SEED)
+    # three sections of stage 1 differ from the last two, which are used for evaluation.
+    shared = {"n_domains": N_DOMAINS, "rng": SEED}
+    datasets.toy_spavis(out / "spavis", n_spots=300, n_sections=3, n_val=0, n_positions=64, **shared)
+    sections = datasets.toy_hest(out / "hest", n_spots=N_SPOTS, n_sections=N_TRAINED + 1, **shared)
     (out / "truth").mkdir()
     for section, name in zip(sections[-2:], KEPT_OUT, strict=True):
         section.write_h5ad(out / "truth" / f"{name}.h5ad")
@@ -77,6 +78,9 @@ def start(out: Path) -> None:
 
     from stampy import models
 
+    trained = json.loads((out / "both" / "data.json").read_text())["spots"]
+    if len(trained) != N_TRAINED or set(KEPT_OUT) & set(trained):
+        raise SystemExit(f"Stage 2 was to see {N_TRAINED} sections without {KEPT_OUT}, but saw {sorted(trained)}.")
     after = models.load(out / "both" / "model")
     genes = models.load(out / "genes" / "model")
     torch.manual_seed(SEED)
@@ -143,7 +147,6 @@ def check(out: Path) -> None:
             better, line = told(table, step)
             print(f"{stage}: {line}{'' if better else '  NOT BETTER'}")
             failed += [] if better else [f"{stage}, {', '.join(step[1:4])}"]
-    print("\n".join(["shown, not required:", *(told(table, step)[1] for step in SHOWN)]))
     empty = [name for name in TABLES if not (bench.read_results(out / "results" / name)["status"] == "ok").any()]
     if failed or empty:
         raise SystemExit(f"Not better after than before: {failed}. Tables without a figure: {empty}.")

@@ -1,6 +1,6 @@
 """Evaluate a model on held-out sections: its embeddings compared with simple baselines.
 
-    python recipes/stampy-mini/evaluate.py [MODEL] [--out FILE.md]
+    python recipes/stampy-mini/evaluate.py [MODEL] [--tables labelled retrieval mixing image_only] [--out FILE.md]
 
 Prints Markdown tables. All embeddings are evaluated by the same protocol: linear probe (balanced accuracy, five
 spatially blocked folds), k-means with the number of labels (ARI, NMI, mean over three seeds), and image -> gene
@@ -23,12 +23,13 @@ import stampy
 from stampy._labels import known_labels
 from stampy.pp._linear_encoder import neighbor_graph
 from stampy.pp._thinning import heldout_correlation, regions
-from stampy.tl._embedding.context import smoothed
+from stampy.tl._embedding.context import centered, smoothed
 from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.folds import block_folds
 from stampy.tl._evaluation.label_free import _mixing, _tfidf
 from stampy.tl._methods.clustering import find_domains
-from stampy.tl._probe import probe_predictions, probe_scores
+from stampy.tl._methods.linear_models import Scaler, balanced_weights, logistic
+from stampy.tl._probe import LOGISTIC_PENALTY, probe_predictions, probe_scores
 
 LABELLED = {"DLPFC_151673": "layer", "DLPFC_151674": "layer", "HER2ST_A1": "label", "PDAC_A_human": "histology"}
 PAIRED = ["HER2ST_A1", "HER2ST_A2"]
@@ -126,11 +127,14 @@ def mixing(model):
     yield "|---|---|---|"
     found = [panels_mixed(model, name) for name in CHOOSE]
     yield "| mixing of panels (1: chance) | " + " | ".join(spread(x) for x in zip(*found, strict=True)) + " |"
-    for title, context in (("per spot", None), ("in context", "neighbors")):
-        sides = [transfer(embedded_patients(model, context, center)) for center in (None, "section")]
-        yield f"| labels from four patients to the fifth, {title} | " + " | ".join(spread(x) for x in sides) + " |"
-    sides = [transfer(embedded_patients("pca", None, None))]
-    yield f"| the same by PCA of all five together | {spread(sides[0])} | |"
+    yield ""
+    yield "| labels from four patients to the fifth | by | as it is | centred by section |"
+    yield "|---|---|---|---|"
+    for where, context in (("per spot", None), ("in context", "neighbors")):
+        for name, encoder in (("stampy-mini", model), ("PCA of all five", "pca")):
+            sides = [embedded_patients(encoder, context, center) for center in (None, "section")]
+            for by, guess in GUESSES.items():
+                yield f"| {name}, {where} | {by} | " + " | ".join(spread(transfer(x, guess)) for x in sides) + " |"
 
 
 def spread(values):
@@ -152,31 +156,57 @@ def panels_mixed(model, name):
 def embedded_patients(model, context, center):
     """Vectors and labels of one section per patient, in one space."""
     sections = {name: stampy.datasets.load(name) for name in CHOOSE}
-    if model == "pca":
-        joined = ad.concat(sections, label="section", index_unique="-", join="inner")
-        stampy.tl.embed(joined, "pca", modality="gene", key_added="X", show_progress_bar=False)
-        sections = {name: joined[joined.obs["section"] == name] for name in sections}
+    if model == "pca":  # of all sections together
+        whole = ad.concat(sections, label="section", index_unique="-", join="inner")
+        values = PCA(50, random_state=0).fit_transform(log_counts(whole))
+        codes, names = whole.obs["section"].cat.codes.to_numpy(), list(whole.obs["section"].cat.categories)
+        values = unit(values if center is None else centered(values, codes, names, normed=False))
+        if context:
+            values = unit(smoothed(values, whole.obsm["spatial"].astype(float), NEIGHBORS, codes))
+        by_section = {name: values[codes == i] for i, name in enumerate(names)}
     else:
         options = {"context": context, "center": center, "show_progress_bar": False}
         stampy.tl.embed(sections, model, modality="gene", key_added="X", **options)
+        by_section = {name: np.asarray(section.obsm["X"]) for name, section in sections.items()}
     found = {}
     for name, section in sections.items():
         labels = section.obs["label"].astype(str).to_numpy()
         known = known_labels(section.obs["label"], warn=False)[0] >= 0
-        found[name] = unit(np.asarray(section.obsm["X"]))[known], labels[known]
+        found[name] = by_section[name][known], labels[known]
     return found
 
 
-def transfer(found):
-    """Balanced accuracy per patient of labels from the 15 nearest spots of the four others."""
+def by_nearest(query, values, codes):
+    """The label of most of the 15 nearest spots."""
+    near = codes[np.argsort(-(query @ values.T), axis=1)[:, :15]]
+    return np.stack([(near == c).sum(axis=1) for c in range(codes.max() + 1)], axis=1).argmax(axis=1)
+
+
+def by_means(query, values, codes):
+    """The label whose mean vector is nearest by its direction."""
+    means = unit(np.stack([values[codes == c].mean(axis=0) for c in range(codes.max() + 1)]))
+    return (query @ means.T).argmax(axis=1)
+
+
+def by_probe(query, values, codes):
+    """The linear probe of `stampy.tl.probe`, trained on the other patients."""
+    scaler, k = Scaler(values), codes.max() + 1
+    w, b = logistic(scaler(values), codes, k, LOGISTIC_PENALTY, balanced_weights(codes, k))
+    return (scaler(query) @ w + b).argmax(axis=1)
+
+
+GUESSES = {"15 nearest spots": by_nearest, "nearest mean": by_means, "linear probe": by_probe}
+
+
+def transfer(found, guess):
+    """Balanced accuracy for each patient of labels that the four others have, guessed by their spots."""
     scores = []
     for name, (query, truth) in found.items():
         rest = [pair for other, pair in found.items() if other != name]
         classes, codes = np.unique(np.concatenate([labels for _, labels in rest]), return_inverse=True)
-        near = np.argsort(-(query @ np.vstack([values for values, _ in rest]).T), axis=1)[:, :15]
-        guess = classes[np.stack([(codes[near] == c).sum(axis=1) for c in range(len(classes))], axis=1).argmax(axis=1)]
-        shared = np.isin(truth, classes)
-        scores.append(np.mean([(guess == c)[shared & (truth == c)].mean() for c in np.unique(truth[shared])]))
+        guessed = classes[guess(query, np.vstack([values for values, _ in rest]), codes)]
+        shared = np.intersect1d(truth, classes)
+        scores.append(np.mean([(guessed[truth == c] == c).mean() for c in shared]))
     return scores
 
 
@@ -214,16 +244,20 @@ def retrieval(model):
         yield f"| {name} | {n} | " + " | ".join(f"{(rank < k).mean():.3f}" for k in (1, 5, 10)) + f" | {10 / n:.3f} |"
 
 
+TABLES = {f.__name__: f for f in (labelled, retrieval, mixing, image_only)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="stampy-mini")
+    parser.add_argument("--tables", nargs="*", default=["labelled", "retrieval", "mixing", "image_only"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # coarse images are expected here
     model = stampy.models.load(arguments.model)
     lines = []
-    for table in (labelled, retrieval, mixing, image_only):
-        for line in table(model):
+    for table in arguments.tables:
+        for line in TABLES[table](model):
             print(line, flush=True)
             lines.append(line)
         lines.append("")

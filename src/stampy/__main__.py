@@ -12,7 +12,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command as `stampy.cli.main.main`, in a process that ends with it."""
     status = command_line.main(argv)
-    gc.freeze()  # else Python searches everything for garbage once more, up to a second after torch and matplotlib
+    gc.freeze()  # skip the final garbage collection, which takes up to a second after torch and matplotlib
     return status
 
 

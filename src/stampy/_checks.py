@@ -336,7 +336,7 @@ def readable(path: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or str(path) in str(error):
             raise
         raise ValueError(
-            f"{str(path)!r} can't be read: it is truncated, damaged or of another format ({error})."
+            f"{str(path)!r} cannot be read: it is truncated, damaged or of another format ({error})."
         ) from error
 
 
@@ -373,17 +373,17 @@ def writable(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
-            f"{str(folder)!r} can't be a folder to write into: it, or a part of its path, is a file. Choose another."
+            f"{str(folder)!r} cannot be a folder to write into: it, or a part of its path, is a file. Choose another."
         ) from error
     except OSError as error:
         raise PermissionError(
-            f"The folder {str(folder)!r} can't be made ({error.strerror}). Choose another."
+            f"The folder {str(folder)!r} cannot be made ({error.strerror}). Choose another."
         ) from error
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".stampy-"):
             pass
     except OSError as error:
         raise PermissionError(
-            f"The folder {str(folder)!r} can't be written to ({error.strerror}). Choose another."
+            f"The folder {str(folder)!r} cannot be written to ({error.strerror}). Choose another."
         ) from error
     return folder

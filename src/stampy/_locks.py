@@ -67,7 +67,7 @@ class FolderLock:
             ) from error
         except OSError as error:
             _checks.warn(
-                f"The file system of {str(folder)!r} can't lock files ({error.strerror}): stampy cannot prevent a "
+                f"The file system of {str(folder)!r} cannot lock files ({error.strerror}): stampy cannot prevent a "
                 f"second process from using it. Start no other {what} there."
             )
             return

@@ -188,6 +188,15 @@ def test_fractions_without_counts_are_refused(tmp_path):
         read_section(bench.SectionConfig(source=str(path), name="1", part="sample_name=1"), tmp_path)
 
 
+def test_systems_that_see_images_are_skipped_without_images(tmp_path):
+    folder = toy_folder("dlpfc", tmp_path / "data", form="sce", n_sections=2, n_spots=30)
+    results = bench.run(
+        "dlpfc", tmp_path / "out", folder=folder, systems=["pixels"], seeds=[0], device="cpu", show_progress_bar=False
+    )
+    skipped = results[(results["system"] == "pixels") & results["task"].isin(["probe", "domains"])]
+    assert set(skipped["reason"]) == {"it sees images, and the section has none"}
+
+
 @pytest.mark.parametrize(("table", "form"), [(t, f) for t in ("hbc", "her2", "psc", "hhk") for f in FORMS[t]])
 def test_other_tables_are_found(table, form, tmp_path):
     n = {"hbc": 1, "her2": 3}.get(table, 2)

@@ -95,7 +95,7 @@ def section(toy, tmp_path_factory):
 
 @pytest.fixture
 def unwritable(monkeypatch):
-    """Says which folder can't be written to, also to root, for whom rights do not count."""
+    """Says which folder cannot be written to, also to root, for whom rights do not count."""
 
     def forbid(folder):
         ordinary = tempfile.NamedTemporaryFile
@@ -370,13 +370,13 @@ def test_embed_rejects_invalid_sections(fails, toy, weights, how, modality, word
         ("toy.h5ae", "out.h5ad", "No section at 'toy.h5ae'. Similar names there: ['toy.h5ad']"),
         ("toy.h5ad", "out.csv", "must end in .h5ad or .zarr, found 'out.csv'"),
         ("toy.h5ad", "taken.zarr", "'taken.zarr' exists"),
-        ("toy.h5ad", "file/out.h5ad", "'file' can't be a folder to write into"),
+        ("toy.h5ad", "file/out.h5ad", "'file' cannot be a folder to write into"),
         (
             "notes.txt",
             "out.h5ad",
             "'notes.txt' is not a section",
         ),
-        ("half.h5ad", "out.h5ad", "'half.h5ad' can't be read: it is truncated"),
+        ("half.h5ad", "out.h5ad", "'half.h5ad' cannot be read: it is truncated"),
         ("empty", "out.h5ad", "'empty' is not a section in a format that stampy knows"),
     ],
 )
@@ -422,7 +422,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
         "align": ["align", section, "--model", weights, "--out", locked],
     }
     line = fails(*argv[command])
-    assert f"'{locked}' can't be written to (Permission denied). Choose another." in line
+    assert f"'{locked}' cannot be written to (Permission denied). Choose another." in line
     assert names_in(locked) == []
 
 

@@ -361,10 +361,10 @@ def test_fetch_replaces_a_damaged_file_of_the_cache(server, register, caplog):
 
 def test_fetch_without_a_network_explains_what_to_do(server, register, tmp_path):
     register([_registry.File("counts", server.url + "/none.tsv", sha(b""), 0)])
-    with pytest.raises(ConnectionError, match=r"none\.tsv can't be downloaded .*404.*STAMPY_DATA_DIR"):
+    with pytest.raises(ConnectionError, match=r"none\.tsv cannot be downloaded .*404.*STAMPY_DATA_DIR"):
         datasets.fetch("made_up")
     register([_registry.File("counts", "http://127.0.0.1:9/counts.tsv", sha(b""), 0)])
-    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9/counts\.tsv can't be downloaded"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9/counts\.tsv cannot be downloaded"):
         datasets.fetch("made_up")
     assert cached(tmp_path) == []
 

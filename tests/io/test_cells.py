@@ -174,7 +174,7 @@ def test_cosmx_without_a_scale(tmp_path):
     with pytest.warns(stampy.StampyWarning, match="do not state how large a pixel is"):
         found = stampy.read(tmp_path)
     assert found.uns["spatial"]["S1"]["scalefactors"] == {}
-    with pytest.raises(ValueError, match="`image` can't be given for CosMx"):
+    with pytest.raises(ValueError, match="`image` cannot be given for CosMx"):
         stampy.read(tmp_path, image=put(tmp_path / "he.png", b""))
     (tmp_path / "S1_metadata_file.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"None of \['metadata_file\.csv'\] was found"):

@@ -177,8 +177,8 @@ def read_or_refused(folder):
 
 
 def test_gzip_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_files, "MOST_UNPACKED", 10_000)
-    monkeypatch.setattr(input_files, "MOST_RATIO", 2)
+    monkeypatch.setattr(input_files, "MAX_UNPACKED", 10_000)
+    monkeypatch.setattr(input_files, "MAX_RATIO", 2)
     flat(tmp_path)
     put(tmp_path / "scalefactors_json.json.gz", b"{" + b" " * 1_000_000 + b"}")
     with pytest.raises(ValueError, match=r"scalefactors_json\.json\.gz' unpacks to far more"):
@@ -202,7 +202,7 @@ def test_archives_that_unpack_to_too_much_or_elsewhere(tmp_path, monkeypatch):
         pytest.fail("it was unpacked")
     with pytest.raises(ValueError, match="is outside the archive"), input_files.unzipped(tmp_path / "c.tar.gz"):
         pytest.fail("it was unpacked")
-    monkeypatch.setattr(input_files, "MOST_UNPACKED", 1000)
+    monkeypatch.setattr(input_files, "MAX_UNPACKED", 1000)
     with pytest.raises(ValueError, match="unpacks to far more"), input_files.unzipped(tmp_path / "a.zip"):
         pytest.fail("it was unpacked")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "b.zip", "c.tar.gz"]

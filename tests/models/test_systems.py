@@ -323,7 +323,7 @@ def test_real_names_of_conch():
     with torch.device("meta"):
         found = _language.Conch(models.card("conch")).visual.state_dict()
     shapes = conch_shapes(768, 12, 512, 768, n_places=14 * 14)
-    # pooling for captions has as many channels as the ViT, which changes the names of its weights, but it isn't loaded
+    # pooling for captions has as many channels as the ViT, which changes the names of its weights, but it is not loaded
     expected = {
         k.removeprefix("visual."): s for k, s in shapes.items() if k.startswith("visual.") and "caption" not in k
     }
@@ -651,7 +651,7 @@ def test_nothing_is_executed(tmp_path):
         models.load_system("uni", tmp_path / "x.bin", device="cpu")
 
 
-# Weights that can't be had
+# Weights that cannot be had
 
 
 @pytest.mark.parametrize(
@@ -687,11 +687,11 @@ def hub_error(kind, status=403):
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (("GatedRepoError",), PermissionError, r"Ask for access at .*MahmoodLab/UNI .*hf auth login.*model='uni:/path"),
+        (("GatedRepoError",), PermissionError, r"Request access at .*MahmoodLab/UNI .*hf auth login.*model='uni:/path"),
         (("RepositoryNotFoundError", 401), PermissionError, "HF_TOKEN"),
         (("HfHubHTTPError", 401), PermissionError, "hf auth login"),
         (("HfHubHTTPError", 500), ConnectionError, "Try again"),
-        (("LocalEntryNotFoundError",), ConnectionError, r"can't be reached.*model='uni:/path"),
+        (("LocalEntryNotFoundError",), ConnectionError, r"cannot be reached.*model='uni:/path"),
         (("RemoteEntryNotFoundError", 404), FileNotFoundError, "contains none of"),
     ],
 )

@@ -146,7 +146,7 @@ def test_damaged_file_gives_no_traceback_of_h5py(section):
     content = bytearray(section.read_bytes())
     content[len(content) // 3 :] = b""
     section.write_bytes(content)
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         refuse_links_h5(section)
 
 

@@ -15,7 +15,7 @@ from stampy import datasets, pp, tl
 from stampy._section.libraries import libraries_of
 from stampy._section.neighbors import graph, nearest
 from stampy._section.pixel_size import infer_um_per_px
-from stampy._section.section import Wishes, coordinates_of, places_of, sections_of
+from stampy._section.section import ImageOptions, coordinates_of, places_of, sections_of
 
 quick = settings(max_examples=25, deadline=None)
 QUIET = {"show_progress_bar": False, "device": "cpu"}
@@ -348,7 +348,7 @@ def test_any_element_in_any_coordinates(toy, make_sdata, kind, angle, scales, sh
     matrix[:2, :2], matrix[:2, 2] = turn @ np.diag(scales), shift
     sdata = make_sdata(toy, kind, matrix)
     unit = np.sqrt(abs(scales[0] * scales[1]))
-    (section,) = sections_of(sdata, Wishes(um_per_px=1.6 * unit), needs=("image", "scale"))
+    (section,) = sections_of(sdata, ImageOptions(um_per_px=1.6 * unit), needs=("image", "scale"))
     most = 2.2 if kind == "labels" else 1e-6  # a label is three whole pixels wide
     assert np.abs(section.image_xy - toy.obsm["spatial"]).max() < most
     assert np.abs(section.xy * unit - toy.obsm["spatial"]).max() < most
@@ -498,10 +498,10 @@ def test_pixel_size_stated_by_the_file(one, tmp_path):
         path = tmp_path / f"{stated}.tif"
         tifffile.imwrite(path, picture, photometric="rgb", resolution=(1e4 / stated,) * 2, resolutionunit="CENTIMETER")
         notes = []
-        sections_of(one, Wishes(image=path), needs=["image", "scale"], notes=notes)
+        sections_of(one, ImageOptions(image=path), needs=["image", "scale"], notes=notes)
         assert [f"states {stated:.4g} µm per px" in note for note in notes] == [True] * doubted
-        sections_of(one, Wishes(image=path, um_per_px=um), needs=["image", "scale"])
+        sections_of(one, ImageOptions(image=path, um_per_px=um), needs=["image", "scale"])
     one.uns["spatial"]["toy"]["scalefactors"] = {"tissue_hires_scalef": 1.0}
     one.obsm["spatial"] = one.obsm["spatial"] + np.random.default_rng(0).normal(0, 20, (one.n_obs, 2))
     with pytest.raises(ValueError, match=r"`um_per_px=`.*The image file states"):
-        sections_of(one, Wishes(image=path.with_name(f"{um}.tif")), needs=["scale"])
+        sections_of(one, ImageOptions(image=path.with_name(f"{um}.tif")), needs=["scale"])

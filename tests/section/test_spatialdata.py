@@ -269,7 +269,7 @@ def test_stains_in_addition_to_the_image(toy, make_sdata, model):
     (section,) = sections_of(sdata)
     assert section.image.name == picture
     del sdata.images[picture], sdata.images["dapi"]  # as spatialdata-io reads a Xenium run without H&E
-    with pytest.warns(UserWarning, match=r"Only genes are embedded, since the image can't be used.*'DAPI'"):
+    with pytest.warns(UserWarning, match=r"Only genes are embedded, since the image cannot be used.*'DAPI'"):
         tl.embed(sdata, model, **QUIET)
     assert "X_stamp_image" not in sdata["table"].obsm
     with pytest.warns(UserWarning, match="'DAPI'.*drawn without image"):

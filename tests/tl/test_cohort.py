@@ -138,12 +138,12 @@ def test_interrupted_run_resumes(manifest, weights, tmp_path, monkeypatch):
 
 def test_a_bad_section_is_named(manifest, weights, tmp_path):
     (manifest.parent / "b.h5ad").write_bytes(b"no section")
-    with pytest.raises(ValueError, match=r"'two'.*can't be read"):
+    with pytest.raises(ValueError, match=r"'two'.*cannot be read"):
         tl.embed_sections(manifest, tmp_path / "out", model=weights, **GENES)
-    with pytest.warns(StampyWarning, match=r"Section 'two' was skipped: .*can't be read"):
+    with pytest.warns(StampyWarning, match=r"Section 'two' was skipped: .*cannot be read"):
         table = tl.embed_sections(manifest, tmp_path / "out", model=weights, on_error="skip", **GENES)
     assert status(table) == {"one": "kept", "two": "failed", "c": "embedded"}
-    assert "can't be read" in table["error"][1]
+    assert "cannot be read" in table["error"][1]
     assert not (tmp_path / "out" / "two.h5ad").exists()
     (manifest.parent / "a.h5ad").unlink()
     with pytest.raises(FileNotFoundError, match="'one'"):
@@ -222,7 +222,7 @@ def test_the_model_is_loaded_once(manifest, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "loaded_model", lambda m, d: loads.append(str(m)) or load(m, d))
     tl.embed_sections(manifest, tmp_path / "out", model=weights, **GENES)
     assert loads == [weights]
-    assert len(worker._held) == 1
+    assert len(worker._models) == 1
 
 
 def test_sections_in_memory_and_a_loaded_model(toy, model, tmp_path):
@@ -342,7 +342,7 @@ def test_slides(toy, model, tmp_path, monkeypatch):
 
 def test_a_run_that_fails_before_its_first_result_leaves_no_folder(folder, weights, tmp_path):
     (folder / "a.h5ad").write_bytes(b"no section")
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         tl.embed_sections([folder / "a.h5ad"], tmp_path / "out", model=weights, **GENES)
     assert not (tmp_path / "out").exists()
 

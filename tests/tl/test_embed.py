@@ -339,7 +339,7 @@ def test_arrays_that_are_not_images_are_used_only_on_request(toy, model, name):
     library = adata.uns["spatial"]["toy"]
     change, reason = NO_PICTURES[name]
     library["images"] = {"hires": change(library["images"]["hires"])}
-    with pytest.warns(UserWarning, match=f"Only genes are embedded, since the image can't be used.*{reason}") as caught:
+    with pytest.warns(UserWarning, match=f"the image cannot be used.*{reason}") as caught:
         alone = tl.embed(adata, model, copy=True, **QUIET)
     assert len(caught) == 1
     assert alone.uns["stamp"]["X_stamp"]["modality"] == "gene"

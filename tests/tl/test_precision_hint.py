@@ -30,8 +30,13 @@ def test_hint_is_given_once(caplog):
 
 @pytest.mark.parametrize(
     "call",
-    [(nn.Linear(2, 2), 500, None), (nn.Linear(4, 4), 499, None), (nn.Linear(4, 4), 500, "float32")],
-    ids=["small model", "few tiles", "asked for"],
+    [
+        (nn.Linear(2, 2), 500, None),
+        (nn.Linear(4, 4), 499, None),
+        (nn.Linear(4, 4), 500, "float32"),
+        (nn.Identity(), 500, None),
+    ],
+    ids=["small model", "few tiles", "asked for", "no parameters, as pixels"],
 )
 def test_no_hint_if_it_does_not_help(caplog, call):
     assert told(caplog, call) == []

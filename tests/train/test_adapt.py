@@ -9,7 +9,8 @@ import stampy
 from stampy import datasets, models, tl, train
 from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import LinearEncoder, SpotGenes, adapt_encoder, leading_axes, neighbor_graph, pieces_of
+from stampy.pp._adaptation import LinearEncoder, adapt_encoder, pieces_of
+from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -44,14 +45,10 @@ def test_axes_are_the_eigenvectors_of_the_whole_matrix():
 
 def test_model_is_rebuilt_from_its_parts(mini, section):
     """A model that is rebuilt with its own axes gives the same vectors."""
-    _, level, axes, covariance = linear_parts(mini)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(axes.shape[1]), atol=1e-4)
-    assert np.linalg.eigvalsh(covariance).min() > -1e-9
-    rows = slice(30, 30 + len(level))
-    table = mini.gene.embeddings.weight.detach()[rows].numpy()
-    back = axes.T @ (table / level[:, None])  # the model's features are these of the axes' features
-    head = mini.gene_head.weight.detach().numpy() @ back.T / mini.config.gene.max_tokens
-    again = with_axes(mini, axes, head, mini.gene_head.bias.detach().numpy())
+    parts = linear_parts(mini)
+    np.testing.assert_allclose(parts.axes.T @ parts.axes, np.eye(parts.axes.shape[1]), atol=1e-4)
+    assert np.linalg.eigvalsh(parts.covariance).min() > -1e-9
+    again = with_axes(mini, parts.axes, parts.head, parts.bias)
     expected = tl.embed(section, mini, modality="gene", copy=True, **QUIET).obsm["X_stamp"]
     found = tl.embed(section, again, copy=True, **QUIET).obsm["X_stamp"]
     np.testing.assert_allclose(found, expected, atol=2e-3)
@@ -64,7 +61,7 @@ def test_adapted_model_embeds_the_solution(mini, section, adapted):
     pieces = pieces_of(section, vocabulary.match, rng=rng)
     parts = LinearEncoder(*linear_parts(mini))
     found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
-    from stampy.pp._linear_encoder import _weighted
+    from stampy.pp._adaptation import _weighted
 
     features = _weighted(pieces[0].counts, pieces[0].rows, parts, vocabulary.divisors) @ found.axes
     expected = features @ found.head.T + found.bias
@@ -74,7 +71,7 @@ def test_adapted_model_embeds_the_solution(mini, section, adapted):
 
 def test_strength_zero_keeps_the_space_of_the_model(mini, section):
     kept = train.adapt(mini, section, strength=0, n_axes=128)
-    own, other = (linear_parts(m)[2] for m in (mini, kept))
+    own, other = (linear_parts(m).axes for m in (mini, kept))
     np.testing.assert_allclose(np.linalg.svd(own.T @ other)[1], 1, atol=1e-2)
 
 
@@ -85,6 +82,57 @@ def test_choice_follows_the_measure_and_is_reproducible(mini, section):
     assert 0 <= first.adapted["strength"] <= 1
     assert first.adapted["n_spots"] == 150
     assert torch.equal(first.gene_head.weight, second.gene_head.weight)
+
+
+def test_in_context_the_sections_axes_stand_beside_the_models(mini, section):
+    """The first columns are the model's embedding; shares of the squared norm are those asked for."""
+    made = train.adapt(mini, section, strength=0.2, n_axes=8, context="neighbors")
+    assert made.adapted == {
+        "model": "stampy-mini",
+        "strength": 0.2,
+        "n_axes": 8,
+        "n_spots": 150,
+        "context": "neighbors",
+    }
+    plain = {**QUIET, "normalize": False, "modality": "gene", "copy": True}
+    own, both = (tl.embed(section, m, **plain).obsm["X_stamp"].astype(float) for m in (mini, made))
+    assert both.shape == (150, 136)
+    ratio = (both[:, :128] * own).sum() / (own * own).sum()
+    np.testing.assert_allclose(both[:, :128], ratio * own, atol=2e-3 * np.abs(ratio * own).max())
+    squares = np.square(both).sum(axis=0)
+    assert squares[128:].sum() / squares.sum() == pytest.approx(0.2, abs=0.01)
+
+
+def test_in_context_a_share_of_zero_is_the_model_and_of_one_the_sections(mini, section):
+    kept, section_alone = (train.adapt(mini, section, strength=a, n_axes=8, context="neighbors") for a in (0, 1))
+    own, same = (tl.embed(section, m, copy=True, modality="gene", **QUIET).obsm["X_stamp"] for m in (mini, kept))
+    np.testing.assert_allclose(own, same, atol=2e-3)
+    assert section_alone.config.embedding == 8
+
+
+def test_heads_of_the_same_axes_have_other_names(mini, section):
+    """Vectors of two shares share no space, though the axes are the same."""
+    some, more = (train.adapt(mini, section, strength=a, n_axes=8, context="neighbors") for a in (0.2, 0.5))
+    assert some.name != more.name
+
+
+def test_a_strength_means_the_same_for_any_number_of_axes(mini, section):
+    """What was chosen can be fitted again by its settings alone, as `tl.evaluate` does for half of the molecules."""
+    for context in (None, "neighbors"):
+        first = train.adapt(mini, section, context=context)
+        record = first.adapted
+        again = train.adapt(mini, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
+        rows = [tl.embed(section, m, copy=True, **QUIET).obsm["X_stamp"].astype(float) for m in (first, again)]
+        grams = [x @ x.T for x in rows]
+        assert np.corrcoef(grams[0].ravel(), grams[1].ravel())[0, 1] > 0.99
+
+
+def test_embed_adapts_for_use_in_context(section):
+    table = section.copy()
+    tl.embed(table, adapt=True, context="neighbors", **QUIET)
+    assert table.uns["stamp"]["X_stamp"]["adapted"]["context"] == "neighbors"
+    tl.evaluate(table, n_splits=1)
+    assert "X_stamp" in table.uns["stamp_evaluate"]["scores"].index
 
 
 def test_planted_domains_are_found_better(mini, section, adapted):
@@ -145,6 +193,8 @@ def test_invalid_arguments_raise(mini, model, section):
         train.adapt(mini, section, strength=1.5)
     with pytest.raises(ValueError, match="n_axes"):
         train.adapt(mini, section, n_axes=1)
+    with pytest.raises(ValueError, match="context"):
+        train.adapt(mini, section, context="tissue")
     with pytest.raises(ValueError, match="only genes"):
         tl.embed(section, adapt=True, modality="fused", **QUIET)
     with pytest.raises(ValueError, match="always fitted to the section"):

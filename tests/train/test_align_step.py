@@ -123,16 +123,22 @@ def test_attended_places_are_not_counted():
 
 
 def gradients(precision, accumulate, device="cpu"):
-    """Of a step, by name; in float16 without the scale of the loss."""
+    """Of a step, by name; in float16 without the scale of the loss, which is halved until none overflows."""
     found = stage(accumulate=accumulate, precision=precision, augment=False)
     fabric = Fabric(accelerator=device, devices=1, precision=precision)
     module = fabric.setup_module(found)
     data = batch([True, False, True, True, True, True], [True, True, False, True, True, True])
-    losses = found.run(fabric, module, [moved(piece, fabric.device) for piece in found.pieces(data, 0)])
+    pieces = [moved(piece, fabric.device) for piece in found.pieces(data, 0)]
     scaler = getattr(fabric.strategy.precision, "scaler", None)
-    scale = 1 if scaler is None else scaler.get_scale()
-    grads = {k: (p.grad / scale).cpu() for k, p in found.named_parameters() if p.grad is not None}
-    return sum(float(v.detach()) for v in losses.values()), grads
+    while True:
+        losses = found.run(fabric, module, pieces)
+        scale = 1 if scaler is None else scaler.get_scale()
+        grads = {k: (p.grad / scale).cpu() for k, p in found.named_parameters() if p.grad is not None}
+        if all(grad.isfinite().all() for grad in grads.values()):
+            return sum(float(v.detach()) for v in losses.values()), grads
+        assert scale > 1, "the gradients themselves overflow"
+        scaler.update(scale / 2)  # as training does after a step whose gradients overflow
+        found.zero_grad()
 
 
 def same_in_pieces(precision, device="cpu"):

@@ -316,7 +316,7 @@ def test_a_bad_section_stops_or_is_left_out_with_a_warning(toy, tmp_path):
     negative = toy.copy()
     negative.X = -negative.X
     chosen = [SectionInput(data=toy, name="good"), tmp_path / "bad.h5ad", SectionInput(data=negative, name="negative")]
-    with pytest.raises(ValueError, match=r"Section 'bad' can't be used: .*truncated.*on_error='skip'"):
+    with pytest.raises(ValueError, match=r"Section 'bad' cannot be used: .*truncated.*on_error='skip'"):
         Corpus.build(chosen, tmp_path / "out", **SMALL)
     with pytest.warns(UserWarning, match="was skipped") as caught:
         corpus = Corpus.build(chosen, tmp_path / "out", **SMALL, on_error="skip")
@@ -443,7 +443,7 @@ def test_processes_write_the_same(sections, corpus, tmp_path):
     found = Corpus.build(sections, tmp_path / "out", **SMALL | {"n_workers": 2}, draws=2, regions=2)
     assert found.digest == corpus.digest
     (tmp_path / "bad.h5ad").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"^Section 'bad' can't be used"):
+    with pytest.raises(ValueError, match=r"^Section 'bad' cannot be used"):
         Corpus.build([*sections, tmp_path / "bad.h5ad"], tmp_path / "other", **SMALL | {"n_workers": 2})
 
 
@@ -696,7 +696,7 @@ def test_command_line(toy, tmp_path, capsys):
     given = ["corpus", "build", str(tmp_path / "a.h5ad"), str(tmp_path / "bad.h5ad"), "--out", out]
     given += ["--max-tokens", "32", "--workers", "1", "--images", "none"]
     assert cli.main(given) == 1
-    assert "Section 'bad' can't be used" in capsys.readouterr().err
+    assert "Section 'bad' cannot be used" in capsys.readouterr().err
     assert cli.main([*given, "--on-error", "skip"]) == 0
     printed = capsys.readouterr()
     assert "Corpus(1 section, 120 spots" in printed.out

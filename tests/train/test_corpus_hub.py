@@ -197,7 +197,7 @@ def test_a_relative_folder_and_no_network(tmp_path):
     with hub(tmp_path, is_there=False) as server:
         found = server.run(address, tmp_path / "other", **options)
     assert found[0] == "ConnectionError"
-    assert "can't be reached" in found[1]
+    assert "cannot be reached" in found[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -284,7 +284,7 @@ BAD_GROUPS = {
     "a data set that changes": (
         replace("batch_dataset_id", lambda v: np.repeat(v, 9) + (np.arange(9 * len(v)) == 9)),
         r"tokens-1.h5, row 1: 'batch_dataset_id' changes within a group"),
-    "images beside groups": (lambda f: f.__setitem__("images", np.zeros(3)), r"\['images'\] beside groups of spots"),
+    "images beside groups": (lambda f: f.__setitem__("images", np.zeros(3)), r"\['images'\] and groups of spots"),
 }  # fmt: skip
 BAD_PAIRS = {
     "images of another shape": (
@@ -329,7 +329,7 @@ def test_a_file_that_ends_early_is_named(groups, tmp_path):
     folder = shutil.copytree(groups.folder, tmp_path / "cut")
     path = folder / "train" / "tokens-1.h5"
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match=r"train/tokens-1.h5' can't be read: it is truncated"):
+    with pytest.raises(ValueError, match=r"train/tokens-1.h5' cannot be read: it is truncated"):
         build(groups._replace(folder=folder), tmp_path / "corpus")
     nothing_half_written(tmp_path / "corpus")
     with (

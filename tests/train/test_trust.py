@@ -237,7 +237,7 @@ def test_command_line_explains_how_to_resume(toy, tmp_path, monkeypatch, capsys)
     rate = signalling(monkeypatch, signal.SIGINT)
     assert cli.main([*command, "--device", "cpu"]) == 130
     err = capsys.readouterr().err
-    assert err.count("Give the same command again") == 1
+    assert err.count("Repeat the command to resume") == 1
     monkeypatch.setattr(loop, "_learning_rate", rate)
     monkeypatch.setattr(logs, "LINE_EVERY_S", 0.0)
     assert cli.main([*command, "--device", "cpu"]) == 0
@@ -282,7 +282,7 @@ def test_a_disk_that_is_full_from_the_start(toy, small_disk):
     with (small_disk / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    with pytest.raises(OSError, match=r"No space left on the disk|can't be written to"):
+    with pytest.raises(OSError, match=r"No space left on the disk|cannot be written to"):
         train.pretrain(toy, small_disk, config=STAGE1, **QUIET)
 
 
@@ -305,11 +305,11 @@ def _no_image(adata):
     del adata.uns["spatial"]
 
 
-FAULTS = {_nan: "NaN", _no_place: "`spatial` not found", _logs_of_counts: "raw counts", _no_image: "spatial"}
+SECTION_ERRORS = {_nan: "NaN", _no_place: "`spatial` not found", _logs_of_counts: "raw counts", _no_image: "spatial"}
 
 
 @pytest.mark.parametrize("way", ["memory", "file", "manifest", "corpus"])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", SECTION_ERRORS, ids=lambda f: f.__name__)
 def test_errors_name_the_section_for_every_input(way, fault, toy, model, tmp_path):
     bad = _own(toy)
     fault(bad)
@@ -323,7 +323,7 @@ def test_errors_name_the_section_for_every_input(way, fault, toy, model, tmp_pat
     run = partial(train.align, sections, tmp_path / "out", model=model, config=STAGE2, **QUIET)
     if way == "corpus":
         run = partial(train.Corpus.build, sections, tmp_path / "c", images=True, **CORPUS)
-    with pytest.raises((ValueError, KeyError), match=f"bad one.*{FAULTS[fault]}"):
+    with pytest.raises((ValueError, KeyError), match=f"bad one.*{SECTION_ERRORS[fault]}"):
         run()
 
 

@@ -1,1 +1,1 @@
-"""Readers of all formats behind `stampy.read`, one file per format, and the writer of the command line."""
+"""Readers of all formats for `stampy.read`, one file per format, and the writer of the command line."""

@@ -36,14 +36,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-GENES = "Gene Expression"  # beside it: antibodies, control probes, codewords
+GENES = "Gene Expression"  # other types: antibodies, control probes, codewords
 _GENES = {"gene expression", "gene", "genes", "rna"}
-_CONTROLS = ("control", "codeword", "blank")  # in every Xenium panel: removed without a message
+_CONTROLS = ("control", "codeword", "blank")  # in every Xenium panel; removed without a message
 _INT32 = np.iinfo(np.int32).max
 
 
 class Counts(NamedTuple):
-    """Spots by genes, with the spots' barcodes and the table of genes."""
+    """Spots by genes, with barcodes and the table of genes."""
 
     x: sparse.csr_matrix
     barcodes: list[str]
@@ -52,7 +52,7 @@ class Counts(NamedTuple):
 
 def unique_names(names: object) -> pd.Index:
     """Names with -1, -2, ... appended from the second occurrence on, as Space Ranger's readers do."""
-    index = pd.Index(np.asarray(names, dtype=str))  # a column's name must not become the index's
+    index = pd.Index(np.asarray(names, dtype=str))  # without the name of a column
     again = np.flatnonzero(index.duplicated())
     if not len(again):
         return index
@@ -69,7 +69,7 @@ def unique_names(names: object) -> pd.Index:
 
 
 def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.ndarray:
-    """Whole numbers as int32 (int64 where larger); fractions stay as they are, with a warning, or are refused."""
+    """Convert whole numbers to int32 (int64 if larger); fractions are kept with a warning, or refused."""
     if values.dtype.kind not in "iufb":
         raise refuse(f"The counts in {str(path)!r} are not numbers: {values.dtype}.")
     if values.dtype.kind == "f":
@@ -93,7 +93,7 @@ def as_counts(values: np.ndarray, path: Path, *, fractions: bool = True) -> np.n
 
 
 def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame, path: Path) -> Counts:
-    """Remove features that are not genes; a warning says how many of which type."""
+    """Remove features that are not genes; a warning states their number by type."""
     kinds = features.get("feature_type")
     if kinds is not None:
         is_gene = kinds.isin([kind for kind in kinds.unique() if str(kind).lower() in _GENES]).to_numpy()
@@ -102,7 +102,7 @@ def genes_only(x: sparse.csr_matrix, barcodes: list[str], features: pd.DataFrame
                 f"No feature in {path.name!r} is has the type {GENES!r}, found {_counted(kinds)}; all are kept."
             )
         elif not is_gene.all():
-            _say_left_out(kinds[~is_gene], path)
+            _warn_of_excluded(kinds[~is_gene], path)
             kept = np.flatnonzero(is_gene)
             x, features = x[:, kept], features.iloc[kept]
     named = {"id": "gene_ids", "feature_type": "feature_types", "genome": "genome"}
@@ -114,7 +114,7 @@ def _counted(kinds: pd.Series) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).most_common())
 
 
-def _say_left_out(kinds: pd.Series, path: Path) -> None:
+def _warn_of_excluded(kinds: pd.Series, path: Path) -> None:
     logger.info("%s: dropped features that are not genes: %s", path.name, _counted(kinds))
     others = kinds[~kinds.str.lower().str.contains("|".join(_CONTROLS))]
     if len(others):
@@ -123,20 +123,19 @@ def _say_left_out(kinds: pd.Series, path: Path) -> None:
 
 IN_TISSUE = "in_tissue"
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_SUFFIX = re.compile(r"[-_](?:\d+|[A-Za-z]\w?)$")  # of the GEM well, or what a merge of sections added
+_SUFFIX = re.compile(r"[-_](?:\d+|[A-Za-z]\w?)$")  # of the GEM well, or added when sections were merged
 _SEQUENCE = re.compile(r"(?<![A-Za-z])[ACGT]{12,}(?![A-Za-z])")
 
 
 def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str, positions_name: str) -> AnnData:
-    """An AnnData of the spots that have counts and a position (`positions`: by barcode, with columns ``x`` and ``y``).
+    """AnnData of the spots with counts and a position (`positions`: by barcode, with columns ``x`` and ``y``).
 
-    Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots that are in only one of
-    the two tables are left out, and a warning gives their number. The columns of `positions` but x and y become
-    ``obs``.
+    Barcodes that differ by the suffix "-1" or by a prefix are matched, with a warning. Spots in only one of the two
+    tables are dropped, with a warning. Other columns of `positions` are added to ``obs``.
     """
     import anndata
 
-    positions = _one_each(positions, positions_name)
+    positions = _unique_positions(positions, positions_name)
     barcodes = pd.Index(counts.barcodes, dtype=object)
     rows = _matched(barcodes, positions.index, counts_name, positions_name)
     kept = np.flatnonzero(rows >= 0)
@@ -154,7 +153,7 @@ def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str,
     in_order = np.array_equal(rows, np.arange(len(positions)))
     spots = positions if in_order else positions.iloc[rows[kept]]
     xy = _numbers(spots, positions_name)
-    _say_without_counts(positions, rows, counts_name)
+    _warn_of_missing_counts(positions, rows, counts_name)
     x = counts.x if len(kept) == len(rows) else counts.x[kept]
     obs = spots.drop(columns=["x", "y"])
     obs.index = _unique(barcodes if len(kept) == len(rows) else barcodes[kept], counts_name)
@@ -164,7 +163,7 @@ def with_positions(counts: Counts, positions: pd.DataFrame, *, counts_name: str,
 
 
 def unplaced(counts: Counts, *, name: str, why: str) -> AnnData:
-    """An AnnData of counts alone, with a warning that it has no positions and what that implies."""
+    """AnnData of counts without positions, with a warning about the consequences."""
     import anndata
 
     _checks.warn(f"{name}: {why} The section has genes, but no positions and no image.")
@@ -182,8 +181,8 @@ def _unique(index: pd.Index, name: str) -> pd.Index:
     return unique_names(index)
 
 
-def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One position for each barcode; repeated lines count once."""
+def _unique_positions(positions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One position per barcode; identical repeated lines are merged."""
     if positions.index.is_unique:
         return positions
     once = positions[~positions.reset_index().duplicated().to_numpy()]
@@ -198,10 +197,10 @@ def _one_each(positions: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _matched(barcodes: pd.Index, known: pd.Index, counts_name: str, positions_name: str) -> np.ndarray:
-    """The row of each barcode in the positions, -1 where there is none."""
+    """Row of each barcode in the positions, -1 if missing."""
     rows = known.get_indexer(barcodes)
     for words, key in (("without the suffix -1, -2, ...", _plain), ("only by their sequence", _sequence)):
-        if (rows >= 0).all() or (rows >= 0).sum() * 2 > len(rows):  # some lack a position: nothing to do with names
+        if (rows >= 0).all() or (rows >= 0).sum() * 2 > len(rows):  # only positions are missing, the names match
             return rows
         ours, theirs = barcodes.map(key), known.map(key)
         if not theirs.is_unique or not ours.is_unique:
@@ -236,8 +235,8 @@ def _numbers(spots: pd.DataFrame, name: str) -> np.ndarray:
     return xy
 
 
-def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: str) -> None:
-    """Spots under tissue that the table of counts lacks."""
+def _warn_of_missing_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: str) -> None:
+    """Warn about spots under tissue that are missing from the table of counts."""
     left = np.ones(len(positions), dtype=bool)
     left[rows[rows >= 0]] = False
     if IN_TISSUE in positions:
@@ -251,7 +250,7 @@ def _say_without_counts(positions: pd.DataFrame, rows: np.ndarray, counts_name: 
 
 
 def picture(path: Path) -> np.ndarray:
-    """A PNG, JPEG or TIFF, gzipped or not, as (h, w, 3) uint8."""
+    """Read a PNG, JPEG or TIFF, optionally gzipped, as (h, w, 3) uint8."""
     from stampy._section.image.slide_image import SlideImage
 
     with reading(path), SlideImage.open(path) as image:
@@ -260,12 +259,12 @@ def picture(path: Path) -> np.ndarray:
 
 
 def pictures(parts: SectionFiles, *, kinds: tuple[str, ...] = ("hires", "lowres")) -> dict[str, np.ndarray]:
-    """The reduced images of Space Ranger that exist; one that can't be read is left out, with a warning, beside others.
+    """Space Ranger's reduced images; an unreadable one is dropped with a warning if the other is readable.
 
     Raises
     ------
     ValueError
-        None can be read.
+        No image is readable.
     """
     found: dict[str, np.ndarray] = {}
     failed: dict[str, ValueError] = {}
@@ -292,14 +291,14 @@ def add_library(
 
 
 def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
-    """Note where the full-resolution image is, as scanpy does; `stampy.tl.embed` opens it when it needs it."""
+    """Record the path of the full-resolution image, as scanpy does; `stampy.tl.embed` opens it on demand."""
     path = _checks.existing(path, what="image file").resolve()
     known = adata.uns.setdefault(_keys.UNS_SPATIAL, {})
     if not isinstance(known, MutableMapping):
         raise ValueError(
             f"uns['spatial'] must contain sections by name, found {type(known).__name__}. Remove it first."
         )
-    libraries = {key: entry for key, entry in known.items() if isinstance(entry, MutableMapping)}  # others: `is_single`
+    libraries = {key: entry for key, entry in known.items() if isinstance(entry, MutableMapping)}  # not `is_single`
     if len(libraries) > 1:
         raise ValueError(
             f"One `image` was given for {len(libraries)} sections ({_checks.shortlist(libraries)}); "
@@ -312,5 +311,5 @@ def refer_to_image(adata: AnnData, path: str | Path, name: str) -> None:
 
 
 def without_controls(genes: list[str], controls: tuple[str, ...]) -> np.ndarray:
-    """Columns that are genes, without control probes, which have known prefixes."""
+    """Columns of genes, excluding control probes by their prefixes."""
     return np.flatnonzero([not gene.lower().startswith(controls) for gene in genes])

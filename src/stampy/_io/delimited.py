@@ -1,4 +1,4 @@
-"""Tables as text: any separator, quotes and line ends; counts block by block; tables of coordinates."""
+"""Text tables with any separator, quotes and line ends; counts read in blocks; tables of coordinates."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ __all__ = [
 
 ENDINGS = (".csv", ".tsv", ".txt", ".tab")
 _HEAD = 2**16
-_SMALL = 2**21  # bytes of a table that is held as a whole
-_BLOCK = 2**25  # values of a table of counts that are held dense at a time
+_SMALL = 2**21  # bytes; smaller tables are held in memory as a whole
+_BLOCK = 2**25  # values of a table of counts that are dense in memory at a time
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 class TableLayout(NamedTuple):
-    """How a table is written, seen from its first lines."""
+    """Layout of a table, inferred from its first lines."""
 
     separator: str
     encoding: str
     comments: int  # lines before the header
-    header: list[str]  # its first line, as it stands
-    row: list[str]  # its second; empty where there is none
+    header: list[str]  # fields of the first line
+    row: list[str]  # fields of the second line; empty without one
 
     @property
     def named(self) -> list[str]:
-        """The names of the columns; R leaves out that of the first."""
+        """Column names; R omits the first one."""
         return ["", *self.header] if len(self.row) == len(self.header) + 1 else self.header
 
     @property
     def decimal(self) -> str:
-        """The decimal mark: a comma only where semicolons separate the columns."""
+        """Decimal mark: a comma only if columns are separated by semicolons."""
         return (
             ","
             if self.separator == ";" and any(_is_number(v.replace(",", ".")) and "," in v for v in self.row)
@@ -62,15 +62,15 @@ class TableLayout(NamedTuple):
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name is that of a table."""
+    """Whether a file name is that of a table."""
     name = path.name.lower().removesuffix(".gz")
     return path.is_file() and name.endswith(ENDINGS)
 
 
 def layout_of(path: Path, *, comment: str = "#", content: bytes | None = None) -> TableLayout:
-    """Separator, encoding, header and first line of a table; ValueError where it is no text or empty.
+    """Separator, encoding, header and first line of a table; ValueError if it is empty or not text.
 
-    `content` is that of the file where it was read already.
+    `content`: contents of the file, if already read.
     """
     with reading(path), opened(path) if content is None else io.BytesIO(content) as stream:
         head = stream.read(_HEAD)
@@ -115,18 +115,18 @@ def _is_number(value: str) -> bool:
 
 
 def headed(layout: TableLayout) -> bool:
-    """Whether the first line is a header: it has no number where the second has one."""
+    """Whether the first line is a header: no number where the second line has one."""
     return not any(_is_number(v) for v in layout.header[1:]) if len(layout.header) > 1 else True
 
 
 def table(path: Path, *, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    """A table by its ending and content: .parquet, or text of any layout, with its header."""
+    """Read a table by extension and content: .parquet, or text of any layout with a header."""
     if path.name.lower().endswith(".parquet"):
         with reading(path):
             return pd.read_parquet(path)
     with reading(path), opened(path) as stream:
         content = stream.read(_SMALL)
-        whole = content if not stream.read(1) else None  # a large one is opened twice
+        whole = content if not stream.read(1) else None  # a large file is opened again
     layout = layout_of(path, content=whole)
     return read_text(path, layout, names=layout.named, skip=layout.comments + 1, dtype=dtype, content=whole)
 
@@ -140,7 +140,7 @@ def read_text(
     dtype: Mapping[str, type] | None = None,
     content: bytes | None = None,
 ) -> pd.DataFrame:
-    """Pandas' reader with the layout of the table; `content` is that of the file where it was read already."""
+    """Read a table with pandas in its layout; `content`: contents of the file, if already read."""
     with reading(path), opened(path) if content is None else io.BytesIO(content) as stream:
         return pd.read_csv(stream, sep=layout.separator, encoding=layout.encoding, header=None, skiprows=skip,
                            names=names, decimal=layout.decimal, index_col=False, low_memory=False,
@@ -148,13 +148,13 @@ def read_text(
 
 
 def rows_of(path: Path) -> pd.DataFrame:
-    """A table of names without a header (barcodes, features), all text, columns by number."""
+    """Read a table of names without header (barcodes, features) as text, with columns by number."""
     with reading(path), opened(path) as stream:
         return pd.read_csv(stream, sep="\t", header=None, keep_default_na=False, dtype=str, encoding="utf-8-sig")
 
 
 class Wide(NamedTuple):
-    """A table of counts: rows by columns, their names, and the columns that hold no counts."""
+    """Table of counts: values, names of rows and columns, and the columns without counts."""
 
     x: sparse.csr_matrix
     rows: list[str]
@@ -163,9 +163,9 @@ class Wide(NamedTuple):
 
 
 def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True) -> Wide:
-    """A table of counts as CSR; `keys` name columns that hold no counts (without any: the first holds the rows' names).
+    """Read a table of counts as CSR; `keys` are columns without counts (default: the first, with names of rows).
 
-    Whole numbers become int32, fractions are kept with a warning, or refused.
+    Whole numbers become int32; fractions are kept with a warning, or refused.
     """
     layout = layout_of(path)
     names = layout.named
@@ -196,7 +196,7 @@ def wide_counts(path: Path, *, keys: Sequence[str] = (), fractions: bool = True)
 
 
 def _sparse(dense: np.ndarray) -> sparse.csr_matrix:
-    """As CSR: faster than scipy, which searches the non-zero values twice."""
+    """Convert to CSR, faster than scipy, which finds the non-zero values twice."""
     by_row = np.ascontiguousarray(dense)
     places = np.flatnonzero(by_row)
     indptr = np.searchsorted(places, np.arange(dense.shape[0] + 1) * dense.shape[1])
@@ -204,7 +204,7 @@ def _sparse(dense: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix((by_row.ravel()[places], indices, indptr), shape=dense.shape)
 
 
-# names of x and y, the first that are there; lower case
+# names of x and y in lower case; the first pair that exists is used
 _XY = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("pixel_x", "pixel_y"), ("imagecol", "imagerow"),
     ("xcoord", "ycoord"), ("x_coord", "y_coord"), ("x_centroid", "y_centroid"), ("center_x", "center_y"),
@@ -214,31 +214,31 @@ _XY = (
 )  # fmt: skip
 _BARCODES = ("barcode", "barcodes", "cell_id", "cellid", "cell", "spot", "spot_id", "spotid", "bead", "id", "name",
              "cell_barcode", "beads", "spots", "index", "unnamed: 0", "")  # fmt: skip
-_MOST_COLUMNS = 200  # of a table of coordinates; one of counts has a column for each gene or spot
+_MAX_COLUMNS = 200  # of a table of coordinates; tables of counts have one column per gene or spot
 
 
 def tables_in(folder: Path) -> dict[Path, TableLayout]:
-    """The tables of a folder that can be read, with their layouts."""
+    """Readable tables in a folder, with their layouts."""
     found = {}
     for path in listed(folder):
         if is_table(path):
             try:
                 found[path] = layout_of(path)
-            except ValueError as error:  # a text that is no table
+            except ValueError as error:  # text that is not a table
                 if path.stat().st_size:
                     _checks.warn(f"{path.name} is ignored: {error}")
     return found
 
 
 def xy_of(columns: list[str]) -> tuple[str, str] | None:
-    """The columns that hold x and y."""
+    """Columns of x and y."""
     names = {str(c).lower(): c for c in columns}
     return next(((names[x], names[y]) for x, y in _XY if x in names and y in names), None)
 
 
 def is_coordinates(layout: TableLayout) -> bool:
-    """Whether a table has a position in each line: named columns, or a name and two numbers."""
-    if len(layout.named) > _MOST_COLUMNS or not layout.row:
+    """Whether a table has one position per line: by column names, or a name and two numbers."""
+    if len(layout.named) > _MAX_COLUMNS or not layout.row:
         return False
     if headed(layout):
         return xy_of(layout.named) is not None
@@ -246,7 +246,7 @@ def is_coordinates(layout: TableLayout) -> bool:
 
 
 def coordinates_table(path: Path, layout: TableLayout | None = None) -> pd.DataFrame:
-    """Spots by name, with the columns x and y and whatever else the table has."""
+    """Spots by name, with columns x and y and all other columns of the table."""
     layout = layout or layout_of(path)
     if not headed(layout):
         return read_text(path, layout, names=["name", "x", "y"], skip=layout.comments, dtype={"name": str}).set_index(
@@ -269,7 +269,7 @@ def coordinates_table(path: Path, layout: TableLayout | None = None) -> pd.DataF
 
 
 def share(names: pd.Index, known: pd.Index) -> float:
-    """How many of the names are known, also without their suffix -1."""
+    """Fraction of known names, also without their suffix -1."""
     exact = float(names.isin(known).mean()) if len(names) else 0.0
     if exact:
         return exact

@@ -1,4 +1,4 @@
-"""Finding, listing and opening the input files of all readers: any prefix, .gz, size limits, errors of one kind."""
+"""Find, list and open the input files of all readers: any prefix, .gz, size limits, uniform errors."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ __all__ = [
     "unzipped",
 ]
 
-MOST_UNPACKED = 2**30  # bytes that any compressed file may unpack to ...
-MOST_RATIO = 500  # ... and more only in this proportion to its size: tables of counts are mostly zeros
-MOST_MEMBERS = 1_000_000
-_BETWEEN = "_-. "  # between a prefix such as GSM123_S1 and the name of a part
-_LONGEST = 300  # of another package's message in ours
+MAX_UNPACKED = 2**30  # bytes; any compressed file may unpack to this size ...
+MAX_RATIO = 500  # ... and to larger sizes only up to this ratio, since tables of counts are mostly zeros
+MAX_MEMBERS = 1_000_000
+_BETWEEN = "_-. "  # separators between a prefix, such as GSM123_S1, and the name of a part
+_LONGEST = 300  # maximum length of another package's message
 
 
 def is_address(path: object) -> bool:
-    """Whether a text is an address for fsspec, not the path of a file."""
+    """Whether a text is a URL for fsspec rather than a path."""
     return isinstance(path, str) and ("://" in path or "::" in path)
 
 
 def refuse(message: str) -> ValueError:
-    """A ValueError that `reading` passes on unchanged."""
+    """Return a ValueError that `reading` does not change."""
     error = ValueError(message)
     error.stampy = True  # type: ignore[attr-defined]
     return error
 
 
 class reading:
-    """A context that turns any error of the package that reads a format into a ValueError with the file's name."""
+    """Context that converts errors of another package into a ValueError with the name of the file."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __enter__(self) -> None:
-        """Nothing to do."""
+        """Enter the context."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Turn an error of another package into a ValueError that names the file; pass on stampy's own."""
+        """Convert an error of another package into a ValueError that names the file."""
         if not isinstance(error, Exception) or isinstance(error, Warning):
             return
         worded = getattr(error, "stampy", False) or repr(str(self.path)) in str(error)
         if worded and type(error).__module__.split(".")[0] in ("builtins", "stampy"):
             return
         raise refuse(
-            f"{str(self.path)!r} can't be read: it is truncated, damaged or of another format ({_short(error)})."
+            f"{str(self.path)!r} cannot be read: it is truncated, damaged or of another format ({_short(error)})."
         ) from error
 
 
@@ -82,27 +82,27 @@ def _short(error: BaseException) -> str:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, by name; hidden entries are left out."""
+    """Contents of a folder by name, without hidden entries."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def listing(folder: Path, n: int = 12) -> str:
-    """What is in a folder, for an error message."""
+    """Contents of a folder, for an error message."""
     return _checks.shortlist([p.name + ("/" if p.is_dir() else "") for p in listed(folder)], n)
 
 
 class _Bounded(io.RawIOBase):
-    """A decompressed stream that raises if a small file unpacks to a huge one."""
+    """Decompressed stream that raises if a small file unpacks to a very large one."""
 
     def __init__(self, stream: gzip.GzipFile, path: Path):
-        self._stream, self._path, self._left = stream, path, _most(path.stat().st_size)
+        self._stream, self._path, self._left = stream, path, _max_unpacked(path.stat().st_size)
 
     def readable(self) -> bool:
-        """As of every stream that is read."""
+        """True."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """As of every stream that is read."""
+        """Read and check the unpacked size."""
         n = self._stream.readinto(buffer)
         self._left -= n
         if self._left < 0:
@@ -110,13 +110,13 @@ class _Bounded(io.RawIOBase):
         return n
 
     def close(self) -> None:
-        """Close the underlying file as well."""
+        """Also close the underlying file."""
         self._stream.close()
         super().close()
 
 
-def _most(packed: int) -> int:
-    return MOST_UNPACKED + MOST_RATIO * packed
+def _max_unpacked(packed: int) -> int:
+    return MAX_UNPACKED + MAX_RATIO * packed
 
 
 def _too_large(path: Path) -> ValueError:
@@ -124,7 +124,7 @@ def _too_large(path: Path) -> ValueError:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A file as a stream of bytes; gzip is recognised by content and unpacked."""
+    """Open a file as a stream of bytes; gzip is recognised by content and unpacked."""
     if not _is_gzip(path):
         return path.open("rb")
     return io.BufferedReader(_Bounded(gzip.open(path), path), 2**20)
@@ -136,7 +136,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def json_of(path: Path) -> dict[str, object]:
-    """The content of a .json or .json.gz, which must be an object."""
+    """Contents of a .json or .json.gz, which must be an object."""
     with reading(path), opened(path) as stream:
         found = json.loads(stream.read().decode("utf-8-sig"))
     if not isinstance(found, dict):
@@ -146,7 +146,7 @@ def json_of(path: Path) -> dict[str, object]:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """The file, or a decompressed temporary copy if it is gzipped, for packages that need a path."""
+    """Yield the file, or a decompressed temporary copy if it is gzipped, for packages that need a path."""
     if not _is_gzip(path):
         yield path
         return
@@ -161,7 +161,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unzipped(path: Path) -> Iterator[Path]:
-    """A temporary folder with the files of a .zip or .tar.gz: limited in size, regular files only."""
+    """Yield a temporary folder with the files of a .zip or .tar.gz; limited in size, regular files only."""
     with tempfile.TemporaryDirectory(prefix="stampy-") as folder:
         target = Path(folder)
         with reading(path):
@@ -175,7 +175,7 @@ def _unzip(path: Path, target: Path) -> None:
         members = archive.infolist()
         _check_members(path, [(m.filename, m.file_size) for m in members])
         for member in members:
-            archive.extract(member, target)  # never reads beyond the size that it declares
+            archive.extract(member, target)  # never reads beyond the declared size
 
 
 def _untar(path: Path, target: Path) -> None:
@@ -183,13 +183,13 @@ def _untar(path: Path, target: Path) -> None:
         sizes = []
         for member in archive:
             sizes.append((member.name, member.size))
-            _check_members(path, sizes[-1:] if len(sizes) <= MOST_MEMBERS else sizes)
+            _check_members(path, sizes[-1:] if len(sizes) <= MAX_MEMBERS else sizes)
             if member.isfile():
                 archive.extract(member, target, filter="data")
 
 
 def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
-    if len(members) > MOST_MEMBERS or sum(size for _, size in members) > _most(path.stat().st_size):
+    if len(members) > MAX_MEMBERS or sum(size for _, size in members) > _max_unpacked(path.stat().st_size):
         raise _too_large(path)
     for name, _ in members:
         place = PurePosixPath(name.replace("\\", "/"))
@@ -199,7 +199,7 @@ def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
 
 @contextlib.contextmanager
 def hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, gzipped as a whole or not."""
+    """Open an HDF5 file, optionally gzipped as a whole."""
     import h5py
 
     with unpacked(path) as plain, reading(path):
@@ -209,10 +209,10 @@ def hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 class SectionFiles:
-    """The files of one section, by the names that their platform gives them.
+    """Files of one section, by the names used on their platform.
 
-    A part is found with any prefix (``GSM123_S1_``), gzipped or not, in the order of names and folders; a name without
-    prefix is preferred. If a folder holds the files of several sections, `prefix` selects one section.
+    A part is found with any prefix (``GSM123_S1_``), optionally gzipped, in the order of names and folders; a name
+    without prefix is preferred. If a folder contains files of several sections, `prefix` selects one section.
     """
 
     def __init__(self, *folders: Path, prefix: str | None = None):
@@ -221,7 +221,7 @@ class SectionFiles:
         self._entries = [listed(folder) for folder in self.folders]
 
     def all(self, *names: str) -> list[tuple[str, Path]]:
-        """Every file or folder of one of the names, as (prefix, path), the best first."""
+        """All files or folders with one of the names, as (prefix, path), best first."""
         found = []
         for name in names:
             for entries in self._entries:
@@ -236,7 +236,7 @@ class SectionFiles:
                 hits: dict[str, list[Path]] = {}
                 for path in entries:
                     prefix = _prefix(path.name, name)
-                    if prefix is not None and _go_together(prefix, self.prefix):
+                    if prefix is not None and _may_be_one_section(prefix, self.prefix):
                         hits.setdefault(prefix, []).append(path)
                 if hits:
                     return self._best(hits, entries[0].parent)
@@ -256,7 +256,7 @@ class SectionFiles:
         return min(next(iter(hits.values())), key=lambda p: len(p.name))
 
     def need(self, *names: str, looked_for: str) -> Path:
-        """As `find`; FileNotFoundError where there is none."""
+        """Like `find`; FileNotFoundError if there is none."""
         found = self.find(*names)
         if found is None:
             seen = "; ".join(f"{folder.name}/: {listing(folder)}" for folder in self.folders)
@@ -266,13 +266,13 @@ class SectionFiles:
         return found
 
     def of(self, path: Path, *names: str) -> SectionFiles:
-        """The parts that belong to `path`, one of `names`."""
+        """Files that belong to `path`, which has one of `names`."""
         prefix = next((p for name in names if (p := _prefix(path.name, name)) is not None), None)
         return SectionFiles(*self.folders, prefix=prefix)
 
 
 def _prefix(filename: str, name: str) -> str | None:
-    """The prefix before `name` in a file's name; None if the file is not that part."""
+    """Prefix before `name` in a file name; None if the file is not that part."""
     low = filename.lower()
     for end in (name.lower(), name.lower() + ".gz"):
         if low.endswith(end):
@@ -282,8 +282,8 @@ def _prefix(filename: str, name: str) -> str | None:
     return None
 
 
-def _go_together(one: str, other: str | None) -> bool:
-    """Whether two prefixes can be of one section: the same, or one is a part of the other (S1, GSM123_S1)."""
+def _may_be_one_section(one: str, other: str | None) -> bool:
+    """Whether two prefixes may be of one section: equal, or one contains the other (S1, GSM123_S1)."""
     if not one or not other:
         return True
     short, long = sorted((re.split(r"[_\-. ]+", one), re.split(r"[_\-. ]+", other)), key=len)

@@ -1,4 +1,4 @@
-"""`stampy.read`: a section in any known format, recognised from its files; what is no section is told what it lacks."""
+"""`stampy.read`: read a section in any known format, recognised from its files, or explain what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from stampy._io.input_files import is_address, reading, refuse, unzipped
 from stampy._io.refused import refused_file, refused_folder, refused_zarr
 from stampy._io.remote import read_address
 from stampy._io.write import append, checked_target, write, written_keys
-from stampy._section.image.choose import settle_sources
+from stampy._section.image.choose import resolve_image_paths
 from stampy._section.outside_links import refuse_links
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def read_zipped(path: Path) -> AnnData:
-    """The AnnData or MuData of a .zarr.zip; a SpatialData would leave its images in the archive and is refused."""
+    """Read the AnnData or MuData of a .zarr.zip; refuse a SpatialData, whose images would stay in the archive."""
     with reading(path), zipfile.ZipFile(path) as archive:
         marks = [PurePosixPath(n) for n in archive.namelist() if PurePosixPath(n).name in MARKS]
         if not marks:
@@ -68,7 +68,7 @@ def read_zipped(path: Path) -> AnnData:
     raise refuse(f"{str(path)!r} contains {what.get(kind, 'no section')}. Unzip it and give the folder.")
 
 
-_FOLDERS = (  # the first whose test passes
+_FOLDERS = (  # in the order of the tests
     ("Space Ranger", is_space_ranger),
     ("Xenium", is_xenium),
     ("CosMx", is_cosmx),
@@ -77,7 +77,7 @@ _FOLDERS = (  # the first whose test passes
     ("Stereo-seq", is_gem),
     ("tables", is_counts_and_coordinates),
 )
-_LOOKED_FOR = (
+_EXPECTED_FILES = (
     ".h5ad, .zarr, Space Ranger (filtered_feature_bc_matrix and spatial/), Xenium (cell_feature_matrix and cells), "
     "CosMx (exprMat_file and metadata_file), MERSCOPE (cell_by_gene and cell_metadata), ST, .gem, a table of counts "
     "and one of coordinates."
@@ -92,7 +92,7 @@ _CELLS = (
     "MERSCOPE",
     "CosMx",
     "tables",
-)  # bins sum them
+)  # formats that can be summed in bins
 _IN_OTHER_UNITS = ("SpatialData", "MERSCOPE", "CosMx", "Stereo-seq")  # coordinates are not px of an image
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -169,12 +169,12 @@ def read(
     kind = format_of(path)
     _check_arguments(path, kind, bin_um, image, um_per_px, backed)
     data = _read(path, kind, bin_um=bin_um, image=image, backed=backed)
-    if kind in ("h5ad", "zarr", "MuData", "SpatialData"):  # other formats name no images
+    if kind in ("h5ad", "zarr", "MuData", "SpatialData"):  # other formats do not name images
         for table in data.tables.values() if kind == "SpatialData" else [data]:
-            settle_sources(table, path)
-    if image is not None and kind not in ("Xenium", "ST"):  # the readers of these formats place the spots on the image
+            resolve_image_paths(table, path)
+    if image is not None and kind not in ("Xenium", "ST"):  # the readers of these formats use the image for coordinates
         if kind != "SpatialData" and _keys.SPATIAL not in data.obsm:
-            raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it can't be used.")
+            raise ValueError(f"`image` was given, but {path.name!r} has no coordinates of spots, so it cannot be used.")
         refer_to_image(data, image, path.resolve().stem)
     if bin_um is not None and (kind in _CELLS or (kind == "Space Ranger" and has_cells(path))):
         from stampy import pp
@@ -215,7 +215,7 @@ _WITHOUT_OPTIONS = {
 
 
 def format_of(path: Path) -> str:
-    """The name of the format; ValueError names the nearest format and what is missing."""
+    """Name of the format; ValueError with the nearest format and what is missing."""
     if path.is_file():
         return _format_of_file(path)
     if is_zarr(path):
@@ -226,7 +226,7 @@ def format_of(path: Path) -> str:
     for name, test in _FOLDERS:
         if test(path):
             return name
-    raise refused_folder(path, _LOOKED_FOR)
+    raise refused_folder(path, _EXPECTED_FILES)
 
 
 def _format_of_file(path: Path) -> str:
@@ -240,7 +240,7 @@ def _format_of_file(path: Path) -> str:
             return known[kind]
         raise refused_file(path, kind)
     if low.endswith(".h5ad"):
-        return "h5ad"  # its reader reports what is wrong with the file
+        return "h5ad"  # its reader reports errors of the file
     if low.endswith(".zarr.zip"):
         return "zarr.zip"
     if is_counts_file(path):
@@ -265,6 +265,6 @@ def _check_arguments(path: Path, kind: str, bin_um: Any, image: Any, um_per_px: 
     if image is not None:
         _checks.existing(image, what="image file")
         if kind in _IN_OTHER_UNITS:
-            raise ValueError(f"`image` can't be given for {kind}: its coordinates are not px of that image.")
+            raise ValueError(f"`image` cannot be given for {kind}: its coordinates are not px of that image.")
     if backed and kind not in ("h5ad", "zarr", "SpatialData"):
         raise ValueError(f"`backed` is for .h5ad and .zarr, found {kind}. Write it as .h5ad once.")

@@ -1,4 +1,4 @@
-"""What `stampy.read` does not read (.rds and .Rda of R, images, archives, .gef, ...), and what to do instead."""
+"""Inputs that `stampy.read` refuses (.rds and .Rda of R, images, archives, .gef, ...), and remedies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SECTIONS = (".h5ad", ".h5mu", ".zarr", ".loom", ".h5", ".gem", ".gem.gz", ".zar
 
 
 def refused_file(path: Path, kind: str = "") -> ValueError:
-    """The error for a file that is no section."""
+    """Return the error for a file that is not a section."""
     name, low = path.name, path.name.lower()
     if (steps := _steps_in_r(name, kind)) is not None:
         return refuse(f"{name!r} is a file of R, which stampy does not read. Convert it in R: {steps}")
@@ -59,7 +59,7 @@ def refused_file(path: Path, kind: str = "") -> ValueError:
 
 
 def _steps_in_r(name: str, kind: str) -> str | None:
-    """The lines of R that convert a file of R by this name or of the kind "h5Seurat"; None for another file."""
+    """R code that converts an R file of this name or of the kind "h5Seurat"; None for other files."""
     plain = name[:-3] if name.lower().endswith(".gz") else name
     ending = ".h5seurat" if kind == "h5Seurat" else next((e for e in R_FILES if plain.lower().endswith(e)), None)
     if ending is None:
@@ -77,7 +77,7 @@ def _steps_in_r(name: str, kind: str) -> str | None:
 
 
 def refused_zarr(path: Path, kind: str) -> ValueError:
-    """The error for a zarr store that is no section."""
+    """Return the error for a zarr store that is not a section."""
     if kind == "image":
         return refuse(
             f"{path.name!r} is an OME-Zarr image, no section: it has no table of counts. A SpatialData with this image "
@@ -91,7 +91,7 @@ def refused_zarr(path: Path, kind: str) -> ValueError:
 
 
 def refused_folder(path: Path, looked_for: str) -> ValueError:
-    """The error for a folder in which no format was found."""
+    """Return the error for a folder without a known format."""
     where = repr(str(path))
     entries = listed(path)
     if not entries:

@@ -1,4 +1,4 @@
-"""A section at an address (``https://``, ``s3://``, ``memory://``, ``zip://``, ...), by fsspec: .h5ad and .zarr."""
+"""Read .h5ad and .zarr from a URL (``https://``, ``s3://``, ``memory://``, ``zip://``, ...) with fsspec."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stampy._io.formats.anndata_mudata_spatialdata import MARKS, read_backed, read_group, zarr_kind_of
-from stampy._section.image.choose import settle_sources
+from stampy._section.image.choose import resolve_image_paths
 from stampy._section.outside_links import refuse_links_in
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _LOADERS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": 
 
 
 def read_address(address: str, *, backed: bool = False) -> AnnData:
-    """The AnnData at an address; see `stampy.read`."""
+    """Read the AnnData at a URL; see `stampy.read`."""
     inner = address.split("::")[0] if not address.startswith("zip://::") else address.removeprefix("zip://::")
     name = PurePosixPath(inner.partition("://")[2].rstrip("/") or inner).name.partition("?")[0]
     is_store = address.startswith("zip://") or name.lower().endswith((".zarr", ".zarr.zip"))
@@ -34,7 +34,7 @@ def read_address(address: str, *, backed: bool = False) -> AnnData:
         protocol = address.partition("://")[0].split("::")[-1]
         needed = _LOADERS.get(protocol, f"the fsspec package for {protocol}")
         raise ImportError(f"Reading {address!r} needs {needed}: {error}") from error
-    settle_sources(adata, None)
+    resolve_image_paths(adata, None)
     return adata
 
 
@@ -50,7 +50,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise FileNotFoundError(f"No zarr store at {address!r}.") from error
     except OSError as error:
-        raise ConnectionError(f"{address!r} can't be read ({error}).") from error
+        raise ConnectionError(f"{address!r} cannot be read ({error}).") from error
     kind = zarr_kind_of(group, name)
     if kind != "zarr":
         found = {"": "no section", "image": "an OME-Zarr image"}.get(kind, f"a {kind}")
@@ -61,7 +61,7 @@ def _read_store(address: str, name: str, backed: bool) -> AnnData:
 
 
 def _root_of_zip(address: str) -> str:
-    """Path of the store inside the archive."""
+    """Path of the store in the archive."""
     import fsspec
 
     system, _ = fsspec.url_to_fs(address)
@@ -81,17 +81,17 @@ def _read_file(address: str, backed: bool) -> AnnData:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No file at {address!r}.") from error
     except OSError as error:
-        raise ConnectionError(f"{address!r} can't be read ({error}).") from error
+        raise ConnectionError(f"{address!r} cannot be read ({error}).") from error
     try:
         file = h5py.File(stream, "r")
         refuse_links_in(file, address)
         if not {"obs", "var"} <= set(file):
             raise ValueError(f"{address!r} contains no AnnData.")
         if backed:
-            return read_backed(file)  # the file stays open with it
+            return read_backed(file)  # which keeps the file open
         with stream, file:
             return read_group(file)
     except OSError as error:
         raise ValueError(
-            f"{address!r} can't be read: it is truncated, damaged or of another format ({error})."
+            f"{address!r} cannot be read: it is truncated, damaged or of another format ({error})."
         ) from error

@@ -1,4 +1,4 @@
-"""Sections given to a run over many: objects, paths, manifests. Each has a name, which errors mention."""
+"""Sections for functions over many: objects, paths, manifests. Each has a name, which errors mention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-__all__ = ["FAULTS", "SectionInput", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
+__all__ = ["SECTION_ERRORS", "SectionInput", "as_sections", "file_name", "of_section", "one_line", "several_sections"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,13 +76,13 @@ class SectionInput:
         return self.data
 
 
-if TYPE_CHECKING:  # below the class: documentation tools evaluate the aliases
+if TYPE_CHECKING:  # below the class, for documentation tools that evaluate the aliases
     Given: TypeAlias = AnnData | SpatialData | pd.DataFrame | str | Path | SectionInput
     Sections: TypeAlias = Given | Iterable[Given] | Mapping[str, Given]
 
 
 def file_name(name: str) -> str:
-    """A file name for a section, different for every section name.
+    """Return a file name that is unique to the name of the section.
 
     >>> file_name("HER2ST_A1"), file_name("patient 7/A1")
     ('HER2ST_A1', 'patient_7_A1-5ad1f22d')
@@ -93,7 +93,7 @@ def file_name(name: str) -> str:
 
 @contextmanager
 def of_section(name: str) -> Iterator[None]:
-    """Put the section's name in front of errors raised in the block."""
+    """Prefix errors raised in the block with the section's name."""
     try:
         yield
     except (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError) as error:
@@ -101,13 +101,13 @@ def of_section(name: str) -> Iterator[None]:
             raise ValueError(several_sections(error, name)) from error
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if repr(name) in text or (isinstance(error, OSError) and error.errno is not None):
-            raise  # it is named, or it is the system's and the number must stay
+            raise  # it is named already, or its errno must be kept
         kind = next(k for k in _KINDS if isinstance(error, k))
         raise kind(f"Section {name!r}: {text}") from error
 
 
 def several_sections(error: SeveralSectionsError, name: str) -> str:
-    """The error message, with the remedy, for an object that holds several sections."""
+    """Error message, with the remedy, for an object with several sections."""
     column = repr(error.columns[0]) if error.columns else "..."
     which = "" if error.columns else ", by a column of `adata.obs` that names the section of each spot"
     return (
@@ -127,10 +127,10 @@ def one_line(error: BaseException, name: str = "") -> str:
     return (" ".join(str(message).split()) or type(error).__name__).removeprefix(f"Section {name!r}: ")
 
 
-# What may be wrong with a section in a run over many; anything else is a bug and stops the run.
-FAULTS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
+# Errors of a section in a run over many; any other error is a bug and stops the run.
+SECTION_ERRORS = (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
-# What an error about a section becomes: the most special first.
+# Types of errors raised for a section, most specific first.
 _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, TypeError, OSError, ImportError,
           ArithmeticError)  # fmt: skip
 
@@ -138,11 +138,11 @@ _KINDS = (FileNotFoundError, KeyError, IndexError, ValueError, LookupError, Type
 def as_sections(sections: Sections, *, all_there: bool = True) -> list[SectionInput]:
     """Sections from AnnData, SpatialData, paths, a manifest (.tsv), `SectionInput`, or a sequence or dict of these.
 
-    The keys of a dict are the sections' names.
+    Keys of a dict are names of sections.
 
     A manifest has a column ``path`` (relative to it) and may have name, image, um_per_px, spot_um, organ, platform,
-    species, patient and study; it may also be a DataFrame, with paths relative to the working directory. Paths are
-    anything that `stampy.read` reads; with `all_there` a missing file raises at once.
+    species, patient and study; it may also be a DataFrame, with paths relative to the working directory. Paths may be
+    anything that `stampy.read` reads; with `all_there`, a missing file raises an error immediately.
     """
     if isinstance(sections, str | Path | pd.DataFrame) or not isinstance(sections, Iterable | Sequence):
         sections = [sections]
@@ -172,7 +172,7 @@ def _check_names(sections: Sequence[SectionInput]) -> None:
 
 
 def _check_files(sections: Sequence[SectionInput]) -> None:
-    """Raise FileNotFoundError before anything is read where a file of any section is missing."""
+    """Raise FileNotFoundError before anything is read if a file of any section is missing."""
     for section in sections:
         with of_section(section.name):
             if isinstance(section.data, Path):
@@ -182,7 +182,7 @@ def _check_files(sections: Sequence[SectionInput]) -> None:
 
 
 def _by_key(name: str, item: Any) -> SectionInput:
-    """A section of a dict."""
+    """Section from an item of a dict."""
     if isinstance(item, SectionInput):
         return replace(item, name=name)
     data = _checks.existing(item, what="section") if isinstance(item, str | Path) else item
@@ -226,7 +226,7 @@ def _manifest(path: Path) -> Iterator[SectionInput]:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """The cells of a manifest as text, by line; ValueError where a line has more cells than there are columns."""
+    """Cells of a manifest as text, by line; ValueError if a line has more cells than there are columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = {n: row for n, row in enumerate(csv.reader(file, delimiter="\t"), start=1) if row}
@@ -239,7 +239,7 @@ def _table(path: Path) -> pd.DataFrame:
     columns = lines.pop(min(lines))
     if repeated := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
         raise ValueError(f"{path.name} has several columns {_checks.shortlist(repeated)}. Keep one of each.")
-    for number, row in lines.items():  # as an editor counts them
+    for number, row in lines.items():  # numbered from 1, as in an editor
         if any(row[len(columns) :]):
             raise ValueError(
                 f"{path.name}, line {number}: {len(row)} cells, but {len(columns)} columns ({', '.join(columns)}). "
@@ -269,7 +269,7 @@ def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[SectionInput]:
 
 
 def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float | None:
-    """A positive number of a manifest, None where the cell is empty."""
+    """Positive number in a manifest, None for an empty cell."""
     text = row.get(column, "").strip()
     if not text:
         return None

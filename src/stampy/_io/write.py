@@ -1,4 +1,4 @@
-"""Output of the command line: a whole section, or results added to a section on disk. Never leaves a partial file."""
+"""Output of the command line: a section, or results added to a section on disk, without partial files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SUFFIXES = (".h5ad", ".zarr")
 
 
 def checked_target(path: str | Path, *, overwrite: bool) -> Path:
-    """`path`, its folder made if needed; raises, before any work is done, if the path cannot or must not be written.
+    """Return `path` and create its folder if needed; raises early if the path cannot or must not be written.
 
     Raises
     ------
     ValueError
-        It ends neither in .h5ad nor in .zarr.
+        It does not end in .h5ad or .zarr.
     FileExistsError
-        The path exists (as a file, folder or symbolic link), and `overwrite` is not set or it is no section.
+        The path exists (as a file, folder or symbolic link), and `overwrite` is not set or it is not a section.
     NotADirectoryError, PermissionError
-        Its folder is not a directory, or cannot be written to.
+        Its folder is not a directory, or is not writable.
     """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
@@ -59,7 +59,7 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TAB
             if table.isbacked:
                 table.write_h5ad(temporary, compression="gzip")
                 return
-            table.strings_to_categoricals()  # as `AnnData.write_h5ad` does
+            table.strings_to_categoricals()  # as in `AnnData.write_h5ad`
             if table.raw is not None:
                 table.strings_to_categoricals(table.raw.var)
             with _hdf5_file(temporary, "w") as file:
@@ -70,17 +70,17 @@ def write(data: AnnData | SpatialData, path: Path, *, table_key: str = _keys.TAB
 
 
 def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, table_key: str = _keys.TABLE) -> bool:
-    """Write ``obsm[keys]`` and ``uns["stamp"]`` of `table` into a copy of the store `source` that becomes `target`.
+    """Write ``obsm[keys]`` and ``uns["stamp"]`` of `table` into a copy of the store `source`, which becomes `target`.
 
-    Everything else is copied byte by byte, without being read. If both are the same SpatialData, only its table is
-    replaced. Returns False, without writing, if the two have different formats.
+    Everything else is copied byte by byte. If both are the same SpatialData, only its table is replaced. Returns False,
+    without writing, if the formats differ.
     """
     if source.is_dir() != (target.suffix == ".zarr") or source.suffix.lower() != target.suffix:
         return False
-    if not table.isbacked:  # a backed table was opened from an .h5ad, so its format is known
+    if not table.isbacked:  # a backed table was opened from an .h5ad
         kind = hdf5_kind(source) if source.is_file() else zarr_kind(source)
         if kind not in ("h5ad", "zarr", "SpatialData"):
-            return False  # a MuData, or another format under this name
+            return False  # MuData, or another format with this name
     if source.is_file():
         _append_h5ad(table, keys, source, target)
     elif is_spatialdata_store(source):
@@ -96,7 +96,7 @@ def append(table: AnnData, keys: Sequence[str], source: Path, target: Path, *, t
 def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path) -> None:
     with _files.atomic(target) as temporary:
         shutil.copyfile(source, temporary)
-        refuse_links_h5(temporary)  # the copy is checked: nobody else can change it between the check and writing
+        refuse_links_h5(temporary)  # checked on the copy, which nobody else can change before writing
         with _hdf5_file(temporary, "r+") as file:
             _put(file, table, keys)
         if table.isbacked:  # its file may be the target, which is about to be replaced
@@ -104,9 +104,9 @@ def _append_h5ad(table: AnnData, keys: Sequence[str], source: Path, target: Path
 
 
 class _Disk(io.FileIO):
-    """A file for HDF5 that seems to go on where the disk is full: HDF5 crashes if a write fails while it closes.
+    """File for HDF5 that hides write errors on a full disk, since HDF5 crashes if a write fails while closing.
 
-    What is written from then on is lost, but for small pieces (the structure of the file), which HDF5 reads again.
+    Later data are lost, except small pieces (the structure of the file), which HDF5 reads again.
     """
 
     failed: OSError | None = None
@@ -153,7 +153,7 @@ class _Disk(io.FileIO):
 
 @contextlib.contextmanager
 def _hdf5_file(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
-    """An HDF5 file at `path`, which exists; OSError where a write failed."""
+    """Open an existing HDF5 file at `path`; OSError if a write fails."""
     import h5py
 
     with _Disk(path) as disk:
@@ -180,7 +180,7 @@ def _append_spatialdata(table: AnnData, keys: Sequence[str], source: Path, targe
 
 
 def _tables_of(store: Path) -> str:
-    """The folder of the tables; before spatialdata 0.1 it was named ``table``."""
+    """Folder of the tables; before spatialdata 0.1 it was named ``table``."""
     return "tables" if (store / "tables").is_dir() else "table"
 
 
@@ -212,18 +212,18 @@ def _put(group: h5py.File | zarr.Group, table: AnnData, keys: Sequence[str]) -> 
 
 
 def _consolidate(path: Path) -> None:
-    """Update the consolidated metadata of a store that has it: readers rely on it to list the contents."""
+    """Update the consolidated metadata, if the store has them; readers use them to list its contents."""
     import warnings
 
     import zarr
 
     if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # zarr: the summary is not part of the v3 specification
+            warnings.simplefilter("ignore")  # zarr warns that consolidated metadata are not part of v3
             zarr.consolidate_metadata(path)
 
 
 def written_keys(table: AnnData, key: str) -> list[str]:
-    """Keys of obsm that `stampy.tl.embed` writes for `key_added`, if they are present."""
+    """Keys of obsm that `stampy.tl.embed` writes for `key_added`, if present."""
     names: list[Any] = [key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX]
     return [name for name in names if name in table.obsm]

@@ -32,8 +32,8 @@ __all__ = [
     "library_key_of",
     "placed",
     "places_of",
+    "resolved_library_key",
     "side_by_side",
-    "told_apart",
 ]
 
 # names of x and y in files of Space Ranger, Xenium, CosMx, MERSCOPE, Seurat, Giotto and SpatialExperiment
@@ -232,7 +232,7 @@ def library_key_of(
     return elements.several_regions(table)
 
 
-def told_apart(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
+def resolved_library_key(data: AnnData | SpatialData, library_key: str | None, table_key: str) -> str | None:
     """Like `library_key_of`; else, with a warning, the only column with the entries of ``uns["spatial"]`` as values."""
     table = _utils.table_of(data, table_key)
     key = library_key_of(data, library_key, table_key)

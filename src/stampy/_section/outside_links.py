@@ -49,7 +49,7 @@ Rule = Literal["anywhere", "below"]
 
 @contextlib.contextmanager
 def named_images(rule: Rule) -> Iterator[None]:
-    """Set where images named by a section may lie, for this process and those started in the block.
+    """Set where images named by a section may be, for this process and those started in the block.
 
     ``"below"``: in the folder of the section's file, or below it. ``"anywhere"``: anywhere on this
     machine. An existing value of the environment variable ``STAMPY_NAMED_IMAGES`` is kept.
@@ -267,7 +267,7 @@ def _check_metadata(file: Path, root: Path, name: str) -> None:
         values = [json.loads(text)]
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"The metadata {str(file)!r} can't be read as JSON ({error}). Copy the store again."
+            f"The metadata {str(file)!r} cannot be read as JSON ({error}). Copy the store again."
         ) from error
     while values:
         value = values.pop()

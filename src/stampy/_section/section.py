@@ -19,10 +19,17 @@ from stampy._section.coordinates import (
     library_key_of,
     placed,
     places_of,
+    resolved_library_key,
     side_by_side,
-    told_apart,
 )
-from stampy._section.image.choose import GIVE, ImageSource, Wishes, image_key_of, library_image, open_image
+from stampy._section.image.choose import (
+    IMAGE_REMEDY,
+    ImageOptions,
+    ImageSource,
+    image_key_of,
+    library_image,
+    open_image,
+)
 from stampy._section.image.image_checks import check_indices, check_inside, doubt_of_axes
 from stampy._section.image.slide_image import SlideImage, open_spatialdata_image
 from stampy._section.libraries import (
@@ -42,19 +49,19 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 __all__ = [
+    "ImageOptions",
     "ImageSource",
     "PlacedSection",
     "Places",
-    "Wishes",
     "coordinates_of",
     "has_coordinates",
     "has_images",
     "library_key_of",
     "open_image",
     "places_of",
+    "resolved_library_key",
     "sections_of",
     "side_by_side",
-    "told_apart",
 ]
 
 _SCALE_TOLERANCE = 0.3  # of the pixel size; rescaled images often state a slightly wrong size
@@ -77,7 +84,7 @@ class PlacedSection:
     library_name: str | None  # key in uns["spatial"]; None without entry
     library: Mapping[str, Any]  # the entry: images, scalefactors, metadata; {} without entry
     factors: Mapping[str, Any]  # scale factors, in the units of the coordinates
-    wishes: Wishes
+    image_options: ImageOptions
     region: Region | None = None  # region of a SpatialData
     sdata: Any = None  # SpatialData with images
 
@@ -111,21 +118,21 @@ class PlacedSection:
 
     @cached_property
     def _found(self) -> tuple[SlideImage | None, str]:
-        wish = self.wishes
-        if wish.image is not None:
-            return open_image(wish.image), ""  # type: ignore[arg-type]
+        options = self.image_options
+        if options.image is not None:
+            return open_image(options.image), ""  # type: ignore[arg-type]
         if self.sdata is not None:
             spots = self.region.element if self.region is not None else None
-            key = image_key_of(self.sdata, wish.image_key, spots)  # type: ignore[arg-type]
+            key = image_key_of(self.sdata, options.image_key, spots)  # type: ignore[arg-type]
             return open_spatialdata_image(self.sdata.images[key], scale=self._scale(key), name=key), ""
         where = f"adata.uns['spatial'][{self.library_name or '...'!r}]"
-        return library_image(self.library, wish.image_key, where=where, of=self.prefix)  # type: ignore[arg-type]
+        return library_image(self.library, options.image_key, where=where, of=self.prefix)  # type: ignore[arg-type]
 
     @cached_property
     def image_xy(self) -> np.ndarray:
         """Centres of the spots (m, 2) in px of `image`; divided by `image.scale`, in px of the full resolution."""
         image = self.require_image()
-        if self.wishes.image is None and self.region is not None and self.sdata is not None:
+        if self.image_options.image is None and self.region is not None and self.sdata is not None:
             return elements.apply(self._to_image(image.name), self.region.xy)
         return self.xy * image.scale
 
@@ -133,7 +140,7 @@ class PlacedSection:
     def image_to_xy(self) -> np.ndarray:
         """Affine matrix (3, 3) from px of `image` to the coordinates of the spots."""
         image = self.require_image()
-        if self.wishes.image is None and self.region is not None and self.sdata is not None:
+        if self.image_options.image is None and self.region is not None and self.sdata is not None:
             system = elements.shared_systems(self.region.element, self.sdata.images[image.name])[0]
             to_world = elements.affine(self.sdata.images[image.name], system)
             unit = np.sqrt(abs(np.linalg.det(elements.affine(self.region.element, system)[:2, :2])))
@@ -165,25 +172,29 @@ class PlacedSection:
 
     @cached_property
     def _pixel(self) -> PixelSize:
-        if self.wishes.um_per_px is not None:
-            return PixelSize(float(self.wishes.um_per_px), "given: um_per_px", self._contradiction())  # type: ignore[arg-type]
+        if self.image_options.um_per_px is not None:
+            return PixelSize(float(self.image_options.um_per_px), "given: um_per_px", self._contradiction())  # type: ignore[arg-type]
         try:
-            return infer_um_per_px(self.xy, self.factors, spot_um=self.wishes.spot_um)
+            return infer_um_per_px(self.xy, self.factors, spot_um=self.image_options.spot_um)
         except ValueError as error:
-            if self.wishes.image is not None and (stated := self._stated_um_per_px()):
+            if self.image_options.image is not None and (stated := self._stated_um_per_px()):
                 raise ValueError(f"{error} The image file states {stated:.4g}.") from error
             raise
 
     def _stated_um_per_px(self) -> float | None:
         """µm per pixel of the full-resolution image, as stated by the image file."""
-        named = self.wishes.image is not None or bool(image_path_of(self.library))  # type: ignore[arg-type]
+        named = self.image_options.image is not None or bool(image_path_of(self.library))  # type: ignore[arg-type]
         image = self.image if named else None
         return None if image is None or image.um_per_px is None else image.um_per_px * image.scale
 
     def doubt_of_file(self) -> str:
         """Warning if the image file states another pixel size than was found; else ""."""
         stated, found = self._stated_um_per_px(), self.require_pixel()
-        if stated is None or self.wishes.um_per_px is not None or abs(stated / found.um_per_px - 1) <= _SCALE_TOLERANCE:
+        if (
+            stated is None
+            or self.image_options.um_per_px is not None
+            or abs(stated / found.um_per_px - 1) <= _SCALE_TOLERANCE
+        ):
             return ""
         return (
             f"{self.prefix}The image file states {stated:.4g} µm per px, where {found.um_per_px:.4g} was found "
@@ -204,7 +215,7 @@ class PlacedSection:
                 "`spot_diameter_fullres` do not have the same unit. Coordinates must be px of the full-resolution "
                 "image."
             )
-        return doubt_of_grid(grid, float(self.wishes.um_per_px)) if across >= 0.45 else ""  # type: ignore[arg-type]
+        return doubt_of_grid(grid, float(self.image_options.um_per_px)) if across >= 0.45 else ""  # type: ignore[arg-type]
 
     @property
     def prefix(self) -> str:
@@ -225,18 +236,18 @@ class PlacedSection:
 
     def _no_image(self) -> str:
         if self.library_name is None:
-            return f"{self.prefix}There is no image: `adata.uns['spatial']` has no entry for it. {GIVE}"
+            return f"{self.prefix}There is no image: `adata.uns['spatial']` has no entry for it. {IMAGE_REMEDY}"
         images = images_of(self.library)
         return (
             f"{self.prefix}No image with a scale factor in `adata.uns['spatial'][{self.library_name!r}]`: images "
             f"{_checks.shortlist(images)}, scale factors "
-            f"{_checks.shortlist(self.library.get('scalefactors', {}))}. {GIVE}"
+            f"{_checks.shortlist(self.library.get('scalefactors', {}))}. {IMAGE_REMEDY}"
         )
 
 
 def sections_of(
     data: AnnData | SpatialData,
-    wishes: Wishes | None = None,
+    image_options: ImageOptions | None = None,
     *,
     library_key: str | None = None,
     table_key: str = _keys.TABLE,
@@ -252,7 +263,7 @@ def sections_of(
     ----------
     data
         AnnData with ``obsm["spatial"]``, or a SpatialData whose table annotates shapes, labels or points.
-    wishes
+    image_options
         Image and scale as specified by the user.
     library_key
         Column of ``obs`` that names the section of each spot.
@@ -272,13 +283,13 @@ def sections_of(
         The choice of the image is ambiguous, most spots are outside it, the pixel size is needed and unknown, or
         several sections overlap.
     """
-    wishes = wishes or Wishes()
+    image_options = image_options or ImageOptions()
     table = _utils.table_of(data, table_key)
     _checks.not_empty(table, genes=False)
     libraries = libraries_of(table)
     places, regions = placed(data, table, library_key)
     if "neighbors" in needs or "image" in needs:
-        check_one_section(table, places.xy, places.codes, libraries, library_key=library_key, given=wishes.image)
+        check_one_section(table, places.xy, places.codes, libraries, library_key=library_key, given=image_options.image)
     named = _library_names(table, libraries, places.names, library_key)
     pictured = data if data is not table and len(getattr(data, "images", ())) else None
     found = []
@@ -300,7 +311,7 @@ def sections_of(
                 library_name=named[name],
                 library=library,
                 factors=factors,
-                wishes=wishes.of(name, places.names),
+                image_options=image_options.of(name, places.names),
                 region=region,
                 sdata=pictured,
             )
@@ -327,7 +338,7 @@ def _resolve_needs(
 ) -> Iterator[str]:
     """Find what is needed; yield warnings."""
     if "image" in needs:
-        if section.wishes.image is None and section.sdata is None and section.library_name is None:
+        if section.image_options.image is None and section.sdata is None and section.library_name is None:
             _no_library(section, table, libraries)
         check_indices(section, table)
         section.require_image()

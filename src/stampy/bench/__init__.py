@@ -48,7 +48,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: an unknown name of a config, or a missing file, is answered before pandas and torch are imported.
+    # PEP 562: errors for unknown configs and missing files come before pandas and torch are imported.
     if name == "Section":
         from stampy import _checks
 

@@ -1,4 +1,4 @@
-"""What to compare: a JSON or TOML file as frozen records, checked whole before any work."""
+"""Configs of comparisons: a JSON or TOML file as frozen records, checked completely before any work."""
 
 from __future__ import annotations
 
@@ -242,11 +242,11 @@ def _config(raw: Mapping[str, Any], folder: Path) -> Config:
     for seed in seeds:
         _checks.at_least("seeds", seed, 0)
     systems = [system for entry in lists["systems"] for system in _systems(entry, folder)]
-    _unlike("systems", [f"{s.name} (replicate {s.replicate})" for s in systems])
+    _check_unique("systems", [f"{s.name} (replicate {s.replicate})" for s in systems])
     sets = [_dataset(entry) for entry in lists["datasets"]]
-    _unlike("datasets", [s.name for s in sets])
+    _check_unique("datasets", [s.name for s in sets])
     tasks = [_task(entry) for entry in lists["tasks"]]
-    _unlike("tasks", [t.name for t in tasks])
+    _check_unique("tasks", [t.name for t in tasks])
     return Config(
         name=str(raw.get("name", "unnamed")), datasets=tuple(sets), systems=tuple(systems), tasks=tuple(tasks),
         seeds=seeds, reported=tuple(_reported(entry, sets) for entry in raw.get("reported", ())), folder=folder,
@@ -267,7 +267,7 @@ def _known_fields(where: str, raw: Mapping[str, Any], known: set[str]) -> None:
         _checks.one_of(f"field of {where}", key, known)
 
 
-def _unlike(what: str, names: Sequence[str]) -> None:
+def _check_unique(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"`{what}` must have unique names, found twice: {_checks.shortlist(twice)}.")
@@ -295,7 +295,7 @@ def _dataset(raw: Any) -> DataSet:
     if raw.get("known_as") is not None:
         _checks.one_of("known_as", raw["known_as"], BENCHMARKS)
     sections = tuple(_section(s) for s in raw.get("sections", ()))
-    _unlike(f"sections of {name}", [s.name for s in sections])
+    _check_unique(f"sections of {name}", [s.name for s in sections])
     if raw.get("folds") == "patient" and any(s.patient is None for s in sections):
         raise ValueError(f"folds='patient' needs the `patient` of every section of {name!r}.")
     return DataSet(**{**{k: v for k, v in raw.items() if k != "source"}, "sections": sections})
@@ -323,7 +323,7 @@ def is_path(source: str) -> bool:
 
 
 def _systems(raw: Any, folder: Path) -> list[System]:
-    """A system, or several replicates of it where `model` is a list."""
+    """A system, or several replicates if `model` is a list."""
     raw = {"model": raw} if isinstance(raw, str) else raw
     _known_fields("a system", raw, _fields(System) - {"replicate"})
     found = raw.get("model")
@@ -345,7 +345,7 @@ def _systems(raw: Any, folder: Path) -> list[System]:
 
 
 def _model(name: str, folder: Path) -> str:
-    """A name as it is; a relative path as one below the config's folder, if it is there."""
+    """Return the name, or for an existing relative path the path below the config's folder."""
     if name in (*models.packaged(), "stamp") or name.startswith("hf-hub:"):
         return name
     named = models.split_name(name)

@@ -1,4 +1,4 @@
-"""Names of the packaged configs and of the tasks, with their options; found without importing pandas or torch."""
+"""Names of the packaged configs and of the tasks with their options, available without importing pandas or torch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def configs() -> dict[str, Path]:
 
 
 def config_path(source: str | Path) -> Path:
-    """The file of a config: a packaged one by its name, else the path of an existing .json or .toml.
+    """Path of a config: a packaged one by name, or an existing .json or .toml file.
 
     Raises
     ------
     ValueError
-        No packaged config has that name (the nearest are given), or the file is neither .json nor .toml.
+        No packaged config has this name (similar names are given), or the file is neither .json nor .toml.
     FileNotFoundError
         There is no such file.
     """
@@ -51,12 +51,12 @@ def config_path(source: str | Path) -> Path:
 
 
 def raw_config(path: Path) -> dict[str, object]:
-    """What a config's file holds, of which only the names of its first level are checked.
+    """Contents of a config file; only its top-level names are checked.
 
     Raises
     ------
     ValueError
-        The file is no JSON or TOML, no object, or has a field of another name (the nearest is given).
+        The file is not a JSON or TOML object, or has an unknown field (the nearest name is given).
     """
     try:
         raw = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
@@ -71,26 +71,26 @@ def raw_config(path: Path) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
-    """What is fixed about a task.
+    """Fixed properties of a task.
 
     Parameters
     ----------
     about
         Description in tables.
     metrics
-        Metric -> its heading.
+        Metric -> heading.
     shown
-        Metrics that tables show.
+        Metrics shown in tables.
     needs
-        ``"labels"``, ``"counts"``: what a section must have.
+        Required parts of a section: ``"labels"``, ``"counts"``.
     jointly
-        Whether the sections of a data set are judged together where its folds say so; else each by itself.
+        Whether sections of a data set are evaluated together if its folds require it; otherwise each separately.
     lower_is_better
         Metrics for which lower is better.
     chance
-        What the row of chance is called in tables.
+        Name of the chance row in tables.
     options, choices
-        Options with their defaults, and what is allowed for some.
+        Options with their defaults, and the allowed values of some.
     """
 
     about: str

@@ -1,4 +1,4 @@
-"""Sections in memory and their embeddings, made once: a file each, by section, system and parameters."""
+"""Sections in memory and their embeddings, cached in one file per section, system and parameters."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 __all__ = ["MISSING", "Cache", "Embedded", "LoadedSection", "identity", "kind_of", "load_section"]
 
-# what may go wrong with data, weights or an embedding of them; the table then says why a cell is empty
+# errors of data, weights or embedding; the table states them as the reason of an empty cell
 MISSING = (ValueError, LookupError, TypeError, OSError, ImportError, ArithmeticError)
 LABELS, SECTION, PATIENT = "bench_label", "bench_section", "bench_patient"
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedSection:
-    """A section as it is evaluated."""
+    """Section prepared for evaluation."""
 
     name: str
     adata: AnnData
-    digest: str  # of what embeddings depend on
-    labels: str  # digest of the labels, "" where there are none
+    digest: str  # of everything that determines embeddings
+    labels: str  # digest of the labels, "" without labels
 
     @property
     def has_counts(self) -> bool:
-        """Whether there are genes at all."""
+        """Whether the section has genes."""
         return self.adata.n_vars > 0
 
 
 def load_section(
     section: SectionConfig, data: DataSet, folder: Path, *, allow_unverified: bool = False
 ) -> LoadedSection:
-    """Read a section and give it the columns that the tasks use; raises one of `MISSING` if it is not available."""
+    """Read a section and add the columns that the tasks use; raises one of `MISSING` if it is not available."""
     adata = _read(section, folder, allow_unverified)
     adata.obs[SECTION] = section.name
     adata.obs[PATIENT] = section.patient or section.name
@@ -82,14 +82,14 @@ TOWERS = {"": KEY, "gene": KEY + _keys.GENE_SUFFIX, "image": KEY + _keys.IMAGE_S
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Embeddings of a section by a system: ``""`` is judged, ``"gene"`` and ``"image"`` are its parts."""
+    """Embeddings of a section by a system: ``""`` is evaluated, ``"gene"`` and ``"image"`` are its parts."""
 
     vectors: Mapping[str, np.ndarray]
     modality: str
 
 
 def kind_of(system: System) -> str | None:
-    """The modality of a system, as far as it is known before it has embedded anything."""
+    """Modality of a system, as far as it is known before embedding."""
     named = models.split_name(system.model)
     if system.modality or named is None or named[0] in models.packaged():
         return system.modality
@@ -97,7 +97,7 @@ def kind_of(system: System) -> str | None:
 
 
 def identity(model: str) -> str:
-    """What the weights are: hashes of files on disk; of a name on the hub the name alone."""
+    """Identity of the weights: hashes of local files, or the name on the hub."""
     named = models.split_name(model)
     path = Path(named[1] if named and named[1] else model).expanduser()
     if model in models.packaged():
@@ -118,13 +118,13 @@ def _hash_of(name: str, states: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _named_files(options: Mapping[str, Any]) -> list[str]:
-    """Hashes of the files that options name, such as an image."""
+    """Hashes of files named in options, such as an image."""
     paths = [Path(v) for v in options.values() if isinstance(v, str | Path) and Path(v).is_file()]
     return [_files.digest_of_file(path) for path in paths]
 
 
 class Cache:
-    """A folder of embeddings. Files are written atomically; a damaged one is computed again.
+    """Folder of embeddings. Files are written atomically; damaged files are computed again.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Cache:
         self.made = 0
 
     def embedded(self, section: LoadedSection, system: System) -> Embedded:
-        """The section's embeddings by the system, smoothed where it says so; raises what `stampy.tl.embed` raises."""
+        """The section's embeddings by the system, smoothed if requested; raises the errors of `stampy.tl.embed`."""
         found = self._found(section, system)
         if found is None:
             found = self._make(section, system)
@@ -152,7 +152,7 @@ class Cache:
         return Embedded({k: smoothed(v, xy, system.smooth) for k, v in found.vectors.items()}, found.modality)
 
     def path(self, section: LoadedSection, system: System, modality: str | None) -> Path:
-        """Where an embedding is, or will be."""
+        """Path of an embedding."""
         column = section.adata.obs.get(system.embed.get("library_key"))
         columns = None if column is None else _files.digest(column.astype(str))
         what = {"format": FORMAT, "columns": columns, "files": _named_files(system.embed),
@@ -164,7 +164,7 @@ class Cache:
     def _found(self, section: LoadedSection, system: System) -> Embedded | None:
         found = self._read(self.path(section, system, system.modality))
         if found is None and system.modality in ("gene", "image"):
-            both = self._read(self.path(section, system, "fused"))  # the towers are the same, alone or together
+            both = self._read(self.path(section, system, "fused"))  # towers give the same results alone
             if both is not None and system.modality in both.vectors:
                 values = both.vectors[system.modality]
                 found = Embedded({"": values, system.modality: values}, system.modality)

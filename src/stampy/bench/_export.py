@@ -44,7 +44,7 @@ class Sheet:
 def sheets(
     results: pd.DataFrame, *, sections: bool = False, tasks: Sequence[str] | None = None, reported: bool = True
 ) -> list[Sheet]:
-    """A table for each data set and task, one with published figures beside it, and one table of what was left out."""
+    """One table per data set and task, one with published results next to it, and one table of skipped combinations."""
     for task in tasks or ():
         _checks.one_of("tasks", task, TASKS)
     found = summary(results)
@@ -66,7 +66,7 @@ def sheets(
 
 
 def _left_out(left: pd.DataFrame) -> Sheet:
-    """A row for each reason."""
+    """One row per reason."""
     rows = []
     for reason, part in left.groupby("reason", sort=False):
         names = {k: list(dict.fromkeys(SEPARATOR.join(part[k]).split(SEPARATOR))) for k in ("systems", "tasks")}
@@ -97,7 +97,7 @@ def _sheet(title: str, part: pd.DataFrame, task: str, sections: bool) -> Sheet:
 
 
 def _rows(part: pd.DataFrame, pairs: list, kind: TaskKind, section: str, named: bool) -> list[list[Cell]]:
-    """A row for each system, and one for chance where it is known."""
+    """One row per system, and one for chance if known."""
     values = part.set_index(["system", "variant", "metric"])
     best = {}
     for variant, metric in pairs:

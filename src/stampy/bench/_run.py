@@ -1,4 +1,4 @@
-"""Data sets x systems x tasks -> a tidy table; finished parts are not repeated."""
+"""Run data sets x systems x tasks into a tidy table; completed parts are not repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 import stampy
-from stampy import _checks, _files, _utils, datasets, models
+from stampy import _checks, _files, _keys, _utils, datasets, models
 from stampy._io.sections import one_line
 from stampy.models._weights import trained_on
 
@@ -22,7 +22,7 @@ from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._config_names import TABLES, TASKS
 from ._embeddings import MISSING, PATIENT, Cache, Embedded, LoadedSection, identity, kind_of, load_section
 from ._paper.load_sections import on_folder, with_models
-from ._paper.pieces import Found, look
+from ._paper.pieces import Found, find_pieces
 from ._table import RESULTS, tidy, write_results
 from ._tasks import OVERALL, RUNNERS, Case, depends_on_seed, manifest_of, quietly, slide_scores
 
@@ -36,7 +36,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_HEST_ID = re.compile(r"(TENX|NCBI|SPA|MEND|MISC|INT|ZEN)\d+")  # prefixes of its table
+_HEST_ID = re.compile(r"(TENX|NCBI|SPA|MEND|MISC|INT|ZEN)\d+")  # prefixes of HEST's table
 
 
 def run(
@@ -122,7 +122,7 @@ def run(
             for found in runner.rows():
                 rows += found
                 bar.update()
-    # as the config has it, not as it was run
+    # in the order of the config
     place = {system.name: i for i, system in enumerate(config.systems)}
     sets = {data.name: i for i, data in enumerate(config.datasets)}
     rows.sort(key=lambda row: (sets[row["dataset"]], place[row["system"]], row["replicate"]))
@@ -136,7 +136,7 @@ def _chosen(
     config: Config | Mapping[str, Any] | str | Path, folder: str | Path | None, models: Sequence[str],
     systems: Sequence[str] | None, out: str | Path,
 ) -> tuple[Config, Found | None]:  # fmt: skip
-    """The config on the user's folder, with the user's models, and what was found in the folder."""
+    """The config for the user's folder and models, and the inputs found in the folder."""
     chosen, found = read_config(config), None
     if folder is not None:
         name = str(config) if isinstance(config, str | Path) else chosen.name
@@ -144,7 +144,7 @@ def _chosen(
             raise ValueError(
                 f"`folder` is only for the paper's tables ({', '.join(TABLES)}), found the config {name!r}."
             )
-        found = look(name, folder)
+        found = find_pieces(name, folder)
         chosen = on_folder(chosen, found, _checks.writable(out))
     for name in systems or ():
         _checks.one_of("systems", name, [system.name for system in chosen.systems])
@@ -165,7 +165,7 @@ def _reported_row(figure: Reported) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _DataSetRun:
-    """All systems and tasks on one data set. Its sections are in memory together."""
+    """All systems and tasks on one data set, whose sections are in memory together."""
 
     config: Config
     data: DataSet
@@ -174,15 +174,15 @@ class _DataSetRun:
     cache: Cache
     device: str | None
     allow_unverified: bool
-    memory: dict[str, Embedded] = field(default_factory=dict)  # of the system at work
+    memory: dict[str, Embedded] = field(default_factory=dict)  # of the current system
 
     def rows(self) -> Iterator[list[dict[str, object]]]:
-        """The rows of one system and task after the other."""
+        """Yield the rows of each system and task."""
         if self.data.slides:
             yield from self._slides()
             return
         sections, absent = self._sections()
-        # fused first: its towers serve the systems of one modality
+        # fused first: its towers also provide the embeddings of single modalities
         for system in sorted(self.config.systems, key=lambda s: s.modality != "fused"):
             self.memory.clear()
             failed: dict[str, str] = {}
@@ -193,7 +193,7 @@ class _DataSetRun:
                 yield rows
 
     def _sections(self) -> tuple[dict[str, LoadedSection], dict[str, str]]:
-        """What could be loaded, and why the rest could not."""
+        """Sections that could be loaded, and the reasons for the others."""
         found, absent = {}, {}
         for section in self.data.sections:
             try:
@@ -209,7 +209,7 @@ class _DataSetRun:
         return f"{one_line(error)} {self.data.steps}".strip()
 
     def _slides(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of whole slides."""
+        """Yield the rows of whole slides."""
         manifest, absent = None, ""
         try:
             manifest = manifest_of(self.data, self.config)
@@ -237,7 +237,7 @@ class _DataSetRun:
         return [{**self._head(system, task), "status": "ok", **score} for score in done]
 
     def _units(self, task: Task, sections: list[LoadedSection]) -> list[list[LoadedSection]]:
-        """What is judged together."""
+        """Groups of sections that are evaluated together."""
         if TASKS[task.name].jointly and self.data.folds in ("section", "patient"):
             return [sections] if sections else []
         return [[section] for section in sections]
@@ -245,7 +245,7 @@ class _DataSetRun:
     def _unit(
         self, system: System, task: Task, unit: list[LoadedSection], failed: dict[str, str]
     ) -> list[dict[str, Any]]:
-        """Rows of one task on sections that are judged together: from disk, or computed and kept."""
+        """Rows of one task on sections that are evaluated together, from disk or computed and stored."""
         reasons = {s.name: self._obstacle(system, task, s) or failed.get(s.name) for s in unit}
         unit = [section for section in unit if reasons[section.name] is None]
         done = self._done(system, task, unit)
@@ -259,18 +259,18 @@ class _DataSetRun:
             case = Case(self.data, system, task, unit, embedded, self.device)
             try:
                 done = self._scores(case)
-            except MISSING as error:  # nothing is kept of it: the reason may go away
+            except MISSING as error:  # not stored, since the reason may be temporary
                 name = unit[0].name if len(unit) == 1 else OVERALL
                 return [*rows, self._skipped(system, task, name, one_line(error))]
         return rows + [{**self._head(system, task), "status": "ok", **score} for score in done]
 
     def _done(self, system: System, task: Task, unit: list[LoadedSection]) -> list[dict[str, Any]] | None:
-        """Scores that an earlier run left."""
+        """Scores of an earlier run."""
         path = self._path(system, task, unit)
         return json.loads(path.read_text("utf-8")) if unit and path.is_file() else None
 
     def _embedded(self, system: System, unit: list[LoadedSection], failed: dict[str, str]) -> list[Embedded]:
-        """Embeddings of the sections that can be embedded; the others go into `failed`."""
+        """Embeddings of the sections that can be embedded; errors of the others are added to `failed`."""
         found = []
         for section in unit:
             try:
@@ -283,7 +283,7 @@ class _DataSetRun:
         return found
 
     def _scores(self, case: Case) -> list[dict[str, Any]]:
-        """Scores for every seed, computed and kept."""
+        """Scores for every seed, computed and stored."""
         seeds = self.seeds if depends_on_seed(case.task.name, self.data) else self.seeds[:1]
         scores = [
             {"seed": seed, **asdict(score)} for seed in seeds for score in quietly(RUNNERS[case.task.name], case, seed)
@@ -296,7 +296,7 @@ class _DataSetRun:
             beside.write_text(json.dumps(scores), "utf-8")
 
     def _obstacle(self, system: System, task: Task, section: LoadedSection) -> str | None:
-        """Why a question can't be asked, as far as that is known without embedding anything."""
+        """Why a task does not apply, as far as this is known before embedding."""
         kind, needs = kind_of(system), TASKS[task.name].needs
         for modality in ("image", "gene"):
             if modality in self.data.without and kind in (modality, "fused"):
@@ -307,12 +307,14 @@ class _DataSetRun:
             return f"the section has no labels {self.data.labels!r}" if self.data.labels else "there are no labels"
         if not section.has_counts and (kind in ("gene", "fused") or "counts" in needs):
             return "the section has an image, but no counts"
+        if kind in ("image", "fused") and not section.adata.uns.get(_keys.UNS_SPATIAL) and "image" not in system.embed:
+            return "it sees images, and the section has none"
         if task.name not in RUNNERS:
             return "this task is for whole slides"
         return None
 
     def _path(self, system: System, task: Task, unit: Sequence[LoadedSection], **more: Any) -> Path:
-        """Where the scores are kept, by all that they depend on."""
+        """Path of the scores, with a hash of everything that determines them."""
         what = {
             "stampy": stampy.__version__, "data": [(s.name, s.digest, s.labels) for s in unit],
             "patients": [str(s.adata.obs[PATIENT].iloc[0]) for s in unit], "folds": self.data.folds,
@@ -342,9 +344,8 @@ ANSWERS = {True: "yes", False: "no", None: "unknown"}
 def seen(system: System, data: DataSet) -> str:
     """``"yes"``, ``"no"`` or ``"unknown"``.
 
-    What the config says comes first. For models that come with the package the registry knows which sections were kept
-    out of training; for a run's folder its data.json, if sections have HEST's ids; for all others the card answers, as
-    far as it does.
+    The config takes precedence. For packaged models, the registry states which sections were held out of training; for
+    the folder of a run, its data.json does, for sections with HEST ids; for all others the card, as far as known.
 
     >>> seen(System(name="PCA", model="pca"), DataSet(name="mine"))
     'no'
@@ -364,7 +365,7 @@ def seen(system: System, data: DataSet) -> str:
 
 
 def _seen_in_run(system: System, data: DataSet) -> bool | None:
-    """By the sections that a run names, compared with those that HEST shares with the data set."""
+    """Compare the sections named by a run with those that HEST shares with the data set."""
     found, known = trained_on(system.model), datasets.hest_evaluation()
     shared = known[known["data_set"] == data.known_as]
     if found is None or shared.empty:
@@ -376,7 +377,7 @@ def _seen_in_run(system: System, data: DataSet) -> bool | None:
 
 
 def _in_training(data: DataSet) -> bool | None:
-    """Whether the packaged models were trained on any of the sections; None where one is not in the registry."""
+    """Whether the packaged models were trained on any of the sections; None if one is not in the registry."""
     sources = [section.entry or section.source for section in data.sections]
     if sources and all(source.split(":")[0] == "toy" for source in sources):
         return False

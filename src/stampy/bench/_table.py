@@ -1,4 +1,4 @@
-"""The tidy table on disk, its means and spread, and what was left out."""
+"""The tidy table on disk, its means and standard deviations, and skipped combinations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COLUMNS = ("dataset", "section", "system", "replicate", "seen", "task", "variant
            "n_spots", "status", "reason", "source")  # fmt: skip
 TEXT = ("dataset", "section", "system", "seen", "task", "variant", "metric", "status", "reason", "source")
 OVERALL = "all"
-SEPARATOR = "; "  # names of systems may hold commas
+SEPARATOR = "; "  # names of systems may contain commas
 GROUP = ["dataset", "task", "variant", "metric", "system"]
 
 
 def tidy(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Rows with some of the columns -> the table with all of them."""
+    """Add missing columns to rows, and make a table."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["replicate"] = table["replicate"].fillna(0).astype(int)
     for name in ("seed", "n_spots"):
@@ -43,7 +43,7 @@ def tidy(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 class DataSetAbout(TypedDict):
-    """A data set as the page and the comparison with the paper need it."""
+    """Properties of a data set for the report and the comparison with the paper."""
 
     name: str
     known_as: str | None
@@ -57,7 +57,7 @@ class DataSetAbout(TypedDict):
 
 
 class ResultsAbout(TypedDict, total=False):
-    """What was compared, beside the table of results."""
+    """Metadata of the results."""
 
     name: str
     seeds: list[int]
@@ -68,7 +68,7 @@ class ResultsAbout(TypedDict, total=False):
 
 
 def write_results(results: pd.DataFrame, path: Path, config: Config, found: Found | None = None) -> None:
-    """The table as .csv, and beside it what was compared."""
+    """Write the table as .csv, with its metadata next to it."""
     with _files.atomic(path) as beside:
         results.to_csv(beside, index=False)
     about: ResultsAbout = {
@@ -84,7 +84,7 @@ def write_results(results: pd.DataFrame, path: Path, config: Config, found: Foun
 
 
 def _about(data: DataSet) -> DataSetAbout:
-    """A data set as the page and the comparison with the paper need it."""
+    """Properties of a data set for the report and the comparison with the paper."""
     columns = list(dict.fromkeys(_label_source(s, data) for s in data.sections)) if data.labels else []
     return {
         "name": data.name, "known_as": data.known_as, "folds": data.folds, "n_folds": data.n_folds,
@@ -99,7 +99,7 @@ def _label_source(section: SectionConfig, data: DataSet) -> str:
 
 
 def about_results(folder: str | Path) -> ResultsAbout:
-    """What `write_results` noted beside the table; empty where there is nothing."""
+    """Read the metadata of `write_results`; empty if there are none."""
     path = Path(folder).expanduser() / RESULTS
     beside = path.with_suffix(".json")
     return json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
@@ -202,7 +202,7 @@ def _mean(part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _in_order(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """In the order of the config, not of the run."""
+    """Sort in the order of the config."""
     place = {name: i for i, name in enumerate(dict.fromkeys(results["dataset"]))}
     tasks = {name: i for i, name in enumerate(TASKS)}
     keys = pd.DataFrame({"d": table["dataset"].map(place), "t": table["task"].map(tasks)})

@@ -36,12 +36,12 @@ OVERALL = "all"
 
 
 class NotApplicable(ValueError):
-    """A question that this system can't be asked on this section."""
+    """A task that does not apply to this system or section."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure."""
+    """One result."""
 
     section: str
     variant: str
@@ -52,7 +52,7 @@ class Score:
 
 
 class HeldOut(TypedDict):
-    """What `stampy.tl.probe` and `stampy.tl.expression` are told to hold out."""
+    """Arguments of `stampy.tl.probe` and `stampy.tl.expression` for the folds."""
 
     folds: Literal["blocks", "random", "section", "patient"]
     n_folds: int
@@ -62,7 +62,7 @@ class HeldOut(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What is judged together: sections of a data set, and their embeddings by one system."""
+    """Sections of a data set that are evaluated together, and their embeddings by one system."""
 
     data: DataSet
     system: System
@@ -72,7 +72,7 @@ class Case:
     device: str | None = None
 
     def table(self, *, counts: bool = False) -> AnnData:
-        """The sections in one table, with the embeddings in obsm."""
+        """All sections in one table, with the embeddings in obsm."""
         import anndata
 
         tables = []
@@ -81,7 +81,7 @@ class Case:
             columns = [c for c in (LABELS, SECTION, PATIENT) if c in adata.obs]
             x, var = _genes_of(adata) if counts else (None, None)
             table = anndata.AnnData(x, obs=adata.obs[columns].copy(), var=var)
-            table.obs_names = section.name + ":" + table.obs_names  # barcodes recur in every section
+            table.obs_names = section.name + ":" + table.obs_names  # barcodes repeat between sections
             table.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
             for part, values in found.vectors.items():
                 table.obsm[TOWERS[part]] = values
@@ -89,7 +89,7 @@ class Case:
         return tables[0] if len(tables) == 1 else anndata.concat(tables, join="inner")
 
     def folds(self) -> HeldOut:
-        """How `stampy.tl` is told what to hold out."""
+        """Arguments of `stampy.tl` functions for the folds."""
         found: HeldOut = {"folds": self.data.folds, "n_folds": self.data.n_folds}
         if len(self.sections) > 1:
             found["library_key"], found["patient_key"] = SECTION, PATIENT
@@ -97,13 +97,13 @@ class Case:
 
 
 def _genes_of(adata: AnnData) -> tuple[Any, pd.DataFrame]:
-    """Counts and names of the genes alone: antibodies, guides and control probes are left out."""
+    """Counts and names of genes only, without antibodies, guides and control probes."""
     is_gene, _ = gene_columns(adata.var)
     return (adata.X if is_gene.all() else adata.X[:, np.flatnonzero(is_gene)]), adata.var.loc[is_gene, []]
 
 
 def depends_on_seed(task: str, data: DataSet) -> bool:
-    """Whether a second seed can give another figure.
+    """Whether different seeds can give different results.
 
     >>> depends_on_seed("retrieve", DataSet(name="x"))
     False
@@ -137,7 +137,7 @@ def probe(case: Case, seed: int) -> Iterator[Score]:
 
 
 def domains(case: Case, seed: int) -> Iterator[Score]:
-    """Clusters, as many as there are labels, held against them."""
+    """Compare clusters, as many as there are labels, with the labels."""
     (section,) = case.sections
     codes, names = known_labels(section.adata.obs[LABELS])
     for method in case.task.options["methods"]:
@@ -151,7 +151,7 @@ def domains(case: Case, seed: int) -> Iterator[Score]:
 
 
 def retrieve(case: Case, seed: int) -> Iterator[Score]:
-    """A spot's image looks for its genes, and the other way round, within a section."""
+    """Retrieval of a spot's genes from its image, and vice versa, within a section."""
     (section,), (found,) = case.sections, case.embedded
     if not {"gene", "image"} <= set(found.vectors):
         raise NotApplicable(
@@ -173,7 +173,7 @@ def retrieve(case: Case, seed: int) -> Iterator[Score]:
 
 
 def expression(case: Case, seed: int) -> Iterator[Score]:
-    """Genes of held-out spots from their images."""
+    """Expression of held-out spots predicted from their images."""
     modality = case.embedded[0].modality
     if modality != "image":
         raise NotApplicable(
@@ -199,7 +199,7 @@ def expression(case: Case, seed: int) -> Iterator[Score]:
 
 
 def masked(case: Case, seed: int) -> Iterator[Score]:
-    """Masked genes of some spots of a section."""
+    """Prediction of masked genes of some spots of a section."""
     (section,), system = case.sections, case.system
     if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
         raise NotApplicable("this task is for gene towers without smoothing or image")
@@ -220,7 +220,7 @@ def masked(case: Case, seed: int) -> Iterator[Score]:
 
 
 def quietly(runner: Callable[[Case, int], Iterator[Score]], case: Case, seed: int) -> list[Score]:
-    """All scores of a task; its warnings go to the log, since tables cannot hold them."""
+    """All scores of a task; its warnings are logged, since tables cannot contain them."""
     import logging
 
     with warnings.catch_warnings(record=True) as caught:
@@ -241,7 +241,7 @@ RUNNERS: dict[str, Callable[[Case, int], Iterator[Score]]] = {
 
 
 def manifest_of(data: DataSet, config: Config) -> pd.DataFrame:
-    """The data set's table of slides; raises what `stampy.datasets.slide_manifest` raises."""
+    """Table of the data set's slides; raises the errors of `stampy.datasets.slide_manifest`."""
     options: dict[str, Any] = dict(data.slides)
     return datasets.slide_manifest(config.folder / options.pop("path"), **options)
 
@@ -249,7 +249,7 @@ def manifest_of(data: DataSet, config: Config) -> pd.DataFrame:
 def slide_scores(
     manifest: pd.DataFrame, data: DataSet, system: System, task: Task, seeds: Sequence[int], cache: Cache
 ) -> list[tuple[int, Score]]:
-    """AUC and balanced accuracy of each kind of pooling, for each seed."""
+    """AUC and balanced accuracy by pooling method and seed."""
     if system.smooth:
         raise NotApplicable("tiles of whole slides are not smoothed")
     if system.modality not in (None, "image"):
@@ -284,6 +284,6 @@ def _tiles(manifest: pd.DataFrame, system: System, cache: Cache) -> AnnData:
         )  # fmt: skip
         table = anndata.read_zarr(store)
         table.obs[_keys.SLIDE], table.obs[_keys.PATIENT], table.obs["label"] = str(name), row["patient"], row["label"]
-        del table.uns  # pictures of hundreds of slides
+        del table.uns  # images of hundreds of slides
         tables.append(table)
     return anndata.concat(tables, index_unique="-", keys=list(manifest.index))

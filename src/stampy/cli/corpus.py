@@ -234,4 +234,4 @@ def _verify(path: str) -> None:
     if problems:
         raise ValueError(f"{len(problems)} problems. Build again from the same sections to repair the corpus.")
     files = sum(len(s.record["files"]) for s in corpus.sections)
-    print(f"{corpus.path}: {files} files are as the manifest says")
+    print(f"{corpus.path}: {files} files match the manifest")

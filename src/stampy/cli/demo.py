@@ -115,7 +115,6 @@ def demo(
             _checks.has_key(adata.obs, labels, slot="adata.obs", needs="`--labels` names a column of labels.")
         _check_size(adata, n_domains)
         _load_packages()
-
         from stampy import tl
         from stampy.tl._embedding.encoders import agreed_modality, loaded_model
 
@@ -148,7 +147,7 @@ def demo(
 
 
 def _load_packages() -> None:
-    """Import what the demo needs, torch foremost, once section and labels are there; nothing of it is garbage later."""
+    """Import the packages of the demo after section and labels are checked; they are not garbage-collected later."""
     with _imports.collection_paused():
         import igraph  # noqa: F401
         import matplotlib.pyplot  # noqa: F401
@@ -313,6 +312,6 @@ def _draw(adata: AnnData, out: Path, labels: str | None, library_key: str | None
         axes = pl.spatial(shown, color, library_key=library_key, size=size, title=None if library_key else title)
         figure = figure_of(axes)
         with _files.atomic(out / name) as temporary:
-            figure.savefig(temporary, dpi=200, pil_kwargs={"compress_level": 2})  # the usual 6 takes half a second
+            figure.savefig(temporary, dpi=200, pil_kwargs={"compress_level": 2})  # the default of 6 takes half a second
         plt.close(figure)
     return {name: title for name, (_, title) in wanted.items()}

@@ -158,7 +158,7 @@ def _embed_one(
         extra["um_per_px"] = options["um_per_px"]
         if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
             options["um_per_px"] = None
-    Request(**_asked(options), table_key=table_key)  # raise for conflicts before anything is read
+    Request(**_request_options(options), table_key=table_key)  # raise for conflicts before anything is read
     # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix
     data = _formats.read(place or source, bin_um=bin_um, backed=alike, **extra)
@@ -181,7 +181,7 @@ def _embed_one(
 def _checked_paths(
     source: str, target: str, options: dict[str, Any], *, overwrite: bool, table_key: str
 ) -> tuple[Path | None, Path]:
-    """Input (None: an address) and output; raises for wrong names and paths before anything heavy is imported."""
+    """Input (None: an address) and output; raise for invalid names and paths before heavy imports."""
     from stampy import _checks
     from stampy._io.input_files import is_address
     from stampy._io.write import checked_target
@@ -192,16 +192,16 @@ def _checked_paths(
     check_name(options["model"])
     place = None if is_address(source) else _checks.existing(source, what="section")
     path = checked_target(target, overwrite=overwrite)
-    if place is not None and place.suffix == ".h5ad":  # in other formats `image` and `um_per_px` may be the reader's
-        Request(**_asked(options), table_key=table_key)
+    if place is not None and place.suffix == ".h5ad":  # other readers may use `image`, `um_per_px`
+        Request(**_request_options(options), table_key=table_key)
     if place is not None:
         names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
         check_names(place, **names, table_key=table_key)
     return place, path
 
 
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `Request` among the options."""
+def _request_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are arguments of `Request`."""
     return {name: value for name, value in options.items() if name not in ("model", "device")}
 
 

@@ -9,7 +9,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from stampy import _checks, _keys, _utils
-from stampy._section.section import Wishes, has_coordinates, library_key_of, places_of, sections_of, told_apart
+from stampy._section.section import (
+    ImageOptions,
+    has_coordinates,
+    library_key_of,
+    places_of,
+    resolved_library_key,
+    sections_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,7 +126,7 @@ def maps_of(
     """
     placed = has_coordinates(data, table_key)
     if placed:
-        library_key = told_apart(data, library_key, table_key)
+        library_key = resolved_library_key(data, library_key, table_key)
         names = places_of(data, library_key=library_key, table_key=table_key).names
     else:
         names = _checks.libraries(
@@ -135,7 +142,7 @@ def _has_usable_image(
     data: AnnData | SpatialData, library_key: str | None, image_key: str | None, table_key: str
 ) -> bool:
     """Whether to draw images; without, e.g. if an image is ambiguous or unreadable, only spots are drawn."""
-    sections = sections_of(data, Wishes(image_key=image_key), library_key=library_key, table_key=table_key)
+    sections = sections_of(data, ImageOptions(image_key=image_key), library_key=library_key, table_key=table_key)
     if image_key is not None:
         for section in sections:
             section.require_image()
@@ -164,3 +171,12 @@ def _light(data: AnnData | SpatialData, library_key: str | None, table_key: str)
         return light
     elements = {name: element for kind, name, element in data.gen_elements() if kind != "tables"}
     return type(data).init_from_elements({**elements, table_key: light}, attrs=data.attrs)
+
+
+def percent_of(part: float, *, digits: int = 0) -> str:
+    """A fraction as text, rounded, but 100 % only if it is all.
+
+    >>> percent_of(0.99998, digits=1), percent_of(1.0), percent_of(0.25)
+    ('99.9%', '100%', '25%')
+    """
+    return f"{part if part == 1 else min(part, 1 - 10 ** -(digits + 2)):.{digits}%}"

@@ -18,7 +18,7 @@ from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
 from stampy.cli.domain_summary import top_genes
 from stampy.cli.options import in_options
-from stampy.cli.pages import Maps, Picture, maps_of, png_of, render
+from stampy.cli.pages import Maps, Picture, maps_of, percent_of, png_of, render
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -255,7 +255,7 @@ def _facts(adata: AnnData, genes: GeneFacts | None, record: Mapping[str, object]
     if genes is not None:
         facts["counts a spot (median)"] = f"{np.median(genes.total):,.0f}"
         facts["tokens a spot (median)"] = f"{np.median(genes.tokens):,.0f}"
-        facts["counts in the vocabulary"] = f"{genes.known:.0%}"
+        facts["counts in the vocabulary"] = percent_of(genes.known)
     facts["embedding"] = str(record.get("modality", "none yet"))
     return facts
 
@@ -268,7 +268,8 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     return {
         "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
         f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account for "
-        f"{genes.known:.1%} of all counts." + (f" Not genes, and ignored: {others}." if others else ""),
+        f"{percent_of(genes.known, digits=1)} of all counts."
+        + (f" Not genes, and ignored: {others}." if others else ""),
         "share": f"{share:.0%}",
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),

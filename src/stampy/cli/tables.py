@@ -27,7 +27,7 @@ NEVER = "not known"
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """Results of a task next to the paper's: one row per system, three columns per metric (own, paper, difference)."""
 
     title: str
@@ -94,7 +94,7 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
         "datasets": list(dict.fromkeys(results["dataset"])),
         "systems": list(dict.fromkeys(ok["system"])),
         "n_figures": len(ok),
-        "beside": list(_beside(compared, choices)),
+        "beside": list(_comparisons(compared, choices)),
         "choices": _choices(choices),
         "pictures": [*_drawn(results), *(_file(png) for png in sorted(path.glob("*.png")))],
         "sheets": [_shown(sheet) for sheet in whole],
@@ -109,7 +109,7 @@ def _shown(sheet: Sheet) -> dict[str, Any]:
     return {"title": sheet.title, "head": sheet.header, "rows": sheet.rows, "note": sheet.note, "numbers": numbers}
 
 
-def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
+def _comparisons(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Comparison]:
     for (dataset, task, metric), part in table.groupby(["dataset", "task", "metric"], sort=False):
         keys = list(dict.fromkeys(zip(part["variant"], part["metric"], strict=True)))
         keys = [k for k in keys if k[0]] or keys  # results of the paper have no variant
@@ -119,7 +119,7 @@ def _beside(table: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Beside]:
         rows = [(str(s), _cells(part[part["system"] == s], keys)) for s in dict.fromkeys(part["system"])]
         mine = choices[(choices["dataset"] == dataset) & (choices["task"] == task)]
         notes = ["Lower is better."] if metric in kind.lower_is_better else []
-        yield Beside(
+        yield Comparison(
             title=f"{dataset}: {kind.about}", heads=heads, rows=rows, protocol=str(part["protocol"].iloc[0]),
             n_open=int((mine["same"] == "not known").sum()), notes=notes,
         )  # fmt: skip

@@ -50,7 +50,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: names and records are read without pandas and scipy, which the sections need.
+    # PEP 562: names and records do not need pandas and scipy, which sections do.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)

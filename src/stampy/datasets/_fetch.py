@@ -1,4 +1,4 @@
-"""Downloads, checked by hash: files of the registry, and the published vocabulary."""
+"""Download files of the registry and the published vocabulary, checked by hash."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def fetch(
 
 
 def wanted(entry: Entry) -> list[str]:
-    """The files that `fetch` gets by itself; FileNotFoundError where there are none."""
+    """Files downloaded by default; FileNotFoundError if there are none."""
     mirrored = [role for role, f in entry.files.items() if f.in_mirror()]
     if "section" in mirrored:
         return mirrored
@@ -100,7 +100,7 @@ def fetch_file(
     allow_unverified: bool = False,
     progressbar: bool = False,
 ) -> Path:
-    """One file of `fetch`."""
+    """Fetch one file."""
     file = entry.files[role]
     path = file.in_mirror()
     if path is not None:
@@ -123,14 +123,14 @@ def fetch_file(
 
 
 def cache_dir() -> Path:
-    """The folder of the cache, not made yet."""
+    """Path of the cache folder, which is not created."""
     import pooch
 
     return settings.cache_dir or Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("stampy")).expanduser()
 
 
 def _cached(target: Path, known: str | None) -> bool:
-    """Whether the cache has the right file; one with a wrong hash is removed."""
+    """Whether the cache contains the correct file; a file with a wrong hash is deleted."""
     if not target.is_file():
         return False
     if known is None or sha256_of(target) == known.lower():
@@ -150,7 +150,7 @@ def _verify_mirrored(path: Path, file: File) -> None:
 
 
 def _download(url: str, target: Path, known: str | None, progressbar: bool) -> None:
-    """Download beside `target`, check, rename."""
+    """Download to a temporary file, check the hash, and rename to `target`."""
     import pooch
     import requests
 
@@ -160,14 +160,14 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
         raise type(error)(f"{error} The environment variable {CACHE_VARIABLE} names the cache.") from error
     downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=30)
     try:
-        # pooch downloads to a temporary file, which it removes if the hash is wrong and renames if it is right
+        # pooch deletes its temporary file if the hash is wrong, otherwise renames it
         pooch.retrieve(quote(url, safe=":/%?=&"), known, target.name, target.parent, downloader=downloader)
     except requests.RequestException as error:
         raise ConnectionError(
-            f"{url} can't be downloaded ({error}). Without a network, point the environment variable "
+            f"{url} cannot be downloaded ({error}). Without a network, point the environment variable "
             f"{MIRROR_VARIABLE} to a folder that contains the data (see the documentation of stampy.datasets)."
         ) from error
-    except ValueError as error:  # pooch's word for a wrong hash
+    except ValueError as error:  # raised by pooch for a wrong hash
         raise ValueError(f"{url} is not the file that stampy knows: {error}") from error
 
 
@@ -231,7 +231,7 @@ def published_vocabulary() -> Path:
 
 
 def divisors(means: np.ndarray) -> np.ndarray:
-    """The published rule: means (n,) rounded half-up to whole numbers, NaN and 0 become 1.
+    """Published rule: means (n,) rounded half-up to integers; NaN and 0 become 1.
 
     >>> divisors(np.array([1.5, 2.49, 0.3, np.nan]))
     array([2, 2, 1, 1])
@@ -241,7 +241,7 @@ def divisors(means: np.ndarray) -> np.ndarray:
 
 
 def _order(path: Path) -> list[str]:
-    """`var_names` of an h5ad file, of which nothing else is read."""
+    """Read only `var_names` of an h5ad file."""
     import h5py
 
     with h5py.File(path) as file:
@@ -250,7 +250,7 @@ def _order(path: Path) -> list[str]:
 
 
 def _symbols(gene_ids: Iterable[str], id_of: dict[str, str]) -> list[str]:
-    """Symbols of each id, parted by `|`; empty where there is none."""
+    """Symbols of each id, separated by `|`; empty without symbol."""
     of = defaultdict(list)
     for symbol, gene_id in id_of.items():
         of[gene_id].append(symbol)

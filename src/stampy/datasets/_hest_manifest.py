@@ -1,4 +1,4 @@
-"""HEST: from its table to a manifest for a corpus, without the sections that models are compared on."""
+"""Manifest of a corpus from HEST's table, without sections used to evaluate models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = re.compile(r"HEST_v(\d+)_(\d+)_(\d+)\.csv")
 _PLACES = (".", "metadata", "assets")
 REQUIRED = ("id", "species", "organ", "st_technology")
 SPECIES = {"human": "Homo sapiens", "mouse": "Mus musculus"}
-# columns of the manifest -> of HEST's table
+# columns of the manifest -> columns of HEST's table
 _COLUMNS = {
     "species": "species",
     "platform": "st_technology",
@@ -106,14 +106,14 @@ def hest_manifest(
     _check_ids(table, exclude, path.name)
     chosen = chosen[~chosen["id"].isin(out)]
     manifest = pd.DataFrame(list(_rows(chosen, folder)), columns=list(COLUMNS))
-    manifest, missing = _those_there(manifest, images)
+    manifest, missing = _existing(manifest, images)
     if manifest.empty:
         such = f", such as {next(iter(missing.values()))!r}" if missing else ""
         raise ValueError(
             f"No section is left of the {len(table):,} in {path.name}: {len(chosen) + len(out):,} fit the filters, "
             f"{len(out)} of these are excluded on purpose, {len(missing)} lack files{such}."
         )
-    _tell(missing, chosen, out, exclude_evaluation)
+    _report(missing, chosen, out, exclude_evaluation)
     manifest.attrs = {"left_out": out, "spots": _spots(chosen, manifest["name"]), "table": path.name}
     return manifest
 
@@ -145,12 +145,12 @@ def hest_evaluation() -> pd.DataFrame:
 def _evaluation() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((files("stampy.datasets") / "hest_evaluation.json").read_text(encoding="utf-8"))
     for entry in found["data_sets"]:
-        entry["ids"] = [name for text in entry["ids"] for name in _spread(text)]
+        entry["ids"] = [name for text in entry["ids"] for name in _expanded(text)]
     return found
 
 
-def _spread(text: str) -> Iterator[str]:
-    """SPA119-154 is SPA119, SPA120, ..."""
+def _expanded(text: str) -> Iterator[str]:
+    """Expand SPA119-154 to SPA119, SPA120, ..."""
     match = re.fullmatch(r"([A-Z]+)(\d+)-(\d+)", text)
     if match is None:
         yield text
@@ -214,7 +214,7 @@ def _texts(column: str, values: str | Sequence[str]) -> list[str]:
 def _warn_of_doubts(
     table: pd.DataFrame, chosen: pd.DataFrame, wanted: dict[str, Any], name: str, evaluation: bool
 ) -> None:
-    """Warn of unstated values in a filtered column, of numbers that are none, and of a missing column of studies."""
+    """Warn of missing values in a filtered column, of invalid numbers, and of a missing column of studies."""
     for column in (column for column, values in wanted.items() if values is not None):
         if empty := table["id"][table[column] == ""].tolist():
             _checks.warn(
@@ -252,13 +252,13 @@ def _check_ids(table: pd.DataFrame, exclude: Iterable[str], name: str) -> None:
 
 
 def _left_out(table: pd.DataFrame, exclude: set[str], evaluation: bool) -> dict[str, str]:
-    """Id -> why, of sections that are left out on purpose."""
+    """Id -> reason for sections that are excluded on purpose."""
     out = {name: "as asked for" for name in table["id"] if name in exclude}
     return (_shared(table) if evaluation else {}) | out
 
 
 def _shared(table: pd.DataFrame) -> dict[str, str]:
-    """Id -> data set of the paper, by id or by the title of the study: later versions may have more of its sections."""
+    """Id -> data set of the paper, by id or study title, since later versions may have more of its sections."""
     title = table["dataset_title"] if "dataset_title" in table else pd.Series("", index=table.index)
     found: dict[str, str] = {}
     for entry in _evaluation()["data_sets"]:
@@ -282,7 +282,7 @@ def _rows(table: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _pixel_um(row: dict[str, str]) -> float:
-    """As HEST estimated it from the spots, else as the slide states it; NaN where neither is known."""
+    """Pixel size estimated by HEST from the spots, else as stated by the slide; NaN if unknown."""
     for column in _PIXEL_SIZES:
         value = pd.to_numeric(row.get(column, ""), errors="coerce")
         if np.isfinite(value) and value > 0:
@@ -290,8 +290,8 @@ def _pixel_um(row: dict[str, str]) -> float:
     return float("nan")
 
 
-def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Rows whose files are there, and of the others what is missing."""
+def _existing(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Rows whose files exist, and the missing files of the others."""
     counts = manifest["path"].map(lambda path: Path(path).is_file()).astype(bool)
     image = manifest["image"].map(lambda path: Path(path).is_file()).astype(bool)
     wrong = ~counts | (~image if images else False)
@@ -302,7 +302,7 @@ def _those_there(manifest: pd.DataFrame, images: bool) -> tuple[pd.DataFrame, di
     return found, missing
 
 
-def _tell(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], exclude_evaluation: bool) -> None:
+def _report(missing: dict[str, str], chosen: pd.DataFrame, out: dict[str, str], exclude_evaluation: bool) -> None:
     if missing:
         names = list(missing)
         _checks.warn(
@@ -327,7 +327,7 @@ def _spots(table: pd.DataFrame, names: pd.Series) -> dict[str, int]:
 
 
 def hest_counts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Sections and spots by organ (rows) and platform, with sums; for the command line."""
+    """Sections and spots by organ (rows) and platform, with sums, for the command line."""
     spots = manifest["name"].map(manifest.attrs["spots"]).fillna(0).astype(int)
     table = manifest.assign(spots=spots, **{c: manifest[c].replace("", "(not stated)") for c in ("organ", "platform")})
     shared = {"index": "organ", "columns": "platform", "fill_value": 0, "margins": True, "margins_name": "all"}

@@ -1,6 +1,6 @@
-"""`load`: a section of the registry, built from the files of its authors by one builder for each layout.
+"""`load`: build a section of the registry from its authors' files, with one builder per layout.
 
-Every builder takes the section's name and the paths of its files by role, and returns the AnnData.
+Builders take the name of the section and the paths of its files by role, and return an AnnData.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ def load(
 
 
 def built(builder: str, name: str, paths: Mapping[str, Path]) -> AnnData:
-    """The section from its authors' files (role -> path); ValueError where they are not what they should be."""
+    """Build a section from its authors' files (role -> path); ValueError if they are not as expected."""
     try:
         return BUILDERS[builder](name, paths)
     except _NO_SECTION as error:
         raise ValueError(
-            f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) can't be assembled as a "
-            f"section: {type(error).__name__}: {error}. They are damaged, or other files than stampy knows."
+            f"The files of {name!r} ({_checks.shortlist(str(p) for p in paths.values())}) cannot be assembled as a "
+            f"section: {type(error).__name__}: {error}. They are damaged, or not the expected files."
         ) from error
 
 
@@ -114,7 +114,7 @@ MAX_UNZIPPED = 2**31
 
 
 def her2st(name: str, paths: Paths) -> AnnData:
-    """ST counts (spots named COLUMNxROW by genes), the spots under tissue, labels and image where there are any."""
+    """ST counts (spots named COLUMNxROW by genes), spots under tissue, and labels and image if available."""
     spots = delimited.table(paths["spots"])
     adata = st.on_pixels(st.st_counts(paths["counts"], fractions=False), spots, paths["spots"].name)
     adata.obs = adata.obs.astype(np.int64)
@@ -124,7 +124,7 @@ def her2st(name: str, paths: Paths) -> AnnData:
         label = labels["label"][~labels.index.duplicated()].reindex(adata.obs_names)
         adata.obs["label"] = label.astype("category")
     if "image" in paths:
-        # Spots are 200 µm apart and 100 µm wide; `new_x` counts distances.
+        # Spots are 200 µm apart and 100 µm wide; `new_x` is in units of this distance.
         spots = spots[spots["selected"] == 1]
         distance_px = np.ptp(spots["pixel_x"]) / np.ptp(spots["new_x"])
         lowres, factor = _reduced(paths["image"])
@@ -134,13 +134,13 @@ def her2st(name: str, paths: Paths) -> AnnData:
 
 
 def paste(name: str, paths: Paths) -> AnnData:
-    """ST counts as a table (spots by genes), positions in spot distances as a table without header, row by row."""
+    """ST counts as a table (spots by genes); positions in spot distances as a table without header, in equal order."""
     counts = pd.read_csv(paths["counts"], index_col=0)
     return _section(counts, pd.read_csv(paths["positions"], header=None), pd.DataFrame(index=counts.index))
 
 
 def sepal(name: str, paths: Paths) -> AnnData:
-    """ST counts as a table of spots named XxY by genes."""
+    """ST counts as a table (spots named XxY by genes)."""
     import anndata
 
     counts = st.st_counts(paths["counts"], fractions=False)
@@ -182,7 +182,7 @@ def space_ranger(name: str, paths: Paths) -> AnnData:
 
 
 def dlpfc(name: str, paths: Paths) -> AnnData:
-    """As `space_ranger`, with the cortical layer of each spot: L1 to L6, WM, or NA."""
+    """Like `space_ranger`, with the cortical layer of each spot: L1 to L6, WM, or NA."""
     adata = space_ranger(name, paths)
     labels = pd.read_csv(paths["labels"], sep="\t")
     labels = labels.set_index("barcode") if "barcode" in labels else labels
@@ -193,7 +193,7 @@ def dlpfc(name: str, paths: Paths) -> AnnData:
 
 
 def annotated(name: str, paths: Paths) -> AnnData:
-    """As `space_ranger`, with the columns of a table of labels by barcode."""
+    """Like `space_ranger`, with the columns of a table of labels by barcode."""
     adata = space_ranger(name, paths)
     labels = pd.read_csv(paths["labels"], sep="\t", index_col=0)
     adata.obs = adata.obs.join(labels.astype("category"))
@@ -201,7 +201,7 @@ def annotated(name: str, paths: Paths) -> AnnData:
 
 
 def images(name: str, paths: Paths) -> AnnData:
-    """A section without counts: the spots under tissue, their labels where there are, image and scale factors."""
+    """A section without counts: spots under tissue, labels if available, image and scale factors."""
     import anndata
 
     spots = positions(paths["positions"])
@@ -224,7 +224,7 @@ def _spot_names(x: pd.Series, y: pd.Series) -> pd.Index:
 
 
 def _section(counts: pd.DataFrame, xy: pd.DataFrame, obs: pd.DataFrame) -> AnnData:
-    """An AnnData of tables whose rows are the same spots."""
+    """AnnData from tables with the same spots in the same order."""
     import anndata
 
     values = counts.to_numpy()
@@ -265,11 +265,11 @@ def _image(path: Path) -> np.ndarray:
 
 
 def _reduced(path: Path) -> tuple[np.ndarray, float]:
-    """A JPEG at a width of 600 px and the factor from full resolution; decoded at a fraction of its size."""
+    """A JPEG reduced to a width of 600 px, and the scale factor; decoded at a fraction of its size."""
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its hash is known
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its hash was checked
         image = Image.open(path)
     with image:
         width, height = image.size
@@ -280,10 +280,10 @@ def _reduced(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _zipped_tables(path: Path) -> dict[str, pd.DataFrame]:
-    """Comma-separated tables in an archive by stem. Members are read, never unpacked: no path in it can do harm."""
+    """Comma-separated tables in an archive, by stem. Members are read without unpacking, so paths are harmless."""
     tables = {}
     with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())  # no member is read beyond what it declares
+        size = sum(member.file_size for member in archive.infolist())  # no member is read beyond this
         if size > MAX_UNZIPPED:
             raise ValueError(
                 f"{str(path)!r} states that it unpacks to {size:,} bytes; at most {MAX_UNZIPPED:,} were expected, "
@@ -299,5 +299,5 @@ def _zipped_tables(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def _table(stream: IO[bytes]) -> pd.DataFrame:
-    """A table as R writes it: the header may lack the name of the first column."""
+    """Table written by R, whose header may lack the name of the first column."""
     return pd.read_csv(io.TextIOWrapper(stream, encoding="utf-8"), index_col=0, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""The registry of real data: `registry.json` as frozen records."""
+"""Registry of real data: `registry.json` as frozen records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from stampy import _checks
 
 MIRROR_VARIABLE = "STAMPY_DATA_DIR"
-SECTIONS = ("section", "images")  # kinds that `load` reads
+SECTIONS = ("section", "images")  # kinds supported by `load`
 USES = ("train", "evaluate only", "format tests")
 
 
@@ -31,14 +31,14 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """One file: its address at a pinned commit, its hash, and its paths in an offline mirror."""
+    """One file: URL at a pinned commit, hash, and paths in an offline mirror."""
 
     role: str  # counts, positions, image, ...; "section" is the finished AnnData, which only a mirror has
     url: str | None  # None: only in a mirror
-    sha256: str | None  # None: stampy could not verify it
+    sha256: str | None  # None: not verified by stampy
     n_bytes: int | None
     mirror: tuple[str, ...] = ()  # relative to STAMPY_DATA_DIR
-    mirror_sha256: str | None = None  # if the mirror's copy is a different edition of the file
+    mirror_sha256: str | None = None  # if the mirror has a different edition of the file
 
     def in_mirror(self) -> Path | None:
         """Path of the file in the mirror STAMPY_DATA_DIR, or None; not verified."""
@@ -69,7 +69,7 @@ class Entry:
     labels: tuple[str, ...]  # columns of obs
     sources: tuple[Source, ...]
     files: Mapping[str, File] = field(repr=False)
-    builder: str | None = field(repr=False)  # None: only a mirror has the section
+    builder: str | None = field(repr=False)  # None: only in a mirror
 
     @property
     def licence(self) -> str:
@@ -164,7 +164,7 @@ def names(use: str | None = None, labels: bool | str | None = None, *, in_mirror
 
 
 def loadable_offline(entry: Entry) -> bool:
-    """Whether the mirror holds the section, or every file to build it from."""
+    """Whether the mirror contains the section, or all files to build it from."""
     section = entry.files.get("section")
     if section is not None and section.in_mirror():
         return True
@@ -173,7 +173,7 @@ def loadable_offline(entry: Entry) -> bool:
 
 
 def mirror() -> Path | None:
-    """The offline mirror that STAMPY_DATA_DIR names, None where it is not set."""
+    """Offline mirror in STAMPY_DATA_DIR, None if it is not set."""
     folder = os.environ.get(MIRROR_VARIABLE)
     if not folder:
         return None
@@ -184,7 +184,7 @@ def mirror() -> Path | None:
 
 @cache
 def entries() -> Mapping[str, Entry]:
-    """The registry by name."""
+    """Registry by name."""
     raw = json.loads((files("stampy.datasets") / "registry.json").read_text(encoding="utf-8"))
     sources = {
         key: Source(s.get("repository"), s.get("commit"), s["licence"], s.get("citation"))

@@ -1,4 +1,4 @@
-"""Tables of slides for classification: read and checked, and the query by which the GDC lists those of TCGA."""
+"""Read and check tables of slides for classification; URL of the GDC's table of TCGA slides."""
 
 from __future__ import annotations
 

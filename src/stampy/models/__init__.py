@@ -70,7 +70,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names} 
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch is imported when a model is first named; names and cards are told without it.
+    # PEP 562: importing a model class imports torch; names and cards do not need it.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _imports.module(f"{__name__}.{_MODULES[name]}")

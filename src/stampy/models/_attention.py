@@ -1,4 +1,4 @@
-"""Attention of packed spots on CUDA in half precision, as operators that `torch.compile` knows.
+"""Attention of packed spots on CUDA in half precision, as operators for `torch.compile`.
 
 Shapes: B spots, T positions of all spots end to end, H heads, d width of a head.
 """
@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import functools
 import logging
-import subprocess
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _triton
 from ._packed import Packing
 
 __all__ = ["Spans", "attention", "spans_for"]
 
-ENABLED = True  # benchmarks compare with PyTorch's own kernels
+ENABLED = True  # False in benchmarks, to compare with PyTorch's own kernels
 _WIDTHS = (32, 64)
 _HALF = (torch.bfloat16, torch.float16)
-_CAPABILITY = (8, 0)
-_TRITON = (3, 4)  # comes with the oldest torch that stampy takes
 _MOST_SPOTS = 65_535  # of a CUDA grid
 
 _log = logging.getLogger(__name__)
@@ -31,16 +28,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """A `Packing` for the kernels, which read all that they need from the device.
+    """A `Packing` for the kernels, with all values on the device.
 
     Parameters
     ----------
     packing
         The packing itself.
     dtype
-        Type that q, k and v are expected in.
+        Type of q, k and v.
     starts, keys
-        (B + 1,) where each spot begins, and (B,) how many positions of it are attended to.
+        (B + 1,) start of each spot, and (B,) number of its positions that are keys.
     longest
         Positions of the longest spot.
     """
@@ -53,16 +50,16 @@ class Spans:
 
 
 def spans_for(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> Packing | Spans:
-    """`packing` as the kernels need it, or as it is where they can't run.
+    """Convert `packing` for the kernels; unchanged if they cannot run.
 
     Parameters
     ----------
     packing
         Lengths of the spots.
     dtype
-        Type that q, k and v will have.
+        Type of q, k and v.
     heads, width
-        Heads, and the width of one.
+        Number of heads and width of a head.
     """
     if not (ENABLED and 0 < len(packing.queries) <= _MOST_SPOTS and _runs(packing.device, dtype, heads, width)):
         return packing
@@ -82,30 +79,18 @@ def _runs(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> b
 
 @functools.cache
 def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
-    """Whether the kernels run on a GPU: tried once, since Triton also needs a C compiler there."""
-    problem = _missing(index)
-    if not problem:
-        try:
-            one = torch.ones(1, 3, heads, width, device=f"cuda:{index}", dtype=dtype)
-            starts = torch.tensor([0, 1], device=one.device)
-            found, _ = _forward(one, starts, starts[1:], 1)
-            problem = "" if torch.equal(found, one[:, 2]) else "their result is wrong"
-        except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-            problem = f"they failed ({type(error).__name__}: {error})"
+    """Whether the kernels run on a GPU; tried once, because Triton also needs a C compiler."""
+
+    def right() -> bool:
+        one = torch.ones(1, 3, heads, width, device=f"cuda:{index}", dtype=dtype)
+        starts = torch.tensor([0, 1], device=one.device)
+        found, _ = _forward(one, starts, starts[1:], 1)
+        return torch.equal(found, one[:, 2])
+
+    problem = _triton.problem(index, right)
     if problem:
-        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's can't be used, since %s", problem)
+        _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since %s", problem)
     return not problem
-
-
-def _missing(index: int) -> str:
-    if torch.version.hip or torch.cuda.get_device_capability(index) < _CAPABILITY:
-        return "they need an NVIDIA GPU of compute capability 8.0"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return "" if version >= _TRITON else f"version {triton.__version__} of Triton is too old"
 
 
 @torch.library.custom_op(
@@ -150,7 +135,7 @@ def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, starts: Tensor, keys:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, starts, keys, ctx.longest = inputs
     ctx.save_for_backward(qkv, *output, starts, keys)
-    ctx.set_materialize_grads(False)  # none for the sums
+    ctx.set_materialize_grads(False)  # no gradients for the sums
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,9 @@
-"""Triton kernels for the attention of spots of any length, end to end in one row. Import it only where it is called.
+"""Triton kernels for the attention of packed spots of variable length. Import this module only when it is needed.
 
 Shapes: B spots, T positions of all spots, H heads, D width of a head. All sums are in float32, in a fixed order.
 
-PyTorch's own kernels (FlashAttention 2) lose more than half of their time at heads as narrow as 32, and return three
-gradients that must be joined. These read q, k and v from one tensor (T, 3, H, D), and write its gradient.
+PyTorch's own kernels (FlashAttention 2) lose more than half of their time at heads of width 32, and return three
+gradients that must be joined. These kernels read q, k and v from one tensor (T, 3, H, D), and write its gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ try:
     import triton.language as tl
 
     _jit: Callable[..., Any] = triton.jit
-except ImportError:  # a PyTorch without CUDA: the file can be imported, and nothing in it is called
+except ImportError:  # PyTorch without CUDA: the module can be imported, but not used
 
     def _jit(function: Any = None, **_: object) -> Any:
         return _jit if function is None else function
@@ -32,21 +32,21 @@ _ALIGNED = 128  # sums of a spot's positions begin at a multiple of this: the ta
 
 
 class _Shape(NamedTuple):
-    rows: int  # positions whose results a program computes
-    columns: int  # positions at a time that it goes over
+    rows: int  # positions computed by a program
+    columns: int  # positions read at a time
     warps: int
     stages: int
 
 
-# The fastest of those tried on an H100, by the width of a head. Rows divide _ALIGNED, so that no program writes into
+# Fastest shapes on an H100, by width of a head. Rows divide _ALIGNED, so that no program writes into
 # the sums of the next spot; columns of _DKV divide rows of _FORWARD, so that none reads sums that were not written.
 _FORWARD = {32: _Shape(64, 64, 4, 3), 64: _Shape(64, 64, 4, 3)}
 _DQ = {32: _Shape(64, 64, 4, 3), 64: _Shape(64, 64, 4, 3)}
-_DKV = {32: _Shape(128, 32, 4, 3), 64: _Shape(64, 64, 4, 2)}
+_DKV = {32: _Shape(128, 32, 4, 4), 64: _Shape(64, 32, 4, 3)}
 
 
 def sums_length(n_positions: int, n_spots: int) -> int:
-    """Length of a head's sums: one float32 for each position, and room to begin every spot at a multiple of 128."""
+    """Length of a head's sums: one float32 per position, with every spot aligned to a multiple of 128."""
     return (n_positions // _ALIGNED + n_spots + 1) * _ALIGNED
 
 
@@ -58,9 +58,9 @@ def forward(qkv: Tensor, starts: Tensor, keys: Tensor, longest: int) -> tuple[Te
     qkv
         (T, 3, H, D), contiguous, in half precision.
     starts
-        (B + 1,) where each spot begins, int64.
+        (B + 1,) start of each spot, int64.
     keys
-        (B,) how many positions of each spot are attended to, from its first; at least 1.
+        (B,) number of leading positions of each spot that are keys; at least 1.
     longest
         Positions of the longest spot.
 
@@ -102,7 +102,7 @@ def _grid(shape: _Shape, longest: int, heads: int, spots: int) -> tuple[int, int
 
 @_jit
 def _span(starts, keys):
-    # Spots are sorted by length where a batch is trained on: the longest first, so that the end is not waited for.
+    # Training sorts spots by length, longest last; the longest run first, so that none of them delays the end.
     spot = tl.num_programs(2) - 1 - tl.program_id(2)
     first = tl.load(starts + spot).to(tl.int64)
     n_q = (tl.load(starts + spot + 1) - first).to(tl.int32)
@@ -162,7 +162,7 @@ def _forward_kernel(qkv, out, lse, starts, keys, Tp, c, H: tl.constexpr, D: tl.c
     acc = acc / total[:, None]
     o_at = out + first * (H * D) + h * D + rows[:, None] * (H * D) + d[None, :]
     tl.store(o_at, acc.to(out.dtype.element_ty), mask=there)
-    # Infinity after a spot's end: these rows get the weight 0 in `_dkv_kernel`.
+    # Infinity after a spot's end, so that these rows have the weight 0 in `_dkv_kernel`.
     tl.store(
         lse + h.to(tl.int64) * Tp + aligned + rows, tl.where(rows < n_q, m * c + tl.math.log2(total), float("inf"))
     )
@@ -272,7 +272,7 @@ def _dkv_kernel(qkv, dout, lse, delta, dqkv, starts, keys, Tp, c, scale, H: tl.c
             dk, dv = _dkv_block(k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, c, dk, dv, i, n_q, H, D, BM, False)
         if full < n_q:
             dk, dv = _dkv_block(k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, c, dk, dv, full, n_q, H, D, BM, True)
-    # Positions that nothing attends to have no gradient here.
+    # Positions that are not keys have no gradient here.
     dk = tl.where(there, dk * scale, 0.0)
     dv = tl.where(there, dv, 0.0)
     tl.store(dqkv + k_at, dk.to(dqkv.dtype.element_ty), mask=cols[:, None] < n_q)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 __all__ = ["STEM", "check_backbone"]
 
-STEM = "efficientnet_lite0_stem"  # as the settings of the packaged image tower name it
+STEM = "efficientnet_lite0_stem"  # value of `backbone` in the settings
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.M)
 _SHOWN = 3
 
 
 def check_backbone(name: str) -> None:
-    """Raise ValueError for a backbone that timm does not know; the nearest names are given.
+    """Raise ValueError for a backbone that timm does not have, with the nearest names.
 
-    An address (``hf-hub:``, ``local-dir:``) is not looked at, nor is the tag of weights behind the name.
+    Addresses (``hf-hub:``, ``local-dir:``) and the tag of weights after the name are not checked.
 
     >>> check_backbone("vit_small_patch16_224.augreg_in21k")
     """
@@ -38,7 +38,7 @@ def check_backbone(name: str) -> None:
 
 @cache
 def _known() -> frozenset[str]:
-    """Names in the files of timm, retired ones too; empty where timm is laid out in another way."""
+    """Names in the files of timm, also deprecated ones; empty for an unknown layout of timm."""
     spec = find_spec("timm")
     folder = Path(spec.submodule_search_locations[0]) / "models" if spec and spec.submodule_search_locations else None
     files = sorted(folder.glob("*.py")) if folder is not None else []
@@ -49,7 +49,7 @@ def _known() -> frozenset[str]:
 
 
 def _added(name: str) -> bool:
-    """Whether timm, if it is loaded, knows the name otherwise; True where its files could not be read."""
+    """Whether the name was registered in timm at runtime; True if the files of timm cannot be read."""
     if not _known():
         return True
     timm = sys.modules.get("timm")

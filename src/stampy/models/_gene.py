@@ -1,7 +1,7 @@
-"""The gene encoder: a spot's ranked gene tokens -> a feature.
+"""Gene encoder: from the ranked gene tokens of a spot to a feature.
 
-Shapes: B spots, L positions, K positions that are attended to, T positions of all spots end to end, D width, H heads,
-M selected positions, C classes.
+Shapes: B spots, L positions, K key positions, T positions of all spots concatenated, D width, H heads, M selected
+positions, C classes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ._packed import Packing, attend
 __all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
 
 MASK_ID = 0
-PAD_ID = 1  # the encoder's own; in obsm["stamp_tokens"] padding is 0, which no gene uses either
-_SPARE_ROWS = 5  # the published embedding table has five rows more than it has tokens
-_UNPOOLED = 3  # the published pooling leaves out the first three positions
+PAD_ID = 1  # of the encoder; in obsm["stamp_tokens"], padding is 0, which is not a gene either
+_SPARE_ROWS = 5  # the published embedding table has five rows more than tokens
+_UNPOOLED = 3  # the published pooling excludes the first three positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +85,9 @@ class GeneConfig:
 
 
 def ready_to_compile() -> None:
-    """Call before layers are compiled: they leave `attend` alone, since lengths differ from batch to batch.
+    """Exclude `attend` from compilation, since lengths differ between batches; call this before layers are compiled.
 
-    Not done when this file is imported: it loads torch's compiler, which takes a second.
+    Not done on import, since it loads torch's compiler, which takes a second.
     """
     global _attend
     _attend = torch.compiler.disable(attend)
@@ -97,7 +97,7 @@ _attend: Callable[..., Tensor] = attend
 
 
 class _Attention(nn.Module):
-    # The parameters of `nn.MultiheadAttention`, by the same names.
+    # Parameter names as in `nn.MultiheadAttention`.
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -150,7 +150,7 @@ class _Layer(nn.Module):
         return self.norm2(x_BLD + self._drop(self.linear2(self._relu(self.linear1(x_BLD)))))
 
     def _relu(self, x: Tensor) -> Tensor:
-        # In place only where no hook could see the input: the gradient needs the result alone.
+        # In place only if no hook can see the input: the gradient needs only the result.
         return F.relu(x, inplace=self.training or not torch.is_grad_enabled())
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class GeneEncoder(nn.Module):
         super().__init__()
         check_gene(config)
         self.config = config
-        self.checkpointing = False  # activation checkpointing: keep the inputs of layers only, recompute the rest
+        self.checkpointing = False  # activation checkpointing: keep only the inputs of layers
         self.embeddings = nn.Embedding(config.n_tokens + _SPARE_ROWS, config.width, padding_idx=PAD_ID)
         self.positional_embedding = nn.Embedding(config.max_tokens, config.width)
         if config.rank_gate:
@@ -187,8 +187,8 @@ class GeneEncoder(nn.Module):
         self.igr_head = _Head(config)
         self.cgr_head = _Head(config)
         if config.tied_heads:
-            # A table that is also a classifier starts small. Without a last layer norm ("pre") outputs are small too;
-            # from 0.02, a run needs twice as many steps to learn, and ranks blur genes.
+            # A table that is also a classifier is initialised with small values. Without a final layer norm ("pre"),
+            # its outputs would be small too: with 0.02, training takes twice as many steps, and ranks blur genes.
             std = 2 / config.width**0.5 if config.norm == "pre" else 0.02
             nn.init.normal_(self.embeddings.weight, std=std)
             nn.init.normal_(self.positional_embedding.weight, std=0.02)
@@ -224,8 +224,11 @@ class GeneEncoder(nn.Module):
         return x_BLD
 
     def _embed(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
-        at = slice(ids_BL.shape[1]) if positions is None else positions
-        return self._genes(ids_BL, positions) + self.positional_embedding.weight[at]
+        if positions is not None and positions.is_cuda:  # its gradient is faster than that of an index
+            places = self.positional_embedding(positions)
+        else:
+            places = self.positional_embedding.weight[slice(ids_BL.shape[1]) if positions is None else positions]
+        return self._genes(ids_BL, positions) + places
 
     def _genes(self, ids_BL: Tensor, positions: Tensor | None) -> Tensor:
         x_BLD = self.embeddings(ids_BL)
@@ -300,7 +303,7 @@ class GeneEncoder(nn.Module):
         return pooled * (lengths_B > 0)[:, None]
 
     def _trained_features(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        # As `features`; packed, since a batch of training is not sorted by length.
+        # Same as `features`; packed, since training batches are not sorted by length.
         every = self.config.pooling == "positions"
         packing = Packing.of(lengths_B, torch.full_like(lengths_B, ids_BL.shape[1]) if every else None, ids_BL.device)
         lengths_B = lengths_B.to(ids_BL.device, non_blocking=ids_BL.is_cuda)
@@ -350,11 +353,11 @@ class GeneEncoder(nn.Module):
         head: Literal["igr", "cgr"] = "igr",
         kernel: Kernel = "torch",
     ) -> tuple[Tensor, Tensor]:
-        """`reconstruction`, and without gradient the sums of the losses (n_kinds,), by the kind of each position."""
+        """`reconstruction`, and the sums of the losses (n_kinds,) by kind of position, without gradient."""
         return cross_entropy_by_kind(*self._head(hidden_MD, head), targets_M, kinds_M, n_kinds, kernel=kernel)
 
     def _head(self, hidden_MD: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What goes into the last product: outputs (M, D), the matrix (C, D), the bias (C,)."""
+        """Inputs of the last product: outputs (M, D), matrix (C, D), bias (C,)."""
         head = self.igr_head if name == "igr" else self.cgr_head
         if self.config.tied_heads:
             return F.linear(hidden_MD, head.weight), self.embeddings.weight[: self.config.n_tokens], head.bias

@@ -1,4 +1,4 @@
-"""Image encoders: settings, and the timm ViT with a pretext token, for patches and for regions (paper, section 3.3).
+"""Image encoders: settings, and the timm ViT with a pretext token for patches and regions (paper, section 3.3).
 
 Shapes: B images, P patch tokens, D width, E size of the shared space.
 """
@@ -20,7 +20,7 @@ from ._stem import STEM, RegionFeatures, StemEncoder
 
 __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_3x3"]
 
-# What timm raises for settings that conflict. A failed download is an OSError and passes unchanged.
+# Errors of timm for settings that conflict. A failed download is an OSError, which is not caught.
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
 
@@ -108,8 +108,8 @@ class ImageEncoder(nn.Module):
         source = config.backbone if pretrained else None
         config = _resolved(config) if ":" in config.backbone else config
         self.config = config
-        self.checkpointing = False  # activation checkpointing: keep the inputs of blocks only, recompute the rest
-        self.base_model: Any = _create(config, source=source)  # timm types what a ViT holds as tensors or modules
+        self.checkpointing = False  # activation checkpointing: keep only the inputs of blocks
+        self.base_model: Any = _create(config, source=source)  # timm's annotations of a ViT are too wide
         width = self.base_model.embed_dim
         self.p_visual = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.ref_pos_embed = nn.Linear(width, width)
@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def patch_px(self) -> int:
-        """Edge of the ViT's own patches; reference patches are shrunk to this size."""
+        """Edge of the ViT's own patches; reference patches are reduced to this size."""
         return self.base_model.patch_embed.patch_size[0]
 
     def forward(self, images: Tensor, references: Tensor | None = None) -> ImageOutput:
@@ -133,7 +133,7 @@ class ImageEncoder(nn.Module):
             (B, 3, size, size), normalised.
         references
             (R, 3, patch_px, patch_px), normalised: the last R images are regions, and the references are the patches to
-            be located in these, shrunk (`shrink`). None: all images are patches.
+            be located in them, reduced by `shrink`. None: all images are patches.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must have shape (B, 3, height, width), found {tuple(images.shape)}.")
@@ -153,11 +153,11 @@ class ImageEncoder(nn.Module):
         return self(images).feature
 
     def regions(self, images: Tensor, references: Tensor) -> RegionFeatures:
-        """Regions (B, 3, size, size) and the patches to be found in them (B, 3, patch_px, patch_px), normalised."""
+        """Embed regions (B, 3, size, size) with patches to locate in them (B, 3, patch_px, patch_px), normalised."""
         return _of_regions(self(images, references))
 
     def with_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionFeatures]:
-        """`features` of patches and `regions`, by one pass through the ViT."""
+        """`features` of patches and `regions` in one pass through the ViT."""
         found = self(torch.cat([patches, regions]), references)
         n = len(patches)
         return found.feature[:n], _of_regions(ImageOutput(*(x[n:] for x in found)))
@@ -172,14 +172,14 @@ class ImageEncoder(nn.Module):
         return torch.cat([patches, self.ref_pos_embed(tokens)])
 
     def shrink(self, images: Tensor) -> Tensor:
-        """Patches (B, 3, size, size) as references (B, 3, patch_px, patch_px)."""
+        """Reduce patches (B, 3, size, size) to references (B, 3, patch_px, patch_px)."""
         return F.interpolate(images, size=self.patch_px, mode="bilinear", antialias=True, align_corners=False)
 
     def normalize(self, tiles: Tensor) -> Tensor:
-        """uint8 tiles (B, size, size, 3), as `stampy.pp.tiles` cuts them, as float input (B, 3, size, size)."""
+        """Convert uint8 tiles (B, size, size, 3), as from `stampy.pp.tiles`, to float input (B, 3, size, size)."""
         mean_3, std_3 = (torch.tensor(x).view(3, 1, 1) for x in (self.config.mean, self.config.std))
         scale, shift = (x.to(tiles.device, non_blocking=tiles.is_cuda) for x in (1 / (255 * std_3), mean_3 / std_3))
-        # Channels are moved as bytes, and floats are written once: memory limits this step.
+        # Channels are moved as bytes and floats written once, since memory bandwidth limits this step.
         return tiles.permute(0, 3, 1, 2).contiguous().float().mul_(scale).sub_(shift)
 
 
@@ -188,7 +188,7 @@ def _of_regions(found: ImageOutput) -> RegionFeatures:
 
 
 def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
-    """The image tower of these settings, with new weights; ValueError for those that can't be built."""
+    """Image tower with these settings and new weights; ValueError if it cannot be built."""
     if not config.surroundings:
         return ImageEncoder(config)
     check_image(config)
@@ -196,7 +196,7 @@ def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
 
 
 def _resolved(config: ImageConfig) -> ImageConfig:
-    """Settings with the architecture of a backbone on the hub or on disk in place of its address."""
+    """Settings with the architecture of a backbone on the hub or on disk instead of its address."""
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
     source, _, place = config.backbone.partition(":")
@@ -208,7 +208,7 @@ def _resolved(config: ImageConfig) -> ImageConfig:
 
 
 def _create(config: ImageConfig, *, source: str | None = None) -> Any:
-    """The ViT; with its own weights where `source` says where they are."""
+    """Create the ViT, with its own weights if `source` is given."""
     import timm
 
     try:
@@ -217,7 +217,7 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
         )
     except _NOT_BUILT as error:
         raise ValueError(
-            f"The backbone {config.backbone!r} can't be built with {dict(config.backbone_kwargs)}: "
+            f"The backbone {config.backbone!r} cannot be built with {dict(config.backbone_kwargs)}: "
             f"{str(error) or type(error).__name__}"
         ) from error
     lacks = [name for name in ("patch_embed", "cls_token", "_pos_embed", "blocks", "norm") if not hasattr(vit, name)]
@@ -233,14 +233,14 @@ def _create(config: ImageConfig, *, source: str | None = None) -> Any:
         )
     size = (config.size_px, config.size_px)
     if not getattr(vit, "dynamic_img_size", False) and tuple(vit.patch_embed.img_size) != size:
-        vit.set_input_size(img_size=size)  # positions of another grid are interpolated
+        vit.set_input_size(img_size=size)  # interpolates positions of another grid
     return vit
 
 
 def pool_3x3(patches_BPD: Tensor) -> Tensor:
-    """The patch tokens of a square image, mean-pooled to 3 x 3 overlapping cells: (B, 9, D), row by row.
+    """Mean-pool the patch tokens of a square image to 3 x 3 overlapping cells: (B, 9, D), row-major.
 
-    For 14 x 14 tokens the windows are 6 wide, 4 apart, as published; other sizes in proportion.
+    For 14 x 14 tokens, windows are 6 wide and 4 apart, as published; other sizes in proportion.
     """
     side = round(patches_BPD.shape[1] ** 0.5)
     stride = side * 2 // 7

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_architecture", "check_gene", "check_image"]
 
-# A name of timm, with or without the tag of its weights: no colon, no slash, so nothing is fetched or opened for it.
+# A name in timm, with or without the tag of its weights: without colon and slash, so that nothing is fetched or opened.
 _ARCHITECTURE = re.compile(r"[a-z][a-z0-9_]{0,99}(\.[a-z0-9_]{1,99})?")
 _MAX_SIZE = 2**20
-_MAX_POSITIONS = 2**16  # patch tokens of an image; attention grows with their square
+_MAX_POSITIONS = 2**16  # patch tokens of an image; attention is quadratic in their number
 _LARGEST = {"depth": 1000, "heads": 1024, "num_heads": 1024, "size_px": 8192, "img_size": 8192, "patch_size": 1024,
             "reg_tokens": 64, "mlp_ratio": 64.0, "tile_um": 1e6}  # fmt: skip
-_LEAST_STEM_PX = 48  # 3 x 3 cells of the maps of all blocks
+_MIN_STEM_PX = 48  # 3 x 3 cells of the maps of all blocks
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens", "mlp_ratio")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _SWITCHES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "qkv_bias", "qk_norm", "class_token",
@@ -31,13 +31,13 @@ KEYWORDS = frozenset({*_SIZES, *_RATES, *_SWITCHES, *_CHOICES, "init_values"})
 
 
 def check_architecture(name: str) -> None:
-    """Raise ValueError unless `name` is an architecture of timm, by its bare name."""
+    """Raise ValueError unless `name` is the plain name of an architecture in timm."""
     import timm
 
     if not (isinstance(name, str) and _ARCHITECTURE.fullmatch(name)):
         raise ValueError(
             f"`backbone` must be an architecture of timm, such as 'vit_small_patch16_224', found {name!r:.120}. A "
-            "model's settings can't name weights on the hub or on the disk."
+            "model's settings cannot name weights on the hub or on the disk."
         )
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
@@ -45,7 +45,7 @@ def check_architecture(name: str) -> None:
 
 
 def check_gene(config: GeneConfig) -> None:
-    """Raise ValueError unless a gene tower of these settings can be built."""
+    """Raise ValueError unless a gene tower with these settings can be built."""
     for name in ("n_genes", "width", "depth", "heads", "feedforward", "max_tokens"):
         _size(name, getattr(config, name))
     _choices(config)
@@ -55,7 +55,7 @@ def check_gene(config: GeneConfig) -> None:
 
 
 def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
-    """Raise ValueError unless an image tower of these settings can be built; `fetched`: the user named its source."""
+    """Raise ValueError unless an image tower with these settings can be built; `fetched`: the user named its source."""
     if not fetched and config.backbone != STEM:
         check_architecture(config.backbone)
     _size("size_px", config.size_px)
@@ -86,7 +86,7 @@ def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
 
 
 def _check_stem(config: ImageConfig) -> None:
-    """The settings of a convolutional stem."""
+    """Check the settings of a convolutional stem."""
     if set(config.backbone_kwargs) != {"n_blocks"}:
         raise ValueError(
             f"`backbone_kwargs` of {STEM!r} must be {{'n_blocks': ...}}, found {dict(config.backbone_kwargs)!r:.120}."
@@ -94,12 +94,12 @@ def _check_stem(config: ImageConfig) -> None:
     n = config.backbone_kwargs["n_blocks"]
     if type(n) is not int or not 1 <= n <= len(BLOCKS):
         raise ValueError(f"`n_blocks` must be an integer between 1 and {len(BLOCKS)}, found {n!r:.120}.")
-    if config.size_px < _LEAST_STEM_PX:
-        raise ValueError(f"`size_px` of {STEM!r} must be at least {_LEAST_STEM_PX}, found {config.size_px}.")
+    if config.size_px < _MIN_STEM_PX:
+        raise ValueError(f"`size_px` of {STEM!r} must be at least {_MIN_STEM_PX}, found {config.size_px}.")
 
 
 def _keyword(name: str, value: Any) -> None:
-    """One of the arguments of `timm.create_model`."""
+    """Check an argument of `timm.create_model`."""
     if name not in KEYWORDS:
         raise ValueError(
             f"`backbone_kwargs` has {name!r}, which are not allowed in the settings of a model (nor are settings "
@@ -136,7 +136,7 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
 
 
 def _choices(config: GeneConfig) -> None:
-    """The allowed values of fields that are choices or switches."""
+    """Check the fields that are choices or switches."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):

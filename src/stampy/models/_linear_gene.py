@@ -1,4 +1,4 @@
-"""A gene tower that is a weighted sum of gene vectors: its parts, for adaptation in closed form.
+"""Parts of a gene tower that is a weighted sum of gene vectors, for adaptation in closed form.
 
 Shapes: G genes, L positions, D width, K axes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,35 +17,46 @@ from stampy import _keys
 
 from ._stamp import Stamp, StampConfig
 
-__all__ = ["check_linear", "linear_parts", "with_axes"]
+__all__ = ["LinearParts", "check_linear", "linear_parts", "with_axes"]
 
-TABLE_STD = 0.05  # of the embedding table, as at the spectral start
-LEAST = 1e-6  # of the largest eigenvalue: directions of the head below are taken for absent
+TABLE_STD = 0.05  # of the embedding table, as in the spectral initialisation
+LEAST = 1e-6  # relative to the largest eigenvalue; smaller directions of the head count as absent
 
 
 def check_linear(model: object) -> Stamp:
-    """The model, if its gene tower adds up vectors, each times a number that depends on its rank; ValueError if not."""
+    """Return the model if its gene tower is a sum of gene vectors weighted by rank; ValueError otherwise."""
     return _gate_and_genes(model)[0]
 
 
 def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
-    """Model, gate (L, D) of the ranks, and vocabulary, if its gene tower adds up vectors; ValueError if not."""
+    """Return model, gate (L, D) of the ranks, and vocabulary; ValueError unless the gene tower is a weighted sum."""
     if isinstance(model, Stamp) and model.config.gene.pooling == "bag" and model.genes is not None:
         gate_LD = model.gene.rank_gate
         if gate_LD is not None and float((gate_LD - gate_LD[:, :1]).detach().abs().max()) <= 1e-6:
             return model, gate_LD.detach(), model.genes
     name = getattr(model, "name", type(model).__name__)
     raise ValueError(
-        f"The model {name!r} can't be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
+        f"The model {name!r} cannot be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
         "per rank, and a vocabulary, such as 'stampy-mini'. Train others further with `stampy.train`."
     )
 
 
-def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gate (L,), level (G,), axes (G, D) orthonormal, and covariance (D, D) of the training spots along them.
+class LinearParts(NamedTuple):
+    """Parts of a gene tower that adds up vectors."""
 
-    A gene's vector is its level times its row of the axes. The covariance of the training spots' features is read from
-    the head, which is their principal components divided by the square root of their deviation.
+    gate: np.ndarray  # (L,) weight of each rank
+    level: np.ndarray  # (G,) weight of each gene
+    axes: np.ndarray  # (G, D) orthonormal; a gene's vector is its level times its row
+    covariance: np.ndarray  # (D, D) of the training spots along the axes
+    head: np.ndarray  # (E, D), with the bias: maps weighted genes along the axes to an embedding
+    bias: np.ndarray  # (E,)
+
+
+def linear_parts(model: Stamp) -> LinearParts:
+    """The parts of a model whose gene tower adds up vectors.
+
+    The covariance of the training spots' features is derived from the head, which is their principal components
+    divided by the square root of their standard deviation.
     """
     _, gate_LD, genes = _gate_and_genes(model)
     gate_L = gate_LD[:, 0].cpu().double().numpy()
@@ -53,30 +65,33 @@ def linear_parts(model: Stamp) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     table_GD = model.gene.embeddings.weight.detach()[rows].cpu().double().numpy() / level_G[:, None]
     head_ED = model.gene_head.weight.detach().cpu().double().numpy()
     values, vectors = np.linalg.eigh(head_ED.T @ head_ED)
-    values = np.where(values > LEAST * values.max(), values, np.inf)  # (H'H)^-2 is the covariance
+    values = np.where(values > LEAST * values.max(), values, np.inf)  # the covariance is (H'H)^-2
     axes_GD, mix_DD = np.linalg.qr(table_GD)
     turned_DD = mix_DD @ vectors
     covariance_DD = (turned_DD / values**2) @ turned_DD.T
-    return gate_L, level_G, axes_GD.astype(np.float32), covariance_DD / max(np.trace(covariance_DD), 1e-300)
+    covariance_DD /= max(np.trace(covariance_DD), 1e-300)
+    along_ED = head_ED @ mix_DD.T / model.config.gene.max_tokens
+    bias_E = model.gene_head.bias.detach().cpu().double().numpy()
+    return LinearParts(gate_L, level_G, axes_GD.astype(np.float32), covariance_DD, along_ED, bias_E)
 
 
 def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np.ndarray) -> Stamp:
-    """A model without image tower whose gene embeddings are head and bias of these axes' features.
+    """A model without image tower whose gene embeddings are head and bias applied to features in these axes.
 
-    Its name says what it was made from, and a digest of its axes, so that vectors of different adaptations are never
-    taken for ones of the same space.
+    Its name contains the original model and a digest of axes and head, so that vectors of different adaptations are
+    never compared as if they shared a space.
     """
-    gate_L, level_G, _, _ = linear_parts(model)
+    gate_L, level_G = linear_parts(model)[:2]
     k = axes_GK.shape[1]
     heads = next(h for h in (4, 2, 1) if k % h == 0)
     gene = replace(model.config.gene, width=k, depth=1, heads=heads, feedforward=k)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of the layers, which have no part in the embedding
+        torch.manual_seed(0)  # for the layers, which do not affect the embedding
         adapted = Stamp(StampConfig(gene=gene, embedding=k), model.genes)
     table_GK = level_G[:, None] * axes_GK
     scale = TABLE_STD / max(float(table_GK.std()), 1e-12)
     gate = float(gate_L.mean())
-    back = gene.max_tokens * gate / scale  # features of the tower -> those that the head was fitted to
+    back = gene.max_tokens * gate / scale  # features of the tower -> features to which the head was fitted
     with torch.no_grad():
         adapted.gene.embeddings.weight.zero_()[_keys.N_SPECIAL : _keys.N_SPECIAL + len(table_GK)] = torch.from_numpy(
             table_GK * scale
@@ -85,6 +100,7 @@ def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np
         adapted.gene.rank_gate.copy_(torch.from_numpy(gate_L / gate)[:, None].expand_as(adapted.gene.rank_gate))
         adapted.gene_head.weight.copy_(torch.from_numpy(head_KK * back))
         adapted.gene_head.bias.copy_(torch.from_numpy(bias_K))
-    digest = hashlib.blake2b(np.ascontiguousarray(axes_GK, dtype=np.float32).data, digest_size=6).hexdigest()
+    whole = np.vstack([axes_GK, head_KK, bias_K[None]]).astype(np.float32)  # the same axes may have several heads
+    digest = hashlib.blake2b(np.ascontiguousarray(whole).data, digest_size=6).hexdigest()
     adapted.name = f"{model.name}, adapted {digest}"
     return adapted.to(model.device).eval()

@@ -1,4 +1,4 @@
-"""`load` for every model: stampy's own weights, the published checkpoint, systems of other groups."""
+"""`load` for every model: stampy's own weights, the published checkpoint, and systems of other groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ._weights import from_hub, read_folder, read_genes
 __all__ = ["load", "load_stamp", "load_system"]
 
 System = ImageSystem | GeneSystem | SlideSystem
-# What reads the weights of each system in its authors' own format.
+# Loaders of the systems' weights in their authors' own formats.
 _READERS: dict[str, Callable[[Card, Path], System]] = {
     **dict.fromkeys(("uni", "uni2-h", "h-optimus-0", "virchow2", "mstar"), load_vit),
     "conch": load_conch,
@@ -72,7 +72,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     if name == "stamp" or name.startswith("stamp@"):
         return _published(CARDS["stamp-f"], None, device_of(device), name.partition("@")[2] or None)
     if name.startswith("stamp:"):
-        name = name.replace("stamp:", "stamp-f:", 1)  # the whole checkpoint
+        name = name.replace("stamp:", "stamp-f:", 1)  # with all parts of the checkpoint
     if name.startswith("hf-hub:"):
         return read_folder(from_hub(name), name, device)
     if name in packaged():
@@ -158,7 +158,7 @@ def _build(card: Card, weights: str | Path | None, device: torch.device, revisio
 
 
 def _published(card: Card, weights: str | Path | None, device: torch.device, revision: str | None) -> Stamp:
-    """The checkpoint of the paper's authors: from the hub, or a file of the user's with `genes.tsv` beside it."""
+    """Load the checkpoint of the paper's authors from the hub, or from a local file next to `genes.tsv`."""
     if weights is None:
         path, _ = hub.download(CARDS["stamp-f"], revision)
         return load_published(path, device=device)

@@ -10,12 +10,12 @@ __all__ = ["LoRALinear", "add_lora", "merge_lora"]
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a product of two thin matrices, which starts at zero.
+    """A frozen linear layer plus a product of two low-rank matrices, which is initially zero.
 
     Parameters
     ----------
     linear
-        The layer; it is not changed.
+        Layer to update; it is not changed.
     rank
         Rank of the update.
     """
@@ -28,7 +28,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`linear` and the update."""
+        """Apply `linear` and the update."""
         return self.linear(x) + F.linear(F.linear(x, self.down), self.up)
 
     @property
@@ -49,7 +49,7 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(module: nn.Module, rank: int) -> int:
-    """Freeze `module` and put a `LoRALinear` in place of every linear layer in it. Returns their number.
+    """Freeze `module` and replace every linear layer in it by a `LoRALinear`. Returns their number.
 
     Examples
     --------

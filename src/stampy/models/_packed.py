@@ -1,7 +1,6 @@
-"""Spots of any length in one row of positions, without padding and without a mask.
+"""Spots of any length in one sequence of positions, without padding and without a mask.
 
-Shapes: B spots, L positions, T positions of all spots together (those that are computed, end to end), H heads, d width
-of a head.
+Shapes: B spots, L positions, T computed positions of all spots, concatenated, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ __all__ = ["Packing", "attend"]
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where the positions of B spots lie in a row of T.
+    """Positions of B spots in a sequence of T positions.
 
-    The first ``keys`` positions of a spot are attended to. Positions after these, up to ``queries``, attend but are not
-    attended to: padding whose output is needed.
+    The first ``keys`` positions of a spot are queries and keys. The following positions up to ``queries`` are queries
+    only, never keys: padding whose output is needed.
 
     Parameters
     ----------
     queries, keys
-        Positions of each spot, and how many of them are attended to; 1 <= keys <= queries.
+        Numbers of queries and of keys per spot; 1 <= keys <= queries.
     device
         Device of the tensors.
 
@@ -45,24 +44,24 @@ class Packing:
 
     @classmethod
     def of(cls, lengths_B: Tensor, wanted_B: Tensor | None, device: torch.device | str) -> Self:
-        """Packing for spots of `lengths_B` tokens (an empty spot gets one position) and `wanted_B` outputs."""
+        """Packing for spots with `lengths_B` tokens (at least one position each) and `wanted_B` outputs."""
         keys_B = lengths_B.cpu().clamp(min=1)
         queries_B = keys_B if wanted_B is None else torch.maximum(keys_B, wanted_B.cpu())
         return cls(tuple(queries_B.tolist()), tuple(keys_B.tolist()), torch.device(device))
 
     @cached_property
     def starts(self) -> Tensor:
-        """(B + 1,) where each spot begins."""
+        """(B + 1,) start of each spot."""
         return _starts(self.queries, self.device)
 
     @cached_property
     def key_starts(self) -> Tensor:
-        """(B + 1,) where each spot begins among the positions that are attended to."""
+        """(B + 1,) start of each spot among the keys."""
         return self.starts if self.queries == self.keys else _starts(self.keys, self.device)
 
     @cached_property
     def spot(self) -> Tensor:
-        """(T,) the spot of each position."""
+        """(T,) spot of each position."""
         lengths = self.starts.diff()
         return torch.repeat_interleave(
             torch.arange(len(lengths), device=self.device), lengths, output_size=sum(self.queries)
@@ -70,21 +69,21 @@ class Packing:
 
     @cached_property
     def column(self) -> Tensor:
-        """(T,) the place of each position in its spot."""
+        """(T,) column of each position in its spot."""
         return torch.arange(sum(self.queries), device=self.device) - self.starts[self.spot]
 
     @cached_property
     def attended(self) -> Tensor | None:
-        """Positions that are attended to; None for all."""
+        """Positions that are keys; None for all."""
         if self.queries == self.keys:
             return None
-        # Their number is known here: counting them on a GPU would make torch wait for it.
+        # Their number is known; counting them on a GPU would make torch wait.
         total, lengths = sum(self.keys), self.key_starts.diff()
         spot = torch.repeat_interleave(torch.arange(len(lengths), device=self.device), lengths, output_size=total)
         return torch.arange(total, device=self.device) + (self.starts - self.key_starts)[spot]
 
     def pack(self, values_BL: Tensor, fill: int) -> Tensor:
-        """(B, L, ...) -> (T, ...); `fill` beyond L."""
+        """Concatenate (B, L, ...) to (T, ...), with `fill` beyond L."""
         short = max(self.queries) - values_BL.shape[1]
         return (F.pad(values_BL, (0, short), value=fill) if short > 0 else values_BL)[self.spot, self.column]
 
@@ -94,10 +93,10 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def attend(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packing: Packing) -> Tensor:
-    """Attention of each spot to itself: (T, H, d).
+    """Attention within each spot: (T, H, d).
 
-    On CUDA in one call over all spots (PyTorch's kernels for sequences of any length, where those of `_attention` can't
-    run); on the CPU one call for each run of spots of equal length, as such a kernel would do on a CPU.
+    On CUDA, one call over all spots (PyTorch's variable-length kernels, if those of `_attention` cannot
+    run); on the CPU, one call for each run of spots of equal length, as such a kernel would do.
     """
     if packing.attended is not None:
         k_THd, v_THd = k_THd[packing.attended], v_THd[packing.attended]

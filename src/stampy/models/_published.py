@@ -1,4 +1,4 @@
-"""The checkpoint that the authors of the paper published, under its own names."""
+"""The checkpoint published by the authors of the paper, with its own names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["load_published", "load_published_gene_encoder"]
 
 logger = logging.getLogger(__name__)
 
-N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 spare rows
+N_SPECIAL_ROWS = 35  # of the embedding table: 30 special tokens and 5 unused rows
 
 RENAMED = {
     "spot_backbone.": "gene.",
@@ -33,10 +33,10 @@ RENAMED = {
     "positioning_projection.": "localization_head.",
 }
 RENAMED_GENE = {"encoder.layers.": "layers.", "classifier_head.": "igr_head.", "spatial_classifier_head.": "cgr_head."}
-# What is raised for tensors whose shapes do not give the sizes.
+# Errors for tensors whose shapes do not determine the sizes.
 _ODD_SHAPES = (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError)
 
-TEMPLATE_LAYER = "encoder_layer."  # the template from which the published code clones its layers
+TEMPLATE_LAYER = "encoder_layer."  # template that the published code clones into its layers
 
 
 def load_published(
@@ -173,7 +173,7 @@ def _image_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> Ima
 
 
 def _add_missing_heads(tensors: dict[str, Tensor], encoder: GeneEncoder, prefix: str) -> None:
-    # The published whole model has no CGR head (stage 2 needs none): it keeps its random initial values here.
+    # The published model has no CGR head, which stage 2 does not need: it keeps random initial values.
     for head in ("igr_head", "cgr_head"):
         keys = [f"{prefix}{head}.{name}" for name in ("weight", "bias")]
         if not any(k in tensors for k in keys):

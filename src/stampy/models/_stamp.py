@@ -53,7 +53,7 @@ class StampConfig:
     embedding: int = 512
 
     def to_dict(self) -> dict[str, object]:
-        """Plain types, for JSON."""
+        """Convert to plain types for JSON."""
         return asdict(self)
 
     @classmethod
@@ -148,7 +148,7 @@ class Stamp(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.gene.embeddings.weight.device
 
     @property

@@ -1,7 +1,7 @@
-"""An image tower without a Transformer: the first blocks of EfficientNet-Lite0, and statistics of their maps.
+"""Image tower without Transformer: the first blocks of EfficientNet-Lite0, and statistics of their feature maps.
 
-Shapes: B spots, C channels of all maps together, H and W px, D = 4 C size of the feature (tile and surroundings, each
-with mean and deviation of C channels).
+Shapes: B spots, C channels of all maps, H and W px, D = 4 C size of the feature (mean and standard deviation of C
+channels for tile and surroundings).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BLOCKS", "STEM", "STEM_CHANNELS", "ConvStem", "RegionFeatures", "StemEncoder"]
 
 STEM_CHANNELS = 32
-# Of EfficientNet-Lite0 (Tan and Le 2019), in order: expansion, edge of the kernel, stride, channels
+# EfficientNet-Lite0 (Tan and Le 2019), in order: expansion, kernel size, stride, channels
 BLOCKS = (
     (1, 3, 1, 16),
     (6, 3, 2, 24),
@@ -35,21 +35,21 @@ BLOCKS = (
     (6, 5, 1, 112),
     (6, 5, 1, 112),
 )
-_ENDS = (2, 4, 7, 10)  # the last blocks of a resolution: 1/4, 1/8 and 1/16 of the image's
-_EPSILON = 1e-6  # of a variance, so that a channel that is the same everywhere has a gradient
-_AT_A_TIME = 16  # images on the CPU: the maps of more do not fit its caches, and it takes twice as long
+_ENDS = (2, 4, 7, 10)  # last block of each resolution: 1/4, 1/8 and 1/16 of the image's
+_EPSILON = 1e-6  # added to variances, so that constant channels have a gradient
+_CPU_BATCH = 16  # images per pass on the CPU; more exceed its caches and take twice as long
 
 
 class RegionFeatures(NamedTuple):
-    """What an image tower says of regions, before the heads."""
+    """Features of regions from an image tower, before the heads."""
 
     feature: Tensor  # (B, D)
-    query: Tensor  # (B, D) of the patch to be found
-    grid: Tensor  # (B, 9, D) of the nine cells, row by row
+    query: Tensor  # (B, D) of the patch to locate
+    grid: Tensor  # (B, 9, D) of the nine cells, row-major
 
 
 class _Conv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME": more at the end, where it is uneven."""
+    """Convolution with TensorFlow's "SAME" padding: uneven padding has more at the end."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, *, stride: int = 1, groups: int = 1):
         super().__init__(n_in, n_out, kernel, stride=stride, groups=groups)
@@ -65,7 +65,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """An inverted residual block with ReLU6; batch norms are folded into the convolutions."""
+    """Inverted residual block with ReLU6; batch norms are merged into the convolutions."""
 
     def __init__(self, n_in: int, expansion: int, kernel: int, stride: int, n_out: int):
         super().__init__()
@@ -87,7 +87,7 @@ class ConvStem(nn.Module):
     Parameters
     ----------
     n_blocks
-        How many of `BLOCKS`.
+        Number of `BLOCKS`.
     """
 
     def __init__(self, n_blocks: int):
@@ -97,10 +97,10 @@ class ConvStem(nn.Module):
         self.blocks = nn.ModuleList(_Block(n, *block) for n, block in zip(channels, BLOCKS[:n_blocks], strict=False))
         self.kept = tuple(i for i in range(n_blocks) if i in _ENDS or i == n_blocks - 1)
         self.n_channels = STEM_CHANNELS + sum(channels[i + 1] for i in self.kept)
-        self.checkpointing = False  # keep the inputs of blocks only, recompute the rest
+        self.checkpointing = False  # keep only the inputs of blocks
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps of (B, 3, H, W), normalised, each (B, channels, height, width): the first and those of `kept`."""
+        """Maps of normalised images (B, 3, H, W), each (B, channels, height, width): the first and those of `kept`."""
         x = F.relu6(self.first(images.contiguous(memory_format=torch.channels_last)), inplace=True)
         maps = [x]
         for i, block in enumerate(self.blocks):
@@ -111,11 +111,11 @@ class ConvStem(nn.Module):
 
 
 class StemEncoder(nn.Module):
-    """A convolutional stem over a spot's tile and its surroundings; `ImageEncoder` has the same methods.
+    """Convolutional stem for a spot's tile and surroundings, with the same methods as `ImageEncoder`.
 
-    The feature is the mean and the deviation of each channel over the tile, then over the surroundings: the region of
-    three times the tile's edge about it, at as many pixels. Maps of all resolutions have a part in it: what lies within
-    a cell, and how cells lie together.
+    The feature is the mean and standard deviation of each channel over the tile, then over the surroundings (the region
+    of three times the tile's edge, with the same number of pixels). Maps of all resolutions contribute: texture within
+    cells and the arrangement of cells.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class StemEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.base_model = ConvStem(config.backbone_kwargs["n_blocks"])
-        # By these the features of the tower's own training data have mean 0 and deviation 1.
+        # They standardise the features of the tower's training data.
         self.register_buffer("center", torch.zeros(self.width))
         self.register_buffer("rate", torch.ones(self.width))
 
@@ -150,12 +150,12 @@ class StemEncoder(nn.Module):
 
     @property
     def patch_px(self) -> int:
-        """Edge of a reference patch: as large as the patch is in its region."""
+        """Edge of a reference patch, which is the size of the patch in its region."""
         return self.config.size_px // 3
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are computed again instead of kept."""
+        """Whether activations are recomputed instead of kept."""
         return self.base_model.checkpointing
 
     @checkpointing.setter
@@ -163,13 +163,13 @@ class StemEncoder(nn.Module):
         self.base_model.checkpointing = value
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 2, 3, size, size), normalised, tile and region of each spot, to (B, D)."""
+        """Features (B, D) of normalised tiles and regions (B, 2, 3, size, size)."""
         if images.ndim != 5 or images.shape[1:3] != (2, 3):
             raise ValueError(
                 "This image tower sees each tile with its surroundings: images must have shape (B, 2, 3, height, "
                 f"width), found {tuple(images.shape)}. `stampy.tl.embed` reads both from the image."
             )
-        parts = images.split(_AT_A_TIME if images.device.type == "cpu" else max(len(images), 1))
+        parts = images.split(_CPU_BATCH if images.device.type == "cpu" else max(len(images), 1))
         found = []
         for part in parts:
             maps = self.base_model(part.flatten(0, 1))
@@ -177,9 +177,9 @@ class StemEncoder(nn.Module):
         return torch.cat(found)
 
     def with_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionFeatures]:
-        """Features (B, D) of patches, whose surroundings are these regions, and what the tower says of the regions.
+        """Features (B, D) of patches with these regions as surroundings, and features of the regions.
 
-        In training a patch lies in any cell of its region, not always in the middle.
+        In training, a patch may be in any cell of its region, not only in the middle.
         """
         around = self.base_model(regions)
         own = _statistics(self.base_model(patches))
@@ -187,11 +187,11 @@ class StemEncoder(nn.Module):
         return feature, self._of_regions(around, references)
 
     def regions(self, images: Tensor, references: Tensor) -> RegionFeatures:
-        """Of regions (B, 3, size, size) and the patches to be found in them (B, 3, patch_px, patch_px)."""
+        """Features of regions (B, 3, size, size) with the patches to locate in them (B, 3, patch_px, patch_px)."""
         return self._of_regions(self.base_model(images), references)
 
     def _of_regions(self, maps: list[Tensor], references: Tensor) -> RegionFeatures:
-        """A region is a tile that is its own surroundings; a cell, and the patch to be found, have it around them."""
+        """A region is treated as a tile that is its own surroundings; cells and references have it as surroundings."""
         whole, sought = _statistics(maps), _statistics(self.base_model(references))
         cells = _cell_statistics(maps)
         around = whole[:, None].expand(-1, 9, -1)
@@ -202,13 +202,13 @@ class StemEncoder(nn.Module):
         return (statistics - self.center) * self.rate
 
     def shrink(self, images: Tensor) -> Tensor:
-        """Patches (B, 3, size, size) as references (B, 3, patch_px, patch_px)."""
+        """Reduce patches (B, 3, size, size) to references (B, 3, patch_px, patch_px)."""
         return F.interpolate(images, size=self.patch_px, mode="bilinear", antialias=True, align_corners=False)
 
     def normalize(self, tiles: Tensor) -> Tensor:
-        """uint8 tiles (..., size, size, 3) as float input (..., 3, size, size).
+        """Convert uint8 tiles (..., size, size, 3) to float input (..., 3, size, size).
 
-        Larger ones, such as those of a corpus, are reduced to the tower's own size.
+        Larger tiles, such as those of a corpus, are reduced to the size of the tower.
         """
         mean, std = (
             torch.tensor(x, device=tiles.device).view(3, 1, 1) * 255 for x in (self.config.mean, self.config.std)
@@ -216,7 +216,7 @@ class StemEncoder(nn.Module):
         found, size = tiles.movedim(-1, -3).float(), self.config.size_px
         if found.shape[-1] < size:
             raise ValueError(f"Tiles of {found.shape[-1]} px were given, this image tower sees {size} px.")
-        if found.shape[-1] > size:  # as `SlideImage.tile` would have read them, but for rounding
+        if found.shape[-1] > size:  # as read by `SlideImage.tile`, except for rounding
             shape = found.shape[:-2]
             small = F.interpolate(found.flatten(0, -4), size=size, mode="bicubic", antialias=True, align_corners=False)
             found = small.clamp_(0, 255).view(*shape, size, size)
@@ -224,10 +224,10 @@ class StemEncoder(nn.Module):
 
 
 def _statistics(maps: list[Tensor]) -> Tensor:
-    """Mean and deviation of each channel, map by map: (B, 2 C)."""
+    """Mean and standard deviation of each channel, map by map: (B, 2 C)."""
     found = []
     for x in maps:
-        # Channels lie last in memory, and sums along rows of them are several times as fast as along (H, W).
+        # With channels last in memory, sums over rows are several times as fast as over (H, W).
         rows_BNC = x.float().permute(0, 2, 3, 1).flatten(1, 2)
         mean = rows_BNC.mean(dim=1)
         variance = (rows_BNC - mean[:, None]).square_().mean(dim=1)
@@ -236,7 +236,7 @@ def _statistics(maps: list[Tensor]) -> Tensor:
 
 
 def _cell_statistics(maps: list[Tensor]) -> Tensor:
-    """The same of each of 3 x 3 cells: (B, 9, 2 C)."""
+    """Like `_statistics`, for each of 3 x 3 cells: (B, 9, 2 C)."""
     found = []
     for x in maps:
         mean, square = (F.adaptive_avg_pool2d(y, 3).flatten(2).transpose(1, 2) for y in (x.float(), x.float().square()))

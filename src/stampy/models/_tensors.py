@@ -1,4 +1,4 @@
-"""State dicts: read from files without executing anything, checked before memory is taken, loaded strictly."""
+"""State dicts: read without executing code, checked before memory is allocated, loaded strictly."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FLOATS, _WHOLE = frozenset({"F16", "BF16", "F32", "F64"}), frozenset({"I8", "I1
 _TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int8: "I8",
           torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
           torch.bool: "BOOL"}  # fmt: skip
-# What readers raise for files that are damaged, or made to do harm.
+# Errors of readers for damaged or malicious files.
 _DAMAGED = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError,
             TypeError, AttributeError, OverflowError, struct.error)  # fmt: skip
 _SCALAR = import_module("numpy._core.multiarray").scalar
-# What training code likes to leave beside the tensors: single numbers, in the names of numpy before and after 2.0.
+# Plain numbers that training code often stores with the tensors, by their names in numpy before and after 2.0.
 _NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     _SCALAR,
@@ -37,7 +37,7 @@ _NUMBERS: list[Any] = [
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, without `state_dict` and `module.` around them; nothing in it is executed."""
+    """Tensors of a file, without enclosing `state_dict` and `module.`; no code is executed."""
     path = _checks.existing(path, what="checkpoint")
     try:
         content: Any
@@ -60,14 +60,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def shapes_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each tensor of a safetensors file, from its header; no tensor is read."""
+    """Shape and type of each tensor of a safetensors file, from its header only."""
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
 
 def check_shapes(model: nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]], *, where: str) -> None:
-    """ValueError unless tensors of these names, shapes and types are those of the model."""
+    """Raise ValueError unless names, shapes and types of the tensors match the model."""
     expected = model.state_dict()
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     shapes = [
@@ -93,7 +93,7 @@ def _types_for(tensor: Tensor) -> frozenset[str]:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, assign: bool = False) -> None:
-    """Copy tensors into a model (`assign`: make copies its own).
+    """Copy tensors into a model; with `assign`, they become its parameters.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str
             f"{wrong[0]!r}: every embedding would be NaN. Copy or download them again, or train again."
         )
     expected = model.state_dict()
-    # copied: a tensor of a file may be mapped from it, and would change with the file
+    # copied, since a tensor of a file may be memory-mapped and change with the file
     copied = {k: v.to(expected[k].dtype, copy=assign) for k, v in tensors.items()}
     model.load_state_dict(copied, strict=True, assign=assign)
 
@@ -116,7 +116,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str
 def only(
     tensors: dict[str, Tensor], *, where: str, prefix: str = "", ignored: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The tensors below `prefix`, without it; ValueError if any other is not below one of `ignored`."""
+    """Tensors with `prefix`, without it; ValueError for others, except those with a prefix in `ignored`."""
     kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix) and not k.startswith(ignored)}
     other = [k for k in tensors if not k.startswith(prefix) and not k.startswith(ignored)]
     if other or not kept:
@@ -128,6 +128,6 @@ def only(
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Give a model that was built on the meta device its tensors, strictly, as float32."""
+    """Set the tensors of a model built on the meta device, strictly, as float32."""
     load_strictly(model, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, where=where,
                   assign=True)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights on disk: config.json, genes.tsv and model.safetensors; shared on the hub; the sections that they saw."""
+"""Weights on disk (config.json, genes.tsv, model.safetensors), sharing on the hub, record of training sections."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 CONFIG, GENES, TENSORS = "config.json", "genes.tsv", "model.safetensors"
 _MAX_GENES = 2**20
-_MAX_LINE = 4096  # bytes of a gene
-# What the libraries that build a model say of settings that do not go together.
+_MAX_LINE = 4096  # bytes per gene
+# Errors of the libraries that build models, for settings that conflict.
 _NOT_BUILT = (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError, LookupError)
 _RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
 _GENE_COLUMNS = ["gene_id", "symbol", "divisor"]
@@ -83,7 +83,7 @@ def save(model: Stamp, path: str | Path, *, dtype: torch.dtype = torch.float32, 
     ...     sorted(path.name for path in Path(folder, "mine").iterdir())
     ['config.json', 'genes.tsv', 'model.safetensors']
     """
-    StampConfig.from_dict(model.config.to_dict())  # what could not be loaded again is not written
+    StampConfig.from_dict(model.config.to_dict())  # raises for settings that could not be loaded again
     if model.genes is None:
         raise ValueError("The model has no vocabulary (`model.genes`): without it the weights cannot be used.")
     path = Path(path).expanduser()
@@ -104,7 +104,7 @@ def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, 
         for k, v in model.state_dict().items()
     }
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    make_ordinary(folder / TENSORS)  # safetensors makes it private
+    make_ordinary(folder / TENSORS)  # safetensors creates a private file
     genes[_GENE_COLUMNS].to_csv(folder / GENES, sep="\t", index=False, lineterminator="\n")
     config = {
         "format": FORMAT,
@@ -119,7 +119,7 @@ def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, 
 
 def read_folder(folder: Path, name: str, device: str | torch.device | None) -> Stamp:
     config = _read_config(folder)
-    for file in (GENES, TENSORS):  # by their fixed names: what a config says can't point out of the folder
+    for file in (GENES, TENSORS):  # fixed names, so that a config cannot refer to other files
         expected = config["sha256"][file]
         if not (folder / file).is_file():
             raise FileNotFoundError(f"The weights in {str(folder)!r} lack `{file}`. Copy or download them again.")
@@ -131,7 +131,7 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     try:
         settings = StampConfig.from_dict(config)
         genes = read_genes(folder / GENES, at_most=settings.gene.n_genes)
-        with torch.device("meta"), _NoStart():  # takes no memory: what the file has is compared first
+        with torch.device("meta"), _SkipInit():  # allocates no memory before the file is compared
             model = Stamp(settings, genes)
     except _NOT_BUILT as error:
         raise ValueError(f"{str(folder)!r} does not describe a model that can be built: {error}") from error
@@ -139,14 +139,14 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
         check_shapes(model, shapes_of(folder / TENSORS), where=str(folder))
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"`{TENSORS}` in {str(folder)!r} can't be read as safetensors: {error}.") from error
+        raise ValueError(f"`{TENSORS}` in {str(folder)!r} cannot be read as safetensors: {error}.") from error
     load_strictly(model, tensors, where=str(folder), assign=True)
     model.name = name
     return model.to(device_of(device)).eval()
 
 
-class _NoStart(TorchFunctionMode):
-    """Leave parameters as they are: random numbers on the meta device would make torch import its compiler (1.3 s)."""
+class _SkipInit(TorchFunctionMode):
+    """Skip initialisation: random numbers on the meta device would make torch import its compiler (1.3 s)."""
 
     def __torch_function__(
         self,
@@ -192,19 +192,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_genes(path: Path, *, at_most: int = _MAX_GENES) -> pd.DataFrame:
-    """The vocabulary beside the weights, as a plain table; no more is read than a model of `at_most` genes has."""
+    """Vocabulary of the weights as a table; reads at most the rows of a model with `at_most` genes."""
     if (size := path.stat().st_size) > _MAX_LINE * (at_most + 1):
         raise ValueError(f"`{path.name}` has {size:,} bytes, far more than a vocabulary of {at_most:,} genes.")
     try:
         genes = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, nrows=at_most + 1)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path.name}` can't be read as a table: {error}") from error
+        raise ValueError(f"`{path.name}` cannot be read as a table: {error}") from error
     if absent := [column for column in _GENE_COLUMNS if column not in genes]:
         raise ValueError(f"`{path.name}` lacks the columns {absent}, found {list(genes)[:10]}.")
     if len(genes) > at_most:
         raise ValueError(f"`{path.name}` has more than the {at_most:,} genes of the model.")
     genes = genes[_GENE_COLUMNS]
-    genes = genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # to the last digit, as written
+    genes = genes.assign(divisor=[float(divisor) for divisor in genes["divisor"]])  # exact, unlike pandas' parser
     wrong = genes.loc[~(np.isfinite(genes["divisor"]) & (genes["divisor"] > 0)), "gene_id"]
     if len(wrong):
         raise ValueError(
@@ -225,10 +225,10 @@ def from_hub(name: str) -> Path:
         )
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, GENES, TENSORS])
-    except (OSError, ValueError) as error:  # no network, no such repository or revision, no access, no room
+    except (OSError, ValueError) as error:  # no network, repository, revision, access or disk space
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConnectionError(
-            f"{name!r} can't be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
+            f"{name!r} cannot be fetched from the Hugging Face hub, and it is not in its cache: {reason} Without a "
             "network, copy the folder of weights here and give its path."
         ) from error
     if Path(folder).name != revision:
@@ -325,14 +325,14 @@ def _upload(folder: Path, card: str, repository: str, private: bool, tag: str | 
             api.create_tag(repository, tag=tag, revision=commit)
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ConnectionError(
-            f"{repository!r} can't be uploaded: {error}\nLog in with a token that may write (`hf auth login`, or "
+            f"{repository!r} cannot be uploaded: {error}\nLog in with a token that may write (`hf auth login`, or "
             "`token=`), and check that the organisation is yours."
         ) from error
     return f"hf-hub:{repository}@{commit}"
 
 
 def _commit(api: HfApi, folder: Path, card: str, repository: str) -> str:
-    """One commit with all files, so that no partial upload can be loaded."""
+    """Make one commit with all files, so that a partial upload can never be loaded."""
     from huggingface_hub import CommitOperationAdd
 
     files: list[tuple[str, Path | bytes]] = [(name, folder / name) for name in (CONFIG, GENES, TENSORS)]
@@ -341,25 +341,25 @@ def _commit(api: HfApi, folder: Path, card: str, repository: str) -> str:
     return str(api.create_commit(repository, operations, commit_message="Weights for stampy").oid)
 
 
-DATA = "data.json"  # in a run's folder
+DATA = "data.json"  # in the folder of a run
 
 
 class TrainedOn(NamedTuple):
-    """Names of sections, of the run and of those that its model started from."""
+    """Names of the sections of a run and of the runs of its start model."""
 
     sections: frozenset[str]
-    complete: bool  # False: the model started from one of which no folder tells
+    complete: bool  # False if the start model has no record
 
 
 def trained_on(model: object) -> TrainedOn | None:
-    """The record of a run's folder, or of the folder ``model`` in it; None for anything else."""
+    """Record of a run's folder, or of its subfolder ``model``; None for anything else."""
     if not isinstance(model, str | Path):
         return None
     folder = Path(model).expanduser()
     for place in (folder, folder.parent):
         try:
             found = json.loads((place / DATA).read_text())
-            before = found.get("before", [])  # stage 1 starts from nothing
+            before = found.get("before", [])  # stage 1 has no start model
             names = [*found["spots"], *(before or [])]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue
@@ -368,7 +368,7 @@ def trained_on(model: object) -> TrainedOn | None:
 
 
 def write_trained_on(folder: Path, spots: dict[str, int], before: Iterable[str] | None) -> None:
-    """Write data.json: spots of each section, and the sections of the model to start from (None: not known)."""
+    """Write data.json: number of spots by section, and the sections of the start model (None: unknown)."""
     known = {"spots": spots, "before": None if before is None else sorted(before)}
     with atomic(folder / DATA) as temporary:
         temporary.write_text(json.dumps(known, indent=1) + "\n")

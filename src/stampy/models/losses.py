@@ -1,9 +1,9 @@
-"""The losses of both stages, as plain functions of tensors (paper, sections 3.2 and 3.3).
+"""Losses of both stages as plain functions of tensors (paper, sections 3.2 and 3.3).
 
-The targets of IGR and CGR are made in `train/_pretrain_step.py`, the views of stage 2 in `train/_align_step.py`.
+`train/_pretrain_step.py` creates the targets of IGR and CGR, `train/_align_step.py` the views of stage 2.
 
-Means are over the rows that are given. Over several ranks the mean of all is the sum of the ranks' means, each times
-its share of the rows; keys from all ranks are given to `info_nce` as they are.
+Means are over the given rows. With several ranks, the overall mean is the sum of the ranks' means weighted by their
+fraction of rows; `info_nce` takes keys of all ranks.
 
 Shapes: B spots, L positions, D width, S groups, N spots per group, E size of the shared space, K keys (B of this rank,
 or of all ranks).
@@ -91,7 +91,7 @@ def cgr(hidden_SNLD: Tensor, targets_SL: Tensor, selected_SL: Tensor | None, sco
 
 def _reconstruction(hidden_MD: Tensor, targets_M: Tensor, score: Scores) -> Tensor:
     if not len(targets_M):
-        return hidden_MD.sum() * 0  # stays in the graph: every rank takes part in the backward pass
+        return hidden_MD.sum() * 0  # keeps the graph, so that every rank takes part in the backward pass
     return score(hidden_MD, targets_M.long())
 
 
@@ -131,7 +131,7 @@ def info_nce(
     partners_B = torch.arange(first, first + len(logits_BK), device=logits_BK.device)
     if query_ids is not None:
         same = query_ids[:, None] == (query_ids if key_ids is None else key_ids)[None, :]
-        same = same.scatter(1, partners_B[:, None], False)  # a number put by index would make the CPU wait for a GPU
+        same = same.scatter(1, partners_B[:, None], False)  # assigning a Python number would synchronise
         logits_BK = logits_BK.masked_fill(same, float("-inf"))
     return F.cross_entropy(logits_BK, partners_B)
 

@@ -1,4 +1,4 @@
-"""The genes that drive an embedding."""
+"""Genes that drive an embedding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 WIDTH_INCHES, ROW_INCHES = 2.6, 0.2
-TITLE_CHARS = 28  # of a line of a title
+TITLE_CHARS = 28  # per line of a title
 XLABELS = {
     "embedding": "turn of the embedding",
     "cluster": "pull to the cluster",
@@ -92,7 +92,7 @@ def attribute(
     if ax is not None and len(names) > 1:
         raise ValueError(f"`ax` takes one panel, but there are {len(names)} groups. Omit `ax`, or name a group.")
     by = str(record.get("groupby", ""))
-    said = [f"{by} {name}" if by and name.isdigit() else name for name in names]  # a bare number says nothing
+    said = [f"{by} {name}" if by and name.isdigit() else name for name in names]  # add `by` to plain numbers
     titles = (
         [textwrap.fill(name, TITLE_CHARS) for name in said]
         if title is None
@@ -104,7 +104,7 @@ def attribute(
         raise ValueError(f"`title` must have one title for each of {len(names)} panels, found {len(titles)}.")
     axes = [ax] if ax is not None else _new_axes(len(names), min(n_genes, len(table)), ncols)
     for i, (panel, name) in enumerate(zip(axes, names, strict=True)):
-        values = table[name][table[name] != 0].nlargest(n_genes)  # 0: not in the spots of this group
+        values = table[name][table[name] != 0].nlargest(n_genes)  # 0: gene not detected in this group
         power = _power(values.to_numpy())
         _bars(panel, values, power)
         panel.set_title("" if titles[i] == "all" else titles[i], fontsize="medium", parse_math=title is not None)
@@ -127,7 +127,7 @@ def _new_axes(n: int, n_genes: int, ncols: int) -> list[Axes]:
 
 
 def _power(values: np.ndarray) -> int:
-    """Power of ten to draw values by: 0 for those of about 1.
+    """Power of ten for the axis of values: 0 for values of about 1.
 
     >>> _power(np.array([0.0004, -0.01])), _power(np.array([0.3])), _power(np.zeros(2))
     (-2, 0, 0)
@@ -138,7 +138,7 @@ def _power(values: np.ndarray) -> int:
 
 
 def _bars(ax: Axes, values: pd.Series, power: int) -> None:
-    """Horizontal bars, the highest on top; below 0 in another colour."""
+    """Horizontal bars, highest on top; negative values in another colour."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     at = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""A comparison of systems: a dot for each figure, with its spread."""
+"""Comparison of systems: one dot per result, with its spread."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+COLUMNS = 4  # panels per row, legible on a page
 OURS, OTHERS, SECTION = "#003C5F", "#B5541C", "#A9C8DF"
-# metric -> heading; of each task the first that the table has is drawn
+# metric -> heading; the first available metric of each task is plotted
 METRICS = {
     "probe": {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"},
     "domains": {"ari": "ARI", "nmi": "NMI", "ami": "AMI"},
@@ -26,6 +27,7 @@ METRICS = {
 TITLES = {"probe": "probe", "domains": "domains", "retrieve": "retrieve", "expression": "expression",
           "masked": "masked genes", "slide": "slides"}  # fmt: skip
 MARKS = {"yes": " †", "unknown": " ?", "no": ""}
+SAID = {"yes": "† trained on the data", "unknown": "? unknown whether trained on the data"}
 
 
 def bench(
@@ -37,7 +39,7 @@ def bench(
     reported: bool = True,
     ax: Axes | None = None,
 ) -> Axes | list[Axes]:
-    """Plot a comparison: one row of panels per data set, one panel per task, one dot per system.
+    """Plot a comparison: one panel per data set and task, one dot per system.
 
     Dark dots are means over sections and seeds, with one standard deviation over seeds; pale dots are sections. Open
     diamonds are reported figures. The dashed line is chance.
@@ -76,35 +78,41 @@ def bench(
     import matplotlib.pyplot as plt
 
     table = _chosen(summary, datasets, tasks, metric, reported)
-    rows = list(dict.fromkeys(table["dataset"]))
     columns = list(dict.fromkeys(zip(table["task"], table["variant"], strict=True)))
-    columns = _ours_first(table, columns)
-    panels = [(d, c, _panel(table, d, c)) for d in rows for c in columns]
+    columns = _stampy_first(table, columns)
+    panels = {d: [c for c in columns if len(_panel(table, d, c))] for d in dict.fromkeys(table["dataset"])}
     if ax is not None:
-        drawn = [p for p in panels if len(p[2])]
+        drawn = [(d, c) for d, wanted in panels.items() for c in wanted]
         if len(drawn) > 1:
             raise ValueError(f"`ax` takes one panel, but there are {len(drawn)}. Name one data set and one task.")
-        _draw(ax, drawn[0][2], _names(table, drawn[0][0]), first=True, title=_title(drawn[0][1]))
+        data, column = drawn[0]
+        _draw(ax, _panel(table, data, column), _names(table, data), first=True, title=_title(column))
         return ax
-    heights = [0.7 + 0.24 * len(_names(table, d)) for d in rows]
-    _, axes = plt.subplots(
-        len(rows), len(columns), figsize=(2.6 + 1.55 * len(columns), sum(heights) + 0.5 * len(rows)),
+    rows = [(d, wanted[i : i + COLUMNS]) for d, wanted in panels.items() for i in range(0, len(wanted), COLUMNS)]
+    heights = [0.7 + 0.24 * len(_names(table, d)) for d, _ in rows]
+    width = max(len(wanted) for _, wanted in rows)
+    figure, axes = plt.subplots(
+        len(rows), width, figsize=(2.6 + 1.55 * width, sum(heights) + 0.5 * len(rows)),
         height_ratios=heights, squeeze=False, layout="constrained",
     )  # fmt: skip
-    for i, data in enumerate(rows):
-        for j, column in enumerate(columns):
+    shown = []
+    for i, (data, wanted) in enumerate(rows):
+        for j, column in enumerate(wanted):
             _draw(axes[i, j], _panel(table, data, column), _names(table, data), first=j == 0, title=_title(column))
-        axes[i, 0].annotate(
-            data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
-            ha="right", va="bottom", parse_math=False,
-        )  # fmt: skip
-    _legend(axes[0, 0].figure, table)
-    shown = [a for a in axes.ravel() if a.get_visible()]
+        shown += list(axes[i, : len(wanted)])
+        for spare in axes[i, len(wanted) :]:
+            spare.remove()
+        if i == 0 or rows[i - 1][0] != data:
+            axes[i, 0].annotate(
+                data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
+                ha="right", va="bottom", parse_math=False,
+            )  # fmt: skip
+    _legend(figure, table)
     return shown[0] if len(shown) == 1 else shown
 
 
 def _legend(figure: Any, table: pd.DataFrame) -> None:
-    """What the marks are, below the panels."""
+    """Legend of the marks, below the panels."""
     from matplotlib.lines import Line2D
 
     ours = table[table["status"] == "ok"]
@@ -118,11 +126,12 @@ def _legend(figure: Any, table: pd.DataFrame) -> None:
         marks.append(Line2D([], [], marker="D", color=OTHERS, markerfacecolor="none", label="reported", **points))
     if ours["chance"].notna().any():
         marks.append(Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="chance"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize="small", frameon=False)
+    marks += [Line2D([], [], linestyle="", label=text) for seen, text in SAID.items() if (ours["seen"] == seen).any()]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
 
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
-    """The rows to draw: of each task one metric."""
+    """Rows to plot, with one metric per task."""
     table = summary if reported else summary[summary["status"] != "reported"]
     for name, wanted in (("dataset", datasets), ("task", tasks)):
         if wanted is not None:
@@ -146,8 +155,8 @@ def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None
     return pd.concat(parts)
 
 
-def _ours_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Panels of what was computed; reported figures, which name no variant, go to the first of their task."""
+def _stampy_first(table: pd.DataFrame, columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Panels of computed results; reported results, which name no variant, go to the first panel of their task."""
     ours = table[table["status"] == "ok"]
     have = list(dict.fromkeys(zip(ours["task"], ours["variant"], strict=True)))
     return have + [c for c in columns if c[0] not in {task for task, _ in have}]
@@ -164,7 +173,7 @@ def _panel(table: pd.DataFrame, data: str, column: tuple[str, str]) -> pd.DataFr
 
 
 def _names(table: pd.DataFrame, data: str) -> list[tuple[str, str]]:
-    """Systems of a data set with their status, ours above."""
+    """Systems of a data set with their status; computed results first."""
     mine = table[table["dataset"] == data]
     names = list(dict.fromkeys(zip(mine["system"], mine["status"], strict=True)))
     return sorted(names, key=lambda pair: pair[1] == "reported")
@@ -176,12 +185,6 @@ def _title(column: tuple[str, str]) -> str:
 
 
 def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: bool, title: str) -> None:
-    if not len(part):
-        ax.set_visible(False)
-        if not first:
-            return
-        ax.set_visible(True)  # the names of the systems stand here
-        ax.xaxis.set_visible(False)
     marks = {}
     for y, (name, status) in enumerate(names):
         mine = part[(part["system"] == name) & (part["status"] == status)]
@@ -197,28 +200,28 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
             spread = None if np.isnan(row["std"]) else row["std"]
             ax.errorbar(row["value"], y, xerr=spread, markersize=5, elinewidth=1.4, capsize=2, zorder=3, **style)
             marks[y] = "" if theirs else MARKS[row["seen"]]
-    chance = part.loc[(part["section"] == "all") & (part["status"] == "ok"), "chance"].mean() if len(part) else np.nan
+    chance = part.loc[(part["section"] == "all") & (part["status"] == "ok"), "chance"].mean()
     if not np.isnan(chance):
         ax.axvline(chance, color="0.4", linestyle="--", linewidth=0.8, zorder=1)
-    if len(part):
-        metric = part["metric"].iloc[0]
-        ax.set_xlabel(METRICS.get(part["task"].iloc[0], {}).get(metric, metric), fontsize="small")
+    metric = part["metric"].iloc[0]
+    ax.set_xlabel(METRICS.get(part["task"].iloc[0], {}).get(metric, metric), fontsize="small")
     ax.set_ylim(len(names) - 0.5, -0.5)
     labels = [name + marks.get(y, "") + (" (reported)" if s == "reported" else "") for y, (name, s) in enumerate(names)]
     ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
     ax.set_title(title, fontsize="small", parse_math=False)
     ax.grid(axis="y", color="0.92", zorder=0)
-    if len(part):
-        _limit(ax, part["value"].to_numpy(dtype=float), chance)
+    _limit(ax, part, chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _limit(ax: Axes, values: np.ndarray, chance: float) -> None:
-    """From 0, or below, to the highest value or chance, with a margin."""
+def _limit(ax: Axes, part: pd.DataFrame, chance: float) -> None:
+    """From 0, or below, to the highest value with its deviation, or chance, with a margin."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 0.0 if np.isnan(chance) else chance)
+    values, spread = part["value"].to_numpy(dtype=float), part["std"].fillna(0).to_numpy(dtype=float)
+    low = min(0.0, np.nanmin(values - spread))
+    high = max(np.nanmax(values + spread), 0.0 if np.isnan(chance) else chance)
     ax.set_xlim(low - 0.06 * (high - low), high + 0.1 * (high - low or 1.0))
     ax.xaxis.set_major_locator(MaxNLocator(3))

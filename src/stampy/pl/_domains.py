@@ -1,4 +1,4 @@
-"""Domains over the tissue, beside the labels that they were compared with."""
+"""Domains on the tissue, next to the labels that they were compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings judged without labels, beside simple baselines."""
+"""Label-free evaluation of embeddings and baselines."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
-COLUMNS = 3  # panels in a row: legible on a phone
-LEGEND_INCHES = 6  # width of a figure above which the legend is one row
+COLUMNS = 3  # panels per row, to be legible on a phone
+LEGEND_INCHES = 6  # the legend of wider figures has one row
 OURS, BASELINE = "#003C5F", "#8A9BA8"
 TITLES = {
     "score": "score\n(mean of spot and neighbours)",
@@ -108,7 +108,7 @@ def evaluate(
 
 
 def _legend(figure: Figure, scores: pd.DataFrame) -> None:
-    """What the points are, below the panels."""
+    """Legend of the points, below the panels."""
     from matplotlib.lines import Line2D
 
     kinds = [("embedding", OURS, OURS)] if ((scores["kind"] == "embedding") & scores["thinned"]).any() else []

@@ -1,4 +1,4 @@
-"""A gene over the tissue: measured, predicted, and the error."""
+"""A gene on the tissue: measured, predicted, and the error."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def expression(
 
 
 def _pooled(record: ExpressionRecord) -> Any:
-    """Pooled r of each gene, or None where nothing was measured."""
+    """Pooled r of each gene, or None without measured values."""
     if "scores" not in record:
         return None
     scores = record["scores"]
@@ -144,7 +144,7 @@ def _values(table: AnnData, record: ExpressionRecord, key: str, gene: str, measu
 
 def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: ExpressionRecord, cmap: Any,
            error_cmap: Any) -> Paint:  # fmt: skip
-    """Colours of one panel, on limits that belong together."""
+    """Colours of one panel, with limits shared between panels."""
     if what == "error":
         errors = np.abs(values["error"][rows])
         limit = (without_outliers(errors[np.isfinite(errors)])[1] if np.isfinite(errors).any() else 0.0) or 1.0

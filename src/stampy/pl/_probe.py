@@ -1,4 +1,4 @@
-"""Scores of a linear probe: bars per embedding and the confusion of one of them."""
+"""Scores of a linear probe: bars per embedding, and the confusion matrix of one embedding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "weighted_f1": "weighted F1", "accuracy": "accuracy"}
 PANELS = ("bars", "confusion")
-BAR_INCHES, ROW_INCHES, CELL_INCHES = 2.6, 0.35, 0.42  # bars, a row of them, a cell of the matrix
-SHORT_INCHES = 0.35  # a label that need not be slanted
-LABEL_CHARS = 24  # of a label's line
-MAX_NUMBERS = 14  # classes, beyond which the numbers in the cells get too small to read
+BAR_INCHES, ROW_INCHES, CELL_INCHES = 2.6, 0.35, 0.42  # width of bars, height of a bar, cell of the matrix
+SHORT_INCHES = 0.35  # longest label that is not slanted
+LABEL_CHARS = 24  # per line of a label
+MAX_NUMBERS = 14  # number of classes above which numbers in the cells are too small to read
 BAR, POINT, WHOLE = "#A9C8DF", "#003C5F", "#D55E00"
 
 
@@ -106,7 +106,7 @@ def probe(
     else:
         panels = [ax]
     for panel, what in zip(panels, shown, strict=True):
-        if what == "bars" and len(shown) > 1:  # beside a large matrix: bars of their usual height
+        if what == "bars" and len(shown) > 1:  # next to a large matrix, bars keep their usual height
             panel.set_box_aspect((ROW_INCHES * len(names) + 0.3) / BAR_INCHES)
             panel.set_anchor("N")
         if what == "bars":
@@ -121,7 +121,7 @@ def _wrapped(names: Sequence[str]) -> list[str]:
 
 
 def _text_inches(labels: Sequence[str], points: float) -> float:
-    """About the width of the longest line."""
+    """Estimate the width of the longest line."""
     return 0.6 * points / 72 * max(len(line) for label in labels for line in label.split("\n"))
 
 
@@ -156,7 +156,7 @@ def _bars(ax: Axes, record: ProbeRecord, names: list[str], metric: str) -> None:
             folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False
         )
         diamond = ax.plot(together, y, "D", color=WHOLE, mec="w", mew=0.6, markersize=6, zorder=4, clip_on=False)
-        ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # beside the axes: no dot hides it
+        ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # outside, not hidden by dots
     drawn: list[Any] = [bar, dots[0], diamond[0]]
     if metric == "balanced_accuracy":
         drawn.append(ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2))
@@ -172,7 +172,7 @@ def _bars(ax: Axes, record: ProbeRecord, names: list[str], metric: str) -> None:
 
 
 def _cell_inches(ax: Axes, labels: Sequence[str]) -> float:
-    """About the edge of a cell in the caller's axes, once a layout has made room for labels and colour bar."""
+    """Estimate the edge of a cell in the caller's axes, after the layout of labels and colour bar."""
     label = _text_inches(_wrapped(labels), 8.3)
     width, height = inches_of(ax)
     return max(min(1.2 * width - label - 1.0, 1.2 * height - label - 0.5) / len(labels), 0.05)
@@ -193,7 +193,7 @@ def _confusion(ax: Axes, record: ProbeRecord, embedding: str, cmap: Any, *, own_
         for (i, j), value in np.ndenumerate(share):
             if counts[i, j]:
                 dark = np.dot(image.cmap(value)[:3], (0.3, 0.59, 0.11)) < 0.5
-                # ".34" for 0.34: as much as fits into a cell
+                # ".34" for 0.34, to fit into a cell
                 text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
                 ax.text(j, i, text, ha="center", va="center", fontsize="x-small", color="w" if dark else "k")
     ax.set_xticks(range(len(classes)), _wrapped(classes), parse_math=False)

@@ -1,4 +1,4 @@
-"""Queries and the tiles of the spots that were found for them."""
+"""Queries and the tiles of retrieved spots."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-GAP, QUERY_GAP = 0.08, 0.35  # in tiles: between tiles, after the query
-LINE = 0.16  # in tiles: a line of text below a tile
-LINE_CHARS = 16  # of a label's line; as many as a tile is wide
-LEAST_POINTS = 5  # of the titles
+GAP, QUERY_GAP = 0.08, 0.35  # in tiles; between tiles and after the query
+LINE = 0.16  # in tiles; height of a line of text below a tile
+LINE_CHARS = 16  # characters per line of a label, to fit the width of a tile
+MIN_POINTS = 5  # minimum font size of titles
 OWN = SAFE[1]
 
 
@@ -148,7 +148,7 @@ def _record(adata: AnnData, key: str) -> Mapping[str, Any]:
 
 
 def _reference(adata: AnnData, reference: Any, record: Mapping[str, Any], table_key: str) -> AnnData:
-    """The table that the results point into; ValueError if the table has changed since."""
+    """Reference table of the results; ValueError if it has changed since."""
     if reference is None and record["reference"] != "self":
         raise ValueError("The results are spots of another table. Pass it with `reference=`.")
     other = adata if reference is None else _utils.table_of(reference, table_key)
@@ -183,7 +183,7 @@ def _write(ax: Axes, x: float, y: float, text: str, scale: float) -> None:
 
 
 def _points(size: str, scale: float) -> float:
-    """A named font size, smaller where the tiles are, so that texts do not cover each other."""
+    """Font size in points, smaller for small tiles, so that texts do not overlap."""
     from matplotlib.font_manager import FontProperties
 
     return scale * FontProperties(size=size).get_size_in_points()
@@ -200,12 +200,12 @@ def _head(ax: Axes, offsets: Sequence[float], record: Mapping[str, Any], label: 
     below = f"; below: cosine similarity, {label}" if label is not None else "; below: cosine similarity"
     nearest = f"nearest by {record['target']}{below}{_recall(record)}"
     for x, text, align in ((0.5, f"query: {record['query']}", "center"), (offsets[1], nearest, "left")):
-        size = max(_points("small", scale), LEAST_POINTS)
+        size = max(_points("small", scale), MIN_POINTS)
         ax.text(x, -0.06, text, ha=align, va="bottom", fontsize=size, parse_math=False)
 
 
 def _recall(record: Mapping[str, Any]) -> str:
-    """Recall of all sections beside chance, for the largest k, or nothing where no pair could be found."""
+    """Recall over all sections with chance, for the largest k; "" if no pair can be found."""
     table = record.get("recall")
     if table is None or not len(table):
         return ""

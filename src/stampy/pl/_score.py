@@ -1,4 +1,4 @@
-"""The map of a gene programme."""
+"""Map of a gene programme."""
 
 from __future__ import annotations
 

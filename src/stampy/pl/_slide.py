@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-MOST = 8  # slides that are drawn where none are named
+MOST = 8  # maximum number of slides plotted by default
 
 
 def slide(
@@ -120,14 +120,14 @@ def slide(
             panel.scale_bar(ax, section.um_per_px)
     per_slide = 1 + tissue
     if legend:
-        last = min(ncols, len(drawn)) * per_slide - 1  # the end of the first row
+        last = min(ncols, len(drawn)) * per_slide - 1  # end of the first row
         panel.side(axes[last], colours, titled=True)
     panel.arrange(axes, _cells(len(drawn), per_slide, ncols))
     return axes
 
 
 def _titles(adata: AnnData, drawn: list[View], key: str) -> dict[str, str]:
-    """Name, label and the probability of the label."""
+    """Name, label, and probability of the label."""
     predictions = adata.uns.get(key, {}).get("predictions")
     if not isinstance(predictions, pd.DataFrame):
         return {s.name: s.name for s in drawn}
@@ -140,12 +140,12 @@ def _titles(adata: AnnData, drawn: list[View], key: str) -> dict[str, str]:
 
 
 def _cells(n: int, per_slide: int, ncols: int) -> list[tuple[int, int]]:
-    """Row and column of each panel; a slide's panels stand one below the other."""
+    """Row and column of each panel; panels of a slide are in one column."""
     return [(i // ncols * per_slide + j, i % ncols) for i in range(n) for j in range(per_slide)]
 
 
 def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -> None:
-    """The picture, and the tiles on it."""
+    """Draw the image with the tiles on it."""
     from matplotlib.collections import PolyCollection
 
     section.draw_image(ax, window, max_px=panel.PANEL_PX)
@@ -156,7 +156,7 @@ def _draw(ax: Axes, section: View, paint: Paint, alpha: float, window: Window) -
             list(section.xy[:, None] + corners),
             facecolors=paint.rgba[section.rows] * (1, 1, 1, alpha),
             linewidths=0,
-            antialiased=False,  # otherwise seams show between the tiles
+            antialiased=False,  # avoids visible seams between tiles
             rasterized=len(section.xy) > RASTER_ABOVE,
         )
         ax.add_collection(squares, autolim=False)

@@ -1,4 +1,4 @@
-"""Spots over their tissue."""
+"""Spots on their tissue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SpatialLook(TypedDict, total=False):
-    """How `spatial` draws, for the plots that pass it on."""
+    """Appearance options of `spatial`, for plots that pass them on."""
 
     image: bool
     image_key: str | None
@@ -44,15 +44,15 @@ class SpatialLook(TypedDict, total=False):
 
 
 class SpatialOptions(SpatialLook, total=False):
-    """Likewise, with the choice of sections and the axes."""
+    """Appearance options, with sections and axes."""
 
     library_key: str | None
     sections: str | Sequence[str] | None
     ax: Axes | None
 
 
-RASTER_ABOVE = 50_000  # spots; a PDF of more vector shapes than that is slow to open
-TOUCHING = 1.13  # diameter over distance at which circles of a square grid cover as much as the squares would
+RASTER_ABOVE = 50_000  # spots; a PDF with more vector shapes is slow to open
+TOUCHING = 1.13  # ratio of diameter to distance at which circles on a square grid have the area of the squares
 
 
 def spatial(
@@ -217,7 +217,7 @@ def draw_panels(
     ncols: int,
     ax: Axes | None,
 ) -> Axes | list[Axes]:
-    """Draw the panels, into `ax` if it is given (and there is one panel), else into a figure of their own."""
+    """Draw the panels, into `ax` if given (for a single panel), else into a new figure."""
     windows = [section.window(size=size, crop=crop) for _, section in panels]
     cells, with_legend = _panel.cells(len(panels), per_color=per_color, ncols=ncols)
     axes = [ax] if ax is not None else _panel.new_axes(windows)
@@ -256,7 +256,7 @@ def _validate(
 
 
 def _titles(panels: list[tuple[Paint, View]], title: str | Sequence[str] | None) -> list[str]:
-    """A title for each panel: as given, or whatever tells the panels apart."""
+    """Title of each panel: as given, or what distinguishes the panels."""
     if title is not None:
         titles = [title] if isinstance(title, str) else list(title)
         if len(titles) != len(panels):
@@ -275,14 +275,14 @@ def _image_alpha(paint: Paint, given: float | None) -> float:
 
 
 def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float, on_dark: bool | None) -> None:
-    """The spots; `on_dark`: whether outlines lie on a dark image, None without an image."""
+    """Draw the spots. `on_dark`: whether the image is dark; None without an image."""
     from matplotlib.collections import EllipseCollection
 
     if paint.rgba is None:
         look = _outlines(alpha, on_dark=on_dark)
     else:
         look = {"facecolors": paint.rgba[section.rows] * (1, 1, 1, alpha), "linewidths": 0}
-    diameter = [size * _drawn_diameter(section)]  # one for all: a single path to draw, whatever the number of spots
+    diameter = [size * _drawn_diameter(section)]  # equal diameters share one path, whatever the number of spots
     spots = EllipseCollection(
         diameter,
         diameter,
@@ -299,7 +299,7 @@ def _draw(ax: Axes, paint: Paint, section: View, *, size: float, alpha: float, o
 
 
 def _outlines(alpha: float, *, on_dark: bool | None) -> dict[str, Any]:
-    """Of the circles: black on pale tissue, white on dark tissue, and without an image (None) the colour of text."""
+    """Colour of outlines: black on pale tissue, white on dark tissue, that of text without an image (None)."""
     from matplotlib import rcParams
     from matplotlib.colors import to_rgba
 
@@ -308,7 +308,7 @@ def _outlines(alpha: float, *, on_dark: bool | None) -> dict[str, Any]:
 
 
 def _drawn_diameter(section: View) -> float:
-    """The spots' diameter; very many spots at least touch, so that the white between them does not dominate."""
+    """Diameter of the spots; very many spots at least touch, so that white gaps do not dominate."""
     if len(section.xy) <= RASTER_ABOVE:
         return section.diameter
     return max(section.diameter, TOUCHING * drawing_distance(section.xy))

@@ -106,7 +106,7 @@ def tiles(
     if groupby is not None:
         labels, rows = _by_group(adata, groupby, groups, n_tiles, random)
     else:
-        chosen = _some(np.arange(adata.n_obs), n_tiles, random) if spots is None else rows_of_spots(adata, spots)
+        chosen = _sampled(np.arange(adata.n_obs), n_tiles, random) if spots is None else rows_of_spots(adata, spots)
         rows = [chosen[i : i + n_tiles] for i in range(0, len(chosen), n_tiles)]
         labels = [""] * len(rows)
     cut = Cut(tile_um, library_key, um_per_px, tiles_key, image_key, table_key)
@@ -133,22 +133,22 @@ def _by_group(
     for name in wanted:
         _checks.one_of("groups", name, names)
     codes = column.cat.codes.to_numpy()
-    return wanted, [_some(np.flatnonzero(codes == names.index(name)), n, random) for name in wanted]
+    return wanted, [_sampled(np.flatnonzero(codes == names.index(name)), n, random) for name in wanted]
 
 
-def _some(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
-    """`n` of the rows, or all if there are fewer, rising."""
+def _sampled(rows: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
+    """`n` of the rows, or all if there are fewer, in ascending order."""
     return rows if len(rows) <= n else np.sort(random.choice(rows, n, replace=False))
 
 
-SIZE_PX = 160  # of a tile as drawn
+SIZE_PX = 160  # edge of a plotted tile
 TILE_INCHES = 0.95
-LABEL_CHARS = 30  # of a label's line beside the tiles
+LABEL_CHARS = 30  # per line of a label next to the tiles
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How tiles are found."""
+    """Options for cutting tiles."""
 
     tile_um: float | None = None
     library_key: str | None = None
@@ -159,10 +159,10 @@ class Cut:
 
 
 def tiles_of(data: AnnData | SpatialData, rows: np.ndarray, cut: Cut) -> tuple[dict[int, np.ndarray], float | None]:
-    """The tile (size, size, 3) uint8 of each of the rows, and its edge in µm (None where it isn't known).
+    """Tile (size, size, 3) uint8 of each row, and the edge in µm (None if unknown).
 
-    Tiles in obsm are used if their edge is the one asked for (and no image is); else they are cut from the image, as
-    `stampy.pp.tiles` cuts them.
+    Tiles in obsm are used if they have the requested edge and no image is requested; otherwise tiles are cut from the
+    image as in `stampy.pp.tiles`.
     """
     adata, rows = _utils.table_of(data, cut.table_key), np.unique(rows)
     if cut.tile_um is not None:
@@ -208,13 +208,13 @@ def _check(view: View, cut: Cut) -> None:
 
 
 def _cut(view: View, wanted: np.ndarray, edge_um: float) -> list[np.ndarray]:
-    """Tiles centred on the spots, white beyond the image: the pixels that a model sees."""
+    """Tiles centred on the spots, white beyond the image: the pixels used by a model."""
     boxes = tile_boxes(view.section.image_xy[wanted], view.section.um_per_image_px, edge_um)
     return [view.section.require_image().tile(box, SIZE_PX) for box in boxes]
 
 
 def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.ndarray:
-    """Row numbers of spots given by name or by row number; one or several."""
+    """Row numbers of spots given by name or row number; one or several."""
     spots = [spots] if isinstance(spots, str | int | np.integer) else list(spots)
     if not spots:
         raise ValueError("`spots` is empty. Name some spots, or omit it.")
@@ -233,7 +233,7 @@ def rows_of_spots(adata: AnnData, spots: str | int | Iterable[str | int]) -> np.
 
 
 def gallery_axes(width: float, height: float) -> Axes:
-    """A panel of that size (in tiles), not yet in place: see `fit_figure`."""
+    """Create a panel of that size (in tiles), not yet positioned, see `fit_figure`."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -242,7 +242,7 @@ def gallery_axes(width: float, height: float) -> Axes:
 
 
 def fit_figure(ax: Axes) -> None:
-    """Make the figure just as large as the panel with its labels."""
+    """Fit the size of the figure to the panel with its labels."""
     panel.arrange([ax], [(0, 0)])
 
 
@@ -255,7 +255,7 @@ def draw(
     row_height: float,
     edge_um: float | None,
 ) -> None:
-    """Tiles of edge 1, one row below the other; `offsets` is where each column begins."""
+    """Draw tiles of edge 1, row by row; `offsets` are the left ends of the columns."""
     for i, row in enumerate(tiles):
         for tile, x in zip(row, offsets, strict=False):
             y = i * row_height

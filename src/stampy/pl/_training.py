@@ -1,4 +1,4 @@
-"""The curves of a training run."""
+"""Curves of a training run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TITLES = {
     "igr_replaced": "igr at replaced positions",
     "igr_kept": "igr at kept positions (visible)",
 }
-# What guessing gives, from data.json of a run -> its name; drawn where a gene can't be copied.
+# Frequency baselines in data.json of a run -> label; plotted where genes cannot be copied.
 REFERENCES = {
     "corpus_frequency": "corpus frequency",
     "section_frequency": "in-section frequency",
     "section_frequency_unseen": "the same, unseen genes",
     "section_frequency_order": "the same, by the order of tokens",
 }
-# Panel -> the lines that it gets: neighbours do not show which genes the centre has.
+# Panel -> its baselines: neighbours do not show which genes the central spot has.
 WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
 FIRST = ("igr", "cgr")
 GREYS = ("0.65", "0.5", "0.35", "0.15")
-CLOSE = 0.08  # of the axis: lines nearer than that have their names on different sides
-OTHERS = {  # what is no loss -> title of its panel
+CLOSE = 0.08  # fraction of the axis; closer lines have their names on different sides
+OTHERS = {  # columns other than losses -> title of the panel
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "spots_per_s": "spots per second",
@@ -128,7 +128,7 @@ def _table(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     if not isinstance(source, pd.DataFrame):
         path = _checks.existing(source, what="run")
         path = _checks.existing(path / "metrics.jsonl", what="log of a run") if path.is_dir() else path
-        lines = [x for x in path.read_text().splitlines() if x.endswith("}")]  # the last may not be finished yet
+        lines = [x for x in path.read_text().splitlines() if x.endswith("}")]  # skip an incomplete last line
         source, where = pd.DataFrame([json.loads(x) for x in lines], columns=None if lines else NEEDED), path.name
     for column in NEEDED:
         _checks.has_key(source.columns, column, slot=where, needs="It is a column of every run's metrics.jsonl.")
@@ -138,7 +138,7 @@ def _table(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 
 
 def _references(source: str | Path | pd.DataFrame) -> dict[str, float]:
-    """What guessing gives, as far as the run wrote it down."""
+    """Frequency baselines recorded by the run."""
     if isinstance(source, pd.DataFrame):
         return {}
     path = Path(source).expanduser()
@@ -147,12 +147,12 @@ def _references(source: str | Path | pd.DataFrame) -> dict[str, float]:
 
 
 def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> None:
-    """The references of the runs as lines; where runs share them, once."""
+    """Draw the baselines of the runs as lines, each shared value once."""
     lines: dict[float, str] = {}
     for known in references.values():
         for (key, name), color in zip(REFERENCES.items(), GREYS, strict=True):
             value = known.get(key) if key in keys else None
-            if value is None or round(value, 4) in lines:  # of one section, two are the same
+            if value is None or round(value, 4) in lines:  # equal for a single section
                 continue
             lines[round(value, 4)] = name
             ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")
@@ -160,10 +160,10 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
     bottom, top = ax.get_ylim()
     for i, value in enumerate(values):
         below = i + 1 < len(values) and values[i + 1] - value < CLOSE * (top - bottom)
-        ax.annotate(
-            f"{lines[value]} {value:.2f}", (1, value), (0, -2 if below else 2), textcoords="offset points",
-            xycoords=("axes fraction", "data"), ha="right", va="top" if below else "bottom", fontsize="x-small",
-            color="0.25", bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0}, zorder=3,
+        ax.annotate(  # on the left, where the curve is still above
+            f"{lines[value]} {value:.2f}", (0, value), (2, -2 if below else 2), textcoords="offset points",
+            xycoords=("axes fraction", "data"), va="top" if below else "bottom", fontsize="x-small", color="0.25",
+            zorder=1,
         )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[st
             parts = [c for c in columns if c not in (*NEEDED, *OTHERS)]
             parts.sort(key=lambda c: c not in FIRST)
             found += ["loss", *(parts if len(parts) > 1 else ())]
-        elif name in columns or name not in OTHERS:  # a known one that an older run did not write is left out
+        elif name in columns or name not in OTHERS:  # skip known columns that older runs did not write
             _checks.has_key(columns, name, slot="run", needs="`which` names its columns, or 'losses'.")
             found.append(name)
     return found
@@ -195,7 +195,7 @@ def _panel(ax: Axes, column: str, tables: Mapping[str, pd.DataFrame], smooth: in
         color = SAFE[number % len(SAFE)]
         if window > 1:
             ax.plot(step, value, color=color, alpha=0.25, linewidth=0.6, label="_single")
-        # Runs of equal value hide each other; dashes let the lower one show.
+        # Runs with equal values overlap; dashes keep the lower one visible.
         style = DASHES[number % len(DASHES)]
         ax.plot(step, _smoothed(value, window), style, color=color, linewidth=1.4, label=name or column)
     ax.set_title((OTHERS | TITLES).get(column, column), fontsize="medium", parse_math=False)
@@ -213,7 +213,7 @@ def _panel(ax: Axes, column: str, tables: Mapping[str, pd.DataFrame], smooth: in
 
 
 def _logarithmic(ax: Axes) -> None:
-    """A logarithmic axis with plain numbers, also where it spans less than a power of ten."""
+    """Logarithmic axis with plain numbers, also for less than a power of ten."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     ax.set_yscale("log")
@@ -224,5 +224,5 @@ def _logarithmic(ax: Axes) -> None:
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over a window around each step, cut at both ends."""
+    """Mean over a window around each step, truncated at both ends."""
     return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()

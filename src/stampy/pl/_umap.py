@@ -1,4 +1,4 @@
-"""A UMAP that scanpy has made, coloured as the tissue is."""
+"""UMAP computed by scanpy, coloured as on the tissue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-AREA = 120_000.0  # of all points together, in square points: scanpy's
+AREA = 120_000.0  # total area of all points in square points, as in scanpy
 SMALLEST, LARGEST = 0.3, 25.0  # area of a point
 
 
@@ -119,7 +119,7 @@ def umap(
 
 
 def _coordinates(table: AnnData, key: str) -> np.ndarray:
-    """(n, 2); KeyError that says how to make them."""
+    """Coordinates (n, 2); KeyError with instructions to compute them."""
     _checks.not_empty(table, genes=False)
     needs = (
         "Make it first: `sc.pp.neighbors(adata, use_rep='X_stamp'); sc.tl.umap(adata)`, after `stampy.tl.embed(adata)`."
@@ -132,7 +132,7 @@ def _coordinates(table: AnnData, key: str) -> np.ndarray:
 
 
 def _new_axes(n: int) -> list[Axes]:
-    """Square panels, not yet in place."""
+    """Square panels, not yet positioned."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -141,7 +141,7 @@ def _new_axes(n: int) -> list[Axes]:
 
 
 def _draw(ax: Axes, xy: np.ndarray, p: Paint, size: float, alpha: float) -> None:
-    """The points, and axis labels without ticks."""
+    """Draw the points, and axis labels without ticks."""
     order = _order(p, len(xy))
     colors: Any = "0.6" if p.rgba is None else p.rgba[order]
     ax.scatter(
@@ -155,7 +155,7 @@ def _draw(ax: Axes, xy: np.ndarray, p: Paint, size: float, alpha: float) -> None
 
 
 def _order(p: Paint, n: int) -> np.ndarray:
-    """Drawing order: spots without a value first, then labels in random order or values in rising order."""
+    """Drawing order: first spots without value, then labels in random order or values in ascending order."""
     if p.rgba is None:
         return np.arange(n)
     mixed = np.random.default_rng(0).permutation(n)

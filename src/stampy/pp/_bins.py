@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
-from stampy._section.section import PlacedSection, Wishes, sections_of
+from stampy._section.section import ImageOptions, PlacedSection, sections_of
 
 from ._counts import counts_of, iter_rows
 
@@ -93,7 +93,7 @@ def bins(
 
 
 def _one_section(cells: AnnData | SpatialData, um_per_px: float | None, table_key: str) -> PlacedSection:
-    sections = sections_of(cells, Wishes(um_per_px=um_per_px), table_key=table_key, needs=["neighbors"])
+    sections = sections_of(cells, ImageOptions(um_per_px=um_per_px), table_key=table_key, needs=["neighbors"])
     if len(sections) > 1:
         raise ValueError(
             f"Bins are made of one section, found {len(sections)}: {_checks.shortlist(s.name for s in sections)}. "

@@ -1,4 +1,4 @@
-"""Tiles of a physical size around the spots, read on request and in order; `SlideImage.tile` cuts a single one."""
+"""Tiles of a physical size around the spots, read on request and in order; for single tiles, see `SlideImage.tile`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from stampy import _checks, _keys, _utils
 from stampy._section.image.slide_image import WHITE
-from stampy._section.section import ImageSource, PlacedSection, Wishes, sections_of
+from stampy._section.section import ImageOptions, ImageSource, PlacedSection, sections_of
 from stampy._section.tile_boxes import region_boxes, region_cells, tile_boxes
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ class TileSource:
 
         `surroundings` is that of the class. With a list as `notes`, warnings are appended to it instead of issued.
         """
-        wishes = Wishes(image, image_key, um_per_px, spot_um)
+        image_options = ImageOptions(image, image_key, um_per_px, spot_um)
         sections = sections_of(
-            data, wishes, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
+            data, image_options, library_key=library_key, table_key=table_key, needs=("image", "scale"), notes=notes
         )
         source = cls(sections, tile_um=tile_um, size_px=size_px, fill=fill, surroundings=surroundings)
         if note := source._enlarged():
@@ -249,7 +249,7 @@ class TileSource:
         return (
             f"The image is coarse for tiles of {self.tile_um:g} µm: {self.size_px / factor:.0f} px across"
             f"{f' in section {worst!r}' if worst else ''}, enlarged {factor:.1f} times to {self.size_px} px. "
-            "Cells can't be seen in them. Pass the full-resolution image with `image=`."
+            "Cells cannot be seen in them. Pass the full-resolution image with `image=`."
         )
 
 

@@ -1,4 +1,4 @@
-"""Tools: model and data -> results in AnnData."""
+"""Tools: compute results from models and data, and write them into AnnData."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch is imported when a tool is first named; arguments are checked without it.
+    # PEP 562: importing a tool imports torch; checking arguments does not.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     file = "_embed_sections" if name == "embed_slides" else f"_{name}"

@@ -1,4 +1,4 @@
-"""Genes that drive an embedding."""
+"""Attribution of an embedding to genes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attribute"]
 
-ALIKE = 0.99  # cosine of an embedding computed again with the one that is stored: bfloat16 stays well above
+ALIKE = 0.99  # minimum cosine of a recomputed with the stored embedding; bfloat16 stays well above
 
 
 def attribute(
@@ -137,8 +137,8 @@ def attribute(
     KeyError
         A missing column or embedding.
     ValueError
-        One label only, missing labels, no gene in common, embeddings of another model or other counts, or conflicting
-        arguments.
+        One label only, missing labels, no gene in common, embeddings of another model, other weights or other counts,
+        or conflicting arguments.
     ImportError
         Integrated gradients without captum.
 
@@ -167,7 +167,7 @@ def attribute(
     counts_of(table, layer)
     vocabulary = vocabulary_of(loaded)
     match = match_genes(table, vocabulary, organism, layer)
-    asked = _asked(genes, loaded, match, organism)
+    asked = _selected_genes(genes, loaded, match, organism)
 
     spots = _draw(table.n_obs, labels, groups, n_spots, generator(rng))
     most = loaded.gene.config.max_tokens
@@ -198,7 +198,7 @@ def attribute(
 
 
 def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp) -> Space | None:
-    """The stored embeddings that a target needs, which must be those of the model."""
+    """Stored embeddings that the target needs; ValueError unless they are of the model."""
     if target == "embedding":
         return None
     space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
@@ -236,7 +236,7 @@ def _check_arguments(target: Any, groupby: Any, groups: Any, method: Any, n_spot
 
 
 def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: str) -> pd.Series:
-    """The column as text, checked."""
+    """Labels as text, checked."""
     _checks.has_key(table.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
     labels = table.obs[groupby]
     if labels.isna().any():
@@ -256,8 +256,10 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     return labels
 
 
-def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, organism: Organism) -> np.ndarray:
-    """Which genes of the vocabulary are to be in the table (n_vocabulary,) bool."""
+def _selected_genes(
+    genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, organism: Organism
+) -> np.ndarray:
+    """Mask (n_vocabulary,) of the genes of the vocabulary to include in the table."""
     asked = np.zeros(match.n_vocabulary, dtype=bool)
     asked[match.rows[match.rows >= 0]] = True
     if genes is None:
@@ -276,7 +278,7 @@ def _asked(genes: Sequence[str] | None, model: models.Stamp, match: GeneMatch, o
 
 def _draw(n: int, labels: pd.Series | None, groups: Sequence[str] | None, n_spots: int | None,
           random: np.random.Generator) -> np.ndarray:  # fmt: skip
-    """Rows to explain, rising: `n_spots` of each group, or all of a smaller one."""
+    """Rows to explain, ascending: `n_spots` of each group, or all of a smaller group."""
     pools = [np.arange(n)]
     if labels is not None:
         pools = [np.flatnonzero(labels == name) for name in _wanted(labels, groups)]
@@ -290,7 +292,7 @@ def _wanted(labels: pd.Series, groups: Sequence[str] | None) -> list[str]:
 
 def _weights(target: str, tower: Tower[models.Stamp], tokens: np.ndarray, spots: np.ndarray, space: Space | None,
              labels: pd.Series | None) -> np.ndarray:  # fmt: skip
-    """The vector w of each spot (n, E): what is explained is e · w."""
+    """Vector w of each spot (n, E), which defines the explained quantity e · w."""
     if target == "match" and space is not None:
         return space.vectors[spots]
     own = embed_tokens(tower, tokens)
@@ -312,7 +314,7 @@ def _weights(target: str, tower: Tower[models.Stamp], tokens: np.ndarray, spots:
 
 
 def _columns(match: GeneMatch, rows: np.ndarray) -> np.ndarray:
-    """Columns of the section for rows of the vocabulary that it has; the first one of several."""
+    """Columns of the section for rows of the vocabulary; the first if there are several."""
     column = np.full(match.n_vocabulary, -1)
     at = np.flatnonzero(match.rows >= 0)[::-1]
     column[match.rows[at]] = at
@@ -320,7 +322,7 @@ def _columns(match: GeneMatch, rows: np.ndarray) -> np.ndarray:
 
 
 def _by_column(tokens: np.ndarray, values: np.ndarray, match: GeneMatch, ask: np.ndarray) -> sparse.csr_array:
-    """Attributions of the explained spots by columns of the section (spots, n_vars)."""
+    """Attributions of the explained spots by column of the section (spots, n_vars)."""
     spot, place = np.nonzero(ask)
     where = _columns(match, tokens[spot, place] - _keys.N_SPECIAL)
     shape = (len(tokens), match.n_vars)
@@ -329,7 +331,7 @@ def _by_column(tokens: np.ndarray, values: np.ndarray, match: GeneMatch, ask: np
 
 def _table(found: sparse.csr_array, genes: pd.Index, shown: np.ndarray, labels: pd.Series | None,
            groups: Sequence[str] | None, spots: np.ndarray) -> pd.DataFrame:  # fmt: skip
-    """Genes (the columns `shown`) by groups: the mean over the explained spots of each group."""
+    """Genes (columns `shown`) by groups: mean over the explained spots of each group."""
     if labels is None:
         return pd.DataFrame({"all": np.asarray(found.mean(axis=0))[shown]}, index=genes[shown])
     own = labels.to_numpy()[spots]
@@ -340,6 +342,6 @@ def _table(found: sparse.csr_array, genes: pd.Index, shown: np.ndarray, labels: 
 
 
 def _spread(found: sparse.csr_array, spots: np.ndarray, n: int) -> sparse.csr_matrix:
-    """The same with a row for every spot of the table."""
+    """Add empty rows for all other spots of the table."""
     found = found.tocoo()
     return sparse.coo_matrix((found.data, (spots[found.row], found.col)), shape=(n, found.shape[1])).tocsr()

@@ -1,4 +1,4 @@
-"""The results of a run over many sections as one: a collection of the files, or one store."""
+"""Combine the results of a run over many sections: a collection of the files, or one store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["checked_store", "collect_sections"]
 
 MARK = "stampy_joined"  # attribute of the store
-ROWS = 65_536  # a chunk of the joined embedding
+ROWS = 65_536  # rows per chunk of the joined embedding
 
 
 def collect_sections(
@@ -62,7 +62,7 @@ def collect_sections(
         `out` contains no ``sections.tsv``, or no result.
     ValueError
         The sections have no embedding in common: embed all with one `modality`. Or they were embedded by other models
-        or settings, so that their vectors share no space.
+        or settings, so that their vectors are not comparable.
     FileExistsError
         `store` exists.
 
@@ -95,7 +95,7 @@ def collect_sections(
 
 
 def checked_store(store: str | Path, *, overwrite: bool) -> Path:
-    """The path; an error where nothing may be written there."""
+    """Return the path; raise if it must not be written."""
     store = Path(store).expanduser()
     if store.suffix != ".zarr":
         raise ValueError(f"`store` must end in .zarr, found {store.name!r}.")
@@ -108,7 +108,7 @@ def checked_store(store: str | Path, *, overwrite: bool) -> Path:
 
 
 def _results(out: Path) -> dict[str, Path]:
-    """The files of the sections that are done, by name."""
+    """Files of the finished sections, by name."""
     table = _checks.existing(out, what="folder of a run") / TABLE
     if not table.is_file():
         raise FileNotFoundError(f"{str(out)!r} has no {TABLE}: give the folder that `embed_sections` wrote.")
@@ -123,7 +123,7 @@ def _results(out: Path) -> dict[str, Path]:
 
 
 def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
-    """Raise ValueError where the vectors of two sections share no space; warn where each has axes of its own."""
+    """Raise ValueError if vectors of sections are not comparable; warn if each section has its own axes."""
     import anndata
 
     first: Origin | None = None
@@ -136,7 +136,7 @@ def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
         fits.add(record.pop("fit", None))
         origin = Origin(f"{name}: {key}", record.get("modality", "fused"), record)
         first = first or origin
-        modality = origin.modality if first.modality == "fused" else first.modality  # what is joined
+        modality = origin.modality if first.modality == "fused" else first.modality  # modality of the joined vectors
         if origin.modality in (modality, "fused"):
             check_same_origin(replace(first, modality=modality), replace(origin, modality=modality))
     if len(fits) > 1:
@@ -178,7 +178,7 @@ def _write(paths: Mapping[str, Path], store: Path, key: str) -> None:
 
 
 def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
-    """Each result as an open group, in order."""
+    """Yield each result as an open group, in order."""
     import h5py
     import zarr
 
@@ -191,7 +191,7 @@ def _opened(paths: Mapping[str, Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], int]:
-    """Shape beyond the spots, and type, of each key of obsm that all sections have, and the number of spots."""
+    """Shape without spots, and type, of each key of obsm that all sections have; and the number of spots."""
     wanted = (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX, _keys.SPATIAL)
     found: dict[str, set[tuple[int, ...] | None]] = {k: set() for k in wanted}
     types: dict[str, list[np.dtype]] = {k: [] for k in wanted}
@@ -203,7 +203,7 @@ def _shapes(paths: Mapping[str, Path], key: str) -> tuple[dict[str, tuple[tuple[
             found[name].add(tuple(obsm[name].shape[1:]) if name in obsm else None)
             types[name] += [obsm[name].dtype] if name in obsm else []
     alone = {name: next(iter(s)) for name, s in found.items() if len(s) == 1}
-    # integers in one section and floats in another are stored as floats
+    # integers in one section and floats in another become floats
     shapes = {name: (shape, np.result_type(*types[name])) for name, shape in alone.items() if shape is not None}
     if not set(shapes) - {_keys.SPATIAL}:
         raise ValueError(
@@ -221,7 +221,7 @@ def _fill(
     n: int,
     key: str,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Write the arrays section by section; returns obs, and what the sections' records have in common."""
+    """Write the arrays section by section; returns obs, and the common entries of the sections' records."""
     import anndata
 
     arrays, start = {}, 0
@@ -242,7 +242,7 @@ def _fill(
         plain = {k: v for k, v in record.items() if isinstance(v, str | int | float) or k == "weights_digest"}
         common = plain if common is None else {k: v for k, v in common.items() if plain.get(k) == v}
     joined = pd.concat(frames, join="inner")
-    for column in joined:  # as categories, so that a missing label stays missing
+    for column in joined:  # as categories, so that missing labels stay missing
         labels = all(isinstance(frame[column].dtype, pd.CategoricalDtype) for frame in frames)
         if labels or pd.api.types.is_object_dtype(joined[column]):
             joined[column] = pd.Categorical(joined[column])

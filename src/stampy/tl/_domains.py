@@ -17,7 +17,7 @@ from ._embedding.context import smoothed
 from ._evaluation.folds import int_seed
 from ._evaluation.metrics import domain_scores
 from ._methods.clustering import METHODS, Method, find_domains
-from ._probe import texted
+from ._probe import with_text_index
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def domains(
     named_domains = pd.Categorical.from_codes(found, [str(i) for i in range(how["n_domains"])])
     record: dict[str, Any] = {
         "use_rep": use_rep, "method": method, "smooth": smooth, "seed": seed, **how,
-        "scores": texted(scores), **({} if labels is None else {"label_key": labels}),
+        "scores": with_text_index(scores), **({} if labels is None else {"label_key": labels}),
     }  # fmt: skip
     return write_result(
         adata, Result(key_added, record, obs={key_added: named_domains}), copy=copy, table_key=table_key
@@ -165,7 +165,7 @@ def domains(
 
 
 def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool) -> np.ndarray | None:
-    """Coordinates (n, 2). If only the coherence needs them and they can't be used: None, with a warning."""
+    """Coordinates (n, 2); None, with a warning, if they are invalid and only the coherence needs them."""
     if not needed and not has_coordinates(data, table_key):
         return None
     try:
@@ -178,7 +178,7 @@ def _places(data: Any, library_key: str | None, table_key: str, *, needed: bool)
 
 
 def _warn_if_averaged(table: AnnData, use_rep: str, smooth: int) -> None:
-    """Warn of an embedding that is averaged over neighbours already."""
+    """Warn about an embedding that is already averaged over neighbours."""
     records = table.uns.get(_keys.UNS, {})
     main = use_rep.removesuffix(_keys.GENE_SUFFIX).removesuffix(_keys.IMAGE_SUFFIX)
     record = records.get(use_rep, records.get(main, {}))
@@ -192,7 +192,7 @@ def _warn_if_averaged(table: AnnData, use_rep: str, smooth: int) -> None:
 
 def _check(n: int, n_domains: Any, method: Any, resolution: Any, n_neighbors: Any, max_domains: Any,
            n_pcs: Any, smooth: Any) -> None:  # fmt: skip
-    """Raise for what is out of its range or makes no sense together."""
+    """Raise for values out of range and conflicting arguments."""
     _checks.one_of("method", method, METHODS)
     _checks.at_least("n_neighbors", n_neighbors, 2)
     _checks.at_least("max_domains", max_domains, 2)

@@ -1,4 +1,4 @@
-"""`tl.embed`: arguments, section, what to embed, towers, result, in this order."""
+"""`tl.embed`: arguments, section, choice of modality, towers, result, in this order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import stampy
 from stampy import _checks, _keys, models
 from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
-from stampy._section.section import has_images, places_of, told_apart
+from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
 from stampy.pp._counts import raw_layers
 
@@ -141,10 +141,11 @@ def embed(
     normalize
         False: do not scale embeddings to L2 norm 1. Their length increases with the information in the genes of a spot.
     adapt
-        First fit the model to these sections, without labels, as `stampy.train.adapt` does; for domains and maps within
-        one study. All sections of the call share one space, which is not comparable with other embeddings: search, gene
-        programme scores and transfer across adaptations raise an error. Only for genes, and for models such as
-        ``"stampy-mini"``.
+        First fit the model to these sections, without labels, as `stampy.train.adapt` does; for maps and domains within
+        one study. With `context`, the axes of the sections are put beside those of the model if this predicts genes
+        better; without, a few axes of both replace them. All sections of the call share one space, which is not
+        comparable with other embeddings: search, gene programme scores and transfer across adaptations raise an error.
+        Only for genes, and for models such as ``"stampy-mini"``.
     batch_size
         Spots per batch; None: chosen for the device.
     n_workers
@@ -227,7 +228,7 @@ def embed(
 def _embed_one(
     adata: SectionData, request: Request, *, model: str | Path | Encoder, device: str | torch.device | None, copy: bool
 ) -> SectionData | None:
-    """One section, from arguments to result. What can be checked without the model comes before it is loaded."""
+    """Embed one section. Everything that does not need the model is checked before it is loaded."""
     written, adata = adata, with_columns(adata, request.table_key)
     table = table_of(adata, request.table_key)
     _checks.not_empty(table, genes=False)
@@ -237,7 +238,7 @@ def _embed_one(
     modality = wanted or _available(adata, table, request)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
-        request = replace(request, library_key=told_apart(adata, request.library_key, request.table_key))
+        request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))
     places = None
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
@@ -245,7 +246,7 @@ def _embed_one(
         found, record = _by_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
-        modality, tiles = _choose(adata, loaded, request, modality, is_wish=wanted is not None)
+        modality, tiles = _choose(adata, loaded, request, modality, is_requested=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
     if request.center is not None:
         record["center"] = request.center
@@ -261,7 +262,7 @@ def _embed_one(
 
 
 def _available(adata: SectionData, table: AnnData, request: Request) -> Modality:
-    """What there is to embed: counts, an image, or both."""
+    """Available modality: counts, an image, or both."""
     pictured = request.image is not None or has_images(adata, request.table_key)
     has_counts = table.n_vars > 0 and (table.X is not None or request.layer is not None)
     if pictured:
@@ -279,16 +280,16 @@ def _available(adata: SectionData, table: AnnData, request: Request) -> Modality
 
 
 def _choose(
-    adata: SectionData, model: Encoder, request: Request, modality: Modality, *, is_wish: bool
+    adata: SectionData, model: Encoder, request: Request, modality: Modality, *, is_requested: bool
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
-    if modality == "fused" and not is_wish and model.image is None and request.image is None:
+    if modality == "fused" and not is_requested and model.image is None and request.image is None:
         _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
         notes: list[str] = []
-        by_default = modality == "fused" and not is_wish and not request.names_image
+        by_default = modality == "fused" and not is_requested and not request.names_image
         tiles = usable_tiles(adata, model, request, notes) if by_default else open_tiles(adata, model, request, notes)
         if tiles is None:
             modality = "gene"
@@ -304,7 +305,7 @@ def _choose(
 
 
 def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
-    """The embedding by a baseline, and its record."""
+    """Embedding by a baseline, and its record."""
     if request.organism != "human":
         raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
     if request.genes is not None or not request.normalize:
@@ -321,7 +322,7 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
 def _by_model(
     model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
 ) -> tuple[Vectors, Record]:
-    """The vectors of a model's towers, and their record."""
+    """Vectors from the towers of a model, and their record."""
     precision = Tower(model, table.n_obs, request.precision).precision
     record = _origin(model, precision, tiles, modality, request.level)
     if not request.normalize:
@@ -351,7 +352,7 @@ def _by_model(
 
 
 def _check_lengths(model: Encoder, modality: Modality) -> None:
-    """Raise ValueError where vectors have no other length than 1."""
+    """Raise ValueError if vectors always have unit length."""
     if not isinstance(model, models.Stamp):
         raise ValueError(f"normalize=False has no effect with {model.name!r}, whose vectors are not normalised.")
     if modality == "fused":
@@ -361,7 +362,7 @@ def _check_lengths(model: Encoder, modality: Modality) -> None:
 
 
 def _origin(model: Encoder, precision: str, tiles: TileSource | None, modality: str, level: str) -> Record:
-    """The part of a record that is known before the work; a resumed run must have the same."""
+    """Part of a record that is known in advance and must be equal in a resumed run."""
     record: Record = {"stampy": stampy.__version__, "modality": modality, "level": level}
     record |= {"model": model.name, "precision": precision}
     if source := getattr(model, "source", ""):

@@ -1,4 +1,4 @@
-"""Many sections or slides in, a file for each and a table of what was done out: over processes, GPUs or a cluster."""
+"""Embed many sections or slides, one file each, over processes, GPUs or a cluster, with a table of the results."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def embed_sections(
 
 
 def _check_options(plan: Plan) -> None:
-    """Raise for what `stampy.tl.embed` would refuse in every section, without loading torch."""
+    """Raise for arguments that `stampy.tl.embed` would refuse in every section, without loading torch."""
     from stampy.models._systems.catalogue import check_name
 
     from ._cohort.plan import EmbedOptions
@@ -171,7 +171,7 @@ def _check_options(plan: Plan) -> None:
 
 
 class SlideOptions(TypedDict, total=False):
-    """Arguments of `stampy.tl.embed_slide` that all slides of a run share."""
+    """Arguments of `stampy.tl.embed_slide` shared by all slides of a run."""
 
     level: Level
     tile_um: float | None
@@ -275,7 +275,7 @@ def _check_settings(plan: Plan) -> None:
 
 
 def _check_slide(section: SectionInput) -> None:
-    """Raise for what a slide can't have."""
+    """Raise for properties of a section that slides do not have."""
     if not isinstance(section.data, Path):
         raise TypeError(f"Slide {section.name!r}: a path was expected, found {type(section.data).__name__}.")
     for name in ("image", "spot_um"):

@@ -1,4 +1,4 @@
-"""`tl.embed_slide`: a whole slide to an AnnData on disk, in chunks and bounded memory; resumable."""
+"""`tl.embed_slide`: embed a whole slide to an AnnData on disk, in chunks with bounded memory; resumable."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stampy.pp import SlideImage
+    from stampy.pp._slide_tiles import ImageSource  # noqa: F401 (in SlideSource: documentation resolves it here)
 
 __all__ = ["embed_slide"]
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "progress.json"  # in STORE.partial, beside the store that grows
+PROGRESS = "progress.json"  # in STORE.partial, next to the growing store
 STORE = "store.zarr"
 MARK = "stampy_fingerprint"  # attribute of the store
 
@@ -158,7 +159,7 @@ def embed_slide(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is to be written, and the fingerprint by which a run recognises its own unfinished store."""
+    """Output of a run, and the fingerprint that identifies its unfinished store."""
 
     adata: AnnData
     tiles: TileSource
@@ -186,13 +187,13 @@ class _Job:
         }
         adata.uns[_keys.UNS][key] = record
         mark = _fingerprint(model, adata, [record, adata.uns[_keys.UNS][_keys.SLIDE_TILES], chunk_size, key])
-        record["tiles"] = origin | {"image_path": tiles.image_paths()}  # decides nothing: not in the mark
-        record["weights_digest"] = digest_of_towers(model)  # the mark has its own
+        record["tiles"] = origin | {"image_path": tiles.image_paths()}  # path: not in the fingerprint
+        record["weights_digest"] = digest_of_towers(model)  # the fingerprint has its own hash
         return cls(adata, tiles, tower, level, chunk_size, key, mark)
 
     @property
     def project(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """From a tile's feature to what is written."""
+        """Function from the feature of a tile to the stored vector."""
         return self.tower.projection("images", self.level)
 
     def width(self) -> int:
@@ -222,7 +223,7 @@ def _target(store: str | Path) -> Path:
 
 
 def _fingerprint(model: ImageModel, adata: AnnData, parameters: list[Any]) -> str:
-    """What two runs must share for one to go on with the other: weights, tiles, picture, parameters."""
+    """Hash of everything that must be equal for resuming: weights, tiles, image, parameters."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     tower = ("image.", "patch_head.") if isinstance(model, models.Stamp) else ("",)
     digest.update(digest_of_model(model, below=tower).encode())
@@ -241,7 +242,7 @@ def _check_same(folder: Path, found: str | None, mark: str) -> None:
 
 
 def _finished_mark(store: Path) -> str | None:
-    """The fingerprint of a finished store, None for anything else."""
+    """Fingerprint of a finished store, None for anything else."""
     try:
         return json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(MARK)
     except (OSError, ValueError, KeyError):
@@ -262,7 +263,7 @@ def _save_progress(folder: Path, mark: str, rows: int) -> None:
 
 
 def _begin(job: _Job, partial: Path) -> int:
-    """Open the unfinished store, or begin a new one; returns the rows that are done."""
+    """Open the unfinished store, or create a new one; returns the number of finished rows."""
     import anndata
     import zarr
 
@@ -272,10 +273,10 @@ def _begin(job: _Job, partial: Path) -> int:
     partial.mkdir(exist_ok=True)
     if others := {p.name for p in partial.iterdir() if not p.name.startswith(".")} - {STORE}:
         raise FileExistsError(f"{str(partial)!r} is in the way: it contains {_checks.shortlist(sorted(others))}.")
-    shutil.rmtree(partial / STORE, ignore_errors=True)  # cut off before its first tile
+    shutil.rmtree(partial / STORE, ignore_errors=True)  # stopped before the first tile
     root = zarr.open_group(partial / STORE, mode="w", zarr_format=3)
     with warnings.catch_warnings():
-        for about in (".*Zarr V3 specification", ".*autosharding"):  # notes of anndata's to its own developers
+        for about in (".*Zarr V3 specification", ".*autosharding"):  # messages for developers of anndata
             warnings.filterwarnings("ignore", message=about)
         for slot in ("X", "obs", "var", "obsm", "varm", "layers", "obsp", "varp", "uns"):
             value = getattr(job.adata, slot)
@@ -290,7 +291,7 @@ def _begin(job: _Job, partial: Path) -> int:
 
 
 def _fill(job: _Job, partial: Path, done: int, batch_size: int | None, n_workers: int, progress: bool) -> None:
-    """Embed the rows that are not done; a chunk counts once it is written."""
+    """Embed the unfinished rows; a chunk counts as finished when it is written."""
     import zarr
     from tqdm.auto import tqdm
 

@@ -1,4 +1,4 @@
-"""Is an embedding worth using on this section? An answer without labels."""
+"""Label-free evaluation of embeddings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ._embed import embed
 from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
 from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._evaluation.label_free import MEASURES, AsItIs, JudgedSpots, scores_of_split
+from ._evaluation.label_free import MEASURES, JudgedSpots, StoredVectors, scores_of_split
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ __all__ = ["Judgement", "evaluate", "judged"]
 
 logger = logging.getLogger(__name__)
 
-LEVEL = 0.005  # smaller differences of the score are of no practical use
+LEVEL = 0.005  # smaller differences of the score are not relevant in practice
 
 
 class Judgement(TypedDict):
-    """What `evaluate` writes into uns."""
+    """Results of `evaluate` in uns."""
 
     scores: pd.DataFrame
     verdict: str
@@ -163,7 +163,7 @@ def judged(
     rng: int | np.random.Generator | None,
     stability: bool,
 ) -> Judgement:
-    """What `evaluate` writes; without `stability`, half of whose cost it is, where only the verdict is wanted."""
+    """Compute the results of `evaluate`; without `stability` (half of the time) if only the verdict is needed."""
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
     library_key = library_key_of(adata, library_key, table_key)
@@ -204,8 +204,8 @@ def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -
 
 def _jobs(
     table: AnnData, keys: str | Sequence[str] | Mapping[str, Embedder] | None, library_key: str | None
-) -> tuple[dict[str, Embedder | AsItIs], list[str]]:
-    """What embeds a half, by name, and the names of those that can't be embedded again."""
+) -> tuple[dict[str, Embedder | StoredVectors], list[str]]:
+    """Functions that embed a half by name, and the names of embeddings that cannot be recomputed."""
     if isinstance(keys, Mapping):
         if not keys:
             raise ValueError("`keys` is empty. Pass functions by name, or None for all embeddings of `tl.embed`.")
@@ -220,32 +220,32 @@ def _jobs(
                 "There is no embedding of `stampy.tl.embed` to evaluate. Embed first, or name a key of `adata.obsm`. "
                 f"Available: {_checks.shortlist(table.obsm)}."
             )
-    jobs: dict[str, Embedder | AsItIs] = {}
+    jobs: dict[str, Embedder | StoredVectors] = {}
     loaded: dict[str, Encoder | str] = {}
     for key in [keys] if isinstance(keys, str) else list(keys):
         _checks.embedding(table, key)
-        jobs[key] = _again(records, key, library_key, loaded) or AsItIs(key)
-    return jobs, [key for key, job in jobs.items() if isinstance(job, AsItIs)]
+        jobs[key] = _embedder_of(records, key, library_key, loaded) or StoredVectors(key)
+    return jobs, [key for key, job in jobs.items() if isinstance(job, StoredVectors)]
 
 
-def _again(
+def _embedder_of(
     records: Mapping[str, Mapping[str, Any]], key: str, library_key: str | None, loaded: dict[str, Encoder | str]
 ) -> Embedder | None:
-    """What embeds genes by the model and settings of a key; None where no record says how it was made."""
+    """Function that embeds genes with model and settings of a key; None if these are not recorded."""
     main = key.removesuffix(_keys.GENE_SUFFIX)
     record = records.get(key) if key in records else records.get(main)
     if not isinstance(record, Mapping) or "model" not in record:
         return None
     if record.get("modality") != "gene" and key == main:
         return None
-    if "shared" in record.get("genes", {}):  # which genes other sections have can't be seen from this table
+    if "shared" in record.get("genes", {}):  # genes of other sections are not known from this table
         return None
     context, center = str(record.get("context", "")).partition(",")[0] or None, record.get("center")
     normalize = bool(record.get("normalize", True))
     organism = record.get("organism", "human")
     level = record.get("level", "embedding")
     normed = normalize and level == "embedding"
-    name = f"{record['model']} {level} {organism} {normalize}"  # not of context and centre
+    name = f"{record['model']} {level} {organism} {normalize}"  # without context and centring
 
     def run(table: AnnData) -> np.ndarray:
         if name not in table.obsm:
@@ -266,7 +266,7 @@ def _again(
 def _encoder(
     record: Mapping[str, Any], table: AnnData, library_key: str | None, loaded: dict[str, Encoder | str]
 ) -> Encoder | str:
-    """The model of a record; one that was adapted is fitted to the table by the settings that were chosen then."""
+    """Model of a record; an adapted model is fitted to the table with the recorded settings."""
     fit = record.get("adapted")
     model = fit["model"] if fit else record["model"]
     if model not in loaded:
@@ -276,11 +276,12 @@ def _encoder(
     return fitted(
         loaded_model(loaded[model], None), [table], library_key=library_key,
         organism=record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
+        in_context="context" in fit,
     )  # fmt: skip
 
 
 def _rows(xy: np.ndarray, sections: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Rows (m,) in order: all, or of each section the spots nearest to one of them."""
+    """Rows (m,) in order: all, or in each section the spots nearest to a random one."""
     n = len(xy)
     if most is None or n <= most:
         return np.arange(n)
@@ -304,7 +305,7 @@ def _enough(sections: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
-    """The counts as CSR; ValueError unless they are whole numbers, since molecules are to be split."""
+    """Counts as CSR; ValueError unless they are integers, since molecules are split."""
     source = counts_name(layer)
     parts = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
     counts = sparse.vstack(parts, format="csr")
@@ -317,8 +318,8 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     return counts
 
 
-def _table(found: list[Scores], jobs: Mapping[str, Embedder | AsItIs]) -> pd.DataFrame:
-    """A row per embedding: means over splits, and the spread of the three that are predicted."""
+def _table(found: list[Scores], jobs: Mapping[str, Embedder | StoredVectors]) -> pd.DataFrame:
+    """One row per embedding: means over splits, and standard deviations of the three predicted measures."""
     rows = {}
     for name in found[0]:
         per_split = pd.DataFrame([split[name] for split in found])
@@ -330,14 +331,14 @@ def _table(found: list[Scores], jobs: Mapping[str, Embedder | AsItIs]) -> pd.Dat
             "own": mean["own"], "own_std": spread["own"],
             "neighbors": mean["neighbors"], "neighbors_std": spread["neighbors"],
             **{k: mean[k] for k in MEASURES[2:]},
-            "thinned": not (ours and isinstance(jobs[name], AsItIs)),
+            "thinned": not (ours and isinstance(jobs[name], StoredVectors)),
             "n_dims": int(mean["n_dims"]),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="embedding")
 
 
 def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
-    """One sentence: the best embedding beside the best baseline."""
+    """One sentence: the best embedding compared with the best baseline."""
     ours = scores[scores["kind"] == "embedding"]
     fair = ours[ours["thinned"]]
     base = scores.loc[scores["kind"] == "baseline", "score"].idxmax()

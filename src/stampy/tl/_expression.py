@@ -28,7 +28,7 @@ from ._methods.linear_models import (
     top_variable_genes,
     transformed,
 )
-from ._probe import folds_in, texted
+from ._probe import folds_in, with_text_index
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["expression"]
 
-LARGEST = 1e15  # of a value; squares of larger ones leave float32
+LARGEST = 1e15  # maximum absolute value; squares of larger values overflow float32
 LARGEST_LOG = 20.0  # larger values are not logarithms of counts
 
 
@@ -145,7 +145,7 @@ def expression(
         A gene, column, layer or embedding is missing.
     ValueError
         Values that are not raw counts, no gene in common, too few spots, sections or patients for the folds, NaN in the
-        embedding, or conflicting arguments.
+        embedding, a reference embedded with another model or other weights, or conflicting arguments.
 
     Examples
     --------
@@ -181,12 +181,7 @@ def expression(
             n_neighbors=n_neighbors, reference=keys, rng=rng,
         )  # fmt: skip
     else:
-        values = _checks.embedding(table, use_rep)
-        keys = _checks.embedding(reference, reference_rep or use_rep)
-        _same_space(values, keys, use_rep, reference_rep or use_rep)
-        ours, theirs = origin_of(table, use_rep), origin_of(reference, reference_rep or use_rep, slot="reference.obsm")
-        if ours is not None and theirs is not None:
-            check_same_origin(ours, theirs)
+        values, keys = _of_one_space(table, reference, use_rep, reference_rep or use_rep)
         chosen = _shared_genes(table, reference, genes, n_top_genes, layer, transform)
         predicted = nearest_mean(values, keys, _matrix(reference, chosen, layer, transform), n_neighbors)
         measured = _measured(table, chosen, layer, transform)
@@ -208,12 +203,12 @@ def _scored(
 ) -> dict[str, pd.DataFrame]:
     """Scores of each gene in each group, and their summary."""
     scores = gene_scores(measured, predicted, genes, groups)
-    return {"scores": texted(scores), "summary": texted(gene_summary(scores))}
+    return {"scores": with_text_index(scores), "summary": with_text_index(gene_summary(scores))}
 
 
 def _check(method: Any, transform: Any, n_top_genes: Any, n_components: Any, n_neighbors: Any, penalty: Any,
            reference: Any, reference_rep: Any, folds: Any) -> None:  # fmt: skip
-    """Raise for what is out of its range or makes no sense together."""
+    """Raise for values out of range and conflicting arguments."""
     _checks.one_of("method", method, METHODS)
     if transform is not None:
         _checks.one_of("transform", transform, TRANSFORMS)
@@ -239,6 +234,16 @@ def _same_space(values: np.ndarray, keys: np.ndarray, name: str, other: str | No
         )
 
 
+def _of_one_space(table: AnnData, reference: AnnData, name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings of both tables; ValueError if they are known to be of different models or settings."""
+    values, keys = _checks.embedding(table, name), _checks.embedding(reference, other)
+    _same_space(values, keys, name, other)
+    ours, theirs = origin_of(table, name), origin_of(reference, other, slot="reference.obsm")
+    if ours is not None and theirs is not None:
+        check_same_origin(ours, theirs)
+    return values, keys
+
+
 def _warn_if_underdetermined(method: str, values: np.ndarray, folds: np.ndarray) -> None:
     n_train = len(folds) - int(np.bincount(folds).max())
     if method == "linear" and n_train <= values.shape[1]:
@@ -250,7 +255,7 @@ def _warn_if_underdetermined(method: str, values: np.ndarray, folds: np.ndarray)
 
 def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, transform: Transform,
            sections: np.ndarray) -> list[str]:  # fmt: skip
-    """Names of the genes to predict: those that are named, or the most variable ones."""
+    """Names of the genes to predict: as given, or the most variable genes."""
     _checks.not_empty(table)
     if not table.var_names.is_unique:
         raise ValueError("`adata.var_names` are not unique. Make them so first: `adata.var_names_make_unique()`.")
@@ -271,7 +276,7 @@ def _genes(table: AnnData, genes: Sequence[str] | None, n: int, layer: Any, tran
 
 
 def _logged(table: AnnData, layer: str | None, transform: Transform) -> sparse.csr_matrix:
-    """Logarithms to choose genes by; ValueError for values that have no dispersions."""
+    """Log counts for selecting genes; ValueError for values without dispersions."""
     values = _rows(table, layer, "none" if transform == "none" else "log1p")
     if not values.nnz:
         return values
@@ -287,7 +292,7 @@ def _logged(table: AnnData, layer: str | None, transform: Transform) -> sparse.c
 
 
 def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:
-    """The genes as a list; KeyError for one that is not in all of the pools."""
+    """The genes as a list; KeyError for genes that are not in all pools."""
     names = list(dict.fromkeys([genes] if isinstance(genes, str) else genes))
     if not names:
         raise ValueError("`genes` is empty. Name some, or omit it for the most variable ones.")
@@ -300,7 +305,7 @@ def _named(genes: Sequence[str], pools: dict[str, Any]) -> list[str]:
 
 def _shared_genes(table: AnnData, reference: AnnData, genes: Sequence[str] | None, n: int, layer: Any,
                   transform: Transform) -> list[str]:  # fmt: skip
-    """Genes of the reference to predict; if these spots also have genes, the genes that both have."""
+    """Genes of the reference to predict; if the spots also have genes, the shared genes."""
     if genes is not None:
         return _genes(reference, genes, n, layer, transform, np.zeros(reference.n_obs))
     if table.n_vars:
@@ -316,7 +321,7 @@ def _shared_genes(table: AnnData, reference: AnnData, genes: Sequence[str] | Non
 
 
 def _measured(table: AnnData, genes: list[str], layer: str | None, transform: Transform) -> np.ndarray | None:
-    """What the prediction from a reference is held against; None where these spots do not have all of the genes."""
+    """Measured expression for comparison with a prediction from a reference; None if genes are missing."""
     counted = table.n_vars > 0 and (layer in table.layers if layer is not None else table.X is not None)
     if not counted or not set(genes) <= set(table.var_names):
         return None
@@ -329,7 +334,7 @@ def _matrix(table: AnnData, genes: list[str], layer: str | None, transform: Tran
 
 
 def _rows(table: AnnData, layer: str | None, transform: Transform, columns: Any = slice(None)) -> sparse.csr_matrix:
-    """Transformed counts (n, columns), sparse, read block by block; depth is counted over all genes, and them alone."""
+    """Transformed counts (n, columns), sparse, read block by block; the depth includes only genes, but all of them."""
     counts = counts_of(table, layer)
     features = features_of(table.var)
     is_gene = None if features.is_gene.all() or not features.is_gene.any() else features.is_gene

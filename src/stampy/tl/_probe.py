@@ -1,4 +1,4 @@
-"""Linear probing: labels predicted from an embedding by a linear model, each spot held out once."""
+"""Linear probe: predict labels from an embedding with a linear model, each spot held out once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["probe", "probe_predictions", "probe_scores"]
 
 METHODS = ("logistic", "ridge")
-LOGISTIC_PENALTY = 10.0  # C = 0.1 of scikit-learn
+LOGISTIC_PENALTY = 10.0  # C = 0.1 in scikit-learn
 RIDGE_PENALTY = 10.0
 
 
@@ -40,7 +40,7 @@ def probe_predictions(
 ) -> np.ndarray:
     """Predict every spot's label from the spots of the other folds.
 
-    Columns are standardised by the training spots, classes weigh the same.
+    Columns are standardised by the training spots, and classes have equal weight.
 
     Parameters
     ----------
@@ -89,12 +89,12 @@ def probe_predictions(
 def probe_scores(
     codes: np.ndarray, predicted: np.ndarray, folds: np.ndarray, *, names: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Scores of held-out predictions in each fold and over all spots together.
+    """Scores of held-out predictions in each fold and over all spots.
 
     Returns
     -------
-    A row per fold, and "all": `fold`, `n_train` (for "all" the mean over folds), `n_test`, `n_unseen` (spots of a label
-    that no training spot had: they count as wrong), `balanced_accuracy` (over the labels that occur in the fold),
+    One row per fold, and "all": `fold`, `n_train` (for "all" the mean over folds), `n_test`, `n_unseen` (spots with a
+    label that no training spot has; they count as errors), `balanced_accuracy` (over the labels in the fold),
     `weighted_f1`, `accuracy`.
     """
     k = int(max(codes.max(), predicted.max())) + 1
@@ -233,7 +233,7 @@ def probe(
         "label_key": labels, "classes": np.array(classes, dtype=object),
         "embeddings": np.array(reps, dtype=object), "folds": scheme, "n_folds": len(names), "method": method,
         "n_spots": int(known.sum()), "n_unlabelled": int((~known).sum()), "scores": scores,
-        "summary": texted(summary_of_folds(scores)), "confusion": matrices,
+        "summary": with_text_index(summary_of_folds(scores)), "confusion": matrices,
     }  # fmt: skip
     obs = {f"{key_added}_{rep}": pd.Categorical.from_codes(column, classes) for rep, column in columns.items()}
     obs[f"{key_added}{_keys.FOLD_SUFFIX}"] = spread(fold, known, -1).astype(np.int32)
@@ -251,7 +251,7 @@ def folds_in(
     rng: int | np.random.Generator | None,
     table_key: str = _keys.TABLE,
 ) -> tuple[np.ndarray, list[str], str]:
-    """Folds of the spots in `use` (bool), their names, and the scheme that was chosen."""
+    """Folds of the spots in `use` (bool), their names, and the selected scheme."""
     table = table_of(adata, table_key)
     sections, section_names = _checks.libraries(table, library_key)
     named = np.array(section_names, dtype=object)[sections][use] if library_key else None
@@ -273,7 +273,7 @@ def folds_in(
 
 
 def _check_overlap(codes: np.ndarray, folds: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise for a fold whose labels occur nowhere else, or without which one label is left."""
+    """Raise if the labels of a fold do not occur in other folds, or only one label remains without it."""
     for fold in np.unique(folds):
         inside, outside = np.unique(codes[folds == fold]), np.unique(codes[folds != fold])
         held, rest = ([classes[c] for c in part] for part in (inside, outside))
@@ -297,6 +297,6 @@ def spread(values: np.ndarray, rows: np.ndarray, fill: object) -> np.ndarray:
     return full
 
 
-def texted(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with row names of text, as AnnData's files want them."""
+def with_text_index(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with text row names, as required for AnnData's files."""
     return table.set_axis(table.index.map(str), axis=0)

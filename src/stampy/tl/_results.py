@@ -1,7 +1,7 @@
-"""Results that tools write into AnnData: all or none, what is stale removed, with their provenance.
+"""Write results into AnnData atomically, with their provenance, and remove stale ones.
 
-A tool computes first and hands over a `Result`. Its record in ``uns["stamp"]`` lists the slots that it wrote, so the
-next call under the same key knows what to remove, whatever its settings were.
+A tool first computes a `Result`. Its record in ``uns["stamp"]`` lists the slots that were written, so that the next
+call with the same key can remove them, whatever its settings.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 Slot = Literal["obs", "obsm", "layers", "uns"]
 SLOTS: tuple[Slot, ...] = ("obs", "obsm", "layers", "uns")
-WRITTEN = "written"  # in a record: slot -> keys
+WRITTEN = "written"  # key in a record: slot -> keys
 _ABSENT = object()
 
-# What versions before 0.3 wrote, whose records have no list: a field that only such a record has -> slots and suffixes.
+# Versions before 0.3, whose records have no such list: a field that identifies the record -> slots and suffixes.
 _BEFORE: dict[str, tuple[tuple[Slot, str], ...]] = {
     "level": (("obsm", ""), ("obsm", _keys.GENE_SUFFIX), ("obsm", _keys.IMAGE_SUFFIX)),
     "n_reference": (("obsm", _keys.INDEX_SUFFIX), ("obsm", _keys.SCORE_SUFFIX)),
@@ -55,7 +55,7 @@ _BEFORE: dict[str, tuple[tuple[Slot, str], ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a tool found for a table of n spots: values by slot and key, and the record of how they were made."""
+    """Results of a tool for a table of n spots: values by slot and key, and their record."""
 
     key: str  # of the record in uns["stamp"]
     record: Mapping[str, object]
@@ -66,22 +66,22 @@ class Result:
     blank: np.ndarray | None = None  # (n,) bool: spots whose values may be missing (NaN)
 
     def items(self) -> Iterator[tuple[Slot, str, object]]:
-        """Slot, key and value of all that is to be written, but for the record."""
+        """Slot, key and value of everything to write, except the record."""
         for slot in SLOTS:
             for name, value in getattr(self, slot).items():
                 yield slot, name, value
 
 
 def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _keys.TABLE) -> Data | None:
-    """Write a result in place, or into the copy that is returned.
+    """Write a result in place, or into a returned copy.
 
-    Slots that the earlier call under the same key filled and this one does not are removed. Results of other calls that
-    were computed from what changes here are named in a warning. If anything fails, the table is as it was.
+    Slots written by an earlier call with the same key and not by this one are removed. A warning names results of other
+    calls that were computed from changed values. If anything fails, the table is not changed.
 
     Raises
     ------
     ValueError
-        Values that are not finite, or a key that is one of the inputs. Nothing is written then.
+        Values are not finite, or a key is one of the inputs; nothing is written then.
     """
     table = table_of(adata, table_key)
     for slot, name, value in result.items():
@@ -92,21 +92,21 @@ def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _k
         table = table_of(adata, table_key)
     records: Mapping[str, object] = table.uns.get(_keys.UNS, {})
     new = [(slot, name) for slot, name, _ in result.items()]
-    stale = [place for place in _left_by(table, result.key, records.get(result.key)) if place not in new]
+    stale = [place for place in _slots_of(table, result.key, records.get(result.key)) if place not in new]
     changed = {name for slot, name in stale if slot == "obsm"}
     changed |= {name for name, value in result.obsm.items() if name in table.obsm and _differ(table.obsm[name], value)}
     listed = {slot: list(getattr(result, slot)) for slot in SLOTS if getattr(result, slot)}
     record = {"stampy": stampy.__version__, **result.record, WRITTEN: listed}
     _replace(table, result, stale, {**records, result.key: record})
-    logger.info("Written: %s, uns['%s'][%r]", _told(new), _keys.UNS, result.key)
+    logger.info("Written: %s, uns['%s'][%r]", _names_of(new), _keys.UNS, result.key)
     if stale:
-        logger.info("Removed, of an earlier call: %s", _told(stale))
+        logger.info("Removed, of an earlier call: %s", _names_of(stale))
     _warn_of_dependents(table, changed, result.key)
     return adata if copy else None
 
 
 def check_finite(name: str, value: object, *, blank: np.ndarray | None = None) -> None:
-    """Raise ValueError where computed numbers are NaN or infinite; in the rows `blank` (n,) they may be NaN."""
+    """Raise ValueError if computed numbers are NaN or infinite; rows in `blank` (n,) may be NaN."""
     values = getattr(value, "data", None) if hasattr(value, "indptr") else value
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
         return
@@ -125,7 +125,7 @@ def check_finite(name: str, value: object, *, blank: np.ndarray | None = None) -
 
 
 def _check_inputs(result: Result) -> None:
-    """Raise ValueError where a result would replace what it was computed from."""
+    """Raise ValueError if a result would replace its inputs."""
     record = result.record
     columns = [record.get(f) for f in ("label_key", "label", "library_key", "patient_key", "groupby")]
     inputs: dict[str, set[object]] = {"obs": {c for c in columns if c}, "obsm": set(embeddings_of(record))}
@@ -137,8 +137,8 @@ def _check_inputs(result: Result) -> None:
             )
 
 
-def _left_by(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:
-    """Slots that the earlier call under this key wrote, as far as they are still there."""
+def _slots_of(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:
+    """Existing slots that an earlier call with this key wrote."""
     if not isinstance(record, Mapping):
         return []
     if WRITTEN in record:
@@ -151,7 +151,7 @@ def _left_by(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]
 
 
 def _replace(table: AnnData, result: Result, stale: list[tuple[Slot, str]], records: dict[str, object]) -> None:
-    """Put the new values and take the stale ones out; all is undone if one can't be put."""
+    """Write new values and remove stale ones; undo all changes if one fails."""
     before: list[tuple[Slot, str, object]] = []
 
     def keep(slot: Slot, name: str) -> None:
@@ -175,16 +175,16 @@ def _replace(table: AnnData, result: Result, stale: list[tuple[Slot, str]], reco
 
 
 def embeddings_of(record: Mapping[str, object]) -> list[str]:
-    """Keys of obsm that a result was computed from, by its record."""
+    """Keys of obsm from which a result was computed, according to its record."""
     suffix = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "cluster": _keys.GENE_SUFFIX,
               "match": _keys.IMAGE_SUFFIX, "fused": ""}  # fmt: skip
     named = [str(record[f]) for f in ("use_rep", "reference_rep") if record.get(f)]
     named += [str(rep) for rep in record.get("embeddings", ())]  # type: ignore[attr-defined]
     keys = record.get("embedding_key")
-    if isinstance(keys, str):  # of `score` and `attribute`
+    if isinstance(keys, str):  # records of `score` and `attribute`
         what = str(record.get("modality") or record.get("target"))
         return named + ([keys + suffix[what]] if what in suffix else [])
-    if keys is not None:  # of `retrieve`: the queries', and what they were sought in
+    if keys is not None:  # record of `retrieve`: keys of the queries and of the reference
         asked, sought = (str(k) for k in keys)  # type: ignore[attr-defined]
         named.append(asked + suffix[str(record["query"])])
         if record.get("reference") == "self":
@@ -193,7 +193,7 @@ def embeddings_of(record: Mapping[str, object]) -> list[str]:
 
 
 def _warn_of_dependents(table: AnnData, changed: set[str], key: str) -> None:
-    """Name the results, stampy's and scanpy's, that were computed from embeddings that have changed."""
+    """Warn about results, also of scanpy, that were computed from embeddings that have changed."""
     if not changed:
         return
     records: Mapping[str, object] = table.uns[_keys.UNS]
@@ -214,5 +214,5 @@ def _differ(old: object, new: np.ndarray) -> bool:
     return not (isinstance(old, np.ndarray) and np.array_equal(old, new, equal_nan=new.dtype.kind == "f"))
 
 
-def _told(places: list[tuple[Slot, str]]) -> str:
+def _names_of(places: list[tuple[Slot, str]]) -> str:
     return ", ".join(f"{slot}[{name!r}]" for slot, name in places)

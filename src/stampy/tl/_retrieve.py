@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["retrieve"]
 
 RECALL_AT = (1, 5, 10)
-APPROXIMATE_FROM = 10**10  # pairs of query and reference; exact takes some minutes on a core up to here
+APPROXIMATE_FROM = 10**10  # pairs of query and reference; up to here, exact search takes some minutes on one core
 EXCLUDE = ("nothing", "spot", "neighbors", "section")
 
 
@@ -118,8 +118,8 @@ def retrieve(
     KeyError
         The embedding, the coordinates (for neighbours) or a column is missing.
     ValueError
-        Embeddings of different models, levels or sizes; `k` larger than the number of spots to find; no spots in common
-        for `paired`; conflicting arguments.
+        Embeddings of different models, weights, levels or sizes; `k` larger than the number of spots to find; no spots
+        in common for `paired`; conflicting arguments.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def retrieve(
     table = table_of(adata, table_key)
     other = table if reference is None else table_of(reference, table_key)
     _check_arguments(query, target, k, exclude, radius, paired, method, reference)
-    sought, given = _spaces(table, other, (embedding_key, reference_key or embedding_key), query, target)
+    sought, given = _comparable_spaces(table, other, (embedding_key, reference_key or embedding_key), query, target)
     if exclude is None:
         exclude = "spot" if reference is None and query == target else "nothing"
     library_key = library_key_of(adata, library_key, table_key)
@@ -174,10 +174,10 @@ def retrieve(
     return write_result(adata, result, copy=copy, table_key=table_key)
 
 
-def _spaces(
+def _comparable_spaces(
     table: AnnData, other: AnnData, keys: tuple[str, str], query: Modality, target: Modality
 ) -> tuple[Space, Space]:
-    """The embeddings of the queries and of what is searched; they must share a space."""
+    """Embeddings of queries and reference, which must share a space."""
     _checks.not_empty(table, genes=False)
     _checks.not_empty(other, genes=False)
     sought = space_of(table, keys[0], query)
@@ -221,7 +221,7 @@ def _warn_of_unknown(query: Space, reference: Space) -> None:
 
 
 class _Sections:
-    """The section of every query and of all in the reference, by common codes."""
+    """Section of every query and reference spot, with common codes."""
 
     def __init__(self, query: np.ndarray, reference: np.ndarray, names: list[str]):
         self.query, self.reference, self.names = query, reference, names
@@ -238,7 +238,7 @@ def _sections(table: AnnData, other: AnnData, library_key: str | None) -> _Secti
 
 
 def _pairs(table: AnnData, other: AnnData, sections: _Sections, paired: bool) -> np.ndarray:
-    """Row of the reference that is the same spot (n,), -1 for none."""
+    """Row of the reference with the same spot (n,), -1 for none."""
     if not paired:
         return np.full(table.n_obs, -1)
     if other is table:
@@ -261,7 +261,7 @@ def _pairs(table: AnnData, other: AnnData, sections: _Sections, paired: bool) ->
 
 
 def _places(data: Any, reference: Any, library_key: str | None, table_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the queries and of the reference."""
+    """Coordinates of queries and reference."""
     if reference is not None and library_key is None:
         raise ValueError("exclude='neighbors' with another `reference` needs `library_key`, the spots' section.")
     xy = places_of(data, library_key=library_key, table_key=table_key).xy
@@ -270,7 +270,7 @@ def _places(data: Any, reference: Any, library_key: str | None, table_key: str) 
 
 def _exclusions(exclude: str, places: tuple[np.ndarray, np.ndarray] | None, pairs: np.ndarray, sections: _Sections,
                 radius: float, library_key: str | None) -> tuple[sparse.csr_array | None, tuple | None]:  # fmt: skip
-    """Pairs not to be found, as a sparse matrix, or as codes of groups."""
+    """Excluded pairs, as a sparse matrix or as codes of groups."""
     if exclude == "section":
         if library_key is None:
             raise ValueError("exclude='section' needs `library_key`, the column of obs with the spots' section.")
@@ -285,7 +285,7 @@ def _exclusions(exclude: str, places: tuple[np.ndarray, np.ndarray] | None, pair
 
 
 def _neighbors(xy: np.ndarray, other_xy: np.ndarray, sections: _Sections, radius: float) -> sparse.csr_array:
-    """Spots of the reference within `radius` spot distances of each query in its section, itself among them."""
+    """Reference spots within `radius` spot distances of each query in its section, including the query itself."""
     rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for code in np.intersect1d(sections.query, sections.reference):
         mine, theirs = np.flatnonzero(sections.query == code), np.flatnonzero(sections.reference == code)
@@ -297,12 +297,12 @@ def _neighbors(xy: np.ndarray, other_xy: np.ndarray, sections: _Sections, radius
 
 
 def _spot_distance(xy: np.ndarray) -> float:
-    """Median distance to the nearest other spot; 0 for one spot."""
+    """Median distance to the nearest other spot; 0 for a single spot."""
     return float(np.median(nearest(xy, 1)[0])) if len(xy) > 1 else 0.0
 
 
 class _Search:
-    """Queries and reference without the spots that have no embedding, and what is not to be found."""
+    """Queries and reference without spots that have no embedding, and excluded pairs."""
 
     def __init__(self, query: Space, reference: Space, pairs: np.ndarray,
                  excluded: sparse.csr_array | None, groups: tuple | None):  # fmt: skip
@@ -318,7 +318,7 @@ class _Search:
         self.pairs = np.where((pairs >= 0) & query.known, place[pairs], -1)
 
     def check(self, k: int) -> None:
-        """Raise ValueError where a query has fewer than `k` candidates."""
+        """Raise ValueError if a query has fewer than `k` candidates."""
         taken = np.zeros(len(self.query.vectors), dtype=np.int64)
         if self.excluded is not None:
             taken = np.diff(self.excluded.indptr)
@@ -339,7 +339,7 @@ class _Search:
         )
 
     def run(self, k: int, method: str | None, rng: np.random.Generator, progress: bool) -> tuple[Nearest, str]:
-        """What is found, as rows of the whole reference, and how."""
+        """Results as rows of the whole reference, and the search method."""
         if method is None:
             pairs = len(self.query.vectors) * len(self.vectors)
             method = "exact" if pairs <= APPROXIMATE_FROM or self.groups is not None else "approximate"
@@ -374,7 +374,7 @@ class _Search:
 
 
 def _recall(found: Nearest, pairs: np.ndarray, search: _Search, sections: _Sections, at: tuple) -> pd.DataFrame:
-    """The tidy table, over all queries and by section."""
+    """Tidy table over all queries and by section."""
     paired = search.pairs >= 0
     m = len(search.vectors)
     groups = [("all", paired)]

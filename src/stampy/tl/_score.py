@@ -1,4 +1,4 @@
-"""Score of every spot for a gene programme."""
+"""Score every spot for a gene programme."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def score(
     KeyError
         The spots have no such embedding.
     ValueError
-        Too few genes in the vocabulary, embeddings of another model, or a model without image tower.
+        Too few genes in the vocabulary, embeddings of another model or other weights, or a model without
+        image tower.
 
     Notes
     -----
@@ -150,7 +151,7 @@ def score(
 def rows_of_genes(
     genes: Sequence[str], model: models.Stamp, minimum: int, organism: Organism = "human"
 ) -> tuple[np.ndarray, list[str]]:
-    """Rows of the model's vocabulary of a ranked list, each once and in its order, and the names that are not in it."""
+    """Rows of the vocabulary for a ranked list, without repetitions and in order, and the names missing in it."""
     if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
         raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
     if not len(genes):
@@ -171,7 +172,7 @@ def rows_of_genes(
 
 
 def _names(model: models.Stamp) -> np.ndarray:
-    """First symbol, or id, of every gene of the vocabulary."""
+    """First symbol, or id, of every gene in the vocabulary."""
     genes = genes_of(model)
     symbols = genes["symbol"].fillna("").astype(str).str.split("|").str[0]
     return np.asarray(np.where(symbols == "", genes["gene_id"], symbols))
@@ -179,7 +180,7 @@ def _names(model: models.Stamp) -> np.ndarray:
 
 @torch.inference_mode()
 def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
-    """Embedding (d,) of a ranked list of rows of the vocabulary, of L2 norm 1."""
+    """Embedding (d,) of a ranked list of rows of the vocabulary, with L2 norm 1."""
     tokens = torch.from_numpy(rows[None] + _keys.N_SPECIAL).to(model.device)
     training = model.training
     try:
@@ -189,7 +190,7 @@ def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
 
 
 def _standardized(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Z scores within each section; 0 where all spots of a section score the same."""
+    """Z scores within each section; 0 if all spots of a section have the same score."""
     out = values.copy()
     for code in np.unique(sections):
         mine = values[sections == code]

@@ -1,4 +1,4 @@
-"""Slide labels from embedded tiles, cross-validated by patient."""
+"""Predict slide labels from embedded tiles, cross-validated by patient."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ METHODS = ("abmil", "mean")
 
 @dataclass(frozen=True, eq=False)
 class Slides:
-    """Slides with what is known about each; S of them."""
+    """Slides with their tiles, patients and labels; S of them."""
 
     names: list[str]
-    rows: list[np.ndarray | slice]  # of the table
+    rows: list[np.ndarray | slice]  # rows of the table
     patients: np.ndarray  # (S,) text
     classes: np.ndarray  # (S,) int
     class_names: list[str]
@@ -193,15 +193,15 @@ def _check_arguments(methods: Sequence[str], n_folds: int, n_bootstrap: int, rec
 
 
 def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: str) -> Slides:
-    """The slides of a table of tiles, checked; the order of their names."""
+    """Slides of a table of tiles, checked, in the order of their names."""
     _checks.not_empty(table, genes=False)
     _checks.has_key(table.obs, label, slot="adata.obs", needs="`label` names the column with the slides' labels.")
     _checks.has_key(
         table.obs, patient_key, slot="adata.obs", needs="`patient_key` names the column with the patient of each slide."
     )
     codes, names = _checks.libraries(table, library_key)
-    patients = _one_each(table.obs[patient_key], codes, names, patient_key)
-    labels = _one_each(table.obs[label], codes, names, label)
+    patients = _unique_values(table.obs[patient_key], codes, names, patient_key)
+    labels = _unique_values(table.obs[label], codes, names, label)
     class_names = sorted(set(labels))
     if len(class_names) < 2:
         raise ValueError(f"All {len(names)} slides have the label {class_names[0]!r}; at least two labels are needed.")
@@ -218,8 +218,8 @@ def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: s
     return Slides(names, rows, patients, np.searchsorted(class_names, labels), class_names)
 
 
-def _one_each(column: pd.Series, codes: np.ndarray, names: list[str], key: str) -> np.ndarray:
-    """The one value of each slide (S,) as text."""
+def _unique_values(column: pd.Series, codes: np.ndarray, names: list[str], key: str) -> np.ndarray:
+    """The unique value of each slide (S,) as text."""
     missing = sorted({names[c] for c in codes[column.isna().to_numpy()]})
     if missing:
         raise ValueError(
@@ -239,7 +239,7 @@ def _one_each(column: pd.Series, codes: np.ndarray, names: list[str], key: str) 
 
 
 def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
-    """Rows that follow each other as a slice, which costs no copy."""
+    """Convert consecutive rows to a slice, which avoids a copy."""
     whole = rows[-1] - rows[0] + 1 == len(rows)
     return slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
 
@@ -256,7 +256,7 @@ def _check_folds(slides: Slides, n_folds: int) -> None:
 
 
 def _bags(table: AnnData, use_rep: str, slides: Slides) -> Bag:
-    """Reads the tiles of a slide; ValueError for NaN, before any training."""
+    """Function that reads the tiles of a slide; ValueError for NaN before any training."""
     _checks.has_key(table.obsm, use_rep, slot="adata.obsm", needs="`use_rep` names the tiles' embedding.")
     values = table.obsm[use_rep]
 
@@ -272,7 +272,7 @@ def _bags(table: AnnData, use_rep: str, slides: Slides) -> Bag:
 
 
 def _folds(slides: Slides, n_folds: int, random: np.random.Generator) -> np.ndarray:
-    """Fold of each slide (S,): patients are parted, each label evenly."""
+    """Fold of each slide (S,): by patient, stratified by label."""
     from sklearn.model_selection import StratifiedKFold
 
     patients, first, code = np.unique(slides.patients, return_index=True, return_inverse=True)
@@ -286,7 +286,7 @@ def _folds(slides: Slides, n_folds: int, random: np.random.Generator) -> np.ndar
 def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str], recipe: Recipe,
               random: np.random.Generator, device: torch.device, n_tiles: int,
               progress: bool) -> tuple[dict[str, np.ndarray], np.ndarray | None]:  # fmt: skip
-    """Probabilities (S, C) by method, and the attention (n,), each from the fold that did not see the slide."""
+    """Probabilities (S, C) by method, and the attention (n,), each from the model trained without the slide's fold."""
     found = {m: np.empty((len(folds), len(slides.class_names))) for m in methods}
     attention = np.empty(n_tiles, dtype=np.float32) if "abmil" in methods else None
     means = np.array([bag(s).mean(axis=0) for s in range(len(folds))]) if "mean" in methods else None

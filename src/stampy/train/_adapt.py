@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from stampy._settings import DEFAULT_SEED
 from stampy.models import Stamp, load
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.pp import Vocabulary
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, pieces_of
-from stampy.pp._linear_encoder import adapt_encoder as solve
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
+from stampy.pp._adaptation import adapt_encoder as solve
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
@@ -32,14 +32,17 @@ def adapt(
     *,
     strength: float | None = None,
     n_axes: int | None = None,
+    context: Literal["neighbors"] | None = None,
     max_spots: int | None = MAX_SPOTS,
     rng: int | np.random.Generator | None = DEFAULT_SEED,
 ) -> Stamp:
     """Fit the gene tower of a model to sections, in closed form, without labels.
 
-    The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. The share of the
-    mixture and the number of axes are selected by how well one half of the molecules predicts the genes of the other
-    half (the measure of `stampy.tl.evaluate`). It takes seconds for a Visium section.
+    The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. For use in
+    context they are put beside the axes of the model instead, because the mean over neighbouring spots is less noisy,
+    and more axes help. The share of the sections and the number of axes are selected by how well one half of the
+    molecules predicts the genes of the other half (the measure of `stampy.tl.evaluate`). It takes seconds for a Visium
+    section.
 
     Parameters
     ----------
@@ -53,7 +56,11 @@ def adapt(
         Share of the sections in the mixture: 0 keeps the axes of the model, 1 uses only those of the sections. None:
         selected.
     n_axes
-        Number of columns of the embedding. None: selected.
+        Number of axes of the mixture, which is the number of columns of the embedding. With `context`, number of axes
+        beside those of the model. None: selected, from 8 to 64 and from 8 to 32.
+    context
+        How the embedding will be used: for single spots, or ``"neighbors"`` for the mean over each spot and its
+        nearest, as `stampy.tl.embed` makes it with the same argument.
     max_spots
         Maximum number of spots in total. With more spots, a compact piece of each section is used. None: all.
     rng
@@ -63,7 +70,7 @@ def adapt(
     -------
     A model without image tower, for example for `stampy.tl.embed` and `stampy.models.save`. Its name contains a digest
     of its axes, because vectors of different adaptations are not comparable; search or transfer across them raises an
-    error. ``adapted`` states strength, number of axes and number of spots.
+    error. ``adapted`` states strength, number of axes, number of spots and context.
 
     Raises
     ------
@@ -80,6 +87,8 @@ def adapt(
     (150, 16)
     """
     _check(strength, n_axes, max_spots)
+    if context is not None:
+        _checks.one_of("context", context, ("neighbors",))
     start = check_linear(load(model, device="cpu") if isinstance(model, str | Path) else model)
     rng, vocabulary = _utils.generator(rng), Vocabulary(start.genes)
     listed = as_sections(sections)
@@ -89,7 +98,9 @@ def adapt(
         with of_section(section.name):
             pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
     parts = LinearEncoder(*linear_parts(start))
-    found = solve(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = solve(
+        pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=context is not None, rng=rng
+    )
     adapted = with_axes(start, found.axes, found.head, found.bias)
     adapted.adapted = found.record(start.name)
     logger.info("%s: strength %g, %d axes, by %d spots", adapted.name, found.strength, found.n_axes, found.n_spots)

@@ -1,1 +1,1 @@
-"""One reader for each format."""
+"""Readers, one per format."""

@@ -1,4 +1,4 @@
-"""AnnData (.h5ad, .zarr, .zarr.zip), with the counts in memory or left on disk; MuData; stores of SpatialData."""
+"""AnnData (.h5ad, .zarr, .zarr.zip), in memory or with counts on disk; MuData; SpatialData stores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 MARKS = ("zarr.json", ".zgroup", ".zattrs")
 _SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 ELEMENTS = ("images", "labels", "points", "shapes")
-# where packages put coordinates that stampy looks for in obsm["spatial"]
+# keys of obsm in which other packages store coordinates
 _IN_OBSM = ("X_spatial", "spatial_fullres", "X_Spatial", "Spatial", "spatial_coords", "coordinates")
 _IN_OBS = (("imagecol", "imagerow"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("sdimx", "sdimy"), ("x", "y"),
            ("x_centroid", "y_centroid"), ("center_x", "center_y"),
@@ -48,7 +48,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def zarr_kind(path: Path) -> str:
-    """What a zarr store holds: "SpatialData", "MuData", "zarr" (AnnData), "image", or "" for anything else."""
+    """Contents of a zarr store: "SpatialData", "MuData", "zarr" (AnnData), "image", or "" for anything else."""
     import zarr
 
     with reading(path):
@@ -59,7 +59,7 @@ def zarr_kind(path: Path) -> str:
 
 
 def zarr_kind_of(group: zarr.Group, name: str) -> str:
-    """The same for an open store of that name."""
+    """Like `zarr_kind` for an open store; `name` is used in messages."""
     keys, attrs = set(group.keys()), dict(group.attrs)
     if "spatialdata_attrs" in attrs or (keys & set(ELEMENTS) and keys & {"tables", "table"} and "obs" not in keys):
         return "SpatialData"  # before 0.2 the root had no attributes
@@ -72,7 +72,7 @@ def zarr_kind_of(group: zarr.Group, name: str) -> str:
 
 
 def hdf5_kind(path: Path) -> str:
-    """What an HDF5 file holds, whatever its name; "" for an unknown kind."""
+    """Contents of an HDF5 file, independent of its name; "" if unknown."""
     with hdf5(path) as file:
         keys = set(file)
         if "matrix" in keys:
@@ -89,28 +89,28 @@ def hdf5_kind(path: Path) -> str:
 
 
 def read_h5ad(path: Path, *, backed: bool) -> AnnData:
-    """An .h5ad of any version of anndata."""
+    """Read an .h5ad of any version of anndata."""
     import anndata
 
     with reading(path):
         adata = anndata.read_h5ad(path, backed="r" if backed else None)
-    _say_where_coordinates_are(adata, path)
+    _hint_at_coordinates(adata, path)
     return adata
 
 
 def read_zarr(path: Path, *, backed: bool) -> AnnData:
-    """The AnnData of a store, zarr v2 or v3."""
+    """Read the AnnData of a zarr v2 or v3 store."""
     import anndata
     import zarr
 
     with reading(path):
         adata = read_backed(zarr.open_group(path, mode="r")) if backed else anndata.read_zarr(path)
-    _say_where_coordinates_are(adata, path)
+    _hint_at_coordinates(adata, path)
     return adata
 
 
 def read_group(group: h5py.Group | zarr.Group) -> AnnData:
-    """An AnnData inside another file, in memory."""
+    """Read an AnnData inside another file into memory."""
     import anndata
 
     if group.attrs.get("encoding-type") == "anndata":
@@ -120,7 +120,7 @@ def read_group(group: h5py.Group | zarr.Group) -> AnnData:
 
 
 def read_backed(group: zarr.Group | h5py.Group) -> AnnData:
-    """An AnnData whose matrices stay in the store, without `raw`, which stampy never reads."""
+    """Open an AnnData with matrices on disk, without `raw`, which stampy does not use."""
     import anndata
 
     parts = {key: anndata.io.read_elem(group[key]) for key in _SMALL if key in group}
@@ -129,7 +129,7 @@ def read_backed(group: zarr.Group | h5py.Group) -> AnnData:
 
 
 def _on_disk(element: Any) -> Any:
-    """A matrix on disk, read by rows."""
+    """Matrix on disk that is read by rows."""
     import anndata
     import zarr
 
@@ -138,8 +138,8 @@ def _on_disk(element: Any) -> Any:
     return anndata.io.sparse_dataset(element)
 
 
-def _say_where_coordinates_are(adata: AnnData, path: Path) -> None:
-    """Warn of other coordinates in a table without ``obsm["spatial"]``; the user must choose one."""
+def _hint_at_coordinates(adata: AnnData, path: Path) -> None:
+    """Warn about coordinates elsewhere in a table without ``obsm["spatial"]``; the user must choose."""
     if _keys.SPATIAL in adata.obsm:
         return
     found = [f"adata.obsm[{key!r}]" for key in _IN_OBSM if key in adata.obsm]
@@ -155,7 +155,7 @@ _RNA = ("rna", "gex", "gene expression", "gene_expression", "mrna", "transcripto
 
 
 def read_mudata(path: Path) -> AnnData:
-    """The modality with RNA; the others are named in a warning."""
+    """Read the RNA modality; a warning lists the others."""
     if path.is_dir():
         import zarr
 
@@ -185,7 +185,7 @@ def _read(root: Any, path: Path) -> AnnData:
 
 
 def _own_rows(root: Any, rna: str, n: int) -> np.ndarray:
-    """Coordinates of the whole MuData for the rows of one modality (obsmap: its row + 1, 0 where it has none)."""
+    """Coordinates of the MuData for the rows of one modality (obsmap: its row + 1, 0 if missing)."""
     import anndata
 
     xy = np.asarray(anndata.io.read_elem(root["obsm"][_keys.SPATIAL]), dtype=np.float64)
@@ -196,12 +196,12 @@ def _own_rows(root: Any, rna: str, n: int) -> np.ndarray:
 
 
 def is_spatialdata_store(path: Path) -> bool:
-    """Whether the folder is the zarr store of a SpatialData."""
+    """Whether the folder is a zarr store of SpatialData."""
     return is_zarr(path) and zarr_kind(path) == "SpatialData"
 
 
 def read_spatialdata(path: Path, *, backed: bool) -> SpatialData:
-    """The SpatialData of a store; with `backed` the counts of its tables stay on disk."""
+    """Read a SpatialData store; with `backed`, counts of its tables stay on disk."""
     import spatialdata
     import zarr
 
@@ -209,10 +209,10 @@ def read_spatialdata(path: Path, *, backed: bool) -> SpatialData:
         group = zarr.open_group(path, mode="r")
         data = spatialdata.read_zarr(path, selection=ELEMENTS) if backed else spatialdata.read_zarr(path)
         stored = {name: part for key in ("tables", "table") if key in group for name, part in group[key].groups()}
-        for name in sorted(set(stored) - set(data.tables)):  # where not `backed`: of old stores
+        for name in sorted(set(stored) - set(data.tables)):  # if not `backed`: tables of old stores
             table = read_backed(stored[name]) if backed else read_group(stored[name])
             link = table.uns.get("spatialdata_attrs", {})
-            if hasattr(link.get("region"), "tolist"):  # as spatialdata's reader does
+            if hasattr(link.get("region"), "tolist"):  # as in spatialdata's reader
                 link["region"] = link["region"].tolist()
             data.tables[name] = table
         if not stored:

@@ -1,4 +1,4 @@
-"""CosMx flat files, by cells: ``*_exprMat_file.csv`` at the centres in ``*_metadata_file.csv``."""
+"""CosMx flat files, by cells: ``*_exprMat_file.csv`` with the centres in ``*_metadata_file.csv``."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from stampy._io.input_files import SectionFiles, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_cosmx", "read_cosmx"]
+__all__ = ["EXPECTED_FILES", "is_cosmx", "read_cosmx"]
 
 logger = logging.getLogger(__name__)
 
-LOOKED_FOR = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
+EXPECTED_FILES = "CosMx flat files are *_exprMat_file.csv and *_metadata_file.csv."
 _COUNTS, _CELLS, _FIELDS = "exprMat_file.csv", "metadata_file.csv", "fov_positions_file.csv"
 _KEYS = ("fov", "cell_ID", "cell_id", "cell")
 _CENTRES = ["CenterX_global_px", "CenterY_global_px"]
-_CENTRES_MM = ["x_slide_mm", "y_slide_mm"]  # of exports without global px
+_CENTRES_MM = ["x_slide_mm", "y_slide_mm"]  # for exports without global px
 _CONTROLS = ("negprb", "negative", "systemcontrol", "falsecode", "custom_neg")
-CELL_UM = 10.0  # across; for drawing
+CELL_UM = 10.0  # diameter for plots
 
 
 def is_cosmx(folder: Path) -> bool:
-    """Whether the folder holds CosMx flat files."""
+    """Whether the folder contains CosMx flat files."""
     return bool(SectionFiles(folder).all(_COUNTS, _CELLS))
 
 
 def read_cosmx(folder: Path) -> AnnData:
-    """Cells with their genes at the global centres, in px; control probes are left out.
+    """Cells and genes at the global centres, in px, without control probes.
 
-    µm per px are computed from areas given in px and in µm², or from fields of view given in px and in mm; without
-    either the scale is unknown, with a warning.
+    µm per px are computed from areas given in px and µm², or from fields of view given in px and mm; otherwise the
+    scale is unknown, with a warning.
     """
     parts = SectionFiles(folder)
-    counts_path = parts.need(_COUNTS, looked_for=LOOKED_FOR)
+    counts_path = parts.need(_COUNTS, looked_for=EXPECTED_FILES)
     parts = parts.of(counts_path, _COUNTS)
-    cells_path = parts.need(_CELLS, looked_for=LOOKED_FOR)
+    cells_path = parts.need(_CELLS, looked_for=EXPECTED_FILES)
     cells = _cells(cells_path)
     counts = _counts(counts_path)
     adata = with_positions(counts, cells, counts_name=counts_path.name, positions_name=cells_path.name)
@@ -57,7 +57,7 @@ def read_cosmx(folder: Path) -> AnnData:
 
 
 def _names(frame: pd.DataFrame) -> list[str]:
-    """FOV_CELL: unique in a section; a cell's number alone is not."""
+    """FOV_CELL, which is unique in a section, unlike the number of a cell."""
     cell = "cell_ID" if "cell_ID" in frame else "cell_id"
     return [f"{fov}_{number}" for fov, number in zip(frame["fov"].astype(str), frame[cell].astype(str), strict=True)]
 
@@ -66,7 +66,7 @@ def _counts(path: Path) -> Counts:
     columns = layout_of(path).named
     keys = [c for c in columns if c in _KEYS]
     if "fov" not in keys or not {"cell_ID", "cell_id"} & set(keys):
-        raise refuse(f"{str(path)!r} lacks the columns fov and cell_ID; it begins with {columns[:4]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns fov and cell_ID; it begins with {columns[:4]}. {EXPECTED_FILES}")
     x, _, genes, found = wide_counts(path, keys=keys)
     cell = found["cell_ID" if "cell_ID" in found else "cell_id"].astype(str)
     in_cells = np.flatnonzero((cell != "0").to_numpy())  # 0: transcripts outside of cells
@@ -84,13 +84,13 @@ def _cells(path: Path) -> pd.DataFrame:
         cells[_CENTRES] = 1000 * cells[_CENTRES_MM].to_numpy()  # in µm
     lacking = [c for c in needed if c not in cells]
     if lacking:
-        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)[:12]}. {EXPECTED_FILES}")
     cells = cells.set_axis(_names(cells), axis=0).drop(columns=[c for c in cells if not str(c)])
     return cells.rename(columns={"CenterX_global_px": "x", "CenterY_global_px": "y"})
 
 
 def _in_um(cells: pd.DataFrame) -> bool:
-    """Whether the centres came from columns in mm, for lack of columns in px."""
+    """Whether the centres are from columns in mm, since there are none in px."""
     return set(_CENTRES_MM) <= set(cells) and np.array_equal(cells["x"], 1000 * cells[_CENTRES_MM[0]])
 
 
@@ -101,7 +101,7 @@ def _um_per_px(cells: pd.DataFrame, parts: SectionFiles) -> float | None:
             return ratio
     if (path := parts.find(_FIELDS)) is not None:
         fields = table(path)
-        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # names by version
+        fields = fields.rename(columns=lambda c: str(c).lower().replace("_global_mm", "_mm"))  # depends on version
         if {"x_global_px", "x_mm", "y_global_px", "y_mm"} <= set(fields.columns) and len(fields) > 1:
             px = float(np.ptp(fields["x_global_px"]) + np.ptp(fields["y_global_px"]))
             um = 1000 * float(np.ptp(fields["x_mm"]) + np.ptp(fields["y_mm"]))

@@ -1,4 +1,4 @@
-"""HEST: an .h5ad with its slide beside it."""
+"""HEST: an .h5ad with its slide next to it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["add_hest"]
 
-_HEST_LIBRARY = "ST"  # the key in uns["spatial"] of every HEST section
+_HEST_LIBRARY = "ST"  # key in uns["spatial"] of all HEST sections
 
 
 def add_hest(adata: AnnData, path: Path) -> None:
-    """Refer to the slide of a HEST section (``wsis/ID.tif`` beside ``st/``, or beside the file), with its µm per px."""
+    """Refer to the slide of a HEST section (``wsis/ID.tif`` next to ``st/``, or next to the file), with µm per px."""
     name, near = path.stem, path.parent
     libraries = adata.uns.get(_keys.UNS_SPATIAL, {})
-    # a .tif beside any other .h5ad may be anything
+    # a .tif next to another .h5ad may be unrelated
     places = [near.parent / "wsis", *([near] if _HEST_LIBRARY in libraries else [])]
     found = (place / f"{name}{end}" for end in (".tif", ".tiff") for place in places)
     slide = next((path for path in found if path.is_file()), None)
@@ -43,7 +43,7 @@ def add_hest(adata: AnnData, path: Path) -> None:
 
 
 def _pixel_um(metadata: Mapping[str, object]) -> float | None:
-    """The size of a pixel that HEST estimated from the spots, else the one that the slide states."""
+    """Pixel size estimated by HEST from the spots, else as stated by the slide."""
     for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
         value = metadata.get(key)
         if isinstance(value, (int, float)) and np.isfinite(value) and value > 0:

@@ -26,7 +26,7 @@ _BLOCK = 2**25
 
 
 def read_loom(path: Path) -> AnnData:
-    """Counts, layers and attributes; coordinates where the columns have them, under one of the usual names."""
+    """Counts, layers and attributes; coordinates if the columns have them under a usual name."""
     import anndata
 
     with hdf5(path) as file:
@@ -46,7 +46,7 @@ def read_loom(path: Path) -> AnnData:
 
 
 def _attributes(group: Any) -> dict[str, np.ndarray]:
-    """Attributes by name; text decoded."""
+    """Attributes by name, with text decoded."""
     found = {}
     for name, dataset in group.items():
         text = dataset.dtype.kind in "OS"
@@ -55,7 +55,7 @@ def _attributes(group: Any) -> dict[str, np.ndarray]:
 
 
 def _counts(matrix: Any, path: Path) -> sparse.csr_matrix:
-    """Cells by genes, read by blocks of genes."""
+    """Cells by genes, read in blocks of genes."""
     step = max(_BLOCK // max(matrix.shape[1], 1), 1)
     blocks = [sparse.csc_matrix(matrix[i : i + step].T) for i in range(0, matrix.shape[0], step)]
     x = sparse.hstack(blocks, format="csr")

@@ -1,4 +1,4 @@
-"""Matrices of counts as 10x Genomics writes them: .h5 of every version, matrix.mtx, and Xenium's zarr."""
+"""Count matrices of 10x Genomics: .h5 of all versions, matrix.mtx, and Xenium's zarr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["counts_h5", "counts_mtx", "counts_zarr"]
 
 
 def counts_h5(path: Path) -> Counts:
-    """Counts of an HDF5 file of any version; features that are not genes are left out with a warning."""
+    """Counts from an HDF5 file of any version; features that are not genes are dropped with a warning."""
     with hdf5(path) as file:
         if "matrix" in file:
             group = file["matrix"]
@@ -42,7 +42,7 @@ def _group() -> type:
 
 
 def _of_genomes(groups: list[tuple[str, h5py.Group]], path: Path) -> Counts:
-    """Cell Ranger 1 and 2: a matrix for each genome, with barcodes of its own."""
+    """Cell Ranger 1 and 2: one matrix with its barcodes per genome."""
     parts = [
         (*_csr(group, path), _features({"id": group["genes"], "name": group["gene_names"]})) for _, group in groups
     ]
@@ -58,10 +58,10 @@ def _of_genomes(groups: list[tuple[str, h5py.Group]], path: Path) -> Counts:
 
 
 def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
-    """The file's matrix transposed to spots by genes."""
+    """Matrix of the file, transposed to spots by genes."""
     n_genes, n_spots = (int(n) for n in group["shape"][:])
     indices, indptr = _whole(group["indices"][:], path), _whole(group["indptr"][:], path)
-    # unsigned, a negative index is a huge one: one look is enough
+    # read as unsigned, negative indices are large, so that one comparison is enough
     if indices.size and indices.view(f"u{indices.dtype.itemsize}").max() >= n_genes:
         raise refuse(f"{str(path)!r} is damaged: it names gene {int(indices.max())}, but has {n_genes} genes.")
     x = sparse.csr_matrix((as_counts(group["data"][:], path), indices, indptr), shape=(n_spots, n_genes))
@@ -70,7 +70,7 @@ def _csr(group: Any, path: Path) -> tuple[sparse.csr_matrix, list[str]]:
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
-    """Indices that R wrote as floats."""
+    """Convert indices that R wrote as floats."""
     if values.dtype.kind == "f":
         whole = values.astype(np.int64)
         if not np.array_equal(whole, values):
@@ -84,20 +84,20 @@ def _features(columns: dict[str, Any]) -> pd.DataFrame:
 
 
 def _text(dataset: h5py.Dataset) -> np.ndarray:
-    """Text; a column of one repeated value, such as types and genomes mostly are, is decoded once."""
+    """Decode text; columns with a single repeated value, such as types and genomes, are decoded once."""
     raw = dataset[:]
     if raw.dtype.kind != "S":
         return dataset.asstr()[:]
     if raw.size and raw[0] == raw[-1] and (raw == raw[0]).all():
         return np.full(raw.shape, raw[0].decode(), dtype=object)
     joined = b"\n".join(raw.tolist())
-    if joined.count(b"\n") != max(raw.size - 1, 0):  # a name holds the mark
+    if joined.count(b"\n") != max(raw.size - 1, 0):  # a name contains the separator
         return dataset.asstr()[:]
     return np.array(joined.decode().split("\n") if raw.size else [], dtype=object)
 
 
 def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:
-    """Counts of a matrix folder: ``features.tsv`` with three columns, or ``genes.tsv`` with two."""
+    """Counts from a matrix folder: ``features.tsv`` with three columns, or ``genes.tsv`` with two."""
     from scipy.io import mmread
 
     with reading(matrix), opened(matrix) as stream:
@@ -121,7 +121,7 @@ def counts_mtx(matrix: Path, features: Path, barcodes: Path) -> Counts:
 
 
 def counts_zarr(group: zarr.Group, path: Path) -> Counts:
-    """Xenium's ``cell_feature_matrix.zarr.zip``: compressed by gene or by cell, cells as pairs of numbers."""
+    """Xenium's ``cell_feature_matrix.zarr.zip``: compressed by gene or by cell, with cells as pairs of numbers."""
     cells = group["cell_features"]
     names = dict(cells.attrs)
     ids = list(names["feature_ids"])
@@ -140,7 +140,7 @@ def counts_zarr(group: zarr.Group, path: Path) -> Counts:
 
 
 def cell_names(numbers: np.ndarray) -> list[str]:
-    """Xenium's names of cells: eight letters a to p for the hexadecimal digits, and the number of the data set.
+    """Xenium's cell names: eight letters a to p for the hexadecimal digits, and the number of the data set.
 
     >>> cell_names(np.array([[1, 1], [1437536272, 2]], dtype=np.uint32))
     ['aaaaaaab-1', 'ffkpbaba-2']

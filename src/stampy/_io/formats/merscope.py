@@ -1,4 +1,4 @@
-"""MERSCOPE folders, by cells: ``cell_by_gene.csv`` at the centres in ``cell_metadata.csv``, in µm."""
+"""MERSCOPE folders, by cells: ``cell_by_gene.csv`` with the centres in ``cell_metadata.csv``, in µm."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["is_merscope", "read_merscope"]
 
-LOOKED_FOR = "A MERSCOPE folder has cell_by_gene.csv and cell_metadata.csv."
-CELL_UM = 10.0  # across; for drawing
+EXPECTED_FILES = "A MERSCOPE folder has cell_by_gene.csv and cell_metadata.csv."
+CELL_UM = 10.0  # diameter for plots
 _COUNTS, _CELLS = "cell_by_gene", "cell_metadata"
-_CONTROLS = ("blank", "negcontrol", "antisense", "unassigned")  # control probes and codewords, by prefix
+_CONTROLS = ("blank", "negcontrol", "antisense", "unassigned")  # prefixes of control probes and codewords
 
 
 def is_merscope(folder: Path) -> bool:
-    """Whether the folder holds the tables of MERSCOPE."""
+    """Whether the folder contains the tables of MERSCOPE."""
     return any(_find(folder, what) for what in (_COUNTS, _CELLS))
 
 
 def _find(folder: Path, what: str) -> Path | None:
-    """``cell_by_gene.csv``, with any prefix or suffix (``_S1R1``), gzipped or not."""
+    """Find ``cell_by_gene.csv``, with any prefix or suffix (``_S1R1``), optionally gzipped."""
     parts = SectionFiles(folder)
     if (exact := parts.find(f"{what}.csv")) is not None:
         return exact
@@ -42,7 +42,7 @@ def _find(folder: Path, what: str) -> Path | None:
 
 
 def read_merscope(folder: Path) -> AnnData:
-    """Cells with their genes; control probes are left out."""
+    """Cells and genes, without control probes."""
     found = {what: _find(folder, what) for what in (_COUNTS, _CELLS)}
     paths = {what: path for what, path in found.items() if path is not None}
     if lacking := [f"{what}.csv" for what in found if what not in paths]:
@@ -60,7 +60,7 @@ def read_merscope(folder: Path) -> AnnData:
 
 
 def _cells(path: Path) -> pd.DataFrame:
-    """Cells by their names: the column EntityID, or the first one."""
+    """Cells by name: the column EntityID, or the first column."""
     cells = table(path)
     key = "EntityID" if "EntityID" in cells else cells.columns[0]
     lacking = [c for c in ("center_x", "center_y") if c not in cells]

@@ -1,4 +1,4 @@
-"""Slide-seq, and any platform that gives a table of counts and one of coordinates; either may be transposed."""
+"""Slide-seq, and other platforms with a table of counts and a table of coordinates; either may be transposed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stampy._io.input_files import refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_counts_and_coordinates", "read_counts_and_coordinates"]
+__all__ = ["EXPECTED_FILES", "is_counts_and_coordinates", "read_counts_and_coordinates"]
 
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "Of any other platform: a table of counts (spots by genes or genes by spots) and a table of coordinates (spots' "
     "names, x, y), .csv, .tsv or .txt, in one folder."
 )
@@ -26,7 +26,7 @@ _SLIDE_SEQ = re.compile(r"bead_?locations?|digital_expression|MappedDGE|^puck_",
 
 
 def is_counts_and_coordinates(path: Path) -> bool:
-    """Whether a folder has both tables, or a table of counts has one of coordinates beside it."""
+    """Whether a folder contains both tables, or a table of counts has one of coordinates next to it."""
     folder = path if path.is_dir() else path.parent
     if path.is_file() and not is_table(path):
         return False
@@ -36,7 +36,7 @@ def is_counts_and_coordinates(path: Path) -> bool:
 
 
 def read_counts_and_coordinates(path: Path) -> AnnData:
-    """The spots that have counts and a position. Content tells which table is which, and its orientation."""
+    """Spots with counts and a position. Tables and their orientation are recognised by their contents."""
     folder = path if path.is_dir() else path.parent
     tables = tables_in(folder)
     places = {p: layout for p, layout in tables.items() if is_coordinates(layout) and p != path}
@@ -49,7 +49,7 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
             f"{_checks.shortlist([p.name for p in candidates])}. Pass the table of the section to `stampy.read`."
         )
     x, rows, columns, _ = wide_counts(candidates[0])
-    where, spots, turned = _that_fits(places, rows, columns, candidates[0])
+    where, spots, turned = _matching_orientation(places, rows, columns, candidates[0])
     if turned:
         x, rows, columns = x.T.tocsr(), columns, rows
     counts = Counts(x, rows, pd.DataFrame(index=unique_names(columns)))
@@ -64,14 +64,14 @@ def read_counts_and_coordinates(path: Path) -> AnnData:
 
 
 def _looks_like_counts(layout: TableLayout) -> bool:
-    """Whether the first line below the header is a name and whole numbers."""
+    """Whether the first line below the header is a name followed by whole numbers."""
     return len(layout.row) > 2 and all(v.replace(".", "", 1).isdigit() for v in layout.row[1:50])
 
 
-def _that_fits(
+def _matching_orientation(
     places: dict[Path, TableLayout], rows: list[str], columns: list[str], counts: Path
 ) -> tuple[Path, pd.DataFrame, bool]:
-    """The table of coordinates that names the spots, and whether spots are the columns of the counts."""
+    """Table of coordinates that matches the spots, and whether spots are the columns of the counts."""
     best, found = 0.0, None
     for path, layout in places.items():
         spots = coordinates_table(path, layout)

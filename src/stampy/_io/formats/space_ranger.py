@@ -1,4 +1,4 @@
-"""Space Ranger's output of every version: Visium, CytAssist, bins and cells of Visium HD, GEO's flat files."""
+"""Space Ranger's output of all versions: Visium, CytAssist, bins and cells of Visium HD, GEO's flat files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
-    "LOOKED_FOR",
+    "EXPECTED_FILES",
     "POSITIONS",
     "has_cells",
     "is_counts_file",
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 HD, CELLS = "binned_outputs", "segmented_outputs"
 DEFAULT_BIN_UM = 8
-_SAME_PX = 1.0  # whole numbers in one file, fractions in the other
-LOOKED_FOR = (
+_SAME_PX = 1.0  # one file may round the coordinates of the other
+EXPECTED_FILES = (
     "A Space Ranger folder has filtered_feature_bc_matrix.h5 (or filtered_feature_bc_matrix/ with matrix.mtx) and "
     "spatial/ with tissue_positions (.csv, _list.csv or .parquet) and scalefactors_json.json; one of Visium HD has "
     "binned_outputs/square_008um/ and the like. Names may have a prefix and may end in .gz."
@@ -59,7 +59,7 @@ _ARCHIVES = ("spatial.tar.gz", "spatial.tgz", "spatial.zip", "spatial.tar", "fil
 
 
 def outs_of(folder: Path) -> Path:
-    """The folder with the results of a run of 10x Genomics: ``outs`` in it, or itself."""
+    """Folder with the results of 10x Genomics: the subfolder ``outs`` if it exists, else the folder."""
     return folder / "outs" if (folder / "outs").is_dir() else folder
 
 
@@ -70,13 +70,13 @@ def sample_of(outs: Path) -> str:
 
 
 def is_counts_file(path: Path) -> bool:
-    """Whether a file is named as a matrix of counts: .h5 or matrix.mtx."""
+    """Whether a file name is that of a count matrix: .h5 or matrix.mtx."""
     low = path.name.lower()
     return path.is_file() and low.endswith((".h5", ".h5.gz", *_MTX, *(f"{name}.gz" for name in _MTX)))
 
 
 def is_space_ranger(folder: Path) -> bool:
-    """Whether something in the folder is named as Space Ranger does."""
+    """Whether the folder contains file names of Space Ranger."""
     outs = outs_of(folder)
     if any((outs / name).is_dir() for name in (HD, CELLS)) or _bins_in(outs):
         return True
@@ -85,7 +85,7 @@ def is_space_ranger(folder: Path) -> bool:
 
 
 def has_cells(path: Path) -> bool:
-    """Whether a folder holds cells, which can be summed in square bins, rather than spots or bins."""
+    """Whether a folder contains cells, which can be summed in square bins, rather than spots or bins."""
     outs = outs_of(path)
     return (
         outs.is_dir()
@@ -100,16 +100,16 @@ def _is_of_cells(outs: Path) -> bool:
 
 
 def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | Path | None = None) -> AnnData:
-    """Counts, positions, scale factors and the reduced images of a folder, with or without ``outs/``.
+    """Counts, positions, scale factors and reduced images of a folder, with or without ``outs/``.
 
-    `path` may be the file of counts of a section whose other files lie beside it or in ``spatial/``.
+    `path` may be the count file of a section whose other files are next to it or in ``spatial/``.
 
     Raises
     ------
     FileNotFoundError
         A file is missing.
     ValueError
-        There is no such bin, no barcode has a position, files are damaged, or `bin_um` is given for a section of spots.
+        There is no such bin, no barcode has a position, files are damaged, or `bin_um` was given for spots.
     """
     if path.is_dir() and path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
         folder = path.parent
@@ -122,14 +122,14 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
         if (outs / CELLS).is_dir():
             logger.info("%s: bins are read; give the folder %s for segmented cells", name, CELLS)
         outs = _bin_folder(outs / HD, bin_um)
-    elif _bins_in(outs):  # unpacked without their folder, or given by themselves
+    elif _bins_in(outs):  # folders of bins without their common folder
         outs = _bin_folder(outs, bin_um)
     elif (outs / CELLS).is_dir():
         outs = outs / CELLS
     elif bin_um is not None and not re.fullmatch(r"square_\d+um", outs.name) and not _is_of_cells(outs):
         raise ValueError(
             f"`bin_um` was given, but {str(folder)!r} contains spots, not bins of Visium HD. Omit it: spots of 55 µm "
-            "can't be divided."
+            "cannot be divided."
         )
     here = SectionFiles(outs)
     matrix = _matrix(path, here)
@@ -141,21 +141,21 @@ def read_space_ranger(path: Path, *, bin_um: float | None = None, image: str | P
 
 
 def read_matrix(matrix: Path, folder: Path, *, name: str, needs_image: bool = True) -> AnnData:
-    """A matrix of counts with the positions, scale factors and images of another folder, or of its ``spatial/``."""
+    """Read a count matrix with positions, scale factors and images of another folder or its ``spatial/``."""
     prefix = SectionFiles(matrix.parent).of(matrix, *_FILTERED, *_RAW, *_MTX, *_FILTERED_FOLDERS, *_RAW_FOLDERS).prefix
     parts = SectionFiles(folder / "spatial", folder, matrix.parent, prefix=prefix)
     return _section(matrix, parts, name, needs_image=needs_image)
 
 
 def _bins_in(folder: Path) -> dict[int, Path]:
-    """Folders of bins by the edge of a bin in µm."""
+    """Folders of bins by edge length in µm."""
     if not folder.is_dir():
         return {}
     return {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"square_(\d+)um", p.name)) and p.is_dir()}
 
 
 def _bin_folder(folder: Path, bin_um: float | None) -> Path:
-    """The folder of the requested bins, by default of 8 µm."""
+    """Folder of the requested bins; 8 µm by default."""
     found = _bins_in(folder)
     if not found:
         raise FileNotFoundError(f"{str(folder)!r} has no square_008um/ and the like. Found: {listing(folder)}.")
@@ -168,7 +168,7 @@ def _bin_folder(folder: Path, bin_um: float | None) -> Path:
 
 
 def _matrix(path: Path, here: SectionFiles) -> Path:
-    """The file or folder of counts: filtered before raw, .h5 before folders, folders before GEO's flat files."""
+    """File or folder of counts: filtered before raw, .h5 before folders, folders before GEO's flat files."""
     if path.is_file() or path.name in (*_FILTERED_FOLDERS, *_RAW_FOLDERS):
         return path
     for names in (_FILTERED, _FILTERED_FOLDERS, _MTX, _RAW, _RAW_FOLDERS):
@@ -177,7 +177,9 @@ def _matrix(path: Path, here: SectionFiles) -> Path:
     packed = [p.name for _, p in here.all(*_ARCHIVES)]
     hint = f" Unpack {_checks.shortlist(packed)} there first." if packed else ""
     folder = here.folders[0]
-    raise FileNotFoundError(f"{str(folder)!r} has no matrix of counts.{hint} {LOOKED_FOR} Found: {listing(folder)}.")
+    raise FileNotFoundError(
+        f"{str(folder)!r} has no matrix of counts.{hint} {EXPECTED_FILES} Found: {listing(folder)}."
+    )
 
 
 def _counts(matrix: Path, parts: SectionFiles) -> Counts:
@@ -186,12 +188,12 @@ def _counts(matrix: Path, parts: SectionFiles) -> Counts:
     if matrix.is_dir():
         inside = SectionFiles(matrix)
         if not inside.all(*_MTX) and len(deeper := [p for p in matrix.iterdir() if p.is_dir()]) == 1:
-            inside = SectionFiles(deeper[0])  # Cell Ranger 2: a folder for the genome
-        matrix = inside.need(*_MTX, looked_for=LOOKED_FOR)
+            inside = SectionFiles(deeper[0])  # Cell Ranger 2: subfolder for the genome
+        matrix = inside.need(*_MTX, looked_for=EXPECTED_FILES)
     else:
         inside = SectionFiles(matrix.parent).of(matrix, *_MTX)
     return counts_mtx(
-        matrix, inside.need(*_FEATURES, looked_for=LOOKED_FOR), inside.need(*_BARCODES, looked_for=LOOKED_FOR)
+        matrix, inside.need(*_FEATURES, looked_for=EXPECTED_FILES), inside.need(*_BARCODES, looked_for=EXPECTED_FILES)
     )
 
 
@@ -206,7 +208,7 @@ def _section(matrix: Path, parts: SectionFiles, name: str, *, needs_image: bool)
         counts, spots = _under_tissue(counts, spots, matrix, where)
     adata = with_positions(counts, spots, counts_name=matrix.name, positions_name=where.name)
     known = bool(parts.all(*POSITIONS, *_GEOJSON))
-    path = parts.need(*_SCALE, looked_for=LOOKED_FOR) if known else parts.find(*_SCALE)
+    path = parts.need(*_SCALE, looked_for=EXPECTED_FILES) if known else parts.find(*_SCALE)
     if path is None:
         _checks.warn(f"{where.name} was used as the coordinates; their scale is not known without scalefactors_json.")
         add_library(adata, name, {}, pictures(parts))
@@ -231,14 +233,14 @@ def _spots(parts: SectionFiles) -> tuple[Path | None, pd.DataFrame | None]:
         with reading(found):
             return found, _centroids(json_of(found))
     tables = {p: layout for f in parts.folders for p, layout in tables_in(f).items() if is_coordinates(layout)}
-    if len(tables) == 1:  # of another producer
+    if len(tables) == 1:  # another producer
         found, layout = next(iter(tables.items()))
         return found, coordinates_table(found, layout)
     return None, None
 
 
 def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFrame) -> None:
-    """Warn of a second file of positions of the same section that has other coordinates, as a new alignment writes."""
+    """Warn about a second file of positions with other coordinates, as written by a new alignment."""
     for name in POSITIONS:
         other = parts.find(name)
         if other is None or other == used or other.parent != used.parent:
@@ -247,9 +249,9 @@ def _warn_of_other_positions(parts: SectionFiles, used: Path, spots: pd.DataFram
             with reading(other):
                 theirs = positions(other)
         except ValueError as error:
-            _checks.warn(f"{used.name} is read; {other.name} in the same folder can't be compared with it. {error}")
+            _checks.warn(f"{used.name} is read; {other.name} in the same folder cannot be compared with it. {error}")
             continue
-        both = spots.index.intersection(theirs.index[~theirs.index.duplicated()])  # one file may lack other spots
+        both = spots.index.intersection(theirs.index[~theirs.index.duplicated()])  # spots may differ
         ours, theirs = (
             frame[~frame.index.duplicated()].loc[both, ["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy()
             for frame in (spots, theirs)
@@ -267,7 +269,7 @@ def _is_raw(matrix: Path) -> bool:
 
 
 def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path) -> tuple[Counts, pd.DataFrame]:
-    """The spots under tissue of a raw matrix."""
+    """Spots under tissue of a raw matrix."""
     spots = spots[spots[IN_TISSUE] == 1] if IN_TISSUE in spots else spots
     if not len(spots):
         raise refuse(f"{matrix.name} contains every spot, and none is under tissue (in_tissue 1) in {where.name}.")
@@ -282,7 +284,7 @@ def _under_tissue(counts: Counts, spots: pd.DataFrame, matrix: Path, where: Path
 
 
 def _centroids(geojson: Any) -> pd.DataFrame:
-    """Centres of the polygons of cells, by the names that Space Ranger gives the cells in the matrix."""
+    """Centres of the cell polygons, by the names of the cells in the matrix."""
     ids, xy = [], []
     for feature in geojson["features"]:
         ids.append(f"cellid_{int(feature['properties']['cell_id']):09d}-1")
@@ -292,7 +294,7 @@ def _centroids(geojson: Any) -> pd.DataFrame:
 
 
 def _centre(geometry: Any) -> np.ndarray:
-    """The centre of mass of a polygon's outline (of the largest, where there are several)."""
+    """Centroid of a polygon's outline (of the largest, if there are several)."""
     rings = [geometry["coordinates"][0]] if geometry["type"] == "Polygon" else [p[0] for p in geometry["coordinates"]]
     areas, centres = zip(*(_ring(np.asarray(ring, dtype=np.float64)[:, :2]) for ring in rings), strict=True)
     return centres[int(np.argmax(areas))]
@@ -311,7 +313,7 @@ def _ring(ring: np.ndarray) -> tuple[float, np.ndarray]:
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.tsv",
          "tissue_positions.txt", "tissue_positions_list.txt", "tissue_positions_list.tsv")  # fmt: skip
-COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # in Space Ranger's order: row first
+COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # in Space Ranger's order, row first
 _OTHER_NAMES = {
     "barcode": ("barcode", "barcodes", "bc", ""),
     "in_tissue": ("in_tissue", "tissue", "intissue"),
@@ -324,7 +326,7 @@ _TRUE = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
 
 
 def positions(path: Path) -> pd.DataFrame:
-    """Spots by barcode, with the columns in_tissue, array_row, array_col, x and y (px of the full-resolution image)."""
+    """Spots by barcode, with in_tissue, array_row, array_col, x and y (px of the full-resolution image)."""
     spots = _frame(path).set_index("barcode")
     spots.index = spots.index.astype(str)
     if spots["in_tissue"].dtype.kind not in "iu":
@@ -353,7 +355,7 @@ def _frame(path: Path) -> pd.DataFrame:
 
 
 def _by_name(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The known columns, under any of their names; barcodes may be the index."""
+    """Rename known columns under any of their names; barcodes may be the index."""
     names = {str(c).lower(): c for c in frame.columns}
     found = {ours: next((names[n] for n in theirs if n in names), None) for ours, theirs in _OTHER_NAMES.items()}
     if found["barcode"] is None and frame.index.dtype.kind == "O":

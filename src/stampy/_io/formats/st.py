@@ -1,4 +1,4 @@
-"""ST: a table of counts whose spots are named COLUMNxROW, and a table that places them on the image."""
+"""ST: a table of counts with spots named COLUMNxROW, and a table with their positions on the image."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from stampy._io.input_files import listed, listing, reading, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_st", "numbers_of", "on_pixels", "read_st", "st_counts"]
+__all__ = ["EXPECTED_FILES", "is_st", "numbers_of", "on_pixels", "read_st", "st_counts"]
 
 logger = logging.getLogger(__name__)
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "ST is a table of counts (.tsv or .tsv.gz; spots named COLUMNxROW by genes) and a table of spots with the "
     "columns x, y, pixel_x, pixel_y."
 )
 _ALIGNED = {"x", "y", "pixel_x", "pixel_y"}
 _PICTURES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
-_NAME = re.compile(r"X?-?\d+(\.\d+)?x-?\d+(\.\d+)?")  # R puts an X before names that begin with a digit
+_NAME = re.compile(r"X?-?\d+(\.\d+)?x-?\d+(\.\d+)?")  # R prefixes names that begin with a digit by X
 
 
 def is_st(path: Path) -> bool:
-    """Whether the folder has a table of ST counts, or the file is one: its rows or columns are named COLUMNxROW."""
+    """Whether the folder has a table of ST counts, or the file is one: rows or columns are named COLUMNxROW."""
     if path.is_dir():
         return any(is_st(p) for p in listed(path) if p.is_file())
     if not is_table(path):
@@ -50,10 +50,10 @@ def _is_counts(layout: TableLayout) -> bool:
 
 
 def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
-    """An ST section from its table of counts, or the folder of one section.
+    """Read an ST section from its table of counts, or the folder of one section.
 
-    The table of the spots is looked for beside the counts by its columns, and in ``ST-spotfiles`` beside their folder;
-    the image likewise in ``ST-imgs``. Without a table of spots, coordinates are the spots' array indices, 200 µm apart.
+    The table of spots is searched next to the counts by its columns, and in ``ST-spotfiles`` next to their folder; the
+    image likewise in ``ST-imgs``. Without a table of spots, coordinates are array indices, 200 µm apart.
     """
     path = path if path.is_file() else _one_table(path)
     name = path.name.split(".")[0].removesuffix("_stdata")
@@ -62,7 +62,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
     if beside is None:
         if image is not None:
             raise FileNotFoundError(
-                f"No file of the spots for {path.name}: they can't be placed on an image. {LOOKED_FOR}"
+                f"No file of the spots for {path.name}: they cannot be placed on an image. {EXPECTED_FILES}"
             )
         adata = _by_numbers(counts)
         add_library(adata, name, {"microns_per_pixel": PITCH_UM, "spot_diameter_fullres": SPOT_UM / PITCH_UM})
@@ -78,7 +78,7 @@ def read_st(path: Path, *, image: str | Path | None = None) -> AnnData:
 
 
 def st_counts(path: Path, *, fractions: bool = True) -> Counts:
-    """The table of counts, spots by genes or genes by spots."""
+    """Read the table of counts, spots by genes or genes by spots."""
     x, rows, columns, _ = wide_counts(path, fractions=fractions)
     if not _NAME.fullmatch(rows[0]) and all(_NAME.fullmatch(c) for c in columns):
         x, rows, columns = x.T.tocsr(), columns, rows
@@ -94,7 +94,7 @@ def numbers_of(spots: list[str]) -> np.ndarray:
 
 
 def _by_numbers(counts: Counts) -> AnnData:
-    """A section whose coordinates are the spots' array indices."""
+    """Section with the array indices of the spots as coordinates."""
     import anndata
 
     numbers = numbers_of(counts.barcodes)
@@ -105,9 +105,9 @@ def _by_numbers(counts: Counts) -> AnnData:
 
 
 def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
-    """The spots under tissue (column ``selected``, if the table has it), in px of the image."""
+    """Spots under tissue (by the column ``selected``, if it exists), in px of the image."""
     for column in sorted(_ALIGNED):
-        _checks.has_key(spots, column, slot=table_name, needs=LOOKED_FOR)
+        _checks.has_key(spots, column, slot=table_name, needs=EXPECTED_FILES)
     listed_spots = spots.dropna(subset=sorted(_ALIGNED))
     if len(listed_spots) < len(spots):
         _checks.warn(f"{len(spots) - len(listed_spots)} lines of {table_name} lack numbers and are dropped.")
@@ -121,7 +121,7 @@ def on_pixels(counts: Counts, spots: pd.DataFrame, table_name: str) -> AnnData:
     if not len(kept):
         raise refuse(f"No spot of {table_name} ({_checks.shortlist(index, 3)}) is among the counts ({names[:3]}).")
     n_unlisted = sum(name not in everywhere for name in names)
-    _say_left_out(n_unlisted, len(names) - len(kept) - n_unlisted, len(index) - len(kept), table_name)
+    _warn_of_excluded(n_unlisted, len(names) - len(kept) - n_unlisted, len(index) - len(kept), table_name)
     adata = _by_numbers(counts)
     if len(kept) < len(names):
         adata = adata[kept].copy()
@@ -134,7 +134,7 @@ def _names_of(spots: pd.DataFrame) -> list[str]:
     return [f"{x:.0f}x{y:.0f}" for x, y in zip(spots["x"], spots["y"], strict=True)]
 
 
-def _say_left_out(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
+def _warn_of_excluded(n_unlisted: int, n_unselected: int, n_without_counts: int, table_name: str) -> None:
     if n_unselected:
         logger.info("%s: %d spots with counts are not selected and were dropped", table_name, n_unselected)
     if n_unlisted:
@@ -148,13 +148,13 @@ def _one_table(folder: Path) -> Path:
     if len(found) != 1:
         raise refuse(
             f"{str(folder)!r} has {len(found)} tables of counts ({_checks.shortlist([p.name for p in found])}); "
-            f"name one. Found: {listing(folder)}. {LOOKED_FOR}"
+            f"name one. Found: {listing(folder)}. {EXPECTED_FILES}"
         )
     return found[0]
 
 
 def _spots_file(counts: Path, name: str) -> Path | None:
-    """The table with x, y, pixel_x and pixel_y: the only one, or the one with the section's name."""
+    """Table with x, y, pixel_x and pixel_y: the only one, or the one named after the section."""
     beside = counts.parent.parent / "ST-spotfiles"
     for folder in (counts.parent, *([beside] if beside.is_dir() else [])):
         found = [p for p, layout in tables_in(folder).items() if set(layout.named) >= _ALIGNED and p != counts]
@@ -170,7 +170,7 @@ def _spots_file(counts: Path, name: str) -> Path | None:
 
 
 def _image(counts: Path, name: str) -> Path | None:
-    """The picture named as the section, the only one beside the counts, or the one in ST-imgs/PATIENT/SECTION."""
+    """Image named after the section, the only one next to the counts, or the one in ST-imgs/PATIENT/SECTION."""
     folders = [counts.parent.parent / "ST-imgs" / name[:1] / name, counts.parent]
     several = []
     for folder in (f for f in folders if f.is_dir()):
@@ -189,7 +189,7 @@ def _image(counts: Path, name: str) -> Path | None:
 
 
 def _distance_px(adata: AnnData) -> float:
-    """Px between neighbours: spots' numbers against pixels, by least squares; both axes have one scale."""
+    """Distance of neighbours in px, by least squares of px on array indices; both axes have the same scale."""
     numbers = adata.obs[["array_col", "array_row"]].to_numpy(dtype=np.float64)
     pixels = adata.obsm[_keys.SPATIAL]
     numbers, pixels = numbers - numbers.mean(axis=0), pixels - pixels.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Stereo-seq: a .gem of transcripts (gene, x, y, count), summed up in square bins as it is read."""
+"""Stereo-seq: a .gem of transcripts (gene, x, y, count), summed in square bins while it is read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stampy._io.input_files import listed, opened, reading, refuse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_gem", "read_gem"]
+__all__ = ["EXPECTED_FILES", "is_gem", "read_gem"]
 
-LOOKED_FOR = "Stereo-seq is a .gem or .gem.gz with the columns geneID, x, y, MIDCount."
-DNB_UM = 0.5  # between two spots of the chip: the unit of x and y
+EXPECTED_FILES = "Stereo-seq is a .gem or .gem.gz with the columns geneID, x, y, MIDCount."
+DNB_UM = 0.5  # distance of spots on the chip, the unit of x and y
 DEFAULT_BIN_UM = 50.0
 _GENE, _NAME = ("geneid", "gene", "gene_id"), ("genename", "gene_name")
 _COUNT = ("midcount", "midcounts", "umicount", "umi_count", "count", "umis")
@@ -29,7 +29,7 @@ _ROWS = 4_000_000
 
 
 def is_gem(path: Path) -> bool:
-    """Whether a file is a .gem by its name or its columns, or a folder has one."""
+    """Whether a file is a .gem by name or columns, or a folder contains one."""
     if path.is_dir():
         return any(is_gem(p) for p in listed(path) if p.is_file())
     low = path.name.lower().removesuffix(".gz")
@@ -44,7 +44,7 @@ def is_gem(path: Path) -> bool:
 
 
 def _columns(layout: TableLayout) -> dict[str, int] | None:
-    """The places of gene, name, x, y and count; None if one is missing."""
+    """Indices of the columns gene, name, x, y and count; None if one is missing."""
     if len(layout.header) > 12:
         return None
     low = [c.lower() for c in layout.header]
@@ -58,18 +58,18 @@ def _columns(layout: TableLayout) -> dict[str, int] | None:
 
 def read_gem(path: Path, *, bin_um: float | None = None) -> AnnData:
     """Square bins of `bin_um` µm (50 by default, "bin100"); coordinates in units of 0.5 µm."""
-    path = path if path.is_file() else _one(path)
+    path = path if path.is_file() else _only_file(path)
     layout = layout_of(path)
     columns = _columns(layout)
     if columns is None:
-        raise refuse(f"{str(path)!r} has the columns {layout.header[:12]}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} has the columns {layout.header[:12]}. {EXPECTED_FILES}")
     edge = round((DEFAULT_BIN_UM if bin_um is None else bin_um) / DNB_UM)
     if edge < 1:
         raise ValueError(f"`bin_um` must be at least {DNB_UM} for Stereo-seq, found {bin_um}.")
     return _section(*_summed(path, layout, columns, edge), edge, path)
 
 
-def _one(folder: Path) -> Path:
+def _only_file(folder: Path) -> Path:
     found = [p for p in listed(folder) if p.is_file() and is_gem(p)]
     if len(found) != 1:
         raise refuse(
@@ -81,7 +81,7 @@ def _one(folder: Path) -> Path:
 def _summed(
     path: Path, layout: TableLayout, columns: dict[str, int], edge: int
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Bins as (column, row) and gene of each sum, the sums, and the genes; read in blocks."""
+    """Sums with bin (column, row) and gene of each, and the genes; read in blocks."""
     used = {columns[what]: what for what in columns}
     kinds = {columns[what]: str for what in ("gene", "name") if what in columns}
     genes: dict[tuple[str, ...], int] = {}

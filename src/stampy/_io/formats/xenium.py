@@ -1,4 +1,4 @@
-"""Xenium folders, by cells: counts as .h5, folder, zipped zarr or archive; coordinates in µm or px of the H&E."""
+"""Xenium folders, by cells: counts as .h5, folder, zipped zarr or archive; coordinates in µm or px of the H&E image."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from stampy._section.outside_links import refuse_links_zarr
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LOOKED_FOR", "is_xenium", "read_xenium"]
+__all__ = ["EXPECTED_FILES", "is_xenium", "read_xenium"]
 
-LOOKED_FOR = (
+EXPECTED_FILES = (
     "A Xenium folder has cell_feature_matrix.h5 (or cell_feature_matrix/, .zarr.zip, .tar.gz) and cells.parquet, "
     "cells.csv.gz or cells.csv."
 )
@@ -29,12 +29,12 @@ _CELLS = ("cells.parquet", "cells.csv")
 _H5, _FOLDER = "cell_feature_matrix.h5", "cell_feature_matrix"
 _ZARR = ("cell_feature_matrix.zarr.zip", "cell_feature_matrix.zarr")
 _ARCHIVE = ("cell_feature_matrix.tar.gz", "cell_feature_matrix.tar", "cell_feature_matrix.zip")
-_PIXEL_UM = 0.2125  # of Xenium's morphology image, where experiment.xenium does not say
-CELL_UM = 10.0  # across; for drawing
+_PIXEL_UM = 0.2125  # of Xenium's morphology image, if experiment.xenium does not state it
+CELL_UM = 10.0  # diameter for plots
 
 
 def is_xenium(folder: Path) -> bool:
-    """Whether the folder holds Xenium's cells."""
+    """Whether the folder contains Xenium's cells."""
     parts = SectionFiles(outs_of(folder))
     if parts.all(_H5, _FOLDER, *_ZARR, *_ARCHIVE, "cells.parquet", "experiment.xenium"):
         return True
@@ -42,16 +42,16 @@ def is_xenium(folder: Path) -> bool:
 
 
 def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
-    """Cells of a Xenium folder.
+    """Read the cells of a Xenium folder.
 
-    Where the folder has the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
+    If the folder contains the H&E image with its alignment (``*_he_image.ome.tif`` and ``*_he_imagealignment.csv``),
     coordinates are px of that image, and its path is recorded; otherwise coordinates are µm.
     """
     outs = outs_of(folder)
     parts = SectionFiles(outs)
     cells_path = parts.find(*_CELLS)
     if cells_path is None:
-        raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {LOOKED_FOR} Found: {listing(outs)}.")
+        raise FileNotFoundError(f"{str(outs)!r} has no table of cells. {EXPECTED_FILES} Found: {listing(outs)}.")
     where, counts = _counts(parts)
     with reading(cells_path):
         cells = _cells(cells_path)
@@ -61,11 +61,11 @@ def read_xenium(folder: Path, *, image: str | Path | None = None) -> AnnData:
 
 
 def _cells(path: Path) -> pd.DataFrame:
-    """Cells by their names, with the centre as x and y."""
+    """Cells by name, with the centre as x and y."""
     cells = table(path)
     lacking = [c for c in ("cell_id", "x_centroid", "y_centroid") if c not in cells]
     if lacking:
-        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {LOOKED_FOR}")
+        raise refuse(f"{str(path)!r} lacks the columns {lacking}; it has {list(cells.columns)}. {EXPECTED_FILES}")
     ids = cells["cell_id"]
     first = ids.iloc[0] if len(ids) else ""
     index = ids if isinstance(first, str) else [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
@@ -88,13 +88,13 @@ def _counts(parts: SectionFiles) -> tuple[Path, Counts]:
             inside = next((p.parent for p in folder.rglob("matrix.mtx*")), folder)
             return path, _of_folder(inside)
     outs = parts.folders[0]
-    raise FileNotFoundError(f"{str(outs)!r} has no matrix of counts. {LOOKED_FOR} Found: {listing(outs)}.")
+    raise FileNotFoundError(f"{str(outs)!r} has no matrix of counts. {EXPECTED_FILES} Found: {listing(outs)}.")
 
 
 def _of_folder(folder: Path) -> Counts:
     inside = SectionFiles(folder)
     names = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
-    return counts_mtx(*(inside.need(*n, looked_for=LOOKED_FOR) for n in names))
+    return counts_mtx(*(inside.need(*n, looked_for=EXPECTED_FILES) for n in names))
 
 
 def _of_zarr(path: Path) -> Counts:
@@ -110,7 +110,7 @@ def _of_zarr(path: Path) -> Counts:
 
 
 def _place(adata: AnnData, outs: Path, parts: SectionFiles, image: str | Path | None) -> None:
-    """Coordinates in µm, or through the alignment of the H&E image in its px."""
+    """Set coordinates in µm, or in px of the H&E image by its alignment."""
     name = sample_of(outs)
     he = image or parts.find("he_image.ome.tif", "he_image.tif", "he_image.ome.tiff", "he_image.tiff")
     alignment = parts.find("he_imagealignment.csv", "he_alignment.csv")
@@ -118,7 +118,7 @@ def _place(adata: AnnData, outs: Path, parts: SectionFiles, image: str | Path | 
         if image is not None:
             raise FileNotFoundError(
                 f"`image` was given, but {str(outs)!r} has no *_he_imagealignment.csv (H&E px to px of the morphology "
-                "image), so cells can't be placed on it. Export it from Xenium Explorer into the folder."
+                "image), so cells cannot be placed on it. Export it from Xenium Explorer into the folder."
             )
         add_library(adata, name, {"microns_per_pixel": 1.0, "spot_diameter_fullres": CELL_UM})
         return

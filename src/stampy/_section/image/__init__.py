@@ -1,1 +1,1 @@
-"""The image of a section: which one it has, files and levels, pixels as 8-bit RGB, and whether it fits."""
+"""Image of a section: choice, files and levels, conversion of pixels to 8-bit RGB, and plausibility checks."""

@@ -1,4 +1,4 @@
-"""Which image a section has: a file or array that is given, an entry of `uns["spatial"]`, or one of `sdata.images`."""
+"""Choose the image of a section: a given file or array, an entry of `uns["spatial"]`, or one of `sdata.images`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys
+from stampy._section.image.image_options import ImageOptions, ImageSource
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.pixels import axes_of, channels_of, stored_axes
 from stampy._section.image.slide_image import SlideImage
-from stampy._section.image.wishes import ImageSource, Wishes
 from stampy._section.image.wsidata import is_wsidata, open_wsidata
 from stampy._section.libraries import REFUSED, Library, image_path_of, images_of, libraries_of, named_file
 from stampy._section.outside_links import VARIABLE
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from stampy._section.spatialdata_elements import Element
 
 __all__ = [
+    "ImageOptions",
     "ImageSource",
-    "Wishes",
     "checked_source",
     "image_key_of",
     "library_image",
     "open_image",
-    "settle_sources",
+    "resolve_image_paths",
     "without_refused",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def settle_sources(adata: AnnData, file: str | Path | None) -> None:
-    """Resolve the image paths of a section against the folder of its file, never the working directory.
+def resolve_image_paths(adata: AnnData, file: str | Path | None) -> None:
+    """Resolve image paths of a section relative to the folder of its file, never to the working directory.
 
-    Under ``named_images("below")`` a path that leads elsewhere is noted as refused; opening the image then says so.
-    None: the section comes from an address, and what it names on this machine is opened only where "anywhere" was said.
+    Under ``named_images("below")``, a path outside the folder is marked as refused, and opening the image raises the
+    error. None: the section is from a URL, and images on this machine are opened only with the rule "anywhere".
     """
     folder = None if file is None else Path(file).absolute().parent
     raw = adata.uns.get(_keys.UNS_SPATIAL)
@@ -56,12 +56,12 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
         entry = raw.get(name, raw) if isinstance(raw, dict) else library
         images, metadata = dict(library.get("images", {})), dict(library.get("metadata", {}))
         if source := image_path_of(library):
-            metadata |= _settled(source, folder, _keys.SOURCE_IMAGE)
+            metadata |= _resolved_path(source, folder, _keys.SOURCE_IMAGE)
             if REFUSED in metadata:
                 del metadata[_keys.SOURCE_IMAGE]
         for key, image in library.get("images", {}).items():
             if source := named_file(image):
-                found = _settled(source, folder, key)
+                found = _resolved_path(source, folder, key)
                 images.update({k: v for k, v in found.items() if k == key})
                 if key not in found:
                     del images[key]
@@ -72,9 +72,9 @@ def settle_sources(adata: AnnData, file: str | Path | None) -> None:
             entry["metadata"] = metadata
 
 
-def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
-    """The absolute path under `key`, or the source itself under `REFUSED`."""
-    if "://" in source:  # refused where it is opened
+def _resolved_path(source: str, folder: Path | None, key: str) -> dict[str, str]:
+    """The absolute path under `key`, or the original path under `REFUSED`."""
+    if "://" in source:  # refused when it is opened
         return {key: source}
     if folder is None:
         return {key: source} if os.environ.get(VARIABLE) == "anywhere" else {REFUSED: source}
@@ -85,7 +85,7 @@ def _settled(source: str, folder: Path | None, key: str) -> dict[str, str]:
 
 
 def without_refused(adata: AnnData) -> None:
-    """Remove refused image paths, with a warning; a section with another image is shown on that one."""
+    """Remove refused image paths, with a warning, so that another image of the section is shown."""
     raw = adata.uns.get(_keys.UNS_SPATIAL)
     for name, library in libraries_of(adata).items() if isinstance(raw, dict) else ():
         if refused := library.get("metadata", {}).get(REFUSED):
@@ -98,15 +98,14 @@ def without_refused(adata: AnnData) -> None:
 
 
 def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
-    """The file that an entry of ``uns["spatial"]`` names, and why it is not opened ("" if it is, or none is named).
+    """File named by an entry of ``uns["spatial"]``, and why it is refused ("" if it is not, or none is named).
 
-    Opened are regular files of this machine by absolute path. `stampy.read` makes relative ones absolute.
+    Only regular files on this machine with an absolute path are accepted; `stampy.read` makes relative paths absolute.
 
     Raises
     ------
     ValueError
-        The section was read where images may only lie below its folder, and this one lies elsewhere; or it is an
-        address, a device, a pipe or a folder.
+        Images of the section must be in its folder and this one is not, or it is a URL, a device, a pipe or a folder.
     """
     refused = library.get("metadata", {}).get(REFUSED)
     if refused:
@@ -135,20 +134,20 @@ def checked_source(library: Library, of: str) -> tuple[Path | None, str]:
     return path, ""
 
 
-GIVE = "Give an image with `image=` (an array or a file in full resolution)."
-_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # as the Visium reader of spatialdata-io names them
-_FULL = "fullres"  # in px of the coordinates, as CELLxGENE has it; it needs no scale factor
+IMAGE_REMEDY = "Give an image with `image=` (an array or a file in full resolution)."
+_BY_RESOLUTION = ("_full_image", "_hires_image", "_lowres_image")  # names of the Visium reader of spatialdata-io
+_FULL = "fullres"  # CELLxGENE's name of an image in px of the coordinates, without scale factor
 
 
 def open_image(source: ImageSource) -> SlideImage:
-    """A path, an array, a WSIData or a `SlideImage` as a `SlideImage`.
+    """Open a path, array, WSIData or `SlideImage` as a `SlideImage`.
 
-    Its pixels are those of the coordinates, unless it says so.
+    Its pixels are the units of the coordinates, unless it states another scale.
 
     Raises
     ------
     TypeError
-        For anything else.
+        Anything else.
     """
     if isinstance(source, SlideImage):
         return source
@@ -162,25 +161,25 @@ def open_image(source: ImageSource) -> SlideImage:
 
 
 def library_image(library: Library, image_key: str | None, *, where: str, of: str) -> tuple[SlideImage | None, str]:
-    """The image `image_key` of a section; by default the full-resolution file it names, else its finest image.
+    """The image `image_key` of a section; by default the full-resolution file, else its finest image.
 
     Parameters
     ----------
     library
-        The entry of ``uns["spatial"]``.
+        Entry of ``uns["spatial"]``.
     image_key
-        The image that is asked for.
+        Selected image.
     where, of
-        What messages call the entry and the section.
+        Names of the entry and the section in messages.
 
     Returns
     -------
-    The image, or None where there is none, and what to tell the user ("" for nothing).
+    The image, None without image; and a message for the user ("" for none).
 
     Raises
     ------
     KeyError
-        Where the image asked for has no pixels or no scale, or the only image is a file that is not there any more.
+        The selected image has no pixels or no scale, or the only image is a file that no longer exists.
     """
     images, factors = images_of(library), library.get("scalefactors", {})
     source = image_path_of(library) if image_key is None else ""
@@ -193,26 +192,30 @@ def library_image(library: Library, image_key: str | None, *, where: str, of: st
                 raise
             why_not = f"is not read ({error})"
     if image_key is not None:
-        if image_key not in images:  # it may be one that is refused
+        if image_key not in images:  # it may be a refused one
             checked_source({"metadata": {REFUSED: library.get("metadata", {}).get(REFUSED)}}, of)
-        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=GIVE)
+        _checks.has_key(images, image_key, slot=f"{where}['images']", needs=IMAGE_REMEDY)
         if not _has_scale(image_key, factors):
-            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=GIVE)
+            _checks.has_key(factors, _scale_name(image_key), slot=f"{where}['scalefactors']", needs=IMAGE_REMEDY)
     usable = [key for key in images if _has_scale(key, factors)]
     if not usable and source:
-        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {GIVE}")
+        raise KeyError(f"The image {source!r} of `{where}` {why_not}, and there is no other. {IMAGE_REMEDY}")
     if not usable:
         return None, ""
     scales = {key: _checks.factor(factors, _scale_name(key)) if _scale_name(key) in factors else 1.0 for key in usable}
     key = image_key or max(usable, key=scales.__getitem__)
-    note = f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {GIVE}" if source else ""
+    note = (
+        f"{of}The full-resolution image {source!r} {why_not}; the one in `{where}` is used. {IMAGE_REMEDY}"
+        if source
+        else ""
+    )
     doubts = (*_doubts_of_scales(images, scales, key), "" if image_key else _without_scale(images, scales, key, where))
     notes = [note, *(of + doubt for doubt in doubts if doubt)]
     return _opened(images[key], scales[key], key, of), " ".join(filter(None, notes))
 
 
 def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], key: str) -> Iterator[str]:
-    """What to warn about if two sizes of the same image contradict the ratio of their scale factors."""
+    """Warn if two sizes of the same image contradict the ratio of their scale factors."""
     height, width = _size_of(images[key], key)
     for other in scales:
         rows, columns = _size_of(images[other], other)
@@ -231,7 +234,7 @@ def _doubts_of_scales(images: Mapping[str, Any], scales: Mapping[str, float], ke
 
 
 def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: str, where: str) -> str:
-    """What to warn about if a larger image is not used, since it has no scale factor; else ""."""
+    """Warning that a larger image is not used because it has no scale factor; else ""."""
     px = np.prod(_size_of(images[key], key))
     larger = [other for other in images if other not in scales and np.prod(_size_of(images[other], other)) > px > 0]
     if not larger:
@@ -243,7 +246,7 @@ def _without_scale(images: Mapping[str, Any], scales: Mapping[str, float], key: 
 
 
 def _size_of(image: Any, name: str) -> tuple[int, int]:
-    """Height and width in px; (0, 0) where they are not known without reading, or it is no picture."""
+    """Height and width in px; (0, 0) if unknown without reading, or not an image."""
     shape = tuple(getattr(image, "shape", ()))
     if hasattr(image, "dims") or len(shape) not in (2, 3) or 0 in shape:
         return 0, 0
@@ -255,11 +258,11 @@ def _size_of(image: Any, name: str) -> tuple[int, int]:
 
 
 def _opened(image: Any, scale: float, key: str, of: str) -> SlideImage:
-    """Pixels, or the file that is named in their place."""
+    """Open pixels, or the file named instead of them."""
     if source := named_file(image):  # the same rule as for the full-resolution image
         path, why_not = checked_source({"metadata": {_keys.SOURCE_IMAGE: source}}, of)
         if path is None:
-            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {GIVE}")
+            raise KeyError(f"{of}The image {source!r} in the place of {key!r} {why_not}. {IMAGE_REMEDY}")
         return SlideImage.open(path, scale=scale)
     return SlideImage.from_array(image, scale=scale, name=key)
 
@@ -273,14 +276,14 @@ def _has_scale(key: str, factors: Mapping[str, Any]) -> bool:
 
 
 def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | None) -> str:
-    """The image that is meant: `image_key`, the only one beside the spots, or the finest of one picture.
+    """Key of the image: `image_key`, the only one in the coordinate system of the spots, or the finest of one image.
 
     Raises
     ------
     KeyError
-        Where there is no such image.
+        There is no such image.
     ValueError
-        Where none shares a coordinate system with the spots, or it is not clear which is meant.
+        No image shares a coordinate system with the spots, or the choice is ambiguous.
     """
     if image_key is not None:
         _checks.has_key(sdata.images, image_key, slot="sdata.images", needs="Name the H&E image with `image_key=`.")
@@ -290,7 +293,7 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
         raise UnusableImageError(
             f"The image(s) {keys} and the spots share no coordinate system; add a transformation to one."
         )
-    near = near if image_key is not None else _coloured(sdata, near)
+    near = near if image_key is not None else _with_colours(sdata, near)
     if len(near) == 1:
         return near[0]
     for ending in _BY_RESOLUTION:
@@ -302,14 +305,14 @@ def image_key_of(sdata: SpatialData, image_key: str | None, spots: Element | Non
     )
 
 
-def _coloured(sdata: SpatialData, keys: list[str]) -> list[str]:
-    """The images with red, green and blue, where some have them: the others are stains beside the H&E picture."""
+def _with_colours(sdata: SpatialData, keys: list[str]) -> list[str]:
+    """Images with red, green and blue, if any: the others are stains next to the H&E image."""
     found = [key for key in keys if len(_channels(sdata.images[key], key)) >= 3]
     return found or keys
 
 
 def _channels(image: DataArray | DataTree, name: str) -> tuple[int, ...]:
-    """Positions of the colours; () where the channels are none."""
+    """Indices of the colour channels; () without colours."""
     array = image if hasattr(image, "data") else next(iter(next(iter(image.children.values())).data_vars.values()))
     try:
         _, _, c = stored_axes(list(array.dims), name)

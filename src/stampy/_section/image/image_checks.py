@@ -1,4 +1,4 @@
-"""Whether an image fits its section: the spots lie on it, and it looks like H&E around them."""
+"""Check that an image fits its section: spots are on it, and it looks like H&E around them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stampy._section.section import PlacedSection
 
 __all__ = [
-    "Pictured",
+    "CheckedImage",
     "check_indices",
     "check_inside",
     "doubt_of",
@@ -26,14 +26,14 @@ __all__ = [
     "warn_of_doubts",
 ]
 
-FEWEST = 20  # spots; fewer tell nothing about the axes
+MIN_SPOTS = 20  # minimum number of spots for checking the axes
 
 
 _ROW, _COLUMN = "array_row", "array_col"
 
 
 def _indices(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
-    """Column and row of the spots on the array, (m, 2); None where `obs` does not have them."""
+    """Column and row of the spots on the array, (m, 2); None if `obs` does not contain them."""
     if not {_ROW, _COLUMN} <= set(table.obs.columns):
         return None
     try:
@@ -44,7 +44,7 @@ def _indices(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
 
 
 def check_indices(section: PlacedSection, table: AnnData) -> None:
-    """Raise ValueError for coordinates that are rows and columns of the array, which lie on no image."""
+    """Raise ValueError if coordinates are rows and columns of the array, which are not positions on an image."""
     indices = _indices(table, section.rows)
     if indices is None or len(indices) < 2 or np.ptp(indices, axis=0).min() == 0:
         return
@@ -58,9 +58,9 @@ def check_indices(section: PlacedSection, table: AnnData) -> None:
 
 
 def doubt_of_axes(section: PlacedSection, table: AnnData) -> str:
-    """The warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
+    """Warning if x and y seem to be swapped, because Visium's array appears mirrored; else ""."""
     indices = _indices(table, section.rows)
-    if indices is None or len(indices) < FEWEST or section.region is not None:
+    if indices is None or len(indices) < MIN_SPOTS or section.region is not None:
         return ""
     odd = (indices.sum(axis=1) % 2 != 0).any()  # on Visium's array, row and column are both even or both odd
     design = np.column_stack([indices, np.ones(len(indices))])
@@ -77,14 +77,14 @@ def doubt_of_axes(section: PlacedSection, table: AnnData) -> str:
 
 
 def check_inside(section: PlacedSection) -> str:
-    """Raise if most spots are outside the image; return a warning if some do, else ""."""
+    """Raise if most spots are outside the image; return a warning if some are, else ""."""
     height, width = section.require_image().shape
     outside = ~_within(section.image_xy, width, height)
     if not outside.any():
         return ""
     n, m = int(outside.sum()), len(outside)
     fits = _within(section.image_xy[:, ::-1], width, height).all()
-    if 2 * n <= m and fits and n > FEWEST and 10 * n > m:
+    if 2 * n <= m and fits and n > MIN_SPOTS and 10 * n > m:
         raise ValueError(f"{section.prefix}{n} of {m} spots are outside the image. {_likely_cause(section)}")
     if 2 * n <= m:
         return f"{section.prefix}{n} of {m} spots are outside the image; their tiles are padded with the fill colour."
@@ -112,20 +112,20 @@ def _likely_cause(section: PlacedSection) -> str:
     )
 
 
-# Thresholds in 8-bit values. After each, the lowest value in 30 real H&E images (reduced, dark, pale, recoloured).
+# Thresholds in 8-bit values, each with the lowest value in 30 real H&E images (reduced, dark, pale, recoloured).
 _SPOTS = 64
-_ACROSS_PX = 16  # pixels across a tile: cells are seen as texture
-_LEAST_OPACITY = 0.5  # mean
+_ACROSS_PX = 16  # pixels across a tile, at which cells are visible as texture
+_MIN_OPACITY = 0.5  # mean
 _BLACK = 8  # brightest channel, 99.9th percentile
-_MOST_BLACK = 0.1  # share of the spots: none
+_MAX_BLACK = 0.1  # share of the spots: none
 _GREEN = 5  # mean green over the brighter of red and blue: below 0, since hematoxylin and eosin absorb green most
 _ONE_COLOUR = 2.0  # standard deviation of all pixels: 9
-_LEAST_TEXTURE = 1.5  # standard deviation within a tile around a curved surface, 75th percentile: 4.1
+_MIN_TEXTURE = 1.5  # standard deviation within a tile around a curved surface, 75th percentile: 4.1
 _DARK = 50  # median brightness: 79
-_LEAST_CHROMA = 8  # brightest less darkest channel, 90th percentile: 32
+_MIN_CHROMA = 8  # brightest less darkest channel, 90th percentile: 32
 
 
-class Pictured(Protocol):
+class CheckedImage(Protocol):
     """The parts of a section with an image that the checks use."""
 
     @property
@@ -134,7 +134,7 @@ class Pictured(Protocol):
 
     @property
     def image(self) -> SlideImage | None:
-        """The picture."""
+        """Image of the section."""
 
     @property
     def image_xy(self) -> np.ndarray:
@@ -145,14 +145,14 @@ class Pictured(Protocol):
         """Size of a px of the image in µm."""
 
 
-def warn_of_doubts(sections: Iterable[Pictured]) -> None:
-    """Warn of each picture that does not look like H&E."""
+def warn_of_doubts(sections: Iterable[CheckedImage]) -> None:
+    """Warn about each image that does not look like H&E."""
     for doubt in doubts_of(sections):
         _checks.warn(f"{doubt} Make sure that it is the right image; choose another one with `image=` or `image_key=`.")
 
 
-def doubts_of(sections: Iterable[Pictured]) -> list[str]:
-    """A sentence for each picture that does not look like H&E."""
+def doubts_of(sections: Iterable[CheckedImage]) -> list[str]:
+    """One sentence for each image that does not look like H&E."""
     found = []
     for section in sections:
         if section.image is not None and (why := doubt_of(section.image, section.image_xy, section.um_per_image_px)):
@@ -166,18 +166,18 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
 
     Detects images that are transparent, black (also in part), of one colour, too blurred to show cells, dark with
     bright signal (fluorescence), negatives, or without colour (one channel repeated, a mask). A grey image of H&E
-    counts as without colour: a model that was trained on colour needs it to tell nuclei from cytoplasm.
+    counts as without colour, since models trained on colour use it to separate nuclei from cytoplasm.
 
     Parameters
     ----------
     image
-        The picture.
+        Image to check.
     xy
         Centres of the spots, (n, 2), in px of the image.
     um_per_image_px
         Size of a px of the image.
     tile_um
-        Edge of the area that is checked around a spot.
+        Edge of the checked area around a spot.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
     tiles = _read(image, boxes, WHITE)
     if image.has_opacity:
         opacity = 1 - (tiles - _read(image, boxes, (0, 0, 0))).mean() / 255
-        if opacity < _LEAST_OPACITY:
+        if opacity < _MIN_OPACITY:
             return f"it is transparent at the spots ({max(opacity, 0):.0%} opaque)"
     light, brightest = tiles.mean(axis=3), tiles.max(axis=3)
     if np.percentile(brightest, 99.9) <= _BLACK:
@@ -198,15 +198,15 @@ def doubt_of(image: SlideImage, xy: np.ndarray, um_per_image_px: float, *, tile_
         return f"it has one colour at the spots, RGB {tuple(np.rint(tiles.mean(axis=(0, 1, 2))).astype(int).tolist())}"
     if np.median(light) < _DARK:
         return "it is dark with bright signal, as in fluorescence"
-    if np.percentile(brightest - tiles.min(axis=3), 90) < _LEAST_CHROMA:
+    if np.percentile(brightest - tiles.min(axis=3), 90) < _MIN_CHROMA:
         return "it has no colour (a greyscale image, a mask, or one channel of fluorescence)"
     black = float((brightest.max(axis=(1, 2)) <= _BLACK).mean())
-    if black >= _MOST_BLACK:
+    if black >= _MAX_BLACK:
         return f"it is black at {black:.0%} of the spots"
     red, green, blue = tiles.mean(axis=(0, 1, 2))
     if green - max(red, blue) > _GREEN:
         return "green is its brightest colour at the spots, as in a negative"
-    if np.percentile(_texture(light), 75) < _LEAST_TEXTURE:
+    if np.percentile(_texture(light), 75) < _MIN_TEXTURE:
         return "it is so blurred or enlarged that only colour remains at the spots"
     return ""
 
@@ -225,7 +225,7 @@ def _read(image: SlideImage, boxes: np.ndarray, fill: tuple[int, int, int]) -> n
 
 
 def _texture(light: np.ndarray) -> np.ndarray:
-    """How much the brightness of each tile (n, s, s) varies around a surface of second order, (n,)."""
+    """Variation of the brightness of each tile (n, s, s) around a quadratic surface, (n,)."""
     y, x = (a.ravel() for a in np.mgrid[-1 : 1 : light.shape[1] * 1j, -1 : 1 : light.shape[2] * 1j])
     surface = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=1))[0]
     flat = light.reshape(len(light), -1)

@@ -1,4 +1,4 @@
-"""The levels of an image file: of TIFF (all pyramids) and whole slides lazily, of PNG and JPEG in memory."""
+"""Levels of image files: TIFF (all pyramids) and whole slides lazily, PNG and JPEG in memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PICTURE_ERRORS = (OSError, SyntaxError, EOFError, struct.error, ValueError, Loo
 
 
 def check_is_image(path: Path) -> tuple[bytes, BytesIO | None]:
-    """First bytes of an image file, and its content if it is zipped; ValueError for anything else."""
+    """First bytes of an image file, and its contents if it is zipped; ValueError for other files."""
     if path.is_dir():
         dicom = next(path.glob("*.dcm"), None)
         hint = f" A DICOM slide is named by one of its files, such as {dicom.name!r}." if dicom else ""
@@ -80,7 +80,7 @@ def _is_slide(path: Path, magic: bytes) -> bool:
 
 
 def _unpacked(path: Path) -> BytesIO:
-    """The content of a gzip file."""
+    """Contents of a gzip file."""
     try:
         with gzip.open(path) as file:
             content = file.read(_MAX_UNPACKED + 1)
@@ -92,12 +92,12 @@ def _unpacked(path: Path) -> BytesIO:
 
 
 def _open_picture(path: Path, unpacked: BytesIO | None, *, jpeg: bool) -> Opened:
-    """PNG or JPEG, decoded wholly."""
+    """Decode a PNG or JPEG as a whole."""
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
 
     try:
-        # not Image.open: its limit on pixels is a global setting, and sections of 90 Mpx are common
+        # not Image.open, whose pixel limit is global and too low: sections with 90 Mpx are common
         with (JpegImageFile if jpeg else PngImageFile)(path if unpacked is None else unpacked) as picture:
             check_px(picture.height, picture.width, path)
             turned = _orientation(picture)
@@ -115,7 +115,7 @@ def _open_picture(path: Path, unpacked: BytesIO | None, *, jpeg: bool) -> Opened
 
 
 def _orientation(picture: Image.Image) -> int:
-    """As the EXIF says; 1 (upright) where it says nothing that can be read."""
+    """EXIF orientation; 1 (upright) if it is missing or invalid."""
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except (*_PICTURE_ERRORS, TypeError):
@@ -123,14 +123,14 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _decoded_jpeg(path: Path, unpacked: BytesIO | None, mode: str) -> np.ndarray | None:
-    """The pixels, without the second copy that Pillow holds; None where Pillow must decode the file.
+    """Pixels without the second copy that Pillow makes; None if Pillow must decode the file.
 
-    The library below is the same, and so are the pixels; but only Pillow notices that a file is cut off.
+    Both use the same library with the same results, but only Pillow detects truncated files.
     """
     import imagecodecs
 
     data = path.read_bytes() if unpacked is None else unpacked.getvalue()
-    if mode not in ("L", "RGB") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # some are padded
+    if mode not in ("L", "RGB") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # some files are padded
         return None
     try:
         return np.asarray(imagecodecs.jpeg8_decode(data))
@@ -139,7 +139,7 @@ def _decoded_jpeg(path: Path, unpacked: BytesIO | None, mode: str) -> np.ndarray
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    """The picture as an array, filled in bands: `np.asarray(picture)` would need twice its size."""
+    """Pixels of an image, filled in bands, since `np.asarray(picture)` would need twice its size."""
     first = np.asarray(picture.crop((0, 0, picture.width, 1)))
     pixels = np.empty((picture.height, *first.shape[1:]), dtype=first.dtype)
     rows = max(1, _BAND_PX // picture.width)
@@ -150,7 +150,7 @@ def _pixels(picture: Image.Image) -> np.ndarray:
 
 
 class _OpenSlideLevel(ImageLevel):
-    """A level of a whole slide."""
+    """Level of a whole slide."""
 
     n_channels = 4  # transparent where the scanner recorded nothing
     dtype = np.dtype(np.uint8)
@@ -168,7 +168,7 @@ class _OpenSlideLevel(ImageLevel):
 
 
 def _open_slide(path: Path) -> Opened:
-    """A whole slide, by OpenSlide."""
+    """Open a whole slide with OpenSlide."""
     try:
         import openslide
     except ImportError as error:
@@ -187,7 +187,7 @@ def _open_slide(path: Path) -> Opened:
 
 
 def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueError:
-    """Why OpenSlide does not open a file: it is damaged, or of a format that this version does not read."""
+    """Why OpenSlide cannot open a file: it is damaged, or its format is not supported by this version."""
     if not isinstance(error, getattr(openslide, "OpenSlideUnsupportedFormatError", ())):
         return damaged_image(path, error)
     version = getattr(openslide, "__library_version__", "")
@@ -200,12 +200,12 @@ def _unreadable_slide(path: Path, openslide: Any, error: Exception) -> ValueErro
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError, struct.error)
-_HEADER = 8  # bytes before the first that may be pixels
+_HEADER = 8  # bytes before the first possible pixel
 _AXES = {"YX": "yx", "YXS": "yxc", "SYX": "cyx", "CYX": "cyx", "YXC": "yxc"}
 
 
 def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
-    """The largest picture of the file with all its levels, upright; `unpacked` is the content of a zipped file."""
+    """Open the largest image of the file with all levels, upright; `unpacked` is the content of a zipped file."""
     import tifffile
 
     with _whole(path):
@@ -216,7 +216,7 @@ def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
             refuse_tiff_references(tiff, path)
             if not tiff.series:
                 raise damaged_image(path, "it has no pages")
-            main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # the others: thumbnail, label
+            main = max(range(len(tiff.series)), key=lambda i: _area(tiff.series[i]))  # not thumbnail, label
             series = tiff.series[main]
             axes = _axes(series, path)
             tags = series.keyframe.tags
@@ -232,23 +232,23 @@ def open_tiff(path: Path, unpacked: BytesIO | None = None) -> Opened:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Turn tifffile's errors about a damaged file into a ValueError that names the file."""
+    """Convert tifffile's errors for a damaged file into a ValueError that names the file."""
     try:
         yield
     except _ERRORS as error:
-        if repr(str(path)) in str(error):  # stampy's own
+        if repr(str(path)) in str(error):  # raised by stampy
             raise
         raise damaged_image(path, error) from error
 
 
 @dataclass(frozen=True, eq=False)
 class _TiffLevel(ArrayLevel):
-    """A level whose tiles are decoded when they are read: damage shows only then."""
+    """Level whose tiles are decoded on read; only then is damage detected."""
 
     path: Path = Path()
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """As of any level."""
+        """Values of the crop."""
         with _whole(self.path):
             return ArrayLevel.crop(self, left, top, right, bottom)
 
@@ -258,7 +258,7 @@ def _area(series: tifffile.TiffPageSeries) -> int:
 
 
 def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
-    """Layout of a series in the words of `ArrayLevel`; UnusableImageError where it is no H&E picture."""
+    """Layout of a series in the notation of `ArrayLevel`; UnusableImageError if it cannot be an H&E image."""
     axes, shape = _squeezed(series)
     page = series.keyframe
     photometric = getattr(page.photometric, "name", str(page.photometric))
@@ -281,7 +281,7 @@ def _axes(series: tifffile.TiffPageSeries, path: Path) -> str:
 def _level(
     path: Path, unpacked: BytesIO | None, series: tifffile.TiffPageSeries, number: int, level: int, axes: str
 ) -> ArrayLevel:
-    """One level: zarr over its tiles, a memory map, or (compressed, no tiles) an array."""
+    """One level: zarr over its tiles, a memory map, or an array (compressed, without tiles)."""
     import tifffile
     import zarr
 
@@ -289,7 +289,7 @@ def _level(
     page = part.keyframe
     _check_complete(part, path, len(unpacked.getbuffer()) if unpacked is not None else path.stat().st_size)
     if page.is_tiled:
-        # a slide's tiles without tissue may be left out of the file: they are white
+        # tiles without tissue may be missing from the file of a slide: they are white
         white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else 1
         check_px(page.tilelength, page.tilewidth, path, MAX_TILE_PX)
         store = series.aszarr(level=level, squeeze=True, fillvalue=white)
@@ -303,15 +303,15 @@ def _level(
 
 
 def _squeezed(series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
-    """Axes and shape without axes of length 1 other than height and width; versions of tifffile differ in this."""
+    """Axes and shape without axes of length 1 other than height and width, which depend on the version of tifffile."""
     kept = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if size != 1 or axis in "YX"]
     return "".join(axis for axis, _ in kept), tuple(size for _, size in kept)
 
 
 def _check_complete(series: tifffile.TiffPageSeries, path: Path, size: int) -> None:
-    """Raise ValueError if tiles lie beyond the end of the file (they would be read as white) or in its header."""
+    """Raise ValueError if tiles are beyond the end of the file (they would be read as white) or in its header."""
     for number, page in enumerate(series.pages):
-        if page is None:  # tifffile would put zeros there
+        if page is None:  # tifffile would fill it with zeros
             raise damaged_image(path, f"page {number} of {len(series.pages)} of its image is not in the file")
         parts = (
             [(start, n) for start, n in zip(page.dataoffsets, page.databytecounts, strict=True) if n] if page else []

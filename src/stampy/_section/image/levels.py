@@ -1,4 +1,4 @@
-"""One resolution of an image: where its values are stored, how a crop of them is read, files that cannot be read."""
+"""One resolution of an image: storage of its values, crops, and errors for unusable files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 _WINDOW_ROWS = 1024
-_WINDOW_PX = 2**24  # held at a time
+_WINDOW_PX = 2**24  # pixels in memory at a time
 
-# Orientation of TIFF and EXIF -> rows and columns swapped, then flipped in y, then flipped in x.
+# TIFF and EXIF orientation -> rows and columns swapped, then flipped in y, then flipped in x.
 _ORIENTATIONS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -39,22 +39,22 @@ _ORIENTATIONS = {
 
 
 class ImageLevel:
-    """One resolution of a slide image; a subclass says how a crop that lies inside it is read."""
+    """One resolution of a slide image; subclasses read a crop inside it."""
 
     shape: tuple[int, int]  # height, width
     n_channels: int
     dtype: np.dtype
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """Values as stored, (bottom - top, right - left, n_channels)."""
+        """Stored values, (bottom - top, right - left, n_channels)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayLevel(ImageLevel):
-    """A level in anything that is indexed like a numpy array: numpy, memmap, zarr or dask; only the crop is read.
+    """Level in anything indexed like a numpy array (numpy, memmap, zarr, dask); only the crop is read.
 
-    `axes` is `"yx"`, `"yxc"` or `"cyx"`; `channels` picks and orders channels (all of them if None).
+    `axes` is `"yx"`, `"yxc"` or `"cyx"`; `channels` selects and orders channels (None: all).
     """
 
     array: Any
@@ -74,14 +74,14 @@ class ArrayLevel(ImageLevel):
 
     @property
     def n_channels(self) -> int:  # type: ignore[override]
-        """Channels of a crop."""
+        """Number of channels of a crop."""
         if self.channels is not None:
             return len(self.channels)
         return 1 if self.axes == "yx" else int(self.array.shape[self.axes.index("c")])
 
     @property
     def chunk(self) -> tuple[int, int]:
-        """Height and width of a stored piece; (1, width) where the array is not stored in pieces."""
+        """Height and width of a stored chunk; (1, width) for an array without chunks."""
         chunks = getattr(self.array, "chunks", None)
         if not chunks:
             return 1, self.shape[1]
@@ -90,10 +90,10 @@ class ArrayLevel(ImageLevel):
         return int(rows), int(columns)
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """Values as stored, (bottom - top, right - left, n_channels)."""
+        """Stored values, (bottom - top, right - left, n_channels)."""
         window = (slice(top, bottom), slice(left, right))
         part = self.array[(slice(None), *window) if self.axes == "cyx" else window]
-        if hasattr(part, "compute"):  # dask: in this thread, the caller has its own pool
+        if hasattr(part, "compute"):  # dask: in this thread, since callers have their own pools
             part = part.compute(scheduler="synchronous")
         part = np.asarray(part)
         if self.axes == "yx":
@@ -104,7 +104,7 @@ class ArrayLevel(ImageLevel):
 
 
 class OrientedLevel(ImageLevel):
-    """A level that is stored turned or mirrored; `orientation` is that of TIFF and EXIF, 2 to 8."""
+    """Level that is stored rotated or mirrored; `orientation` is that of TIFF and EXIF, 2 to 8."""
 
     def __init__(self, stored: ImageLevel, orientation: int):
         self.stored, self.dtype, self.n_channels = stored, stored.dtype, stored.n_channels
@@ -114,11 +114,11 @@ class OrientedLevel(ImageLevel):
 
     @classmethod
     def of(cls, level: ImageLevel, orientation: object) -> ImageLevel:
-        """The level as it is to be shown; itself where it is stored upright or the orientation is not a known one."""
+        """The level in upright orientation; unchanged if it is stored upright or the orientation is invalid."""
         return cls(level, orientation) if orientation in _ORIENTATIONS else level
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """Values as stored, upright."""
+        """Stored values, upright."""
         height, width = self.shape
         if self.flip_x:
             left, right = width - right, width - left
@@ -133,12 +133,12 @@ class OrientedLevel(ImageLevel):
 
 
 def _nothing_to_close() -> None:
-    """For pictures in memory."""
+    """For images in memory."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open image file: its levels, finest first; how it is closed; µm per px of the first level if it says so."""
+    """An open image file: levels, finest first; a function to close it; µm per px of the first level, if stated."""
 
     levels: Sequence[ImageLevel]
     close: Callable[[], None] = _nothing_to_close
@@ -146,7 +146,7 @@ class Opened:
 
 
 def windows(level: ImageLevel) -> Iterator[np.ndarray]:
-    """All values of a level, some whole chunks at a time: (h, w, n_channels) each."""
+    """All values of a level in windows of several whole chunks, (h, w, n_channels) each."""
     height, width = level.shape
     rows, columns = level.chunk if isinstance(level, ArrayLevel) else (1, width)
     step_y = rows * max(1, _WINDOW_ROWS // rows)
@@ -156,28 +156,28 @@ def windows(level: ImageLevel) -> Iterator[np.ndarray]:
             yield level.crop(left, top, min(left + step_x, width), min(top + step_y, height))
 
 
-# A file of a few MB can claim any image size; this is checked before it is decoded.
-_MAX_DECODED_PX = 2**31  # of an image that comes into memory as a whole: 6 GB as RGB
-MAX_TILE_PX = 2**26  # of one tile of a TIFF
+# Checked before decoding, since a file of a few MB can claim any image size.
+_MAX_DECODED_PX = 2**31  # for images decoded as a whole: 6 GB as RGB
+MAX_TILE_PX = 2**26  # per tile of a TIFF
 
 
 class TooLargeError(ValueError):
-    """An image that is not decoded."""
+    """An image that is too large to decode."""
 
 
 class UnusableImageError(ValueError):
-    """An image whose values, channels or format are not those of a picture, or that does not share the spots' axes."""
+    """An image with unusable values, channels or format, or that does not share the axes of the spots."""
 
 
 def damaged_image(path: Path, why: object) -> ValueError:
-    """The error for a file that is not whole."""
+    """Return the error for a damaged file."""
     return ValueError(f"The image {str(path)!r} is truncated or damaged ({why}). Copy or download it again.")
 
 
 def check_px(height: int, width: int, path: Path, most: int = _MAX_DECODED_PX) -> None:
-    """Refuse an image that claims more pixels than real ones have."""
+    """Refuse an image that claims more pixels than real images have."""
     if height * width > most:
         raise TooLargeError(
-            f"The image {str(path)!r} states a size of {height} x {width} px, and it can't be read piece by piece; it "
+            f"The image {str(path)!r} states a size of {height} x {width} px, and it cannot be read piece by piece; it "
             f"is not decoded (at most {most:,} px). If that is its true size, convert it to a tiled TIFF."
         )

@@ -1,4 +1,4 @@
-"""Interpret stored pixels: which axis holds the channels, the colour of each channel, and the value of white."""
+"""Interpret stored pixels: axis of the channels, colour of each channel, and value of white."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["ValueRange", "axes_of", "channels_of", "colours_of", "range_of", "rg
 
 CHANNELS = (1, 2, 3, 4)  # grey, grey and opacity, RGB, RGBA
 _BITS = (8, 12, 16)
-_ROUNDING = 1e-3  # how far floats may lie outside their range, as a share of it
-_LEAST = 1 / 4  # of the range: the brightest value of an image of tissue on glass is above this
+_ROUNDING = 1e-3  # relative to the range; tolerance for floats outside of it
+_LEAST = 1 / 4  # of the range; images of tissue on glass have brighter pixels
 _PROBE_PX = 64
 _COLOUR = {"r": "r", "red": "r", "g": "g", "green": "g", "b": "b", "blue": "b", "a": "a", "alpha": "a"}
 _NUMBERED = re.compile(r"(?:c|ch|channel)?[ _:-]?(\d+)", re.IGNORECASE)
@@ -26,19 +26,19 @@ _REMEDY = "Convert it first: to uint8 with 0 for black and 255 for white, or to 
 
 
 class ValueRange(NamedTuple):
-    """The stored values that stand for white and for full opacity."""
+    """Stored values of white and of full opacity."""
 
     white: float
     opaque: float
 
 
 def colours_of(n_channels: int) -> int:
-    """How many of the channels are colours; of 2 or 4 channels, the last is the opacity."""
+    """Number of colour channels; of 2 or 4 channels, the last is the opacity."""
     return n_channels - (n_channels in (2, 4))
 
 
 def rgb_of(pixels: np.ndarray, found: ValueRange, fill: tuple[int, int, int]) -> np.ndarray:
-    """Stored values (h, w, 1 to 4) as 8-bit grey or RGB (h, w, 1 | 3), blended with `fill` where transparent."""
+    """Convert values (h, w, 1 to 4) to 8-bit grey or RGB (h, w, 1 | 3), blended with `fill` where transparent."""
     n = colours_of(pixels.shape[2])
     if n == pixels.shape[2]:
         return _bytes(pixels, found.white)
@@ -56,7 +56,7 @@ def _bytes(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def range_of(level: ImageLevel, name: str) -> ValueRange:
-    """Which stored values are white and opaque, decided once for the whole image.
+    """Stored values of white and full opacity, determined once for the whole image.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def range_of(level: ImageLevel, name: str) -> ValueRange:
 
 
 def _extremes(level: ImageLevel, n: int) -> tuple[float, float, float]:
-    """Smallest and largest value of the colours, largest value of the opacity; NaN if any value is NaN."""
+    """Minimum and maximum of the colours, and maximum of the opacity; NaN if any value is NaN."""
     found = []
     for part in windows(level):
         colours, opacity = part[:, :, :n], part[:, :, n:]
@@ -117,7 +117,7 @@ def _white_of_floats(low: float, top: float, name: str) -> float:
 
 
 def _white(top: float, name: str, *, least_8_bit: float = 0.0) -> float:
-    """White of the 8, 12 or 16 bits that hold the brightest value; ValueError where it is too dark to tell."""
+    """White in the 8, 12 or 16 bits that contain the brightest value; ValueError if the image is too dark to decide."""
     for bits in _BITS:
         white = float(2**bits - 1)
         if top <= white * (1 + (_ROUNDING if least_8_bit else 0)):
@@ -133,13 +133,13 @@ def _white(top: float, name: str, *, least_8_bit: float = 0.0) -> float:
 
 
 def _full(top: float, kind: np.dtype) -> float:
-    """The value of full opacity, from the largest one."""
+    """Value of full opacity, from the maximum."""
     top /= 1 + _ROUNDING * (kind.kind == "f")
     return float(next((2**bits - 1 for bits in (1, *_BITS) if top <= 2**bits - 1), top))
 
 
 def _check_not_mask(level: ImageLevel, n: int, name: str) -> None:
-    """Raise ValueError for a mask: an 8-bit array in memory that holds only 0 and 1. Checks the middle first."""
+    """Raise ValueError for a mask, i.e. an 8-bit array in memory with values 0 and 1. Checks the middle first."""
     if not isinstance(getattr(level, "array", None), np.ndarray):
         return  # opening a lazy image must not read it
     (height, width), half = level.shape, _PROBE_PX // 2
@@ -164,7 +164,7 @@ def _is_mask(name: str) -> UnusableImageError:
 
 
 def _check_opacity(level: ImageLevel, opaque: float, name: str) -> None:
-    """ValueError unless the second of two channels is opaque or transparent everywhere."""
+    """Raise ValueError unless the second of two channels is opaque or transparent everywhere."""
     seen = False
     for part in windows(level):
         second = part[:, :, 1]
@@ -180,7 +180,7 @@ def _check_opacity(level: ImageLevel, opaque: float, name: str) -> None:
 
 
 def axes_of(shape: Sequence[int], name: str) -> str:
-    """Where an array has its channels, from its shape; ValueError if the shape is ambiguous.
+    """Axes of an array by its shape; ValueError if the shape is ambiguous.
 
     >>> axes_of((3, 200, 300), "he"), axes_of((200, 300), "he")
     ('cyx', 'yx')
@@ -203,7 +203,7 @@ def axes_of(shape: Sequence[int], name: str) -> str:
 
 
 def stored_axes(dims: Sequence[object], name: str) -> tuple[str, str, str]:
-    """Which of an array's named dimensions are y, x and (or "") the channels."""
+    """Named dimensions for y, x and the channels (or "")."""
     found = {"y": "", "x": "", "c": ""}
     for dim in map(str, dims):
         letter = "c" if dim.lower() in ("c", "channel", "channels", "band", "s", "sample") else dim.lower()
@@ -217,7 +217,7 @@ def stored_axes(dims: Sequence[object], name: str) -> tuple[str, str, str]:
 
 
 def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
-    """Positions of red, green, blue (and opacity); numbered channels keep their order.
+    """Indices of red, green, blue (and opacity); numbered channels keep their order.
 
     Examples
     --------
@@ -242,7 +242,7 @@ def channels_of(names: Sequence[object], name: str) -> tuple[int, ...]:
 
 
 def named_level(array: DataArray, name: str) -> ArrayLevel:
-    """A level of an xarray, whose dimensions and channels have names."""
+    """Level of an xarray with named dimensions and channels."""
     y, x, c = stored_axes(array.dims, name)
     others = [d for d in array.dims if d not in (y, x, c)]
     if any(array.sizes[d] > 1 for d in others):

@@ -1,4 +1,4 @@
-"""`SlideImage`: an image of any storage as 8-bit RGB, from which tiles are cut, padded beyond the border."""
+"""`SlideImage`: an image in any storage as 8-bit RGB; tiles are padded beyond the border."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["WHITE", "SlideImage", "open_spatialdata_image"]
 
 WHITE = (255, 255, 255)
-_MARGIN = 2  # source px around a box, in units of the filter's step: the support of the bicubic filter
-_BAND_PX = 2**22  # source px that are held at a time
+_MARGIN = 2  # source px around a box, in steps of the filter: support of the bicubic filter
+_BAND_PX = 2**22  # source px in memory at a time
 _SCAN_ROWS = 1024
-_WHOLE_PX = 2**28  # a level up to this size is hashed as a whole
-_SAMPLED_BANDS, _BAND_ROWS = 64, 64  # of a larger one that is not in memory
+_WHOLE_PX = 2**28  # levels up to this size are hashed whole
+_SAMPLED_BANDS, _BAND_ROWS = 64, 64  # number and height of the bands of a larger level on disk that are hashed
 
 
 class SlideImage:
@@ -82,7 +82,7 @@ class SlideImage:
         close: Callable[[], None] | None = None,
         um_per_px: float | None = None,
     ):
-        self.path: Path | None = None  # of the file behind the image, where there is one
+        self.path: Path | None = None  # path of the image file, if any
         if close is not None:
             self._close = weakref.finalize(self, close)
         if not (np.isfinite(scale) and scale > 0):
@@ -171,7 +171,7 @@ class SlideImage:
         """
         found = hashlib.blake2b(digest_size=16)
         if self.path is not None:
-            beside = self.path.with_suffix("")  # a .mrxs keeps its pixels in a folder of its name
+            beside = self.path.with_suffix("")  # pixels of a .mrxs are in the folder of the same name
             for path in (self.path, beside) if self.path.suffix == ".mrxs" and beside.is_dir() else (self.path,):
                 found.update(_files.digest_of_path(path).encode())
             return found.hexdigest()
@@ -277,7 +277,7 @@ class SlideImage:
 
 
 def _bands(levels: Sequence[ImageLevel]) -> Iterator[np.ndarray]:
-    """Bands of rows of the finest level, all or spread over it, then with the coarsest level."""
+    """Bands of rows of the finest level, all or spread over it, then of the coarsest level."""
     height, width = levels[0].shape
     if height * width <= _WHOLE_PX or isinstance(getattr(levels[0], "array", None), np.ndarray):
         for top in range(0, height, _SCAN_ROWS):
@@ -291,7 +291,7 @@ def _bands(levels: Sequence[ImageLevel]) -> Iterator[np.ndarray]:
 
 
 def _downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float]:
-    """By how much a level is coarser in x and y; whole where rounding the size explains the difference."""
+    """Downsampling of a level in x and y; whole numbers if rounding of the size explains the difference."""
     factors = []
     for full, part in zip(finest[::-1], shape[::-1], strict=True):
         whole = round(full / part)
@@ -300,7 +300,7 @@ def _downsample(finest: tuple[int, int], shape: tuple[int, int]) -> tuple[float,
 
 
 def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0, name: str = "image") -> SlideImage:
-    """A SpatialData image, single-scale or multi-scale; only the crops are computed, from the scale that fits.
+    """SpatialData image, single-scale or multi-scale; only crops are computed, from the appropriate scale.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0,
     Raises
     ------
     ValueError
-        If it has channels that are not grey, RGB or RGBA.
+        It has channels that are not grey, RGB or RGBA.
     """
     if hasattr(element, "data"):
         arrays = [cast("DataArray", element)]
@@ -325,5 +325,5 @@ def open_spatialdata_image(element: DataArray | DataTree, *, scale: float = 1.0,
 
 
 def _only(node: DataTree) -> DataArray:
-    """The array of one scale."""
+    """Array of one scale."""
     return next(iter(node.data_vars.values()))

@@ -1,4 +1,4 @@
-"""A WSIData (wsidata, LazySlide) as a `SlideImage`, and its tile table as boxes; neither package is imported here."""
+"""WSIData (wsidata, LazySlide) as a `SlideImage`, and its tile table as boxes; neither package is imported here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_wsidata(data: object) -> bool:
 
 
 class _WsiLevel(ImageLevel):
-    """A level that the WSIData's own reader reads."""
+    """Level read by the WSIData's own reader."""
 
     n_channels = 3
     dtype = np.dtype(np.uint8)
@@ -42,7 +42,7 @@ class _WsiLevel(ImageLevel):
 
 
 def open_wsidata(wsi: WSIData) -> SlideImage:
-    """The slide behind a WSIData, which remains responsible for closing it."""
+    """Slide of a WSIData, which remains responsible for closing it."""
     levels = [_WsiLevel(wsi, i) for i in range(int(wsi.properties.n_level))]
     mpp = wsi.properties.mpp
     return SlideImage(levels, name=Path(str(wsi.reader.file)).name, um_per_px=None if mpp is None else float(mpp))
@@ -54,9 +54,9 @@ def tile_table(wsi: WSIData, tile_key: str) -> np.ndarray:
     Raises
     ------
     KeyError
-        If there is no such tile table.
+        There is no such tile table.
     ValueError
-        If it is empty.
+        The tile table is empty.
     """
     _checks.has_key(
         wsi.shapes,

@@ -1,1 +1,1 @@
-"""From a folder of what the user has to the paper's tables: what lies there, what is missing, how figures compare."""
+"""Tables of the paper from a folder of the user: contents, missing files, and comparison of the results."""

@@ -1,4 +1,4 @@
-"""Where each section of a table of the paper lies in a folder, in whatever form the user has it."""
+"""Find the sections of a table of the paper in a folder, in any of the usual formats."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["KINDS", "Kind", "Place", "places"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the sections of a table are known by.
+    """How the sections of a table are recognised.
 
-    `columns`: those with labels, the best first; `means`: what a word stands for; `any_section`: whatever section lies
-    there belongs to the table; `alone`: the one section of the table, by a pattern of its path.
+    `columns`: columns with labels, best first; `means`: meaning of a word; `any_section`: every section in the folder
+    belongs to the table; `alone`: pattern for the path of the only section of the table.
     """
 
     columns: tuple[str, ...] = ()
@@ -49,10 +49,10 @@ KINDS = {
 class Place:
     """A section in a folder.
 
-    `path`: a store, a matrix or an ST table, None where there is none. `part`: column and value of its rows in a store
-    of several sections. `positions`: folder with the table of spots, where it is not the matrix's own. `labels`: a
-    text; None where they are in obs. `column`: the column with labels, "" where there are none. `image`: the
-    full-resolution one. `trouble`: what is there and can't be used. `also`: other files of the same section, not used.
+    `path`: store, matrix or ST table, None if missing. `part`: column and value of its rows in a store of several
+    sections. `positions`: folder with the table of spots, if not next to the matrix. `labels`: text file with labels;
+    None if they are in obs. `column`: column with labels, "" without labels. `image`: full-resolution image. `trouble`:
+    files that cannot be used. `also`: other files of the same section, which are not used.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Place:
 
 
 def places(kind: Kind, names: Sequence[str], files: Files) -> list[Place]:
-    """Where the sections `names` are; of a kind with `any_section` those that are there, whatever they are called."""
+    """Places of the sections `names`; with `any_section`, of all sections in the folder under any name."""
     if kind.any_section:
         return [_with_image(place, files, []) for place in _all(files)]
     search = _FolderSearch(kind, tuple(names), files)
@@ -75,7 +75,7 @@ def places(kind: Kind, names: Sequence[str], files: Files) -> list[Place]:
 
 
 class _FolderSearch:
-    """One folder, looked through once."""
+    """Contents of a folder, searched once."""
 
     def __init__(self, kind: Kind, names: tuple[str, ...], files: Files):
         self.kind, self.names, self.files = kind, names, files
@@ -83,13 +83,13 @@ class _FolderSearch:
         self.obs: dict[Path, pd.DataFrame | str] = {path: _obs(path) for path in files.stores}
 
     def place(self, name: str) -> Place:
-        """The best of what there is of a section, with its labels and image."""
+        """The best candidate for a section, with its labels and image."""
         found = [*self._stores(name), *self._matrices(name), *self._st(name)]
         if not found:
             broken = [str(o) for p, o in self.obs.items() if isinstance(o, str) and self._is_of(p, name)]
             return Place(name=name, trouble="; ".join(broken))
         found = [self._with_labels(place) for place in found]
-        best = max(found, key=lambda place: bool(place.column))  # the first of those that have labels
+        best = max(found, key=lambda place: bool(place.column))  # the first of those with labels
         also = tuple(p.path for p in found if p is not best and p.path is not None)
         return _with_image(replace(best, also=also), self.files, self.names)
 
@@ -119,14 +119,14 @@ class _FolderSearch:
         return [Place(name=name, path=path, positions=self._positions(path, name)) for path in mine]
 
     def _positions(self, matrix: Path, name: str) -> Path | None:
-        """A folder with positions of the section, where there are none beside the matrix."""
+        """Folder with positions of the section, if there are none next to the matrix."""
         if {matrix.parent, matrix.parent / "spatial"} & set(self.files.positions):
             return None
         mine = [p for p in self.files.positions if self._is_of(p, name)]
         return mine[0] if len(mine) == 1 else None
 
     def _st(self, name: str) -> list[Place]:
-        """Tables of counts of ST, spots by genes, as the her2st repository has them."""
+        """ST tables of counts, spots by genes, as in the her2st repository."""
         texts = [p for p in self.files.texts if re.fullmatch(rf"{re.escape(name)}(_stdata)?\.tsv(\.gz)?", p.name)]
         if not texts:
             return []
@@ -140,16 +140,16 @@ class _FolderSearch:
         if obs is not None and not isinstance(obs, str):
             rows = obs if place.part is None else obs[obs[place.part[0]].map(plain) == place.part[1]]
             for column in [c for c in self.kind.columns if c in rows]:
-                unknown, known = _understood(rows[column].unique(), self.kind)
+                unknown, known = _parsed_labels(rows[column].unique(), self.kind)
                 if known and not unknown:
                     return replace(place, column=column)
-                trouble = trouble or _odd(f"obs[{column!r}] of {place.path and place.path.name!r}", unknown)
+                trouble = trouble or _unknown_labels(f"obs[{column!r}] of {place.path and place.path.name!r}", unknown)
         best = self._best_table(place.name)
         if best is None:
             return replace(place, trouble=trouble)
-        unknown, _ = _understood(best.labels, self.kind)
+        unknown, _ = _parsed_labels(best.labels, self.kind)
         if unknown:
-            return replace(place, trouble=trouble or _odd(f"{best.path.name!r}", unknown))
+            return replace(place, trouble=trouble or _unknown_labels(f"{best.path.name!r}", unknown))
         return replace(place, labels=best.path, column=best.column)
 
     def _best_table(self, name: str) -> LabelTable | None:
@@ -166,13 +166,13 @@ def _named(kind: Kind, inside: Path) -> bool:
 
 
 def _rank(path: Path) -> tuple[int, int]:
-    """Filtered matrices first, then one file before a folder before GEO's flat files."""
+    """Filtered matrices first; a single file before a folder before GEO's flat files."""
     low = path.name.lower()
     return "raw_feature" in low, 0 if low.endswith(".h5") else 2 if "matrix.mtx" in low else 1
 
 
-def _understood(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
-    """Words without a meaning, and how many have one."""
+def _parsed_labels(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
+    """Words without a meaning, and the number of words with one."""
     unknown, known = [], set()
     for value in set(values):
         try:
@@ -182,22 +182,22 @@ def _understood(values: Sequence[object], kind: Kind) -> tuple[list[str], int]:
     return sorted(unknown), len(known - {None})
 
 
-def _odd(where: str, unknown: Sequence[str]) -> str:
+def _unknown_labels(where: str, unknown: Sequence[str]) -> str:
     if not unknown:
         return f"{where} contains no label"
     return f"{where} contains other words than the labels of this table: {', '.join(map(repr, unknown[:6]))}"
 
 
 def _obs(path: Path) -> pd.DataFrame | str:
-    """Obs of a store, or why it can't be read."""
+    """Obs of a store, or why it cannot be read."""
     try:
         return obs_of(path)
     except (ValueError, OSError, KeyError) as error:
-        return f"{path.name!r} can't be read: {error}"
+        return f"{path.name!r} cannot be read: {error}"
 
 
 def _all(files: Files) -> list[Place]:
-    """Every section of a folder."""
+    """All sections of a folder."""
     found: list[Place] = []
     for path in files.stores:
         obs = _obs(path)
@@ -214,12 +214,12 @@ def _all(files: Files) -> list[Place]:
     for path in sorted(files.matrices, key=_rank):
         by_folder.setdefault(path.parent, []).append(path)
     for folder, paths in by_folder.items():
-        prefixes = {_before(p): p for p in reversed(paths)}
+        prefixes = {_prefix(p): p for p in reversed(paths)}
         found += [Place(name=before or _sample(folder, files), path=p) for before, p in sorted(prefixes.items())]
-    return _unlike(found)
+    return _with_unique_names(found)
 
 
-def _before(matrix: Path) -> str:
+def _prefix(matrix: Path) -> str:
     return re.split(r"(filtered|raw)_(feature|gene)|matrix\.mtx", matrix.name, flags=re.IGNORECASE)[0].rstrip("_-. ")
 
 
@@ -228,8 +228,8 @@ def _sample(folder: Path, files: Files) -> str:
     return parts[-1] if parts else files.folder.name
 
 
-def _unlike(found: list[Place]) -> list[Place]:
-    """Names that differ; a second one of a name gets a number."""
+def _with_unique_names(found: list[Place]) -> list[Place]:
+    """Make names unique by appending numbers to repeated names."""
     seen: dict[str, int] = {}
     out = []
     for place in found:
@@ -240,7 +240,7 @@ def _unlike(found: list[Place]) -> list[Place]:
 
 
 def _with_image(place: Place, files: Files, names: Sequence[str]) -> Place:
-    """The full-resolution image that is named after the section, or lies alone beside its matrix."""
+    """Add the full-resolution image that is named after the section, or is the only one next to its matrix."""
     if place.path is None:
         return place
     named = [p for p in files.images if owner(files.inside(p), names or [place.name]) == place.name]

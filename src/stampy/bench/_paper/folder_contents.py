@@ -1,4 +1,4 @@
-"""What lies in a folder, by names alone: AnnData, matrices of 10x Genomics, ST tables, texts, images, whole slides."""
+"""Contents of a folder by file names: AnnData, matrices of 10x Genomics, ST tables, texts, images, whole slides."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ STORES = (".h5ad", ".zarr", ".zarr.zip")
 TEXTS = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
 PICTURES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png")
 REDUCED = re.compile(r"(hires|lowres|aligned|detected|thumbnail|fiducial|mask)", re.IGNORECASE)
-MOST_FILES, DEEPEST = 200_000, 8
+MAX_FILES, MAX_DEPTH = 200_000, 8
 
 
 @dataclass
 class Files:
     """Paths by kind, each sorted.
 
-    `stores`: .h5ad and zarr. `matrices`: filtered matrices of Space Ranger, the raw ones where there is none, files or
-    folders. `positions`: folders with a table of spots. `texts`: tables that may hold labels, counts or slides.
-    `images`: large ones; the reduced ones of Space Ranger are left out. `r`: files of R.
+    `stores`: .h5ad and zarr. `matrices`: filtered matrices of Space Ranger, raw ones if there is none, as files or
+    folders. `positions`: folders with a table of spots. `texts`: tables that may contain labels, counts or slides.
+    `images`: large images, without the reduced ones of Space Ranger. `r`: files of R.
     """
 
     folder: Path
@@ -43,19 +43,19 @@ class Files:
     r: list[Path] = field(default_factory=list)
 
     def inside(self, path: Path) -> Path:
-        """`path` from the folder on."""
+        """`path` relative to the folder."""
         return path.relative_to(self.folder)
 
 
 def files_in(folder: str | Path) -> Files:
-    """All that may be of use below a folder; links to folders are followed once.
+    """All potentially useful files below a folder; links to folders are followed once.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        There is no such folder.
+        The folder does not exist.
     ValueError
-        It holds too many files to be the folder of a data set.
+        It contains too many files for the folder of a data set.
     """
     root = _checks.existing(folder, what="folder of data").absolute()
     if not root.is_dir():
@@ -63,9 +63,9 @@ def files_in(folder: str | Path) -> Files:
     found, n = Files(root), 0
     for place, names in _folders(root):
         n += len(names)
-        if n > MOST_FILES:
+        if n > MAX_FILES:
             raise ValueError(
-                f"{str(root)!r} contains more than {MOST_FILES:,} files. Pass only the folder of the data set."
+                f"{str(root)!r} contains more than {MAX_FILES:,} files. Pass only the folder of the data set."
             )
         _sort(found, place, names)
     for paths in (found.stores, found.matrices, found.positions, found.texts, found.images, found.r):
@@ -74,7 +74,7 @@ def files_in(folder: str | Path) -> Files:
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with the names in them; stores and matrices are not entered."""
+    """Folders and the names in them; stores and matrices are not entered."""
     waiting, seen = [(root, 0)], set()
     while waiting:
         place, depth = waiting.pop()
@@ -84,13 +84,13 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         seen.add(real)
         names = sorted(name for name in os.listdir(place) if not name.startswith("."))
         yield place, names
-        if depth < DEEPEST:
+        if depth < MAX_DEPTH:
             deeper = [place / name for name in names if not _is_whole(place / name)]
             waiting += [(path, depth + 1) for path in deeper if path.is_dir()]
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a folder is one thing: a zarr store, or a matrix."""
+    """Whether a folder is a unit: a zarr store or a matrix."""
     low = path.name.lower()
     return low.endswith((".zarr", *(m for m in MATRICES if "." not in m)))
 
@@ -115,7 +115,7 @@ def _sort(found: Files, place: Path, names: Sequence[str]) -> None:
 
 
 def owner(path: Path, names: Sequence[str]) -> str | None:
-    """The one of `names` that a path (relative) is of: by its last part that holds one, and no other.
+    """Name to which a relative path belongs: the only one of `names` in its last part that contains any.
 
     >>> owner(Path("10X/151507/spatial"), ["151507", "151508"]), owner(Path("151507_151508.h5ad"), ["151507", "151508"])
     ('151507', None)
@@ -135,10 +135,10 @@ MD5 = ("md5sum", "md5")
 
 @dataclass(frozen=True, kw_only=True)
 class SlideTable:
-    """What a table of slides says of those that are there, and of the others.
+    """Slides of a table that exist in the folder, and the others.
 
-    `rows`: slide (absolute path), patient, label and, where the table has it, MD5 sum. `absent`: slides of the table
-    that are not in the folder. `unlabelled`: those without a patient or a label.
+    `rows`: slide (absolute path), patient, label and, if the table has it, MD5 sum. `absent`: slides of the table that
+    are not in the folder. `unlabelled`: slides without patient or label.
     """
 
     path: Path
@@ -149,7 +149,7 @@ class SlideTable:
 
 
 def slide_table(files: Files, columns: Mapping[str, str]) -> SlideTable | str:
-    """The one table of slides in a folder; `columns` names those of the config. A text says why there is none."""
+    """The only table of slides in a folder, with `columns` as in the config; if there is none, the reason as text."""
     wanted = {
         "slide": (columns.get("slide", "slide"), *SLIDE),
         "patient": (columns.get("patient", "patient"), *PATIENT),
@@ -189,7 +189,7 @@ def _head(path: Path) -> list[str]:
 
 
 def _read(path: Path, columns: Mapping[str, str], files: Files) -> SlideTable:
-    at = {image.name: image for image in files.images}  # gdc-client gives each slide a folder of its own
+    at = {image.name: image for image in files.images}  # gdc-client writes each slide into a separate folder
     md5 = _first(MD5, _head(path))
     rows, absent, unlabelled = [], [], []
     for row in _open(path):

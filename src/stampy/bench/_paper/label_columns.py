@@ -1,4 +1,4 @@
-"""Labels of spots, in a table of AnnData or in a text beside it: which column, and what its words mean."""
+"""Labels of spots in an AnnData table or a text file: their column, and the meaning of the words."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["LabelTable", "cortical_layer", "label_table", "obs_of", "sample_colu
 BARCODE = re.compile(r"[ACGT]{10,}")
 SAMPLES = ("sample_name", "sample_id", "library_id", "sample", "slice", "section", "section_id", "batch", "Batch",
            "slice_id", "sample_ID", "region")  # fmt: skip
-LARGEST = 64 * 2**20  # a table of labels has a line a spot
+LARGEST = 64 * 2**20  # a table of labels has one line per spot
 
 
 def cortical_layer(value: object) -> str | None:
-    """The cortical layer that a word names, as "L1" to "L6" and "WM"; None for no label, KeyError for another word.
+    """Cortical layer of a word, as "L1" to "L6" and "WM"; None for a missing label, KeyError for other words.
 
     >>> [cortical_layer(w) for w in ("Layer1", "Layer_2", "L3", "4", "wm", "NA")]
     ['L1', 'L2', 'L3', 'L4', 'WM', None]
@@ -41,13 +41,13 @@ def cortical_layer(value: object) -> str | None:
 
 
 def word(value: object) -> str | None:
-    """A label as it stands, without spaces around it; None where it says that there is none."""
+    """A label without surrounding spaces; None for a missing label."""
     text = str(value).strip().strip('"')
     return None if is_missing_label(text) or text in ("", "None", "nan", "<NA>", "NA") else text
 
 
 def obs_of(path: Path) -> pd.DataFrame:
-    """`obs` of an .h5ad or of a zarr store, nothing else of it; ValueError where it has none that can be read."""
+    """Read only `obs` of an .h5ad or zarr store; ValueError if this fails."""
     from stampy._io.input_files import hdf5, reading
     from stampy._section.outside_links import refuse_links
 
@@ -79,7 +79,7 @@ def _frame(group: Any, path: Path) -> pd.DataFrame:
 
 
 def sample_column(obs: pd.DataFrame, names: Collection[str]) -> str | None:
-    """The column that names the section of each spot: the first that holds one of `names` and more than one of them."""
+    """Column with the section of each spot: the first with one of `names` and more than one value."""
     known = set(names)
     columns = [c for c in SAMPLES if c in obs] + [c for c in obs if c not in SAMPLES and obs[c].nunique() <= 100]
     for column in columns:
@@ -89,7 +89,7 @@ def sample_column(obs: pd.DataFrame, names: Collection[str]) -> str | None:
 
 
 def plain(value: object) -> str:
-    """A section's name as text: 151507.0 is 151507.
+    """Name of a section as text: 151507.0 is 151507.
 
     >>> plain(151507.0), plain("151507")
     ('151507', '151507')
@@ -99,7 +99,7 @@ def plain(value: object) -> str:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A text with labels: barcodes, the section of each where it is told, and the labels as they stand."""
+    """Labels from a text file: barcodes, their section if stated, and the labels as written."""
 
     path: Path
     column: str
@@ -111,10 +111,10 @@ class LabelTable:
 def label_table(
     path: Path, columns: Sequence[str], names: Collection[str], means: Callable[[object], str | None]
 ) -> LabelTable | None:
-    """A text as a table of labels, with or without a header; None where it is none.
+    """Read a text file as a table of labels, with or without header; None if it is not one.
 
-    The barcodes are the column that holds most of them. The labels are the first of `columns` that the header names;
-    without a header the last column whose words all have a meaning.
+    The column with the most barcodes contains the barcodes. The labels are the first of `columns` in the header, or
+    without header the last column in which all words have a meaning.
     """
     rows = _rows(path)
     if rows is None:
@@ -123,7 +123,7 @@ def label_table(
     if not rows:
         return None
     width = len(rows[0])
-    if head is not None and len(head) == width - 1:  # as R writes row names
+    if head is not None and len(head) == width - 1:  # format of R with row names
         head = ["", *head]
     if any(len(row) != width for row in rows) or (head is not None and len(head) != width):
         return None
@@ -142,7 +142,7 @@ def label_table(
 
 
 def _names_sections(column: Sequence[str], names: set[str], means: Callable[[object], str | None]) -> bool:
-    """Whether a column tells the section of each row: all are among `names`, or some are and others could be."""
+    """Whether a column gives the section of each row: all values are in `names`, or some are and the others may be."""
     words = set(column)
     if words <= names:
         return True
@@ -163,14 +163,14 @@ def _meaningful(values: Sequence[str], means: Callable[[object], str | None]) ->
     if len(words) > 100:
         return False
     try:
-        # all words are looked up: their order in a set differs between processes
+        # all words are checked, since the order of a set differs between processes
         return {means(value) for value in words} != {None}
     except KeyError:
         return False
 
 
 def _rows(path: Path) -> list[list[str]] | None:
-    """The lines of a text as fields; None where it is no small table of text."""
+    """Lines of a text file as fields; None if it is not a small text table."""
     if path.stat().st_size > LARGEST:
         return None
     opened = gzip.open if path.name.lower().endswith(".gz") else open
@@ -178,10 +178,10 @@ def _rows(path: Path) -> list[list[str]] | None:
         with opened(path, "rt", encoding="utf-8", newline="") as stream:
             first = stream.readline(LARGEST)
             delimiter = "\t" if "\t" in first else "," if "," in first else " "
-            if len(first.split(delimiter)) > 200:  # a matrix
+            if len(first.split(delimiter)) > 200:  # a matrix of counts
                 return None
             text = first + stream.read(LARGEST + 1)
-            if len(text) > LARGEST:  # packed small
+            if len(text) > LARGEST:  # compressed file with large contents
                 return None
             rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile):

@@ -1,4 +1,4 @@
-"""A table of the paper on the user's files: its config, and each section as it is judged (counts, image, labels)."""
+"""Config of a paper's table for the user's files, and each section as evaluated (counts, image, labels)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["labels_of", "on_folder", "read_section", "with_models"]
 
 logger = logging.getLogger(__name__)
 
-# columns of obs with coordinates, as R's packages leave them: x, y, and whether these are px of the full image
+# columns of obs with coordinates, as exported from R: x, y, and whether they are px of the full image
 IN_OBS = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres", True),
     ("imagecol", "imagerow", False),
@@ -37,14 +37,14 @@ IN_OBS = (
     ("col", "row", False),
 )
 GRID = ("array_col", "col")
-ROW = np.sqrt(3.0)  # of Visium's grid, whose columns step by 2 in a row
+ROW = np.sqrt(3.0)  # row height of Visium's grid, whose columns step by 2 within a row
 
 
 def read_section(section: SectionConfig, folder: Path) -> AnnData:
-    """The section at a path; raises what `stampy.read` raises."""
+    """Read the section at a path; raises the errors of `stampy.read`."""
     path = _checks.existing(folder / Path(section.source).expanduser(), what="section")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*has no obsm\['spatial'\]", _checks.StampyWarning)  # `_place` sees to it
+        warnings.filterwarnings("ignore", r".*has no obsm\['spatial'\]", _checks.StampyWarning)  # `_place` adds it
         return _read(section, path, folder)
 
 
@@ -67,7 +67,7 @@ def _read(section: SectionConfig, path: Path, folder: Path) -> AnnData:
 
 
 def _part(adata: AnnData, part: str, path: Path) -> AnnData:
-    """The rows of one section of a table of several."""
+    """Rows of one section in a table of several."""
     column, _, value = part.partition("=")
     _checks.has_key(adata.obs, column, slot=f"obs of {path.name}", needs="`part` names the column of the section.")
     rows = np.flatnonzero(adata.obs[column].map(plain).to_numpy() == value)
@@ -75,13 +75,13 @@ def _part(adata: AnnData, part: str, path: Path) -> AnnData:
         raise ValueError(f"No row of {str(path)!r} has {value!r} in obs[{column!r}].")
     one: AnnData = adata[rows].to_memory()
     libraries = one.uns.get(_keys.UNS_SPATIAL)
-    if isinstance(libraries, dict) and len(libraries) > 1:  # pictures of the others
+    if isinstance(libraries, dict) and len(libraries) > 1:  # keep only the image of this section
         one.uns[_keys.UNS_SPATIAL] = {k: v for k, v in libraries.items() if k == value}
     return one
 
 
 def _raw_counts(adata: AnnData, section: SectionConfig) -> None:
-    """Raw counts in X: those of ``layers["counts"]`` where X holds something else, as exports from R may have it."""
+    """Put raw counts into X: ``layers["counts"]`` if X is something else, as in exports from R."""
     if adata.n_vars == 0 or _is_counts(adata.X):
         return
     if "counts" in adata.layers and _is_counts(adata.layers["counts"]):
@@ -101,7 +101,7 @@ def _is_counts(matrix: Any) -> bool:
 
 
 def _place(adata: AnnData, section: SectionConfig) -> bool:
-    """Coordinates from obs where obsm has none; whether they are px of the full-resolution image."""
+    """Take coordinates from obs if obsm has none; returns whether they are px of the full-resolution image."""
     if _keys.SPATIAL in adata.obsm:
         return True
     for x, y, full in IN_OBS:
@@ -118,7 +118,7 @@ def _place(adata: AnnData, section: SectionConfig) -> bool:
 
 
 def labels_of(section: SectionConfig, data: DataSet, adata: AnnData, folder: Path) -> pd.Series | None:
-    """The labels of a section's spots, cortical layers by one spelling; None where there are none."""
+    """Labels of a section's spots, with a uniform spelling of cortical layers; None without labels."""
     means = cortical_layer if data.known_as == "DLPFC" else word
     column = section.column or data.labels
     if section.labels is not None:
@@ -133,7 +133,7 @@ def labels_of(section: SectionConfig, data: DataSet, adata: AnnData, folder: Pat
 
 
 def _from_text(section: SectionConfig, adata: AnnData, path: Path, means: Any) -> pd.Series:
-    """Labels of a text, by barcode."""
+    """Labels from a text file, matched by barcode."""
     import pandas as pd
 
     columns = [section.column] if section.column else []
@@ -162,7 +162,7 @@ def _by_barcode(found: LabelTable, section: SectionConfig, names: pd.Index) -> p
     if labels.index.isin(names).any():
         return labels.reindex(names)
 
-    def sequence(index: pd.Index) -> pd.Index:  # whatever is appended to it
+    def sequence(index: pd.Index) -> pd.Index:  # removes appended suffixes
         return index.map(lambda barcode: (BARCODE.findall(str(barcode)) or [str(barcode)])[0])
 
     labels.index = sequence(labels.index)
@@ -174,12 +174,12 @@ def _by_barcode(found: LabelTable, section: SectionConfig, names: pd.Index) -> p
 
 
 def on_folder(config: Config, found: Found, out: Path) -> Config:
-    """The config with the sections, slides and weights that were found; what was not found is left out.
+    """The config restricted to the sections, slides and weights that were found.
 
     Raises
     ------
     FileNotFoundError
-        There is no section, or no slide, at all.
+        No section or slide was found.
     """
     (data,) = config.datasets
     data = _slides(data, found, out) if data.slides else _sections(data, found)
@@ -209,7 +209,7 @@ def _section(place: Place, known: SectionConfig | None) -> SectionConfig:
 
 
 def _with_folds(data: DataSet) -> DataSet:
-    """Sections or patients are held out in turn; where there is one alone, blocks of it."""
+    """Hold out sections or patients in turn; with a single one, hold out its blocks."""
     if data.folds not in ("section", "patient"):
         return data
     groups = {s.patient if data.folds == "patient" else s.name for s in data.sections}
@@ -223,7 +223,7 @@ def _with_folds(data: DataSet) -> DataSet:
 
 
 def _slides(data: DataSet, found: Found, out: Path) -> DataSet:
-    """The slides that are there, as a table of their own in `out`."""
+    """Existing slides, as a new table in `out`."""
     if not found.slides:
         first = next(piece for piece in found.pieces if piece.what == "slides")
         raise FileNotFoundError(f"No slide of {data.name} can be used: {first.steps}")
@@ -238,13 +238,13 @@ def _slides(data: DataSet, found: Found, out: Path) -> DataSet:
 
 
 def _n_folds(data: DataSet, found: Found) -> int:
-    """As many folds as the rarest label has patients, if these are fewer than the config's."""
+    """Number of folds: at most the number of patients of the rarest label."""
     patients: dict[str, set[str]] = {}
     for row in found.slides:
         patients.setdefault(row["label"], set()).add(row["patient"])
     rarest = min(patients, key=lambda label: len(patients[label]))
     fewest = len(patients[rarest])
-    if fewest >= data.n_folds or fewest < 2:  # of one patient `tl.slide` says what to do
+    if fewest >= data.n_folds or fewest < 2:  # with one patient, `tl.slide` reports the problem
         return data.n_folds
     _checks.warn(
         f"{data.name}: label {rarest!r} has {fewest} patients, so there are {fewest} folds, not {data.n_folds}."
@@ -258,7 +258,7 @@ def _with_weights(system: System, found: Found) -> System:
 
 
 def with_models(config: Config, names: Sequence[str]) -> Config:
-    """The config with models of the user's own as further systems: each as genes, image and fused."""
+    """The config with the user's models as further systems, each as genes, image and fused."""
     systems = [*config.systems, *(system for name in names for system in _systems(name))]
     keys = [(system.name, system.replicate) for system in systems]
     twice = sorted({name for name, replicate in keys if keys.count((name, replicate)) > 1})

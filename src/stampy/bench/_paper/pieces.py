@@ -1,4 +1,4 @@
-"""What a table of the paper needs, what of it is in a folder, and how to get the rest; answered without torch."""
+"""Inputs of a table of the paper: which exist in a folder, and how to get the others; works without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .folder_contents import Files, files_in, slide_table
 if TYPE_CHECKING:
     from stampy.models import Card
 
-__all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "grouped", "look", "pieces", "weights_of"]
+__all__ = ["COUNTS", "IMAGES", "LABELS", "R_STEPS", "Found", "Piece", "find_pieces", "grouped", "pieces", "weights_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What lies in a folder: the pieces, and where sections, slides and weights are."""
+    """Inputs found in a folder, and the paths of sections, slides and weights."""
 
     pieces: tuple[Piece, ...]
     places: tuple[Place, ...] = ()
     slides: tuple[Mapping[str, str], ...] = ()
-    label: str = "label"  # column of the user's table that the slides' labels are from
+    label: str = "label"  # column of the user's table with the labels of slides
     weights: Mapping[str, str] = ()  # type: ignore[assignment]
 
 
@@ -88,7 +88,7 @@ def pieces(table: str, folder: str | Path) -> list[Piece]:
     >>> [(piece.what, piece.name, piece.found) for piece in found[:2]]
     [('counts', 'block A, section 1', ''), ('labels', 'block A, section 1', '')]
     """
-    return list(look(table, folder).pieces)
+    return list(find_pieces(table, folder).pieces)
 
 
 def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
@@ -107,8 +107,8 @@ def grouped(missing: Sequence[Piece]) -> dict[tuple[str, str, str], list[str]]:
     return out
 
 
-def look(table: str, folder: str | Path) -> Found:
-    """Like `pieces`, with the places of the files."""
+def find_pieces(table: str, folder: str | Path) -> Found:
+    """Like `pieces`, with the paths of the files."""
     _checks.one_of("table", table, TABLES)
     raw = json.loads(config_path(table).read_text("utf-8"))
     data = raw["datasets"][0]
@@ -165,7 +165,7 @@ def _where(place: Place, files: Files) -> str:
 
 
 def _own_image(place: Place) -> str:
-    """The image that an .h5ad names or holds in enough detail for tiles; "" where it has none."""
+    """Image that an .h5ad names, or contains in sufficient resolution for tiles; "" without image."""
     if place.path is None or not place.path.is_file() or not place.path.name.endswith(".h5ad"):
         return ""
     import h5py
@@ -215,7 +215,7 @@ _ENDINGS = ("", ".bin", ".safetensors", ".pt", ".pth", ".ckpt")
 
 
 def weights_of(systems: Sequence[str | Mapping[str, str]], folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """For each system that needs weights: its name, and `found` or `steps`; `named`: take it from `found`."""
+    """For each system with weights: its name, and `found` or `steps`; `named`: it is named by the path in `found`."""
     from stampy import models
 
     for raw in systems:
@@ -249,7 +249,7 @@ def _found(card: Card, folder: Path) -> dict[str, str] | None:
 
 
 def _names(card: Card) -> list[str]:
-    """What the weights may be called; the three systems of the paper are in one file."""
+    """Possible file names of the weights; the three systems of the paper share one file."""
     return [card.name, *(["stamp"] if card.name.startswith("stamp-") else [])]
 
 
@@ -269,7 +269,7 @@ def _get(card: Card) -> str:
     where = f"https://huggingface.co/{card.repository}" if card.repository else card.address
     asked = ""
     if card.gate == "gated":
-        asked = "ask for access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
+        asked = "request access there, then log in with `hf auth login`" + (", or " if card.sha256 else " and ")
     ending = Path(card.files[-1]).suffix if card.files else ".bin"
     return f"{where} ({card.licence}): {asked}put the file into the folder as weights/{_names(card)[-1]}{ending}"
 

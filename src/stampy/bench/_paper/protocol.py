@@ -1,4 +1,4 @@
-"""Every choice behind a table beside the paper's, and the paper's figures beside one's own."""
+"""All choices behind a table compared with the paper's, and results next to those of the paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDS = {
 }
 Data: TypeAlias = Mapping[str, Any]
 Options: TypeAlias = Mapping[str, Any]
-# choice, what is done here, and what is known of the paper: what the summary of it says, nothing else
+# choice, value here, and what is known of the paper (only from its summary)
 Choice: TypeAlias = tuple[str, Callable[[Data, Options], str], str, str]
 
 
@@ -157,7 +157,7 @@ def _rows(data: Data, task: Options) -> list[dict[str, str]]:
 
 
 def protocol_verdict(table: pd.DataFrame, dataset: str, task: str) -> str:
-    """Whether the protocol of a task is the paper's, in a few words."""
+    """Summary of whether the protocol of a task matches the paper's."""
     mine = table[(table["dataset"] == dataset) & (table["task"] == task)]
     if not len(mine):
         return NOT_KNOWN
@@ -219,7 +219,7 @@ def comparison(folder: str | Path) -> pd.DataFrame:
 
 
 def _side_by_side(part: pd.DataFrame, task: str) -> list[dict[str, Any]]:
-    """Rows of one data set and task; a figure of the paper stands beside each variant, for it names none."""
+    """Rows of one data set and task; a result of the paper is listed with each variant, since the paper names none."""
     ours, theirs = part[part["status"] == "ok"], part[part["source"].str.startswith(PAPER)]
     paper = {(r.system, r.metric): r.value for r in theirs.itertuples()}
     metrics = [m for m in TASKS[task].metrics if m in set(theirs["metric"])] or list(TASKS[task].shown)

@@ -1,1 +1,1 @@
-"""Toy sections and slides with planted truth."""
+"""Toy sections and slides with known ground truth."""

@@ -1,4 +1,4 @@
-"""Sections whose best possible masked-gene loss is known: programmes of genes, planted in space and at random.
+"""Sections with known minimum masked-gene loss: gene programmes, planted in space and at random.
 
 Shapes: n spots, G genes, D domains, R states, K kinds of spots (domain, state and batch effect).
 """
@@ -35,17 +35,17 @@ __all__ = [
 
 TILE_PX = 64
 UM_PER_PX = _keys.TILE_UM / TILE_PX
-BATCHES = np.arange(-2.8, 2.9, 0.4)  # where the density of a batch effect is taken, in each of two directions
+BATCHES = np.arange(-2.8, 2.9, 0.4)  # grid for the density of a batch effect, in each of two directions
 
 
 class Programmes(NamedTuple):
-    """What the log odds of genes are the sum of."""
+    """Components of the log odds of genes."""
 
     level: np.ndarray  # (G,)
     domains: np.ndarray  # (D, G)
     states: np.ndarray  # (R, G), or (D, R, G) where they differ between domains
-    batches: np.ndarray  # (2, G), the directions of batch effects
-    shown: int  # genes that a spot shows on average
+    batches: np.ndarray  # (2, G), directions of batch effects
+    shown: int  # mean number of genes visible in a spot
 
 
 class PlantedSpots(NamedTuple):
@@ -61,12 +61,12 @@ class PlantedSpots(NamedTuple):
 
 
 class Planted(NamedTuple):
-    """Sections and what they were drawn from."""
+    """Sections, and the parameters from which they were drawn."""
 
     sections: list[AnnData]
-    genes: pd.DataFrame  # gene_id, symbol, divisor: a vocabulary in which all genes have the same level
-    odds: list[np.ndarray]  # by section, (n, G): odds that a spot shows a gene
-    batches: list[np.ndarray]  # by section, (2,): its batch effect along the directions of the programmes
+    genes: pd.DataFrame  # gene_id, symbol, divisor: a vocabulary with the same level for all genes
+    odds: list[np.ndarray]  # by section, (n, G): odds that a gene is visible in a spot
+    batches: list[np.ndarray]  # by section, (2,): coordinates of its batch effect
     programmes: Programmes
 
 
@@ -85,27 +85,26 @@ def planted(
     together: bool = False,
     rng: int | np.random.Generator | None = 0,
 ) -> Planted:
-    """Draw sections in which each spot shows each gene independently, with odds that are known.
+    """Draw sections in which genes are visible independently in each spot, with known odds.
 
-    The log odds of a gene are the sum of its level, the programme of the spot's domain (patches of tissue: what
-    neighbours share), the programme of the spot's state (drawn for each spot alone: what neighbours do not share), and
-    a batch effect of the section along two directions. Genes stand in random order, so that a rank says nothing.
+    The log odds of a gene are the sum of its level, the programme of the spot's domain (patches of tissue, shared by
+    neighbours), the programme of the spot's state (drawn per spot, not shared by neighbours), and a batch effect of the
+    section along two directions. Genes are in random order, so ranks are uninformative.
 
-    With a `texture_effect` each spot has besides a direction of its own: fibres of this direction fill its tile of
-    `TILE_PX`, in a colour and brightness that say nothing, and a programme of genes turns with it.
+    With a `texture_effect`, each spot also has a direction: its tile of `TILE_PX` contains fibres of this direction, in
+    an uninformative colour and brightness, and a gene programme depends on the direction.
 
     Parameters
     ----------
     n_spots, n_sections, n_genes, n_domains, n_states
-        Sizes; spots are those of a section, on a square grid.
+        Sizes; `n_spots` is per section, on a square grid.
     shown
-        Genes that a spot shows on average.
+        Mean number of genes visible in a spot.
     domain_effect, state_effect, batch_effect, texture_effect
-        Deviation of the programmes' log odds; without a `texture_effect` there are no images.
+        Standard deviation of the programmes' log odds; without a `texture_effect` there are no images.
     together
-        States are combinations of programmes, and domains differ in which programmes occur together, not in how often
-        each occurs: beyond the `domain_effect`, means over spots say nothing of domains. Needs as many states as
-        domains, a power of 2.
+        States are combinations of programmes. Domains differ in which programmes occur together, but not in how often
+        each occurs, apart from the `domain_effect`. Requires as many states as domains, a power of 2.
     rng
         Seed or generator.
 
@@ -197,7 +196,7 @@ def _drawn(
         of_state = known.states[domain, state] if known.states.ndim == 3 else known.states[state]
         logits = known.level + known.domains[domain] + of_state + batch @ known.batches
         angle = None
-        if turning is not None:  # a direction comes back after half a turn
+        if turning is not None:  # directions have a period of half a turn
             angle = random.uniform(0, np.pi, n_spots)
             logits += np.stack([np.cos(2 * angle), np.sin(2 * angle)], axis=1) @ turning
         logits += _offset(logits, known.shown)[:, None]
@@ -207,29 +206,29 @@ def _drawn(
 
 
 def hidden_genes(shows: np.ndarray, *, fraction: float = 0.15, rng: int = 0) -> np.ndarray:
-    """Which of the genes that spots show (n, G) are hidden: a share of them, drawn by a seed."""
-    random = _utils.stream(rng, "masks")  # unrelated to a draw of the spots by the same seed
+    """Mask of hidden genes among the visible genes of spots (n, G): a fraction, drawn with a seed."""
+    random = _utils.stream(rng, "masks")  # independent of spots drawn with the same seed
     return shows & (random.random(shows.shape) < fraction)
 
 
 def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rng: int = 0) -> float:
-    """The cross-entropy (nats) at masked positions of one who knows the odds and sees the other genes of a spot.
+    """Cross-entropy (nats) at masked positions given the true odds and the other genes of a spot.
 
     Parameters
     ----------
     odds
         (n, G).
     shows
-        (n, G) bool, which genes the spots show.
+        (n, G) bool, visible genes of the spots.
     fraction
-        Share of them that is masked.
+        Fraction of these that is masked.
     rng
         Seed of the masks.
 
     Notes
     -----
-    Given the genes that are seen, and that M are hidden, a hidden one is gene g with a probability proportional to
-    t o_g / (1 + t o_g) over the genes that are not seen, t such that these add up to M (exact for large M).
+    Given the visible genes and the number M of hidden genes, a hidden gene is g with probability proportional to t o_g
+    / (1 + t o_g) over the genes that are not visible, with t such that these sum to M (exact for large M).
     """
     hidden = hidden_genes(shows, fraction=fraction, rng=rng)
     total, n = 0.0, 0
@@ -242,22 +241,22 @@ def best_loss(odds: np.ndarray, shows: np.ndarray, *, fraction: float = 0.15, rn
 
 
 def best_allowed(world: Planted, number: int, *, rule_out: bool = True, fraction: float = 0.15, rng: int = 0) -> float:
-    """The cross-entropy (nats) at masked positions of one who knows all programmes but sees only a spot's other genes.
+    """Cross-entropy (nats) at masked positions of the optimal model with known programmes and the visible genes.
 
-    No model of single spots can do better on average: domain, state and batch effect must be told from the visible
-    genes. `best_loss` is for one who is told them.
+    This is the optimum for models of single spots: domain, state and batch effect must be inferred from the visible
+    genes. In `best_loss` they are known.
 
     Parameters
     ----------
     world
-        From `planted`, without a texture.
+        Result of `planted`, without texture.
     number
-        Position of the section.
+        Index of the section.
     rule_out
-        Rule out the visible genes, which a spot does not show twice. Without, the loss is that of a model that knows
-        what the spot is made of and misses this rule.
+        Exclude visible genes, which do not occur twice in a spot. Without it, the loss of a model that infers the
+        spot's composition but does not exclude them.
     fraction, rng
-        Share that is masked, and seed of the masks.
+        Masked fraction, and seed of the masks.
     """
     shows = world.sections[number].X.toarray() > 0
     return allowed_loss(world.programmes, shows, rule_out=rule_out, fraction=fraction, rng=rng)
@@ -287,9 +286,9 @@ def allowed_loss(
 
 
 def best_context(world: Planted, number: int) -> float:
-    """The cross-entropy (nats) of a spot's genes for one who knows its domain and section, and none of its genes.
+    """Cross-entropy (nats) of a spot's genes given its domain and section, but none of its genes.
 
-    No guess from neighbours (CGR) can do better on average.
+    This is the optimum for prediction from neighbours (CGR).
     """
     section = world.sections[number]
     domain = section.obs["domain"].astype(int).to_numpy()
@@ -308,7 +307,7 @@ def context_loss(known: Programmes, batch: np.ndarray, domain: np.ndarray, shows
 
 
 def _kinds(known: Programmes) -> tuple[np.ndarray, np.ndarray]:
-    """Odds (K, G) of each kind of spot, and how frequent it is (K,)."""
+    """Odds (K, G) of each kind of spot, and its frequency (K,)."""
     where = BATCHES if known.batches.any() else np.zeros(1)
     batch = np.stack(np.meshgrid(where, where), axis=-1).reshape(-1, 2)
     logits = known.level + known.domains[:, None, None] + known.states[..., None, :] + batch @ known.batches
@@ -319,7 +318,7 @@ def _kinds(known: Programmes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(odds_KG: np.ndarray, free_G: np.ndarray, m: int) -> np.ndarray:
-    """(K, G): what share of `m` hidden genes each gene is, among those that are `free`, given its odds."""
+    """Fraction (K, G) of `m` hidden genes that are each gene, among the genes in `free`, given the odds."""
     free_KG = odds_KG[:, free_G]
     low, high = np.full(len(odds_KG), -50.0), np.full(len(odds_KG), 50.0)
     for _ in range(60):  # bisection for log t
@@ -330,7 +329,7 @@ def _shares(odds_KG: np.ndarray, free_G: np.ndarray, m: int) -> np.ndarray:
 
 
 def _add_image(section: AnnData, xy: np.ndarray, angle: np.ndarray, random: np.random.Generator) -> None:
-    """Beside the counts, an image of `TILE_PX` for each spot, with `UM_PER_PX`: fibres of the spot's direction."""
+    """Add an image with a tile of `TILE_PX` per spot, at `UM_PER_PX`: fibres in the spot's direction."""
     side = TILE_PX * (int(xy.max()) + 1)
     image = np.zeros((side, side, 3), np.uint8)
     y, x = np.mgrid[:TILE_PX, :TILE_PX]
@@ -352,13 +351,13 @@ def _grid(n: int) -> np.ndarray:
 
 
 def _patches(xy: np.ndarray, n_domains: int, random: np.random.Generator) -> np.ndarray:
-    """The nearest of some seeds, two of each domain."""
+    """Domain of the nearest of some seeds, two per domain."""
     seeds = random.uniform(0, xy.max(axis=0), (2 * n_domains, 2))
     return (((xy[:, None] - seeds) ** 2).sum(axis=2).argmin(axis=1)) % n_domains
 
 
 def _offset(logits: np.ndarray, shown: int) -> np.ndarray:
-    """What is added to a spot's log odds so that it shows so many genes on average."""
+    """Offset of a spot's log odds that gives the required mean number of visible genes."""
     low, high = np.full(len(logits), -30.0), np.full(len(logits), 30.0)
     for _ in range(50):
         middle = (low + high) / 2

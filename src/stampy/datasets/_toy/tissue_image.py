@@ -1,4 +1,4 @@
-"""H&E-like tissue: eosin fibres, cells with walls and holes, nuclei; stains mixed by the Beer-Lambert law."""
+"""H&E-like tissue: eosin fibres, cells with walls and lumens, nuclei; stains combined by the Beer-Lambert law."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from scipy import ndimage
 
 Field = Callable[[np.ndarray], np.ndarray]  # x, y in µm (n, 2) -> value (n,)
 
-# Optical density of the stains in R, G, B (Macenko et al. 2009).
+# Optical densities of the stains in R, G, B (Macenko et al. 2009).
 HEMATOXYLIN = np.array([0.563, 0.720, 0.406], np.float32)
 EOSIN = np.array([0.216, 0.801, 0.558], np.float32)
 
 
 @dataclass(frozen=True)
 class Texture:
-    """The look of one tissue; lengths in µm, amounts of stain as optical densities."""
+    """Appearance of a tissue; lengths in µm, amounts of stain as optical densities."""
 
-    eosin: float  # of the ground
-    hematoxylin: float  # of the ground: bluish cytoplasm
-    fibre: float  # how much the eosin varies along the fibres, 0 to 1
+    eosin: float  # of the background
+    hematoxylin: float  # of the background: bluish cytoplasm
+    fibre: float  # variation of the eosin along the fibres, 0 to 1
     fibre_um: float  # width of a fibre
     nuclei: float  # per mm²
     nucleus_um: tuple[float, float]  # half axes along and across the fibres
     aligned: bool = False  # whether nuclei follow the fibres
-    cell_um: float = 0.0  # distance between cells or glands; 0: none are drawn
-    wall_um: float = 0.0  # thickness of what is between them
-    wall_eosin: float = 0.0  # eosin of that
-    wall_nuclei: bool = True  # whether nuclei may lie in it
-    hole_um: float = 0.0  # radius of the white middle: fat, lumen
+    cell_um: float = 0.0  # distance between cells or glands; 0: none
+    wall_um: float = 0.0  # thickness of the walls between them
+    wall_eosin: float = 0.0  # eosin of the walls
+    wall_nuclei: bool = True  # whether walls may contain nuclei
+    hole_um: float = 0.0  # radius of the white centre: fat, lumen
 
 
 TEXTURES = {
@@ -50,20 +50,20 @@ TEXTURES = {
 
 @dataclass(frozen=True)
 class TissueLayout:
-    """Where the tissue is and which domain lies where."""
+    """Shape of the tissue, and arrangement of the domains."""
 
-    depth: Field  # the domains are bands of it
-    cuts: np.ndarray  # (n_domains - 1,) depths that part them
-    focus: np.ndarray  # (2,) µm, the point that the bands go around
-    outside: Field  # above 0 outside the tissue, µm
+    depth: Field  # domains are bands of this function
+    cuts: np.ndarray  # (n_domains - 1,) boundaries between domains
+    focus: np.ndarray  # (2,) µm, centre of the bands
+    outside: Field  # µm, positive outside the tissue
 
     def domain(self, xy_um: np.ndarray) -> np.ndarray:
-        """Number of the domain at each place (n,)."""
+        """Number of the domain at each point (n,)."""
         return np.searchsorted(self.cuts, self.depth(xy_um)).astype(np.int64)
 
 
 def waves(random: np.random.Generator, *, wavelength: float, n: int) -> Field:
-    """A smooth random field of about unit size: `n` cosines of about this wavelength (µm) in random directions."""
+    """Smooth random field of about unit size: `n` cosines of about this wavelength (µm) in random directions."""
     angle = random.uniform(0, 2 * np.pi, n)
     k = 2 * np.pi / (wavelength * random.uniform(0.7, 1.8, n)) * np.array([np.cos(angle), np.sin(angle)])
     phase = random.uniform(0, 2 * np.pi, n)
@@ -73,9 +73,9 @@ def waves(random: np.random.Generator, *, wavelength: float, n: int) -> Field:
 def render_tissue(
     layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float, random: np.random.Generator
 ) -> np.ndarray:
-    """The section's image (height, width, 3) uint8, white outside the tissue; `size_px` is (width, height)."""
+    """Image of the section (height, width, 3) uint8, white outside the tissue; `size_px` is (width, height)."""
     depth, outside, along = maps(layout, origin_um, size_px, um_per_px)
-    outside = outside + 10 * _clouds(random, depth.shape, 60 / um_per_px)  # ragged edges, as cut tissue has
+    outside = outside + 10 * _clouds(random, depth.shape, 60 / um_per_px)  # ragged edges, as in cut tissue
     ragged = depth + 5 * _clouds(random, depth.shape, 20 / um_per_px)
     domain = np.where(outside < 0, np.searchsorted(layout.cuts, ragged), -1)
     eosin, hematoxylin = np.zeros_like(depth), np.zeros_like(depth)
@@ -91,12 +91,12 @@ def render_tissue(
 
 
 def maps(layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_per_px: float) -> list[np.ndarray]:
-    """Depth, distance outside and way along the bands of every pixel, in µm; linear between every eighth."""
+    """Depth, distance outside, and length along the bands of every pixel, in µm; interpolated from every eighth."""
     step = 8
     width, height = size_px
     y, x = np.mgrid[: -(-height // step), : -(-width // step)] * step + step / 2
     xy = np.column_stack([x.ravel(), y.ravel()]) * um_per_px + origin_um
-    # Arc length; the cut of arctan2 lies in the direction away from the tissue's middle, (0, 0).
+    # Arc length; the branch cut of arctan2 points away from the centre of the tissue, (0, 0).
     towards = np.arctan2(*-layout.focus[::-1])
     angle = (np.arctan2(*(xy - layout.focus).T[::-1]) - towards + np.pi) % (2 * np.pi) - np.pi
     fields = layout.depth(xy), layout.outside(xy), angle * np.hypot(*layout.focus)
@@ -104,14 +104,14 @@ def maps(layout: TissueLayout, origin_um: np.ndarray, size_px: np.ndarray, um_pe
 
 
 def _enlarged(coarse: np.ndarray, step: int, shape: tuple[int, int]) -> np.ndarray:
-    """`coarse` with every value spread over step x step pixels, linear between, float32 of this shape."""
+    """Enlarge `coarse` by linear interpolation, `step` x `step` pixels per value, to float32 of this shape."""
     size = coarse.shape[1] * step, coarse.shape[0] * step
     fine = Image.fromarray(coarse.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(fine)[: shape[0], : shape[1]]
 
 
 def _clouds(random: np.random.Generator, shape: tuple[int, int], scale_px: float) -> np.ndarray:
-    """Smooth noise of about unit size whose blobs have this scale."""
+    """Smooth noise of about unit size with blobs of this scale."""
     step = max(1, round(scale_px / 2))
     coarse = random.standard_normal([-(-s // step) + 1 for s in shape], dtype=np.float32)
     return 3.5 * _enlarged(ndimage.gaussian_filter(coarse, 1.0, mode="wrap"), step, shape)
@@ -120,7 +120,7 @@ def _clouds(random: np.random.Generator, shape: tuple[int, int], scale_px: float
 def _ground(
     texture: Texture, at_um: np.ndarray, across: np.ndarray, along: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eosin and hematoxylin of pixels (n,), and where nuclei may lie: not in holes."""
+    """Eosin and hematoxylin of pixels (n,), and where nuclei are allowed: not in lumens."""
     streaks = _streaks(random, across, along, texture.fibre_um)
     eosin = texture.eosin * np.clip(1 + texture.fibre * streaks, 0.05, None)
     hematoxylin = texture.hematoxylin * (1 - 0.2 * streaks)
@@ -136,7 +136,7 @@ def _ground(
 
 
 def _streaks(random: np.random.Generator, across: np.ndarray, along: np.ndarray, width_um: float) -> np.ndarray:
-    """Noise drawn out along the bands, about -1 to 1: two octaves of a random table."""
+    """Noise elongated along the bands, about -1 to 1: two octaves of a random table."""
     table = random.uniform(-1, 1, (256, 256)).astype(np.float32)
     where = np.stack([across / width_um, along / (10 * width_um)])
     coarse = ndimage.map_coordinates(table, where, order=1, mode="grid-wrap")
@@ -169,7 +169,7 @@ def _nuclei(
     um_per_px: float,
     random: np.random.Generator,
 ) -> None:
-    """Draw nuclei, soft ellipses, where the tissue is free for them."""
+    """Draw nuclei as soft ellipses where they are allowed."""
     step = 1e3 / np.sqrt(texture.nuclei) / um_per_px
     height, width = free.shape
     y, x = (a.ravel() for a in np.mgrid[0:height:step, 0:width:step])
@@ -187,7 +187,7 @@ def _nuclei(
 def _ellipses(
     image: np.ndarray, x: np.ndarray, y: np.ndarray, angle: np.ndarray, axes: np.ndarray, ink: np.ndarray
 ) -> None:
-    """Raise `image` to `ink` inside each ellipse (half axes (2, n) in px), with a soft rim."""
+    """Raise `image` to `ink` inside each ellipse (half axes (2, n) in px), with a soft edge."""
     if not x.size:
         return
     reach = int(np.ceil(axes.max())) + 1
@@ -202,7 +202,7 @@ def _ellipses(
 
 
 def _stain(eosin: np.ndarray, hematoxylin: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """RGB uint8 of the two stains, with the section's own strength, slow unevenness and the camera's grain."""
+    """RGB uint8 of the two stains, with the section's stain strength, slow variation, and noise of the camera."""
     strength = random.uniform(0.85, 1.15, 2)
     uneven = 1 + 0.06 * _clouds(random, eosin.shape, 120)
     eosin, hematoxylin = (ndimage.gaussian_filter(a, 0.6) for a in (eosin, hematoxylin))

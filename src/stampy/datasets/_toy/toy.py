@@ -1,4 +1,4 @@
-"""A made-up section with planted truth: domains, their genes and an H&E-like image that agree with each other."""
+"""A simulated section with known ground truth: domains, their genes and a matching H&E-like image."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from stampy.datasets._toy.tissue_image import TEXTURES, Field, TissueLayout, ren
 if TYPE_CHECKING:
     from anndata import AnnData
 
-TISSUES = tuple(TEXTURES)  # domain D1 is the first of them, D2 the second, ...
+TISSUES = tuple(TEXTURES)  # of domains D1, D2, ...
 UM_PER_PX = 1.6
 VISIUM_SPOT_UM = 55.0
-FIDUCIAL_UM = 105.0  # the rings around a Visium capture area
-MARGIN_UM = 180.0  # from the outermost spots to the border of the image: a 3 x 3 region (336 µm) always fits
-EDGE_UM = 70.0  # tissue reaches this much farther than its spots' outline
+FIDUCIAL_UM = 105.0  # diameter of the rings around a Visium capture area
+MARGIN_UM = 180.0  # from the outermost spots to the border of the image; a 3 x 3 region (336 µm) always fits
+EDGE_UM = 70.0  # tissue extends this much beyond the outline of its spots
 
 
 @dataclass(frozen=True)
 class SpotGrid:
-    """How a platform lays out its spots."""
+    """Arrangement of spots on a platform."""
 
     distance_um: float
     spot_um: float
     hexagonal: bool
 
     def around(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """At least 2 n places about (0, 0): x, y in µm (m, 2), array rows (m,) and columns (m,)."""
+        """At least 2 n positions around (0, 0): x, y in µm (m, 2), array rows (m,) and columns (m,)."""
         row_um = self.distance_um * (np.sqrt(0.75) if self.hexagonal else 1.0)
         half = int(np.ceil(np.sqrt(2.2 * n * self.distance_um / row_um) / 2)) + 1
         row, col = (a.ravel() for a in np.mgrid[-half : half + 1, -half : half + 1])
         xy_um = np.column_stack([(col + 0.5 * (row % 2) * self.hexagonal) * self.distance_um, row * row_um])
-        if self.hexagonal:  # Space Ranger counts columns by two, odd rows start at one
+        if self.hexagonal:  # Space Ranger counts columns in steps of two, starting at one in odd rows
             col = 2 * col + row % 2
         return xy_um, row, col
 
@@ -151,12 +151,12 @@ def _validate(n_spots: int, n_domains: int, n_genes: int, n_sections: int, grid:
 
 @cache
 def _gene_table() -> pd.DataFrame:
-    """The packaged genes: gene_id, symbol, tissue (NaN for a widely expressed one)."""
+    """Packaged genes: gene_id, symbol, tissue (NaN for widely expressed genes)."""
     return pd.read_csv(files("stampy.datasets") / "toy_genes.tsv", sep="\t")
 
 
 def _genes(n_genes: int, n_domains: int) -> pd.DataFrame:
-    """`var`: the first genes of the table with the domain that each is planted in."""
+    """`var`: the first genes of the table, with the domain of each marker."""
     table = _gene_table().head(n_genes)
     domain_of = {tissue: f"D{i + 1}" for i, tissue in enumerate(TISSUES[:n_domains])}
     domain = pd.Categorical(table["tissue"].map(domain_of), list(domain_of.values()))
@@ -164,7 +164,7 @@ def _genes(n_genes: int, n_domains: int) -> pd.DataFrame:
 
 
 def _means(var: pd.DataFrame, n_domains: int, effect: float, random: np.random.Generator) -> np.ndarray:
-    """Mean count of each gene in each domain at a depth of one (n_domains, n_genes)."""
+    """Mean count of each gene in each domain at unit depth (n_domains, n_genes)."""
     marker = _gene_table()["tissue"].head(len(var)).notna().to_numpy()
     base = np.where(marker, 0.2, 1.0) * random.lognormal(0.0, np.where(marker, 0.5, 1.0))
     planted = var["domain"].cat.codes.to_numpy() == np.arange(n_domains)[:, None]
@@ -175,7 +175,7 @@ def _section(
     name: str, n_spots: int, grid: SpotGrid, means: np.ndarray, image: bool, random: np.random.Generator
 ) -> tuple[sparse.csr_matrix, pd.DataFrame, np.ndarray, dict[str, dict]]:
     """Counts, obs, pixel coordinates and the entry of `uns["spatial"]` of one section."""
-    # Each part has a generator of its own, so that leaving out the image changes nothing else.
+    # Separate generators, so that omitting the image does not change other parts.
     for_layout, for_counts, for_image = (np.random.default_rng(s) for s in random.integers(2**63, size=3))
     xy_um, row, col = grid.around(n_spots)
     outline = _outline(n_spots, grid, for_layout)
@@ -185,7 +185,7 @@ def _section(
 
     domain = layout.domain(xy_um)
     counts = _counts(means, domain, for_counts)
-    row, col = row - row.min() // 2 * 2, col - col.min() // 2 * 2  # even steps: row + column stays even
+    row, col = row - row.min() // 2 * 2, col - col.min() // 2 * 2  # even steps preserve the parity of row + column
     obs = pd.DataFrame(
         {"in_tissue": 1, "array_row": row, "array_col": col, "domain": domain, "section": name},
         index=[f"{name}_{r}x{c}" for r, c in zip(row, col, strict=True)],
@@ -197,7 +197,7 @@ def _section(
 
 
 def _outline(n_spots: int, grid: SpotGrid, random: np.random.Generator) -> Field:
-    """A bumpy distance from the middle; the tissue is where it is small."""
+    """Irregular distance from the centre, small inside the tissue."""
     extent = np.sqrt(n_spots) * grid.distance_um
     bumps = waves(random, wavelength=extent, n=6)
     squeeze = np.array([1.0, random.uniform(1.0, 1.2)])
@@ -205,7 +205,7 @@ def _outline(n_spots: int, grid: SpotGrid, random: np.random.Generator) -> Field
 
 
 def _layout(xy_um: np.ndarray, outline: Field, n_domains: int, random: np.random.Generator) -> TissueLayout:
-    """Curved bands about a point outside, bent by waves, cut so that the domains hold equally many spots."""
+    """Curved bands around a point outside, deformed by waves, divided into domains with equal numbers of spots."""
     extent = float(np.hypot(*np.ptp(xy_um, axis=0))) + EDGE_UM
     angle = random.uniform(0, 2 * np.pi)
     focus = 0.45 * extent * np.array([np.cos(angle), np.sin(angle)])
@@ -221,7 +221,7 @@ def _layout(xy_um: np.ndarray, outline: Field, n_domains: int, random: np.random
 
 
 def _counts(means: np.ndarray, domain: np.ndarray, random: np.random.Generator) -> sparse.csr_matrix:
-    """Negative binomial counts (gamma-Poisson), in blocks so that only some rows are ever dense."""
+    """Negative binomial counts (gamma-Poisson), in blocks so that only some rows are dense at a time."""
     dispersion = 0.3
     depth = random.lognormal(0.2, 0.35, size=(len(domain), 1)) * random.uniform(0.85, 1.15)
     blocks = []
@@ -234,7 +234,7 @@ def _counts(means: np.ndarray, domain: np.ndarray, random: np.random.Generator) 
 
 
 def _library(hires: np.ndarray, grid: SpotGrid) -> dict[str, dict]:
-    """The entry of `uns["spatial"]`, as Space Ranger's readers write it."""
+    """Entry of `uns["spatial"]` as written by Space Ranger's readers."""
     from PIL import Image
 
     factor = min(1.0, 600 / max(hires.shape))

@@ -1,4 +1,4 @@
-"""A small folder laid out as HEST is on the hub, with planted truth."""
+"""A small folder in the layout of HEST on the hub, with known ground truth."""
 
 from __future__ import annotations
 

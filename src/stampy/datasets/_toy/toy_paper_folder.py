@@ -1,4 +1,4 @@
-"""Folders as people have them for the tables of the paper, filled with toy sections: for tests and rehearsals."""
+"""Folders in the usual layouts for the tables of the paper, filled with toy sections for tests and rehearsals."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def toy_folder(
     n_spots: int = 150,
     rng: int = 0,
 ) -> Path:
-    """Fill a folder with what `stampy bench run TABLE FOLDER` reads; sections are those of `stampy.datasets.toy`.
+    """Fill a folder with inputs of `stampy bench run TABLE FOLDER`; sections are those of `stampy.datasets.toy`.
 
     Parameters
     ----------
     table
         One of `FORMS`.
     folder
-        Made if needed.
+        Output folder, created if needed.
     form
-        One of ``FORMS[table]``: the layout; None: the first.
+        Layout, one of ``FORMS[table]``; None: the first.
     n_sections
-        The first so many; None: 12 of the cortex, 1 of breast cancer, 4 others. Of slides: patients.
+        Number of sections; None: 12 for the cortex, 1 for breast cancer, 4 for others. For slides, number of patients.
     n_spots, rng
-        As for `stampy.datasets.toy`; each section gets its own seed.
+        See `stampy.datasets.toy`; each section gets its own seed.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def toy_folder(
     names = {"dlpfc": DLPFC, "hbc": ("hbc",), "her2": ("A1", "A2", "B1", "B2", "C1", "C2")}.get(table)
     names = (names or tuple(f"{table}_{i + 1}" for i in range(4)))[:n_sections]
     grid, n_domains = ("st" if table == "her2" else "visium"), {"dlpfc": 7, "hbc": 5}.get(table, 4)
-    first = rng + 100 * list(FORMS).index(table)  # other sections in every table
+    first = rng + 100 * list(FORMS).index(table)  # different sections in every table
     made = {n: _section(n, n_spots, n_domains, grid, first + i) for i, n in enumerate(names)}
     _WRITERS[form](folder, made, table)
     return folder
@@ -91,7 +91,7 @@ def _section(name: str, n_spots: int, n_domains: int, grid: str, rng: int) -> An
     adata.obs_names = ["".join(row) + "-1" for row in letters]
     domain = adata.obs["domain"].cat.codes.to_numpy()
     adata.obs["label"] = [LAYERS[i] for i in domain] if n_domains == 7 else [f"tissue {i + 1}" for i in domain]
-    adata.obs.loc[adata.obs_names[0], "label"] = None  # as in the real ones, some spots have no label
+    adata.obs.loc[adata.obs_names[0], "label"] = None  # some spots have no label, as in the real sections
     library = adata.uns[_keys.UNS_SPATIAL]
     adata.uns[_keys.UNS_SPATIAL] = {name: next(iter(library.values()))}
     return adata
@@ -110,7 +110,7 @@ def _tiff(path: Path, adata: AnnData) -> None:
 
 
 def _tenx_h5(path: Path, adata: AnnData) -> None:
-    """The matrix as Cell Ranger 3 and later write it."""
+    """Write the matrix in the format of Cell Ranger 3 and later."""
     import h5py
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _tenx_h5(path: Path, adata: AnnData) -> None:
 
 
 def _spatial(folder: Path, adata: AnnData, positions: str) -> None:
-    """Positions without a header, scale factors and the reduced images, as Space Ranger 1 writes them."""
+    """Write positions without header, scale factors and reduced images, as in Space Ranger 1."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def _spatial(folder: Path, adata: AnnData, positions: str) -> None:
 
 
 def _metadata(path: Path, adata: AnnData, column: str) -> None:
-    """Labels as R's write.table leaves them: the header has no name for the barcodes."""
+    """Write labels in the format of R's write.table: the header has no name for the barcodes."""
     rows = (f"{name}\t{adata.n_vars}\t{'NA' if pd.isna(v) else v}" for name, v in adata.obs["label"].items())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([f"nFeature\t{column}", *rows]) + "\n", "utf-8")
@@ -165,7 +165,7 @@ def _write_10x(folder: Path, made: dict[str, AnnData], table: str) -> None:
 
 
 def _write_humanpilot(folder: Path, made: dict[str, AnnData], _: str) -> None:
-    """Matrices as spatialLIBD gives them, the rest as a clone of HumanPilot has it."""
+    """Matrices as in spatialLIBD, other files as in a clone of HumanPilot."""
     lines = []
     for name, adata in made.items():
         _tenx_h5(folder / "h5" / f"{name}_filtered_feature_bc_matrix.h5", adata)
@@ -185,7 +185,7 @@ def _write_h5ad(folder: Path, made: dict[str, AnnData], table: str) -> None:
 
 
 def _exported(made: dict[str, AnnData], sample: str) -> AnnData:
-    """All sections in one table, as R's packages export them: Ensembl ids, coordinates in obs, no images."""
+    """All sections in one table, as exported from R: Ensembl ids, coordinates in obs, no images."""
     import anndata
 
     parts = []
@@ -204,7 +204,7 @@ def _exported(made: dict[str, AnnData], sample: str) -> AnnData:
 
 
 def _write_spe(folder: Path, made: dict[str, AnnData], _: str) -> None:
-    """A SpatialExperiment by zellkonverter, with its coordinates among colData."""
+    """A SpatialExperiment converted by zellkonverter, with coordinates in colData."""
     whole = _exported(made, "sample_id")
     whole.obs["sample_id"] = whole.obs["sample_id"].astype("category")
     whole.write_h5ad(folder / "spe.h5ad")
@@ -213,7 +213,7 @@ def _write_spe(folder: Path, made: dict[str, AnnData], _: str) -> None:
 
 
 def _write_sce(folder: Path, made: dict[str, AnnData], _: str) -> None:
-    """A SingleCellExperiment as zarr: log counts in X, numbers as names of sections, px of the reduced image."""
+    """A SingleCellExperiment as zarr: log counts in X, numbers as section names, px of the reduced image."""
     import anndata
 
     whole = _exported(made, "sample_name")
@@ -222,7 +222,7 @@ def _write_sce(folder: Path, made: dict[str, AnnData], _: str) -> None:
     whole.layers["counts"] = whole.X.copy()
     whole.X = sparse.csr_matrix(np.log1p(whole.X.astype(np.float32)))
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of anndata's next release
+        warnings.simplefilter("ignore", UserWarning)  # about anndata's next release
         whole.write_zarr(folder / "sce_scran_spatialLIBD.zarr")
 
 
@@ -265,7 +265,7 @@ _WRITERS: dict[str, Callable[[Path, dict[str, AnnData], str], None]] = {
 
 
 def _slides(folder: Path, n: int, rng: int) -> Path:
-    """Slides as gdc-client leaves them, one folder each, beside the table of the GDC."""
+    """Slides as downloaded by gdc-client, one folder each, next to the table of the GDC."""
     lines = ["file_name\tcases.0.submitter_id\tcases.0.diagnoses.0.ajcc_pathologic_stage"]
     for i in range(n):
         name, label = f"TCGA-{i:02d}-DX1.tif", ("Stage I", "Stage II")[i % 2]

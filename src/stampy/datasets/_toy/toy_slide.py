@@ -1,4 +1,4 @@
-"""A made-up whole slide with planted tumour, as a pyramidal TIFF like those of scanners."""
+"""A simulated whole slide with known tumour, as a pyramidal TIFF like those of scanners."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stampy.datasets._toy.tissue_image import TissueLayout, maps, render_tissue,
 
 __all__ = ["toy_slide"]
 
-_GLASS = 0.12  # of the edge, left free on each side
-_IMMUNE = 0.2  # of the tissue, whether or not there is tumour
+_GLASS = 0.12  # margin without tissue on each side, relative to the edge
+_IMMUNE = 0.2  # fraction of the tissue, with or without tumour
 
 
 def toy_slide(
@@ -77,7 +77,7 @@ def toy_slide(
 
 
 def _layout(size_um: float, tumor: float, random: np.random.Generator) -> TissueLayout:
-    """A blob in the middle; tumour around a place near its rim, the infiltrate on the far side."""
+    """A blob in the centre; tumour around a point near its border, the infiltrate on the opposite side."""
     radius = (0.5 - _GLASS) * size_um
     bumps = waves(random, wavelength=size_um, n=6)
     bend = waves(random, wavelength=size_um / 3, n=8)
@@ -102,7 +102,7 @@ def _truth(layout: TissueLayout, origin: np.ndarray, size_px: np.ndarray, um_per
 
 
 def _write(path: Path, picture: np.ndarray, um_per_px: float) -> None:
-    """Levels down to 256 px, each half the one before."""
+    """Write levels down to 256 px, each half the size of the previous one."""
     import tifffile
     from PIL import Image
 

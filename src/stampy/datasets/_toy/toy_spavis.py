@@ -1,4 +1,4 @@
-"""A small folder laid out as SpaVis-6M is published, with planted truth.
+"""A small folder in the layout of the published SpaVis-6M, with known ground truth.
 
 Shapes: n spots of a section, N = 9 spots of a group, L positions.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ToySpavis", "toy_spavis"]
 
 GROUP = 9
-PAD = {1: 1, 2: 0}  # by stage: readers must know both
+PAD = {1: 1, 2: 0}  # by stage; readers must support both
 
 
 class ToySpavis(NamedTuple):
@@ -122,7 +122,7 @@ def toy_spavis(
 
 
 class _ToyRows(NamedTuple):
-    """The rows of one section."""
+    """Rows of one section."""
 
     members: np.ndarray  # (rows, N or 1) spots
     arrays: dict[str, np.ndarray]  # by data set
@@ -132,7 +132,7 @@ class _ToyRows(NamedTuple):
     def of(
         cls, section: AnnData, number: int, genes: pd.DataFrame, n_positions: int, stage: int, px: int, rng: int
     ) -> _ToyRows:
-        """Record of a toy section."""
+        """Rows of a toy section."""
         random = _utils.stream(rng, "spavis", number)
         tokens = _tokens(section, genes, n_positions)
         xy = np.asarray(section.obsm[_keys.SPATIAL])
@@ -157,7 +157,7 @@ class _ToyRows(NamedTuple):
 
 
 def _own_genes(sections: list[AnnData]) -> pd.DataFrame:
-    """gene_id, symbol, divisor (the mean of the spots in which the gene is not zero, at 10,000 counts a spot)."""
+    """gene_id, symbol, divisor (mean over the spots with the gene, scaled to 10,000 counts per spot)."""
     counts = sparse.vstack([_at_10_000(s.X) for s in sections]).tocsc()
     n = np.diff(counts.indptr)
     means = np.asarray(counts.sum(axis=0)).ravel() / np.maximum(n, 1)
@@ -172,7 +172,7 @@ def _at_10_000(counts: Any) -> sparse.csr_matrix:
 
 
 def _tokens(section: AnnData, genes: pd.DataFrame, n_positions: int) -> np.ndarray:
-    """(n, L) the ids of the genes of each spot, those farthest above their usual level first."""
+    """Ids (n, L) of the genes of each spot, in descending order of count divided by usual level."""
     row_of = pd.Series(np.arange(len(genes)), index=genes["gene_id"])
     rows = row_of.reindex(section.var["gene_ids"]).to_numpy()
     known = ~np.isnan(rows)
@@ -186,7 +186,7 @@ def _tokens(section: AnnData, genes: pd.DataFrame, n_positions: int) -> np.ndarr
 
 
 def _groups(xy: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(groups, N) a random free spot with the nearest free ones (then any), the most central first."""
+    """Groups (groups, N): a random free spot with the nearest free spots (then any), the most central first."""
     free, found = np.ones(len(xy), dtype=bool), []
     near = cKDTree(xy).query(xy, k=len(xy))[1]
     for seed in random.permutation(len(xy)):
@@ -201,7 +201,7 @@ def _groups(xy: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _tiles(section: AnnData, px: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Patches, regions and cells; the region lies so that the patch is a random one of its cells."""
+    """Patches, regions and cells; each region is placed so that the patch is in a random cell."""
     from PIL import Image
 
     library = section.uns[_keys.UNS_SPATIAL][str(section.obs["section"].iloc[0])]
@@ -227,14 +227,14 @@ def _cut(image: Any, centre: np.ndarray, size: float, px: int) -> np.ndarray:
 
 
 def _write_split(folder: Path, split: str, sections: list[_ToyRows], n_files: int) -> pd.DataFrame:
-    """The truth of the rows, in the order of the files."""
+    """Ground truth of the rows, in the order of the files."""
     import h5py
 
     place = _checks.writable(folder / split)
     arrays = {key: np.concatenate([s.arrays[key] for s in sections]) for key in sections[0].arrays}
     n = len(arrays["tokenized_gene"])
     starts = np.cumsum([0, *(len(s.members) for s in sections)])
-    # so that a section goes on in the next file
+    # a section continues in the next file
     last = (np.arange(1, n_files) * len(sections) / n_files).astype(int)
     cuts = np.unique([0, *(starts[last] + starts[last + 1]) // 2, n])
     file_of = np.searchsorted(cuts, np.arange(n), side="right") - 1

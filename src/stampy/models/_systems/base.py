@@ -23,7 +23,7 @@ Level = Literal["embedding", "feature"]
 
 
 class _System(nn.Module):
-    """What every system has: its card, its name, and where its weights are from."""
+    """Base of all systems: card, name, and origin of the weights."""
 
     def __init__(self, card: Card):
         super().__init__()
@@ -33,7 +33,7 @@ class _System(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters(), torch.empty(0)).device
 
 
@@ -58,7 +58,7 @@ class ImageSystem(_System):
 
     @property
     def surroundings(self) -> bool:
-        """Whether it sees each tile together with the region about it: no such system does."""
+        """Whether the input is each tile with its surrounding region; no such system uses it."""
         return False
 
     def normalize(self, tiles: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cards of the systems that stampy runs: where their weights are, their input, their training data."""
+"""Cards of the supported systems: location of the weights, input, training data."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Card:
 
 
 class ImageInput(TypedDict):
-    """The fields of a `Card` that say what an image encoder takes."""
+    """Fields of a `Card` that describe the input of an image encoder."""
 
     size_px: int
     tile_um: float
@@ -122,5 +122,5 @@ def image_input(
     mean: tuple[float, float, float] = _keys.IMAGENET_MEAN,
     std: tuple[float, float, float] = _keys.IMAGENET_STD,
 ) -> ImageInput:
-    """The fields of a card that describe the input of an image encoder."""
+    """Fields of a card that describe the input of an image encoder."""
     return {"size_px": size_px, "tile_um": tile_um, "mean": mean, "std": std}

@@ -1,6 +1,6 @@
-"""The cards, and all names that `load` knows. Facts are those of the systems' own publications and public loaders.
+"""All cards, and all names accepted by `load`. Facts are those of the systems' publications and public loaders.
 
-Access and licences change: the address on the card decides. Unknown facts are marked as unknown.
+Access and licences may change; the page at the card's address is authoritative. Unknown facts are marked as unknown.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["CARDS", "card", "check_name", "packaged", "split_name", "split_revis
 CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _BIN = ("model.safetensors", "pytorch_model.bin")
 _VIT_L = {"backbone": "vit_large_patch16_224", "init_values": 1e-5, "dynamic_img_size": True}
-# Commits of the hub and SHA-256 of the files there. The hub itself could not be asked: these are the values that public
-# repositories pin, each found in two or more that are independent of one another and agree. Where no two were found
-# (STAMP, mSTAR, OmiCLIP; the hash of H-optimus-0) nothing is written down, and nothing is downloaded unasked.
+# Commits on the hub and SHA-256 of their files, not checked against the hub itself: each value is pinned by two or more
+# independent public repositories that agree. Where there were no two (STAMP, mSTAR, OmiCLIP; the hash of H-optimus-0),
+# nothing is pinned, and downloads require an explicit revision.
 _PINNED: dict[str, dict[str, Any]] = {
     "uni": {
         "revision": "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
@@ -96,7 +96,7 @@ _ALL = (
         name="h-optimus-0", title="H-optimus-0", modality="image", loader="timm", licence="Apache-2.0", gate="unclear",
         dim=1536, feature_dim=1536, repository="bioptimus/H-optimus-0", files=_BIN, parameters=1_134_774_272,
         citation="github.com/bioptimus/releases", trained_on=f"more than 500,000 slides, {_PRIVATE}",
-        note="Public loaders disagree on whether access must be asked for",
+        note="Public loaders disagree on whether access must be requested",
         architecture={"backbone": "vit_giant_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
                       "dynamic_img_size": False},
         **image_input(mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517)),
@@ -231,7 +231,7 @@ def card(name: str) -> Card:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """A name without the revision of the hub behind it, and that.
+    """Split a name into the name and the revision on the hub.
 
     >>> split_revision("uni@main"), split_revision("uni:a@b.bin")
     (('uni', 'main'), ('uni:a@b.bin', None))
@@ -304,7 +304,7 @@ def packaged() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError or FileNotFoundError for a name that `stampy.models.load` does not know.
+    """Raise ValueError or FileNotFoundError for a name unknown to `stampy.models.load`.
 
     >>> check_name("stampy-mini")
     """
@@ -315,7 +315,7 @@ def check_name(name: str) -> None:
 
 
 def unknown_model(name: str) -> Exception:
-    """The error for an unknown name; near names are given."""
+    """Return the error for an unknown name, with similar names."""
     known = [*dict.fromkeys((*packaged(), "stamp", *CARDS))]
     if "/" in name or name.startswith((".", "~")):
         return FileNotFoundError(f"No folder of weights at {name!r}. Packaged models: {known}.")

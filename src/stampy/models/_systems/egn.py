@@ -1,6 +1,6 @@
-"""EGN: a ViT that looks at the most similar known spots (exemplars) while it predicts a spot's expression.
+"""EGN: a ViT that uses the most similar known spots (exemplars) to predict the expression of a spot.
 
-Written from its description (arXiv 2210.16721). Shapes: B tiles, T tokens, S side of the token grid, K exemplars,
+Implemented from its description (arXiv 2210.16721). Shapes: B tiles, T tokens, S side of the token grid, K exemplars,
 G genes, M size of the retrieval feature, D width, H heads of a bridge, C channels of such a head.
 """
 
@@ -14,7 +14,7 @@ __all__ = ["EGN"]
 
 
 class _Residual(nn.Module):
-    # Layer norm, then a feed-forward block, added to the input.
+    # Adds a feed-forward block after layer norm to the input.
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.block = nn.Sequential(
@@ -39,10 +39,10 @@ class _SelfAttention(nn.Module):
 
 
 class _Bridge(nn.Module):
-    """Exchange between the image's tokens, the tile as a whole, and its exemplars.
+    """Exchange between the tokens of the image, the tile as a whole, and its exemplars.
 
-    Exemplars and tile update each other through gates; the tile then gates the tokens, place by place, and what passes
-    goes back into tokens and tile.
+    Exemplars and tile update each other through gates. The tile then gates the tokens at each position, and the result
+    is added to tokens and tile.
     """
 
     def __init__(self, width: int, heads: int, channels: int, side: int):
@@ -164,6 +164,6 @@ class EGN(nn.Module):
         return self.patches(F.unfold(images, kernel_size=p, stride=p).transpose(1, 2))
 
     def _pooled(self, x_BTD: Tensor) -> Tensor:
-        # Attention per channel beside the plain mean, with the constants of the publication.
+        # Channel attention next to the plain mean, with the constants of the publication.
         score_BTD = self.pool(x_BTD)
         return score_BTD.mean(1) + 0.5 * (score_BTD * (0.1 * score_BTD).softmax(dim=1)).sum(1)

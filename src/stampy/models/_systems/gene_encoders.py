@@ -1,4 +1,4 @@
-"""Gene encoders: scGPT-spatial (genes and binned values) and Nicheformer (ranked genes, the ancestor of STAMP's).
+"""Gene encoders: scGPT-spatial (genes and binned values) and Nicheformer (ranked genes, the basis of STAMP's tokens).
 
 Shapes: B spots, L positions, D width, V genes of the vocabulary.
 """
@@ -31,7 +31,7 @@ __all__ = ["CONTEXT", "Nicheformer", "ScGpt", "load_nicheformer", "load_scgpt", 
 WEIGHTS, SIZES, VOCABULARY, MEANS = "best_model.pt", "args.json", "vocab.json", "all_dict_mean_std.csv"
 _PAD, _CLS, _SPECIAL = "<pad>", "<cls>", ("<pad>", "<cls>", "<eoc>")
 _N_BINS, _MAX_LENGTH, _MAX_VALUE = 51, 1200, 512
-_OTHER = (  # decoders and flags of training, not of the embedding
+_OTHER = (  # decoders and flags used only in training
     "decoder.", "mvc_decoder.", "impute_mvc_decoder.", "cls_decoder.", "flag_encoder.", "batch_encoder.",
     "grad_reverse_discriminator.",
 )  # fmt: skip
@@ -62,7 +62,7 @@ class ScGpt(GeneSystem):
     Parameters
     ----------
     card
-        Card of the system.
+        Genes of its vocabulary with known means.
     genes
         The genes of its vocabulary whose means are known.
     ids
@@ -79,8 +79,8 @@ class ScGpt(GeneSystem):
                  n_tokens: int):  # fmt: skip
         super().__init__(card, genes)
         self.ids, self.tokens, self.pad_value = ids, tokens, sizes["pad_value"]
-        # A spot with more genes than fit keeps those that come first in one random order: a uniform sample that is the
-        # same in every run, for every batch, and alike for like spots.
+        # A spot with too many genes keeps those that are first in one fixed random order: a uniform sample that is the
+        # same for every run and batch, and similar for similar spots.
         self.order = np.random.default_rng(0).permutation(len(ids))
         width = sizes["embsize"]
         self.encoder = _Genes(n_tokens, width, tokens[_PAD])
@@ -108,7 +108,7 @@ class ScGpt(GeneSystem):
         for low, high in zip(counts.indptr[:-1], counts.indptr[1:], strict=True):
             columns, values = counts.indices[low:high], counts.data[low:high]
             columns, values = columns[values > 0], values[values > 0]
-            # The published code divides by the section's mean first: a factor of all values, which bins do not see.
+            # The published code first divides by the section's mean, a common factor that does not change bins.
             values = quantile_bins(values / divisors[columns])
             if len(columns) >= _MAX_LENGTH:
                 kept = np.argsort(self.order[columns], kind="stable")[: _MAX_LENGTH - 1]
@@ -124,10 +124,10 @@ class ScGpt(GeneSystem):
 
 
 def quantile_bins(values: np.ndarray, n_bins: int = _N_BINS) -> np.ndarray:
-    """The values of a spot as bins 1 to 50 between their own quantiles.
+    """Bin the values of a spot between their quantiles, 1 to 50.
 
-    A value that equals several edges belongs to several bins. The published code draws one of them; here it is the
-    middle one, so that a run can be repeated.
+    A value equal to several edges belongs to several bins. The published code draws one at random; the middle one is
+    used here for reproducibility.
 
     >>> quantile_bins(np.array([1.0, 2.0, 3.0, 40.0]), n_bins=4).tolist()
     [1.0, 1.0, 2.0, 3.0]
@@ -140,7 +140,7 @@ def quantile_bins(values: np.ndarray, n_bins: int = _N_BINS) -> np.ndarray:
 
 
 def load_scgpt(card: Card, path: Path) -> ScGpt:
-    """Read the folder (or that of the file given) of best_model.pt, args.json, vocab.json, all_dict_mean_std.csv."""
+    """Load from the folder (or that of the file) with best_model.pt, args.json, vocab.json, all_dict_mean_std.csv."""
     folder = path if path.is_dir() else path.parent
     for name in (WEIGHTS, SIZES, VOCABULARY, MEANS):
         if not (folder / name).is_file():
@@ -164,12 +164,12 @@ def load_scgpt(card: Card, path: Path) -> ScGpt:
 
 
 def _rename(key: str) -> str:
-    """Names of the flash-attention layer -> those of torch; the order of query, key and value is the same."""
+    """Convert names of the flash-attention layer to those of torch; query, key and value have the same order."""
     return key.replace("self_attn.Wqkv.", "self_attn.in_proj_")
 
 
 def _genes(tokens: dict[str, int], means: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    """Vocabulary (gene_id, symbol, divisor) and token of each gene that has a mean."""
+    """Vocabulary (gene_id, symbol, divisor), and token of each gene with a mean."""
     table = pd.read_csv(means, index_col=0)
     if "mean" not in table.columns:
         raise ValueError(f"{str(means)!r} has no column 'mean'; found {_checks.shortlist(table.columns)}.")
@@ -182,19 +182,19 @@ def _genes(tokens: dict[str, int], means: Path) -> tuple[pd.DataFrame, np.ndarra
     return pd.DataFrame({"gene_id": names, "symbol": names, "divisor": values}), np.array(ids)
 
 
-CONTEXT = (5, 9, 4)  # human, Xenium (Visium has no token), spatial; they stand before the genes
+CONTEXT = (5, 9, 4)  # human, Xenium (Visium has no token), spatial; they precede the genes
 GENES = "genes.tsv"
-_HEADS = 16  # leave no trace in the tensors
+_HEADS = 16  # cannot be inferred from the tensors
 _TEMPLATE_AND_HEADS = (
     TEMPLATE_LAYER,
     "classifier_head.",
     "pooler_head.",
     "cls_head.",
-)  # template of the layers, and heads of training
+)  # template of the layers, and heads used in training
 
 
 class Nicheformer(GeneSystem):
-    """Nicheformer; the feature is the mean output over all positions after the three of the context, padding included.
+    """Nicheformer; the feature is the mean output over all positions after the context tokens, including padding.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ class Nicheformer(GeneSystem):
     def __init__(self, card: Card, genes: pd.DataFrame, config: GeneConfig):
         super().__init__(card, genes)
         self.encoder = GeneEncoder(config)
-        del self.encoder.igr_head, self.encoder.cgr_head  # of training
+        del self.encoder.igr_head, self.encoder.cgr_head  # used in training
 
     def gene_features(self, counts: sparse.csr_matrix) -> Tensor:
         """(B, D); zeros for a spot without counts."""
@@ -224,7 +224,7 @@ class Nicheformer(GeneSystem):
 
 
 def ranked_by_ratio(counts: sparse.csr_matrix, divisors: np.ndarray, length: int) -> np.ndarray:
-    """Tokens (B, length) int64 of each spot's genes in falling order of count over divisor; ties to the lower row."""
+    """Tokens (B, length) int64 of each spot's genes by descending count / divisor; ties go to the lower row."""
     counts = counts.tocsr()
     out = np.full((counts.shape[0], length), _keys.PAD, dtype=np.int64)
     for i, (low, high) in enumerate(zip(counts.indptr[:-1], counts.indptr[1:], strict=True)):
@@ -236,7 +236,7 @@ def ranked_by_ratio(counts: sparse.csr_matrix, divisors: np.ndarray, length: int
 
 
 def load_nicheformer(card: Card, path: Path) -> Nicheformer:
-    """Read the checkpoint (or the folder with it) by Nicheformer's names, with `genes.tsv` beside it."""
+    """Load the checkpoint (or the folder with it) with Nicheformer's names, next to `genes.tsv`."""
     file = path
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in (".ckpt", ".pt", ".safetensors"))

@@ -1,4 +1,4 @@
-"""Weights of other systems: from the user's disk or, with the user's own token, from the Hugging Face hub."""
+"""Weights of other systems, from disk or, with the user's token, from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _EXTRAS = {"transformers": "transformers>=4.53", "open_clip": "open-clip-torch>=
 
 
 def find_weights(card: Card, path: str | Path | None, revision: str | None = None) -> tuple[Path, str]:
-    """The file (or folder) of a system's weights, and where it is from, for the record.
+    """Path of a system's weights (file or folder), and their origin for the record.
 
     Raises
     ------
     ValueError
-        The commit or the hash of the file is not known and no `revision` is given, or the file has another hash.
+        The commit or hash of the file is unknown and no `revision` is given, or the hash differs.
     FileNotFoundError
-        There is nothing at `path`, or the system is not on the hub and no path was given.
+        `path` does not exist, or the system is not on the hub and no path was given.
     PermissionError
-        The hub asks for a token or for access.
+        The hub requires a token or approved access.
     ConnectionError
-        The hub can't be reached.
+        The hub cannot be reached.
     """
     if path is not None:
         found = _checks.existing(path, what=f"weights of {card.title}")
@@ -53,7 +53,7 @@ def _in_folder(card: Card, folder: Path) -> Path:
 
 
 def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
-    """A file of weights from the hub: at the commit of the card, with the hash that the card knows.
+    """Download a weights file from the hub, at the commit of the card and checked against its hash.
 
     With a `revision` given by the user, that commit is downloaded, with a warning that it is unverified.
     """
@@ -62,7 +62,7 @@ def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
         known = f" (commit {card.revision}, but no hash of its file)" if card.revision else ""
         raise ValueError(
             f"stampy does not know which file of {card.repository!r} on the hub is the right one{known}, so it is not "
-            f"downloaded unasked. {_by_hand(card)} To take what the hub has, name the commit, or a branch: "
+            f"downloaded unasked. {_manual_download(card)} To take what the hub has, name the commit, or a branch: "
             f"model='{card.name}@{card.revision or 'main'}'."
         )
     path, source = _fetched(card, wanted)
@@ -78,11 +78,11 @@ def download(card: Card, revision: str | None = None) -> tuple[Path, str]:
 
 
 def _check_hash(path: Path, expected: str, card: Card) -> None:
-    """Remove a download that is not the file of the card, and say so."""
+    """Delete a download whose hash differs from the card's, and raise."""
     found = sha256_of(path)
     if found == expected:
         return
-    path.resolve().unlink(missing_ok=True)  # the hub's cache has a link to the file itself
+    path.resolve().unlink(missing_ok=True)  # the hub's cache contains a link to the file
     path.unlink(missing_ok=True)
     raise ValueError(
         f"{path.name} of {card.repository!r} came with SHA-256 {found}, expected {expected}: it is not the file that "
@@ -106,43 +106,43 @@ def _fetched(card: Card, revision: str) -> tuple[Path, str]:
             path = Path(hf_hub_download(card.repository, name, revision=revision))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise ConnectionError(
-                f"The hub can't be reached, and {name!r} of {card.repository!r} is not in the local cache. "
-                f"{_by_hand(card)}"
+                f"The hub cannot be reached, and {name!r} of {card.repository!r} is not in the local cache. "
+                f"{_manual_download(card)}"
             ) from error
         except EntryNotFoundError:
-            continue  # under another name, see `Card.files`
-        except RepositoryNotFoundError as error:  # also a closed gate: GatedRepoError is one
-            raise PermissionError(_closed(card)) from error
+            continue  # it may exist under another name, see `Card.files`
+        except RepositoryNotFoundError as error:  # includes GatedRepoError
+            raise PermissionError(_access_denied(card)) from error
         except HfHubHTTPError as error:
             if getattr(error.response, "status_code", None) in (401, 403):
-                raise PermissionError(_closed(card)) from error
+                raise PermissionError(_access_denied(card)) from error
             raise ConnectionError(
                 f"The hub did not give {name!r} of {card.repository!r}: {error}. Try again."
             ) from error
         except OSError as error:
             raise ConnectionError(
-                f"{name!r} of {card.repository!r} can't be fetched: {error}. {_by_hand(card)}"
+                f"{name!r} of {card.repository!r} cannot be fetched: {error}. {_manual_download(card)}"
             ) from error
         return path, f"hf-hub:{card.repository}@{path.parent.name}"
     raise FileNotFoundError(
-        f"{card.repository!r} contains none of {list(card.files)}: its authors changed it. {_by_hand(card)}"
+        f"{card.repository!r} contains none of {list(card.files)}: its authors changed it. {_manual_download(card)}"
     )
 
 
-def _closed(card: Card) -> str:
+def _access_denied(card: Card) -> str:
     return (
-        f"The hub does not give you the weights of {card.title}. Ask for access at "
+        f"The hub does not give you the weights of {card.title}. Request access at "
         f"https://huggingface.co/{card.repository} (licence: {card.licence}), then log in with `hf auth login` or set "
-        f"the environment variable HF_TOKEN. {_by_hand(card)}"
+        f"the environment variable HF_TOKEN. {_manual_download(card)}"
     )
 
 
-def _by_hand(card: Card) -> str:
+def _manual_download(card: Card) -> str:
     return f"Or download the file elsewhere and name it: model='{card.name}:/path/to/{card.files[-1]}'."
 
 
 def require(module: str, card: Card) -> None:
-    """ImportError with the command to install the library that builds the system, unless it is there."""
+    """Raise ImportError with the install command unless the library that builds the system is installed."""
     import importlib.util
 
     if importlib.util.find_spec(module) is None:

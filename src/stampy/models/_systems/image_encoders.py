@@ -1,4 +1,4 @@
-"""Encoders of tiles: one timm ViT, the tile itself, and those aligned with text (CONCH, PLIP, OmiCLIP).
+"""Tile encoders: timm ViTs, the pixels of the tile, and encoders aligned with text (CONCH, PLIP, OmiCLIP).
 
 Shapes: B tiles, T tokens, C width of the ViT, D width of the embedding, Q queries.
 """
@@ -20,12 +20,12 @@ __all__ = ["Conch", "OmiClip", "Pixels", "Plip", "ViT", "load_conch", "load_omic
 
 
 class ViT(ImageSystem):
-    """A timm ViT; the feature is the class token, or that beside the mean of the patch tokens.
+    """timm ViT; the feature is the class token, optionally concatenated with the mean of the patch tokens.
 
     Parameters
     ----------
     card
-        Its `architecture` is passed to `timm.create_model`; ``pool="class+mean"`` chooses the second kind of feature.
+        Its `architecture` is passed to `timm.create_model`; ``pool="class+mean"`` selects the concatenation.
     """
 
     def __init__(self, card: Card):
@@ -38,13 +38,13 @@ class ViT(ImageSystem):
         tokens_BTD = self.vit.forward_features(images)
         if self.pool == "class":
             return tokens_BTD[:, 0]
-        # between class token and patches lie the registers, which hold nothing of a place
+        # register tokens are between class token and patches, and have no position
         patches_BTD = tokens_BTD[:, self.vit.num_prefix_tokens :]
         return torch.cat([tokens_BTD[:, 0], patches_BTD.mean(dim=1)], dim=1)
 
 
 def build_vit(card: Card) -> tuple[nn.Module, str]:
-    """The ViT of a card, and how its tokens become a feature."""
+    """The ViT of a card, and its pooling of tokens."""
     import timm
     from timm.layers import SwiGLUPacked
 
@@ -55,7 +55,7 @@ def build_vit(card: Card) -> tuple[nn.Module, str]:
 
 
 def load_vit(card: Card, path: Path) -> ViT:
-    """Read a state dict by timm's names, strictly."""
+    """Load a state dict with timm's names, strictly."""
     with torch.device("meta"):
         system = ViT(card)
     fill(system.vit, read_state_dict(path), where=str(path))
@@ -63,10 +63,10 @@ def load_vit(card: Card, path: Path) -> ViT:
 
 
 class Pixels(ImageSystem):
-    """The baseline without a model: the tile itself, shrunk to a few colours."""
+    """Baseline without a model: the tile reduced to a few pixels."""
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, 3 edge²), row by row, 0..1."""
+        """(B, 3 edge²), row-major, 0..1."""
         return F.adaptive_avg_pool2d(images, self.card.architecture["edge"]).permute(0, 2, 3, 1).flatten(1)
 
 
@@ -86,7 +86,7 @@ class _Pooler(nn.Module):
 
 
 class _ConchVisual(nn.Module):
-    # The image tower of CONCH by its own names; `attn_pool_caption` serves text generation and is not run here.
+    # The image tower of CONCH with its own names; `attn_pool_caption`, for text generation, is not used.
     def __init__(self, card: Card):
         super().__init__()
         from timm.models.vision_transformer import VisionTransformer
@@ -122,7 +122,7 @@ class Conch(ImageSystem):
 
 
 def load_conch(card: Card, path: Path) -> Conch:
-    """Read CONCH's state dict: `visual.*` strictly; text tower and decoders are known and left out."""
+    """Load CONCH's state dict: `visual.*` strictly; text tower and decoders are ignored."""
     with torch.device("meta"):
         system = Conch(card)
     text = ("text.", "text_decoder.", "logit_scale", "visual.attn_pool_caption.", "visual.ln_caption.")
@@ -133,7 +133,7 @@ def load_conch(card: Card, path: Path) -> Conch:
 
 
 def _resize_positions(tensors: dict[str, Tensor], trunk: Any) -> None:
-    """Resample the position embedding of 448 px to that of the card, bilinearly as the published loader does."""
+    """Resample the position embedding of 448 px to the card's size, bilinearly as in the published loader."""
     from timm.layers import resample_abs_pos_embed
 
     found = tensors.get("trunk.pos_embed")
@@ -163,7 +163,7 @@ class Plip(ImageSystem):
 
 
 def load_plip(card: Card, path: Path) -> Plip:
-    """Read a CLIP state dict by transformers' names: the image side strictly, the text side is known and left out."""
+    """Load a CLIP state dict with transformers' names: the image tower strictly; the text tower is ignored."""
     system = Plip(card)
     text = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
     tensors = only(read_state_dict(path), where=str(path), ignored=text)
@@ -177,7 +177,7 @@ class OmiClip(ImageSystem):
     def __init__(self, card: Card, visual: Any):
         super().__init__(card)
         self.proj = visual.proj
-        visual.proj = None  # the tower then gives the pooled tokens, and the projection is ours to call
+        visual.proj = None  # the tower then returns pooled tokens, and stampy applies the projection
         visual.output_tokens = False
         self.visual = visual
 
@@ -191,7 +191,7 @@ class OmiClip(ImageSystem):
 
 
 def build_coca(card: Card) -> nn.Module:
-    """The whole CoCa of open_clip, by name or, for a variant, from its configuration."""
+    """The whole CoCa model of open_clip, by name or, for a variant, from its configuration."""
     import open_clip
 
     arguments = dict(card.architecture)
@@ -202,7 +202,7 @@ def build_coca(card: Card) -> nn.Module:
 
 
 def load_omiclip(card: Card, path: Path) -> OmiClip:
-    """Read a CoCa checkpoint of open_clip, all of it strictly, and keep the image side."""
+    """Load a CoCa checkpoint of open_clip strictly, and keep the image tower."""
     with torch.device("meta"):
         coca = build_coca(card)
     fill(coca, read_state_dict(path), where=str(path))

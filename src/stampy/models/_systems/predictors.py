@@ -1,4 +1,4 @@
-"""Networks that are trained to predict expression from tiles: ST-Net and EGN.
+"""Networks trained to predict expression from tiles: ST-Net and EGN.
 
 Shapes: N tiles, B of a batch, G genes, M size of the retrieval feature, K exemplars.
 """
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tiles(Protocol):
-    """Tiles on request, as a source of stampy's own gives them. An array of tiles is accepted as well."""
+    """Source of tiles on request, such as stampy's own. An array of tiles is also accepted."""
 
     size_px: int
 
@@ -124,7 +124,7 @@ class Predictor:
         self.card, self.pretrained, self.n_exemplars, self.options = card(name), pretrained, n_exemplars, options
         self.device, self._rng = device_of(device), generator(rng)
         self.network: nn.Module | None = None
-        self._known: tuple[Tensor, Tensor] | None = None  # features and expression of the spots trained on
+        self._known: tuple[Tensor, Tensor] | None = None  # features and expression of the training spots
         self.losses: list[float] = []
 
     def fit(
@@ -171,7 +171,7 @@ class Predictor:
         self._check_features(features, len(tiles))
         _check_edge(tiles, self._size)
         seed = int(self._rng.integers(2**63))
-        with torch.random.fork_rng(devices=[]):  # initial weights by our seed; the global state is not changed
+        with torch.random.fork_rng(devices=[]):  # seeds the initial weights without changing the global state
             torch.manual_seed(seed)
             network = self._build(targets, features).to(self.device)
         self.network = network
@@ -229,7 +229,7 @@ class Predictor:
             _matrix("features", features, n)
 
     def _nearest(self, own: Tensor, known: Tensor, *, groups: np.ndarray | None, training: bool) -> Tensor:
-        """(N, K) rows of the exemplars of each tile."""
+        """Rows (N, K) of the exemplars of each tile."""
         group = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
         out = []
         for start in range(0, len(own), 1024):
@@ -274,7 +274,7 @@ class Predictor:
         order, total = self._rng.permutation(len(targets)), 0.0
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            if len(rows) == 1 and start:  # batch norm can't use a single tile
+            if len(rows) == 1 and start:  # batch norm needs more than one tile
                 continue
             images = _turned(self._images(tiles, rows), self._rng)
             expected = torch.from_numpy(targets[rows]).to(self.device)
@@ -290,13 +290,13 @@ class Predictor:
 
 
 def _turned(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """A batch flipped and rotated by multiples of 90° at random."""
+    """Flip and rotate a batch by random multiples of 90°."""
     images = torch.rot90(images, int(rng.integers(4)), dims=(2, 3))
     return images.flip(3) if rng.integers(2) else images
 
 
 def _correlation(found: Tensor, expected: Tensor) -> Tensor:
-    """Mean over genes of the Pearson correlation within a batch; genes that do not vary count as 0."""
+    """Mean over genes of the Pearson correlation within a batch; constant genes count as 0."""
     a, b = found - found.mean(0), expected - expected.mean(0)
     return ((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0) + 1e-8)).mean()
 

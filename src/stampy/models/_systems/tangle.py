@@ -1,4 +1,4 @@
-"""TANGLE: a slide encoder, gated attention pooling over the features of a slide's tiles.
+"""TANGLE: a slide encoder with gated attention pooling over tile features.
 
 Shapes: N tiles, D width, K heads.
 """
@@ -19,13 +19,13 @@ from stampy.models._tensors import fill, only, read_state_dict
 
 __all__ = ["Tangle", "load_tangle"]
 
-_OTHER = ("rna_embedder.", "rna_reconstruction.", "mean_projector.")  # of training, not of the embedding
+_OTHER = ("rna_embedder.", "rna_reconstruction.", "mean_projector.")  # used in training, not for the embedding
 _GATES = {"softmax": lambda a: a.softmax(dim=0), "sigmoid": torch.sigmoid, "relu": torch.relu,
           "leaky_relu": nn.functional.leaky_relu}  # fmt: skip
 
 
 class _GatedAttention(nn.Module):
-    # Gated attention: tanh and sigmoid branch, then one score.
+    # Gated attention: product of a tanh and a sigmoid branch, then one score.
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.attention_a = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
@@ -52,7 +52,7 @@ class Tangle(SlideSystem):
     def __init__(self, card: Card, *, in_dim: int, width: int, hidden: int, heads: int | None, activation: str):
         super().__init__(card)
         self.heads, self.activation = heads, activation
-        # Their nn.Sequential has a dropout after each activation: hence the gaps in the numbering.
+        # Their nn.Sequential has a dropout after each activation, hence gaps in the numbering.
         blocks = [(in_dim, width), (width, width)] + ([(width, width * heads)] if heads else [])
         layers: dict[str, nn.Module] = {}
         for i, (a, b) in enumerate(blocks):
@@ -64,7 +64,7 @@ class Tangle(SlideSystem):
             self.proj_multihead = nn.Linear(width * heads, width)
 
     def _tokens(self, features: Tensor) -> Tensor:
-        """(N, D, K): the tiles as each head sees them."""
+        """Tiles as input of each head, (N, D, K)."""
         for layer in self.pre_attn.values():
             features = layer(features)
         return features.unflatten(1, (-1, self.heads or 1))
@@ -98,7 +98,7 @@ def _checked(features: Tensor, system: Tangle) -> Tensor:
 
 
 def load_tangle(card: Card, path: Path) -> Tangle:
-    """Read `model.pt` (or the folder with it and config.json) by TANGLE's names; sizes are read off the tensors."""
+    """Load `model.pt` (or the folder with it and config.json) with TANGLE's names; sizes follow from the tensors."""
     folder = path if path.is_dir() else path.parent
     file = path / "model.pt" if path.is_dir() else path
     where = str(file)
@@ -116,7 +116,7 @@ def load_tangle(card: Card, path: Path) -> Tangle:
 
 
 def _activation(config: Path) -> str:
-    """What the config.json beside the weights says; without one softmax, the default."""
+    """Activation named in the config.json next to the weights; softmax, the default, if there is none."""
     if not config.is_file():
         return "softmax"
     name = json.loads(config.read_text()).get("activation", "softmax")

@@ -1,1 +1,1 @@
-"""What plots share: the section as it is drawn, colours, layout, and the records of tools."""
+"""Shared parts of plots: sections, colours, layout, and records of tools."""

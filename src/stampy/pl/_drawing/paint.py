@@ -19,46 +19,47 @@ from stampy._labels import is_missing_label
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MISSING = "#D9D9D9"  # spots without a value or label
+MISSING = "#D9D9D9"  # spots without value or label
 MISSING_NAME = "NA"
 
-# Okabe & Ito's eight, ordered for H&E and white paper, then twelve that a greedy search put farthest (OKLab distance,
-# normal vision and simulated protanopia, deuteranopia, tritanopia) from all before them, from white and from MISSING.
+# The eight colours of Okabe & Ito, ordered for H&E and white paper, then twelve found by greedy search to maximise the
+# distance (OKLab, normal vision and simulated protanopia, deuteranopia, tritanopia) to previous ones, white and
+# MISSING.
 SAFE = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"),
     *("#69001E", "#3C0096", "#7800FF", "#A52D69", "#8778FF", "#694B00", "#87C387", "#D200B4"),
     *("#0000D2", "#691E69", "#0FFF96", "#FF3C69"),
 )
-# Ten more for full colour vision, found in the same way: as far from all others as the twenty are from each other.
+# Ten more for full colour vision, found in the same way, as far from all others as the twenty are from each other.
 MORE = (
     *("#003C4B", "#FF78FF", "#00F0FF", "#1EC300", "#87784B", "#00695A", "#876996", "#8700B4"),
     *("#B42DFF", "#3C4B87"),
 )
 
 Palette = str | Sequence | Mapping
-DARKEST = 0.45  # OKLab's lightness of further colours: small dots that are darker all look black
-OUTLYING = 0.25  # values beyond the 1st or 99th percentile that would take up more of the scale than this are clipped
+DARKEST = 0.45  # OKLab lightness of further colours; darker small dots all look black
+OUTLYING = 0.25  # clip values beyond the 1st or 99th percentile if they would take up a larger fraction of the scale
 LOW, HIGH = 0.05, 0.95  # neither black nor white
-FEW = 20  # with fewer values, none is called an outlier
-CHUNK = 65_536  # rows at a time: no second copy of a large embedding
+FEW = 20  # minimum number of values for detecting outliers
+CHUNK = 65_536  # rows per block, to avoid a second copy of a large embedding
 Limit = float | str | None
 
 
 @dataclass(frozen=True)
 class Paint:
-    """The spots' colours and what a legend says about them."""
+    """Colours of the spots, and their legend."""
 
     title: str
-    label: str  # of the colour bar or the legend
-    rgba: np.ndarray | None  # (n, 4), a row for each spot of the table; None for outlines only
-    entries: tuple[tuple[str, Any], ...] = ()  # label and colour, in the legend's order
+    label: str  # of the colour bar or legend
+    rgba: np.ndarray | None  # (n, 4), one row per spot of the table; None to draw only outlines
+    entries: tuple[tuple[str, Any], ...] = ()  # label and colour, in the order of the legend
     scale: ScalarMappable | None = None  # of the colour bar
-    extend: str = "neither"  # ends of the colour bar beyond which there are values
-    values: np.ndarray | None = None  # (n,) where it is values that are shown
+    extend: str = "neither"  # ends of the colour bar with values beyond
+    values: np.ndarray | None = None  # (n,) plotted values, if any
 
     @property
     def is_whole(self) -> bool:
-        """Whether all values are whole numbers, such as counts."""
+        """Whether all values are integers, such as counts."""
         if self.values is None:
             return False
         finite = self.values[np.isfinite(self.values)]
@@ -67,7 +68,7 @@ class Paint:
 
 @dataclass(frozen=True)
 class Style:
-    """How colours are chosen."""
+    """Options for choosing colours."""
 
     palette: Palette | None
     cmap: str | Colormap
@@ -84,7 +85,7 @@ def paint(
     layer: str | None = None,
     gene_symbols: str | None = None,
 ) -> Paint:
-    """The colours by `color`; limits, components and legend from the spots `shown` (row numbers)."""
+    """Colours by `color`; limits, components and legend are computed from the spots `shown` (row numbers)."""
     if color is None:
         return Paint("", "", None)
     if color in adata.obs:
@@ -109,7 +110,7 @@ def paint(
 
 
 def _gene(adata: AnnData, genes: pd.Index, gene: str, layer: str | None) -> np.ndarray:
-    """Values (n,) of one gene."""
+    """Values (n,) of a gene."""
     at = np.flatnonzero(genes == gene)
     if len(at) > 1:
         raise ValueError(
@@ -148,7 +149,7 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
 
 
 def _categorical(column: pd.Series) -> pd.Series:
-    """As it is, or, for plain strings, in the order that AnnData gives them when it is written: D2 before D10."""
+    """Unchanged, or for strings in the order in which AnnData writes them: D2 before D10."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column
     parts = {v: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", str(v))] for v in column.dropna().unique()}
@@ -156,7 +157,7 @@ def _categorical(column: pd.Series) -> pd.Series:
 
 
 def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown: np.ndarray) -> Paint:
-    """Colours of values (n,); limits from the spots `shown` unless the style gives them."""
+    """Colours of values (n,); limits are computed from the spots `shown` unless the style defines them."""
     if isinstance(style.cmap, str):
         _checks.one_of("cmap", style.cmap, list(colormaps))
     cmap = colormaps[style.cmap] if isinstance(style.cmap, str) else style.cmap
@@ -179,21 +180,21 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
 
 
 def without_outliers(values: np.ndarray) -> tuple[float, float]:
-    """Minimum and maximum, or the 1st or 99th percentile if few values lie far beyond it.
+    """Minimum and maximum, or the 1st or 99th percentile if few values are far beyond it.
 
     >>> without_outliers(np.r_[np.arange(1000.0), 9000.0]), without_outliers(np.arange(9.0))
     ((0.0, 990.0), (0.0, 8.0))
     """
     least, most = float(values.min()), float(values.max())
     low, high = float(np.percentile(values, 1, method="higher")), float(np.percentile(values, 99, method="lower"))
-    if len(values) < FEW or high <= low:  # a gene that few spots express: its few values must stay visible
+    if len(values) < FEW or high <= low:  # keeps genes visible that few spots express
         return least, most
     far = OUTLYING * (high - low)
     return (low if low - least > far else least), (high if most - high > far else most)
 
 
 def _limit(name: str, limit: float | str, values: np.ndarray) -> float:
-    """A number as it is; "p99" as the percentile of the values."""
+    """A number unchanged; "p99" as percentile of the values."""
     if not isinstance(limit, str):
         return float(limit)
     try:
@@ -223,7 +224,7 @@ def _embedding(embedding: Any, name: str, shown: np.ndarray) -> Paint:
 
 
 def default_colors(n: int) -> np.ndarray:
-    """RGBA (n, 4): 30 chosen colours, then those that are farthest from all before them; repeated above 2,000 labels.
+    """RGBA (n, 4): 30 selected colours, then those farthest from all previous ones; repeated above 2,000 labels.
 
     >>> default_colors(2).round(2).tolist()
     [[0.0, 0.45, 0.7, 1.0], [0.9, 0.62, 0.0, 1.0]]
@@ -237,7 +238,7 @@ def default_colors(n: int) -> np.ndarray:
 
 
 def _far_from(colors: np.ndarray, n: int) -> np.ndarray:
-    """RGBA (n, 4) of a grid of colours, one by one the one farthest in OKLab from all before it, white and MISSING."""
+    """RGBA (n, 4) from a grid, each the farthest in OKLab from all previous colours, white and MISSING."""
     levels = np.linspace(0, 1, 16)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(grid)
@@ -253,7 +254,7 @@ def _far_from(colors: np.ndarray, n: int) -> np.ndarray:
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Colours (n, 3) in Ottosson's OKLab (2020), where distances are about those seen."""
+    """Colours (n, 3) in OKLab (Ottosson 2020), where distances are roughly perceptual."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lms = [[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970], [0.0883025, 0.2817188, 0.6299787]]
     lab = [[0.2104543, 0.7936178, -0.0040720], [1.9779985, -2.4285922, 0.4505937], [0.0259040, 0.7827718, -0.8086758]]
@@ -261,7 +262,7 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def colors_of(names: Sequence[str], palette: Palette | None) -> np.ndarray:
-    """RGBA (len(names), 4) of the labels, from a palette in any of the forms that `pl.spatial` takes.
+    """RGBA (len(names), 4) of the labels, from a palette in any form accepted by `pl.spatial`.
 
     >>> colors_of(["a", "b"], {"b": "red", "a": "white"}).tolist()
     [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]
@@ -288,21 +289,21 @@ def _from_colormap(name: str, n: int) -> np.ndarray:
 
 
 def embedding_rgb(embedding: np.ndarray, use: np.ndarray | None = None) -> np.ndarray:
-    """The first three principal components as red, green and blue.
+    """First three principal components as red, green and blue.
 
-    Each component's 1st to 99th percentile is stretched over 0.05 to 0.95, the rest is clipped. Signs are fixed: the
-    largest loading of every component is positive.
+    The 1st to 99th percentile of each component is mapped to 0.05 to 0.95, and other values are clipped. Signs are
+    determined by a positive largest loading of every component.
 
     Parameters
     ----------
     embedding
         (n, d), d >= 3.
     use
-        (n,) bool, the rows to colour; all by default.
+        (n,) bool, rows to colour; all by default.
 
     Returns
     -------
-    (n, 3) float64 in [0.05, 0.95]; NaN for rows that are not used or not finite. A component without variance is 0.5.
+    (n, 3) float64 in [0.05, 0.95]; NaN for rows that are not used or not finite. A constant component is 0.5.
 
     Examples
     --------
@@ -322,7 +323,7 @@ def embedding_rgb(embedding: np.ndarray, use: np.ndarray | None = None) -> np.nd
     scores = rgb[finite]
     low, high = np.percentile(scores, [1, 99], axis=0)
     span = high - low
-    flat = span <= 1e-6 * max(span.max(), np.abs(mean).max())  # rounding noise, not a direction of the data
+    flat = span <= 1e-6 * max(span.max(), np.abs(mean).max())  # rounding noise rather than a direction of the data
     scaled = LOW + (HIGH - LOW) * (scores - low) / np.where(flat, 1, span)
     rgb[finite] = np.where(flat, 0.5, np.clip(scaled, LOW, HIGH))
     return rgb

@@ -1,4 +1,4 @@
-"""Layout of panels, legends and colour bars. Legends lie outside the axes and never cover spots."""
+"""Layout of panels, legends and colour bars, which are placed outside the axes and never cover spots."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.legend import Legend
 
 MAX_LABELS = 60
-MIN_INCHES = 1.6  # room for what stands beside a panel, even if the section is a narrow strip
+MIN_INCHES = 1.6  # minimum height of a panel, for its legend, even if the section is a narrow strip
 ROW_INCHES = 0.19  # of the legend
-PANEL_INCHES = 3.6  # the longer side of a panel
-PANEL_PX = round(400 * PANEL_INCHES)  # of the image in it: 400 dots per inch, more than print or screen shows
+PANEL_INCHES = 3.6  # longer side of a panel
+PANEL_PX = round(400 * PANEL_INCHES)  # of the image in a panel: 400 dots per inch, more than print or screens resolve
 PAD_INCHES = 0.05  # around the figure
 GAP_INCHES = 0.15  # between panels
-SIDE_INCHES = 0.1  # between a panel and what stands beside it
+SIDE_INCHES = 0.1  # between a panel and its legend
 BAR_INCHES = 0.11
 SCALE_INCHES = 0.03  # thickness of the scale bar
 
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
-    """Colour bar or legend to the right of the panel; `titled` if the legend must say what it is about."""
+    """Add a colour bar or legend to the right of the panel; `titled` if the legend needs a title."""
     from matplotlib.font_manager import FontProperties
 
     inches = width, height = inches_of(ax)
     left = 1 + SIDE_INCHES / width
     if paint.scale is not None:
         bottom = _colorbar(ax, paint, paint.scale, left, inches)
-        if paint.entries:  # only the spots without a value
+        if paint.entries:  # spots without a value
             _legend(ax, paint, loc="upper left", bbox_to_anchor=(left, bottom - SIDE_INCHES / height))
     elif len(paint.entries) > MAX_LABELS:
         _checks.warn(
@@ -54,14 +54,14 @@ def side(ax: Axes, paint: Paint, *, titled: bool) -> None:
 
 
 def inches_of(ax: Axes) -> tuple[float, float]:
-    """Width and height of the panel."""
-    ax.apply_aspect()  # else the box is still that of the grid cell
+    """Width and height of the panel in inches."""
+    ax.apply_aspect()  # otherwise the box is that of the grid cell
     box = ax.get_window_extent()
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
 def _colorbar(ax: Axes, paint: Paint, scale: ScalarMappable, left: float, inches: tuple[float, float]) -> float:
-    """A thin bar; returns where it ends at the bottom, as a fraction of the panel's height."""
+    """Add a thin colour bar; returns its lower end as a fraction of the panel's height."""
     from matplotlib.ticker import MaxNLocator
 
     width, height = inches
@@ -95,12 +95,12 @@ def _legend(ax: Axes, paint: Paint, **place: Any) -> Legend:
         **place,
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a `$` in a label does not begin a formula
+        text.set_parse_math(False)  # a `$` in a label does not start a formula
     return legend
 
 
 def scale_bar(ax: Axes, um_per_px: float, *, at_most: float | None = None) -> None:
-    """A bar of a round length, about a quarter of the panel or `at_most` (px), below its left corner."""
+    """Add a bar of a round length, about a quarter of the panel or `at_most` (px), below its lower left corner."""
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
@@ -129,7 +129,7 @@ def scale_bar(ax: Axes, um_per_px: float, *, at_most: float | None = None) -> No
 
 
 def round_length(at_most: float) -> float:
-    """The largest 1, 2 or 5 times a power of ten that is not above.
+    """Largest 1, 2 or 5 times a power of ten that does not exceed `at_most`.
 
     >>> round_length(730.0), round_length(0.3)
     (500.0, 0.2)
@@ -139,12 +139,12 @@ def round_length(at_most: float) -> float:
 
 
 def cells(n: int, *, per_color: int, ncols: int) -> tuple[list[tuple[int, int]], set[int]]:
-    """Row and column of each of n panels, and the numbers of the panels that carry a legend.
+    """Row and column of each of n panels, and the numbers of the panels with a legend.
 
-    Colours of one section follow each other, each with its legend; of several sections each colour begins a new row,
-    with one legend at the end of its first row.
+    For one section, panels of different colours follow each other, each with its legend. For several sections, each
+    colour starts a new row and has one legend, at the end of its first row.
     """
-    block = per_color if per_color > 1 else n  # panels that follow each other without a new row
+    block = per_color if per_color > 1 else n  # consecutive panels without a new row
     cols = min(ncols, block)
     rows = math.ceil(block / cols)
     cells = [(i // block * rows + i % block // cols, i % block % cols) for i in range(n)]
@@ -152,7 +152,7 @@ def cells(n: int, *, per_color: int, ncols: int) -> tuple[list[tuple[int, int]],
 
 
 def new_axes(windows: list[Window]) -> list[Axes]:
-    """Panels of their final size, not yet in place."""
+    """Create panels of their final size, not yet positioned."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(layout="none")
@@ -161,7 +161,7 @@ def new_axes(windows: list[Window]) -> list[Axes]:
 
 
 def _inches(window: Window) -> tuple[float, float]:
-    """Width and height of a panel that shows the window."""
+    """Width and height of a panel for the window."""
     left, right, bottom, top = window
     width, height = right - left, bottom - top
     scale = PANEL_INCHES / max(width, height)
@@ -176,9 +176,9 @@ def _figure_of(ax: Axes) -> Figure:
 
 
 def arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
-    """Put the panels into their cells and make the figure just as large as they are with all that stands beside them.
+    """Position the panels and fit the size of the figure to panels, legends and colour bars.
 
-    matplotlib's own layouts clip legends beside panels of a fixed aspect, hence this one.
+    matplotlib's layouts clip legends next to panels with a fixed aspect ratio.
     """
     figure = _figure_of(axes[0])
     inner = np.array([ax.get_window_extent().extents for ax in axes]).T / figure.dpi  # left, bottom, right, top
@@ -186,18 +186,18 @@ def arrange(axes: list[Axes], cells: list[tuple[int, int]]) -> None:
     left, bottom, right, top = np.maximum([*(inner - outer)[:2], *(outer - inner)[2:]], 0)
     width, height = inner[2:] - inner[:2]
     row, column = np.array(cells).T
-    x, total_width = _line_up(column, left, width, right, centred=True)
-    y, total_height = _line_up(row, top, height, bottom, centred=False)  # from the top; titles of a row in one line
+    x, total_width = _starts(column, left, width, right, centred=True)
+    y, total_height = _starts(row, top, height, bottom, centred=False)  # from the top; titles of a row are aligned
     figure.set_size_inches(total_width, total_height)
     boxes = np.array([x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height])
     for ax, box in zip(axes, boxes.T, strict=True):
         ax.set_position(box)
 
 
-def _line_up(
+def _starts(
     at: np.ndarray, before: np.ndarray, size: np.ndarray, after: np.ndarray, *, centred: bool
 ) -> tuple[np.ndarray, float]:
-    """Where panels of columns (or rows) `at` begin, all in inches, and where the last one ends."""
+    """Start of the panels in columns (or rows) `at`, and the end of the last one, in inches."""
     begin, end = np.zeros(len(at)), PAD_INCHES - GAP_INCHES
     for i in range(at.max() + 1):
         mine = at == i

@@ -1,4 +1,4 @@
-"""What is drawn: a section with the spots, image and scale that the models see, and the records of tools."""
+"""Sections with spots, image and scale as used by the models, and records of tools, for plotting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from stampy import _checks, _keys
 from stampy._section import neighbors
 from stampy._section import pixel_size as _scale
-from stampy._section.image.choose import Wishes
+from stampy._section.image.choose import ImageOptions
 from stampy._section.image.levels import UnusableImageError
 from stampy._section.image.slide_image import SlideImage
 from stampy._section.libraries import images_of
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y runs downwards, so bottom > top
+Window = tuple[float, float, float, float]  # left, right, bottom, top in px; y points downwards, so bottom > top
 
-FILL = 0.8  # spot diameter over spot distance where no scale factor tells it
-DARK = 0.5  # mean of an image, of 0 to 1, below which black outlines are hard to see
-MAX_PX = 2500  # of an image that is drawn as a whole, and of the part that is drawn of a larger one
+FILL = 0.8  # ratio of spot diameter to spot distance without scale factor
+DARK = 0.5  # black outlines are hard to see on images with a lower mean (of 0 to 1)
+MAX_PX = 2500  # of a whole image, and of the part of a larger image
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What is drawn of a section; coordinates in px of the full-resolution image."""
+    """Part of a section to plot; coordinates in px of the full-resolution image."""
 
     section: PlacedSection
-    image: SlideImage | None  # None where there is none or none is wanted
+    image: SlideImage | None  # None without image, or if it is not plotted
     _read: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What titles call it."""
+        """Name in titles."""
         return self.section.title
 
     @property
     def rows(self) -> np.ndarray:
-        """Its rows of the table, (n,)."""
+        """Rows of the section in the table, (n,)."""
         return self.section.rows
 
     @property
@@ -56,18 +56,18 @@ class View:
 
     @cached_property
     def diameter(self) -> float:
-        """Diameter of a spot; if unknown, most of the distance to the next."""
+        """Diameter of a spot; if unknown, most of the distance to the next spot."""
         return self.section.spot_px or FILL * drawing_distance(self.xy) or 1.0
 
     @cached_property
     def um_per_px(self) -> float | None:
-        """µm per px of the full-resolution image, or None where it is neither given nor sure."""
+        """µm per px of the full-resolution image, or None if neither given nor certain."""
         pixel = self.section.pixel
-        given = self.section.wishes.um_per_px is not None
+        given = self.section.image_options.um_per_px is not None
         return None if pixel is None or (pixel.doubt and not given) else pixel.um_per_px
 
     def window(self, *, size: float, crop: bool | Window) -> Window:
-        """The part to show: the spots with a margin, the whole image, or (left, right, top, bottom)."""
+        """Window to show: the spots with a margin, the whole image, or (left, right, top, bottom)."""
         if not isinstance(crop, bool):
             left, right, top, bottom = map(float, crop)
             return left, right, bottom, top
@@ -83,7 +83,7 @@ class View:
     def draw_image(
         self, ax: Axes, window: Window, alpha: float | None = None, *, grey: bool = False, max_px: int | None = None
     ) -> None:
-        """Draw the image, if there is one: as a whole, or of one above `max_px` the part in the window, reduced."""
+        """Draw the image, if there is one; of an image larger than `max_px`, only the window, reduced."""
         from matplotlib.transforms import Affine2D
 
         if self.image is None:
@@ -98,11 +98,11 @@ class View:
         if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:  # pixel i covers [i, i + 1)
             (x0, y0), (x1, y1) = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float)).tolist()
             ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
-        else:  # turned or mirrored in the coordinate system
+        else:  # rotated or reflected in the coordinate system
             ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
 
     def is_dark(self, window: Window, *, max_px: int | None = None) -> bool | None:
-        """Whether the image that `draw_image` draws is mostly dark; None where there is nothing to draw."""
+        """Whether the image drawn by `draw_image` is mostly dark; None if nothing is drawn."""
         if self.image is None:
             return None
         max_px = MAX_PX if max_px is None else max_px
@@ -113,7 +113,7 @@ class View:
         return bool(pixels[..., :3].mean() < DARK * (255 if pixels.dtype == np.uint8 else 1))
 
     def _box(self, window: Window, max_px: int) -> tuple[int, int, int, int]:
-        """The box of the image that is read: left, top, right, bottom in its px."""
+        """Box of the image to read: left, top, right, bottom in its px."""
         height, width = self.image.shape  # type: ignore[union-attr]
         if max(height, width) <= max_px:
             return 0, 0, width, height
@@ -124,7 +124,7 @@ class View:
         return int(x0), int(y0), int(x1), int(y1)
 
     def _pixels(self, box: tuple[int, int, int, int], max_px: int) -> np.ndarray:
-        """Read once for all panels; bytes stay bytes, everything else lies in 0 to 1, as `imshow` takes it."""
+        """Pixels, read once for all panels; as uint8, or scaled to 0 to 1 as required by `imshow`."""
         if box not in self._read:
             pixels = self.image.thumbnail(max_px, box)  # type: ignore[union-attr]
             stored = self.image.levels[0].dtype  # type: ignore[union-attr]
@@ -133,7 +133,7 @@ class View:
 
 
 def _in_grey(pixels: np.ndarray) -> np.ndarray:
-    """The luminance of an RGB image, in all three channels."""
+    """Luminance of an RGB image, in all three channels."""
     luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return np.repeat(luminance[..., None].astype(pixels.dtype), 3, axis=-1)
 
@@ -156,13 +156,15 @@ def views_of(
     um_per_px: float | None = None,
     table_key: str = _keys.TABLE,
 ) -> list[View]:
-    """The sections asked for, in that order."""
+    """Views of the selected sections, in order."""
     if image_key is not None and not image:
         raise ValueError("`image_key` names an image, but `image=False` draws none. Omit one of them.")
-    wishes = Wishes(image_key=image_key, um_per_px=um_per_px)
+    image_options = ImageOptions(image_key=image_key, um_per_px=um_per_px)
     found = {
         section.name: section
-        for section in sections_of(data, wishes, library_key=library_key, table_key=table_key, needs=["neighbors"])
+        for section in sections_of(
+            data, image_options, library_key=library_key, table_key=table_key, needs=["neighbors"]
+        )
     }
     drawn = [found[name] for name in _wanted(list(found), sections)]
     if image and not any(_may_have_image(section) for section in drawn) and (names := _entries(data, table_key)):
@@ -205,14 +207,14 @@ def _may_have_image(section: PlacedSection) -> bool:
 
 
 def _image_of(section: PlacedSection) -> SlideImage | None:
-    """The image that the models see; a warning where it is a file that is gone, KeyError where its place is unknown."""
+    """Image used by the models; a warning if its file no longer exists, KeyError if its position is unknown."""
     if not _may_have_image(section):
         return None
-    if section.wishes.image_key is not None:
+    if section.image_options.image_key is not None:
         return section.require_image()
     try:
         found = section.image
-    except (KeyError, UnusableImageError) as error:  # its file is gone and there is no other, or it is no picture
+    except (KeyError, UnusableImageError) as error:  # its file is missing, or it is not a usable image
         _checks.warn(f"{error.args[0]} The spots are drawn without image.")
         return None
     if found is None and (images := images_of(section.library)):
@@ -233,7 +235,7 @@ def _inside(view: View) -> np.ndarray:
 def drawing_distance(xy: np.ndarray) -> float:
     """Distance at which neighbouring spots are drawn, 0.0 for one spot.
 
-    Where there is no grid, it is that to the fourth neighbour, which on a grid is the same.
+    Without a grid, it is the distance to the fourth neighbour, which is the same on a grid.
 
     >>> drawing_distance(np.array([[0, 0], [0, 2], [2, 0], [2, 2]]))
     2.0
@@ -249,14 +251,14 @@ def drawing_distance(xy: np.ndarray) -> float:
 
 
 class DomainsRecord(TypedDict):
-    """Record of `stampy.tl.domains`, the fields that plots use."""
+    """Record of `stampy.tl.domains`: fields used by plots."""
 
     scores: pd.DataFrame
     label_key: NotRequired[str]
 
 
 class ProbeRecord(TypedDict):
-    """Record of `stampy.tl.probe`, the fields that plots use."""
+    """Record of `stampy.tl.probe`: fields used by plots."""
 
     embeddings: Sequence[str]
     classes: Sequence[str]
@@ -267,7 +269,7 @@ class ProbeRecord(TypedDict):
 
 
 class ExpressionRecord(TypedDict):
-    """Record of `stampy.tl.expression`, the fields that plots use."""
+    """Record of `stampy.tl.expression`: fields used by plots."""
 
     genes: Sequence[str]
     transform: str
@@ -281,7 +283,7 @@ def record_of(adata: AnnData, key: str, *, tool: Literal["probe"], holds: str) -
 @overload
 def record_of(adata: AnnData, key: str, *, tool: Literal["expression"], holds: str) -> ExpressionRecord: ...
 def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
-    """The record of a tool under `key`; KeyError, with those that are there, if it is none of that tool's."""
+    """Record of a tool under `key`; KeyError, with the available records, if it is missing."""
     records = adata.uns.get(_keys.UNS, {})
     fitting = [name for name, record in records.items() if isinstance(record, Mapping) and holds in record]
     if key not in fitting:
@@ -293,7 +295,7 @@ def record_of(adata: AnnData, key: str, *, tool: str, holds: str) -> object:
 
 
 def shown_of(show: str | Sequence[str], allowed: tuple[str, ...], ax: Axes | None) -> list[str]:
-    """The panels asked for; ValueError for an unknown one, or for several into one `ax`."""
+    """Selected panels; ValueError for an unknown panel, or for several with a single `ax`."""
     shown = [show] if isinstance(show, str) else list(show)
     if not shown:
         raise ValueError(f"`show` is empty. Name some of {list(allowed)}.")

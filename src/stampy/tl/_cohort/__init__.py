@@ -1,1 +1,1 @@
-"""Many sections or slides in one run: what `embed_sections` and `embed_slides` share."""
+"""Shared parts of `embed_sections` and `embed_slides`: runs over many sections or slides."""

@@ -1,4 +1,4 @@
-"""One section or slide of a run, in a worker process: read, compared with what is there, embedded, judged, written."""
+"""Job for one section or slide in a worker: read, compare with existing results, embed, evaluate, write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import stampy
 from stampy import _checks, _files, _keys, _utils
-from stampy._io.sections import FAULTS, SectionInput, of_section, one_line
+from stampy._io.sections import SECTION_ERRORS, SectionInput, of_section, one_line
 from stampy._section.identity import digest_of_references, digest_of_section
 from stampy._section.outside_links import VARIABLE
 
@@ -42,23 +42,23 @@ __all__ = [
     "worker_name",
 ]
 
-_ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads, which share model and warnings
+_ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads that share model and warnings
 
 
 def embed_section_job(section: SectionInput, plan: Plan) -> Row:
-    """Embed a section into its file; its row of the table."""
+    """Embed a section into its file; returns its row of the table."""
     with _ONE_AT_A_TIME:
         return _row_of(section, plan, _embed_section)
 
 
 def embed_slide_job(section: SectionInput, plan: Plan) -> Row:
-    """Embed a slide into its store; its row of the table."""
+    """Embed a slide into its store; returns its row of the table."""
     with _ONE_AT_A_TIME:
         return _row_of(section, plan, _embed_slide)
 
 
 def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Plan, LoadedModel], Row]) -> Row:
-    """What `work` tells, with time, worker and warnings; on request the fault of a section that can't be used."""
+    """Row returned by `work`, with time, worker and warnings; if errors are skipped, the error of a failed section."""
     where = str(section.data) if isinstance(section.data, Path) else ""
     row: Row = {"name": section.name, "path": where, **{word: getattr(section, word) for word in WORDS}}
     model = loaded(plan)
@@ -67,12 +67,12 @@ def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Pla
         with warnings.catch_warnings(record=True) as caught, named_images_of(plan), of_section(section.name):
             warnings.simplefilter("always", UserWarning)
             found = work(section, plan, model)
-    except FAULTS as error:
+    except SECTION_ERRORS as error:
         if not plan.skip or _files.is_full(error):
             raise
         row |= {"status": "failed", "error": one_line(error, section.name)}
     else:
-        row = found | row  # the present manifest outranks the row of an earlier run
+        row = found | row  # metadata of the current manifest replace those of an earlier run
         said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
         if found["status"] == "embedded":
             row |= {"warnings": list(said), "seconds": round(time.perf_counter() - began, 3), "worker": worker_name()}
@@ -81,7 +81,7 @@ def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Pla
 
 
 def _identity(plan: Plan, model: LoadedModel, source: str) -> dict[str, Any]:
-    """All that decides a result."""
+    """Everything that determines the result."""
     name = model.model if isinstance(model.model, str) else model.model.name
     origin = {"stampy": stampy.__version__, "model": name, "weights": model.weights, "precision": model.precision}
     return {**origin, "settings": plan.settings(), "source": source}
@@ -114,18 +114,18 @@ def _embed_section(section: SectionInput, plan: Plan, model: LoadedModel) -> Row
     return row | {"status": "embedded"}
 
 
-_PLACED_ON_IMAGE = ("Xenium", "ST")  # the reader needs the image
-_WHOLE = ("h5ad", "zarr", "SpatialData")  # other formats may have files beside the path
+_PLACED_ON_IMAGE = ("Xenium", "ST")  # the reader needs the image for coordinates
+_WHOLE = ("h5ad", "zarr", "SpatialData")  # other formats may have files next to the path
 
 
 def _scale(section: SectionInput, plan: Plan) -> dict[str, float | None]:
-    """A section's own scale, else that of the run."""
+    """Scale of the section in the manifest, else that of the run."""
     own = {"um_per_px": section.um_per_px, "spot_um": section.spot_um}
     return own if any(v is not None for v in own.values()) else {name: plan.options.get(name) for name in own}
 
 
 def _opened(section: SectionInput, plan: Plan) -> tuple[Any, str, str]:
-    """The section, if that costs little; its format; and a hash of all that its result depends on."""
+    """Section (if opening is cheap), its format, and a hash of everything that determines its result."""
     found = hashlib.sha256(repr((section.um_per_px, section.spot_um)).encode())
     kind, data = "", section.data
     if isinstance(section.data, Path):
@@ -167,7 +167,7 @@ def _read(section: SectionInput, plan: Plan, *, backed: bool) -> AnnData | Spati
 
 
 def _about(table: AnnData, plan: Plan) -> Row:
-    """What the table tells of a section."""
+    """Properties of the table for the row."""
     record = table.uns[_keys.UNS][plan.key]
     row = {"n_spots": table.n_obs, "n_genes": table.n_vars, "modality": record["modality"], "model": record["model"]}
     genes = record.get("genes", {})
@@ -183,12 +183,12 @@ def _about(table: AnnData, plan: Plan) -> Row:
 
 
 def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> Row:
-    """The verdict without labels; of a section that can't be judged the reason."""
+    """Label-free verdict, or the reason why the section cannot be evaluated."""
     from stampy.tl._evaluation.judge import judge
 
     of = {n: plan.options[n] for n in ("library_key", "layer", "organism", "level", "context") if n in plan.options}
     try:
-        with warnings.catch_warnings():  # they were told when the section was embedded
+        with warnings.catch_warnings():  # shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
             found = judge(data, model.model, key=plan.key, table_key=plan.table_key, **of)
     except ValueError as error:
@@ -200,7 +200,7 @@ def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> R
 
 
 def _write(data: AnnData | SpatialData, place: Path | None, plan: Plan, name: str) -> None:
-    """The section with its embedding, or the results alone; never half."""
+    """Write the section with its embedding, or only the results, atomically."""
     from stampy._io import write as _writing
 
     table, target = _utils.table_of(data, plan.table_key), plan.target(name)
@@ -219,7 +219,7 @@ def _write(data: AnnData | SpatialData, place: Path | None, plan: Plan, name: st
 
 
 def _with_results(place: Path, table: AnnData, keys: list[str]) -> AnnData:
-    """The section read in full, with its results: a table that was opened lazily lacks `raw`."""
+    """The whole section with its results; a table that was opened lazily lacks `raw`."""
     from stampy._io import read as _formats
 
     if not table.isbacked and place.suffix not in (".h5ad", ".zarr"):
@@ -232,7 +232,7 @@ def _with_results(place: Path, table: AnnData, keys: list[str]) -> AnnData:
 
 
 def _results_alone(table: AnnData, keys: list[str]) -> AnnData:
-    """Spots, places, vectors and their origin, without counts and pictures."""
+    """Spots, coordinates, embeddings and provenance, without counts and images."""
     import anndata
 
     kept = [*keys, *([_keys.SPATIAL] if _keys.SPATIAL in table.obsm else [])]
@@ -256,13 +256,13 @@ def _embed_slide(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
 
     path = _checks.existing(section.data, what="image file")
     source = _files.digest_of_path(path) + repr(section.um_per_px)
-    if path.with_suffix("").is_dir():  # of .mrxs the folder beside the file holds the picture
+    if path.with_suffix("").is_dir():  # pixels of a .mrxs are in the folder of the same name
         source += _files.digest_of_path(path.with_suffix(""))
     identity = _identity(plan, model, _files.digest([source]))
     if (done := records.finished(plan, section.name, identity)) is not None:
         return done | {"status": "kept"}
     target = plan.target(section.name)
-    if not records.begin(plan, section.name, identity):  # else the store goes on where it was cut off
+    if not records.begin(plan, section.name, identity):  # otherwise the interrupted store is continued
         for old in (target, target.with_name(target.name + ".partial")):
             shutil.rmtree(old, ignore_errors=True)
     options = dict(plan.options) | {"um_per_px": _scale(section, plan)["um_per_px"]}
@@ -273,9 +273,9 @@ def _embed_slide(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
     return row | {"identity": identity, "status": "embedded"}
 
 
-_device: str | None = None  # of this process, where several share the GPUs of a machine
+_device: str | None = None  # of this process, if several share the GPUs of a machine
 _n_threads: int | None = None
-_held: dict[str, LoadedModel] = {}  # of the latest run alone: workers of a cluster outlive runs
+_models: dict[str, LoadedModel] = {}  # only of the latest run, since workers of a cluster are reused
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class LoadedModel:
 
 
 def prepare_worker(n_threads: int | None, devices: Queue[str] | None) -> None:
-    """In a new process: take a device from the queue, and compute with so many threads."""
+    """Initialise a process: take a device from the queue, and set the number of threads."""
     global _device, _n_threads
     _n_threads = n_threads
     if devices is not None:
@@ -296,16 +296,16 @@ def prepare_worker(n_threads: int | None, devices: Queue[str] | None) -> None:
 
 
 def worker_name() -> str:
-    """Machine and number of this process."""
+    """Host name and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def loaded(plan: Plan) -> LoadedModel:
-    """The model of a run; the first job of a process loads it."""
-    if plan.run not in _held:
-        _held.clear()
-        _held[plan.run] = _load(plan)
-    return _held[plan.run]
+    """The model of a run, loaded by the first job of a process."""
+    if plan.run not in _models:
+        _models.clear()
+        _models[plan.run] = _load(plan)
+    return _models[plan.run]
 
 
 def _load(plan: Plan) -> LoadedModel:
@@ -327,7 +327,7 @@ def _load(plan: Plan) -> LoadedModel:
 
 @contextmanager
 def named_images_of(plan: Plan) -> Iterator[None]:
-    """Where images that a section names may lie: as in the process that began the run, also on another machine."""
+    """Apply the rule for images named by a section as in the process that started the run, also on other machines."""
     before = os.environ.get(VARIABLE)
     if plan.named_images is not None:
         os.environ[VARIABLE] = plan.named_images

@@ -1,4 +1,4 @@
-"""What all jobs of a run over many sections share, and what each of them tells."""
+"""Settings of a run over many sections, and the columns of its table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "RECORDS", "TABLE", "WORDS", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
 
-RECORDS = ".stampy"  # folder in the output's: what was made of what
+RECORDS = ".stampy"  # subfolder of the output with a record per result
 TABLE = "sections.tsv"
 SUFFIXES = (".h5ad", ".zarr")
 
 Contents = Literal["all", "results"]
 Row = dict[str, Any]  # of sections.tsv, by column
-WORDS = ("organ", "platform", "species", "patient", "study")  # of a manifest, copied
+WORDS = ("organ", "platform", "species", "patient", "study")  # metadata copied from a manifest
 COLUMNS = (
     "name", "status", "n_spots", "n_genes", "n_matched", "overlap", "counts_share", "modality", "model", "score",
     "baseline_score", "verdict", "seconds", "worker", "path", "output", *WORDS, "warnings", "error",
@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 class EmbedOptions(TypedDict, total=False):
-    """Arguments of `stampy.tl.embed` that all sections of a run share."""
+    """Arguments of `stampy.tl.embed` shared by all sections of a run."""
 
     modality: Modality | None
     image_key: str | None
@@ -53,9 +53,9 @@ class EmbedOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run: where it writes, by which model and settings. It is sent to every worker, so it holds no data."""
+    """Output, model and settings of a run. It is sent to every worker and contains no data."""
 
-    run: str  # no other run has it
+    run: str  # unique to the run
     out: Path
     model: str | Path | Encoder
     device: str | None
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Where the embedding goes in obsm."""
+        """Key of the embedding in obsm."""
         return str(self.options.get("key_added", _keys.EMBEDDING))
 
     @property
@@ -78,17 +78,17 @@ class Plan:
         return str(self.options.get("table_key", _keys.TABLE))
 
     def target(self, name: str) -> Path:
-        """The file or folder of a section's result."""
+        """Path of the result of a section."""
         return self.out / (file_name(name) + self.suffix)
 
     def settings(self) -> dict[str, object]:
-        """What decides a result beside the section and the weights, in types of JSON."""
+        """Everything that determines a result except the section and the weights, in JSON types."""
         return {"contents": self.contents, "suffix": self.suffix, "judged": self.judged, "bin_um": self.bin_um,
                 **self.options}  # fmt: skip
 
 
 def check_plan(plan: Plan, on_error: str, n_workers: int | None, n_devices: int | None, scheduler: str | None) -> None:
-    """Raise for invalid settings, before anything is read or a folder is made."""
+    """Raise for invalid settings, before anything is read or a folder is created."""
     from stampy._workers import check_workers
 
     _checks.one_of("on_error", on_error, ("raise", "skip"))

@@ -1,8 +1,8 @@
-"""What is kept of each finished section, so that a run goes on, and does anew what has changed.
+"""Records of finished sections, by which a run continues and repeats only what has changed.
 
-``FOLDER/.stampy/NAME.json`` holds what a result was made from (its identity), the state of the output on disk, and the
-section's row of the table. It is written before the output, as begun, and after it, as done: whatever ends the process,
-an output without such a file is somebody else's.
+``FOLDER/.stampy/NAME.json`` contains the inputs of a result (its identity), the state of the output on disk, and the
+section's row of the table. It is written as started before the output, and as finished after it, so an output without
+such a file is not from a run, however the process ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _path(plan: Plan, name: str) -> Path:
 
 
 def _read(plan: Plan, name: str) -> dict[str, Any]:
-    """The record; empty where there is none, or it is damaged."""
+    """The record; empty if it is missing or damaged."""
     try:
         found = json.loads(_path(plan, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def _write(plan: Plan, name: str, record: dict[str, Any]) -> None:
 
 
 def begin(plan: Plan, name: str, identity: Mapping[str, object]) -> bool:
-    """Note that a section is being worked on; whether its output on disk was begun from the very same before."""
+    """Record that a section is started; returns whether its output was started before from identical inputs."""
     identity = json.loads(json.dumps(identity))
     same = _read(plan, name).get("identity") == identity
     _write(plan, name, {"state": BEGUN, "identity": identity})
@@ -51,22 +51,22 @@ def begin(plan: Plan, name: str, identity: Mapping[str, object]) -> bool:
 
 
 def finish(plan: Plan, name: str, identity: Mapping[str, object], row: Row) -> None:
-    """Note that a section's output is there."""
+    """Record that a section's output is complete."""
     target = plan.target(name)
     output = {"stat": _stat(target), "digest": _files.digest_of_path(target)}
     _write(plan, name, {"state": DONE, "identity": identity, "output": output, "row": row})
 
 
 def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | None:
-    """The row of a section that is done, made from the very same, and whose output is as it was left; else None."""
+    """Row of a section that was finished from identical inputs and whose output is unchanged; else None."""
     record = _read(plan, name)
     if record.get("state") != DONE or record.get("identity") != json.loads(json.dumps(identity)):
         return None
-    return dict(record["row"]) if _is_as_left(plan.target(name), record.get("output")) else None
+    return dict(record["row"]) if _is_unchanged(plan.target(name), record.get("output")) else None
 
 
 def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
-    """FileExistsError, before anything is read, for outputs that no such run wrote, or that were changed since."""
+    """Raise FileExistsError early for outputs that are not from such a run, or were changed since."""
     if overwrite:
         return
     strange = []
@@ -74,7 +74,7 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         target, record = plan.target(name), _read(plan, name)
         if not (target.exists() or target.is_symlink()):
             continue
-        if record.get("state") == BEGUN or (record and _is_as_left(target, record.get("output"))):
+        if record.get("state") == BEGUN or (record and _is_unchanged(target, record.get("output"))):
             continue
         strange.append(f"{target.name} ({'changed since' if record else 'not of such a run'})")
     if strange:
@@ -84,14 +84,14 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         )
 
 
-def _is_as_left(target: Path, output: dict[str, Any] | None) -> bool:
+def _is_unchanged(target: Path, output: dict[str, Any] | None) -> bool:
     if not output or not target.exists():
         return False
     return output["stat"] == _stat(target) or output["digest"] == _files.digest_of_path(target)
 
 
 def _stat(target: Path) -> list[int]:
-    """Number of files, bytes, and when the latest was changed."""
+    """Number of files, total size, and time of the last change."""
     files = [target] if target.is_file() else [p for p in target.rglob("*") if p.is_file()]
     states = [p.stat() for p in files]
     return [len(files), sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)]

@@ -1,4 +1,4 @@
-"""A run over many sections or slides: names, workers (processes, GPUs or dask, by `stampy._workers`), and the table."""
+"""Run over many sections or slides: check names, start workers (`stampy._workers`), and keep the table up to date."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["run_cohort"]
 
 logger = logging.getLogger(__name__)
 
-WRITE_EVERY_S = 30.0  # the table; each section's row is kept as soon as it is done
+WRITE_EVERY_S = 30.0  # for the table; each section's row is stored when it is finished
 PANELS_ALIKE = 1.1
-CORES_PER_MODEL = 8  # of a model that is not packaged, which each process holds
+CORES_PER_MODEL = 8  # for models that are not packaged, of which each process has a copy
 
 
 def run_cohort(
@@ -43,11 +43,11 @@ def run_cohort(
     overwrite: bool,
     progress: bool,
 ) -> pd.DataFrame:
-    """Run a job for each section; return the table, which is always written to ``FOLDER/sections.tsv`` as well."""
+    """Run a job per section; returns the table, which is also written to ``FOLDER/sections.tsv`` in any case."""
     _check_names(sections, plan)
     fresh = not plan.out.exists()
     out = _checks.writable(plan.out)
-    with _nothing_left(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
+    with _removed_on_failure(plan) if fresh else nullcontext(), _locks.FolderLock(out, what="run"):
         (out / RECORDS).mkdir(exist_ok=True)
         records.check_outputs(plan, [s.name for s in sections], overwrite=overwrite)
         rows: dict[str, Row] = {}
@@ -62,13 +62,13 @@ def run_cohort(
                         written = time.monotonic()
         finally:
             table = _write_table(sections, rows, plan)
-    _tell(rows, plan, len(sections))
+    _report(rows, plan, len(sections))
     return table
 
 
 @contextmanager
-def _nothing_left(plan: Plan) -> Iterator[None]:
-    """If a run fails before it has any result, the folder that it made is removed."""
+def _removed_on_failure(plan: Plan) -> Iterator[None]:
+    """If a run fails before its first result, remove the folder that it created."""
     try:
         yield
     except BaseException:
@@ -79,7 +79,7 @@ def _nothing_left(plan: Plan) -> Iterator[None]:
 
 
 def _check_names(sections: Sequence[SectionInput], plan: Plan) -> None:
-    """Raise where two sections would be written to one file, also on a disk that knows no upper case."""
+    """Raise if two sections would be written to the same file, also on case-insensitive file systems."""
     by_file: dict[str, list[str]] = {}
     for section in sections:
         by_file.setdefault(file_name(section.name).casefold(), []).append(section.name)
@@ -101,13 +101,13 @@ def _check_names(sections: Sequence[SectionInput], plan: Plan) -> None:
 def _running(
     plan: Plan, n: int, scheduler: str | None, n_workers: int | None, n_devices: int | None, progress: bool
 ) -> Iterator[Run]:
-    """The runner, with a number of processes that suits model and machine."""
+    """Runner with a number of processes suitable for model and machine."""
     n_workers = min(n_workers or _processes(plan, n_devices), n)
     devices: Any = None
     if n_devices is not None:
         _check_devices(n_devices)
         if n_workers < n_devices <= n:
-            raise ValueError(f"{n_workers} workers can't use {n_devices} devices. Give at least one worker to each.")
+            raise ValueError(f"{n_workers} workers cannot use {n_devices} devices. Give at least one worker to each.")
         devices = multiprocessing.get_context("spawn").SimpleQueue()
         for i in range(n_workers):
             devices.put(f"cuda:{i % n_devices}")
@@ -123,7 +123,7 @@ def _running(
 
 
 def _processes(plan: Plan, n_devices: int | None) -> int:
-    """One for each GPU; on the CPU one for each core, or, of a larger model, which each process holds, fewer."""
+    """One per GPU; on the CPU one per core, or fewer for larger models, of which each process has a copy."""
     from stampy.models._systems.catalogue import packaged
 
     if n_devices is not None:
@@ -149,7 +149,7 @@ def _check_devices(n_devices: int) -> None:
 
 
 def _write_table(sections: Sequence[SectionInput], rows: dict[str, Row], plan: Plan) -> pd.DataFrame:
-    """The table of all sections, in the order in which they were given; those that are not done are "pending"."""
+    """Table of all sections in the order in which they were passed; unfinished sections are "pending"."""
     import pandas as pd
 
     found = []
@@ -167,8 +167,8 @@ def _write_table(sections: Sequence[SectionInput], rows: dict[str, Row], plan: P
     return table
 
 
-def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
-    """Warnings about sections, once they are all through; ValueError where none could be used."""
+def _report(rows: dict[str, Row], plan: Plan, n: int) -> None:
+    """Warn about sections after all are processed; ValueError if all failed."""
     failed = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
     if failed and len(failed) == n:
         raise ValueError(f"No section could be used: {_checks.shortlist(f'{k}: {v}' for k, v in failed.items())}.")
@@ -188,7 +188,7 @@ def _tell(rows: dict[str, Row], plan: Plan, n: int) -> None:
 
 
 def _compare_panels(rows: dict[str, Row]) -> None:
-    """Warn where sections measure different numbers of the model's genes: which makes their vectors differ."""
+    """Warn if sections measure different numbers of the model's genes, which makes their vectors differ."""
     found = {name: int(row["n_matched"]) for name, row in rows.items() if row.get("n_matched")}
     if not found:
         return

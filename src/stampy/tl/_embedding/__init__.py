@@ -1,1 +1,1 @@
-"""What stands behind `tl.embed`: arguments, the model, a section streamed through a tower, and resuming."""
+"""Implementation of `tl.embed`: arguments, models, streaming a section through a tower, resuming."""

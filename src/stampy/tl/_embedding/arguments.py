@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 
 from stampy import _checks, _keys
-from stampy._section.image.wishes import Wishes
+from stampy._section.image.image_options import ImageOptions
 from stampy._utils import table_of, with_columns
 
 if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
 
-    from stampy._section.image.wishes import ImageSource
+    from stampy._section.image.image_options import ImageSource
     from stampy.tl._embed import SectionData, SectionsData
 
 __all__ = [
@@ -43,21 +43,21 @@ Value = TypeVar("Value")
 
 ORGANISMS = ("human", "mouse")
 MODALITIES = ("gene", "image", "fused")
-BY_SECTION = ("image", "image_key", "um_per_px")  # may be given by section
+BY_SECTION = ("image", "image_key", "um_per_px")  # can be given by section
 OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
 OF_GENES = ("layer", "genes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Arguments of `stampy.tl.embed`, which describes them.
+    """Arguments of `stampy.tl.embed`, documented there.
 
     Raises
     ------
     TypeError, ValueError
         A value is invalid, or arguments conflict or have no effect.
     FileNotFoundError
-        There is no such image.
+        The image does not exist.
     """
 
     modality: Modality | None = None
@@ -74,7 +74,7 @@ class Request:
     center: Literal["section"] | None = None
     genes: Literal["shared"] | None = None
     normalize: bool = True
-    panel: np.ndarray | None = None  # (G,) genes that several sections share; found on the way
+    panel: np.ndarray | None = None  # (G,) genes shared by several sections, computed later
     batch_size: int | None = None
     n_workers: int = 1
     precision: Precision | None = None
@@ -94,7 +94,7 @@ class Request:
             _checks.one_of("genes", self.genes, ("shared",))
         self._check_norm()
         check_running(self.level, self.precision, self.batch_size, self.n_workers)
-        Wishes(self.image, self.image_key, self.um_per_px, self.spot_um)  # checks them
+        ImageOptions(self.image, self.image_key, self.um_per_px, self.spot_um)  # raises for invalid values
         for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
             if isinstance(image, str | Path):
                 _checks.existing(image, what="image")
@@ -113,16 +113,16 @@ class Request:
 
     @property
     def normed(self) -> bool:
-        """Whether vectors are brought to L2 norm 1."""
+        """Whether vectors are scaled to L2 norm 1."""
         return self.normalize and self.level == "embedding"
 
     @property
     def names_image(self) -> bool:
-        """Whether the user said which image to use."""
+        """Whether the user selected an image."""
         return self.image is not None or self.image_key is not None
 
     def check_effect(self, modality: Modality) -> None:
-        """Raise ValueError for arguments that have no effect on the embedding of a modality that was asked for."""
+        """Raise ValueError for arguments that have no effect with an explicit modality."""
         useless = {"gene": OF_IMAGES, "image": OF_GENES}.get(modality, ())
         given = [name for name in useless if getattr(self, name) is not None]
         given += ["organism"] if modality == "image" and self.organism != "human" else []
@@ -145,7 +145,7 @@ class Request:
 
 
 def check_running(level: str, precision: str | None, batch_size: int | None, n_workers: int) -> None:
-    """Raise for invalid arguments, of those shared with whole slides."""
+    """Raise for invalid arguments among those shared with whole slides."""
     _checks.one_of("level", level, ("embedding", "feature"))
     if precision is not None:
         _checks.one_of("precision", precision, ("float32", "bfloat16"))
@@ -155,7 +155,7 @@ def check_running(level: str, precision: str | None, batch_size: int | None, n_w
 
 
 def _pick(value: Value | Mapping[Any, Value], section: object) -> Value | None:
-    """The value of a section: its own, the common one, or None for the default."""
+    """Value for a section: its own, the common one, or None for the default."""
     return value.get(section) if isinstance(value, Mapping) else value
 
 
@@ -175,9 +175,9 @@ def is_several(data: object) -> bool:
 def each_of(
     function: Callable[[SectionData, Request], SectionData | None], data: SectionsData, request: Request, *, copy: bool
 ) -> list[SectionData] | dict[str, SectionData] | None:
-    """Run `function` on each section, in order; each has its result as soon as it is done.
+    """Run `function` on each section in order; each result is written as soon as it is computed.
 
-    Sections are named by the keys of a dict, else 0, 1, ...; what the request has by section goes by those names.
+    Sections are named by the keys of a dict, else 0, 1, ...; arguments given by section use these names.
     """
     if is_collection(data) and copy:
         raise ValueError(
@@ -225,7 +225,7 @@ def check_sections(data: SectionsData, request: Request) -> None:
 
 def _check_section(section: SectionData, request: Request) -> None:
     from stampy._section.section import coordinates_of
-    from stampy.pp._counts import counts_of  # wrong arguments are told before stampy.pp, which takes a second, is there
+    from stampy.pp._counts import counts_of  # a slow import: only after cheap checks
 
     section = with_columns(section, request.table_key)
     table = table_of(section, request.table_key)
@@ -244,5 +244,5 @@ def _join(collection: Any, key: str) -> None:
     for name in (key, key + _keys.GENE_SUFFIX, key + _keys.IMAGE_SUFFIX):
         if all(name in part.obsm for part in collection.adatas):
             collection.obsm[name] = np.concatenate([part.obsm[name] for part in collection.adatas])
-        elif name in collection.obsm:  # of an earlier call
+        elif name in collection.obsm:  # result of an earlier call
             del collection.obsm[name]

@@ -1,4 +1,4 @@
-"""Vectors in context: their mean over a spot and its nearest spots; centred by section; modalities side by side."""
+"""Vectors in context: mean over a spot and its nearest spots, centring by section, concatenation of modalities."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .spaces import unit
 
 __all__ = ["N_NEIGHBORS", "by_key", "centered", "in_context", "smoothed"]
 
-N_NEIGHBORS = 6  # whose mean is taken in context
+N_NEIGHBORS = 6  # number of neighbours
 
 
 def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
-    """Vectors (n, d) minus the mean of their section; empty spots, all zeros, stay so and count for nothing."""
+    """Subtract the mean of their section from vectors (n, d); empty spots (all zeros) are excluded and not changed."""
     found, known = np.zeros_like(values), values.any(axis=1)
     n_known = np.bincount(sections[known], minlength=len(names))
     if (n_known == 1).any():
@@ -34,7 +34,7 @@ def smoothed(
 ) -> np.ndarray:
     """Mean over each spot and its nearest spots of the same section.
 
-    Empty spots, whose vector is all zeros, stay so and take no part in the means of their neighbours.
+    Empty spots, whose vector is all zeros, are not changed and not included in the means of their neighbours.
 
     Parameters
     ----------
@@ -43,13 +43,13 @@ def smoothed(
     xy
         (n, 2) coordinates.
     n_neighbors
-        Nearest spots that count, the spot itself left aside; 0 changes nothing.
+        Number of nearest spots, without the spot itself; 0: no change.
     sections
-        (n,) section of each spot. No edge joins two sections.
+        (n,) section of each spot; neighbours are in the same section.
 
     Returns
     -------
-    (n, d), of the type of `values`.
+    (n, d), with the type of `values`.
     """
     if n_neighbors == 0:
         return values
@@ -71,13 +71,13 @@ def smoothed(
 
 
 def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
-    """Mean over each spot and its nearest of the same section."""
+    """Mean over each spot and its nearest spots of the same section."""
     values = smoothed(values, xy, N_NEIGHBORS, sections)
     return unit(values) if normed else values
 
 
 def by_key(found: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
-    """The vectors of each modality, and the embedding: both side by side, or the only one, by their keys in obsm."""
+    """Vectors by key in obsm: each modality, and the embedding (both concatenated, or the only one)."""
     vectors = list(found.values())
     whole = np.hstack([unit(v) for v in vectors]) if len(vectors) > 1 else vectors[0]
     return {f"{key}_{name}": values for name, values in found.items()} | {key: whole}

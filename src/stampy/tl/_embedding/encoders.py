@@ -1,4 +1,4 @@
-"""The model of a tool: loaded by name or adapted to the sections; what it embeds; genes as it knows them."""
+"""Model of a tool: load by name or adapt to sections; modalities; matching of its genes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stampy.models import Stamp, packaged
 from stampy.models._linear_gene import check_linear, linear_parts, with_axes
 from stampy.models._load import load_stamp
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._linear_encoder import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
 
 from .arguments import Organism, Request, is_several, named
@@ -58,7 +58,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BASELINES = ("pca", "pca-smoothed")  # fitted to the section: nothing is loaded
+BASELINES = ("pca", "pca-smoothed")  # fitted to the section; nothing is loaded
 ImageModel: TypeAlias = models.Stamp | models.ImageSystem
 Encoder: TypeAlias = ImageModel | models.GeneSystem
 
@@ -69,7 +69,7 @@ def is_baseline(model: str | Path | Encoder) -> bool:
 
 
 def agreed_modality(asked: Modality | None, model: str | Path | Encoder) -> Modality | None:
-    """The modality that was asked for, or the only one that the model has; ValueError where they differ."""
+    """The requested modality, or the only one of the model; ValueError if they differ."""
     embeds = _only_modality(model)
     if asked and embeds and asked != embeds:
         name = getattr(model, "name", model)
@@ -78,7 +78,7 @@ def agreed_modality(asked: Modality | None, model: str | Path | Encoder) -> Moda
 
 
 def _only_modality(model: str | Path | Encoder) -> Modality | None:
-    """What a model embeds, if that is one thing; ValueError for those that embed no spots."""
+    """Modality of a model if it has only one; ValueError for models that do not embed spots."""
     if isinstance(model, models.Stamp):
         return None
     named = models.split_name(str(model)) if isinstance(model, str | Path) else None
@@ -96,7 +96,7 @@ def _only_modality(model: str | Path | Encoder) -> Modality | None:
 
 
 def loaded_model(model: str | Path | Encoder, device: str | torch.device | None) -> Encoder:
-    """`model`, loaded where it is a name or a path, on the device. A packaged one is shared: leave it as it is."""
+    """Load `model` onto the device if it is a name or path. Packaged models are shared and must not be changed."""
     if isinstance(model, str) and model in packaged():
         return _packaged_model(model, str(device_of(device)))
     found = models.load(model, device=device) if isinstance(model, str | Path) else model
@@ -111,12 +111,12 @@ def _packaged_model(name: str, device: str) -> models.Stamp:
 
 
 def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
-    """`model`, loaded; ValueError unless it is a `stampy.models.Stamp`, whose gene tower takes lists of genes."""
+    """Load `model`; ValueError unless it is a `stampy.models.Stamp`, whose gene tower accepts gene lists."""
     return stamp_of(loaded_model(model, device))
 
 
 def stamp_of(model: Encoder) -> models.Stamp:
-    """`model`, if it is a `stampy.models.Stamp`; else ValueError."""
+    """Return `model` if it is a `stampy.models.Stamp`; ValueError otherwise."""
     if not isinstance(model, models.Stamp):
         raise ValueError(
             f"The model {model.name!r} cannot embed a list of genes: this needs a `stampy.models.Stamp`, such as "
@@ -126,7 +126,7 @@ def stamp_of(model: Encoder) -> models.Stamp:
 
 
 def genes_of(model: models.Stamp | models.GeneSystem) -> pd.DataFrame:
-    """The model's vocabulary as a table; ValueError where it has none."""
+    """Vocabulary of the model as a table; ValueError if it has none."""
     if model.genes is None:
         raise ValueError(
             f"The model {model.name!r} has no vocabulary. Give it one: `model.genes` is a table with the columns "
@@ -136,12 +136,12 @@ def genes_of(model: models.Stamp | models.GeneSystem) -> pd.DataFrame:
     return model.genes
 
 
-_VOCABULARIES: OrderedDict[bytes, Vocabulary] = OrderedDict()  # by the hash of their tables; the latest last
+_VOCABULARIES: OrderedDict[bytes, Vocabulary] = OrderedDict()  # by the hash of their tables, most recent last
 _N_VOCABULARIES = 4
 
 
 def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
-    """The model's vocabulary, whose index of names is made once; ValueError where it has none."""
+    """Vocabulary of the model, whose index of names is cached; ValueError if it has none."""
     genes = genes_of(model)
     key = pd.util.hash_pandas_object(genes).to_numpy().tobytes() + repr(list(genes)).encode()
     vocabulary = _VOCABULARIES.pop(key, None) or Vocabulary(genes)
@@ -152,16 +152,16 @@ def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
 
 
 def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:
-    """`model`, if it has an image tower; ValueError, which ends with `otherwise`, if it has none."""
+    """Return `model` if it has an image tower; otherwise ValueError, whose message ends with `otherwise`."""
     if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
         raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
     return model
 
 
 def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, layer: str | None) -> GeneMatch:
-    """The genes of a section in a vocabulary of human genes.
+    """Match the genes of a section to a vocabulary of human genes.
 
-    Genes of mouse go by their human orthologs: those in `var`, by `stampy.pp.orthologs`, else those that it would find.
+    Mouse genes are matched by their human orthologs: those in `var` from `stampy.pp.orthologs`, else computed ones.
     """
     if organism == "human":
         return vocabulary.match(table, layer=layer)
@@ -169,7 +169,7 @@ def match_genes(table: AnnData, vocabulary: Vocabulary, organism: Organism, laye
 
 
 def human_names(genes: Sequence[str], organism: Organism, vocabulary: Vocabulary) -> list[str]:
-    """Names of human genes; a mouse gene without an ortholog keeps its own, which the vocabulary does not have."""
+    """Names of human genes; mouse genes without ortholog keep their names, which are not in the vocabulary."""
     names = [str(gene).strip() for gene in genes]
     if organism == "human":
         return names
@@ -186,10 +186,10 @@ _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyD
 
 
 def digest_of_towers(model: Encoder) -> dict[str, str]:
-    """A hash of the weights of each tower, by what it embeds; computed once for a state of the weights.
+    """Hash of the weights of each tower, by modality; computed once for a state of the weights.
 
-    Not of the file, so that a model has one hash in memory and on disk. The heads count as part of their tower, and the
-    vocabulary as part of the gene tower; settings do not count.
+    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their tower,
+    the vocabulary to the gene tower; settings are not included.
     """
     tensors = dict(model.state_dict())
     state = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors.items()]
@@ -206,7 +206,7 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
 
 
 def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
-    """What a model embeds, and how the names of the weights that do it begin."""
+    """Modalities of a model, and the prefixes of their weights."""
     if not isinstance(model, models.Stamp):
         return {"image" if isinstance(model, models.ImageSystem) else "gene": ("",)}
     gene: dict[Literal["gene", "image"], tuple[str, ...]] = {"gene": ("gene.", "gene_head.")}
@@ -219,7 +219,7 @@ SEED = 0
 def adapted_to(
     data: SectionsData, request: Request, model: str | Path | Encoder, device: str | torch.device | None
 ) -> Stamp:
-    """The model fitted to all sections of a call of `stampy.tl.embed` together."""
+    """The model fitted to all sections of a call of `stampy.tl.embed`."""
     if request.modality != "gene":
         raise ValueError("`adapt=True` embeds only genes. Embed the image in another call, with another `key_added`.")
     if is_baseline(model):
@@ -228,7 +228,7 @@ def adapted_to(
     for section in sections:
         _checks.not_empty(table_of(section, request.table_key))
     loaded = loaded_model(model, device)
-    with warnings.catch_warnings():  # warnings about a section are given when it is embedded
+    with warnings.catch_warnings():  # issued when each section is embedded
         warnings.simplefilter("ignore", _checks.StampyWarning)
         return fitted(
             loaded,
@@ -237,6 +237,7 @@ def adapted_to(
             library_key=request.library_key,
             table_key=request.table_key,
             organism=request.organism,
+            in_context=request.context is not None,
         )
 
 
@@ -250,6 +251,7 @@ def fitted(
     organism: Organism = "human",
     strength: float | None = None,
     n_axes: int | None = None,
+    in_context: bool = False,
 ) -> Stamp:
     """The model adapted to all these sections; see `stampy.train.adapt`."""
     check_linear(model)
@@ -265,33 +267,38 @@ def fitted(
             section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
         )
     parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, rng=rng)
+    found = adapt_encoder(
+        pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=in_context, rng=rng
+    )
     made = with_axes(stamp, found.axes, found.head, found.bias)
     made.adapted = found.record(stamp.name)
     return made
 
 
-MIN_TILES, MIN_PARAMETERS = 500, 50_000_000  # minutes of float32 on a core: ViT-B/16 has 86 million parameters
+MIN_TILES, MIN_PARAMETERS = 500, 50_000_000  # minutes in float32 on one core; ViT-B/16 has 86 million parameters
 _FLAGS = ("avx512_bf16", "amx_bf16")
 _hinted = False
 
 
 def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None:
-    """Log that bfloat16 is faster, for many tiles, a large encoder and a CPU with instructions for it.
+    """Log that bfloat16 is faster for many tiles and a large encoder, on a CPU with bfloat16 instructions.
 
     Parameters
     ----------
     model
-        The encoder.
+        Encoder.
     n_tiles
-        To come.
+        Number of tiles to embed.
     precision
-        As the user asked; who named one gets no hint.
+        Precision given by the user; if given, nothing is logged.
     """
     global _hinted
-    if _hinted or precision is not None or n_tiles < MIN_TILES or next(model.parameters()).device.type != "cpu":
+    if _hinted or precision is not None or n_tiles < MIN_TILES:
         return
-    if sum(p.numel() for p in model.parameters()) < MIN_PARAMETERS or not _cpu_has_bfloat16():
+    parameters = list(model.parameters())  # none in "pixels"
+    if sum(p.numel() for p in parameters) < MIN_PARAMETERS or parameters[0].device.type != "cpu":
+        return
+    if not _cpu_has_bfloat16():
         return
     _hinted = True
     logger.warning(
@@ -301,5 +308,5 @@ def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None
 
 
 def _cpu_has_bfloat16() -> bool:
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions of torch only
     return any(capabilities.get(flag, False) for flag in _FLAGS)

@@ -1,4 +1,4 @@
-"""The genes of a section as embeddings: by tokens, counts or principal components; sections with unequal panels.
+"""Gene embeddings of a section from tokens, counts or principal components; sections with different gene panels.
 
 Shapes: s sections, G genes of the vocabulary.
 """
@@ -42,13 +42,13 @@ __all__ = ["Record", "embed_genes", "embed_pca", "panel_of_table", "shared_panel
 
 logger = logging.getLogger(__name__)
 
-Record: TypeAlias = dict[str, object]  # what is kept of how a result was made
+Record: TypeAlias = dict[str, object]  # provenance of a result
 
 
 def embed_genes(
     model: models.Stamp | models.GeneSystem, table: AnnData, request: Request, parts: Chunks
 ) -> tuple[np.ndarray, Record]:
-    """Gene outputs, and what to keep of their origin; warns of spots without a gene of the vocabulary."""
+    """Gene outputs, and their provenance; warns about spots without genes in the vocabulary."""
     _checks.not_empty(table)
     vocabulary = vocabulary_of(model)
     match = match_genes(table, vocabulary, request.organism, request.layer)
@@ -74,7 +74,7 @@ def embed_genes(
 
 
 def _shared(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> tuple[GeneMatch, int | None]:
-    """The match within the genes that all sections measure, and their number, where they were asked for."""
+    """Match restricted to the genes shared by all sections, and their number, if requested."""
     panel = request.panel
     if panel is None and (request.library_key is not None or request.genes is not None):
         panel = panel_of_table(table, match, n_genes, request)
@@ -89,7 +89,7 @@ def _streamed(
     vocabulary: Vocabulary,
     parts: Chunks,
 ) -> np.ndarray:
-    """The outputs (n, D) of the gene tower, block by block."""
+    """Outputs (n, D) of the gene tower, block by block."""
     counts, source = counts_of(table, request.layer), counts_name(request.layer)
     size, progress = request.batch_size, request.progress
     if isinstance(model, models.GeneSystem):
@@ -109,9 +109,9 @@ def _streamed(
 
 
 def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
-    """Principal components (n, D) of the most variable genes, log-normalised, and what to keep of their origin.
+    """Principal components (n, D) of the most variable genes, log-normalised, and their provenance.
 
-    With the spots' places `around` each is the mean with those of its nearest spots.
+    With the coordinates `around`, each is averaged over the spot and its nearest spots.
     """
     _checks.not_empty(table)
     if min(table.shape) < 3:
@@ -129,12 +129,12 @@ def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tu
     return values, record | ({"n_neighbors": N_NEIGHBORS} if around is not None else {})
 
 
-EXPECTED = 10.0  # counts of a gene in a section; none at all has probability 5e-5 then, by Poisson
-MOST_APART = 0.05  # of a section's counts, in genes that not all sections measure; above, a warning
+EXPECTED = 10.0  # expected counts of a gene in a section; then 0 counts has Poisson probability 5e-5
+MAX_UNSHARED = 0.05  # warn above this fraction of a section's counts in genes that are not shared
 
 
 def within(match: GeneMatch, panel: np.ndarray | None) -> GeneMatch:
-    """The match without genes outside of the panel (G,) bool; None: all genes."""
+    """Match restricted to the genes of the panel (G,) bool; None: all genes."""
     if panel is None:
         return match
     kept = np.where((match.rows >= 0) & panel[np.maximum(match.rows, 0)], match.rows, -1).astype(np.int32)
@@ -142,9 +142,9 @@ def within(match: GeneMatch, panel: np.ndarray | None) -> GeneMatch:
 
 
 def shared_panel(data: SectionsData, request: Request, model: str | Path | Encoder) -> np.ndarray | None:
-    """The genes (G,) bool that all of several sections have in ``var``, if they are asked for; None for all genes.
+    """Mask (G,) of the genes in ``var`` of all sections, if requested; None for all genes.
 
-    Warns where sections differ and all genes are used.
+    Warns if sections differ and all genes are used.
     """
     everything = {str(name): table_of(section, request.table_key) for name, section in named(data).items()}
     tables = {k: t for k, t in everything.items() if t.n_vars and (t.X is not None or request.layer is not None)}
@@ -167,9 +167,9 @@ def shared_panel(data: SectionsData, request: Request, model: str | Path | Encod
 
 
 def panel_of_table(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> np.ndarray | None:
-    """The same for the sections of one table: a section measures the genes of which it has a count.
+    """Like `shared_panel` for sections of one table, where a gene counts as measured if it has a count.
 
-    Also those of which it is too small or shallow to have one: fewer than `EXPECTED` are expected.
+    A gene without counts also counts as measured if the section is too small or shallow to expect `EXPECTED` counts.
     """
     codes, names = _checks.libraries(table, request.library_key)
     if len(names) < 2:
@@ -184,7 +184,7 @@ def panel_of_table(table: AnnData, match: GeneMatch, n_genes: int, request: Requ
 def _sums(
     table: AnnData, rows: np.ndarray, request: Request, codes: np.ndarray, n_sections: int, n_genes: int
 ) -> np.ndarray:
-    """Counts (s, G) of each section in the genes of the vocabulary, read block by block."""
+    """Counts (s, G) of each section in genes of the vocabulary, read block by block."""
     known = np.flatnonzero(rows >= 0)
     to_gene = sparse.csr_matrix((np.ones(len(known)), (known, rows[known])), (len(rows), n_genes))
     total = np.zeros((n_sections, len(rows)))
@@ -192,7 +192,7 @@ def _sums(
         here = codes[start : start + block.shape[0]]
         spots = sparse.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (n_sections, len(here)))
         total += (spots @ sparse.csr_matrix(block, dtype=np.float64)).toarray()
-    return np.asarray(np.minimum(total, LARGEST_SUM) @ to_gene)  # differences and shares of sums stay finite
+    return np.asarray(np.minimum(total, LARGEST_SUM) @ to_gene)  # keeps differences and ratios of sums finite
 
 
 def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], request: Request) -> np.ndarray | None:
@@ -206,7 +206,7 @@ def _agreed(measured: np.ndarray, sums: np.ndarray, names: Sequence[str], reques
         return np.asarray(shared)
     apart = 1 - sums[:, shared].sum(axis=1) / np.maximum(sums.sum(axis=1), 1)
     most = int(np.argmax(apart))
-    if apart[most] > MOST_APART:
+    if apart[most] > MAX_UNSHARED:
         _checks.warn(
             f"The {len(names)} sections measure different genes: {apart[most]:.0%} of the counts of section "
             f"{names[most]!r} are in genes that not all sections measure ({int(shared.sum())} of "

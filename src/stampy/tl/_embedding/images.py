@@ -1,4 +1,4 @@
-"""The image that `tl.embed` uses: its tiles, and whether it is fused when no `modality` asks for it."""
+"""Image and tiles of `tl.embed`, and whether an image is used without an explicit `modality`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["open_tiles", "usable_tiles"]
 
-MIN_ACROSS = 16  # px of the image across a tile; Space Ranger's "hires" has about 34, its "lowres" 10
+MIN_ACROSS = 16  # px of the image per tile edge; Space Ranger's "hires" has about 34, its "lowres" 10
 
 
 def usable_tiles(adata: SectionData, model: Encoder, request: Request, notes: list[str]) -> TileSource | None:
-    """The tiles of an image that nobody asked for; None where it is ignored, with a warning."""
+    """Tiles of an image without explicit `modality`; None if it is ignored, with a warning."""
     try:
         tiles = open_tiles(adata, model, request, notes)
     except UnusableImageError as error:
-        _checks.warn(f"Only genes are embedded, since the image can't be used. {error}")
+        _checks.warn(f"Only genes are embedded, since the image cannot be used. {error}")
         return None
     if _too_coarse(tiles) or _no_histology(tiles):
         tiles.close()
@@ -35,7 +35,7 @@ def usable_tiles(adata: SectionData, model: Encoder, request: Request, notes: li
 
 
 def open_tiles(adata: SectionData, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    """The tiles that the image tower of a model sees."""
+    """Tiles for the image tower of a model."""
     tower = image_model(model, "Use modality='gene' or another model.")
     return TileSource.open(
         adata, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings, image=request.image,
@@ -58,7 +58,7 @@ def _too_coarse(tiles: TileSource) -> bool:
 
 
 def _no_histology(tiles: TileSource) -> bool:
-    """Whether an image that does not look like H&E is ignored, with a warning, as no `modality` asks for it."""
+    """Whether an image does not look like H&E and is therefore ignored, with a warning."""
     doubts = doubts_of(tiles.sections)
     if not doubts:
         return False

@@ -1,7 +1,7 @@
-"""Results of a long run, saved in a folder chunk by chunk, so that the run can be interrupted and resumed.
+"""Results of a long run, saved in a folder chunk by chunk, so that an interrupted run can be resumed.
 
-A chunk's file holds the hash of what it was made from, which rows are done, and their values. Files are written beside
-and renamed: if the process is killed, no file is incomplete.
+The file of a chunk contains a hash of its inputs, the finished rows and their values. Files are written under a
+temporary name and renamed, so no file is incomplete after a kill.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "parts.json"
 FORMAT = 1
-SAVE_EVERY_S = 20.0  # within a chunk; a chunk of a large model takes long on a CPU
+SAVE_EVERY_S = 20.0  # within a chunk, since chunks of a large model take long on a CPU
 
 
 def digest_of_model(model: Encoder, *, below: tuple[str, ...] = ("",)) -> str:
-    """A hash of a model's settings and weights; on request only of the weights whose names begin with `below`."""
+    """Hash of a model's settings and weights, optionally only of weights whose names begin with `below`."""
     found = hashlib.blake2b(digest_size=16)
     config = model.config if isinstance(model, Stamp) else None
     found.update(repr(None if config is None else config.to_dict()).encode())
@@ -42,7 +42,7 @@ def digest_of_model(model: Encoder, *, below: tuple[str, ...] = ("",)) -> str:
 
 
 class Chunk:
-    """Values (n, D) of the rows of a chunk that are done so far. Leaving the block saves, even after an exception."""
+    """Values (n, D) of the finished rows of a chunk. Leaving the block saves them, also after an exception."""
 
     def __init__(self, path: Path | None, key: str, n: int):
         self.path, self.key = path, key
@@ -71,17 +71,17 @@ class Chunk:
         self.done, self.values = done, values
 
     def has(self, rows: np.ndarray) -> bool:
-        """Whether all these rows of the chunk are done."""
+        """Whether all these rows of the chunk are finished."""
         return bool(self.done[rows].all())
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """The values (m, D) of rows that are done."""
+        """Values (m, D) of finished rows."""
         if self.values is None or not self.has(rows):
             raise KeyError("Rows of this chunk are not done yet.")
         return self.values[rows]
 
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keep the values (m, D) of some rows."""
+        """Store the values (m, D) of some rows."""
         if self.path is None:
             return
         if self.values is None:
@@ -92,7 +92,7 @@ class Chunk:
             self.save()
 
     def save(self) -> None:
-        """Write what is new."""
+        """Save new values."""
         if self.path is None or self.values is None or not self._unsaved:
             return
         with _files.atomic(self.path) as temporary, temporary.open("wb") as stream:
@@ -107,14 +107,14 @@ class Chunk:
 
 
 class Chunks:
-    """The chunks of a run in a folder; without a folder, nothing is kept.
+    """Chunks of a run in a folder; without folder, nothing is saved.
 
     Parameters
     ----------
     folder
-        Created if needed; None: nothing is kept.
+        Created if needed; None: nothing is saved.
     settings
-        Settings that all chunks depend on; a folder with other settings is refused.
+        Settings that affect all chunks; a folder with other settings is refused.
 
     Raises
     ------
@@ -128,14 +128,14 @@ class Chunks:
             _check_manifest(self.folder, {"format": FORMAT, **(settings or {})})
 
     def chunk(self, name: str, start: int, n: int, key: Callable[[], str]) -> Chunk:
-        """The chunk `name` of the rows from `start` on; `key` hashes what it is made from."""
+        """The chunk `name` with rows from `start`; `key` returns the hash of its inputs."""
         if self.folder is None:
             return Chunk(None, "", n)
         return Chunk(self.folder / f"{name}-{start:09d}.npz", key(), n)
 
 
 def _check_manifest(folder: Path, settings: Mapping[str, object]) -> None:
-    """Write the settings into the folder, or compare them with those that are there."""
+    """Write the settings into the folder, or compare them with existing ones."""
     path = folder / MANIFEST
     settings = json.loads(json.dumps(settings))
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Embeddings read back from AnnData: the space that they are in, and whether two may be compared."""
+"""Spaces of embeddings stored in AnnData, and whether two embeddings are comparable."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ __all__ = [
 ]
 
 Modality = Literal["gene", "image", "fused"]
-UNSAID = {"center": "nothing"}  # defaults of records that lack a field
+RECORD_DEFAULTS = {"center": "nothing"}  # defaults for records that lack a field
 TOWERS: dict[Modality, tuple[str, ...]] = {"gene": ("gene",), "image": ("image",), "fused": ("gene", "image")}
 SUFFIXES: dict[Modality, str] = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What is recorded of how an embedding was made."""
+    """Provenance of an embedding."""
 
-    name: str  # of the slot, for messages
+    name: str  # name of the slot in messages
     modality: Modality
-    record: Mapping[str, Any] | None  # what `tl.embed` says of it; None where it says nothing
+    record: Mapping[str, Any] | None  # record of `tl.embed`; None if it is missing
 
 
 @dataclass(frozen=True, eq=False)
 class Space(Origin):
-    """The embeddings of one modality of a table."""
+    """Embeddings of one modality of a table."""
 
-    vectors: np.ndarray  # (n, d) float32, of L2 norm 1 or all zeros
+    vectors: np.ndarray  # (n, d) float32, with L2 norm 1 or all zeros
 
     @property
     def known(self) -> np.ndarray:
-        """Spots that have an embedding at all (n,) bool."""
+        """Mask (n,) of spots with an embedding."""
         return np.asarray(self.vectors.any(axis=1))
 
 
 def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
-    """The embeddings `key` of a modality, brought to norm 1; KeyError or ValueError where they are of no use."""
+    """Embeddings `key` of a modality, scaled to L2 norm 1; KeyError or ValueError if they cannot be used."""
     _checks.one_of("modality", modality, SUFFIXES)
     name = key + SUFFIXES[modality]
     needs = f"Embed the spots first: `stampy.tl.embed(adata, modality={modality!r}, key_added={key!r})`."
@@ -70,7 +70,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
             f"`{slot}['{name}']` has NaN or infinite values for {bad} of {len(values)} spots. Drop those spots first."
         )
     values = _checks.single(values, f"{slot}['{name}']")
-    largest = np.abs(values).max(axis=1, keepdims=True)  # squares of large or tiny numbers would leave float32
+    largest = np.abs(values).max(axis=1, keepdims=True)  # squares of large or small numbers would exceed float32
     values = values / np.where(largest == 0, 1, largest)
     norm = np.linalg.norm(values, axis=1, keepdims=True)
     record = _record(adata, key, modality)
@@ -78,7 +78,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
 
 
 def origin_of(adata: AnnData, key: str, *, slot: str = "adata.obsm") -> Origin | None:
-    """What is recorded of the embedding in obsm[key], which may be one modality of several; None: nothing."""
+    """Provenance of the embedding in obsm[key], which may be one of several modalities; None without a record."""
     records = adata.uns.get(_keys.UNS, {})
     for modality, suffix in SUFFIXES.items():
         record = records.get(key.removesuffix(suffix)) if key.endswith(suffix) else None
@@ -88,13 +88,13 @@ def origin_of(adata: AnnData, key: str, *, slot: str = "adata.obsm") -> Origin |
 
 
 def _record(adata: AnnData, key: str, modality: Modality) -> Mapping[str, Any] | None:
-    """The provenance that `tl.embed` left, if it is about this modality."""
+    """Provenance from `tl.embed`, if it is that of this modality."""
     record = adata.uns.get(_keys.UNS, {}).get(key)
     return record if isinstance(record, Mapping) and record.get("modality") in (modality, "fused") else None
 
 
 def check_same_space(query: Space, reference: Space) -> None:
-    """Raise ValueError unless the two share a space; warn if that is not known."""
+    """Raise ValueError unless both share a space; warn if this is unknown."""
     if query.vectors.shape[1] != reference.vectors.shape[1]:
         raise ValueError(
             f"`{query.name}` has {query.vectors.shape[1]} columns, `{reference.name}` has "
@@ -111,12 +111,12 @@ def check_same_space(query: Space, reference: Space) -> None:
 
 
 def check_same_origin(query: Origin, reference: Origin) -> None:
-    """Raise ValueError where the records of two embeddings say that they do not share a space.
+    """Raise ValueError if two embeddings are not comparable according to their records.
 
-    What only one record has, as those of earlier versions lack the hashes, is not compared.
+    Fields that only one record has are not compared: records of earlier versions have no hashes.
     """
     names = f"`{query.name}`", f"`{reference.name}`"
-    records = [{} if one.record is None else UNSAID | dict(one.record) for one in (query, reference)]
+    records = [{} if one.record is None else RECORD_DEFAULTS | dict(one.record) for one in (query, reference)]
     for what in ("model", "level", "center"):
         a, b = (record.get(what) for record in records)
         if a is not None and b is not None and a != b:
@@ -145,9 +145,10 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
 
 
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
-    """False where the weights are known to differ.
+    """False if the weights are known to differ.
 
-    Vectors of genes and of images share a space if one of the two towers is common: the other was trained towards it.
+    Genes by one model can be compared with images by another if the two have one of the towers in common, since that is
+    the comparison that one of the models makes by itself.
     """
     equal = {tower: a[tower] == b[tower] for tower in a if tower in b}
     if of_a == of_b:
@@ -156,7 +157,7 @@ def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, o
 
 
 def _check_same_tiles(query: Origin, reference: Origin) -> None:
-    """Raise ValueError where a model of one name had another image tower: its tiles then had another size."""
+    """Raise ValueError if models of the same name had different image towers, i.e. different tile sizes."""
     sizes = []
     for space in (query, reference):
         tiles = (space.record or {}).get("tiles")
@@ -198,7 +199,7 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
         )
     if record.get("center"):
         raise ValueError(
-            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes can't be. Embed without "
+            f"`{space.name}` is centred (center={record['center']!r}), and a list of genes cannot be. Embed without "
             "`center` for this."
         )
     if space.vectors.shape[1] != width:
@@ -209,7 +210,7 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Rows (n, d) brought to L2 norm 1; one of zeros stays.
+    """Scale rows (n, d) to L2 norm 1; rows of zeros are not changed.
 
     >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]

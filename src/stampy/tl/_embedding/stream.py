@@ -1,4 +1,4 @@
-"""Streaming a section through a tower in batches, at its precision, so that memory does not grow with the section.
+"""Stream a section through a tower in batches, at its precision, so that memory does not grow with the section.
 
 Shapes: B spots of a batch, L positions, D size of the output.
 """
@@ -44,18 +44,18 @@ M = TypeVar("M", bound=Encoder, covariant=True)  # a tower of one kind is accept
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
-_COMPILED_FROM = 20_000  # spots; below, compiling takes longer than it saves
+_COMPILED_FROM = 20_000  # spots; for fewer, compiling takes longer than it saves
 
 
 class Tower(Generic[M]):
-    """A model's forward pass, on its device and in its precision.
+    """Forward pass of a model on its device and in its precision.
 
     Parameters
     ----------
     model
-        With weights on the device to use.
+        Model with weights on the device to use.
     n_spots
-        To come; decides whether compiling pays (on CUDA).
+        Number of spots to embed; determines whether the model is compiled (on CUDA).
     precision
         ``"float32"`` or ``"bfloat16"``; None: bfloat16 on CUDA, float32 on the CPU.
     """
@@ -66,7 +66,7 @@ class Tower(Generic[M]):
         self._compiled = self.device.type == "cuda" and n_spots >= _COMPILED_FROM
 
     def compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`function`, compiled where that pays."""
+        """Compile `function` if this saves time."""
         if not self._compiled:
             return function
         ready_to_compile()
@@ -75,23 +75,23 @@ class Tower(Generic[M]):
     def projection(
         self, what: Literal["genes", "images"], level: Level, *, normalize: bool = True
     ) -> Callable[[Tensor], Tensor]:
-        """From the features of genes or images to what is written: the ``"embedding"``, or the ``"feature"`` itself."""
+        """Function from gene or image features to outputs: the ``"embedding"``, or the ``"feature"`` unchanged."""
         if level == "feature":
             return _same
         project = getattr(self.model, f"project_{what}")
         return project if normalize else partial(project, normalize=False)
 
     def checked(self, values: Tensor) -> np.ndarray:
-        """A batch of outputs as float32; ValueError where any is not finite."""
+        """A batch of outputs as float32; ValueError if any is not finite."""
         return _checks.results(values.float().cpu().numpy(), self.model.name)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Inference in the tower's precision; the model's training flag is put back afterwards."""
+        """Inference in the tower's precision; the model's training flag is restored afterwards."""
         training = self.model.training
         self.model.eval()
         low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        on_mps = _mps_limits_told() if self.device.type == "mps" else contextlib.nullcontext()
+        on_mps = _explained_mps_limits() if self.device.type == "mps" else contextlib.nullcontext()
         try:
             with torch.inference_mode(), low, on_mps:
                 yield
@@ -100,10 +100,10 @@ class Tower(Generic[M]):
 
 
 @contextlib.contextmanager
-def _mps_limits_told() -> Iterator[None]:
-    """Say once that an Apple GPU lacks an operation, which then runs on the CPU; RuntimeError where it can't."""
+def _explained_mps_limits() -> Iterator[None]:
+    """Warn once about operations that run on the CPU for lack of support on Apple GPUs; RuntimeError if they cannot."""
     with warnings.catch_warnings():
-        # torch says so once in a process, for the first such operation
+        # torch warns once per process, at the first such operation
         warnings.filterwarnings("always", message=".*not currently supported on the MPS backend")
         show = warnings.showwarning
 
@@ -143,25 +143,25 @@ def _same(values: Tensor) -> Tensor:
 
 
 def positions_per_batch(device: torch.device) -> int:
-    """Positions of tokens that suit a device, over all spots of a batch."""
+    """Number of token positions per batch that suits a device, over all spots."""
     return _TOKENS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"]
 
 
 class _Output:
-    """What comes out of a tower for n spots: (n, D) float32, made with the first batch, which tells D."""
+    """Outputs (n, D) float32 of a tower for n spots, allocated with the first batch, which determines D."""
 
     def __init__(self, n: int):
         self.n = n
         self._values: np.ndarray | None = None
 
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keep the values (m, D) of some rows."""
+        """Store the values (m, D) of some rows."""
         if self._values is None:
             self._values = np.zeros((self.n, values.shape[1]), dtype=np.float32)
         self._values[rows] = values
 
     def values(self) -> np.ndarray:
-        """All of them (n, D)."""
+        """All outputs (n, D)."""
         if self._values is None:
             raise RuntimeError(f"No batch of the {self.n} spots was run.")
         return self._values
@@ -179,8 +179,7 @@ def stream_genes(
 ) -> np.ndarray:
     """Gene outputs (n, D) float32 of blocks of tokens as (first spot, (m, L)); zeros for a spot without tokens.
 
-    Within a block, spots of similar length share a batch, so that little is padded. Rows that `parts` has are not run
-    again.
+    Within a block, spots of similar length share a batch to minimise padding. Rows in `parts` are not computed again.
     """
     features = _gene_features(tower)
     whole = features.is_bag and batch_size is None
@@ -191,7 +190,7 @@ def stream_genes(
             order = np.argsort(lengths, kind="stable")
             with parts.chunk("gene", start, len(tokens), partial(digest_of_arrays, tokens)) as chunk:
                 config = tower.model.gene.config
-                batches = [order] if whole else _of_like_length(order, lengths, batch_size, config, tower.device)
+                batches = [order] if whole else _by_length(order, lengths, batch_size, config, tower.device)
                 for batch in batches:
                     if chunk.has(batch):
                         values = chunk.get(batch)
@@ -205,16 +204,16 @@ def stream_genes(
 
 
 class _GeneFeatures(NamedTuple):
-    """From tokens (B, L) to features (B, D) of a gene tower."""
+    """Function from tokens (B, L) to features (B, D) of a gene tower."""
 
     run: Callable[[np.ndarray], Tensor]
-    is_bag: bool  # a compiled loop over spots: padding costs nothing
+    is_bag: bool  # a compiled loop over spots, for which padding costs nothing
 
 
 def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
-    """The gene tower by torch; a bag encoder on the CPU by a compiled loop.
+    """Gene tower in torch; for bag encoders on the CPU, a compiled loop.
 
-    There torch would spend most of its time on moving (B, L, D) tensors through memory.
+    In torch, most of the time would go into moving (B, L, D) tensors through memory.
     """
     encoder = tower.model.gene
     if encoder.config.pooling == "bag" and tower.device.type == "cpu" and tower.precision == "float32":
@@ -226,17 +225,17 @@ def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
     return _GeneFeatures(lambda tokens: features(torch.from_numpy(tokens).to(tower.device)), is_bag=False)
 
 
-def _of_like_length(
+def _by_length(
     order: np.ndarray, lengths: np.ndarray, batch_size: int | None, config: GeneConfig, device: torch.device
 ) -> Iterator[np.ndarray]:
-    """Batches of rows in rising order of length: `batch_size` each, or as many as a budget of positions allows."""
+    """Batches of rows in ascending order of length: `batch_size` each, or limited by a number of positions."""
     first = 0
     while first < len(order):
         if batch_size is not None:
             size = batch_size
         else:
             budget = positions_per_batch(device)
-            full = config.pooling == "positions"  # then every spot runs at full length
+            full = config.pooling == "positions"  # then every spot has the full length
             size = max(budget // config.max_tokens, 1)
             while (
                 not full and first + size < len(order) and (size + 1) * max(lengths[order[first + size]], 1) <= budget
@@ -257,9 +256,9 @@ def stream_counts(
     progress: bool,
     parts: Chunks,
 ) -> np.ndarray:
-    """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, which sees counts of its own vocabulary.
+    """Outputs (n, D) float32 of a `stampy.models.GeneSystem`, whose input is counts of its own vocabulary.
 
-    The blocks are raw counts as (first spot, (m, n_vars)). Rows that `parts` has are not run again.
+    The blocks are raw counts as (first spot, (m, n_vars)). Rows in `parts` are not computed again.
     """
     system = tower.model
     (columns,) = np.nonzero(match.rows >= 0)
@@ -295,14 +294,14 @@ def stream_images(
     progress: bool,
     parts: Chunks,
 ) -> np.ndarray:
-    """Image outputs (n, D) float32 of a section's tiles; threads read the next tiles while these run.
+    """Image outputs (n, D) float32 of a section's tiles; threads read tiles in advance.
 
-    What `parts` has is not read and run again.
+    Rows in `parts` are not read and computed again.
     """
     hint_bfloat16(tower.model, len(tiles), tower.asked)
     run = _image_outputs(tower, project)
     out = _Output(len(tiles))
-    saved = contextlib.ExitStack()  # chunks are done in order: when it ends early, the last one is in part
+    saved = contextlib.ExitStack()  # chunks are finished in order; if interrupted, the last one is saved in part
     with (
         saved,
         tower.running(),
@@ -331,13 +330,13 @@ def iter_images(
     n_workers: int,
     project: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (B,) and their image outputs (B, D) float32, in order; a batch never lies in two of the spans of rows."""
+    """Rows (B,) and their image outputs (B, D) float32, in order; batches do not cross the spans of rows."""
     hint_bfloat16(tower.model, len(tiles), tower.asked)
     run = _image_outputs(tower, project)
     size = batch_size or _images_per_batch(tower.device)
     batches = (np.arange(i, min(i + size, end)) for start, end in spans for i in range(start, end, size))
     for rows, pixels in _read_ahead(tiles, ((rows, rows) for rows in batches), n_workers):
-        with tower.running():  # not around the loop: a generator would leave the mode on in its caller's code
+        with tower.running():  # not around the loop, where a generator would leave the mode set in the caller
             values = run(pixels)
         yield rows, values
 
@@ -347,9 +346,9 @@ def _images_per_batch(device: torch.device) -> int:
 
 
 def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-    """From uint8 tiles, as `TileSource.inputs` reads them, to what is written (B, D), float32."""
+    """Function from uint8 tiles, as returned by `TileSource.inputs`, to outputs (B, D) float32."""
     features = tower.compiled(tower.model.image_features)
-    ahead = tower.device.type == "cuda"  # copies to MPS would read memory that is reused
+    ahead = tower.device.type == "cuda"  # on MPS, asynchronous copies could read memory that is reused
 
     def run(pixels: np.ndarray) -> np.ndarray:
         tiles = torch.from_numpy(pixels).to(tower.device, non_blocking=ahead)
@@ -359,15 +358,15 @@ def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]
 
 
 class _TileBatch(NamedTuple):
-    """Tiles that run together; all of one chunk."""
+    """Tiles of one chunk that are embedded together."""
 
     chunk: Chunk
-    within: np.ndarray  # their places in the chunk
-    rows: np.ndarray  # of the section
+    within: np.ndarray  # positions in the chunk
+    rows: np.ndarray  # rows of the section
 
 
 def _batches(tiles: TileSource, size: int, parts: Chunks) -> Iterator[tuple[_TileBatch, np.ndarray]]:
-    """Batches in order, each with the rows to read: all of them, or none where the chunk has them."""
+    """Batches in order, each with the rows to read: all, or none if the chunk has them."""
     for start in range(0, len(tiles), CHUNK):
         n = min(CHUNK, len(tiles) - start)
         chunk = parts.chunk("image", start, n, partial(tiles.digest, np.arange(start, start + n)))
@@ -380,7 +379,7 @@ def _batches(tiles: TileSource, size: int, parts: Chunks) -> Iterator[tuple[_Til
 def _read_ahead(
     tiles: TileSource, batches: Iterable[tuple[T, np.ndarray]], n_workers: int
 ) -> Iterator[tuple[T, np.ndarray]]:
-    """Batches (anything, the rows to read) with their tiles instead of the rows, in order, a few ahead."""
+    """Batches (anything, rows to read) with tiles instead of rows, in order, read in advance."""
     with ThreadPoolExecutor(n_workers) as pool:
         waiting: deque[tuple[T, Future[np.ndarray]]] = deque()
         for batch, rows in batches:

@@ -1,1 +1,1 @@
-"""How embeddings and predictions are judged: folds, metrics, measures without labels, the verdict."""
+"""Evaluation of embeddings and predictions: folds, metrics, label-free measures, verdict."""

@@ -1,4 +1,4 @@
-"""Folds of cross-validation: by blocks, sections, patients or at random. Plain arrays, no AnnData."""
+"""Folds of cross-validation: by blocks, sections, patients or at random. Arrays only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS_PER_FOLD = 5
 
 
 def int_seed(rng: int | np.random.Generator | None) -> int:
-    """A seed for scikit-learn, scanpy and the like: an int as it is, else drawn."""
+    """Seed for scikit-learn, scanpy etc.: an int unchanged, else drawn."""
     if isinstance(rng, DefaultSeed):
         return settings.seed
     return int(rng) if isinstance(rng, int | np.integer) else int(_utils.generator(rng).integers(2**31 - 1))
@@ -33,19 +33,19 @@ def block_folds(
     blocks_per_fold: int = BLOCKS_PER_FOLD,
     rng: int | np.random.Generator | None = 0,
 ) -> np.ndarray:
-    """Spatially blocked folds: pieces of tissue are held out together, so that few spots have a neighbour in training.
+    """Spatially blocked folds: compact pieces of tissue are held out, so that few spots have a neighbour in training.
 
-    k-means cuts the coordinates of each section into `blocks_per_fold` blocks a fold; blocks are dealt to folds by
-    size, largest first, each to the fold with the fewest spots so far.
+    k-means divides the coordinates of each section into `blocks_per_fold` blocks per fold. Blocks are assigned to folds
+    in descending order of size, each to the fold with the fewest spots so far.
 
     Parameters
     ----------
     xy
         (n, 2) coordinates in any unit.
     sections
-        (n,) section of each spot; every section is cut by itself, fold k is block set k of all of them.
+        (n,) section of each spot; every section is divided separately, and fold k combines block set k of all sections.
     blocks_per_fold
-        Fewer and larger blocks leak less, and hold out more often all spots of a label.
+        Fewer, larger blocks leak less information, but more often hold out all spots of a label.
 
     Returns
     -------
@@ -75,11 +75,11 @@ def _blocks(xy: np.ndarray, n_folds: int, per_fold: int, seed: int) -> np.ndarra
     n_places = len(np.unique(xy, axis=0))
     _enough(n_places, n_folds, "different coordinates in a section")
     block = KMeans(min(per_fold * n_folds, n_places), n_init=1, random_state=seed).fit_predict(xy)
-    return _dealt(np.bincount(block), n_folds)[block]
+    return _balanced(np.bincount(block), n_folds)[block]
 
 
-def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
-    """Fold of each group: in order of size, each to the smallest fold so far."""
+def _balanced(sizes: np.ndarray, n_folds: int) -> np.ndarray:
+    """Fold of each group: in descending order of size, each to the smallest fold so far."""
     fold, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(n_folds)
     for group in np.argsort(-sizes):
         fold[group] = np.argmin(filled)
@@ -88,9 +88,9 @@ def _dealt(sizes: np.ndarray, n_folds: int) -> np.ndarray:
 
 
 def group_folds(groups: Sequence[object] | np.ndarray, n_folds: int = 5) -> tuple[np.ndarray, list[str]]:
-    """Whole groups (sections, patients) held out together: folds (n,) int64, and a name for each fold.
+    """Hold out whole groups (sections, patients): folds (n,) int64, and a name for each fold.
 
-    Up to `n_folds` groups are held out one by one and give the folds their names; more are dealt by size.
+    Up to `n_folds` groups are held out one by one and name the folds; more groups are assigned by size.
 
     Examples
     --------
@@ -106,11 +106,11 @@ def group_folds(groups: Sequence[object] | np.ndarray, n_folds: int = 5) -> tupl
         )
     if len(names) <= n_folds:
         return codes.astype(np.int64), [str(n) for n in names]
-    return _dealt(np.bincount(codes), n_folds)[codes], [str(i) for i in range(n_folds)]
+    return _balanced(np.bincount(codes), n_folds)[codes], [str(i) for i in range(n_folds)]
 
 
 def random_folds(n: int, n_folds: int = 5, *, rng: int | np.random.Generator | None = 0) -> np.ndarray:
-    """Folds of (nearly) equal size by chance. Neighbouring spots share counts and tissue: on one section these leak.
+    """Random folds of (nearly) equal size. Neighbouring spots share counts and tissue, so within a section these leak.
 
     >>> np.bincount(random_folds(11, 5)).tolist()
     [3, 2, 2, 2, 2]

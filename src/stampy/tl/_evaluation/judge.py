@@ -1,4 +1,4 @@
-"""Is an embedding worth using on this section: the verdict of `evaluate` for what was just embedded."""
+"""Verdict of `evaluate` for an embedding that was just computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["judge", "stripped"]
 
 N_SPLITS, N_GENES = 2, 200
-MAX_SPOTS = 2000  # judged: enough for the verdict, in seconds
+MAX_SPOTS = 2000  # evaluated spots: enough for the verdict, in seconds
 
 
 def judge(
@@ -40,15 +40,15 @@ def judge(
     context: Literal["neighbors"] | None = None,
     rng: int = 0,
 ) -> Judgement:
-    """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key` that `model` has just made.
+    """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key` just computed by `model`.
 
-    Half of the molecules are embedded anew; vectors of the image, which has seen none of them, stay. Nothing is written
+    Half of the molecules are embedded again; image vectors are independent of molecules and kept. Nothing is written
     into `data`.
 
     Raises
     ------
     ValueError
-        No genes were embedded, or as `stampy.tl.evaluate`: the section can't be judged.
+        No genes were embedded, or the section cannot be evaluated, see `stampy.tl.evaluate`.
     """
     table = table_of(data, table_key)
     record = table.uns[_keys.UNS][key]
@@ -80,7 +80,7 @@ def stripped(
     layer: str | None = None,
     columns: tuple[str, ...] = (),
 ) -> AnnData:
-    """A copy with counts in memory, places, vectors and some columns of obs alone; spots are named 0, 1, ..."""
+    """Copy with counts in memory, coordinates, vectors and some columns of obs; spots are named 0, 1, ..."""
     import anndata
     from scipy import sparse
 

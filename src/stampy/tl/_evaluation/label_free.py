@@ -1,4 +1,4 @@
-"""Measures without labels: those of `tl.evaluate` for one split of the molecules, and how often a masked gene is named.
+"""Label-free measures: those of `tl.evaluate` for one split of the molecules, and accuracy for masked genes.
 
 Shapes: n spots, B spots of a batch, G genes of the section, g target genes, d columns of an embedding, L positions,
 M masked tokens, C classes.
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     Embedder = Callable[[AnnData], np.ndarray]
     Scores = dict[str, dict[str, float]]
 
-__all__ = ["BASELINES", "MEASURES", "AsItIs", "JudgedSpots", "masked_accuracy", "scores_of_split"]
+__all__ = ["BASELINES", "MEASURES", "JudgedSpots", "StoredVectors", "masked_accuracy", "scores_of_split"]
 
-N_NEAREST = 15  # of the graphs in embedding space
+N_NEAREST = 15  # neighbours in the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
 PCA, PCA_CONTEXT, TFIDF_CONTEXT = "PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed"
 POSITION = "position alone"
@@ -41,14 +41,14 @@ BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT, POSITION)
 
 
 @dataclass(frozen=True)
-class AsItIs:
-    """An embedding that can't be made anew from half of the molecules: its vectors in obsm are taken as they are."""
+class StoredVectors:
+    """Embedding that cannot be recomputed from half of the molecules; its vectors in obsm are used unchanged."""
 
     key: str
 
 
 class JudgedSpots:
-    """The spots that are judged, and what all embeddings share."""
+    """Evaluated spots, and quantities shared by all embeddings."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class JudgedSpots:
         self.log_depth = np.log1p(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
 
     def with_counts(self, counts: sparse.csr_matrix) -> AnnData:
-        """The table with one half of the molecules: names of genes, coordinates, sections, nothing else."""
+        """Table with one half of the molecules: gene names, coordinates and sections only."""
         from anndata import AnnData
 
         obs = self.table.obs[[] if self.library_key is None else [self.library_key]].copy()
@@ -79,11 +79,11 @@ class JudgedSpots:
 
 
 def scores_of_split(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], rng: np.random.Generator, *, stability: bool = True
+    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], rng: np.random.Generator, *, stability: bool = True
 ) -> Scores:
-    """All measures of all embeddings for one split, each half predicting the other once.
+    """All measures of all embeddings for one split, in which each half predicts the other once.
 
-    Without `stability`, which is half of the cost, that measure is NaN.
+    Without `stability`, which takes half of the time, this measure is NaN.
     """
     pair = halves(part.counts, rng)
     targets = [gene_targets(half, part.genes) for half in pair]
@@ -101,14 +101,14 @@ def scores_of_split(
 
 
 def _embedded(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | AsItIs], pair: Sequence[sparse.csr_matrix]
+    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], pair: Sequence[sparse.csr_matrix]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """Names and embeddings of both halves; warnings were given when the whole was embedded."""
+    """Names and embeddings of both halves; warnings were shown when the whole was embedded."""
     found, tables = {}, [part.with_counts(half) for half in pair]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _checks.StampyWarning)
         for name, job in jobs.items():
-            if isinstance(job, AsItIs):
+            if isinstance(job, StoredVectors):
                 found[name] = [_checks.embedding(part.table, job.key)] * 2
             else:
                 found[name] = [_judged(job(t), name, len(part.xy)) for t in tables]
@@ -124,7 +124,7 @@ def _embedded(
 
 
 def _waves(xy: np.ndarray, sections: np.ndarray, k: int = 24) -> np.ndarray:
-    """A baseline of position alone: waves (n, 2 k) of random directions over each section."""
+    """Baseline of position only: waves (n, 2 k) in random directions over each section."""
     place = np.empty_like(xy)
     for section in np.unique(sections):
         mine = sections == section
@@ -181,7 +181,7 @@ def _coherence(values: np.ndarray, graph: sparse.csr_matrix) -> float:
 
 
 def _nearest(values: np.ndarray) -> np.ndarray:
-    """The 15 nearest others of each row (n, k), by distance."""
+    """The 15 nearest other rows of each row (n, k), by distance."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(N_NEAREST, len(values) - 1)
@@ -194,7 +194,7 @@ def _stability(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _mixing(values: np.ndarray, sections: np.ndarray) -> float:
-    """Share of the nearest spots that are of another section, over that by chance; mean over sections."""
+    """Fraction of nearest spots from another section, relative to chance; mean over sections."""
     names, codes, counts = np.unique(sections, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return float("nan")
@@ -211,24 +211,24 @@ TOKENS_PER_BATCH = 8192
 def masked_accuracy(
     model: Stamp, tokens: np.ndarray, *, fraction: float = 0.15, rng: int | np.random.Generator | None = 0
 ) -> dict[str, float]:
-    """Share of masked tokens whose gene is the model's first guess, or among its first ten (head IGR).
+    """Fraction of masked tokens whose gene is the first guess of the model, or among its first ten (head IGR).
 
     Parameters
     ----------
     model
-        With a trained head for its spots' own genes.
+        Model with a trained head for a spot's own genes.
     tokens
         (n, L) as in ``obsm["stamp_tokens"]``: 0 pads on the right.
     fraction
-        Share of each spot's tokens that are masked, all of them by the mask id.
+        Fraction of each spot's tokens that are masked, all with the mask id.
     rng
-        Which tokens.
+        Seed of the mask.
 
     Returns
     -------
-    ``top1``, ``top10``; ``majority_top1``, ``majority_top10``: the same for a guess that knows no spot, the genes that
-    most spots show; ``unseen_top1``, ``unseen_top10``: those of them that the spot does not show already, which is the
-    best that can be said without looking at the other genes; ``n_masked``.
+    ``top1``, ``top10``; ``majority_top1``, ``majority_top10``: the same for the most frequent genes as guesses,
+    independent of the spot; ``unseen_top1``, ``unseen_top10``: for the most frequent genes that are not visible in the
+    spot, the optimum without using the other genes; ``n_masked``.
 
     Examples
     --------
@@ -258,7 +258,7 @@ def masked_accuracy(
 
 
 def _selected(tokens: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
-    """Where tokens are masked (n, L) bool: the share of each spot's, at least one, never all."""
+    """Mask (n, L) bool: the fraction of each spot's tokens, at least one, never all."""
     real = tokens != _keys.PAD
     draw = np.where(real, random.random(tokens.shape), np.inf)
     lengths = real.sum(axis=1)
@@ -270,7 +270,7 @@ def _selected(tokens: np.ndarray, fraction: float, random: np.random.Generator) 
 
 
 def _shown(tokens: np.ndarray, selected: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Genes that each spot still shows, (n, C) bool; special tokens count as shown, they are never a guess."""
+    """Visible genes of each spot, (n, C) bool; special tokens count as visible, since they are never guesses."""
     shown = np.zeros((len(tokens), n_tokens), dtype=bool)
     shown[:, : _keys.N_SPECIAL] = True
     rows, columns = np.nonzero((tokens != _keys.PAD) & ~selected)
@@ -279,7 +279,7 @@ def _shown(tokens: np.ndarray, selected: np.ndarray, n_tokens: int) -> np.ndarra
 
 
 def _rank_in(order: np.ndarray) -> np.ndarray:
-    """Place of each token in an order of guesses; a large number for what isn't in it."""
+    """Rank of each token in an order of guesses; a large number if it is missing."""
     rank = np.full(int(order.max()) + 1 if len(order) else 1, np.iinfo(np.int64).max)
     rank[order] = np.arange(len(order))
     return rank
@@ -287,7 +287,7 @@ def _rank_in(order: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def _model_hits(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """How many tokens the model finds likelier than the right one (M,), in the order of the masked tokens."""
+    """Number of tokens that the model ranks above the correct one (M,), in the order of the masked tokens."""
     lengths = (tokens != _keys.PAD).sum(axis=1)
     size = max(TOKENS_PER_BATCH // max(int(lengths.max()), 1), 1)
     ranks = []
@@ -300,6 +300,6 @@ def _model_hits(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.nd
         hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
         logits = model.gene.logits(hidden[:, :cut][where])
         own = logits.gather(1, targets[:, None])
-        # ties are broken against the model: a constant head must not score
+        # ties count against the model, so that a constant head does not score
         ranks.append(((logits >= own).sum(dim=1) - 1).cpu().numpy())
     return np.concatenate(ranks)

@@ -1,4 +1,4 @@
-"""Metrics of predicted labels, genes, domains and slides, each named for what it is. Plain arrays, no AnnData."""
+"""Metrics of predicted labels, genes, domains and slides. Arrays only."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 LABEL_METRICS = ("balanced_accuracy", "weighted_f1", "accuracy")
-GENES = 256  # at a time: float64 copies of a whole transcriptome would take some GB
-MAX_SILHOUETTE = 5000  # spots; it is quadratic, and a sample of these tells it to 0.01
+GENES = 256  # per block, since float64 copies of a whole transcriptome would take some GB
+MAX_SILHOUETTE = 5000  # spots; the cost is quadratic, and a sample of this size is accurate to 0.01
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:
-    """Counts (k, k) int64: rows are the truth, columns what was predicted.
+    """Counts (k, k) int64, with true labels in rows and predictions in columns.
 
     >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
@@ -41,8 +41,8 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:
 def label_scores(counts: np.ndarray) -> dict[str, float]:
     """Balanced accuracy, weighted F1 and accuracy from a confusion matrix (k, k).
 
-    Balanced accuracy is the mean recall over the classes that occur in the truth; weighted F1 weighs each class by its
-    spots. Both as in scikit-learn.
+    Balanced accuracy is the mean recall over the true classes; weighted F1 is weighted by the number of spots per
+    class. Both as in scikit-learn.
 
     >>> label_scores(np.array([[1, 1], [0, 1]]))["balanced_accuracy"]
     0.75
@@ -58,7 +58,7 @@ def label_scores(counts: np.ndarray) -> dict[str, float]:
 
 
 def summary_of_folds(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per embedding and metric: `overall` (all held-out spots together), and mean, std, min, max over folds."""
+    """One row per embedding and metric: `overall` (all held-out spots), and mean, std, min, max over folds."""
     rows = []
     for name, part in scores.groupby("embedding", sort=False):
         folds, overall = part[part["fold"] != "all"], part[part["fold"] == "all"].iloc[0]
@@ -70,7 +70,7 @@ def summary_of_folds(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Pearson's r of each column, (genes,); NaN where either is constant.
+    """Pearson's r of each column, (genes,); NaN if either is constant.
 
     >>> pearson(np.array([[1.0, 5], [2, 5], [3, 5]]), np.array([[2.0, 1], [4, 2], [6, 3]])).round(6).tolist()
     [1.0, nan]
@@ -78,7 +78,7 @@ def pearson(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     a = measured - measured.mean(axis=0, dtype=np.float64)
     b = predicted - predicted.mean(axis=0, dtype=np.float64)
     sizes = [np.sqrt((v * v).mean(axis=0)) for v in (a, b)]
-    # below this a difference is rounding of float32, not variation
+    # smaller differences are rounding errors of float32
     flat = np.any(
         [s <= 1e-6 * np.abs(v).max(axis=0) for s, v in zip(sizes, (measured, predicted), strict=True)], axis=0
     )
@@ -100,8 +100,8 @@ def gene_scores(
 
     Returns
     -------
-    A row per gene, level and group: `gene`, `level`, `group`, `n_spots`, `mse`, `pearson`. r over pooled spots counts
-    differences between slides as well, and is usually higher; r within slides is what a map of one slide shows.
+    One row per gene, level and group: `gene`, `level`, `group`, `n_spots`, `mse`, `pearson`. Pooled r includes
+    differences between slides and is usually higher; r within slides corresponds to the map of one slide.
     """
     parts: list[tuple[str, str, slice | np.ndarray]] = [("pooled", "all", slice(None))]
     for level, names in groups.items():
@@ -118,11 +118,11 @@ def gene_scores(
 
 
 def gene_summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per level: means over genes, and their spread over groups and over genes.
+    """One row per level: means over genes, and standard deviations over groups and over genes.
 
     `mse` and `pearson`: mean over genes within each group, then over groups. `*_std`: standard deviation of the groups'
-    means. `pearson_std_genes`: of the genes' means. `n_undefined`: how many r (of a gene in a group) are undefined, for
-    a constant gene, and left out.
+    means. `pearson_std_genes`: of the genes' means. `n_undefined`: number of undefined r (constant gene in a group),
+    which are excluded.
     """
     rows = []
     for level, part in scores.groupby("level", sort=False):
@@ -144,7 +144,7 @@ def gene_summary(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def coherence(domains: np.ndarray, xy: np.ndarray, sections: np.ndarray, k: int = 6) -> np.ndarray:
-    """Share (n,) of each spot's `k` nearest spots of the same section that are in its domain.
+    """Fraction (n,) of each spot's `k` nearest spots in the same section that are in its domain.
 
     >>> coherence(np.array([0, 0, 1]), np.array([[0.0, 0], [1, 0], [2, 0]]), np.zeros(3), k=2).tolist()
     [0.5, 0.5, 0.0]
@@ -168,14 +168,14 @@ def domain_scores(
     sections: Sequence[str] | None = None,
     rng: int = 0,
 ) -> pd.DataFrame:
-    """How good domains are, over all spots and in each section.
+    """Quality of domains over all spots and in each section.
 
     Parameters
     ----------
     values
-        (n, d) the embedding, for the silhouette.
+        (n, d) embedding, for the silhouette.
     domains, labels
-        (n,) codes; a label of -1 is none, and such spots count for no score that needs labels.
+        (n,) codes; a label of -1 is missing, and such spots are excluded from scores with labels.
     xy
         (n, 2) coordinates, for the coherence.
     sections
@@ -183,9 +183,9 @@ def domain_scores(
 
     Returns
     -------
-    A row for "all" and, where there are several, one for each section: `n_spots`, `n_domains`, `silhouette` (Euclidean,
-    of a sample of 5,000 spots where there are more), `coherence` (mean share of the six nearest spots that are in the
-    same domain), `coherence_by_chance` (were domains scattered: the sum of squared shares), `ari`, `nmi`, `ami`.
+    A row for "all" and, with several sections, one per section: `n_spots`, `n_domains`, `silhouette` (Euclidean, of a
+    sample of at most 5,000 spots), `coherence` (mean fraction of the six nearest spots in the same domain),
+    `coherence_by_chance` (for domains at random positions: the sum of squared fractions), `ari`, `nmi`, `ami`.
     """
     names = np.asarray(["all"] * len(domains) if sections is None else sections).astype(str)
     share = None if xy is None else coherence(domains, xy, names)
@@ -207,7 +207,7 @@ def domain_scores(
 
 
 def silhouette(values: np.ndarray, domains: np.ndarray, rng: int = 0) -> float:
-    """Mean silhouette, Euclidean; NaN where it is undefined."""
+    """Mean silhouette, Euclidean; NaN if undefined."""
     from sklearn.metrics import silhouette_score
 
     if len(values) > MAX_SILHOUETTE:
@@ -236,20 +236,20 @@ def _agreement(labels: np.ndarray, domains: np.ndarray) -> dict[str, float]:
 
 
 def auc(classes: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve; ties count half. For 3 classes or more the mean of one against the rest.
+    """Area under the ROC curve; ties count half. For 3 or more classes, the mean of one versus rest.
 
     Parameters
     ----------
     classes
         (S,) int.
     scores
-        (S, C), of class c in column c.
+        (S, C), score of class c in column c.
     weights
-        (R, S), how often each slide counts; None: once, and the result has R = 1.
+        (R, S), weight of each slide; None: 1, with R = 1.
 
     Returns
     -------
-    (R,), NaN where a class has no slide.
+    (R,), NaN if a class has no slide.
 
     Examples
     --------
@@ -273,7 +273,7 @@ def _binary(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.
 
 
 def balanced_accuracy(classes: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean over the classes of the part of its slides that is recognised (R,); NaN where a class has no slide."""
+    """Mean recall over the classes (R,); NaN if a class has no slide."""
     weights = np.ones((1, len(classes))) if weights is None else weights
     right = scores.argmax(axis=1) == classes
     recalls = []
@@ -284,7 +284,7 @@ def balanced_accuracy(classes: np.ndarray, scores: np.ndarray, weights: np.ndarr
 
 
 def draws(patients: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
-    """How often each slide counts (n, S) when as many patients as there are are drawn with replacement."""
+    """Number of times each slide is drawn (n, S) when patients are drawn with replacement."""
     _, codes = np.unique(patients, return_inverse=True)
     size = int(codes.max()) + 1
     counts = random.multinomial(size, np.full(size, 1 / size), size=n)
@@ -292,7 +292,7 @@ def draws(patients: np.ndarray, n: int, random: np.random.Generator) -> np.ndarr
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws that have all classes."""
+    """Central 95% interval of the draws with all classes."""
     known = values[~np.isnan(values)]
     if not known.size:
         return float("nan"), float("nan")

@@ -1,1 +1,1 @@
-"""Methods of the tools, on arrays alone: clustering, linear models, neighbours, slide classifiers, attribution."""
+"""Methods of the tools, for arrays only: clustering, linear models, neighbours, slide classifiers, attribution."""

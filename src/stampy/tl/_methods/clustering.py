@@ -1,4 +1,4 @@
-"""Clustering an embedding: neighbour graph, Leiden, k-means, mixtures, and how many domains. Arrays only."""
+"""Cluster an embedding: neighbour graph, Leiden, k-means, mixtures, and number of domains. Arrays only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS, SEEDS = 25, 10
 
 
 def by_size(codes: np.ndarray) -> np.ndarray:
-    """The same domains, numbered from the largest.
+    """Renumber domains in descending order of size.
 
     >>> by_size(np.array([5, 2, 2, 7, 7, 7])).tolist()
     [2, 1, 1, 0, 0, 0]
@@ -41,7 +41,7 @@ def by_size(codes: np.ndarray) -> np.ndarray:
 
 
 class ChosenBy(TypedDict):
-    """How the number of domains was chosen, and what it was chosen from."""
+    """Selection of the number of domains, with the tried values."""
 
     chosen_by: str
     resolution: NotRequired[float]
@@ -51,7 +51,7 @@ class ChosenBy(TypedDict):
 
 
 class FoundBy(ChosenBy):
-    """How domains were found."""
+    """Method and parameters of domains."""
 
     n_domains: int
     n_dims: int
@@ -98,13 +98,13 @@ def _components(values: np.ndarray, n_pcs: int | None, seed: int) -> np.ndarray:
 
 
 def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
-    """K-means; the number of domains with the highest silhouette unless it is given."""
+    """k-means; unless given, the number of domains has the highest silhouette."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     def fit(k: int) -> np.ndarray:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different vectors than k: said below
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than k; reported below
             return KMeans(k, n_init=5, random_state=seed).fit_predict(values)
 
     if n is not None:
@@ -119,7 +119,7 @@ def _kmeans(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> t
 
 
 def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> tuple[np.ndarray, ChosenBy]:
-    """Gaussian mixture; covariance, and the number of domains unless it is given, by the lowest BIC."""
+    """Gaussian mixture; covariance and, unless given, number of domains have the lowest BIC."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
@@ -130,7 +130,7 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
         for covariance in COVARIANCES:
             model = GaussianMixture(k, covariance_type=covariance, reg_covar=1e-5, max_iter=300, random_state=seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # without convergence there is a BIC, too
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the BIC is defined without convergence, too
                 model.fit(values)
             bics[f"{covariance}, {k}"] = bic = float(model.bic(values))
             if best[2] is None or bic < best[0]:
@@ -173,21 +173,21 @@ def _leiden(
     return codes, {"chosen_by": "given", "resolution": at}
 
 
-EXACT_BELOW = 8192  # spots; from here on scanpy searches approximately
-TOLERANCE, MIN_SCALE, BISECTIONS = 1e-5, 1e-3, 64  # umap's
+EXACT_BELOW = 8192  # number of spots from which scanpy's search is approximate
+TOLERANCE, MIN_SCALE, BISECTIONS = 1e-5, 1e-3, 64  # as in umap
 
 
 def connectivities(values: np.ndarray, n_neighbors: int, seed: int = 0) -> sparse.csr_matrix:
-    """UMAP's fuzzy union of the `n_neighbors` nearest spots, as ``scanpy.pp.neighbors`` writes into obsp.
+    """UMAP's fuzzy union of the `n_neighbors` nearest spots, as written into obsp by ``scanpy.pp.neighbors``.
 
     Parameters
     ----------
     values
         (n, d).
     n_neighbors
-        Nearest spots of each, itself counted; at most n.
+        Number of nearest spots, including the spot itself; at most n.
     seed
-        Seed of the approximate search, which is used for 8,192 spots and more.
+        Seed of the approximate search for 8,192 and more spots.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def connectivities(values: np.ndarray, n_neighbors: int, seed: int = 0) -> spars
 
 
 def _nearest(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (n, k) float32, each spot itself first at 0, and rows (n, k)."""
+    """Distances (n, k) float32, starting with the spot itself at 0, and rows (n, k)."""
     from sklearn.neighbors import NearestNeighbors
 
     distances, rows = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(values).kneighbors()
@@ -235,7 +235,7 @@ def _fuzzy_union(distances: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
 
 
 def _scales(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel width of each spot (its strengths add to log2(k)) and distance to its nearest other point."""
+    """Kernel width of each spot (its strengths sum to log2(k)), and distance to its nearest distinct point."""
     n, k = distances.shape
     nearest = np.where(distances > 0, distances, np.inf).min(axis=1)
     nearest[np.isinf(nearest)] = 0
@@ -276,7 +276,7 @@ def leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> np.ndarray
 
 
 class _Seeded:
-    """A random number generator for igraph that leaves the global one alone; the same stream as scanpy's."""
+    """Random number generator for igraph, independent of the global one, with the same stream as scanpy's."""
 
     def __init__(self, seed: int):
         self._rng = np.random.RandomState(seed)

@@ -1,6 +1,6 @@
-"""Nearest vectors by cosine: exact in blocks of bounded memory, or approximate by a graph of neighbours.
+"""Nearest vectors by cosine: exact in blocks of bounded memory, or approximate by nearest-neighbour descent.
 
-All vectors are of L2 norm 1. Shapes: n queries, m of the reference, k nearest.
+All vectors have L2 norm 1. Shapes: n queries, m rows of the reference, k nearest.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from stampy._utils import hidden, keeping_threads
 
 __all__ = ["Nearest", "approximate", "exact", "hit_rates"]
 
-QUERIES, REFERENCES = 1024, 16_384  # of a block: its cosines take 64 MB, the search about 200 MB in all
+QUERIES, REFERENCES = 1024, 16_384  # per block; its cosines take 64 MB, the search about 200 MB in total
 TIE = 1e-6  # cosines that differ by less are equal up to rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """What was found for each query, best first."""
+    """Results for each query, best first."""
 
     index: np.ndarray  # (n, k) int64
     score: np.ndarray  # (n, k) float32
-    above: np.ndarray | None = None  # (n,) int64, candidates above the query's own pair
-    tied: np.ndarray | None = None  # (n,) int64, other candidates that are just as near as the pair
+    above: np.ndarray | None = None  # (n,) int64, number of candidates nearer than the query's pair
+    tied: np.ndarray | None = None  # (n,) int64, number of other candidates as near as the pair
 
 
 def exact(
@@ -41,7 +41,7 @@ def exact(
     block: tuple[int, int] = (QUERIES, REFERENCES),
     progress: bool = False,
 ) -> Nearest:
-    """The `k` nearest of each query; of equally near ones the first in the reference.
+    """The `k` nearest rows of the reference for each query; ties are broken by order in the reference.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ def exact(
     k
         At most the number of candidates of every query.
     excluded
-        (n, m), nonzero where a pair is not to be found.
+        (n, m), nonzero for excluded pairs.
     groups
-        Codes (n,) and (m,): pairs of the same group are not to be found.
+        Codes (n,) and (m,); pairs with equal codes are excluded.
     pairs
-        (n,) row of the reference that belongs to each query, -1 for none: where it ranks is counted on the way.
+        (n,) row of the reference that belongs to each query, -1 for none; its rank is also computed.
     block
-        Queries and vectors of the reference whose cosines are in memory at a time.
+        Numbers of queries and reference vectors whose cosines are in memory at a time.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def exact(
                 best = _top(cosines, k)
                 index = np.hstack([index, best + first])
                 score = np.hstack([score, np.take_along_axis(cosines, best, axis=1)])
-                keep = _top(score, k)  # earlier blocks stand first, so that ties stay in the reference's order
+                keep = _top(score, k)  # earlier blocks come first, so ties keep the reference's order
                 index, score = np.take_along_axis(index, keep, axis=1), np.take_along_axis(score, keep, axis=1)
             out.index[rows], out.score[rows] = index, score
             bar.update(rows.stop - start)
@@ -90,7 +90,7 @@ def exact(
 
 
 def _pair_scores(query: np.ndarray, reference: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Cosine of each query with its pair (n,), infinity where it has none."""
+    """Cosine of each query with its pair (n,), infinity without pair."""
     return np.where(pairs >= 0, np.einsum("nd,nd->n", query, reference[np.maximum(pairs, 0)]), np.inf)
 
 
@@ -104,21 +104,21 @@ def _exclude(cosines: np.ndarray, rows: slice, columns: slice, excluded: sparse.
 
 
 def _count(cosines: np.ndarray, own: np.ndarray, place: np.ndarray, above: np.ndarray, tied: np.ndarray) -> None:
-    """Count the candidates above the pair and level with it; `place` is the pair's own column, if in the block."""
+    """Count candidates above and equal to the pair; `place` is the pair's own column, if in the block."""
     above += (cosines > own[:, None] + TIE).sum(axis=1)
     tied += (np.abs(cosines - own[:, None]) <= TIE).sum(axis=1)
     tied -= (place >= 0) & (place < cosines.shape[1])
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns of the `k` largest of each row, in falling order; of equal ones the first."""
+    """Columns of the `k` largest values of each row, descending; ties are broken by order."""
     k = min(k, scores.shape[1])
     if k == scores.shape[1]:
         return np.argsort(-scores, axis=1, kind="stable")
     best = np.sort(np.argpartition(scores, -k, axis=1)[:, -k:], axis=1)
     values = np.take_along_axis(scores, best, axis=1)
     unclear = np.flatnonzero((scores >= values.min(axis=1, keepdims=True)).sum(axis=1) > k)
-    if unclear.size:  # more are level with the last one than there is room for
+    if unclear.size:  # more values tie with the last one than fit
         best[unclear] = np.sort(np.argsort(-scores[unclear], axis=1, kind="stable")[:, :k], axis=1)
         values = np.take_along_axis(scores, best, axis=1)
     return np.take_along_axis(best, np.argsort(-values, axis=1, kind="stable"), axis=1)
@@ -126,18 +126,18 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
 
 @keeping_threads()
 def approximate(query: np.ndarray, reference: np.ndarray, k: int, *, rng: np.random.Generator) -> Nearest:
-    """Approximately the `k` nearest of each query, by nearest-neighbour descent (pynndescent)."""
+    """Approximate `k` nearest rows for each query, by nearest-neighbour descent (pynndescent)."""
     from pynndescent import NNDescent
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own advice on small k and numba's on types
+        warnings.simplefilter("ignore")  # advice on small k, and numba's on types
         graph = NNDescent(
             reference, metric="cosine", n_neighbors=max(30, k), random_state=int(rng.integers(2**31)), verbose=False
         )
         graph.prepare()
         index, distance = graph.query(query, k=k, epsilon=0.2)
     index, score = index.astype(np.int64), (1 - distance).astype(np.float32)
-    lost = np.flatnonzero((index < 0).any(axis=1))  # the graph led to fewer than k
+    lost = np.flatnonzero((index < 0).any(axis=1))  # queries with fewer than k results
     if lost.size:
         again = exact(query[lost], reference, k)
         index[lost], score[lost] = again.index, again.score
@@ -145,10 +145,10 @@ def approximate(query: np.ndarray, reference: np.ndarray, k: int, *, rng: np.ran
 
 
 def hit_rates(found: Nearest, pairs: np.ndarray, k: int) -> np.ndarray:
-    """Chance (n,) that each query's pair is among its first `k`; NaN for a query without pair.
+    """Probability (n,) that each query's pair is among its first `k`; NaN without pair.
 
-    Where the pair is level with others, order among them is a matter of luck: a constant embedding is not better than
-    chance. A graph of neighbours does not say what it left out, so there a pair is found or not.
+    Ties are broken at random in expectation, so that a constant embedding scores at chance. Approximate search does not
+    report ties, so a pair is either found or not.
     """
     if found.above is None or found.tied is None:
         hits = (found.index[:, :k] == pairs[:, None]).any(axis=1).astype(float)

@@ -1,4 +1,4 @@
-"""Linear models for many targets at once, and genes predicted from an embedding. Arrays only."""
+"""Linear models for many targets, and prediction of genes from an embedding. Arrays only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Scaler:
-    """Mean 0 and standard deviation 1 by the training rows; a constant column becomes 0."""
+    """Standardise columns by the training rows; constant columns become 0."""
 
     def __init__(self, values: np.ndarray):
         self.mean = values.mean(axis=0, dtype=np.float64)
@@ -39,7 +39,7 @@ class Scaler:
 
 
 def balanced_weights(codes: np.ndarray, k: int) -> np.ndarray:
-    """Weights (n,) of mean 1 that make every class present weigh the same.
+    """Weights (n,) with mean 1 that give all present classes equal weight.
 
     >>> balanced_weights(np.array([0, 0, 0, 1]), 2).round(2).tolist()
     [0.67, 0.67, 0.67, 2.0]
@@ -51,16 +51,16 @@ def balanced_weights(codes: np.ndarray, k: int) -> np.ndarray:
 def solve_ridge(
     values: np.ndarray, targets: np.ndarray, penalty: float, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ridge for all targets together: coefficients (d, k) and intercepts (k,), in closed form.
+    """Ridge regression for all targets: coefficients (d, k) and intercepts (k,), in closed form.
 
-    Minimises the (weighted) squared error plus `penalty` times the squared coefficients; intercepts are free. Solved in
-    the smaller of n and d. `penalty` 0 gives the least squares of smallest norm.
+    Minimises the (weighted) squared error plus `penalty` times the squared coefficients; intercepts are not penalised.
+    Solved in the smaller of n and d. A `penalty` of 0 gives the least-squares solution of minimum norm.
     """
     weights = np.ones(len(values)) if weights is None else weights
     root = np.sqrt(weights)[:, None]
     x_mean = np.average(values, axis=0, weights=weights)
     y_mean = (weights / weights.sum()).astype(targets.dtype) @ targets
-    # targets need no centring, the centred columns are orthogonal to their means; they may be wide, so no copy is made
+    # targets are not centred, since centred columns are orthogonal to their means; this avoids a copy of wide targets
     x = root * (values - x_mean)
     if penalty == 0:
         coefficients = (linalg.pinv(x, check_finite=False) * root.T).astype(targets.dtype) @ targets
@@ -78,7 +78,7 @@ def _inverse(gram: np.ndarray, right: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def rotation(values: np.ndarray) -> np.ndarray | None:
-    """Principal axes (d, d), good ones for `logistic` on parts of these rows; None where there are more than rows."""
+    """Principal axes (d, d), suitable for `logistic` on subsets of these rows; None for more columns than rows."""
     if values.shape[1] > values.shape[0]:
         return None
     x = Scaler(values)(values)
@@ -97,13 +97,13 @@ def logistic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression: coefficients (d, k) and intercepts (k,).
 
-    Minimises the weighted cross-entropy (a sum) plus half of `penalty` times the squared coefficients, as
-    scikit-learn's ``LogisticRegression(C=1 / penalty)`` does. An embedding's columns are strongly correlated, which
-    costs L-BFGS hundreds of steps; here it walks in `axes` (any orthogonal ones give the same solution), each scaled by
-    the bound of its curvature, which takes far fewer.
+    Minimises the weighted cross-entropy (a sum) plus half of `penalty` times the squared coefficients, like
+    scikit-learn's ``LogisticRegression(C=1 / penalty)``. Columns of an embedding are strongly correlated, which costs
+    L-BFGS hundreds of steps. Optimising along `axes` (any orthogonal axes give the same solution), each scaled by a
+    bound of its curvature, takes far fewer.
     """
     if axes is None and values.shape[1] > values.shape[0]:
-        axes = linalg.qr(values.T, mode="economic", check_finite=False)[0]  # the solution lies in the rows' span
+        axes = linalg.qr(values.T, mode="economic", check_finite=False)[0]  # the solution is in the span of the rows
     elif axes is None:
         axes = linalg.eigh(values.T @ values, check_finite=False)[1]
     z = values @ axes
@@ -134,17 +134,17 @@ Method = Literal["ridge", "linear", "hest", "knn"]
 METHODS = ("ridge", "linear", "hest", "knn")
 Transform = Literal["log1p_cp10k", "log1p", "none"]
 TRANSFORMS = ("log1p_cp10k", "log1p", "none")
-MIN_SHARE = 0.1  # of the spots of every section, in which a gene must be found to be chosen
+MIN_SHARE = 0.1  # of the spots of every section in which a selected gene must be detected
 
 
 def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Counts on the scale to predict, as float32: `log1p` of counts, `log1p_cp10k` of counts per 10,000 of the spot.
+    """Counts on the scale to predict, float32: `log1p` of counts, or `log1p_cp10k` of counts per 10,000 per spot.
 
-    Where some columns are no genes, `is_gene` (bool) tells which count for the depth of a spot.
+    `is_gene` (bool) marks the columns that are included in the depth of a spot; None: all.
     """
     largest = np.abs(block.data).max(initial=0)
     if largest > np.finfo(np.float32).max:
-        raise ValueError(f"The values are up to {largest:.3g}, too large for float32. Correct what is broken.")
+        raise ValueError(f"The values are up to {largest:.3g}, too large for float32. Correct these values.")
     block = sparse.csr_matrix(block, dtype=np.float32, copy=True)
     if transform == "log1p_cp10k":
         total = np.asarray((block if is_gene is None else block[:, is_gene]).sum(axis=1)).ravel()
@@ -155,10 +155,10 @@ def transformed(block: sparse.csr_matrix, transform: Transform, is_gene: np.ndar
 def top_variable_genes(
     logged: sparse.csr_matrix, sections: np.ndarray, n_top: int = 50, *, min_share: float = MIN_SHARE
 ) -> np.ndarray:
-    """Numbers of the most variable genes, as HEST-Bench chooses them: sorted, at most `n_top`.
+    """Indices of the most variable genes, selected as in HEST-Bench: sorted, at most `n_top`.
 
-    Genes found in a tenth of the spots of every section; among them the highest dispersions, normalised by mean
-    (scanpy's flavour "seurat"), over all sections.
+    Genes must be detected in a tenth of the spots of every section; among these, the genes with the highest
+    dispersions, normalised by mean (scanpy's flavour "seurat"), over all sections.
 
     Parameters
     ----------
@@ -201,14 +201,14 @@ def predict_folds(
     folds
         (n,) fold of each spot.
     method
-        - ``"ridge"``: on standardised columns, penalty `d` where None is given: so strong that all columns together are
-          expected to explain as much variance as they leave
+        - ``"ridge"``: on standardised columns; the default penalty `d` makes all columns together explain half of
+        the|nl|  variance in expectation
         - ``"linear"``: least squares, the linear probe
         - ``"hest"``: standardised, `n_components` principal components, ridge with penalty 100 / (components x genes)
         - ``"knn"``: mean of the `n_neighbors` spots of highest cosine
     reference
         (n, d), for ``"knn"``: what the query `values` are compared with, another modality in the same space; None:
-        `values`.
+        (n, d) vectors of another modality in the same space to compare the queries `values` with, for ``"knn"``; None:
 
     Returns
     -------
@@ -245,7 +245,7 @@ def predict_folds(
 def _principal(x: np.ndarray, x_test: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.decomposition import PCA
 
-    if not x.any():  # constant columns, which have no components
+    if not x.any():  # constant columns have no components
         return x[:, :1], x_test[:, :1]
     pca = PCA(min(n, *x.shape), random_state=seed).fit(x)
     return pca.transform(x), pca.transform(x_test)

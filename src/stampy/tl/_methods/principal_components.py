@@ -1,7 +1,7 @@
-"""Principal components of raw counts by scanpy's usual recipe: log-normalised, the most variable genes, PCA.
+"""Principal components of raw counts by scanpy's standard steps: log-normalisation, most variable genes, PCA.
 
-scikit-learn computes the components, as in scanpy. The steps before are written out here because importing scanpy takes
-longer than all of them on a small section; tests compare them with scanpy's.
+scikit-learn computes the components, as in scanpy. The preceding steps are implemented here, since importing scanpy
+takes longer than all of them on a small section; tests compare them with scanpy.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from stampy import _checks
 __all__ = ["N_COMPONENTS", "log_normalised", "principal_components", "variable_genes"]
 
 N_GENES, N_COMPONENTS = 2000, 50
-DEPTH = 1e4  # counts of a spot after normalisation
-N_BINS = 20  # of the genes' means
+DEPTH = 1e4  # counts per spot after normalisation
+N_BINS = 20  # bins of the genes' means
 
 
 def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, int]:
-    """Components (n, D) float32 of raw counts, the number of genes used, and of spots without counts."""
+    """Components (n, D) float32 of raw counts, number of genes used, and number of spots without counts."""
     from sklearn.decomposition import PCA
 
     logged, empty = log_normalised(counts)
@@ -42,7 +42,7 @@ def principal_components(counts: sparse.csr_matrix) -> tuple[np.ndarray, int, in
 
 
 def log_normalised(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Log of 1 + counts per 10,000, float32, and which spots have no counts."""
+    """Log of 1 + counts per 10,000, float32, and a mask of spots without counts."""
     logged = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
     logged.sum_duplicates()
     logged.eliminate_zeros()
@@ -55,9 +55,9 @@ def log_normalised(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.nda
 
 
 def variable_genes(logged: sparse.csr_matrix, n: int) -> np.ndarray:
-    """Columns (bool) with the `n` highest dispersions, normalised among genes of a similar mean.
+    """Mask of the columns with the `n` highest dispersions, normalised among genes of similar mean.
 
-    ``scanpy.pp.highly_variable_genes`` with its flavour "seurat". Genes that tie with the last one are included;
+    Equivalent to ``scanpy.pp.highly_variable_genes`` with flavour "seurat". Genes tied with the last one are included;
     constant genes have no dispersion.
 
     Parameters
@@ -68,11 +68,11 @@ def variable_genes(logged: sparse.csr_matrix, n: int) -> np.ndarray:
     mean, variance = _moments(logged)
     mean[mean == 0] = 1e-12
     dispersion = variance / mean
-    dispersion[dispersion <= 0] = np.nan  # constant, by the last digit below 0
+    dispersion[dispersion <= 0] = np.nan  # constant; rounding may give values below 0
     genes = pd.DataFrame({"mean": np.log1p(mean), "dispersion": np.log(dispersion)})
     binned = genes.groupby(pd.cut(genes["mean"], N_BINS), observed=True)["dispersion"]
     average, deviation = binned.transform("mean"), binned.transform("std")
-    alone = deviation.isna()  # the only gene of its bin: 1
+    alone = deviation.isna()  # a single gene in its bin gets 1
     normalised = (genes["dispersion"] - average.where(~alone, 0)) / deviation.where(~alone, average)
     known = np.sort(normalised.dropna().to_numpy())
     least = known[-min(n, len(known))] if len(known) else np.inf

@@ -1,4 +1,4 @@
-"""Attention pooling fitted to bags of tiles, and the mean of the tiles as the simple baseline; arrays only.
+"""Attention pooling fitted to bags of tiles, and the mean of the tiles as baseline. Arrays only.
 
 Shapes: S slides, n tiles of a slide, D size of a feature, C classes.
 """
@@ -19,26 +19,26 @@ from stampy.models import GatedAttentionMIL
 
 __all__ = ["AttentionPooling", "MeanPooling", "Recipe", "one_thread"]
 
-Bag = Callable[[int], np.ndarray]  # number of a slide -> its tiles (n, D)
+Bag = Callable[[int], np.ndarray]  # index of a slide -> its tiles (n, D)
 
 _PREDICT_ROWS = 8192  # tiles scored at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How attention pooling is trained."""
+    """Training parameters of attention pooling."""
 
     hidden: int = 128
     n_epochs: int = 60
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     slides_per_step: int = 8
-    max_tiles: int = 2048  # of a slide in a step, drawn anew each epoch
+    max_tiles: int = 2048  # of a slide per step, drawn in each epoch
 
 
 @contextlib.contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On the CPU, sums in one order whatever the number of threads: the same result to the last bit."""
+    """Use one thread on the CPU, so that sums have a fixed order and results do not depend on the number of threads."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -54,20 +54,20 @@ class AttentionPooling:
     Parameters
     ----------
     n_classes
-        Classes.
+        Number of classes.
     recipe
-        How to train.
+        Training parameters.
     random
-        Draws first weights, order of slides and tiles.
+        Generator for initial weights, order of slides and tiles.
     device
-        Where to train.
+        Device for training.
     """
 
     def __init__(self, n_classes: int, recipe: Recipe, random: np.random.Generator, device: torch.device):
         self.n_classes, self.recipe, self.random, self.device = n_classes, recipe, random, device
 
     def fit(self, bag: Bag, slides: np.ndarray, classes: np.ndarray) -> AttentionPooling:
-        """Train on `slides` (S,) of `classes` (S,); rare classes weigh as much as common ones."""
+        """Train on `slides` (S,) of `classes` (S,), with equal total weight per class."""
         self.mean, self.std = moments(bag, slides)
         generator = torch.Generator().manual_seed(int(self.random.integers(2**63)))
         self.model = GatedAttentionMIL(len(self.mean), self.n_classes, hidden=self.recipe.hidden, generator=generator)
@@ -100,7 +100,7 @@ class AttentionPooling:
 
     @torch.no_grad()
     def predict(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities (C,) of a slide from all its tiles (n, D), and the tiles' attention (n,), of sum 1."""
+        """Probabilities (C,) of a slide from all its tiles (n, D), and the tiles' attention (n,), which sums to 1."""
         self.model.eval()
         parts = [
             self.model.embed(self._scaled(np.asarray(tiles[i : i + _PREDICT_ROWS], dtype=np.float32)))
@@ -115,7 +115,7 @@ class AttentionPooling:
 
 
 class MeanPooling:
-    """The mean of a slide's tiles, and logistic regression on it."""
+    """Logistic regression on the mean of a slide's tiles."""
 
     def fit(self, means: np.ndarray, classes: np.ndarray) -> MeanPooling:
         """Fit to the slides' means (S, D)."""
@@ -133,7 +133,7 @@ class MeanPooling:
 
 
 def moments(bag: Bag, slides: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread (D,) float32 over the tiles; every slide weighs the same."""
+    """Mean and standard deviation (D,) float32 over the tiles, with equal weight per slide."""
     mean = np.mean([bag(s).mean(axis=0, dtype=np.float64) for s in slides], axis=0)
     square = np.mean([((bag(s) - mean) ** 2).mean(axis=0) for s in slides], axis=0)
     std = np.sqrt(square)
@@ -142,7 +142,7 @@ def moments(bag: Bag, slides: Sequence[int] | np.ndarray) -> tuple[np.ndarray, n
 
 
 def _drawn(tiles: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
-    """All tiles, or `most` of them, as float32."""
+    """All tiles, or `most` random ones, as float32."""
     if len(tiles) > most:
         tiles = tiles[np.sort(random.choice(len(tiles), most, replace=False))]
     return np.asarray(tiles, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""How much each token of a spot adds to e · w, with e the spot's gene embedding and w a vector for the spot.
+"""Contribution of each token of a spot to e · w, for the spot's gene embedding e and a vector w.
 
 Shapes: n spots, T longest token list, B rows of a batch, L positions, E size of the embedding.
 """
@@ -25,7 +25,7 @@ N_STEPS = 32
 
 
 def embed_tokens(tower: Tower[Stamp], tokens: np.ndarray) -> np.ndarray:
-    """Gene embeddings (n, E) float32 of token lists (n, T), one by one: spots here are few."""
+    """Gene embeddings (n, E) float32 of token lists (n, T), one by one, since there are few spots."""
     most = tower.model.gene.config.max_tokens
     with tower.running():
         parts = [_embed(tower.model, row[None, : min(most, max(_length(row), 1))]) for row in tokens]
@@ -50,23 +50,23 @@ def leave_one_out(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """Loss of e · w when the gene of a token is left out and all lower ranks move up by one.
+    """Decrease of e · w when the gene of a token is removed and all lower ranks move up by one.
 
-    That is the embedding of the spot with that gene never counted, exactly: where a list is longer than the model
-    takes, the next gene of the spot comes in at its end.
+    This is exactly the embedding of the spot without counts of that gene: if a list is longer than the model's input,
+    the next gene of the spot is added at its end.
 
     Parameters
     ----------
     tower
-        The model.
+        Tower of the model.
     tokens
-        (n, T): as in ``obsm["stamp_tokens"]``, one more than the model takes.
+        (n, T): as in ``obsm["stamp_tokens"]``, with one token more than the model's input.
     weights
         (n, E): w of each spot.
     ask
-        (n, T) bool: tokens to leave out, one at a time; others get 0.
+        (n, T) bool: tokens to remove, one at a time; others get 0.
     batch_size
-        Token lists of a batch; None: by a budget of positions.
+        Token lists per batch; None: limited by a number of positions.
     progress
         Show a progress bar.
 
@@ -92,7 +92,7 @@ def leave_one_out(
 
 
 def _without(row: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The row (L,) without the token at each of the places (B,): (B, L - 1), or a pad where nothing is left.
+    """Remove the token at each of the places (B,) from the row (L,): (B, L - 1), or padding if nothing remains.
 
     >>> _without(np.array([7, 8, 9]), np.array([0, 2])).tolist()
     [[8, 9], [7, 8]]
@@ -122,23 +122,23 @@ def integrated_gradients(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """Integrated gradients of e · w, from a spot whose tokens are all masked to the spot as it is (captum).
+    """Integrated gradients of e · w, from a spot with all tokens masked to the spot (captum).
 
-    Token embeddings move along the straight line, positions stay. The sum over a spot's tokens is e · w less that of
-    the masked spot, up to the error of the sum over steps.
+    Token embeddings move along a straight line, positions are fixed. The sum over a spot's tokens equals the difference
+    of e · w to the masked spot, up to the error of the sum over steps.
 
     Parameters
     ----------
     tower
-        The model.
+        Tower of the model.
     tokens
         (n, T): as in ``obsm["stamp_tokens"]``.
     weights
         (n, E): w of each spot.
     n_steps
-        Points on the line.
+        Number of points on the line.
     batch_size
-        Points of a batch; None: by a budget of positions.
+        Points per batch; None: limited by a number of positions.
     progress
         Show a progress bar.
 
@@ -184,7 +184,7 @@ def integrated_gradients(
 
 
 def captum() -> type:
-    """Captum's LayerIntegratedGradients; ImportError that says what to install."""
+    """Captum's LayerIntegratedGradients; ImportError with instructions to install it."""
     try:
         from captum.attr import LayerIntegratedGradients
     except ImportError as error:

@@ -27,8 +27,8 @@ from stampy.pp._genes.means import add_sums, means_of
 from stampy.train._corpus import spavis
 from stampy.train._corpus.layout import CorpusSettings, Manifest, SectionRecord, write_group
 from stampy.train._corpus.section_writer import (
-    FAULTS,
     PARTIAL,
+    SECTION_ERRORS,
     Reader,
     stored_record,
     sums_of,
@@ -214,7 +214,7 @@ def _fingerprints(sections: Sequence[SourceSection], skipped: dict[str, str], sk
     for section in sections:
         try:
             found[section.name] = section.fingerprint if isinstance(section, Slide) else _fingerprint(section)
-        except FAULTS as error:
+        except SECTION_ERRORS as error:
             if not skip:
                 raise
             skipped.setdefault(section.name, str(error.args[0] if error.args else error))

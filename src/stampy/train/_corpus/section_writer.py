@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _files, _utils
-from stampy._io.sections import FAULTS, SectionInput, file_name, one_line, several_sections
+from stampy._io.sections import SECTION_ERRORS, SectionInput, file_name, one_line, several_sections
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.libraries import SeveralSectionsError
 from stampy._section.section import has_images, places_of, side_by_side
@@ -76,7 +76,7 @@ def sums_of(section: SectionInput, reader: Reader, skip: bool) -> pd.DataFrame |
             warnings.simplefilter("ignore")  # repeated when the section is written
             table = _utils.table_of(_data(section, reader))
             return section_sums(table, None, repr(section.name)) if table.n_vars else None
-    except FAULTS as error:
+    except SECTION_ERRORS as error:
         if not skip or _files.is_full(error):
             raise _with_name(error, section.name) from error
         return _line(error, section.name)
@@ -104,7 +104,7 @@ def write_section(
                 notes = [*written["notes"], *(str(w.message) for w in caught if _is_ours(w))]
                 record["notes"] = list(dict.fromkeys(notes))
                 write_group(partial, {"stampy": record})  # written last: a group with a record is complete
-    except FAULTS as error:
+    except SECTION_ERRORS as error:
         if not skip or _files.is_full(error):
             raise _with_name(error, section.name) from error
         return {"name": section.name, "error": _line(error, section.name)}
@@ -141,7 +141,7 @@ def _with_name(error: BaseException, name: str) -> Exception:
             f"{error.strerror} while section {name!r} was written. Free space and build again: it continues from there",
         )
     return ValueError(
-        f"Section {name!r} can't be used: {_line(error, name)} Repair or remove it and build again (it continues "
+        f"Section {name!r} cannot be used: {_line(error, name)} Repair or remove it and build again (it continues "
         "from there), or build with on_error='skip'."
     )
 
@@ -175,7 +175,7 @@ def _data(section: SectionInput, reader: Reader) -> Any:
 
 
 def _vocabulary(path: Path) -> Vocabulary:
-    about = path.stat()  # a folder that is removed and built again has another vocabulary at the same path
+    about = path.stat()  # a rebuilt folder may have another vocabulary at the same path
     return _loaded(path, about.st_ino, about.st_mtime_ns)
 
 

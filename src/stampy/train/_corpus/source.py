@@ -20,7 +20,7 @@ from stampy.pp import Vocabulary
 from stampy.train._corpus import spavis, spavis_index
 from stampy.train._corpus.layout import CorpusSettings
 from stampy.train._corpus.spavis import Slide, is_token_file, number_of
-from stampy.train._corpus.spavis_index import FAULTS, damaged_file
+from stampy.train._corpus.spavis_index import SECTION_ERRORS, damaged_file
 
 if TYPE_CHECKING:
     import h5py
@@ -176,7 +176,7 @@ class HubFolder:
                 h5py.File(remote) as file,
             ):
                 yield file
-        except FAULTS as error:
+        except SECTION_ERRORS as error:
             if isinstance(error, ConnectionError | PermissionError | FileNotFoundError):
                 raise
             raise damaged_file(name, error) from error
@@ -318,12 +318,12 @@ def _hub_errors(repository: str) -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ConnectionError(f"The hub can't be reached for {repository!r}: {_first_line(error)}") from error
+        raise ConnectionError(f"The hub cannot be reached for {repository!r}: {_first_line(error)}") from error
     except (RevisionNotFoundError, EntryNotFoundError) as error:
         raise ValueError(f"The hub has no such commit or file of {repository!r}: {_first_line(error)}") from error
     except RepositoryNotFoundError as error:  # includes GatedRepoError
         raise PermissionError(
-            f"The hub has no data set {repository!r}, or asks for a token or for access: accept its terms on its page "
+            f"The hub has no data set {repository!r}, or requires a token or access: accept its terms on its page "
             "and log in with `hf auth login`."
         ) from error
     except HfHubHTTPError as error:
@@ -331,7 +331,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
-        raise ConnectionError(f"The hub can't be reached for {repository!r}: {_first_line(error)}") from error
+        raise ConnectionError(f"The hub cannot be reached for {repository!r}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

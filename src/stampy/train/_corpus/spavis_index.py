@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from stampy.train._corpus.layout import CorpusSettings
 
-__all__ = ["FAULTS", "damaged_file", "open_file", "slides_of"]
+__all__ = ["SECTION_ERRORS", "damaged_file", "open_file", "slides_of"]
 
-FAULTS = (OSError, RuntimeError, KeyError)  # errors of h5py for a damaged file
+SECTION_ERRORS = (OSError, RuntimeError, KeyError)  # errors of h5py for a damaged file
 MAX_CHUNK_READS = 4  # of the same chunk
 
 Opener = Callable[[Path, str], AbstractContextManager["h5py.File"]]
@@ -40,7 +40,7 @@ def open_file(path: Path, name: str, *, cache_bytes: int = 2**20) -> Iterator[h5
         refuse_links_h5(path)
         with h5py.File(path, rdcc_nbytes=cache_bytes) as file:
             yield file
-    except FAULTS as error:
+    except SECTION_ERRORS as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise damaged_file(name, error) from error
@@ -96,7 +96,7 @@ def slides_of(
     _warn_of_ignored(known)
     if faults:
         _checks.warn(
-            f"{len(faults)} of {len(files)} files can't be read: {_checks.shortlist(faults)}. Sections that also have "
+            f"{len(faults)} of {len(files)} files cannot be read: {_checks.shortlist(faults)}. Sections that also have "
             "rows in them are incomplete. Repair or remove the files and build again; changed sections are rebuilt."
         )
     return [Slide(name, tuple(found)) for name, found in parts.items()], faults
@@ -181,7 +181,7 @@ def _check_tiles(file: h5py.File, name: str, n_rows: int, grouped: bool, setting
         return False
     if grouped:
         raise ValueError(
-            f"{name}: {there or 'no images'} beside groups of spots. Tiles belong to rows of single spots (stage 2); "
+            f"{name}: {there or 'no images'} and groups of spots. Tiles belong to rows of single spots (stage 2); "
             "build with images=False to store only the groups."
         )
     for key in TILES:

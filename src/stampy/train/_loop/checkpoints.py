@@ -115,7 +115,7 @@ def write_config(out: Path, described: State) -> None:
 
 
 def state_of(model: nn.Module, optimizer: Optimizer, *, sharded: bool) -> State:
-    """Collect weights and optimizer state on rank 0; every rank must call it."""
+    """Collect weights and optimiser state on rank 0; every rank must call it."""
     if not sharded:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -231,7 +231,7 @@ def _check_warmup(config: PretrainConfig | AlignConfig, steps: int) -> None:
 
 
 class TrainState(Generic[B, P, C]):
-    """Model, optimizer and precision of a run; performs training steps, saves and resumes."""
+    """Model, optimiser and precision of a run; performs training steps, saves and resumes."""
 
     def __init__(self, out: Path, fabric: Fabric, stage: Stage[B, P, C]):
         self.out, self.fabric, self.model = out, fabric, stage.model
@@ -242,7 +242,7 @@ class TrainState(Generic[B, P, C]):
             ready_to_compile()
         for layer in stage.layers() if config.compile else ():
             layer.compile(dynamic=True)
-        self.module = fabric.setup_module(stage)  # before the optimizer, since sharding replaces the parameters
+        self.module = fabric.setup_module(stage)  # before the optimiser, since sharding replaces the parameters
         trained = [p for p in stage.parameters() if p.requires_grad]
         self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None  # float16 skips infinities
         # A fused step would unscale gradients itself, but they are clipped before it.
@@ -294,8 +294,8 @@ class TrainState(Generic[B, P, C]):
     def stop(self, number: int, step: int, steps: int) -> NoReturn:
         """Stop the run on all ranks after a signal."""
         message = (
-            f"Stopped after {step:,} of {steps:,} steps; the checkpoint is saved in {str(self.out)!r}. Give the same "
-            "command again to go on."
+            f"Stopped after {step:,} of {steps:,} steps; the checkpoint is saved in {str(self.out)!r}. "
+            "Repeat the command to resume."
         )
         if self.fabric.is_global_zero:
             sys.stderr.write(f"stampy: {message}\n")

@@ -1,4 +1,4 @@
-"""What the user said about images and scale, checked before any image is opened; imports nothing heavy."""
+"""Options of the user for images and scale, checked before any image is opened. No heavy imports."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from stampy._section.image.slide_image import SlideImage
 
-__all__ = ["ImageSource", "Wishes"]
+__all__ = ["ImageOptions", "ImageSource"]
 
 ImageSource: TypeAlias = "str | Path | np.ndarray | SlideImage"
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user said about images and scale; each value for all sections, or by section."""
+class ImageOptions:
+    """Image and scale as specified by the user; each value for all sections, or by section."""
 
     image: ImageSource | Mapping[str, ImageSource] | None = None
     image_key: str | Mapping[str, str] | None = None
@@ -38,14 +38,14 @@ class Wishes:
             if value is not None:
                 _checks.positive(name, value)
 
-    def of(self, section: str, names: Collection[str]) -> Wishes:
-        """The wishes for one of the sections."""
+    def of(self, section: str, names: Collection[str]) -> ImageOptions:
+        """The values for one of the sections."""
         if self.image is not None and not isinstance(self.image, Mapping) and len(names) > 1:
             first = next(iter(names))
             raise ValueError(
                 f"One `image` was given for {len(names)} sections; give one for each: image={{{first!r}: ..., ...}}."
             )
-        return Wishes(
+        return ImageOptions(
             _pick(self.image, section, "image"),
             _pick(self.image_key, section, "image_key"),
             _pick(self.um_per_px, section, "um_per_px"),
@@ -53,8 +53,8 @@ class Wishes:
         )
 
 
-def _pick(wish: Any, section: str, name: str) -> Any:
-    if not isinstance(wish, Mapping):
-        return wish
-    _checks.has_key(wish, section, slot=name, needs="Sections are named by `library_key`; each needs an entry.")
-    return wish[section]
+def _pick(value: Any, section: str, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    _checks.has_key(value, section, slot=name, needs="Sections are named by `library_key`; each needs an entry.")
+    return value[section]
