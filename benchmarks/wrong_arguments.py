@@ -90,6 +90,69 @@ bench configs --nope
 models --nope
 datasets --nope
 embd section.h5ad out.h5ad
+demo --modality imgae
+demo --section toy --layer counts
+demo --section section.h5ad --library-key nope
+report section.h5ad there.html
+report section.h5ad --library-key nope
+report section.h5ad --n-genes 0
+report section.h5ad --embedding X_nope
+report picture.png
+embed section.h5ad there.h5ad
+embed section.h5ad out.h5ad --modality gene --um-per-px 0.5
+embed section.h5ad out.h5ad --um-per-px 1 --spot-um 55
+embed section.h5ad out.h5ad --organism mous
+embed section.h5ad out.h5ad --bin-um 0
+embed section.h5ad out.h5ad --workers 2
+embed section.h5ad out.h5ad --resume section.h5ad
+embed picture.png out.h5ad
+embed broken.json out.h5ad
+embed section.h5ad nowhere/deep/out.csv
+embed columns.tsv --out many
+embed missing.tsv --out many
+embed section.h5ad --out many --image picture.png
+embed section.h5ad --out many --on-error skp
+embed section.h5ad --out many --scheduler tcp://127.0.0.1:1 --workers 2
+embed section.h5ad --out many --modality gene --um-per-px 0.5
+embed section.h5ad section.h5ad --out many
+slide picture.png out.zarr --tile-um 0
+slide picture.png out.zarr --n-workers 0
+slide picture.png out.zarr --um-per-px -1
+slide picture.png out.zarr --workers 2
+slide picture.png --out many --n-workers 4
+slide columns.tsv --out many
+slide picture.png --out many --min-tissue 7
+corpus bild section.h5ad
+corpus build section.h5ad --out corpus --vocabulary nowhere.tsv
+corpus build section.h5ad --out corpus --vocabulary columns.tsv
+corpus build section.h5ad --out corpus --quality 101
+corpus build section.h5ad --out corpus --codec jpg
+corpus build empty.tsv --out corpus
+corpus build missing.tsv --out corpus
+corpus info section.h5ad
+corpus hest . --out hest.tsv
+corpus hest . --out hest.csv
+pretrain section.h5ad --out run --seed -1
+pretrain section.h5ad --out section.h5ad
+pretrain section.h5ad --out run --config list.json
+pretrain section.h5ad --out run --config kind.json
+pretrain section.h5ad --out run --config .
+pretrain section.h5ad --out run --logger tensorbord
+pretrain section.h5ad --out run --num-nodes 0
+pretrain section.h5ad --out run --vocabulary columns.tsv
+align section.h5ad --out run --backbone vit_smal_patch16_224
+align section.h5ad --out run --config backbone.json
+align section.h5ad --out run --config broken.json
+evaluate nowhere/model section.h5ad
+evaluate stampy-mini section.h5ad --out section.h5ad/table.csv
+evaluate stampy-mini section.h5ad --seed -1
+bench rn toy
+bench run toys --out compared
+bench run section.json --out compared
+bench table section.h5ad
+bench report . --out tables.html
+modles
+dataset
 """
 
 
@@ -106,6 +169,14 @@ def prepared(folder: Path) -> None:
     (folder / "broken.json").write_text("{")
     (folder / "unknown.json").write_text(json.dumps({"max_stepss": 2}))
     (folder / "impossible.json").write_text(json.dumps({"max_steps": -2}))
+    (folder / "kind.json").write_text(json.dumps({"epochs_igr": "many"}))
+    (folder / "list.json").write_text("[1]")
+    (folder / "backbone.json").write_text(json.dumps({"backbone": "vit_smal_patch16_224"}))
+    (folder / "section.json").write_text(json.dumps({"sections": ["section.h5ad"], "systms": ["pca"]}))
+    (folder / "columns.tsv").write_text("file\tname\nsection.h5ad\ta\n")
+    (folder / "missing.tsv").write_text("path\nnowhere.h5ad\n")
+    (folder / "there.html").write_text("mine")
+    (folder / "there.h5ad").write_bytes((folder / "section.h5ad").read_bytes())
 
 
 def main() -> None:

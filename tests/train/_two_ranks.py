@@ -1,9 +1,14 @@
-"""Program of test_distributed.py for two processes: ``python -m torch.distributed.run ... _two_ranks.py OUT``."""
+"""What test_distributed.py runs in each of two processes: ``python _two_ranks.py OUT`` becomes two, as torchrun's are.
+
+It sets what torchrun sets, but forks: packages, whose import takes longer than the training, are imported once.
+"""
 
 import json
 import os
 import signal
+import socket
 import sys
+import traceback
 import warnings
 from functools import partial
 from pathlib import Path
@@ -51,6 +56,43 @@ def stopped(out: Path, config: dict) -> None:
     run()
 
 
+def launch(out: Path) -> int:
+    """Run `main` in two processes; 0 if both ended well."""
+    import test_distributed  # noqa: F401  # with it torch and stampy
+    import timm  # noqa: F401
+
+    from stampy import train
+
+    _ = train.pretrain, train.align
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+              "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+    ranks = set()
+    for rank in range(2):
+        if pid := os.fork():
+            ranks.add(pid)
+            continue
+        os.environ.update({name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()})
+        try:
+            main(out)
+        except BaseException:  # noqa: BLE001  # whatever it was: this process must not go on as the first one
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    worst = 0
+    while ranks:
+        pid, status = os.wait()
+        ranks.discard(pid)
+        worst = max(worst, abs(os.waitstatus_to_exitcode(status)))
+        if worst:  # as torchrun does: the other would wait for ever
+            for other in ranks:
+                os.kill(other, signal.SIGKILL)
+    return worst
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]))
+    sys.exit(launch(Path(sys.argv[1])))

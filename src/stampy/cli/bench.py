@@ -122,6 +122,9 @@ def inputs_summary(table: str, folder: str, found: Sequence[Piece]) -> str:
 
 
 def _report(*, folder: str, out: str, title: str) -> None:
+    from stampy import _checks
+
+    _checks.existing(folder, what="folder of results")
     from stampy.cli.tables import write_tables
 
     say(f"Written: {write_tables(folder, out, title=title)}")

@@ -166,12 +166,13 @@ def _check_build(sections: list[str], out: str, vocabulary: str | None, options:
     """Raise for missing files and invalid values before torch is imported."""
     from stampy import _checks
     from stampy._workers import check_workers
+    from stampy.cli.early_checks import check_vocabulary_file
 
     for path in sections:
         if not path.startswith("hf:"):
             _checks.existing(path, what="section or manifest")
     if vocabulary is not None:
-        _checks.existing(vocabulary, what="vocabulary")
+        check_vocabulary_file(vocabulary)
     for name, least in (("max_tokens", 1), ("draws", 1), ("regions", 1), ("quality", 1), ("seed", 0)):
         _checks.at_least(name, options[name], least)
     _checks.at_most("quality", options["quality"], 100)

@@ -13,10 +13,19 @@ from stampy.datasets import _registry
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["OFFLINE", "TOY", "TOY_COLUMNS", "check_names", "check_section_names", "offline_section"]
+__all__ = [
+    "OFFLINE",
+    "TOY",
+    "TOY_COLUMNS",
+    "check_names",
+    "check_section_names",
+    "check_vocabulary_file",
+    "offline_section",
+]
 
 TOY = "toy"
 TOY_COLUMNS = "in_tissue", "array_row", "array_col", "domain", "section"
+VOCABULARY = "gene_id", "symbol", "divisor"  # columns
 OFFLINE = "HER2ST_A1"  # preferred for the demo if a mirror exists, since it has an image and labels
 
 
@@ -26,12 +35,17 @@ def offline_section() -> str | None:
     return OFFLINE if OFFLINE in names else next(iter(names), None)
 
 
-def check_section_names(section: str | None, labels: str) -> None:
-    """Raise KeyError if the demo's section lacks the column and its columns are known without reading it."""
+def check_section_names(
+    section: str | None, *, obs: Mapping[str, str | None], layers: Mapping[str, str | None]
+) -> None:
+    """Raise KeyError if the demo's section lacks a column or layer and they are known without reading it."""
     if section == TOY:
-        _check(TOY_COLUMNS, "obs", labels, "labels")
-    elif (path := _stored(section or offline_section())) is not None:
-        check_names(path, obs={"labels": labels})
+        for slot, there, given in (("obs", TOY_COLUMNS, obs), ("layers", (), layers)):
+            for option, name in given.items():
+                if name is not None:
+                    _check(there, slot, name, option)
+    elif any((*obs.values(), *layers.values())) and (path := _stored(section or offline_section())) is not None:
+        check_names(path, obs=obs, layers=layers)
 
 
 def check_names(
@@ -39,20 +53,21 @@ def check_names(
     *,
     obs: Mapping[str, str | None],
     layers: Mapping[str, str | None] | None = None,
+    obsm: Mapping[str, str | None] | None = None,
     table_key: str = "table",
 ) -> None:
-    """Raise KeyError if an .h5ad or .zarr lacks a column of obs or a layer; other formats are not checked.
+    """Raise KeyError if an .h5ad or .zarr lacks a column of obs, a layer or a key of obsm; others are not checked.
 
     Parameters
     ----------
     path
         Local path of the section.
-    obs, layers
+    obs, layers, obsm
         Option -> given name; None if not given.
     table_key
         Table of a SpatialData.
     """
-    for slot, given in (("obs", obs), ("layers", layers or {})):
+    for slot, given in (("obs", obs), ("layers", layers or {}), ("obsm", obsm or {})):
         wanted = {option: name for option, name in given.items() if name is not None}
         there = _listed_in(Path(path).expanduser(), slot, table_key) if wanted else None
         for option, name in wanted.items():
@@ -60,9 +75,23 @@ def check_names(
                 _check(there, slot, name, option)
 
 
+def check_vocabulary_file(path: str | Path) -> None:
+    """Raise for a missing file, or one without a vocabulary's columns; its reader checks the rest."""
+    place = _checks.existing(path, what="vocabulary")
+    place = _checks.existing(place / "genes.tsv", what="vocabulary") if place.is_dir() else place
+    with place.open("rb") as file:
+        found = file.readline(2**16).decode("utf-8", errors="replace").rstrip("\r\n").split("\t")
+    if missing := [name for name in VOCABULARY if name not in found]:
+        raise ValueError(
+            f"{str(path)!r} is not a vocabulary: it needs the columns {list(VOCABULARY)}; {missing} are missing. "
+            f"Its first line is {_checks.shortlist(found)}."
+        )
+
+
 def _check(there: Collection[str], slot: str, name: str, option: str) -> None:
-    needs = "names the raw counts." if slot == "layers" else f"names a column{' of labels' * (option == 'labels')}."
-    _checks.has_key(there, name, slot=f"adata.{slot}", needs=f"`--{option.replace('_', '-')}` {needs}")
+    kinds = {"layers": "the raw counts", "obsm": "an embedding"}
+    named = kinds.get(slot, f"a column{' of labels' * (option == 'labels')}")
+    _checks.has_key(there, name, slot=f"adata.{slot}", needs=f"`--{option.replace('_', '-')}` names {named}.")
 
 
 def _stored(section: str | None) -> Path | None:

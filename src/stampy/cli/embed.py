@@ -147,7 +147,8 @@ def _embed_one(
     table_key: str,
     **options: Any,
 ) -> None:
-    place, path = _checked_paths(source, target, options, overwrite=overwrite, table_key=table_key)
+    asked = None if bin_um is not None else _request_options(options)  # with bins, `um_per_px` may be theirs
+    place, path = _checked_paths(source, target, options, asked, overwrite=overwrite, table_key=table_key)
 
     from stampy._io import read as _formats
     from stampy.tl._embedding.arguments import Request
@@ -179,7 +180,13 @@ def _embed_one(
 
 
 def _checked_paths(
-    source: str, target: str, options: dict[str, Any], *, overwrite: bool, table_key: str
+    source: str,
+    target: str,
+    options: dict[str, Any],
+    asked: dict[str, Any] | None,
+    *,
+    overwrite: bool,
+    table_key: str,
 ) -> tuple[Path | None, Path]:
     """Input (None: an address) and output; raise for invalid names and paths before heavy imports."""
     from stampy import _checks
@@ -192,8 +199,10 @@ def _checked_paths(
     check_name(options["model"])
     place = None if is_address(source) else _checks.existing(source, what="section")
     path = checked_target(target, overwrite=overwrite)
-    if place is not None and place.suffix == ".h5ad":  # other readers may use `image`, `um_per_px`
-        Request(**_request_options(options), table_key=table_key)
+    if (resume := options["resume"]) is not None and Path(resume).expanduser().is_file():
+        raise NotADirectoryError(f"`resume` must be a folder, found the file {resume!r}. Choose another.")
+    if asked is not None and place is not None and place.suffix == ".h5ad":  # other readers may use the image
+        Request(**asked, table_key=table_key)
     if place is not None:
         names = {"obs": {"library_key": options["library_key"]}, "layers": {"layer": options["layer"]}}
         check_names(place, **names, table_key=table_key)

@@ -68,7 +68,7 @@ VALUES = {
 }
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
-         "n_genes": 1, "n_domains": 2}  # fmt: skip
+         "n_genes": 1, "n_domains": 2, "seed": 0}  # fmt: skip
 ABOVE_ZERO = "um_per_px", "spot_um", "tile_um", "bin_um"
 DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
 

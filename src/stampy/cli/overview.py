@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,19 @@ def _report_options(commands: Commands) -> None:
 
 
 def _demo(*, quiet: bool, **options: Any) -> None:
-    _check_demo(options["model"], options["section"], options["labels"], options["image"])
+    _check_demo(
+        options["model"], options["section"], options["image"],
+        obs={name: options[name] for name in ("labels", "library_key")}, layer=options["layer"],
+    )  # fmt: skip
     from stampy.cli.demo import demo
 
     demo(say=_silent if quiet else say, progress=show_progress(quiet), **options)
 
 
-def _check_demo(model: str, section: str | None, labels: str | None, image: str | None) -> None:
-    """Raise for a missing model, section, column or image, before torch is imported or a folder created."""
+def _check_demo(
+    model: str, section: str | None, image: str | None, *, obs: Mapping[str, str | None], layer: str | None
+) -> None:
+    """Raise for a missing model, section, column, layer or image, before torch is imported or a folder created."""
     from stampy import _checks
     from stampy.cli.early_checks import TOY, check_section_names
     from stampy.datasets import _registry
@@ -96,8 +102,7 @@ def _check_demo(model: str, section: str | None, labels: str | None, image: str 
         raise _checks.unknown("section", section, {"the data sets": [*_registry.names(), TOY], "that folder": here})
     if image is not None:
         _checks.existing(image, what="image")
-    if labels is not None:
-        check_section_names(section, labels)
+    check_section_names(section, obs=obs, layers={"layer": layer})
 
 
 def _silent(text: str) -> None:
@@ -105,6 +110,7 @@ def _silent(text: str) -> None:
 
 
 def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+    from stampy import _keys
     from stampy.cli.early_checks import check_names
     from stampy.models._systems.catalogue import check_name
 
@@ -114,6 +120,7 @@ def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> 
         source,
         obs={name: options[name] for name in ("domains", "library_key")},
         layers={"layer": options["layer"]},
+        obsm={"embedding": None if options["embedding"] == _keys.EMBEDDING else options["embedding"]},
         table_key=options["table_key"],
     )
     from stampy.cli.report import report

@@ -122,13 +122,15 @@ def _train(stage: str, settings: str, *, sections: list[str], out: str, config: 
 def _check_paths(sections: list[str], config: str | None = None, vocabulary: str | None = None) -> None:
     """Raise FileNotFoundError for missing paths, before torch is imported or a folder created."""
     from stampy import _checks
+    from stampy.cli.early_checks import check_vocabulary_file
 
     for path in sections:
         if not path.startswith("hf:"):
             _checks.existing(path, what="section or manifest")
-    for file, what in ((config, "config"), (vocabulary, "vocabulary")):
-        if file is not None:
-            _checks.existing(file, what=what)
+    if config is not None:
+        _checks.existing(config, what="config")
+    if vocabulary is not None:
+        check_vocabulary_file(vocabulary)
 
 
 def _is_first_rank() -> bool:

@@ -95,7 +95,7 @@ def source_of(
     if remote is not None and not remote.tokens:
         return _sections_of_hub(remote, settings, vocabulary)
     if remote is None and files is None:
-        return CorpusSource(as_sections(sections, all_there=False), settings, vocabulary)
+        return CorpusSource(as_sections(sections, all_there=not skip), settings, vocabulary)
     settings = spavis.settings_of(settings, reader)
     vocabulary = spavis.check_vocabulary(vocabulary)
     if remote is None:
