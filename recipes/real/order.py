@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stampy import datasets, models, train
 from stampy.models._cross_entropy import cross_entropy_by_kind
-from stampy.train._rank_order import fitted, order_guesses, places
+from stampy.train._rank_order import level_places, mixture_weights, order_guesses
 
 SECTIONS = ("HER2ST_B2", "HER2ST_C3", "HER2ST_D3", "HER2ST_F2", "HER2ST_G2")
 
@@ -62,7 +62,7 @@ def of_order(tokens: np.ndarray, gone: np.ndarray, counts: np.ndarray, place: np
     share = counts / counts.sum()
     parts = [order_guesses(t[t != 0], g[t != 0], share, place) for t, g in zip(tokens, gone, strict=True)]
     half = len(parts) // 2
-    weights, rest = fitted(np.concatenate(parts[:half])), np.concatenate(parts[half:])
+    weights, rest = mixture_weights(np.concatenate(parts[:half])), np.concatenate(parts[half:])
     return float(-np.log(rest[:, 0]).mean()), float(-np.log(np.maximum(rest @ weights, 1e-12)).mean())
 
 
@@ -76,7 +76,7 @@ def weights_of(path: Path, data: Data) -> torch.nn.Module:
 
 def measured(options) -> pd.DataFrame:
     data, n = Data(options.data, options.split, torch.device("cpu"), False), options.spots
-    encoder, place, rows = weights_of(options.weights, data), places(data.divisors), []
+    encoder, place, rows = weights_of(options.weights, data), level_places(data.divisors), []
     for part in options.parts:
         for name, (tokens, gone) in data.measured[part].items():
             row = {"split": options.split, "part": part, "section": name} | of_model(encoder, tokens[:n], gone[:n])

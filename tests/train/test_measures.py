@@ -15,7 +15,7 @@ from stampy.cli import main as cli
 from stampy.models._cross_entropy import cross_entropy_by_kind, linear_cross_entropy
 from stampy.train._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from stampy.train._pretrain_step import KINDS, Reconstruction
-from stampy.train._rank_order import order_guesses, places
+from stampy.train._rank_order import level_places, order_guesses
 
 STAGE1 = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True,
           "groups_per_batch": 4, "lr": 1e-2, "embedding": 12}  # fmt: skip
@@ -169,9 +169,9 @@ def test_order_guesses_by_hand():
     tokens, hidden = np.array([1, 3, 0, 4, 2]) + 30, np.array([False, True, False, False, False])
     share = np.zeros(35)
     share[30:] = 0.1, 0.2, 0.1, 0.4, 0.2
-    one, two, *_ = order_guesses(tokens, hidden, share, places(divisors))[0, :3]
+    one, two, *_ = order_guesses(tokens, hidden, share, level_places(divisors))[0, :3]
     assert (one, two) == pytest.approx((0.4, 1.0))  # gene 3 alone lies between 10 and 30
-    descending = order_guesses(tokens[::-1], hidden[::-1], share, places(divisors))[0]
+    descending = order_guesses(tokens[::-1], hidden[::-1], share, level_places(divisors))[0]
     assert descending[0] == 0.4
     assert descending[1] == 0
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from stampy import _keys
 from stampy._utils import stream
 
-from ._rank_order import fitted, order_guesses, places
+from ._rank_order import level_places, mixture_weights, order_guesses
 from ._spectral_start import anomaly_of_rank
 
 __all__ = [
@@ -76,7 +76,7 @@ def references(
     total = max(whole.sum(), 1)
     known = whole if corpus is None else frequencies(corpus, n_tokens)
     section = sum(_entropy_sum(own, own) for own in counts.values())
-    place_G = None if divisors is None else places(divisors)
+    place_G = None if divisors is None else level_places(divisors)
     losses, weights = [], []
     for number, (name, values) in enumerate(tokens.items()):
         spots = _some_hidden(values, fraction, positions, stream(seed, "references", number))
@@ -134,7 +134,7 @@ def _unseen_loss(spots: list[tuple[np.ndarray, np.ndarray]], share_G: np.ndarray
 def _order_loss(spots: list[tuple[np.ndarray, np.ndarray]], share_G: np.ndarray, place_G: np.ndarray) -> float:
     """The same for their frequency, narrowed by the order of tokens as far as this helps in the section."""
     guesses = np.concatenate([order_guesses(row, hidden, share_G, place_G) for row, hidden in spots])
-    return float(-np.log(guesses @ fitted(guesses)).mean())
+    return float(-np.log(guesses @ mixture_weights(guesses)).mean())
 
 
 COMPONENTS = 32

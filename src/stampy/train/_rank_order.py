@@ -12,18 +12,18 @@ import numpy as np
 
 from stampy import _keys
 
-__all__ = ["fitted", "order_guesses", "places"]
+__all__ = ["level_places", "mixture_weights", "order_guesses"]
 
 REACH = (1, 2, 4, 8, 16, 32)  # how many visible tokens away the two ends of the bracket are
 ROUNDS = 50
 
 
-def places(divisors: np.ndarray) -> np.ndarray:
+def level_places(divisors: np.ndarray) -> np.ndarray:
     """(G,) position of each token among all genes by usual level; special tokens come first.
 
     Examples
     --------
-    >>> places(np.array([3.0, 1.0, 2.0]))[-3:] - _keys.N_SPECIAL
+    >>> level_places(np.array([3.0, 1.0, 2.0]))[-3:] - _keys.N_SPECIAL
     array([2, 0, 1])
     """
     order = np.concatenate([np.arange(_keys.N_SPECIAL), _keys.N_SPECIAL + np.argsort(divisors, kind="stable")])
@@ -48,7 +48,7 @@ def order_guesses(tokens_L: np.ndarray, hidden_L: np.ndarray, share_G: np.ndarra
     share_G
         Frequency of each token, with sum 1.
     place_G
-        From `places`.
+        from `level_places`.
     """
     sorted_G = np.empty_like(share_G)
     sorted_G[place_G] = share_G
@@ -67,12 +67,12 @@ def order_guesses(tokens_L: np.ndarray, hidden_L: np.ndarray, share_G: np.ndarra
     return np.minimum(np.stack(found, axis=1), 1.0)
 
 
-def fitted(guesses_MK: np.ndarray) -> np.ndarray:
+def mixture_weights(guesses_MK: np.ndarray) -> np.ndarray:
     """(K,) weights of the guesses whose mixture gives the hidden genes the highest probability (EM).
 
     Examples
     --------
-    >>> fitted(np.array([[0.1, 0.8], [0.1, 0.8], [0.1, 0.0]])).round(2)
+    >>> mixture_weights(np.array([[0.1, 0.8], [0.1, 0.8], [0.1, 0.0]])).round(2)
     array([0.38, 0.62])
     """
     weights = np.full(guesses_MK.shape[1], 1 / guesses_MK.shape[1])
