@@ -16,8 +16,8 @@ from stampy.train import AlignConfig, PretrainConfig
 
 HERE = Path(__file__).parent
 SPOTS, PAIRS = 5_750_000, 697_000  # of the paper: SpaVis-6M, HEST
-SPOTS_PER_S = (738.0, 534.0)  # 216 spots, compiled; 72 spots, not compiled
-PAIRS_PER_S = (330.0,)  # 112 pairs, compiled
+SPOTS_PER_S = (1001.0, 855.0)  # 216 spots, compiled; 72 spots, not compiled
+PAIRS_PER_S = (378.0,)  # 112 pairs, compiled
 GENES = 20_310
 RECOMPUTED = 4 / 3  # a backward pass costs two forward passes; `checkpoint_activations` adds one more
 H100, A100 = 989, 312  # TFLOP/s in bfloat16, nominal

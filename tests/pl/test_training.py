@@ -1,5 +1,6 @@
 """Curves of a run."""
 
+import itertools
 import json
 
 import matplotlib.pyplot as plt
@@ -49,6 +50,26 @@ def test_runs_side_by_side(run):
     assert [len(ax.get_lines()) for ax in axes] == [2]
     assert axes[0].get_yscale() == "log"
     assert [t.get_text() for t in axes[0].figure.legends[0].get_texts()] == ["a", "b $x$"]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("levels", [(6.0, 6.01, 6.02), (6.0, 6.15, 8.0), (5.2, 8.0, 8.01), (6.0, 6.3, 6.61)])
+def test_names_of_close_lines_do_not_overlap(run, levels, log):
+    keys = ("section_frequency_unseen", "section_frequency", "corpus_frequency")
+    (run / "data.json").write_text(json.dumps({"references": dict(zip(keys, levels, strict=True))}))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:300]]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x | {"igr_masked": x["igr"]}) + "\n" for x in lines))
+    (ax,) = pl.training(run, which=("igr_masked",), log=log)
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in sorted(ax.texts, key=lambda t: t.xy[1])]
+    assert len(boxes) == 3
+    for low, high in itertools.pairwise(boxes):
+        assert low.y1 < high.y0 + 1  # pixel
+    for text, level in zip(sorted(ax.texts, key=lambda t: t.xy[1]), levels, strict=True):
+        height = ax.get_window_extent().height
+        y = ax.transData.transform([(0, level), (0, text.xy[1])])[:, 1]
+        assert abs(y[1] - y[0]) < 0.13 * height
+        assert text.get_text().endswith(f"{level:.2f}")
 
 
 def test_smoothing_keeps_the_mean():

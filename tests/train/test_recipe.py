@@ -61,11 +61,11 @@ def test_the_expected_cost_is_computed_from_settings_and_measured_speeds():
     assert (cost.SPOTS, cost.PAIRS) == (SPOTS, PAIRS)
     rows = {what: (one, two) for what, one, two in cost.table(GPUS, cost.SPOTS_PER_S, cost.PAIRS_PER_S)}
     assert rows["warm-up, steps"] == ("100", "5,000")
-    # 11.5 million spots at 738 to 534 a second, 41.82 million pairs at 330
-    assert rows["GPU hours, H100"] == ("4 to 6", "35")
+    # 11.5 million spots at 1,001 to 855 a second, 41.82 million pairs at 378
+    assert rows["GPU hours, H100"] == ("3 to 4", "31")
     measured = (RECIPE.parents[1] / "docs" / "performance.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
     for speed in (*cost.SPOTS_PER_S, *cost.PAIRS_PER_S):
-        assert f"| {speed:.0f} |" in measured
+        assert f"| {speed:,.0f} |" in measured
     readme = (RECIPE / "README.md").read_text()
     again = rows["GPU hours, H100, checkpoint_activations"][1], rows["GPU hours, A100, checkpoint_activations"][1]
     for line in (

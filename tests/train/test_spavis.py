@@ -266,11 +266,25 @@ def test_workers_give_the_same(pairs, tmp_path):
     assert build(pairs, tmp_path / "a").digest == build(pairs, tmp_path / "b", n_workers=2).digest
 
 
+def twice(*at):
+    """The second token of a spot once more, at position 4."""
+
+    def change(values):
+        values = values.copy()
+        values[(*at, 4)] = values[(*at, 1)]
+        return values
+
+    return change
+
+
 BAD_GROUPS = {
     "an id too high": (put(GENES, (2, 3, 5), 60_000), r"tokens-1.h5, row 2 \(spot 3 of its group\): id 60000"),
     "a negative id": (put(GENES, (2, 3, 5), -7), r"row 2 \(spot 3 of its group\): id -7 at position 5"),
     "a reserved id": (put(GENES, (4, 0, 1), 12), r"row 4 \(spot 0 of its group\): id 12 .* expected 30 to"),
     "padding inside": (put(GENES, (1, 8, 2), 0), r"row 1 \(spot 8 of its group\): a token follows padding"),
+    "a gene twice": (
+        replace(GENES, twice(3, 2)), r"tokens-1.h5, row 3 \(spot 2 of its group\): id \d+ at positions .1, 4"
+    ),
     "empty rows": (put(GENES, -1, 0), r"tokens-1.h5, row \d+: no spot of the group has a token"),
     "groups of another size": (replace(GENES, lambda v: v[:, :7]), r"tokens-1.h5: .* groups of 7 spots"),
     "floats": (replace(GENES, lambda v: v.astype(float)), r"tokens-1.h5: 'tokenized_gene' is float64"),
@@ -296,6 +310,7 @@ BAD_PAIRS = {
     "no regions": (lambda f: f.__delitem__(REGIONS), r"tokens-1.h5 has no data set 'images_aug'.*images=False"),
     "a blank image": (put("images", 3, 0), r"tokens-1.h5, row 3: 'images' is 0 throughout"),
     "a cell too high": (put("pos_label", 5, 9), r"tokens-1.h5, row 5: 'pos_label' is 9, expected 0 to 8"),
+    "a gene twice": (replace(GENES, twice(5)), r"tokens-1.h5, row 5: id \d+ at positions .1, 4"),
     "a token too high": (put(GENES, (6, 0), 20_340), r"tokens-1.h5, row 6: id 20340 at position 0"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import anndata as ad
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+import stampy
 from stampy import datasets, models, train
 from stampy._io.sections import SectionInput, as_sections
 from stampy.models._gene import MASK_ID, PAD_ID
@@ -400,6 +402,26 @@ def test_config_from_a_file(tmp_path):
     assert train.PretrainConfig.of(None) == train.PretrainConfig()
     with pytest.raises(TypeError, match="Expected a PretrainConfig"):
         train.PretrainConfig.of(3)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_default_tower_is_announced(toy, pretrained, tmp_path, monkeypatch, named):
+    """A ViT-L with random weights takes days on a CPU."""
+    from stampy.train import _align
+
+    class BuiltError(Exception):
+        pass
+
+    def built(start, config, *, afresh):
+        raise BuiltError
+
+    monkeypatch.setattr(_align, "_both_towers", built)
+    said = (
+        r"no image tower.*vit_large_patch16_224 \(304 million parameters, random weights\).*trained on cpu.*--backbone"
+    )
+    config = {"backbone": "vit_large_patch16_224"} if named else {}
+    with nullcontext() if named else pytest.warns(stampy.StampyWarning, match=said), pytest.raises(BuiltError):
+        train.align(toy, tmp_path, model=pretrained[0], config=config, **QUIET)
 
 
 def test_losses_that_do_not_exist(toy, pretrained, tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from stampy import _checks
 from stampy.pl._drawing.paint import SAFE
@@ -34,7 +35,7 @@ REFERENCES = {
 WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
 FIRST = ("igr", "cgr")
 GREYS = ("0.65", "0.5", "0.35", "0.15")
-CLOSE = 0.08  # fraction of the axis; closer lines have their names on different sides
+NAME = 0.08  # height of the name of a line, as a fraction of the axis
 OTHERS = {  # columns other than losses -> title of the panel
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -156,15 +157,27 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
                 continue
             lines[round(value, 4)] = name
             ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")
-    values = sorted(lines)
-    bottom, top = ax.get_ylim()
-    for i, value in enumerate(values):
-        below = i + 1 < len(values) and values[i + 1] - value < CLOSE * (top - bottom)
+    low, high = ax.get_ylim()
+    at = ax.transData.transform([(0, value) for value in (low, high, *sorted(lines))])[:, 1]  # the axis may be log
+    heights = (at[2:] - at[0]) / (at[1] - at[0])
+    pixels = at[0] + _spread(heights) * (at[1] - at[0])
+    places = ax.transData.inverted().transform([(0, y) for y in pixels])[:, 1] if len(pixels) else ()
+    for value, place in zip(sorted(lines), places, strict=True):
         ax.annotate(  # on the left, where the curve is still above
-            f"{lines[value]} {value:.2f}", (0, value), (2, -2 if below else 2), textcoords="offset points",
-            xycoords=("axes fraction", "data"), va="top" if below else "bottom", fontsize="x-small", color="0.25",
-            zorder=1,
+            f"{lines[value]} {value:.2f}", (0, place), (2, 0), textcoords="offset points",
+            xycoords=("axes fraction", "data"), va="center", fontsize="x-small", color="0.25", zorder=1,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0},
         )  # fmt: skip
+
+
+def _spread(heights: np.ndarray) -> np.ndarray:
+    """Heights of the names of lines: above its line, and where lines are close, around them without overlap."""
+    close = np.diff(heights) < NAME
+    above = ~np.append(close, False)
+    below = np.append(False, close) < np.append(close, False)  # the lowest of several
+    wanted = np.maximum(heights + NAME / 2 * (above.astype(float) - below), NAME / 2)  # within the axis
+    steps = NAME * np.arange(len(heights))
+    return isotonic_regression(wanted - steps).x + steps if len(heights) else heights
 
 
 def _panels(tables: Mapping[str, pd.DataFrame], which: Sequence[str]) -> list[str]:

@@ -175,7 +175,7 @@ def embed(
     ``obsm[key_added + "_gene"]``, ``obsm[key_added + "_image"]``
         float32 (n, d), if computed.
     ``uns["stamp"][key_added]``
-        Model, version, parameters, modality, overlap of the genes, scale of the image, origin of the weights.
+        Model, version, parameters, modality, overlap of the genes, scale of the image, origin and hash of the weights.
 
     Warns
     -----

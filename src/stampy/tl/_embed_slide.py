@@ -102,7 +102,7 @@ def embed_slide(
     ``obsm[key_added]``
         float32 (n, d).
     ``uns["stamp"][key_added]``
-        Model, version, parameters, scale of the image.
+        Model, version, parameters, scale of the image, hash of the weights.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.fabric import Fabric
 
+from stampy import _checks
 from stampy._checks import shortlist
 from stampy._files import digest, digest_of_tensors
 from stampy.models import ImageConfig, ImageEncoder, Stamp, save
@@ -74,7 +75,7 @@ def align(
         changed.
     backbone
         A timm ViT with its own weights, to replace the model's image tower. None: the model's own image tower, or
-        ``config.backbone``.
+        ``config.backbone``. Without any of them, a ViT-L/16 with random weights is added, with a warning.
     config
         Settings; a mapping or JSON file contains only those that differ from the paper.
     device
@@ -125,6 +126,8 @@ def align(
         raise ValueError("The model to start from has no vocabulary (`model.genes`).")
     if start.config.image is not None and backbone is None:
         _check_own_tower(start.config.image, config)
+    if start.config.image is None and config.backbone is None and not config.backbone_kwargs:
+        _tell_of_added_tower(fabric.device, pretrained=config.pretrained)
     aligned = _both_towers(start, config, afresh=backbone is not None)
     if aligned.image_tower().config.surroundings:
         _check_stem(config)
@@ -188,6 +191,20 @@ def _with_backbone(config: AlignConfig, backbone: str) -> AlignConfig:
     if config.backbone not in (None, backbone):
         raise ValueError(f"`backbone` is {backbone!r}, that of the settings {config.backbone!r}. Give one of them.")
     return replace(config, backbone=backbone, pretrained=True)
+
+
+def _tell_of_added_tower(device: torch.device, *, pretrained: bool) -> None:
+    """Warn about the image tower that is added without being named."""
+    with torch.device("meta"):  # counted without being allocated
+        millions = sum(p.numel() for p in ImageEncoder(ImageConfig()).parameters()) / 1e6
+    own = "its own" if pretrained else "random"
+    _checks.warn(
+        "The start model has no image tower and `backbone` is not given, so the paper's is added: "
+        f"{ImageConfig().backbone} ({millions:,.0f} million parameters, {own} weights), trained on {device.type}. Pass "
+        "backbone='vit_small_patch16_224' (`--backbone`) or another timm ViT to start from its own weights, or start "
+        "from a model with an image tower ('stampy-mini'). To use this one without a warning, name it in the settings "
+        "(AlignConfig.backbone)."
+    )
 
 
 def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:

@@ -183,7 +183,9 @@ class PretrainConfig(_StageConfig):
         Share of the tokens of a spot that are selected for the loss.
     mask_share
         Share of the selected tokens that are masked; half of the others are replaced by a random gene, half are kept.
-        1: all are masked, so copying does not lower the loss.
+        1: all are masked, so copying does not lower the loss. IGR then never scores a visible position, although the
+        feature of a spot is the mean of the outputs at its visible positions (`pooling`): only CGR trains these
+        outputs to describe the spot. The log then has no igr_replaced and igr_kept.
     head_bias
         Initial biases of the two reconstruction heads: ``"zero"``, or ``"frequency"``, the logarithm of the frequency
         of each gene among the tokens of the sections, which a run from zero learns in its first hundreds of steps.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stampy import _keys
+from stampy import _checks, _keys
 from stampy.train._corpus.layout import ROWS_PER_SHARD, TILES_PER_SHARD, ArrayRecord, CorpusSettings, new_array, put
 from stampy.train._corpus.spavis import CELLS, PATCHES, REGIONS, TOKENS, Slide
 from stampy.train._corpus.spavis_index import open_file
@@ -144,6 +144,16 @@ def _cleaned(found: np.ndarray, dtype: np.dtype, n_tokens: int, name: str, first
         raise ValueError(
             f"{name}, row {first + row}{_of_group(found, spot)}: a token follows padding. Ids are expected in the "
             "order of their rank, padding (0 or 1) last."
+        )
+    ordered = np.sort(tokens, axis=2)
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != _keys.PAD)
+    if twice.any():
+        row, spot, at = (int(i) for i in np.argwhere(twice)[0])
+        positions = np.flatnonzero(tokens[row, spot] == ordered[row, spot, at])
+        raise ValueError(
+            f"{name}, row {first + row}{_of_group(found, spot)}: id {ordered[row, spot, at]} at positions "
+            f"{_checks.shortlist(positions.tolist())}; a spot has each gene once. The file is damaged, or two of its "
+            "genes were given one id."
         )
     lengths = there.sum(axis=2, dtype=np.uint16)
     if found.shape[1] > 1 and (lengths.max(axis=1) == 0).any():
