@@ -12,13 +12,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 
 import stampy
 
-# Of the sections of recipes/real/h100.csv: groups of 9 spots, 24 a step; and what data.json of these runs says.
-STEPS_A_PASS = 97
-REFERENCES = {
-    "frequency in all sections": 9.165,
-    "in-section frequency": 8.153,
-    "the same, unseen genes": 7.909,
-}
+RECIPES = Path(__file__).parents[1] / "recipes"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B7480"
 STYLE = {"font.size": 12, "svg.hashsalt": "stampy", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -29,7 +23,7 @@ def draw(folder: Path) -> None:
     with plt.rc_context(STYLE):
         for name, figure in {
             "tokens": tokens(), "tiles": tiles(), "neighborhoods": neighborhoods(), "stages": stages(), "gvf": gvf(),
-            "learning": learning(), "planted": planted_curve(), "cgr": cgr(),
+            "planted": planted_curve(), "cgr": cgr(), "order": order(),
         }.items():  # fmt: skip
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
             plt.close(figure)
@@ -172,61 +166,76 @@ def _arrow(ax, start, end, style="-|>"):
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=12, color=GREY, shrinkA=0, shrinkB=0))
 
 
-def learning() -> plt.Figure:
-    """The loss at masked positions along two runs on real sections, beside what frequencies tell."""
-    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "real" / "h100.csv")
-    figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for (width, run), color in zip(runs.groupby("width", sort=False), (BLUE, ORANGE), strict=True):
-        ax.plot(run["step"] / STEPS_A_PASS, run["igr_masked"], color=color, label=f"width {width}")
-    for title, value in REFERENCES.items():
-        ax.axhline(value, color=GREY, linestyle=":")
-        below = "unseen" in title  # two of the lines are close
-        ax.text(
-            31.5, value + (-0.05 if below else 0.05), title, ha="right", va="top" if below else "bottom", fontsize=10
-        )
-    ax.set(xlabel="passes over 20,161 spots", ylabel="loss at masked positions, nats", xlim=(0, 32), ylim=(4, 9.6))
-    ax.legend(frameon=False, loc="lower left")
-    return figure
-
-
 def planted_curve() -> plt.Figure:
     """The loss at masked positions of simulated sections, by spots and steps, beside what could be reached."""
-    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "planted" / "curve.csv")
-    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for (spots, own), color in zip(runs.groupby("spots"), (ORANGE, GREEN, BLUE), strict=True):
-        own = own.sort_values("steps")
-        ax.plot(own["steps"], own["masked"], "o-", color=color, label=f"{spots:,} spots")
-    most = runs[runs["spots"] == runs["spots"].max()].iloc[0]
-    lines = {
-        "in-section frequency": most["frequency"], "the same, unseen genes": most["frequency_unseen"],
-        "linear model": most["linear"], "best possible": most["best_allowed"],
-    }  # fmt: skip
-    for title, value in lines.items():
-        ax.axhline(value, color=GREY, linestyle=":")
-        ax.text(255, value + 0.015, title, va="bottom", fontsize=11, color=GREY)
-    ax.set(xscale="log", xlabel="steps of 72 spots", ylabel="loss at masked positions, nats", xlim=(250, 3800))
-    ax.set_xticks([300, 1000, 3000], ["300", "1,000", "3,000"])
+    curves = pd.read_csv(RECIPES / "planted" / "sweep_curves.csv").query("seed == 0")
+    known = pd.read_csv(RECIPES / "planted" / "sweep.csv").query("seed == 0 and spots == spots.max()").iloc[0]
+    figure, ax = plt.subplots(figsize=(6.4, 5), layout="constrained")
+    for (spots, own), color in zip(curves.groupby("spots"), (RED, ORANGE, GREEN, BLUE), strict=True):
+        ax.plot(own["step"], own["reported_masked"], color=color, linewidth=2, label=f"{spots:,} spots")
+        ax.plot(own["step"], own["train_igr"], "--", color=color, linewidth=1)
+    for title, key in (
+        ("in-section frequency", "frequency"), ("the same, unseen genes", "frequency_unseen"),
+        ("linear model", "linear"), ("best possible", "best_possible"),
+    ):  # fmt: skip
+        ax.axhline(known[key], color=GREY, linestyle=":")
+        ax.text(12_800, known[key] - 0.012, title, ha="right", va="top", fontsize=11, color=GREY)
+    ax.set(xscale="log", xlabel="steps of 576 spots", ylabel="loss at masked positions, nats")
+    ax.set(xlim=(15, 14_000), ylim=(2.3, 4))
+    ax.set_xticks([30, 100, 300, 1000, 3000, 10_000], ["30", "100", "300", "1,000", "3,000", "10,000"])
     ax.minorticks_off()
-    ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def cgr() -> plt.Figure:
-    """What features of simulated sections tell of neighbourhoods: IGR alone, IGR + CGR, and linear encoders."""
-    runs = pd.read_csv(Path(__file__).parents[1] / "recipes" / "planted" / "cgr.csv")
-    alone, both = (runs[runs["losses"] == losses] for losses in ("igr", "both"))
+    """What features of simulated niches tell of domains: linear encoders, IGR alone, and IGR + CGR."""
+    runs = pd.read_csv(RECIPES / "planted" / "niches.csv").set_index("cgr")
     rows = [
-        ("IGR", alone, "", BLUE), ("IGR + CGR", both, "", ORANGE),
-        ("principal components", both, "_pca", GREY), ("axes of neighbours", both, "_axes", GREY),
+        ("genes", runs.loc[True], "_genes"), ("principal components", runs.loc[True], "_pca"),
+        ("axes of neighbours", runs.loc[True], "_axes"), ("IGR", runs.loc[False], ""),
+        ("IGR + CGR", runs.loc[True], ""),
     ]  # fmt: skip
-    panels = (("ari_domain", "ARI of clusters with domains"), ("variance_domain", "share of variance between domains"))
-    figure, axes = plt.subplots(2, 1, figsize=(6.4, 4.6), layout="constrained")
-    for ax, (column, title) in zip(axes, panels, strict=True):
-        for y, (_, own, ending, color) in enumerate(rows):
-            ax.barh(y, own[column + ending].mean(), color=color, alpha=0.35)
-            ax.scatter(own[column + ending], [y] * len(own), color=color, s=28, zorder=3)
+    figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.6), layout="constrained")
+    titles = (("ari", "ARI of clusters with domains"), ("probe", "domains by linear probe, accuracy"))
+    for ax, (measure, title) in zip(axes, titles, strict=True):
+        for y, (_, own, ending) in enumerate(rows):
+            for where, shift, color in (("spot", -0.2, BLUE), ("around", 0.2, ORANGE)):
+                spread = own[f"ari_{where}_sd{ending}"] if measure == "ari" else None
+                ax.barh(y + shift, own[f"{measure}_{where}{ending}"], 0.36, xerr=spread, color=color, ecolor="k")
+        if measure == "probe":
+            ax.axvline(0.25, color=GREY, linestyle=":")
+            ax.text(0.255, -0.55, "chance", fontsize=11, color=GREY)
         ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
-        ax.set(xlim=(-0.02, 1 if column == "ari_domain" else 0.5), ylim=(len(rows) - 0.5, -0.5))
+        ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6 if measure == "ari" else -0.9))
         ax.set_title(title, fontsize=12, loc="left")
         ax.tick_params(axis="y", length=0)
+    handles = [Rectangle((0, 0), 1, 1, color=color) for color in (BLUE, ORANGE)]
+    figure.legend(
+        handles, ["single spots", "means with neighbours"], loc="outside upper center", ncols=2, frameon=False
+    )
+    return figure
+
+
+def order() -> plt.Figure:
+    """Losses at masked positions of left-out real sections, and how much the order of tokens tells."""
+    known = pd.read_csv(RECIPES / "real" / "order.csv").query("split == 'sections' and part == 'reported'")
+    runs = pd.read_csv(RECIPES / "real" / "held_out.csv").query("split == 'sections'")
+    linear = runs[runs["run"].str.startswith("linear")].set_index("section")["masked"]
+    lines = {
+        "in-section frequency": (known["section_frequency"], GREY, "s"),
+        "linear model": (known["section"].map(linear), GREEN, "s"),
+        "stage 1, fixed embeddings": (known["model"], BLUE, "o"),
+        "the same, visible genes shuffled": (known["visible_shuffled"], BLUE, "x"),
+        "order alone, training sections": (known["training_order"], ORANGE, "o"),
+        "order alone, in-section": (known["section_order"], RED, "o"),
+    }
+    figure, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    for title, (values, color, marker) in lines.items():
+        ax.plot(values, range(len(known)), marker, color=color, markersize=8, label=title)
+    names = known["section"].str.replace("HER2ST_", "HER2+ ").str.replace("DLPFC_Br8325_ant, right", "cortex, right")
+    ax.set_yticks(range(len(known)), names)
+    ax.set(xlabel="loss at masked positions, nats", ylim=(len(known) - 0.5, -0.5))
+    ax.grid(axis="y", color="0.9")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=11)
     return figure

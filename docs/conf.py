@@ -146,12 +146,5 @@ def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
             image["alt"] = f"Figure drawn by {calls[-1]}"
 
 
-def _class_without_return(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None,
-                          returns: str | None) -> tuple[str | None, str | None]:  # fmt: skip
-    """The signature of a class, without the None that its `__init__` returns."""
-    return signature, None if what == "class" else returns
-
-
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", _name_figures)
-    app.connect("autodoc-process-signature", _class_without_return, priority=900)

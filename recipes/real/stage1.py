@@ -46,7 +46,7 @@ def build(folder: Path) -> None:
     chosen = [n for n in names if n.startswith("HER2ST_G")]
     vocabulary = Vocabulary(models.load("stampy-mini").genes)
     for part, own in (("train", [n for n in names if n not in chosen]), ("choose", chosen), ("kept", KEPT)):
-        sections = [datasets.fetch(n) for n in own]
+        sections = [datasets.fetch(n)["section"] for n in own]
         train.Corpus.build(sections, folder / part, vocabulary=vocabulary, max_tokens=TOKENS, images=False)
 
 

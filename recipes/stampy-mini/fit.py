@@ -72,7 +72,7 @@ class Weighing(NamedTuple):
 def weighing(paths):
     """One token per gene: the 20,000 genes in most spots among those with an approved HGNC symbol and an Ensembl id."""
     human, means = human_genes(), gene_means(paths)
-    means = means[means["gene_id"].isin(human.of_id)]
+    means = means[means["gene_id"].isin(human.of_id) & (means["n_spots"] > 0)]
     means = means.sort_values(["n_spots", "gene_id"], ascending=[False, True]).head(N_GENES).sort_values("gene_id")
     symbols = [human.symbols[human.of_id[gene]] for gene in means["gene_id"]]
     vocabulary = pp.Vocabulary(means.assign(symbol=symbols)[["gene_id", "symbol", "divisor"]])

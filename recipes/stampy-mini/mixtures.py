@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import choose
 import fit
 from agree import by_labels
-from stampy.tl._methods.components import principal_components
 
 from stampy._section.neighbors import graph
 from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
@@ -34,6 +33,7 @@ from stampy.pp._thinning import heldout_correlation
 from stampy.tl._embedding.context import smoothed
 from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluation.label_free import _tfidf
+from stampy.tl._methods.principal_components import principal_components
 
 MARKERS = {
     "white matter": "MBP MOBP PLP1 MOG CNP CLDN11 TF ERMN MAG BCAS1 OPALIN",

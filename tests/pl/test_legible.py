@@ -1,5 +1,7 @@
 """Plots with long names, many labels and dark images: no overlaps, and everything is visible."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -98,3 +100,30 @@ def test_counts_have_whole_ticks(toy):
     ax.figure.canvas.draw()
     ticks = ax.child_axes[0].get_yticks()
     assert (ticks == np.rint(ticks)).all()
+
+
+def test_a_comparison_has_four_panels_in_a_row():
+    row = {"dataset": "D", "variant": "", "section": "all", "value": 0.5, "std": 0.4, "chance": 0.2, "status": "ok"}
+    tasks = {"probe": "balanced_accuracy", "domains": "ari", "retrieve": "recall@10", "expression": "pearson"}
+    summary = pd.DataFrame(
+        [row | {"task": t, "metric": m, "system": s, "seen": "unknown"} for t, m in tasks.items() for s in "ab"]
+        + [row | {"task": "masked", "metric": "top10", "system": "a", "seen": "unknown"}]
+    )
+    axes = pl.bench(summary)
+    axes[0].figure.canvas.draw()
+    assert len(axes) == 5
+    assert len({round(ax.get_position().y0, 3) for ax in axes[:4]}) == 1
+    assert axes[4].get_position().y1 < axes[0].get_position().y0
+    assert all(ax.get_xlim()[1] > 0.9 for ax in axes)  # with the deviation
+    said = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    assert "? unknown whether trained on the data" in said
+
+
+def test_names_of_close_reference_lines_differ_in_place(tmp_path):
+    steps = [{"step": i, "loss": 7 - i / 10, "igr": 7 - i / 10, "igr_masked": 7 - i / 10} for i in range(10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    close = {"corpus_frequency": 6.53, "section_frequency": 6.52}
+    (tmp_path / "data.json").write_text(json.dumps({"references": close}))
+    ax = next(ax for ax in pl.training(tmp_path, which=("losses",)) if ax.texts)
+    assert len(ax.texts) == 2
+    assert overlapping(ax.texts) == 0

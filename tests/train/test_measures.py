@@ -15,6 +15,7 @@ from stampy.cli import main as cli
 from stampy.models._cross_entropy import cross_entropy_by_kind, linear_cross_entropy
 from stampy.train._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from stampy.train._pretrain_step import KINDS, Reconstruction
+from stampy.train._rank_order import level_places, order_guesses
 
 STAGE1 = {"width": 16, "depth": 1, "heads": 2, "feedforward": 16, "max_tokens": 48, "tied_heads": True,
           "groups_per_batch": 4, "lr": 1e-2, "embedding": 12}  # fmt: skip
@@ -148,6 +149,33 @@ def test_unseen_genes_alone_explain_a_spot_that_shows_all_others():
     assert found["section_frequency_unseen"] == pytest.approx(np.log(6), abs=0.15)
 
 
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000))
+def test_order_of_equal_counts_tells_hidden_genes_and_random_order_does_not(seed):
+    """Spots show random genes. Sorted by usual level, a hidden one lies between its neighbours; shuffled, anywhere."""
+    rng = np.random.default_rng(seed)
+    divisors = rng.permutation(400) + 1.0
+    shown = np.stack([rng.permutation(400)[:60] for _ in range(80)])
+    ordered = np.take_along_axis(shown, np.argsort(divisors[shown], axis=1), axis=1) + 30
+    found = references({"a": ordered}, 430, fraction=0.15, seed=seed, divisors=divisors)
+    assert found["section_frequency_order"] == pytest.approx(np.log(400 * 2 / 60), abs=0.4)
+    shuffled = references({"a": shown + 30}, 430, fraction=0.15, seed=seed, divisors=divisors)
+    assert shuffled["section_frequency_order"] == pytest.approx(shuffled["section_frequency"], abs=0.1)
+
+
+def test_order_guesses_by_hand():
+    """Levels 10 < 20 < 30 < 40 < 50; the hidden second of five tokens lies between the first and the third."""
+    divisors = np.array([30.0, 10, 50, 20, 40])
+    tokens, hidden = np.array([1, 3, 0, 4, 2]) + 30, np.array([False, True, False, False, False])
+    share = np.zeros(35)
+    share[30:] = 0.1, 0.2, 0.1, 0.4, 0.2
+    one, two, *_ = order_guesses(tokens, hidden, share, level_places(divisors))[0, :3]
+    assert (one, two) == pytest.approx((0.4, 1.0))  # gene 3 alone lies between 10 and 30
+    descending = order_guesses(tokens[::-1], hidden[::-1], share, level_places(divisors))[0]
+    assert descending[0] == 0.4
+    assert descending[1] == 0
+
+
 def test_a_run_writes_its_references_and_the_plot_draws_them(toy, tmp_path):
     train.pretrain([toy, datasets.toy(n_spots=60, n_genes=500, rng=1)], tmp_path, config=STAGE1, **QUIET)
     known = json.loads((tmp_path / "data.json").read_text())
@@ -157,6 +185,7 @@ def test_a_run_writes_its_references_and_the_plot_draws_them(toy, tmp_path):
     labels = [line.get_label() for line in axes["igr at masked positions"].get_lines()]
     assert "_in-section frequency" in labels
     assert "_the same, unseen genes" in labels
+    assert "_the same, by the order of tokens" in labels
     heights = [line.get_ydata()[0] for line in axes["cgr"].get_lines() if "frequency" in str(line.get_label())]
     assert heights == pytest.approx([known["references"][k] for k in ("corpus_frequency", "section_frequency")])
     assert not any("frequency" in str(line.get_label()) for line in axes["igr"].get_lines())
@@ -196,6 +225,7 @@ def test_evaluate_measures_both_stages(toy, model, tmp_path, capsys):
     assert list(table.index) == ["section 0", "section 1", "all"]
     row = table.loc["section 0"]
     assert row["section_frequency"] < row["corpus_frequency"]
+    assert row["section_frequency_order"] <= row["section_frequency"] + 0.1
     assert row[["igr_masked", "igr_replaced", "igr_kept", "cgr"]].notna().all()
     assert (row["n_spots"], row["recall_at_10_chance"]) == (50, 0.2)
     assert 0 <= row["recall_at_10"] <= row["recall_at_50"] == 1
@@ -208,4 +238,4 @@ def test_evaluate_measures_both_stages(toy, model, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "igr_masked" in out
     assert "recall_at_10_ridge" in out
-    assert "section_frequency_unseen" in (tmp_path / "t.csv").read_text()
+    assert "section_frequency_order" in (tmp_path / "t.csv").read_text()

@@ -162,7 +162,7 @@ def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, 
 
 def _print_evaluation(table: Any) -> None:
     losses = ["igr_masked", "igr_replaced", "igr_kept", "cgr"]
-    known = ["corpus_frequency", "section_frequency", "section_frequency_unseen"]
+    known = ["corpus_frequency", "section_frequency", "section_frequency_unseen", "section_frequency_order"]
     recall = [c for c in table if c == "n_spots" or c.startswith("recall_")]
     for title, columns in (
         ("Stage 1: cross-entropy in nats (masked: hidden genes; kept: visible ones)", losses),

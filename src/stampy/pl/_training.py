@@ -29,11 +29,12 @@ REFERENCES = {
     "corpus_frequency": "corpus frequency",
     "section_frequency": "in-section frequency",
     "section_frequency_unseen": "the same, unseen genes",
+    "section_frequency_order": "the same, by the order of tokens",
 }
 # Panel -> its baselines: neighbours do not show which genes the central spot has.
 WITH_REFERENCES = {"igr_masked": tuple(REFERENCES), "cgr": ("corpus_frequency", "section_frequency")}
 FIRST = ("igr", "cgr")
-GREYS = ("0.65", "0.45", "0.2")
+GREYS = ("0.65", "0.5", "0.35", "0.15")
 NAME = 0.08  # height of the name of a line, as a fraction of the axis
 OTHERS = {  # columns other than losses -> title of the panel
     "lr": "learning rate",
@@ -55,8 +56,8 @@ def training(
     """Plot the losses, the learning rate and the throughput of a run against the step.
 
     For stage 1, grey lines show the losses of guessing by frequency: the frequency in the corpus, in the section, and
-    in the section among genes that are not visible in the spot. A model has learned about single spots if the curve at
-    *masked* positions is below the last line.
+    in the section among genes that are not visible in the spot, and in the section narrowed by the order of the tokens.
+    A model has learned about single spots if the curve at *masked* positions is below all lines.
 
     Parameters
     ----------

@@ -1,8 +1,6 @@
-"""Baselines for trained models: gene frequencies, and a linear model of colours and texture.
+"""Baselines for trained models: gene frequencies, the order of tokens, and a linear model of colours and texture.
 
-Shapes: n spots, L positions, G tokens including special ones.
-
-Shapes: n spots, F features of tiles, K components of the genes.
+Shapes: n spots, L positions, G tokens including special ones, F features of tiles, K components of the genes.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from scipy import sparse
 from stampy import _keys
 from stampy._utils import stream
 
+from ._rank_order import level_places, mixture_weights, order_guesses
 from ._spectral_start import anomaly_of_rank
 
 __all__ = [
@@ -36,8 +35,9 @@ def references(
     seed: int,
     positions: int | None = None,
     corpus: np.ndarray | None = None,
+    divisors: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Cross-entropies (nats) of three baselines that use only frequencies, at randomly masked positions.
+    """Cross-entropies (nats) of baselines that know nothing of tissues, at randomly masked positions.
 
     Parameters
     ----------
@@ -48,17 +48,21 @@ def references(
     fraction
         Fraction of a spot's tokens that are selected.
     seed
-        Seed of the masks for the third baseline.
+        Seed of the masks for the last two baselines.
     positions
         Number of randomly drawn positions per step; None: all.
     corpus
         (n, L) tokens that define the corpus frequencies; None: all of `tokens`.
+    divisors
+        (genes,) usual levels; None: without the last baseline.
 
     Returns
     -------
     ``corpus_frequency``: by the frequency of a gene among all tokens. ``section_frequency``: among those of the
     section. ``section_frequency_unseen``: among those of the section, excluding genes visible in the spot. A gene
-    occurs once per spot, so this is what a model attains by learning only this rule.
+    occurs once per spot, so this is what a model attains by learning only this rule. ``section_frequency_order``: among
+    those of the section, narrowed by the order of tokens. Genes with the same count stand in the order of their usual
+    level, so the levels of the visible neighbours in the order bracket that of a hidden gene.
 
     Examples
     --------
@@ -72,16 +76,23 @@ def references(
     total = max(whole.sum(), 1)
     known = whole if corpus is None else frequencies(corpus, n_tokens)
     section = sum(_entropy_sum(own, own) for own in counts.values())
-    unseen, n_unseen = 0.0, 0
+    place_G = None if divisors is None else level_places(divisors)
+    losses, weights = [], []
     for number, (name, values) in enumerate(tokens.items()):
-        found, n = _unseen_sum(values, counts[name], fraction, positions, stream(seed, "references", number))
-        share = counts[name].sum() / max(n, 1)  # sections are weighted by their number of tokens
-        unseen, n_unseen = unseen + found * share, n_unseen + n * share
-    return {
+        spots = _some_hidden(values, fraction, positions, stream(seed, "references", number))
+        if not any(hidden.any() for _, hidden in spots):
+            continue
+        share_G = counts[name] / max(counts[name].sum(), 1)
+        order = np.nan if place_G is None else _order_loss(spots, share_G, place_G)
+        losses.append((_unseen_loss(spots, share_G), order))
+        weights.append(counts[name].sum())  # sections are weighted by their number of tokens
+    unseen, order = np.average(losses, axis=0, weights=weights) if losses else (0.0, 0.0)
+    found = {
         "corpus_frequency": float(_entropy_sum(whole, known) / total),
         "section_frequency": float(section / total),
-        "section_frequency_unseen": float(unseen / max(n_unseen, 1)),
+        "section_frequency_unseen": float(unseen),
     }
+    return found if place_G is None else found | {"section_frequency_order": float(order)}
 
 
 def frequencies(tokens: np.ndarray, n_tokens: int) -> np.ndarray:
@@ -97,21 +108,33 @@ def _entropy_sum(counts: np.ndarray, model: np.ndarray) -> float:
     return float(-(counts[there] * np.log(model[there] / model.sum())).sum())
 
 
-def _unseen_sum(
-    tokens: np.ndarray, counts: np.ndarray, fraction: float, positions: int | None, rng: np.random.Generator
-) -> tuple[float, int]:
-    """Sum of -log over the selected tokens of some spots, with visible genes excluded, and their number."""
-    share = counts / max(counts.sum(), 1)
-    total, n = 0.0, 0
+def _some_hidden(
+    tokens: np.ndarray, fraction: float, positions: int | None, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens of some spots, in their order and without padding, and which of them are hidden."""
+    found = []
     for row in tokens[rng.permutation(len(tokens))[:SPOTS]]:
         if positions is not None:
-            row = row[rng.permutation(len(row))[:positions]]
-        own = share[row[row != _keys.PAD]]
-        selected = rng.random(len(own)) < fraction
-        left = max(1.0 - own[~selected].sum(), 1e-12)
-        total -= float(np.log(np.minimum(own[selected] / left, 1.0)).sum())
-        n += int(selected.sum())
-    return total, n
+            row = row[np.sort(rng.permutation(len(row))[:positions])]
+        row = row[row != _keys.PAD].astype(np.int64)
+        found.append((row, rng.random(len(row)) < fraction))
+    return found
+
+
+def _unseen_loss(spots: list[tuple[np.ndarray, np.ndarray]], share_G: np.ndarray) -> float:
+    """Mean of -log of the frequency of hidden tokens among those that are not visible in the spot."""
+    total, n = 0.0, 0
+    for row, hidden in spots:
+        left = max(1.0 - share_G[row[~hidden]].sum(), 1e-12)
+        total -= float(np.log(np.minimum(share_G[row[hidden]] / left, 1.0)).sum())
+        n += int(hidden.sum())
+    return total / max(n, 1)
+
+
+def _order_loss(spots: list[tuple[np.ndarray, np.ndarray]], share_G: np.ndarray, place_G: np.ndarray) -> float:
+    """The same for their frequency, narrowed by the order of tokens as far as this helps in the section."""
+    guesses = np.concatenate([order_guesses(row, hidden, share_G, place_G) for row, hidden in spots])
+    return float(-np.log(guesses @ mixture_weights(guesses)).mean())
 
 
 COMPONENTS = 32

@@ -52,8 +52,9 @@ def evaluate(
     """Evaluate both stages of a model on held-out sections, compared with simple baselines.
 
     Stage 1: cross-entropy (nats) of the predictions of the gene tower, with inputs masked as in training. The tower has
-    learned about the composition of spots if ``igr_masked`` is below ``section_frequency_unseen``. ``igr_kept`` is the
-    loss for visible genes and shows how well the model copies.
+    learned about the composition of spots if ``igr_masked`` is below both ``section_frequency_unseen`` and
+    ``section_frequency_order``: a model can also lower its loss by reading the usual level of a hidden gene from the
+    order of the tokens. ``igr_kept`` is the loss for visible genes and shows how well the model copies.
 
     Stage 2, for models with an image tower and sections with an image: share of tiles whose own genes are among the 1,
     10 or 50 nearest of the section, in the shared space of the model. Baselines are chance and a ridge regression from
@@ -81,8 +82,9 @@ def evaluate(
     -------
     One row per section and a row ``"all"`` with means over sections, with the columns ``igr_masked``, ``igr_replaced``,
     ``igr_kept``, ``cgr``; ``corpus_frequency`` (of all sections given), ``section_frequency``,
-    ``section_frequency_unseen``; ``n_spots`` of stage 2, ``recall_at_1``, ``recall_at_10``, ``recall_at_50``, and the
-    same with the suffixes ``_ridge`` and ``_chance``. NaN if a value does not apply to the section or the model.
+    ``section_frequency_unseen``, ``section_frequency_order``; ``n_spots`` of stage 2, ``recall_at_1``,
+    ``recall_at_10``, ``recall_at_50``, and the same with the suffixes ``_ridge`` and ``_chance``. NaN if
+    a value does not apply to the section or the model.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def _evaluated(model: Stamp, sections: Sections, n_groups: int, n_spots: int, se
     found = _prepared(model, sections, vocabulary)
     with_genes = [s for s, _ in found if s.tokens.any()]
     rows: dict[str, dict[str, float]] = {s.name: {} for s, _ in found}
-    known = _frequency_baselines(with_genes, len(vocabulary) + _keys.N_SPECIAL, seed)
+    known = _frequency_baselines(with_genes, vocabulary, seed)
     for section in with_genes:
         rows[section.name] |= _stage_1(model, section, n_groups, seed) | known[section.name]
     pairs = [(s, tiled) for s, tiled in found if tiled is not None and s.tokens.any()]
@@ -157,12 +159,16 @@ def _has_image(section: SectionInput) -> bool:
         return has_images(section.read())
 
 
-def _frequency_baselines(sections: Sequence[MemorySection], n_tokens: int, seed: int) -> dict[str, dict[str, float]]:
+def _frequency_baselines(
+    sections: Sequence[MemorySection], vocabulary: Vocabulary, seed: int
+) -> dict[str, dict[str, float]]:
     """Frequency baselines of each section; the corpus frequency is that of all sections."""
-    fraction = PretrainConfig().mask_fraction
+    fraction, n_tokens = PretrainConfig().mask_fraction, len(vocabulary) + _keys.N_SPECIAL
     everything = np.concatenate([s.tokens for s in sections]) if sections else np.zeros((0, 1), np.int64)
     return {
-        s.name: references({s.name: s.tokens}, n_tokens, fraction=fraction, seed=seed, corpus=everything)
+        s.name: references(
+            {s.name: s.tokens}, n_tokens, fraction=fraction, seed=seed, corpus=everything, divisors=vocabulary.divisors
+        )
         for s in sections
     }
 

@@ -211,6 +211,7 @@ def _describe_data(
             fraction=config.mask_fraction,
             seed=config.seed,
             positions=config.positions_per_step,
+            divisors=data.vocabulary.divisors,
         ),
         "references_from": {"sections": len(tokens), "spots": sum(map(len, tokens.values()))},
         "spots": {name: n for name, (_, n) in dropped.items()},

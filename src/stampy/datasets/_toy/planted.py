@@ -5,6 +5,7 @@ Shapes: n spots, G genes, D domains, R states, K kinds of spots (domain, state a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,12 +21,16 @@ __all__ = [
     "TILE_PX",
     "UM_PER_PX",
     "Planted",
+    "PlantedSpots",
     "Programmes",
+    "allowed_loss",
     "best_allowed",
     "best_context",
     "best_loss",
+    "context_loss",
     "hidden_genes",
     "planted",
+    "planted_spots",
 ]
 
 TILE_PX = 64
@@ -38,9 +43,21 @@ class Programmes(NamedTuple):
 
     level: np.ndarray  # (G,)
     domains: np.ndarray  # (D, G)
-    states: np.ndarray  # (R, G)
+    states: np.ndarray  # (R, G), or (D, R, G) where they differ between domains
     batches: np.ndarray  # (2, G), directions of batch effects
     shown: int  # mean number of genes visible in a spot
+
+
+class PlantedSpots(NamedTuple):
+    """One section, as arrays."""
+
+    xy: np.ndarray  # (n, 2), on a grid of step 1
+    counts: np.ndarray  # (n, G) int32: 0, or a random rank
+    domain: np.ndarray  # (n,)
+    state: np.ndarray  # (n,)
+    batch: np.ndarray  # (2,)
+    odds: np.ndarray  # (n, G)
+    angle: np.ndarray | None  # (n,) of the fibres
 
 
 class Planted(NamedTuple):
@@ -65,6 +82,7 @@ def planted(
     state_effect: float = 2.5,
     batch_effect: float = 0.5,
     texture_effect: float = 0.0,
+    together: bool = False,
     rng: int | np.random.Generator | None = 0,
 ) -> Planted:
     """Draw sections in which genes are visible independently in each spot, with known odds.
@@ -84,6 +102,9 @@ def planted(
         Mean number of genes visible in a spot.
     domain_effect, state_effect, batch_effect, texture_effect
         Standard deviation of the programmes' log odds; without a `texture_effect` there are no images.
+    together
+        States are combinations of programmes. Domains differ in which programmes occur together, but not in how often
+        each occurs, apart from the `domain_effect`. Requires as many states as domains, a power of 2.
     rng
         Seed or generator.
 
@@ -94,31 +115,94 @@ def planted(
     ((50, 200), ['domain', 'state'])
     """
     random = _utils.generator(rng)
-    level = random.normal(0, 1, n_genes)
-    domains = random.normal(0, domain_effect, (n_domains, n_genes))
-    states = random.normal(0, state_effect, (n_states, n_genes))
-    batches = random.normal(0, batch_effect, (2, n_genes))
+    known = _programmes(
+        random, n_genes, n_domains, n_states, shown, (domain_effect, state_effect, batch_effect), together=together
+    )
     turning = random.normal(0, texture_effect, (2, n_genes)) if texture_effect else None
     names = [f"G{i}" for i in range(n_genes)]
     genes = pd.DataFrame({"gene_id": names, "symbol": names, "divisor": 1.0})
     sections, odds, effects = [], [], []
+    for spots in _drawn(random, known, n_spots, n_sections, turning):
+        section = _section(spots, names)
+        if spots.angle is not None:
+            _add_image(section, spots.xy, spots.angle, random)
+        sections.append(section)
+        odds.append(spots.odds)
+        effects.append(spots.batch)
+    return Planted(sections, genes, odds, effects, known)
+
+
+def planted_spots(
+    n_spots: int = 400,
+    n_sections: int = 4,
+    *,
+    n_genes: int = 200,
+    n_domains: int = 4,
+    n_states: int = 4,
+    shown: int = 40,
+    domain_effect: float = 1.5,
+    state_effect: float = 2.5,
+    batch_effect: float = 0.5,
+    together: bool = False,
+    rng: int | np.random.Generator | None = 0,
+) -> tuple[list[PlantedSpots], Programmes]:
+    """The sections of `planted` with the same arguments, without a texture, as arrays: needs no anndata."""
+    random = _utils.generator(rng)
+    effects = domain_effect, state_effect, batch_effect
+    known = _programmes(random, n_genes, n_domains, n_states, shown, effects, together=together)
+    return [*_drawn(random, known, n_spots, n_sections, None)], known
+
+
+def _programmes(
+    random: np.random.Generator, n_genes: int, n_domains: int, n_states: int, shown: int,
+    effects: tuple[float, float, float], *, together: bool,
+) -> Programmes:  # fmt: skip
+    domain_effect, state_effect, batch_effect = effects
+    level = random.normal(0, 1, n_genes)
+    domains = random.normal(0, domain_effect, (n_domains, n_genes))
+    if together:
+        states = _together(random, n_genes, n_domains, n_states, state_effect)
+    else:
+        states = random.normal(0, state_effect, (n_states, n_genes))
+    return Programmes(level, domains, states, random.normal(0, batch_effect, (2, n_genes)), shown)
+
+
+def _together(random: np.random.Generator, n_genes: int, n_domains: int, n_states: int, effect: float) -> np.ndarray:
+    """(D, R, G) programmes that are on or off in pairs; domains differ in whether a pair agrees.
+
+    Each gene belongs to one programme, and each programme is on in half of the spots of every domain: no gene's log
+    odds, and no average over spots, tells domains apart. Which programmes occur together does.
+    """
+    n_pairs = int(n_domains).bit_length() - 1
+    if n_domains != 2**n_pairs or n_states != n_domains or not n_pairs:
+        raise ValueError(f"`together` needs `n_domains` = `n_states` = 2, 4, 8, ..., found {n_domains} and {n_states}.")
+    of_domain, of_state = (1 - 2 * (np.arange(n_domains)[:, None] >> np.arange(n_pairs) & 1) for _ in range(2))
+    first = np.broadcast_to(of_state, (n_domains, n_states, n_pairs))
+    signs = np.concatenate([first, first * of_domain[:, None]], axis=2)
+    programme = np.arange(n_genes) % (2 * n_pairs)
+    return signs[:, :, programme] * random.normal(0, effect, n_genes)
+
+
+def _drawn(
+    random: np.random.Generator, known: Programmes, n_spots: int, n_sections: int, turning: np.ndarray | None
+) -> Iterator[PlantedSpots]:
+    """One section after the other."""
+    n_domains, n_states = len(known.domains), known.states.shape[-2]
     for _ in range(n_sections):
         xy = _grid(n_spots)
         domain = _patches(xy, n_domains, random)
         state = random.integers(n_states, size=n_spots)
-        effects.append(random.normal(0, 1, 2))
-        logits = level + domains[domain] + states[state] + effects[-1] @ batches
+        batch = random.normal(0, 1, 2)
+        of_state = known.states[domain, state] if known.states.ndim == 3 else known.states[state]
+        logits = known.level + known.domains[domain] + of_state + batch @ known.batches
         angle = None
         if turning is not None:  # directions have a period of half a turn
             angle = random.uniform(0, np.pi, n_spots)
             logits += np.stack([np.cos(2 * angle), np.sin(2 * angle)], axis=1) @ turning
-        logits += _offset(logits, shown)[:, None]
-        section = _section(xy, logits, domain, state, names, random)
-        if angle is not None:
-            _add_image(section, xy, angle, random)
-        sections.append(section)
-        odds.append(np.exp(logits))
-    return Planted(sections, genes, odds, effects, Programmes(level, domains, states, batches, shown))
+        logits += _offset(logits, known.shown)[:, None]
+        shows = random.random(logits.shape) < 1 / (1 + np.exp(-logits))
+        ranks = random.random(logits.shape).argsort(axis=1).argsort(axis=1) + 1
+        yield PlantedSpots(xy, (shows * ranks).astype(np.int32), domain, state, batch, np.exp(logits), angle)
 
 
 def hidden_genes(shows: np.ndarray, *, fraction: float = 0.15, rng: int = 0) -> np.ndarray:
@@ -175,8 +259,15 @@ def best_allowed(world: Planted, number: int, *, rule_out: bool = True, fraction
         Masked fraction, and seed of the masks.
     """
     shows = world.sections[number].X.toarray() > 0
+    return allowed_loss(world.programmes, shows, rule_out=rule_out, fraction=fraction, rng=rng)
+
+
+def allowed_loss(
+    programmes: Programmes, shows: np.ndarray, *, rule_out: bool = True, fraction: float = 0.15, rng: int = 0
+) -> float:
+    """`best_allowed` for the genes that spots show (n, G)."""
     hidden = hidden_genes(shows, fraction=fraction, rng=rng)
-    odds_KG, prior_K = _kinds(world.programmes)
+    odds_KG, prior_K = _kinds(programmes)
     chance_KG = odds_KG / (1 + odds_KG)
     seen_KG, not_KG = np.log(chance_KG * (1 - fraction)), np.log1p(-chance_KG * (1 - fraction))
     weights_nK = (shows & ~hidden) @ (seen_KG - not_KG).T + not_KG.sum(axis=1) + np.log(prior_K)
@@ -199,22 +290,27 @@ def best_context(world: Planted, number: int) -> float:
 
     This is the optimum for prediction from neighbours (CGR).
     """
-    section, known = world.sections[number], world.programmes
-    logits_DRG = known.level + known.domains[:, None] + known.states + world.batches[number] @ known.batches
+    section = world.sections[number]
+    domain = section.obs["domain"].astype(int).to_numpy()
+    return context_loss(world.programmes, world.batches[number], domain, section.X.toarray() > 0)
+
+
+def context_loss(known: Programmes, batch: np.ndarray, domain: np.ndarray, shows: np.ndarray) -> float:
+    """`best_context` for the batch effect of a section, and for domains (n,) and genes (n, G) of its spots."""
+    logits_DRG = known.level + known.domains[:, None] + known.states + batch @ known.batches
     logits_DRG += _offset(logits_DRG.reshape(-1, len(known.level)), known.shown).reshape(logits_DRG.shape[:2])[
         ..., None
     ]
     chance_DG = (1 / (1 + np.exp(-logits_DRG))).mean(axis=1)
     shares_DG = chance_DG / chance_DG.sum(axis=1, keepdims=True)
-    own_nG = shares_DG[section.obs["domain"].astype(int).to_numpy()]
-    return float(-np.log(own_nG[section.X.toarray() > 0]).mean())
+    return float(-np.log(shares_DG[domain][shows]).mean())
 
 
 def _kinds(known: Programmes) -> tuple[np.ndarray, np.ndarray]:
     """Odds (K, G) of each kind of spot, and its frequency (K,)."""
     where = BATCHES if known.batches.any() else np.zeros(1)
     batch = np.stack(np.meshgrid(where, where), axis=-1).reshape(-1, 2)
-    logits = known.level + known.domains[:, None, None] + known.states[:, None] + batch @ known.batches
+    logits = known.level + known.domains[:, None, None] + known.states[..., None, :] + batch @ known.batches
     logits = logits.reshape(-1, len(known.level))
     logits += _offset(logits, known.shown)[:, None]
     prior = np.tile(np.exp(-(batch**2).sum(axis=1) / 2), len(logits) // len(batch))
@@ -270,18 +366,14 @@ def _offset(logits: np.ndarray, shown: int) -> np.ndarray:
     return low
 
 
-def _section(
-    xy: np.ndarray, logits: np.ndarray, domain: np.ndarray, state: np.ndarray, names: list[str],
-    random: np.random.Generator,
-) -> AnnData:  # fmt: skip
+def _section(spots: PlantedSpots, names: list[str]) -> AnnData:
     import anndata
 
-    shows = random.random(logits.shape) < 1 / (1 + np.exp(-logits))
-    ranks = random.random(logits.shape).argsort(axis=1).argsort(axis=1) + 1
-    counts = sparse.csr_matrix((shows * ranks).astype(np.int32))
     obs = pd.DataFrame(
-        {"domain": domain.astype(str), "state": state.astype(str)}, index=[f"s{i}" for i in range(len(xy))]
+        {"domain": spots.domain.astype(str), "state": spots.state.astype(str)},
+        index=[f"s{i}" for i in range(len(spots.xy))],
     )
+    counts = sparse.csr_matrix(spots.counts)
     adata = anndata.AnnData(counts, obs=obs.astype("category"), var=pd.DataFrame(index=names))
-    adata.obsm[_keys.SPATIAL] = xy * 100
+    adata.obsm[_keys.SPATIAL] = spots.xy * 100
     return adata
