@@ -1,5 +1,6 @@
 """The command line: outputs, messages, and errors of one line that leave no files."""
 
+import gzip
 import json
 import os
 import shutil
@@ -16,10 +17,10 @@ import pytest
 from matplotlib import image as mpl_image
 
 import stampy
-from stampy import _checks, datasets, models
+from stampy import _checks, datasets, models, pp
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
-from stampy.cli.early_checks import TOY_COLUMNS
+from stampy.cli.early_checks import TOY_COLUMNS, check_vocabulary_file
 from stampy.cli.main import EXAMPLES, main
 from stampy.cli.options import in_options
 
@@ -731,6 +732,15 @@ def test_the_columns_of_the_toy_are_known():
 def test_wrong_options_of_training_leave_no_folder(fails, section, tmp_path, wrong):
     fails("pretrain", section, "--out", tmp_path / "run", *wrong)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["genes.tsv", "genes.tsv.gz"])
+def test_a_vocabulary_that_can_be_read_passes_the_early_check(tmp_path, name):
+    """Also with a byte order mark, or compressed."""
+    text = "gene_id\tsymbol\tdivisor\nENSG00000141510\tTP53\t1.5\n".encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert len(pp.Vocabulary.load(tmp_path / name)) == 1
+    check_vocabulary_file(tmp_path / name)
 
 
 def test_run_that_cannot_start_leaves_no_folder(fails, section, tmp_path):

@@ -1,6 +1,8 @@
 """Our own kernels for the attention of packed spots: against float32, by Triton's interpreter and on CUDA."""
 
 import logging
+import sys
+import types
 
 import pytest
 import torch
@@ -119,6 +121,27 @@ def test_elsewhere_pytorchs_own_kernels_run(monkeypatch, caplog):
         "Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since Triton is not installed"
     ]
     _tried.cache_clear()
+
+
+def test_errors_of_triton_are_reasons(monkeypatch):
+    """Its assembler does not know newer GPUs, and broken installations cannot be imported."""
+
+    class TritonError(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(TritonError=TritonError))
+    for error in (TritonError("sm_999 is not defined"), ImportError("libtriton.so")):
+
+        def fail(*_, error=error):
+            raise error
+
+        said = f"they failed ({type(error).__name__}: {error})"
+        monkeypatch.setattr(_triton, "_missing", fail)
+        assert _triton.problem(0, bool) == said
+        monkeypatch.setattr(_triton, "_missing", lambda index: "")
+        assert _triton.problem(0, fail) == said
+    with pytest.raises(ZeroDivisionError):
+        _triton.problem(0, lambda: bool(1 / 0))
 
 
 def test_layers_in_another_precision_than_expected():

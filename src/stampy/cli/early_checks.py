@@ -25,6 +25,7 @@ __all__ = [
 
 TOY = "toy"
 TOY_COLUMNS = "in_tissue", "array_row", "array_col", "domain", "section"
+_COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")  # pandas reads these
 VOCABULARY = "gene_id", "symbol", "divisor"  # columns
 OFFLINE = "HER2ST_A1"  # preferred for the demo if a mirror exists, since it has an image and labels
 
@@ -79,8 +80,10 @@ def check_vocabulary_file(path: str | Path) -> None:
     """Raise for a missing file, or one without a vocabulary's columns; its reader checks the rest."""
     place = _checks.existing(path, what="vocabulary")
     place = _checks.existing(place / "genes.tsv", what="vocabulary") if place.is_dir() else place
+    if place.suffix.lower() in _COMPRESSED:
+        return
     with place.open("rb") as file:
-        found = file.readline(2**16).decode("utf-8", errors="replace").rstrip("\r\n").split("\t")
+        found = file.readline(2**16).decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
     if missing := [name for name in VOCABULARY if name not in found]:
         raise ValueError(
             f"{str(path)!r} is not a vocabulary: it needs the columns {list(VOCABULARY)}; {missing} are missing. "

@@ -192,17 +192,26 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
     the vocabulary to the gene tower; settings are not included.
     """
     tensors = dict(model.state_dict())
-    state = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors.items()]
-    before, found = _DIGESTS.get(model, (None, {}))
+    state = [_state_of(name, tensor) for name, tensor in tensors.items()]
+    before, hashes = _DIGESTS.get(model, (None, {}))
     if before != state:
-        for what, below in _towers(model).items():
-            found[what] = digest_of_tensors({k: t for k, t in tensors.items() if k.startswith(below)})
-        _DIGESTS[model] = state, found
-    found = dict(found)
+        hashes = {
+            what: digest_of_tensors({k: t for k, t in tensors.items() if k.startswith(below)})
+            for what, below in _towers(model).items()
+        }
+        _DIGESTS[model] = state, hashes
+    found = dict(hashes)
     if "gene" in found and (genes := getattr(model, "genes", None)) is not None:
         vocabulary = digest(genes["gene_id"]) + digest_of_arrays(genes["divisor"].to_numpy(np.float64))
         found["gene"] = digest([found["gene"], vocabulary])
     return found
+
+
+def _state_of(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
+    """Key that changes with the values of a tensor; the sum, since changes of ``tensor.data`` leave no other trace."""
+    total = tensor.sum(dtype=torch.float32) if tensor.is_floating_point() else tensor.sum()
+    version = 0 if tensor.is_inference() else tensor._version
+    return name, tensor.dtype, tensor.data_ptr(), version, total.item()
 
 
 def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
