@@ -58,6 +58,20 @@ def test_a_hash_follows_weights_that_change_in_place(model):
     assert digest_of_towers(other)["gene"] != before["gene"]
 
 
+def test_towers_of_other_states_than_tensors_have_no_hash(model, toy):
+    """Such as quantised ones: they can be used, and are compared by name."""
+
+    class Scale(torch.nn.Module):
+        def get_extra_state(self):
+            return {"scale": 0.5}
+
+    other = copy.deepcopy(model)
+    other.gene.scale = Scale()
+    assert digest_of_towers(other) == {"image": digest_of_towers(model)["image"]}
+    record = tl.embed(toy, other, copy=True, **QUIET).uns["stamp"]["X_stamp"]
+    assert set(record["weights_digest"]) == {"image"}
+
+
 def test_records_hold_it(embedded, model, toy, tmp_path):
     embedded["same"].write_h5ad(tmp_path / "a.h5ad")
     found = anndata.read_h5ad(tmp_path / "a.h5ad").uns["stamp"]["X_stamp"]["weights_digest"]

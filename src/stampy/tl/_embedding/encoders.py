@@ -189,22 +189,26 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
     """Hash of the weights of each tower, by modality; computed once for a state of the weights.
 
     Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their tower,
-    the vocabulary to the gene tower; settings are not included.
+    the vocabulary to the gene tower; settings are not included. A tower whose weights are not all plain tensors, such
+    as a quantised one, has no hash.
     """
-    tensors = dict(model.state_dict())
-    state = [_state_of(name, tensor) for name, tensor in tensors.items()]
+    weights = dict(model.state_dict())
+    state = [_state_of(name, tensor) for name, tensor in weights.items() if _is_plain(tensor)]
     before, hashes = _DIGESTS.get(model, (None, {}))
     if before != state:
-        hashes = {
-            what: digest_of_tensors({k: t for k, t in tensors.items() if k.startswith(below)})
-            for what, below in _towers(model).items()
-        }
+        towers = {what: {k: t for k, t in weights.items() if k.startswith(b)} for what, b in _towers(model).items()}
+        hashes = {what: digest_of_tensors(own) for what, own in towers.items() if all(map(_is_plain, own.values()))}
         _DIGESTS[model] = state, hashes
     found = dict(hashes)
     if "gene" in found and (genes := getattr(model, "genes", None)) is not None:
         vocabulary = digest(genes["gene_id"]) + digest_of_arrays(genes["divisor"].to_numpy(np.float64))
         found["gene"] = digest([found["gene"], vocabulary])
     return found
+
+
+def _is_plain(weight: object) -> bool:
+    """Whether a weight is a tensor of numbers in memory, not a quantised one or another state of a module."""
+    return type(weight) in (torch.Tensor, torch.nn.Parameter) and not (weight.is_quantized or weight.is_sparse)
 
 
 def _state_of(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
