@@ -20,7 +20,7 @@ import stampy
 from stampy import _checks, datasets, models, pp
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
-from stampy.cli.early_checks import TOY_COLUMNS, check_vocabulary_file
+from stampy.cli.early_checks import TOY_COLUMNS, check_names, check_vocabulary_file
 from stampy.cli.main import EXAMPLES, main
 from stampy.cli.options import in_options
 
@@ -741,6 +741,17 @@ def test_a_vocabulary_that_can_be_read_passes_the_early_check(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     assert len(pp.Vocabulary.load(tmp_path / name)) == 1
     check_vocabulary_file(tmp_path / name)
+
+
+def test_slots_that_are_tables_are_left_to_the_reader(tmp_path):
+    """As early versions of anndata wrote obs and obsm."""
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        file["X"] = np.ones((2, 3))
+        for slot in ("obs", "obsm"):
+            file[slot] = np.zeros(2, dtype=[("mine", "f4", 2)])
+    check_names(tmp_path / "old.h5ad", obs={"labels": "layer"}, obsm={"embedding": "mine"})
+    with pytest.raises(KeyError, match="layers"):
+        check_names(tmp_path / "old.h5ad", obs={}, layers={"layer": "counts"})
 
 
 def test_run_that_cannot_start_leaves_no_folder(fails, section, tmp_path):

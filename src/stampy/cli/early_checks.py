@@ -128,7 +128,9 @@ def _names_of(file: h5py.File, slot: str) -> Collection[str] | None:
         return _column_order(group.attrs) if isinstance(group, h5py.Group) else None
     if "X" not in file and "obs" not in file:  # not an AnnData
         return None
-    return list(group) if isinstance(group, h5py.Group) else []
+    if isinstance(group, h5py.Dataset):  # a table of an early version of anndata
+        return None
+    return [] if group is None else list(group)
 
 
 def _folders(folder: Path) -> list[str]:
