@@ -650,7 +650,7 @@ def test_vocabulary_by_path_and_packaged(tmp_path, monkeypatch):
     expected = tokens_of(section, vocabulary)
     vocabulary.save(tmp_path / "genes.tsv")
     np.testing.assert_array_equal(tokens_of(section, tmp_path), expected)
-    monkeypatch.setattr(tokens_module, "packaged", lambda: vocabulary)
+    monkeypatch.setattr(tokens_module, "packaged_vocabulary", lambda: vocabulary)
     np.testing.assert_array_equal(tokens_of(section, None), expected)
 
 

@@ -178,7 +178,7 @@ def signalling(monkeypatch, *numbers, at=3):
 def test_signal_saves_a_checkpoint_and_the_run_resumes(number, error, toy, pretrained, tmp_path, monkeypatch, capfd):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     rate = signalling(monkeypatch, number)
-    with pytest.raises(error, match=r"Stopped after 4 of .* steps; .* same command again") as caught:
+    with pytest.raises(error, match=r"Stopped after 4 of .* steps; .* Repeat the command") as caught:
         train.pretrain(toy, tmp_path, config=STAGE1, **QUIET)
     if number == signal.SIGTERM:
         assert caught.value.code == 143
