@@ -30,8 +30,9 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from stampy._utils import stream
-from stampy.models import GeneConfig, Stamp, StampConfig, _attention
+from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.models._gene import ready_to_compile
+from stampy.models._kernels import attention
 from stampy.train import PretrainConfig
 from stampy.train._loop.loop import _prefetched
 from stampy.train._pretrain_step import Reconstruction, mask_tokens
@@ -137,7 +138,7 @@ def measure(options) -> dict:
 
 def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
     """GB, seconds and losses of steps of `stage`, stampy's or plain, on prepared pieces; and the step function."""
-    _attention.ENABLED = options.attention == "ours"
+    attention.ENABLED = options.attention == "ours"
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=lr, fused=True))

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))
 from bare import encoder_of, learning_rate, optimizer_of, outputs, set_rate
 
 from stampy import _keys
-from stampy.models._cross_entropy import cross_entropy_by_kind
 from stampy.models._gene import MASK_ID, PAD_ID
+from stampy.models._kernels.cross_entropy import cross_entropy_by_kind
 from stampy.train._baselines import frequencies
 from stampy.train._data import MemorySection
 from stampy.train._spectral_start import start_spectral

@@ -25,7 +25,7 @@ from held_out import Data, Network, frequencies, ids_of, outputs
 from torch import Tensor
 
 from stampy import datasets, models, train
-from stampy.models._cross_entropy import cross_entropy_by_kind
+from stampy.models._kernels.cross_entropy import cross_entropy_by_kind
 from stampy.train._rank_order import level_places, mixture_weights, order_guesses
 
 SECTIONS = ("HER2ST_B2", "HER2ST_C3", "HER2ST_D3", "HER2ST_F2", "HER2ST_G2")

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 
-from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, _attention, _triton
-from stampy.models._attention import Spans, _forward, _tried, spans_for
-from stampy.models._packed import Packing
+from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig
+from stampy.models._kernels import attention, triton_check
+from stampy.models._kernels.attention import Spans, _forward, _tried, spans_for
+from stampy.models._kernels.packed import Packing
 from stampy.train import PretrainConfig
 from stampy.train._pretrain_step import Reconstruction
 
@@ -71,7 +72,7 @@ def test_kernels_are_right_at_every_length(interpreted):
 def _one_graph():
     from torch._dynamo.utils import counters
 
-    _attention._runs = lambda *_: True
+    attention._runs = lambda *_: True
     torch.manual_seed(0)
     encoder = GeneEncoder(GeneConfig(n_genes=60, width=64, depth=2, heads=2, feedforward=24, max_tokens=70)).train()
 
@@ -88,11 +89,11 @@ def _one_graph():
 
     batches = [(5, 3, 1), (70, 33), (9, 9, 65, 1)]
     expected = [results(lengths) for lengths in batches]
-    _attention.ENABLED = False
+    attention.ENABLED = False
     exact = results(batches[2], half=False)
     for found in (expected[2], results(batches[2])):
         assert max(off(a, b) for a, b in zip(found, exact, strict=True)) < 2e-3
-    _attention.ENABLED = True
+    attention.ENABLED = True
     for layer in encoder.layers:
         layer.compile(dynamic=True, backend="aot_eager")
     for lengths, values in zip(batches, expected, strict=True):
@@ -111,7 +112,7 @@ def test_elsewhere_pytorchs_own_kernels_run(monkeypatch, caplog):
     packing = Packing((3, 1), (3, 1), torch.device("cpu"))
     assert spans_for(packing, torch.bfloat16, 2, 32) is packing
     _tried.cache_clear()
-    monkeypatch.setattr(_triton, "_missing", lambda index: "Triton is not installed")
+    monkeypatch.setattr(triton_check, "_missing", lambda index: "Triton is not installed")
     on_cuda = Packing((3, 1), (3, 1), torch.device("cuda", 7))
     with caplog.at_level(logging.INFO, logger="stampy"):
         for width in (32, 32, 48):
@@ -136,12 +137,12 @@ def test_errors_of_triton_are_reasons(monkeypatch):
             raise error
 
         said = f"they failed ({type(error).__name__}: {error})"
-        monkeypatch.setattr(_triton, "_missing", fail)
-        assert _triton.problem(0, bool) == said
-        monkeypatch.setattr(_triton, "_missing", lambda index: "")
-        assert _triton.problem(0, fail) == said
+        monkeypatch.setattr(triton_check, "_missing", fail)
+        assert triton_check.problem(0, bool) == said
+        monkeypatch.setattr(triton_check, "_missing", lambda index: "")
+        assert triton_check.problem(0, fail) == said
     with pytest.raises(ZeroDivisionError):
-        _triton.problem(0, lambda: bool(1 / 0))
+        triton_check.problem(0, lambda: bool(1 / 0))
 
 
 def test_layers_in_another_precision_than_expected():
@@ -225,7 +226,7 @@ def test_a_step_of_stage_1_is_that_of_pytorchs_kernels(compiled, monkeypatch):
     found, grad = step_of(compiled)
     again, grad_again = step_of(compiled)
     assert again == pytest.approx(found, rel=1e-5)  # sums by kind are atomic
-    monkeypatch.setattr(_attention, "ENABLED", False)
+    monkeypatch.setattr(attention, "ENABLED", False)
     expected, expected_grad = step_of(False)
     assert found == pytest.approx(expected, rel=3e-3)
     assert F.cosine_similarity(grad, expected_grad, dim=0) > 0.999

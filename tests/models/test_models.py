@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stampy import models
-from stampy.models import _cross_entropy, losses
-from stampy.models._cross_entropy import linear_cross_entropy
+from stampy.models import losses
 from stampy.models._image import pool_3x3
+from stampy.models._kernels import cross_entropy
+from stampy.models._kernels.cross_entropy import linear_cross_entropy
 
 QUICK = settings(deadline=None, max_examples=25)
 
@@ -91,7 +92,7 @@ def test_linear_cross_entropy_equals_the_plain_one(n, classes, block, seed):
     )
     targets = torch.randint(classes, (n,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_cross_entropy._ELEMENTS, "cpu", block * classes)
+        patch.setitem(cross_entropy._ELEMENTS, "cpu", block * classes)
         ours = linear_cross_entropy(hidden, weight, bias, targets)
         found = torch.autograd.grad(ours * 3, (hidden, weight, bias))
     plain = F.cross_entropy(F.linear(hidden, weight, bias), targets)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stampy import models, train
 from stampy.models import losses
-from stampy.models._packed import Packing
+from stampy.models._kernels.packed import Packing
 from stampy.train._align_step import Alignment
 from stampy.train._config import LOSSES
 from stampy.train._samplers import moved

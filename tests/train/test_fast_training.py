@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from stampy import models, train
 from stampy._utils import stream
 from stampy.models import losses
-from stampy.models._cross_entropy import kernel_for, linear_cross_entropy
 from stampy.models._gene import MASK_ID, PAD_ID
+from stampy.models._kernels.cross_entropy import kernel_for, linear_cross_entropy
+from stampy.models._kernels.packed import Packing, attend
 from stampy.models._lora import LoRALinear, add_lora, merge_lora
-from stampy.models._packed import Packing, attend
 from stampy.train._loop.ranks import make_fabric
 from stampy.train._pretrain_step import KINDS, Reconstruction
 
@@ -165,7 +165,7 @@ def test_kernels_get_what_they_expect(monkeypatch):
     assert kernel_for("auto", "cuda", torch.float32) == "torch"
     hidden, weight, bias = torch.randn(5, 4), torch.randn(9, 4), torch.randn(9)
     targets = torch.tensor([0, 8, 3, 3, 1])
-    monkeypatch.setattr("stampy.models._cross_entropy.kernel_for", lambda k, *_: k)
+    monkeypatch.setattr("stampy.models._kernels.cross_entropy.kernel_for", lambda k, *_: k)
     found = linear_cross_entropy(hidden, weight, bias, targets, kernel="liger")
     torch.testing.assert_close(found, linear_cross_entropy(hidden, weight, bias, targets, kernel="torch"))
 

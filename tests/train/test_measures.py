@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stampy import datasets, models, pl, train
 from stampy.cli import main as cli
-from stampy.models._cross_entropy import cross_entropy_by_kind, linear_cross_entropy
+from stampy.models._kernels.cross_entropy import cross_entropy_by_kind, linear_cross_entropy
 from stampy.train._baselines import ranks_of_own, references, ridge_ranks, tile_features
 from stampy.train._pretrain_step import KINDS, Reconstruction
 from stampy.train._rank_order import level_places, order_guesses
@@ -30,8 +30,8 @@ def test_sums_by_kind_are_those_of_the_rows(kernel, monkeypatch):
     def plain(hidden, weight, bias, targets):
         return F.cross_entropy(hidden @ weight.T + bias, targets)
 
-    monkeypatch.setattr("stampy.models._cross_entropy._liger", plain)
-    monkeypatch.setattr("stampy.models._cross_entropy.kernel_for", lambda kernel, *_: kernel)
+    monkeypatch.setattr("stampy.models._kernels.cross_entropy._liger", plain)
+    monkeypatch.setattr("stampy.models._kernels.cross_entropy.kernel_for", lambda kernel, *_: kernel)
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*s, generator=generator).requires_grad_() for s in ((40, 6), (30, 6), (30,)))
     targets, kinds = torch.randint(30, (40,), generator=generator), torch.arange(40) % 4

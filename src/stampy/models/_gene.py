@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
 
-from ._attention import Spans, attention, spans_for
-from ._cross_entropy import Kernel, cross_entropy_by_kind, linear_cross_entropy
+from ._kernels.attention import Spans, attention, spans_for
+from ._kernels.cross_entropy import Kernel, cross_entropy_by_kind, linear_cross_entropy
+from ._kernels.packed import Packing, attend
 from ._limits import check_gene
-from ._packed import Packing, attend
 
 __all__ = ["MASK_ID", "PAD_ID", "GeneConfig", "GeneEncoder"]
 

@@ -21,7 +21,7 @@ from stampy._checks import shortlist
 from stampy._files import atomic
 from stampy._utils import stream
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig, save
-from stampy.models._cross_entropy import kernel_for
+from stampy.models._kernels.cross_entropy import kernel_for
 from stampy.models._load import load_stamp
 from stampy.models._weights import DATA
 from stampy.pp import Vocabulary

@@ -18,7 +18,7 @@ from stampy import _keys
 from stampy._utils import stream
 from stampy.models import Stamp, losses
 from stampy.models._gene import MASK_ID, PAD_ID
-from stampy.models._packed import Packing
+from stampy.models._kernels.packed import Packing
 
 from ._config import PretrainConfig
 from ._loop.loop import Stage

@@ -263,7 +263,7 @@ class PairBatch(Batch):
 class GroupPiece(TypedDict):
     """Some groups of a `GroupBatch`, masked and packed."""
 
-    queries: tuple[int, ...]  # (B,) positions of each spot, see `models._packed.Packing`
+    queries: tuple[int, ...]  # (B,) positions of each spot, see `models._kernels.packed.Packing`
     keys: tuple[int, ...]  # (B,)
     inputs: Tensor  # (T,) int64, ids for the encoder
     positions: Tensor  # (L,) int64

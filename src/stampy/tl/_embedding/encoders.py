@@ -208,7 +208,9 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
 
 def _is_plain(weight: object) -> bool:
     """Whether a weight is a tensor of numbers in memory, not a quantised one or another state of a module."""
-    return type(weight) in (torch.Tensor, torch.nn.Parameter) and not (weight.is_quantized or weight.is_sparse)
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return not (weight.is_quantized or weight.is_sparse)
 
 
 def _state_of(name: str, tensor: torch.Tensor) -> tuple[object, ...]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stampy.models import _cross_entropy, _cross_entropy_kernel, _triton
-from stampy.models._cross_entropy import _in_blocks, _runs, _tried, linear_cross_entropy
+from stampy.models._kernels import cross_entropy, cross_entropy_triton, triton_check
+from stampy.models._kernels.cross_entropy import _in_blocks, _runs, _tried, linear_cross_entropy
 
 
 def problem(rows, classes, dtype, device, width=48):
@@ -30,13 +30,13 @@ def compare(rows, classes, dtype, device, most):
     bias = given[2].clone().requires_grad_()
     each = F.cross_entropy(F.linear(hidden, weight, bias), given[3], reduction="none")
     exact = [each.sum().detach(), each.detach(), *torch.autograd.grad(each.sum(), (hidden, weight, bias))]
-    for of in (_cross_entropy_kernel.loss_and_gradients, _in_blocks):
+    for of in (cross_entropy_triton.loss_and_gradients, _in_blocks):
         total, losses, grads = of(*given, wanted=True)
         found = [total, losses, *grads]
         assert [t.dtype for t in found] == [torch.float32] * 5
         assert [t.shape for t in found] == [t.shape for t in exact]
         assert max(off(a, b) for a, b in zip(found, exact, strict=True)) < most
-    alone = _cross_entropy_kernel.loss_and_gradients(*given, wanted=False)
+    alone = cross_entropy_triton.loss_and_gradients(*given, wanted=False)
     assert off(alone[1], exact[1]) < most
     assert alone[2] == []
 
@@ -44,18 +44,18 @@ def compare(rows, classes, dtype, device, most):
 def _right():
     compare(7, 130, torch.float16, "cpu", 2e-3)
     compare(3, 64, torch.float16, "cpu", 2e-3)
-    _cross_entropy_kernel._ELEMENTS = 3 * 192  # several blocks of rows
+    cross_entropy_triton._ELEMENTS = 3 * 192  # several blocks of rows
     compare(7, 130, torch.float16, "cpu", 2e-3)
     hidden, weight, bias, targets = problem(7, 130, torch.float16, "cpu")
     turned = weight.T.contiguous().T  # tied heads hand over a view
     for a, b in zip(
-        _cross_entropy_kernel.loss_and_gradients(hidden, weight, bias, targets, wanted=True)[2],
-        _cross_entropy_kernel.loss_and_gradients(hidden, turned, bias.half(), targets, wanted=True)[2],
+        cross_entropy_triton.loss_and_gradients(hidden, weight, bias, targets, wanted=True)[2],
+        cross_entropy_triton.loss_and_gradients(hidden, turned, bias.half(), targets, wanted=True)[2],
         strict=True,
     ):
         assert off(a, b) < 2e-3
     try:
-        _cross_entropy_kernel.loss_and_gradients(hidden, weight, bias, targets + 100, wanted=True)
+        cross_entropy_triton.loss_and_gradients(hidden, weight, bias, targets + 100, wanted=True)
     except RuntimeError:
         return
     raise AssertionError("a class that does not exist was taken")
@@ -67,7 +67,7 @@ def test_the_kernel_is_right(interpreted):
 
 def test_elsewhere_pytorchs_operators_run(monkeypatch, caplog):
     _tried.cache_clear()
-    monkeypatch.setattr(_triton, "_missing", lambda index: "Triton is not installed")
+    monkeypatch.setattr(triton_check, "_missing", lambda index: "Triton is not installed")
     on_cuda = torch.device("cuda", 7)
     with caplog.at_level(logging.INFO, logger="stampy"):
         assert not _runs(on_cuda, torch.bfloat16, 20_340)
@@ -80,7 +80,7 @@ def test_elsewhere_pytorchs_operators_run(monkeypatch, caplog):
 
 
 def test_only_problems_that_were_tried_use_it(monkeypatch):
-    monkeypatch.setattr(_cross_entropy, "_tried", lambda *_: True)
+    monkeypatch.setattr(cross_entropy, "_tried", lambda *_: True)
     on_cuda = torch.device("cuda", 7)
     assert _runs(on_cuda, torch.bfloat16, 20_340)
     assert _runs(on_cuda, torch.float16, 32_768)
@@ -96,8 +96,8 @@ def test_a_kernel_with_a_wrong_result_is_not_used(wrong, expected, monkeypatch):
         total, rows, grads = _in_blocks(*given, wanted=wanted)
         return total, rows, [grads[0], grads[1] * (1.1 if wrong else 1), grads[2]]
 
-    monkeypatch.setattr(_triton, "_missing", lambda index: "")
-    monkeypatch.setattr(_cross_entropy, "_in_one_pass", kernel)
+    monkeypatch.setattr(triton_check, "_missing", lambda index: "")
+    monkeypatch.setattr(cross_entropy, "_in_one_pass", kernel)
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda *given, device: arange(*given))
     _tried.cache_clear()
@@ -127,7 +127,7 @@ def test_the_loss_on_cuda_is_that_of_pytorchs_operators(monkeypatch):
     given = [t.requires_grad_() for t in (hidden, weight, bias)]
     found = []
     for enabled in (True, False):
-        monkeypatch.setattr(_cross_entropy, "ENABLED", enabled)
+        monkeypatch.setattr(cross_entropy, "ENABLED", enabled)
         with torch.autocast("cuda", torch.bfloat16):
             loss = linear_cross_entropy(*given, targets)
         found.append([loss.detach(), *torch.autograd.grad(loss, given)])

@@ -95,7 +95,7 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def attend(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, packing: Packing) -> Tensor:
     """Attention within each spot: (T, H, d).
 
-    On CUDA, one call over all spots (PyTorch's variable-length kernels, if those of `_attention` cannot
+    On CUDA, one call over all spots (PyTorch's variable-length kernels, if those of `attention` cannot
     run); on the CPU, one call for each run of spots of equal length, as such a kernel would do.
     """
     if packing.attended is not None:

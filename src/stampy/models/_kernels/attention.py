@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _triton
-from ._packed import Packing
+from . import triton_check
+from .packed import Packing
 
 __all__ = ["Spans", "attention", "spans_for"]
 
@@ -87,7 +87,7 @@ def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
         found, _ = _forward(one, starts, starts[1:], 1)
         return torch.equal(found, one[:, 2])
 
-    problem = _triton.problem(index, right)
+    problem = triton_check.problem(index, right)
     if problem:
         _log.info("Attention runs on PyTorch's kernels, which are slower: Triton's cannot be used, since %s", problem)
     return not problem
@@ -99,7 +99,7 @@ def _tried(index: int, dtype: torch.dtype, heads: int, width: int) -> bool:
     schema="(Tensor qkv, Tensor starts, Tensor keys, SymInt longest) -> (Tensor, Tensor)",
 )
 def _forward(qkv: Tensor, starts: Tensor, keys: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    from . import _attention_kernels as kernels
+    from . import attention_triton as kernels
 
     with torch.cuda.device_of(qkv):
         return kernels.forward(qkv.contiguous(), starts, keys, longest)
@@ -113,7 +113,7 @@ def _forward(qkv: Tensor, starts: Tensor, keys: Tensor, longest: int) -> tuple[T
 def _backward(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, starts: Tensor, keys: Tensor, longest: int
 ) -> Tensor:
-    from . import _attention_kernels as kernels
+    from . import attention_triton as kernels
 
     with torch.cuda.device_of(qkv):
         return kernels.backward(grad.contiguous(), qkv.contiguous(), out, lse, starts, keys, longest)
@@ -121,7 +121,7 @@ def _backward(
 
 @_forward.register_fake
 def _(qkv: Tensor, starts: Tensor, keys: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    from ._attention_kernels import sums_length
+    from .attention_triton import sums_length
 
     T, _, H, d = qkv.shape
     return qkv.new_empty(T, H, d), qkv.new_empty(H, sums_length(T, keys.shape[0]), dtype=torch.float32)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import _triton
+from . import triton_check
 
 __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entropy"]
 
@@ -189,7 +189,7 @@ def _in_one_pass(
     hidden: Tensor, weight: Tensor, bias_C: Tensor, targets_M: Tensor, *, wanted: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`_in_blocks` on CUDA in half precision, by stampy's kernel."""
-    from ._cross_entropy_kernel import loss_and_gradients
+    from .cross_entropy_triton import loss_and_gradients
 
     with torch.cuda.device_of(hidden):
         return loss_and_gradients(hidden, weight, bias_C, targets_M, wanted=wanted)
@@ -213,7 +213,7 @@ def _tried(index: int, low: torch.dtype) -> bool:
         pairs = zip(*([rows, *grads] for _, rows, grads in each), strict=True)
         return all(bool((a - b).norm() <= _TOLERANCE * b.norm()) for a, b in pairs)
 
-    problem = _triton.problem(index, right)
+    problem = triton_check.problem(index, right)
     if problem:
         _log.info("The loss runs on PyTorch's operators, which are slower: Triton's cannot be used, since %s", problem)
     return not problem
