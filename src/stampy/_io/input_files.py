@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -184,8 +185,12 @@ def _untar(path: Path, target: Path) -> None:
         for member in archive:
             sizes.append((member.name, member.size))
             _check_members(path, sizes[-1:] if len(sizes) <= MAX_MEMBERS else sizes)
-            if member.isfile():
-                archive.extract(member, target, filter="data")
+            if member.isfile() and (content := archive.extractfile(member)) is not None:
+                # Not `extract`: Python 3.11.0 to 3.11.3 lack its `filter`, which resets modes and owners.
+                place = target / member.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as out:
+                    shutil.copyfileobj(content, out)
 
 
 def _check_members(path: Path, members: list[tuple[str, int]]) -> None:
