@@ -134,7 +134,12 @@ def parsed():
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
+    parser.add_argument(
+        "--attention",
+        default="ours",
+        choices=("ours", "torch"),
+        help="kernels on CUDA in bfloat16, of the loss, too",
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")

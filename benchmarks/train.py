@@ -32,7 +32,7 @@ from torch import nn
 from stampy._utils import stream
 from stampy.models import GeneConfig, Stamp, StampConfig
 from stampy.models._gene import ready_to_compile
-from stampy.models._kernels import attention
+from stampy.models._kernels import attention, cross_entropy
 from stampy.train import PretrainConfig
 from stampy.train._loop.loop import _prefetched
 from stampy.train._pretrain_step import Reconstruction, mask_tokens
@@ -138,7 +138,7 @@ def measure(options) -> dict:
 
 def measured(options, fabric, stage, pieces_of, lr=1e-4, batch=None):
     """GB, seconds and losses of steps of `stage`, stampy's or plain, on prepared pieces; and the step function."""
-    attention.ENABLED = options.attention == "ours"
+    attention.ENABLED = cross_entropy.ENABLED = options.attention == "ours"
     module = fabric.setup_module(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(trained, lr=lr, fused=True))
@@ -242,7 +242,12 @@ def parsed(arguments=None):
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--fused", default="torch")
-    parser.add_argument("--attention", default="ours", choices=("ours", "torch"), help="kernels on CUDA in bfloat16")
+    parser.add_argument(
+        "--attention",
+        default="ours",
+        choices=("ours", "torch"),
+        help="kernels on CUDA in bfloat16, of the loss, too",
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=VARIANTS, help="steps to time")

@@ -781,3 +781,19 @@ def test_a_section_from_disk_gives_the_same(toy, model, tmp_path, suffix):
 def test_the_cache_is_named_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("STAMPY_CACHE_DIR", str(tmp_path))
     assert _fetch.cache_dir() == tmp_path
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x97\x00 no text", b"", b'"open\n1,2\n'])
+def test_tables_that_cannot_be_read_are_named(tmp_path, content):
+    from stampy.models._systems.gene_encoders import _genes
+
+    for name in ("results.csv", "slides.csv", "sections.tsv", "means.csv"):
+        (tmp_path / name).write_bytes(content)
+    for read, name in (
+        (lambda: stampy.bench.read_results(tmp_path), "results.csv"),
+        (lambda: stampy.datasets.slide_manifest(tmp_path / "slides.csv"), "slides.csv"),
+        (lambda: stampy.tl.collect_sections(tmp_path), "sections.tsv"),
+        (lambda: _genes({}, tmp_path / "means.csv"), "means.csv"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=name):
+            read()

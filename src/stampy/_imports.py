@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 
-__all__ = ["collection_paused", "module"]
+__all__ = ["attribute", "collection_paused", "module"]
 
 
 @contextlib.contextmanager
@@ -24,7 +25,27 @@ def collection_paused() -> Iterator[None]:
         gc.enable()
 
 
-def module(name: str) -> ModuleType:
-    """Import a module, with the collector paused."""
+def module(name: str, package: str | None = None) -> ModuleType:
+    """Import a module, with the collector paused; names that start with a dot are relative to `package`."""
     with collection_paused():
-        return importlib.import_module(name)
+        return importlib.import_module(name, package)
+
+
+def attribute(
+    package: str, modules: Mapping[str, str], name: str, *, renamed: Mapping[str, str] | None = None
+) -> object:
+    """The public `name` of a package (PEP 562), imported from its module on first access and kept in the package.
+
+    `modules` maps each name to the module that defines it (relative to the package if it starts with a dot), `renamed`
+    maps deprecated names to new ones.
+    """
+    if renamed is not None and name in renamed:
+        from stampy import _checks
+
+        _checks.warn(f"`{package}.{name}` is deprecated; its new name is `{package}.{renamed[name]}`.")
+        name = renamed[name]
+    if name not in modules:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    value = getattr(module(modules[name], package), name)
+    setattr(sys.modules[package], name, value)
+    return value

@@ -44,21 +44,12 @@ _WHERE = {
     "_run": ("run",),
     "_table": ("read_results", "skipped", "summary"),
 }
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+_MODULES = {name: f".{module}" for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: errors for unknown configs and missing files come before pandas and torch are imported.
-    if name == "Section":
-        from stampy import _checks
-
-        _checks.warn("`stampy.bench.Section` is deprecated; its new name is `stampy.bench.SectionConfig`.")
-        name = "SectionConfig"
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    return _imports.attribute(__name__, _MODULES, name, renamed={"Section": "SectionConfig"})
 
 
 def __dir__() -> list[str]:

@@ -134,8 +134,9 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     path = _checks.existing(folder, what="folder of results")
     if path.is_dir():
         path = _checks.existing(path / RESULTS, what="table of results (made by `stampy bench run`)")
-    table = pd.read_csv(path, keep_default_na=False, na_values={"seed": [""], "value": [""], "chance": [""],
-                        "n_spots": [""]}, dtype=dict.fromkeys(TEXT, str))  # fmt: skip
+    with _checks.readable(path):
+        table = pd.read_csv(path, keep_default_na=False, na_values={"seed": [""], "value": [""], "chance": [""],
+                            "n_spots": [""]}, dtype=dict.fromkeys(TEXT, str))  # fmt: skip
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"{str(path)!r} is not a table of `stampy bench run`: the columns {missing} are missing.")

@@ -46,16 +46,12 @@ _WHERE = {
     "_toy.toy_slide": ("toy_slide",),
     "_toy.toy_spavis": ("ToySpavis", "toy_spavis"),
 }
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+_MODULES = {name: f".{module}" for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: names and records do not need pandas and scipy, which sections do.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_imports.module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    return _imports.attribute(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -78,7 +78,8 @@ def slide_manifest(
     import pandas as pd
 
     path = _checks.existing(path, what="manifest", suffixes=(".tsv", ".txt", ".csv"))
-    raw = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
+    with _checks.readable(path):
+        raw = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
     for column in [slide, patient, label, *([md5] if md5 else [])]:
         _checks.has_key(
             list(raw), column, slot=path.name, needs="Name the columns with `slide=`, `patient=`, `label=`, `md5=`."

@@ -66,17 +66,14 @@ _WHERE = {
     "_stamp": ("RegionOutput", "Stamp", "StampConfig"),
     "_weights": ("push", "save"),
 }
-_MODULES = {name: module for module, names in _WHERE.items() for name in names} | {"losses": "losses"}
+_MODULES = {name: f".{module}" for module, names in _WHERE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: importing a model class imports torch; names and cards do not need it.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _imports.module(f"{__name__}.{_MODULES[name]}")
-    value = module if name == "losses" else getattr(module, name)
-    globals()[name] = value
-    return value
+    if name == "losses":
+        return _imports.module(f"{__name__}.losses")
+    return _imports.attribute(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -34,15 +34,12 @@ __all__ = [
     "slide",
 ]
 
+_MODULES = {name: f"._{name}" for name in __all__} | {"embed_slides": "._embed_sections"}
+
 
 def __getattr__(name: str) -> Any:
     # PEP 562: importing a tool imports torch; checking arguments does not.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    file = "_embed_sections" if name == "embed_slides" else f"_{name}"
-    value = getattr(_imports.module(f"{__name__}.{file}"), name)
-    globals()[name] = value
-    return value
+    return _imports.attribute(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -112,8 +112,9 @@ def _results(out: Path) -> dict[str, Path]:
     table = _checks.existing(out, what="folder of a run") / TABLE
     if not table.is_file():
         raise FileNotFoundError(f"{str(out)!r} has no {TABLE}: give the folder that `embed_sections` wrote.")
-    rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
-    done = rows[rows["status"].isin(["embedded", "kept"])]
+    with _checks.readable(table):
+        rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+        done = rows.loc[rows["status"].isin(["embedded", "kept"]), ["name", "output"]]
     if done.empty:
         raise FileNotFoundError(f"{str(table)!r} names no section that is done.")
     if len(done) < len(rows):

@@ -17,29 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["AlignConfig", "Corpus", "PretrainConfig", "SectionInput", "adapt", "align", "evaluate", "pretrain"]
 
 _MODULES = {
-    "AlignConfig": "stampy.train._config",
-    "Corpus": "stampy.train._corpus.corpus",
-    "PretrainConfig": "stampy.train._config",
+    "AlignConfig": "._config",
+    "Corpus": "._corpus.corpus",
+    "PretrainConfig": "._config",
     "SectionInput": "stampy._io.sections",
-    "adapt": "stampy.train._adapt",
-    "align": "stampy.train._align",
-    "evaluate": "stampy.train._evaluate",
-    "pretrain": "stampy.train._pretrain",
+    "adapt": "._adapt",
+    "align": "._align",
+    "evaluate": "._evaluate",
+    "pretrain": "._pretrain",
 }
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: importing a training function imports torch; checking settings does not.
-    if name == "Section":
-        from stampy import _checks
-
-        _checks.warn("`stampy.train.Section` is deprecated; its new name is `stampy.train.SectionInput`.")
-        name = "SectionInput"
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_imports.module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
+    return _imports.attribute(__name__, _MODULES, name, renamed={"Section": "SectionInput"})
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ __all__ = ["Kernel", "cross_entropy_by_kind", "kernel_for", "linear_cross_entrop
 
 Kernel: TypeAlias = Literal["torch", "auto", "liger"]
 
-ENABLED = True  # False in tests, to compare with PyTorch's own operators
+ENABLED = True  # False in benchmarks and tests, to compare with PyTorch's own operators
 _HALF = (torch.bfloat16, torch.float16)
 _MOST_CLASSES = 32_768  # a row of logits is one block of the kernel; longer rows are not tested
 _TOLERANCE = 0.03  # relative to the norm; both results are rounded to half precision, at different steps

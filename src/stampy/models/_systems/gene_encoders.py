@@ -170,7 +170,8 @@ def _rename(key: str) -> str:
 
 def _genes(tokens: dict[str, int], means: Path) -> tuple[pd.DataFrame, np.ndarray]:
     """Vocabulary (gene_id, symbol, divisor), and token of each gene with a mean."""
-    table = pd.read_csv(means, index_col=0)
+    with _checks.readable(means):
+        table = pd.read_csv(means, index_col=0)
     if "mean" not in table.columns:
         raise ValueError(f"{str(means)!r} has no column 'mean'; found {_checks.shortlist(table.columns)}.")
     mean_of = table["mean"]
