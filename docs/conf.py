@@ -108,6 +108,7 @@ html_theme = "sphinx_book_theme"
 html_title = f"stampy {version}"
 html_static_path = ["_static"]
 html_css_files = ["stampy.css"]
+html_js_files = ["stampy.js"]
 html_show_sourcelink = False  # the page's own text; the functions link to their code
 html_theme_options = {
     "show_toc_level": 2,
