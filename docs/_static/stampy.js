@@ -15,7 +15,7 @@ function stackIfTooWide(table) {
   if (!phone.matches) return;
   const tooWide = table.offsetWidth > table.parentElement.clientWidth + 1;
   const squeezed = [...table.querySelectorAll("td")].some(
-    (cell) => cell.offsetHeight > (cell.offsetWidth < 80 ? 75 : 125) && cell.offsetWidth < 110);
+    (cell) => cell.offsetHeight > (cell.offsetWidth < 80 ? 75 : 150) && cell.offsetWidth < 130);
   table.classList.toggle("stacked", tooWide || squeezed);
   if (table.classList.contains("stacked") && table.tBodies[0].rows.length > 10 && isNumeric(table)) fold(table);
 }
@@ -34,13 +34,19 @@ function fold(table) {
   details.append(box);
 }
 
-function addBreaks(block, pattern) {
+const textNodes = (block) => {
   const walker = document.createTreeWalker(block, NodeFilter.SHOW_TEXT);
   const nodes = [];
   while (walker.nextNode()) nodes.push(walker.currentNode);
+  return nodes;
+};
+
+// Runs of `pattern` may break after punctuation inside them.
+function addBreaks(block, pattern) {
+  const nodes = textNodes(block);
   const text = nodes.map((node) => node.data).join("");
   const breaks = [...text.matchAll(pattern)].flatMap((run) =>
-    [...run[0].matchAll(/[._/(\[,=@-](?=\w)/g)].map((mark) => run.index + mark.index + 1));
+    [...run[0].matchAll(/(?<=\w)[._](?=\w)|[/(\[,=@](?=["'\w])/g)].map((mark) => run.index + mark.index + 1));
   let start = text.length;
   for (const node of nodes.reverse()) {
     start -= node.data.length;
@@ -51,11 +57,28 @@ function addBreaks(block, pattern) {
   }
 }
 
+// Options such as --out do not break after their hyphens.
+function keepOptions(block) {
+  for (const node of textNodes(block))
+    for (const option of [...node.data.matchAll(/(?<![\w-])--?[a-z][\w-]{0,24}/g)].reverse()) {
+      const span = document.createElement("span");
+      span.className = "option";
+      node.splitText(option.index + option[0].length);
+      span.append(node.splitText(option.index));
+      node.after(span);
+    }
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".bd-article");
   if (!page) return;
   page.querySelectorAll("table code .pre").forEach((name) => addBreaks(name, /\S+/g));
-  if (phone.matches) page.querySelectorAll("pre").forEach((code) => addBreaks(code, /\S{36,}/g));
+  page.querySelectorAll("pre, :not(pre) > code .pre").forEach(keepOptions);
+  if (phone.matches)
+    for (const code of page.querySelectorAll("pre")) {
+      addBreaks(code, /\S{36,}/g);
+      for (const node of textNodes(code)) node.data = node.data.replace(/(?<=\S) {3,}$/, "  "); // before aligned comments
+    }
   const tables = [...page.querySelectorAll("table")].filter((table) => table.tHead && table.tBodies.length);
   tables.forEach(labelCells);
   const fit = () => tables.forEach(stackIfTooWide);
