@@ -31,7 +31,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 SCALE_INCHES = 0.03  # thickness of the scale bar
 
 
-def on_page(ax: Axes, color: Any) -> tuple[float, float, float]:
+def on_page(ax: Axes, color: str) -> tuple[float, float, float]:
     """Colour for a white page, or its equivalent on a dark one: light for dark, of the same hue.
 
     >>> from matplotlib.figure import Figure
