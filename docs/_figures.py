@@ -1,4 +1,4 @@
-"""The drawings of the pages *Concepts* and *Training*, made anew at each build from functions and from measurements."""
+"""The drawings of the pages *Concepts* and *What training learns*, made anew at each build from functions and from measurements."""
 
 from pathlib import Path
 
