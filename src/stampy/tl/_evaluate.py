@@ -128,7 +128,7 @@ def evaluate(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         An embedding was used unchanged, because its model is unknown, or because counts, genes, spots or sections are
         not those from which it was made: it contains the molecules that it predicts, so its score is too high. A table
         larger than `max_spots`.

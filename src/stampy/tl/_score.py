@@ -89,7 +89,7 @@ def score(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Genes that are not in the model's vocabulary are ignored.
 
     Raises
