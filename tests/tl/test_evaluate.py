@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -350,6 +350,7 @@ BASE = ["PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed", "position alone"
 FIGURES = st.lists(st.floats(0, 0.6), min_size=6, max_size=6)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(FIGURES, min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_verdict_is_true_of_the_scores(splits, first_is_fair, second_is_fair):
     names = ["one", "two", *BASE]
