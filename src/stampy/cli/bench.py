@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy.cli.options import Commands, command, say, show_progress
+from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,8 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
         _check_inputs(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
-    results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
+    with explained_stop(lambda: f"finished parts are kept in {out!r}"):
+        results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
     if not quiet:
         say(_results_summary(results, out))
 
