@@ -41,7 +41,7 @@ def add_commands(commands: Commands) -> None:
     add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
     add("folder", nargs="?", metavar="FOLDER",
         help="folder of your data, for the paper's tables (default: the sections of the config)")  # fmt: skip
-    add("--out", metavar="FOLDER",
+    add("-o", "--out", metavar="FOLDER",
         help="output folder; continues an interrupted run (default: results/CONFIG)")  # fmt: skip
     add("--model", action="append", default=[], dest="models", metavar="MODEL",
         help="additional system: a folder of weights, or a name; can be repeated")  # fmt: skip
@@ -60,7 +60,7 @@ def add_commands(commands: Commands) -> None:
     add = command(below, "table", _table, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
     add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html includes a plot")
-    add("--out", metavar="FILE", help="output file (default: print)")
+    add("-o", "--out", metavar="FILE", help="output file (default: print)")
     add("--sections", action="store_true", help="also list each section")
     add("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     add("--picture", metavar="PNG", help="also write a plot of the comparison to this file")
@@ -68,7 +68,7 @@ def add_commands(commands: Commands) -> None:
     about = "Write one HTML page with all tables and plots of a run, or of all runs in a folder."
     add = command(below, "report", _report, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`, or a folder with several of them")
-    add("--out", required=True, metavar="HTML", help="path of the page")
+    add("-o", "--out", required=True, metavar="HTML", help="path of the page")
     add("--title", default="Tables", help="title of the page (default: %(default)s)")
     command(below, "configs", _configs, "List the configs that come with the package.")
 

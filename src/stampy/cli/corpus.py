@@ -56,7 +56,7 @@ def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
         help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv); SpaVis-6M: its folder, or hf:org/name@COMMIT",
     )  # fmt: skip
-    add("--out", required=True, metavar="FOLDER", help="folder of the corpus; continues an interrupted build")
+    add("-o", "--out", required=True, metavar="FOLDER", help="folder of the corpus; continues an interrupted build")
     add(
         "--vocabulary",
         metavar="TSV",
@@ -86,7 +86,7 @@ def _build_options(add: Add) -> None:
 
 def _hest_options(add: Add) -> None:
     add("folder", metavar="FOLDER", help="folder with HEST_v*.csv, st/ and wsis/")
-    add("--out", required=True, metavar="TSV", help="path of the manifest")
+    add("-o", "--out", required=True, metavar="TSV", help="path of the manifest")
     for name, about in (("species", "human, mouse"), ("platform", "Visium, 'Spatial Transcriptomics', Xenium, ..."),
                         ("organ", "Breast, Brain, ..."), ("disease", "Healthy, Cancer, ...")):  # fmt: skip
         add(f"--{name}", nargs="+", metavar="NAME", help=f"keep only these: {about} (default: all)")

@@ -79,6 +79,7 @@ def _embed_options(commands: Commands) -> None:
 def _cohort_options(add: Add) -> None:
     """Options for use with --out."""
     add(
+        "-o",
         "--out",
         metavar="FOLDER",
         help="for many inputs: folder for NAME.h5ad or .zarr and sections.tsv; continues an earlier run",
