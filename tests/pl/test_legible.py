@@ -127,3 +127,55 @@ def test_names_of_close_reference_lines_differ_in_place(tmp_path):
     ax = next(ax for ax in pl.training(tmp_path, which=("losses",)) if ax.texts)
     assert len(ax.texts) == 2
     assert overlapping(ax.texts) == 0
+
+
+def test_scores_and_their_page_differ_in_brightness(toy):
+    tl.probe(toy, "domain", use_rep="X", n_folds=2)
+    brightness = {}
+    for style in ("default", "dark_background"):
+        with plt.style.context(style):
+            ax = pl.probe(toy, show="bars")
+            brightness[style] = [np.mean(plt.matplotlib.colors.to_rgb(line.get_color())) for line in ax.lines]
+    assert max(brightness["default"][0], brightness["default"][-1]) < 0.5
+    assert min(brightness["dark_background"][0], brightness["dark_background"][-1]) > 0.5
+
+
+def test_tissue_is_pale_on_a_dark_page(toy):
+    def pixels(style):
+        with plt.style.context(style):
+            ax = pl.spatial(toy, "domain", legend=False, scale_bar=False, title="")
+            ax.figure.canvas.draw()
+            box = ax.get_window_extent().padded(-2).extents.astype(int)
+            height = ax.figure.canvas.get_width_height()[1]
+            return np.asarray(ax.figure.canvas.buffer_rgba())[height - box[3] : height - box[1], box[0] : box[2], :3]
+
+    assert np.abs(pixels("default").astype(int) - pixels("dark_background")).max() <= 2
+
+
+def test_infinite_values_are_beyond_both_ends_of_the_colour_bar(toy):
+    toy.obs["value"] = np.r_[-np.inf, np.inf, np.arange(118.0)]
+    (bar,) = pl.spatial(toy, "value").child_axes
+    assert bar._colorbar.extend == "both"
+
+
+def test_the_legend_of_one_comparison_fits_the_figure():
+    row = {"dataset": "D", "task": "probe", "variant": "", "metric": "balanced_accuracy", "value": 0.5, "std": 0.1}
+    row |= {"chance": 0.2, "status": "ok", "seen": "yes", "system": "mine"}
+    ax = pl.bench(pd.DataFrame([row | {"section": section} for section in ("all", "s1", "s2")]))
+    ax.figure.canvas.draw()
+    (legend,) = ax.figure.legends
+    box, page = legend.get_window_extent(), ax.figure.bbox
+    assert box.x0 >= 0
+    assert box.x1 <= page.x1
+    assert ax.get_window_extent().height > 20
+
+
+def test_scores_of_several_sections_name_genes_and_measure():
+    adata = datasets.toy(n_spots=30, n_sections=2, image=False)
+    adata.obsm["X_stamp_gene"] = np.eye(60, 8, dtype=np.float32)
+    adata.obs["stamp_score"] = np.linspace(-1, 1, 60)
+    record = {"genes": ["COL1A1", "DCN"], "standardize": False, "modality": "gene"}
+    adata.uns["stamp"] = {"stamp_score": record}
+    axes = pl.score(adata, library_key="section")
+    assert [ax.get_title() for ax in axes] == [f"toy_{i} · COL1A1, DCN\n(gene embedding, cosine)" for i in (1, 2)]
+    assert [bar.get_ylabel() for ax in axes for bar in ax.child_axes] == ["cosine"]

@@ -261,7 +261,7 @@ def section_column(table: AnnData, libraries: Mapping[str, Library]) -> str | No
 def _raise_several(table: AnnData, libraries: Mapping[str, Library]) -> None:
     if len(libraries) > 1:
         found = f"`adata.uns['spatial']` has {len(libraries)} sections ({_checks.shortlist(libraries)})"
-        rest = ", or pass the image with `image=`. Where the table is one of them, remove the others from there"
+        rest = ". If the table is one of them, remove the others from there"
     else:
         found, rest = "`adata.uns['spatial']['is_single']` states that the table contains several sections", ""
     columns = matching_columns(table, libraries)

@@ -139,6 +139,7 @@ def _power(values: np.ndarray) -> int:
 
 def _bars(ax: Axes, values: pd.Series, power: int) -> None:
     """Horizontal bars, highest on top; negative values in another colour."""
+    from matplotlib import rcParams
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     at = np.arange(len(values))
@@ -146,7 +147,7 @@ def _bars(ax: Axes, values: pd.Series, power: int) -> None:
     ax.barh(at, values.to_numpy(), color=colors, height=0.75)
     ax.set_yticks(at, labels=[str(gene) for gene in values.index], fontsize="small", fontstyle="italic")
     ax.set_ylim(len(values) - 0.4, -0.6)
-    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(0, color=rcParams["axes.edgecolor"], linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.tick_params(axis="x", labelsize="small")
     ax.tick_params(axis="y", length=0)

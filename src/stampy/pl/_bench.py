@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks
+from stampy.pl._drawing.panel import on_page
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+LEGEND_INCHES, ROW_INCHES = 5.0, 0.2  # the legend of narrower figures has one column; a row of it
 COLUMNS = 4  # panels per row, legible on a page
 OURS, OTHERS, SECTION = "#003C5F", "#B5541C", "#A9C8DF"
 # metric -> heading; the first available metric of each task is plotted
@@ -51,7 +53,7 @@ def bench(
     datasets, tasks
         Only these.
     metric
-        Metric to plot, for one task; None: balanced accuracy, ARI, recall@10, Pearson's r, top-10 accuracy, AUC.
+        Metric to plot, for one task; None: balanced accuracy, ARI, ``recall@10``, Pearson's r, top-10 accuracy, AUC.
     reported
         Plot reported figures.
     ax
@@ -107,11 +109,11 @@ def bench(
                 data, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontweight="bold",
                 ha="right", va="bottom", parse_math=False,
             )  # fmt: skip
-    _legend(figure, table)
+    _legend(figure, shown[0], table)
     return shown[0] if len(shown) == 1 else shown
 
 
-def _legend(figure: Any, table: pd.DataFrame) -> None:
+def _legend(figure: Any, ax: Axes, table: pd.DataFrame) -> None:
     """Legend of the marks, below the panels."""
     from matplotlib.lines import Line2D
 
@@ -119,15 +121,20 @@ def _legend(figure: Any, table: pd.DataFrame) -> None:
     points: dict[str, Any] = {"linestyle": "", "markersize": 5}
     marks = []
     if len(ours):
-        marks.append(Line2D([], [], marker="o", color=OURS, label="mean ± 1 SD over seeds", **points))
+        marks.append(Line2D([], [], marker="o", color=on_page(ax, OURS), label="mean ± 1 SD over seeds", **points))
     if (ours["section"] != "all").any():
-        marks.append(Line2D([], [], marker="o", color=SECTION, label="one section", **points))
+        marks.append(Line2D([], [], marker="o", color=on_page(ax, SECTION), label="one section", **points))
     if (table["status"] == "reported").any():
-        marks.append(Line2D([], [], marker="D", color=OTHERS, markerfacecolor="none", label="reported", **points))
+        marks.append(
+            Line2D([], [], marker="D", color=on_page(ax, OTHERS), markerfacecolor="none", label="reported", **points)
+        )
     if ours["chance"].notna().any():
-        marks.append(Line2D([], [], color="0.4", linestyle="--", linewidth=0.8, label="chance"))
+        marks.append(Line2D([], [], color=on_page(ax, "0.4"), linestyle="--", linewidth=0.8, label="chance"))
     marks += [Line2D([], [], linestyle="", label=text) for seen, text in SAID.items() if (ours["seen"] == seen).any()]
-    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    wide = figure.get_figwidth() > LEGEND_INCHES
+    figure.legend(handles=marks, loc="outside lower center", ncols=3 if wide else 1, fontsize="small", frameon=False)
+    if not wide:
+        figure.set_figheight(figure.get_figheight() + ROW_INCHES * len(marks))
 
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
@@ -190,26 +197,30 @@ def _draw(ax: Axes, part: pd.DataFrame, names: list[tuple[str, str]], *, first: 
         mine = part[(part["system"] == name) & (part["status"] == status)]
         whole, sections = mine[mine["section"] == "all"], mine[mine["section"] != "all"]
         if len(sections) > 1:
-            ax.plot(sections["value"], np.full(len(sections), y), "o", color=SECTION, markersize=4, zorder=2)
+            ax.plot(
+                sections["value"], np.full(len(sections), y), "o", color=on_page(ax, SECTION), markersize=4, zorder=2
+            )
         if len(whole):
             row = whole.iloc[0]
             theirs = status == "reported"
             style: dict[str, Any] = (
-                {"fmt": "D", "markerfacecolor": "none", "color": OTHERS} if theirs else {"fmt": "o", "color": OURS}
+                {"fmt": "D", "markerfacecolor": "none", "color": on_page(ax, OTHERS)}
+                if theirs
+                else {"fmt": "o", "color": on_page(ax, OURS)}
             )
             spread = None if np.isnan(row["std"]) else row["std"]
             ax.errorbar(row["value"], y, xerr=spread, markersize=5, elinewidth=1.4, capsize=2, zorder=3, **style)
             marks[y] = "" if theirs else MARKS[row["seen"]]
     chance = part.loc[(part["section"] == "all") & (part["status"] == "ok"), "chance"].mean()
     if not np.isnan(chance):
-        ax.axvline(chance, color="0.4", linestyle="--", linewidth=0.8, zorder=1)
+        ax.axvline(chance, color=on_page(ax, "0.4"), linestyle="--", linewidth=0.8, zorder=1)
     metric = part["metric"].iloc[0]
     ax.set_xlabel(METRICS.get(part["task"].iloc[0], {}).get(metric, metric), fontsize="small")
     ax.set_ylim(len(names) - 0.5, -0.5)
     labels = [name + marks.get(y, "") + (" (reported)" if s == "reported" else "") for y, (name, s) in enumerate(names)]
     ax.set_yticks(range(len(names)), labels if first else [""] * len(names), parse_math=False)
     ax.set_title(title, fontsize="small", parse_math=False)
-    ax.grid(axis="y", color="0.92", zorder=0)
+    ax.grid(axis="y", color=on_page(ax, "0.92"), zorder=0)
     _limit(ax, part, chance)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)

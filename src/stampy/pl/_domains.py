@@ -75,13 +75,7 @@ def domains(
     for k in keys:
         _checks.has_key(table.obs, k, slot="adata.obs", needs="The domains of `stampy.tl.domains` should be there.")
     given = list(dict.fromkeys(r["label_key"] for r in records.values() if "label_key" in r)) if labels else []
-    names = (
-        _checks.libraries(table, library_key_of(adata, library_key, table_key))[1]
-        if sections is None
-        else [sections]
-        if isinstance(sections, str)
-        else list(sections)
-    )
+    names = drawn_sections(adata, library_key, sections, table_key)
     if "title" not in looks:
         looks["title"] = [
             _title(c, records.get(c), n if len(names) > 1 else "") for c in [*given, *keys] for n in names
@@ -89,6 +83,15 @@ def domains(
     return spatial(
         adata, [*given, *keys], library_key=library_key, sections=sections, ax=ax, table_key=table_key, **looks
     )
+
+
+def drawn_sections(
+    adata: AnnData | SpatialData, library_key: str | None, sections: str | Sequence[str] | None, table_key: str
+) -> list[str]:
+    """Names of the sections that `pl.spatial` draws, for titles."""
+    if sections is not None:
+        return [sections] if isinstance(sections, str) else list(sections)
+    return _checks.libraries(_utils.table_of(adata, table_key), library_key_of(adata, library_key, table_key))[1]
 
 
 def _title(name: str, record: DomainsRecord | None, section: str) -> str:

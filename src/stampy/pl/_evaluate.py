@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stampy import _checks, _keys, _utils
+from stampy.pl._drawing.panel import on_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,18 +104,21 @@ def evaluate(
     for i, name in enumerate(shown):
         _draw(axes[i], scores, name, named=i % columns == 0)
     figure.suptitle(textwrap.fill(str(record["verdict"]), int(13 * size[0])), fontsize="small", parse_math=False)
-    _legend(figure, scores)
+    _legend(figure, axes[0], scores)
     return axes[0] if len(axes) == 1 else axes
 
 
-def _legend(figure: Figure, scores: pd.DataFrame) -> None:
+def _legend(figure: Figure, ax: Axes, scores: pd.DataFrame) -> None:
     """Legend of the points, below the panels."""
     from matplotlib.lines import Line2D
 
-    kinds = [("embedding", OURS, OURS)] if ((scores["kind"] == "embedding") & scores["thinned"]).any() else []
-    kinds += [("baseline", BASELINE, BASELINE)]
+    ours, baseline = on_page(ax, OURS), on_page(ax, BASELINE)
+    kinds: list[tuple[str, Any, Any]] = (
+        [("embedding", ours, ours)] if ((scores["kind"] == "embedding") & scores["thinned"]).any() else []
+    )
+    kinds += [("baseline", baseline, baseline)]
     if not scores["thinned"].all():
-        kinds += [("embedding without thinning: score too high", OURS, "white")]
+        kinds += [("embedding without thinning: score too high", ours, ax.get_facecolor())]
     points = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
         for label, edge, face in kinds
@@ -128,9 +132,9 @@ def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:
 
     spread = scores.get(f"{name}_std")
     for y, label in enumerate(scores.index):
-        colour = OURS if scores.loc[label, "kind"] == "embedding" else BASELINE
+        colour = on_page(ax, OURS if scores.loc[label, "kind"] == "embedding" else BASELINE)
         bar = None if spread is None or np.isnan(spread[label]) else spread[label]
-        face = colour if scores.loc[label, "thinned"] else "white"
+        face = colour if scores.loc[label, "thinned"] else ax.get_facecolor()
         ax.errorbar(
             scores.loc[label, name], y, xerr=bar, fmt="o", color=colour, markerfacecolor=face, markersize=5, capsize=2
         )
@@ -141,7 +145,7 @@ def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:
         ax.set_yticks(range(len(scores)), list(scores.index), parse_math=False)
     ax.set_title(TITLES[name], fontsize="small")
     ax.xaxis.set_major_locator(MaxNLocator(3))
-    ax.grid(axis="y", color="0.92")
+    ax.grid(axis="y", color=on_page(ax, "0.92"))
     ax.set_axisbelow(True)
     ax.tick_params(labelsize="small", length=2)
     ax.tick_params(axis="y", length=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._drawing.panel import inches_of
+from stampy.pl._drawing.panel import inches_of, on_page
 from stampy.pl._drawing.view import ProbeRecord, record_of, shown_of
 
 if TYPE_CHECKING:
@@ -151,15 +151,24 @@ def _bars(ax: Axes, record: ProbeRecord, names: list[str], metric: str) -> None:
         together = float(scores.loc[mine & whole, metric].iloc[0])
         folds = scores.loc[mine & ~whole, metric].to_numpy()
         value = float(folds.mean())
-        bar = ax.barh(y, value, height=0.7, color=BAR, zorder=1)
+        bar = ax.barh(y, value, height=0.7, color=on_page(ax, BAR), zorder=1)
         dots = ax.plot(
-            folds, np.full(len(folds), y), "o", color=POINT, markersize=3.5, alpha=0.8, zorder=3, clip_on=False
+            folds,
+            np.full(len(folds), y),
+            "o",
+            color=on_page(ax, POINT),
+            markersize=3.5,
+            alpha=0.8,
+            zorder=3,
+            clip_on=False,
         )
         diamond = ax.plot(together, y, "D", color=WHOLE, mec="w", mew=0.6, markersize=6, zorder=4, clip_on=False)
         ax.text(1.03, y, f"{value:.3f}", va="center", ha="left", fontsize="small")  # outside, not hidden by dots
     drawn: list[Any] = [bar, dots[0], diamond[0]]
     if metric == "balanced_accuracy":
-        drawn.append(ax.axvline(1 / len(record["classes"]), color="0.35", linestyle="--", linewidth=0.8, zorder=2))
+        drawn.append(
+            ax.axvline(1 / len(record["classes"]), color=on_page(ax, "0.35"), linestyle="--", linewidth=0.8, zorder=2)
+        )
     said = ["mean of the folds", "one fold", "all held-out spots together", "chance"][: len(drawn)]
     ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(names) - 0.4, -0.6), xlabel=METRICS[metric])
     ax.set_yticks(range(len(names)), _wrapped(names), parse_math=False)

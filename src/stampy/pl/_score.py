@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from stampy import _checks, _keys, _utils
+from stampy.pl._domains import drawn_sections
 from stampy.pl._spatial import SpatialOptions, spatial
 
 if TYPE_CHECKING:
@@ -64,10 +65,16 @@ def score(
     if record.get("standardize"):
         most = np.nanpercentile(np.abs(table.obs[key].to_numpy(dtype=float)), 99)
         look = {"cmap": "RdBu_r", "vmin": -float(most), "vmax": float(most)}
-    if len(record.get("genes", ())) and not kwargs.get("library_key"):
+    measure = "z score of the cosine" if record.get("standardize") else "cosine"
+    if len(record.get("genes", ())):
         genes = list(record["genes"])
-        measure = "z score of the cosine" if record.get("standardize") else "cosine"
         said = f"{record['modality']} embedding, {measure}" if "modality" in record else measure
-        look["title"] = f"{', '.join(genes[:3])}{', ...' if len(genes) > 3 else ''}\n({said})"
+        title = f"{', '.join(genes[:3])}{', ...' if len(genes) > 3 else ''}\n({said})"
+        names = drawn_sections(adata, kwargs.get("library_key"), kwargs.get("sections"), table_key)
+        look["title"] = [f"{name} · {title}" for name in names] if len(names) > 1 else title
     look.update(kwargs)
-    return spatial(adata, key, table_key=table_key, **look)
+    axes = spatial(adata, key, table_key=table_key, **look)
+    for bar in (bar for ax in (axes if isinstance(axes, list) else [axes]) for bar in ax.child_axes):
+        if bar.get_ylabel() == key:
+            bar.set_ylabel(measure)
+    return axes

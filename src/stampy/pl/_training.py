@@ -13,6 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from stampy import _checks
 from stampy.pl._drawing.paint import SAFE
+from stampy.pl._drawing.panel import on_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,7 +157,7 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
             if value is None or round(value, 4) in lines:  # equal for a single section
                 continue
             lines[round(value, 4)] = name
-            ax.axhline(value, color=color, linewidth=1, zorder=0, label=f"_{name}")
+            ax.axhline(value, color=on_page(ax, color), linewidth=1, zorder=0, label=f"_{name}")
     low, high = ax.get_ylim()
     at = ax.transData.transform([(0, value) for value in (low, high, *sorted(lines))])[:, 1]  # the axis may be log
     heights = (at[2:] - at[0]) / (at[1] - at[0])
@@ -165,8 +166,8 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
     for value, place in zip(sorted(lines), places, strict=True):
         ax.annotate(  # on the left, where the curve is still above
             f"{lines[value]} {value:.2f}", (0, place), (2, 0), textcoords="offset points",
-            xycoords=("axes fraction", "data"), va="center", fontsize="x-small", color="0.25", zorder=1,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0},
+            xycoords=("axes fraction", "data"), va="center", fontsize="x-small", color=on_page(ax, "0.25"), zorder=1,
+            bbox={"facecolor": ax.get_facecolor(), "alpha": 0.8, "edgecolor": "none", "pad": 0},
         )  # fmt: skip
 
 

@@ -86,8 +86,8 @@ def embed(
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
-    the same for every `batch_size` and `n_workers`. Models with `surroundings`, such as ``"stampy-mini"``, see the
-    region of three times the tile's edge beside each tile; ``uns`` then has its edge as ``surroundings_um``.
+    the same for every `batch_size` and `n_workers`. Some models, such as ``"stampy-mini"``, also use the region around
+    each tile, three times as wide; ``uns`` records its edge as ``surroundings_um``.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def embed(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Spots without counts in the vocabulary, whose gene vector is all zeros. An image that is too coarse for the
         model or does not look like H&E, and whether only genes are embedded for this reason.
 

@@ -122,7 +122,7 @@ def evaluate(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         An embedding was used unchanged: it contains the molecules that it predicts, so its score is too high. A table
         larger than `max_spots`.
 

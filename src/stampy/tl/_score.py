@@ -96,7 +96,7 @@ def score(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Genes that are not in the model's vocabulary are ignored.
 
     Raises

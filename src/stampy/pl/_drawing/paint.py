@@ -176,7 +176,9 @@ def paint_values(values: np.ndarray, title: str, label: str, style: Style, shown
     rgba = np.asarray(cmap(scale.norm(np.where(missing, low, values))))
     rgba[missing] = to_rgba(MISSING)
     ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-    return Paint(title, label, rgba, entries, scale, ends[bool(finite.min() < low), bool(finite.max() > high)], values)
+    known = values[shown][~missing[shown]]  # infinite values are beyond every limit
+    beyond = ends[bool(known.min() < low), bool(known.max() > high)]
+    return Paint(title, label, rgba, entries, scale, beyond, values)
 
 
 def without_outliers(values: np.ndarray) -> tuple[float, float]:

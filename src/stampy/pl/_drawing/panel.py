@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,24 @@ PAD_INCHES = 0.05  # around the figure
 GAP_INCHES = 0.15  # between panels
 SIDE_INCHES = 0.1  # between a panel and its legend
 BAR_INCHES = 0.11
+LUMINANCE = (0.299, 0.587, 0.114)
 SCALE_INCHES = 0.03  # thickness of the scale bar
+
+
+def on_page(ax: Axes, color: str) -> tuple[float, float, float]:
+    """Colour for a white page, or its equivalent on a dark one: light for dark, of the same hue.
+
+    >>> from matplotlib.figure import Figure
+    >>> on_page(Figure().add_subplot(facecolor="black"), "0.25")
+    (0.75, 0.75, 0.75)
+    """
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(color)
+    if np.dot(to_rgb(ax.get_facecolor()), LUMINANCE) > 0.5:
+        return red, green, blue
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    return colorsys.hls_to_rgb(hue, 1 - lightness, saturation)
 
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:

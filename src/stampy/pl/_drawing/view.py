@@ -84,6 +84,7 @@ class View:
         self, ax: Axes, window: Window, alpha: float | None = None, *, grey: bool = False, max_px: int | None = None
     ) -> None:
         """Draw the image, if there is one; of an image larger than `max_px`, only the window, reduced."""
+        from matplotlib.patches import Rectangle
         from matplotlib.transforms import Affine2D
 
         if self.image is None:
@@ -96,10 +97,14 @@ class View:
         pixels = self._pixels(box, max_px)
         pixels = _in_grey(pixels) if grey else pixels
         if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:  # pixel i covers [i, i + 1)
-            (x0, y0), (x1, y1) = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float)).tolist()
-            ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha)
+            corners = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float))
+            (x0, y0), (x1, y1), to_axes = *corners.tolist(), ax.transData
         else:  # rotated or reflected in the coordinate system
-            ax.imshow(pixels, extent=(left, right, bottom, top), alpha=alpha, transform=Affine2D(matrix) + ax.transData)
+            (x0, y0), (x1, y1), to_axes = (left, top), (right, bottom), Affine2D(matrix) + ax.transData
+        if alpha is not None and alpha < 1:  # pale on a dark page as well, where dark spots of low values stand out
+            white = Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="w", linewidth=0, transform=to_axes)
+            ax.add_artist(white).set_zorder(-1)
+        ax.imshow(pixels, extent=(x0, x1, y1, y0), alpha=alpha, transform=to_axes)
 
     def is_dark(self, window: Window, *, max_px: int | None = None) -> bool | None:
         """Whether the image drawn by `draw_image` is mostly dark; None if nothing is drawn."""
