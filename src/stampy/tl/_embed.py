@@ -17,15 +17,15 @@ from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import raw_layers
+from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import (
     BASELINES,
-    Encoder,
     adapted_to,
     agreed_modality,
+    check_loadable,
     digest_of_towers,
     image_model,
     is_baseline,
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from stampy._section.section import ImageSource, Places
     from stampy.pp._tiles import TileSource
+
+    from ._embedding.encoders import Encoder
 
     SectionData: TypeAlias = AnnData | SpatialData
     SectionsData: TypeAlias = SectionData | Sequence[SectionData] | Mapping[str, SectionData] | AnnCollection
@@ -217,6 +219,8 @@ def embed(
     )  # fmt: skip
     if not isinstance(adapt, bool | np.bool_):
         raise TypeError(f"`adapt` must be True or False, found {adapt!r}.")
+    if not is_baseline(model):
+        check_loadable(model, device)
     if adapt:
         if not is_several(adata):
             request = replace(request, library_key=resolved_library_key(adata, library_key, table_key))
@@ -240,6 +244,9 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "image":
+        counts_of(table, request.layer)
+    _checks.libraries(table, request.library_key)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
         request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))

@@ -16,7 +16,7 @@ from stampy.models import packaged
 from stampy.models._systems.catalogue import CARDS
 from stampy.tl._embed import embed
 from stampy.tl._embedding.context import centered, in_context
-from stampy.tl._embedding.encoders import BASELINES, Encoder, digest_of_towers, fitted, loaded_model
+from stampy.tl._embedding.encoders import BASELINES, digest_of_towers, fitted, loaded_model
 from stampy.tl._embedding.spaces import unit
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stampy.tl._embedding.arguments import Level
+    from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["Recomputed", "StoredVectors", "agreement", "job_of"]
 
