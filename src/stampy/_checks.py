@@ -20,6 +20,7 @@ import numpy as np
 from stampy import _keys
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "known_field",
     "libraries",
     "naming_full_disk",
+    "no_fractions",
     "not_empty",
     "one_of",
     "positive",
@@ -297,6 +299,7 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
     has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
+    no_fractions(adata.obs[library_key])
     column = adata.obs[library_key].astype("category")
     if column.isna().any():
         raise ValueError(
@@ -305,6 +308,12 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
         )
     column = column.cat.remove_unused_categories()
     return column.cat.codes.to_numpy().astype(np.int64), [str(c) for c in column.cat.categories]
+
+
+def no_fractions(column: pd.Series) -> None:
+    """Raise ValueError if a column that names groups contains measurements."""
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
+        raise ValueError(f"`adata.obs[{column.name!r}]` must contain labels, found numbers with fractions.")
 
 
 def existing(path: str | Path, *, what: str, suffixes: tuple[str, ...] = ()) -> Path:

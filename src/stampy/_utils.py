@@ -29,6 +29,7 @@ __all__ = [
     "float64",
     "generator",
     "hidden",
+    "is_interactive",
     "is_lazy",
     "make_room",
     "seed_of",
@@ -93,7 +94,8 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
         )
         _checks.provenance(data.tables[table_key])
         return data.tables[table_key]
-    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
+    hint = f" Read the file first: `stampy.read({str(data)!r})`." if isinstance(data, str | os.PathLike) else ""
+    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.{hint}")
 
 
 def is_lazy(table: AnnData) -> bool:
@@ -171,8 +173,13 @@ def make_room(
 
 
 def hidden(progress: bool) -> bool:
-    """Whether to hide a progress bar, by the argument or by the settings."""
-    return not (progress and settings.progress_bars)
+    """Whether to hide a progress bar: by the argument or the settings, or outside of terminals and notebooks."""
+    return not (progress and settings.progress_bars and is_interactive())
+
+
+def is_interactive() -> bool:
+    """Whether a progress bar is visible: in a terminal or a notebook, but not in the log of a job."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def chosen_seed(seed: int) -> int:

@@ -125,6 +125,7 @@ def _by_group(
 ) -> tuple[list[str], list[np.ndarray]]:
     """Labels, and rows of some spots of each."""
     _checks.has_key(adata.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
+    _checks.no_fractions(adata.obs[groupby])
     column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
     names = [str(c) for c in column.cat.categories]
     if not names:

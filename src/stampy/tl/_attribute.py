@@ -239,6 +239,7 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     """Labels as text, checked."""
     _checks.has_key(table.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
     labels = table.obs[groupby]
+    _checks.no_fractions(labels)
     if labels.isna().any():
         raise ValueError(
             f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Remove "
