@@ -722,9 +722,7 @@ def test_measurements_name_no_groups():
         lambda: tl.attribute(adata, "cluster", groupby="score"),
         lambda: pl.tiles(adata, "score"),
     ):
-        with pytest.raises(
-            ValueError, match="`adata.obs.*score.*` must contain labels, found numbers"
-        ):
+        with pytest.raises(ValueError, match=r"`adata.obs.*score.*` must contain labels, found numbers"):
             call()
 
 

@@ -336,7 +336,7 @@ def tiles(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         If tiles are enlarged more than 4 times, some spots are outside the image, or the pixel size is doubtful.
 
     Raises
