@@ -104,10 +104,20 @@ def test_in_context_the_sections_axes_stand_beside_the_models(mini, section):
 
 
 def test_in_context_a_share_of_zero_is_the_model_and_of_one_the_sections(mini, section):
-    kept, section_alone = (train.adapt(mini, section, strength=a, n_axes=8, context="neighbors") for a in (0, 1))
+    section_alone = train.adapt(mini, section, strength=1, n_axes=8, context="neighbors")
+    kept = train.adapt(mini, section, strength=0, context="neighbors")
+    assert kept.adapted["n_axes"] == 0
     own, same = (tl.embed(section, m, copy=True, modality="gene", **QUIET).obsm["X_stamp"] for m in (mini, kept))
     np.testing.assert_allclose(own, same, atol=2e-3)
     assert section_alone.config.embedding == 8
+
+
+def test_axes_that_strength_zero_leaves_out_are_not_ignored_in_silence(mini, section):
+    with pytest.warns(stampy.StampyWarning, match="`n_axes=8` has no effect: `strength` is 0"):
+        made = train.adapt(mini, section, strength=0, n_axes=8, context="neighbors")
+    assert made.adapted["n_axes"] == 0
+    assert made.config.embedding == 128
+    assert train.adapt(mini, section, strength=0, n_axes=8).config.embedding == 8  # of the model's own
 
 
 def test_heads_of_the_same_axes_have_other_names(mini, section):

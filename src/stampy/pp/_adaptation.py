@@ -76,7 +76,7 @@ class Adaptation:
     head: np.ndarray  # (K, K)
     bias: np.ndarray  # (K,)
     strength: float
-    n_axes: int
+    n_axes: int  # in context, of the sections: 0 with strength 0
     n_spots: int
     in_context: bool
     scores: pd.DataFrame  # score of every strength and n_axes tried
@@ -161,7 +161,8 @@ def adapt_encoder(
     strength
         Share of the sections, 0 to 1. None: chosen by the label-free measure.
     n_axes
-        Number of axes of the mixture, or in context of the sections only. None: chosen in the same way.
+        Number of axes of the mixture, or in context of the sections only. None: chosen in the same way. In context with
+        strength 0, the number found is 0.
     in_context
         For means over a spot and its neighbours: axes of the sections in addition to those of the model, not a mixture.
     rng
@@ -170,7 +171,8 @@ def adapt_encoder(
     grid = (STRENGTHS_BESIDE, N_AXES_BESIDE) if in_context else (STRENGTHS, N_AXES)
     strengths = grid[0] if strength is None else (float(strength),)
     numbers = grid[1] if n_axes is None else (n_axes,)
-    tried = [(a, k) for a in strengths for k in numbers]
+    pairs = ((a, 0 if in_context and a == 0 else k) for a in strengths for k in numbers)
+    tried = list(dict.fromkeys(pairs))  # in context, strength 0 leaves no axes of the sections to count
     scores, best = np.full(len(tried), np.nan), 0
     if len(tried) > 1:
         scores = _scores(pieces, model, divisors, tried, in_context=in_context, rng=rng)
