@@ -214,3 +214,33 @@ def test_invalid_arguments_raise(mini, model, section):
     with pytest.raises(KeyError, match="spatial"):
         tl.embed(lost, adapt=True, **QUIET)
     assert stampy.models.load("stampy-mini", device="cpu").adapted is None
+
+
+def test_sections_without_variation_raise(section):
+    empty, equal = section.copy(), section.copy()
+    empty.X = sparse.csr_matrix(section.shape, dtype=np.float32)
+    equal.X = sparse.csr_matrix(np.tile(section.X[0].toarray(), (section.n_obs, 1)))
+    for table, message in (
+        (empty, "no counts|No spot of a section has counts"),
+        (equal, "same genes in the same order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tl.embed(table, adapt=True, **QUIET)
+
+
+def test_more_axes_than_model_and_spots_have_raise(mini, section):
+    with pytest.raises(ValueError, match="`n_axes` must be at most 278"):
+        train.adapt(mini, section, n_axes=279)
+
+
+def test_a_guessed_library_key_is_announced():
+    both = datasets.toy(n_spots=60, n_sections=2, rng=1)
+    both.obsm["spatial"] = both.obsm["spatial"] + 1e5 * both.obs["section"].cat.codes.to_numpy()[:, None]
+    with pytest.warns(stampy.StampyWarning, match="separated by `adata.obs\\['section'\\]`"):
+        tl.embed(both, adapt=True, **QUIET)
+    assert both.uns["stamp"]["X_stamp"]["library_key"] == "section"
+
+
+def test_adapt_is_a_flag(section):
+    with pytest.raises(TypeError, match="`adapt` must be True or False"):
+        tl.embed(section, adapt="neighbors", **QUIET)
