@@ -1,4 +1,4 @@
-"""The drawings of the pages *Concepts* and *Training*, made anew at each build from functions and from measurements."""
+"""The drawings of *Concepts* and *What training learns*, made at each build from functions and measurements."""
 
 from pathlib import Path
 

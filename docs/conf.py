@@ -12,7 +12,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+import sphinx_autodoc_typehints
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.deprecation import RemovedInSphinx10Warning
 from sphinx.ext.napoleon import NumpyDocstring
@@ -108,6 +111,7 @@ html_theme = "sphinx_book_theme"
 html_title = f"stampy {version}"
 html_static_path = ["_static"]
 html_css_files = ["stampy.css"]
+html_js_files = ["stampy.js"]
 html_show_sourcelink = False  # the page's own text; the functions link to their code
 html_theme_options = {
     "show_toc_level": 2,
@@ -118,6 +122,11 @@ html_theme_options = {
     "navigation_depth": 3,
     "show_navbar_depth": 1,
 }
+
+# Written as text in the package, so that its import is fast; autodoc needs the types.
+for _module in [module for name, module in list(sys.modules.items()) if name.startswith("stampy.")]:
+    if hasattr(_module, "ImageSource"):
+        _module.ImageSource = str | Path | np.ndarray | stampy.pp.SlideImage
 
 
 def typehints_fixup_module_name(module: str) -> str:
@@ -146,5 +155,43 @@ def _name_figures(app: Sphinx, doctree: nodes.document) -> None:
             image["alt"] = f"Figure drawn by {calls[-1]}"
 
 
+def _readable_signature(*event: object) -> tuple[str, str | None] | None:
+    """Signatures that Sphinx can parse: dataclasses have `<factory>`; private modules are not documented."""
+    made = sphinx_autodoc_typehints.process_signature(*event)  # the first result counts, so it is called here
+    if made is None or not made[0]:
+        return made
+    return re.sub(r"(stampy\.\w+)\._[\w.]+\.(?=[A-Z])", r"\1.", made[0].replace("<factory>", "...")), made[1]
+
+
+def _join_parameters(_app: Sphinx, doctree: nodes.document) -> None:
+    """List parameters with one description once: `width, depth (int) – ...`."""
+    for items in doctree.findall(nodes.bullet_list):
+        previous, known = None, None
+        for item in list(items):
+            line = item[0] if len(item) else nodes.paragraph()
+            cut = next((i for i, part in enumerate(line) if isinstance(part, nodes.Text) and part[:3] == " – "), None)
+            if cut is None or not isinstance(line[0], addnodes.literal_strong):
+                previous = known = None
+                continue
+            name, types, about = line[:1], line[1:cut], _text(line[cut:]) + _text(item[1:])
+            if (_text(types), about) == known:
+                end = max(i for i, part in enumerate(previous) if isinstance(part, addnodes.literal_strong)) + 1
+                previous[end:end] = [nodes.Text(", "), *name]
+                items.remove(item)
+            elif known and about == known[1]:
+                end = next(i for i, part in enumerate(previous) if isinstance(part, nodes.Text) and part[:3] == " – ")
+                previous[end:end] = [nodes.Text(", "), *name, *types]
+                items.remove(item)
+                known = _text(types), about
+            else:
+                previous, known = line, (_text(types), about)
+
+
+def _text(parts: list[nodes.Node]) -> str:
+    return "".join(part.astext() for part in parts)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", _name_figures)
+    app.connect("doctree-read", _join_parameters)
+    app.connect("autodoc-process-signature", _readable_signature, priority=100)

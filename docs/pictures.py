@@ -26,7 +26,7 @@ from stampy.pl._drawing.paint import default_colors
 
 HERE = Path(__file__).parent / "_static"
 DPI = 110
-LARGE = {"font.size": 14}  # for figures of three panels, which the page shows at half their size
+LARGE = {"font.size": 14}  # the pages show panels at half their size
 
 
 def section():
@@ -39,11 +39,7 @@ def section():
 
 def front(adata):
     """Tissue, domains, and the embedding as colours."""
-    titles = ["H&E", "domains", "embedding as colours"]
-    with plt.rc_context(LARGE):
-        axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
-    axes[0].collections[0].remove()  # the outlines of the spots, which hide the tissue
-    save("front")
+    panels("front", adata, {"he": None, "domains": "stamp_domain", "colours": "X_stamp"})
 
 
 def cortex():
@@ -51,8 +47,7 @@ def cortex():
     adata = stampy.datasets.load("DLPFC_Br8325_ant")
     stampy.tl.embed(adata, modality="gene", context="neighbors", show_progress_bar=False)
     stampy.tl.domains(adata, 7, method="kmeans")
-    stampy.pl.spatial(adata, ["stamp_domain", "X_stamp"], title=["domains", "embedding as colours"], size=1.15)
-    save("cortex")
+    panels("cortex", adata, {"domains": "stamp_domain", "colours": "X_stamp"}, legend=True, size=1.15)
 
 
 def mouse():
@@ -60,11 +55,20 @@ def mouse():
     adata = stampy.datasets.load("mouse_MOB_ST1")
     stampy.tl.embed(adata, modality="gene", context="neighbors", organism="mouse", show_progress_bar=False)
     stampy.tl.domains(adata, 5, method="kmeans")
-    titles = ["H&E", "domains", "embedding as colours"]
-    with plt.rc_context(LARGE):
-        axes = stampy.pl.spatial(adata, [None, "stamp_domain", "X_stamp"], title=titles)
-    axes[0].collections[0].remove()
-    save("mouse", dpi=80)
+    panels("mouse", adata, {"he": None, "domains": "stamp_domain", "colours": "X_stamp"}, dpi=80)
+
+
+def panels(name, adata, colors, *, legend=False, dpi=DPI, **style):
+    """One file per panel, so that the panels wrap on narrow screens."""
+    titles = {"he": "H&E", "domains": "domains", "colours": "embedding as colours"}
+    for panel, color in colors.items():
+        with plt.rc_context(LARGE):
+            ax = stampy.pl.spatial(adata, color, title=titles[panel], **style)
+        if color is None:
+            ax.collections[0].remove()  # the outlines of the spots, which hide the tissue
+        if ax.get_legend() and not legend:
+            ax.get_legend().remove()
+        save(f"{name}_{panel}", dpi=dpi)
 
 
 def domains_and_graph(adata):
@@ -81,19 +85,21 @@ def domains_and_graph(adata):
     names = list(adata.obs["stamp_domain"].cat.categories)
     um = adata.uns["stamp"]["X_stamp"].get("um_per_px") or 100 / pitch(adata)
     colours = dict(zip(names, default_colors(len(names)), strict=True))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
+    figure, left = plt.subplots(figsize=(3.8, 3.2), layout="constrained")
     limit = float(np.abs(z).max())
     image = left.imshow(z, cmap="RdBu_r", vmin=-limit, vmax=limit)
     left.set_xticks(range(len(names)), names)
     left.set_yticks(range(len(names)), names)
     left.set(xlabel="domain", ylabel="domain", title="neighbourhood enrichment")
     figure.colorbar(image, ax=left, label="z score")
+    save("squidpy_enrichment")
+    _, right = plt.subplots(figsize=(3.8, 3.2), layout="constrained")
     for i, name in enumerate(names):
         right.plot(distance[1:] * um / 1000, ratio[i, 0], label=name, color=colours[name])
     right.axhline(1, color="0.6", linewidth=0.8)
     right.set(xlabel="distance (mm)", ylabel="co-occurrence ratio", title="co-occurrence with domain 0")
     right.legend(title="domain", frameon=False, fontsize="small")
-    save("squidpy")
+    save("squidpy_co_occurrence")
 
 
 def pitch(adata):

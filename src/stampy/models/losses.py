@@ -104,7 +104,7 @@ def info_nce(
     key_ids: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """InfoNCE in one direction: row i of `query_BE` against all rows of `key_KE`, of which row i is its partner.
+    """InfoNCE loss in one direction: each row of `query_BE` should be closest to the row of `key_KE` with its number.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def symmetric_info_nce(
     key_ids: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Mean of `info_nce` in both directions; `keys` are `a` and `b` of all ranks, None: those given.
+    """InfoNCE loss in both directions, averaged; `keys`: rows of all devices, by default those given.
 
     Examples
     --------

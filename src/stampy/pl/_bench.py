@@ -53,7 +53,7 @@ def bench(
     datasets, tasks
         Only these.
     metric
-        Metric to plot, for one task; None: balanced accuracy, ARI, recall@10, Pearson's r, top-10 accuracy, AUC.
+        Metric to plot, for one task; None: balanced accuracy, ARI, ``recall@10``, Pearson's r, top-10 accuracy, AUC.
     reported
         Plot reported figures.
     ax

@@ -236,7 +236,7 @@ def checked_rows(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Once, if values are not whole: depth-normalised (which can only change the order of ties) or fractional counts.
         At the end, if spots have many genes and all values are 1: presence of genes, not counts.
 

@@ -105,7 +105,7 @@ def domains(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Spots whose embedding is all zeros. No resolution of Leiden gives the requested number; the nearest number is
         used. `smooth` on an embedding that `stampy.tl.embed` has averaged over neighbours.
 

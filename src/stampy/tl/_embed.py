@@ -9,21 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+
 import stampy
 from stampy import _checks, _keys, models
 from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import raw_layers
+from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import (
     BASELINES,
-    Encoder,
     adapted_to,
     agreed_modality,
+    check_loadable,
     digest_of_towers,
     image_model,
     is_baseline,
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
     from stampy._section.section import ImageSource, Places
     from stampy.pp._tiles import TileSource
 
+    from ._embedding.encoders import Encoder
+
     SectionData: TypeAlias = AnnData | SpatialData
     SectionsData: TypeAlias = SectionData | Sequence[SectionData] | Mapping[str, SectionData] | AnnCollection
-    import numpy as np
-
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed"]
@@ -84,8 +86,8 @@ def embed(
     """Embed every spot: its genes, its tile of the image, or both in one vector.
 
     Genes are ranked and tiles are cut in pieces during the call, so memory grows only with the result. The result is
-    the same for every `batch_size` and `n_workers`. Models with `surroundings`, such as ``"stampy-mini"``, see the
-    region of three times the tile's edge beside each tile; ``uns`` then has its edge as ``surroundings_um``.
+    the same for every `batch_size` and `n_workers`. Some models, such as ``"stampy-mini"``, also use the region around
+    each tile, three times as wide; ``uns`` records its edge as ``surroundings_um``.
 
     Parameters
     ----------
@@ -179,7 +181,7 @@ def embed(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Spots without counts in the vocabulary, whose gene vector is all zeros. An image that is too coarse for the
         model or does not look like H&E, and whether only genes are embedded for this reason.
 
@@ -215,7 +217,13 @@ def embed(
         batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
+    if not isinstance(adapt, bool | np.bool_):
+        raise TypeError(f"`adapt` must be True or False, found {adapt!r}.")
+    if not is_baseline(model):
+        check_loadable(model, device)
     if adapt:
+        if not is_several(adata):
+            request = replace(request, library_key=resolved_library_key(adata, library_key, table_key))
         model = adapted_to(adata, request, model, device)
     if is_several(adata):
         check_sections(adata, request)
@@ -236,6 +244,9 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "image":
+        counts_of(table, request.layer)
+    _checks.libraries(table, request.library_key)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
         request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))
@@ -253,6 +264,8 @@ def _embed_one(
         codes, names = _checks.libraries(table, request.library_key)
         normed = request.normed and not is_baseline(model)
         found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
+    if request.library_key is not None:
+        record["library_key"] = request.library_key
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed

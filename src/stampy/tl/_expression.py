@@ -136,7 +136,7 @@ def expression(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Least squares with fewer training spots than dimensions; features that are not genes are excluded.
 
     Raises

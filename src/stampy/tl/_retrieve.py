@@ -109,7 +109,7 @@ def retrieve(
 
     Warns
     -----
-    UserWarning
+    StampyWarning
         Spots without an embedding (without counts in the vocabulary) are not searched and not found. The provenance of
         an embedding is not known.
 
