@@ -85,5 +85,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const fit = () => tables.forEach(stackIfTooWide);
   fit();
   phone.addEventListener("change", fit);
-  window.addEventListener("load", fit); // fonts may change widths
+  window.addEventListener("load", () => {
+    fit(); // fonts may change widths
+    for (const figure of page.querySelectorAll(".cell_output img"))
+      figure.classList.toggle("one-panel", figure.naturalWidth < 520);
+  });
 });
