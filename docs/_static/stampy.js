@@ -72,7 +72,7 @@ function keepOptions(block) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".bd-article");
   if (!page) return;
-  document.querySelectorAll("table code .pre, .sig-name, .prev-next-title, .bd-sidebar-primary a, .bd-sidebar-secondary .pre")
+  document.querySelectorAll((phone.matches ? "table code .pre, " : "") + ".sig-name, .prev-next-title, .bd-sidebar-primary a, .bd-sidebar-secondary .pre")
     .forEach((name) => addBreaks(name, /\S+/g));
   page.querySelectorAll("pre, :not(pre) > code .pre").forEach(keepOptions);
   if (phone.matches)
