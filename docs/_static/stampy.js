@@ -5,6 +5,7 @@ function labelCells(table) {
   const heads = [...table.querySelectorAll("thead tr:first-child > *")].map((cell) => cell.textContent.trim());
   for (const row of table.tBodies[0].rows)
     [...row.cells].forEach((cell, i) => {
+      for (const node of textNodes(cell)) node.data = node.data.replaceAll(" ± ", "\u00a0±\u00a0");
       if (heads[i]) cell.dataset.label = heads[i];
       if (!cell.textContent.trim() && !cell.querySelector("img")) cell.classList.add("empty");
     });
