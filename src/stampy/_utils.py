@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Data = TypeVar("Data", AnnData, SpatialData)
 
 __all__ = [
+    "check_device",
     "chosen_seed",
     "copy_of",
     "device_of",
@@ -155,8 +156,24 @@ def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(int(generator(rng).integers(2**63)))
 
 
+DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
+
+
+def check_device(value: object) -> None:
+    """Raise for the name of a device that torch does not have, before torch is imported; a `torch.device` is one.
+
+    >>> check_device("cuda:1"), check_device(None)
+    (None, None)
+    """
+    if not isinstance(value, str):
+        return
+    kind, colon, number = value.partition(":")
+    _checks.one_of("device", kind if number.isdecimal() or not colon else value, DEVICES)
+
+
 def device_of(device: str | torch.device | None) -> torch.device:
     """Return `device`, or that of the settings; else CUDA or an Apple GPU (MPS) if available, else the CPU."""
+    check_device(device)
     import torch
 
     device = settings.device if device is None else device

@@ -16,6 +16,7 @@ from stampy.cli.options import (
     model_option,
     show_progress,
 )
+from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,7 @@ def _embed_options(commands: Commands) -> None:
 def _cohort_options(add: Add) -> None:
     """Options for use with --out."""
     add(
+        "-o",
         "--out",
         metavar="FOLDER",
         help="for many inputs: folder for NAME.h5ad or .zarr and sections.tsv; continues an earlier run",
@@ -236,7 +238,8 @@ def _embed_many(
         "suffix": f".{cohort['format'] or 'h5ad'}",
         "contents": cohort["contents"] or "all",
     }
-    with named_images("below"):  # unless --named-images was given
+    kept = f"finished sections are kept in {out!r}"
+    with explained_stop(lambda: kept), named_images("below"):  # unless --named-images was given
         table = tl.embed_sections(
             inputs, out, verdict=cohort["verdict"], show_progress_bar=show_progress(quiet),
             **how, **_run_options(cohort), **options,
@@ -324,12 +327,13 @@ def _slide_many(
     if n_workers != 1:
         raise UsageError("--n-workers is only for a single slide; with --out use --workers, the number of processes.")
     _check_joined(out, cohort)
-    table = tl.embed_slides(
-        inputs,
-        out,
-        overwrite=overwrite,
-        show_progress_bar=show_progress(quiet),
-        **_run_options(cohort),
-        **options,
-    )
+    with explained_stop(lambda: f"finished slides and chunks are kept in {out!r}"):
+        table = tl.embed_slides(
+            inputs,
+            out,
+            overwrite=overwrite,
+            show_progress_bar=show_progress(quiet),
+            **_run_options(cohort),
+            **options,
+        )
     _report_cohort(table, out, cohort, quiet, "slides", "X_stamp")

@@ -70,7 +70,6 @@ VALUES = {
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
          "n_genes": 1, "n_domains": 2, "seed": 0}  # fmt: skip
 ABOVE_ZERO = "um_per_px", "spot_um", "tile_um", "bin_um"
-DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
 
 EXAMPLES: dict[str, str] = {}  # by command, added by each group of commands
 
@@ -108,7 +107,7 @@ def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
 
 def check_values(given: Mapping[str, object]) -> None:
     """Raise for numbers out of range and unknown devices, before torch is imported or a folder created."""
-    from stampy import _checks
+    from stampy import _checks, _utils
 
     given = {name: value for name, value in given.items() if value is not None}
     for name in LEAST.keys() & given.keys():
@@ -118,9 +117,7 @@ def check_values(given: Mapping[str, object]) -> None:
     if isinstance(share := given.get("min_tissue"), float):
         _checks.at_least("min_tissue", share, 0, integer=False)
         _checks.at_most("min_tissue", share, 1)
-    if isinstance(device := given.get("device"), str):
-        kind, colon, number = device.partition(":")
-        _checks.one_of("device", kind if number.isdecimal() or not colon else device, DEVICES)
+    _utils.check_device(given.get("device"))
 
 
 def show_progress(quiet: bool) -> bool:

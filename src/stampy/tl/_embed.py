@@ -15,15 +15,15 @@ from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import raw_layers
+from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import (
     BASELINES,
-    Encoder,
     adapted_to,
     agreed_modality,
+    check_loadable,
     digest_of_towers,
     image_model,
     is_baseline,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from stampy._section.section import ImageSource, Places
     from stampy.pp._tiles import TileSource
+
+    from ._embedding.encoders import Encoder
 
     SectionData: TypeAlias = AnnData | SpatialData
     SectionsData: TypeAlias = SectionData | Sequence[SectionData] | Mapping[str, SectionData] | AnnCollection
@@ -215,6 +217,8 @@ def embed(
         batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
+    if not is_baseline(model):
+        check_loadable(model, device)
     if adapt:
         model = adapted_to(adata, request, model, device)
     if is_several(adata):
@@ -236,6 +240,9 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "image":
+        counts_of(table, request.layer)
+    _checks.libraries(table, request.library_key)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
         request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))

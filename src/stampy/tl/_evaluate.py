@@ -21,7 +21,7 @@ from stampy.pp._genes.annotation import gene_columns
 from ._embed import embed
 from ._embedding.context import centered, in_context
 from ._embedding.encoders import BASELINES as PCA_MODELS
-from ._embedding.encoders import Encoder, fitted, loaded_model
+from ._embedding.encoders import fitted, loaded_model
 from ._evaluation.label_free import MEASURES, JudgedSpots, StoredVectors, scores_of_split
 from ._results import Result, write_result
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ._embedding.encoders import Encoder
     from ._evaluation.label_free import Embedder, Scores
 
 __all__ = ["Judgement", "evaluate", "judged"]

@@ -11,15 +11,15 @@ import numpy as np
 from stampy import _checks, _utils
 from stampy._io.sections import as_sections, of_section
 from stampy._settings import DEFAULT_SEED
-from stampy.models import Stamp, load
-from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+from stampy.models import load
+from stampy.models._systems.catalogue import check_name
 from stampy.pp import Vocabulary
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
 from stampy.pp._adaptation import adapt_encoder as solve
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
-
+    from stampy.models import Stamp
 
 __all__ = ["adapt"]
 
@@ -89,9 +89,13 @@ def adapt(
     _check(strength, n_axes, max_spots)
     if context is not None:
         _checks.one_of("context", context, ("neighbors",))
+    if isinstance(model, str | Path):
+        check_name(str(model))
+    listed = as_sections(sections)
+    from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+
     start = check_linear(load(model, device="cpu") if isinstance(model, str | Path) else model)
     rng, vocabulary = _utils.generator(rng), Vocabulary(start.genes)
-    listed = as_sections(sections)
     pieces = []
     for section in listed:
         share = None if max_spots is None else max(max_spots // len(listed), 1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
@@ -285,21 +284,29 @@ def _rank_in(order: np.ndarray) -> np.ndarray:
     return rank
 
 
-@torch.inference_mode()
 def _model_hits(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
     """Number of tokens that the model ranks above the correct one (M,), in the order of the masked tokens."""
+    import torch
+
     lengths = (tokens != _keys.PAD).sum(axis=1)
     size = max(TOKENS_PER_BATCH // max(int(lengths.max()), 1), 1)
-    ranks = []
-    for start in range(0, len(tokens), size):
-        rows = slice(start, start + size)
-        cut = max(int(lengths[rows].max()), 1)
-        where = torch.from_numpy(selected[rows, :cut]).to(model.device)
-        ids, _ = model.gene.ids(torch.from_numpy(tokens[rows, :cut].astype(np.int64)).to(model.device))
-        targets = ids[:, :cut][where]
-        hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
-        logits = model.gene.logits(hidden[:, :cut][where])
-        own = logits.gather(1, targets[:, None])
-        # ties count against the model, so that a constant head does not score
-        ranks.append(((logits >= own).sum(dim=1) - 1).cpu().numpy())
+    with torch.inference_mode():
+        ranks = [
+            _hits_of_batch(model, tokens[start : start + size], selected[start : start + size])
+            for start in range(0, len(tokens), size)
+        ]
     return np.concatenate(ranks)
+
+
+def _hits_of_batch(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    import torch
+
+    cut = max(int((tokens != _keys.PAD).sum(axis=1).max()), 1)
+    where = torch.from_numpy(selected[:, :cut]).to(model.device)
+    ids, _ = model.gene.ids(torch.from_numpy(tokens[:, :cut].astype(np.int64)).to(model.device))
+    targets = ids[:, :cut][where]
+    hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
+    logits = model.gene.logits(hidden[:, :cut][where])
+    own = logits.gather(1, targets[:, None])
+    # ties count against the model, so that a constant head does not score
+    return ((logits >= own).sum(dim=1) - 1).cpu().numpy()

@@ -8,33 +8,20 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from stampy._checks import one_of
 from stampy._files import atomic
 from stampy._utils import hidden
 
 from .checkpoints import no_space
 
-__all__ = ["Logs", "check_loggers"]
+__all__ = ["Logs"]
 
 LINE_EVERY_S = 60.0
 NO_LOSSES = ("step", "lr", "grad_norm", "spots_per_s", "step_s", "data_wait_s")
-_PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
-
-
-def check_loggers(loggers: Sequence[str]) -> None:
-    """Raise for an unknown logger or one that is not installed."""
-    if isinstance(loggers, str):
-        raise TypeError(f"`loggers` must be a sequence of names, such as ({loggers!r},).")
-    for name in loggers:
-        one_of("loggers", name, _PACKAGES)
-        if find_spec(_PACKAGES[name]) is None:
-            raise ImportError(f"loggers={name!r} needs the package {_PACKAGES[name]}: `pip install {_PACKAGES[name]}`.")
 
 
 class Logs:
