@@ -13,6 +13,8 @@ function labelCells(table) {
 
 function stackIfTooWide(table) {
   table.classList.remove("stacked");
+  const folded = table.closest("details");
+  if (folded) folded.open = true;
   if (!phone.matches) return;
   const tooWide = table.offsetWidth > table.parentElement.clientWidth + 1;
   const squeezed = [...table.querySelectorAll("td")].some(
@@ -28,11 +30,13 @@ function isNumeric(table) {
 
 function fold(table) {
   const box = table.parentElement;
-  if (box.parentElement.tagName === "DETAILS") return;
-  const details = document.createElement("details");
-  details.innerHTML = `<summary>Table of ${table.tBodies[0].rows.length} rows</summary>`;
-  box.replaceWith(details);
-  details.append(box);
+  if (box.parentElement.tagName !== "DETAILS") {
+    const details = document.createElement("details");
+    details.innerHTML = `<summary>Table of ${table.tBodies[0].rows.length} rows</summary>`;
+    box.replaceWith(details);
+    details.append(box);
+  }
+  box.parentElement.open = false;
 }
 
 const textNodes = (block) => {
