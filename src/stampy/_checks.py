@@ -298,7 +298,10 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
     has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
-    column = adata.obs[library_key].astype("category")
+    column = adata.obs[library_key]
+    if column.dtype.kind == "f" and (column.dropna() % 1).any():
+        raise ValueError(f"`adata.obs[{library_key!r}]` must contain labels, found numbers with fractions.")
+    column = column.astype("category")
     if column.isna().any():
         raise ValueError(
             f"`adata.obs['{library_key}']` is missing for {int(column.isna().sum())} of {adata.n_obs} spots; "

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -30,13 +30,23 @@ __all__ = [
     "float64",
     "generator",
     "hidden",
+    "is_interactive",
     "is_lazy",
+    "make_room",
     "seed_of",
     "stream",
     "table_of",
     "torch_generator",
     "with_columns",
 ]
+
+
+RESERVED: Final = {
+    ("obsm", _keys.SPATIAL): "the coordinates of the spots",
+    ("uns", _keys.UNS_SPATIAL): "the images of the sections",
+    ("uns", _keys.UNS): "the records of all results",
+}
+DEFAULT_NAMES: Final = (_keys.EMBEDDING, "stamp_", _keys.PROBE, _keys.ORTHOLOG)
 
 
 def n_cores() -> int:
@@ -85,7 +95,8 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
         )
         _checks.provenance(data.tables[table_key])
         return data.tables[table_key]
-    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
+    hint = f" Read the file first: `stampy.read({str(data)!r})`." if isinstance(data, str | os.PathLike) else ""
+    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.{hint}")
 
 
 def is_lazy(table: AnnData) -> bool:
@@ -115,9 +126,61 @@ def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     return type(data).init_from_elements({**elements, table_key: copied}, attrs=data.attrs)
 
 
+def make_room(
+    table: AnnData,
+    key: str,
+    new: Collection[tuple[str, str]],
+    *,
+    own: Collection[tuple[str, str]] = (),
+    field: str | None = None,
+) -> None:
+    """Prepare a table for a result in the slots `new`, pairs of slot and name.
+
+    A view becomes a copy, with a warning. Another warning names values that the result replaces, unless they are its
+    `own`, from an earlier call, or have a name that stampy gives by default. Without `own`, they are those in `new` if
+    the record of `key` has a field that identifies the function, `field`.
+
+    Raises
+    ------
+    ValueError
+        A slot holds coordinates, images or records.
+    """
+    records = table.uns.get(_keys.UNS, {})
+    if field is not None and field in records.get(key, {}):
+        own = new
+    others = {(slot, str(name)): other for other, record in records.items() if isinstance(record, Mapping)
+              for slot in record.get("written", ()) for name in record["written"][slot]}  # fmt: skip
+    replaced = []
+    for slot, name in new:
+        if holds := RESERVED.get((slot, name)):
+            raise ValueError(f"`{slot}[{name!r}]` holds {holds} and must not be replaced. Choose another `key_added`.")
+        if name not in getattr(table, slot) or (slot, name) in own:
+            continue
+        if (slot, name) in others:
+            replaced.append(f"{slot}[{name!r}] of the result {others[slot, name]!r}")
+        elif not name.startswith(DEFAULT_NAMES):
+            replaced.append(f"{slot}[{name!r}]")
+    if replaced:
+        _checks.warn(
+            f"Replaced by the result {key!r}: {', '.join(replaced)}. To keep earlier values, "
+            "choose another `key_added`."
+        )
+    if table.is_view and not table.isbacked:
+        _checks.warn(
+            "`adata` is a view of another AnnData, so results are written into a copy of it, and the other one is "
+            "unchanged. To avoid this warning, pass a copy: `adata[...].copy()`."
+        )
+        table._init_as_actual(table.copy())
+
+
 def hidden(progress: bool) -> bool:
-    """Whether to hide a progress bar, by the argument or by the settings."""
-    return not (progress and settings.progress_bars)
+    """Whether to hide a progress bar: by the argument or the settings, or outside of terminals and notebooks."""
+    return not (progress and settings.progress_bars and is_interactive())
+
+
+def is_interactive() -> bool:
+    """Whether a progress bar is visible: in a terminal or a notebook, but not in the log of a job."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def chosen_seed(seed: int) -> int:

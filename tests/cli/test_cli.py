@@ -657,6 +657,10 @@ def test_too_long_name_raises_before_any_computation(tmp_path, capsys):
         (("embd", "a", "b"), "there is no 'embd'. Did you mean 'embed'?"),
         (("corpus", "biuld", "a"), "Did you mean 'build'?"),
         (("embed", "a.h5ad", "b.h5ad", "--modality", "genes"), "Did you mean 'gene'?"),
+        (("embed", "a.h5ad", "b.h5ad", "--modle=x"), "there is no option --modle. Did you mean --model?"),
+        (("corpus", "build", "a.h5ad", "--out", "o", "--vocabluary=x"), "Did you mean --vocabulary?"),
+        (("embed", "a.h5ad", "--out", "b.h5ad"), "For a single file: stampy embed IN b.h5ad"),
+        (("slide", "a.tif", "--out", "b.zarr"), "For a single file: stampy slide IN b.zarr"),
     ],
 )
 def test_similar_names_are_suggested(run, argv, words):

@@ -122,9 +122,19 @@ def _slide_options(commands: Commands) -> None:
 def _embed(*, inputs: list[str], out: str | None, **options: Any) -> None:
     cohort = {name: options.pop(name) for name in COHORT}
     if out is not None:
+        _check_folder(out, "embed")
         _embed_many(inputs, out, cohort, **options)
     else:
         _embed_one(*_input_and_output(inputs, cohort), **options)
+
+
+def _check_folder(out: str, command: str) -> None:
+    """Raise UsageError if --out names the file of a single result."""
+    if Path(out).suffix in (".h5ad", ".zarr") and not Path(out).expanduser().is_dir():
+        raise UsageError(
+            f"--out names a folder for the results of many inputs, found {out!r}. For a single file: stampy {command} "
+            f"IN {out}"
+        )
 
 
 def _input_and_output(inputs: list[str], cohort: dict[str, Any]) -> tuple[str, str]:
@@ -285,6 +295,7 @@ def _check_joined(out: str, cohort: dict[str, Any]) -> None:
 def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, n_workers: int, **options: Any) -> None:
     cohort = {name: options.pop(name, None) for name in COHORT}
     if out is not None:
+        _check_folder(out, "slide")
         _slide_many(inputs, out, cohort, quiet=quiet, overwrite=overwrite, n_workers=n_workers, **options)
         return
     source, target = _input_and_output(inputs, {**cohort, "overwrite": overwrite})

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypedDict
 
 __all__ = [
@@ -65,6 +65,7 @@ VALUES = {
     "images=False": "--images none",
     "images=True": "--images all",
     "on_error='skip'": "--on-error skip",
+    "`overwrite=True`": "--overwrite",
 }
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
@@ -135,7 +136,17 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that suggests the nearest command for an unknown one."""
+    """Parser that suggests the nearest command or option for an unknown one."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse arguments; a misspelt option of a command is answered by the command, which knows its options."""
+        parsed, extra = super().parse_known_args(args, namespace)
+        for option in (text.partition("=")[0] for text in extra if self._subparsers is None and text.startswith("--")):
+            near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            self.error(f"there is no option {option}." + (f" Did you mean {near[0]}?" if near else ""))
+        return parsed, extra
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message; exit with status 2."""

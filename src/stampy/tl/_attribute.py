@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, models
+from stampy._labels import no_fractions
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_name, counts_of
@@ -235,6 +236,7 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     """Labels as text, checked."""
     _checks.has_key(table.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
     labels = table.obs[groupby]
+    no_fractions(labels)
     if labels.isna().any():
         raise ValueError(
             f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Remove "

@@ -14,7 +14,8 @@ from typing import Any, Self
 from tqdm.auto import tqdm
 
 from stampy._files import atomic
-from stampy._utils import hidden
+from stampy._settings import settings
+from stampy._utils import hidden, is_interactive
 
 from .checkpoints import no_space
 
@@ -66,8 +67,9 @@ class Logs:
             self._files.append(table.open("a", buffering=1, newline=""))
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
         self._first, self._steps, self._began = first, steps, time.monotonic()
-        self._said = self._began if progress and not _is_interactive() else math.inf
-        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
+        lines = progress and settings.progress_bars and not is_interactive()
+        self._said = self._began if lines else math.inf
+        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress), unit="step")
 
     def write(self, line: Mapping[str, float]) -> None:
         """Write the line of a step."""
@@ -106,11 +108,6 @@ class Logs:
             file.close()
         for other in self._extra_loggers:
             other.finalize("success" if kind is None else "failed")
-
-
-def _is_interactive() -> bool:
-    """Whether a progress bar is visible: in a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _duration(seconds: float) -> str:
