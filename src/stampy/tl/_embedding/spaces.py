@@ -18,6 +18,7 @@ __all__ = [
     "Origin",
     "Space",
     "check_model",
+    "check_one_space",
     "check_same_origin",
     "check_same_space",
     "origin_of",
@@ -52,6 +53,23 @@ class Space(Origin):
         return np.asarray(self.vectors.any(axis=1))
 
 
+def check_one_space(adata: AnnData, key: str) -> None:
+    """Raise ValueError if obsm[key] joins embeddings of several models.
+
+    `anndata.concat` with ``uns_merge="same"`` or ``"unique"`` keeps the entries that the records of all tables have in
+    common: a record without a model is one of several models, such as one adapted to each section.
+    """
+    records = adata.uns.get(_keys.UNS, {})
+    for main in dict.fromkeys((key, key.removesuffix(_keys.GENE_SUFFIX), key.removesuffix(_keys.IMAGE_SUFFIX))):
+        record = records.get(main)
+        if isinstance(record, Mapping) and "level" in record and "modality" in record and "model" not in record:
+            raise ValueError(
+                f"`obsm['{key}']` joins embeddings of several models, according to `uns['stamp']['{main}']`, whose "
+                "`model` was lost when the tables were joined: their vectors share no space. Embed the joined table, "
+                "or all tables in one call of `stampy.tl.embed`."
+            )
+
+
 def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
     """Embeddings `key` of a modality, scaled to L2 norm 1; KeyError or ValueError if they cannot be used."""
     _checks.one_of("modality", modality, SUFFIXES)
@@ -60,6 +78,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     if modality == "image":
         needs += " That takes an image, and a model with an image tower."
     _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
+    check_one_space(adata, name)
     values = adata.obsm[name]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
