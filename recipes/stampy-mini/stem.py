@@ -12,6 +12,7 @@ without the fifth section, on copies of that section: unchanged, reduced, with a
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def texture(tiles):
     return np.array(rows)
 
 
+@functools.lru_cache
 def baselines(name, px=None):
     """Features of tiles, and of tiles with surroundings, by name; `px`: reduced to so many px per tile."""
     adata, kwargs = fit_image.opened(name)
