@@ -249,3 +249,13 @@ def test_a_guessed_library_key_is_announced():
 def test_adapt_is_a_flag(section):
     with pytest.raises(TypeError, match="`adapt` must be True or False"):
         tl.embed(section, adapt="neighbors", **QUIET)
+
+
+def test_saved_adaptation_keeps_its_space_and_provenance(adapted, section, tmp_path):
+    models.save(adapted, tmp_path / "mine")
+    again = models.load(tmp_path / "mine", device="cpu")
+    assert again.adapted == adapted.adapted
+    mine, theirs = (tl.embed(section, m, copy=True, **QUIET) for m in (adapted, again))
+    assert theirs.uns["stamp"]["X_stamp"]["adapted"] == adapted.adapted
+    tl.retrieve(mine, theirs, query="gene", target="gene", k=3)  # one model under two names
+    tl.score(theirs, section.var_names[:20].tolist(), model=adapted, modality="gene")
