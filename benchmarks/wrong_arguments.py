@@ -1,7 +1,7 @@
 """Response time of each command to wrong input: seconds until the message, and whether it left files behind.
 
-Every command gets three kinds of wrong input: an invalid option, an unknown name, and a missing path. Usage: python
-benchmarks/wrong_arguments.py
+Every command gets three kinds of wrong input: an invalid option, an unknown name, and a missing path. wrong_calls.py
+does the same in Python. Usage: python benchmarks/wrong_arguments.py
 """
 
 import json

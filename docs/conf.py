@@ -5,10 +5,16 @@ whose code changed) or ``off`` (for a quick look at the text). A cell that raise
 hidden cells what their text claims.
 """
 
+import ast
+import contextlib
+import importlib
+import inspect
 import os
+import pkgutil
 import re
 import shutil
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -123,10 +129,34 @@ html_theme_options = {
     "show_navbar_depth": 1,
 }
 
-# Written as text in the package, so that its import is fast; autodoc needs the types.
-for _module in [module for name, module in list(sys.modules.items()) if name.startswith("stampy.")]:
-    if hasattr(_module, "ImageSource"):
-        _module.ImageSource = str | Path | np.ndarray | stampy.pp.SlideImage
+
+def _resolve_types() -> None:
+    """Define the names that modules define for type checkers only, so that autodoc can show the types of arguments.
+
+    sphinx_autodoc_typehints does this too, but not for modules that import types from each other.
+    """
+    for found in pkgutil.walk_packages(stampy.__path__, "stampy."):
+        with contextlib.suppress(ImportError):  # of optional packages
+            if not found.name.startswith(("stampy.__main__", "stampy.cli")):
+                importlib.import_module(found.name)
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("stampy.")]
+    for module in modules:
+        if hasattr(module, "ImageSource"):  # text in the package, for a fast import
+            module.ImageSource = str | Path | np.ndarray | stampy.pp.SlideImage
+    for _ in range(3):  # a module may need the names of another
+        for module in modules:
+            _define_types(module)
+
+
+def _define_types(module: types.ModuleType) -> None:
+    for block in ast.parse(inspect.getsource(module)).body:
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            for statement in block.body:
+                with contextlib.suppress(ImportError, NameError, AttributeError, TypeError):
+                    exec(compile(ast.Module([statement], []), module.__name__, "exec"), vars(module))
+
+
+_resolve_types()
 
 
 def typehints_fixup_module_name(module: str) -> str:

@@ -85,7 +85,15 @@ def test_device_is_the_default():
         assert _utils.device_of("cpu").type == "cpu"
 
 
-def test_bars(toy, model, capsys):
+def test_seed_is_a_plain_integer():
+    with settings.override(seed=np.int64(3)):
+        assert type(settings.seed) is int
+
+
+def test_bars(toy, model, capsys, monkeypatch):
+    tl.embed(toy, model, modality="gene", copy=True)
+    assert capsys.readouterr().err == ""  # not a terminal: no bars in the log of a job
+    monkeypatch.setattr(_utils, "is_interactive", lambda: True)
     tl.embed(toy, model, modality="gene", copy=True)
     assert "genes" in capsys.readouterr().err
     with settings.override(progress_bars=False):

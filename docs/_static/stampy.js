@@ -5,6 +5,7 @@ function labelCells(table) {
   const heads = [...table.querySelectorAll("thead tr:first-child > *")].map((cell) => cell.textContent.trim());
   for (const row of table.tBodies[0].rows)
     [...row.cells].forEach((cell, i) => {
+      for (const node of textNodes(cell)) node.data = node.data.replaceAll(" ± ", "\u00a0±\u00a0");
       if (heads[i]) cell.dataset.label = heads[i];
       if (!cell.textContent.trim() && !cell.querySelector("img")) cell.classList.add("empty");
     });
@@ -12,6 +13,8 @@ function labelCells(table) {
 
 function stackIfTooWide(table) {
   table.classList.remove("stacked");
+  const folded = table.closest("details");
+  if (folded) folded.open = true;
   if (!phone.matches) return;
   const tooWide = table.offsetWidth > table.parentElement.clientWidth + 1;
   const squeezed = [...table.querySelectorAll("td")].some(
@@ -27,11 +30,13 @@ function isNumeric(table) {
 
 function fold(table) {
   const box = table.parentElement;
-  if (box.parentElement.tagName === "DETAILS") return;
-  const details = document.createElement("details");
-  details.innerHTML = `<summary>Table of ${table.tBodies[0].rows.length} rows</summary>`;
-  box.replaceWith(details);
-  details.append(box);
+  if (box.parentElement.tagName !== "DETAILS") {
+    const details = document.createElement("details");
+    details.innerHTML = `<summary>Table of ${table.tBodies[0].rows.length} rows</summary>`;
+    box.replaceWith(details);
+    details.append(box);
+  }
+  box.parentElement.open = false;
 }
 
 const textNodes = (block) => {
@@ -72,7 +77,7 @@ function keepOptions(block) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".bd-article");
   if (!page) return;
-  document.querySelectorAll("table code .pre, .sig-name, .prev-next-title, .bd-sidebar-primary a, .bd-sidebar-secondary .pre")
+  document.querySelectorAll((phone.matches ? "table code .pre, " : "") + ".sig-name, .prev-next-title, .bd-sidebar-primary a, .bd-sidebar-secondary .pre")
     .forEach((name) => addBreaks(name, /\S+/g));
   page.querySelectorAll("pre, :not(pre) > code .pre").forEach(keepOptions);
   if (phone.matches)
@@ -85,5 +90,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const fit = () => tables.forEach(stackIfTooWide);
   fit();
   phone.addEventListener("change", fit);
-  window.addEventListener("load", fit); // fonts may change widths
+  window.addEventListener("load", () => {
+    fit(); // fonts may change widths
+    for (const figure of page.querySelectorAll(".cell_output img"))
+      figure.classList.toggle("one-panel", figure.naturalWidth < 520);
+  });
 });

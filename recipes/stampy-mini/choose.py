@@ -140,18 +140,24 @@ class Judged:
 
     def measures(self, embed):
         """All measures of an embedding, given as a function of 0 (all molecules), 1 or 2 (their halves)."""
-        found, values = {}, [embed(i) for i in range(3)]
-        around = [unit(smoothed(x, self.xy)) for x in values]
-        for title, (whole, *pair) in (("", values), (", in context", around)):
-            r = [heldout_correlation(x, t, self.folds) for x, t in zip(pair, self.targets[::-1], strict=True)]
+        found, whole = self.scores(embed), embed(0)
+        around = unit(smoothed(whole, self.xy))
+        if self.name in PATIENTS:
+            codes = known_labels(datasets.load(self.name).obs["label"], warn=False)[0]
+            known = codes >= 0
+            for title, values in (("", whole), (", in context", around)):
+                by = by_labels(values[known], codes[known], self.xy[known])
+                found |= dict(zip((f"probe{title}", f"ARI{title}"), by, strict=True))
+        return found | {"coherence": coherence(around, self.xy, 6)}
+
+    def scores(self, embed):
+        """The label-free score, per spot and in context."""
+        found, pair = {}, [embed(i) for i in (1, 2)]
+        for title, values in (("", pair), (", in context", [unit(smoothed(x, self.xy)) for x in pair])):
+            r = [heldout_correlation(x, t, self.folds) for x, t in zip(values, self.targets[::-1], strict=True)]
             own, near = np.nanmean(np.reshape(r, (2, 2, -1)), axis=(0, 2))
             found[f"score{title}"] = (max(own, 0) * max(near, 0)) ** 0.5
-            if self.name in PATIENTS:
-                codes = known_labels(datasets.load(self.name).obs["label"], warn=False)[0]
-                known = codes >= 0
-                by = by_labels(whole[known], codes[known], self.xy[known])
-                found |= dict(zip((f"probe{title}", f"ARI{title}"), by, strict=True))
-        return found | {"coherence": coherence(around[0], self.xy, 6)}
+        return found
 
 
 def coherence(in_context, xy, k):

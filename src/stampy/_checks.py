@@ -33,6 +33,7 @@ __all__ = [
     "known_field",
     "libraries",
     "naming_full_disk",
+    "no_file_in",
     "not_empty",
     "one_of",
     "positive",
@@ -297,7 +298,10 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     if library_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [""]
     has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
-    column = adata.obs[library_key].astype("category")
+    column = adata.obs[library_key]
+    if column.dtype.kind == "f" and (column.dropna() % 1).any():
+        raise ValueError(f"`adata.obs[{library_key!r}]` must contain labels, found numbers with fractions.")
+    column = column.astype("category")
     if column.isna().any():
         raise ValueError(
             f"`adata.obs['{library_key}']` is missing for {int(column.isna().sum())} of {adata.n_obs} spots; "
@@ -366,15 +370,21 @@ def replaceable(path: Path, *, overwrite: bool) -> None:
         warn(f"{str(path)!r} is {target}: the link is replaced, and its target is not changed.")
 
 
+def no_file_in(folder: str | Path) -> None:
+    """Raise NotADirectoryError if a path, or a part of it, is a file, so that it cannot be a folder."""
+    folder = Path(folder).expanduser()
+    if any(os.path.lexists(part) and not part.is_dir() for part in (folder, *folder.parents)):
+        raise NotADirectoryError(
+            f"{str(folder)!r} cannot be a folder to write into: it, or a part of its path, is a file. Choose another."
+        )
+
+
 def writable(folder: str | Path) -> Path:
     """Return `folder`, created if needed; PermissionError or NotADirectoryError if it is not writable."""
     folder = Path(folder).expanduser()
+    no_file_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f"{str(folder)!r} cannot be a folder to write into: it, or a part of its path, is a file. Choose another."
-        ) from error
     except OSError as error:
         raise PermissionError(
             f"The folder {str(folder)!r} cannot be made ({error.strerror}). Choose another."

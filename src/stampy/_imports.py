@@ -45,7 +45,17 @@ def attribute(
         _checks.warn(f"`{package}.{name}` is deprecated; its new name is `{package}.{renamed[name]}`.")
         name = renamed[name]
     if name not in modules:
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{_nearest(name, modules)}")
     value = getattr(module(modules[name], package), name)
     setattr(sys.modules[package], name, value)
     return value
+
+
+def _nearest(name: str, modules: Mapping[str, str]) -> str:
+    """Hint at the nearest public name, which notebooks do not add themselves."""
+    if name.startswith("_"):  # asked for by tools, often
+        return ""
+    import difflib
+
+    near = difflib.get_close_matches(name, modules, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Labels: TypeAlias = "pd.Series | pd.Categorical | np.ndarray | Iterable[object]"
 
-__all__ = ["is_missing_label", "known_labels"]
+__all__ = ["is_missing_label", "known_labels", "no_fractions"]
 
 MISSING = frozenset(
     {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>"}
@@ -60,6 +60,12 @@ def known_labels(labels: Labels, *, name: str = "labels", warn: bool = True) -> 
     if warn:
         _warn_of_words(text, present, name)
     return pd.Categorical(text, names).codes.astype(np.int64), names
+
+
+def no_fractions(column: pd.Series) -> None:
+    """Raise ValueError if a column that names groups contains measurements."""
+    if column.dtype.kind == "f":
+        _whole(column, f"adata.obs[{column.name!r}]")
 
 
 def _whole(column: pd.Series, name: str) -> pd.Series:

@@ -40,7 +40,8 @@ class Settings:
         ``stampy`` that are printed to stderr (``STAMPY_VERBOSITY``). Warnings of the class `stampy.StampyWarning` are
         Python warnings and do not depend on it.
     progress_bars
-        Show progress bars (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
+        Show progress bars in terminals and notebooks, and lines of progress of a training run in logs
+        (``STAMPY_PROGRESS_BARS``: 1 or 0). Default: True.
     device
         Device for ``device=None``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` (``STAMPY_DEVICE``). None (default):
         CUDA if available, else an Apple GPU, else the CPU; training uses an Apple GPU only on request.
@@ -48,7 +49,8 @@ class Settings:
         Folder for downloads of `stampy.datasets` (``STAMPY_CACHE_DIR``). Default: the cache folder of the operating
         system. Weights from the Hugging Face Hub are stored in its own cache (``HF_HOME``).
     seed
-        Default of `rng` and `seed` in all functions (``STAMPY_SEED``). Default: 0.
+        Default of `rng` and `seed` in all functions (``STAMPY_SEED``), except those that generate data sets, such as
+        `stampy.datasets.toy`, whose default is always 0. Default: 0.
 
     Raises
     ------
@@ -184,7 +186,7 @@ def _checked(name: str, value: Any) -> Any:
         if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
             raise ValueError(f"`device` must be None, 'cpu', 'cuda', 'cuda:N' or 'mps', found {value!r}.")
         return str(value)
-    return value
+    return int(value) if name == "seed" else value
 
 
 def _show(level: int) -> None:

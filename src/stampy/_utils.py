@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from stampy import _checks, _keys
 from stampy._settings import DefaultSeed, settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -23,19 +24,31 @@ if TYPE_CHECKING:
     Data = TypeVar("Data", AnnData, SpatialData)
 
 __all__ = [
+    "check_device",
     "chosen_seed",
+    "column_of",
     "copy_of",
     "device_of",
     "float64",
     "generator",
     "hidden",
+    "is_interactive",
     "is_lazy",
+    "make_room",
     "seed_of",
     "stream",
     "table_of",
     "torch_generator",
     "with_columns",
 ]
+
+
+RESERVED: Final = {
+    ("obsm", _keys.SPATIAL): "the coordinates of the spots",
+    ("uns", _keys.UNS_SPATIAL): "the images of the sections",
+    ("uns", _keys.UNS): "the records of all results",
+}
+DEFAULT_NAMES: Final = (_keys.EMBEDDING, "stamp_", _keys.PROBE, _keys.ORTHOLOG)
 
 
 def n_cores() -> int:
@@ -84,12 +97,18 @@ def table_of(data: object, table_key: str = _keys.TABLE) -> AnnData:
         )
         _checks.provenance(data.tables[table_key])
         return data.tables[table_key]
-    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.")
+    hint = f" Read the file first: `stampy.read({str(data)!r})`." if isinstance(data, str | os.PathLike) else ""
+    raise TypeError(f"Expected AnnData or SpatialData, found {type(data).__module__}.{type(data).__qualname__}.{hint}")
 
 
 def is_lazy(table: AnnData) -> bool:
     """Whether a table was opened by ``anndata.experimental.read_lazy``: names and columns are on disk as well."""
     return type(table.obs).__name__ == "Dataset2D"
+
+
+def column_of(table: AnnData, name: str) -> pd.Series:
+    """Column of obs, in memory."""
+    return (table.obs.to_memory() if is_lazy(table) else table.obs)[name]
 
 
 def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
@@ -114,9 +133,68 @@ def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     return type(data).init_from_elements({**elements, table_key: copied}, attrs=data.attrs)
 
 
+def make_room(
+    table: AnnData,
+    key: str,
+    new: Collection[tuple[str, str]],
+    *,
+    own: Collection[tuple[str, str]] = (),
+    field: str | None = None,
+) -> None:
+    """Prepare a table for a result in the slots `new`, pairs of slot and name.
+
+    A view becomes a copy, with a warning. Another warning names values that the result replaces, unless they are its
+    `own`, from an earlier call, or have a name that stampy gives by default. Without `own`, they are those in `new` if
+    the record of `key` has a field that identifies the function, `field`.
+
+    Raises
+    ------
+    ValueError
+        A slot holds coordinates, images or records, the table is a view of a backed one, or `key` is no name.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"`key_added` must be a name, found {key!r}.")
+    records = table.uns.get(_keys.UNS, {})
+    if field is not None and field in records.get(key, {}):
+        own = new
+    others = {(slot, str(name)): other for other, record in records.items() if isinstance(record, Mapping)
+              for slot in record.get("written", ()) for name in record["written"][slot]}  # fmt: skip
+    replaced = []
+    for slot, name in new:
+        if holds := RESERVED.get((slot, name)):
+            raise ValueError(f"`{slot}[{name!r}]` holds {holds} and must not be replaced. Choose another `key_added`.")
+        if name not in getattr(table, slot) or (slot, name) in own:
+            continue
+        if (slot, name) in others:
+            replaced.append(f"{slot}[{name!r}] of the result {others[slot, name]!r}")
+        elif not name.startswith(DEFAULT_NAMES):
+            replaced.append(f"{slot}[{name!r}]")
+    if replaced:
+        _checks.warn(
+            f"Replaced by the result {key!r}: {', '.join(replaced)}. To keep earlier values, "
+            "choose another `key_added`."
+        )
+    if table.is_view and table.isbacked:
+        raise ValueError(
+            "`adata` is a part of a table opened with `backed=`, into which nothing can be written. Load it first: "
+            "`adata[...].to_memory()`, or pass `copy=True`."
+        )
+    if table.is_view:
+        _checks.warn(
+            "`adata` is a view of another AnnData, so results are written into a copy of it, and the other one is "
+            "unchanged. To avoid this warning, pass a copy: `adata[...].copy()`."
+        )
+        table._init_as_actual(table.copy())
+
+
 def hidden(progress: bool) -> bool:
-    """Whether to hide a progress bar, by the argument or by the settings."""
-    return not (progress and settings.progress_bars)
+    """Whether to hide a progress bar: by the argument or the settings, or outside of terminals and notebooks."""
+    return not (progress and settings.progress_bars and is_interactive())
+
+
+def is_interactive() -> bool:
+    """Whether a progress bar is visible: in a terminal or a notebook, but not in the log of a job."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def chosen_seed(seed: int) -> int:
@@ -155,8 +233,24 @@ def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(int(generator(rng).integers(2**63)))
 
 
+DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
+
+
+def check_device(value: object) -> None:
+    """Raise for the name of a device that torch does not have, before torch is imported; a `torch.device` is one.
+
+    >>> check_device("cuda:1"), check_device(None)
+    (None, None)
+    """
+    if not isinstance(value, str):
+        return
+    kind, colon, number = value.partition(":")
+    _checks.one_of("device", kind if number.isdecimal() or not colon else value, DEVICES)
+
+
 def device_of(device: str | torch.device | None) -> torch.device:
     """Return `device`, or that of the settings; else CUDA or an Apple GPU (MPS) if available, else the CPU."""
+    check_device(device)
     import torch
 
     device = settings.device if device is None else device

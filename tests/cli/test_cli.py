@@ -657,6 +657,10 @@ def test_too_long_name_raises_before_any_computation(tmp_path, capsys):
         (("embd", "a", "b"), "there is no 'embd'. Did you mean 'embed'?"),
         (("corpus", "biuld", "a"), "Did you mean 'build'?"),
         (("embed", "a.h5ad", "b.h5ad", "--modality", "genes"), "Did you mean 'gene'?"),
+        (("embed", "a.h5ad", "b.h5ad", "--modle=x"), "there is no option --modle. Did you mean --model?"),
+        (("corpus", "build", "a.h5ad", "--out", "o", "--vocabluary=x"), "Did you mean --vocabulary?"),
+        (("embed", "a.h5ad", "--out", "b.h5ad"), "For a single file: stampy embed IN b.h5ad"),
+        (("slide", "a.tif", "--out", "b.zarr"), "For a single file: stampy slide IN b.zarr"),
     ],
 )
 def test_similar_names_are_suggested(run, argv, words):
@@ -764,3 +768,21 @@ def test_run_that_cannot_start_leaves_no_folder(fails, section, tmp_path):
 def test_training_on_missing_files_leaves_no_folder(fails, tmp_path, command):
     assert "No section or manifest at 'nothing.h5ad'" in fails(command, "nothing.h5ad", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_report_takes_its_path_also_as_an_option(run, section):
+    for i, option in enumerate(("--out", "-o")):
+        status, _, err = run("report", section, option, f"page{i}.html", "--quiet")
+        assert status == 0, err
+    assert names_in(Path()) == ["page0.html", "page1.html"]
+    status, _, err = run("report", section, "a.html", "--out", "b.html")
+    assert status == 2
+    assert "Two paths of the report were given: 'a.html' and --out b.html" in err
+
+
+def test_every_command_with_an_output_path_takes_the_short_option(run):
+    commands = ["demo", "report", "embed", "slide", "corpus build", "corpus hest", "pretrain", "align", "evaluate",
+                "bench run", "bench table", "bench report"]  # fmt: skip
+    for command in commands:
+        status, out, _ = run(*command.split(), "--help")
+        assert (status, "-o " in out, "--out " in out) == (0, True, True), command

@@ -511,3 +511,21 @@ def test_genomes_in_a_column(human):
     assert (match.rows[len(NAMES) :] < 0).all()
     mapped = section(NAMES, genome="mm10")  # human names that somebody gave to mouse genes
     assert (human.match(mapped).rows >= 0).all()
+
+
+def test_a_table_of_variable_genes_only(human):
+    adata = section(NAMES, highly_variable=True)
+    with pytest.warns(StampyWarning, match=r"All 14 genes are marked.* seem to have been removed\. Models"):
+        human.match(adata)
+    adata.raw = section([*NAMES, "a", "b"])
+    with pytest.warns(StampyWarning, match=r"removed \(`adata.raw` has 16\)"):
+        human.match(adata)
+    adata.var["highly_variable"] = np.arange(len(NAMES)) > 0
+    human.match(adata)
+
+
+def test_negative_counts_have_no_shares(human):
+    names, counts = [*NAMES, "NOGENE"], np.r_[np.ones(len(NAMES)), -13.9]  # a share would be -1390 %
+    assert human.match(section(names, counts)).unmatched_share is None
+    with pytest.raises(ValueError, match="2 negative values"):
+        tokenize(section(names, counts), human)

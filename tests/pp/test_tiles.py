@@ -194,8 +194,9 @@ def test_tiles_are_the_right_pixels(scale):
 def test_centres_are_exact_below_a_pixel(x, y, edge):
     tile = SlideImage.from_array(ramp()).tile((x - edge / 2, y - edge / 2, x + edge / 2, y + edge / 2), 64)
     red, green = tile[:, :, 0].mean(), tile[:, :, 1].mean()  # value i is at i + 0.5
-    assert abs(red - (x - 0.5)) < 0.15
-    assert abs(green - (y - 0.5)) < 0.15
+    rounding = 0.26  # of 8 bits, up to a quarter if every second pixel is halfway between two values, as at edge 32
+    assert abs(red - (x - 0.5)) < rounding
+    assert abs(green - (y - 0.5)) < rounding
     assert abs((tile[:, -1, 0].mean() - tile[:, 0, 0].mean()) - edge * 63 / 64) < 1.1
 
 

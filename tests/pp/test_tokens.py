@@ -350,7 +350,7 @@ def test_views():
     expected = tokens_of(section, vocabulary)
     view = section[5:20, ::-1]
     np.testing.assert_array_equal(tokens_of(view, vocabulary), expected[5:20])
-    with pytest.warns(anndata.ImplicitModificationWarning):
+    with pytest.warns(StampyWarning, match="is a view of another AnnData"):
         tokenize(view, vocabulary)
     np.testing.assert_array_equal(view.obsm[KEY], expected[5:20])
     assert KEY not in section.obsm

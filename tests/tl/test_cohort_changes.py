@@ -1,12 +1,17 @@
 """Runs over many sections after changes: outputs are current and complete."""
 
+import inspect
+import shutil
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import io as sio
 
-from stampy import datasets, tl
+from stampy import StampyWarning, datasets, tl
+from stampy.tl._cohort import jobs
+from stampy.tl._cohort.plan import EmbedOptions
 
 GENES = {"n_workers": 1, "show_progress_bar": False, "modality": "gene"}
 
@@ -118,3 +123,59 @@ def test_shared_genes_are_those_of_sections_with_counts(toy, model):
     np.testing.assert_allclose(found["a"].obsm["X_stamp_gene"], alone["a"].obsm["X_stamp_gene"], atol=1e-6)
     with pytest.raises(ValueError, match="genes='shared' needs two sections with counts, found 1"):
         tl.embed({"a": a, "c": c}, model, genes="shared", copy=True, show_progress_bar=False)
+
+
+def test_explicit_defaults_are_the_same_run(folder, model, tmp_path):
+    """The command line passes every option, Python only those that were given."""
+    tl.embed_sections([folder / "a.h5ad"], tmp_path / "out", model=model, **GENES)
+    arguments = inspect.signature(tl.embed).parameters
+    explicit = {name: arguments[name].default for name in EmbedOptions.__annotations__}
+    table = tl.embed_sections([folder / "a.h5ad"], tmp_path / "out", model=model, **explicit | GENES)
+    assert status(table) == ["kept"]
+    table = tl.embed_sections([folder / "a.h5ad"], tmp_path / "out", model=model, **GENES | {"level": "feature"})
+    assert status(table) == ["embedded"]
+
+
+def test_the_table_is_true_after_an_error(folder, model, tmp_path, monkeypatch):
+    """It lists the failed section, and one that another worker finished before the run ended."""
+    (folder / "b.h5ad").write_bytes(b"no section")
+
+    def lost(section, plan):
+        jobs.embed_section_job(section, plan)
+        raise ZeroDivisionError
+
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="Section 'b'"):
+        tl.embed_sections([folder / "a.h5ad", folder / "b.h5ad"], out, model=model, **GENES)
+    rows = pd.read_csv(out / "sections.tsv", sep="\t", keep_default_na=False)
+    assert status(rows) == ["embedded", "failed"]
+    assert "cannot be read" in rows["error"][1]
+    monkeypatch.setattr("stampy.tl._embed_sections.embed_section_job", lost)
+    with pytest.raises(ZeroDivisionError):
+        tl.embed_sections([folder / "a.h5ad"], tmp_path / "two", model=model, **GENES)
+    assert status(pd.read_csv(tmp_path / "two" / "sections.tsv", sep="\t")) == ["embedded"]
+
+
+def test_results_in_two_formats_are_both_of_the_run(folder, model, tmp_path):
+    """A change of the format leaves the earlier results, with a warning, and may be reverted."""
+    inputs, out = [folder / "a.h5ad"], tmp_path / "out"
+    tl.embed_sections(inputs, out, model=model, **GENES)
+    for suffix, left in ((".zarr", "a.h5ad"), (".h5ad", "a.zarr"), (".zarr", "a.h5ad")):
+        with pytest.warns(StampyWarning, match=rf"another format.*{left}"):
+            table = tl.embed_sections(inputs, out, model=model, suffix=suffix, **GENES)
+        assert status(table) == ["embedded"]
+    (out / "a.h5ad").write_bytes(b"of the user")
+    with pytest.raises(FileExistsError, match=r"a\.h5ad \(changed since\)"):
+        tl.embed_sections(inputs, out, model=model, **GENES)
+    shutil.rmtree(out / "a.zarr")
+    (out / "a.h5ad").unlink()
+    assert status(tl.embed_sections(inputs, out, model=model, **GENES)) == ["embedded"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_results_without_counts_are_one_collection(folder, model, tmp_path, suffix):
+    paths = [folder / "a.h5ad", folder / "b.h5ad"]
+    tl.embed_sections(paths, tmp_path / "out", model=model, contents="results", suffix=suffix, **GENES)
+    found = tl.collect_sections(tmp_path / "out")
+    assert found.shape == (81, 0)
+    assert len(found.obsm["X_stamp"]) == 81

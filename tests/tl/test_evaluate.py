@@ -4,12 +4,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 import stampy
 from stampy import datasets, pl, tl
 from stampy.pp import _thinning
 from stampy.tl._evaluate import judged as evaluated
+from stampy.tl._evaluation.verdict import verdict_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -209,3 +212,191 @@ def test_plot(judged):
         pl.evaluate(judged, key="nothing")
     with pytest.raises(ValueError, match="show"):
         pl.evaluate(judged, show="beauty")
+
+
+def scores_of(table, keys=None, **options):
+    return tl.evaluate(table, keys, n_splits=1, copy=True, **options).uns["stamp_evaluate"]
+
+
+def test_functions_that_change_their_table_do_not_change_other_scores(section):
+    import scanpy as sc
+
+    def in_place(table):
+        sc.pp.normalize_total(table)
+        sc.pp.log1p(table)
+        sc.pp.pca(table, n_comps=10)
+        return table.obsm["X_pca"]
+
+    alone = scores_of(section, {"noise": noise})["scores"]
+    scores = scores_of(section, {"first": in_place, "second": in_place, "noise": noise})["scores"]
+    pd.testing.assert_frame_equal(scores.loc[alone.index], alone)
+    pd.testing.assert_series_equal(scores.loc["first"], scores.loc["second"], check_names=False)
+
+
+def test_sparse_results_of_functions_are_accepted(section):
+    sparse_genes, dense = (lambda t: t.X[:, :20], first_genes)
+    scores = scores_of(section, {"sparse": sparse_genes, "dense": dense})["scores"]
+    assert scores.loc["sparse", "score"] == scores.loc["dense", "score"]
+
+
+@pytest.mark.parametrize("keys", [["PCA"], {"position alone": noise}])
+def test_names_of_baselines_are_refused(section, keys):
+    table = section.copy()
+    table.obsm["PCA"] = table.obsm["X_stamp"]
+    with pytest.raises(ValueError, match="names of baselines"):
+        tl.evaluate(table, keys)
+
+
+def test_no_key_and_other_types_are_refused(section):
+    with pytest.raises(ValueError, match="`keys` is empty"):
+        tl.evaluate(section, [])
+    with pytest.raises(TypeError, match="must be a key of obsm"):
+        tl.evaluate(section, 3)
+
+
+@pytest.fixture(scope="module")
+def pictured():
+    adata = datasets.toy(n_spots=150, rng=1)
+    tl.embed(adata, **QUIET)
+    return adata
+
+
+def test_images_contain_no_molecules_and_fused_vectors_are_recomputed(pictured):
+    record = scores_of(pictured, ["X_stamp", "X_stamp_image", "X_stamp_gene"])
+    scores = record["scores"]
+    assert scores["thinned"].all()
+    assert scores["n_dims"].tolist()[:3] == [256, 128, 128]
+    assert "none can be compared" not in record["verdict"]
+
+    def by_hand(half):
+        genes = tl.embed(half, modality="gene", copy=True, **QUIET).obsm["X_stamp"]
+        return np.hstack([genes, pictured.obsm["X_stamp_image"]])
+
+    expected = scores_of(pictured, {"both": by_hand})["scores"].loc["both", "score"]
+    assert scores.loc["X_stamp", "score"] == pytest.approx(expected, abs=1e-4)
+
+
+def other_weights(model):
+    import copy
+
+    import torch
+
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.gene.embeddings.weight.mul_(torch.rand(len(other.gene.embeddings.weight), 1))
+    return other
+
+
+def test_embedding_of_other_weights_of_the_same_name_is_not_recomputed(section):
+    other = other_weights(stampy.models.load("stampy-mini", device="cpu"))
+    table = tl.embed(section, other, modality="gene", copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="other weights than those of 'stampy-mini'"):
+        scores = scores_of(table, "X_stamp")["scores"]
+    assert not scores.loc["X_stamp", "thinned"]
+    scores = scores_of(table, "X_stamp", model=other)["scores"]
+    assert scores.loc["X_stamp", "thinned"]
+
+
+def test_model_from_a_folder_is_given_by_the_user(section, tmp_path):
+    stampy.models.save(stampy.models.load("stampy-mini", device="cpu"), tmp_path / "mine")
+    table = tl.embed(section, tmp_path / "mine", modality="gene", copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match=r"its model 'mine' is not part of stampy.*`model=`"):
+        scores_of(table, "X_stamp")
+    found = scores_of(table, "X_stamp", model=tmp_path / "mine")["scores"]
+    expected = scores_of(section, "X_stamp")["scores"]
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ValueError, match="made none of"):
+        tl.evaluate(table, "X_stamp", model="stampy-mini")
+
+
+def test_vectors_that_were_changed_are_not_recomputed(section):
+    table = section.copy()
+    table.obsm["X_stamp"] = table.obsm["X_stamp"][np.random.default_rng(0).permutation(table.n_obs)]
+    with pytest.warns(stampy.StampyWarning, match="or was changed"):
+        scores = scores_of(table, "X_stamp")["scores"]
+    assert scores.loc["X_stamp", "score"] < 0.05  # that of the vectors in obsm
+
+
+def test_model_adapted_to_another_section_is_not_fitted_again(section):
+    other = datasets.toy(n_spots=100, image=False, rng=77)
+    adapted = stampy.train.adapt("stampy-mini", other, strength=1, n_axes=8)
+    table = tl.embed(section, adapted, copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="embedded again, it differs"):
+        assert not scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+    found = scores_of(table, "X_stamp", model=adapted)["scores"]
+    by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
+    pd.testing.assert_frame_equal(found, scores_of(section, by_hand)["scores"])
+
+
+def test_piece_of_an_adapted_section_is_recomputed(section):
+    table = tl.embed(section, adapt=True, copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="100 of 200 spots"):
+        scores = scores_of(table, "X_stamp", max_spots=100)["scores"]
+    assert scores.loc["X_stamp", "thinned"]
+
+
+def test_sections_of_an_embedding_are_those_of_its_record():
+    both = datasets.toy(n_spots=60, n_sections=2, image=False, rng=3)
+    both.obsm["spatial"] = both.obsm["spatial"] + 1e5 * both.obs["section"].cat.codes.to_numpy()[:, None]
+    tl.embed(both, modality="gene", library_key="section", center="section", context="neighbors", **QUIET)
+    assert both.uns["stamp"]["X_stamp"]["library_key"] == "section"
+    assert scores_of(both)["scores"].loc["X_stamp", "thinned"]  # without `library_key`
+    del both.obs["section"]
+    with pytest.warns(stampy.StampyWarning, match=r"obs\['section'\].*missing"):
+        assert not scores_of(both)["scores"].loc["X_stamp", "thinned"]
+
+
+BASE = ["PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed", "position alone"]
+FIGURES = st.lists(st.floats(0, 0.6), min_size=6, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FIGURES, min_size=1, max_size=4), st.booleans(), st.booleans())
+def test_verdict_is_true_of_the_scores(splits, first_is_fair, second_is_fair):
+    names = ["one", "two", *BASE]
+    found = [{name: {"score": v} for name, v in zip(names, figures, strict=True)} for figures in splits]
+    means = np.mean(splits, axis=0)
+    scores = pd.DataFrame({"kind": ["embedding"] * 2 + ["baseline"] * 4, "score": means,
+                           "thinned": [first_is_fair, second_is_fair, *[True] * 4]}, index=names)  # fmt: skip
+    text = verdict_of(scores, found)
+    assert text.count(". ") == 0
+    assert text.endswith(".")
+    fair = scores.iloc[:2][scores["thinned"].iloc[:2]]
+    if fair.empty:
+        assert "none can be compared" in text
+        return
+    best, base = fair["score"].idxmax(), scores.iloc[2:]["score"].idxmax()
+    assert text.startswith(f"{best} is ")
+    assert f"{scores.loc[best, 'score']:.3f} against {scores.loc[base, 'score']:.3f}" in text
+    gain = scores.loc[best, "score"] - scores.loc[base, "score"]
+    assert "more informative" not in text or gain > 0.005
+    assert "less informative" not in text or gain < -0.005
+    if "use that baseline" in text:
+        assert base != "position alone"
+        assert scores.loc[base, "score"] > scores.loc["position alone", "score"]
+    if len(splits) == 1:
+        assert ("about as" in text) == (abs(gain) <= 0.005)
+
+
+def test_position_is_not_recommended():
+    names = ["mine", *BASE]
+    split = dict(zip(names, ({"score": v} for v in (0.01, 0.0, 0.02, 0.0, 0.1)), strict=True))
+    scores = pd.DataFrame({"kind": ["embedding"] + ["baseline"] * 4, "thinned": True,
+                           "score": [split[n]["score"] for n in names]}, index=names)  # fmt: skip
+    assert "none of them is of use here" in verdict_of(scores, [split])
+
+
+@pytest.mark.parametrize("bad", ["random", "depth", "constant", "permuted", "coordinates"])
+def test_uninformative_embeddings_get_no_good_verdict(section, bad):
+    def permuted(table):
+        values = tl.embed(table, modality="gene", copy=True, **QUIET).obsm["X_stamp"]
+        return values[np.random.default_rng(0).permutation(len(values))]
+
+    functions = {
+        "random": noise,
+        "depth": lambda t: np.log1p(np.asarray(t.X.sum(axis=1))),
+        "constant": lambda t: np.ones((t.n_obs, 4)),
+        "permuted": permuted,
+        "coordinates": lambda t: t.obsm["spatial"],
+    }
+    assert f"{bad} is less informative" in scores_of(section, {bad: functions[bad]})["verdict"]

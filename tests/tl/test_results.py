@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import stampy
-from stampy import datasets, tl
+from stampy import datasets, pp, tl
 from stampy.tl._results import Result, check_finite, write_result
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
@@ -94,7 +94,8 @@ def test_probe_of_fewer_embeddings(section):
 
 def test_slots_of_another_tool_under_the_same_key(section):
     tl.expression(section, use_rep="X_a", n_top_genes=5, key_added="mine")
-    tl.domains(section, use_rep="X_b", key_added="mine")
+    with pytest.warns(stampy.StampyWarning, match=r"obsm\['mine'\].* of `stampy.tl.expression` are removed"):
+        tl.domains(section, use_rep="X_b", key_added="mine")
     assert "mine" in section.obs
     assert not {"mine", "mine_measured"} & set(section.obsm)
     assert "mine_fold" not in section.obs
@@ -122,6 +123,58 @@ def test_dependents_are_named_once_they_are_stale(section, model):
     assert "'stamp_retrieve'" in message
     assert "'neighbors'" in message
     assert "'other'" not in message
+
+
+@pytest.mark.parametrize("slot", ["spatial", "stamp"])
+def test_coordinates_images_and_records_are_not_replaced(section, slot):
+    before = state(section)
+    with pytest.raises(ValueError, match="must not be replaced"):
+        write_result(section, Result(slot, {}, uns={slot: 1}), copy=False)
+    with pytest.raises(ValueError, match="holds the coordinates"):
+        pp.tiles(section, size_px=16, key_added="spatial")
+    assert same(before, state(section))
+
+
+def test_replaced_values_of_the_user_are_named(section, model):
+    settings = {"method": "kmeans", "use_rep": "X_a"}
+    with pytest.warns(stampy.StampyWarning, match=r"Replaced by the result 'array_row': obs\['array_row'\]"):
+        tl.domains(section, 3, key_added="array_row", **settings)
+    tl.domains(section, 4, key_added="array_row", **settings)  # its own result
+    tl.embed(section, model, modality="gene", **QUIET)
+    with pytest.warns(stampy.StampyWarning, match=r"obsm\['X_stamp'\] of the result 'X_stamp'"):
+        pp.tiles(section, size_px=16, key_added="X_stamp")
+    pp.neighborhoods(section, size=4)
+    pp.neighborhoods(section, size=3)
+
+
+@pytest.mark.parametrize("write", [
+    lambda part: tl.domains(part, 3, method="kmeans", use_rep="X_a"),
+    lambda part: pp.tiles(part, size_px=16),
+    lambda part: pp.neighborhoods(part, size=4),
+])  # fmt: skip
+def test_a_view_becomes_a_copy(section, write):
+    part = section[:40]
+    with pytest.warns(stampy.StampyWarning, match="view of another AnnData") as found:
+        write(part)
+    assert [w.filename for w in found] == [__file__]
+    assert not part.is_view
+    assert "stamp" not in section.uns
+
+
+@pytest.mark.parametrize("key", ["", 3])
+def test_keys_are_names(section, key):
+    with pytest.raises(ValueError, match="must be a name"):
+        tl.domains(section, 3, method="kmeans", use_rep="X_a", key_added=key)
+    assert key not in section.obs
+
+
+def test_a_part_of_a_backed_table_is_not_written_into(section, tmp_path):
+    section.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match="Load it first"):
+        tl.domains(backed[:40], 3, method="kmeans", use_rep="X_a")
+    assert "stamp_domain" in tl.domains(backed[:40], 3, method="kmeans", use_rep="X_a", copy=True).obs
+    backed.file.close()
 
 
 def test_result_does_not_replace_its_input(section):
@@ -158,7 +211,7 @@ def test_spots_without_a_value_may_be_missing():
 
 
 def test_all_writes_are_undone_if_one_fails(section):
-    section.obsm["r"] = np.zeros((80, 1))
+    write_result(section, Result("r", {}, obsm={"r": np.zeros((80, 1))}), copy=False)
     before = state(section)
     wrong = Result("r", {}, obs={"new": np.zeros(80)}, obsm={"r": np.ones((80, 2)), "s": np.ones((3, 2))})
     with pytest.raises(ValueError, match=r"shape|dim"):

@@ -702,3 +702,32 @@ def test_fewer_domains_than_requested_warn():
         codes, how = clustering.find_domains(values, 3, method="kmeans")
     assert how["n_domains"] == 2
     assert np.bincount(codes).tolist() == [20, 20]
+
+
+def test_settings_of_domains_that_have_no_effect_are_named():
+    adata = datasets.toy(n_spots=40, image=False)
+    adata.obsm["X"] = np.random.default_rng(0).normal(size=(40, 6))
+    with pytest.warns(StampyWarning, match="n_pcs=50 has no effect: the embedding has 6 dimensions and 40 spots"):
+        tl.domains(adata, 3, use_rep="X", method="kmeans", n_pcs=50)
+    with pytest.warns(StampyWarning, match="n_neighbors=90 was reduced to 39"):
+        tl.domains(adata, use_rep="X", method="leiden", n_neighbors=90, resolution=1.0)
+
+
+def test_measurements_name_no_groups():
+    adata = datasets.toy(n_spots=40)
+    adata.obsm["X"] = np.random.default_rng(0).normal(size=(40, 6))
+    adata.obs["score"] = np.linspace(0, 1, 40)
+    for call in (
+        lambda: tl.domains(adata, 3, use_rep="X", library_key="score"),
+        lambda: tl.attribute(adata, "cluster", groupby="score"),
+        lambda: pl.tiles(adata, "score"),
+    ):
+        with pytest.raises(ValueError, match=r"`adata.obs.*score.*` must contain labels, found numbers"):
+            call()
+
+
+def test_names_and_paths_that_are_nearly_right():
+    with pytest.raises(AttributeError, match="Did you mean 'embed'"):
+        _ = tl.embd
+    with pytest.raises(TypeError, match=r"Read the file first: `stampy.read\('a.h5ad'\)`"):
+        tl.embed("a.h5ad")

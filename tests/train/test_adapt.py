@@ -30,6 +30,12 @@ def adapted(mini, section):
     return train.adapt(mini, section, strength=0.5, n_axes=16)
 
 
+@pytest.fixture(scope="module")
+def chosen(mini, section):
+    """Models whose strength and number of axes were selected, by context."""
+    return {context: train.adapt(mini, section, context=context) for context in (None, "neighbors")}
+
+
 def test_axes_are_the_eigenvectors_of_the_whole_matrix():
     rng = np.random.default_rng(0)
     xy = rng.uniform(size=(60, 2))
@@ -75,8 +81,8 @@ def test_strength_zero_keeps_the_space_of_the_model(mini, section):
     np.testing.assert_allclose(np.linalg.svd(own.T @ other)[1], 1, atol=1e-2)
 
 
-def test_choice_follows_the_measure_and_is_reproducible(mini, section):
-    first, second = (train.adapt(mini, section, rng=1) for _ in range(2))
+def test_choice_follows_the_measure_and_is_reproducible(mini, section, chosen):
+    first, second = chosen[None], train.adapt(mini, section, rng=0)  # the default seed
     assert first.name == second.name
     assert first.adapted == second.adapted
     assert 0 <= first.adapted["strength"] <= 1
@@ -104,10 +110,20 @@ def test_in_context_the_sections_axes_stand_beside_the_models(mini, section):
 
 
 def test_in_context_a_share_of_zero_is_the_model_and_of_one_the_sections(mini, section):
-    kept, section_alone = (train.adapt(mini, section, strength=a, n_axes=8, context="neighbors") for a in (0, 1))
+    section_alone = train.adapt(mini, section, strength=1, n_axes=8, context="neighbors")
+    kept = train.adapt(mini, section, strength=0, context="neighbors")
+    assert kept.adapted["n_axes"] == 0
     own, same = (tl.embed(section, m, copy=True, modality="gene", **QUIET).obsm["X_stamp"] for m in (mini, kept))
     np.testing.assert_allclose(own, same, atol=2e-3)
     assert section_alone.config.embedding == 8
+
+
+def test_axes_that_strength_zero_leaves_out_are_not_ignored_in_silence(mini, section):
+    with pytest.warns(stampy.StampyWarning, match="`n_axes=8` has no effect: `strength` is 0"):
+        made = train.adapt(mini, section, strength=0, n_axes=8, context="neighbors")
+    assert made.adapted["n_axes"] == 0
+    assert made.config.embedding == 128
+    assert train.adapt(mini, section, strength=0, n_axes=8).config.embedding == 8  # of the model's own
 
 
 def test_heads_of_the_same_axes_have_other_names(mini, section):
@@ -116,10 +132,9 @@ def test_heads_of_the_same_axes_have_other_names(mini, section):
     assert some.name != more.name
 
 
-def test_a_strength_means_the_same_for_any_number_of_axes(mini, section):
+def test_a_strength_means_the_same_for_any_number_of_axes(mini, section, chosen):
     """What was chosen can be fitted again by its settings alone, as `tl.evaluate` does for half of the molecules."""
-    for context in (None, "neighbors"):
-        first = train.adapt(mini, section, context=context)
+    for context, first in chosen.items():
         record = first.adapted
         again = train.adapt(mini, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
         rows = [tl.embed(section, m, copy=True, **QUIET).obsm["X_stamp"].astype(float) for m in (first, again)]
@@ -204,3 +219,43 @@ def test_invalid_arguments_raise(mini, model, section):
     with pytest.raises(KeyError, match="spatial"):
         tl.embed(lost, adapt=True, **QUIET)
     assert stampy.models.load("stampy-mini", device="cpu").adapted is None
+
+
+def test_sections_without_variation_raise(section):
+    empty, equal = section.copy(), section.copy()
+    empty.X = sparse.csr_matrix(section.shape, dtype=np.float32)
+    equal.X = sparse.csr_matrix(np.tile(section.X[0].toarray(), (section.n_obs, 1)))
+    for table, message in (
+        (empty, "no counts|No spot of a section has counts"),
+        (equal, "same genes in the same order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tl.embed(table, adapt=True, **QUIET)
+
+
+def test_more_axes_than_model_and_spots_have_raise(mini, section):
+    with pytest.raises(ValueError, match="`n_axes` must be at most 278"):
+        train.adapt(mini, section, n_axes=279)
+
+
+def test_a_guessed_library_key_is_announced():
+    both = datasets.toy(n_spots=60, n_sections=2, rng=1)
+    both.obsm["spatial"] = both.obsm["spatial"] + 1e5 * both.obs["section"].cat.codes.to_numpy()[:, None]
+    with pytest.warns(stampy.StampyWarning, match="separated by `adata.obs\\['section'\\]`"):
+        tl.embed(both, adapt=True, **QUIET)
+    assert both.uns["stamp"]["X_stamp"]["library_key"] == "section"
+
+
+def test_adapt_is_a_flag(section):
+    with pytest.raises(TypeError, match="`adapt` must be True or False"):
+        tl.embed(section, adapt="neighbors", **QUIET)
+
+
+def test_saved_adaptation_keeps_its_space_and_provenance(adapted, section, tmp_path):
+    models.save(adapted, tmp_path / "mine")
+    again = models.load(tmp_path / "mine", device="cpu")
+    assert again.adapted == adapted.adapted
+    mine, theirs = (tl.embed(section, m, copy=True, **QUIET) for m in (adapted, again))
+    assert theirs.uns["stamp"]["X_stamp"]["adapted"] == adapted.adapted
+    tl.retrieve(mine, theirs, query="gene", target="gene", k=3)  # one model under two names
+    tl.score(theirs, section.var_names[:20].tolist(), model=adapted, modality="gene")

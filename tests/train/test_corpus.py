@@ -572,7 +572,7 @@ def test_an_epoch_has_every_group_once(corpus):
 
 
 def test_losses_equal_those_of_the_same_groups_in_memory(corpus, sections):
-    from stampy.train._pretrain import _new_model
+    from stampy.train._pretrain_run import _new_model
     from stampy.train._pretrain_step import Reconstruction
 
     config = train.PretrainConfig.of(STAGE1)

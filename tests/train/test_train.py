@@ -286,7 +286,7 @@ def test_logs(toy, tmp_path, monkeypatch):
 
     made = []
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Wandb)
-    monkeypatch.setattr("stampy.train._loop.logs.find_spec", lambda name: True)
+    monkeypatch.setattr("stampy.train._launch_checks.find_spec", lambda name: True)
     train.pretrain(toy, tmp_path, config=STAGE1, loggers=("csv", "tensorboard", "wandb"), **QUIET)
     lines = metrics(tmp_path)
     table = pd.read_csv(tmp_path / "metrics.csv")
@@ -302,7 +302,7 @@ def test_invalid_loggers_raise(toy, tmp_path, monkeypatch):
         train.pretrain(toy, tmp_path, loggers=("tensorbord",))
     with pytest.raises(TypeError, match="sequence of names"):
         train.pretrain(toy, tmp_path, loggers="csv")
-    monkeypatch.setattr("stampy.train._loop.logs.find_spec", lambda name: None)
+    monkeypatch.setattr("stampy.train._launch_checks.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
         train.align(toy, tmp_path, loggers=("wandb",))
 
@@ -408,7 +408,7 @@ def test_config_from_a_file(tmp_path):
 @pytest.mark.parametrize("named", [False, True])
 def test_the_default_tower_is_announced(toy, pretrained, tmp_path, monkeypatch, named):
     """A ViT-L with random weights takes days on a CPU."""
-    from stampy.train import _align
+    from stampy.train import _align_run
 
     class BuiltError(Exception):
         pass
@@ -416,7 +416,7 @@ def test_the_default_tower_is_announced(toy, pretrained, tmp_path, monkeypatch, 
     def built(start, config, *, afresh):
         raise BuiltError
 
-    monkeypatch.setattr(_align, "_both_towers", built)
+    monkeypatch.setattr(_align_run, "_both_towers", built)
     said = (
         r"no image tower.*vit_large_patch16_224 \(304 million parameters, random weights\).*trained on cpu.*--backbone"
     )

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 import stampy
 from stampy import _checks, _files, _keys, _utils, datasets, models
 from stampy._io.sections import one_line
-from stampy.models._weights import trained_on
 
 from ._config import Config, DataSet, Reported, System, Task, read_config
 from ._config_names import TABLES, TASKS
@@ -107,6 +106,8 @@ def run(
     >>> results.loc[0, ["dataset", "system", "metric", "status"]].tolist()
     ['toy', 'pca', 'balanced_accuracy', 'ok']
     """
+    _utils.check_device(device)
+    _checks.no_file_in(out)
     config, there = _chosen(config, folder, models, systems, out)
     seeds = tuple(config.seeds if seeds is None else seeds)
     for seed in seeds:
@@ -366,6 +367,8 @@ def seen(system: System, data: DataSet) -> str:
 
 def _seen_in_run(system: System, data: DataSet) -> bool | None:
     """Compare the sections named by a run with those that HEST shares with the data set."""
+    from stampy.models._weights import trained_on
+
     found, known = trained_on(system.model), datasets.hest_evaluation()
     shared = known[known["data_set"] == data.known_as]
     if found is None or shared.empty:

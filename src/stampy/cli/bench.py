@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy.cli.options import Commands, command, say, show_progress
+from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def add_commands(commands: Commands) -> None:
     add("config", metavar="CONFIG", help="a .json or .toml, or a name that `stampy bench configs` lists")
     add("folder", nargs="?", metavar="FOLDER",
         help="folder of your data, for the paper's tables (default: the sections of the config)")  # fmt: skip
-    add("--out", metavar="FOLDER",
+    add("-o", "--out", metavar="FOLDER",
         help="output folder; continues an interrupted run (default: results/CONFIG)")  # fmt: skip
     add("--model", action="append", default=[], dest="models", metavar="MODEL",
         help="additional system: a folder of weights, or a name; can be repeated")  # fmt: skip
@@ -59,7 +60,7 @@ def add_commands(commands: Commands) -> None:
     add = command(below, "table", _table, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
     add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html includes a plot")
-    add("--out", metavar="FILE", help="output file (default: print)")
+    add("-o", "--out", metavar="FILE", help="output file (default: print)")
     add("--sections", action="store_true", help="also list each section")
     add("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     add("--picture", metavar="PNG", help="also write a plot of the comparison to this file")
@@ -67,7 +68,7 @@ def add_commands(commands: Commands) -> None:
     about = "Write one HTML page with all tables and plots of a run, or of all runs in a folder."
     add = command(below, "report", _report, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`, or a folder with several of them")
-    add("--out", required=True, metavar="HTML", help="path of the page")
+    add("-o", "--out", required=True, metavar="HTML", help="path of the page")
     add("--title", default="Tables", help="title of the page (default: %(default)s)")
     command(below, "configs", _configs, "List the configs that come with the package.")
 
@@ -86,7 +87,8 @@ def _run(*, config: str, folder: str | None, out: str | None, quiet: bool, **opt
         _check_inputs(config, folder, options["systems"], quiet=quiet)
     from stampy import bench
 
-    results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
+    with explained_stop(lambda: f"finished parts are kept in {out!r}"):
+        results = bench.run(config, out, folder=folder, show_progress_bar=show_progress(quiet), **options)
     if not quiet:
         say(_results_summary(results, out))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stampy._settings import settings
 from stampy.cli.options import Add, Commands, command, described
+from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
     from stampy.train import Corpus
@@ -55,7 +56,7 @@ def _build_options(add: Add) -> None:
     add("sections", nargs="+", metavar="SECTIONS",
         help=".h5ad, .zarr, Space Ranger folders, manifests (.tsv); SpaVis-6M: its folder, or hf:org/name@COMMIT",
     )  # fmt: skip
-    add("--out", required=True, metavar="FOLDER", help="folder of the corpus; continues an interrupted build")
+    add("-o", "--out", required=True, metavar="FOLDER", help="folder of the corpus; continues an interrupted build")
     add(
         "--vocabulary",
         metavar="TSV",
@@ -85,7 +86,7 @@ def _build_options(add: Add) -> None:
 
 def _hest_options(add: Add) -> None:
     add("folder", metavar="FOLDER", help="folder with HEST_v*.csv, st/ and wsis/")
-    add("--out", required=True, metavar="TSV", help="path of the manifest")
+    add("-o", "--out", required=True, metavar="TSV", help="path of the manifest")
     for name, about in (("species", "human, mouse"), ("platform", "Visium, 'Spatial Transcriptomics', Xenium, ..."),
                         ("organ", "Breast, Brain, ..."), ("disease", "Healthy, Cancer, ...")):  # fmt: skip
         add(f"--{name}", nargs="+", metavar="NAME", help=f"keep only these: {about} (default: all)")
@@ -152,14 +153,22 @@ def _build(
     *, sections: list[str], out: str, images: str, vocabulary: str | None, quiet: bool, **options: Any
 ) -> None:  # fmt: skip
     _check_build(sections, out, vocabulary, options)
-    from stampy import train
+    with explained_stop(lambda: _complete(out)):
+        from stampy import train
 
-    wanted = {"auto": None, "all": True, "none": False}[images]
-    progress = not quiet and sys.stderr.isatty()
-    found = vocabulary or _published_vocabulary(sections, out)
-    corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
+        wanted = {"auto": None, "all": True, "none": False}[images]
+        progress = not quiet and sys.stderr.isatty()
+        found = vocabulary or _published_vocabulary(sections, out)
+        corpus = train.Corpus.build(sections, out, images=wanted, vocabulary=found, progress=progress, **options)
     if not quiet:
         _print_corpus(corpus)
+
+
+def _complete(out: str) -> str:
+    """What of an unfinished build is complete."""
+    folder = Path(out).expanduser() / "sections"
+    n = sum(1 for path in folder.glob("[!.]*") if path.is_dir()) if folder.is_dir() else 0
+    return f"{n} section{' is' if n == 1 else 's are'} complete in {out!r}"
 
 
 def _check_build(sections: list[str], out: str, vocabulary: str | None, options: dict[str, Any]) -> None:
@@ -177,7 +186,11 @@ def _check_build(sections: list[str], out: str, vocabulary: str | None, options:
         _checks.at_least(name, options[name], least)
     _checks.at_most("quality", options["quality"], 100)
     check_workers(options["scheduler"], options["n_workers"])
-    _checks.writable(out)
+    _checks.no_file_in(out)
+    if all(path.endswith(".tsv") for path in sections):  # before numba is imported
+        from stampy._io.sections import as_sections
+
+        as_sections(sections, all_there=options["on_error"] == "raise")
 
 
 def _check_corpus(path: str) -> None:

@@ -16,6 +16,7 @@ from stampy.cli.options import (
     model_option,
     show_progress,
 )
+from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,7 @@ def _embed_options(commands: Commands) -> None:
 def _cohort_options(add: Add) -> None:
     """Options for use with --out."""
     add(
+        "-o",
         "--out",
         metavar="FOLDER",
         help="for many inputs: folder for NAME.h5ad or .zarr and sections.tsv; continues an earlier run",
@@ -120,9 +122,19 @@ def _slide_options(commands: Commands) -> None:
 def _embed(*, inputs: list[str], out: str | None, **options: Any) -> None:
     cohort = {name: options.pop(name) for name in COHORT}
     if out is not None:
+        _check_folder(out, "embed")
         _embed_many(inputs, out, cohort, **options)
     else:
         _embed_one(*_input_and_output(inputs, cohort), **options)
+
+
+def _check_folder(out: str, command: str) -> None:
+    """Raise UsageError if --out names the file of a single result."""
+    if Path(out).suffix in (".h5ad", ".zarr") and not Path(out).expanduser().is_dir():
+        raise UsageError(
+            f"--out names a folder for the results of many inputs, found {out!r}. For a single file: stampy {command} "
+            f"IN {out}"
+        )
 
 
 def _input_and_output(inputs: list[str], cohort: dict[str, Any]) -> tuple[str, str]:
@@ -236,7 +248,8 @@ def _embed_many(
         "suffix": f".{cohort['format'] or 'h5ad'}",
         "contents": cohort["contents"] or "all",
     }
-    with named_images("below"):  # unless --named-images was given
+    kept = f"finished sections are kept in {out!r}"
+    with explained_stop(lambda: kept), named_images("below"):  # unless --named-images was given
         table = tl.embed_sections(
             inputs, out, verdict=cohort["verdict"], show_progress_bar=show_progress(quiet),
             **how, **_run_options(cohort), **options,
@@ -282,6 +295,7 @@ def _check_joined(out: str, cohort: dict[str, Any]) -> None:
 def _slide(*, inputs: list[str], out: str | None, quiet: bool, overwrite: bool, n_workers: int, **options: Any) -> None:
     cohort = {name: options.pop(name, None) for name in COHORT}
     if out is not None:
+        _check_folder(out, "slide")
         _slide_many(inputs, out, cohort, quiet=quiet, overwrite=overwrite, n_workers=n_workers, **options)
         return
     source, target = _input_and_output(inputs, {**cohort, "overwrite": overwrite})
@@ -324,12 +338,13 @@ def _slide_many(
     if n_workers != 1:
         raise UsageError("--n-workers is only for a single slide; with --out use --workers, the number of processes.")
     _check_joined(out, cohort)
-    table = tl.embed_slides(
-        inputs,
-        out,
-        overwrite=overwrite,
-        show_progress_bar=show_progress(quiet),
-        **_run_options(cohort),
-        **options,
-    )
+    with explained_stop(lambda: f"finished slides and chunks are kept in {out!r}"):
+        table = tl.embed_slides(
+            inputs,
+            out,
+            overwrite=overwrite,
+            show_progress_bar=show_progress(quiet),
+            **_run_options(cohort),
+            **options,
+        )
     _report_cohort(table, out, cohort, quiet, "slides", "X_stamp")

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypedDict
 
 __all__ = [
@@ -65,12 +65,12 @@ VALUES = {
     "images=False": "--images none",
     "images=True": "--images all",
     "on_error='skip'": "--on-error skip",
+    "`overwrite=True`": "--overwrite",
 }
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
          "n_genes": 1, "n_domains": 2, "seed": 0}  # fmt: skip
 ABOVE_ZERO = "um_per_px", "spot_um", "tile_um", "bin_um"
-DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
 
 EXAMPLES: dict[str, str] = {}  # by command, added by each group of commands
 
@@ -108,7 +108,7 @@ def _option(found: re.Match[str], names: Mapping[str, str]) -> str:
 
 def check_values(given: Mapping[str, object]) -> None:
     """Raise for numbers out of range and unknown devices, before torch is imported or a folder created."""
-    from stampy import _checks
+    from stampy import _checks, _utils
 
     given = {name: value for name, value in given.items() if value is not None}
     for name in LEAST.keys() & given.keys():
@@ -118,9 +118,7 @@ def check_values(given: Mapping[str, object]) -> None:
     if isinstance(share := given.get("min_tissue"), float):
         _checks.at_least("min_tissue", share, 0, integer=False)
         _checks.at_most("min_tissue", share, 1)
-    if isinstance(device := given.get("device"), str):
-        kind, colon, number = device.partition(":")
-        _checks.one_of("device", kind if number.isdecimal() or not colon else device, DEVICES)
+    _utils.check_device(given.get("device"))
 
 
 def show_progress(quiet: bool) -> bool:
@@ -138,7 +136,17 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that suggests the nearest command for an unknown one."""
+    """Parser that suggests the nearest command or option for an unknown one."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse arguments; a misspelt option of a command is answered by the command, which knows its options."""
+        parsed, extra = super().parse_known_args(args, namespace)
+        for option in (text.partition("=")[0] for text in extra if self._subparsers is None and text.startswith("--")):
+            near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            self.error(f"there is no option {option}." + (f" Did you mean {near[0]}?" if near else ""))
+        return parsed, extra
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message; exit with status 2."""

@@ -8,7 +8,16 @@ from typing import Any
 
 from stampy._settings import settings
 from stampy.cli.corpus import named_images_option
-from stampy.cli.options import Commands, command, common_options, input_options, model_option, say, show_progress
+from stampy.cli.options import (
+    Commands,
+    UsageError,
+    command,
+    common_options,
+    input_options,
+    model_option,
+    say,
+    show_progress,
+)
 
 __all__ = ["EXAMPLES", "add_commands", "add_lists"]
 
@@ -40,7 +49,7 @@ def add_lists(commands: Commands) -> None:
 def _demo_options(commands: Commands) -> None:
     about = "Embed and cluster a section, write the result with plots to a folder, and print a summary."
     add = command(commands, "demo", _demo, about).add_argument
-    add("--out", default="stampy-demo", metavar="FOLDER", help="output folder (default: %(default)s)")
+    add("-o", "--out", default="stampy-demo", metavar="FOLDER", help="output folder (default: %(default)s)")
     add(
         "--section",
         metavar="PATH|NAME",
@@ -61,6 +70,7 @@ def _report_options(commands: Commands) -> None:
     ).add_argument
     add("source", metavar="IN", help="a section as for `stampy embed`, preferably embedded")
     add("target", metavar="OUT", nargs="?", help=".html (default: the name of IN, in this folder)")
+    add("-o", "--out", metavar="OUT", help="the same, as an option")
     add(
         "--model",
         help="model whose vocabulary the genes are compared with (default: the packaged model of the embedding)",
@@ -109,7 +119,10 @@ def _silent(text: str) -> None:
     pass
 
 
-def _report(*, source: str, target: str | None, quiet: bool, **options: Any) -> None:
+def _report(*, source: str, target: str | None, out: str | None, quiet: bool, **options: Any) -> None:
+    if target is not None and out is not None:
+        raise UsageError(f"Two paths of the report were given: {target!r} and --out {out}. Omit one.")
+    target = target or out
     from stampy import _keys
     from stampy.cli.early_checks import check_names
     from stampy.models._systems.catalogue import check_name

@@ -60,7 +60,7 @@ def _evaluate_options(commands: Commands) -> None:
     add = command(commands, "evaluate", _evaluate, about).add_argument
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
     add("sections", nargs="+", metavar="SECTIONS", help="held-out sections: files or manifests (.tsv)")
-    add("--out", metavar="CSV", help="also write the table to a file")
+    add("-o", "--out", metavar="CSV", help="also write the table to a file")
     add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots per section (default: %(default)s)")
     add("--n-spots", type=int, default=1000, metavar="N", help="tiles per section (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed for groups, masks and tiles (default: 0)")
@@ -76,6 +76,7 @@ def _training_options(add: Add) -> None:
         help="a corpus, files or folders of sections, manifests (.tsv)",
     )
     add(
+        "-o",
         "--out",
         required=True,
         metavar="FOLDER",

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from stampy import _checks, _files
+from stampy import _checks, _files, _utils
 from stampy._files import sha256_of
 from stampy._settings import settings
 from stampy.datasets import _registry
@@ -158,7 +158,7 @@ def _download(url: str, target: Path, known: str | None, progressbar: bool) -> N
         _checks.writable(target.parent)
     except OSError as error:
         raise type(error)(f"{error} The environment variable {CACHE_VARIABLE} names the cache.") from error
-    downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=30)
+    downloader = pooch.HTTPDownloader(progressbar=not _utils.hidden(progressbar), timeout=30)
     try:
         # pooch deletes its temporary file if the hash is wrong, otherwise renames it
         pooch.retrieve(quote(url, safe=":/%?=&"), known, target.name, target.parent, downloader=downloader)

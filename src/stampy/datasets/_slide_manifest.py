@@ -160,7 +160,7 @@ def gdc_query(project: str = "TCGA-LUAD", *, strategy: str = "Diagnostic Slide")
     Raises
     ------
     ValueError
-        If `strategy` is neither.
+        If `strategy` is neither, or `project` is empty.
 
     Examples
     --------
@@ -169,6 +169,8 @@ def gdc_query(project: str = "TCGA-LUAD", *, strategy: str = "Diagnostic Slide")
     'https://api.gdc.cancer.gov/files'
     """
     _checks.one_of("strategy", strategy, ("Diagnostic Slide", "Tissue Slide"))
+    if not project.strip():
+        raise ValueError("`project` is empty. Name a project of the GDC, such as 'TCGA-LUAD'.")
     wanted = {
         "cases.project.project_id": project,
         "data_format": "SVS",

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from stampy._files import recover
-from stampy._utils import device_of
+from stampy._utils import check_device, device_of
 from stampy.models._systems import hub
-from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
 from stampy.models._systems.cards import Card
-from stampy.models._systems.catalogue import CARDS, card, split_name, split_revision
-from stampy.models._systems.gene_encoders import load_nicheformer, load_scgpt
-from stampy.models._systems.image_encoders import Pixels, load_conch, load_omiclip, load_plip, load_vit
-from stampy.models._systems.tangle import load_tangle
+from stampy.models._systems.catalogue import CARDS, card, check_name, packaged, split_name, split_revision
 
 from ._published import load_published
-from ._stamp import Stamp
-from ._systems.catalogue import packaged, unknown_model
-from ._weights import from_hub, read_folder, read_genes
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import torch
+
+    from stampy.models._systems.base import GeneSystem, ImageSystem, SlideSystem
+
+    from ._stamp import Stamp
+
+    System: TypeAlias = ImageSystem | GeneSystem | SlideSystem
 
 __all__ = ["load", "load_stamp", "load_system"]
-
-System = ImageSystem | GeneSystem | SlideSystem
-# Loaders of the systems' weights in their authors' own formats.
-_READERS: dict[str, Callable[[Card, Path], System]] = {
-    **dict.fromkeys(("uni", "uni2-h", "h-optimus-0", "virchow2", "mstar"), load_vit),
-    "conch": load_conch,
-    "plip": load_plip,
-    "omiclip": load_omiclip,
-    "tangle": load_tangle,
-    "scgpt-spatial": load_scgpt,
-    "nicheformer": load_nicheformer,
-}
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Stamp | System:
@@ -69,21 +58,22 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     'stampy-mini'
     """
     name = str(name_or_path)
+    check_device(device)
+    check_name(name)  # before torch is imported
     if name == "stamp" or name.startswith("stamp@"):
-        return _published(CARDS["stamp-f"], None, device_of(device), name.partition("@")[2] or None)
+        return _published(CARDS["stamp-f"], None, device, name.partition("@")[2] or None)
     if name.startswith("stamp:"):
         name = name.replace("stamp:", "stamp-f:", 1)  # with all parts of the checkpoint
+    if split_name(name) is not None and name not in packaged() and not Path(name).expanduser().is_dir():
+        return load_system(name, device=device)
+    from ._weights import from_hub, read_folder
+
     if name.startswith("hf-hub:"):
         return read_folder(from_hub(name), name, device)
     if name in packaged():
         return read_folder(Path(str(files("stampy") / "models" / "weights" / name)), name, device)
     path = Path(name).expanduser()
-    recover(path)
-    if path.is_dir():
-        return read_folder(path, path.name, device)
-    if split_name(name) is not None:
-        return load_system(name, device=device)
-    raise unknown_model(name)
+    return read_folder(path, path.name, device)
 
 
 def load_system(
@@ -124,6 +114,7 @@ def load_system(
     >>> pixels.embed_images(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape
     torch.Size([2, 192])
     """
+    check_device(device)
     revision = None
     if isinstance(system, str):
         system, revision = split_revision(system)
@@ -138,37 +129,50 @@ def load_system(
             f"{system.title} is fitted to a section and has no weights to load: "
             f"`stampy.tl.embed(adata, model={system.name!r})`."
         )
-    loaded = _build(system, weights, device_of(device), revision)
+    loaded = _build(system, weights, device, revision)
     return loaded.to(device_of(device)).eval()
 
 
-def _build(card: Card, weights: str | Path | None, device: torch.device, revision: str | None = None) -> Stamp | System:
+def _build(
+    card: Card, weights: str | Path | None, device: str | torch.device | None, revision: str | None = None
+) -> Stamp | System:
+    """The system with its weights, which are found before torch is imported."""
     if card.name == "stampy-mini":
         return load("stampy-mini", device=device)
     if card.name == "pixels":
+        from stampy.models._systems.image_encoders import Pixels
+
         return Pixels(card)
     if card.repository == CARDS["stamp-g"].repository:
         return _published(card, weights, device, revision)
     if card.loader in ("transformers", "open_clip"):
         hub.require(card.loader, card)
     path, source = hub.find_weights(card, weights, revision)
-    loaded = _READERS[card.name](card, path)
+    from stampy.models._systems.readers import READERS
+
+    loaded = READERS[card.name](card, path)
     loaded.source = source
     return loaded
 
 
-def _published(card: Card, weights: str | Path | None, device: torch.device, revision: str | None) -> Stamp:
+def _published(
+    card: Card, weights: str | Path | None, device: str | torch.device | None, revision: str | None
+) -> Stamp:
     """Load the checkpoint of the paper's authors from the hub, or from a local file next to `genes.tsv`."""
     if weights is None:
         path, _ = hub.download(CARDS["stamp-f"], revision)
         return load_published(path, device=device)
     path, _ = hub.find_weights(card, weights)
     genes = path.parent / "genes.tsv"
+    from ._weights import read_genes
+
     return load_published(path, genes=read_genes(genes) if genes.is_file() else None, device=device)
 
 
 def load_stamp(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Stamp:
     """`load` for STAMP models only; TypeError for one of the other systems."""
+    from ._stamp import Stamp
+
     model = load(name_or_path, device=device)
     if not isinstance(model, Stamp):
         raise TypeError(f"A STAMP model was expected, found the system {str(name_or_path)!r} ({type(model).__name__}).")

@@ -6,17 +6,19 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-from torch import Tensor
+from stampy import _checks
+from stampy._utils import check_device, device_of
 
-from stampy._utils import device_of
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor
 
-from ._gene import GeneConfig, GeneEncoder
-from ._image import ImageConfig
-from ._stamp import Stamp, StampConfig
-from ._tensors import load_strictly, read_state_dict
+    from ._gene import GeneConfig, GeneEncoder
+    from ._image import ImageConfig
+    from ._stamp import Stamp
 
 __all__ = ["load_published", "load_published_gene_encoder"]
 
@@ -76,6 +78,10 @@ def load_published(
     Traceback (most recent call last):
     FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
     """
+    _check_arguments(path, {"gene_heads": gene_heads, "image_heads": image_heads}, device)
+    from ._stamp import Stamp, StampConfig
+    from ._tensors import load_strictly, read_state_dict
+
     tensors = read_state_dict(path)
     renamed = {_rename(k): v for k, v in tensors.items() if not k.startswith(f"spot_backbone.{TEMPLATE_LAYER}")}
     if "gene.embeddings.weight" not in renamed or "image.base_model.pos_embed" not in renamed:
@@ -111,6 +117,10 @@ def load_published_gene_encoder(
     Traceback (most recent call last):
     FileNotFoundError: No checkpoint at 'pytorch_model.bin'.
     """
+    _check_arguments(path, {"heads": heads}, device)
+    from ._gene import GeneEncoder
+    from ._tensors import load_strictly, read_state_dict
+
     tensors = {rename_gene(k): v for k, v in read_state_dict(path).items() if not k.startswith(TEMPLATE_LAYER)}
     if "embeddings.weight" not in tensors:
         raise ValueError(f"{str(path)!r} is not a published gene encoder. First names found: {list(tensors)[:5]}.")
@@ -123,6 +133,14 @@ def load_published_gene_encoder(
     _add_missing_heads(tensors, encoder, "")
     load_strictly(encoder, tensors, where=str(path))
     return encoder.to(device_of(device)).eval()
+
+
+def _check_arguments(path: str | Path, heads: Mapping[str, int], device: str | torch.device | None) -> None:
+    """Raise for invalid arguments before torch is imported."""
+    _checks.existing(path, what="checkpoint")
+    for name, value in heads.items():
+        _checks.at_least(name, value, 1)
+    check_device(device)
 
 
 def _rename(key: str) -> str:
@@ -146,6 +164,8 @@ def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def gene_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> GeneConfig:
+    from ._gene import GeneConfig
+
     rows, width = tensors[f"{prefix}embeddings.weight"].shape
     if width % heads:
         raise ValueError(f"{heads} attention heads do not divide the gene encoder's width {width}; set `gene_heads`.")
@@ -161,6 +181,8 @@ def gene_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> GeneC
 
 
 def _image_config(tensors: Mapping[str, Tensor], prefix: str, heads: int) -> ImageConfig:
+    from ._image import ImageConfig
+
     patch = tensors[f"{prefix}patch_embed.proj.weight"]
     width, patch_px = patch.shape[0], patch.shape[-1]
     if width % heads:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stampy import _checks, _keys, _utils
+from stampy._labels import no_fractions
 from stampy._section.tile_boxes import tile_boxes
 from stampy._settings import DEFAULT_SEED
 from stampy.pl._drawing import panel
@@ -125,7 +126,9 @@ def _by_group(
 ) -> tuple[list[str], list[np.ndarray]]:
     """Labels, and rows of some spots of each."""
     _checks.has_key(adata.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
-    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    labels = _utils.column_of(adata, groupby)
+    no_fractions(labels)
+    column = labels.astype("category").cat.remove_unused_categories()
     names = [str(c) for c in column.cat.categories]
     if not names:
         raise ValueError(f"`adata.obs['{groupby}']` has no label for any spot.")

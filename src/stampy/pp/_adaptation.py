@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, sparse
 
-from stampy import _keys, _utils
+from stampy import _checks, _keys, _utils
 from stampy._section.section import places_of, resolved_library_key
 
 from ._counts import CountMatrix, checked_rows, counts_name, counts_of
@@ -76,7 +76,7 @@ class Adaptation:
     head: np.ndarray  # (K, K)
     bias: np.ndarray  # (K,)
     strength: float
-    n_axes: int
+    n_axes: int  # in context, of the sections: 0 with strength 0
     n_spots: int
     in_context: bool
     scores: pd.DataFrame  # score of every strength and n_axes tried
@@ -161,21 +161,38 @@ def adapt_encoder(
     strength
         Share of the sections, 0 to 1. None: chosen by the label-free measure.
     n_axes
-        Number of axes of the mixture, or in context of the sections only. None: chosen in the same way.
+        Number of axes of the mixture, or in context of the sections only. None: chosen in the same way. In context with
+        strength 0, the number found is 0.
     in_context
         For means over a spot and its neighbours: axes of the sections in addition to those of the model, not a mixture.
     rng
         Generator for the splits and the subspace iteration.
+
+    Raises
+    ------
+    ValueError
+        A section without counts in the model's genes, spots that are all equal, more axes than model and spots have, or
+        no gene to choose by.
     """
+    weighted = [_weighted(p.counts, p.rows, model, divisors) for p in pieces]
+    for part in weighted:
+        _check_variation(part)
+    if n_axes is not None:
+        _checks.at_most("n_axes", n_axes, model.axes.shape[1] + sum(part.shape[0] for part in weighted))
     grid = (STRENGTHS_BESIDE, N_AXES_BESIDE) if in_context else (STRENGTHS, N_AXES)
     strengths = grid[0] if strength is None else (float(strength),)
-    numbers = grid[1] if n_axes is None else (n_axes,)
-    tried = [(a, k) for a in strengths for k in numbers]
+    numbers = grid[1] if n_axes is None else (int(n_axes),)
+    pairs = ((a, 0 if in_context and a == 0 else k) for a in strengths for k in numbers)
+    tried = list(dict.fromkeys(pairs))  # in context, strength 0 leaves no axes of the sections to count
     scores, best = np.full(len(tried), np.nan), 0
     if len(tried) > 1:
         scores = _scores(pieces, model, divisors, tried, in_context=in_context, rng=rng)
+        if np.isnan(scores).all():
+            raise ValueError(
+                "Strength and number of axes cannot be chosen: no gene varies between the spots. Give both, or omit "
+                "the adaptation."
+            )
         best = int(np.nanargmax(scores))
-    weighted = [_weighted(p.counts, p.rows, model, divisors) for p in pieces]
     parts = [SpotGenes(w, neighbor_graph(p.xy)) for w, p in zip(weighted, pieces, strict=True)]
     found = (_Beside if in_context else _Mixture)(parts, model, max(numbers), rng).fitted(*tried[best])
     return Adaptation(
@@ -183,6 +200,14 @@ def adapt_encoder(
         n_spots=sum(len(p.xy) for p in pieces), in_context=in_context,
         scores=pd.DataFrame(tried, columns=["strength", "n_axes"]).assign(score=scores),
     )  # fmt: skip
+
+
+def _check_variation(genes: sparse.csr_matrix) -> None:
+    """Raise ValueError for a section whose spots (n, G) are empty or all equal."""
+    if not genes.nnz:
+        raise ValueError("No spot of a section has counts in the model's genes: there is nothing to adapt to.")
+    if not (genes.max(axis=0) != genes.min(axis=0)).nnz:
+        raise ValueError("All spots of a section have the same genes in the same order: there is nothing to adapt to.")
 
 
 def _weighted(

@@ -134,6 +134,8 @@ def neighborhoods(
     if copy:
         adata = _utils.copy_of(adata, table_key)
         table = _utils.table_of(adata, table_key)
+    new = [("obs", key_added), ("obs", key_added + _keys.CENTER_SUFFIX)]
+    _utils.make_room(table, key_added, new, field="max_distance")
     table.obs[key_added] = group
     table.obs[key_added + _keys.CENTER_SUFFIX] = is_center
     table.uns[_keys.UNS] = {**table.uns.get(_keys.UNS, {}), key_added: record}

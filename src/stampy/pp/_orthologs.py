@@ -120,8 +120,10 @@ def orthologs(
     pairs, report = _pairs(table)
     named = _named(section.var, pairs, _vocabulary(vocabulary) if same_symbol else None)
     by = named[f"{_keys.ORTHOLOG}_by"]
-    for column in named:
-        section.var[column.replace(_keys.ORTHOLOG, key_added)] = named[column]
+    columns = {column.replace(_keys.ORTHOLOG, key_added): named[column] for column in named}
+    _utils.make_room(section, key_added, [("var", column) for column in columns], field="n_same_symbol")
+    for column, values in columns.items():
+        section.var[column] = values
     counted = {f"n_{name.replace(' ', '_')}": int((by == name).sum()) for name in ("table", "same symbol", "none")}
     record = {"stampy": stampy.__version__, "n_vars": section.n_vars, **counted, **report}
     section.uns[_keys.UNS] = {**section.uns.get(_keys.UNS, {}), key_added: record}

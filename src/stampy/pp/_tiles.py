@@ -370,6 +370,7 @@ def tiles(
         table_key=table_key,
     )
     table = _utils.table_of(adata, table_key)
+    _utils.make_room(table, key_added, [("obsm", key_added)], field="tile_um")
     table.obsm[key_added] = source.read(np.arange(len(source)), region=region)
     table.uns.setdefault(_keys.UNS, {})[key_added] = {
         **source.provenance(),

@@ -114,6 +114,7 @@ def tokenize(
     if copy:
         adata = _utils.copy_of(adata, table_key)
         table = _utils.table_of(adata, table_key)
+    _utils.make_room(table, key_added, [("obsm", key_added)], field="n_vocabulary")
     table.obsm[key_added] = tokens
     table.uns.setdefault(_keys.UNS, {})[key_added] = token_provenance(vocabulary, match, source)
     return adata if copy else None

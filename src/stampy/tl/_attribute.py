@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from stampy import _checks, _keys, models
+from stampy._labels import no_fractions
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import counts_name, counts_of
@@ -19,7 +19,7 @@ from stampy.pp._genes.match_report import GeneMatch
 from stampy.pp._tokens import iter_tokens
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import digest_of_towers, genes_of, loaded_stamp, match_genes
+from ._embedding.encoders import check_loadable, digest_of_towers, genes_of, loaded_stamp, match_genes
 from ._embedding.spaces import Space, check_model, space_of, unit
 from ._embedding.stream import Tower
 from ._methods.token_attribution import N_STEPS, captum, embed_tokens, integrated_gradients, leave_one_out
@@ -27,6 +27,7 @@ from ._results import Result, write_result
 from ._score import rows_of_genes, vocabulary_of
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -160,11 +161,16 @@ def attribute(
     _checks.one_of("organism", organism, ORGANISMS)
     _checks.not_empty(table)
     labels = None if groupby is None else _labels(table, groupby, groups, target)
+    check_loadable(model, device)
+    counts_of(table, layer)
+    space = (
+        None if target == "embedding" else space_of(table, embedding_key, "gene" if target == "cluster" else "image")
+    )
     loaded = loaded_stamp(model, device)
     if target == "match" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
-    space = _space(table, target, embedding_key, loaded)
-    counts_of(table, layer)
+    if space is not None:
+        check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     vocabulary = vocabulary_of(loaded)
     match = match_genes(table, vocabulary, organism, layer)
     asked = _selected_genes(genes, loaded, match, organism)
@@ -195,15 +201,6 @@ def attribute(
     }
     layers = {key_added: _spread(found, spots, table.n_obs)} if per_spot else {}
     return write_result(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
-
-
-def _space(table: AnnData, target: str, embedding_key: str, model: models.Stamp) -> Space | None:
-    """Stored embeddings that the target needs; ValueError unless they are of the model."""
-    if target == "embedding":
-        return None
-    space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
-    check_model(space, model.name, model.config.embedding, digest_of_towers(model))
-    return space
 
 
 def _tokens(
@@ -239,6 +236,7 @@ def _labels(table: AnnData, groupby: str, groups: Sequence[str] | None, target: 
     """Labels as text, checked."""
     _checks.has_key(table.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
     labels = table.obs[groupby]
+    no_fractions(labels)
     if labels.isna().any():
         raise ValueError(
             f"`adata.obs['{groupby}']` is missing for {int(labels.isna().sum())} of {table.n_obs} spots. Remove "

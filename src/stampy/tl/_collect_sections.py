@@ -149,11 +149,16 @@ def _check_one_space(paths: Mapping[str, Path], key: str) -> None:
 
 def _collection(paths: Mapping[str, Path]) -> AnnCollection:
     from anndata.experimental import AnnCollection
+    from scipy import sparse
 
     from stampy._io.formats.anndata_mudata_spatialdata import read_h5ad, read_zarr
 
     reading = {".h5ad": read_h5ad, ".zarr": read_zarr}
-    parts = {name: reading[path.suffix](path, backed=True) for name, path in paths.items()}
+    with_counts = {name: "X" in group for name, group in _opened(paths)}
+    parts = {name: reading[path.suffix](path, backed=with_counts[name]) for name, path in paths.items()}
+    for name, adata in parts.items():
+        if not with_counts[name]:  # an AnnCollection needs a matrix
+            adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     return AnnCollection(
         parts, join_obs="inner", join_obsm="inner", join_vars="inner", label="section", index_unique="-"
     )

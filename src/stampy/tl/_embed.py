@@ -9,21 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+
 import stampy
 from stampy import _checks, _keys, models
 from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import table_of, with_columns
-from stampy.pp._counts import raw_layers
+from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import (
     BASELINES,
-    Encoder,
     adapted_to,
     agreed_modality,
+    check_loadable,
     digest_of_towers,
     image_model,
     is_baseline,
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
     from stampy._section.section import ImageSource, Places
     from stampy.pp._tiles import TileSource
 
+    from ._embedding.encoders import Encoder
+
     SectionData: TypeAlias = AnnData | SpatialData
     SectionsData: TypeAlias = SectionData | Sequence[SectionData] | Mapping[str, SectionData] | AnnCollection
-    import numpy as np
-
     Vectors: TypeAlias = dict[str, np.ndarray]  # by modality, (n, d) float32
 
 __all__ = ["BASELINES", "embed"]
@@ -145,6 +147,8 @@ def embed(
         one study. With `context`, the axes of the sections are put beside those of the model if this predicts genes
         better; without, a few axes of both replace them. All sections of the call share one space, which is not
         comparable with other embeddings: search, gene programme scores and transfer across adaptations raise an error.
+        Tables that were adapted separately and then joined by `anndata.concat` are recognised only with
+        ``uns_merge="unique"`` or ``"same"``; by default it drops all records.
         Only for genes, and for models such as ``"stampy-mini"``.
     batch_size
         Spots per batch; None: chosen for the device.
@@ -215,7 +219,13 @@ def embed(
         batch_size=batch_size, n_workers=n_workers, precision=precision, progress=show_progress_bar,
         key_added=key_added, resume=None if resume is None else Path(resume),
     )  # fmt: skip
+    if not isinstance(adapt, bool | np.bool_):
+        raise TypeError(f"`adapt` must be True or False, found {adapt!r}.")
+    if not is_baseline(model):
+        check_loadable(model, device)
     if adapt:
+        if not is_several(adata):
+            request = replace(request, library_key=resolved_library_key(adata, library_key, table_key))
         model = adapted_to(adata, request, model, device)
     if is_several(adata):
         check_sections(adata, request)
@@ -236,6 +246,9 @@ def _embed_one(
     if wanted is not None:
         request.check_effect(wanted)
     modality = wanted or _available(adata, table, request)
+    if modality != "image":
+        counts_of(table, request.layer)
+    _checks.libraries(table, request.library_key)
     together = request.context is not None or request.center is not None or request.genes is not None
     if modality != "gene" or together or model == "pca-smoothed":
         request = replace(request, library_key=resolved_library_key(adata, request.library_key, request.table_key))
@@ -253,6 +266,8 @@ def _embed_one(
         codes, names = _checks.libraries(table, request.library_key)
         normed = request.normed and not is_baseline(model)
         found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
+    if request.library_key is not None:
+        record["library_key"] = request.library_key
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed

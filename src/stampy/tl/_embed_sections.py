@@ -270,6 +270,9 @@ def _check_settings(plan: Plan) -> None:
     for name in ("tile_um", "stride_um", "um_per_px"):
         if given.get(name) is not None:
             _checks.positive(name, given[name])
+    if given.get("min_tissue") is not None:
+        _checks.at_least("min_tissue", given["min_tissue"], 0, integer=False)
+        _checks.at_most("min_tissue", given["min_tissue"], 1)
     if isinstance(plan.model, str | Path):
         check_name(str(plan.model))
 

@@ -22,7 +22,7 @@ from stampy.pp._slide_tiles import SlideSource, open_slide, slide_tiles
 from stampy.pp._tiles import TileSource
 
 from ._embedding.arguments import Level, check_running
-from ._embedding.encoders import ImageModel, digest_of_towers, image_model, loaded_model
+from ._embedding.encoders import agreed_modality, check_loadable, digest_of_towers, image_model, loaded_model
 from ._embedding.gene_vectors import Record
 from ._embedding.resume import digest_of_model
 from ._embedding.stream import Tower, iter_images
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from stampy.pp import SlideImage
     from stampy.pp._slide_tiles import ImageSource  # noqa: F401 (in SlideSource: documentation resolves it here)
+
+    from ._embedding.encoders import ImageModel
 
 __all__ = ["embed_slide"]
 
@@ -127,6 +129,8 @@ def embed_slide(
     """
     check_running(level, precision, batch_size, n_workers)
     _checks.at_least("chunk_size", chunk_size, 1)
+    check_loadable(model, device)
+    agreed_modality("image", model)
     store = _target(store)
     image, owned = open_slide(slide)
     try:

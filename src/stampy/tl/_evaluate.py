@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -18,24 +19,26 @@ from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import gene_columns
 
-from ._embed import embed
-from ._embedding.context import centered, in_context
-from ._embedding.encoders import BASELINES as PCA_MODELS
-from ._embedding.encoders import Encoder, fitted, loaded_model
-from ._evaluation.label_free import MEASURES, JudgedSpots, StoredVectors, scores_of_split
+from ._embedding.encoders import loaded_model
+from ._embedding.spaces import check_one_space
+from ._evaluation.folds import int_seed
+from ._evaluation.label_free import BASELINES, MEASURES, JudgedSpots, scores_of_split
+from ._evaluation.recompute import Recomputed, StoredVectors, job_of
+from ._evaluation.verdict import verdict_of
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ._evaluation.label_free import Embedder, Scores
+    from ._embedding.encoders import Encoder
+    from ._evaluation.label_free import Embedder, Job, Scores
 
 __all__ = ["Judgement", "evaluate", "judged"]
 
 logger = logging.getLogger(__name__)
-
-LEVEL = 0.005  # smaller differences of the score are not relevant in practice
 
 
 class Judgement(TypedDict):
@@ -52,6 +55,7 @@ def evaluate(
     *,
     library_key: str | None = None,
     layer: str | None = None,
+    model: str | Path | Encoder | None = None,
     n_splits: int = 3,
     n_genes: int = 200,
     max_spots: int | None = 10_000,
@@ -80,6 +84,10 @@ def evaluate(
         Column of obs that names the section of each spot.
     layer
         Layer with raw counts; None: ``adata.X``.
+    model
+        Model of embeddings that stampy cannot load by the name in their record: a folder of weights, an address on the
+        hub, or a loaded model, such as one of your own or of `stampy.train.adapt`. Paths and addresses in records are
+        not followed. None: packaged models and baselines only.
     n_splits
         Number of random splits of the molecules. Each half predicts the other once; the spread is over splits.
     n_genes
@@ -112,8 +120,8 @@ def evaluate(
         - ``stability``: share of a spot's 15 nearest spots that are the same in the embedding of the other half
         - ``mixing``: how often the 15 nearest spots are from another section, divided by chance (1: fully mixed); NaN
           for one section
-        - ``kind`` (embedding or baseline), ``thinned`` (False: the vectors in obsm could not be recomputed from half of
-          the molecules and were used unchanged), ``n_dims``
+        - ``kind`` (embedding or baseline), ``thinned`` (False: the vectors contain the molecules that they predict,
+          because they could not be recomputed from half of the molecules; image vectors contain none), ``n_dims``
     ``uns[key_added]["verdict"]``
         One sentence: the best embedding, and whether it is ahead of the best baseline.
     ``uns[key_added]["parameters"]``
@@ -122,7 +130,8 @@ def evaluate(
     Warns
     -----
     StampyWarning
-        An embedding was used unchanged: it contains the molecules that it predicts, so its score is too high. A table
+        An embedding was used unchanged, because its model is unknown, or because counts, genes, spots or sections are
+        not those from which it was made: it contains the molecules that it predicts, so its score is too high. A table
         larger than `max_spots`.
 
     Raises
@@ -143,7 +152,7 @@ def evaluate(
     """
     found = judged(
         adata, keys, library_key=library_key, layer=layer, n_splits=n_splits, n_genes=n_genes, max_spots=max_spots,
-        table_key=table_key, rng=rng, stability=True,
+        table_key=table_key, rng=rng, stability=True, model=model,
     )  # fmt: skip
     ours = found["scores"].index[found["scores"]["kind"] == "embedding"].tolist()
     result = Result(key_added, {"embeddings": ours}, uns={key_added: found})
@@ -162,33 +171,36 @@ def judged(
     table_key: str,
     rng: int | np.random.Generator | None,
     stability: bool,
+    model: str | Path | Encoder | None = None,
 ) -> Judgement:
     """Compute the results of `evaluate`; without `stability` (half of the time) if only the verdict is needed."""
     table = table_of(adata, table_key)
     _check(table, n_splits, n_genes, max_spots)
     library_key = library_key_of(adata, library_key, table_key)
     xy, sections, names, _ = places_of(adata, library_key=library_key, table_key=table_key)
-    jobs, as_they_are = _jobs(table, keys, library_key)
-    rng = generator(rng)
+    jobs = _jobs(table, keys, library_key, model)
+    seed = int_seed(rng)
+    rng = generator(seed)
     is_gene, left_out = gene_columns(table.var)
     if left_out:
         _checks.warn(left_out)
     rows = _rows(xy, sections, max_spots, rng)
     _enough(sections[rows], names)
     counts = _whole_counts(table, layer)[rows][:, is_gene]
-    part = JudgedSpots(table[rows, is_gene], counts, xy[rows], sections[rows], library_key, n_genes)
+    recomputed = [job for job in jobs.values() if isinstance(job, Recomputed)]
+    columns = dict.fromkeys(c for c in (library_key, *(job.library_key for job in recomputed)) if c is not None)
+    part = JudgedSpots(
+        table[rows, is_gene], counts, xy[rows], sections[rows], n_genes,
+        columns=tuple(columns), carried=tuple(job.key for job in recomputed if job.fused),
+    )  # fmt: skip
+    jobs = _confirmed(part, jobs, adata, layer, table_key)
+    _warn_of_unfair(jobs)
     found = [scores_of_split(part, jobs, r, stability=stability) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
-    sentence = _verdict(scores, found)
-    if as_they_are:
-        _checks.warn(
-            f"{_checks.shortlist(as_they_are)}: stampy cannot recompute these embeddings from half of the "
-            "molecules, so they are scored unchanged. They contain the molecules that they predict: their scores "
-            f"are too high. For a fair comparison, pass a function that embeds a table (`keys={{'name': function}}`)."
-        )
+    sentence = verdict_of(scores, found)
     parameters = {
-        "stampy": stampy.__version__, "counts": counts_name(layer), "n_splits": n_splits, "n_spots": len(rows),
-        "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
+        "stampy": stampy.__version__, "counts": counts_name(layer), "seed": seed, "n_splits": int(n_splits),
+        "n_spots": len(rows), "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
     }  # fmt: skip
     logger.info("%s", sentence)
     return {"scores": scores, "verdict": sentence, "parameters": parameters}
@@ -203,81 +215,81 @@ def _check(table: AnnData, n_splits: int, n_genes: int, max_spots: int | None) -
 
 
 def _jobs(
-    table: AnnData, keys: str | Sequence[str] | Mapping[str, Embedder] | None, library_key: str | None
-) -> tuple[dict[str, Embedder | StoredVectors], list[str]]:
-    """Functions that embed a half by name, and the names of embeddings that cannot be recomputed."""
+    table: AnnData,
+    keys: str | Sequence[str] | Mapping[str, Embedder] | None,
+    library_key: str | None,
+    model: str | Path | Encoder | None,
+) -> dict[str, Job]:
+    """How each embedding is judged, by name."""
     if isinstance(keys, Mapping):
-        if not keys:
-            raise ValueError("`keys` is empty. Pass functions by name, or None for all embeddings of `tl.embed`.")
         if wrong := [name for name, function in keys.items() if not callable(function)]:
             raise TypeError(f"`keys` as a dict must contain functions that embed a table; {wrong} are not functions.")
-        return dict(keys), []
-    records = table.uns.get(_keys.UNS, {})
+        if model is not None:
+            raise ValueError("`model` has no effect if `keys` is a dict of functions. Omit it.")
+        return _named({str(name): function for name, function in keys.items()})
     if keys is None:
+        records = table.uns.get(_keys.UNS, {})
         keys = [k for k, r in records.items() if k in table.obsm and isinstance(r, Mapping) and "modality" in r]
         if not keys:
             raise KeyError(
                 "There is no embedding of `stampy.tl.embed` to evaluate. Embed first, or name a key of `adata.obsm`. "
                 f"Available: {_checks.shortlist(table.obsm)}."
             )
-    jobs: dict[str, Embedder | StoredVectors] = {}
-    loaded: dict[str, Encoder | str] = {}
-    for key in [keys] if isinstance(keys, str) else list(keys):
+    if not isinstance(keys, str | Iterable):
+        raise TypeError(f"`keys` must be a key of obsm, several, or a dict of functions, found {keys!r}.")
+    listed = [keys] if isinstance(keys, str) else list(keys)
+    for key in listed:
         _checks.embedding(table, key)
-        jobs[key] = _embedder_of(records, key, library_key, loaded) or StoredVectors(key)
-    return jobs, [key for key, job in jobs.items() if isinstance(job, StoredVectors)]
+        check_one_space(table, key)
+    given = None if model is None else loaded_model(model, None)
+    jobs: dict[str, Job] = {key: job_of(table, key, library_key, given) for key in listed}
+    if given is not None and not any(isinstance(job, Recomputed) and job.model is given for job in jobs.values()):
+        raise ValueError(f"`model` is {given.name!r}, which made none of {_checks.shortlist(listed)}. Omit it.")
+    return _named(jobs)
 
 
-def _embedder_of(
-    records: Mapping[str, Mapping[str, Any]], key: str, library_key: str | None, loaded: dict[str, Encoder | str]
-) -> Embedder | None:
-    """Function that embeds genes with model and settings of a key; None if these are not recorded."""
-    main = key.removesuffix(_keys.GENE_SUFFIX)
-    record = records.get(key) if key in records else records.get(main)
-    if not isinstance(record, Mapping) or "model" not in record:
-        return None
-    if record.get("modality") != "gene" and key == main:
-        return None
-    if "shared" in record.get("genes", {}):  # genes of other sections are not known from this table
-        return None
-    context, center = str(record.get("context", "")).partition(",")[0] or None, record.get("center")
-    normalize = bool(record.get("normalize", True))
-    organism = record.get("organism", "human")
-    level = record.get("level", "embedding")
-    normed = normalize and level == "embedding"
-    name = f"{record['model']} {level} {organism} {normalize}"  # without context and centring
-
-    def run(table: AnnData) -> np.ndarray:
-        if name not in table.obsm:
-            encoder = _encoder(record, table, library_key, loaded)
-            embed(
-                table, encoder, modality="gene", level=level, organism=organism, library_key=library_key,
-                normalize=normalize, show_progress_bar=False, key_added=name,
-            )  # fmt: skip
-        values = table.obsm[name]
-        sections, names = _checks.libraries(table, library_key)
-        if center:
-            values = centered(values, sections, names, normed=normed and record["model"] not in PCA_MODELS)
-        return in_context(values, table.obsm[_keys.SPATIAL], sections, normed=normed) if context else values
-
-    return run
+def _named(jobs: dict[str, Job]) -> dict[str, Job]:
+    """The jobs; ValueError if there are none, or if a name is that of a baseline."""
+    if not jobs:
+        raise ValueError("`keys` is empty. Name embeddings, or pass None for all embeddings of `tl.embed`.")
+    if taken := [name for name in jobs if name in BASELINES]:
+        raise ValueError(f"{taken} are names of baselines. Give your embedding another name.")
+    return jobs
 
 
-def _encoder(
-    record: Mapping[str, Any], table: AnnData, library_key: str | None, loaded: dict[str, Encoder | str]
-) -> Encoder | str:
-    """Model of a record; an adapted model is fitted to the table with the recorded settings."""
-    fit = record.get("adapted")
-    model = fit["model"] if fit else record["model"]
-    if model not in loaded:
-        loaded[model] = model if model in PCA_MODELS else loaded_model(model, None)
-    if not fit:
-        return loaded[model]
-    return fitted(
-        loaded_model(loaded[model], None), [table], library_key=library_key,
-        organism=record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
-        in_context="context" in fit,
-    )  # fmt: skip
+def _confirmed(
+    part: JudgedSpots, jobs: dict[str, Job], adata: AnnData | SpatialData, layer: str | None, table_key: str
+) -> dict[str, Job]:
+    """Jobs that reproduce the stored vectors from all molecules; other stored vectors are judged unchanged."""
+    whole, found = part.with_counts(part.counts, part.carried), dict(jobs)
+    is_piece = whole.n_obs < table_of(adata, table_key).n_obs
+    for name, job in jobs.items():
+        if not isinstance(job, Recomputed):
+            continue
+        with warnings.catch_warnings():  # shown when the section was embedded
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            try:  # a model adapted to all spots is not that of a piece
+                values = job(whole, job.fitted_to(adata, layer, table_key) if is_piece else None)
+                why = job.differs(values, _checks.embedding(part.table, name))
+            except ValueError as error:
+                why = f"embedding it again failed: {error}"
+        if why:
+            found[name] = StoredVectors(name, why=why)
+    return found
+
+
+def _warn_of_unfair(jobs: Mapping[str, Job]) -> None:
+    """Warn about embeddings that contain the molecules that they predict, once for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        if isinstance(job, StoredVectors) and not job.of_image:
+            reasons.setdefault(job.why, []).append(name)
+    for why, names in reasons.items():
+        _checks.warn(
+            f"{_checks.shortlist(names)} cannot be recomputed from half of the molecules ({why}). The vectors are used "
+            "unchanged. They contain the molecules that they predict, so their scores are too high. For a fair "
+            "comparison, pass the model (`model=`), or a function that embeds a table (`keys={'name': function}`)."
+        )
 
 
 def _rows(xy: np.ndarray, sections: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -318,7 +330,7 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     return counts
 
 
-def _table(found: list[Scores], jobs: Mapping[str, Embedder | StoredVectors]) -> pd.DataFrame:
+def _table(found: list[Scores], jobs: Mapping[str, Job]) -> pd.DataFrame:
     """One row per embedding: means over splits, and standard deviations of the three predicted measures."""
     rows = {}
     for name in found[0]:
@@ -331,28 +343,7 @@ def _table(found: list[Scores], jobs: Mapping[str, Embedder | StoredVectors]) ->
             "own": mean["own"], "own_std": spread["own"],
             "neighbors": mean["neighbors"], "neighbors_std": spread["neighbors"],
             **{k: mean[k] for k in MEASURES[2:]},
-            "thinned": not (ours and isinstance(jobs[name], StoredVectors)),
+            "thinned": not (ours and isinstance(job := jobs[name], StoredVectors) and not job.of_image),
             "n_dims": int(mean["n_dims"]),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="embedding")
-
-
-def _verdict(scores: pd.DataFrame, found: list[Scores]) -> str:
-    """One sentence: the best embedding compared with the best baseline."""
-    ours = scores[scores["kind"] == "embedding"]
-    fair = ours[ours["thinned"]]
-    base = scores.loc[scores["kind"] == "baseline", "score"].idxmax()
-    if fair.empty:
-        return (
-            f"No embedding here could be recomputed from half of the molecules, so none can be compared fairly with "
-            f"the best baseline ({base}, {scores.loc[base, 'score']:.3f})."
-        )
-    best = fair["score"].idxmax()
-    gains = np.array([split[best]["score"] - split[base]["score"] for split in found])
-    margin = max(LEVEL, 2 * gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else LEVEL)
-    figures = f"{scores.loc[best, 'score']:.3f} against {scores.loc[base, 'score']:.3f}"
-    if gains.mean() > margin:
-        return f"{best} is more informative about this tissue than the best baseline, {base} ({figures}): use it."
-    if gains.mean() < -margin:
-        return f"{best} is less informative about this tissue than {base} ({figures}): use that baseline here."
-    return f"{best} is about as informative about this tissue as {base} ({figures}): it has no advantage here."

@@ -16,7 +16,7 @@ import pandas as pd
 
 import stampy
 from stampy import _checks, _keys
-from stampy._utils import copy_of, table_of
+from stampy._utils import copy_of, make_room, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +51,9 @@ _BEFORE: dict[str, tuple[tuple[Slot, str], ...]] = {
     "smooth": (("obs", ""),),
     "standardize": (("obs", ""),),
 }
+_TOOLS = {"level": "embed", "n_reference": "retrieve", "transform": "expression", "n_bootstrap": "slide",
+          "attribution": "attribute", "n_unlabelled": "probe", "smooth": "domains",
+          "standardize": "score"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,15 @@ def write_result(adata: Data, result: Result, *, copy: bool, table_key: str = _k
         table = table_of(adata, table_key)
     records: Mapping[str, object] = table.uns.get(_keys.UNS, {})
     new = [(slot, name) for slot, name, _ in result.items()]
-    stale = [place for place in _slots_of(table, result.key, records.get(result.key)) if place not in new]
+    own = _slots_of(table, result.key, records.get(result.key))
+    earlier, tool = _tool_of(records.get(result.key, result.record)), _tool_of(result.record)
+    make_room(table, result.key, new, own=own if earlier == tool else ())
+    stale = [place for place in own if place not in new]
+    if stale and earlier != tool:
+        _checks.warn(
+            f"{_names_of(stale)} of `stampy.tl.{earlier}` are removed, because `stampy.tl.{tool}` writes under the "
+            f"same key, {result.key!r}. To keep them, choose another `key_added`."
+        )
     changed = {name for slot, name in stale if slot == "obsm"}
     changed |= {name for name, value in result.obsm.items() if name in table.obsm and _differ(table.obsm[name], value)}
     listed = {slot: list(getattr(result, slot)) for slot in SLOTS if getattr(result, slot)}
@@ -135,6 +146,11 @@ def _check_inputs(result: Result) -> None:
                 f"`{slot}[{name!r}]` is an input of this call and would be replaced by its result. Choose another "
                 "`key_added`."
             )
+
+
+def _tool_of(record: object) -> str:
+    """Tool that wrote a record."""
+    return next((tool for f, tool in _TOOLS.items() if isinstance(record, Mapping) and f in record), "evaluate")
 
 
 def _slots_of(table: AnnData, key: str, record: object) -> list[tuple[Slot, str]]:

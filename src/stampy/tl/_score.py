@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from stampy import _checks, _keys, models
 from stampy._section.section import library_key_of
 from stampy._utils import table_of
 
 from ._embedding.arguments import ORGANISMS, Organism
-from ._embedding.encoders import digest_of_towers, genes_of, human_names, loaded_stamp, vocabulary_of
+from ._embedding.encoders import (
+    check_loadable,
+    digest_of_towers,
+    genes_of,
+    human_names,
+    loaded_stamp,
+    vocabulary_of,
+)
 from ._embedding.spaces import check_model, space_of
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -122,10 +129,12 @@ def score(
     if library_key is not None and not standardize:
         raise ValueError("`library_key` was given without `standardize=True`: cosines do not depend on the section.")
     sections, _ = _checks.libraries(table, library_key_of(adata, library_key, table_key))
+    _check_genes(genes)
+    check_loadable(model, device)
+    space = space_of(table, embedding_key, modality)
     loaded = loaded_stamp(model, device)
     if modality == "image" and loaded.image is None:
         raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
-    space = space_of(table, embedding_key, modality)
     check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:
@@ -152,10 +161,7 @@ def rows_of_genes(
     genes: Sequence[str], model: models.Stamp, minimum: int, organism: Organism = "human"
 ) -> tuple[np.ndarray, list[str]]:
     """Rows of the vocabulary for a ranked list, without repetitions and in order, and the names missing in it."""
-    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
-        raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
-    if not len(genes):
-        raise ValueError("`genes` is empty. Name the genes of the programme, most important first.")
+    _check_genes(genes)
     vocabulary = vocabulary_of(model)
     names = pd.Index(human_names(genes, organism, vocabulary), dtype=object)
     rows = vocabulary.rows_of(names, "gene_id")[0]
@@ -171,6 +177,13 @@ def rows_of_genes(
     return known, unknown
 
 
+def _check_genes(genes: Sequence[str]) -> None:
+    if isinstance(genes, str) or not isinstance(genes, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(f"`genes` must be a ranked list of symbols or ids, found {type(genes).__name__} {genes!r:.60}.")
+    if not len(genes):
+        raise ValueError("`genes` is empty. Name the genes of the programme, most important first.")
+
+
 def _names(model: models.Stamp) -> np.ndarray:
     """First symbol, or id, of every gene in the vocabulary."""
     genes = genes_of(model)
@@ -178,13 +191,15 @@ def _names(model: models.Stamp) -> np.ndarray:
     return np.asarray(np.where(symbols == "", genes["gene_id"], symbols))
 
 
-@torch.inference_mode()
 def programme(model: models.Stamp, rows: np.ndarray) -> np.ndarray:
     """Embedding (d,) of a ranked list of rows of the vocabulary, with L2 norm 1."""
+    import torch
+
     tokens = torch.from_numpy(rows[None] + _keys.N_SPECIAL).to(model.device)
     training = model.training
     try:
-        return model.eval().gene_embeddings(tokens)[0].float().cpu().numpy()
+        with torch.inference_mode():
+            return model.eval().gene_embeddings(tokens)[0].float().cpu().numpy()
     finally:
         model.train(training)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,17 @@ from tqdm.auto import tqdm
 
 from stampy import _checks, _keys
 from stampy._settings import DEFAULT_SEED
-from stampy._utils import device_of, generator, hidden, table_of
+from stampy._utils import check_device, device_of, generator, hidden, table_of
 
 from ._evaluation import metrics
-from ._methods.slide_classifiers import AttentionPooling, Bag, MeanPooling, Recipe, one_thread
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ._methods.slide_classifiers import Bag, Recipe
 
 __all__ = ["slide"]
 
@@ -155,14 +156,18 @@ def slide(
     >>> bool(attention[tumour].mean() > attention[~tumour].mean())
     True
     """
-    recipe = Recipe(
-        hidden=hidden, n_epochs=n_epochs, learning_rate=learning_rate, weight_decay=weight_decay, max_tiles=max_tiles
-    )
-    _check_arguments(methods, n_folds, n_bootstrap, recipe)
+    sizes = {"n_folds": n_folds, "n_bootstrap": n_bootstrap, "hidden": hidden, "n_epochs": n_epochs,
+             "max_tiles": max_tiles}  # fmt: skip
+    _check_arguments(methods, sizes, learning_rate, weight_decay, device)
     table = table_of(adata, table_key)
     slides = labelled_slides(table, label, library_key, patient_key)
     _check_folds(slides, n_folds)
     bag = _bags(table, use_rep, slides)
+    from ._methods.slide_classifiers import Recipe
+
+    recipe = Recipe(
+        hidden=hidden, n_epochs=n_epochs, learning_rate=learning_rate, weight_decay=weight_decay, max_tiles=max_tiles
+    )
     where = device_of(device)
     random = generator(rng)
     folds = _folds(slides, n_folds, random)
@@ -179,17 +184,22 @@ def slide(
     return write_result(adata, result, copy=copy, table_key=table_key)
 
 
-def _check_arguments(methods: Sequence[str], n_folds: int, n_bootstrap: int, recipe: Recipe) -> None:
+def _check_arguments(
+    methods: Sequence[str],
+    sizes: Mapping[str, int],
+    learning_rate: float,
+    weight_decay: float,
+    device: str | torch.device | None,
+) -> None:
     if isinstance(methods, str) or not methods:
         raise ValueError(f"`methods` must be a list of some of {list(METHODS)}, found {methods!r}.")
     for method in methods:
         _checks.one_of("methods", method, METHODS)
-    _checks.at_least("n_folds", n_folds, 2)
-    _checks.at_least("n_bootstrap", n_bootstrap, 1)
-    for name in ("hidden", "n_epochs", "max_tiles"):
-        _checks.at_least(name, getattr(recipe, name), 1)
-    _checks.positive("learning_rate", recipe.learning_rate)
-    _checks.at_least("weight_decay", recipe.weight_decay, 0, integer=False)
+    for name, size in sizes.items():
+        _checks.at_least(name, size, 2 if name == "n_folds" else 1)
+    _checks.positive("learning_rate", learning_rate)
+    _checks.at_least("weight_decay", weight_decay, 0, integer=False)
+    check_device(device)
 
 
 def labelled_slides(table: AnnData, label: str, library_key: str, patient_key: str) -> Slides:
@@ -287,6 +297,8 @@ def _held_out(bag: Bag, slides: Slides, folds: np.ndarray, methods: Sequence[str
               random: np.random.Generator, device: torch.device, n_tiles: int,
               progress: bool) -> tuple[dict[str, np.ndarray], np.ndarray | None]:  # fmt: skip
     """Probabilities (S, C) by method, and the attention (n,), each from the model trained without the slide's fold."""
+    from ._methods.slide_classifiers import AttentionPooling, MeanPooling, one_thread
+
     found = {m: np.empty((len(folds), len(slides.class_names))) for m in methods}
     attention = np.empty(n_tiles, dtype=np.float32) if "abmil" in methods else None
     means = np.array([bag(s).mean(axis=0) for s in range(len(folds))]) if "mean" in methods else None

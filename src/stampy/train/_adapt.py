@@ -11,15 +11,15 @@ import numpy as np
 from stampy import _checks, _utils
 from stampy._io.sections import as_sections, of_section
 from stampy._settings import DEFAULT_SEED
-from stampy.models import Stamp, load
-from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+from stampy.models import load
+from stampy.models._systems.catalogue import check_name
 from stampy.pp import Vocabulary
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
 from stampy.pp._adaptation import adapt_encoder as solve
 
 if TYPE_CHECKING:
     from stampy._io.sections import Sections
-
+    from stampy.models import Stamp
 
 __all__ = ["adapt"]
 
@@ -57,7 +57,7 @@ def adapt(
         selected.
     n_axes
         Number of axes of the mixture, which is the number of columns of the embedding. With `context`, number of axes
-        beside those of the model. None: selected, from 8 to 64 and from 8 to 32.
+        beside those of the model, without effect if `strength` is 0. None: selected, from 8 to 64 and from 8 to 32.
     context
         How the embedding will be used: for single spots, or ``"neighbors"`` for the mean over each spot and its
         nearest, as `stampy.tl.embed` makes it with the same argument.
@@ -70,7 +70,12 @@ def adapt(
     -------
     A model without image tower, for example for `stampy.tl.embed` and `stampy.models.save`. Its name contains a digest
     of its axes, because vectors of different adaptations are not comparable; search or transfer across them raises an
-    error. ``adapted`` states strength, number of axes, number of spots and context.
+    error. ``adapted`` states strength, number of axes (in context, of those beside the model's), number of spots and
+    context.
+
+    Warns
+    -----
+    `n_axes` is given with `context`, and `strength` is 0 or selected as 0: no axes of the sections are used.
 
     Raises
     ------
@@ -89,9 +94,13 @@ def adapt(
     _check(strength, n_axes, max_spots)
     if context is not None:
         _checks.one_of("context", context, ("neighbors",))
+    if isinstance(model, str | Path):
+        check_name(str(model))
+    listed = as_sections(sections)
+    from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+
     start = check_linear(load(model, device="cpu") if isinstance(model, str | Path) else model)
     rng, vocabulary = _utils.generator(rng), Vocabulary(start.genes)
-    listed = as_sections(sections)
     pieces = []
     for section in listed:
         share = None if max_spots is None else max(max_spots // len(listed), 1)
@@ -101,6 +110,12 @@ def adapt(
     found = solve(
         pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=context is not None, rng=rng
     )
+    if n_axes is not None and found.n_axes == 0:
+        why = "the model alone scores higher on these sections" if strength is None else "`strength` is 0"
+        _checks.warn(
+            f"`n_axes={n_axes}` has no effect: {why}, so the embedding in context has no axes of the sections. Give a "
+            "`strength` above 0 to use them, such as 0.1."
+        )
     adapted = with_axes(start, found.axes, found.head, found.bias)
     adapted.adapted = found.record(start.name)
     logger.info("%s: strength %g, %d axes, by %d spots", adapted.name, found.strength, found.n_axes, found.n_spots)

@@ -133,6 +133,10 @@ class _StageConfig:
         if isinstance(config, str | Path):
             config = _read(existing(config, what="config", suffixes=(".json",)))
         if not isinstance(config, Mapping):
+            if where != cls.__name__:
+                raise TypeError(
+                    f"{where} must contain a JSON object, {{setting: value}}, found {type(config).__name__}."
+                )
             raise TypeError(f"Expected a {cls.__name__}, a mapping or a JSON file, found {type(config).__name__}.")
         for name in config:
             known_field(name, {f.name for f in fields(cls)}, where=where)

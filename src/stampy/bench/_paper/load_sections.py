@@ -16,6 +16,7 @@ from stampy._io.assemble import refer_to_image
 from stampy._io.formats.space_ranger import read_matrix
 from stampy._io.read import read
 from stampy.bench._config import Config, DataSet, SectionConfig, System
+from stampy.models._systems.catalogue import check_name
 
 from .find_sections import Place
 from .label_columns import BARCODE, LabelTable, cortical_layer, label_table, plain, word
@@ -271,6 +272,7 @@ def _systems(name: str) -> list[System]:
     path = Path(name)
     if "/" in name and not name.startswith("hf-hub:"):
         _checks.existing(name, what="folder of a model")
+    check_name(name)
     title = path.parent.name if path.name == "model" and path.parent.name else path.name
     kinds: dict[str, Literal["gene", "image", "fused"]] = {"genes": "gene", "image": "image", "fused": "fused"}
     return [System(name=f"{title}, {word}", model=name, modality=kind) for word, kind in kinds.items()]

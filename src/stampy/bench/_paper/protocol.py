@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from stampy import _checks
 from stampy.bench._config_names import TASKS
 from stampy.bench._table import OVERALL, about_results, read_results, skipped, summary
 
@@ -136,7 +137,7 @@ def protocol(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    about = about_results(folder)
+    about = about_results(_checks.existing(folder, what="folder of a run"))
     rows = [
         {"dataset": data["name"], "task": task["task"], **row}
         for data in about.get("datasets", ()) if (known := data.get("known_as"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stampy import _checks
+from stampy._files import recover
 from stampy.models._systems.cards import BENCHMARKS, Card, image_input
 
 if TYPE_CHECKING:
@@ -308,8 +309,9 @@ def check_name(name: str) -> None:
 
     >>> check_name("stampy-mini")
     """
-    if name == "stamp" or name.startswith(("stamp:", "hf-hub:")) or name in packaged():
+    if name == "stamp" or name.startswith(("stamp:", "stamp@", "hf-hub:")) or name in packaged():
         return
+    recover(Path(name).expanduser())
     if split_name(name) is None and not Path(name).expanduser().is_dir():
         raise unknown_model(name)
 

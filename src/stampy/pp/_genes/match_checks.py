@@ -69,7 +69,7 @@ def checked_match(
     found = match(features, index, sums)
     if found.n_matched == 0 or found.n_matched < MINIMUM * min(int(features.is_gene.sum()), len(index.gene_ids)):
         raise ValueError(_too_small(adata, features, index, found))
-    for message in (_lost(features, index, found, sums), _doubtful(features, index, found)):
+    for message in (_lost(features, index, found, sums), _doubtful(features, index, found), _reduced(adata)):
         if message:
             _checks.warn(message)
     return found
@@ -85,6 +85,8 @@ def _sums(adata: AnnData, layer: str | None) -> np.ndarray | None:
             f"`{counts_name(layer)}` has no counts: all values are 0. Raw counts are in {_checks.shortlist(layers)}: "
             f"use layer={layers[0]!r}."
         )
+    if sums is not None and not (sums >= 0).all():
+        return None  # negative or missing counts, which give no shares; the reading of the counts names them
     return sums
 
 
@@ -135,6 +137,18 @@ def _look(features: Features, index: GeneIndex, column: int, ambiguous: set[str]
     if is_title_case(name) and not index.title_case:
         return f"They look like {LOOKS[1][1]}."
     return "These names are not in HGNC: put Ensembl ids into `adata.var['gene_ids']`, or correct the names."
+
+
+def _reduced(adata: AnnData) -> str:
+    """Message if the table holds only its highly variable genes."""
+    selected = adata.var.get("highly_variable")
+    if selected is None or not len(selected) or not selected.eq(True).all():
+        return ""
+    more = f" (`adata.raw` has {adata.raw.n_vars})" if adata.raw is not None else ""
+    return (
+        f"All {adata.n_vars} genes are marked in `adata.var['highly_variable']`, so the other genes seem to have been "
+        f"removed{more}. Models expect all measured genes: embed the unfiltered counts."
+    )
 
 
 def _doubtful(features: Features, index: GeneIndex, found: GeneMatch) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import socket
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.encoders import Encoder
 
 __all__ = [
+    "FAILED",
     "LoadedModel",
     "embed_section_job",
     "embed_slide_job",
@@ -42,6 +44,7 @@ __all__ = [
     "worker_name",
 ]
 
+FAILED = "_stampy_row"  # attribute of an error: row of the section that raised it
 _ONE_AT_A_TIME = threading.Lock()  # workers of a cluster may have several threads that share model and warnings
 
 
@@ -68,9 +71,10 @@ def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Pla
             warnings.simplefilter("always", UserWarning)
             found = work(section, plan, model)
     except SECTION_ERRORS as error:
-        if not plan.skip or _files.is_full(error):
-            raise
         row |= {"status": "failed", "error": one_line(error, section.name)}
+        if not plan.skip or _files.is_full(error):
+            vars(error)[FAILED] = row  # is pickled with the error, for the table
+            raise
     else:
         row = found | row  # metadata of the current manifest replace those of an earlier run
         said = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
@@ -80,27 +84,29 @@ def _row_of(section: SectionInput, plan: Plan, work: Callable[[SectionInput, Pla
     return row
 
 
-def _identity(plan: Plan, model: LoadedModel, source: str) -> dict[str, Any]:
-    """Everything that determines the result."""
+def _identity(plan: Plan, model: LoadedModel, source: str, function: Callable[..., object]) -> dict[str, Any]:
+    """Everything that determines the result; arguments of `function` that equal its defaults are the same as none."""
+    defaults = {name: argument.default for name, argument in inspect.signature(function).parameters.items()}
+    settings = {k: v for k, v in plan.settings().items() if k not in defaults or v != defaults[k]}
     name = model.model if isinstance(model.model, str) else model.model.name
     origin = {"stampy": stampy.__version__, "model": name, "weights": model.weights, "precision": model.precision}
-    return {**origin, "settings": plan.settings(), "source": source}
+    return {**origin, "settings": settings, "source": source}
 
 
 # ---- sections -------------------------------------------------------------------------------------------------------
 
 
 def _embed_section(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
+    from stampy import tl
+
     place = section.data if isinstance(section.data, Path) else None
     data, kind, source = _opened(section, plan)
-    identity = _identity(plan, model, source)
+    identity = _identity(plan, model, source, tl.embed)
     if (done := records.finished(plan, section.name, identity)) is not None:
         return done | {"status": "kept"}
     if data is None:
         data = _read(section, plan, backed=False)
     records.begin(plan, section.name, identity)
-    from stampy import tl
-
     said = {"image": None if kind in _PLACED_ON_IMAGE else section.image, **_scale(section, plan)}
     copied = tl.embed(
         data, model.model, **{**plan.options, **said}, show_progress_bar=False, copy=place is None,
@@ -258,7 +264,7 @@ def _embed_slide(section: SectionInput, plan: Plan, model: LoadedModel) -> Row:
     source = _files.digest_of_path(path) + repr(section.um_per_px)
     if path.with_suffix("").is_dir():  # pixels of a .mrxs are in the folder of the same name
         source += _files.digest_of_path(path.with_suffix(""))
-    identity = _identity(plan, model, _files.digest([source]))
+    identity = _identity(plan, model, _files.digest([source]), tl.embed_slide)
     if (done := records.finished(plan, section.name, identity)) is not None:
         return done | {"status": "kept"}
     target = plan.target(section.name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from stampy import _checks, _keys
 from stampy._io.sections import file_name
 from stampy._section.outside_links import VARIABLE
+from stampy._utils import check_device
 
 if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Level, Modality, Organism, Precision
@@ -94,6 +95,7 @@ def check_plan(plan: Plan, on_error: str, n_workers: int | None, n_devices: int 
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     _checks.one_of("suffix", plan.suffix, SUFFIXES)
     _checks.one_of("contents", plan.contents, ("all", "results"))
+    check_device(plan.device)
     check_workers(scheduler, n_workers)
     if n_devices is not None:
         _checks.at_least("n_devices", n_devices, 1)

@@ -17,7 +17,7 @@ from stampy._io.sections import file_name
 
 from .plan import RECORDS, Plan, Row
 
-__all__ = ["begin", "check_outputs", "finish", "finished"]
+__all__ = ["begin", "check_outputs", "finish", "finished", "finished_by", "in_other_formats", "is_begun"]
 
 BEGUN, DONE = "begun", "done"
 
@@ -44,17 +44,17 @@ def _write(plan: Plan, name: str, record: dict[str, Any]) -> None:
 
 def begin(plan: Plan, name: str, identity: Mapping[str, object]) -> bool:
     """Record that a section is started; returns whether its output was started before from identical inputs."""
-    identity = json.loads(json.dumps(identity))
-    same = _read(plan, name).get("identity") == identity
-    _write(plan, name, {"state": BEGUN, "identity": identity})
-    return same
+    identity, before = json.loads(json.dumps(identity)), _read(plan, name)
+    _write(plan, name, {"state": BEGUN, "identity": identity, "suffix": plan.suffix, "others": _others(plan, before)})
+    return before.get("identity") == identity
 
 
 def finish(plan: Plan, name: str, identity: Mapping[str, object], row: Row) -> None:
     """Record that a section's output is complete."""
     target = plan.target(name)
     output = {"stat": _stat(target), "digest": _files.digest_of_path(target)}
-    _write(plan, name, {"state": DONE, "identity": identity, "output": output, "row": row})
+    record = {"state": DONE, "run": plan.run, "identity": identity, "suffix": plan.suffix, "output": output}
+    _write(plan, name, record | {"others": _others(plan, _read(plan, name)), "row": row})
 
 
 def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | None:
@@ -63,6 +63,24 @@ def finished(plan: Plan, name: str, identity: Mapping[str, object]) -> Row | Non
     if record.get("state") != DONE or record.get("identity") != json.loads(json.dumps(identity)):
         return None
     return dict(record["row"]) if _is_unchanged(plan.target(name), record.get("output")) else None
+
+
+def finished_by(plan: Plan, name: str) -> Row | None:
+    """Row of a section that this run finished; None if it did not."""
+    record = _read(plan, name)
+    ours = record.get("state") == DONE and record.get("run") == plan.run
+    return dict(record["row"]) if ours else None
+
+
+def is_begun(plan: Plan, name: str) -> bool:
+    """Whether the section was started, by this or an earlier run, and not finished."""
+    return _read(plan, name).get("state") == BEGUN
+
+
+def in_other_formats(plan: Plan, names: Iterable[str]) -> list[str]:
+    """Files of results that runs with another suffix wrote."""
+    found = [plan.out / (file_name(name) + suffix) for name in names for suffix in _others(plan, _read(plan, name))]
+    return [path.name for path in found if path.exists()]
 
 
 def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
@@ -74,7 +92,8 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
         target, record = plan.target(name), _read(plan, name)
         if not (target.exists() or target.is_symlink()):
             continue
-        if record.get("state") == BEGUN or (record and _is_unchanged(target, record.get("output"))):
+        begun = record.get("state") == BEGUN and _suffix(record) in (plan.suffix, None)
+        if begun or (record and _is_unchanged(target, _output(plan, record))):
             continue
         strange.append(f"{target.name} ({'changed since' if record else 'not of such a run'})")
     if strange:
@@ -82,6 +101,29 @@ def check_outputs(plan: Plan, names: Iterable[str], *, overwrite: bool) -> None:
             f"{str(plan.out)!r} contains files that this run would replace but did not write: "
             f"{_checks.shortlist(strange)}. Choose another folder, move them, or replace them with `overwrite=True`."
         )
+
+
+def _suffix(record: Mapping[str, Any]) -> str | None:
+    """Suffix of the output that a record is about; None if unknown, as before it was recorded for started sections."""
+    if "suffix" in record:
+        return str(record["suffix"])
+    output = record.get("row", {}).get("output")
+    return Path(output).suffix if output else None
+
+
+def _output(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """State of the output with the suffix of the run."""
+    if _suffix(record) == plan.suffix:
+        return record.get("output")
+    return record.get("others", {}).get(plan.suffix)
+
+
+def _others(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any]:
+    """State of the outputs with other suffixes, by suffix."""
+    others, suffix = dict(record.get("others", {})), _suffix(record)
+    if suffix is not None and record.get("output"):
+        others[suffix] = record["output"]
+    return {key: output for key, output in others.items() if key != plan.suffix}
 
 
 def _is_unchanged(target: Path, output: dict[str, Any] | None) -> bool:

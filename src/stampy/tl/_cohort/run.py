@@ -17,7 +17,7 @@ from stampy._io.sections import SectionInput, file_name
 from stampy._workers import Run, workers
 
 from . import records
-from .jobs import prepare_worker
+from .jobs import FAILED, prepare_worker
 from .plan import COLUMNS, RECORDS, TABLE, WORDS, Plan, Row
 
 if TYPE_CHECKING:
@@ -60,10 +60,32 @@ def run_cohort(
                     if time.monotonic() - written > WRITE_EVERY_S:
                         _write_table(sections, rows, plan)
                         written = time.monotonic()
+        except BaseException as error:
+            rows = _rows_at_the_end(sections, rows, plan, error)
+            raise
         finally:
             table = _write_table(sections, rows, plan)
     _report(rows, plan, len(sections))
     return table
+
+
+def _rows_at_the_end(
+    sections: Sequence[SectionInput], rows: dict[str, Row], plan: Plan, error: BaseException
+) -> dict[str, Row]:
+    """Rows of a run that ended early, with those of the failed section and of sections that were finished meanwhile.
+
+    Temporary files of sections that were not finished are removed.
+    """
+    failed = vars(error).get(FAILED)
+    found = dict(rows) if failed is None else rows | {failed["name"]: failed}
+    for name in (section.name for section in sections):
+        if name in found:
+            continue
+        if (done := records.finished_by(plan, name)) is not None:
+            found[name] = done
+        elif records.is_begun(plan, name):
+            _files.recover(plan.target(name))
+    return found
 
 
 @contextmanager
@@ -118,7 +140,8 @@ def _running(
         return
     n_threads = max(_utils.n_cores() // n_workers, 1)
     logger.info("%s", scheduler or f"{n_workers} processes of {n_threads} threads")
-    with workers(scheduler, n_workers, progress, setup=prepare_worker, setup_args=(n_threads, devices)) as run:
+    how: dict[str, Any] = {"setup": prepare_worker, "setup_args": (n_threads, devices), "n_threads": n_threads}
+    with workers(scheduler, n_workers, progress, **how) as run:
         yield run
 
 
@@ -178,12 +201,21 @@ def _report(rows: dict[str, Row], plan: Plan, n: int) -> None:
         for said in row.get("warnings") or () if row["status"] == "embedded" else ():
             _checks.warn(f"Section {name!r}: {said}")
     _compare_panels(rows)
+    _warn_of_others(rows, plan)
+
+
+def _warn_of_others(rows: dict[str, Row], plan: Plan) -> None:
+    """Warn about results of earlier runs in the folder that are not in the table."""
+    if found := records.in_other_formats(plan, rows):
+        _checks.warn(
+            f"{str(plan.out)!r} also contains results of earlier runs in another format, which were not updated: "
+            f"{_checks.shortlist(found)}. Remove them if you do not need them."
+        )
     others = _left_over(rows, plan)
     if others:
         _checks.warn(
             f"{str(plan.out)!r} also contains results of earlier runs for {len(others)} sections that are not among "
-            "those "
-            f"given: {_checks.shortlist(others)}. They are kept unchanged, and are not in {TABLE}."
+            f"those given: {_checks.shortlist(others)}. They are kept unchanged, and are not in {TABLE}."
         )
 
 

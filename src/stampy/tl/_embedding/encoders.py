@@ -13,14 +13,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
-import torch
 
 from stampy import _checks, _keys, models
 from stampy._files import digest, digest_of_arrays, digest_of_tensors
-from stampy._utils import device_of, generator, table_of
-from stampy.models import Stamp, packaged
-from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+from stampy._utils import check_device, device_of, generator, table_of
+from stampy.models import packaged
 from stampy.models._load import load_stamp
+from stampy.models._systems.catalogue import check_name
 from stampy.pp import Vocabulary, orthologs
 from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
@@ -28,13 +27,18 @@ from stampy.pp._orthologs import human_matched
 from .arguments import Organism, Request, is_several, named
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
     from torch import nn
 
+    from stampy.models import Stamp
     from stampy.pp._genes.match_report import GeneMatch
     from stampy.tl._embed import SectionData, SectionsData
 
     from .arguments import Modality
+
+    ImageModel: TypeAlias = models.Stamp | models.ImageSystem
+    Encoder: TypeAlias = ImageModel | models.GeneSystem
 
 __all__ = [
     "BASELINES",
@@ -42,6 +46,7 @@ __all__ = [
     "ImageModel",
     "adapted_to",
     "agreed_modality",
+    "check_loadable",
     "digest_of_towers",
     "fitted",
     "genes_of",
@@ -58,9 +63,18 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # PEP 562: aliases for documentation tools, which evaluate annotations; at import they would import torch
+        if name == "ImageModel":
+            return models.Stamp | models.ImageSystem
+        if name == "Encoder":
+            return models.Stamp | models.ImageSystem | models.GeneSystem
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section; nothing is loaded
-ImageModel: TypeAlias = models.Stamp | models.ImageSystem
-Encoder: TypeAlias = ImageModel | models.GeneSystem
 
 
 def is_baseline(model: str | Path | Encoder) -> bool:
@@ -79,8 +93,6 @@ def agreed_modality(asked: Modality | None, model: str | Path | Encoder) -> Moda
 
 def _only_modality(model: str | Path | Encoder) -> Modality | None:
     """Modality of a model if it has only one; ValueError for models that do not embed spots."""
-    if isinstance(model, models.Stamp):
-        return None
     named = models.split_name(str(model)) if isinstance(model, str | Path) else None
     card = models.card(named[0]) if named else getattr(model, "card", None)
     if card is None or card.name == "stampy-mini":
@@ -99,10 +111,20 @@ def loaded_model(model: str | Path | Encoder, device: str | torch.device | None)
     """Load `model` onto the device if it is a name or path. Packaged models are shared and must not be changed."""
     if isinstance(model, str) and model in packaged():
         return _packaged_model(model, str(device_of(device)))
+    check_loadable(model, device)
     found = models.load(model, device=device) if isinstance(model, str | Path) else model
-    if not isinstance(found, Encoder):
+    if not isinstance(found, models.Stamp | models.ImageSystem | models.GeneSystem):
         raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(found).__qualname__}.")
     return found if device is None else found.to(device)
+
+
+def check_loadable(model: object, device: object) -> None:
+    """Raise for an unknown name or device, and for objects that are no models, before torch is imported."""
+    check_device(device)
+    if isinstance(model, str | Path):
+        check_name(str(model))
+    elif not hasattr(model, "state_dict"):
+        raise TypeError(f"`model` must be a name, a path or a loaded model, found {type(model).__qualname__}.")
 
 
 @lru_cache(maxsize=2)
@@ -208,6 +230,8 @@ def digest_of_towers(model: Encoder) -> dict[str, str]:
 
 def _is_plain(weight: object) -> bool:
     """Whether a weight is a tensor of numbers in memory, not a quantised one or another state of a module."""
+    import torch
+
     if not isinstance(weight, torch.Tensor) or type(weight) not in (torch.Tensor, torch.nn.Parameter):
         return False
     return not (weight.is_quantized or weight.is_sparse)
@@ -215,6 +239,8 @@ def _is_plain(weight: object) -> bool:
 
 def _state_of(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
     """Key that changes with the values of a tensor; the sum, since changes of ``tensor.data`` leave no other trace."""
+    import torch
+
     total = tensor.sum(dtype=torch.float32) if tensor.is_floating_point() else tensor.sum()
     version = 0 if tensor.is_inference() else tensor._version
     return name, tensor.dtype, tensor.data_ptr(), version, total.item()
@@ -269,6 +295,8 @@ def fitted(
     in_context: bool = False,
 ) -> Stamp:
     """The model adapted to all these sections; see `stampy.train.adapt`."""
+    from stampy.models._linear_gene import check_linear, linear_parts, with_axes
+
     check_linear(model)
     stamp = stamp_of(model)
     sections, rng, vocabulary = list(sections), generator(SEED), vocabulary_of(stamp)
@@ -323,5 +351,7 @@ def hint_bfloat16(model: nn.Module, n_tiles: int, precision: str | None) -> None
 
 
 def _cpu_has_bfloat16() -> bool:
+    import torch
+
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions of torch only
     return any(capabilities.get(flag, False) for flag in _FLAGS)

@@ -9,12 +9,13 @@ from stampy._section.image.image_checks import doubts_of
 from stampy._section.image.levels import UnusableImageError
 from stampy.pp._tiles import TileSource
 
-from .encoders import Encoder, image_model
+from .encoders import image_model
 
 if TYPE_CHECKING:
     from stampy.tl._embed import SectionData
 
     from .arguments import Request
+    from .encoders import Encoder
 
 __all__ = ["open_tiles", "usable_tiles"]
 

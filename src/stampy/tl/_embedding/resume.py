@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from stampy import _checks, _files
+from stampy import _checks, _files, models
 from stampy._files import DAMAGED, digest_of_tensors
-from stampy.models import Stamp
 
 if TYPE_CHECKING:
     from .encoders import Encoder
@@ -35,7 +34,7 @@ SAVE_EVERY_S = 20.0  # within a chunk, since chunks of a large model take long o
 def digest_of_model(model: Encoder, *, below: tuple[str, ...] = ("",)) -> str:
     """Hash of a model's settings and weights, optionally only of weights whose names begin with `below`."""
     found = hashlib.blake2b(digest_size=16)
-    config = model.config if isinstance(model, Stamp) else None
+    config = model.config if isinstance(model, models.Stamp) else None
     found.update(repr(None if config is None else config.to_dict()).encode())
     found.update(digest_of_tensors({k: v for k, v in model.state_dict().items() if k.startswith(below)}).encode())
     return found.hexdigest()

@@ -14,33 +14,33 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TextIO, TypeVar
 
 import numpy as np
-import torch
 from scipy import sparse
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from stampy import _checks
 from stampy._files import digest_of_arrays
 from stampy._utils import hidden
-from stampy.models import GeneSystem, Stamp
-from stampy.models._gene import ready_to_compile
 from stampy.pp._counts import CHUNK
 from stampy.pp._rank_tokens import weighted_bag
 
-from .encoders import Encoder, ImageModel, hint_bfloat16
+from .encoders import hint_bfloat16
 from .resume import Chunk, Chunks
 
 if TYPE_CHECKING:
-    from stampy.models import GeneConfig
+    import torch
+    from torch import Tensor
+
+    from stampy.models import GeneConfig, GeneSystem, Stamp
     from stampy.pp._genes.match_report import GeneMatch
     from stampy.pp._tiles import TileSource
 
     from .arguments import Level
+    from .encoders import Encoder, ImageModel
 
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Encoder, covariant=True)  # a tower of one kind is accepted for several
+M = TypeVar("M", bound="Encoder", covariant=True)  # a tower of one kind is accepted for several
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
@@ -69,6 +69,10 @@ class Tower(Generic[M]):
         """Compile `function` if this saves time."""
         if not self._compiled:
             return function
+        import torch
+
+        from stampy.models._gene import ready_to_compile
+
         ready_to_compile()
         return torch.compile(function, dynamic=True)
 
@@ -90,6 +94,8 @@ class Tower(Generic[M]):
         """Inference in the tower's precision; the model's training flag is restored afterwards."""
         training = self.model.training
         self.model.eval()
+        import torch
+
         low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         on_mps = _explained_mps_limits() if self.device.type == "mps" else contextlib.nullcontext()
         try:
@@ -211,10 +217,9 @@ class _GeneFeatures(NamedTuple):
 
 
 def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
-    """Gene tower in torch; for bag encoders on the CPU, a compiled loop.
+    """Gene tower in torch; for bag encoders on the CPU, a compiled loop, which moves less through memory."""
+    import torch
 
-    In torch, most of the time would go into moving (B, L, D) tensors through memory.
-    """
     encoder = tower.model.gene
     if encoder.config.pooling == "bag" and tower.device.type == "cpu" and tower.precision == "float32":
         table = encoder.embeddings.weight.detach().numpy()
@@ -347,6 +352,8 @@ def _images_per_batch(device: torch.device) -> int:
 
 def _image_outputs(tower: Tower[ImageModel], project: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     """Function from uint8 tiles, as returned by `TileSource.inputs`, to outputs (B, D) float32."""
+    import torch
+
     features = tower.compiled(tower.model.image_features)
     ahead = tower.device.type == "cuda"  # on MPS, asynchronous copies could read memory that is reused
 

@@ -7,11 +7,9 @@ M masked tokens, C classes.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
@@ -19,6 +17,7 @@ from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 from stampy.tl._embedding.context import N_NEIGHBORS, smoothed
 from stampy.tl._embedding.spaces import unit
+from stampy.tl._evaluation.recompute import Recomputed, StoredVectors
 from stampy.tl._methods.principal_components import N_COMPONENTS, principal_components
 
 if TYPE_CHECKING:
@@ -29,22 +28,16 @@ if TYPE_CHECKING:
     from stampy.models import Stamp
 
     Embedder = Callable[[AnnData], np.ndarray]
+    Job = Embedder | Recomputed | StoredVectors
     Scores = dict[str, dict[str, float]]
 
-__all__ = ["BASELINES", "MEASURES", "JudgedSpots", "StoredVectors", "masked_accuracy", "scores_of_split"]
+__all__ = ["BASELINES", "MEASURES", "POSITION", "JudgedSpots", "masked_accuracy", "scores_of_split"]
 
 N_NEAREST = 15  # neighbours in the graphs in embedding space
 MEASURES = ("own", "neighbors", "coherence", "depth_r2", "stability", "mixing")
 PCA, PCA_CONTEXT, TFIDF_CONTEXT = "PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed"
 POSITION = "position alone"
 BASELINES = (PCA, PCA_CONTEXT, TFIDF_CONTEXT, POSITION)
-
-
-@dataclass(frozen=True)
-class StoredVectors:
-    """Embedding that cannot be recomputed from half of the molecules; its vectors in obsm are used unchanged."""
-
-    key: str
 
 
 class JudgedSpots:
@@ -56,11 +49,13 @@ class JudgedSpots:
         counts: sparse.csr_matrix,
         xy: np.ndarray,
         sections: np.ndarray,
-        library_key: str | None,
         n_genes: int,
+        *,
+        columns: Sequence[str] = (),
+        carried: Sequence[str] = (),
     ):
         self.table, self.counts, self.xy, self.sections = table, counts, xy, sections
-        self.library_key = library_key
+        self.columns, self.carried = columns, carried  # of obs, and keys of obsm with image vectors
         self.genes = overdispersed_genes(counts, n_genes)
         if not len(self.genes):
             raise ValueError(
@@ -70,16 +65,17 @@ class JudgedSpots:
         self.graph = graph(xy, N_NEIGHBORS, sections) / N_NEIGHBORS
         self.log_depth = np.log1p(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
 
-    def with_counts(self, counts: sparse.csr_matrix) -> AnnData:
-        """Table with one half of the molecules: gene names, coordinates and sections only."""
+    def with_counts(self, counts: sparse.csr_matrix, carried: Sequence[str] = ()) -> AnnData:
+        """Table with one half of the molecules: gene names, coordinates, sections, and some keys of obsm."""
         from anndata import AnnData
 
-        obs = self.table.obs[[] if self.library_key is None else [self.library_key]].copy()
-        return AnnData(counts, obs=obs, var=self.table.var.copy(), obsm={_keys.SPATIAL: self.xy})
+        vectors = {key: _checks.embedding(self.table, key) for key in carried}
+        obs = self.table.obs[list(self.columns)].copy()
+        return AnnData(counts, obs=obs, var=self.table.var.copy(), obsm={_keys.SPATIAL: self.xy.copy(), **vectors})
 
 
 def scores_of_split(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], rng: np.random.Generator, *, stability: bool = True
+    part: JudgedSpots, jobs: Mapping[str, Job], rng: np.random.Generator, *, stability: bool = True
 ) -> Scores:
     """All measures of all embeddings for one split, in which each half predicts the other once.
 
@@ -101,17 +97,22 @@ def scores_of_split(
 
 
 def _embedded(
-    part: JudgedSpots, jobs: Mapping[str, Embedder | StoredVectors], pair: Sequence[sparse.csr_matrix]
+    part: JudgedSpots, jobs: Mapping[str, Job], pair: Sequence[sparse.csr_matrix]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """Names and embeddings of both halves; warnings were shown when the whole was embedded."""
-    found, tables = {}, [part.with_counts(half) for half in pair]
+    """Names and embeddings of both halves; warnings were shown when the whole was embedded.
+
+    A function of the user gets a table of its own, which it may change.
+    """
+    found, tables = {}, [part.with_counts(half, part.carried) for half in pair]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _checks.StampyWarning)
         for name, job in jobs.items():
             if isinstance(job, StoredVectors):
                 found[name] = [_checks.embedding(part.table, job.key)] * 2
+            elif isinstance(job, Recomputed):
+                found[name] = [job(t) for t in tables]
             else:
-                found[name] = [_judged(job(t), name, len(part.xy)) for t in tables]
+                found[name] = [_judged(job(part.with_counts(half.copy())), name, len(part.xy)) for half in pair]
         for name in BASELINES:
             found[name] = []
         found[POSITION] = [_waves(part.xy, part.sections)] * 2
@@ -134,7 +135,7 @@ def _waves(xy: np.ndarray, sections: np.ndarray, k: int = 24) -> np.ndarray:
 
 
 def _judged(values: object, name: str, n: int) -> np.ndarray:
-    values = np.asarray(values)
+    values = np.asarray(values.toarray() if isinstance(values, sparse.spmatrix | sparse.sparray) else values)
     if values.ndim != 2 or len(values) != n or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise ValueError(
             f"`keys[{name!r}]` must return finite numbers of shape ({n}, d), found {values.dtype} {values.shape}."
@@ -285,21 +286,29 @@ def _rank_in(order: np.ndarray) -> np.ndarray:
     return rank
 
 
-@torch.inference_mode()
 def _model_hits(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
     """Number of tokens that the model ranks above the correct one (M,), in the order of the masked tokens."""
+    import torch
+
     lengths = (tokens != _keys.PAD).sum(axis=1)
     size = max(TOKENS_PER_BATCH // max(int(lengths.max()), 1), 1)
-    ranks = []
-    for start in range(0, len(tokens), size):
-        rows = slice(start, start + size)
-        cut = max(int(lengths[rows].max()), 1)
-        where = torch.from_numpy(selected[rows, :cut]).to(model.device)
-        ids, _ = model.gene.ids(torch.from_numpy(tokens[rows, :cut].astype(np.int64)).to(model.device))
-        targets = ids[:, :cut][where]
-        hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
-        logits = model.gene.logits(hidden[:, :cut][where])
-        own = logits.gather(1, targets[:, None])
-        # ties count against the model, so that a constant head does not score
-        ranks.append(((logits >= own).sum(dim=1) - 1).cpu().numpy())
+    with torch.inference_mode():
+        ranks = [
+            _hits_of_batch(model, tokens[start : start + size], selected[start : start + size])
+            for start in range(0, len(tokens), size)
+        ]
     return np.concatenate(ranks)
+
+
+def _hits_of_batch(model: Stamp, tokens: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    import torch
+
+    cut = max(int((tokens != _keys.PAD).sum(axis=1).max()), 1)
+    where = torch.from_numpy(selected[:, :cut]).to(model.device)
+    ids, _ = model.gene.ids(torch.from_numpy(tokens[:, :cut].astype(np.int64)).to(model.device))
+    targets = ids[:, :cut][where]
+    hidden = model.gene(ids.masked_fill(torch.nn.functional.pad(where, (0, ids.shape[1] - cut)), MASK_ID))
+    logits = model.gene.logits(hidden[:, :cut][where])
+    own = logits.gather(1, targets[:, None])
+    # ties count against the model, so that a constant head does not score
+    return ((logits >= own).sum(dim=1) - 1).cpu().numpy()

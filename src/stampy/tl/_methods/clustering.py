@@ -40,6 +40,9 @@ def by_size(codes: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
+N_NEIGHBORS = 15
+
+
 class ChosenBy(TypedDict):
     """Selection of the number of domains, with the tried values."""
 
@@ -63,7 +66,7 @@ def find_domains(
     *,
     method: Method = "leiden",
     resolution: float | None = None,
-    n_neighbors: int = 15,
+    n_neighbors: int = N_NEIGHBORS,
     max_domains: int = 15,
     n_pcs: int | None = None,
     rng: int | np.random.Generator | None = 0,
@@ -78,6 +81,11 @@ def find_domains(
     ([20, 20], 2)
     """
     seed = int_seed(rng)
+    n, d = values.shape
+    if n_pcs is not None and n_pcs > min(n, d):
+        _checks.warn(f"n_pcs={n_pcs} has no effect: the embedding has {d} dimensions and {n} spots.")
+    if method == "leiden" and n_neighbors >= n and n_neighbors != N_NEIGHBORS:
+        _checks.warn(f"n_neighbors={n_neighbors} was reduced to {n - 1}, because there are only {n} spots.")
     values = _components(values, n_pcs if method != "gmm" or n_pcs else 20, seed)
     if method == "leiden":
         codes, how = _leiden(values, n_domains, resolution, n_neighbors, seed)
@@ -86,6 +94,8 @@ def find_domains(
     else:
         codes, how = _mixture(values, n_domains, max_domains, seed)
     codes = by_size(codes)
+    if method == "gmm" and n_domains is not None and (found := int(codes.max()) + 1) < n_domains:
+        _checks.warn(f"{found} instead of {n_domains} domains: the mixture assigns no spot to the other components.")
     return codes, {"n_domains": int(codes.max()) + 1, "n_dims": values.shape[1], **how}
 
 

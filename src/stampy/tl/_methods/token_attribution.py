@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from stampy._utils import hidden
 from stampy.tl._embedding.stream import Tower, positions_per_batch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stampy.models import Stamp
 
 __all__ = ["embed_tokens", "integrated_gradients", "leave_one_out"]
@@ -33,6 +33,8 @@ def embed_tokens(tower: Tower[Stamp], tokens: np.ndarray) -> np.ndarray:
 
 
 def _embed(model: Stamp, tokens: np.ndarray) -> np.ndarray:
+    import torch
+
     ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(model.device)
     return model.gene_embeddings(ids).float().cpu().numpy()
 
@@ -152,6 +154,8 @@ def integrated_gradients(
         captum is not installed.
     """
     LayerIntegratedGradients = captum()
+    import torch
+
     from stampy.models._gene import MASK_ID, PAD_ID
 
     model, encoder = tower.model, tower.model.gene

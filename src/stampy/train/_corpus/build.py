@@ -71,10 +71,17 @@ def build(
     if vocabulary is None and (out / GENES).is_file():
         vocabulary = Vocabulary.load(out / GENES)
     source = source_of(sections, out, settings, vocabulary, reader=reader, skip=skip)
+    made = not out.exists()
     out = _checks.writable(out)
-    with FolderLock(out, what="corpus"):
-        _build(out, source, reader or _default_reader(), skip, scheduler, n_workers, progress)
-        source.clear()
+    empty = not any(out.iterdir())
+    try:
+        with FolderLock(out, what="corpus"):
+            _build(out, source, reader or _default_reader(), skip, scheduler, n_workers, progress)
+            source.clear()
+    except Exception:
+        if empty:
+            _remove_unless_begun(out, whole=made)
+        raise
 
 
 def _build(
@@ -105,6 +112,19 @@ def _build(
                 else:
                     done[record["name"]] = record
     _finish(out, settings, [done[s.name] for s in chosen if s.name in done], skipped, {s.name for s in todo})
+
+
+def _remove_unless_begun(out: Path, *, whole: bool) -> None:
+    """Remove what a failed build wrote into an empty folder if no section is complete; `whole`: also the folder."""
+    folder = out / "sections"
+    if folder.is_dir() and any(p.is_dir() and not p.name.startswith(PARTIAL) for p in folder.iterdir()):
+        return
+    if whole:
+        shutil.rmtree(out, ignore_errors=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in (SETTINGS, GENES, FolderLock.NAME):
+        (out / name).unlink(missing_ok=True)
 
 
 def check_settings(settings: CorpusSettings) -> None:

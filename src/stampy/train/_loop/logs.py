@@ -8,33 +8,21 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-from stampy._checks import one_of
 from stampy._files import atomic
-from stampy._utils import hidden
+from stampy._settings import settings
+from stampy._utils import hidden, is_interactive
 
 from .checkpoints import no_space
 
-__all__ = ["Logs", "check_loggers"]
+__all__ = ["Logs"]
 
 LINE_EVERY_S = 60.0
 NO_LOSSES = ("step", "lr", "grad_norm", "spots_per_s", "step_s", "data_wait_s")
-_PACKAGES = {"csv": "csv", "tensorboard": "tensorboard", "wandb": "wandb"}
-
-
-def check_loggers(loggers: Sequence[str]) -> None:
-    """Raise for an unknown logger or one that is not installed."""
-    if isinstance(loggers, str):
-        raise TypeError(f"`loggers` must be a sequence of names, such as ({loggers!r},).")
-    for name in loggers:
-        one_of("loggers", name, _PACKAGES)
-        if find_spec(_PACKAGES[name]) is None:
-            raise ImportError(f"loggers={name!r} needs the package {_PACKAGES[name]}: `pip install {_PACKAGES[name]}`.")
 
 
 class Logs:
@@ -79,8 +67,9 @@ class Logs:
             self._files.append(table.open("a", buffering=1, newline=""))
             self._table = csv.DictWriter(self._files[-1], columns, extrasaction="ignore")
         self._first, self._steps, self._began = first, steps, time.monotonic()
-        self._said = self._began if progress and not _is_interactive() else math.inf
-        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress) or self._said < math.inf, unit="step")
+        lines = progress and settings.progress_bars and not is_interactive()
+        self._said = self._began if lines else math.inf
+        self._bar = tqdm(total=steps, initial=first, disable=hidden(progress), unit="step")
 
     def write(self, line: Mapping[str, float]) -> None:
         """Write the line of a step."""
@@ -119,11 +108,6 @@ class Logs:
             file.close()
         for other in self._extra_loggers:
             other.finalize("success" if kind is None else "failed")
-
-
-def _is_interactive() -> bool:
-    """Whether a progress bar is visible: in a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _duration(seconds: float) -> str:

@@ -17,14 +17,12 @@ from torch.autograd.function import FunctionCtx
 
 from stampy._checks import at_least, one_of
 from stampy._settings import settings
+from stampy.train._launch_checks import STRATEGIES
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Ranks", "is_sharded", "make_fabric", "synchronised"]
-
-# Name -> start method of the processes of a node, without launcher.
-STRATEGIES = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork", "fsdp": None}
 
 
 def make_fabric(
