@@ -136,7 +136,9 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
     """
     names = f"`{query.name}`", f"`{reference.name}`"
     records = [{} if one.record is None else RECORD_DEFAULTS | dict(one.record) for one in (query, reference)]
-    for what in ("model", "level", "center"):
+    digests = records[0].get("weights_digest", {}), records[1].get("weights_digest", {})
+    same = _same_weights(*digests, query.modality, reference.modality)  # whatever the name: a model that was saved
+    for what in ("level", "center") if same else ("model", "level", "center"):
         a, b = (record.get(what) for record in records)
         if a is not None and b is not None and a != b:
             raise ValueError(
@@ -155,12 +157,17 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
             f"{names[0]} and {names[1]} were made by two fits of {model!r}, whose axes differ: cosines between them "
             "are meaningless. Embed all sections in one table, or use a model that is not fitted to the section."
         )
-    a, b = (record.get("weights_digest", {}) for record in records)
-    if not _share_weights(a, b, query.modality, reference.modality):
+    if not _share_weights(*digests, query.modality, reference.modality):
         raise ValueError(
             f"{names[0]} and {names[1]} were made by models of one name, {model!r}, with different weights: cosines "
             "between them are meaningless. Embed both with the same weights."
         )
+
+
+def _same_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
+    """Whether the weights of all towers that made the vectors are known to be equal."""
+    towers = {*TOWERS[of_a], *TOWERS[of_b]}
+    return all(tower in a and a[tower] == b.get(tower) for tower in towers)
 
 
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
@@ -202,7 +209,8 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
         Name of the model, size of its embeddings, and hashes of its towers.
     """
     record = space.record or {}
-    if record.get("model", model) != model:
+    same = _same_weights(record.get("weights_digest", {}), towers, space.modality, "gene")
+    if record.get("model", model) != model and not same:
         raise ValueError(
             f"`{space.name}` was made by the model {record['model']!r}, but `model` is {model!r}. Give the same one."
         )
