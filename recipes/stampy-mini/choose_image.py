@@ -35,7 +35,7 @@ GUISES = {
     "another stain": (f"stain {fit_image.N_STAINS}",),
     "turned": ("turn 1", "turn 6"),
 }
-RIDGES, NOISES = (0.75, 1.5, 3.0), (None, 10.0, 3.0, 1.0)
+RIDGES, NOISES = (0.75, 1.5, 3.0), (None, 3.0, 1.0)
 
 
 class Setting(NamedTuple):
