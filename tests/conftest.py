@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import ipaddress
 import os
 import socket
@@ -17,6 +18,16 @@ import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+
+gc.disable()  # until everything is imported: a search of a million objects that are all kept takes a second
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what was imported from garbage collection, which then searches only what tests make."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("STAMPY_DATA_DIR", REPOSITORY.parent / "shared" / "data"))

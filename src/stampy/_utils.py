@@ -15,6 +15,7 @@ from stampy import _checks, _keys
 from stampy._settings import DefaultSeed, settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_device",
     "chosen_seed",
+    "column_of",
     "copy_of",
     "device_of",
     "float64",
@@ -104,6 +106,11 @@ def is_lazy(table: AnnData) -> bool:
     return type(table.obs).__name__ == "Dataset2D"
 
 
+def column_of(table: AnnData, name: str) -> pd.Series:
+    """Column of obs, in memory."""
+    return (table.obs.to_memory() if is_lazy(table) else table.obs)[name]
+
+
 def with_columns(data: Data, table_key: str = _keys.TABLE) -> Data:
     """Return `data`; if its table was opened lazily, with names, columns and vectors in memory but counts on disk."""
     table = table_of(data, table_key)
@@ -143,8 +150,10 @@ def make_room(
     Raises
     ------
     ValueError
-        A slot holds coordinates, images or records.
+        A slot holds coordinates, images or records, the table is a view of a backed one, or `key` is no name.
     """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"`key_added` must be a name, found {key!r}.")
     records = table.uns.get(_keys.UNS, {})
     if field is not None and field in records.get(key, {}):
         own = new
@@ -165,7 +174,12 @@ def make_room(
             f"Replaced by the result {key!r}: {', '.join(replaced)}. To keep earlier values, "
             "choose another `key_added`."
         )
-    if table.is_view and not table.isbacked:
+    if table.is_view and table.isbacked:
+        raise ValueError(
+            "`adata` is a part of a table opened with `backed=`, into which nothing can be written. Load it first: "
+            "`adata[...].to_memory()`, or pass `copy=True`."
+        )
+    if table.is_view:
         _checks.warn(
             "`adata` is a view of another AnnData, so results are written into a copy of it, and the other one is "
             "unchanged. To avoid this warning, pass a copy: `adata[...].copy()`."

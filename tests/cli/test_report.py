@@ -153,7 +153,7 @@ def test_incomplete_sections(toy, report_of, what):
     elif what == "no coordinates":
         del adata.obsm["spatial"]
     text = " ".join(report_of(adata).text)
-    assert "`stampy embed` first" in text
+    assert "Embed with stampy embed" in text
     assert ("Tokens" in text) == (what != "image only")
     assert ("no maps" in text) == (what == "no coordinates")
 

@@ -1,6 +1,7 @@
 """Plots show the input of the models: image, coordinates and scale, in every storage."""
 
 import anndata as ad
+import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.collections import EllipseCollection
 from PIL import Image
 
-from stampy import pl, pp, tl
+from stampy import datasets, pl, pp, tl
 from stampy.pl._drawing import panel, view
 from stampy.pp._tiles import TileSource
 
@@ -210,3 +211,23 @@ def test_every_plot_takes_a_spatialdata(kind):
     pp.tiles(data, size_px=16, um_per_px=1.0, tile_um=EDGE)
     adata.obs["hot"] = np.arange(adata.n_obs) * 1.0
     assert pl.spatial(data, "hot", sections="spots").images
+
+
+def test_lazy_tables_are_drawn_as_others(tmp_path):
+    adata = datasets.toy(n_spots=40)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        lazy = ad.experimental.read_lazy(file)
+        for color in ("domain", "COL1A1"):
+            assert np.array_equal(*(pl.spatial(x, color).collections[0].get_facecolors() for x in (adata, lazy)))
+        assert [t.get_text() for t in pl.tiles(lazy, "domain", n_tiles=1).get_yticklabels()] == ["D1", "D2", "D3", "D4"]
+    plt.close("all")
+
+
+def test_wrong_inputs_of_plots_are_named():
+    adata = datasets.toy(n_spots=20)
+    adata.uns["domain_colors"] = ["red", "noir", "blue", "green"]
+    with pytest.raises(ValueError, match=r"adata.uns\['domain_colors'\]` must contain colours.*noir"):
+        pl.spatial(adata, "domain")
+    with pytest.raises(KeyError, match=r"Pass the table of `stampy.bench.summary`"):
+        pl.bench(pd.DataFrame())

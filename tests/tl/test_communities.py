@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stampy.tl._methods.clustering import connectivities, leiden
+from stampy import StampyWarning
+from stampy.tl._methods.clustering import connectivities, find_domains, leiden
 
 
 @pytest.mark.slow
@@ -47,3 +48,8 @@ def test_communities_do_not_change_the_global_random_state():
     random.seed(2)
     assert np.array_equal(leiden(graph, 1.0, 0), first)
     assert np.array_equal(leiden(sparse.csr_matrix((4, 4)), 1.0, 0), np.arange(4))
+
+
+def test_mixture_with_fewer_domains_than_requested_warns():
+    with pytest.warns(StampyWarning, match="1 instead of 5 domains"):
+        find_domains(np.ones((40, 3)), 5, method="gmm")

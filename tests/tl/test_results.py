@@ -161,6 +161,22 @@ def test_a_view_becomes_a_copy(section, write):
     assert "stamp" not in section.uns
 
 
+@pytest.mark.parametrize("key", ["", 3])
+def test_keys_are_names(section, key):
+    with pytest.raises(ValueError, match="must be a name"):
+        tl.domains(section, 3, method="kmeans", use_rep="X_a", key_added=key)
+    assert key not in section.obs
+
+
+def test_a_part_of_a_backed_table_is_not_written_into(section, tmp_path):
+    section.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match="Load it first"):
+        tl.domains(backed[:40], 3, method="kmeans", use_rep="X_a")
+    assert "stamp_domain" in tl.domains(backed[:40], 3, method="kmeans", use_rep="X_a", copy=True).obs
+    backed.file.close()
+
+
 def test_result_does_not_replace_its_input(section):
     before = state(section)
     with pytest.raises(ValueError, match="input of this call"):

@@ -1,10 +1,11 @@
 """Several sections in one space: centring, shared genes, and vectors without normalisation."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stampy import StampyWarning, datasets, tl
+from stampy import StampyWarning, datasets, tl, train
 
 QUIET = {"show_progress_bar": False, "device": "cpu", "modality": "gene"}
 
@@ -153,3 +154,42 @@ def test_arguments_that_conflict(two, model, options, message):
 def test_arguments_without_effect_on_a_baseline(two, options):
     with pytest.raises(ValueError, match="has no effect with 'pca'"):
         tl.embed(two, "pca", library_key="section", **QUIET, **options)
+
+
+@pytest.fixture(scope="module")
+def adapted_apart(two):
+    """The two sections, each embedded by a model adapted to it alone, with 8 axes."""
+    parts = list(parts_of(two).values())
+    for part in parts:
+        tl.embed(part, train.adapt("stampy-mini", part, strength=1, n_axes=8), show_progress_bar=False, device="cpu")
+    return parts
+
+
+@pytest.mark.parametrize("merge", ["same", "unique"])
+def test_joined_tables_of_several_models_share_no_space(adapted_apart, merge):
+    joined = ad.concat(dict(zip("ab", adapted_apart, strict=True)), label="section", uns_merge=merge, index_unique="-")
+    for call in (
+        lambda: tl.domains(joined, 3, library_key="section"),
+        lambda: tl.probe(joined, "domain", library_key="section"),
+        lambda: tl.expression(joined, use_rep="X_stamp_gene", n_top_genes=5, library_key="section"),
+        lambda: tl.retrieve(joined, query="gene", target="gene", library_key="section"),
+        lambda: tl.evaluate(joined, "X_stamp", library_key="section"),
+        lambda: tl.score(joined, ["COL1A1", "COL1A2", "COL3A1"], modality="gene"),
+    ):
+        with pytest.raises(ValueError, match="joins embeddings of several models"):
+            call()
+
+
+def test_tables_embedded_in_one_call_can_be_joined(two):
+    parts = parts_of(two)
+    tl.embed(parts, adapt=True, show_progress_bar=False, device="cpu")
+    joined = ad.concat(parts, label="section", uns_merge="same", index_unique="-")
+    tl.domains(joined, 3, library_key="section")
+
+
+def test_expression_within_a_table_compares_vectors_of_one_space(adapted_apart, model):
+    table = adapted_apart[0].copy()
+    small = train.adapt("stampy-mini", table, strength=0.5, n_axes=8)
+    tl.embed(table, small, key_added="X_other", show_progress_bar=False, device="cpu")
+    with pytest.raises(ValueError, match="cosines between them are meaningless"):
+        tl.expression(table, use_rep="X_stamp", reference_rep="X_other_gene", method="knn", n_neighbors=5)

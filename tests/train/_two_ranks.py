@@ -61,9 +61,8 @@ def launch(out: Path) -> int:
     import test_distributed  # noqa: F401  # with it torch and stampy
     import timm  # noqa: F401
 
-    from stampy import train
+    from stampy.train import _align_run, _pretrain_run  # noqa: F401
 
-    _ = train.pretrain, train.align
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -30,6 +30,12 @@ def adapted(mini, section):
     return train.adapt(mini, section, strength=0.5, n_axes=16)
 
 
+@pytest.fixture(scope="module")
+def chosen(mini, section):
+    """Models whose strength and number of axes were selected, by context."""
+    return {context: train.adapt(mini, section, context=context) for context in (None, "neighbors")}
+
+
 def test_axes_are_the_eigenvectors_of_the_whole_matrix():
     rng = np.random.default_rng(0)
     xy = rng.uniform(size=(60, 2))
@@ -75,8 +81,8 @@ def test_strength_zero_keeps_the_space_of_the_model(mini, section):
     np.testing.assert_allclose(np.linalg.svd(own.T @ other)[1], 1, atol=1e-2)
 
 
-def test_choice_follows_the_measure_and_is_reproducible(mini, section):
-    first, second = (train.adapt(mini, section, rng=1) for _ in range(2))
+def test_choice_follows_the_measure_and_is_reproducible(mini, section, chosen):
+    first, second = chosen[None], train.adapt(mini, section, rng=0)  # the default seed
     assert first.name == second.name
     assert first.adapted == second.adapted
     assert 0 <= first.adapted["strength"] <= 1
@@ -126,10 +132,9 @@ def test_heads_of_the_same_axes_have_other_names(mini, section):
     assert some.name != more.name
 
 
-def test_a_strength_means_the_same_for_any_number_of_axes(mini, section):
+def test_a_strength_means_the_same_for_any_number_of_axes(mini, section, chosen):
     """What was chosen can be fitted again by its settings alone, as `tl.evaluate` does for half of the molecules."""
-    for context in (None, "neighbors"):
-        first = train.adapt(mini, section, context=context)
+    for context, first in chosen.items():
         record = first.adapted
         again = train.adapt(mini, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
         rows = [tl.embed(section, m, copy=True, **QUIET).obsm["X_stamp"].astype(float) for m in (first, again)]
@@ -244,3 +249,13 @@ def test_a_guessed_library_key_is_announced():
 def test_adapt_is_a_flag(section):
     with pytest.raises(TypeError, match="`adapt` must be True or False"):
         tl.embed(section, adapt="neighbors", **QUIET)
+
+
+def test_saved_adaptation_keeps_its_space_and_provenance(adapted, section, tmp_path):
+    models.save(adapted, tmp_path / "mine")
+    again = models.load(tmp_path / "mine", device="cpu")
+    assert again.adapted == adapted.adapted
+    mine, theirs = (tl.embed(section, m, copy=True, **QUIET) for m in (adapted, again))
+    assert theirs.uns["stamp"]["X_stamp"]["adapted"] == adapted.adapted
+    tl.retrieve(mine, theirs, query="gene", target="gene", k=3)  # one model under two names
+    tl.score(theirs, section.var_names[:20].tolist(), model=adapted, modality="gene")

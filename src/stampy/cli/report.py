@@ -255,7 +255,7 @@ def _facts(adata: AnnData, genes: GeneFacts | None, record: Mapping[str, object]
     if genes is not None:
         facts["counts a spot (median)"] = f"{np.median(genes.total):,.0f}"
         facts["tokens a spot (median)"] = f"{np.median(genes.tokens):,.0f}"
-        facts["counts in the vocabulary"] = percent_of(genes.known)
+        facts["counts in the vocabulary"] = percent_of(genes.known, digits=1)
     facts["embedding"] = str(record.get("modality", "none yet"))
     return facts
 
@@ -266,11 +266,11 @@ def _about_vocabulary(genes: GeneFacts, model: Stamp, why: str) -> dict[str, str
     share = found.n_matched / max(n_genes, 1)
     others = ", ".join(f"{n:,} {kind}" for kind, n in found.left_out.items())
     return {
-        "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({share:.0%}) are in the vocabulary of "
-        f"{model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account for "
-        f"{percent_of(genes.known, digits=1)} of all counts."
+        "text": f"{found.n_matched:,} of the section's {n_genes:,} genes ({percent_of(share)}) are in the vocabulary "
+        f"of {model.name} ({why}), which has {found.n_vocabulary:,}. They were matched by {found.source} and account "
+        f"for {percent_of(genes.known, digits=1)} of all counts."
         + (f" Not genes, and ignored: {others}." if others else ""),
-        "share": f"{share:.0%}",
+        "share": percent_of(share),
         "width": f"{share:.1%}",
         "unknown": ", ".join(f"{name} ({_percent(part)})" for name, part in genes.unknown),
     }
@@ -362,7 +362,7 @@ def _domains(adata: AnnData, maps: Maps, embedding: str, column: str | None) -> 
         unlabelled = int((codes < 0).sum())
         return values, f"From obs[{column!r}]." + (f" {unlabelled:,} spots have no label." if unlabelled else "")
     if embedding not in adata.obsm:
-        return None, f"There is no embedding {embedding!r} yet: `stampy embed` first, then report again."
+        return None, f"There is no embedding {embedding!r} yet. Embed with stampy embed, then report again."
     if adata.n_obs < 3:
         return None, "Too few spots for domains."
     from stampy import tl

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CONFIG, GENES, TENSORS = "config.json", "genes.tsv", "model.safetensors"
+ADAPTED = "adapted"  # key of the config: settings of `train.adapt`, part of the provenance of embeddings
 _MAX_GENES = 2**20
 _MAX_LINE = 4096  # bytes per gene
 # Errors of the libraries that build models, for settings that conflict.
@@ -110,6 +111,7 @@ def _write(model: Stamp, genes: pd.DataFrame, folder: Path, dtype: torch.dtype, 
         "format": FORMAT,
         "stampy": stampy.__version__,
         **model.config.to_dict(),
+        **({} if model.adapted is None else {ADAPTED: dict(model.adapted)}),
         "sha256": {name: sha256_of(folder / name) for name in (GENES, TENSORS)},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -141,8 +143,16 @@ def read_folder(folder: Path, name: str, device: str | torch.device | None) -> S
     except (SafetensorError, OSError) as error:
         raise ValueError(f"`{TENSORS}` in {str(folder)!r} cannot be read as safetensors: {error}.") from error
     load_strictly(model, tensors, where=str(folder), assign=True)
-    model.name = name
+    model.name, model.adapted = name, _adaptation(config)
     return model.to(device_of(device)).eval()
+
+
+def _adaptation(config: Mapping[str, object]) -> dict[str, str | float | int] | None:
+    """Settings of `train.adapt` in a config; None for other models and for values of other types."""
+    found = config.get(ADAPTED)
+    if not isinstance(found, dict):
+        return None
+    return found if all(isinstance(v, str | float | int) for v in found.values()) else None
 
 
 class _SkipInit(TorchFunctionMode):

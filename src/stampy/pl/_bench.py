@@ -139,6 +139,8 @@ def _legend(figure: Any, ax: Axes, table: pd.DataFrame) -> None:
 
 def _chosen(summary: pd.DataFrame, datasets: Any, tasks: Any, metric: str | None, reported: bool) -> pd.DataFrame:
     """Rows to plot, with one metric per task."""
+    for column in ("dataset", "task", "variant", "metric", "section", "value", "status", "system"):
+        _checks.has_key(summary.columns, column, slot="summary", needs="Pass the table of `stampy.bench.summary`.")
     table = summary if reported else summary[summary["status"] != "reported"]
     for name, wanted in (("dataset", datasets), ("task", tasks)):
         if wanted is not None:

@@ -126,8 +126,9 @@ def _by_group(
 ) -> tuple[list[str], list[np.ndarray]]:
     """Labels, and rows of some spots of each."""
     _checks.has_key(adata.obs, groupby, slot="adata.obs", needs="`groupby` names a column of labels.")
-    no_fractions(adata.obs[groupby])
-    column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    labels = _utils.column_of(adata, groupby)
+    no_fractions(labels)
+    column = labels.astype("category").cat.remove_unused_categories()
     names = [str(c) for c in column.cat.categories]
     if not names:
         raise ValueError(f"`adata.obs['{groupby}']` has no label for any spot.")

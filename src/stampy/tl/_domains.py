@@ -14,6 +14,7 @@ from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._embedding.context import smoothed
+from ._embedding.spaces import check_one_space
 from ._evaluation.folds import int_seed
 from ._evaluation.metrics import domain_scores
 from ._methods.clustering import METHODS, Method, find_domains
@@ -114,8 +115,8 @@ def domains(
     KeyError
         A column or embedding is missing.
     ValueError
-        More domains than spots, one label only, a section too small for smoothing, NaN in the embedding, or conflicting
-        arguments.
+        More domains than spots, one label only, a section too small for smoothing, NaN in the embedding, an embedding
+        that joins those of several models, or conflicting arguments.
 
     Examples
     --------
@@ -131,6 +132,7 @@ def domains(
         method = "leiden" if n_domains is None else "kmeans"
     _check(table.n_obs, n_domains, method, resolution, n_neighbors, max_domains, n_pcs, smooth)
     values = _checks.embedding(table, use_rep)
+    check_one_space(table, use_rep)
     if n_empty := int((~values.any(axis=1)).sum()):
         _checks.warn(
             f"{n_empty} of {len(values)} spots are all zeros in `obsm['{use_rep}']` (no counts?). They are clustered "

@@ -147,6 +147,8 @@ def embed(
         one study. With `context`, the axes of the sections are put beside those of the model if this predicts genes
         better; without, a few axes of both replace them. All sections of the call share one space, which is not
         comparable with other embeddings: search, gene programme scores and transfer across adaptations raise an error.
+        Tables that were adapted separately and then joined by `anndata.concat` are recognised only with
+        ``uns_merge="unique"`` or ``"same"``; by default it drops all records.
         Only for genes, and for models such as ``"stampy-mini"``.
     batch_size
         Spots per batch; None: chosen for the device.

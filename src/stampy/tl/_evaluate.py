@@ -20,6 +20,7 @@ from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import gene_columns
 
 from ._embedding.encoders import loaded_model
+from ._embedding.spaces import check_one_space
 from ._evaluation.folds import int_seed
 from ._evaluation.label_free import BASELINES, MEASURES, JudgedSpots, scores_of_split
 from ._evaluation.recompute import Recomputed, StoredVectors, job_of
@@ -239,6 +240,7 @@ def _jobs(
     listed = [keys] if isinstance(keys, str) else list(keys)
     for key in listed:
         _checks.embedding(table, key)
+        check_one_space(table, key)
     given = None if model is None else loaded_model(model, None)
     jobs: dict[str, Job] = {key: job_of(table, key, library_key, given) for key in listed}
     if given is not None and not any(isinstance(job, Recomputed) and job.model is given for job in jobs.values()):

@@ -15,7 +15,7 @@ from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of, iter_rows
 from stampy.pp._genes.annotation import features_of, gene_columns
 
-from ._embedding.spaces import check_same_origin, origin_of
+from ._embedding.spaces import check_one_space, check_same_origin, origin_of
 from ._evaluation.folds import Scheme
 from ._evaluation.metrics import gene_scores, gene_summary
 from ._methods.linear_models import (
@@ -170,11 +170,11 @@ def expression(
             patient_key=patient_key, rng=rng, table_key=table_key,
         )  # fmt: skip
         values = _checks.embedding(table, use_rep)
+        check_one_space(table, use_rep)
         chosen = _genes(table, genes, n_top_genes, layer, transform, sections)
         known = _matrix(table, chosen, layer, transform)
         measured: np.ndarray | None = known
-        keys = None if reference_rep is None else _checks.embedding(table, reference_rep)
-        _same_space(values, values if keys is None else keys, use_rep, reference_rep)
+        keys = None if reference_rep is None else _of_one_space(table, table, use_rep, reference_rep)[1]
         _warn_if_underdetermined(method, values, fold)
         predicted = predict_folds(
             values, known, fold, method=method, penalty=penalty, n_components=n_components,
@@ -238,7 +238,10 @@ def _of_one_space(table: AnnData, reference: AnnData, name: str, other: str) -> 
     """The embeddings of both tables; ValueError if they are known to be of different models or settings."""
     values, keys = _checks.embedding(table, name), _checks.embedding(reference, other)
     _same_space(values, keys, name, other)
-    ours, theirs = origin_of(table, name), origin_of(reference, other, slot="reference.obsm")
+    for data, key in ((table, name), (reference, other)):
+        check_one_space(data, key)
+    slot = "adata.obsm" if reference is table else "reference.obsm"
+    ours, theirs = origin_of(table, name), origin_of(reference, other, slot=slot)
     if ours is not None and theirs is not None:
         check_same_origin(ours, theirs)
     return values, keys

@@ -14,6 +14,7 @@ from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
+from ._embedding.spaces import check_one_space
 from ._evaluation.folds import Scheme, check_folds, folds_of
 from ._evaluation.metrics import confusion, label_scores, summary_of_folds
 from ._methods.linear_models import Scaler, balanced_weights, logistic, rotation, solve_ridge
@@ -211,6 +212,8 @@ def probe(
     known = codes >= 0
     _checks.two_labels(classes, int(known.sum()), len(codes), key=labels)
     values = {rep: _checks.embedding(table, rep)[known] for rep in reps}
+    for rep in reps:
+        check_one_space(table, rep)
     if not values:
         raise ValueError("`use_rep` is empty. Name an embedding in `adata.obsm`, or several.")
     library_key = library_key_of(adata, library_key, table_key)

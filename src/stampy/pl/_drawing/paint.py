@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba, to_rgba_array
 
-from stampy import _checks
+from stampy import _checks, _utils
 from stampy._labels import is_missing_label
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def paint(
     if color is None:
         return Paint("", "", None)
     if color in adata.obs:
-        column = adata.obs[color]
+        column = _utils.column_of(adata, color)
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             return paint_values(column.to_numpy(dtype=float, na_value=np.nan), color, color, style, shown)
         return _labels(column, adata.uns.get(f"{color}_colors"), style, shown)
@@ -132,7 +132,12 @@ def _labels(column: pd.Series, stored: Sequence | None, style: Style, shown: np.
     real = np.array([not is_missing_label(name) for name in names], dtype=bool)
     colors = np.tile(to_rgba(MISSING), (len(names) + 1, 1))  # the last row is for code -1, no label
     if style.palette is None and stored is not None and len(stored) == len(names):
-        colors[:-1][real] = to_rgba_array(list(stored))[real]
+        try:
+            colors[:-1][real] = to_rgba_array(list(stored))[real]
+        except ValueError as error:
+            raise ValueError(
+                f"`adata.uns['{column.name}_colors']` must contain colours. {error}. Correct or remove it."
+            ) from error
     else:
         if style.palette is None and stored is not None:
             _checks.warn(

@@ -18,6 +18,7 @@ __all__ = [
     "Origin",
     "Space",
     "check_model",
+    "check_one_space",
     "check_same_origin",
     "check_same_space",
     "origin_of",
@@ -52,6 +53,23 @@ class Space(Origin):
         return np.asarray(self.vectors.any(axis=1))
 
 
+def check_one_space(adata: AnnData, key: str) -> None:
+    """Raise ValueError if obsm[key] joins embeddings of several models.
+
+    `anndata.concat` with ``uns_merge="same"`` or ``"unique"`` keeps the entries that the records of all tables have in
+    common: a record without a model is one of several models, such as one adapted to each section.
+    """
+    records = adata.uns.get(_keys.UNS, {})
+    for main in dict.fromkeys((key, key.removesuffix(_keys.GENE_SUFFIX), key.removesuffix(_keys.IMAGE_SUFFIX))):
+        record = records.get(main)
+        if isinstance(record, Mapping) and "level" in record and "modality" in record and "model" not in record:
+            raise ValueError(
+                f"`obsm['{key}']` joins embeddings of several models, according to `uns['stamp']['{main}']`, whose "
+                "`model` was lost when the tables were joined: their vectors share no space. Embed the joined table, "
+                "or all tables in one call of `stampy.tl.embed`."
+            )
+
+
 def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata.obsm") -> Space:
     """Embeddings `key` of a modality, scaled to L2 norm 1; KeyError or ValueError if they cannot be used."""
     _checks.one_of("modality", modality, SUFFIXES)
@@ -60,6 +78,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     if modality == "image":
         needs += " That takes an image, and a model with an image tower."
     _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
+    check_one_space(adata, name)
     values = adata.obsm[name]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
@@ -117,7 +136,9 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
     """
     names = f"`{query.name}`", f"`{reference.name}`"
     records = [{} if one.record is None else RECORD_DEFAULTS | dict(one.record) for one in (query, reference)]
-    for what in ("model", "level", "center"):
+    digests = records[0].get("weights_digest", {}), records[1].get("weights_digest", {})
+    same = _same_weights(*digests, query.modality, reference.modality)  # whatever the name: a model that was saved
+    for what in ("level", "center") if same else ("model", "level", "center"):
         a, b = (record.get(what) for record in records)
         if a is not None and b is not None and a != b:
             raise ValueError(
@@ -136,12 +157,17 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
             f"{names[0]} and {names[1]} were made by two fits of {model!r}, whose axes differ: cosines between them "
             "are meaningless. Embed all sections in one table, or use a model that is not fitted to the section."
         )
-    a, b = (record.get("weights_digest", {}) for record in records)
-    if not _share_weights(a, b, query.modality, reference.modality):
+    if not _share_weights(*digests, query.modality, reference.modality):
         raise ValueError(
             f"{names[0]} and {names[1]} were made by models of one name, {model!r}, with different weights: cosines "
             "between them are meaningless. Embed both with the same weights."
         )
+
+
+def _same_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
+    """Whether the weights of all towers that made the vectors are known to be equal."""
+    towers = {*TOWERS[of_a], *TOWERS[of_b]}
+    return all(tower in a and a[tower] == b.get(tower) for tower in towers)
 
 
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
@@ -183,7 +209,8 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
         Name of the model, size of its embeddings, and hashes of its towers.
     """
     record = space.record or {}
-    if record.get("model", model) != model:
+    same = _same_weights(record.get("weights_digest", {}), towers, space.modality, "gene")
+    if record.get("model", model) != model and not same:
         raise ValueError(
             f"`{space.name}` was made by the model {record['model']!r}, but `model` is {model!r}. Give the same one."
         )

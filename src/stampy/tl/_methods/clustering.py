@@ -94,6 +94,8 @@ def find_domains(
     else:
         codes, how = _mixture(values, n_domains, max_domains, seed)
     codes = by_size(codes)
+    if method == "gmm" and n_domains is not None and (found := int(codes.max()) + 1) < n_domains:
+        _checks.warn(f"{found} instead of {n_domains} domains: the mixture assigns no spot to the other components.")
     return codes, {"n_domains": int(codes.max()) + 1, "n_dims": values.shape[1], **how}
 
 
