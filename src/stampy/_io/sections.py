@@ -263,8 +263,8 @@ def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[SectionInput]:
         for column in ("path", "image"):
             if is_address(row.get(column)):
                 raise ValueError(
-                    f"{path.name}, line {number}: {row[column]!r} is an address, where a `{column}` on this machine was "
-                    "expected. Download it first."
+                    f"{path.name}, line {number}: {row[column]!r} is an address, where a `{column}` on this machine "
+                    "was expected. Download it first."
                 )
         yield SectionInput(
             data=path.parent / row["path"],
