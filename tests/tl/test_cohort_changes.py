@@ -179,3 +179,12 @@ def test_results_without_counts_are_one_collection(folder, model, tmp_path, suff
     found = tl.collect_sections(tmp_path / "out")
     assert found.shape == (81, 0)
     assert len(found.obsm["X_stamp"]) == 81
+
+
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_an_address_in_a_manifest_is_named_as_one(folder, tmp_path, column):
+    cells = {"path": "a.h5ad", "image": "", column: "https://example.org/a.zarr"}
+    (folder / "m.tsv").write_text("path\timage\n" + "\t".join(cells.values()) + "\n")
+    with pytest.raises(ValueError, match=r"m\.tsv, line 2: 'https://example.org/a.zarr' is an address"):
+        tl.embed_sections(folder / "m.tsv", tmp_path / "out", **GENES)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,8 @@ import pandas as pd
 from stampy import _checks, _utils
 from stampy._section.libraries import SeveralSectionsError
 
+from .input_files import is_address
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -258,6 +260,12 @@ def _rows_of(table: pd.DataFrame, path: Path) -> Iterator[SectionInput]:
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
         if not row["path"]:
             raise ValueError(f"{path.name}, line {number}: `path` is empty.")
+        for column in ("path", "image"):
+            if is_address(row.get(column)):
+                raise ValueError(
+                    f"{path.name}, line {number}: {row[column]!r} is an address, where a `{column}` on this machine "
+                    "was expected. Download it first."
+                )
         yield SectionInput(
             data=path.parent / row["path"],
             name=row.get("name") or _name(path.parent / row["path"]),

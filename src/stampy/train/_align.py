@@ -94,7 +94,7 @@ def align(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model = stampy.train.align(section, folder, config=settings, device="cpu", progress=False)
     >>> model.image.width
-    704
+    1152
     """
     config = AlignConfig.of(config)
     if backbone is not None:

@@ -98,7 +98,8 @@ class View:
         pixels = _in_grey(pixels) if grey else pixels
         if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:  # pixel i covers [i, i + 1)
             corners = _apply(matrix, np.array([[left, top], [right, bottom]], dtype=float))
-            (x0, y0), (x1, y1), to_axes = *corners.tolist(), ax.transData
+            (x0, y0), (x1, y1) = corners.tolist()
+            to_axes = ax.transData
         else:  # rotated or reflected in the coordinate system
             (x0, y0), (x1, y1), to_axes = (left, top), (right, bottom), Affine2D(matrix) + ax.transData
         if alpha is not None and alpha < 1:  # pale on a dark page as well, where dark spots of low values stand out

@@ -63,6 +63,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # PEP 562: aliases for documentation tools, which evaluate annotations; at import they would import torch
+        if name == "ImageModel":
+            return models.Stamp | models.ImageSystem
+        if name == "Encoder":
+            return models.Stamp | models.ImageSystem | models.GeneSystem
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 BASELINES = ("pca", "pca-smoothed")  # fitted to the section; nothing is loaded
 
 
