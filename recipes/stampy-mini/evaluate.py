@@ -1,6 +1,7 @@
 """Evaluate a model on held-out sections: its embeddings compared with simple baselines.
 
     python recipes/stampy-mini/evaluate.py [MODEL] [--tables labelled retrieval mixing image_only] [--out FILE.md]
+    python recipes/stampy-mini/evaluate.py --tables image   # sections with images only, for a new image tower
 
 Prints Markdown tables. All embeddings are evaluated by the same protocol: linear probe (balanced accuracy, five
 spatially blocked folds), k-means with the number of labels (ARI, NMI, mean over three seeds), and image -> gene
@@ -87,17 +88,17 @@ def row(section, name, values, codes, xy, depth=None):
     folds = block_folds(xy)
     scores = probe_scores(codes, probe_predictions(values, codes, folds), folds)
     ari, nmi, spread = clusters(values, codes)
-    deep = "" if depth is None else f"{depth_explained(values, depth, regions(xy)):.2f}"
+    deep = "" if depth is None else f" {depth_explained(values, depth, regions(xy)):.2f} |"
     probe = scores["balanced_accuracy"].iloc[-1]
-    return f"| {section} | {name} | {probe:.3f} | {ari:.3f} ± {spread:.3f} | {nmi:.3f} | {deep} |"
+    return f"| {section} | {name} | {probe:.3f} | {ari:.3f} ± {spread:.3f} | {nmi:.3f} |{deep}"
 
 
-def labelled(model):
+def labelled(model, sections=tuple(LABELLED)):
     """Linear probe and clustering on the labelled sections."""
     yield "| section | embedding | balanced accuracy | ARI | NMI | depth R² |"
     yield "|---|---|---|---|---|---|"
-    for name, key in LABELLED.items():
-        adata = stampy.datasets.load(name)
+    for name in sections:
+        adata, key = stampy.datasets.load(name), LABELLED[name]
         modality = "fused" if name in WITH_IMAGE else "gene"
         stampy.tl.embed(adata, model, modality=modality, show_progress_bar=False)
         pca = PCA(50, random_state=0).fit_transform(log_counts(adata))
@@ -219,8 +220,8 @@ def colours(adata):
 
 def image_only(model):
     """A section with image and labels but without counts."""
-    yield "| section | embedding | balanced accuracy | ARI | NMI | |"
-    yield "|---|---|---|---|---|---|"
+    yield "| section | embedding | balanced accuracy | ARI | NMI |"
+    yield "|---|---|---|---|---|"
     adata = stampy.datasets.load(IMAGED)
     key = next(k for k in ("annot_type", "label") if k in adata.obs)
     stampy.tl.embed(adata, model, modality="image", show_progress_bar=False)
@@ -244,13 +245,22 @@ def retrieval(model):
         yield f"| {name} | {n} | " + " | ".join(f"{(rank < k).mean():.3f}" for k in (1, 5, 10)) + f" | {10 / n:.3f} |"
 
 
-TABLES = {f.__name__: f for f in (labelled, retrieval, mixing, image_only)}
+def image(model):
+    """The tables that depend on the image tower, for sections with images."""
+    yield from labelled(model, sorted(WITH_IMAGE))
+    for table in (retrieval, image_only):
+        yield ""
+        yield from table(model)
+
+
+FULL = (labelled, retrieval, mixing, image_only)
+TABLES = {f.__name__: f for f in (*FULL, image)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="stampy-mini")
-    parser.add_argument("--tables", nargs="*", default=["labelled", "retrieval", "mixing", "image_only"])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=[f.__name__ for f in FULL])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # coarse images are expected here
