@@ -48,7 +48,7 @@ def on_page(ax: Axes, color: str) -> tuple[float, float, float]:
 
 
 def page_of(ax: Axes) -> tuple[float, float, float]:
-    """Colour behind the axes: transparent axes show the figure, and a transparent figure a page on which text is legible.
+    """Colour behind the axes: transparent axes show the figure, a transparent figure a page on which text is legible.
 
     >>> from matplotlib.figure import Figure
     >>> page_of(Figure(facecolor="none").add_subplot(facecolor="none"))
