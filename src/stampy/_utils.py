@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_device",
+    "check_room",
     "chosen_seed",
     "column_of",
     "copy_of",
@@ -133,6 +134,23 @@ def copy_of(data: Data, table_key: str = _keys.TABLE) -> Data:
     return type(data).init_from_elements({**elements, table_key: copied}, attrs=data.attrs)
 
 
+def check_room(table: AnnData, key: str, new: Collection[tuple[str, str]]) -> None:
+    """Raise ValueError if a result named `key` cannot be written into the slots `new`, before it is computed.
+
+    A slot holds coordinates, images or records, the table is a view of a backed one, or `key` is no name.
+    """
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"`key_added` must be a name, found {key!r}.")
+    for slot, name in new:
+        if holds := RESERVED.get((slot, name)):
+            raise ValueError(f"`{slot}[{name!r}]` holds {holds} and must not be replaced. Choose another `key_added`.")
+    if table.is_view and table.isbacked:
+        raise ValueError(
+            "`adata` is a part of a table opened with `backed=`, into which nothing can be written. Load it first: "
+            "`adata[...].to_memory()`, or pass `copy=True`."
+        )
+
+
 def make_room(
     table: AnnData,
     key: str,
@@ -150,10 +168,9 @@ def make_room(
     Raises
     ------
     ValueError
-        A slot holds coordinates, images or records, the table is a view of a backed one, or `key` is no name.
+        As `check_room`.
     """
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"`key_added` must be a name, found {key!r}.")
+    check_room(table, key, new)
     records = table.uns.get(_keys.UNS, {})
     if field is not None and field in records.get(key, {}):
         own = new
@@ -161,8 +178,6 @@ def make_room(
               for slot in record.get("written", ()) for name in record["written"][slot]}  # fmt: skip
     replaced = []
     for slot, name in new:
-        if holds := RESERVED.get((slot, name)):
-            raise ValueError(f"`{slot}[{name!r}]` holds {holds} and must not be replaced. Choose another `key_added`.")
         if name not in getattr(table, slot) or (slot, name) in own:
             continue
         if (slot, name) in others:
@@ -173,11 +188,6 @@ def make_room(
         _checks.warn(
             f"Replaced by the result {key!r}: {', '.join(replaced)}. To keep earlier values, "
             "choose another `key_added`."
-        )
-    if table.is_view and table.isbacked:
-        raise ValueError(
-            "`adata` is a part of a table opened with `backed=`, into which nothing can be written. Load it first: "
-            "`adata[...].to_memory()`, or pass `copy=True`."
         )
     if table.is_view:
         _checks.warn(

@@ -135,6 +135,17 @@ def test_coordinates_images_and_records_are_not_replaced(section, slot):
     assert same(before, state(section))
 
 
+def test_key_and_place_of_an_embedding_are_checked_before_the_model_is_loaded(section, tmp_path, monkeypatch):
+    monkeypatch.setattr("stampy.tl._embed.loaded_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match="must not be replaced"):
+        tl.embed(section, key_added="spatial", modality="gene", **QUIET)
+    section.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match="to_memory"):
+        tl.embed(backed[:20], modality="gene", **QUIET)
+    backed.file.close()
+
+
 def test_replaced_values_of_the_user_are_named(section, model):
     settings = {"method": "kmeans", "use_rep": "X_a"}
     with pytest.warns(stampy.StampyWarning, match=r"Replaced by the result 'array_row': obs\['array_row'\]"):

@@ -16,7 +16,7 @@ from stampy import _checks, _keys, models
 from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
-from stampy._utils import table_of, with_columns
+from stampy._utils import check_room, table_of, with_columns
 from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
@@ -242,6 +242,8 @@ def _embed_one(
     written, adata = adata, with_columns(adata, request.table_key)
     table = table_of(adata, request.table_key)
     _checks.not_empty(table, genes=False)
+    if not copy:
+        check_room(table_of(written, request.table_key), request.key_added, [("obsm", request.key_added)])
     wanted = agreed_modality(request.modality, model)
     if wanted is not None:
         request.check_effect(wanted)
