@@ -140,6 +140,15 @@ def test_scores_and_their_page_differ_in_brightness(toy):
     assert min(brightness["dark_background"][0], brightness["dark_background"][-1]) > 0.5
 
 
+def test_transparent_axes_are_on_a_white_page(toy):
+    tl.probe(toy, "domain", use_rep="X", n_folds=2)
+    seen = []
+    for color in ("white", "none"):
+        with plt.rc_context({"axes.facecolor": color, "figure.facecolor": color}):
+            seen.append([line.get_color() for line in pl.probe(toy, show="bars").lines])
+    assert seen[0] == seen[1]
+
+
 def test_tissue_is_pale_on_a_dark_page(toy):
     def pixels(style):
         with plt.style.context(style):

@@ -335,6 +335,18 @@ def test_piece_of_an_adapted_section_is_recomputed(section):
     assert scores.loc["X_stamp", "thinned"]
 
 
+@pytest.mark.parametrize("context", [None, "neighbors"])
+def test_pieces_of_centred_sections_are_recomputed(context):
+    both = datasets.toy(n_spots=400, n_sections=2, image=False, rng=3)
+    tl.embed(both, center="section", context=context, library_key="section", **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="200 of 800 spots"):  # the only warning
+        scores = scores_of(both, "X_stamp", library_key="section", max_spots=200)["scores"]
+    assert scores.loc["X_stamp", "thinned"]
+    both.obsm["X_stamp"] = both.obsm["X_stamp"][np.random.default_rng(0).permutation(800)]
+    with pytest.warns(stampy.StampyWarning, match="or was changed"), pytest.warns(match="200 of 800 spots"):
+        scores_of(both, "X_stamp", library_key="section", max_spots=200)
+
+
 def test_sections_of_an_embedding_are_those_of_its_record():
     both = datasets.toy(n_spots=60, n_sections=2, image=False, rng=3)
     both.obsm["spatial"] = both.obsm["spatial"] + 1e5 * both.obs["section"].cat.codes.to_numpy()[:, None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stampy import _checks, _keys, _utils
-from stampy.pl._drawing.panel import on_page
+from stampy.pl._drawing.panel import on_page, page_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,7 @@ def _legend(figure: Figure, ax: Axes, scores: pd.DataFrame) -> None:
     )
     kinds += [("baseline", baseline, baseline)]
     if not scores["thinned"].all():
-        kinds += [("embedding without thinning: score too high", ours, ax.get_facecolor())]
+        kinds += [("embedding without thinning: score too high", ours, page_of(ax))]
     points = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=edge, markerfacecolor=face, label=label)
         for label, edge, face in kinds
@@ -134,7 +134,7 @@ def _draw(ax: Axes, scores: pd.DataFrame, name: str, *, named: bool) -> None:
     for y, label in enumerate(scores.index):
         colour = on_page(ax, OURS if scores.loc[label, "kind"] == "embedding" else BASELINE)
         bar = None if spread is None or np.isnan(spread[label]) else spread[label]
-        face = colour if scores.loc[label, "thinned"] else ax.get_facecolor()
+        face = colour if scores.loc[label, "thinned"] else page_of(ax)
         ax.errorbar(
             scores.loc[label, name], y, xerr=bar, fmt="o", color=colour, markerfacecolor=face, markersize=5, capsize=2
         )

@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from stampy import _checks
 from stampy.pl._drawing.paint import SAFE
-from stampy.pl._drawing.panel import on_page
+from stampy.pl._drawing.panel import on_page, page_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +167,7 @@ def _lines(ax: Axes, references: Mapping[str, Mapping[str, float]], keys: Sequen
         ax.annotate(  # on the left, where the curve is still above
             f"{lines[value]} {value:.2f}", (0, place), (2, 0), textcoords="offset points",
             xycoords=("axes fraction", "data"), va="center", fontsize="x-small", color=on_page(ax, "0.25"), zorder=1,
-            bbox={"facecolor": ax.get_facecolor(), "alpha": 0.8, "edgecolor": "none", "pad": 0},
+            bbox={"facecolor": page_of(ax), "alpha": 0.8, "edgecolor": "none", "pad": 0},
         )  # fmt: skip
 
 

@@ -13,12 +13,14 @@ from scipy import sparse
 
 import stampy
 from stampy import _checks, _keys
+from stampy._section.neighbors import graph
 from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import gene_columns
 
+from ._embedding.context import N_NEIGHBORS
 from ._embedding.encoders import loaded_model
 from ._embedding.spaces import check_one_space
 from ._evaluation.folds import int_seed
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Judgement", "evaluate", "judged"]
 
 logger = logging.getLogger(__name__)
+
+LEAST_INNER = 20  # spots, for a comparison without the edges of a piece
 
 
 class Judgement(TypedDict):
@@ -193,7 +197,7 @@ def judged(
         table[rows, is_gene], counts, xy[rows], sections[rows], n_genes,
         columns=tuple(columns), carried=tuple(job.key for job in recomputed if job.fused),
     )  # fmt: skip
-    jobs = _confirmed(part, jobs, adata, layer, table_key)
+    jobs = _confirmed(part, jobs, _inner(xy, sections, rows), adata, layer, table_key)
     _warn_of_unfair(jobs)
     found = [scores_of_split(part, jobs, r, stability=stability) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
@@ -257,20 +261,36 @@ def _named(jobs: dict[str, Job]) -> dict[str, Job]:
     return jobs
 
 
+def _inner(xy: np.ndarray, sections: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+    """Which evaluated spots (m,) have all their neighbours among them; None if all spots are evaluated."""
+    if len(rows) == len(xy):
+        return None
+    left_out = np.ones(len(xy))
+    left_out[rows] = 0
+    inner = np.asarray(graph(xy, N_NEIGHBORS, sections)[rows] @ left_out == 0)
+    return inner if inner.sum() >= LEAST_INNER else np.ones_like(inner)
+
+
 def _confirmed(
-    part: JudgedSpots, jobs: dict[str, Job], adata: AnnData | SpatialData, layer: str | None, table_key: str
+    part: JudgedSpots,
+    jobs: dict[str, Job],
+    inner: np.ndarray | None,
+    adata: AnnData | SpatialData,
+    layer: str | None,
+    table_key: str,
 ) -> dict[str, Job]:
     """Jobs that reproduce the stored vectors from all molecules; other stored vectors are judged unchanged."""
     whole, found = part.with_counts(part.counts, part.carried), dict(jobs)
-    is_piece = whole.n_obs < table_of(adata, table_key).n_obs
+    compared = slice(None) if inner is None else inner
     for name, job in jobs.items():
         if not isinstance(job, Recomputed):
             continue
         with warnings.catch_warnings():  # shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
             try:  # a model adapted to all spots is not that of a piece
-                values = job(whole, job.fitted_to(adata, layer, table_key) if is_piece else None)
-                why = job.differs(values, _checks.embedding(part.table, name))
+                sections = None if inner is None else _checks.libraries(whole, job.library_key)[0][inner]
+                values = job(whole, job.fitted_to(adata, layer, table_key) if inner is not None else None)
+                why = job.differs(values[compared], _checks.embedding(part.table, name)[compared], sections)
             except ValueError as error:
                 why = f"embedding it again failed: {error}"
         if why:

@@ -41,10 +41,28 @@ def on_page(ax: Axes, color: str) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
     red, green, blue = to_rgb(color)
-    if np.dot(to_rgb(ax.get_facecolor()), LUMINANCE) > 0.5:
+    if np.dot(page_of(ax), LUMINANCE) > 0.5:
         return red, green, blue
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
     return colorsys.hls_to_rgb(hue, 1 - lightness, saturation)
+
+
+def page_of(ax: Axes) -> tuple[float, float, float]:
+    """Colour behind the axes: transparent axes show the figure, a transparent figure a page on which text is legible.
+
+    >>> from matplotlib.figure import Figure
+    >>> page_of(Figure(facecolor="none").add_subplot(facecolor="none"))
+    (1.0, 1.0, 1.0)
+    """
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgb, to_rgba
+
+    page = np.full(3, float(np.dot(to_rgb(rcParams["text.color"]), LUMINANCE) < 0.5))
+    for color in (ax.get_figure(root=True).get_facecolor(), ax.get_facecolor()):
+        *rgb, alpha = to_rgba(color)
+        page = alpha * np.array(rgb) + (1 - alpha) * page
+    red, green, blue = page.tolist()
+    return red, green, blue
 
 
 def side(ax: Axes, paint: Paint, *, titled: bool) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recomputed", "StoredVectors", "agreement", "job_of"]
 
-SAME = 0.98  # agreement of vectors made in the same way; neighbours may differ at the edges of a piece
+SAME = 0.98  # least agreement of vectors made in the same way
 SAME_PCA = 0.5  # minor components change with few spots
 N_COMPARED = 500  # spots
 
@@ -102,15 +102,29 @@ class Recomputed:
             in_context="context" in fit,
         )  # fmt: skip
 
-    def differs(self, values: np.ndarray, stored: np.ndarray) -> str:
-        """How values computed from all molecules differ from the stored ones; "" if they agree."""
+    def differs(self, values: np.ndarray, stored: np.ndarray, sections: np.ndarray | None = None) -> str:
+        """How values computed from all molecules differ from the stored ones; "" if they agree.
+
+        `sections` of the spots are given for pieces of sections: centring subtracts the mean of a whole section, not
+        of its piece, so both means are removed before the comparison.
+        """
+        if sections is not None and self.record.get("center"):
+            values, stored = (_less_means(x, sections) for x in (values, stored))
         r = agreement(values, stored)
         if r >= (SAME_PCA if self.record["model"] in BASELINES else SAME):
             return ""
         return (
-            f"embedded again, it differs from `obsm`, with a correlation of {r:.2f}: it was made from other counts, "
-            "genes, spots or sections, or was changed"
+            f"embedded again, it differs from `obsm`, with a correlation of {np.floor(1000 * r) / 1000:.3f}: it was "
+            "made from other counts, genes, spots or sections, or was changed"
         )
+
+
+def _less_means(values: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Values (n, d) without the mean of each section."""
+    found = values.astype(np.float64)
+    for section in np.unique(sections):
+        found[sections == section] -= found[sections == section].mean(axis=0)
+    return found
 
 
 def job_of(table: AnnData, key: str, library_key: str | None, model: Encoder | None) -> Recomputed | StoredVectors:
