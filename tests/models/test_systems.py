@@ -340,6 +340,8 @@ def test_sizes_of_stamp_nicheformer_and_mini():
         image = patch + sum(p.numel() for p in model.patch_head.parameters())
         if name == "mini":
             assert gene + image == models.card("stampy-mini").parameters
+            features = model.gene_head.in_features + model.patch_head.in_features
+            assert features == models.card("stampy-mini").feature_dim
         else:
             assert encoder == models.card("nicheformer").parameters
             counted = [models.card(f"stamp-{x}").parameters for x in "gvf"]

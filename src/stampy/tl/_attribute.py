@@ -163,14 +163,7 @@ def attribute(
     labels = None if groupby is None else _labels(table, groupby, groups, target)
     check_loadable(model, device)
     counts_of(table, layer)
-    space = (
-        None if target == "embedding" else space_of(table, embedding_key, "gene" if target == "cluster" else "image")
-    )
-    loaded = loaded_stamp(model, device)
-    if target == "match" and loaded.image is None:
-        raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
-    if space is not None:
-        check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
+    space, loaded = _space_and_model(table, embedding_key, target, model, device)
     vocabulary = vocabulary_of(loaded)
     match = match_genes(table, vocabulary, organism, layer)
     asked = _selected_genes(genes, loaded, match, organism)
@@ -201,6 +194,21 @@ def attribute(
     }
     layers = {key_added: _spread(found, spots, table.n_obs)} if per_spot else {}
     return write_result(adata, Result(key_added, record, layers=layers), copy=copy, table_key=table_key)
+
+
+def _space_and_model(
+    table: AnnData, embedding_key: str, target: str, model: str | Path | models.Stamp, device: str | torch.device | None
+) -> tuple[Space | None, models.Stamp]:
+    """Stored vectors that the target is compared with, and the loaded model; ValueError if they do not fit together."""
+    space = None
+    if target != "embedding":
+        space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
+    loaded = loaded_stamp(model, device)
+    if target == "match" and loaded.image is None:
+        raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
+    if space is not None:
+        check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
+    return space, loaded
 
 
 def _tokens(
