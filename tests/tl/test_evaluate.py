@@ -328,6 +328,13 @@ def test_model_adapted_to_another_section_is_not_fitted_again(section):
     pd.testing.assert_frame_equal(found, scores_of(section, by_hand)["scores"])
 
 
+@pytest.mark.parametrize("effect", [1, 2])
+def test_adapted_sections_are_recomputed_without_a_warning(effect):
+    table = datasets.toy(n_spots=300, effect=effect, image=False)
+    tl.embed(table, adapt=True, **QUIET)
+    assert scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+
+
 def test_piece_of_an_adapted_section_is_recomputed(section):
     table = tl.embed(section, adapt=True, copy=True, **QUIET)
     with pytest.warns(stampy.StampyWarning, match="100 of 200 spots"):

@@ -144,6 +144,8 @@ def _reduced(adata: AnnData) -> str:
     selected = adata.var.get("highly_variable")
     if selected is None or not len(selected) or not selected.eq(True).all():
         return ""
+    if adata.raw is not None and adata.raw.n_vars <= adata.n_vars:  # a panel smaller than the number of genes asked for
+        return ""
     more = f" (`adata.raw` has {adata.raw.n_vars})" if adata.raw is not None else ""
     return (
         f"All {adata.n_vars} genes are marked in `adata.var['highly_variable']`, so the other genes seem to have been "

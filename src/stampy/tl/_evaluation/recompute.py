@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Recomputed", "StoredVectors", "agreement", "job_of"]
 
 SAME = 0.98  # least agreement of vectors made in the same way
+SAME_FIT = 0.9  # of a model fitted to the section again, whose minor axes depend on the random start of the solver
 SAME_PCA = 0.5  # minor components change with few spots
 N_COMPARED = 500  # spots
 
@@ -89,13 +90,19 @@ class Recomputed:
             )  # fmt: skip
         return table.obsm[name]
 
+    @property
+    def fits_again(self) -> bool:
+        """Whether the model is one adapted to sections, and not given itself."""
+        fit = self.record.get("adapted")
+        return bool(fit) and not isinstance(self.model, str) and self.model.name != self.record["model"]
+
     def fitted_to(
         self, data: AnnData | SpatialData, layer: str | None = None, table_key: str = _keys.TABLE
     ) -> Encoder | str:
         """The model; an adapted one is fitted with the recorded settings, unless it was given itself."""
-        fit = self.record.get("adapted")
-        if not fit or isinstance(self.model, str) or self.model.name == self.record["model"]:
+        if isinstance(self.model, str) or not self.fits_again:
             return self.model
+        fit = self.record["adapted"]
         return fitted(
             self.model, [data], layer=layer, library_key=self.library_key, table_key=table_key,
             organism=self.record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
@@ -111,7 +118,8 @@ class Recomputed:
         if sections is not None and self.record.get("center"):
             values, stored = (_less_means(x, sections) for x in (values, stored))
         r = agreement(values, stored)
-        if r >= (SAME_PCA if self.record["model"] in BASELINES else SAME):
+        least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if self.fits_again else SAME
+        if r >= least:
             return ""
         return (
             f"embedded again, it differs from `obsm`, with a correlation of {np.floor(1000 * r) / 1000:.3f}: it was "
