@@ -300,9 +300,7 @@ def libraries(adata: AnnData, library_key: str | None) -> tuple[np.ndarray, list
     has_key(adata.obs, library_key, slot="adata.obs", needs="`library_key` names the column that contains the section.")
     column = adata.obs[library_key]
     if column.dtype.kind == "f" and (column.dropna() % 1).any():
-        raise ValueError(
-            f"`adata.obs[{library_key!r}]` must contain labels, found numbers. Name the column of sections."
-        )
+        raise ValueError(f"`adata.obs[{library_key!r}]` must contain labels, found numbers. Give the sections' column.")
     column = column.astype("category")
     if column.isna().any():
         raise ValueError(
