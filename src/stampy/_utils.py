@@ -243,7 +243,7 @@ def torch_generator(rng: int | np.random.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(int(generator(rng).integers(2**63)))
 
 
-DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla"  # types of torch devices that run a model
+DEVICES = "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla"  # types of torch devices that run a model
 
 
 def check_device(value: object) -> None:
