@@ -58,7 +58,8 @@ def page_of(ax: Axes) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb, to_rgba
 
     page = np.full(3, float(np.dot(to_rgb(rcParams["text.color"]), LUMINANCE) < 0.5))
-    for color in (ax.get_figure(root=True).get_facecolor(), ax.get_facecolor()):
+    figure = ax.get_figure(root=True)
+    for color in (*(() if figure is None else (figure.get_facecolor(),)), ax.get_facecolor()):
         *rgb, alpha = to_rgba(color)
         page = alpha * np.array(rgb) + (1 - alpha) * page
     red, green, blue = page.tolist()
