@@ -499,7 +499,13 @@ def test_spots_and_embeddings_that_are_all_alike(toy):
 
 def test_an_empty_image_is_not_drawn(toy):
     few = odd(toy, with_picture(np.zeros((0, 5, 3), np.uint8)))
-    assert not pl.spatial(few).images
+    with pytest.warns(stampy.StampyWarning, match="Image 'hires' is empty: 0 x 5 px. The spots are drawn"):
+        assert not pl.spatial(few).images
+    with pytest.warns(stampy.StampyWarning, match="Only genes are embedded.*Image 'hires' is empty"):
+        tl.embed(few, show_progress_bar=False)
+    assert "X_stamp_image" not in few.obsm
+    placeholder = odd(toy, with_picture(np.zeros((0, 0, 3), np.uint8)))
+    assert not pl.spatial(placeholder).images
     with pytest.raises(ValueError, match="Image 'array' is empty: 0 x 5 px"):
         pp.tiles(few, image=np.zeros((0, 5, 3), np.uint8), um_per_px=2.0)
 

@@ -35,6 +35,7 @@ __all__ = [
 REFUSED = "refused_image_path"  # replaces `source_image_path` in memory, never on disk; see `image.choose`
 _PARTS = ("images", "scalefactors", "metadata")
 _IS_SINGLE = "is_single"  # flag of CELLxGENE: whether the table contains a single section
+MAX_CHANNELS = 4  # longest side of an array without pixels, e.g. (0, 0, 3)
 
 
 class Library(TypedDict, total=False):
@@ -101,9 +102,15 @@ def has_image(library: Library) -> bool:
 
 
 def images_of(library: Mapping[str, object]) -> dict[str, object]:
-    """Images of an entry of ``uns["spatial"]``, without placeholders (None, empty arrays)."""
+    """Images of an entry of ``uns["spatial"]``, without placeholders (None, arrays without any side)."""
     images = cast("Mapping[str, object]", library.get("images", {}))
-    return {key: image for key, image in images.items() if image is not None and 0 not in getattr(image, "shape", ())}
+    return {key: image for key, image in images.items() if image is not None and not _is_placeholder(image)}
+
+
+def _is_placeholder(image: object) -> bool:
+    """Whether an array is empty along all sides; an image cropped to nothing, e.g. (0, 600, 3), is an error later."""
+    shape = getattr(image, "shape", ())
+    return 0 in shape and max(shape) <= MAX_CHANNELS
 
 
 def named_file(image: object) -> str:
