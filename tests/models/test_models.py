@@ -235,7 +235,7 @@ def test_config_of_another_model(saved):
     with pytest.raises(ValueError, match="do not fit the model"):
         models.load(saved)
     change(saved, gene=gene | {"colour": 3})
-    with pytest.raises(ValueError, match="Unknown fields"):
+    with pytest.raises(ValueError, match="no setting 'colour' in GeneConfig"):
         models.load(saved)
 
 

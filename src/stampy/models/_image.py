@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
+from stampy._field_names import checked_names
 
 from ._limits import check_image
 from ._stem import STEM, RegionFeatures, StemEncoder
@@ -24,6 +25,7 @@ __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
     """Settings of an image tower and its input; the defaults are those of the paper (UNI's architecture).

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stampy._field_names import checked_names, known_field
+
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig, ImageEncoder, image_encoder
 from ._limits import check_gene, check_image
@@ -28,6 +30,7 @@ __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 _LARGEST_SIZE = 2**20
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StampConfig:
     """Settings of a `Stamp`: its towers and the size of their shared space.
@@ -73,8 +76,8 @@ def _build(kind: type, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__} must be given by names and values, found {values!r}.")
     usual = {f.name: getattr(kind(), f.name) for f in fields(kind)}
-    if unknown := set(values) - set(usual):
-        raise ValueError(f"Unknown fields {sorted(unknown)} for {kind.__name__}; it has {sorted(usual)}.")
+    for name in values:
+        known_field(name, usual, where=kind.__name__)
     values = {k: tuple(v) if isinstance(usual[k], tuple) and isinstance(v, list) else v for k, v in values.items()}
     for name, value in values.items():
         _check_field(name, value, usual[name])

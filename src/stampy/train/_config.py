@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from stampy._checks import existing, known_field, one_of
+from stampy._checks import existing, one_of
+from stampy._field_names import checked_names, known_field
 from stampy._settings import settings
 from stampy.models._backbone_names import check_backbone
 
@@ -161,6 +162,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{str(path)!r} is not a JSON file: {error}.") from error
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(_StageConfig):
     """Settings of stage 1: reconstruct genes of a spot from its other genes and from its neighbours (section 3.2).
@@ -212,9 +214,9 @@ checkpoint_activations, compile, prefetch
     --------
     >>> PretrainConfig.of({"width": 192}).width
     192
-    >>> PretrainConfig.of({"widht": 192})
+    >>> PretrainConfig(learning_rate=1e-3)
     Traceback (most recent call last):
-    ValueError: ...
+    TypeError: There is no setting 'learning_rate' in PretrainConfig. Did you mean 'lr'? ...
     """
 
     width: int = 512
@@ -265,6 +267,7 @@ checkpoint_activations, compile, prefetch
             )
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig(_StageConfig):
     """Settings of stage 2: image and gene embeddings are aligned with four losses of equal weight (section 3.3).
