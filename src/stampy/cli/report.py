@@ -17,6 +17,7 @@ from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
 from stampy.cli.domain_summary import top_genes
+from stampy.cli.early_checks import checked_file
 from stampy.cli.options import in_options
 from stampy.cli.pages import Maps, Picture, maps_of, percent_of, png_of, render
 
@@ -135,10 +136,7 @@ def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The report must end in .html, found {path.name!r}.")
     _checks.at_least("n_genes", n_genes, 1)
-    _checks.replaceable(path, overwrite=overwrite)
-    if path.is_dir() and not path.is_symlink():
-        raise FileExistsError(f"{str(path)!r} is a folder; it is not changed. Choose another name.")
-    return path
+    return checked_file(path, overwrite=overwrite)
 
 
 def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: str | None) -> None:
