@@ -236,7 +236,7 @@ def test_wrong_inputs_of_plots_are_named():
 
 def two_sections():
     """Two sections whose domains agree with the labels in the first only."""
-    xy = np.concatenate([spots(), spots() + [400, 0]])
+    xy = np.concatenate([spots(), spots() + np.array([400, 0])])
     adata = table(xy)
     n = len(xy)
     adata.obsm["spatial"] = xy
