@@ -365,6 +365,30 @@ def test_sections_of_an_embedding_are_those_of_its_record():
         assert not scores_of(both)["scores"].loc["X_stamp", "thinned"]
 
 
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({"context": "neighbors"}, "each vector is a mean over a spot and its nearest spots"),
+        ({"context": "neighbors", "adapt": True}, "its model was fitted to all of them, and each vector is a mean"),
+    ],
+)
+def test_subsets_say_which_spots_are_missing(section, options, how):
+    table = tl.embed(section, copy=True, **options, **QUIET)
+    part = table[np.random.default_rng(0).permutation(table.n_obs) < 60].copy()
+    expected = rf"it was made from 200 spots, of which this table has 60: {how}.*evaluate before you take a subset"
+    with pytest.warns(stampy.StampyWarning, match=expected) as told:
+        found = scores_of(part, "X_stamp")["scores"]
+    assert not found.loc["X_stamp", "thinned"]
+    assert len(told) == 1
+    tl.embed(part, **options, **QUIET)  # the remedy
+    assert scores_of(part, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+
+
+def test_subset_of_an_embedding_of_single_spots_is_recomputed(section):
+    part = section[:80].copy()
+    assert scores_of(part, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+
+
 BASE = ["PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed", "position alone"]
 FIGURES = st.lists(st.floats(0, 0.6), min_size=6, max_size=6)
 

@@ -30,6 +30,7 @@ from ._embedding.encoders import (
     image_model,
     is_baseline,
     loaded_model,
+    warn_of_other_use,
 )
 from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
@@ -184,6 +185,7 @@ def embed(
     Warns
     -----
     StampyWarning
+        A model that was adapted for use in context, without `context`, or the reverse.
         Spots without counts in the vocabulary, whose gene vector is all zeros. An image that is too coarse for the
         model or does not look like H&E, and whether only genes are embedded for this reason.
 
@@ -261,6 +263,7 @@ def _embed_one(
         found, record = _by_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
+        warn_of_other_use(loaded, request)
         modality, tiles = _choose(adata, loaded, request, modality, is_requested=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
     if request.center is not None:
@@ -270,6 +273,7 @@ def _embed_one(
         found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
     if request.library_key is not None:
         record["library_key"] = request.library_key
+    record["n_spots"] = table.n_obs  # a subset has other neighbours, means and fits
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed

@@ -59,6 +59,7 @@ __all__ = [
     "match_genes",
     "stamp_of",
     "vocabulary_of",
+    "warn_of_other_use",
 ]
 
 logger = logging.getLogger(__name__)
@@ -255,6 +256,24 @@ def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
 
 
 SEED = 0
+
+
+def warn_of_other_use(model: Encoder, request: Request) -> None:
+    """Warn about a model that was adapted for single spots and is used in context, or the reverse."""
+    fit = model.adapted if isinstance(model, models.Stamp) else None
+    if not fit or ("context" in fit) == (request.context is not None) or request.modality == "image":
+        return
+    if request.context is not None:
+        _checks.warn(
+            f"The model {model.name!r} was adapted for single spots, but is used in context "
+            f"(context={request.context!r}), for which other axes are fitted. Omit `context`, or adapt with "
+            "`stampy.train.adapt(..., context='neighbors')`."
+        )
+    elif fit["strength"] > 0:  # otherwise it is the model itself
+        _checks.warn(
+            f"The model {model.name!r} was adapted for use in context, but is used for single spots, for which other "
+            "axes are fitted. Pass `context='neighbors'`, or adapt with `stampy.train.adapt` without `context`."
+        )
 
 
 def adapted_to(
