@@ -153,7 +153,7 @@ def test_shortened_warm_up_warns():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": "spectral"}, "start='spectral' has no effect: the model to start from has an image tower"),
+        ({"start": "spectral"}, "start='spectral' has no effect: the model to start from has an image encoder"),
         ({"pretrained": True}, "pretrained=True has no effect"),
         ({"backbone": "vit_small_patch16_224"}, "backbone='vit_small_patch16_224' has no effect"),
         ({"backbone_kwargs": {"depth": 3}}, "backbone_kwargs={'depth': 3} has no effect"),

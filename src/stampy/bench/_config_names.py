@@ -133,7 +133,7 @@ TASKS: dict[str, TaskKind] = {
         choices={"methods": ("ridge", "linear", "hest", "knn"), "transform": ("log1p_cp10k", "log1p", "none")},
     ),
     "masked": TaskKind(
-        about="masked genes, predicted by the gene tower",
+        about="masked genes, predicted by the gene encoder",
         metrics={"top1": "top-1", "top10": "top-10", "majority_top1": "most frequent, top-1",
                  "majority_top10": "most frequent, top-10"},
         shown=("top1", "top10", "majority_top1", "majority_top10"), needs=("counts",),

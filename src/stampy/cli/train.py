@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _pretrain_options(commands: Commands) -> None:
-    add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
+    add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene encoder.").add_argument
     _training_options(add)
     common_options(add)
     add(
@@ -47,12 +47,12 @@ def _pretrain_options(commands: Commands) -> None:
 
 
 def _align_options(commands: Commands) -> None:
-    about = "Stage 2: train an image tower and align both."
+    about = "Stage 2: train an image encoder and align both."
     add = command(commands, "align", _align, about).add_argument
     _training_options(add)
     common_options(add)
     model_option(add)
-    add("--backbone", metavar="NAME", help="a timm ViT with its weights, to replace the model's image tower")
+    add("--backbone", metavar="NAME", help="a timm ViT with its weights, to replace the model's image encoder")
 
 
 def _evaluate_options(commands: Commands) -> None:

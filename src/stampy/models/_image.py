@@ -28,7 +28,7 @@ _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, Runti
 @checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """Settings of an image tower and its input; the defaults are those of the paper (UNI's architecture).
+    """Settings of an image encoder and its input; the defaults are those of the paper (UNI's architecture).
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class ImageConfig:
 
     @property
     def surroundings(self) -> bool:
-        """Whether the input of the tower is each tile with the surrounding region of three times its edge."""
+        """Whether the input of the encoder is each tile with the surrounding region of three times its edge."""
         return self.backbone == STEM
 
 
@@ -190,7 +190,7 @@ def _of_regions(found: ImageOutput) -> RegionFeatures:
 
 
 def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
-    """Image tower with these settings and new weights; ValueError if it cannot be built."""
+    """Image encoder with these settings and new weights; ValueError if it cannot be built."""
     if not config.surroundings:
         return ImageEncoder(config)
     check_image(config)

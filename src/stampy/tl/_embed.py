@@ -1,4 +1,4 @@
-"""`tl.embed`: arguments, section, choice of modality, towers, result, in this order."""
+"""`tl.embed`: arguments, section, choice of modality, encoders, result, in this order."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def embed(
         Scale of the full-resolution image, if the scale factors do not state it. See `stampy.pp.tiles`.
     level
         ``"embedding"``: projected into the shared space of genes and images (or text), L2 norm 1. ``"feature"``: the
-        outputs of the towers before the projection. Both are equal for models without a projection.
+        outputs of the encoders before the projection. Both are equal for models without a projection.
     context
         ``"neighbors"``: each vector is the mean over a spot and its six nearest spots in the same section, scaled to L2
         norm 1 again. This reduces noise and blurs borders; the model's card states its effect. None: a spot's vector
@@ -202,7 +202,7 @@ def embed(
     Notes
     -----
     The paper does not state how it fuses both vectors. stampy concatenates the two unit vectors, so that both
-    contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the towers.
+    contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the encoders.
 
     Examples
     --------
@@ -305,7 +305,7 @@ def _choose(
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_requested and model.image is None and request.image is None:
-        _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
+        _checks.warn(f"The model {model.name!r} has no image encoder: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
@@ -343,7 +343,7 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
 def _by_model(
     model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
 ) -> tuple[Vectors, Record]:
-    """Vectors from the towers of a model, and their record."""
+    """Vectors from the encoders of a model, and their record."""
     precision = Tower(model, table.n_obs, request.precision).precision
     record = _origin(model, precision, tiles, modality, request.level)
     if not request.normalize:

@@ -275,13 +275,13 @@ class AlignConfig(_StageConfig):
     Parameters
     ----------
     backbone, backbone_kwargs
-        Image tower for a model without image tower, a timm ViT: see `stampy.models.ImageConfig`. None:
-        ``"vit_large_patch16_224"``. For a model with an image tower they raise an error, unless they are its own
+        Image encoder for a model without image encoder, a timm ViT: see `stampy.models.ImageConfig`. None:
+        ``"vit_large_patch16_224"``. For a model with an image encoder they raise an error, unless they are its own
         settings.
     pretrained
-        Start an added image tower from the backbone's own weights.
+        Start an added image encoder from the backbone's own weights.
     start
-        Initialisation of an added image tower: ``"random"``, or ``"spectral"``, with features that are the principal
+        Initialisation of an added image encoder: ``"random"``, or ``"spectral"``, with features that are the principal
         components of image patches, including colours; for small ViTs and few sections.
     epochs
         Passes over the spots.
@@ -293,7 +293,7 @@ class AlignConfig(_StageConfig):
     augment
         Rotate and reflect tiles (a patch and its region in the same way) and vary their colours.
     frozen
-        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` to train an image tower
+        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` to train an image encoder
         for fixed gene embeddings.
     trainable
         Patterns of parameter names, such as ``("*_head.*", "image.base_model.blocks.11.*")``; only these are trained.
@@ -365,7 +365,7 @@ class AlignConfig(_StageConfig):
                 f"`accumulate` must be at most `pairs_per_batch`, found {self.accumulate} and {self.pairs_per_batch}."
             )
         if self.start == "spectral" and self.pretrained:
-            raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image tower.")
+            raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image encoder.")
         if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
             raise no_effect_error(
                 f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Omit it, or use 'lora'."

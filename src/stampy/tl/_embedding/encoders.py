@@ -134,7 +134,7 @@ def _packaged_model(name: str, device: str) -> models.Stamp:
 
 
 def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
-    """Load `model`; ValueError unless it is a `stampy.models.Stamp`, whose gene tower accepts gene lists."""
+    """Load `model`; ValueError unless it is a `stampy.models.Stamp`, whose gene encoder accepts gene lists."""
     return stamp_of(loaded_model(model, device))
 
 
@@ -175,9 +175,9 @@ def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
 
 
 def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:
-    """Return `model` if it has an image tower; otherwise ValueError, whose message ends with `otherwise`."""
+    """Return `model` if it has an image encoder; otherwise ValueError, whose message ends with `otherwise`."""
     if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
-        raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
+        raise ValueError(f"The model {model.name!r} has no image encoder. {otherwise}")
     return model
 
 
@@ -209,11 +209,11 @@ _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyD
 
 
 def digest_of_towers(model: Encoder) -> dict[str, str]:
-    """Hash of the weights of each tower, by modality; computed once for a state of the weights.
+    """Hash of the weights of each encoder, by modality; computed once for a state of the weights.
 
-    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their tower,
-    the vocabulary to the gene tower; settings are not included. A tower whose weights are not all plain tensors, such
-    as a quantised one, has no hash.
+    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their encoder,
+    the vocabulary to the gene encoder; settings are not included. An encoder whose weights are not all plain tensors,
+    such as a quantised one, has no hash.
     """
     weights = dict(model.state_dict())
     state = [_state_of(name, tensor) for name, tensor in weights.items() if _is_plain(tensor)]
