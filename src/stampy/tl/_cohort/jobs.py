@@ -207,7 +207,7 @@ def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> R
     """Label-free verdict, or the reason why the section cannot be evaluated."""
     from stampy.tl._evaluation.judge import judge
 
-    of = {n: plan.options[n] for n in ("library_key", "layer", "organism", "level", "context") if n in plan.options}
+    of = {n: plan.options[n] for n in ("library_key", "layer") if n in plan.options}
     try:
         with warnings.catch_warnings():  # shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
