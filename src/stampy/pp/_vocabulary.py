@@ -299,7 +299,7 @@ def _approved(means: pd.DataFrame) -> pd.DataFrame:
     kept = means[means["gene_id"].isin(human.of_id)]
     if kept.empty:
         raise ValueError(
-            f"None of the {len(means)} genes is a human gene approved by HGNC with an Ensembl id; pass `approved=False`."
+            f"None of the {len(means)} genes is approved by HGNC and has a human Ensembl id; pass `approved=False`."
         )
     return kept.assign(symbol=[human.symbols[human.of_id[gene_id]] for gene_id in kept["gene_id"]])
 
