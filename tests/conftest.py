@@ -140,9 +140,9 @@ def model(vocabulary):
 
 @pytest.fixture(scope="session")
 def aligned(toy, vocabulary):
-    """A small model with a gene tower trained briefly to separate the toy section's domains, and the section.
+    """A small model with a gene encoder trained briefly to separate the toy section's domains, and the section.
 
-    The section is embedded; image embeddings of a classifier of tile colours replace those of a trained image tower.
+    The section is embedded; image embeddings of a classifier of tile colours replace those of a trained image encoder.
     """
     import numpy as np
     import torch

@@ -49,7 +49,8 @@ def test_layers(layer):
 
 
 @pytest.mark.parametrize(
-    "name", ["_keys", "_checks", "_utils", "_files", "_imports", "_locks", "_labels", "_settings", "_workers"]
+    "name",
+    ["_keys", "_checks", "_utils", "_files", "_field_names", "_imports", "_locks", "_labels", "_settings", "_workers"],
 )
 def test_bottom_layer_imports_no_subpackage(name):
     assert not set(imported(SOURCE / f"{name}.py")) & set(MAY_IMPORT)

@@ -5,7 +5,7 @@ set -euo pipefail
 config=${1:-recipes/bench/here.json}
 out=${2:-build/bench}
 python -m stampy bench run "$config" --out "$out"
-python -m stampy bench table "$out" --sections --out "$out/tables.md" --picture docs/_static/benchmark.png
+python -m stampy bench table "$out" --sections --out "$out/tables.md" --picture docs/_static/benchmark.png --overwrite
 {
   printf '```{image} _static/benchmark.png\n:alt: Scores of all systems, a row of panels for each data set\n```\n\n'
   cat "$out/tables.md"

@@ -9,6 +9,8 @@
 training), and of the training cortex, of which there is one section, the right third; further sections and a strip of
 the cortex choose the step. ``patients``: all sections of F and G are left out; F chooses the step for G, G for F.
 
+Runs "without order" have no position embeddings: they predict from the set of visible genes, not from their ranks.
+
 Every run appends a line of JSON: its settings, and losses along the run at hidden positions (15 % of a spot's 512, the
 same in every run) of left-out sections, for the model and beside it for guesses by frequency: in all training sections,
 in the patient's other sections, and in the section itself. ``evaluate_only``: sections that no setting was chosen on.
@@ -48,8 +50,10 @@ SECTIONS = {
 PATIENTS = {"reported": ("HER2ST_G1", "HER2ST_G2", "HER2ST_G3"), "choosing": ("HER2ST_F1", "HER2ST_F2", "HER2ST_F3")}
 MEASURED, FRACTION, EVERY, PATIENCE = 120, 0.15, 25, 8
 SMALL = {"width": 128, "depth": 2, "heads": 4, "feedforward": 256, "dropout": 0.1}
-RUN = {"breast": False, "start": "random", "frozen": False, "thin": False, "cgr": False, "hide": "varied",
-       "positions": 256, "lr": 1e-3, "weight_decay": 0.05, "batch": 198, "steps": 600, "seed": 0}  # fmt: skip
+RUN = {"breast": False, "start": "random", "frozen": False, "order": True, "thin": False, "cgr": False,
+       "hide": "varied", "positions": 256, "lr": 1e-3, "weight_decay": 0.05, "batch": 198, "steps": 600,
+       "seed": 0}  # fmt: skip
+WITHOUT_ORDER = {"order": False, "steps": 5000}
 
 
 def jobs_of() -> list[dict]:
@@ -72,6 +76,12 @@ def jobs_of() -> list[dict]:
         {"name": "linear, breast alone", "components": 64, "steps": 2500, "seed": 0, "breast": True},
         {"name": "linear, 256 components", "components": 256, "steps": 2500, "seed": 0},
         {"name": "depth 1", **SMALL, **RUN, "depth": 1},
+        *({"name": f"without order, {name}", **SMALL, **RUN, **WITHOUT_ORDER, **own} for name, own in {
+            "frozen svd": {"start": "svd", "frozen": True}, "random": {},
+            "svd, thinned": {"start": "svd", "thin": True},
+            "frozen svd, thinned, cgr": {"start": "svd", "frozen": True, "thin": True, "cgr": True},
+            "wide": {**base, "start": "svd", "frozen": True, "thin": True},
+        }.items()),
     ]  # fmt: skip
 
 
@@ -256,6 +266,8 @@ class Network(nn.Module):
             sections = [MemorySection(n, data.xy[r], data.host[r], None) for n, r in data.parts["training"].items()]
             start_spectral(encoder, sections, data.divisors, job["seed"])
         self.encoder = encoder.to(data.device)
+        if not job["order"]:  # without position embeddings, the encoder sees a set of genes
+            nn.init.zeros_(encoder.positional_embedding.weight).requires_grad_(False)
         if job["start"] == "svd":
             start_svd(self.encoder, data)
         if job["frozen"]:
@@ -350,7 +362,7 @@ def run(job: dict, data: Data, split: str, ends: float) -> tuple[dict, dict]:
         lr, warmup = job["lr"], 50
     prepared, total, last, curve, best = time.time() - began, 0.0, 0, [], {}
     torch.manual_seed(job["seed"] + 1)
-    every = EVERY * (4 if linear else 1)
+    every = max(EVERY, job["steps"] // 25)
     for step in range(job["steps"] + 1):
         if step % every == 0 or step == job["steps"]:
             model.eval()

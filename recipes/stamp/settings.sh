@@ -10,7 +10,7 @@ recipe=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 corpora() {
     stampy corpus build "$SPAVIS" --out "$RUNS/spavis"
-    stampy corpus hest "$HEST" --species human --platform Visium --out "$RUNS/hest.tsv"
+    stampy corpus hest "$HEST" --species human --platform Visium --out "$RUNS/hest.tsv" --overwrite
     stampy corpus build "$RUNS/hest.tsv" --vocabulary "$RUNS/spavis/genes.tsv" --images all --on-error skip \
         --out "$RUNS/hest-corpus"
 }

@@ -30,7 +30,6 @@ __all__ = [
     "existing",
     "factor",
     "has_key",
-    "known_field",
     "libraries",
     "naming_full_disk",
     "no_file_in",
@@ -131,15 +130,6 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(f"`{name}` must be one of {shortlist(sorted(allowed, key=str), 40)}, found {value!r}.{hint}")
-
-
-def known_field(name: str, known: Collection[str], *, where: str) -> None:
-    """Raise ValueError for a setting that `where` does not have; the message starts with the nearest name."""
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"There is no setting {name!r} in {where}.{hint} There are: {shortlist(sorted(known), 80)}.")
 
 
 def unknown(name: str, value: object, pools: Mapping[str, Iterable[object]]) -> KeyError:

@@ -780,6 +780,41 @@ def test_report_takes_its_path_also_as_an_option(run, section):
     assert "Two paths of the report were given: 'a.html' and --out b.html" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("evaluate stampy-mini {section} --out {file}.csv", "--out"),
+        ("bench table {folder} --out {file}.md", "--out"),
+        ("bench table {folder} --picture {file}.png", "--picture"),
+        ("bench report {folder} --out {file}.html", "--out"),
+        ("corpus hest {folder} --out {file}.tsv", "--out"),
+        ("report {section} {file}.html", "OUT"),
+        ("embed {section} {file}.h5ad", "OUT"),
+    ],
+)
+def test_no_command_replaces_a_file_unasked(run, section, command, option, tmp_path):
+    """The error comes before any work, so even an empty folder of results gives it."""
+    (tmp_path / "results").mkdir()
+    words = command.format(section=section, folder=tmp_path / "results", file=tmp_path / "kept").split()
+    kept = Path(next(word for word in words if word.startswith(str(tmp_path / "kept"))))
+    kept.write_text("kept")
+    status, _, err = run(*words)
+    assert (status, kept.read_text()) == (1, "kept")
+    assert f"{str(kept)!r} exists. Choose another name, or replace it with --overwrite." in err
+    kept.unlink()
+    kept.mkdir()
+    status, _, err = run(*words, "--overwrite")
+    assert status == 1
+    assert "it is not changed" in err
+    assert list(kept.iterdir()) == []
+
+
+def test_every_command_that_writes_a_file_takes_overwrite(run):
+    for command in ("report", "embed", "evaluate", "corpus hest", "bench table", "bench report"):
+        status, out, _ = run(*command.split(), "--help")
+        assert (status, "--overwrite" in out) == (0, True), command
+
+
 def test_every_command_with_an_output_path_takes_the_short_option(run):
     commands = ["demo", "report", "embed", "slide", "corpus build", "corpus hest", "pretrain", "align", "evaluate",
                 "bench run", "bench table", "bench report"]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import stampy
 from stampy.cli import report as _report
 from stampy.cli.main import main
+from stampy.tl._evaluation.judge import judge
 
 VOID = {"meta", "img"}
 
@@ -205,6 +206,29 @@ def test_errors_before_any_computation(toy, tmp_path, monkeypatch, options, erro
         _report.report(source, target, **options)
     assert (tmp_path / "taken.html").read_text() == "mine"
     assert not (tmp_path / "a.html").exists()
+
+
+def test_verdict_of_an_adapted_embedding_in_context(report_of):
+    """`--model stampy-mini` judged the unadapted model for single spots."""
+    table = stampy.datasets.toy(n_spots=100, image=False)
+    stampy.tl.embed(table, adapt=True, context="neighbors", show_progress_bar=False)
+    scores = judge(table)["scores"]["score"]
+    for options in ({}, {"model": "stampy-mini"}):
+        text = " ".join(report_of(table, overwrite=True, **options).text)
+        assert f"X_stamp {scores['X_stamp']:.3f}" in text
+        assert f"tf-idf SVD, L2, smoothed {scores['tf-idf SVD, L2, smoothed']:.3f}" in text
+
+
+def test_stored_verdict_about_another_embedding_or_more_spots_is_not_shown(report_of):
+    table = stampy.datasets.toy(n_spots=100, image=False)
+    stampy.tl.embed(table, modality="gene", show_progress_bar=False)
+    stampy.tl.embed(table, "pca", key_added="X_other", show_progress_bar=False)
+    stampy.tl.evaluate(table, "X_other", n_splits=1)
+    assert "X_other is" not in " ".join(report_of(table, overwrite=True).text)
+    stampy.tl.evaluate(table, n_splits=1)
+    stored = table.uns["stamp_evaluate"]["verdict"]
+    assert stored in " ".join(report_of(table, overwrite=True).text)
+    assert stored not in " ".join(report_of(table[:60].copy(), overwrite=True).text)
 
 
 def test_verdict_is_stored_computed_or_declined(toy, embedded, report_of):

@@ -525,6 +525,43 @@ def test_command_line_of_bins_and_folders(toy, weights, tmp_path):
     assert found.obsm["X_stamp"].shape[0] == found.n_obs < toy.n_obs
 
 
+@pytest.mark.parametrize("modality", [None, "gene"])
+@pytest.mark.parametrize("many", [False, True])
+def test_command_line_of_bins_with_their_scale(toy, weights, tmp_path, capsys, many, modality):
+    """With bins of cells, --um-per-px is the scale of the coordinates: of use also for genes alone."""
+    cells = ad.AnnData(toy.X.copy(), obs=toy.obs[[]], var=toy.var, obsm={"spatial": toy.obsm["spatial"]})
+    cells.write_h5ad(tmp_path / "c.h5ad")
+    options = ["--model", str(weights), "--device", "cpu", "--bin-um", "300", "--um-per-px", "1.5"]
+    options += [] if modality is None else ["--modality", modality]
+    target = ["--out", str(tmp_path / "many")] if many else [str(tmp_path / "x.h5ad")]
+    assert main(["embed", str(tmp_path / "c.h5ad"), *target, *options]) == 0
+    assert "warning" not in capsys.readouterr().err
+    found = stampy.read(tmp_path / ("many/c.h5ad" if many else "x.h5ad"))
+    expected = stampy.pp.bins(toy, 300, um_per_px=1.5)
+    np.testing.assert_array_equal(found.obsm["spatial"], expected.obsm["spatial"])
+    assert found.X.sum() == toy.X.sum()
+    (factors,) = (library["scalefactors"] for library in found.uns["spatial"].values())
+    assert (factors["microns_per_pixel"], factors["spot_diameter_fullres"]) == (1.5, 200)
+
+
+def test_tiles_of_bins_have_the_scale_of_the_bins(tmp_path):
+    toy = stampy.datasets.toy(n_spots=60)
+    (library,) = toy.uns["spatial"].values()
+    del library["scalefactors"]["spot_diameter_fullres"]
+    toy.write_h5ad(tmp_path / "c.h5ad")
+    options = ["--device", "cpu", "--bin-um", "300", "--um-per-px", "1.6", "--image-key", next(iter(library["images"]))]
+    assert main(["embed", str(tmp_path / "c.h5ad"), str(tmp_path / "x.h5ad"), *options]) == 0
+    assert stampy.read(tmp_path / "x.h5ad").uns["stamp"]["X_stamp"]["tiles"]["um_per_px"] == 1.6
+
+
+def test_scale_of_bins_that_contradicts_the_section(toy):
+    cells = ad.AnnData(toy.X.copy(), var=toy.var, obsm={"spatial": toy.obsm["spatial"]})
+    cells.uns["spatial"] = {"run": {"images": {}, "scalefactors": {"microns_per_pixel": 1.0}}}
+    stampy.pp.bins(cells, 300, um_per_px=1.05)
+    with pytest.warns(stampy.StampyWarning, match="`um_per_px=0.2125` contradicts `microns_per_pixel`"):
+        stampy.pp.bins(cells, 100, um_per_px=0.2125)
+
+
 @pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
 def test_counts_left_in_a_zarr(toy, toy_model, tmp_path, kind):
     adata = toy.copy()

@@ -1,4 +1,4 @@
-"""The convolutional image tower: computation, inputs, settings and licence."""
+"""The convolutional image encoder: computation, inputs, settings and licence."""
 
 from importlib.resources import files
 
@@ -85,7 +85,7 @@ def deviations(maps):
 def test_tile_alone_is_refused(model):
     with pytest.raises(ValueError, match=r"each tile with its surroundings: images must have shape \(B, 2, 3"):
         model.embed_images(torch.zeros(2, PX, PX, 3, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="Tiles of 24 px were given, this image tower sees 48 px"):
+    with pytest.raises(ValueError, match="Tiles of 24 px were given, this image encoder sees 48 px"):
         model.normalize(torch.zeros(2, 2, 24, 24, 3, dtype=torch.uint8))
 
 
@@ -237,7 +237,7 @@ def test_frozen_stem_trains_heads_alone(model, toy, tmp_path):
 
 @pytest.mark.parametrize("useless", [{"image_tower": "lora"}])
 def test_settings_of_a_vit_are_refused(useless, model, toy, tmp_path):
-    with pytest.raises(ValueError, match="has no effect: the image tower is a convolutional stem"):
+    with pytest.raises(ValueError, match="has no effect: the image encoder is a convolutional stem"):
         train.align(toy, tmp_path, model=model, config=useless, **QUIET)
 
 

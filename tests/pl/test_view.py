@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 from PIL import Image
+from sklearn.metrics import adjusted_rand_score
 
 from stampy import datasets, pl, pp, tl
 from stampy.pl._drawing import panel, view
@@ -231,3 +232,64 @@ def test_wrong_inputs_of_plots_are_named():
         pl.spatial(adata, "domain")
     with pytest.raises(KeyError, match=r"Pass the table of `stampy.bench.summary`"):
         pl.bench(pd.DataFrame())
+
+
+def two_sections():
+    """Two sections whose domains agree with the labels in the first only."""
+    xy = np.concatenate([spots(), spots() + np.array([400, 0])])
+    adata = table(xy)
+    n = len(xy)
+    adata.obsm["spatial"] = xy
+    adata.obs["section"] = pd.Categorical(np.repeat(["s1", "s2"], n // 2))
+    good = np.where(np.arange(n)[:, None] < n // 2, [1.0, 0.0], [0.0, 1.0])
+    shuffled = np.random.default_rng(0).permutation(np.arange(n) % 2)
+    own = np.where(np.arange(n) < n // 2, np.arange(n) % 2, shuffled)
+    adata.obsm["X_e"] = np.stack([own, own], axis=1) + 0.01 * good
+    tl.domains(adata, 2, use_rep="X_e", labels="domain", library_key="section")
+    return adata
+
+
+def ari(adata):
+    return adjusted_rand_score(adata.obs["domain"], adata.obs["stamp_domain"])
+
+
+def test_ari_in_the_title_is_that_of_the_plotted_spots():
+    """A subset kept the ARI of the run on all spots."""
+    adata = two_sections()
+    one, other = (adata[adata.obs["section"] == name].copy() for name in ("s1", "s2"))
+    assert ari(one) == 1.0
+    assert ari(other) < ari(adata) < 0.9
+    for part in (adata, one, other, adata[::3].copy()):
+        del part.obs["section"]
+        assert pl.domains(part, image=False)[1].get_title() == f"stamp_domain (ARI {ari(part):.2f})"
+
+
+def test_ari_in_the_title_of_one_selected_section():
+    """It was that of all sections."""
+    adata = two_sections()
+    axes = pl.domains(adata, library_key="section", sections="s1", image=False)
+    assert axes[1].get_title() == "stamp_domain (ARI 1.00)"
+    titles = [ax.get_title() for ax in pl.domains(adata, library_key="section", labels=False, image=False)]
+    other = ari(adata[adata.obs["section"] == "s2"])
+    assert titles == ["stamp_domain · s1 (ARI 1.00)", f"stamp_domain · s2 (ARI {other:.2f})"]
+
+
+def test_no_ari_without_two_labels():
+    adata = two_sections()
+    part = adata[adata.obs["domain"] == "a"].copy()
+    assert pl.domains(part, image=False)[1].get_title() == "stamp_domain"
+
+
+def test_r_in_the_title_is_that_of_the_plotted_spots():
+    adata = datasets.toy(n_spots=120, image=False)
+    adata.obsm["X_xy"] = adata.obsm["spatial"]
+    tl.expression(adata, ["COL1A1"], use_rep="X_xy")
+    part = adata[:50].copy()
+    for data in (adata, part):
+        both = data.obsm["stamp_expression"][:, 0], data.obsm["stamp_expression_measured"][:, 0]
+        r = np.corrcoef(*both)[0, 1]
+        title = pl.expression(data, "COL1A1", show="predicted", image=False).get_title()
+        assert title == f"COL1A1 predicted, pooled r {r:.2f}"
+    scores = adata.uns["stamp"]["stamp_expression"]["scores"]
+    whole = scores.loc[scores["level"] == "pooled", "pearson"].iloc[0]
+    assert pl.expression(adata, "COL1A1", show="predicted", image=False).get_title().endswith(f"r {whole:.2f}")

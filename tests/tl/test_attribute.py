@@ -143,7 +143,7 @@ def test_bad_input(aligned, vocabulary):
     with pytest.raises(KeyError, match="X_stamp_image"):
         tl.attribute(bare, "match", model=model)
     alone = models.Stamp(models.StampConfig(gene=model.config.gene, embedding=12), vocabulary.frame)
-    with pytest.raises(ValueError, match="no image tower"):
+    with pytest.raises(ValueError, match="no image encoder"):
         tl.attribute(adata, "match", model=alone)
     strange = adata.copy()
     strange.var_names = [f"x{i}" for i in range(strange.n_vars)]

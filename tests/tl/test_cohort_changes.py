@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import io as sio
 
-from stampy import StampyWarning, datasets, tl
+from stampy import StampyWarning, datasets, pp, tl
 from stampy.tl._cohort import jobs
 from stampy.tl._cohort.plan import EmbedOptions
 
@@ -188,3 +188,23 @@ def test_an_address_in_a_manifest_is_named_as_one(folder, tmp_path, column):
     with pytest.raises(ValueError, match=r"m\.tsv, line 2: 'https://example.org/a.zarr' is an address"):
         tl.embed_sections(folder / "m.tsv", tmp_path / "out", **GENES)
     assert not (tmp_path / "out").exists()
+
+
+def test_image_and_scale_of_a_manifest_do_not_conflict_with_genes(tmp_path):
+    """A manifest describes sections; a run on genes alone does not need its images."""
+    adata = datasets.toy(n_spots=60)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "sections.tsv").write_text("path\tum_per_px\na.h5ad\t1.6\n")
+    found = tl.embed_sections(tmp_path / "sections.tsv", tmp_path / "out", **GENES)
+    assert found["status"].tolist() == ["embedded"]
+    with pytest.raises(ValueError, match="uses no image, but `um_per_px=` was given"):
+        tl.embed_sections([adata], tmp_path / "other", um_per_px=1.6, **GENES)
+
+
+def test_sections_in_memory_are_summed_in_bins(tmp_path):
+    """`bin_um` was ignored for them."""
+    adata = datasets.toy(n_spots=60, image=False)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for i, section in enumerate((adata, tmp_path / "a.h5ad")):
+        found = tl.embed_sections([section], tmp_path / str(i), bin_um=300, um_per_px=1.6, **GENES)
+        assert found["n_spots"].tolist() == [pp.bins(adata, 300, um_per_px=1.6).n_obs]

@@ -278,11 +278,11 @@ def test_wrong_type(model):
 
 def test_model_without_an_image_tower(toy, model):
     alone = models.Stamp(models.StampConfig(gene=model.config.gene), model.genes)
-    with pytest.warns(UserWarning, match="has no image tower: only genes"):
+    with pytest.warns(UserWarning, match="has no image encoder: only genes"):
         found = tl.embed(toy, alone, copy=True, **QUIET)
     assert found.uns["stamp"]["X_stamp"]["modality"] == "gene"
     for asked in ("image", "fused"):
-        with pytest.raises(ValueError, match="has no image tower"):
+        with pytest.raises(ValueError, match="has no image encoder"):
             tl.embed(toy, alone, modality=asked, **QUIET)
 
 

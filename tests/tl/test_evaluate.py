@@ -1,5 +1,7 @@
 """Evaluation of embeddings without labels."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import stampy
 from stampy import datasets, pl, tl
 from stampy.pp import _thinning
 from stampy.tl._evaluate import judged as evaluated
+from stampy.tl._evaluation.judge import judge
 from stampy.tl._evaluation.verdict import verdict_of
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
@@ -214,6 +217,13 @@ def test_plot(judged):
         pl.evaluate(judged, show="beauty")
 
 
+def test_plot_of_a_subset_says_for_which_spots_it_holds(judged):
+    part = judged[:50].copy()
+    title = " ".join(pl.evaluate(part)[0].figure.get_suptitle().split())
+    assert title.endswith("(Evaluated on 200 spots, of which this table has 50.)")
+    assert "Evaluated on" not in pl.evaluate(judged)[0].figure.get_suptitle()
+
+
 def scores_of(table, keys=None, **options):
     return tl.evaluate(table, keys, n_splits=1, copy=True, **options).uns["stamp_evaluate"]
 
@@ -365,6 +375,30 @@ def test_sections_of_an_embedding_are_those_of_its_record():
         assert not scores_of(both)["scores"].loc["X_stamp", "thinned"]
 
 
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({"context": "neighbors"}, "each vector is a mean over a spot and its nearest spots"),
+        ({"context": "neighbors", "adapt": True}, "its model was fitted to all of them, and each vector is a mean"),
+    ],
+)
+def test_subsets_say_which_spots_are_missing(section, options, how):
+    table = tl.embed(section, copy=True, **options, **QUIET)
+    part = table[np.random.default_rng(0).permutation(table.n_obs) < 60].copy()
+    expected = rf"it was made from 200 spots, of which this table has 60: {how}.*evaluate before you take a subset"
+    with pytest.warns(stampy.StampyWarning, match=expected) as told:
+        found = scores_of(part, "X_stamp")["scores"]
+    assert not found.loc["X_stamp", "thinned"]
+    assert len(told) == 1
+    tl.embed(part, **options, **QUIET)  # the remedy
+    assert scores_of(part, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+
+
+def test_subset_of_an_embedding_of_single_spots_is_recomputed(section):
+    part = section[:80].copy()
+    assert scores_of(part, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+
+
 BASE = ["PCA", "PCA, L2, smoothed", "tf-idf SVD, L2, smoothed", "position alone"]
 FIGURES = st.lists(st.floats(0, 0.6), min_size=6, max_size=6)
 
@@ -419,3 +453,31 @@ def test_uninformative_embeddings_get_no_good_verdict(section, bad):
         "coordinates": lambda t: t.obsm["spatial"],
     }
     assert f"{bad} is less informative" in scores_of(section, {bad: functions[bad]})["verdict"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"context": "neighbors"},
+        {"level": "feature"},
+        {"normalize": False},
+        {"center": "section", "library_key": "section"},
+        {"adapt": True, "context": "neighbors"},
+        {"model": "pca"},
+    ],
+    ids=str,
+)
+def test_verdict_of_demo_and_report_is_that_of_the_stored_embedding(options):
+    """They embedded half of the molecules with settings of their own: a verdict about other vectors."""
+    table = datasets.toy(n_spots=100, n_sections=2, image=False, rng=3)
+    tl.embed(table, modality="gene", **{"library_key": "section"} | options, **QUIET)
+    found = judge(table, library_key="section")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = evaluated(
+            table, "X_stamp", library_key="section", layer=None, n_splits=2, n_genes=200, max_spots=2000,
+            table_key="table", rng=0, stability=False,
+        )  # fmt: skip
+    pd.testing.assert_frame_equal(found["scores"], expected["scores"])
+    assert found["scores"].loc["X_stamp", "thinned"]
+    assert found["verdict"] == expected["verdict"]

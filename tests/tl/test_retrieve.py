@@ -224,7 +224,7 @@ def test_image_towers_of_one_name_that_differ():
     before, now = section(), section(seed=5)
     before.uns["stamp"]["X_stamp"]["tiles"] = {"size_px": 224}
     now.uns["stamp"]["X_stamp"]["tiles"] = {"size_px": 97, "surroundings_um": 336.0}
-    with pytest.raises(ValueError, match=r"tiles of 97 px and their surroundings.*tiles of 224 px.*image towers"):
+    with pytest.raises(ValueError, match=r"tiles of 97 px and their surroundings.*tiles of 224 px.*image encoders"):
         tl.retrieve(now, before, query="image", target="image", **QUIET)
     tl.retrieve(now, now.copy(), query="image", target="image", **QUIET)
     tl.retrieve(now, before, query="image", target="gene", **QUIET)  # both towers are aligned to the same genes
@@ -234,7 +234,7 @@ def test_bad_embeddings():
     adata = section()
     without = adata.copy()
     del without.obsm["X_stamp_image"]
-    with pytest.raises(KeyError, match="image tower"):
+    with pytest.raises(KeyError, match="image encoder"):
         tl.retrieve(without, **QUIET)
     with pytest.raises(ValueError, match="not of one space"):
         tl.retrieve(change(adata, gene=vectors(60, 5)), **QUIET)
@@ -336,7 +336,7 @@ def test_bad_scores(aligned, vocabulary):
     with pytest.raises(KeyError, match="X_other_image"):
         tl.score(adata, genes, model=trained, embedding_key="X_other")
     alone = models.Stamp(models.StampConfig(gene=trained.config.gene, embedding=12), vocabulary.frame)
-    with pytest.raises(ValueError, match="no image tower"):
+    with pytest.raises(ValueError, match="no image encoder"):
         tl.score(adata, genes, model=alone)
 
 

@@ -85,7 +85,7 @@ def test_records_hold_it(embedded, model, toy, tmp_path):
     [
         ("gene", "gene", "gene", False), ("gene", "image", "image", True), ("image", "gene", "gene", True),
         ("image", "image", "image", False), ("both", "image", "gene", False), ("both", "gene", "image", False),
-        ("gene", "image", "gene", True),  # the image tower is common: it was trained towards both gene towers
+        ("gene", "image", "gene", True),  # the image encoder is common: it was trained towards both gene encoders
         ("same", "image", "gene", True),
     ],
 )  # fmt: skip

@@ -120,7 +120,9 @@ def test_in_context_the_sections_axes_stand_beside_the_models(few, section):
         "context": "neighbors",
     }
     plain = {**QUIET, "normalize": False, "modality": "gene", "copy": True}
-    own, both = (tl.embed(section, m, **plain).obsm["X_stamp"].astype(float) for m in (few, made))
+    own = tl.embed(section, few, **plain).obsm["X_stamp"].astype(float)
+    with pytest.warns(stampy.StampyWarning, match="adapted for use in context"):
+        both = tl.embed(section, made, **plain).obsm["X_stamp"].astype(float)
     assert both.shape == (150, 136)
     ratio = (both[:, :128] * own).sum() / (own * own).sum()
     np.testing.assert_allclose(both[:, :128], ratio * own, atol=2e-3 * np.abs(ratio * own).max())
@@ -156,7 +158,8 @@ def test_a_strength_means_the_same_for_any_number_of_axes(few, section, chosen):
     for context, first in chosen.items():
         record = first.adapted
         again = train.adapt(few, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
-        rows = [tl.embed(section, m, copy=True, **QUIET).obsm["X_stamp"].astype(float) for m in (first, again)]
+        how = {"context": context, "copy": True, **QUIET}
+        rows = [tl.embed(section, m, **how).obsm["X_stamp"].astype(float) for m in (first, again)]
         grams = [x @ x.T for x in rows]
         assert np.corrcoef(grams[0].ravel(), grams[1].ravel())[0, 1] > 0.99
 
@@ -167,6 +170,21 @@ def test_embed_adapts_for_use_in_context(section):
     assert table.uns["stamp"]["X_stamp"]["adapted"]["context"] == "neighbors"
     tl.evaluate(table, n_splits=1)
     assert "X_stamp" in table.uns["stamp_evaluate"]["scores"].index
+
+
+def test_a_model_adapted_for_another_use_gives_a_warning(few, section, tmp_path):
+    """Silent before; the result differs from what was chosen by the label-free measure."""
+    single = train.adapt(few, section, strength=0.5, n_axes=8)
+    in_context = train.adapt(few, section, strength=0.1, n_axes=8, context="neighbors")
+    tl.embed(section, single, copy=True, **QUIET)
+    tl.embed(section, in_context, context="neighbors", copy=True, **QUIET)
+    tl.embed(section, train.adapt(few, section, strength=0, context="neighbors"), copy=True, **QUIET)  # the model
+    with pytest.warns(stampy.StampyWarning, match=r"adapted for single spots.*Omit `context`, or adapt with"):
+        tl.embed(section, single, context="neighbors", copy=True, **QUIET)
+    models.save(in_context, tmp_path / "mine")
+    for model in (in_context, tmp_path / "mine"):
+        with pytest.warns(stampy.StampyWarning, match=r"adapted for use in context.*Pass `context='neighbors'`"):
+            tl.embed(section, model, copy=True, **QUIET)
 
 
 def test_planted_domains_are_found_better(mini, section):

@@ -162,6 +162,7 @@ def test_gradients_of_a_batch_in_pieces_on_cuda(precision):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # PyTorch's own
 def test_step_on_cuda_does_not_synchronise():
     found = stage().cuda()
     data = batch([True, False, True, True], [True, True, False, True])
@@ -169,8 +170,8 @@ def test_step_on_cuda_does_not_synchronise():
         {k: v.pin_memory().cuda(non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in p.items()}
         for p in found.pieces(data, 0)
     ]
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         there = found._genes_and_regions(pieces, torch.device("cuda"))
         views = found._views(pieces)
         torch.stack(list(found.losses(found(views[0]), views, there).values())).sum().backward()

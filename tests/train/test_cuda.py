@@ -124,8 +124,8 @@ def test_stage_1_step_does_not_synchronise(precision):
     pieces = [[pinned(piece) for piece in stage.pieces(batch, step)] for step in range(3)]
     for number, own in enumerate(pieces):
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step fills caches
         try:
+            torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step fills caches
             stage.run(fabric, module, [moved(piece, fabric.device) for piece in own])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

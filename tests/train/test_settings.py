@@ -1,14 +1,72 @@
 """Settings: wrong types, impossible values, conflicts and settings without effect raise at construction."""
 
+import inspect
 import json
+import pickle
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from stampy import train
+from stampy._field_names import ELSEWHERE
+from stampy.models import GeneConfig, ImageConfig, StampConfig
 from stampy.train import AlignConfig, PretrainConfig
 
 SPECTRAL = {"start": "spectral", "norm": "pre", "rank_gate": True}
+
+
+MEANT = [
+    (PretrainConfig, "lerning_rate", "Did you mean 'lr'?"),
+    (PretrainConfig, "learning_rate", "Did you mean 'lr'?"),
+    (PretrainConfig, "learning-rate", "Did you mean 'lr'?"),
+    (PretrainConfig, "batch_size", "Did you mean 'groups_per_batch'?"),
+    (PretrainConfig, "pairs_per_batch", "Did you mean 'groups_per_batch'"),
+    (PretrainConfig, "epochs", "Did you mean 'epochs_igr' or 'epochs_cgr'?"),
+    (PretrainConfig, "num_epochs", "Did you mean 'epochs_igr' or 'epochs_cgr'?"),
+    (PretrainConfig, "n_layers", "Did you mean 'depth'?"),
+    (PretrainConfig, "widht", "Did you mean 'width'"),
+    (PretrainConfig, "zzz", "PretrainConfig. There are: ['accumulate'"),
+    (AlignConfig, "learning_rate", "Did you mean 'lr'?"),
+    (AlignConfig, "batch_size", "Did you mean 'pairs_per_batch'?"),
+    (AlignConfig, "num_epochs", "Did you mean 'epochs'?"),
+    (AlignConfig, "image_encoder", "Did you mean 'backbone'?"),
+    (GeneConfig, "num_heads", "Did you mean 'heads'?"),
+    (ImageConfig, "tile_px", "Did you mean 'tile_um'"),
+    (StampConfig, "embed_dim", "Did you mean 'embedding'?"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "message"), MEANT)
+def test_unknown_setting_by_argument(kind, name, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        kind(**{name: 3})
+
+
+@pytest.mark.parametrize(("kind", "name", "message"), [row for row in MEANT if hasattr(row[0], "of")])
+def test_unknown_setting_by_mapping_and_file(kind, name, message, tmp_path):
+    message = message.replace(f"{kind.__name__}.", "")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind.of({name: 3})
+    (tmp_path / "config.json").write_text(json.dumps({name: 3}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind.of(tmp_path / "config.json")
+
+
+def test_unknown_setting_in_replace():
+    with pytest.raises(TypeError, match="Did you mean 'lr'"):
+        replace(PretrainConfig(), learning_rate=1e-3)
+
+
+def test_checked_settings_keep_signature_and_pickle():
+    assert list(inspect.signature(PretrainConfig).parameters) == [f.name for f in fields(PretrainConfig)]
+    assert pickle.loads(pickle.dumps(PretrainConfig(lr=1e-3))) == PretrainConfig(lr=1e-3)
+
+
+def test_names_elsewhere_mean_existing_settings():
+    known = {f.name for kind in (PretrainConfig, AlignConfig, GeneConfig, StampConfig) for f in fields(kind)}
+    assert {ours for names in ELSEWHERE.values() for ours in names} <= known
 
 
 @pytest.mark.parametrize(
@@ -95,7 +153,7 @@ def test_shortened_warm_up_warns():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": "spectral"}, "start='spectral' has no effect: the model to start from has an image tower"),
+        ({"start": "spectral"}, "start='spectral' has no effect: the model to start from has an image encoder"),
         ({"pretrained": True}, "pretrained=True has no effect"),
         ({"backbone": "vit_small_patch16_224"}, "backbone='vit_small_patch16_224' has no effect"),
         ({"backbone_kwargs": {"depth": 3}}, "backbone_kwargs={'depth': 3} has no effect"),

@@ -417,9 +417,7 @@ def test_the_default_tower_is_announced(toy, pretrained, tmp_path, monkeypatch, 
         raise BuiltError
 
     monkeypatch.setattr(_align_run, "_both_towers", built)
-    said = (
-        r"no image tower.*vit_large_patch16_224 \(304 million parameters, random weights\).*trained on cpu.*--backbone"
-    )
+    said = r"no image encoder.*vit_large_patch16_224 \(304 million parameters, random weights\).*on cpu.*--backbone"
     config = {"backbone": "vit_large_patch16_224"} if named else {}
     with nullcontext() if named else pytest.warns(stampy.StampyWarning, match=said), pytest.raises(BuiltError):
         train.align(toy, tmp_path, model=pretrained[0], config=config, **QUIET)

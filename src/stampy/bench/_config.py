@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stampy import _checks, datasets, models, tl
+from stampy._field_names import known_field
 from stampy.models._systems.cards import BENCHMARKS
 
 from ._config_names import FIELDS, TASKS, config_path, configs, raw_config
@@ -264,7 +265,7 @@ def _known_fields(where: str, raw: Mapping[str, Any], known: set[str]) -> None:
     if not isinstance(raw, Mapping):
         raise TypeError(f"{where} must be an object, found {raw!r}.")
     for key in raw:
-        _checks.one_of(f"field of {where}", key, known)
+        known_field(key, known, where=where)
 
 
 def _check_unique(what: str, names: Sequence[str]) -> None:

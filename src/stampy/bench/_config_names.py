@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stampy import _checks
+from stampy._field_names import known_field
 
 __all__ = ["FIELDS", "TABLES", "TASKS", "TaskKind", "config_path", "configs", "raw_config"]
 
@@ -65,7 +66,7 @@ def raw_config(path: Path) -> dict[str, object]:
     if not isinstance(raw, dict):
         raise ValueError(f"{str(path)!r} must contain an object with datasets, systems and tasks.")
     for key in raw:
-        _checks.one_of(f"field of the config {str(path)!r}", key, FIELDS)
+        known_field(key, FIELDS, where=repr(str(path)))
     return raw
 
 
@@ -132,7 +133,7 @@ TASKS: dict[str, TaskKind] = {
         choices={"methods": ("ridge", "linear", "hest", "knn"), "transform": ("log1p_cp10k", "log1p", "none")},
     ),
     "masked": TaskKind(
-        about="masked genes, predicted by the gene tower",
+        about="masked genes, predicted by the gene encoder",
         metrics={"top1": "top-1", "top10": "top-10", "majority_top1": "most frequent, top-1",
                  "majority_top10": "most frequent, top-10"},
         shown=("top1", "top10", "majority_top1", "majority_top10"), needs=("counts",),

@@ -164,7 +164,7 @@ class Cache:
     def _found(self, section: LoadedSection, system: System) -> Embedded | None:
         found = self._read(self.path(section, system, system.modality))
         if found is None and system.modality in ("gene", "image"):
-            both = self._read(self.path(section, system, "fused"))  # towers give the same results alone
+            both = self._read(self.path(section, system, "fused"))  # encoders give the same results alone
             if both is not None and system.modality in both.vectors:
                 values = both.vectors[system.modality]
                 found = Embedded({"": values, system.modality: values}, system.modality)

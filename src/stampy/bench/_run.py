@@ -183,7 +183,7 @@ class _DataSetRun:
             yield from self._slides()
             return
         sections, absent = self._sections()
-        # fused first: its towers also provide the embeddings of single modalities
+        # fused first: its encoders also provide the embeddings of single modalities
         for system in sorted(self.config.systems, key=lambda s: s.modality != "fused"):
             self.memory.clear()
             failed: dict[str, str] = {}

@@ -202,7 +202,7 @@ def masked(case: Case, seed: int) -> Iterator[Score]:
     """Prediction of masked genes of some spots of a section."""
     (section,), system = case.sections, case.system
     if case.embedded[0].modality != "gene" or system.smooth or system.embed or system.level != "embedding":
-        raise NotApplicable("this task is for gene towers without smoothing or image")
+        raise NotApplicable("this task is for gene encoders without smoothing or image")
     if models.split_name(system.model) is not None and system.model not in models.packaged():
         raise NotApplicable("it has no head for its spots' own genes (IGR)")
     model = models.load(system.model, device=case.device)

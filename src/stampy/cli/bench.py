@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stampy.cli.options import Commands, command, say, show_progress
+from stampy.cli.options import Commands, command, overwrite_option, say, show_progress
 from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def add_commands(commands: Commands) -> None:
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`")
     add("--format", choices=FORMATS, default="markdown", dest="kind", help="default: %(default)s; html includes a plot")
     add("-o", "--out", metavar="FILE", help="output file (default: print)")
+    overwrite_option(add, "the files --out and --picture")
     add("--sections", action="store_true", help="also list each section")
     add("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     add("--picture", metavar="PNG", help="also write a plot of the comparison to this file")
@@ -69,6 +70,7 @@ def add_commands(commands: Commands) -> None:
     add = command(below, "report", _report, about).add_argument
     add("folder", metavar="FOLDER", help="OUT of `stampy bench run`, or a folder with several of them")
     add("-o", "--out", required=True, metavar="HTML", help="path of the page")
+    overwrite_option(add)
     add("--title", default="Tables", help="title of the page (default: %(default)s)")
     command(below, "configs", _configs, "List the configs that come with the package.")
 
@@ -123,13 +125,15 @@ def inputs_summary(table: str, folder: str, found: Sequence[Piece]) -> str:
     return "\n".join(lines)
 
 
-def _report(*, folder: str, out: str, title: str) -> None:
+def _report(*, folder: str, out: str, overwrite: bool, title: str) -> None:
     from stampy import _checks
+    from stampy.cli.early_checks import checked_file
 
     _checks.existing(folder, what="folder of results")
+    target = checked_file(out, overwrite=overwrite)
     from stampy.cli.tables import write_tables
 
-    say(f"Written: {write_tables(folder, out, title=title)}")
+    say(f"Written: {write_tables(folder, target, title=title)}")
 
 
 def _results_summary(results: pd.DataFrame, out: str) -> str:
@@ -158,26 +162,29 @@ def _comparison_lines(out: str) -> list[str]:
     return [shown.to_string(index=False, na_rep="not known", float_format="{:.3f}".format), *told]
 
 
-def _table(*, folder: str, kind: str, out: str | None, picture: str | None, **options: Any) -> None:
-    from stampy import _files, bench
+def _table(*, folder: str, kind: str, out: str | None, picture: str | None, overwrite: bool, **options: Any) -> None:
+    from stampy import _checks, _files, bench
+    from stampy.cli.early_checks import checked_file
 
+    _checks.existing(folder, what="folder of results")
+    target, drawing = (None if path is None else checked_file(path, overwrite=overwrite) for path in (out, picture))
     results = bench.read_results(folder)
-    if picture is not None:
-        _draw(results, Path(picture), options)
+    if drawing is not None:
+        _draw(results, drawing, options)
     if kind == "html":
         with tempfile.TemporaryDirectory() as place:
-            drawn = Path(picture) if picture else Path(place) / "bench.png"
-            if not picture and (results["status"] != "skipped").any():
+            drawn = drawing or Path(place) / "bench.png"
+            if drawing is None and (results["status"] != "skipped").any():
                 _draw(results, drawn, options)
             text = bench.to_html(results, picture=drawn if drawn.exists() else None, **options)
     else:
         text = {"markdown": bench.to_markdown, "latex": bench.to_latex}[kind](results, **options)
-    if out is None:
+    if target is None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         return
-    with _files.atomic(out) as beside:
+    with _files.atomic(target) as beside:
         beside.write_text(text, "utf-8")
-    say(f"Written: {out}")
+    say(f"Written: {target}")
 
 
 def _draw(results: pd.DataFrame, path: Path, options: dict[str, Any]) -> None:

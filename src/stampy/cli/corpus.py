@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stampy._settings import settings
-from stampy.cli.options import Add, Commands, command, described
+from stampy.cli.options import Add, Commands, command, described, overwrite_option
 from stampy.cli.stopping import explained_stop
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def _build_options(add: Add) -> None:
 def _hest_options(add: Add) -> None:
     add("folder", metavar="FOLDER", help="folder with HEST_v*.csv, st/ and wsis/")
     add("-o", "--out", required=True, metavar="TSV", help="path of the manifest")
+    overwrite_option(add)
     for name, about in (("species", "human, mouse"), ("platform", "Visium, 'Spatial Transcriptomics', Xenium, ..."),
                         ("organ", "Breast, Brain, ..."), ("disease", "Healthy, Cancer, ...")):  # fmt: skip
         add(f"--{name}", nargs="+", metavar="NAME", help=f"keep only these: {about} (default: all)")
@@ -97,20 +98,22 @@ def _hest_options(add: Add) -> None:
     add("--quiet", action="store_true", help="no summary")
 
 
-def _hest(*, folder: str, out: str, keep_evaluation: bool, without_images: bool, quiet: bool, **filters: Any) -> None:
+def _hest(*, folder: str, out: str, overwrite: bool, keep_evaluation: bool, without_images: bool, quiet: bool,
+          **filters: Any) -> None:  # fmt: skip
     from stampy import _checks, datasets
     from stampy._files import atomic
+    from stampy.cli.early_checks import checked_file
     from stampy.datasets._hest_manifest import hest_counts
 
-    target = Path(out).expanduser()
-    if target.suffix != ".tsv":
+    if Path(out).suffix != ".tsv":
         raise ValueError(f"--out {out}: a manifest is a .tsv.")
+    _checks.existing(folder, what="folder of HEST")
+    target = checked_file(out, overwrite=overwrite)
     manifest = datasets.hest_manifest(
         folder, exclude_evaluation=not keep_evaluation, images=not without_images, **filters
     )  # fmt: skip
     for column in ("path", "image"):
         manifest[column] = [str(Path(path).resolve()) if path else "" for path in manifest[column]]
-    _checks.writable(target.parent)
     with atomic(target) as temporary:
         manifest.to_csv(temporary, sep="\t", index=False)
     if not quiet:

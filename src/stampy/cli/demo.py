@@ -132,8 +132,7 @@ def demo(
         markers = top_genes(adata, CLUSTER, layer=layer)
     say(_about_clusters(adata, markers))
     with clock.of("evaluating"):
-        organism = options.get("organism", "human")
-        judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer, organism=organism)
+        judged = Judged(subject.data, loaded, labels, library_key=library_key, layer=layer)
         said = verdict_paragraphs(judged, seed)
         if labels is not None:
             said.append(about_labels(adata, labels, CLUSTER))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +20,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy.tl._embedding.arguments import Organism
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["MIN_SPOTS", "Judged", "about_labels", "as_categories", "top_genes", "verdict_paragraphs"]
+__all__ = ["MIN_SPOTS", "Judged", "about_labels", "about_verdict", "as_categories", "top_genes", "verdict_paragraphs"]
 
 PCA = "X_pca"
 MIN_AGREEMENT = 0.3  # adjusted Rand index below which clusters and labels are said to differ
@@ -37,7 +38,6 @@ class Judged:
     _: KW_ONLY
     library_key: str | None
     layer: str | None
-    organism: Organism
 
 
 def verdict_paragraphs(judged: Judged, seed: int) -> list[str]:
@@ -59,10 +59,7 @@ def verdict_paragraphs(judged: Judged, seed: int) -> list[str]:
 def _without_labels(judged: Judged, seed: int) -> str:
     from stampy.tl._evaluation.judge import judge
 
-    found = judge(
-        judged.data, judged.model, library_key=judged.library_key, layer=judged.layer, organism=judged.organism,
-        rng=seed,
-    )  # fmt: skip
+    found = judge(judged.data, judged.model, library_key=judged.library_key, layer=judged.layer, rng=seed)
     rows = [f"  {row['score']:6.3f}  {name}" for name, row in found["scores"].iterrows()]
     n = found["parameters"]["n_spots"]
     some = f" of {n} spots" if n < table_of(judged.data).n_obs else ""
@@ -70,6 +67,48 @@ def _without_labels(judged: Judged, seed: int) -> str:
    score  correlation of predicted with measured genes in held-out regions, higher is better: one random half of
           the molecules{some} is embedded, and genes of the other half are predicted from that"""
     return "\n".join([about, *rows])
+
+
+def about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path | None, embedding: str,
+                   library_key: str | None, layer: str | None, table_key: str) -> dict[str, object]:  # fmt: skip
+    """Verdict on the embedding: the stored one, if it is about this embedding of these spots, else computed now."""
+    stored = adata.uns.get(_keys.EVALUATE, {})
+    record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
+    if _is_about(stored, embedding, adata.n_obs):
+        return _verdict(stored)
+    if embedding not in adata.obsm or record.get("modality", "image") == "image":
+        return {"text": "Not evaluated: the section has no embedding of genes by stampy."}
+    from stampy.tl._evaluation.judge import judge
+    from stampy.tl._evaluation.recompute import StoredVectors, job_of
+
+    if model is None and isinstance(job := job_of(adata, embedding, library_key, None), StoredVectors):
+        return {
+            "text": f"Not evaluated: {record['model']!r} made the embedding, and it cannot be computed again "
+            f"({job.why}). Name the model by --model, or use tl.evaluate."
+        }
+    from stampy.models._load import load_stamp
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", _checks.StampyWarning)
+            loaded = None if model is None else load_stamp(str(model), device="cpu")
+            return _verdict(judge(data, loaded, key=embedding, table_key=table_key, library_key=library_key,
+                                  layer=layer))  # fmt: skip
+    except ValueError as error:  # too small, counts that cannot be split, or another model
+        return {"text": f"Not evaluated: {error}"}
+
+
+def _is_about(stored: object, embedding: str, n_spots: int) -> bool:
+    """Whether a stored evaluation contains this embedding, and not of more spots than there are."""
+    if not (isinstance(stored, Mapping) and "verdict" in stored and "scores" in stored):
+        return False
+    n_judged = stored.get("parameters", {}).get("n_spots", 0)
+    return embedding in stored["scores"].index and int(n_judged) <= n_spots
+
+
+def _verdict(found: Mapping[str, Any]) -> dict[str, object]:
+    rows = [(str(name), f"{row['score']:.3f}") for name, row in found["scores"].iterrows()]
+    return {"text": str(found["verdict"]), "rows": rows}
 
 
 def _by_probe(judged: Judged, labels: str, seed: int) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "check_names",
     "check_section_names",
     "check_vocabulary_file",
+    "checked_file",
     "offline_section",
 ]
 
@@ -89,6 +90,23 @@ def check_vocabulary_file(path: str | Path) -> None:
             f"{str(path)!r} is not a vocabulary: it needs the columns {list(VOCABULARY)}; {missing} are missing. "
             f"Its first line is {_checks.shortlist(found)}."
         )
+
+
+def checked_file(path: str | Path, *, overwrite: bool) -> Path:
+    """Return the path of a file to write, and create its folder; raise before any work if it must not be written.
+
+    Raises
+    ------
+    FileExistsError
+        It exists and `overwrite` is not set, or it is a folder.
+    NotADirectoryError, PermissionError
+        Its folder is not a directory, or is not writable.
+    """
+    path = Path(path).expanduser()
+    _checks.replaceable(path, overwrite=overwrite)
+    if path.is_dir() and not path.is_symlink():
+        raise FileExistsError(f"{str(path)!r} is a folder; it is not changed. Choose another name.")
+    return path
 
 
 def _check(there: Collection[str], slot: str, name: str, option: str) -> None:

@@ -168,9 +168,7 @@ def _embed_one(
     kind = "address" if place is None else _formats.format_of(place)
     extra = {"image": options.pop("image")} if kind in ("Xenium", "ST") else {}
     if bin_um is not None and kind != "Space Ranger":
-        extra["um_per_px"] = options["um_per_px"]
-        if options["modality"] == "gene":  # for genes, `um_per_px` is the scale of the bins
-            options["um_per_px"] = None
+        extra["um_per_px"], options["um_per_px"] = options["um_per_px"], None  # of the bins, which state it themselves
     Request(**_request_options(options), table_key=table_key)  # raise for conflicts before anything is read
     # If input and output have the same format, results are added to a copy of the file; the counts stay on disk.
     alike = bin_um is None and {"h5ad": ".h5ad", "zarr": ".zarr", "SpatialData": ".zarr"}.get(kind) == path.suffix

@@ -30,7 +30,7 @@ EXAMPLES = {
         stampy embed sections.tsv --out embedded          many sections, one file each
         stampy report embedded.h5ad                       an HTML report of a section
         stampy slide slide.svs slide.zarr                 each tile of tissue of a whole slide
-        stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene tower
+        stampy pretrain a.h5ad b.h5ad --out genes         stage 1: the gene encoder
         stampy align a.h5ad b.h5ad --model genes/model --out both
         """,
     **overview.EXAMPLES,

@@ -22,6 +22,7 @@ __all__ = [
     "in_options",
     "input_options",
     "model_option",
+    "overwrite_option",
     "say",
     "show_progress",
 ]
@@ -190,6 +191,11 @@ def _names(parser: argparse.ArgumentParser) -> dict[str, str]:
 def model_option(add: Add) -> None:
     """Add `--model`."""
     add("--model", default="stampy-mini", help="a name that `stampy models` lists, or a folder (default: %(default)s)")
+
+
+def overwrite_option(add: Add, what: str = "the file --out") -> None:
+    """Add `--overwrite`; without it, no command replaces an existing file."""
+    add("--overwrite", action="store_true", help=f"replace {what} (default: an existing file is an error)")
 
 
 def input_options(add: Add) -> None:

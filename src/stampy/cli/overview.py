@@ -15,6 +15,7 @@ from stampy.cli.options import (
     common_options,
     input_options,
     model_option,
+    overwrite_option,
     say,
     show_progress,
 )
@@ -82,7 +83,7 @@ def _report_options(commands: Commands) -> None:
     add("--layer", metavar="NAME", help="layer with raw counts (default: X)")
     add("--table-key", default="table", metavar="NAME", help="table of a SpatialData (default: %(default)s)")
     add("--n-genes", type=int, default=8, metavar="N", help="number of genes per domain (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace OUT")
+    overwrite_option(add, "OUT")
     add("--quiet", action="store_true", help="no summary")
     named_images_option(add)
 

@@ -16,14 +16,14 @@ from stampy import _checks, _files, _keys, _utils
 from stampy._io import read as _formats
 from stampy._labels import known_labels
 from stampy._section.image.choose import without_refused
-from stampy.cli.domain_summary import top_genes
+from stampy.cli.domain_summary import about_verdict, top_genes
+from stampy.cli.early_checks import checked_file
 from stampy.cli.options import in_options
 from stampy.cli.pages import Maps, Picture, maps_of, percent_of, png_of, render
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
-    from spatialdata import SpatialData
 
     from stampy.models import Stamp
     from stampy.pp._genes.match_report import GeneMatch
@@ -120,7 +120,7 @@ def report(
         without_refused(adata)
         maps = maps_of(data, library_key=library_key, image_key=image_key, table_key=table_key)
         found = _contents(adata, maps, Path(source), model, embedding, domains, layer, n_genes)
-        found["verdict"] = _about_verdict(data, adata, model, embedding, library_key, layer)
+        found["verdict"] = about_verdict(data, adata, model, embedding, library_key, layer, table_key)
     notes = dict.fromkeys(in_options(w.message) for w in caught if issubclass(w.category, _checks.StampyWarning))
     text = render(
         "report.html.j2", title=Path(source).name, version=stampy.__version__, notes=list(notes), **found
@@ -135,10 +135,7 @@ def _checked(target: str | Path, *, overwrite: bool, n_genes: int) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The report must end in .html, found {path.name!r}.")
     _checks.at_least("n_genes", n_genes, 1)
-    _checks.replaceable(path, overwrite=overwrite)
-    if path.is_dir() and not path.is_symlink():
-        raise FileExistsError(f"{str(path)!r} is a folder; it is not changed. Choose another name.")
-    return path
+    return checked_file(path, overwrite=overwrite)
 
 
 def _check(adata: AnnData, domains: str | None, library_key: str | None, layer: str | None) -> None:
@@ -171,37 +168,6 @@ def _contents(adata: AnnData, maps: Maps, source: Path, model: str | Path | None
         "domains": _about_domains(adata, maps, embedding, domains, layer, n_genes if genes is not None else 0),
         "provenance": _provenance(adata, source),
     }
-
-
-def _about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path | None, embedding: str,
-                   library_key: str | None, layer: str | None) -> dict[str, object]:  # fmt: skip
-    """Verdict on the embedding: the stored one, else computed now."""
-    stored = adata.uns.get(_keys.EVALUATE, {})
-    record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
-    if "verdict" in stored:
-        return _verdict(stored)
-    if embedding != _keys.EMBEDDING or embedding not in adata.obsm or record.get("modality", "image") == "image":
-        return {"text": "Not evaluated: the section has no embedding of genes by stampy."}
-    name, _ = _model_of(model, record)
-    if model is None and name != record["model"]:
-        return {
-            "text": f"Not evaluated: {record['model']!r} made the embedding. Name it by --model, or use tl.evaluate."
-        }
-    from stampy.models._load import load_stamp
-    from stampy.tl._evaluation.judge import judge
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", _checks.StampyWarning)
-            return _verdict(judge(data, load_stamp(name, device="cpu"), library_key=library_key, layer=layer,
-                                  organism=record.get("organism", "human"), rng=0))  # fmt: skip
-    except ValueError as error:  # too small, or counts that cannot be split
-        return {"text": f"Not evaluated: {error}"}
-
-
-def _verdict(found: Mapping[str, Any]) -> dict[str, object]:
-    rows = [(str(name), f"{row['score']:.3f}") for name, row in found["scores"].iterrows()]
-    return {"text": str(found["verdict"]), "rows": rows}
 
 
 def _model_of(model: str | Path | None, record: Mapping[str, Any]) -> tuple[str | Path, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stampy.cli.corpus import named_images_option
-from stampy.cli.options import Add, Commands, command, common_options, model_option
+from stampy.cli.options import Add, Commands, command, common_options, model_option, overwrite_option
 
 __all__ = ["EXAMPLES", "add_commands"]
 
@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _pretrain_options(commands: Commands) -> None:
-    add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene tower.").add_argument
+    add = command(commands, "pretrain", _pretrain, "Stage 1: train a gene encoder.").add_argument
     _training_options(add)
     common_options(add)
     add(
@@ -47,12 +47,12 @@ def _pretrain_options(commands: Commands) -> None:
 
 
 def _align_options(commands: Commands) -> None:
-    about = "Stage 2: train an image tower and align both."
+    about = "Stage 2: train an image encoder and align both."
     add = command(commands, "align", _align, about).add_argument
     _training_options(add)
     common_options(add)
     model_option(add)
-    add("--backbone", metavar="NAME", help="a timm ViT with its weights, to replace the model's image tower")
+    add("--backbone", metavar="NAME", help="a timm ViT with its weights, to replace the model's image encoder")
 
 
 def _evaluate_options(commands: Commands) -> None:
@@ -61,6 +61,7 @@ def _evaluate_options(commands: Commands) -> None:
     add("model", metavar="MODEL", help="a name that `stampy models` lists, or a folder")
     add("sections", nargs="+", metavar="SECTIONS", help="held-out sections: files or manifests (.tsv)")
     add("-o", "--out", metavar="CSV", help="also write the table to a file")
+    overwrite_option(add)
     add("--n-groups", type=int, default=40, metavar="N", help="groups of 9 spots per section (default: %(default)s)")
     add("--n-spots", type=int, default=1000, metavar="N", help="tiles per section (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed for groups, masks and tiles (default: 0)")
@@ -141,16 +142,16 @@ def _is_first_rank() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def _evaluate(*, model: str, sections: list[str], out: str | None, quiet: bool, **options: Any) -> None:
-    from stampy import _checks
+def _evaluate(
+    *, model: str, sections: list[str], out: str | None, overwrite: bool, quiet: bool, **options: Any
+) -> None:
     from stampy._files import atomic
+    from stampy.cli.early_checks import checked_file
     from stampy.models._systems.catalogue import check_name
 
-    target = None if out is None else Path(out).expanduser()
     check_name(model)
     _check_paths(sections)
-    if target is not None:
-        _checks.writable(target.parent)
+    target = None if out is None else checked_file(out, overwrite=overwrite)
     from stampy import train
 
     table = train.evaluate(model, sections, **options)

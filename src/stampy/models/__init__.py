@@ -1,4 +1,4 @@
-"""Models in pure torch: both towers, their losses, weights on disk, and encoders of other groups."""
+"""Models in pure torch: both encoders, their losses, weights on disk, and encoders of other groups."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
+from stampy._field_names import checked_names
 
 from ._kernels.attention import Spans, attention, spans_for
 from ._kernels.cross_entropy import Kernel, cross_entropy_by_kind, linear_cross_entropy
@@ -30,6 +31,7 @@ _SPARE_ROWS = 5  # the published embedding table has five rows more than tokens
 _UNPOOLED = 3  # the published pooling excludes the first three positions
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneConfig:
     """Sizes of a `GeneEncoder`; the defaults are those of the paper.

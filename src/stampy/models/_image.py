@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stampy import _keys
+from stampy._field_names import checked_names
 
 from ._limits import check_image
 from ._stem import STEM, RegionFeatures, StemEncoder
@@ -24,9 +25,10 @@ __all__ = ["ImageConfig", "ImageEncoder", "ImageOutput", "image_encoder", "pool_
 _NOT_BUILT = (AssertionError, ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError)
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """Settings of an image tower and its input; the defaults are those of the paper (UNI's architecture).
+    """Settings of an image encoder and its input; the defaults are those of the paper (UNI's architecture).
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class ImageConfig:
 
     @property
     def surroundings(self) -> bool:
-        """Whether the input of the tower is each tile with the surrounding region of three times its edge."""
+        """Whether the input of the encoder is each tile with the surrounding region of three times its edge."""
         return self.backbone == STEM
 
 
@@ -188,7 +190,7 @@ def _of_regions(found: ImageOutput) -> RegionFeatures:
 
 
 def image_encoder(config: ImageConfig) -> ImageEncoder | StemEncoder:
-    """Image tower with these settings and new weights; ValueError if it cannot be built."""
+    """Image encoder with these settings and new weights; ValueError if it cannot be built."""
     if not config.surroundings:
         return ImageEncoder(config)
     check_image(config)

@@ -45,7 +45,7 @@ def check_architecture(name: str) -> None:
 
 
 def check_gene(config: GeneConfig) -> None:
-    """Raise ValueError unless a gene tower with these settings can be built."""
+    """Raise ValueError unless a gene encoder with these settings can be built."""
     for name in ("n_genes", "width", "depth", "heads", "feedforward", "max_tokens"):
         _size(name, getattr(config, name))
     _choices(config)
@@ -55,7 +55,7 @@ def check_gene(config: GeneConfig) -> None:
 
 
 def check_image(config: ImageConfig, *, fetched: bool = False) -> None:
-    """Raise ValueError unless an image tower with these settings can be built; `fetched`: the user named its source."""
+    """Raise ValueError unless an image encoder can be built with these settings; `fetched`: the user named it."""
     if not fetched and config.backbone != STEM:
         check_architecture(config.backbone)
     _size("size_px", config.size_px)

@@ -1,4 +1,4 @@
-"""Parts of a gene tower that is a weighted sum of gene vectors, for adaptation in closed form.
+"""Parts of a gene encoder that is a weighted sum of gene vectors, for adaptation in closed form.
 
 Shapes: G genes, L positions, D width, K axes.
 """
@@ -24,25 +24,25 @@ LEAST = 1e-6  # relative to the largest eigenvalue; smaller directions of the he
 
 
 def check_linear(model: object) -> Stamp:
-    """Return the model if its gene tower is a sum of gene vectors weighted by rank; ValueError otherwise."""
+    """Return the model if its gene encoder is a sum of gene vectors weighted by rank; ValueError otherwise."""
     return _gate_and_genes(model)[0]
 
 
 def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
-    """Return model, gate (L, D) of the ranks, and vocabulary; ValueError unless the gene tower is a weighted sum."""
+    """Return model, gate (L, D) of the ranks, and vocabulary; ValueError unless the gene encoder is a weighted sum."""
     if isinstance(model, Stamp) and model.config.gene.pooling == "bag" and model.genes is not None:
         gate_LD = model.gene.rank_gate
         if gate_LD is not None and float((gate_LD - gate_LD[:, :1]).detach().abs().max()) <= 1e-6:
             return model, gate_LD.detach(), model.genes
     name = getattr(model, "name", type(model).__name__)
     raise ValueError(
-        f"The model {name!r} cannot be adapted in closed form: that needs a gene tower with pooling='bag', one gate "
+        f"The model {name!r} cannot be adapted in closed form: that needs a gene encoder with pooling='bag', one gate "
         "per rank, and a vocabulary, such as 'stampy-mini'. Train others further with `stampy.train`."
     )
 
 
 class LinearParts(NamedTuple):
-    """Parts of a gene tower that adds up vectors."""
+    """Parts of a gene encoder that adds up vectors."""
 
     gate: np.ndarray  # (L,) weight of each rank
     level: np.ndarray  # (G,) weight of each gene
@@ -59,7 +59,7 @@ def _weights(model: Stamp) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear_parts(model: Stamp) -> LinearParts:
-    """The parts of a model whose gene tower adds up vectors.
+    """The parts of a model whose gene encoder adds up vectors.
 
     The covariance of the training spots' features is derived from the head, which is their principal components
     divided by the square root of their standard deviation.
@@ -80,7 +80,7 @@ def linear_parts(model: Stamp) -> LinearParts:
 
 
 def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np.ndarray) -> Stamp:
-    """A model without image tower whose gene embeddings are head and bias applied to features in these axes.
+    """A model without image encoder whose gene embeddings are head and bias applied to features in these axes.
 
     Its name contains the original model and a digest of axes and head, so that vectors of different adaptations are
     never compared as if they shared a space.
@@ -95,7 +95,7 @@ def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np
     table_GK = level_G[:, None] * axes_GK
     scale = TABLE_STD / max(float(table_GK.std()), 1e-12)
     gate = float(gate_L.mean())
-    back = gene.max_tokens * gate / scale  # features of the tower -> features to which the head was fitted
+    back = gene.max_tokens * gate / scale  # features of the encoder -> features to which the head was fitted
     with torch.no_grad():
         adapted.gene.embeddings.weight.zero_()[_keys.N_SPECIAL : _keys.N_SPECIAL + len(table_GK)] = torch.from_numpy(
             table_GK * scale

@@ -1,4 +1,4 @@
-"""Both towers in one model.
+"""Both encoders in one model.
 
 Shapes: B spots, L positions, E size of the shared space.
 """
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stampy._field_names import checked_names, known_field
 
 from ._gene import GeneConfig, GeneEncoder
 from ._image import ImageConfig, ImageEncoder, image_encoder
@@ -28,16 +30,17 @@ __all__ = ["RegionOutput", "Stamp", "StampConfig"]
 _LARGEST_SIZE = 2**20
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StampConfig:
-    """Settings of a `Stamp`: its towers and the size of their shared space.
+    """Settings of a `Stamp`: its encoders and the size of their shared space.
 
     Parameters
     ----------
     gene
-        The gene tower.
+        The gene encoder.
     image
-        The image tower; None for a gene encoder only, as from `stampy.train.pretrain`.
+        The image encoder; None for a gene encoder only, as from `stampy.train.pretrain`.
     embedding
         Size of the shared space.
 
@@ -73,8 +76,8 @@ def _build(kind: type, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__} must be given by names and values, found {values!r}.")
     usual = {f.name: getattr(kind(), f.name) for f in fields(kind)}
-    if unknown := set(values) - set(usual):
-        raise ValueError(f"Unknown fields {sorted(unknown)} for {kind.__name__}; it has {sorted(usual)}.")
+    for name in values:
+        known_field(name, usual, where=kind.__name__)
     values = {k: tuple(v) if isinstance(usual[k], tuple) and isinstance(v, list) else v for k, v in values.items()}
     for name, value in values.items():
         _check_field(name, value, usual[name])
@@ -93,7 +96,7 @@ def _check_field(name: str, value: Any, usual: Any) -> None:
 
 
 class RegionOutput(NamedTuple):
-    """Output of the image tower for regions."""
+    """Output of the image encoder for regions."""
 
     embeddings: Tensor  # (B, E), L2 norm 1
     query: Tensor  # (B, E), localisation query, not normalised
@@ -101,7 +104,7 @@ class RegionOutput(NamedTuple):
 
 
 class Stamp(nn.Module):
-    """Gene tower, image tower, and the heads into their shared space.
+    """Gene encoder, image encoder, and the heads into their shared space.
 
     Parameters
     ----------
@@ -172,7 +175,7 @@ class Stamp(nn.Module):
 
     @property
     def size_px(self) -> int:
-        """Edge of the input tiles of the image tower."""
+        """Edge of the input tiles of the image encoder."""
         return self.image_tower().config.size_px
 
     @property
@@ -182,7 +185,7 @@ class Stamp(nn.Module):
 
     @property
     def surroundings(self) -> bool:
-        """Whether the input of the image tower is each tile with the surrounding region of three times its edge."""
+        """Whether the input of the image encoder is each tile with the surrounding region of three times its edge."""
         return self.image_tower().config.surroundings
 
     def normalize(self, tiles: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ class Stamp(nn.Module):
     def patches_and_regions(self, patches: Tensor, regions: Tensor, references: Tensor) -> tuple[Tensor, RegionOutput]:
         """Embed patches (B, 3, size, size) and `regions` together.
 
-        A tower with surroundings uses the regions as surroundings.
+        An encoder with surroundings uses the regions as surroundings.
         """
         features, region = self.image_tower().with_regions(patches, regions, references)
         return self.project_images(features), self._region(region)
@@ -236,7 +239,7 @@ class Stamp(nn.Module):
         )
 
     def image_tower(self) -> ImageEncoder | StemEncoder:
-        """The image tower; ValueError if the model has none."""
+        """The image encoder; ValueError if the model has none."""
         if self.image is None:
-            raise ValueError(f"The model {self.name!r} has no image tower. Use modality='gene', or align it first.")
+            raise ValueError(f"The model {self.name!r} has no image encoder. Use modality='gene', or align it first.")
         return self.image

@@ -1,4 +1,4 @@
-"""Image tower without Transformer: the first blocks of EfficientNet-Lite0, and statistics of their feature maps.
+"""Image encoder without Transformer: the first blocks of EfficientNet-Lite0, and statistics of their feature maps.
 
 Shapes: B spots, C channels of all maps, H and W px, D = 4 C size of the feature (mean and standard deviation of C
 channels for tile and surroundings).
@@ -41,7 +41,7 @@ _CPU_BATCH = 16  # images per pass on the CPU; more exceed its caches and take t
 
 
 class RegionFeatures(NamedTuple):
-    """Features of regions from an image tower, before the heads."""
+    """Features of regions from an image encoder, before the heads."""
 
     feature: Tensor  # (B, D)
     query: Tensor  # (B, D) of the patch to locate
@@ -139,7 +139,7 @@ class StemEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.base_model = ConvStem(config.backbone_kwargs["n_blocks"])
-        # They standardise the features of the tower's training data.
+        # They standardise the features of the encoder's training data.
         self.register_buffer("center", torch.zeros(self.width))
         self.register_buffer("rate", torch.ones(self.width))
 
@@ -166,7 +166,7 @@ class StemEncoder(nn.Module):
         """Features (B, D) of normalised tiles and regions (B, 2, 3, size, size)."""
         if images.ndim != 5 or images.shape[1:3] != (2, 3):
             raise ValueError(
-                "This image tower sees each tile with its surroundings: images must have shape (B, 2, 3, height, "
+                "This image encoder sees each tile with its surroundings: images must have shape (B, 2, 3, height, "
                 f"width), found {tuple(images.shape)}. `stampy.tl.embed` reads both from the image."
             )
         parts = images.split(_CPU_BATCH if images.device.type == "cpu" else max(len(images), 1))
@@ -208,14 +208,14 @@ class StemEncoder(nn.Module):
     def normalize(self, tiles: Tensor) -> Tensor:
         """Convert uint8 tiles (..., size, size, 3) to float input (..., 3, size, size).
 
-        Larger tiles, such as those of a corpus, are reduced to the size of the tower.
+        Larger tiles, such as those of a corpus, are reduced to the size of the encoder.
         """
         mean, std = (
             torch.tensor(x, device=tiles.device).view(3, 1, 1) * 255 for x in (self.config.mean, self.config.std)
         )
         found, size = tiles.movedim(-1, -3).float(), self.config.size_px
         if found.shape[-1] < size:
-            raise ValueError(f"Tiles of {found.shape[-1]} px were given, this image tower sees {size} px.")
+            raise ValueError(f"Tiles of {found.shape[-1]} px were given, this image encoder sees {size} px.")
         if found.shape[-1] > size:  # as read by `SlideImage.tile`, except for rounding
             shape = found.shape[:-2]
             small = F.interpolate(found.flatten(0, -4), size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
+
 from stampy import _checks, _keys, _utils
+from stampy._labels import known_labels
 from stampy._section.section import library_key_of
 from stampy.pl._drawing.view import DomainsRecord, record_of
 from stampy.pl._spatial import SpatialLook, spatial
@@ -29,7 +32,8 @@ def domains(
 ) -> Axes | list[Axes]:
     """Plot the domains of `stampy.tl.domains`, next to the labels that they were compared with.
 
-    Titles state the adjusted Rand index (ARI), if there is one; with several sections, of each section.
+    If the domains were compared with labels, titles state the adjusted Rand index (ARI) of the plotted spots: in a
+    subset of the table, or one of its sections, it is not that of the run.
 
     Parameters
     ----------
@@ -75,10 +79,13 @@ def domains(
     for k in keys:
         _checks.has_key(table.obs, k, slot="adata.obs", needs="The domains of `stampy.tl.domains` should be there.")
     given = list(dict.fromkeys(r["label_key"] for r in records.values() if "label_key" in r)) if labels else []
-    names = drawn_sections(adata, library_key, sections, table_key)
     if "title" not in looks:
+        names = drawn_sections(adata, library_key, sections, table_key)
+        rows = _rows_of(adata, names, library_key, table_key)
         looks["title"] = [
-            _title(c, records.get(c), n if len(names) > 1 else "") for c in [*given, *keys] for n in names
+            _title(table, column, records.get(column), name if len(names) > 1 else "", rows[name])
+            for column in [*given, *keys]
+            for name in names
         ]
     return spatial(
         adata, [*given, *keys], library_key=library_key, sections=sections, ax=ax, table_key=table_key, **looks
@@ -94,10 +101,25 @@ def drawn_sections(
     return _checks.libraries(_utils.table_of(adata, table_key), library_key_of(adata, library_key, table_key))[1]
 
 
-def _title(name: str, record: DomainsRecord | None, section: str) -> str:
-    title = f"{name} · {section}" if section else name
-    if record is None or "label_key" not in record:
+def _rows_of(
+    adata: AnnData | SpatialData, names: Sequence[str], library_key: str | None, table_key: str
+) -> dict[str, np.ndarray]:
+    """Mask (n,) of the spots of each section."""
+    table = _utils.table_of(adata, table_key)
+    codes, known = _checks.libraries(table, library_key_of(adata, library_key, table_key))
+    return {name: codes == known.index(name) if name in known else np.zeros(len(codes), dtype=bool) for name in names}
+
+
+def _title(table: AnnData, column: str, record: DomainsRecord | None, section: str, rows: np.ndarray) -> str:
+    """Name of a column and section, and the ARI of these spots (n,)."""
+    title = f"{column} · {section}" if section else column
+    labels = None if record is None else record.get("label_key")
+    if labels is None or labels not in table.obs:
         return title
-    scores = record["scores"].set_index("section")["ari"]
-    at = section or "all"
-    return f"{title} (ARI {scores[at]:.2f})" if at in scores.index else title
+    from sklearn.metrics import adjusted_rand_score
+
+    (truth, _), (found, _) = (known_labels(table.obs[c][rows], warn=False) for c in (labels, column))
+    both = (truth >= 0) & (found >= 0)
+    if len(np.unique(truth[both])) < 2:  # no partition to agree with
+        return title
+    return f"{title} (ARI {adjusted_rand_score(truth[both], found[both]):.2f})"

@@ -43,7 +43,8 @@ def evaluate(
     """Plot the scores of `stampy.tl.evaluate`: one row per embedding, one panel per measure.
 
     Embeddings are dark, baselines grey. Open circles are embeddings without thinning, whose scores are too high. Error
-    bars are one standard deviation over splits. The title is the verdict.
+    bars are one standard deviation over splits. The title is the verdict; for a subset of the evaluated spots, it
+    states the number of spots for which it holds.
 
     Parameters
     ----------
@@ -103,9 +104,16 @@ def evaluate(
         spare.remove()
     for i, name in enumerate(shown):
         _draw(axes[i], scores, name, named=i % columns == 0)
-    figure.suptitle(textwrap.fill(str(record["verdict"]), int(13 * size[0])), fontsize="small", parse_math=False)
+    title = str(record["verdict"]) + _of_other_spots(record, table.n_obs)
+    figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize="small", parse_math=False)
     _legend(figure, axes[0], scores)
     return axes[0] if len(axes) == 1 else axes
+
+
+def _of_other_spots(record: Mapping[str, Any], n_spots: int) -> str:
+    """Note for a table that is a subset of the evaluated spots."""
+    n_judged = int(record.get("parameters", {}).get("n_spots", 0))
+    return f" (Evaluated on {n_judged:,} spots, of which this table has {n_spots:,}.)" if n_judged > n_spots else ""
 
 
 def _legend(figure: Figure, ax: Axes, scores: pd.DataFrame) -> None:

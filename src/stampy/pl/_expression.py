@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,8 @@ def expression(
     """Plot a gene of `stampy.tl.expression`: measured, predicted, and predicted minus measured.
 
     Measured and predicted values share one colour scale, so a flat prediction is visible. The scale of the error is
-    symmetric about 0. Colour limits are as in `stampy.pl.spatial`: outliers do not stretch them.
+    symmetric about 0. Colour limits are as in `stampy.pl.spatial`: outliers do not stretch them. The title of the
+    prediction states Pearson's r over the plotted spots.
 
     Parameters
     ----------
@@ -107,7 +108,8 @@ def expression(
     panels = [(_paint(values, what, rows, record, cmap, error_cmap), s) for what in shown for s in drawn]
     names = [what for what in shown for _ in drawn]
     titles = [
-        _title(gene, what, s.name if len(drawn) > 1 else "", record) for what, (_, s) in zip(names, panels, strict=True)
+        _title(gene, what, s.name if len(drawn) > 1 else "", values, s.rows)
+        for what, (_, s) in zip(names, panels, strict=True)
     ]
     if ax is not None and len(panels) > 1:
         raise ValueError(f"`ax` takes one panel, but there are {len(panels)} (panels x sections). Omit `ax`.")
@@ -155,11 +157,13 @@ def _paint(values: dict[str, np.ndarray], what: str, rows: np.ndarray, record: E
     return paint_values(values[what], what, label, Style(None, cmap, *without_outliers(both)), rows)
 
 
-def _title(gene: str, what: str, section: str, record: ExpressionRecord) -> str:
+def _title(gene: str, what: str, section: str, values: Mapping[str, np.ndarray], rows: np.ndarray) -> str:
+    """Gene, panel and section; for predictions, Pearson's r over the plotted spots, if it is defined."""
     title = f"{gene} {what}" + (f" · {section}" if section else "")
-    if what != "predicted" or "scores" not in record:
+    if what != "predicted" or "measured" not in values:
         return title
-    scores = record["scores"]
-    level, group = ("slide", section) if section and (scores["level"] == "slide").any() else ("pooled", "all")
-    r = scores.loc[(scores["gene"] == gene) & (scores["level"] == level) & (scores["group"] == group), "pearson"]
-    return f"{title}, {'' if level == 'slide' else 'pooled '}r {float(r.iloc[0]):.2f}" if len(r) else title
+    pair = np.stack([values["measured"][rows], values["predicted"][rows]])
+    pair = pair[:, np.isfinite(pair).all(axis=0)]
+    if pair.shape[1] < 2 or (np.ptp(pair, axis=1) <= 1e-6 * np.abs(pair).max(axis=1)).any():
+        return title
+    return f"{title}, {'' if section else 'pooled '}r {np.corrcoef(pair)[0, 1]:.2f}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bins"]
 
+CONTRADICTION = 0.15  # relative difference of two scales, as for pixel sizes of images
+
 
 def bins(
     cells: AnnData | SpatialData,
@@ -52,6 +54,11 @@ def bins(
     A new AnnData (bins, genes): summed counts, ``obs["n_cells"]``, ``obs["array_row"]``, ``obs["array_col"]``,
     ``obsm["spatial"]`` (centres, in the units of the cells), and ``uns["spatial"]`` with the bin's edge as
     ``spot_diameter_fullres``.
+
+    Warns
+    -----
+    StampyWarning
+        `um_per_px` contradicts the scale factors.
 
     Raises
     ------
@@ -104,6 +111,13 @@ def _one_section(cells: AnnData | SpatialData, um_per_px: float | None, table_ke
 
 def _scale(factors: Mapping[str, Any], um_per_px: float | None) -> float:
     if um_per_px is not None:
+        stated = _checks.factor(factors, "microns_per_pixel") if factors.get("microns_per_pixel") is not None else None
+        if stated is not None and abs(um_per_px / stated - 1) > CONTRADICTION:
+            _checks.warn(
+                f"`um_per_px={um_per_px:g}` contradicts `microns_per_pixel` of the scale factors, {stated:.4g}, and is "
+                "used: it must be the µm per unit of the coordinates, not those per px of another image. Omit it if "
+                "the scale factors are right."
+            )
         return float(um_per_px)
     if factors.get("microns_per_pixel") is None:
         raise ValueError(

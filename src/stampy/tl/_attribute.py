@@ -90,9 +90,9 @@ def attribute(
         Remove only these genes (names or ids); others are not in the table.
     n_spots
         Number of spots to explain, drawn at random from each group (from all spots without `groupby`); None: all spots.
-        ``"leave_one_out"`` takes one pass of the gene tower per token of a spot: with ``"stampy-mini"`` and 400 tokens
-        about ten seconds on one core, and a quarter of that with integrated gradients. `genes` and `max_rank` reduce
-        the time.
+        ``"leave_one_out"`` takes one pass of the gene encoder per token of a spot: with ``"stampy-mini"`` and 400
+        tokens about ten seconds on one core, and a quarter of that with integrated gradients. `genes` and `max_rank`
+        reduce the time.
     max_rank
         Remove only the first `max_rank` tokens of each spot.
     n_steps
@@ -205,7 +205,7 @@ def _space_and_model(
         space = space_of(table, embedding_key, "gene" if target == "cluster" else "image")
     loaded = loaded_stamp(model, device)
     if target == "match" and loaded.image is None:
-        raise ValueError(f"The model {loaded.name!r} has no image tower: there is no match to explain.")
+        raise ValueError(f"The model {loaded.name!r} has no image encoder: there is no match to explain.")
     if space is not None:
         check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     return space, loaded

@@ -1,4 +1,4 @@
-"""`tl.embed`: arguments, section, choice of modality, towers, result, in this order."""
+"""`tl.embed`: arguments, section, choice of modality, encoders, result, in this order."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from ._embedding.encoders import (
     image_model,
     is_baseline,
     loaded_model,
+    warn_of_other_use,
 )
 from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
@@ -128,7 +129,7 @@ def embed(
         Scale of the full-resolution image, if the scale factors do not state it. See `stampy.pp.tiles`.
     level
         ``"embedding"``: projected into the shared space of genes and images (or text), L2 norm 1. ``"feature"``: the
-        outputs of the towers before the projection. Both are equal for models without a projection.
+        outputs of the encoders before the projection. Both are equal for models without a projection.
     context
         ``"neighbors"``: each vector is the mean over a spot and its six nearest spots in the same section, scaled to L2
         norm 1 again. This reduces noise and blurs borders; the model's card states its effect. None: a spot's vector
@@ -184,6 +185,7 @@ def embed(
     Warns
     -----
     StampyWarning
+        A model that was adapted for use in context, without `context`, or the reverse.
         Spots without counts in the vocabulary, whose gene vector is all zeros. An image that is too coarse for the
         model or does not look like H&E, and whether only genes are embedded for this reason.
 
@@ -200,7 +202,7 @@ def embed(
     Notes
     -----
     The paper does not state how it fuses both vectors. stampy concatenates the two unit vectors, so that both
-    contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the towers.
+    contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the encoders.
 
     Examples
     --------
@@ -261,6 +263,7 @@ def _embed_one(
         found, record = _by_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
+        warn_of_other_use(loaded, request)
         modality, tiles = _choose(adata, loaded, request, modality, is_requested=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
     if request.center is not None:
@@ -270,6 +273,7 @@ def _embed_one(
         found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
     if request.library_key is not None:
         record["library_key"] = request.library_key
+    record["n_spots"] = table.n_obs  # a subset has other neighbours, means and fits
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed
@@ -301,7 +305,7 @@ def _choose(
 ) -> tuple[Modality, TileSource | None]:
     """The final modality and its tiles. Without an explicit `modality`, an unusable image is ignored with a warning."""
     if modality == "fused" and not is_requested and model.image is None and request.image is None:
-        _checks.warn(f"The model {model.name!r} has no image tower: only genes are embedded.")
+        _checks.warn(f"The model {model.name!r} has no image encoder: only genes are embedded.")
         modality = "gene"
     tiles = None
     if modality != "gene":
@@ -339,7 +343,7 @@ def _by_baseline(model: str, table: AnnData, request: Request, places: Places | 
 def _by_model(
     model: Encoder, table: AnnData, tiles: TileSource | None, request: Request, modality: Modality
 ) -> tuple[Vectors, Record]:
-    """Vectors from the towers of a model, and their record."""
+    """Vectors from the encoders of a model, and their record."""
     precision = Tower(model, table.n_obs, request.precision).precision
     record = _origin(model, precision, tiles, modality, request.level)
     if not request.normalize:

@@ -165,7 +165,8 @@ def _check_options(plan: Plan) -> None:
 
     for name in plan.options:
         _checks.one_of("argument", name, EmbedOptions.__annotations__)
-    Request(**plan.options)
+    bins = {} if plan.bin_um is None else {"um_per_px": None}  # the scale of the bins, also for genes
+    Request(**plan.options | bins)
     if isinstance(plan.model, str | Path):
         check_name(str(plan.model))
 

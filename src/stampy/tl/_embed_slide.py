@@ -81,7 +81,7 @@ def embed_slide(
         is done.
     model
         A packaged model, a folder of weights, ``"hf-hub:org/name@revision"``, ``"stamp"``, or a loaded
-        `stampy.models.Stamp`, with an image tower.
+        `stampy.models.Stamp`, with an image encoder.
     level
         ``"embedding"``: in the space shared with genes, L2 norm 1. ``"feature"``: before the projection, the usual
         input of slide classifiers.
@@ -113,7 +113,7 @@ def embed_slide(
     FileExistsError
         If the store, or its unfinished part, was written for a different slide, model or parameters.
     ValueError
-        As `stampy.pp.slide_tiles`; or if the model has no image tower.
+        As `stampy.pp.slide_tiles`; or if the model has no image encoder.
 
     Examples
     --------

@@ -42,6 +42,7 @@ __all__ = ["Judgement", "evaluate", "judged"]
 
 logger = logging.getLogger(__name__)
 
+SUBSET = "evaluate before you take a subset of the spots, or embed the subset again"
 LEAST_INNER = 20  # spots, for a comparison without the edges of a piece
 
 
@@ -135,8 +136,9 @@ def evaluate(
     -----
     StampyWarning
         An embedding was used unchanged, because its model is unknown, or because counts, genes, spots or sections are
-        not those from which it was made: it contains the molecules that it predicts, so its score is too high. A table
-        larger than `max_spots`.
+        not those from which it was made: it contains the molecules that it predicts, so its score is too high. This
+        includes a subset of the spots of an embedding with `context`, `center` or `adapt=True`, whose vectors depend on
+        the spots that are missing. A table larger than `max_spots`.
 
     Raises
     ------
@@ -293,22 +295,24 @@ def _confirmed(
                 why = job.differs(values[compared], _checks.embedding(part.table, name)[compared], sections)
             except ValueError as error:
                 why = f"embedding it again failed: {error}"
-        if why:
+        if why and (how := job.in_other_spots(table_of(adata, table_key).n_obs)):
+            found[name] = StoredVectors(name, why=how, remedy=SUBSET)
+        elif why:
             found[name] = StoredVectors(name, why=why)
     return found
 
 
 def _warn_of_unfair(jobs: Mapping[str, Job]) -> None:
     """Warn about embeddings that contain the molecules that they predict, once for each reason."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for name, job in jobs.items():
         if isinstance(job, StoredVectors) and not job.of_image:
-            reasons.setdefault(job.why, []).append(name)
-    for why, names in reasons.items():
+            reasons.setdefault((job.why, job.remedy), []).append(name)
+    for (why, remedy), names in reasons.items():
         _checks.warn(
             f"{_checks.shortlist(names)} cannot be recomputed from half of the molecules ({why}). The vectors are used "
             "unchanged. They contain the molecules that they predict, so their scores are too high. For a fair "
-            "comparison, pass the model (`model=`), or a function that embeds a table (`keys={'name': function}`)."
+            f"comparison, {remedy}."
         )
 
 

@@ -51,8 +51,8 @@ def score(
 ) -> AnnData | SpatialData | None:
     """Score every spot by the cosine of its embedding with a gene programme, such as markers on H&E alone.
 
-    The ranked list of genes is embedded by the gene tower like a spot; the score is the cosine between this vector and
-    the embedding of the spot. It needs neither counts nor training on labels (zero-shot).
+    The ranked list of genes is embedded by the gene encoder like a spot; the score is the cosine between this vector
+    and the embedding of the spot. It needs neither counts nor training on labels (zero-shot).
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def score(
         The spots have no such embedding.
     ValueError
         Too few genes in the vocabulary, embeddings of another model or other weights, or a model without
-        image tower.
+        image encoder.
 
     Notes
     -----
@@ -134,7 +134,7 @@ def score(
     space = space_of(table, embedding_key, modality)
     loaded = loaded_stamp(model, device)
     if modality == "image" and loaded.image is None:
-        raise ValueError(f"The model {loaded.name!r} has no image tower. Use modality='gene' or another model.")
+        raise ValueError(f"The model {loaded.name!r} has no image encoder. Use modality='gene' or another model.")
     check_model(space, loaded.name, loaded.config.embedding, digest_of_towers(loaded))
     rows, unknown = rows_of_genes(genes, loaded, min_genes, organism)
     if unknown:

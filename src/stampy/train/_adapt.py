@@ -36,7 +36,7 @@ def adapt(
     max_spots: int | None = MAX_SPOTS,
     rng: int | np.random.Generator | None = DEFAULT_SEED,
 ) -> Stamp:
-    """Fit the gene tower of a model to sections, in closed form, without labels.
+    """Fit the gene encoder of a model to sections, in closed form, without labels.
 
     The axes along which neighbouring spots of the sections agree are mixed with the axes of the model. For use in
     context they are put beside the axes of the model instead, because the mean over neighbouring spots is less noisy,
@@ -47,7 +47,7 @@ def adapt(
     Parameters
     ----------
     model
-        Model whose gene tower adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``: a name, a folder, or a
+        Model whose gene encoder adds up vectors (``pooling="bag"``), such as ``"stampy-mini"``: a name, a folder, or a
         loaded model. It is not changed.
     sections
         AnnData with raw counts in ``X`` and ``obsm["spatial"]``, SpatialData, paths of anything that `stampy.read`
@@ -68,10 +68,10 @@ def adapt(
 
     Returns
     -------
-    A model without image tower, for example for `stampy.tl.embed` and `stampy.models.save`. Its name contains a digest
-    of its axes, because vectors of different adaptations are not comparable; search or transfer across them raises an
-    error. ``adapted`` states strength, number of axes (in context, of those beside the model's), number of spots and
-    context.
+    A model without image encoder, for example for `stampy.tl.embed` and `stampy.models.save`. Its name contains a
+    digest of its axes, because vectors of different adaptations are not comparable; search or transfer across them
+    raises an error. ``adapted`` states strength, number of axes (in context, of those beside the model's), number of
+    spots and context.
 
     Warns
     -----

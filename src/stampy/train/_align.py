@@ -35,7 +35,7 @@ def align(
     loggers: Sequence[str] = (),
     progress: bool = True,
 ) -> Stamp:
-    """Train the image tower and the heads of both towers with the four alignment losses, on spots with image and genes.
+    """Train the image encoder and the heads of both encoders with four alignment losses, on spots with image and genes.
 
     To continue an interrupted run from its newest checkpoint, repeat the call with the same arguments. Ctrl-C and
     SIGTERM save a checkpoint after the current step; a second signal stops immediately.
@@ -51,11 +51,11 @@ def align(
         Folder for config.json, data.json (the sections, including those of the start model), metrics.jsonl,
         checkpoints, and the result in ``out/model``.
     model
-        Start model: a gene tower of `pretrain`, to which an image tower is added, or a model with both towers, such as
-        ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. The start model is not
+        Start model: a gene encoder of `pretrain`, to which an image encoder is added, or a model with both encoders,
+        such as ``"stampy-mini"`` or ``"stamp"``, which is trained further with its own backbone. The start model is not
         changed.
     backbone
-        A timm ViT with its own weights, to replace the model's image tower. None: the model's own image tower, or
+        A timm ViT with its own weights, to replace the model's image encoder. None: the model's own image encoder, or
         ``config.backbone``. Without any of them, a ViT-L/16 with random weights is added, with a warning.
     config
         Settings; a mapping or JSON file contains only those that differ from the paper.
@@ -69,7 +69,7 @@ def align(
 
     Returns
     -------
-    The model with both towers; also written to ``out/model``.
+    The model with both encoders; also written to ``out/model``.
 
     Raises
     ------

@@ -116,27 +116,27 @@ def _align(
 
 
 def _identity_of(start: Stamp, aligned: Stamp | None) -> str:
-    """Hash of the start model and of an added tower whose weights are not determined by the seed."""
+    """Hash of the start model and of an added encoder whose weights are not determined by the seed."""
     found = f"{digest_of_tensors(start.state_dict())}-{digest([repr(start.config.to_dict())])}"
     return found if aligned is None else f"{found}-{digest_of_tensors(aligned.image_tower().state_dict())}"
 
 
 def _tell_of_added_tower(device: torch.device, *, pretrained: bool) -> None:
-    """Warn about the image tower that is added without being named."""
+    """Warn about the image encoder that is added without being named."""
     with torch.device("meta"):  # counted without being allocated
         millions = sum(p.numel() for p in ImageEncoder(ImageConfig()).parameters()) / 1e6
     own = "its own" if pretrained else "random"
     _checks.warn(
-        "The start model has no image tower and `backbone` is not given, so the paper's is added: "
+        "The start model has no image encoder and `backbone` is not given, so the paper's is added: "
         f"{ImageConfig().backbone} ({millions:,.0f} million parameters, {own} weights), trained on {device.type}. Pass "
         "backbone='vit_small_patch16_224' (`--backbone`) or another timm ViT to start from its own weights, or start "
-        "from a model with an image tower ('stampy-mini'). To use this one without a warning, name it in the settings "
-        "(AlignConfig.backbone)."
+        "from a model with an image encoder ('stampy-mini'). To use this one without a warning, name it in the "
+        "settings (AlignConfig.backbone)."
     )
 
 
 def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
-    """Raise ValueError for settings of an added image tower if the model already has one."""
+    """Raise ValueError for settings of an added image encoder if the model already has one."""
     given = {"backbone": config.backbone, "backbone_kwargs": config.backbone_kwargs}
     own = {"backbone": tower.backbone, "backbone_kwargs": dict(tower.backbone_kwargs)}
     useless = [f"{k}={v!r}" for k, v in given.items() if v is not None and v != own[k]]
@@ -145,8 +145,8 @@ def _check_own_tower(tower: ImageConfig, config: AlignConfig) -> None:
     if useless:
         raise no_effect_error(
             ", ".join(useless),
-            f"the model to start from has an image tower ({tower.backbone})",
-            "Omit it, or replace the tower with the argument `backbone=` (`--backbone`).",
+            f"the model to start from has an image encoder ({tower.backbone})",
+            "Omit it, or replace the encoder with the argument `backbone=` (`--backbone`).",
         )
 
 
@@ -157,8 +157,8 @@ def _check_stem(config: AlignConfig) -> None:
     if useless:
         raise no_effect_error(
             ", ".join(useless),
-            "the image tower is a convolutional stem, and no ViT",
-            "Omit it ('full' and 'frozen' work), or replace the tower with `backbone=` (`--backbone`).",
+            "the image encoder is a convolutional stem, and no ViT",
+            "Omit it ('full' and 'frozen' work), or replace the encoder with `backbone=` (`--backbone`).",
         )
 
 
@@ -193,7 +193,7 @@ def _choose_trained(model: Stamp, config: AlignConfig) -> None:
 
 
 def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
-    """Model with both towers; weights that `start` has are copied from it."""
+    """Model with both encoders; weights that `start` has are copied from it."""
     if start.config.image is not None and not afresh:
         return deepcopy(start)
     image = ImageConfig(
@@ -202,7 +202,7 @@ def _both_towers(start: Stamp, config: AlignConfig, *, afresh: bool) -> Stamp:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = ImageEncoder(image, pretrained=True) if config.pretrained else None
-        if tower is not None:  # inputs are normalised as in the tower's own training
+        if tower is not None:  # inputs are normalised as in the encoder's own training
             known = tower.base_model.pretrained_cfg
             image = replace(tower.config, mean=tuple(known["mean"]), std=tuple(known["std"]))
         model = Stamp(replace(start.config, image=image), start.genes)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from stampy._checks import existing, known_field, one_of
+from stampy._checks import existing, one_of
+from stampy._field_names import checked_names, known_field
 from stampy._settings import settings
 from stampy.models._backbone_names import check_backbone
 
@@ -161,6 +162,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{str(path)!r} is not a JSON file: {error}.") from error
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig(_StageConfig):
     """Settings of stage 1: reconstruct genes of a spot from its other genes and from its neighbours (section 3.2).
@@ -212,9 +214,9 @@ checkpoint_activations, compile, prefetch
     --------
     >>> PretrainConfig.of({"width": 192}).width
     192
-    >>> PretrainConfig.of({"widht": 192})
+    >>> PretrainConfig(learning_rate=1e-3)
     Traceback (most recent call last):
-    ValueError: ...
+    TypeError: There is no setting 'learning_rate' in PretrainConfig. Did you mean 'lr'? ...
     """
 
     width: int = 512
@@ -265,6 +267,7 @@ checkpoint_activations, compile, prefetch
             )
 
 
+@checked_names
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig(_StageConfig):
     """Settings of stage 2: image and gene embeddings are aligned with four losses of equal weight (section 3.3).
@@ -272,13 +275,13 @@ class AlignConfig(_StageConfig):
     Parameters
     ----------
     backbone, backbone_kwargs
-        Image tower for a model without image tower, a timm ViT: see `stampy.models.ImageConfig`. None:
-        ``"vit_large_patch16_224"``. For a model with an image tower they raise an error, unless they are its own
+        Image encoder for a model without image encoder, a timm ViT: see `stampy.models.ImageConfig`. None:
+        ``"vit_large_patch16_224"``. For a model with an image encoder they raise an error, unless they are its own
         settings.
     pretrained
-        Start an added image tower from the backbone's own weights.
+        Start an added image encoder from the backbone's own weights.
     start
-        Initialisation of an added image tower: ``"random"``, or ``"spectral"``, with features that are the principal
+        Initialisation of an added image encoder: ``"random"``, or ``"spectral"``, with features that are the principal
         components of image patches, including colours; for small ViTs and few sections.
     epochs
         Passes over the spots.
@@ -290,7 +293,7 @@ class AlignConfig(_StageConfig):
     augment
         Rotate and reflect tiles (a patch and its region in the same way) and vary their colours.
     frozen
-        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` to train an image tower
+        Prefixes of parameter names that are not trained, such as ``("gene.", "gene_head.")`` to train an image encoder
         for fixed gene embeddings.
     trainable
         Patterns of parameter names, such as ``("*_head.*", "image.base_model.blocks.11.*")``; only these are trained.
@@ -362,7 +365,7 @@ class AlignConfig(_StageConfig):
                 f"`accumulate` must be at most `pairs_per_batch`, found {self.accumulate} and {self.pairs_per_batch}."
             )
         if self.start == "spectral" and self.pretrained:
-            raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image tower.")
+            raise ValueError("start='spectral' and pretrained=True conflict: both set the start of the image encoder.")
         if self.lora_rank != _LORA_RANK and self.image_tower != "lora":
             raise no_effect_error(
                 f"lora_rank={self.lora_rank}", f"`image_tower` is {self.image_tower!r}", "Omit it, or use 'lora'."

@@ -98,7 +98,7 @@ class TrainingSection(Protocol):
         """(m, size_px, size_px, 3) uint8."""
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, size_px, size_px, 3) uint8, for towers with surroundings: each patch and a region around it."""
+        """(m, 2, size_px, size_px, 3) uint8, for encoders with surroundings: each patch and a region around it."""
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(m,) int64, number of a random region of each spot."""
@@ -175,7 +175,7 @@ class MemorySection:
         return self._opened.read(rows)
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 2, size_px, size_px, 3) uint8: inputs of the tower, with the patch in the middle of its region."""
+        """(m, 2, size_px, size_px, 3) uint8: inputs of the encoder, with the patch in the middle of its region."""
         return self._opened.inputs(rows)
 
     def choose_regions(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -246,7 +246,7 @@ class TrainingData:
 def prepare(
     section: SectionInput, vocabulary: Vocabulary, *, max_tokens: int, tower: ImageConfig | None = None
 ) -> MemorySection:
-    """Read a section, compute its tokens, and open its image for the tiles of the image tower, if there is one."""
+    """Read a section, compute its tokens, and open its image for the tiles of the image encoder, if there is one."""
     with of_section(section.name), _checks.warnings_about(f"Section {section.name!r}"):
         data = section.read()
         table = _utils.table_of(data)
@@ -343,7 +343,7 @@ def groups_in_memory(sections: Sections, vocabulary: Vocabulary | None, config: 
 
 
 def pairs_in_memory(sections: Sections, vocabulary: Vocabulary, model: StampConfig) -> TrainingData:
-    """Data of stage 2: all sections, with the tiles of the model's image tower."""
+    """Data of stage 2: all sections, with the tiles of the model's image encoder."""
     width = model.gene.max_tokens
     found = [prepare(s, vocabulary, max_tokens=width, tower=model.image) for s in as_sections(sections)]
     return TrainingData(found, vocabulary, width, _identity_of(found, vocabulary))

@@ -31,14 +31,14 @@ def evaluate(
 ) -> pd.DataFrame:
     """Evaluate both stages of a model on held-out sections, compared with simple baselines.
 
-    Stage 1: cross-entropy (nats) of the predictions of the gene tower, with inputs masked as in training. The tower has
-    learned about the composition of spots if ``igr_masked`` is below both ``section_frequency_unseen`` and
+    Stage 1: cross-entropy (nats) of the predictions of the gene encoder, with inputs masked as in training. The encoder
+    has learned about the composition of spots if ``igr_masked`` is below both ``section_frequency_unseen`` and
     ``section_frequency_order``: a model can also lower its loss by reading the usual level of a hidden gene from the
     order of the tokens. ``igr_kept`` is the loss for visible genes and shows how well the model copies.
 
-    Stage 2, for models with an image tower and sections with an image: share of tiles whose own genes are among the 1,
-    10 or 50 nearest of the section, in the shared space of the model. Baselines are chance and a ridge regression from
-    colours and texture of tiles to principal components of the genes, fitted on the other sections (for a single
+    Stage 2, for models with an image encoder and sections with an image: share of tiles whose own genes are among the
+    1, 10 or 50 nearest of the section, in the shared space of the model. Baselines are chance and a ridge regression
+    from colours and texture of tiles to principal components of the genes, fitted on the other sections (for a single
     section on its other half).
 
     Parameters

@@ -84,7 +84,7 @@ def _evaluated(
 def _prepared(
     model: Stamp, sections: Corpus | list[SectionInput], vocabulary: Vocabulary
 ) -> list[tuple[MemorySection, TrainingSection | None]]:
-    """Sections in memory, each with the source of its tiles; None without image or image tower."""
+    """Sections in memory, each with the source of its tiles; None without image or image encoder."""
     width = model.gene.config.max_tokens
     corpus = as_corpus(sections)
     if corpus is not None:

@@ -66,7 +66,7 @@ def pretrain(
 
     Returns
     -------
-    The model with only a gene tower; also written to ``out/model``, for `align` and `stampy.models.load`.
+    The model with only a gene encoder; also written to ``out/model``, for `align` and `stampy.models.load`.
 
     Raises
     ------

@@ -4,7 +4,7 @@ Before the first step, the feature of a spot is the projection of its genes onto
 covariance between spots and the mean of their neighbours. This solves contextual gene reconstruction (paper, section
 3.2) for a linear encoder in seconds, and excludes variation that is independent between spots.
 
-A small image tower starts from the mean principal components of a tile, including its colours.
+A small image encoder starts from the mean principal components of a tile, including its colours.
 
 Shapes: n spots, G genes, K axes or components, L positions, B tiles, N image patches, p edge of a patch in px.
 """

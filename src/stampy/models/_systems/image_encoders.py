@@ -86,7 +86,7 @@ class _Pooler(nn.Module):
 
 
 class _ConchVisual(nn.Module):
-    # The image tower of CONCH with its own names; `attn_pool_caption`, for text generation, is not used.
+    # The image encoder of CONCH with its own names; `attn_pool_caption`, for text generation, is not used.
     def __init__(self, card: Card):
         super().__init__()
         from timm.models.vision_transformer import VisionTransformer
@@ -122,7 +122,7 @@ class Conch(ImageSystem):
 
 
 def load_conch(card: Card, path: Path) -> Conch:
-    """Load CONCH's state dict: `visual.*` strictly; text tower and decoders are ignored."""
+    """Load CONCH's state dict: `visual.*` strictly; text encoder and decoders are ignored."""
     with torch.device("meta"):
         system = Conch(card)
     text = ("text.", "text_decoder.", "logit_scale", "visual.attn_pool_caption.", "visual.ln_caption.")
@@ -145,7 +145,7 @@ def _resize_positions(tensors: dict[str, Tensor], trunk: Any) -> None:
 
 
 class Plip(ImageSystem):
-    """PLIP: the image tower of a CLIP ViT-B/32, built by transformers."""
+    """PLIP: the image encoder of a CLIP ViT-B/32, built by transformers."""
 
     def __init__(self, card: Card):
         super().__init__(card)
@@ -163,7 +163,7 @@ class Plip(ImageSystem):
 
 
 def load_plip(card: Card, path: Path) -> Plip:
-    """Load a CLIP state dict with transformers' names: the image tower strictly; the text tower is ignored."""
+    """Load a CLIP state dict with transformers' names: the image encoder strictly; the text encoder is ignored."""
     system = Plip(card)
     text = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
     tensors = only(read_state_dict(path), where=str(path), ignored=text)
@@ -172,12 +172,12 @@ def load_plip(card: Card, path: Path) -> Plip:
 
 
 class OmiClip(ImageSystem):
-    """OmiCLIP: the image tower of a CoCa ViT-L/14, built by open_clip."""
+    """OmiCLIP: the image encoder of a CoCa ViT-L/14, built by open_clip."""
 
     def __init__(self, card: Card, visual: Any):
         super().__init__(card)
         self.proj = visual.proj
-        visual.proj = None  # the tower then returns pooled tokens, and stampy applies the projection
+        visual.proj = None  # the encoder then returns pooled tokens, and stampy applies the projection
         visual.output_tokens = False
         self.visual = visual
 
@@ -202,7 +202,7 @@ def build_coca(card: Card) -> nn.Module:
 
 
 def load_omiclip(card: Card, path: Path) -> OmiClip:
-    """Load a CoCa checkpoint of open_clip strictly, and keep the image tower."""
+    """Load a CoCa checkpoint of open_clip strictly, and keep the image encoder."""
     with torch.device("meta"):
         coca = build_coca(card)
     fill(coca, read_state_dict(path), where=str(path))

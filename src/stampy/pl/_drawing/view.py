@@ -259,7 +259,6 @@ def drawing_distance(xy: np.ndarray) -> float:
 class DomainsRecord(TypedDict):
     """Record of `stampy.tl.domains`: fields used by plots."""
 
-    scores: pd.DataFrame
     label_key: NotRequired[str]
 
 

@@ -107,10 +107,8 @@ def _embed_section(section: SectionInput, plan: Plan, model: LoadedModel) -> Row
     if data is None:
         data = _read(section, plan, backed=False)
     records.begin(plan, section.name, identity)
-    said = {"image": None if kind in _PLACED_ON_IMAGE else section.image, **_scale(section, plan)}
-    copied = tl.embed(
-        data, model.model, **{**plan.options, **said}, show_progress_bar=False, copy=place is None,
-    )  # fmt: skip
+    options = {**plan.options, **_about_image(section, plan, kind, model)}
+    copied = tl.embed(data, model.model, **options, show_progress_bar=False, copy=place is None)
     data = copied if place is None else data
     table = _utils.table_of(data, plan.table_key)
     row = _about(table, plan) | {"output": plan.target(section.name).name, "identity": identity}
@@ -130,11 +128,23 @@ def _scale(section: SectionInput, plan: Plan) -> dict[str, float | None]:
     return own if any(v is not None for v in own.values()) else {name: plan.options.get(name) for name in own}
 
 
+def _about_image(section: SectionInput, plan: Plan, kind: str, model: LoadedModel) -> dict[str, object]:
+    """Image and scale as arguments of `stampy.tl.embed`: none for genes, for which a manifest may state them too."""
+    from stampy.tl._embedding.encoders import agreed_modality
+
+    said = {"image": None if kind in _PLACED_ON_IMAGE else section.image, **_scale(section, plan)}
+    if agreed_modality(plan.options.get("modality"), model.model) == "gene":
+        return dict.fromkeys(said)
+    if plan.bin_um is not None and kind != "Space Ranger":  # the scale of the bins, which state it themselves
+        said["um_per_px"] = None
+    return said
+
+
 def _opened(section: SectionInput, plan: Plan) -> tuple[Any, str, str]:
     """Section (if opening is cheap), its format, and a hash of everything that determines its result."""
     found = hashlib.sha256(repr((section.um_per_px, section.spot_um)).encode())
     kind, data = "", section.data
-    if isinstance(section.data, Path):
+    if isinstance(data, Path):
         from stampy._io import read as _formats
 
         path = _checks.existing(section.data, what="section")
@@ -147,7 +157,12 @@ def _opened(section: SectionInput, plan: Plan) -> tuple[Any, str, str]:
             data = _read(section, plan, backed=True)
             found.update(digest_of_references(_utils.table_of(data, plan.table_key)).encode())
     else:
-        found.update(_digest_in_memory(section.data, plan.table_key).encode())
+        if plan.bin_um is not None:
+            from stampy import pp
+
+            scale = _scale(section, plan)["um_per_px"]
+            data = pp.bins(section.data, plan.bin_um, um_per_px=scale, table_key=plan.table_key)
+        found.update(_digest_in_memory(data, plan.table_key).encode())
     if section.image is not None:
         found.update(_files.digest_of_path(_checks.existing(section.image, what="image")).encode())
     return data, kind, found.hexdigest()
@@ -192,7 +207,7 @@ def _judgement(data: AnnData | SpatialData, model: LoadedModel, plan: Plan) -> R
     """Label-free verdict, or the reason why the section cannot be evaluated."""
     from stampy.tl._evaluation.judge import judge
 
-    of = {n: plan.options[n] for n in ("library_key", "layer", "organism", "level", "context") if n in plan.options}
+    of = {n: plan.options[n] for n in ("library_key", "layer") if n in plan.options}
     try:
         with warnings.catch_warnings():  # shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)

@@ -1,1 +1,1 @@
-"""Implementation of `tl.embed`: arguments, models, streaming a section through a tower, resuming."""
+"""Implementation of `tl.embed`: arguments, models, streaming a section through an encoder, resuming."""

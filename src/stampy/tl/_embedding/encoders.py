@@ -59,6 +59,7 @@ __all__ = [
     "match_genes",
     "stamp_of",
     "vocabulary_of",
+    "warn_of_other_use",
 ]
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _packaged_model(name: str, device: str) -> models.Stamp:
 
 
 def loaded_stamp(model: str | Path | models.Stamp, device: str | torch.device | None) -> models.Stamp:
-    """Load `model`; ValueError unless it is a `stampy.models.Stamp`, whose gene tower accepts gene lists."""
+    """Load `model`; ValueError unless it is a `stampy.models.Stamp`, whose gene encoder accepts gene lists."""
     return stamp_of(loaded_model(model, device))
 
 
@@ -174,9 +175,9 @@ def vocabulary_of(model: models.Stamp | models.GeneSystem) -> Vocabulary:
 
 
 def image_model(model: Encoder, otherwise: str = "Use another model.") -> ImageModel:
-    """Return `model` if it has an image tower; otherwise ValueError, whose message ends with `otherwise`."""
+    """Return `model` if it has an image encoder; otherwise ValueError, whose message ends with `otherwise`."""
     if isinstance(model, models.GeneSystem) or (isinstance(model, models.Stamp) and model.image is None):
-        raise ValueError(f"The model {model.name!r} has no image tower. {otherwise}")
+        raise ValueError(f"The model {model.name!r} has no image encoder. {otherwise}")
     return model
 
 
@@ -208,11 +209,11 @@ _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, str]]] = WeakKeyD
 
 
 def digest_of_towers(model: Encoder) -> dict[str, str]:
-    """Hash of the weights of each tower, by modality; computed once for a state of the weights.
+    """Hash of the weights of each encoder, by modality; computed once for a state of the weights.
 
-    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their tower,
-    the vocabulary to the gene tower; settings are not included. A tower whose weights are not all plain tensors, such
-    as a quantised one, has no hash.
+    Hashes do not depend on the file, so a model has the same hash in memory and on disk. Heads belong to their encoder,
+    the vocabulary to the gene encoder; settings are not included. An encoder whose weights are not all plain tensors,
+    such as a quantised one, has no hash.
     """
     weights = dict(model.state_dict())
     state = [_state_of(name, tensor) for name, tensor in weights.items() if _is_plain(tensor)]
@@ -255,6 +256,24 @@ def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
 
 
 SEED = 0
+
+
+def warn_of_other_use(model: Encoder, request: Request) -> None:
+    """Warn about a model that was adapted for single spots and is used in context, or the reverse."""
+    fit = model.adapted if isinstance(model, models.Stamp) else None
+    if not fit or ("context" in fit) == (request.context is not None) or request.modality == "image":
+        return
+    if request.context is not None:
+        _checks.warn(
+            f"The model {model.name!r} was adapted for single spots, but is used in context "
+            f"(context={request.context!r}), for which other axes are fitted. Omit `context`, or adapt with "
+            "`stampy.train.adapt(..., context='neighbors')`."
+        )
+    elif fit["strength"] > 0:  # otherwise it is the model itself
+        _checks.warn(
+            f"The model {model.name!r} was adapted for use in context, but is used for single spots, for which other "
+            "axes are fitted. Pass `context='neighbors'`, or adapt with `stampy.train.adapt` without `context`."
+        )
 
 
 def adapted_to(

@@ -89,7 +89,7 @@ def _streamed(
     vocabulary: Vocabulary,
     parts: Chunks,
 ) -> np.ndarray:
-    """Outputs (n, D) of the gene tower, block by block."""
+    """Outputs (n, D) of the gene encoder, block by block."""
     counts, source = counts_of(table, request.layer), counts_name(request.layer)
     size, progress = request.batch_size, request.progress
     if isinstance(model, models.GeneSystem):

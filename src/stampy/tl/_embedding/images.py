@@ -36,7 +36,7 @@ def usable_tiles(adata: SectionData, model: Encoder, request: Request, notes: li
 
 
 def open_tiles(adata: SectionData, model: Encoder, request: Request, notes: list[str]) -> TileSource:
-    """Tiles for the image tower of a model."""
+    """Tiles for the image encoder of a model."""
     tower = image_model(model, "Use modality='gene' or another model.")
     return TileSource.open(
         adata, tile_um=tower.tile_um, size_px=tower.size_px, surroundings=tower.surroundings, image=request.image,

@@ -76,7 +76,7 @@ def space_of(adata: AnnData, key: str, modality: Modality, *, slot: str = "adata
     name = key + SUFFIXES[modality]
     needs = f"Embed the spots first: `stampy.tl.embed(adata, modality={modality!r}, key_added={key!r})`."
     if modality == "image":
-        needs += " That takes an image, and a model with an image tower."
+        needs += " That takes an image, and a model with an image encoder."
     _checks.has_key(adata.obsm, name, slot=slot, needs=needs)
     check_one_space(adata, name)
     values = adata.obsm[name]
@@ -165,7 +165,7 @@ def check_same_origin(query: Origin, reference: Origin) -> None:
 
 
 def _same_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
-    """Whether the weights of all towers that made the vectors are known to be equal."""
+    """Whether the weights of all encoders that made the vectors are known to be equal."""
     towers = {*TOWERS[of_a], *TOWERS[of_b]}
     return all(tower in a and a[tower] == b.get(tower) for tower in towers)
 
@@ -173,8 +173,8 @@ def _same_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of
 def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, of_b: Modality) -> bool:
     """False if the weights are known to differ.
 
-    Genes by one model can be compared with images by another if the two have one of the towers in common, since that is
-    the comparison that one of the models makes by itself.
+    Genes by one model can be compared with images by another if the two have one of the encoders in common, since that
+    is the comparison that one of the models makes by itself.
     """
     equal = {tower: a[tower] == b[tower] for tower in a if tower in b}
     if of_a == of_b:
@@ -183,7 +183,7 @@ def _share_weights(a: Mapping[str, str], b: Mapping[str, str], of_a: Modality, o
 
 
 def _check_same_tiles(query: Origin, reference: Origin) -> None:
-    """Raise ValueError if models of the same name had different image towers, i.e. different tile sizes."""
+    """Raise ValueError if models of the same name had different image encoders, i.e. different tile sizes."""
     sizes = []
     for space in (query, reference):
         tiles = (space.record or {}).get("tiles")
@@ -194,7 +194,7 @@ def _check_same_tiles(query: Origin, reference: Origin) -> None:
         a, b = (f"{px} px{' and their surroundings' * around}" for px, around in sizes)
         raise ValueError(
             f"`{query.name}` was made from tiles of {a}, `{reference.name}` from tiles of {b}: by different image "
-            "towers, whose vectors share no space. Embed both with the same version of the model."
+            "encoders, whose vectors share no space. Embed both with the same version of the model."
         )
 
 
@@ -206,7 +206,7 @@ def check_model(space: Space, model: str, width: int, towers: Mapping[str, str])
     space
         The embeddings.
     model, width, towers
-        Name of the model, size of its embeddings, and hashes of its towers.
+        Name of the model, size of its embeddings, and hashes of its encoders.
     """
     record = space.record or {}
     same = _same_weights(record.get("weights_digest", {}), towers, space.modality, "gene")

@@ -1,4 +1,4 @@
-"""Stream a section through a tower in batches, at its precision, so that memory does not grow with the section.
+"""Stream a section through an encoder in batches, at its precision, so that memory does not grow with the section.
 
 Shapes: B spots of a batch, L positions, D size of the output.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Tower", "iter_images", "positions_per_batch", "stream_counts", "stream_genes", "stream_images"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound="Encoder", covariant=True)  # a tower of one kind is accepted for several
+M = TypeVar("M", bound="Encoder", covariant=True)  # an encoder of one kind is accepted for several
 
 _TOKENS_PER_BATCH = {"cpu": 16_384, "cuda": 262_144}
 _IMAGES_PER_BATCH = {"cpu": 32, "cuda": 512}
@@ -91,7 +91,7 @@ class Tower(Generic[M]):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Inference in the tower's precision; the model's training flag is restored afterwards."""
+        """Inference in the encoder's precision; the model's training flag is restored afterwards."""
         training = self.model.training
         self.model.eval()
         import torch
@@ -154,7 +154,7 @@ def positions_per_batch(device: torch.device) -> int:
 
 
 class _Output:
-    """Outputs (n, D) float32 of a tower for n spots, allocated with the first batch, which determines D."""
+    """Outputs (n, D) float32 of an encoder for n spots, allocated with the first batch, which determines D."""
 
     def __init__(self, n: int):
         self.n = n
@@ -210,14 +210,14 @@ def stream_genes(
 
 
 class _GeneFeatures(NamedTuple):
-    """Function from tokens (B, L) to features (B, D) of a gene tower."""
+    """Function from tokens (B, L) to features (B, D) of a gene encoder."""
 
     run: Callable[[np.ndarray], Tensor]
     is_bag: bool  # a compiled loop over spots, for which padding costs nothing
 
 
 def _gene_features(tower: Tower[Stamp]) -> _GeneFeatures:
-    """Gene tower in torch; for bag encoders on the CPU, a compiled loop, which moves less through memory."""
+    """Gene encoder in torch; for bag encoders on the CPU, a compiled loop, which moves less through memory."""
     import torch
 
     encoder = tower.model.gene

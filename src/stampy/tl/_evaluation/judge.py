@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from stampy import _keys
 from stampy._section.section import places_of
 from stampy._utils import table_of
 from stampy.pp._counts import checked_rows, counts_name, counts_of
-from stampy.tl._embed import embed
-from stampy.tl._embedding.spaces import unit
 from stampy.tl._evaluate import Judgement, judged
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from stampy.tl._embedding.arguments import Level, Organism
     from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["judge", "stripped"]
@@ -29,45 +24,34 @@ MAX_SPOTS = 2000  # evaluated spots: enough for the verdict, in seconds
 
 def judge(
     data: AnnData | SpatialData,
-    model: str | Encoder,
+    model: str | Encoder | None = None,
     *,
     key: str = _keys.EMBEDDING,
     table_key: str = _keys.TABLE,
     library_key: str | None = None,
     layer: str | None = None,
-    organism: Organism = "human",
-    level: Level = "embedding",
-    context: Literal["neighbors"] | None = None,
     rng: int = 0,
 ) -> Judgement:
-    """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key` just computed by `model`.
+    """Scores, verdict and parameters of `stampy.tl.evaluate` for the embedding `key`; nothing is written into `data`.
 
-    Half of the molecules are embedded again; image vectors are independent of molecules and kept. Nothing is written
-    into `data`.
+    Half of the molecules are embedded with the settings of the record; image vectors are independent of molecules and
+    kept. `model` is the model of the embedding; None: that of its record, if it is packaged.
 
     Raises
     ------
     ValueError
-        No genes were embedded, or the section cannot be evaluated, see `stampy.tl.evaluate`.
+        No genes were embedded, the section cannot be evaluated, or `model` did not make the embedding, see
+        `stampy.tl.evaluate`.
     """
-    table = table_of(data, table_key)
-    record = table.uns[_keys.UNS][key]
+    record = table_of(data, table_key).uns[_keys.UNS][key]
     if record["modality"] == "image":
         raise ValueError("No genes were embedded.")
-    copy = stripped(data, key=key, table_key=table_key, library_key=library_key, layer=layer)
-    pictures = copy.obsm.get(key + _keys.IMAGE_SUFFIX)
-
-    def again(half: AnnData) -> np.ndarray:
-        embed(
-            half, model, modality="gene", library_key=library_key, organism=organism, level=level, context=context,
-            center=record.get("center"), normalize=bool(record.get("normalize", True)), show_progress_bar=False,
-        )  # fmt: skip
-        genes = half.obsm[_keys.EMBEDDING]
-        return genes if pictures is None else np.hstack([unit(genes), unit(pictures[half.obs_names.astype(int)])])
-
+    columns = tuple(str(record[name]) for name in ("library_key",) if name in record)
+    copy = stripped(data, key=key, table_key=table_key, library_key=library_key, layer=layer, columns=columns)
+    copy.uns[_keys.UNS] = {key: record}
     return judged(
-        copy, {key: again}, library_key=library_key, layer=None, n_splits=N_SPLITS, n_genes=N_GENES,
-        max_spots=MAX_SPOTS, table_key=_keys.TABLE, rng=rng, stability=False,
+        copy, key, library_key=library_key, layer=None, n_splits=N_SPLITS, n_genes=N_GENES, max_spots=MAX_SPOTS,
+        table_key=_keys.TABLE, rng=rng, stability=False, model=None if isinstance(model, str) else model,
     )  # fmt: skip
 
 
@@ -85,7 +69,7 @@ def stripped(
     from scipy import sparse
 
     table = table_of(data, table_key)
-    wanted = list(dict.fromkeys(c for c in (library_key, *columns) if c is not None))
+    wanted = list(dict.fromkeys(c for c in (library_key, *columns) if c is not None and c in table.obs))
     obs = table.obs[wanted].set_axis([str(i) for i in range(table.n_obs)])
     rows = checked_rows(counts_of(table, layer), source=counts_name(layer), layers=table.layers)
     counts = sparse.vstack([sparse.csr_matrix(block) for _, block in rows], format="csr")

@@ -38,12 +38,14 @@ N_COMPARED = 500  # spots
 class StoredVectors:
     """Embedding whose vectors in obsm are used unchanged.
 
-    Image vectors contain no molecules, so they are judged fairly; `why` states why others cannot be recomputed.
+    Image vectors contain no molecules, so they are judged fairly; `why` states why others cannot be recomputed, and
+    `remedy` what makes the comparison fair.
     """
 
     key: str
     of_image: bool = False
     why: str = ""
+    remedy: str = "pass the model (`model=`), or a function that embeds a table (`keys={'name': function}`)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +110,19 @@ class Recomputed:
             organism=self.record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
             in_context="context" in fit,
         )  # fmt: skip
+
+    def in_other_spots(self, n_spots: int) -> str:
+        """How spots that a table of `n_spots` lacks affected the stored vectors; "" if none is known to be missing."""
+        before, record = int(self.record.get("n_spots", n_spots)), self.record
+        if before <= n_spots:
+            return ""
+        how = ["its model was fitted to all of them"] if self.fits_again or record["model"] in BASELINES else []
+        how += ["the mean of each section was subtracted"] if record.get("center") else []
+        if record.get("context") or record["model"] == "pca-smoothed":
+            how.append("each vector is a mean over a spot and its nearest spots, and some of these are missing")
+        if not how:
+            return ""
+        return f"it was made from {before:,} spots, of which this table has {n_spots:,}: {', and '.join(how)}"
 
     def differs(self, values: np.ndarray, stored: np.ndarray, sections: np.ndarray | None = None) -> str:
         """How values computed from all molecules differ from the stored ones; "" if they agree.

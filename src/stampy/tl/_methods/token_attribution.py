@@ -60,7 +60,7 @@ def leave_one_out(
     Parameters
     ----------
     tower
-        Tower of the model.
+        Encoder of the model.
     tokens
         (n, T): as in ``obsm["stamp_tokens"]``, with one token more than the model's input.
     weights
@@ -132,7 +132,7 @@ def integrated_gradients(
     Parameters
     ----------
     tower
-        Tower of the model.
+        Encoder of the model.
     tokens
         (n, T): as in ``obsm["stamp_tokens"]``.
     weights

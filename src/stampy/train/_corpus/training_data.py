@@ -46,7 +46,7 @@ def pairs_on_disk(corpus: Corpus, vocabulary: Vocabulary, model: StampConfig) ->
     if model.image is not None:
         for name in ("tile_um", "size_px"):
             wanted, found = getattr(model.image, name), corpus.settings[name]
-            reduced = name == "size_px" and model.image.surroundings and found > wanted  # reduced by the tower itself
+            reduced = name == "size_px" and model.image.surroundings and found > wanted  # reduced by the encoder itself
             if wanted != found and not reduced:
                 raise ValueError(
                     f"The corpus {str(corpus.path)!r} has tiles of {name}={found}, the model takes {wanted}. Build one "

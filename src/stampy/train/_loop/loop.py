@@ -67,7 +67,7 @@ class Stage(Layered, Generic[B, P, C]):
     Parameters
     ----------
     model
-        Model with both towers.
+        Model with both encoders.
     config
         Settings of the stage.
     names
