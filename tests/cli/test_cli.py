@@ -263,6 +263,7 @@ def test_embed_any_format(run, toy, section, weights, model, tmp_path, suffix):
 
 @pytest.mark.parametrize("mtx", [False, True])
 def test_embed_a_space_ranger_folder(run, toy, weights, model, tmp_path, mtx):
+    toy = toy[:60].copy()
     expected = stampy.tl.embed(toy, model, copy=True)
     folder = space_ranger_folder(toy, tmp_path / "sample" / "outs", mtx=mtx)
     for source in (folder, folder.parent):
