@@ -12,7 +12,7 @@ import pytest
 from stampy import _workers
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from functools import partial
 from pathlib import Path
 from stampy._workers import workers
@@ -24,6 +24,7 @@ def job(folder, i):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the test runner ignores Ctrl-C
     folder, n_workers = sys.argv[1], int(sys.argv[2])
     found = []
     try:

@@ -42,7 +42,8 @@ def main(folder: Path) -> None:
         print(f"{name}: {section.n_obs} spots, {section.n_vars} genes")
     pd.DataFrame(genes).to_csv(folder / "pretrain.tsv", sep="\t", index=False)
     pd.DataFrame(images).to_csv(folder / "align.tsv", sep="\t", index=False)
-    vocabulary = pp.Vocabulary.from_sections((folder / g["path"] for g in genes), min_spots=10, max_genes=20_000)
+    paths = (folder / g["path"] for g in genes)
+    vocabulary = pp.Vocabulary.from_sections(paths, min_spots=10, max_genes=20_000, approved=True)
     vocabulary.save(folder / "genes.tsv")
     print(vocabulary)
 

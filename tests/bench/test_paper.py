@@ -1,5 +1,6 @@
 """The paper's tables from a folder: layouts of the data, missing data, comparison of figures."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from stampy.bench._paper.label_columns import label_table
 from stampy.bench._paper.load_sections import read_section
 from stampy.bench._run import _chosen
 from stampy.cli.main import main
+from stampy.datasets._toy import toy_paper_folder
 from stampy.datasets._toy.toy_paper_folder import DLPFC, FORMS, LAYERS, toy_folder
 
 LAYER_NAMES = {"L1", "L2", "L3", "L4", "L5", "L6", "WM"}
@@ -26,6 +28,15 @@ def chosen(table, folder, tmp_path):
     """The config on the folder, and its one data set."""
     config, found = _chosen(table, folder, (), None, tmp_path / "out")
     return config.datasets[0], found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sections_are_drawn_once():
+    """The same sections are written in several layouts."""
+    drawn = functools.cache(toy_paper_folder._section)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_paper_folder, "_section", lambda *given: drawn(*given).copy())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +211,7 @@ def test_systems_that_see_images_are_skipped_without_images(tmp_path):
 @pytest.mark.parametrize(("table", "form"), [(t, f) for t in ("hbc", "her2", "psc", "hhk") for f in FORMS[t]])
 def test_other_tables_are_found(table, form, tmp_path):
     n = {"hbc": 1, "her2": 3}.get(table, 2)
-    folder = toy_folder(table, tmp_path / "data", form=form, n_sections=n, n_spots=60)
+    folder = toy_folder(table, tmp_path / "data", form=form, n_sections=n, n_spots=30)
     data, found = chosen(table, folder, tmp_path)
     assert len(data.sections) == n
     assert all(
@@ -211,7 +222,7 @@ def test_other_tables_are_found(table, form, tmp_path):
         assert data.n_folds == 2
     for section in data.sections:
         adata = read_section(section, tmp_path)
-        assert adata.n_obs == 60
+        assert adata.n_obs == 30
         assert "spatial" in adata.uns
 
 

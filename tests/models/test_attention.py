@@ -7,14 +7,11 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 
 from stampy.models import GeneConfig, GeneEncoder, Stamp, StampConfig
 from stampy.models._kernels import attention, triton_check
 from stampy.models._kernels.attention import Spans, _forward, _tried, spans_for
 from stampy.models._kernels.packed import Packing
-from stampy.train import PretrainConfig
-from stampy.train._pretrain_step import Reconstruction
 
 QUERIES = (1, 16, 17, 64, 65, 128, 130, 333)
 KEYS = (1, 16, 12, 40, 65, 128, 129, 300)
@@ -201,6 +198,11 @@ def test_the_operator_keeps_torchs_rules():
 
 def step_of(compiled, precision="bf16-mixed"):
     """Losses and gradients of a step of stage 1, at the width of a head of the published encoder."""
+    from lightning.fabric import Fabric  # not above: the process of the interpreter would import it as well
+
+    from stampy.train import PretrainConfig
+    from stampy.train._pretrain_step import Reconstruction
+
     torch.manual_seed(0)
     gene = GeneConfig(n_genes=400, width=128, depth=3, heads=4, feedforward=128, max_tokens=300)
     model = Stamp(StampConfig(gene=gene, embedding=8))

@@ -323,16 +323,21 @@ def test_saved_weights_are_readable_by_all_users(model, tmp_path):
     assert len(rights) == 1
 
 
-def test_loading_weights_does_not_import_torchs_compiler(tmp_path):
+def test_loading_weights_imports_no_compiler_and_the_packaged_model_no_timm(tmp_path):
     gene = models.GeneConfig(n_genes=30, width=8, depth=1, heads=2, feedforward=16, max_tokens=12, tied_heads=True)
     genes = pd.DataFrame({"gene_id": [f"ENSG{i:011}" for i in range(30)], "symbol": "", "divisor": 1.0})
     model = models.Stamp(models.StampConfig(gene=gene, embedding=8), genes)
     models.save(model, tmp_path / "model")
     code = (
         f"import sys, stampy; model = stampy.models.load({str(tmp_path / 'model')!r}, device='cpu'); "
-        "print('torch._dynamo' in sys.modules, sum(v.double().sum().item() for v in model.state_dict().values()))"
+        "print('torch._dynamo' in sys.modules, sum(v.double().sum().item() for v in model.state_dict().values()));"
+        "import torch; m = stampy.models.load('stampy-mini', device='cpu');"
+        "print(m.embed_images(torch.zeros(1, 2, m.size_px, m.size_px, 3, dtype=torch.uint8)).shape[1],"
+        " [name for name in ('timm', 'torchvision') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported, total = done.stdout.split()
+    first, second = done.stdout.splitlines()
+    imported, total = first.split()
     assert imported == "False"
+    assert second == "128 []"
     assert float(total) == sum(v.double().sum().item() for v in model.state_dict().values())

@@ -20,8 +20,8 @@ def _closed():
 
 
 @pytest.fixture
-def toy():
-    adata = datasets.toy(n_spots=120)
+def toy(toy):
+    adata = toy.copy()
     adata.obs["long"] = pd.Categorical([LONG[i % 3] for i in range(120)])
     adata.obsm["X"] = np.random.default_rng(0).normal(size=(120, 4))
     return adata

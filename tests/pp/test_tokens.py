@@ -710,6 +710,22 @@ def test_from_sections_merges_names():
     assert sum("T" in cell.split("|") for cell in frame["symbol"]) == 1
 
 
+def test_from_sections_with_approved_genes_alone():
+    names = ["TP53", "SEPT2", "RP11-206L10.9", "FAM27E4", "ENSG00000269900", "ENSG00000277027", "Neg-Control-1"]
+    counts = np.arange(1, 1 + len(names), dtype=np.float32)[None]
+    section = AnnData(counts, var=pd.DataFrame(index=names))
+    every = Vocabulary.from_sections([section], min_spots=1)
+    assert {"RP11-206L10.9", "FAM27E4"} <= set(every.gene_ids)  # a clone, and a gene without Ensembl id
+    found = Vocabulary.from_sections([section], min_spots=1, approved=True)
+    assert dict(zip(found.symbols, found.gene_ids, strict=True)) == {
+        "TP53": "ENSG00000141510", "SEPTIN2": "ENSG00000168385", "RMRP": "ENSG00000277027"
+    }  # fmt: skip
+    assert not found.merged
+    foreign = AnnData(np.ones((1, 2), np.float32), var=pd.DataFrame(index=["Trp53", "Gm1992"]))
+    with pytest.raises(ValueError, match=r"None of the 2 genes .*`approved=False`"):
+        Vocabulary.from_sections([foreign], min_spots=1, approved=True)
+
+
 def test_from_sections_bad_input(tmp_path):
     section = section_of()
     with pytest.raises(ValueError, match="`sections` is empty"):

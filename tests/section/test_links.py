@@ -25,11 +25,20 @@ from stampy.cli.main import main
 from stampy.pp import Vocabulary
 
 
+@pytest.fixture(scope="module")
+def written(toy, tmp_path_factory):
+    """Some spots of the toy as a file and as a store."""
+    folder = tmp_path_factory.mktemp("written")
+    toy[:40].copy().write_h5ad(folder / "section.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata: of the format that it will write one day
+        toy[:40].copy().write_zarr(folder / "section.zarr")
+    return folder
+
+
 @pytest.fixture
-def section(toy, tmp_path):
-    path = tmp_path / "section.h5ad"
-    toy[:40].copy().write_h5ad(path)
-    return path
+def section(written, tmp_path):
+    return shutil.copy(written / "section.h5ad", tmp_path / "section.h5ad")
 
 
 @pytest.fixture
@@ -154,12 +163,8 @@ def test_damaged_file_gives_no_traceback_of_h5py(section):
 
 
 @pytest.fixture
-def store(toy, tmp_path):
-    path = tmp_path / "section.zarr"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # anndata: of the format that it will write one day
-        toy[:40].copy().write_zarr(path)
-    return path
+def store(written, tmp_path):
+    return shutil.copytree(written / "section.zarr", tmp_path / "section.zarr")
 
 
 def to_folder(store, private):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,16 +14,23 @@ from stampy._section.outside_links import named_images
 from stampy.cli.main import main
 
 
-@pytest.fixture
-def section(toy, tmp_path):
-    """A section that names an image in its folder, and a way to write it with another name."""
-    (tmp_path / "data" / "images").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def picture(toy, tmp_path_factory):
+    """A file with the whole image."""
+    path = tmp_path_factory.mktemp("picture") / "full.png"
     pixels = toy.uns["spatial"]["toy"]["images"]["hires"]
     factor = toy.uns["spatial"]["toy"]["scalefactors"]["tissue_hires_scalef"]
     picture = Image.fromarray(pixels)
-    picture = picture.resize((round(picture.width / factor), round(picture.height / factor)))
-    picture.save(tmp_path / "data" / "images" / "full.png")
-    picture.save(tmp_path / "private.png")
+    picture.resize((round(picture.width / factor), round(picture.height / factor))).save(path)
+    return path
+
+
+@pytest.fixture
+def section(toy, picture, tmp_path):
+    """A section that names an image in its folder, and a way to write it with another name."""
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    shutil.copy(picture, tmp_path / "data" / "images" / "full.png")
+    shutil.copy(picture, tmp_path / "private.png")
 
     def write(name):
         adata = toy[:40].copy()

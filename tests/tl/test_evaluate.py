@@ -266,7 +266,7 @@ def test_no_key_and_other_types_are_refused(section):
 
 @pytest.fixture(scope="module")
 def pictured():
-    adata = datasets.toy(n_spots=150, rng=1)
+    adata = datasets.toy(n_spots=80, rng=1)
     tl.embed(adata, **QUIET)
     return adata
 
@@ -354,14 +354,14 @@ def test_piece_of_an_adapted_section_is_recomputed(section):
 
 @pytest.mark.parametrize("context", [None, "neighbors"])
 def test_pieces_of_centred_sections_are_recomputed(context):
-    both = datasets.toy(n_spots=400, n_sections=2, image=False, rng=3)
+    both = datasets.toy(n_spots=200, n_sections=2, image=False, rng=3)
     tl.embed(both, center="section", context=context, library_key="section", **QUIET)
-    with pytest.warns(stampy.StampyWarning, match="200 of 800 spots"):  # the only warning
-        scores = scores_of(both, "X_stamp", library_key="section", max_spots=200)["scores"]
+    with pytest.warns(stampy.StampyWarning, match="100 of 400 spots"):  # the only warning
+        scores = scores_of(both, "X_stamp", library_key="section", max_spots=100)["scores"]
     assert scores.loc["X_stamp", "thinned"]
-    both.obsm["X_stamp"] = both.obsm["X_stamp"][np.random.default_rng(0).permutation(800)]
-    with pytest.warns(stampy.StampyWarning, match="or was changed"), pytest.warns(match="200 of 800 spots"):
-        scores_of(both, "X_stamp", library_key="section", max_spots=200)
+    both.obsm["X_stamp"] = both.obsm["X_stamp"][np.random.default_rng(0).permutation(400)]
+    with pytest.warns(stampy.StampyWarning, match="or was changed"), pytest.warns(match="100 of 400 spots"):
+        scores_of(both, "X_stamp", library_key="section", max_spots=100)
 
 
 def test_sections_of_an_embedding_are_those_of_its_record():

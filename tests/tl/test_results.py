@@ -12,9 +12,14 @@ from stampy.tl._results import Result, check_finite, write_result
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    return datasets.toy(n_spots=80, rng=0)
+
+
 @pytest.fixture
-def section():
-    adata = datasets.toy(n_spots=80, rng=0)
+def section(drawn):
+    adata = drawn.copy()
     adata.obsm["X_a"] = adata.X[:, :20].toarray()
     adata.obsm["X_b"] = adata.X[:, 20:40].toarray()
     return adata

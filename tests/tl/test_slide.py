@@ -349,11 +349,16 @@ def cut_after(monkeypatch, n_batches):
     return rows_seen
 
 
+@pytest.fixture(scope="module")
+def whole(slide, model, folder):
+    """All embeddings of the slide."""
+    return stored(tl.embed_slide(slide[0], folder / "whole.zarr", model=model, chunk_size=8, batch_size=4, **QUIET))
+
+
 @pytest.mark.parametrize("n_batches", [0, 1, 3, 5])
-def test_interrupted_run_resumes(slide, model, tmp_path, monkeypatch, n_batches):
+def test_interrupted_run_resumes(slide, model, whole, tmp_path, monkeypatch, n_batches):
     path, _ = slide
     how = {"model": model, "chunk_size": 8, "batch_size": 4, **QUIET}
-    whole = stored(tl.embed_slide(path, tmp_path / "whole.zarr", **how))
     store = tmp_path / "S1.zarr"
     with monkeypatch.context() as patch:
         cut_after(patch, n_batches)

@@ -58,10 +58,12 @@ def stopped(out: Path, config: dict) -> None:
 
 def launch(out: Path) -> int:
     """Run `main` in two processes; 0 if both ended well."""
-    import test_distributed  # noqa: F401  # with it torch and stampy
+    import test_distributed  # with it torch and stampy
     import timm  # noqa: F401
 
     from stampy.train import _align_run, _pretrain_run  # noqa: F401
+
+    test_distributed.section()  # with it anndata
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -187,15 +187,14 @@ def test_spavis_comes_file_by_file(server, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The vocabulary is not the published one")
-def test_a_relative_folder_and_no_network(tmp_path):
+def test_a_relative_folder_and_no_network(server, tmp_path):
     toy = datasets.toy_spavis(tmp_path / "SpaVis", n_spots=40, n_sections=2, n_files=1, n_positions=48, n_genes=300)
     address, options = f"hf:{REPOSITORY}@{COMMIT}", {"vocabulary": str(toy.vocabulary)}
-    with hub(tmp_path) as server:
-        server.files = {p.relative_to(toy.folder).as_posix(): p.read_bytes() for p in toy.folder.rglob("*.h5")}
-        found = server.run(address, os.path.relpath(tmp_path / "corpus"), **options)
-        assert found[1] == ["dataset0_slide0", "dataset0_slide1"]
-    with hub(tmp_path, is_there=False) as server:
-        found = server.run(address, tmp_path / "other", **options)
+    server.files = {p.relative_to(toy.folder).as_posix(): p.read_bytes() for p in toy.folder.rglob("*.h5")}
+    found = server.run(address, os.path.relpath(tmp_path / "corpus"), **options)
+    assert found[1] == ["dataset0_slide0", "dataset0_slide1"]
+    with hub(tmp_path, is_there=False) as nowhere:
+        found = nowhere.run(address, tmp_path / "other", **options)
     assert found[0] == "ConnectionError"
     assert "cannot be reached" in found[1]
 

@@ -52,15 +52,19 @@ class LinearParts(NamedTuple):
     bias: np.ndarray  # (E,)
 
 
+def _weights(model: Stamp) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the ranks (L,) and of the genes (G,)."""
+    _, gate_LD, genes = _gate_and_genes(model)
+    return gate_LD[:, 0].cpu().double().numpy(), np.log1p(genes["divisor"].to_numpy(dtype=np.float64))
+
+
 def linear_parts(model: Stamp) -> LinearParts:
     """The parts of a model whose gene encoder adds up vectors.
 
     The covariance of the training spots' features is derived from the head, which is their principal components
     divided by the square root of their standard deviation.
     """
-    _, gate_LD, genes = _gate_and_genes(model)
-    gate_L = gate_LD[:, 0].cpu().double().numpy()
-    level_G = np.log1p(genes["divisor"].to_numpy(dtype=np.float64))
+    gate_L, level_G = _weights(model)
     rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
     table_GD = model.gene.embeddings.weight.detach()[rows].cpu().double().numpy() / level_G[:, None]
     head_ED = model.gene_head.weight.detach().cpu().double().numpy()
@@ -81,7 +85,7 @@ def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np
     Its name contains the original model and a digest of axes and head, so that vectors of different adaptations are
     never compared as if they shared a space.
     """
-    gate_L, level_G = linear_parts(model)[:2]
+    gate_L, level_G = _weights(model)
     k = axes_GK.shape[1]
     heads = next(h for h in (4, 2, 1) if k % h == 0)
     gene = replace(model.config.gene, width=k, depth=1, heads=heads, feedforward=k)

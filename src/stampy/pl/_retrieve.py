@@ -93,7 +93,7 @@ def retrieve(
     Examples
     --------
     >>> import stampy
-    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> adata = stampy.datasets.toy(n_spots=20)
     >>> stampy.tl.embed(adata, modality="image", show_progress_bar=False)
     >>> stampy.tl.retrieve(adata, query="image", target="image", show_progress_bar=False)
     >>> ax = stampy.pl.retrieve(adata, [3, 17], n_nearest=4, label="domain")

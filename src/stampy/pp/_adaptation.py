@@ -207,9 +207,10 @@ def adapt_encoder(
             )
         best = int(np.nanargmax(scores))
     parts = [SpotGenes(w, neighbor_graph(p.xy)) for w, p in zip(weighted, pieces, strict=True)]
-    found = (_Beside if in_context else _Mixture)(parts, model, max(numbers), rng).fitted(*tried[best])
+    fit: _Fit = (_Beside if in_context else _Mixture)(parts, model, max(numbers), rng)
+    found, axes = fit.fitted(*tried[best]), fit.axes(*tried[best])
     return Adaptation(
-        found.axes.astype(np.float32), found.head.astype(np.float32), found.bias.astype(np.float32), *tried[best],
+        axes.astype(np.float32), found.head.astype(np.float32), found.bias.astype(np.float32), *tried[best],
         n_spots=sum(len(p.xy) for p in pieces), in_context=in_context,
         scores=pd.DataFrame(tried, columns=["strength", "n_axes"]).assign(score=scores),
     )  # fmt: skip
@@ -230,9 +231,8 @@ def _weighted(
 
 
 class _Fitted(NamedTuple):
-    """Axes (G, K), the features (n, K) of all parts along them, and the head (K, K) and bias (K,)."""
+    """The features (n, K) of all parts along some axes, and the head (K, K) and bias (K,)."""
 
-    axes: np.ndarray
     features: list[np.ndarray]
     head: np.ndarray
     bias: np.ndarray
@@ -240,6 +240,8 @@ class _Fitted(NamedTuple):
 
 class _Fit(Protocol):
     def fitted(self, strength: float, k: int) -> _Fitted: ...
+
+    def axes(self, strength: float, k: int) -> np.ndarray: ...
 
 
 class _Mixture:
@@ -259,11 +261,18 @@ class _Mixture:
 
     def fitted(self, strength: float, k: int) -> _Fitted:
         """Leading axes of the mixture, with a head fitted to the sections."""
+        mix = self._mix(strength, k)
+        features = [f @ mix for f in self.along]
+        return _Fitted(features, *_head(features))
+
+    def axes(self, strength: float, k: int) -> np.ndarray:
+        """Those axes (G, K); apart from `fitted`, because the choice of settings does not need them."""
+        return self.basis @ self._mix(strength, k)
+
+    def _mix(self, strength: float, k: int) -> np.ndarray:
         if strength not in self.sorted:
             self.sorted[strength] = np.linalg.eigh(strength * self.seen + (1 - strength) * self.known)[1][:, ::-1]
-        mix = self.sorted[strength][:, :k]
-        features = [f @ mix for f in self.along]
-        return _Fitted(self.basis @ mix, features, *_head(features))
+        return self.sorted[strength][:, :k]
 
 
 class _Beside:
@@ -278,18 +287,23 @@ class _Beside:
         own = [f[:, :k] for f in self.along_own]
         blocks = []
         if strength < 1:
-            blocks.append((1 - strength, _Fitted(self.model.axes, self.along, self.model.head, self.model.bias)))
+            blocks.append((1 - strength, _Fitted(self.along, self.model.head, self.model.bias)))
         if strength > 0:
-            blocks.append((strength, _Fitted(self.own[:, :k], own, *_head(own))))
+            blocks.append((strength, _Fitted(own, *_head(own))))
         scales = []
         for share, block in blocks:
             norm = np.mean(np.square(np.vstack(block.features) @ block.head.T + block.bias).sum(axis=1))
             scales.append(np.sqrt(share / max(norm, 1e-300)))
         return _Fitted(
-            np.hstack([b.axes for _, b in blocks]),
             [np.hstack(features) for features in zip(*(b.features for _, b in blocks), strict=True)],
             linalg.block_diag(*(c * b.head for c, (_, b) in zip(scales, blocks, strict=True))),
             np.concatenate([c * b.bias for c, (_, b) in zip(scales, blocks, strict=True)]),
+        )
+
+    def axes(self, strength: float, k: int) -> np.ndarray:
+        """Axes (G, K) of both blocks."""
+        return np.hstack(
+            [axes for share, axes in ((1 - strength, self.model.axes), (strength, self.own[:, :k])) if share > 0]
         )
 
 
@@ -330,7 +344,7 @@ def _scores(
         parts = [SpotGenes(_weighted(j.pair[side], j.rows, model, divisors), j.graph) for j in judged]
         fit: _Fit = (_Beside if in_context else _Mixture)(parts, model, max(k for _, k in tried), rng)
         for i, choice in enumerate(tried):
-            _, features, head, bias = fit.fitted(*choice)
+            features, head, bias = fit.fitted(*choice)
             values = [_unit(f @ head.T + bias) for f in features]
             found[i] += np.mean([j.score(v, 1 - side, in_context) for j, v in zip(judged, values, strict=True)]) / 2
     return found

@@ -20,6 +20,7 @@ from ._genes.match_checks import checked_match
 from ._genes.match_report import GeneMatch
 from ._genes.matching import CASE, GeneIndex, lookup
 from ._genes.means import gene_means
+from ._genes.names import human_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -158,6 +159,7 @@ class Vocabulary:
         layer: str | None = None,
         min_spots: int = 10,
         max_genes: int | None = None,
+        approved: bool = False,
     ) -> Vocabulary:
         """Compute the vocabulary of a corpus: its genes in the order of their ids, with their means.
 
@@ -178,6 +180,8 @@ class Vocabulary:
             Genes detected in fewer spots are excluded.
         max_genes
             Keep only this number of genes, those detected in most spots.
+        approved
+            Keep only human genes approved by HGNC that have an Ensembl id, without clone names and retired symbols.
 
         Raises
         ------
@@ -197,7 +201,10 @@ class Vocabulary:
         _checks.at_least("min_spots", min_spots, 1)
         if max_genes is not None:
             _checks.at_least("max_genes", max_genes, 1)
-        return cls._from_means(gene_means(sections, layer=layer), min_spots, max_genes)
+        means = gene_means(sections, layer=layer)
+        if approved:
+            means = _approved(means)
+        return cls._from_means(means, min_spots, max_genes)
 
     @classmethod
     def _from_means(cls, means: pd.DataFrame, min_spots: int = 10, max_genes: int | None = None) -> Vocabulary:
@@ -284,6 +291,17 @@ class Vocabulary:
         """
         found = lookup(names, kind, self.index)
         return found.rows, int((found.ways == CASE).sum())
+
+
+def _approved(means: pd.DataFrame) -> pd.DataFrame:
+    """Rows of human genes approved by HGNC, by Ensembl id, with their approved symbols."""
+    human = human_genes()
+    kept = means[means["gene_id"].isin(human.of_id)]
+    if kept.empty:
+        raise ValueError(
+            f"None of the {len(means)} genes is approved by HGNC and has a human Ensembl id; pass `approved=False`."
+        )
+    return kept.assign(symbol=[human.symbols[human.of_id[gene_id]] for gene_id in kept["gene_id"]])
 
 
 def packaged_vocabulary() -> Vocabulary:

@@ -129,16 +129,16 @@ def retrieve(
     Examples
     --------
     >>> import stampy
-    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> adata = stampy.datasets.toy(n_spots=20)
     >>> stampy.tl.embed(adata, center="section", show_progress_bar=False)
     >>> stampy.tl.retrieve(adata, query="image", target="gene", show_progress_bar=False)
     >>> adata.obsm["stamp_retrieve_index"].shape
-    (40, 10)
+    (20, 10)
     >>> adata.uns["stamp"]["stamp_retrieve"]["recall"][["k", "chance", "queries"]]
         k  chance  queries
-    0   1   0.025       40
-    1   5   0.125       40
-    2  10   0.250       40
+    0   1    0.05       20
+    1   5    0.25       20
+    2  10    0.50       20
     """
     table = table_of(adata, table_key)
     other = table if reference is None else table_of(reference, table_key)

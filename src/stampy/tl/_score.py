@@ -115,7 +115,7 @@ def score(
     Examples
     --------
     >>> import stampy
-    >>> adata = stampy.datasets.toy(n_spots=40)
+    >>> adata = stampy.datasets.toy(n_spots=20)
     >>> stampy.tl.embed(adata, modality="image", show_progress_bar=False)
     >>> stampy.tl.score(adata, ["COL1A1", "COL1A2", "COL3A1", "DCN", "LUM"])
     >>> adata.obs["stamp_score"].dtype

@@ -89,7 +89,7 @@ def align(
     Fine-tune only the heads of the packaged model on your own section:
 
     >>> import stampy, tempfile
-    >>> section = stampy.datasets.toy(n_spots=40)
+    >>> section = stampy.datasets.toy(n_spots=16)
     >>> settings = {"trainable": ("*_head.*",), "epochs": 1, "pairs_per_batch": 16}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model = stampy.train.align(section, folder, config=settings, device="cpu", progress=False)

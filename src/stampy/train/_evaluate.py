@@ -74,7 +74,7 @@ def evaluate(
     Examples
     --------
     >>> import stampy
-    >>> found = stampy.train.evaluate("stampy-mini", stampy.datasets.toy(n_spots=60), n_groups=2, device="cpu")
+    >>> found = stampy.train.evaluate("stampy-mini", stampy.datasets.toy(n_spots=30), n_groups=2, device="cpu")
     >>> bool(found.loc["section 0", "igr_kept"] < found.loc["section 0", "igr_masked"])
     True
     """

@@ -146,18 +146,21 @@ def _streaks(random: np.random.Generator, across: np.ndarray, along: np.ndarray,
 
 def _cells(at_um: np.ndarray, distance_um: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the nearest and second nearest of randomly shifted lattice points (Worley noise), in µm."""
-    at = at_um / np.float32(distance_um)
+    at = at_um.T / np.float32(distance_um)
     shift = random.uniform(-0.35, 0.35, (64, 64, 2)).astype(np.float32)  # repeats after 64 cells
+    shift_x, shift_y = (np.ascontiguousarray(shift[..., i], float).ravel() for i in (0, 1))
     corner = np.floor(at).astype(np.int32)
-    nearest = np.full(len(at), np.inf, np.float32)
+    x, y = at - corner - 0.5  # in float64, from the centre of the pixel's own cell
+    columns = [(corner[0] + dx) % 64 for dx in (-1, 0, 1)]
+    nearest = np.full(len(at_um), np.inf)
     second = nearest.copy()
     for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            cell = corner + np.array([dx, dy], np.int32)
-            offset = at - cell - np.float32(0.5) - shift[cell[:, 1] % 64, cell[:, 0] % 64]
-            distance = np.hypot(offset[:, 0], offset[:, 1])
-            second = np.minimum(second, np.maximum(nearest, distance))
-            nearest = np.minimum(nearest, distance)
+        row = (corner[1] + dy) % 64 * 64
+        for dx, column in zip((-1, 0, 1), columns, strict=True):
+            cell = row + column
+            distance = np.hypot(x - dx - shift_x.take(cell), y - dy - shift_y.take(cell))
+            np.minimum(second, np.maximum(nearest, distance), out=second)
+            np.minimum(nearest, distance, out=nearest)
     return nearest * distance_um, second * distance_um
 
 
