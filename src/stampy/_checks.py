@@ -231,11 +231,13 @@ def results(values: np.ndarray, model: str) -> np.ndarray:
 
 
 def single(values: np.ndarray, name: str) -> np.ndarray:
-    """Convert finite numbers to float32; ValueError if any is too large."""
+    """Convert finite numbers to float32; ValueError if any is too large, or all are too small."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float32, copy=False)
     if not np.isfinite(found).all():
         raise ValueError(f"`{name}` has values up to {np.abs(values).max():.3g}, too large for float32. Scale it down.")
+    if values.any() and not found.any():
+        raise ValueError(f"`{name}` has values up to {np.abs(values).max():.3g}, too small for float32. Scale it up.")
     return found
 
 

@@ -214,7 +214,10 @@ def chosen_seed(seed: int) -> int:
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     """Return a numpy generator from a seed, a generator or None (fresh entropy); the global state is not changed."""
-    return np.random.default_rng(settings.seed if isinstance(rng, DefaultSeed) else rng)
+    try:
+        return np.random.default_rng(settings.seed if isinstance(rng, DefaultSeed) else rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`rng` must be an integer from 0 on, a numpy generator or None, found {rng!r}.") from error
 
 
 def seed_of(seed: int, name: str, *counters: int) -> int:

@@ -481,3 +481,32 @@ def test_verdict_of_demo_and_report_is_that_of_the_stored_embedding(options):
     pd.testing.assert_frame_equal(found["scores"], expected["scores"])
     assert found["scores"].loc["X_stamp", "thinned"]
     assert found["verdict"] == expected["verdict"]
+
+
+def test_model_is_recognised_by_its_weights(section, tmp_path):
+    """A model that was saved has the name of its folder."""
+    adapted = stampy.train.adapt("stampy-mini", section, strength=0.5, n_axes=8)
+    stampy.models.save(adapted, tmp_path / "mine")
+    for made, other in ((adapted, tmp_path / "mine"), (tmp_path / "mine", adapted)):
+        table = tl.embed(section, made, copy=True, **QUIET)
+        assert scores_of(table, "X_stamp", model=other)["scores"].loc["X_stamp", "thinned"]
+
+
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])
+def test_scores_do_not_depend_on_the_scale_of_the_vectors(section, scale):
+    table = section.copy()
+    table.obsm["X_a"] = domain_means(table) + 0.01 * noise(table)[:, :1].astype(np.float32)
+    table.obsm["X_b"] = table.obsm["X_a"] * np.float32(scale)
+    with pytest.warns(stampy.StampyWarning, match="no record"):
+        scores = scores_of(table, ["X_a", "X_b"])["scores"].drop(columns="kind")
+    pd.testing.assert_series_equal(scores.loc["X_a"], scores.loc["X_b"], check_names=False)
+    table.obsm["X_b"] = table.obsm["X_a"].astype(float) * 1e-200
+    with pytest.raises(ValueError, match="too small for float32"):
+        tl.evaluate(table, "X_b")
+
+
+@pytest.mark.parametrize("function", [tl.evaluate, tl.domains])
+@pytest.mark.parametrize(("rng", "error"), [(-1, ValueError), ("a", TypeError), (1.5, TypeError)])
+def test_seeds_that_are_none(section, function, rng, error):
+    with pytest.raises(error, match="`rng` must be an integer from 0 on"):
+        function(section, rng=rng, copy=True)

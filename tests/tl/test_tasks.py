@@ -738,3 +738,45 @@ def test_names_and_paths_that_are_nearly_right():
         _ = tl.embd
     with pytest.raises(TypeError, match=r"Read the file first: `stampy.read\('a.h5ad'\)`"):
         tl.embed("a.h5ad")
+
+
+@pytest.mark.parametrize(("method", "n"), [("kmeans", 4), ("gmm", 4), ("leiden", None)])
+def test_domains_do_not_depend_on_the_scale_of_the_vectors(one, method, n):
+    """Squares overflowed or underflowed in float32: one domain, or as many as spots."""
+    table = one.copy()
+    table.obsm["X_small"], table.obsm["X_large"] = (table.obsm["X_good"] * 2.0**p for p in (-100, 100))
+    found = []
+    for key in ("X_good", "X_small", "X_large"):
+        tl.domains(table, n, use_rep=key, method=method)
+        found.append(table.obs["stamp_domain"].tolist())
+    assert found[0] == found[1] == found[2]
+
+
+def test_equal_vectors_are_one_domain(one):
+    """Leiden divided them at random."""
+    table = one.copy()
+    table.obsm["X_same"] = np.ones((table.n_obs, 4))
+    with pytest.warns(stampy.StampyWarning, match="All spots have the same vector"):
+        tl.domains(table, use_rep="X_same")
+    assert table.obs["stamp_domain"].nunique() == 1
+
+
+@pytest.mark.parametrize("method", ["kmeans", "gmm", "leiden"])
+def test_seeds_of_64_bits(one, method):
+    tl.domains(one, use_rep="X_good", method=method, max_domains=3, rng=2**40, copy=True)
+    tl.domains(one, use_rep="X_good", method=method, max_domains=3, rng=2**32 - 1, copy=True)
+
+
+def test_small_section_is_named_in_the_error_of_smoothing(sections):
+    names = sections.obs["section"].astype(str).to_numpy()
+    keep = (names == names[0]) | (np.cumsum(names != names[0]) <= 3) & (names != names[0])
+    part = sections[keep].copy()
+    with pytest.raises(
+        ValueError, match=rf"needs 7 spots in every section, found \['{names[names != names[0]][0]}: 3'"
+    ):
+        tl.domains(part, 2, use_rep="X_good", smooth=6, library_key="section")
+
+
+def test_shared_genes_of_one_section_have_no_effect(one):
+    with pytest.warns(stampy.StampyWarning, match="genes='shared' has no effect: there is one section"):
+        tl.embed(one, modality="gene", genes="shared", show_progress_bar=False, copy=True)

@@ -11,6 +11,7 @@ from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
 from stampy.pp._adaptation import LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._linear_encoder import SpotGenes, leading_axes, neighbor_graph
+from stampy.tl._embedding.adaptation import fitted
 
 QUIET = {"show_progress_bar": False, "device": "cpu"}
 
@@ -277,3 +278,57 @@ def test_saved_adaptation_keeps_its_space_and_provenance(adapted, section, tmp_p
     assert theirs.uns["stamp"]["X_stamp"]["adapted"] == adapted.adapted
     tl.retrieve(mine, theirs, query="gene", target="gene", k=3)  # one model under two names
     tl.score(theirs, section.var_names[:20].tolist(), model=adapted, modality="gene")
+
+
+def panels():
+    """Two sections that measure different genes."""
+    both = datasets.toy(n_spots=120, n_sections=2, image=False, rng=3)
+    return both[:120, :500].copy(), both[120:, 300:].copy()
+
+
+def test_sections_with_other_panels_give_a_warning(mini):
+    first, second = panels()
+    with pytest.warns(stampy.StampyWarning, match=r"sections measure different genes: up to 62% of the counts"):
+        train.adapt(mini, [first, second], strength=0.5, n_axes=8)
+    train.adapt(mini, [first, first.copy()], strength=0.5, n_axes=8)
+
+
+def test_shared_genes_are_those_of_the_fit_too(mini):
+    """The axes were fitted to all genes, and used with the shared ones."""
+    first, second = panels()
+    tl.embed([first, second], mini, adapt=True, genes="shared", **QUIET)
+    record = first.uns["stamp"]["X_stamp"]
+    common = [name for name in first.var_names if name in set(second.var_names)]
+    alone = [part[:, common].copy() for part in panels()]
+    model = fitted(mini, alone, strength=record["adapted"]["strength"], n_axes=record["adapted"]["n_axes"])
+    tl.embed(alone, model, **QUIET)
+    grams = [x.obsm["X_stamp"].astype(float) @ x.obsm["X_stamp"].T for x in (first, alone[0])]
+    assert np.corrcoef(grams[0].ravel(), grams[1].ravel())[0, 1] > 0.99
+
+
+def test_no_section_to_adapt_to():
+    with pytest.raises(ValueError, match="There is no section"):
+        tl.embed([], adapt=True, **QUIET)
+
+
+def stored_otherwise(table):
+    """The same counts with shuffled columns and with entries in two parts."""
+    counts, random = table.X.tocoo(), np.random.default_rng(0)
+    half = np.floor(counts.data / 2)
+    rows, columns = (np.concatenate([c, c]) for c in (counts.row, counts.col))
+    data = np.concatenate([half, counts.data - half]).astype(np.float32)
+    order = np.lexsort([random.permutation(len(rows)), rows])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=table.n_obs))])
+    found = table.copy()
+    found.X = sparse.csr_matrix((data[order], columns[order], starts), table.shape)
+    assert (found.X != table.X).nnz == 0
+    return found
+
+
+def test_equal_counts_give_equal_results_however_they_are_stored(section):
+    other = stored_otherwise(section)
+    for data in (table := section.copy(), other):
+        tl.embed(data, adapt=True, **QUIET)
+        tl.evaluate(data, n_splits=1)
+    np.testing.assert_array_equal(table.obsm["X_stamp"], other.obsm["X_stamp"])
+    assert table.uns["stamp_evaluate"]["scores"].equals(other.uns["stamp_evaluate"]["scores"])

@@ -25,7 +25,7 @@ from scipy import linalg, sparse
 from stampy import _checks, _keys, _utils
 from stampy._section.section import places_of, resolved_library_key
 
-from ._counts import CountMatrix, checked_rows, counts_name, counts_of
+from ._counts import CountMatrix, canonical, checked_rows, counts_name, counts_of
 from ._linear_encoder import SpotGenes, leading_axes, neighbor_graph, orthonormal, weighted_genes
 from ._rank_tokens import rank_tokens
 from ._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ._genes.match_report import GeneMatch
 
-__all__ = ["MAX_SPOTS", "Adaptation", "LinearEncoder", "SectionPart", "adapt_encoder", "pieces_of"]
+__all__ = ["MAX_SPOTS", "Adaptation", "LinearEncoder", "SectionPart", "adapt_encoder", "pieces_of", "unshared"]
 
 STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)  # weight of the sections in the covariance; 0 keeps the model's own axes
 N_AXES = (8, 12, 16, 24, 32, 48, 64)
@@ -126,6 +126,19 @@ def pieces_of(
     return pieces
 
 
+def unshared(pieces: Sequence[SectionPart]) -> float:
+    """Largest share of a piece's counts that are in genes of the vocabulary that not all pieces measure."""
+    genes = [p.rows[p.rows >= 0] for p in pieces]
+    shared = genes[0]
+    for rows in genes[1:]:
+        shared = np.intersect1d(shared, rows)
+    shares = []
+    for piece in pieces:
+        sums = np.asarray(piece.counts.sum(axis=0), dtype=np.float64).ravel() * (piece.rows >= 0)
+        shares.append(1 - sums[np.isin(piece.rows, shared)].sum() / max(sums.sum(), 1))
+    return float(max(shares))
+
+
 def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_matrix:
     """Read selected rows (sorted) of counts in any storage, block by block."""
     wanted = np.zeros(counts.shape[0], dtype=bool)
@@ -135,7 +148,7 @@ def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_m
         chosen = wanted[start : start + block.shape[0]]
         if chosen.any():
             parts.append(sparse.csr_matrix(block)[chosen])
-    return sparse.vstack(parts, format="csr")
+    return canonical(sparse.vstack(parts, format="csr"))
 
 
 def adapt_encoder(

@@ -214,6 +214,19 @@ def _iter_dask(X: Any, chunk: int) -> Iterator[tuple[int, sparse.csr_matrix | sp
         offset += part.shape[0]
 
 
+def canonical(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Counts with sorted columns and without duplicate entries and zeros: equal matrices have equal arrays.
+
+    Data thinning draws a number per entry, so its result would depend on how a matrix is stored.
+    """
+    if counts.has_canonical_format and counts.data.all():
+        return counts
+    counts = counts.copy()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    return counts
+
+
 def checked_rows(
     X: CountMatrix,
     chunk: int = CHUNK,

@@ -14,7 +14,7 @@ from stampy._settings import DEFAULT_SEED
 from stampy._utils import table_of
 
 from ._embedding.context import smoothed
-from ._embedding.spaces import check_one_space
+from ._embedding.spaces import check_one_space, rescaled
 from ._evaluation.folds import int_seed
 from ._evaluation.metrics import domain_scores
 from ._methods.clustering import METHODS, Method, find_domains
@@ -131,7 +131,7 @@ def domains(
     if method is None:
         method = "leiden" if n_domains is None else "kmeans"
     _check(table.n_obs, n_domains, method, resolution, n_neighbors, max_domains, n_pcs, smooth)
-    values = _checks.embedding(table, use_rep)
+    values = rescaled(_checks.embedding(table, use_rep))
     check_one_space(table, use_rep)
     if n_empty := int((~values.any(axis=1)).sum()):
         _checks.warn(
@@ -149,7 +149,7 @@ def domains(
     seed = int_seed(rng)
     if smooth and xy is not None:
         _warn_if_averaged(table, use_rep, smooth)
-        values = smoothed(values, xy, smooth, sections)
+        values = smoothed(values, xy, smooth, sections, names=names)
     found, how = find_domains(
         values, n_domains, method=method, resolution=resolution, n_neighbors=n_neighbors, max_domains=max_domains,
         n_pcs=n_pcs, rng=seed,

@@ -19,18 +19,17 @@ from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import check_room, table_of, with_columns
 from stampy.pp._counts import counts_of, raw_layers
 
+from ._embedding.adaptation import adapted_to, warn_of_other_use
 from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
 from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
 from ._embedding.encoders import (
     BASELINES,
-    adapted_to,
     agreed_modality,
     check_loadable,
     digest_of_towers,
     image_model,
     is_baseline,
     loaded_model,
-    warn_of_other_use,
 )
 from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
@@ -277,7 +276,8 @@ def _embed_one(
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed
-        found = {name: in_context(v, places.xy, places.codes, normed=normed) for name, v in found.items()}
+        of = {"xy": places.xy, "sections": places.codes, "names": places.names}
+        found = {name: in_context(v, **of, normed=normed) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
     return write_result(written, result, copy=copy, table_key=request.table_key)
 

@@ -17,7 +17,7 @@ from stampy._section.neighbors import graph
 from stampy._section.section import library_key_of, places_of
 from stampy._settings import DEFAULT_SEED
 from stampy._utils import generator, table_of
-from stampy.pp._counts import checked_rows, counts_name, counts_of
+from stampy.pp._counts import canonical, checked_rows, counts_name, counts_of
 from stampy.pp._genes.annotation import gene_columns
 
 from ._embedding.context import N_NEIGHBORS
@@ -344,7 +344,7 @@ def _whole_counts(table: AnnData, layer: str | None) -> sparse.csr_matrix:
     """Counts as CSR; ValueError unless they are integers, since molecules are split."""
     source = counts_name(layer)
     parts = [sparse.csr_matrix(b) for _, b in checked_rows(counts_of(table, layer), source=source)]
-    counts = sparse.vstack(parts, format="csr")
+    counts = canonical(sparse.vstack(parts, format="csr"))
     odd = int((counts.data != np.trunc(counts.data)).sum())
     if odd:
         raise ValueError(

@@ -14,7 +14,7 @@ from stampy._settings import DEFAULT_SEED
 from stampy.models import load
 from stampy.models._systems.catalogue import check_name
 from stampy.pp import Vocabulary
-from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of
+from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, pieces_of, unshared
 from stampy.pp._adaptation import adapt_encoder as solve
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["adapt"]
 
 logger = logging.getLogger(__name__)
+
+MAX_UNSHARED = 0.05  # of the counts, as in `stampy.tl.embed`
 
 
 def adapt(
@@ -75,7 +77,8 @@ def adapt(
 
     Warns
     -----
-    `n_axes` is given with `context`, and `strength` is 0 or selected as 0: no axes of the sections are used.
+    Sections measure different genes. `n_axes` is given with `context`, and `strength` is 0 or selected as 0: no axes of
+    the sections are used.
 
     Raises
     ------
@@ -106,6 +109,12 @@ def adapt(
         share = None if max_spots is None else max(max_spots // len(listed), 1)
         with of_section(section.name):
             pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
+    if (share := unshared(pieces)) > MAX_UNSHARED:
+        _checks.warn(
+            f"The sections measure different genes: up to {share:.0%} of the counts of a section are in genes that not "
+            "all of them measure, so axes may describe the panels. Restrict all sections to their shared genes, or "
+            "use `stampy.tl.embed(sections, adapt=True, genes='shared')`."
+        )
     parts = LinearEncoder(*linear_parts(start))
     found = solve(
         pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=context is not None, rng=rng

@@ -30,7 +30,13 @@ def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, 
 
 
 def smoothed(
-    values: np.ndarray, xy: np.ndarray, n_neighbors: int = 6, sections: np.ndarray | None = None
+    values: np.ndarray,
+    xy: np.ndarray,
+    n_neighbors: int = 6,
+    sections: np.ndarray | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    remedy: str = "Smooth over fewer, or not at all",
 ) -> np.ndarray:
     """Mean over each spot and its nearest spots of the same section.
 
@@ -46,6 +52,8 @@ def smoothed(
         Number of nearest spots, without the spot itself; 0: no change.
     sections
         (n,) section of each spot; neighbours are in the same section.
+    names, remedy
+        Names of the sections, if `sections` are codes, and what to do about small ones, for messages.
 
     Returns
     -------
@@ -54,12 +62,14 @@ def smoothed(
     if n_neighbors == 0:
         return values
     sections = np.zeros(len(xy), dtype=int) if sections is None else np.asarray(sections)
-    names, counts = np.unique(sections, return_counts=True)
-    small = {str(name): int(n) for name, n in zip(names, counts, strict=True) if n <= n_neighbors}
-    if small:
+    codes, counts = np.unique(sections, return_counts=True)
+    if (counts <= n_neighbors).any():
+        titles = [str(code if names is None else names[code]) for code in codes]
+        small = {title: int(n) for title, n in zip(titles, counts, strict=True) if n <= n_neighbors}
+        found = _checks.shortlist(f"{title}: {n}" if len(titles) > 1 else f"{n} spots" for title, n in small.items())
         raise ValueError(
-            f"Smoothing over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found "
-            f"{_checks.shortlist(f'{name}: {n}' for name, n in small.items())}. Smooth over fewer, or not at all."
+            f"The mean over {n_neighbors} neighbours needs {n_neighbors + 1} spots in every section, found {found}. "
+            f"{remedy}."
         )
     around = graph(xy, n_neighbors, sections)
     total = values + around @ values
@@ -70,9 +80,12 @@ def smoothed(
     return means
 
 
-def in_context(values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool) -> np.ndarray:
+def in_context(
+    values: np.ndarray, xy: np.ndarray, sections: np.ndarray, *, normed: bool, names: Sequence[str] | None = None
+) -> np.ndarray:
     """Mean over each spot and its nearest spots of the same section."""
-    values = smoothed(values, xy, N_NEIGHBORS, sections)
+    remedy = "Omit `context`, or remove the section"
+    values = smoothed(values, xy, N_NEIGHBORS, sections, names=names, remedy=remedy)
     return unit(values) if normed else values
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -14,26 +13,23 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 
-from stampy import _checks, _keys, models
+from stampy import _keys, models
 from stampy._files import digest, digest_of_arrays, digest_of_tensors
-from stampy._utils import check_device, device_of, generator, table_of
+from stampy._utils import check_device, device_of
 from stampy.models import packaged
 from stampy.models._load import load_stamp
 from stampy.models._systems.catalogue import check_name
 from stampy.pp import Vocabulary, orthologs
-from stampy.pp._adaptation import MAX_SPOTS, LinearEncoder, adapt_encoder, pieces_of
 from stampy.pp._orthologs import human_matched
 
-from .arguments import Organism, Request, is_several, named
+from .arguments import Organism
 
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
     from torch import nn
 
-    from stampy.models import Stamp
     from stampy.pp._genes.match_report import GeneMatch
-    from stampy.tl._embed import SectionData, SectionsData
 
     from .arguments import Modality
 
@@ -44,11 +40,9 @@ __all__ = [
     "BASELINES",
     "Encoder",
     "ImageModel",
-    "adapted_to",
     "agreed_modality",
     "check_loadable",
     "digest_of_towers",
-    "fitted",
     "genes_of",
     "hint_bfloat16",
     "human_names",
@@ -59,7 +53,6 @@ __all__ = [
     "match_genes",
     "stamp_of",
     "vocabulary_of",
-    "warn_of_other_use",
 ]
 
 logger = logging.getLogger(__name__)
@@ -253,88 +246,6 @@ def _towers(model: Encoder) -> dict[Literal["gene", "image"], tuple[str, ...]]:
         return {"image" if isinstance(model, models.ImageSystem) else "gene": ("",)}
     gene: dict[Literal["gene", "image"], tuple[str, ...]] = {"gene": ("gene.", "gene_head.")}
     return gene if model.image is None else {**gene, "image": ("image.", "patch_head.")}
-
-
-SEED = 0
-
-
-def warn_of_other_use(model: Encoder, request: Request) -> None:
-    """Warn about a model that was adapted for single spots and is used in context, or the reverse."""
-    fit = model.adapted if isinstance(model, models.Stamp) else None
-    if not fit or ("context" in fit) == (request.context is not None) or request.modality == "image":
-        return
-    if request.context is not None:
-        _checks.warn(
-            f"The model {model.name!r} was adapted for single spots, but is used in context "
-            f"(context={request.context!r}), for which other axes are fitted. Omit `context`, or adapt with "
-            "`stampy.train.adapt(..., context='neighbors')`."
-        )
-    elif fit["strength"] > 0:  # otherwise it is the model itself
-        _checks.warn(
-            f"The model {model.name!r} was adapted for use in context, but is used for single spots, for which other "
-            "axes are fitted. Pass `context='neighbors'`, or adapt with `stampy.train.adapt` without `context`."
-        )
-
-
-def adapted_to(
-    data: SectionsData, request: Request, model: str | Path | Encoder, device: str | torch.device | None
-) -> Stamp:
-    """The model fitted to all sections of a call of `stampy.tl.embed`."""
-    if request.modality != "gene":
-        raise ValueError("`adapt=True` embeds only genes. Embed the image in another call, with another `key_added`.")
-    if is_baseline(model):
-        raise ValueError(f"{model!r} is always fitted to the section. Omit `adapt`.")
-    sections = list(named(data).values()) if is_several(data) else [data]
-    for section in sections:
-        _checks.not_empty(table_of(section, request.table_key))
-    loaded = loaded_model(model, device)
-    with warnings.catch_warnings():  # issued when each section is embedded
-        warnings.simplefilter("ignore", _checks.StampyWarning)
-        return fitted(
-            loaded,
-            sections,
-            layer=request.layer,
-            library_key=request.library_key,
-            table_key=request.table_key,
-            organism=request.organism,
-            in_context=request.context is not None,
-        )
-
-
-def fitted(
-    model: Encoder,
-    sections: Iterable[SectionData],
-    *,
-    layer: str | None = None,
-    library_key: str | None = None,
-    table_key: str = _keys.TABLE,
-    organism: Organism = "human",
-    strength: float | None = None,
-    n_axes: int | None = None,
-    in_context: bool = False,
-) -> Stamp:
-    """The model adapted to all these sections; see `stampy.train.adapt`."""
-    from stampy.models._linear_gene import check_linear, linear_parts, with_axes
-
-    check_linear(model)
-    stamp = stamp_of(model)
-    sections, rng, vocabulary = list(sections), generator(SEED), vocabulary_of(stamp)
-    share, pieces = MAX_SPOTS // max(len(sections), 1), []
-
-    def match(table: AnnData) -> GeneMatch:
-        return match_genes(table, vocabulary, organism, layer)
-
-    for section in sections:
-        pieces += pieces_of(
-            section, match, layer=layer, library_key=library_key, table_key=table_key, max_spots=share, rng=rng
-        )
-    parts = LinearEncoder(*linear_parts(stamp))
-    found = adapt_encoder(
-        pieces, parts, vocabulary.divisors, strength=strength, n_axes=n_axes, in_context=in_context, rng=rng
-    )
-    made = with_axes(stamp, found.axes, found.head, found.bias)
-    made.adapted = found.record(stamp.name)
-    return made
 
 
 MIN_TILES, MIN_PARAMETERS = 500, 50_000_000  # minutes in float32 on one core; ViT-B/16 has 86 million parameters

@@ -173,6 +173,11 @@ def panel_of_table(table: AnnData, match: GeneMatch, n_genes: int, request: Requ
     """
     codes, names = _checks.libraries(table, request.library_key)
     if len(names) < 2:
+        if request.genes is not None:
+            _checks.warn(
+                f"genes={request.genes!r} has no effect: there is one section. Name the column that separates several "
+                "sections with `library_key=`, pass a list of sections, or omit it."
+            )
         return None
     sums = _sums(table, match.rows, request, codes, len(names), n_genes)
     elsewhere = sums.sum(axis=0) - sums

@@ -22,11 +22,13 @@ __all__ = [
     "check_same_origin",
     "check_same_space",
     "origin_of",
+    "rescaled",
     "space_of",
     "unit",
 ]
 
 Modality = Literal["gene", "image", "fused"]
+LEAST = 1e-12  # squares of smaller numbers, and of larger ones than its inverse, lose precision in float32
 RECORD_DEFAULTS = {"center": "nothing"}  # defaults for records that lack a field
 TOWERS: dict[Modality, tuple[str, ...]] = {"gene": ("gene",), "image": ("image",), "fused": ("gene", "image")}
 SUFFIXES: dict[Modality, str] = {"gene": _keys.GENE_SUFFIX, "image": _keys.IMAGE_SUFFIX, "fused": ""}
@@ -244,3 +246,15 @@ def unit(values: np.ndarray) -> np.ndarray:
     """
     norm = np.linalg.norm(values, axis=1, keepdims=True)
     return values / np.where(norm == 0, 1, norm)
+
+
+def rescaled(values: np.ndarray) -> np.ndarray:
+    """Divide numbers by a power of two if their squares are not safe in float32; others are not changed.
+
+    >>> rescaled(np.array([1e30, 2e30])).max() <= 1, rescaled(np.array([1.0, 3.0])).tolist()
+    (True, [1.0, 3.0])
+    """
+    largest = float(np.abs(values).max(initial=0))
+    if largest == 0 or LEAST < largest < 1 / LEAST:
+        return values
+    return np.ldexp(values, -int(np.frexp(largest)[1]))

@@ -19,10 +19,12 @@ BLOCKS_PER_FOLD = 5
 
 
 def int_seed(rng: int | np.random.Generator | None) -> int:
-    """Seed for scikit-learn, scanpy etc.: an int unchanged, else drawn."""
+    """Seed for scikit-learn, scanpy etc.: an integer of 32 bits unchanged, else drawn."""
     if isinstance(rng, DefaultSeed):
-        return settings.seed
-    return int(rng) if isinstance(rng, int | np.integer) else int(_utils.generator(rng).integers(2**31 - 1))
+        rng = settings.seed
+    if isinstance(rng, int | np.integer) and 0 <= rng < 2**32:
+        return int(rng)
+    return int(_utils.generator(rng).integers(2**31 - 1))
 
 
 def block_folds(

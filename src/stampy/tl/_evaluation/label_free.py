@@ -16,7 +16,7 @@ from stampy import _checks, _keys, _utils
 from stampy._section.neighbors import graph
 from stampy.pp._thinning import gene_targets, halves, heldout_correlation, overdispersed_genes, regions
 from stampy.tl._embedding.context import N_NEIGHBORS, smoothed
-from stampy.tl._embedding.spaces import unit
+from stampy.tl._embedding.spaces import rescaled, unit
 from stampy.tl._evaluation.recompute import Recomputed, StoredVectors
 from stampy.tl._methods.principal_components import N_COMPONENTS, principal_components
 
@@ -108,7 +108,7 @@ def _embedded(
         warnings.simplefilter("ignore", _checks.StampyWarning)
         for name, job in jobs.items():
             if isinstance(job, StoredVectors):
-                found[name] = [_checks.embedding(part.table, job.key)] * 2
+                found[name] = [rescaled(_checks.embedding(part.table, job.key))] * 2
             elif isinstance(job, Recomputed):
                 found[name] = [job(t) for t in tables]
             else:
@@ -140,7 +140,7 @@ def _judged(values: object, name: str, n: int) -> np.ndarray:
         raise ValueError(
             f"`keys[{name!r}]` must return finite numbers of shape ({n}, d), found {values.dtype} {values.shape}."
         )
-    return _checks.single(values, f"keys[{name!r}]")
+    return rescaled(_checks.single(values, f"keys[{name!r}]"))
 
 
 def _tfidf(counts: sparse.csr_matrix) -> np.ndarray:

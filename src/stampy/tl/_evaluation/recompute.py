@@ -15,8 +15,9 @@ from stampy import _checks, _keys
 from stampy.models import packaged
 from stampy.models._systems.catalogue import CARDS
 from stampy.tl._embed import embed
+from stampy.tl._embedding.adaptation import fitted
 from stampy.tl._embedding.context import centered, in_context
-from stampy.tl._embedding.encoders import BASELINES, digest_of_towers, fitted, loaded_model
+from stampy.tl._embedding.encoders import BASELINES, digest_of_towers, loaded_model
 from stampy.tl._embedding.spaces import unit
 
 if TYPE_CHECKING:
@@ -82,21 +83,27 @@ class Recomputed:
         """Vectors (n, d) without centring and context."""
         record = self.record
         organism, normalize = record.get("organism", "human"), bool(record.get("normalize", True))
-        shared: Literal["shared"] | None = "shared" if "shared" in record.get("genes", {}) else None
-        name = f"{record['model']} {level} {organism} {normalize} {shared} {self.library_key}"
+        name = f"{record['model']} {level} {organism} {normalize} {self.genes} {self.library_key}"
         if name not in table.obsm:
             embed(
                 table, model or self.fitted_to(table), modality="gene", level=level, organism=organism,
-                genes=shared, library_key=self.library_key, normalize=normalize, show_progress_bar=False,
+                genes=self.genes, library_key=self.library_key, normalize=normalize, show_progress_bar=False,
                 key_added=name,
             )  # fmt: skip
         return table.obsm[name]
 
     @property
+    def genes(self) -> Literal["shared"] | None:
+        """Whether only genes that all sections measure were used."""
+        return "shared" if "shared" in self.record.get("genes", {}) else None
+
+    @property
     def fits_again(self) -> bool:
         """Whether the model is one adapted to sections, and not given itself."""
         fit = self.record.get("adapted")
-        return bool(fit) and not isinstance(self.model, str) and self.model.name != self.record["model"]
+        if not fit or isinstance(self.model, str):
+            return False
+        return self.model.name != self.record["model"] and not _made(self.record, self.model)
 
     def fitted_to(
         self, data: AnnData | SpatialData, layer: str | None = None, table_key: str = _keys.TABLE
@@ -108,7 +115,7 @@ class Recomputed:
         return fitted(
             self.model, [data], layer=layer, library_key=self.library_key, table_key=table_key,
             organism=self.record.get("organism", "human"), strength=float(fit["strength"]), n_axes=int(fit["n_axes"]),
-            in_context="context" in fit,
+            in_context="context" in fit, genes=self.genes,
         )  # fmt: skip
 
     def in_other_spots(self, n_spots: int) -> str:
@@ -186,7 +193,7 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
     name, base = record["model"], record.get("adapted", {}).get("model", record["model"])
     if name in BASELINES:
         return name, ""
-    found = given if given is not None and given.name in (name, base) else None
+    found = given if given is not None and (given.name in (name, base) or _made(record, given)) else None
     if found is None:
         if base not in packaged() and base not in CARDS and base != "stamp":
             return None, f"its model {name!r} is not part of stampy"
@@ -199,6 +206,12 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
         if before is not None and now is not None and before != now:
             return None, f"it was made with other weights than those of {name!r}"
     return found, ""
+
+
+def _made(record: Mapping[str, Any], given: Encoder) -> bool:
+    """Whether a model has the weights of a record, whatever its name: a model that was saved is named by its folder."""
+    before = record.get("weights_digest", {}).get("gene")
+    return before is not None and before == digest_of_towers(given).get("gene")
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:

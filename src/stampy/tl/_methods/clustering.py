@@ -153,7 +153,13 @@ def _mixture(values: np.ndarray, n: int | None, max_domains: int, seed: int) -> 
 def _leiden(
     values: np.ndarray, n: int | None, resolution: float | None, n_neighbors: int, seed: int
 ) -> tuple[np.ndarray, ChosenBy]:
-    """Leiden at a resolution; a given number of domains is found by bisection of the resolution."""
+    """Leiden at a resolution; a given number of domains is found by bisection of the resolution.
+
+    Equal vectors are one domain: their neighbours, and so their communities, would be arbitrary.
+    """
+    if (values == values[0]).all():
+        _checks.warn("All spots have the same vector, so they are one domain.")
+        return np.zeros(len(values), dtype=np.int64), {"chosen_by": "equal vectors"}
     around = connectivities(values, min(n_neighbors, len(values) - 1), seed)
 
     def fit(at: float, with_seed: int = seed) -> np.ndarray:
@@ -275,7 +281,7 @@ def leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> np.ndarray
 
     ends = graph.nonzero()
     edges = igraph.Graph(n=graph.shape[0], edges=np.column_stack(ends), directed=False)
-    igraph.set_random_number_generator(_Seeded(seed))
+    igraph.set_random_number_generator(_Seeded(seed % 2**32))
     try:
         found = edges.community_leiden(
             objective_function="modularity", weights=graph.data, resolution=resolution, n_iterations=2
