@@ -448,12 +448,12 @@ def test_masked_gene_score_of_ideal_and_constant_heads():
 
 def test_whole_slides(tmp_path, weights):
     rows = ["slide,patient,label"]
-    for i in range(6):
+    for i in range(4):
         datasets.toy_slide(tmp_path / f"s{i}.tif", size_um=500, tumor=0.4 * (i % 2), rng=i)
         rows.append(f"s{i}.tif,p{i},{'ab'[i % 2]}")
     (tmp_path / "slides.csv").write_text("\n".join(rows))
     config = {
-        "datasets": [{"name": "W", "slides": {"path": str(tmp_path / "slides.csv")}, "n_folds": 3},
+        "datasets": [{"name": "W", "slides": {"path": str(tmp_path / "slides.csv")}, "n_folds": 2},
                      {"name": "gone", "slides": {"path": "no.csv"}, "steps": "Ask the GDC."}],
         "systems": [{"name": "image", "model": weights, "modality": "image"},
                     {"name": "genes", "model": weights, "modality": "gene"}],

@@ -287,7 +287,7 @@ def test_model_without_an_image_tower(toy, model):
 
 
 def test_too_coarse_image_is_used_only_on_request(toy, model):
-    adata = toy.copy()
+    adata = toy[:40].copy()
     del adata.uns["spatial"]["toy"]["images"]["hires"]
     scales = adata.uns["spatial"]["toy"]["scalefactors"]
     lowres = adata.uns["spatial"]["toy"]["images"]["lowres"]
@@ -308,7 +308,7 @@ def test_too_coarse_image_is_used_only_on_request(toy, model):
 
 
 def test_image_that_is_not_histology_is_used_only_on_request(toy, model):
-    adata = toy.copy()
+    adata = toy[:40].copy()
     library = adata.uns["spatial"]["toy"]
     library["images"] = {"hires": np.zeros_like(library["images"]["hires"])}
     says = r"Only genes are embedded. The image 'hires' does not look like H&E: it is black.*modality='fused'"
@@ -472,7 +472,7 @@ def test_a_scale_without_an_image_is_named(toy, model):
 
 
 def test_counts_only_in_a_layer_warn(toy, model):
-    adata = toy.copy()
+    adata = toy[:40].copy()
     adata.layers["counts"] = adata.X
     adata.X = None
     with pytest.warns(StampyWarning, match="layer='counts'"):

@@ -209,7 +209,7 @@ def test_non_finite_results_are_not_written(section, model, bad, copy):
 
     import torch
 
-    tl.embed(section, model, **QUIET)
+    tl.embed(section, model, modality="gene", **QUIET)
     before = state(section)
     broken = copies.deepcopy(model)
     with torch.no_grad():
