@@ -9,6 +9,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: more threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # numba, once begun, sets OpenMP's number to its own
 
 # Requests of child processes to other machines fail at once: nothing listens on this port.
 os.environ |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
@@ -174,6 +175,29 @@ def aligned(toy, vocabulary):
     adata.obsm["X_stamp_image"] = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
     adata.uns["stamp"]["X_stamp"]["modality"] = "fused"
     return model, adata
+
+
+@pytest.fixture(scope="session")
+def few_genes(toy):
+    """The packaged model without image tower and with the genes of toy sections alone; it adapts in little time."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from stampy import _keys, models
+
+    whole = models.load("stampy-mini", device="cpu")
+    n, kept = len(whole.genes) + _keys.N_SPECIAL, np.flatnonzero(whole.genes["symbol"].isin(toy.var_names))
+    rows = torch.from_numpy(np.concatenate([np.arange(_keys.N_SPECIAL), kept + _keys.N_SPECIAL]))
+    config = models.StampConfig(gene=replace(whole.config.gene, n_genes=len(kept)), embedding=whole.config.embedding)
+    model, state = models.Stamp(config, whole.genes.iloc[kept].reset_index(drop=True)).eval(), whole.state_dict()
+    for name in model.state_dict():
+        if state[name].ndim and len(state[name]) >= n:
+            state[name] = torch.cat([state[name][rows], state[name][n:]])
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    model.name = "few"
+    return model
 
 
 def _make_sdata(toy, kind, matrix):

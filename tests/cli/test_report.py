@@ -211,7 +211,8 @@ def test_errors_before_any_computation(toy, tmp_path, monkeypatch, options, erro
 def test_verdict_of_an_adapted_embedding_in_context(report_of):
     """`--model stampy-mini` judged the unadapted model for single spots."""
     table = stampy.datasets.toy(n_spots=100, image=False)
-    stampy.tl.embed(table, adapt=True, context="neighbors", show_progress_bar=False)
+    model = stampy.train.adapt("stampy-mini", table, strength=0.2, n_axes=8, context="neighbors")
+    stampy.tl.embed(table, model, context="neighbors", show_progress_bar=False)
     scores = judge(table)["scores"]["score"]
     for options in ({}, {"model": "stampy-mini"}):
         text = " ".join(report_of(table, overwrite=True, **options).text)

@@ -217,7 +217,7 @@ def test_digest_differs_with_surroundings(toy):
 @pytest.mark.parametrize("losses", [("patch_gene",), ("patch_gene", "region_gene", "patch_region", "localization")])
 def test_alignment_trains_it(losses, model, toy, tmp_path):
     config = {"losses": losses, "epochs": 1, "pairs_per_batch": 32, "lr": 1e-3, "accumulate": 2}
-    tuned = train.align(toy, tmp_path, model=model, config=config, **QUIET)
+    tuned = train.align(toy[:48].copy(), tmp_path, model=model, config=config, **QUIET)
     before, after = model.state_dict(), tuned.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "image.base_model.first.weight" in changed
@@ -230,7 +230,7 @@ def test_alignment_trains_it(losses, model, toy, tmp_path):
 
 def test_frozen_stem_trains_heads_alone(model, toy, tmp_path):
     config = {"image_tower": "frozen", "epochs": 1, "pairs_per_batch": 32, "checkpoint_activations": True}
-    tuned = train.align(toy, tmp_path, model=model, config=config, **QUIET)
+    tuned = train.align(toy[:48].copy(), tmp_path, model=model, config=config, **QUIET)
     assert all(torch.equal(tuned.state_dict()[k], v) for k, v in model.state_dict().items() if k.startswith("image."))
     assert not torch.equal(tuned.patch_head.weight, model.patch_head.weight)
 

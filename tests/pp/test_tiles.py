@@ -442,7 +442,7 @@ def make_sdata(xy, picture, *, factor=1.0, multiscale=False, radius=5.5, n_image
         c_coords=["r", "g", "b"],
         scale_factors=[2, 2] if multiscale else None,
         transformations={"global": Scale([factor, factor], axes=("x", "y"))},
-    )
+    ).persist()  # else each tile of a coarse level averages the fine ones again
     shapes = ShapesModel.parse(np.asarray(xy, float)[::-1], geometry=0, radius=radius, index=names[::-1])
     obs = pd.DataFrame({"region": pd.Categorical(["spots"] * len(xy)), "id": names}, index=names)
     table = TableModel.parse(

@@ -55,7 +55,7 @@ def test_batch_size_and_workers_change_nothing(embedded, toy, model, batch_size,
 @PROPERTY
 @given(seed=st.integers(0, 1000))
 def test_permuting_spots_permutes_rows(embedded, toy, model, seed):
-    order = np.random.default_rng(seed).permutation(toy.n_obs)
+    order = np.random.default_rng(seed).permutation(toy.n_obs)[:40]
     moved = tl.embed(toy[order].copy(), model, copy=True, **QUIET)
     np.testing.assert_allclose(moved.obsm["X_stamp"], embedded.obsm["X_stamp"][order], atol=1e-5)
 

@@ -327,28 +327,28 @@ def test_vectors_that_were_changed_are_not_recomputed(section):
     assert scores.loc["X_stamp", "score"] < 0.05  # that of the vectors in obsm
 
 
-def test_model_adapted_to_another_section_is_not_fitted_again(section):
+def test_model_adapted_to_another_section_is_not_fitted_again(section, few_genes):
     other = datasets.toy(n_spots=100, image=False, rng=77)
-    adapted = stampy.train.adapt("stampy-mini", other, strength=1, n_axes=8)
+    adapted = stampy.train.adapt(few_genes, other, strength=1, n_axes=8)
     table = tl.embed(section, adapted, copy=True, **QUIET)
     with pytest.warns(stampy.StampyWarning, match="embedded again, it differs"):
-        assert not scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+        assert not scores_of(table, "X_stamp", model=few_genes)["scores"].loc["X_stamp", "thinned"]
     found = scores_of(table, "X_stamp", model=adapted)["scores"]
     by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
     pd.testing.assert_frame_equal(found, scores_of(section, by_hand)["scores"])
 
 
 @pytest.mark.parametrize("effect", [1, 2])
-def test_adapted_sections_are_recomputed_without_a_warning(effect):
+def test_adapted_sections_are_recomputed_without_a_warning(effect, few_genes):
     table = datasets.toy(n_spots=300, effect=effect, image=False)
-    tl.embed(table, adapt=True, **QUIET)
-    assert scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+    tl.embed(table, few_genes, adapt=True, **QUIET)
+    assert scores_of(table, "X_stamp", model=few_genes)["scores"].loc["X_stamp", "thinned"]
 
 
-def test_piece_of_an_adapted_section_is_recomputed(section):
-    table = tl.embed(section, adapt=True, copy=True, **QUIET)
+def test_piece_of_an_adapted_section_is_recomputed(section, few_genes):
+    table = tl.embed(section, few_genes, adapt=True, copy=True, **QUIET)
     with pytest.warns(stampy.StampyWarning, match="100 of 200 spots"):
-        scores = scores_of(table, "X_stamp", max_spots=100)["scores"]
+        scores = scores_of(table, "X_stamp", max_spots=100, model=few_genes)["scores"]
     assert scores.loc["X_stamp", "thinned"]
 
 

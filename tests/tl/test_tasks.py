@@ -589,12 +589,19 @@ def test_least_squares_warns_if_underdetermined(one):
 # --- files and pictures
 
 
-@pytest.mark.parametrize("store", ["h5ad", "zarr"])
-def test_results_survive_files(sections, tmp_path, store):
+@pytest.fixture(scope="module")
+def with_results(base):
+    sections = base.copy()
     sections.obs["domain"] = sections.obs["domain"].cat.rename_categories({"D1": "in situ / invasive"})
     tl.probe(sections, "domain", use_rep=["X_good", "X_noise"], library_key="section", method="ridge")
     tl.domains(sections, use_rep="X_good", method="gmm", max_domains=3, labels="domain", library_key="section")
     tl.expression(sections, use_rep="X_good", n_top_genes=5, library_key="section")
+    return sections
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+def test_results_survive_files(with_results, tmp_path, store):
+    sections = with_results
     if store == "h5ad":
         sections.write_h5ad(tmp_path / "a.h5ad")
         read = ad.read_h5ad(tmp_path / "a.h5ad")

@@ -157,11 +157,11 @@ def test_arguments_without_effect_on_a_baseline(two, options):
 
 
 @pytest.fixture(scope="module")
-def adapted_apart(two):
+def adapted_apart(two, few_genes):
     """The two sections, each embedded by a model adapted to it alone, with 8 axes."""
     parts = list(parts_of(two).values())
     for part in parts:
-        tl.embed(part, train.adapt("stampy-mini", part, strength=1, n_axes=8), show_progress_bar=False, device="cpu")
+        tl.embed(part, train.adapt(few_genes, part, strength=1, n_axes=8), show_progress_bar=False, device="cpu")
     return parts
 
 
@@ -180,16 +180,16 @@ def test_joined_tables_of_several_models_share_no_space(adapted_apart, merge):
             call()
 
 
-def test_tables_embedded_in_one_call_can_be_joined(two):
+def test_tables_embedded_in_one_call_can_be_joined(two, few_genes):
     parts = parts_of(two)
-    tl.embed(parts, adapt=True, show_progress_bar=False, device="cpu")
+    tl.embed(parts, few_genes, adapt=True, show_progress_bar=False, device="cpu")
     joined = ad.concat(parts, label="section", uns_merge="same", index_unique="-")
     tl.domains(joined, 3, library_key="section")
 
 
-def test_expression_within_a_table_compares_vectors_of_one_space(adapted_apart, model):
+def test_expression_within_a_table_compares_vectors_of_one_space(adapted_apart, few_genes):
     table = adapted_apart[0].copy()
-    small = train.adapt("stampy-mini", table, strength=0.5, n_axes=8)
+    small = train.adapt(few_genes, table, strength=0.5, n_axes=8)
     tl.embed(table, small, key_added="X_other", show_progress_bar=False, device="cpu")
     with pytest.raises(ValueError, match="cosines between them are meaningless"):
         tl.expression(table, use_rep="X_stamp", reference_rep="X_other_gene", method="knn", n_neighbors=5)

@@ -1,14 +1,12 @@
 """Closed-form adaptation of a model to sections."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
 import stampy
-from stampy import _keys, datasets, models, tl, train
+from stampy import datasets, models, tl, train
 from stampy.models._linear_gene import linear_parts, with_axes
 from stampy.pp import Vocabulary
 from stampy.pp._adaptation import LinearEncoder, adapt_encoder, pieces_of
@@ -24,36 +22,19 @@ def mini():
 
 
 @pytest.fixture(scope="module")
-def few(mini, section):
-    """The packaged model with only the section's genes, which takes less time."""
-    kept = np.flatnonzero(mini.genes["symbol"].isin(section.var_names))
-    rows = torch.from_numpy(np.concatenate([np.arange(_keys.N_SPECIAL), kept + _keys.N_SPECIAL]))
-    gene = replace(mini.config.gene, n_genes=len(kept))
-    genes = mini.genes.iloc[kept].reset_index(drop=True)
-    model = models.Stamp(models.StampConfig(gene=gene, embedding=mini.config.embedding), genes)
-    whole, n = mini.state_dict(), len(mini.genes) + _keys.N_SPECIAL
-    model.load_state_dict(
-        {k: torch.cat([whole[k][rows], whole[k][n:]]) if len(whole[k].shape) and len(whole[k]) >= n else whole[k]
-         for k in model.state_dict()}
-    )  # fmt: skip
-    model.name = "few"
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
 def section():
     return datasets.toy(n_spots=150, image=False, rng=2)
 
 
 @pytest.fixture(scope="module")
-def adapted(few, section):
-    return train.adapt(few, section, strength=0.5, n_axes=16)
+def adapted(few_genes, section):
+    return train.adapt(few_genes, section, strength=0.5, n_axes=16)
 
 
 @pytest.fixture(scope="module")
-def chosen(few, section):
+def chosen(few_genes, section):
     """Models whose strength and number of axes were selected, by context."""
-    return {context: train.adapt(few, section, context=context) for context in (None, "neighbors")}
+    return {context: train.adapt(few_genes, section, context=context) for context in (None, "neighbors")}
 
 
 def test_axes_are_the_eigenvectors_of_the_whole_matrix():
@@ -69,23 +50,23 @@ def test_axes_are_the_eigenvectors_of_the_whole_matrix():
     np.testing.assert_allclose(np.abs(np.linalg.svd(found.T @ expected)[1]), 1, atol=1e-3)
 
 
-def test_model_is_rebuilt_from_its_parts(few, section):
+def test_model_is_rebuilt_from_its_parts(few_genes, section):
     """A model that is rebuilt with its own axes gives the same vectors."""
-    parts = linear_parts(few)
+    parts = linear_parts(few_genes)
     np.testing.assert_allclose(parts.axes.T @ parts.axes, np.eye(parts.axes.shape[1]), atol=1e-4)
     assert np.linalg.eigvalsh(parts.covariance).min() > -1e-9
-    again = with_axes(few, parts.axes, parts.head, parts.bias)
-    expected = tl.embed(section, few, modality="gene", copy=True, **QUIET).obsm["X_stamp"]
+    again = with_axes(few_genes, parts.axes, parts.head, parts.bias)
+    expected = tl.embed(section, few_genes, modality="gene", copy=True, **QUIET).obsm["X_stamp"]
     found = tl.embed(section, again, copy=True, **QUIET).obsm["X_stamp"]
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_adapted_model_embeds_the_solution(few, section, adapted):
+def test_adapted_model_embeds_the_solution(few_genes, section, adapted):
     values = tl.embed(section, adapted, copy=True, **QUIET).obsm["X_stamp"]
-    vocabulary = Vocabulary(few.genes)
+    vocabulary = Vocabulary(few_genes.genes)
     rng = np.random.default_rng(0)
     pieces = pieces_of(section, vocabulary.match, rng=rng)
-    parts = LinearEncoder(*linear_parts(few))
+    parts = LinearEncoder(*linear_parts(few_genes))
     found = adapt_encoder(pieces, parts, vocabulary.divisors, strength=0.5, n_axes=16, rng=rng)
     from stampy.pp._adaptation import _weighted
 
@@ -95,14 +76,14 @@ def test_adapted_model_embeds_the_solution(few, section, adapted):
     np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
-def test_strength_zero_keeps_the_space_of_the_model(few, section):
-    kept = train.adapt(few, section, strength=0, n_axes=128)
-    own, other = (linear_parts(m).axes for m in (few, kept))
+def test_strength_zero_keeps_the_space_of_the_model(few_genes, section):
+    kept = train.adapt(few_genes, section, strength=0, n_axes=128)
+    own, other = (linear_parts(m).axes for m in (few_genes, kept))
     np.testing.assert_allclose(np.linalg.svd(own.T @ other)[1], 1, atol=1e-2)
 
 
-def test_choice_follows_the_measure_and_is_reproducible(few, section, chosen):
-    first, second = chosen[None], train.adapt(few, section, rng=0)  # the default seed
+def test_choice_follows_the_measure_and_is_reproducible(few_genes, section, chosen):
+    first, second = chosen[None], train.adapt(few_genes, section, rng=0)  # the default seed
     assert first.name == second.name
     assert first.adapted == second.adapted
     assert 0 <= first.adapted["strength"] <= 1
@@ -110,9 +91,9 @@ def test_choice_follows_the_measure_and_is_reproducible(few, section, chosen):
     assert torch.equal(first.gene_head.weight, second.gene_head.weight)
 
 
-def test_in_context_the_sections_axes_stand_beside_the_models(few, section):
+def test_in_context_the_sections_axes_stand_beside_the_models(few_genes, section):
     """The first columns are the model's embedding; shares of the squared norm are those asked for."""
-    made = train.adapt(few, section, strength=0.2, n_axes=8, context="neighbors")
+    made = train.adapt(few_genes, section, strength=0.2, n_axes=8, context="neighbors")
     assert made.adapted == {
         "model": "few",
         "strength": 0.2,
@@ -121,7 +102,7 @@ def test_in_context_the_sections_axes_stand_beside_the_models(few, section):
         "context": "neighbors",
     }
     plain = {**QUIET, "normalize": False, "modality": "gene", "copy": True}
-    own = tl.embed(section, few, **plain).obsm["X_stamp"].astype(float)
+    own = tl.embed(section, few_genes, **plain).obsm["X_stamp"].astype(float)
     with pytest.warns(stampy.StampyWarning, match="adapted for use in context"):
         both = tl.embed(section, made, **plain).obsm["X_stamp"].astype(float)
     assert both.shape == (150, 136)
@@ -131,34 +112,34 @@ def test_in_context_the_sections_axes_stand_beside_the_models(few, section):
     assert squares[128:].sum() / squares.sum() == pytest.approx(0.2, abs=0.01)
 
 
-def test_in_context_a_share_of_zero_is_the_model_and_of_one_the_sections(few, section):
-    section_alone = train.adapt(few, section, strength=1, n_axes=8, context="neighbors")
-    kept = train.adapt(few, section, strength=0, context="neighbors")
+def test_in_context_a_share_of_zero_is_the_model_and_of_one_the_sections(few_genes, section):
+    section_alone = train.adapt(few_genes, section, strength=1, n_axes=8, context="neighbors")
+    kept = train.adapt(few_genes, section, strength=0, context="neighbors")
     assert kept.adapted["n_axes"] == 0
-    own, same = (tl.embed(section, m, copy=True, modality="gene", **QUIET).obsm["X_stamp"] for m in (few, kept))
+    own, same = (tl.embed(section, m, copy=True, modality="gene", **QUIET).obsm["X_stamp"] for m in (few_genes, kept))
     np.testing.assert_allclose(own, same, atol=2e-3)
     assert section_alone.config.embedding == 8
 
 
-def test_axes_that_strength_zero_leaves_out_are_not_ignored_in_silence(few, section):
+def test_axes_that_strength_zero_leaves_out_are_not_ignored_in_silence(few_genes, section):
     with pytest.warns(stampy.StampyWarning, match="`n_axes=8` has no effect: `strength` is 0"):
-        made = train.adapt(few, section, strength=0, n_axes=8, context="neighbors")
+        made = train.adapt(few_genes, section, strength=0, n_axes=8, context="neighbors")
     assert made.adapted["n_axes"] == 0
     assert made.config.embedding == 128
-    assert train.adapt(few, section, strength=0, n_axes=8).config.embedding == 8  # of the model's own
+    assert train.adapt(few_genes, section, strength=0, n_axes=8).config.embedding == 8  # of the model's own
 
 
-def test_heads_of_the_same_axes_have_other_names(few, section):
+def test_heads_of_the_same_axes_have_other_names(few_genes, section):
     """Vectors of two shares share no space, though the axes are the same."""
-    some, more = (train.adapt(few, section, strength=a, n_axes=8, context="neighbors") for a in (0.2, 0.5))
+    some, more = (train.adapt(few_genes, section, strength=a, n_axes=8, context="neighbors") for a in (0.2, 0.5))
     assert some.name != more.name
 
 
-def test_a_strength_means_the_same_for_any_number_of_axes(few, section, chosen):
+def test_a_strength_means_the_same_for_any_number_of_axes(few_genes, section, chosen):
     """What was chosen can be fitted again by its settings alone, as `tl.evaluate` does for half of the molecules."""
     for context, first in chosen.items():
         record = first.adapted
-        again = train.adapt(few, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
+        again = train.adapt(few_genes, section, strength=record["strength"], n_axes=record["n_axes"], context=context)
         how = {"context": context, "copy": True, **QUIET}
         rows = [tl.embed(section, m, **how).obsm["X_stamp"].astype(float) for m in (first, again)]
         grams = [x @ x.T for x in rows]
@@ -173,13 +154,13 @@ def test_embed_adapts_for_use_in_context(section):
     assert "X_stamp" in table.uns["stamp_evaluate"]["scores"].index
 
 
-def test_a_model_adapted_for_another_use_gives_a_warning(few, section, tmp_path):
+def test_a_model_adapted_for_another_use_gives_a_warning(few_genes, section, tmp_path):
     """Silent before; the result differs from what was chosen by the label-free measure."""
-    single = train.adapt(few, section, strength=0.5, n_axes=8)
-    in_context = train.adapt(few, section, strength=0.1, n_axes=8, context="neighbors")
+    single = train.adapt(few_genes, section, strength=0.5, n_axes=8)
+    in_context = train.adapt(few_genes, section, strength=0.1, n_axes=8, context="neighbors")
     tl.embed(section, single, copy=True, **QUIET)
     tl.embed(section, in_context, context="neighbors", copy=True, **QUIET)
-    tl.embed(section, train.adapt(few, section, strength=0, context="neighbors"), copy=True, **QUIET)  # the model
+    tl.embed(section, train.adapt(few_genes, section, strength=0, context="neighbors"), copy=True, **QUIET)  # the model
     with pytest.warns(stampy.StampyWarning, match=r"adapted for single spots.*Omit `context`, or adapt with"):
         tl.embed(section, single, context="neighbors", copy=True, **QUIET)
     models.save(in_context, tmp_path / "mine")
@@ -208,16 +189,16 @@ def test_embed_adapts_in_one_call(section):
     np.testing.assert_allclose(np.linalg.norm(table.obsm["X_stamp"], axis=1), 1, atol=1e-5)
 
 
-def test_sections_of_one_call_share_a_space_and_others_do_not(section, few):
+def test_sections_of_one_call_share_a_space_and_others_do_not(section, few_genes):
     a, b, c = (datasets.toy(n_spots=60, image=False, rng=r) for r in (5, 6, 7))
-    tl.embed([a, b], few, adapt=True, **QUIET)
+    tl.embed([a, b], few_genes, adapt=True, **QUIET)
     assert a.uns["stamp"]["X_stamp"]["model"] == b.uns["stamp"]["X_stamp"]["model"]
     tl.retrieve(a, b, query="gene", target="gene", k=3)
-    tl.embed(c, few, adapt=True, key_added="X_stamp", **QUIET)
+    tl.embed(c, few_genes, adapt=True, key_added="X_stamp", **QUIET)
     with pytest.raises(ValueError, match=r"are meaningless|not of one space"):
         tl.retrieve(c, b, query="gene", target="gene", k=3)
     with pytest.raises(ValueError, match="adapted"):
-        tl.score(a, ["COL1A1", "COL1A2", "COL3A1"], model=few, modality="gene")
+        tl.score(a, ["COL1A1", "COL1A2", "COL3A1"], model=few_genes, modality="gene")
 
 
 def test_saved_adaptation_gives_the_same_vectors(adapted, section, tmp_path):
@@ -227,8 +208,8 @@ def test_saved_adaptation_gives_the_same_vectors(adapted, section, tmp_path):
     np.testing.assert_array_equal(mine, theirs)
 
 
-def test_large_sections_are_cut_to_a_piece(few, section):
-    assert train.adapt(few, section, strength=1, n_axes=8, max_spots=100).adapted["n_spots"] == 100
+def test_large_sections_are_cut_to_a_piece(few_genes, section):
+    assert train.adapt(few_genes, section, strength=1, n_axes=8, max_spots=100).adapted["n_spots"] == 100
 
 
 def test_several_sections_of_a_table_are_each_centred(mini):
@@ -237,17 +218,17 @@ def test_several_sections_of_a_table_are_each_centred(mini):
     assert [len(p.xy) for p in pieces] == both.obs["section"].value_counts(sort=False).tolist()
 
 
-def test_invalid_arguments_raise(few, model, section):
+def test_invalid_arguments_raise(few_genes, model, section):
     with pytest.raises(ValueError, match="pooling='bag'"):
         train.adapt(model, section)
     with pytest.raises(ValueError, match="50 spots or more"):
-        train.adapt(few, section[:20].copy())
+        train.adapt(few_genes, section[:20].copy())
     with pytest.raises(ValueError, match="strength"):
-        train.adapt(few, section, strength=1.5)
+        train.adapt(few_genes, section, strength=1.5)
     with pytest.raises(ValueError, match="n_axes"):
-        train.adapt(few, section, n_axes=1)
+        train.adapt(few_genes, section, n_axes=1)
     with pytest.raises(ValueError, match="context"):
-        train.adapt(few, section, context="tissue")
+        train.adapt(few_genes, section, context="tissue")
     with pytest.raises(ValueError, match="only genes"):
         tl.embed(section, adapt=True, modality="fused", **QUIET)
     with pytest.raises(ValueError, match="always fitted to the section"):
@@ -271,16 +252,16 @@ def test_sections_without_variation_raise(section):
             tl.embed(table, adapt=True, **QUIET)
 
 
-def test_more_axes_than_model_and_spots_have_raise(few, section):
+def test_more_axes_than_model_and_spots_have_raise(few_genes, section):
     with pytest.raises(ValueError, match="`n_axes` must be at most 278"):
-        train.adapt(few, section, n_axes=279)
+        train.adapt(few_genes, section, n_axes=279)
 
 
-def test_a_guessed_library_key_is_announced(few):
+def test_a_guessed_library_key_is_announced(few_genes):
     both = datasets.toy(n_spots=60, n_sections=2, rng=1)
     both.obsm["spatial"] = both.obsm["spatial"] + 1e5 * both.obs["section"].cat.codes.to_numpy()[:, None]
     with pytest.warns(stampy.StampyWarning, match="separated by `adata.obs\\['section'\\]`"):
-        tl.embed(both, few, adapt=True, **QUIET)
+        tl.embed(both, few_genes, adapt=True, **QUIET)
     assert both.uns["stamp"]["X_stamp"]["library_key"] == "section"
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from stampy import _keys
+from stampy._files import digest_of_arrays
 
 from ._stamp import Stamp, StampConfig
 
@@ -66,17 +67,29 @@ def linear_parts(model: Stamp) -> LinearParts:
     """
     gate_L, level_G = _weights(model)
     rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
-    table_GD = model.gene.embeddings.weight.detach()[rows].cpu().double().numpy() / level_G[:, None]
+    axes_GD, mix_DD = _factors(model.gene.embeddings.weight.detach()[rows].cpu().numpy(), level_G)
     head_ED = model.gene_head.weight.detach().cpu().double().numpy()
     values, vectors = np.linalg.eigh(head_ED.T @ head_ED)
     values = np.where(values > LEAST * values.max(), values, np.inf)  # the covariance is (H'H)^-2
-    axes_GD, mix_DD = np.linalg.qr(table_GD)
     turned_DD = mix_DD @ vectors
     covariance_DD = (turned_DD / values**2) @ turned_DD.T
     covariance_DD /= max(np.trace(covariance_DD), 1e-300)
     along_ED = head_ED @ mix_DD.T / model.config.gene.max_tokens
     bias_E = model.gene_head.bias.detach().cpu().double().numpy()
-    return LinearParts(gate_L, level_G, axes_GD.astype(np.float32), covariance_DD, along_ED, bias_E)
+    return LinearParts(gate_L, level_G, axes_GD, covariance_DD, along_ED, bias_E)
+
+
+_last: tuple[str, np.ndarray, np.ndarray] | None = None  # an evaluation takes the parts of one model many times
+
+
+def _factors(weight_GD: np.ndarray, level_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal axes (G, D) of the gene vectors, and the vectors along them (D, D)."""
+    global _last
+    key, known = digest_of_arrays(weight_GD, level_G), _last
+    if known is None or known[0] != key:
+        axes_GD, mix_DD = np.linalg.qr(weight_GD.astype(np.float64) / level_G[:, None])
+        known = _last = key, axes_GD.astype(np.float32), mix_DD
+    return known[1].copy(), known[2].copy()
 
 
 def with_axes(model: Stamp, axes_GK: np.ndarray, head_KK: np.ndarray, bias_K: np.ndarray) -> Stamp:

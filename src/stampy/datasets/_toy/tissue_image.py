@@ -80,12 +80,13 @@ def render_tissue(
     domain = np.where(outside < 0, np.searchsorted(layout.cuts, ragged), -1)
     eosin, hematoxylin = np.zeros_like(depth), np.zeros_like(depth)
     for i, texture in enumerate(list(TEXTURES.values())[: len(layout.cuts) + 1]):
-        y, x = np.nonzero(domain == i)
-        at = np.column_stack([x, y]).astype(np.float32) * np.float32(um_per_px)
-        e, h, solid = _ground(texture, at, depth[y, x], along[y, x], random)
-        eosin[y, x], hematoxylin[y, x] = e, h
+        inside = np.flatnonzero(domain == i)
+        at = np.stack([inside % depth.shape[1], inside // depth.shape[1]]).astype(np.float32) * np.float32(um_per_px)
+        e, h, solid = _ground(texture, at, depth.ravel()[inside], along.ravel()[inside], random)
+        np.put(eosin, inside, e)
+        np.put(hematoxylin, inside, h)
         free = np.zeros(depth.shape, bool)
-        free[y, x] = solid
+        np.put(free, inside, solid)
         _nuclei(hematoxylin, free, texture, (origin_um - layout.focus) / um_per_px, um_per_px, random)
     return _stain(eosin, hematoxylin, random)
 
@@ -120,11 +121,11 @@ def _clouds(random: np.random.Generator, shape: tuple[int, int], scale_px: float
 def _ground(
     texture: Texture, at_um: np.ndarray, across: np.ndarray, along: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eosin and hematoxylin of pixels (n,), and where nuclei are allowed: not in lumens."""
+    """Eosin and hematoxylin of pixels (n,) at x and y (2, n), and where nuclei are allowed: not in lumens."""
     streaks = _streaks(random, across, along, texture.fibre_um)
     eosin = texture.eosin * np.clip(1 + texture.fibre * streaks, 0.05, None)
     hematoxylin = texture.hematoxylin * (1 - 0.2 * streaks)
-    solid = np.ones(len(at_um), bool)
+    solid = np.ones(at_um.shape[1], bool)
     if texture.cell_um:
         nearest, second = _cells(at_um, texture.cell_um, random)
         wall = np.exp(-(((second - nearest) / texture.wall_um) ** 2))
@@ -145,14 +146,14 @@ def _streaks(random: np.random.Generator, across: np.ndarray, along: np.ndarray,
 
 
 def _cells(at_um: np.ndarray, distance_um: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the nearest and second nearest of randomly shifted lattice points (Worley noise), in µm."""
-    at = at_um.T / np.float32(distance_um)
+    """Distance from x and y (2, n) to the two nearest of randomly shifted lattice points (Worley noise), in µm."""
+    at = at_um / np.float32(distance_um)
     shift = random.uniform(-0.35, 0.35, (64, 64, 2)).astype(np.float32)  # repeats after 64 cells
     shift_x, shift_y = (np.ascontiguousarray(shift[..., i], float).ravel() for i in (0, 1))
     corner = np.floor(at).astype(np.int32)
     x, y = at - corner - 0.5  # in float64, from the centre of the pixel's own cell
     columns = [(corner[0] + dx) % 64 for dx in (-1, 0, 1)]
-    nearest = np.full(len(at_um), np.inf)
+    nearest = np.full(at_um.shape[1], np.inf)
     second = nearest.copy()
     for dy in (-1, 0, 1):
         row = (corner[1] + dy) % 64 * 64
@@ -212,6 +213,11 @@ def _stain(eosin: np.ndarray, hematoxylin: np.ndarray, random: np.random.Generat
     grain = random.normal(0, 0.012, eosin.shape).astype(np.float32)
     image = np.empty((*eosin.shape, 3), np.uint8)
     for c in range(3):
-        density = uneven * (strength[0] * EOSIN[c] * eosin + strength[1] * HEMATOXYLIN[c] * hematoxylin)
-        image[..., c] = np.clip(245 * np.exp(-(density + grain)), 0, 255)
+        density = strength[0] * EOSIN[c] * eosin
+        density += strength[1] * HEMATOXYLIN[c] * hematoxylin
+        density *= uneven
+        density += grain
+        light = np.exp(np.negative(density, out=density), out=density)
+        light *= 245
+        image[..., c] = np.clip(light, 0, 255, out=light)
     return image
