@@ -18,6 +18,7 @@ from matplotlib import image as mpl_image
 
 import stampy
 from stampy import _checks, datasets, models, pp
+from stampy.__main__ import _let_idle_threads_sleep
 from stampy._io import read as _formats
 from stampy.cli import demo as _demo
 from stampy.cli.early_checks import TOY_COLUMNS, check_names, check_vocabulary_file
@@ -822,3 +823,22 @@ def test_every_command_with_an_output_path_takes_the_short_option(run):
     for command in commands:
         status, out, _ = run(*command.split(), "--help")
         assert (status, "-o " in out, "--out " in out) == (0, True, True), command
+
+
+def test_idle_threads_sleep_unless_the_user_chose():
+    """Spinning threads of OpenMP and OpenBLAS tripled the CPU time of the demo on a crowded machine."""
+    environment = {}
+    _let_idle_threads_sleep(["--traceback", "demo"], environment)
+    assert environment == {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "16"}
+    chosen = {"OMP_WAIT_POLICY": "active"}
+    _let_idle_threads_sleep(["demo"], chosen)
+    assert chosen["OMP_WAIT_POLICY"] == "active"
+    training = {}
+    _let_idle_threads_sleep(["pretrain", "a.h5ad"], training)
+    assert training == {}
+
+
+def test_entry_point_loads_no_library_before_threads_are_set():
+    code = "import sys, stampy.__main__; print({'numpy', 'scipy', 'sklearn', 'torch', 'numba'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
