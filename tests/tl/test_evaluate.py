@@ -483,9 +483,9 @@ def test_verdict_of_demo_and_report_is_that_of_the_stored_embedding(options):
     assert found["verdict"] == expected["verdict"]
 
 
-def test_model_is_recognised_by_its_weights(section, tmp_path):
+def test_model_is_recognised_by_its_weights(section, few_genes, tmp_path):
     """A model that was saved has the name of its folder."""
-    adapted = stampy.train.adapt("stampy-mini", section, strength=0.5, n_axes=8)
+    adapted = stampy.train.adapt(few_genes, section, strength=0.5, n_axes=8)
     stampy.models.save(adapted, tmp_path / "mine")
     for made, other in ((adapted, tmp_path / "mine"), (tmp_path / "mine", adapted)):
         table = tl.embed(section, made, copy=True, **QUIET)

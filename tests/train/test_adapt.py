@@ -286,21 +286,21 @@ def panels():
     return both[:120, :500].copy(), both[120:, 300:].copy()
 
 
-def test_sections_with_other_panels_give_a_warning(mini):
+def test_sections_with_other_panels_give_a_warning(few_genes):
     first, second = panels()
     with pytest.warns(stampy.StampyWarning, match=r"sections measure different genes: up to 62% of the counts"):
-        train.adapt(mini, [first, second], strength=0.5, n_axes=8)
-    train.adapt(mini, [first, first.copy()], strength=0.5, n_axes=8)
+        train.adapt(few_genes, [first, second], strength=0.5, n_axes=8)
+    train.adapt(few_genes, [first, first.copy()], strength=0.5, n_axes=8)
 
 
-def test_shared_genes_are_those_of_the_fit_too(mini):
+def test_shared_genes_are_those_of_the_fit_too(few_genes):
     """The axes were fitted to all genes, and used with the shared ones."""
     first, second = panels()
-    tl.embed([first, second], mini, adapt=True, genes="shared", **QUIET)
+    tl.embed([first, second], few_genes, adapt=True, genes="shared", **QUIET)
     record = first.uns["stamp"]["X_stamp"]
     common = [name for name in first.var_names if name in set(second.var_names)]
     alone = [part[:, common].copy() for part in panels()]
-    model = fitted(mini, alone, strength=record["adapted"]["strength"], n_axes=record["adapted"]["n_axes"])
+    model = fitted(few_genes, alone, strength=record["adapted"]["strength"], n_axes=record["adapted"]["n_axes"])
     tl.embed(alone, model, **QUIET)
     grams = [x.obsm["X_stamp"].astype(float) @ x.obsm["X_stamp"].T for x in (first, alone[0])]
     assert np.corrcoef(grams[0].ravel(), grams[1].ravel())[0, 1] > 0.99
@@ -325,10 +325,10 @@ def stored_otherwise(table):
     return found
 
 
-def test_equal_counts_give_equal_results_however_they_are_stored(section):
+def test_equal_counts_give_equal_results_however_they_are_stored(section, few_genes):
     other = stored_otherwise(section)
     for data in (table := section.copy(), other):
-        tl.embed(data, adapt=True, **QUIET)
-        tl.evaluate(data, n_splits=1)
+        tl.embed(data, few_genes, adapt=True, **QUIET)
+        tl.evaluate(data, n_splits=1, model=few_genes)
     np.testing.assert_array_equal(table.obsm["X_stamp"], other.obsm["X_stamp"])
     assert table.uns["stamp_evaluate"]["scores"].equals(other.uns["stamp_evaluate"]["scores"])
