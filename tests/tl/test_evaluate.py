@@ -315,8 +315,9 @@ def test_model_from_a_folder_is_given_by_the_user(section, tmp_path):
     found = scores_of(table, "X_stamp", model=tmp_path / "mine")["scores"]
     expected = scores_of(section, "X_stamp")["scores"]
     pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(scores_of(table, "X_stamp", model="stampy-mini")["scores"], expected)  # its weights
     with pytest.raises(ValueError, match="made none of"):
-        tl.evaluate(table, "X_stamp", model="stampy-mini")
+        tl.evaluate(table, "X_stamp", model=stampy.train.adapt("stampy-mini", section, strength=1, n_axes=8))
 
 
 def test_vectors_that_were_changed_are_not_recomputed(section):
@@ -490,6 +491,16 @@ def test_model_is_recognised_by_its_weights(section, few_genes, tmp_path):
     for made, other in ((adapted, tmp_path / "mine"), (tmp_path / "mine", adapted)):
         table = tl.embed(section, made, copy=True, **QUIET)
         assert scores_of(table, "X_stamp", model=other)["scores"].loc["X_stamp", "thinned"]
+
+
+def test_given_model_that_was_adapted_to_these_spots_is_adapted_to_each_half(section):
+    """Its axes were fitted to the molecules that it predicts: scores were up to a quarter too high."""
+    adapted = stampy.train.adapt("stampy-mini", section, strength=1, n_axes=64)
+    table = tl.embed(section, adapted, copy=True, **QUIET)
+    fair = scores_of(table, "X_stamp")["scores"]
+    pd.testing.assert_frame_equal(scores_of(table, "X_stamp", model=adapted)["scores"], fair)
+    by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
+    assert fair.loc["X_stamp", "score"] < scores_of(table, by_hand)["scores"].loc["X_stamp", "score"]
 
 
 @pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])

@@ -126,8 +126,8 @@ def load_system(
         raise ValueError(f"{system.title} is trained by you and has no weights to load: see `stampy.models.Predictor`.")
     if system.loader == "scanpy":
         raise ValueError(
-            f"{system.title} is fitted to a section and has no weights to load: "
-            f"`stampy.tl.embed(adata, model={system.name!r})`."
+            f"{system.title} is fitted to a section and has no weights to load. Pass its name, {system.name!r}, to "
+            "`stampy.tl.embed`."
         )
     loaded = _build(system, weights, device, revision)
     return loaded.to(device_of(device)).eval()

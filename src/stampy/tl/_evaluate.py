@@ -25,7 +25,7 @@ from ._embedding.encoders import loaded_model
 from ._embedding.spaces import check_one_space
 from ._evaluation.folds import int_seed
 from ._evaluation.label_free import BASELINES, MEASURES, JudgedSpots, scores_of_split
-from ._evaluation.recompute import Recomputed, StoredVectors, job_of
+from ._evaluation.recompute import SAME, Recomputed, StoredVectors, job_of
 from ._evaluation.verdict import verdict_of
 from ._results import Result, write_result
 
@@ -91,8 +91,9 @@ def evaluate(
         Layer with raw counts; None: ``adata.X``.
     model
         Model of embeddings that stampy cannot load by the name in their record: a folder of weights, an address on the
-        hub, or a loaded model, such as one of your own or of `stampy.train.adapt`. Paths and addresses in records are
-        not followed. None: packaged models and baselines only.
+        hub, or a loaded model, such as one of your own or of `stampy.train.adapt`. A model that was adapted to these
+        spots is adapted again to each half, since it has seen all molecules. Paths and addresses in records are not
+        followed. None: packaged models and baselines only.
     n_splits
         Number of random splits of the molecules. Each half predicts the other once; the spread is over splits.
     n_genes
@@ -283,22 +284,27 @@ def _confirmed(
 ) -> dict[str, Job]:
     """Jobs that reproduce the stored vectors from all molecules; other stored vectors are judged unchanged."""
     whole, found = part.with_counts(part.counts, part.carried), dict(jobs)
-    compared = slice(None) if inner is None else inner
-    for name, job in jobs.items():
-        if not isinstance(job, Recomputed):
-            continue
+
+    def difference(job: Recomputed, least: float | None = None) -> str:
         with warnings.catch_warnings():  # shown when the section was embedded
             warnings.simplefilter("ignore", _checks.StampyWarning)
             try:  # a model adapted to all spots is not that of a piece
                 sections = None if inner is None else _checks.libraries(whole, job.library_key)[0][inner]
                 values = job(whole, job.fitted_to(adata, layer, table_key) if inner is not None else None)
-                why = job.differs(values[compared], _checks.embedding(part.table, name)[compared], sections)
+                stored = _checks.embedding(part.table, job.key)
+                compared = slice(None) if inner is None else inner
+                return job.differs(values[compared], stored[compared], sections, least=least)
             except ValueError as error:
-                why = f"embedding it again failed: {error}"
-        if why and (how := job.in_other_spots(table_of(adata, table_key).n_obs)):
-            found[name] = StoredVectors(name, why=how, remedy=SUBSET)
-        elif why:
-            found[name] = StoredVectors(name, why=why)
+                return f"embedding it again failed: {error}"
+
+    for name, job in jobs.items():
+        if not isinstance(job, Recomputed):
+            continue
+        if (again := job.fitted_here()) is not None and not difference(again, SAME):
+            found[name] = again  # the model given has seen the molecules that it would predict
+        elif why := difference(job):
+            how = job.in_other_spots(table_of(adata, table_key).n_obs)
+            found[name] = StoredVectors(name, why=how, remedy=SUBSET) if how else StoredVectors(name, why=why)
     return found
 
 

@@ -6,7 +6,7 @@ Shapes: n spots, d columns of an embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Level
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["Recomputed", "StoredVectors", "agreement", "job_of"]
+__all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "job_of"]
 
 SAME = 0.98  # least agreement of vectors made in the same way
 SAME_FIT = 0.9  # of a model fitted to the section again, whose minor axes depend on the random start of the solver
@@ -83,7 +83,7 @@ class Recomputed:
         """Vectors (n, d) without centring and context."""
         record = self.record
         organism, normalize = record.get("organism", "human"), bool(record.get("normalize", True))
-        name = f"{record['model']} {level} {organism} {normalize} {self.genes} {self.library_key}"
+        name = f"{record['model']} {level} {organism} {normalize} {self.genes} {self.library_key} {self.fits_again}"
         if name not in table.obsm:
             embed(
                 table, model or self.fitted_to(table), modality="gene", level=level, organism=organism,
@@ -118,6 +118,13 @@ class Recomputed:
             in_context="context" in fit, genes=self.genes,
         )  # fmt: skip
 
+    def fitted_here(self) -> Recomputed | None:
+        """The same embedding by its model adapted to half of the molecules, if the adapted model was given itself."""
+        base = self.record.get("adapted", {}).get("model")
+        if base not in packaged() or isinstance(self.model, str) or self.fits_again:
+            return None
+        return replace(self, model=loaded_model(base, None))
+
     def in_other_spots(self, n_spots: int) -> str:
         """How spots that a table of `n_spots` lacks affected the stored vectors; "" if none is known to be missing."""
         before, record = int(self.record.get("n_spots", n_spots)), self.record
@@ -131,7 +138,14 @@ class Recomputed:
             return ""
         return f"it was made from {before:,} spots, of which this table has {n_spots:,}: {', and '.join(how)}"
 
-    def differs(self, values: np.ndarray, stored: np.ndarray, sections: np.ndarray | None = None) -> str:
+    def differs(
+        self,
+        values: np.ndarray,
+        stored: np.ndarray,
+        sections: np.ndarray | None = None,
+        *,
+        least: float | None = None,
+    ) -> str:
         """How values computed from all molecules differ from the stored ones; "" if they agree.
 
         `sections` of the spots are given for pieces of sections: centring subtracts the mean of a whole section, not
@@ -140,7 +154,8 @@ class Recomputed:
         if sections is not None and self.record.get("center"):
             values, stored = (_less_means(x, sections) for x in (values, stored))
         r = agreement(values, stored)
-        least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if self.fits_again else SAME
+        if least is None:
+            least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if self.fits_again else SAME
         if r >= least:
             return ""
         return (
