@@ -267,9 +267,10 @@ def test_figures_are_listed_with_those_of_the_paper(folders, tmp_path, capsys):
     assert "data:image/png" in text
     assert "<script" not in text
     assert "Stamp_F" in text
-    assert main(["bench", "report", str(out), "--out", str(page)]) == 0
+    assert main(["bench", "report", str(out), "--out", str(page)]) == 1  # it exists
+    assert main(["bench", "report", str(out), "--out", str(page), "--overwrite"]) == 0
     (tmp_path / "none").mkdir()
-    assert main(["bench", "report", str(tmp_path / "none"), "--out", str(page)]) == 1
+    assert main(["bench", "report", str(tmp_path / "none"), "--out", str(page), "--overwrite"]) == 1
 
 
 def test_difference_is_own_minus_paper(tmp_path):

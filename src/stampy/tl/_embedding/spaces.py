@@ -251,7 +251,7 @@ def unit(values: np.ndarray) -> np.ndarray:
 def rescaled(values: np.ndarray) -> np.ndarray:
     """Divide numbers by a power of two if their squares are not safe in float32; others are not changed.
 
-    >>> rescaled(np.array([1e30, 2e30])).max() <= 1, rescaled(np.array([1.0, 3.0])).tolist()
+    >>> bool(rescaled(np.array([1e30, 2e30])).max() <= 1), rescaled(np.array([1.0, 3.0])).tolist()
     (True, [1.0, 3.0])
     """
     largest = float(np.abs(values).max(initial=0))
