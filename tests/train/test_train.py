@@ -328,7 +328,7 @@ def test_fine_tuning_of_the_packaged_model(toy, tmp_path):
 @pytest.mark.parametrize("tower", ["lora", "frozen"])
 def test_an_image_tower_that_is_not_trained_in_full(tower, toy, aligned, tmp_path):
     config = STAGE2 | {"image_tower": tower} | ({"lora_rank": 2} if tower == "lora" else {})
-    tuned = train.align(toy, tmp_path, model=aligned[0], config=config, **QUIET)
+    tuned = train.align(toy[:48].copy(), tmp_path, model=aligned[0], config=config, **QUIET)
     names = {k.removeprefix("image.base_model.") for k in changed(tuned, aligned[0]) if "base_model" in k}
     linear = {f"blocks.0.{name}.weight" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
     assert names == (linear if tower == "lora" else set())
@@ -354,7 +354,9 @@ def test_own_backbone(toy, aligned, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"that of the settings 'vit_tiny_patch16_224'\. Give one of them"):
         train.align(toy, tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET)
     del config["backbone"]
-    tuned = train.align(toy, tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET)
+    tuned = train.align(
+        toy[:48].copy(), tmp_path, model=aligned[0], backbone="vit_small_patch16_224", config=config, **QUIET
+    )
     assert (tuned.config.image.backbone, tuned.config.image.std) == ("vit_small_patch16_224", (0.5, 0.4, 0.5))
     assert (tuned.image.base_model.cls_token == 3).all()
     assert tuned.image.width == 32
@@ -437,6 +439,7 @@ def test_losses_that_do_not_exist(toy, pretrained, tmp_path):
 
 
 def test_image_only_sections_and_frozen_parts(toy, pretrained, tmp_path):
+    toy = toy[:48].copy()
     only_image = toy[:, :0].copy()
     config = STAGE2 | {"frozen": ("gene.",), "losses": ("patch_gene", "patch_region", "localization")}
     model = train.align([toy, only_image], tmp_path, model=pretrained[0], config=config, **QUIET)

@@ -276,8 +276,8 @@ def _embed_one(
     if request.context is not None and places is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
         normed = request.normed
-        of = {"xy": places.xy, "sections": places.codes, "names": places.names}
-        found = {name: in_context(v, **of, normed=normed) for name, v in found.items()}
+        average = partial(in_context, xy=places.xy, sections=places.codes, names=places.names, normed=normed)
+        found = {name: average(v) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
     return write_result(written, result, copy=copy, table_key=request.table_key)
 

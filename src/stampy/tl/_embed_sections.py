@@ -165,8 +165,8 @@ def _check_options(plan: Plan) -> None:
 
     for name in plan.options:
         _checks.one_of("argument", name, EmbedOptions.__annotations__)
-    bins = {} if plan.bin_um is None else {"um_per_px": None}  # the scale of the bins, also for genes
-    Request(**plan.options | bins)
+    of_bins = ("um_per_px",) if plan.bin_um is not None else ()  # the scale of the bins, also for genes
+    Request(**{name: value for name, value in plan.options.items() if name not in of_bins})
     if isinstance(plan.model, str | Path):
         check_name(str(plan.model))
 

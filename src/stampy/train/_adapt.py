@@ -109,9 +109,9 @@ def adapt(
         share = None if max_spots is None else max(max_spots // len(listed), 1)
         with of_section(section.name):
             pieces += pieces_of(section.read(), vocabulary.match, max_spots=share, rng=rng)
-    if (share := unshared(pieces)) > MAX_UNSHARED:
+    if (apart := unshared(pieces)) > MAX_UNSHARED:
         _checks.warn(
-            f"The sections measure different genes: up to {share:.0%} of the counts of a section are in genes that not "
+            f"The sections measure different genes: up to {apart:.0%} of the counts of a section are in genes that not "
             "all of them measure, so axes may describe the panels. Restrict all sections to their shared genes, or "
             "use `stampy.tl.embed(sections, adapt=True, genes='shared')`."
         )

@@ -132,7 +132,8 @@ def _about_image(section: SectionInput, plan: Plan, kind: str, model: LoadedMode
     """Image and scale as arguments of `stampy.tl.embed`: none for genes, for which a manifest may state them too."""
     from stampy.tl._embedding.encoders import agreed_modality
 
-    said = {"image": None if kind in _PLACED_ON_IMAGE else section.image, **_scale(section, plan)}
+    image = None if kind in _PLACED_ON_IMAGE else section.image
+    said: dict[str, object] = {"image": image, **_scale(section, plan)}
     if agreed_modality(plan.options.get("modality"), model.model) == "gene":
         return dict.fromkeys(said)
     if plan.bin_um is not None and kind != "Space Ranger":  # the scale of the bins, which state it themselves

@@ -44,7 +44,7 @@ def warn_of_other_use(model: Encoder, request: Request) -> None:
             f"(context={request.context!r}), for which other axes are fitted. Omit `context`, or adapt with "
             "`stampy.train.adapt(..., context='neighbors')`."
         )
-    elif fit["strength"] > 0:  # otherwise it is the model itself
+    elif float(fit["strength"]) > 0:  # otherwise it is the model itself
         _checks.warn(
             f"The model {model.name!r} was adapted for use in context, but is used for single spots, for which other "
             "axes are fitted. Pass `context='neighbors'`, or adapt with `stampy.train.adapt` without `context`."
