@@ -521,3 +521,24 @@ def test_scores_do_not_depend_on_the_scale_of_the_vectors(section, scale):
 def test_seeds_that_are_none(section, function, rng, error):
     with pytest.raises(error, match="`rng` must be an integer from 0 on"):
         function(section, rng=rng, copy=True)
+
+
+def test_measures_that_cannot_be_plotted(judged):
+    with pytest.raises(ValueError, match="`mixing` was not computed: it needs several sections"):
+        pl.evaluate(judged, show="mixing")
+    with pytest.raises(ValueError, match="`show` is empty"):
+        pl.evaluate(judged, show=[])
+
+
+def test_results_of_functions_in_another_order_or_without_columns(section):
+    """A DataFrame was read by position, whatever its index."""
+
+    def counted(half):
+        return pd.DataFrame(half.X[:, :3].toarray(), index=half.obs_names)
+
+    scores_of(section, {"mine": counted})
+    scores_of(section, {"mine": lambda half: counted(half).reset_index(drop=True)})
+    with pytest.raises(ValueError, match=r"whose index is not `obs_names`, in their order"):
+        tl.evaluate(section, {"mine": lambda half: counted(half).iloc[::-1]})
+    with pytest.raises(ValueError, match=r"of shape \(200, d\), found float32 \(200, 0\)"):
+        tl.evaluate(section, {"mine": lambda half: half.X[:, :0].toarray()})

@@ -68,7 +68,7 @@ def evaluate(
     KeyError
         The results are missing.
     ValueError
-        An unknown measure, or several for one `ax`.
+        An unknown measure, one that was not computed, or several for one `ax`.
 
     Examples
     --------
@@ -87,10 +87,15 @@ def evaluate(
         raise KeyError(f"No result of `stampy.tl.evaluate` in `adata.uns['{key}']`. Run `stampy.tl.evaluate(adata)`.")
     scores = record["scores"]
     if show is None:
-        show = [name for name in TITLES if scores[name].notna().any()]
+        show = _known(scores)
     shown = [show] if isinstance(show, str) else list(show)
+    if not shown:
+        raise ValueError(f"`show` is empty. Name some of {list(TITLES)}.")
     for name in shown:
         _checks.one_of("show", name, tuple(TITLES))
+        if scores[name].isna().all():
+            why = "it needs several sections" if name == "mixing" else "it is missing for all embeddings"
+            raise ValueError(f"`{name}` was not computed: {why}. Known here: {_known(scores)}.")
     if ax is not None:
         if len(shown) != 1:
             raise ValueError(f"`ax` takes one measure; name it with `show=`, one of {list(TITLES)}.")
@@ -108,6 +113,11 @@ def evaluate(
     figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize="small", parse_math=False)
     _legend(figure, axes[0], scores)
     return axes[0] if len(axes) == 1 else axes
+
+
+def _known(scores: pd.DataFrame) -> list[str]:
+    """Measures that were computed."""
+    return [name for name in TITLES if scores[name].notna().any()]
 
 
 def _of_other_spots(record: Mapping[str, Any], n_spots: int) -> str:

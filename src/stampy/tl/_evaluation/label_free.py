@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stampy import _checks, _keys, _utils
@@ -112,7 +113,7 @@ def _embedded(
             elif isinstance(job, Recomputed):
                 found[name] = [job(t) for t in tables]
             else:
-                found[name] = [_judged(job(part.with_counts(half.copy())), name, len(part.xy)) for half in pair]
+                found[name] = [_judged(job(part.with_counts(half.copy())), name, part.table.obs_names) for half in pair]
         for name in BASELINES:
             found[name] = []
         found[POSITION] = [_waves(part.xy, part.sections)] * 2
@@ -134,9 +135,17 @@ def _waves(xy: np.ndarray, sections: np.ndarray, k: int = 24) -> np.ndarray:
     return np.hstack([np.cos(turned), np.sin(turned)]).astype(np.float32)
 
 
-def _judged(values: object, name: str, n: int) -> np.ndarray:
+def _judged(values: object, name: str, spots: pd.Index) -> np.ndarray:
+    """Result of the user's function for these spots as (n, d) float32."""
+    n = len(spots)
+    if isinstance(values, pd.DataFrame) and not values.index.equals(spots) and set(values.index) & set(spots):
+        raise ValueError(
+            f"`keys[{name!r}]` returned a DataFrame whose index is not `obs_names`, in their order. Sort its rows, "
+            "e.g. `values.loc[adata.obs_names]`, or return an array."
+        )
     values = np.asarray(values.toarray() if isinstance(values, sparse.spmatrix | sparse.sparray) else values)
-    if values.ndim != 2 or len(values) != n or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+    shaped = values.ndim == 2 and len(values) == n and values.shape[1] > 0
+    if not shaped or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise ValueError(
             f"`keys[{name!r}]` must return finite numbers of shape ({n}, d), found {values.dtype} {values.shape}."
         )
