@@ -274,6 +274,15 @@ def test_ari_in_the_title_of_one_selected_section():
     assert titles == ["stamp_domain · s1 (ARI 1.00)", f"stamp_domain · s2 (ARI {other:.2f})"]
 
 
+def test_missing_labels_of_domains_are_named():
+    adata = two_sections()
+    del adata.obs["domain"]
+    with pytest.raises(KeyError, match="`labels=False` plots the domains alone"):
+        pl.domains(adata, library_key="section", image=False)
+    titles = [ax.get_title() for ax in pl.domains(adata, library_key="section", labels=False, image=False)]
+    assert titles == ["stamp_domain · s1", "stamp_domain · s2"]
+
+
 def test_no_ari_without_two_labels():
     adata = two_sections()
     part = adata[adata.obs["domain"] == "a"].copy()

@@ -332,3 +332,20 @@ def test_equal_counts_give_equal_results_however_they_are_stored(section, few_ge
         tl.evaluate(data, n_splits=1, model=few_genes)
     np.testing.assert_array_equal(table.obsm["X_stamp"], other.obsm["X_stamp"])
     assert table.uns["stamp_evaluate"]["scores"].equals(other.uns["stamp_evaluate"]["scores"])
+
+
+@pytest.mark.parametrize("context", [None, "neighbors"])
+def test_signs_of_the_axes_do_not_depend_on_the_solver(mini, section, monkeypatch, context):
+    """Eigenvectors may have either sign, for example with another number of threads."""
+    how = {"strength": 0.5, "n_axes": 8, "context": context}
+    first = train.adapt(mini, section, **how)
+    solve = np.linalg.eigh
+
+    def flipped(matrix):
+        values, vectors = solve(matrix)
+        return values, vectors * np.where(np.arange(len(values)) % 2, 1, -1)
+
+    monkeypatch.setattr(np.linalg, "eigh", flipped)
+    other = train.adapt(mini, section, **how)
+    rows = [tl.embed(section, m, context=context, copy=True, **QUIET).obsm["X_stamp"] for m in (first, other)]
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)

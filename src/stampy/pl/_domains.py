@@ -79,6 +79,9 @@ def domains(
     for k in keys:
         _checks.has_key(table.obs, k, slot="adata.obs", needs="The domains of `stampy.tl.domains` should be there.")
     given = list(dict.fromkeys(r["label_key"] for r in records.values() if "label_key" in r)) if labels else []
+    for column in given:
+        needs = "The domains were compared with these labels; `labels=False` plots the domains alone."
+        _checks.has_key(table.obs, column, slot="adata.obs", needs=needs)
     if "title" not in looks:
         names = drawn_sections(adata, library_key, sections, table_key)
         rows = _rows_of(adata, names, library_key, table_key)

@@ -128,15 +128,14 @@ def pieces_of(
 
 def unshared(pieces: Sequence[SectionPart]) -> float:
     """Largest share of a piece's counts that are in genes of the vocabulary that not all pieces measure."""
-    genes = [p.rows[p.rows >= 0] for p in pieces]
-    shared = genes[0]
-    for rows in genes[1:]:
-        shared = np.intersect1d(shared, rows)
-    shares = []
+    shared = pieces[0].rows[pieces[0].rows >= 0]
+    for piece in pieces:
+        shared = np.intersect1d(shared, piece.rows)
+    apart = 0.0
     for piece in pieces:
         sums = np.asarray(piece.counts.sum(axis=0), dtype=np.float64).ravel() * (piece.rows >= 0)
-        shares.append(1 - sums[np.isin(piece.rows, shared)].sum() / max(sums.sum(), 1))
-    return float(max(shares))
+        apart = max(apart, 1 - float(sums[np.isin(piece.rows, shared)].sum()) / max(float(sums.sum()), 1))
+    return apart
 
 
 def _rows_of(counts: CountMatrix, rows: np.ndarray, source: str) -> sparse.csr_matrix:
@@ -209,8 +208,11 @@ def adapt_encoder(
     parts = [SpotGenes(w, neighbor_graph(p.xy)) for w, p in zip(weighted, pieces, strict=True)]
     fit: _Fit = (_Beside if in_context else _Mixture)(parts, model, max(numbers), rng)
     found, axes = fit.fitted(*tried[best]), fit.axes(*tried[best])
+    fixed = len(model.head) if in_context and tried[best][0] < 1 else 0
+    signs = _signs(axes, found.head, fixed)
+    head, bias = signs[:, None] * found.head, signs * found.bias
     return Adaptation(
-        axes.astype(np.float32), found.head.astype(np.float32), found.bias.astype(np.float32), *tried[best],
+        axes.astype(np.float32), head.astype(np.float32), bias.astype(np.float32), *tried[best],
         n_spots=sum(len(p.xy) for p in pieces), in_context=in_context,
         scores=pd.DataFrame(tried, columns=["strength", "n_axes"]).assign(score=scores),
     )  # fmt: skip
@@ -319,6 +321,17 @@ def _head(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     values = np.clip(values[::-1], 1e-12 * max(values.max(), 1e-300), None)
     head = vectors[:, ::-1].T / values[:, None] ** 0.25
     return head.astype(np.float32), (-head @ mean).astype(np.float32)
+
+
+def _signs(axes: np.ndarray, head: np.ndarray, fixed: int) -> np.ndarray:
+    """Signs (E,) with which the gene of the largest weight is positive in each column of the embedding.
+
+    The sign of an eigenvector is arbitrary, and changes with the number of threads. The first `fixed` columns, of the
+    model itself, are not changed.
+    """
+    weights = axes @ head.T
+    largest = weights[np.abs(weights).argmax(axis=0), np.arange(len(head))]
+    return np.where((largest < 0) & (np.arange(len(head)) >= fixed), -1, 1)
 
 
 def _scores(
