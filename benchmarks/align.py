@@ -6,7 +6,7 @@
 
 The straightforward step passes patches and regions through the ViT one after the other, pads all spots to 1,500
 positions with a float32 attention mask, and loops over `nn.TransformerEncoderLayer`. Both steps train all parameters of
-both towers, on random tiles. A step consists of normalisation of the tiles (uint8), forward, backward and AdamW.
+both encoders, on random tiles. A step consists of normalisation of the tiles (uint8), forward, backward and AdamW.
 Memory, time and fraction of the GPU's peak are measured as in `train.py`.
 """
 
@@ -116,7 +116,7 @@ def measure(options) -> dict:
 
 
 def operations(model, options, batch) -> float:
-    """Floating-point operations of forward and backward of both towers; multiply and add count separately."""
+    """Floating-point operations of forward and backward of both encoders; multiply and add count separately."""
     vit, gene = model.image.base_model, GeneConfig(depth=options.layers)
     n_tokens, width = (224 // model.image.patch_px) ** 2 + 2, model.image.width
     images = 2 * options.pairs * len(vit.blocks) * (12 * n_tokens * width**2 + 2 * n_tokens**2 * width)
@@ -130,7 +130,7 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--backbone", default="vit_large_patch16_224")
-    parser.add_argument("--layers", type=int, default=12, help="of the gene tower")
+    parser.add_argument("--layers", type=int, default=12, help="of the gene encoder")
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--precision", default="32-true")

@@ -1,6 +1,6 @@
 """Cost of embedding 10, 1,000 and 100,000 sections, extrapolated from measured slopes.
 
-python benchmarks/cost.py                      seconds of one core, for genes and image towers of three sizes
+python benchmarks/cost.py                      seconds of one core, for genes and image encoders of three sizes
 python benchmarks/cost.py --device cuda        seconds of this GPU, in bfloat16
 """
 
@@ -86,7 +86,7 @@ def section(n: int):
 
 
 def tiles(backbone: str, device: str) -> float:
-    """Seconds per tile of 224 px through the tower, with random weights."""
+    """Seconds per tile of 224 px through the encoder, with random weights."""
     import timm
 
     model = timm.create_model(backbone, pretrained=False, num_classes=0).to(device).eval()

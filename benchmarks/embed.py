@@ -1,7 +1,7 @@
 """Gene features of the published architecture: a plain implementation compared with stampy's, with equal results.
 
     python benchmarks/embed.py [LAYERS]
-    python benchmarks/embed.py 12 --device cuda      spots and tiles per second of both published towers, bfloat16
+    python benchmarks/embed.py 12 --device cuda      spots and tiles per second of both published encoders, bfloat16
 
 The plain implementation loops over `nn.TransformerEncoderLayer` with all 1,500 positions in float32: once with
 PyTorch's inference kernel ("fast path") and once without. Seconds per spot are those of LAYERS layers (default 2; the

@@ -3,7 +3,7 @@
     python recipes/planted/pairs.py --sections 20 --epochs 15
     python recipes/planted/pairs.py --sections 40 --epochs 40 --device cuda
 
-Both towers start from random weights. Prints the fraction of tiles whose own genes are among the 1, 10 and 50 nearest
+Both encoders start from random weights. Prints the fraction of tiles whose own genes are among the 1, 10 and 50 nearest
 in their section, for held-out sections: of the model, of a ridge on colours and texture fitted to all other sections,
 and by chance.
 """

@@ -26,7 +26,7 @@ KEPT = 2
 
 
 def n_parameters(config: PretrainConfig) -> tuple[int, int]:
-    """Parameters of the gene tower, and of both towers with a ViT-L/16; they are counted without allocating them."""
+    """Parameters of the gene encoder, and of both with a ViT-L/16; they are counted without allocating them."""
     gene = models.GeneConfig(
         n_genes=GENES, width=config.width, depth=config.depth, heads=config.heads, feedforward=config.feedforward,
         max_tokens=config.max_tokens,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 SEED = int(os.environ.get("REHEARSAL_SEED", "0"))
 # Six tissues: the first four differ so much in colour that k-means finds nearly all of them in a random ViT. 1,200
-# pairs in stage 2: with 450, the towers memorised single spots soon after they told the tissues apart.
+# pairs in stage 2: with 450, the encoders memorised single spots soon after they told the tissues apart.
 N_DOMAINS, N_SPOTS, N_TRAINED = 6, 200, 6
 DATA = "planted sections, kept out"
 KEPT_OUT = (f"TOY{N_TRAINED + 1}", "TENX13")  # of the HEST-like folder
@@ -87,7 +87,7 @@ def start(out: Path) -> None:
     untrained = models.Stamp(after.config)
     untrained.genes = after.genes
     models.save(untrained, out / "untrained")
-    untrained.load_state_dict(genes.state_dict(), strict=False)  # the gene tower of stage 1, the image tower untrained
+    untrained.load_state_dict(genes.state_dict(), strict=False)  # genes of stage 1, images untrained
     models.save(untrained, out / "before-2")
     systems = [
         ("genes, untrained", "untrained", "gene"), ("genes, after stage 1", "genes/model", "gene"),

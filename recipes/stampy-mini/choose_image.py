@@ -178,7 +178,7 @@ def table(found, names):
     yield "| recall@10, without and with centring | " + " | ".join(f"{g} | centred" for g in GUISES) + " | mean |"
     yield "|---|" + "---|---|" * len(GUISES) + "---|"
     mean = {key: np.array([rows[name, None] for name in names]) for key, rows in found.items()}
-    yield line("earlier tower", mean[EARLIER, 1.5, None])
+    yield line("earlier encoder", mean[EARLIER, 1.5, None])
     for setting in SETTINGS[1:]:
         best = max((k for k in mean if k[0] == setting), key=lambda k: mean[k].mean())
         yield line(described(*best), mean[best])

@@ -3,7 +3,7 @@
     python recipes/stampy-mini/depth.py FOLDER [--labels] [--out FILE.md]
 
 FOLDER is that of `prepare.py`. As in `choose.py`, axes are fitted seven times, each time without one tissue, and
-evaluated on that tissue. The first table compares heads of the gene tower that remove depth without labels, fitted to
+evaluated on that tissue. The first table compares heads of the gene encoder that remove depth without labels, fitted to
 the training spots and to copies of up to 250 spots of each section with fewer molecules (both halves, 25, 20, 10 %):
 
 - mean: the direction of the training spots' mean feature is projected out before the norm;
@@ -132,7 +132,7 @@ def scaled(features):
 
 
 def plain(training, chosen, copies):
-    """The head of the packaged gene tower: a matrix (K, k)."""
+    """The head of the packaged gene encoder: a matrix (K, k)."""
     return scaled(training)
 
 

@@ -1,7 +1,7 @@
 """Evaluate a model on held-out sections: its embeddings compared with simple baselines.
 
     python recipes/stampy-mini/evaluate.py [MODEL] [--tables labelled retrieval mixing image_only] [--out FILE.md]
-    python recipes/stampy-mini/evaluate.py --tables image   # sections with images only, for a new image tower
+    python recipes/stampy-mini/evaluate.py --tables image   # sections with images only, for a new image encoder
 
 Prints Markdown tables. All embeddings are evaluated by the same protocol: linear probe (balanced accuracy, five
 spatially blocked folds), k-means with the number of labels (ARI, NMI, mean over three seeds), and image -> gene
@@ -246,7 +246,7 @@ def retrieval(model):
 
 
 def image(model):
-    """The tables that depend on the image tower, for sections with images."""
+    """The tables that depend on the image encoder, for sections with images."""
     yield from labelled(model, sorted(WITH_IMAGE))
     for table in (retrieval, image_only):
         yield ""

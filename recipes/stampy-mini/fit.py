@@ -1,4 +1,4 @@
-"""Fit the gene tower of stampy-mini in closed form.
+"""Fit the gene encoder of stampy-mini in closed form.
 
     python recipes/stampy-mini/fit.py FOLDER --profiles cell_profile_library.h5ad --out MODEL [--image MODEL]
 
@@ -7,8 +7,8 @@ the leading eigenvectors of a sum of three covariances: between spots and their 
 tissue, and between simulated mixtures of cell types. The head is the principal components of all training spots along
 these axes. Each gene is one token. It takes one or two minutes on a CPU core; the same seed gives the same weights.
 
-With `--image`, the image tower of that model is kept, and its head is rotated into the new gene space by the orthogonal
-map from the old to the new gene embeddings of the training spots.
+With `--image`, the image encoder of that model is kept, and its head is rotated into the new gene space by the
+orthogonal map from the old to the new gene embeddings of the training spots.
 
 The weights of the covariances were chosen by `choose.py`.
 
@@ -163,7 +163,7 @@ def model_of(weigh, axes_GK, features):
     model = models.Stamp(models.StampConfig(gene=gene, embedding=k), weigh.vocabulary.frame)
     table_GK = weigh.level[:, None] * axes_GK
     scale, mean = TABLE_STD / table_GK.std(), weigh.gate.mean()
-    head, centre = head_of(features.astype(np.float64) * scale / mean / MAX_TOKENS)  # as returned by the tower
+    head, centre = head_of(features.astype(np.float64) * scale / mean / MAX_TOKENS)  # as returned by the encoder
     with torch.no_grad():
         rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(table_GK))
         model.gene.embeddings.weight.zero_()[rows] = torch.from_numpy(table_GK * scale)
@@ -178,7 +178,7 @@ def model_of(weigh, axes_GK, features):
 
 
 def with_image(model, other, folder, manifest):
-    """The model with the image tower of another, whose head is rotated into this model's gene space."""
+    """The model with the image encoder of another, whose head is rotated into this model's gene space."""
     both = []
     for one in (other, model):
         sections = (ad.read_h5ad(folder / path) for path in manifest["path"])
@@ -204,7 +204,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--profiles", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--image", help="model whose image tower is kept")
+    parser.add_argument("--image", help="model whose image encoder is kept")
     arguments = parser.parse_args()
     folder = arguments.folder
     manifest = pd.read_csv(folder / "pretrain.tsv", sep="\t")

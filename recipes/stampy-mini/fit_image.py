@@ -1,4 +1,4 @@
-"""Fit the image tower of stampy-mini: a frozen stem, and a closed-form head to the gene embeddings of a model.
+"""Fit the image encoder of stampy-mini: a frozen stem, and a closed-form head to the gene embeddings of a model.
 
     python recipes/stampy-mini/fit_image.py --out MODEL [--model stampy-mini] [--stem FILE] [--cache FOLDER]
 
@@ -101,7 +101,7 @@ def stem_weights(path, n_blocks):
 
 
 def with_stem(model, path, n_blocks=N_BLOCKS):
-    """The model with a stem as image tower, its own or that of a file; the heads are still to be fitted."""
+    """The model with a stem as image encoder, its own or that of a file; the heads are still to be fitted."""
     if path is None and not (model.image is not None and model.surroundings):
         raise SystemExit("The model has no such stem. Give its weights by --stem.")
     kwargs = {"n_blocks": n_blocks} if path is not None else dict(model.config.image.backbone_kwargs)
@@ -249,7 +249,7 @@ def precision(head, sections, noise):
 
 
 def put(model, head):
-    """Set scales and heads of the tower; a region is a tile that is its own surroundings."""
+    """Set scales and heads of the encoder; a region is a tile that is its own surroundings."""
     encoder = model.image
     with torch.no_grad():
         encoder.center.copy_(torch.from_numpy(head.center))

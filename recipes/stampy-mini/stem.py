@@ -1,10 +1,10 @@
-"""Information about genes in sharp tiles: features, baselines and the packaged image tower, with one section held out.
+"""Information about genes in sharp tiles: features, baselines and the packaged encoder, with one section held out.
 
     python recipes/stampy-mini/stem.py [--model stampy-mini] [--cache FOLDER] [--out FILE.md]
 
 HER2ST C2 to C6, in full resolution. Features of four sections, standardised within a section, are mapped by ridge to
 genes and to the gene embedding of the model, and evaluated on the fifth: mean correlation of 250 genes, and recall@10
-within the section. A second table evaluates the tower of `fit_image.py` without standardisation, with its head fitted
+within the section. A second table evaluates the encoder of `fit_image.py` without standardisation, with its head fitted
 without the fifth section, on copies of that section: unchanged, reduced, with another stain, and turned or mirrored
 (mean over the seven ways: serial sections lie in the same direction).
 """
@@ -110,8 +110,8 @@ def standardised_rows(features, genes, vectors):
         yield f"| {feature} | {spread(found)} |"
 
 
-def tower_rows(sections, genes, cache, model):
-    """The tower fitted without a section, on copies of it: vectors as from `tl.embed`, and with `center="section"`."""
+def encoder_rows(sections, genes, cache, model):
+    """The encoder fitted without a section, on copies of it: vectors as of `tl.embed`, and with `center="section"`."""
     judged = {name: fit_image.features_of(name, model.image, cache) for name in genes}
     guises = {
         "as it is": ["as it is"],
@@ -150,15 +150,15 @@ def tables(model, cache):
     genes = logged(names)
     sections = [fit_image.pairs_of(name, model, cache) for name in names + fit_image.REDUCED]
     vectors = {s.name: s.genes for s in sections}
-    features = {s.name: baselines(s.name) | {"the tower's features": s.features} for s in sections if s.name in genes}
+    features = {s.name: baselines(s.name) | {"the encoder's features": s.features} for s in sections if s.name in genes}
     chance = np.mean([10 / len(vectors[name]) for name in names])
     yield f"| feature | correlation of {N_GENES} genes | recall@10 (chance {chance:.3f}) |"
     yield "|---|---|---|"
     yield from standardised_rows(features, genes, vectors)
     yield ""
-    yield f'| tower, section left out | correlation of {N_GENES} genes | recall@10 | with `center="section"` |'
+    yield f'| encoder, section left out | correlation of {N_GENES} genes | recall@10 | with `center="section"` |'
     yield "|---|---|---|---|"
-    yield from tower_rows(sections, genes, cache, model)
+    yield from encoder_rows(sections, genes, cache, model)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What the image tower of stampy-mini contributes beyond the pairs that its head was fitted to.
+"""What the image encoder of stampy-mini contributes beyond the pairs that its head was fitted to.
 
     python recipes/stampy-mini/transfer.py [--model stampy-mini] [--cache FOLDER] [--out FILE.md] [--final]
 
@@ -26,7 +26,7 @@ from stampy import models
 from stampy.tl._embedding.spaces import unit
 from stampy.tl._methods.linear_models import Scaler, solve_ridge
 
-COARSE, TOWER = "coarse 34", "the tower's features"
+COARSE, FEATURES = "coarse 34", "the encoder's features"
 FINAL = ["HER2ST_A1", "HER2ST_A2"]
 HALVES_AT = 0.055  # share of spots among which a spot's own genes are sought, as recall@10 in patient C
 N_SPLITS = 3
@@ -34,10 +34,10 @@ N_SPLITS = 3
 
 def features(name, model, cache):
     """Features of a section by name; for a sharp section, also those of its copy of 34 px per tile."""
-    tower = fit_image.features_of(name, model.image, cache)
-    found = [stem.baselines(name) | {TOWER: tower["as it is"]}]
-    if COARSE in tower:
-        found.append(stem.baselines(name, fit_image.COARSE_PX[0]) | {TOWER: tower[COARSE]})
+    own = fit_image.features_of(name, model.image, cache)
+    found = [stem.baselines(name) | {FEATURES: own["as it is"]}]
+    if COARSE in own:
+        found.append(stem.baselines(name, fit_image.COARSE_PX[0]) | {FEATURES: own[COARSE]})
     return found
 
 
@@ -68,8 +68,8 @@ def other_rows(names, model, cache):
     rs = []
     for name in names:
         pairs = [fit_image.pairs_of(n, model, cache)._replace(genes=genes[name][n]) for n in ours]
-        rs.append(correlation(fit_image.fitted(pairs, noise=None, smooth=0)(judged[name][TOWER]), genes[name][name]))
-    yield "| the tower's features, ridge of `fit_image.py` | neither | " + " | ".join(f"{r:.3f}" for r in rs) + " |"
+        rs.append(correlation(fit_image.fitted(pairs, noise=None, smooth=0)(judged[name][FEATURES]), genes[name][name]))
+    yield "| the encoder's features, ridge of `fit_image.py` | neither | " + " | ".join(f"{r:.3f}" for r in rs) + " |"
 
 
 def halves(xy):
@@ -91,7 +91,7 @@ def half_recall(x, vectors, xy):
 
 
 def half_rows(model, cache):
-    """Coarse images of other tissues; the second tower's head was fitted to patient C alone."""
+    """Coarse images of other tissues; the second encoder's head was fitted to patient C alone."""
     names = fit_image.REDUCED
     sections = [fit_image.pairs_of(n, model, cache) for n in fit_image.SHARP]
     alone = fit_image.fitted(sections)
@@ -100,15 +100,15 @@ def half_rows(model, cache):
     yield "|---|" + "---|" * len(names)
     rows = {}
     for name in names:
-        tower = fit_image.features_of(name, model.image, cache)["as it is"]
-        found = stem.baselines(name) | {TOWER: tower}
-        found["image embedding, head fitted to patient C alone"] = unit(alone(tower))
-        found["image embedding"] = unit(head(tower))
+        own = fit_image.features_of(name, model.image, cache)["as it is"]
+        found = stem.baselines(name) | {FEATURES: own}
+        found["image embedding, head fitted to patient C alone"] = unit(alone(own))
+        found["image embedding"] = unit(head(own))
         pairs, xy = fit_image.pairs_of(name, model, cache), fit_image.opened(name)[0].obsm["spatial"].astype(float)
         for title, x in found.items():
             rows.setdefault(title, []).append(half_recall(x, pairs.genes, xy))
         rows.setdefault("the head of patient C, not fitted again", []).append(
-            stem.recall(centred(alone(tower)), centred(pairs.genes), round(HALVES_AT * len(tower)))
+            stem.recall(centred(alone(own)), centred(pairs.genes), round(HALVES_AT * len(own)))
         )
     for title, values in rows.items():
         yield f"| {title} | " + " | ".join(f"{v:.3f}" for v in values) + " |"
