@@ -228,7 +228,7 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
     return found, ""
 
 
-def is_at_hand(record: Mapping[str, Any], given: Encoder | None) -> bool:
+def is_at_hand(record: Mapping[str, object], given: Encoder | None) -> bool:
     """Whether the model of a record is a baseline, a packaged model or the given one: no other weights are loaded."""
     return _base_of(record) in (*BASELINES, *packaged()) or (given is not None and _is_of(record, given))
 
