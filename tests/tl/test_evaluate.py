@@ -334,7 +334,8 @@ def test_model_adapted_to_another_section_is_not_fitted_again(section):
     table = tl.embed(section, adapted, copy=True, **QUIET)
     with pytest.warns(stampy.StampyWarning, match="embedded again, it differs"):
         assert not scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
-    found = scores_of(table, "X_stamp", model=adapted)["scores"]
+    with pytest.warns(stampy.StampyWarning, match="adapted to 100 spots. If the evaluated spots are among them"):
+        found = scores_of(table, "X_stamp", model=adapted)["scores"]
     by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
     pd.testing.assert_frame_equal(found, scores_of(section, by_hand)["scores"])
 
@@ -501,6 +502,14 @@ def test_given_model_that_was_adapted_to_these_spots_is_adapted_to_each_half(sec
     pd.testing.assert_frame_equal(scores_of(table, "X_stamp", model=adapted)["scores"], fair)
     by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
     assert fair.loc["X_stamp", "score"] < scores_of(table, by_hand)["scores"].loc["X_stamp", "score"]
+
+
+def test_given_model_that_was_adapted_to_more_spots_gives_a_warning(section):
+    """It has seen all molecules of the subset, and cannot be adapted again from the subset alone."""
+    adapted = stampy.train.adapt("stampy-mini", section, strength=1, n_axes=64)
+    part = tl.embed(section[:80].copy(), adapted, copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="adapted to 200 spots. If the evaluated spots are among them"):
+        scores_of(part, "X_stamp", model=adapted)
 
 
 def test_given_model_that_was_adapted_from_an_own_model_is_not_trusted(section, few_genes):

@@ -91,7 +91,9 @@ def about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", _checks.StampyWarning)
-            warnings.filterwarnings("always", ".*cannot be recomputed from half", _checks.StampyWarning)
+            warnings.filterwarnings(
+                "always", ".*(cannot be recomputed from half|was adapted to)", _checks.StampyWarning
+            )
             return _verdict(judge(data, loaded, key=embedding, table_key=table_key, library_key=library_key,
                                   layer=layer))  # fmt: skip
     except ValueError as error:  # too small, counts that cannot be split, or another model

@@ -143,7 +143,8 @@ def evaluate(
         An embedding was used unchanged, because its model is unknown, or because counts, genes, spots or sections are
         not those from which it was made: it contains the molecules that it predicts, so its score is too high. This
         includes a subset of the spots of an embedding with `context`, `center` or `adapt=True`, whose vectors depend on
-        the spots that are missing. A table larger than `max_spots`.
+        the spots that are missing. A given model was adapted to other spots, perhaps with these among them. A table
+        larger than `max_spots`.
 
     Raises
     ------
@@ -326,6 +327,13 @@ def _warn_of_unfair(jobs: Mapping[str, Job]) -> None:
             f"{_checks.shortlist(names)} cannot be recomputed from half of the molecules ({why}). The vectors are used "
             "unchanged. They contain the molecules that they predict, so their scores are too high. For a fair "
             f"comparison, {remedy}."
+        )
+    adapted = {name: job.record["adapted"] for name, job in jobs.items() if isinstance(job, Recomputed) and job.base}
+    for name, fit in adapted.items():
+        _checks.warn(
+            f"The model of {name!r} was adapted to {int(fit['n_spots']):,} spots. If the evaluated spots are among them, its "
+            "score is too high, since the model has seen all of their molecules: evaluate all sections of the "
+            "adaptation in one table, or spots that are not among them."
         )
 
 
