@@ -22,7 +22,7 @@ from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.principal_components import principal_components
 
 from .arguments import Request, named
-from .context import N_NEIGHBORS, smoothed
+from .context import N_NEIGHBORS, smoothed, without_direction
 from .encoders import match_genes, vocabulary_of
 from .resume import Chunks
 from .stream import Tower, stream_counts, stream_genes
@@ -50,6 +50,8 @@ def embed_genes(
 ) -> tuple[np.ndarray, Record]:
     """Gene outputs, and their provenance; warns about spots without genes in the vocabulary."""
     _checks.not_empty(table)
+    if request.center == "direction":
+        _check_features(model)
     vocabulary = vocabulary_of(model)
     match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
@@ -61,6 +63,9 @@ def embed_genes(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
             "Remove them before clustering."
         )
+    if request.center == "direction" and isinstance(model, models.Stamp):
+        codes, names = _checks.libraries(table, request.library_key)
+        values = without_direction(values, model, codes, names, normed=request.normed)
     record: Record = {
         "counts": counts_name(request.layer),
         "matched_by": match.source,
@@ -71,6 +76,17 @@ def embed_genes(
         **({} if n_shared is None else {"shared": n_shared}),
     }
     return values, record
+
+
+def _check_features(model: models.Stamp | models.GeneSystem) -> None:
+    """Raise ValueError unless the direction of a mean feature can be projected out before the head of the model."""
+    from stampy.models._linear_gene import is_linear
+
+    if not is_linear(model):
+        raise ValueError(
+            "center='direction' needs features that are sums of gene vectors (pooling='bag', one gate per rank, and a "
+            f"vocabulary), such as those of 'stampy-mini'; the model {model.name!r} has none. Use center='section'."
+        )
 
 
 def _shared(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> tuple[GeneMatch, int | None]:
@@ -100,10 +116,11 @@ def _streamed(
         )  # fmt: skip
     tower = Tower(model, table.n_obs, request.precision)
     most = model.gene.config.max_tokens
+    level = "feature" if request.center == "direction" else request.level
     tokens = iter_tokens(counts, match, vocabulary.divisors, most, CHUNK, source=source, layers=table.layers)
     return stream_genes(
         tower, tokens, table.n_obs,
-        batch_size=size, project=tower.projection("genes", request.level, normalize=request.normalize),
+        batch_size=size, project=tower.projection("genes", level, normalize=request.normalize),
         progress=progress, parts=parts,
     )  # fmt: skip
 
