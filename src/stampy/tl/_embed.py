@@ -13,7 +13,6 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import check_room, table_of, with_columns
@@ -41,7 +40,7 @@ from ._embedding.encoders import (
     is_baseline,
     loaded_model,
 )
-from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
+from ._embedding.gene_vectors import Record, embed_baseline, embed_genes, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
     from spatialdata import SpatialData
 
-    from stampy._section.section import ImageSource, Places
+    from stampy._section.section import ImageSource
     from stampy.pp._tiles import TileSource
 
     from ._embedding.encoders import Encoder
@@ -146,11 +145,10 @@ def embed(
     center
         ``"section"``: subtract the mean of its section from each vector, and scale it to L2 norm 1 again. This removes
         differences between donors and batches, and also real differences between the means of sections. Applied before
-        `context`. ``"direction"``: first project the direction of the section's mean gene feature out of the features
-        before the projection, then subtract the mean, also after `context`. This direction contains sequencing depth
-        and what all spots of a section share, so labels transfer better between sections, at the cost of this
-        information: use it for several sections, not for a map of one. Only ``modality="gene"`` of models such as
-        ``"stampy-mini"``, also adapted.
+        `context`. ``"direction"``: project the direction of the section's mean gene feature out of the features, before
+        the shared space; then subtract the mean, again after `context`. This direction contains sequencing depth and
+        what all spots of a section share, so labels transfer better between sections, but this information is lost: use
+        it for several sections, not for a map of one. Only for genes, and for models such as ``"stampy-mini"``.
     genes
         ``"shared"``: use only the genes that all sections of the call measure. None: all genes, with a warning if the
         gene panels differ.
@@ -277,7 +275,7 @@ def _embed_one(
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
     if is_baseline(model):
-        found, record = _by_baseline(str(model), table, request, places)
+        found, record = embed_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
         warn_of_other_use(loaded, request)
@@ -334,37 +332,17 @@ def _choose(
         if tiles is None:
             modality = "gene"
         else:
+            if request.center == "direction":
+                tiles.close()
+                request.check_center(modality)
             for note in notes:
                 _checks.warn(note)
             if not by_default:
                 warn_of_doubts(tiles.sections)
-    if request.center == "direction" and tiles is not None:
-        tiles.close()
-        request.check_center(modality)
     unused = [name for name in ("um_per_px", "spot_um") if getattr(request, name) is not None]
     if tiles is None and unused:
         _checks.warn(f"`{unused[0]}` has no effect: only genes are embedded.")
     return modality, tiles
-
-
-def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
-    """Embedding by a baseline, and its record."""
-    if request.organism != "human":
-        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
-    if request.genes is not None or not request.normalize:
-        name = "genes" if request.genes is not None else "normalize"
-        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
-    if request.center == "direction":
-        raise ValueError(
-            f"center='direction' needs features before a projection, which {model!r} does not have. Use "
-            "center='section'."
-        )
-    if request.resume is not None:
-        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
-    values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
-    record: Record = {"model": model, "precision": "float32", "genes": genes, "fit": digest_of_arrays(values)}
-    record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
-    return {"gene": values}, record
 
 
 def _by_model(

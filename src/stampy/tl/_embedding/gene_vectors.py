@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from scipy import sparse
 
+import stampy
 from stampy import _checks, models
+from stampy._files import digest_of_arrays
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_name, counts_of
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-__all__ = ["Record", "embed_genes", "embed_pca", "panel_of_table", "shared_panel", "within"]
+__all__ = ["Record", "embed_baseline", "embed_genes", "panel_of_table", "shared_panel", "within"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,29 @@ def _streamed(
     )  # fmt: skip
 
 
-def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
+def embed_baseline(
+    model: str, table: AnnData, request: Request, places: Places | None
+) -> tuple[dict[str, np.ndarray], Record]:
+    """Embedding by a baseline, by modality, and its record."""
+    if request.organism != "human":
+        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
+    if request.genes is not None or not request.normalize:
+        name = "genes" if request.genes is not None else "normalize"
+        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
+    if request.center == "direction":
+        raise ValueError(
+            f"center='direction' needs features before a projection, which {model!r} does not have. Use "
+            "center='section'."
+        )
+    if request.resume is not None:
+        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
+    values, genes = _pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
+    record: Record = {"model": model, "precision": "float32", "genes": genes, "fit": digest_of_arrays(values)}
+    record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
+    return {"gene": values}, record
+
+
+def _pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
     """Principal components (n, D) of the most variable genes, log-normalised, and their provenance.
 
     With the coordinates `around`, each is averaged over the spot and its nearest spots.
