@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "job_of"]
 
 SAME = 0.98  # least agreement of vectors made in the same way
-SAME_FIT = 0.9  # of a model fitted to the section again, whose minor axes depend on the random start of the solver
+SAME_FIT = 0.9  # of a model fitted again, whose minor axes depend on the solver's start, or a direction of a piece
 SAME_PCA = 0.5  # minor components change with few spots
 N_COMPARED = 500  # spots
 
@@ -162,7 +162,8 @@ class Recomputed:
             values, stored = (_less_means(x, sections) for x in (values, stored))
         r = agreement(values, stored)
         if least is None:
-            least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if self.fits_again else SAME
+            is_fit = self.fits_again or (sections is not None and self.record.get("center") == "direction")
+            least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if is_fit else SAME
         if r >= least:
             return ""
         return (
