@@ -222,9 +222,12 @@ def order() -> plt.Figure:
     known = pd.read_csv(RECIPES / "real" / "order.csv").query("split == 'sections' and part == 'reported'")
     runs = pd.read_csv(RECIPES / "real" / "held_out.csv").query("split == 'sections'")
     linear = runs[runs["run"].str.startswith("linear")].set_index("section")["masked"]
+    longest = runs[(runs["run"] == "without order, random") & (runs["asked"] == 10_000) & (runs["seed"] == 0)]
+    unordered = longest.set_index("section")["masked"]
     lines = {
         "in-section frequency": (known["section_frequency"], GREY, "s"),
         "linear model": (known["section"].map(linear), GREEN, "s"),
+        "stage 1 without the order": (known["section"].map(unordered), "k", "o"),
         "stage 1, fixed embeddings": (known["model"], BLUE, "o"),
         "the same, visible genes shuffled": (known["visible_shuffled"], BLUE, "x"),
         "order alone, training sections": (known["training_order"], ORANGE, "o"),

@@ -73,6 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary(models.load("stampy-mini").genes)
+    vocabulary.save(options.out / "genes.tsv")
     arrays = tokens_of(options.folder, vocabulary.divisors)
     write(options.out / "tokens.npz.xz", arrays)
     names = [

@@ -187,7 +187,7 @@ def test_real_mouse_section(data_dir, small):
     pp.orthologs(adata)
     with pytest.warns(StampyWarning, match="27% of the counts are dropped.*no one-to-one human ortholog"):
         pp.tokenize(adata)
-    assert adata.uns["stamp"]["stamp_tokens"]["n_matched"] == 937
+    assert adata.uns["stamp"]["stamp_tokens"]["n_matched"] == 938
     pp.orthologs(adata, pd.DataFrame(KNOWN, columns=BIOMART))
     report = adata.uns["stamp"]["human_ortholog"]
     assert (report["n_table"], report["n_same_symbol"], report["n_none"]) == (4, 0, 996)

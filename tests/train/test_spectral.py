@@ -45,6 +45,20 @@ def test_axes_are_the_leading_eigenvectors(section, vocabulary):
     assert np.linalg.svd(leading.T @ axes[:, :2])[1].min() > 0.99  # the same plane
 
 
+def test_axes_do_not_depend_on_the_seed(section, vocabulary):
+    gate, level = np.log1p(anomaly_of_rank(64)), np.log1p(vocabulary.divisors)
+    one, other = (spatial_axes([section], gate, level, 24, seed=seed) for seed in (0, 1))
+    assert np.linalg.svd(one.T @ other)[1].min() > 0.999
+
+
+@pytest.mark.parametrize("n_genes", [60, 400])
+def test_axes_of_identical_spots_are_finite_and_orthonormal(n_genes):
+    tokens = np.tile(np.arange(30, 60, dtype=np.uint16), (12, 1))
+    section = MemorySection("a", np.stack(np.divmod(np.arange(12), 4), axis=1).astype(float), tokens, None)
+    axes = spatial_axes([section], np.log1p(anomaly_of_rank(30)), np.ones(n_genes), 50, seed=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(50), atol=1e-4)
+
+
 def test_neighbours_leave_the_spot_out_even_where_spots_coincide():
     xy = np.zeros((12, 2))
     xy[6:] += np.arange(6)[:, None]

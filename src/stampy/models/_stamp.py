@@ -126,7 +126,7 @@ class Stamp(nn.Module):
     >>> import stampy
     >>> model = stampy.models.load("stampy-mini", device="cpu")
     >>> model.name, len(model.genes)
-    ('stampy-mini', 20000)
+    ('stampy-mini', 19664)
     """
 
     name: str = "unnamed"

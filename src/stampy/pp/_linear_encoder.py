@@ -21,6 +21,7 @@ __all__ = ["SpotGenes", "leading_axes", "neighbor_graph", "orthonormal", "weight
 
 NEIGHBORS = 8
 ITERATIONS = 6
+TOLERANCE = 1e-4  # of eigenvalues, relative
 SPARE = 20  # extra columns of the subspace iteration
 OWN = 0.1  # weight of a spot's own covariance; stabilises axes that few neighbours support
 
@@ -49,18 +50,44 @@ def weighted_genes(tokens: np.ndarray, gate_L: np.ndarray, level_G: np.ndarray) 
     return sparse.csr_matrix((values, (rows, genes)), (len(tokens), len(level_G)))
 
 
-def leading_axes(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
+def leading_axes(
+    parts: Sequence[SpotGenes], k: int, rng: np.random.Generator, *, converged: bool = False
+) -> np.ndarray:
     """Leading eigenvectors (G, K), orthonormal, of the covariance of genes between a spot and its neighbours.
 
-    Sections are centred and weighted only by their number of spots. Subspace iteration avoids the (G, G) matrix.
+    Sections are centred and weighted only by their number of spots. Products with vectors avoid the (G, G) matrix. The
+    last axes of a few steps of subspace iteration depend on `rng`; `converged` computes all of them in several times as
+    long.
     """
     n_genes = len(parts[0].mean)
-    basis = orthonormal(rng.standard_normal((n_genes, min(k + SPARE, n_genes)), dtype=np.float32))
-    for _ in range(ITERATIONS):
-        basis = orthonormal(np.sum([p.agreement(basis, OWN) for p in parts], axis=0))
+    n_axes = min(k + SPARE, n_genes)
+    basis = _eigenvectors(parts, n_axes, rng) if converged else _subspace(parts, n_axes, rng)
     small = basis.T @ np.sum([p.agreement(basis, 0.0) for p in parts], axis=0)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
     return basis @ vectors[:, np.argsort(-values)[:k]]
+
+
+def _subspace(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
+    """Approximate span (G, K) of the leading eigenvectors, by subspace iteration."""
+    basis = orthonormal(rng.standard_normal((len(parts[0].mean), k), dtype=np.float32))
+    for _ in range(ITERATIONS):
+        basis = orthonormal(np.sum([p.agreement(basis, OWN) for p in parts], axis=0))
+    return basis
+
+
+def _eigenvectors(parts: Sequence[SpotGenes], k: int, rng: np.random.Generator) -> np.ndarray:
+    """Span (G, K) of the leading eigenvectors, by the Lanczos method."""
+    n_genes = len(parts[0].mean)
+    if k >= n_genes:
+        return np.eye(n_genes, dtype=np.float32)
+    operator = sparse.linalg.LinearOperator(
+        (n_genes, n_genes),
+        matvec=lambda x: np.sum([p.agreement(x.reshape(-1, 1), OWN) for p in parts], axis=0).ravel(),
+        dtype=np.float32,
+    )
+    start = rng.standard_normal(n_genes, dtype=np.float32)
+    found = sparse.linalg.eigsh(operator, k, which="LA", v0=start, tol=TOLERANCE)[1]
+    return orthonormal(found[:, ::-1])
 
 
 def orthonormal(columns: np.ndarray) -> np.ndarray:

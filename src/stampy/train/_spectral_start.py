@@ -46,7 +46,7 @@ def start_spectral(encoder: GeneEncoder, sections: Sequence[MemorySection], divi
     divisors
         Usual level (G,) of each gene, as in the vocabulary.
     seed
-        Seed of the subspace iteration.
+        Seed of the first vector of the eigenvalue solver; the axes depend on it by rounding errors only.
     """
     config = encoder.config
     gate_L, level_G = np.log1p(anomaly_of_rank(config.max_tokens)), np.log1p(divisors)
@@ -86,7 +86,7 @@ def spatial_axes(
             f"SpaVis-6M have none), found sections of {shortlist(len(s.xy) for s in sections)} spots. Use "
             "start='random'."
         )
-    return leading_axes(parts, k, stream(seed, "spectral axes"))
+    return leading_axes(parts, k, stream(seed, "spectral axes"), converged=True)
 
 
 @torch.no_grad()

@@ -166,7 +166,7 @@ _ALL = (
     ),
     Card(
         name="stampy-mini", title="stampy-mini", modality="fused", loader="stampy", gate="none",
-        licence="BSD-3-Clause; image stem Apache-2.0", dim=256, feature_dim=1280, parameters=3_610_800,
+        licence="BSD-3-Clause; image stem Apache-2.0", dim=256, feature_dim=1280, parameters=3_567_792,
         citation="this package", trained_on="34 public sections, the image stem on ImageNet; see its card",
         seen={"DLPFC": False, "HBC": False, "HHK": False, "HER2+": True, "TCGA-LUAD": False},
         note="Comes with the package. DLPFC 151673 and 151674, HER2+ patient A and HBC were not used in training",
