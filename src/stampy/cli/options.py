@@ -68,6 +68,7 @@ VALUES = {
     "images=True": "--images all",
     "on_error='skip'": "--on-error skip",
     "`overwrite=True`": "--overwrite",
+    "`context='neighbors'`": "--context neighbors",
 }
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,

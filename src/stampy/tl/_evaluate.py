@@ -43,6 +43,10 @@ __all__ = ["Judgement", "evaluate", "judged"]
 logger = logging.getLogger(__name__)
 
 SUBSET = "evaluate before you take a subset of the spots, or embed the subset again"
+BASE = (
+    "pass the base model (`model=`), which is adapted to each half. If the spots of the adaptation are others, pass a "
+    "function that embeds a table by the adapted model (`keys={'name': function}`)"
+)
 LEAST_INNER = 20  # spots, for a comparison without the edges of a piece
 
 
@@ -92,8 +96,8 @@ def evaluate(
     model
         Model of embeddings that stampy cannot load by the name in their record: a folder of weights, an address on the
         hub, or a loaded model, such as one of your own or of `stampy.train.adapt`. A model that was adapted to these
-        spots is adapted again to each half, since it has seen all molecules. Paths and addresses in records are not
-        followed. None: packaged models and baselines only.
+        spots is adapted again to each half, since it has seen all molecules; if its base is your own model, pass that.
+        Paths and addresses in records are not followed. None: baselines and models that stampy knows by name.
     n_splits
         Number of random splits of the molecules. Each half predicts the other once; the spread is over splits.
     n_genes
@@ -305,6 +309,9 @@ def _confirmed(
         elif why := difference(job):
             how = job.in_other_spots(table_of(adata, table_key).n_obs)
             found[name] = StoredVectors(name, why=how, remedy=SUBSET) if how else StoredVectors(name, why=why)
+        elif again is None and job.base is not None:
+            why = f"the model given may have been adapted to these spots, and its base {job.base!r} is not packaged"
+            found[name] = StoredVectors(name, why=why, remedy=BASE)
     return found
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Level
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "job_of"]
+__all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "is_at_hand", "job_of"]
 
 SAME = 0.98  # least agreement of vectors made in the same way
 SAME_FIT = 0.9  # of a model fitted again, whose minor axes depend on the solver's start, or a direction of a piece
@@ -123,12 +123,17 @@ class Recomputed:
             in_context="context" in fit, genes=self.genes,
         )  # fmt: skip
 
-    def fitted_here(self) -> Recomputed | None:
-        """The same embedding by its model adapted to half of the molecules, if the adapted model was given itself."""
-        base = self.record.get("adapted", {}).get("model")
-        if base not in packaged() or isinstance(self.model, str) or self.fits_again:
+    @property
+    def base(self) -> str | None:
+        """Name of the model that was adapted, if the adapted model was given itself."""
+        if isinstance(self.model, str) or self.fits_again:
             return None
-        return replace(self, model=loaded_model(base, None))
+        return self.record.get("adapted", {}).get("model")
+
+    def fitted_here(self) -> Recomputed | None:
+        """The same embedding by its model adapted to half of the molecules, if `base` is packaged."""
+        base = self.base
+        return replace(self, model=loaded_model(base, None)) if base is not None and base in packaged() else None
 
     def in_other_spots(self, n_spots: int) -> str:
         """How spots that a table of `n_spots` lacks affected the stored vectors; "" if none is known to be missing."""
@@ -213,10 +218,10 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
 
     Paths and addresses in a record are not followed, since they were chosen by the file's author.
     """
-    name, base = record["model"], record.get("adapted", {}).get("model", record["model"])
+    name, base = record["model"], _base_of(record)
     if name in BASELINES:
         return name, ""
-    found = given if given is not None and (given.name in (name, base) or _made(record, given)) else None
+    found = given if given is not None and _is_of(record, given) else None
     if found is None:
         if base not in packaged() and base not in CARDS and base != "stamp":
             return None, f"its model {name!r} is not part of stampy"
@@ -229,6 +234,20 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
         if before is not None and now is not None and before != now:
             return None, f"it was made with other weights than those of {name!r}"
     return found, ""
+
+
+def is_at_hand(record: Mapping[str, object], given: Encoder | None) -> bool:
+    """Whether the model of a record is a baseline, a packaged model or the given one: no other weights are loaded."""
+    return _base_of(record) in (*BASELINES, *packaged()) or (given is not None and _is_of(record, given))
+
+
+def _base_of(record: Mapping[str, Any]) -> str:
+    """Name of the model, before it was adapted."""
+    return record.get("adapted", {}).get("model", record["model"])
+
+
+def _is_of(record: Mapping[str, Any], given: Encoder) -> bool:
+    return given.name in (record["model"], _base_of(record)) or _made(record, given)
 
 
 def _made(record: Mapping[str, Any], given: Encoder) -> bool:
