@@ -83,18 +83,18 @@ def without_direction(
 ) -> np.ndarray:
     """Embeddings (n, E) float32 of gene features (n, D) without the direction of the mean feature of their section.
 
-    The direction is projected out before the head, and the mean of the section is subtracted after it. Empty spots
-    (all zeros) are excluded and stay zero. Large sections are read twice in blocks: for the mean, then for the vectors.
+    The direction is projected out before the head. This also subtracts the mean, which has no other direction. Empty
+    spots (all zeros) are excluded and stay zero. Sections are read twice in blocks: for the mean, then for the vectors.
     """
     from stampy.models._linear_gene import turned_head
 
     to_axes, head = turned_head(model)
     found = np.zeros((len(features), head.shape[1]), dtype=np.float32)
     for section, rows in _known_rows(features, sections, names, "direction"):
-        mean = features[rows].mean(axis=0, dtype=np.float64) @ to_axes
+        blocks, left, largest = np.array_split(rows, -(-len(rows) // BLOCK)), 0.0, 0.0
+        mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) @ to_axes
         mean /= max(float(np.linalg.norm(mean)), 1e-300)
-        left = largest = 0.0
-        for block in np.array_split(rows, -(-len(rows) // BLOCK)):
+        for block in blocks:
             x = features[block] @ to_axes
             largest = max(largest, float(np.abs(x).max()))
             x -= np.outer(x @ mean, mean)
@@ -105,7 +105,7 @@ def without_direction(
             raise ValueError(
                 f"center='direction' leaves nothing{of}: all its spots have the same genes in the same proportions."
             )
-    return centered(found, sections, names, normed=normed, center="direction")
+    return unit(found) if normed else found
 
 
 def smoothed(
