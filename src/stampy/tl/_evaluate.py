@@ -331,9 +331,9 @@ def _warn_of_unfair(jobs: Mapping[str, Job]) -> None:
     adapted = {name: job.record["adapted"] for name, job in jobs.items() if isinstance(job, Recomputed) and job.base}
     for name, fit in adapted.items():
         _checks.warn(
-            f"The model of {name!r} was adapted to {int(fit['n_spots']):,} spots. If the evaluated spots are among them, its "
-            "score is too high, since the model has seen all of their molecules: evaluate all sections of the "
-            "adaptation in one table, or spots that are not among them."
+            f"The model of {name!r} was adapted to {int(fit['n_spots']):,} spots. If the evaluated spots are among "
+            "them, its score is too high, since the model has seen all of their molecules: evaluate all sections of "
+            "the adaptation in one table, or spots that are not among them."
         )
 
 
