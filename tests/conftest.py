@@ -3,6 +3,7 @@
 import gc
 import ipaddress
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -177,9 +178,17 @@ def aligned(toy, vocabulary):
     return model, adata
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also if the test runner ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def few_genes(toy):
-    """The packaged model without image tower and with the genes of toy sections alone; it adapts in little time."""
+    """The packaged model without image encoder and with the genes of toy sections alone; it adapts in little time."""
     from dataclasses import replace
 
     import numpy as np

@@ -811,6 +811,27 @@ def test_no_command_replaces_a_file_unasked(run, section, command, option, tmp_p
     assert list(kept.iterdir()) == []
 
 
+def test_table_and_picture_are_two_files(run, tmp_path):
+    """The table replaced the picture that was just written."""
+    (tmp_path / "results").mkdir()
+    same = str(tmp_path / "same")
+    status, _, err = run("bench", "table", tmp_path / "results", "--out", same, "--picture", same)
+    assert (status, "--out and --picture are the same file" in err) == (1, True)
+
+
+def test_other_use_of_an_adapted_model_in_the_words_of_the_command_line(run, toy, section, few_genes, tmp_path):
+    for context, options, remedy in (
+        ("neighbors", (), "Pass --context neighbors, or adapt a model for single spots"),
+        (None, ("--context", "neighbors"), "Omit --context, or adapt a model for use in context"),
+    ):
+        adapted = stampy.train.adapt(few_genes, toy, strength=0.2, n_axes=8, context=context)
+        models.save(adapted, tmp_path / f"{context}")
+        out = tmp_path / f"{context}.h5ad"
+        _, _, err = run("embed", section, out, "--model", tmp_path / f"{context}", "--modality", "gene", *options)
+        assert remedy in err
+        assert "context=" not in err
+
+
 def test_every_command_that_writes_a_file_takes_overwrite(run):
     for command in ("report", "embed", "evaluate", "corpus hest", "bench table", "bench report"):
         status, out, _ = run(*command.split(), "--help")

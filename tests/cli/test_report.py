@@ -232,6 +232,27 @@ def test_stored_verdict_about_another_embedding_or_more_spots_is_not_shown(repor
     assert stored not in " ".join(report_of(table[:60].copy(), overwrite=True).text)
 
 
+@pytest.mark.parametrize("name", ["uni", "stamp", "scgpt-spatial"])
+@pytest.mark.parametrize("model", [None, "stampy-mini"])
+def test_a_section_does_not_choose_the_model_that_is_loaded(report_of, monkeypatch, name, model):
+    """A known name in the record made the report look for weights on the hub."""
+    table = stampy.datasets.toy(n_spots=60, image=False)
+    stampy.tl.embed(table, modality="gene", show_progress_bar=False)
+    table.uns["stamp"]["X_stamp"] |= {"model": name, "weights_digest": {}}
+    monkeypatch.setattr("stampy.tl._evaluation.recompute.loaded_model", None)  # calling it would raise
+    text = " ".join(report_of(table, overwrite=True, model=model).text)
+    assert f"Not evaluated: {name!r} made the embedding. Name it by --model" in text
+
+
+def test_a_verdict_that_is_not_fair_says_why_and_what_to_do(report_of):
+    table = stampy.datasets.toy(n_spots=150, image=False)
+    stampy.tl.embed(table, modality="gene", context="neighbors", show_progress_bar=False)
+    text = " ".join(report_of(table[::2].copy(), overwrite=True).text)
+    assert "none can be compared fairly" in text
+    assert "it was made from 150 spots, of which this table has 75" in text
+    assert "evaluate before you take a subset" in text
+
+
 def test_verdict_is_stored_computed_or_declined(toy, embedded, report_of):
     page = report_of(embedded)
     assert any("Not evaluated: 'elsewhere' made the embedding" in text for text in page.text)

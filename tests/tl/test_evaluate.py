@@ -328,13 +328,14 @@ def test_vectors_that_were_changed_are_not_recomputed(section):
     assert scores.loc["X_stamp", "score"] < 0.05  # that of the vectors in obsm
 
 
-def test_model_adapted_to_another_section_is_not_fitted_again(section, few_genes):
+def test_model_adapted_to_another_section_is_not_fitted_again(section):
     other = datasets.toy(n_spots=100, image=False, rng=77)
-    adapted = stampy.train.adapt(few_genes, other, strength=1, n_axes=8)
+    adapted = stampy.train.adapt("stampy-mini", other, strength=1, n_axes=8)
     table = tl.embed(section, adapted, copy=True, **QUIET)
     with pytest.warns(stampy.StampyWarning, match="embedded again, it differs"):
-        assert not scores_of(table, "X_stamp", model=few_genes)["scores"].loc["X_stamp", "thinned"]
-    found = scores_of(table, "X_stamp", model=adapted)["scores"]
+        assert not scores_of(table, "X_stamp")["scores"].loc["X_stamp", "thinned"]
+    with pytest.warns(stampy.StampyWarning, match="adapted to 100 spots. If the evaluated spots are among them"):
+        found = scores_of(table, "X_stamp", model=adapted)["scores"]
     by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
     pd.testing.assert_frame_equal(found, scores_of(section, by_hand)["scores"])
 
@@ -484,9 +485,9 @@ def test_verdict_of_demo_and_report_is_that_of_the_stored_embedding(options):
     assert found["verdict"] == expected["verdict"]
 
 
-def test_model_is_recognised_by_its_weights(section, few_genes, tmp_path):
+def test_model_is_recognised_by_its_weights(section, tmp_path):
     """A model that was saved has the name of its folder."""
-    adapted = stampy.train.adapt(few_genes, section, strength=0.5, n_axes=8)
+    adapted = stampy.train.adapt("stampy-mini", section, strength=0.5, n_axes=8)
     stampy.models.save(adapted, tmp_path / "mine")
     for made, other in ((adapted, tmp_path / "mine"), (tmp_path / "mine", adapted)):
         table = tl.embed(section, made, copy=True, **QUIET)
@@ -501,6 +502,26 @@ def test_given_model_that_was_adapted_to_these_spots_is_adapted_to_each_half(sec
     pd.testing.assert_frame_equal(scores_of(table, "X_stamp", model=adapted)["scores"], fair)
     by_hand = {"X_stamp": lambda half: tl.embed(half, adapted, copy=True, **QUIET).obsm["X_stamp"]}
     assert fair.loc["X_stamp", "score"] < scores_of(table, by_hand)["scores"].loc["X_stamp", "score"]
+
+
+def test_given_model_that_was_adapted_to_more_spots_gives_a_warning(section):
+    """It has seen all molecules of the subset, and cannot be adapted again from the subset alone."""
+    adapted = stampy.train.adapt("stampy-mini", section, strength=1, n_axes=64)
+    part = tl.embed(section[:80].copy(), adapted, copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match="adapted to 200 spots. If the evaluated spots are among them"):
+        scores_of(part, "X_stamp", model=adapted)
+
+
+def test_given_model_that_was_adapted_from_an_own_model_is_not_trusted(section, few_genes):
+    """Its scores were too high without a word: it cannot be adapted again, and nothing says to which spots it was."""
+    adapted = stampy.train.adapt(few_genes, section, strength=1, n_axes=64)
+    table = tl.embed(section, adapted, copy=True, **QUIET)
+    with pytest.warns(stampy.StampyWarning, match=r"its base 'few' is not packaged.*pass the base model \(`model=`\)"):
+        found = scores_of(table, "X_stamp", model=adapted)
+    assert "none can be compared fairly" in found["verdict"]
+    fair = scores_of(table, "X_stamp", model=few_genes)["scores"].loc["X_stamp"]  # the remedy
+    assert fair["thinned"]
+    assert fair["score"] < found["scores"].loc["X_stamp", "score"]
 
 
 @pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])

@@ -17,6 +17,12 @@ def drawn():
     return datasets.toy(n_spots=80, rng=0)
 
 
+@pytest.fixture(scope="module")
+def fused(drawn, model):
+    """Vectors of genes and of images."""
+    return tl.embed(drawn, model, copy=True, **QUIET)
+
+
 @pytest.fixture
 def section(drawn):
     adata = drawn.copy()
@@ -204,13 +210,15 @@ def test_result_does_not_replace_its_input(section):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("copy", [False, True])
-def test_non_finite_results_are_not_written(section, model, bad, copy):
+def test_non_finite_results_are_not_written(fused, model, bad, copy):
+    """Nor are earlier vectors of images removed, which an embedding of genes alone would replace."""
     import copy as copies
 
     import torch
 
-    tl.embed(section, model, modality="gene", **QUIET)
+    section = fused.copy()
     before = state(section)
+    assert "X_stamp_image" in section.obsm
     broken = copies.deepcopy(model)
     with torch.no_grad():
         next(iter(broken.gene.parameters())).fill_(bad)

@@ -111,6 +111,9 @@ def test_other_settings_are_refused(toy, model, small_model, vocabulary, tmp_pat
     tl.embed(toy, model, resume=tmp_path / "a", modality="gene", copy=True, **QUIET)
     with pytest.raises(ValueError, match=r"another run \(level: 'embedding' there, 'feature' now\)"):
         tl.embed(toy, model, resume=tmp_path / "a", modality="gene", level="feature", **QUIET)
+    tl.embed(toy, model, resume=tmp_path / "long", modality="gene", normalize=False, copy=True, **QUIET)
+    with pytest.raises(ValueError, match="normalize: False there, None now"):  # a setting that only that run had
+        tl.embed(toy, model, resume=tmp_path / "long", modality="gene", **QUIET)
     other = small_model(vocabulary)
     for parameter in other.parameters():
         parameter.data += 0.1

@@ -161,7 +161,7 @@ def test_a_model_adapted_for_another_use_gives_a_warning(few_genes, section, tmp
     tl.embed(section, single, copy=True, **QUIET)
     tl.embed(section, in_context, context="neighbors", copy=True, **QUIET)
     tl.embed(section, train.adapt(few_genes, section, strength=0, context="neighbors"), copy=True, **QUIET)  # the model
-    with pytest.warns(stampy.StampyWarning, match=r"adapted for single spots.*Omit `context`, or adapt with"):
+    with pytest.warns(stampy.StampyWarning, match=r"adapted for single spots.*Omit `context`, or adapt a model"):
         tl.embed(section, single, context="neighbors", copy=True, **QUIET)
     models.save(in_context, tmp_path / "mine")
     for model in (in_context, tmp_path / "mine"):

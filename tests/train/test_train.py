@@ -441,9 +441,10 @@ def test_losses_that_do_not_exist(toy, pretrained, tmp_path):
 def test_image_only_sections_and_frozen_parts(toy, pretrained, tmp_path):
     toy = toy[:48].copy()
     only_image = toy[:, :0].copy()
-    config = STAGE2 | {"frozen": ("gene.",), "losses": ("patch_gene", "patch_region", "localization")}
+    config = STAGE2 | {"frozen": ("gene.",), "losses": ("patch_gene", "patch_region", "localization"), "epochs": 2}
     model = train.align([toy, only_image], tmp_path, model=pretrained[0], config=config, **QUIET)
     assert equal(model.gene, pretrained[0].gene)
+    assert metrics(tmp_path)[-1]["step"] == 2 * (96 // 12) - 1  # each spot once among the shuffled half of the batches
     assert "region_gene" not in metrics(tmp_path)[0]
 
 

@@ -198,14 +198,6 @@ def test_rejected_run_does_not_write_the_record_of_the_data(toy, tmp_path):
     assert not (tmp_path / "data.json").exists()
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C interrupts, also if the test runner ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_stops_at_once(toy, tmp_path, monkeypatch):
     signalling(monkeypatch, signal.SIGINT, signal.SIGINT)

@@ -168,6 +168,8 @@ def _table(*, folder: str, kind: str, out: str | None, picture: str | None, over
 
     _checks.existing(folder, what="folder of results")
     target, drawing = (None if path is None else checked_file(path, overwrite=overwrite) for path in (out, picture))
+    if target is not None and drawing is not None and target.resolve() == drawing.resolve():
+        raise ValueError(f"--out and --picture are the same file, {out!r}. Choose another name for one of them.")
     results = bench.read_results(folder)
     if drawing is not None:
         _draw(results, drawing, options)

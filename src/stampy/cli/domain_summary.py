@@ -70,28 +70,30 @@ def _without_labels(judged: Judged, seed: int) -> str:
 
 
 def about_verdict(data: AnnData | SpatialData, adata: AnnData, model: str | Path | None, embedding: str,
-                   library_key: str | None, layer: str | None, table_key: str) -> dict[str, object]:  # fmt: skip
+                  library_key: str | None, layer: str | None, table_key: str) -> dict[str, object]:  # fmt: skip
     """Verdict on the embedding: the stored one, if it is about this embedding of these spots, else computed now."""
     stored = adata.uns.get(_keys.EVALUATE, {})
     record = adata.uns.get(_keys.UNS, {}).get(embedding, {})
     if _is_about(stored, embedding, adata.n_obs):
         return _verdict(stored)
-    if embedding not in adata.obsm or record.get("modality", "image") == "image":
+    if embedding not in adata.obsm or record.get("modality", "image") == "image" or "model" not in record:
         return {"text": "Not evaluated: the section has no embedding of genes by stampy."}
-    from stampy.tl._evaluation.judge import judge
-    from stampy.tl._evaluation.recompute import StoredVectors, job_of
-
-    if model is None and isinstance(job := job_of(adata, embedding, library_key, None), StoredVectors):
-        return {
-            "text": f"Not evaluated: {record['model']!r} made the embedding, and it cannot be computed again "
-            f"({job.why}). Name the model by --model, or use tl.evaluate."
-        }
     from stampy.models._load import load_stamp
+    from stampy.tl._evaluation.judge import judge
+    from stampy.tl._evaluation.recompute import StoredVectors, is_at_hand, job_of
 
+    loaded = None if model is None else load_stamp(str(model), device="cpu")
+    if not is_at_hand(record, loaded):  # a file does not choose what is loaded, or downloaded
+        made_by = repr(record["model"])
+        return {"text": f"Not evaluated: {made_by} made the embedding. Name it by --model, or use tl.evaluate."}
+    if isinstance(job := job_of(adata, embedding, library_key, loaded), StoredVectors):
+        return {"text": f"Not evaluated: the embedding cannot be computed again ({job.why})."}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", _checks.StampyWarning)
-            loaded = None if model is None else load_stamp(str(model), device="cpu")
+            warnings.filterwarnings(
+                "always", ".*(cannot be recomputed from half|was adapted to)", _checks.StampyWarning
+            )
             return _verdict(judge(data, loaded, key=embedding, table_key=table_key, library_key=library_key,
                                   layer=layer))  # fmt: skip
     except ValueError as error:  # too small, counts that cannot be split, or another model

@@ -45,6 +45,7 @@ class InputOptions(TypedDict, total=False):
     image_key: str | None
     organism: Literal["human", "mouse"]
     context: Literal["neighbors"] | None
+    center: Literal["section", "direction"] | None
     um_per_px: float | None
     spot_um: float | None
     batch_size: int | None
@@ -52,8 +53,8 @@ class InputOptions(TypedDict, total=False):
 
 # Parameters in messages of functions that are options on the command line.
 PARAMETER = re.compile(
-    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|um_per_px|spot_um|tile_um|min_tissue|modality"
-    r"|device|key_added|model|labels|n_domains|overwrite)"
+    r"\b(image|image_key|table_key|bin_um|resume|library_key|layer|organism|center|um_per_px|spot_um|tile_um|min_tissue"
+    r"|modality|device|key_added|model|labels|n_domains|overwrite)"
     r"=(?:['\"]([\w.-]+)['\"])?(?![\w{])"
 )
 
@@ -67,6 +68,7 @@ VALUES = {
     "images=True": "--images all",
     "on_error='skip'": "--on-error skip",
     "`overwrite=True`": "--overwrite",
+    "`context='neighbors'`": "--context neighbors",
 }
 
 LEAST = {"workers": 1, "devices": 1, "num_nodes": 1, "n_workers": 1, "batch_size": 1, "n_groups": 1, "n_spots": 1,
@@ -212,6 +214,12 @@ def input_options(add: Add) -> None:
         help="organism of the genes; mouse: match by human orthologs",
     )
     add("--context", choices=("neighbors",), help="average over the six nearest spots (default: no averaging)")
+    add(
+        "--center",
+        choices=("section", "direction"),
+        help="section: subtract the mean of each section; direction: also project out the direction of its mean gene "
+        "feature, for label transfer between sections (default: no centring)",
+    )
     add("--um-per-px", type=float, metavar="UM", help="µm per pixel of the full-resolution image")
     add("--spot-um", type=float, metavar="UM", help="spot diameter in µm, if the scale factors do not state the scale")
     add("--batch-size", type=int, metavar="N", help="spots per batch (default: chosen for the device)")

@@ -18,7 +18,7 @@ from stampy._files import digest_of_arrays
 
 from ._stamp import Stamp, StampConfig
 
-__all__ = ["LinearParts", "check_linear", "linear_parts", "with_axes"]
+__all__ = ["LinearParts", "check_linear", "is_linear", "linear_parts", "turned_head", "with_axes"]
 
 TABLE_STD = 0.05  # of the embedding table, as in the spectral initialisation
 LEAST = 1e-6  # relative to the largest eigenvalue; smaller directions of the head count as absent
@@ -29,12 +29,24 @@ def check_linear(model: object) -> Stamp:
     return _gate_and_genes(model)[0]
 
 
-def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
-    """Return model, gate (L, D) of the ranks, and vocabulary; ValueError unless the gene encoder is a weighted sum."""
+def is_linear(model: object) -> bool:
+    """Whether the gene encoder of a model is a sum of gene vectors weighted by rank."""
+    return _found(model) is not None
+
+
+def _found(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame] | None:
+    """Model, gate (L, D) of the ranks, and vocabulary; None unless the gene encoder is a weighted sum."""
     if isinstance(model, Stamp) and model.config.gene.pooling == "bag" and model.genes is not None:
-        gate_LD = model.gene.rank_gate
+        gate_LD = getattr(model.gene, "rank_gate", None)
         if gate_LD is not None and float((gate_LD - gate_LD[:, :1]).detach().abs().max()) <= 1e-6:
             return model, gate_LD.detach(), model.genes
+    return None
+
+
+def _gate_and_genes(model: object) -> tuple[Stamp, torch.Tensor, pd.DataFrame]:
+    """`_found`; ValueError unless the gene encoder is a weighted sum."""
+    if (found := _found(model)) is not None:
+        return found
     name = getattr(model, "name", type(model).__name__)
     raise ValueError(
         f"The model {name!r} cannot be adapted in closed form: that needs a gene encoder with pooling='bag', one gate "
@@ -66,8 +78,7 @@ def linear_parts(model: Stamp) -> LinearParts:
     divided by the square root of their standard deviation.
     """
     gate_L, level_G = _weights(model)
-    rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
-    axes_GD, mix_DD = _factors(model.gene.embeddings.weight.detach()[rows].cpu().numpy(), level_G)
+    axes_GD, mix_DD = _factors_of(model, level_G)
     head_ED = model.gene_head.weight.detach().cpu().double().numpy()
     values, vectors = np.linalg.eigh(head_ED.T @ head_ED)
     values = np.where(values > LEAST * values.max(), values, np.inf)  # the covariance is (H'H)^-2
@@ -77,6 +88,23 @@ def linear_parts(model: Stamp) -> LinearParts:
     along_ED = head_ED @ mix_DD.T / model.config.gene.max_tokens
     bias_E = model.gene_head.bias.detach().cpu().double().numpy()
     return LinearParts(gate_L, level_G, axes_GD, covariance_DD, along_ED, bias_E)
+
+
+def turned_head(model: Stamp) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix (D, D) from features of the encoder to orthonormal axes of genes, and the head (D, E) along these axes.
+
+    Angles between features depend on the basis of the gene vectors; those along orthonormal axes are angles between
+    genes, which are the same for every model with the same gene vectors up to a linear map.
+    """
+    mix_DD = _factors_of(model, _weights(model)[1])[1]
+    head_ED = model.gene_head.weight.detach().cpu().double().numpy()
+    return np.linalg.pinv(mix_DD, rcond=LEAST), mix_DD @ head_ED.T
+
+
+def _factors_of(model: Stamp, level_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_factors` of the gene vectors of a model."""
+    rows = slice(_keys.N_SPECIAL, _keys.N_SPECIAL + len(level_G))
+    return _factors(model.gene.embeddings.weight.detach()[rows].cpu().numpy(), level_G)
 
 
 _last: tuple[str, np.ndarray, np.ndarray] | None = None  # an evaluation takes the parts of one model many times

@@ -13,15 +13,24 @@ import numpy as np
 
 import stampy
 from stampy import _checks, _keys, models
-from stampy._files import digest_of_arrays
 from stampy._section.image.image_checks import warn_of_doubts
 from stampy._section.section import has_images, places_of, resolved_library_key
 from stampy._utils import check_room, table_of, with_columns
 from stampy.pp._counts import counts_of, raw_layers
 
 from ._embedding.adaptation import adapted_to, warn_of_other_use
-from ._embedding.arguments import Level, Modality, Organism, Precision, Request, check_sections, each_of, is_several
-from ._embedding.context import N_NEIGHBORS, by_key, centered, in_context
+from ._embedding.arguments import (
+    Center,
+    Level,
+    Modality,
+    Organism,
+    Precision,
+    Request,
+    check_sections,
+    each_of,
+    is_several,
+)
+from ._embedding.context import N_NEIGHBORS, arranged, by_key
 from ._embedding.encoders import (
     BASELINES,
     agreed_modality,
@@ -31,7 +40,7 @@ from ._embedding.encoders import (
     is_baseline,
     loaded_model,
 )
-from ._embedding.gene_vectors import Record, embed_genes, embed_pca, shared_panel
+from ._embedding.gene_vectors import Record, embed_baseline, embed_genes, shared_panel
 from ._embedding.images import open_tiles, usable_tiles
 from ._embedding.resume import Chunks, digest_of_model
 from ._embedding.stream import Tower, stream_images
@@ -43,7 +52,7 @@ if TYPE_CHECKING:
     from anndata.experimental import AnnCollection
     from spatialdata import SpatialData
 
-    from stampy._section.section import ImageSource, Places
+    from stampy._section.section import ImageSource
     from stampy.pp._tiles import TileSource
 
     from ._embedding.encoders import Encoder
@@ -70,7 +79,7 @@ def embed(
     spot_um: float | None = None,
     level: Level = "embedding",
     context: Literal["neighbors"] | None = None,
-    center: Literal["section"] | None = None,
+    center: Center | None = None,
     genes: Literal["shared"] | None = None,
     normalize: bool = True,
     adapt: bool = False,
@@ -136,7 +145,10 @@ def embed(
     center
         ``"section"``: subtract the mean of its section from each vector, and scale it to L2 norm 1 again. This removes
         differences between donors and batches, and also real differences between the means of sections. Applied before
-        `context`.
+        `context`. ``"direction"``: project the direction of the section's mean gene feature out of the features, before
+        the shared space; then subtract the mean, again after `context`. This direction contains sequencing depth and
+        what all spots of a section share, so labels transfer better between sections, but this information is lost: use
+        it for several sections, not for a map of one. Only for genes, and for models such as ``"stampy-mini"``.
     genes
         ``"shared"``: use only the genes that all sections of the call measure. None: all genes, with a warning if the
         gene panels differ.
@@ -203,6 +215,10 @@ def embed(
     The paper does not state how it fuses both vectors. stampy concatenates the two unit vectors, so that both
     contribute equally to distances. Sections 3.1 to 3.3 of the paper describe the encoders.
 
+    ``center="direction"`` is not part of the paper. Mu and Viswanath (2018, arXiv 1702.01417) project out leading
+    directions of word vectors for the same reason; ``recipes/stampy-mini/centred.py`` measures the effect on the
+    transfer of labels, and ``depth.py`` that on sequencing depth.
+
     Examples
     --------
     >>> import stampy
@@ -259,25 +275,26 @@ def _embed_one(
     if request.context is not None or model == "pca-smoothed":
         places = places_of(adata, library_key=request.library_key, table_key=request.table_key)
     if is_baseline(model):
-        found, record = _by_baseline(str(model), table, request, places)
+        found, record = embed_baseline(str(model), table, request, places)
     else:
         loaded = loaded_model(model, device)
         warn_of_other_use(loaded, request)
         modality, tiles = _choose(adata, loaded, request, modality, is_requested=wanted is not None)
         found, record = _by_model(loaded, table, tiles, request, modality)
+    codes, names = _checks.libraries(table, request.library_key)
+    xy = None if request.context is None or places is None else places.xy
+    arrange = partial(
+        arranged, center=request.center, xy=xy, sections=codes, names=names, normed=request.normed,
+        unit_centered=not is_baseline(model),
+    )  # fmt: skip
+    found = {name: arrange(v) for name, v in found.items()}
     if request.center is not None:
         record["center"] = request.center
-        codes, names = _checks.libraries(table, request.library_key)
-        normed = request.normed and not is_baseline(model)
-        found = {name: centered(v, codes, names, normed=normed) for name, v in found.items()}
     if request.library_key is not None:
         record["library_key"] = request.library_key
     record["n_spots"] = table.n_obs  # a subset has other neighbours, means and fits
-    if request.context is not None and places is not None:
+    if xy is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
-        normed = request.normed
-        average = partial(in_context, xy=places.xy, sections=places.codes, names=places.names, normed=normed)
-        found = {name: average(v) for name, v in found.items()}
     result = Result(request.key_added, record, obsm=by_key(found, request.key_added))
     return write_result(written, result, copy=copy, table_key=request.table_key)
 
@@ -315,6 +332,9 @@ def _choose(
         if tiles is None:
             modality = "gene"
         else:
+            if request.center == "direction":
+                tiles.close()
+                request.check_center(modality)
             for note in notes:
                 _checks.warn(note)
             if not by_default:
@@ -323,21 +343,6 @@ def _choose(
     if tiles is None and unused:
         _checks.warn(f"`{unused[0]}` has no effect: only genes are embedded.")
     return modality, tiles
-
-
-def _by_baseline(model: str, table: AnnData, request: Request, places: Places | None) -> tuple[Vectors, Record]:
-    """Embedding by a baseline, and its record."""
-    if request.organism != "human":
-        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
-    if request.genes is not None or not request.normalize:
-        name = "genes" if request.genes is not None else "normalize"
-        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
-    if request.resume is not None:
-        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
-    values, genes = embed_pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
-    record: Record = {"model": model, "precision": "float32", "genes": genes, "fit": digest_of_arrays(values)}
-    record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
-    return {"gene": values}, record
 
 
 def _by_model(
@@ -351,6 +356,8 @@ def _by_model(
         record["normalize"] = False
     if modality != "image" and request.organism != "human":
         record["organism"] = request.organism
+    if request.center == "direction":
+        record["center"] = request.center  # saved chunks contain features
     identity = None if request.resume is None else {**record, "weights": digest_of_model(model)}
     parts = Chunks(request.resume, identity)
     record["weights_digest"] = digest_of_towers(model)

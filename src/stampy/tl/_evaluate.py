@@ -43,6 +43,10 @@ __all__ = ["Judgement", "evaluate", "judged"]
 logger = logging.getLogger(__name__)
 
 SUBSET = "evaluate before you take a subset of the spots, or embed the subset again"
+BASE = (
+    "pass the base model (`model=`), which is adapted to each half. If the spots of the adaptation are others, pass a "
+    "function that embeds a table by the adapted model (`keys={'name': function}`)"
+)
 LEAST_INNER = 20  # spots, for a comparison without the edges of a piece
 
 
@@ -92,8 +96,8 @@ def evaluate(
     model
         Model of embeddings that stampy cannot load by the name in their record: a folder of weights, an address on the
         hub, or a loaded model, such as one of your own or of `stampy.train.adapt`. A model that was adapted to these
-        spots is adapted again to each half, since it has seen all molecules. Paths and addresses in records are not
-        followed. None: packaged models and baselines only.
+        spots is adapted again to each half, since it has seen all molecules; if its base is your own model, pass that.
+        Paths and addresses in records are not followed. None: baselines and models that stampy knows by name.
     n_splits
         Number of random splits of the molecules. Each half predicts the other once; the spread is over splits.
     n_genes
@@ -139,7 +143,8 @@ def evaluate(
         An embedding was used unchanged, because its model is unknown, or because counts, genes, spots or sections are
         not those from which it was made: it contains the molecules that it predicts, so its score is too high. This
         includes a subset of the spots of an embedding with `context`, `center` or `adapt=True`, whose vectors depend on
-        the spots that are missing. A table larger than `max_spots`.
+        the spots that are missing. A given model was adapted to other spots, perhaps with these among them. A table
+        larger than `max_spots`.
 
     Raises
     ------
@@ -305,6 +310,9 @@ def _confirmed(
         elif why := difference(job):
             how = job.in_other_spots(table_of(adata, table_key).n_obs)
             found[name] = StoredVectors(name, why=how, remedy=SUBSET) if how else StoredVectors(name, why=why)
+        elif again is None and job.base is not None:
+            why = f"the model given may have been adapted to these spots, and its base {job.base!r} is not packaged"
+            found[name] = StoredVectors(name, why=why, remedy=BASE)
     return found
 
 
@@ -319,6 +327,13 @@ def _warn_of_unfair(jobs: Mapping[str, Job]) -> None:
             f"{_checks.shortlist(names)} cannot be recomputed from half of the molecules ({why}). The vectors are used "
             "unchanged. They contain the molecules that they predict, so their scores are too high. For a fair "
             f"comparison, {remedy}."
+        )
+    adapted = {name: job.record["adapted"] for name, job in jobs.items() if isinstance(job, Recomputed) and job.base}
+    for name, fit in adapted.items():
+        _checks.warn(
+            f"The model of {name!r} was adapted to {int(fit['n_spots']):,} spots. If the evaluated spots are among "
+            "them, its score is too high, since the model has seen all of their molecules: evaluate all sections of "
+            "the adaptation in one table, or spots that are not among them."
         )
 
 

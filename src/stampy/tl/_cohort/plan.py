@@ -14,7 +14,7 @@ from stampy._section.outside_links import VARIABLE
 from stampy._utils import check_device
 
 if TYPE_CHECKING:
-    from stampy.tl._embedding.arguments import Level, Modality, Organism, Precision
+    from stampy.tl._embedding.arguments import Center, Level, Modality, Organism, Precision
     from stampy.tl._embedding.encoders import Encoder
 
 __all__ = ["COLUMNS", "RECORDS", "TABLE", "WORDS", "Contents", "EmbedOptions", "Plan", "Row", "check_plan"]
@@ -45,7 +45,7 @@ class EmbedOptions(TypedDict, total=False):
     spot_um: float | None
     level: Level
     context: Literal["neighbors"] | None
-    center: Literal["section"] | None
+    center: Center | None
     normalize: bool
     batch_size: int | None
     precision: Precision | None

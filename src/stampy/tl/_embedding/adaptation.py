@@ -40,14 +40,13 @@ def warn_of_other_use(model: Encoder, request: Request) -> None:
         return
     if request.context is not None:
         _checks.warn(
-            f"The model {model.name!r} was adapted for single spots, but is used in context "
-            f"(context={request.context!r}), for which other axes are fitted. Omit `context`, or adapt with "
-            "`stampy.train.adapt(..., context='neighbors')`."
+            f"The model {model.name!r} was adapted for single spots, but is used in context, for which other axes are "
+            "fitted. Omit `context`, or adapt a model for use in context with `stampy.train.adapt`."
         )
     elif float(fit["strength"]) > 0:  # otherwise it is the model itself
         _checks.warn(
             f"The model {model.name!r} was adapted for use in context, but is used for single spots, for which other "
-            "axes are fitted. Pass `context='neighbors'`, or adapt with `stampy.train.adapt` without `context`."
+            "axes are fitted. Pass `context='neighbors'`, or adapt a model for single spots with `stampy.train.adapt`."
         )
 
 

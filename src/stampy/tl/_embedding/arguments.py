@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ORGANISMS",
+    "Center",
     "Level",
     "Modality",
     "Organism",
@@ -37,12 +38,14 @@ __all__ = [
 Organism: TypeAlias = Literal["human", "mouse"]
 Modality: TypeAlias = Literal["gene", "image", "fused"]
 Level: TypeAlias = Literal["embedding", "feature"]
+Center: TypeAlias = Literal["section", "direction"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 Value = TypeVar("Value")
 
 ORGANISMS = ("human", "mouse")
 MODALITIES = ("gene", "image", "fused")
+CENTERS = ("section", "direction")
 BY_SECTION = ("image", "image_key", "um_per_px")  # can be given by section
 OF_IMAGES = ("image", "image_key", "um_per_px", "spot_um")
 OF_GENES = ("layer", "genes")
@@ -71,7 +74,7 @@ class Request:
     spot_um: float | None = None
     level: Level = "embedding"
     context: Literal["neighbors"] | None = None
-    center: Literal["section"] | None = None
+    center: Center | None = None
     genes: Literal["shared"] | None = None
     normalize: bool = True
     panel: np.ndarray | None = None  # (G,) genes shared by several sections, computed later
@@ -89,11 +92,16 @@ class Request:
         if self.context is not None:
             _checks.one_of("context", self.context, ("neighbors",))
         if self.center is not None:
-            _checks.one_of("center", self.center, ("section",))
+            _checks.one_of("center", self.center, CENTERS)
         if self.genes is not None:
             _checks.one_of("genes", self.genes, ("shared",))
         self._check_norm()
         check_running(self.level, self.precision, self.batch_size, self.n_workers)
+        if self.center == "direction" and self.level == "feature":
+            raise ValueError(
+                "center='direction' changes features before the projection, and needs level='embedding'. For features, "
+                "use center='section'."
+            )
         ImageOptions(self.image, self.image_key, self.um_per_px, self.spot_um)  # raises for invalid values
         for image in self.image.values() if isinstance(self.image, Mapping) else [self.image]:
             if isinstance(image, str | Path):
@@ -122,7 +130,8 @@ class Request:
         return self.image is not None or self.image_key is not None
 
     def check_effect(self, modality: Modality) -> None:
-        """Raise ValueError for arguments that have no effect with an explicit modality."""
+        """Raise ValueError for arguments that have no effect or cannot be used with an explicit modality."""
+        self.check_center(modality)
         useless = {"gene": OF_IMAGES, "image": OF_GENES}.get(modality, ())
         given = [name for name in useless if getattr(self, name) is not None]
         given += ["organism"] if modality == "image" and self.organism != "human" else []
@@ -131,6 +140,14 @@ class Request:
             were = "was" if len(given) == 1 else "were"
             raise ValueError(
                 f"modality={modality!r} {needs}, but `{'=` and `'.join(given)}=` {were} given. Omit one of them."
+            )
+
+    def check_center(self, modality: Modality) -> None:
+        """Raise ValueError if images are to be embedded without the direction of the mean gene feature."""
+        if self.center == "direction" and modality != "gene":
+            raise ValueError(
+                f"center='direction' is defined only for genes, but the modality is {modality!r}. Pass "
+                "modality='gene', or use center='section'."
             )
 
     def of(self, section: object, resume: Path | None) -> Request:

@@ -1,8 +1,12 @@
-"""Vectors in context: mean over a spot and its nearest spots, centring by section, concatenation of modalities."""
+"""Vectors in context: mean over a spot and its nearest spots, centring by section, concatenation of modalities.
+
+Shapes: n spots, D width of an encoder, E size of the shared space.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,21 +15,96 @@ from stampy._section.neighbors import graph
 
 from .spaces import unit
 
-__all__ = ["N_NEIGHBORS", "by_key", "centered", "in_context", "smoothed"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stampy.models import Stamp
+
+    from .arguments import Center
+
+__all__ = ["N_NEIGHBORS", "arranged", "by_key", "centered", "in_context", "smoothed", "without_direction"]
 
 N_NEIGHBORS = 6  # number of neighbours
+BLOCK = 4096  # spots in double precision at a time
+LEAST = 1e-6  # relative to the features; smaller differences between spots are rounding errors
 
 
-def centered(values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool) -> np.ndarray:
+def arranged(
+    values: np.ndarray,
+    *,
+    center: Center | None,
+    xy: np.ndarray | None,
+    sections: np.ndarray,
+    names: Sequence[str],
+    normed: bool,
+    unit_centered: bool = True,
+) -> np.ndarray:
+    """Vectors (n, d) of an encoder, centred, and in context if there are coordinates `xy`.
+
+    ``center="section"`` is applied before the mean over neighbours. With ``"direction"``, the vectors are those of
+    `without_direction`, and their means over neighbours are centred again before the norm. Centred vectors keep their
+    length without `unit_centered`.
+    """
+    if center == "section":
+        values = centered(values, sections, names, normed=normed and unit_centered)
+    if xy is None:
+        return values
+    if center != "direction":
+        return in_context(values, xy, sections, normed=normed, names=names)
+    values = in_context(values, xy, sections, normed=False, names=names)
+    return centered(values, sections, names, normed=normed, center=center)
+
+
+def centered(
+    values: np.ndarray, sections: np.ndarray, names: Sequence[str], *, normed: bool, center: Center = "section"
+) -> np.ndarray:
     """Subtract the mean of their section from vectors (n, d); empty spots (all zeros) are excluded and not changed."""
-    found, known = np.zeros_like(values), values.any(axis=1)
+    found = np.zeros_like(values)
+    for _, rows in _known_rows(values, sections, names, center):
+        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
+    return unit(found) if normed else found
+
+
+def _known_rows(
+    values: np.ndarray, sections: np.ndarray, names: Sequence[str], center: Center
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each section and its spots with counts; ValueError for a section with a single one."""
+    known = values.any(axis=1)
     n_known = np.bincount(sections[known], minlength=len(names))
     if (n_known == 1).any():
         small = _checks.shortlist(repr(names[i]) for i in np.flatnonzero(n_known == 1).tolist())
-        raise ValueError(f"center='section' needs two spots with counts in every section, found one in {small}.")
-    for section in np.flatnonzero(n_known):
-        rows = known & (sections == section)
-        found[rows] = values[rows] - values[rows].mean(axis=0, dtype=np.float64).astype(values.dtype)
+        raise ValueError(f"center={center!r} needs two spots with counts in every section, found one in {small}.")
+    for section in np.flatnonzero(n_known).tolist():
+        yield section, np.flatnonzero(known & (sections == section))
+
+
+def without_direction(
+    features: np.ndarray, model: Stamp, sections: np.ndarray, names: Sequence[str], *, normed: bool
+) -> np.ndarray:
+    """Embeddings (n, E) float32 of gene features (n, D) without the direction of the mean feature of their section.
+
+    The direction is projected out before the head. This also subtracts the mean, which has no other direction. Empty
+    spots (all zeros) are excluded and stay zero. Sections are read twice in blocks: for the mean, then for the vectors.
+    """
+    from stampy.models._linear_gene import turned_head
+
+    to_axes, head = turned_head(model)
+    found = np.zeros((len(features), head.shape[1]), dtype=np.float32)
+    for section, rows in _known_rows(features, sections, names, "direction"):
+        blocks, left, largest = np.array_split(rows, -(-len(rows) // BLOCK)), 0.0, 0.0
+        mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) @ to_axes
+        mean /= max(float(np.linalg.norm(mean)), 1e-300)
+        for block in blocks:
+            x = features[block] @ to_axes
+            largest = max(largest, float(np.abs(x).max()))
+            x -= np.outer(x @ mean, mean)
+            found[block] = x @ head
+            left = max(left, float(np.abs(x).max()))
+        if left <= LEAST * largest:
+            of = f" of section {names[section]!r}" if names[section] else ""
+            raise ValueError(
+                f"center='direction' leaves nothing{of}: all its spots have the same genes in the same proportions."
+            )
     return unit(found) if normed else found
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from scipy import sparse
 
+import stampy
 from stampy import _checks, models
+from stampy._files import digest_of_arrays
 from stampy._utils import table_of
 from stampy.pp import Vocabulary
 from stampy.pp._counts import CHUNK, LARGEST_SUM, checked_rows, counts_name, counts_of
@@ -22,7 +24,7 @@ from stampy.pp._tokens import iter_tokens
 from stampy.tl._methods.principal_components import principal_components
 
 from .arguments import Request, named
-from .context import N_NEIGHBORS, smoothed
+from .context import N_NEIGHBORS, smoothed, without_direction
 from .encoders import match_genes, vocabulary_of
 from .resume import Chunks
 from .stream import Tower, stream_counts, stream_genes
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-__all__ = ["Record", "embed_genes", "embed_pca", "panel_of_table", "shared_panel", "within"]
+__all__ = ["Record", "embed_baseline", "embed_genes", "panel_of_table", "shared_panel", "within"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def embed_genes(
 ) -> tuple[np.ndarray, Record]:
     """Gene outputs, and their provenance; warns about spots without genes in the vocabulary."""
     _checks.not_empty(table)
+    if request.center == "direction":
+        _check_features(model)
     vocabulary = vocabulary_of(model)
     match = match_genes(table, vocabulary, request.organism, request.layer)
     logger.info("%s", match)
@@ -61,6 +65,9 @@ def embed_genes(
             f"{empty} of {len(values)} spots have no counts in the model's genes; their gene vector is all zeros. "
             "Remove them before clustering."
         )
+    if request.center == "direction" and isinstance(model, models.Stamp):
+        codes, names = _checks.libraries(table, request.library_key)
+        values = without_direction(values, model, codes, names, normed=request.normed)
     record: Record = {
         "counts": counts_name(request.layer),
         "matched_by": match.source,
@@ -71,6 +78,17 @@ def embed_genes(
         **({} if n_shared is None else {"shared": n_shared}),
     }
     return values, record
+
+
+def _check_features(model: models.Stamp | models.GeneSystem) -> None:
+    """Raise ValueError unless the direction of a mean feature can be projected out before the head of the model."""
+    from stampy.models._linear_gene import is_linear
+
+    if not is_linear(model):
+        raise ValueError(
+            "center='direction' needs features that are sums of gene vectors (pooling='bag', one gate per rank, and a "
+            f"vocabulary), such as those of 'stampy-mini'; the model {model.name!r} has none. Use center='section'."
+        )
 
 
 def _shared(table: AnnData, match: GeneMatch, n_genes: int, request: Request) -> tuple[GeneMatch, int | None]:
@@ -100,15 +118,38 @@ def _streamed(
         )  # fmt: skip
     tower = Tower(model, table.n_obs, request.precision)
     most = model.gene.config.max_tokens
+    level = "feature" if request.center == "direction" else request.level
     tokens = iter_tokens(counts, match, vocabulary.divisors, most, CHUNK, source=source, layers=table.layers)
     return stream_genes(
         tower, tokens, table.n_obs,
-        batch_size=size, project=tower.projection("genes", request.level, normalize=request.normalize),
+        batch_size=size, project=tower.projection("genes", level, normalize=request.normalize),
         progress=progress, parts=parts,
     )  # fmt: skip
 
 
-def embed_pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
+def embed_baseline(
+    model: str, table: AnnData, request: Request, places: Places | None
+) -> tuple[dict[str, np.ndarray], Record]:
+    """Embedding by a baseline, by modality, and its record."""
+    if request.organism != "human":
+        raise ValueError(f"`organism` has no effect with {model!r}, which has no gene vocabulary. Omit it.")
+    if request.genes is not None or not request.normalize:
+        name = "genes" if request.genes is not None else "normalize"
+        raise ValueError(f"`{name}` has no effect with {model!r}. Omit it.")
+    if request.center == "direction":
+        raise ValueError(
+            f"center='direction' needs features before a projection, which {model!r} does not have. Use "
+            "center='section'."
+        )
+    if request.resume is not None:
+        raise ValueError(f"`resume` cannot be used with {model!r}, which is fitted to the entire section. Omit it.")
+    values, genes = _pca(table, layer=request.layer, around=places if model == "pca-smoothed" else None)
+    record: Record = {"model": model, "precision": "float32", "genes": genes, "fit": digest_of_arrays(values)}
+    record |= {"stampy": stampy.__version__, "modality": "gene", "level": request.level}
+    return {"gene": values}, record
+
+
+def _pca(table: AnnData, *, layer: str | None, around: Places | None) -> tuple[np.ndarray, Record]:
     """Principal components (n, D) of the most variable genes, log-normalised, and their provenance.
 
     With the coordinates `around`, each is averaged over the spot and its nearest spots.

@@ -142,7 +142,8 @@ def _check_manifest(folder: Path, settings: Mapping[str, object]) -> None:
             known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is damaged ({error}). Pass another folder as `resume=`.") from error
-        other = [f"{k}: {known.get(k)!r} there, {v!r} now" for k, v in settings.items() if known.get(k) != v]
+        changed = [k for k in dict.fromkeys([*settings, *known]) if known.get(k) != settings.get(k)]
+        other = [f"{k}: {known.get(k)!r} there, {settings.get(k)!r} now" for k in changed]
         if other:
             raise ValueError(
                 f"{str(folder)!r} contains results of another run ({'; '.join(other)}). Pass another folder as "

@@ -16,7 +16,7 @@ from stampy.models import packaged
 from stampy.models._systems.catalogue import CARDS
 from stampy.tl._embed import embed
 from stampy.tl._embedding.adaptation import fitted
-from stampy.tl._embedding.context import centered, in_context
+from stampy.tl._embedding.context import arranged
 from stampy.tl._embedding.encoders import BASELINES, digest_of_towers, loaded_model
 from stampy.tl._embedding.spaces import unit
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from stampy.tl._embedding.arguments import Level
     from stampy.tl._embedding.encoders import Encoder
 
-__all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "job_of"]
+__all__ = ["SAME", "Recomputed", "StoredVectors", "agreement", "is_at_hand", "job_of"]
 
 SAME = 0.98  # least agreement of vectors made in the same way
-SAME_FIT = 0.9  # of a model fitted to the section again, whose minor axes depend on the random start of the solver
+SAME_FIT = 0.9  # of a model fitted again, whose minor axes depend on the solver's start, or a direction of a piece
 SAME_PCA = 0.5  # minor components change with few spots
 N_COMPARED = 500  # spots
 
@@ -67,28 +67,33 @@ class Recomputed:
         """Vectors (n, d) of a table; an adapted model is fitted to it, unless `model` is given."""
         record, level = self.record, cast("Level", self.record.get("level", "embedding"))
         normed = bool(record.get("normalize", True)) and level == "embedding"
-        values = self._plain(table, level, model)
-        if record.get("center"):
-            sections, names = _checks.libraries(table, self.library_key)
-            values = centered(values, sections, names, normed=normed and record["model"] not in BASELINES)
-        if record.get("context"):
-            sections, _ = _checks.libraries(table, self.library_key)
-            values = in_context(values, table.obsm[_keys.SPATIAL], sections, normed=normed)
+        sections, names = _checks.libraries(table, self.library_key)
+        values = arranged(
+            self._plain(table, level, model),
+            center=record.get("center"),
+            xy=table.obsm[_keys.SPATIAL] if record.get("context") else None,
+            sections=sections,
+            names=names,
+            normed=normed,
+            unit_centered=record["model"] not in BASELINES,
+        )
         if not self.fused:
             return values
         stored = _checks.embedding(table, self.key)
         return np.hstack([unit(values), stored[:, values.shape[1] :]])
 
     def _plain(self, table: AnnData, level: Level, model: Encoder | str | None) -> np.ndarray:
-        """Vectors (n, d) without centring and context."""
+        """Vectors (n, d) without context, and centred only by ``"direction"``, which acts within the encoder."""
         record = self.record
         organism, normalize = record.get("organism", "human"), bool(record.get("normalize", True))
-        name = f"{record['model']} {level} {organism} {normalize} {self.genes} {self.library_key} {self.fits_again}"
+        center: Literal["direction"] | None = "direction" if record.get("center") == "direction" else None
+        how = f"{level} {organism} {normalize} {center} {self.genes}"
+        name = f"{record['model']} {how} {self.library_key} {self.fits_again}"
         if name not in table.obsm:
             embed(
                 table, model or self.fitted_to(table), modality="gene", level=level, organism=organism,
-                genes=self.genes, library_key=self.library_key, normalize=normalize, show_progress_bar=False,
-                key_added=name,
+                center=center, genes=self.genes, library_key=self.library_key, normalize=normalize,
+                show_progress_bar=False, key_added=name,
             )  # fmt: skip
         return table.obsm[name]
 
@@ -118,12 +123,17 @@ class Recomputed:
             in_context="context" in fit, genes=self.genes,
         )  # fmt: skip
 
-    def fitted_here(self) -> Recomputed | None:
-        """The same embedding by its model adapted to half of the molecules, if the adapted model was given itself."""
-        base = self.record.get("adapted", {}).get("model")
-        if base not in packaged() or isinstance(self.model, str) or self.fits_again:
+    @property
+    def base(self) -> str | None:
+        """Name of the model that was adapted, if the adapted model was given itself."""
+        if isinstance(self.model, str) or self.fits_again:
             return None
-        return replace(self, model=loaded_model(base, None))
+        return self.record.get("adapted", {}).get("model")
+
+    def fitted_here(self) -> Recomputed | None:
+        """The same embedding by its model adapted to half of the molecules, if `base` is packaged."""
+        base = self.base
+        return replace(self, model=loaded_model(base, None)) if base is not None and base in packaged() else None
 
     def in_other_spots(self, n_spots: int) -> str:
         """How spots that a table of `n_spots` lacks affected the stored vectors; "" if none is known to be missing."""
@@ -131,7 +141,9 @@ class Recomputed:
         if before <= n_spots:
             return ""
         how = ["its model was fitted to all of them"] if self.fits_again or record["model"] in BASELINES else []
-        how += ["the mean of each section was subtracted"] if record.get("center") else []
+        if center := record.get("center"):
+            what = "mean" if center == "section" else "direction of the mean gene feature"
+            how.append(f"the {what} of each section was subtracted")
         if record.get("context") or record["model"] == "pca-smoothed":
             how.append("each vector is a mean over a spot and its nearest spots, and some of these are missing")
         if not how:
@@ -155,7 +167,8 @@ class Recomputed:
             values, stored = (_less_means(x, sections) for x in (values, stored))
         r = agreement(values, stored)
         if least is None:
-            least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if self.fits_again else SAME
+            is_fit = self.fits_again or (sections is not None and self.record.get("center") == "direction")
+            least = SAME_PCA if self.record["model"] in BASELINES else SAME_FIT if is_fit else SAME
         if r >= least:
             return ""
         return (
@@ -205,10 +218,10 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
 
     Paths and addresses in a record are not followed, since they were chosen by the file's author.
     """
-    name, base = record["model"], record.get("adapted", {}).get("model", record["model"])
+    name, base = record["model"], _base_of(record)
     if name in BASELINES:
         return name, ""
-    found = given if given is not None and (given.name in (name, base) or _made(record, given)) else None
+    found = given if given is not None and _is_of(record, given) else None
     if found is None:
         if base not in packaged() and base not in CARDS and base != "stamp":
             return None, f"its model {name!r} is not part of stampy"
@@ -221,6 +234,20 @@ def _model_of(record: Mapping[str, Any], given: Encoder | None) -> tuple[Encoder
         if before is not None and now is not None and before != now:
             return None, f"it was made with other weights than those of {name!r}"
     return found, ""
+
+
+def is_at_hand(record: Mapping[str, object], given: Encoder | None) -> bool:
+    """Whether the model of a record is a baseline, a packaged model or the given one: no other weights are loaded."""
+    return _base_of(record) in (*BASELINES, *packaged()) or (given is not None and _is_of(record, given))
+
+
+def _base_of(record: Mapping[str, Any]) -> str:
+    """Name of the model, before it was adapted."""
+    return record.get("adapted", {}).get("model", record["model"])
+
+
+def _is_of(record: Mapping[str, Any], given: Encoder) -> bool:
+    return given.name in (record["model"], _base_of(record)) or _made(record, given)
 
 
 def _made(record: Mapping[str, Any], given: Encoder) -> bool:
