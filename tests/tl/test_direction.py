@@ -195,6 +195,13 @@ def test_both_ways_of_centring_are_evaluated_together(two, few_genes):
     scores = adata.uns["stamp_evaluate"]["scores"]
     assert scores.loc[["X_section", "X_direction"], "thinned"].all()
     assert scores.loc["X_section", "score"] != scores.loc["X_direction", "score"]
+    verdict = adata.uns["stamp_evaluate"]["verdict"]
+    assert "['X_section', 'X_direction'] are centred by section" in verdict
+    assert "scores are too low" in verdict
+    one = adata[adata.obs["section"] == adata.obs["section"].iloc[0]].copy()
+    tl.embed(one, few_genes, **BOTH)
+    tl.evaluate(one, library_key="section", n_splits=1, model=few_genes, keys="X_stamp")
+    assert "centred" not in one.uns["stamp_evaluate"]["verdict"]
 
 
 def test_resumed_run_is_the_same_and_other_centring_is_refused(two, few_genes, tmp_path):

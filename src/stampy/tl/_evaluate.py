@@ -26,7 +26,7 @@ from ._embedding.spaces import check_one_space
 from ._evaluation.folds import int_seed
 from ._evaluation.label_free import BASELINES, MEASURES, JudgedSpots, scores_of_split
 from ._evaluation.recompute import SAME, Recomputed, StoredVectors, job_of
-from ._evaluation.verdict import verdict_of
+from ._evaluation.verdict import about_centring, verdict_of
 from ._results import Result, write_result
 
 if TYPE_CHECKING:
@@ -209,10 +209,11 @@ def judged(
     _warn_of_unfair(jobs)
     found = [scores_of_split(part, jobs, r, stability=stability) for r in rng.spawn(n_splits)]
     scores = _table(found, jobs)
-    sentence = verdict_of(scores, found)
+    n_sections = len(np.unique(part.sections))
+    sentence = verdict_of(scores, found) + about_centring(jobs, table.uns.get(_keys.UNS, {}), n_sections)
     parameters = {
         "stampy": stampy.__version__, "counts": counts_name(layer), "seed": seed, "n_splits": int(n_splits),
-        "n_spots": len(rows), "n_genes": len(part.genes), "n_sections": len(np.unique(part.sections)),
+        "n_spots": len(rows), "n_genes": len(part.genes), "n_sections": n_sections,
     }  # fmt: skip
     logger.info("%s", sentence)
     return {"scores": scores, "verdict": sentence, "parameters": parameters}

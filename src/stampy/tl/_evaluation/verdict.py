@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from stampy._checks import shortlist
 
 from .label_free import POSITION
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
     from .label_free import Scores
 
-__all__ = ["verdict_of"]
+__all__ = ["about_centring", "verdict_of"]
 
 LEVEL = 0.005  # smaller differences of the score are not relevant in practice
 
@@ -50,6 +53,20 @@ def verdict_of(scores: pd.DataFrame, splits: list[Scores]) -> str:
     return (
         f"{best} is less informative about this tissue than {base} ({figures}), and no baseline is ahead of the "
         "position of the spots: none of them is of use here."
+    )
+
+
+def about_centring(names: Iterable[str], records: Mapping[str, Any], n_sections: int) -> str:
+    """What to add to the verdict on several sections if embeddings are centred by section; else empty.
+
+    Genes differ between sections, and centred vectors cannot predict this part.
+    """
+    centred = [n for n in names if isinstance(record := records.get(n), Mapping) and record.get("center")]
+    if not centred or n_sections < 2:
+        return ""
+    return (
+        f" {shortlist(centred)} are centred by section, so they cannot predict how genes differ between the "
+        f"{n_sections} sections, and their scores are too low: evaluate each section alone."
     )
 
 
