@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def verdict_of(scores: pd.DataFrame, splits: list[Scores]) -> str:
     )
 
 
-def about_centring(names: Iterable[str], records: Mapping[str, Any], n_sections: int) -> str:
+def about_centring(names: Iterable[str], records: Mapping[str, object], n_sections: int) -> str:
     """What to add to the verdict on several sections if embeddings are centred by section; else empty.
 
     Genes differ between sections, and centred vectors cannot predict this part.
