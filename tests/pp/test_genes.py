@@ -376,9 +376,22 @@ def test_the_packaged_vocabulary():
     vocabulary, human = packaged_vocabulary(), human_genes()
     assert len(vocabulary) == 19_664
     assert vocabulary.merged == {}
-    assert vocabulary.symbols.tolist() == [human.symbols[human.of_id[gene_id]] for gene_id in vocabulary.gene_ids]
+    first = [cell.split("|")[0] for cell in vocabulary.symbols]
+    assert first == [human.symbols[human.of_id[gene_id]] for gene_id in vocabulary.gene_ids]
     for old, new in (("ADRBK1", "GRK2"), ("MARCH1", "MARCHF1"), ("SEPT2", "SEPTIN2"), ("C10orf54", "VSIR")):
         assert vocabulary.token_of(old) == vocabulary.token_of(new)
+
+
+def test_retired_ids_of_the_packaged_vocabulary():
+    """SOD2 had another id until 2022. In a section that has both, the older id is another gene."""
+    vocabulary = packaged_vocabulary()
+    row = vocabulary.token_of("SOD2") - 30
+    assert vocabulary.gene_ids[row] == "ENSG00000291237"
+    for name in ("ENSG00000112096.19", "SOD2"):
+        assert vocabulary.match(section([name, *GENES.values()])).rows[0] == row
+    both = section(["ENSG00000112096", "ENSG00000291237", *GENES.values()])
+    with pytest.warns(StampyWarning, match="ENSG00000112096"):
+        assert vocabulary.match(both).rows[:2].tolist() == [-1, row]
 
 
 def test_a_vocabulary_of_another_species_keeps_its_names():

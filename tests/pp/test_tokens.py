@@ -721,6 +721,12 @@ def test_from_sections_with_approved_genes_alone():
         "TP53": "ENSG00000141510", "SEPTIN2": "ENSG00000168385", "RMRP": "ENSG00000277027"
     }  # fmt: skip
     assert not found.merged
+    sod2 = AnnData(np.ones((1, 2), np.float32), var=pd.DataFrame(
+        {"gene_ids": ["ENSG00000112096", "ENSG00000141510"]}, index=["SOD2", "TP53"]))  # fmt: skip
+    found = Vocabulary.from_sections([sod2, AnnData(sod2.X, var=pd.DataFrame(index=["SOD2", "TP53"]))], min_spots=1,
+                                     approved=True)  # fmt: skip
+    assert found.symbols.tolist() == ["TP53", "SOD2|ENSG00000112096"]
+    assert found.match(sod2).rows.tolist() == [1, 0]
     foreign = AnnData(np.ones((1, 2), np.float32), var=pd.DataFrame(index=["Trp53", "Gm1992"]))
     with pytest.raises(ValueError, match=r"None of the 2 genes .*`approved=False`"):
         Vocabulary.from_sections([foreign], min_spots=1, approved=True)

@@ -19,7 +19,7 @@ from stampy import _checks, _files, _keys
 from ._genes.match_checks import checked_match
 from ._genes.match_report import GeneMatch
 from ._genes.matching import CASE, GeneIndex, lookup
-from ._genes.means import gene_means
+from ._genes.means import means_of, sums_of
 from ._genes.names import human_genes
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ class Vocabulary:
         max_genes
             Keep only this number of genes, those detected in most spots.
         approved
-            Keep only human genes approved by HGNC that have an Ensembl id, without clone names and retired symbols.
+            Keep only human genes approved by HGNC that have an Ensembl id, without clone names and retired symbols. An
+            id that is not in HGNC, beside an approved symbol, is added to the symbol: older sections match by it.
 
         Raises
         ------
@@ -201,9 +202,10 @@ class Vocabulary:
         _checks.at_least("min_spots", min_spots, 1)
         if max_genes is not None:
             _checks.at_least("max_genes", max_genes, 1)
-        means = gene_means(sections, layer=layer)
+        sums = sums_of(sections, layer=layer)
+        means = means_of(sums)
         if approved:
-            means = _approved(means)
+            means = _approved(means, sums)
         return cls._from_means(means, min_spots, max_genes)
 
     @classmethod
@@ -293,15 +295,21 @@ class Vocabulary:
         return found.rows, int((found.ways == CASE).sum())
 
 
-def _approved(means: pd.DataFrame) -> pd.DataFrame:
-    """Rows of human genes approved by HGNC, by Ensembl id, with their approved symbols."""
+def _approved(means: pd.DataFrame, sums: pd.DataFrame) -> pd.DataFrame:
+    """Rows of human genes approved by HGNC, by Ensembl id, with their approved symbols and retired ids."""
     human = human_genes()
     kept = means[means["gene_id"].isin(human.of_id)]
     if kept.empty:
         raise ValueError(
             f"None of the {len(means)} genes is approved by HGNC and has a human Ensembl id; pass `approved=False`."
         )
-    return kept.assign(symbol=[human.symbols[human.of_id[gene_id]] for gene_id in kept["gene_id"]])
+    names = {gene_id: [human.symbols[human.of_id[gene_id]]] for gene_id in kept["gene_id"]}
+    others = sums[sums["gene_id"].str.startswith("ENSG") & ~sums["gene_id"].isin(human.of_id)]
+    for retired, symbol in sorted(set(zip(others["gene_id"], others["symbol"], strict=True))):
+        gene = human.find(symbol)
+        if gene >= 0 and human.ids[gene] in names:
+            names[human.ids[gene]].append(retired)
+    return kept.assign(symbol=["|".join(names[gene_id]) for gene_id in kept["gene_id"]])
 
 
 def packaged_vocabulary() -> Vocabulary:

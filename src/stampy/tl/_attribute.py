@@ -272,7 +272,7 @@ def _selected_genes(
         return asked
     rows, unknown = rows_of_genes(genes, model, 1, organism)
     table = genes_of(model)
-    absent = [*unknown, *(str(table["symbol"].iloc[r] or table["gene_id"].iloc[r])
+    absent = [*unknown, *(str(table["symbol"].iloc[r].split("|")[0] or table["gene_id"].iloc[r])
                           for r in rows if not asked[r])]  # fmt: skip
     if absent:
         raise ValueError(

@@ -88,6 +88,16 @@ class GeneIndex:
         return rows
 
     @cached_property
+    def by_retired(self) -> dict[str, int]:
+        """Retired Ensembl id, listed after the symbol, -> row."""
+        rows: dict[str, int] = {}
+        for row, cell in enumerate(self.symbols):
+            if "|ENSG" in cell:
+                for name in filter(None, ensembl_ids(cell.split("|")[1:])):
+                    rows.setdefault(name, self.merged.get(row, row))
+        return rows
+
+    @cached_property
     def by_symbol(self) -> dict[str, int]:
         """Symbol -> row; a symbol of several rows belongs to the row that lists it earliest, then to the lower row."""
         rows: dict[str, int] = {}
@@ -246,6 +256,13 @@ def _by_ids(features: Features, index: GeneIndex, found: FoundRows) -> None:
         if row is None:
             row = index.row_of_id(gene_id)
         if row is not None:
+            found.put(column, row, ID, features.id_sources[column])
+    if not (retired := index.by_retired):
+        return
+    taken = set(found.rows.tolist())  # a section that has both ids has two genes
+    for column in np.flatnonzero((features.ids != "") & ~found.settled & (found.rows < 0)).tolist():
+        row = retired.get(features.ids[column])
+        if row is not None and row not in taken:
             found.put(column, row, ID, features.id_sources[column])
 
 
