@@ -19,7 +19,7 @@ from stampy import _checks, _files, _keys
 from ._genes.match_checks import checked_match
 from ._genes.match_report import GeneMatch
 from ._genes.matching import CASE, GeneIndex, lookup
-from ._genes.means import means_of, sums_of
+from ._genes.means import corpus_sums, means_of
 from ._genes.names import human_genes
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Vocabulary:
         _checks.at_least("min_spots", min_spots, 1)
         if max_genes is not None:
             _checks.at_least("max_genes", max_genes, 1)
-        sums = sums_of(sections, layer=layer)
+        sums = corpus_sums(sections, layer=layer)
         means = means_of(sums)
         if approved:
             means = _approved(means, sums)

@@ -20,7 +20,7 @@ from .annotation import resolved_names
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["add_sums", "gene_means", "means_of", "section_sums", "sums_of"]
+__all__ = ["add_sums", "corpus_sums", "gene_means", "means_of", "section_sums"]
 
 DEPTH = 10_000.0  # counts per spot after scaling
 
@@ -37,10 +37,10 @@ def gene_means(sections: Iterable[AnnData | str | Path], *, layer: str | None = 
     0  ENSG00000111640  GAPDH   8750.0        2
     1  ENSG00000141510   TP53   2500.0        1
     """
-    return means_of(sums_of(sections, layer=layer))
+    return means_of(corpus_sums(sections, layer=layer))
 
 
-def sums_of(sections: Iterable[AnnData | str | Path], *, layer: str | None = None) -> pd.DataFrame:
+def corpus_sums(sections: Iterable[AnnData | str | Path], *, layer: str | None = None) -> pd.DataFrame:
     """Sums of the depth-scaled counts of all sections, one row per pair of id and symbol."""
     from anndata import AnnData
 
