@@ -288,10 +288,8 @@ def _embed_one(
         unit_centered=not is_baseline(model),
     )  # fmt: skip
     found = {name: arrange(v) for name, v in found.items()}
-    if request.center is not None:
-        record["center"] = request.center
-    if request.library_key is not None:
-        record["library_key"] = request.library_key
+    given = {"center": request.center, "library_key": request.library_key}
+    record |= {key: value for key, value in given.items() if value is not None}
     record["n_spots"] = table.n_obs  # a subset has other neighbours, means and fits
     if xy is not None:
         record["context"] = f"{request.context}, {N_NEIGHBORS}"
